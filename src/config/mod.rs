@@ -1,0 +1,152 @@
+//! What the user wrote: `lrpns.toml`, with its variables filled in and every value checked.
+//!
+//! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::plan::resolve`].
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{PartName, StackName};
+
+/// Where a value came from, shown by `lrpns plan`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "from")]
+pub enum Origin {
+    /// Nobody said anything: the default.
+    Default,
+    /// The built-in example.
+    Builtin,
+    /// A line of a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+    },
+    /// A flag of the command line, such as `--set` or `--publish`.
+    Flag {
+        /// The flag's name with its dashes.
+        name: String,
+    },
+    /// Chosen by lrpns because the file left it open.
+    Chosen {
+        /// How it was chosen, a few words.
+        how: String,
+    },
+}
+
+/// One stack as it was written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file, `None` for the built-in example and `lrpns run`.
+    pub path: Option<PathBuf>,
+    /// `name`.
+    pub name: StackName,
+    /// `[network]`.
+    pub network: Network,
+    /// `[sidecar]`.
+    pub sidecar: Sidecar,
+    /// `[app]` (named `app`) or every `[app.NAME]`, in the file's order; never empty.
+    pub apps: Vec<App>,
+    /// Key path (`app.address`, `network.subnet`) to where the value came from; keys that kept their default are absent.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Network {
+    /// `subnet`, between /8 and /30; `None` lets lrpns choose a /29 (or wider, if there are many apps).
+    pub subnet: Option<Ipv4Net>,
+}
+
+/// `[sidecar]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sidecar {
+    /// `address`; `None` for the subnet's first host address.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// `[app]` or `[app.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    /// `app`, or NAME of `[app.NAME]`.
+    pub name: PartName,
+    /// `address`; `None` for the next free one of the subnet.
+    pub address: Option<Ipv4Addr>,
+    /// `rootfs`.
+    pub rootfs: Rootfs,
+    /// `command`, the program first; never empty.
+    pub command: Vec<String>,
+    /// `env`; the app's whole environment but for PATH, HOME and HOSTNAME, which lrpns sets when they are absent.
+    pub env: BTreeMap<String, String>,
+    /// `publish`.
+    pub publish: Vec<Publish>,
+    /// `via`.
+    pub via: Via,
+    /// `tmpfs`.
+    pub tmpfs: Vec<Tmpfs>,
+    /// `restart`.
+    pub restart: Restart,
+}
+
+/// `rootfs`: where the app's root comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "path")]
+pub enum Rootfs {
+    /// `builtin:webapp`: an empty root with `/webapp`, the server that is compiled in.
+    BuiltinWebapp,
+    /// `host`: the host's /usr, /bin and /lib*, read-only, and a minimal /etc.
+    Host,
+    /// `dir:PATH`: a directory; the path is absolute here (a relative one is taken from the file's directory).
+    Dir(PathBuf),
+}
+
+/// One entry of `publish`: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Publish {
+    /// The host's address to listen on; 0.0.0.0 for all, 127.0.0.1 when it was left out.
+    pub address: Ipv4Addr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The app's port.
+    pub app_port: u16,
+}
+
+/// `via`: how a published port reaches the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// `dnat` where the host forwards already and nothing drops it, else `relay`.
+    #[default]
+    Auto,
+    /// nftables DNAT in the host's namespace (loopback is relayed all the same).
+    Dnat,
+    /// An unprivileged process that carries the bytes.
+    Relay,
+}
+
+/// One entry of `tmpfs`: `PATH:SIZE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute, without `..`.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// `restart`: what happens when the app ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// The stack ends with it.
+    No,
+    /// It is started again unless it ended with status 0.
+    #[default]
+    OnFailure,
+    /// It is started again.
+    Always,
+}

@@ -1,0 +1,199 @@
+//! What the configuration means on this machine: every name, address, port, id and default is chosen here.
+//!
+//! [`Plan`] is made by `resolve` from a [`crate::config::Config`] and the facts of the machine, is never changed
+//! afterwards, and is all that the later steps see.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Origin, Restart, Rootfs, Tmpfs};
+use crate::names::{IfName, PartName, StackName};
+
+/// A link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> String {
+        mac.to_string()
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut bytes = [0; 6];
+        let mut fields = text.split(':');
+        for byte in &mut bytes {
+            *byte = fields
+                .next()
+                .and_then(|f| u8::from_str_radix(f, 16).ok())
+                .ok_or_else(|| format!("`{text}` is no link-layer address, such as 02:00:00:00:00:01"))?;
+        }
+        Ok(Mac(bytes))
+    }
+}
+
+/// Who runs the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The superuser: parts get host ids of a range of their own, ports may be published by DNAT.
+    Root,
+    /// An ordinary user: one id is mapped, ports are published by the relay.
+    Rootless,
+}
+
+/// One stack, decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The stack's name.
+    pub stack: StackName,
+    /// Who runs it.
+    pub mode: Mode,
+    /// Eight hexadecimal digits that tell this run from any other: host objects linger for some 40 ms after their
+    /// namespace has gone, so their names must not come back at once.
+    pub run: String,
+    /// The stack's directory below /run or $XDG_RUNTIME_DIR.
+    pub state_dir: PathBuf,
+    /// The file it came from, `None` for the built-in example and `lrpns run`.
+    pub config: Option<PathBuf>,
+    /// The bridge in the sidecar's namespace.
+    pub bridge: BridgePlan,
+    /// The one link between host and sidecar.
+    pub uplink: UplinkPlan,
+    /// The sidecar's ids.
+    pub sidecar: IdMap,
+    /// The relay's ids.
+    pub relay: IdMap,
+    /// The apps, in the file's order; never empty.
+    pub apps: Vec<AppPlan>,
+    /// Where each configured value came from.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// The ids of one part. The first id inside is 0 (the stage, before it drops everything), the second the one that an
+/// app runs as; rootless there is one id only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// The id outside that 0 inside stands for.
+    pub host_id: u32,
+    /// How many ids are mapped, from 0 inside: 1 or 2.
+    pub count: u32,
+}
+
+impl IdMap {
+    /// The id inside that the app runs as.
+    #[must_use]
+    pub fn user(&self) -> u32 {
+        self.count - 1
+    }
+
+    /// The same id, seen from outside.
+    #[must_use]
+    pub fn host_user(&self) -> u32 {
+        self.host_id + self.count - 1
+    }
+}
+
+/// The bridge: in the sidecar's namespace, with the sidecar's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgePlan {
+    /// Its name, after the stack.
+    pub name: IfName,
+    /// The sidecar's address.
+    pub address: Ipv4Addr,
+    /// The stack's subnet.
+    pub subnet: Ipv4Net,
+    /// Its link-layer address, fixed, so that neighbours can be permanent.
+    pub mac: Mac,
+}
+
+/// The veth pair between the host's namespace and the sidecar's: a /31 (RFC 3021).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkPlan {
+    /// The end in the host's namespace; its name is unique to this run.
+    pub host_link: IfName,
+    /// The host's address.
+    pub host_address: Ipv4Addr,
+    /// The host end's link-layer address.
+    pub host_mac: Mac,
+    /// The end in the sidecar's namespace.
+    pub sidecar_link: IfName,
+    /// The sidecar's address on it.
+    pub sidecar_address: Ipv4Addr,
+    /// The sidecar end's link-layer address.
+    pub sidecar_mac: Mac,
+}
+
+/// One app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppPlan {
+    /// Its name within the stack.
+    pub name: PartName,
+    /// Its address, on the bridge's subnet.
+    pub address: Ipv4Addr,
+    /// The link-layer address of `eth0` in its namespace.
+    pub mac: Mac,
+    /// The bridge port: the other end of its veth pair, in the sidecar's namespace.
+    pub port_link: IfName,
+    /// Its ids.
+    pub ids: IdMap,
+    /// Its root file system.
+    pub rootfs: Rootfs,
+    /// Its program and arguments.
+    pub command: Vec<String>,
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+    /// What is writable.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Its published ports.
+    pub publish: Vec<PublishPlan>,
+    /// What happens when it ends by itself.
+    pub restart: Restart,
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishPlan {
+    /// Address and port on the host.
+    pub listen: SocketAddrV4,
+    /// The port of the sidecar's uplink address that host and relay send to; the sidecar's rules take it to `app_port`.
+    pub entry_port: u16,
+    /// The app's port.
+    pub app_port: u16,
+    /// How it gets from the host to the sidecar. Loopback is relayed either way.
+    pub via: Transport,
+    /// Why `via` is what it is, in a few words.
+    pub why: String,
+}
+
+/// How a published port gets from the host to the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// DNAT in the host's namespace.
+    Dnat,
+    /// The relay process.
+    Relay,
+}

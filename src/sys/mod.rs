@@ -1,0 +1,1 @@
+//! Thin system calls: the only module with unsafe.
