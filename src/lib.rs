@@ -3,9 +3,13 @@
 
 pub mod config;
 pub mod firewall;
+pub mod init;
 pub mod names;
 pub mod net;
 pub mod plan;
+pub mod protocol;
 pub mod relay;
+pub mod rootfs;
+pub mod sidecar;
 pub mod sys;
 pub mod webapp;

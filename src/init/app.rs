@@ -1,0 +1,218 @@
+//! The app's pid 1: makes the root, drops everything, starts the command, reaps.
+//!
+//! # Theory of operation
+//!
+//! The command is not pid 1 itself: a pid 1 without handlers ignores SIGTERM, and few servers reap what they did not
+//! start (pid_namespaces(7)). This process holds nothing either: it has dropped before it starts the command, so the
+//! command has no more than it, and it can't be looked into (not dumpable), although it has the same uid.
+//! When it ends, the kernel ends every process of the namespace.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, NulError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags};
+
+use super::{StageError, drop_privileges, step};
+use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
+use crate::rootfs;
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+
+/// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
+///
+/// # Errors
+/// [`StageError`] with the step that did not work, up to and with the `execve(2)` of the command.
+pub fn run(supervisor: &OwnedFd, start: AppStart, fds: Vec<OwnedFd>) -> Result<ExitCode, StageError> {
+    let mut fds = fds.into_iter();
+    let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
+        return Err(step("take the output")("its descriptors did not come"));
+    };
+    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
+    let privileges = drop_privileges(&[], start.user)?;
+    protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[]).map_err(step("say ready"))?;
+
+    match protocol::receive(supervisor).map_err(step("wait for the network"))? {
+        Some((ToStage::Proceed, _)) => {}
+        Some(_) => return Err(step("wait for the network")("another message came first")),
+        None => return Ok(ExitCode::SUCCESS),
+    }
+    let child_ended = watch_children().map_err(step("watch for the command's end"))?;
+    let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
+    let (pid, pidfd) = command.start(out.as_fd(), err.as_fd())?;
+    drop((out, err));
+    protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()]).map_err(step("say started"))?;
+    let exit = tend(supervisor, &child_ended, pid).map_err(step("tend the command"))?;
+    if let Some(exit) = exit {
+        // Should the supervisor be gone, there is nobody to tell.
+        let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGCHLD as a descriptor.
+fn watch_children() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// Reaps every child, passes signals on; `None` when the supervisor ended first.
+fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Result<Option<Exit>> {
+    loop {
+        let mut ready = [
+            PollFd::new(supervisor, PollFlags::IN),
+            PollFd::new(child_ended, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let [from_supervisor, from_children] = ready.map(|r| !r.revents().is_empty());
+        if from_children {
+            while child_ended.read_signal()?.is_some() {}
+            if let Some(exit) = reap(command)? {
+                return Ok(Some(exit));
+            }
+        }
+        if from_supervisor {
+            match protocol::receive(supervisor)? {
+                Some((ToStage::Signal(signal), _)) => match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
+                    // It has ended and SIGCHLD is on its way.
+                    Ok(()) | Err(nix::Error::ESRCH) => {}
+                    Err(e) => return Err(e.into()),
+                },
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Waits for all that have ended; tells how the command did, if it was among them.
+fn reap(command: Pid) -> nix::Result<Option<Exit>> {
+    loop {
+        match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == command => return Ok(Some(Exit::Status(status))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
+                return Ok(Some(Exit::Signal(signal as i32)));
+            }
+            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(None),
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// A command, ready for `execve(2)`: after the clone nothing is left to compute.
+pub(crate) struct Command {
+    /// Every path the program may be at, the first that exists is it.
+    candidates: Vec<CString>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// Where a bare name is looked up when the environment has no PATH.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Command {
+    pub(crate) fn new(command: &[String], env: &BTreeMap<String, String>) -> Result<Self, NulError> {
+        let program = command.first().map_or("", String::as_str);
+        let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+        let candidates = if program.contains('/') {
+            vec![CString::new(program)?]
+        } else {
+            path.split(':')
+                .filter(|directory| !directory.is_empty())
+                .map(|directory| CString::new(format!("{directory}/{program}")))
+                .collect::<Result<_, _>>()?
+        };
+        Ok(Self {
+            candidates,
+            args: command.iter().map(|arg| CString::new(arg.as_str())).collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(name, value)| CString::new(format!("{name}={value}")))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Replaces this process's image; returns only what kept it from that: ENOENT when no candidate exists.
+    pub(crate) fn exec(&self) -> io::Error {
+        let mut last = nix::Error::ENOENT;
+        for program in &self.candidates {
+            let Err(e) = nix::unistd::execve(program, &self.args, &self.env);
+            match e {
+                nix::Error::ENOENT | nix::Error::ENOTDIR => {}
+                // As execvp(3): a later directory may have one that may be executed.
+                nix::Error::EACCES => last = e,
+                e => return e.into(),
+            }
+        }
+        last.into()
+    }
+
+    /// Clones and executes; the child has the null device, `out` and `err`, and no other descriptor.
+    fn start(&self, out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> Result<(Pid, OwnedFd), StageError> {
+        let (told, tell) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
+        match clone3(0).map_err(step("clone for the command"))? {
+            Cloned::Child => {
+                let error = match prepare_child(out, err) {
+                    Ok(()) => self.exec(),
+                    Err(e) => e,
+                };
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let _ = rustix::io::write(&tell, &errno.to_le_bytes());
+                exit_now(127)
+            }
+            Cloned::Parent { pid, pidfd } => {
+                drop(tell);
+                let mut errno = [0; 4];
+                // The pipe is close-on-exec: its end without a word means that the image was replaced.
+                match rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut errno)) {
+                    Ok(0) => Ok((Pid::from_raw(pid), pidfd)),
+                    Ok(_) => {
+                        let e = io::Error::from_raw_os_error(i32::from_le_bytes(errno));
+                        Err(step("execute the command")(self.explain(&e)))
+                    }
+                    Err(e) => Err(step("start the command")(e)),
+                }
+            }
+        }
+    }
+
+    /// What was tried, and what the kernel said.
+    fn explain(&self, e: &io::Error) -> String {
+        let program = match self.candidates.as_slice() {
+            [one] => one.to_string_lossy().into_owned(),
+            _ => format!("{} (looked up in PATH)", self.args.first().map_or("".into(), |a| a.to_string_lossy())),
+        };
+        let interpreter = e.raw_os_error() == Some(libc::ENOENT)
+            && self.candidates.iter().any(|c| Path::new(&*c.to_string_lossy()).exists());
+        if interpreter {
+            format!("{program}: its interpreter or loader is not in this root file system")
+        } else {
+            format!("{program}: {e}")
+        }
+    }
+}
+
+/// The child's last steps before `execve(2)`.
+fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    // Rust's runtime ignores SIGPIPE, and an ignored signal stays so across execve(2).
+    default_sigpipe()?;
+    rustix::process::setsid()?;
+    rustix::stdio::dup2_stdout(out)?;
+    rustix::stdio::dup2_stderr(err)?;
+    close_on_exec_from(3)
+}

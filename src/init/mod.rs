@@ -1,0 +1,107 @@
+//! The stage: a fresh, single-threaded image of our own program that becomes one part of a stack.
+//!
+//! # Theory of operation
+//!
+//! [`crate::container`] has put this process into its namespaces, as id 0 of its user namespace and as pid 1, with an
+//! empty environment and one descriptor: standard input is the supervisor's socket. The first message says what to
+//! become. From there each role is a straight line: root, privileges, `Ready`, work. Whatever step does not work is
+//! named to the supervisor and the process ends; there is no way on.
+//!
+//! Should read nothing but that message. Mustn't start a thread, and mustn't touch a path of the host after the root
+//! has been changed.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod privileges;
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use caps::Capability;
+
+use crate::protocol::{self, FromStage, Role, Start, ToStage};
+use crate::{rootfs, sidecar};
+use privileges::Privileges;
+
+/// A step of the stage that did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {cause}")]
+pub struct StageError {
+    step: &'static str,
+    cause: String,
+}
+
+/// Names the step that an error belongs to.
+pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageError {
+    move |e| StageError {
+        step,
+        cause: e.to_string(),
+    }
+}
+
+/// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
+pub(crate) fn drop_privileges(keep: &[Capability], user: u32) -> Result<Privileges, StageError> {
+    privileges::drop_to(keep, user).map_err(step("drop privileges"))
+}
+
+/// The stage's whole life. Called from `main` before anything else exists.
+#[must_use]
+pub fn run() -> ExitCode {
+    let Ok(supervisor) = take_socket() else {
+        eprintln!("lrpns init is started by lrpns itself, not by hand");
+        return ExitCode::from(2);
+    };
+    let failed = match become_part(&supervisor) {
+        Ok(code) => return code,
+        Err(e) => e,
+    };
+    let told = FromStage::Failed {
+        step: failed.step.to_owned(),
+        cause: failed.cause,
+    };
+    // Should the supervisor be gone, there is nobody to tell.
+    let _ = protocol::send(&supervisor, &told, &[]);
+    ExitCode::from(125)
+}
+
+/// Moves the supervisor's socket off standard input and puts the null device on the three standard descriptors.
+fn take_socket() -> io::Result<OwnedFd> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::net::getsockname(&socket)?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(socket)
+}
+
+fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
+    let (start, fds) = match protocol::receive(supervisor).map_err(step("hear what to become"))? {
+        Some((ToStage::Start(start), fds)) => (start, fds),
+        Some(_) => return Err(step("hear what to become")("another message came first")),
+        // The supervisor ended before it said anything: so do we.
+        None => return Ok(ExitCode::SUCCESS),
+    };
+    let Start { hostname, role } = start;
+    nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
+    rustix::process::setsid().map_err(step("start a session"))?;
+    match role {
+        Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
+        Role::Relay { targets } => {
+            rootfs::enter_empty().map_err(step("make the root"))?;
+            let privileges = drop_privileges(&[], 0)?;
+            let listeners = fds.into_iter().map(std::net::TcpListener::from).zip(targets).collect();
+            let ready = FromStage::Ready {
+                privileges,
+                notes: vec![],
+            };
+            protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+            let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
+            crate::relay::run(listeners, shutdown).map_err(step("relay"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Role::App(start) => app::run(supervisor, start, fds),
+    }
+}

@@ -1,0 +1,229 @@
+//! Dropping: capability sets, securebits, ids, no_new_privs, in the one order that works; and reading back.
+//!
+//! # Theory of operation
+//!
+//! A stage starts as id 0 of its own user namespace, with every capability over that namespace and what it owns. From
+//! there privilege only falls:
+//!
+//! 1. bounding set, then securebits: both need CAP_SETPCAP, so they come while it is still held.
+//! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
+//!    of uid, so nothing here depends on which uid it was.
+//! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
+//! 4. no_new_privs: from here no `execve(2)` gives anything back.
+//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//!
+//! Mustn't: raise anything, keep a capability "for later", or go on after an error.
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::io;
+
+use caps::{CapSet, Capability};
+use nix::unistd::{Gid, Uid};
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet};
+use serde::{Deserialize, Serialize};
+
+/// What a process holds, as the kernel tells it. Masks have bit N set for capability number N, as in
+/// `/proc/PID/status` (proc_pid_status(5)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privileges {
+    /// CapInh.
+    pub inheritable: u64,
+    /// CapPrm.
+    pub permitted: u64,
+    /// CapEff.
+    pub effective: u64,
+    /// CapBnd.
+    pub bounding: u64,
+    /// CapAmb.
+    pub ambient: u64,
+    /// The securebits (capabilities(7)).
+    pub securebits: u32,
+    /// Whether `execve(2)` can't give privileges (`PR_SET_NO_NEW_PRIVS(2const)`).
+    pub no_new_privs: bool,
+    /// Real, effective and saved uid, inside.
+    pub uids: [u32; 3],
+    /// Real, effective and saved gid, inside.
+    pub gids: [u32; 3],
+    /// Supplementary groups, inside. Ids that are not mapped show as the overflow id.
+    pub groups: usize,
+}
+
+/// Why privileges could not be dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum DropError {
+    /// One call was refused.
+    #[error("{what}: {source}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel took every call, and yet this is held.
+    #[error("read back {what}: holds {found}, must hold {wanted}")]
+    Mismatch {
+        /// Which set or flag.
+        what: &'static str,
+        /// What the kernel tells.
+        found: String,
+        /// What it must be.
+        wanted: String,
+    },
+}
+
+/// Every securebit that makes uid 0 an ordinary number, each with its lock (capabilities(7), "securebits").
+fn securebits() -> CapabilitiesSecureBits {
+    use CapabilitiesSecureBits as S;
+    S::NO_ROOT
+        | S::NO_ROOT_LOCKED
+        | S::NO_SETUID_FIXUP
+        | S::NO_SETUID_FIXUP_LOCKED
+        | S::KEEP_CAPS_LOCKED
+        | S::NO_CAP_AMBIENT_RAISE
+        | S::NO_CAP_AMBIENT_RAISE_LOCKED
+}
+
+fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> DropError {
+    move |source| DropError::Call {
+        what,
+        source: source.into(),
+    }
+}
+
+/// The caps crate's errors have lost their errno; the kernel's last word is still there.
+fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> DropError {
+    move |e| DropError::Call {
+        what,
+        source: io::Error::other(e.to_string()),
+    }
+}
+
+/// Drops everything but `keep`, becomes `user` (uid and gid inside), reads back.
+///
+/// Should be called once, by a single-threaded stage that has nothing privileged left to do. Mustn't be followed by
+/// anything that needs more than `keep`.
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
+    let kept: HashSet<Capability> = keep.iter().copied().collect();
+    let mask = keep.iter().fold(0_u64, |mask, cap| mask | 1 << cap.index());
+
+    // By number and not by the caps crate's names: the kernel may know more of them than the crate.
+    for bit in known_to_the_kernel() {
+        if mask & bit.bits() == 0 {
+            rustix::thread::remove_capability_from_bounding_set(bit)
+                .map_err(call("drop a capability from the bounding set"))?;
+        }
+    }
+    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))?;
+
+    let groups = match nix::unistd::setgroups(&[]) {
+        Ok(()) => 0,
+        // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
+        // user who started us, and give nothing that this user had not.
+        Err(nix::Error::EPERM) => held_groups()?,
+        Err(e) => return Err(call("drop supplementary groups")(e)),
+    };
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+    nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
+
+    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
+    caps::set(None, CapSet::Effective, &HashSet::new()).map_err(caps_call("clear the effective set"))?;
+    caps::set(None, CapSet::Inheritable, &HashSet::new()).map_err(caps_call("clear the inheritable set"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
+
+    rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))?;
+    // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
+    nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
+    // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(call("set the parent-death signal"))?;
+
+    verify(mask, user, groups)
+}
+
+/// Reads what this process holds and compares it with what it must be.
+fn verify(mask: u64, user: u32, groups: usize) -> Result<Privileges, DropError> {
+    let held = read()?;
+    let hex = |m: u64| format!("{m:016x}");
+    for (what, found, wanted) in [
+        ("the inheritable set", held.inheritable, 0),
+        ("the permitted set", held.permitted, mask),
+        ("the effective set", held.effective, mask),
+        ("the bounding set", held.bounding, mask),
+        ("the ambient set", held.ambient, 0),
+        (
+            "the securebits",
+            u64::from(held.securebits),
+            u64::from(securebits().bits()),
+        ),
+        ("no_new_privs", u64::from(held.no_new_privs), 1),
+        ("the number of groups", held.groups as u64, groups as u64),
+    ] {
+        if found != wanted {
+            return Err(DropError::Mismatch {
+                what,
+                found: hex(found),
+                wanted: hex(wanted),
+            });
+        }
+    }
+    for (what, ids) in [("the uids", held.uids), ("the gids", held.gids)] {
+        if ids != [user; 3] {
+            return Err(DropError::Mismatch {
+                what,
+                found: format!("{ids:?}"),
+                wanted: format!("{:?}", [user; 3]),
+            });
+        }
+    }
+    Ok(held)
+}
+
+/// What this process holds.
+///
+/// # Errors
+/// [`DropError::Call`] when the kernel doesn't tell.
+pub fn read() -> Result<Privileges, DropError> {
+    let sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
+    let (mut bounding, mut ambient) = (0, 0);
+    for bit in known_to_the_kernel() {
+        if rustix::thread::capability_is_in_bounding_set(bit).map_err(call("read the bounding set"))? {
+            bounding |= bit.bits();
+        }
+        if rustix::thread::capability_is_in_ambient_set(bit).map_err(call("read the ambient set"))? {
+            ambient |= bit.bits();
+        }
+    }
+    let uids = nix::unistd::getresuid().map_err(call("read the uids"))?;
+    let gids = nix::unistd::getresgid().map_err(call("read the gids"))?;
+    Ok(Privileges {
+        inheritable: sets.inheritable.bits(),
+        permitted: sets.permitted.bits(),
+        effective: sets.effective.bits(),
+        bounding,
+        ambient,
+        securebits: rustix::thread::capabilities_secure_bits()
+            .map_err(call("read the securebits"))?
+            .bits(),
+        no_new_privs: rustix::thread::no_new_privs().map_err(call("read no_new_privs"))?,
+        uids: [uids.real, uids.effective, uids.saved].map(Uid::as_raw),
+        gids: [gids.real, gids.effective, gids.saved].map(Gid::as_raw),
+        groups: held_groups()?,
+    })
+}
+
+fn held_groups() -> Result<usize, DropError> {
+    Ok(nix::unistd::getgroups().map_err(call("read the groups"))?.len())
+}
+
+/// One bit for each capability that this kernel knows (`PR_CAPBSET_READ(2const)` refuses the others).
+fn known_to_the_kernel() -> impl Iterator<Item = CapabilitySet> {
+    (0..64)
+        .map(|number| CapabilitySet::from_bits_retain(1 << number))
+        .take_while(|bit| rustix::thread::capability_is_in_bounding_set(*bit).is_ok())
+}

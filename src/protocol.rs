@@ -1,0 +1,406 @@
+//! What supervisor and stage say to each other, over a stream socketpair: a length, then JSON; descriptors ride on
+//! the length.
+//!
+//! The supervisor's end may face a process that has been broken into (the sidecar's, say), so it takes nothing on
+//! trust: a length is bounded, a message is of a known shape, descriptors are bounded in number.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+use crate::config::Tmpfs;
+use crate::init::privileges::Privileges;
+
+/// No message is longer, in bytes.
+const MAX_LEN: usize = 4 << 20;
+/// No message carries more descriptors; the kernel's own limit is 253 (`SCM_MAX_FD` of include/net/scm.h).
+pub const MAX_FDS: usize = 128;
+
+/// To the stage.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToStage {
+    /// The first message: what to become. Descriptors: as [`Start`] lists them.
+    Start(Start),
+    /// App: run the command.
+    Proceed,
+    /// App: send this signal to the command.
+    Signal(i32),
+}
+
+/// What a stage becomes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// The name shown by `uname -n` inside.
+    pub hostname: String,
+    /// The role with what it needs.
+    pub role: Role,
+}
+
+/// The three kinds of part.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
+    Sidecar {
+        /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
+        rules: crate::firewall::Batch,
+    },
+    /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
+    /// `targets`.
+    Relay {
+        /// Where each listening socket's connections go.
+        targets: Vec<SocketAddrV4>,
+    },
+    /// Runs the user's command. Descriptors: standard output, standard error, then the mounts of `rootfs`.
+    App(AppStart),
+}
+
+/// What an app's stage needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AppStart {
+    /// The id inside that the command runs as; the stage itself starts as 0.
+    pub user: u32,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// What is writable.
+    pub tmpfs: Vec<Tmpfs>,
+    /// How the root is made.
+    pub rootfs: RootfsStart,
+}
+
+/// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum RootfsStart {
+    /// The one descriptor is the root.
+    Whole,
+    /// An empty root is filled: each descriptor is attached at the path of the same place in the list.
+    Assembled {
+        /// Where each descriptor goes.
+        mounts: Vec<PathBuf>,
+        /// Symbolic links: (path, target).
+        links: Vec<(PathBuf, PathBuf)>,
+        /// Small files: (path, content), mode 0444.
+        files: Vec<(PathBuf, String)>,
+    },
+}
+
+/// From the stage.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromStage {
+    /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
+    /// socket in it if there is one.
+    Namespaces,
+    /// The part's process exists. Descriptor: its pidfd.
+    Spawned {
+        /// Its number in the supervisor's pid namespace.
+        pid: i32,
+    },
+    /// Everything is dropped, read back and as it should be; the sidecar's rules are in force.
+    Ready {
+        /// What the kernel said it holds.
+        privileges: Privileges,
+        /// What had to be left out and why, in whole sentences (`/proc` where the kernel refuses it).
+        notes: Vec<String>,
+    },
+    /// App: the command runs. Descriptor: its pidfd.
+    Started,
+    /// App: the command ended; the stage ends next.
+    Exited(Exit),
+    /// A step did not work; the process ends next.
+    Failed {
+        /// The step, as in "mount /proc".
+        step: String,
+        /// What the kernel said.
+        cause: String,
+    },
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// By `exit(3)` with this status.
+    Status(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The exit code a shell would show: the status, or 128 + the signal.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        let code = match self {
+            Exit::Status(status) => status,
+            Exit::Signal(signal) => 128 + signal,
+        };
+        u8::try_from(code & 0xff).expect("masked to eight bits")
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Status(status) => write!(f, "exit status {status}"),
+            Exit::Signal(signal) => write!(
+                f,
+                "signal {}",
+                nix::sys::signal::Signal::try_from(*signal).map_or("?", |s| s.as_str())
+            ),
+        }
+    }
+}
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec(message)?;
+    let len = u32::try_from(body.len())
+        .ok()
+        .filter(|len| *len as usize <= MAX_LEN)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message too long"))?;
+    let mut bytes = len.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// One `sendmsg(2)`; the descriptors go with its first byte.
+fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?)
+}
+
+/// One `recvmsg(2)`; 0 is the other side's end.
+fn receive_some(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if fds.len() > MAX_FDS {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+    }
+    Ok(got.bytes)
+}
+
+/// A message on its way in: first its length, then its body.
+#[derive(Default)]
+struct Incoming {
+    head: Vec<u8>,
+    body: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// How far an [`Incoming`] message is.
+enum Progress {
+    More,
+    Done,
+    End,
+}
+
+impl Incoming {
+    /// Reads once; never past the end of this message, so descriptors stay with theirs.
+    fn advance(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
+        let mut chunk = [0; 16 << 10];
+        let want = match self.wanted()? {
+            Some(body) => (body - self.body.len()).min(chunk.len()),
+            None => 4 - self.head.len(),
+        };
+        let got = receive_some(socket, &mut chunk[..want], &mut self.fds)?;
+        if got == 0 && want > 0 {
+            return if self.head.is_empty() {
+                Ok(Progress::End)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
+        }
+        if self.head.len() < 4 {
+            self.head.extend_from_slice(&chunk[..got]);
+        } else {
+            self.body.extend_from_slice(&chunk[..got]);
+        }
+        Ok(match self.wanted()? {
+            Some(body) if self.body.len() == body => Progress::Done,
+            _ => Progress::More,
+        })
+    }
+
+    /// The body's length, once the head is here.
+    fn wanted(&self) -> io::Result<Option<usize>> {
+        let Ok(head) = <[u8; 4]>::try_from(self.head.as_slice()) else {
+            return Ok(None);
+        };
+        let len = u32::from_le_bytes(head) as usize;
+        if len == 0 || len > MAX_LEN {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "message of impossible length"));
+        }
+        Ok(Some(len))
+    }
+
+    fn finish<T: DeserializeOwned>(self) -> io::Result<(T, Vec<OwnedFd>)> {
+        Ok((serde_json::from_slice(&self.body)?, self.fds))
+    }
+}
+
+/// Sends one message and waits until it is gone.
+///
+/// # Errors
+/// What `sendmsg(2)` says; EPIPE when the other side has ended.
+pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = encode(message)?;
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let fds = if sent == 0 { fds } else { &[] };
+        sent += send_some(socket.as_fd(), &bytes[sent..], fds)?;
+    }
+    Ok(())
+}
+
+/// Waits for one message; `None` is the other side's end.
+///
+/// # Errors
+/// What `recvmsg(2)` says; `InvalidData` for a message of no known shape.
+pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut incoming = Incoming::default();
+    loop {
+        match incoming.advance(socket.as_fd()) {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done) => return incoming.finish().map(Some),
+            Ok(Progress::End) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The supervisor's end: the same, without blocking its one thread.
+pub struct Channel {
+    socket: AsyncFd<OwnedFd>,
+    incoming: Incoming,
+}
+
+impl Channel {
+    /// Takes one end of a socketpair. Must be called inside the runtime.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` or `epoll_ctl(2)` says.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self {
+            socket: AsyncFd::new(socket)?,
+            incoming: Incoming::default(),
+        })
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// As [`send`].
+    pub async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = encode(message)?;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let fds = if sent == 0 { fds } else { &[] };
+            sent += self
+                .socket
+                .async_io(tokio::io::Interest::WRITABLE, |socket| {
+                    send_some(socket.as_fd(), &bytes[sent..], fds)
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for one message; `None` is the other side's end. Cancel safe: what has been read stays.
+    ///
+    /// # Errors
+    /// As [`receive`].
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        loop {
+            let incoming = &mut self.incoming;
+            let progress = self
+                .socket
+                .async_io_mut(tokio::io::Interest::READABLE, |socket| incoming.advance(socket.as_fd()))
+                .await?;
+            match progress {
+                Progress::More => {}
+                Progress::Done => return std::mem::take(&mut self.incoming).finish().map(Some),
+                Progress::End => return Ok(None),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_message_arrives_whole_with_its_descriptors_and_the_next_one_after_it() {
+        let (a, b) = pair();
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        let long = "x".repeat(100_000);
+        send(&a, &FromStage::Failed { step: long.clone(), cause: String::new() }, &[file.as_fd()]).unwrap();
+        send(&a, &FromStage::Started, &[]).unwrap();
+        drop(a);
+        let (first, fds) = receive::<FromStage>(&b).unwrap().unwrap();
+        assert!(matches!(first, FromStage::Failed { step, .. } if step == long));
+        assert_eq!(fds.len(), 1);
+        let (second, fds) = receive::<FromStage>(&b).unwrap().unwrap();
+        assert!(matches!(second, FromStage::Started));
+        assert!(fds.is_empty());
+        assert!(receive::<FromStage>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_length_that_cannot_be_is_refused_before_anything_is_allocated() {
+        let (a, b) = pair();
+        rustix::io::write(&a, &u32::MAX.to_le_bytes()).unwrap();
+        assert_eq!(receive::<FromStage>(&b).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn an_end_in_the_middle_of_a_message_is_an_error() {
+        let (a, b) = pair();
+        rustix::io::write(&a, &[9, 0, 0, 0, b'x']).unwrap();
+        drop(a);
+        assert_eq!(receive::<FromStage>(&b).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

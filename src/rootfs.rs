@@ -1,0 +1,402 @@
+//! The root file systems: what the supervisor opens, and what the stage makes of it.
+//!
+//! # Theory of operation
+//!
+//! The supervisor opens every source, with its own rights, as a detached mount that is read-only, nosuid and nodev
+//! from its first moment ([`open`]); no path of the host is looked up by a process that serves an app. The stage, in
+//! its own mount namespace, attaches these descriptors below a fresh root and pivots into it ([`enter`]). Targets
+//! are resolved inside the new root without following symbolic links (openat2(2)), so an image can't send a mount
+//! elsewhere. What is writable afterwards is the declared tmpfs, and nothing else.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use crate::config::{Rootfs, Tmpfs};
+use crate::protocol::RootfsStart;
+use crate::sys;
+
+/// One step of making a root did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {source}", path.display())]
+pub struct RootfsError {
+    /// What was tried.
+    pub what: &'static str,
+    /// On which path.
+    pub path: PathBuf,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+fn at<E: Into<io::Error>>(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> RootfsError {
+    let path = path.as_ref().to_owned();
+    move |source| RootfsError {
+        what,
+        path,
+        source: source.into(),
+    }
+}
+
+const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+
+/// Opens `path` and all that is mounted below it as a detached, read-only mount.
+///
+/// # Errors
+/// [`RootfsError`]; `open_tree(2)` and `mount_setattr(2)` need CAP_SYS_ADMIN over our mount namespace.
+pub fn detached(path: &Path) -> Result<OwnedFd, RootfsError> {
+    let recursive = path.is_dir();
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let fd = rustix::mount::open_tree(CWD, path, flags).map_err(at("open", path))?;
+    sys::mount::set_attributes(fd.as_fd(), recursive, READ_ONLY).map_err(at("make read-only", path))?;
+    Ok(fd)
+}
+
+/// Our own program, read-only: what a stage is executed from. Nothing that can be opened through a stage's
+/// `/proc/PID/exe` can be written to, whoever opens it (CVE-2019-5736).
+///
+/// # Errors
+/// As [`detached`].
+pub fn own_program() -> Result<OwnedFd, RootfsError> {
+    detached(Path::new("/proc/self/exe"))
+}
+
+/// Top level directories of a root made from the host's, where they exist.
+const HOST_DIRECTORIES: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+/// Files and directories of the host's /etc that programs need to start at all, and that tell nothing of this host.
+const HOST_ETC: [&str; 4] = ["ld.so.cache", "alternatives", "localtime", "mime.types"];
+
+/// Opens what the app's root is made of.
+///
+/// # Errors
+/// [`RootfsError`] when a source can't be opened.
+pub fn open(
+    rootfs: &Rootfs,
+    own_program: BorrowedFd<'_>,
+    hostname: &str,
+    user: u32,
+) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
+    match rootfs {
+        Rootfs::Dir(path) => Ok((RootfsStart::Whole, vec![detached(path)?])),
+        Rootfs::BuiltinWebapp => {
+            // A second detached mount of the same program: a mount can be attached in one place only.
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH;
+            let program = rustix::mount::open_tree(own_program, "", flags).map_err(at("open", "/proc/self/exe"))?;
+            sys::mount::set_attributes(program.as_fd(), false, READ_ONLY)
+                .map_err(at("make read-only", "/proc/self/exe"))?;
+            let start = RootfsStart::Assembled {
+                mounts: vec!["webapp".into()],
+                links: vec![],
+                files: vec![],
+            };
+            Ok((start, vec![program]))
+        }
+        Rootfs::Host => {
+            let (mut mounts, mut links, mut fds) = (vec![], vec![], vec![]);
+            for name in HOST_DIRECTORIES {
+                let path = Path::new("/").join(name);
+                if let Ok(target) = std::fs::read_link(&path) {
+                    links.push((PathBuf::from(name), target));
+                } else if path.is_dir() {
+                    fds.push(detached(&path)?);
+                    mounts.push(PathBuf::from(name));
+                }
+            }
+            for name in HOST_ETC {
+                let path = Path::new("/etc").join(name);
+                if path.exists() {
+                    fds.push(detached(&path)?);
+                    mounts.push(Path::new("etc").join(name));
+                }
+            }
+            let start = RootfsStart::Assembled {
+                mounts,
+                links,
+                files: minimal_etc(hostname, user),
+            };
+            Ok((start, fds))
+        }
+    }
+}
+
+/// The /etc of a root made from the host's: nothing in it is the host's own.
+fn minimal_etc(hostname: &str, user: u32) -> Vec<(PathBuf, String)> {
+    let (app_passwd, app_group) = if user == 0 {
+        (String::new(), String::new())
+    } else {
+        (
+            format!("app:x:{user}:{user}:app:/:/usr/sbin/nologin\n"),
+            format!("app:x:{user}:\n"),
+        )
+    };
+    [
+        (
+            "etc/passwd",
+            format!(
+                "root:x:0:0:root:/:/usr/sbin/nologin\n{app_passwd}nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+            ),
+        ),
+        ("etc/group", format!("root:x:0:\n{app_group}nogroup:x:65534:\n")),
+        ("etc/hostname", format!("{hostname}\n")),
+        ("etc/hosts", format!("127.0.0.1 localhost {hostname}\n")),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ("etc/resolv.conf", String::new()),
+    ]
+    .into_iter()
+    .map(|(path, text)| (PathBuf::from(path), text))
+    .collect()
+}
+
+/// The directories that a `dir:` root must have, to mount on: its own /proc and /dev, and each tmpfs.
+pub fn mount_points(tmpfs: &[Tmpfs]) -> impl Iterator<Item = &Path> {
+    ["/proc", "/dev"]
+        .into_iter()
+        .map(Path::new)
+        .chain(tmpfs.iter().map(|t| t.path.as_path()))
+}
+
+/// Gives this process an empty, read-only root.
+///
+/// Should be called by a stage in its own mount namespace. Mustn't be called where a path of the host is still needed.
+///
+/// # Errors
+/// [`RootfsError`]; the stage must then end.
+pub fn enter_empty() -> Result<(), RootfsError> {
+    let root = begin(tmpfs(Path::new("/"), "4k", "555")?)?;
+    pivot(root)
+}
+
+/// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out.
+///
+/// Should be called by a stage in its own mount and pid namespace, before it drops anything. Mustn't be called where
+/// a path of the host is still needed.
+///
+/// # Errors
+/// [`RootfsError`]; the stage must then end.
+pub fn enter(start: &RootfsStart, fds: Vec<OwnedFd>, writable: &[Tmpfs]) -> Result<Vec<String>, RootfsError> {
+    let mut fds = fds.into_iter();
+    let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
+    let root = match start {
+        RootfsStart::Whole => begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?,
+        RootfsStart::Assembled { mounts, links, files } => {
+            let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
+            for (path, text) in files {
+                file(&root, path, text)?;
+            }
+            for (path, target) in links {
+                rustix::fs::symlinkat(target, &root, path).map_err(at("link", path))?;
+            }
+            for path in mounts {
+                let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
+                make_target(&root, path, &mount)?;
+                attach(&mount, &root, path)?;
+            }
+            for path in mount_points(writable) {
+                directories(&root, path)?;
+            }
+            root
+        }
+    };
+    device_files(&root)?;
+    let mut notes = vec![];
+    if let Err(e) = own_proc(&root) {
+        // A container whose /proc is partly covered can't make one (fs/namespace.c, mnt_already_visible): then the
+        // app has none, which is less and not more.
+        if e.source.raw_os_error() != Some(libc::EPERM) {
+            return Err(e);
+        }
+        notes.push("no /proc inside: the kernel refused it, since this host's own is partly covered".to_owned());
+    }
+    for tmp in writable {
+        let mount = tmpfs(&tmp.path, &tmp.size.to_string(), "1777")?;
+        attach(&mount, &root, &tmp.path)?;
+    }
+    sys::mount::set_attributes(root.as_fd(), false, READ_ONLY).map_err(at("make read-only", "/"))?;
+    pivot(root)?;
+    Ok(notes)
+}
+
+/// Where the new root is attached until the pivot. Any directory that is always there would do.
+const STAGING: &str = "/tmp";
+
+/// Cuts this mount namespace's ties to the host's and attaches the new root.
+fn begin(root: OwnedFd) -> Result<OwnedFd, RootfsError> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(at("make private", "/"))?;
+    rustix::mount::move_mount(&root, "", CWD, STAGING, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(at("attach", "/"))?;
+    Ok(root)
+}
+
+/// Makes the new root this process's and lets go of the old one, with all that was mounted in it (pivot_root(2)).
+fn pivot(root: OwnedFd) -> Result<(), RootfsError> {
+    rustix::process::fchdir(&root).map_err(at("enter", "/"))?;
+    rustix::process::pivot_root(".", ".").map_err(at("pivot to", "/"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(at("let go of", "the old root"))?;
+    rustix::process::chdir("/").map_err(at("enter", "/"))?;
+    Ok(())
+}
+
+/// A new tmpfs, detached: nosuid, nodev, noexec.
+fn tmpfs(path: &Path, size: &str, mode: &str) -> Result<OwnedFd, RootfsError> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&fs, "size", size)?;
+        rustix::mount::fsconfig_set_string(&fs, "mode", mode)?;
+        rustix::mount::fsconfig_create(&fs)?;
+        rustix::mount::fsmount(
+            &fs,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        )
+    };
+    make().map_err(at("make a tmpfs for", path))
+}
+
+/// The app's own /proc: nothing but its own processes (proc(5), `hidepid` and `subset`).
+fn own_proc(root: &OwnedFd) -> Result<(), RootfsError> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&fs, "hidepid", "invisible")?;
+        rustix::mount::fsconfig_set_string(&fs, "subset", "pid")?;
+        rustix::mount::fsconfig_create(&fs)?;
+        rustix::mount::fsmount(
+            &fs,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        )
+    };
+    let proc = make().map_err(at("make", "/proc"))?;
+    attach(&proc, root, Path::new("proc"))
+}
+
+/// The devices an app gets, with their numbers (Documentation/admin-guide/devices.txt).
+const DEVICES: [(&str, u32, u32); 5] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+];
+
+/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace.
+fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
+    let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
+    attach(&dev, root, Path::new("dev"))?;
+    for (name, major, minor) in DEVICES {
+        let host = Path::new("/dev").join(name);
+        let node = rustix::mount::open_tree(
+            CWD,
+            &host,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .map_err(at("open", &host))?;
+        let stat = rustix::fs::fstat(&node).map_err(at("look at", &host))?;
+        let is = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (major, minor);
+        if !is {
+            let wrong = io::Error::new(io::ErrorKind::InvalidData, "not the device of that name");
+            return Err(at("open", &host)(wrong));
+        }
+        sys::mount::set_attributes(
+            node.as_fd(),
+            false,
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+        )
+        .map_err(at("make read-only", &host))?;
+        file(&dev, Path::new(name), "")?;
+        attach(&node, &dev, Path::new(name))?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        rustix::fs::symlinkat(target, &dev, name).map_err(at("link", name))?;
+    }
+    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o755)).map_err(at("make", "/dev/shm"))?;
+    sys::mount::set_attributes(dev.as_fd(), false, READ_ONLY & !libc::MOUNT_ATTR_NODEV)
+        .map_err(at("make read-only", "/dev"))
+}
+
+/// `path` within `root`, opened without following a symbolic link anywhere.
+fn inside(root: &OwnedFd, path: &Path) -> Result<OwnedFd, RootfsError> {
+    rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+    )
+    .map_err(at("find the mount point", path))
+}
+
+fn attach(mount: &OwnedFd, root: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
+    let target = inside(root, path)?;
+    rustix::mount::move_mount(
+        mount,
+        "",
+        &target,
+        "",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+    .map_err(at("mount", path))
+}
+
+/// A directory or an empty file to attach `mount` on, whichever it is.
+fn make_target(root: &OwnedFd, path: &Path, mount: &OwnedFd) -> Result<(), RootfsError> {
+    let stat = rustix::fs::fstat(mount).map_err(at("look at", path))?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
+        directories(root, path)
+    } else {
+        file(root, path, "")
+    }
+}
+
+/// Makes `path` and what leads there, in a root that we made ourselves.
+fn directories(root: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
+    let mut so_far = PathBuf::new();
+    for name in path.components() {
+        let std::path::Component::Normal(name) = name else {
+            continue;
+        };
+        so_far.push(name);
+        match rustix::fs::mkdirat(root, &so_far, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(at("make the directory", so_far)(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Writes a small file of a root that we made ourselves.
+fn file(root: &OwnedFd, path: &Path, text: &str) -> Result<(), RootfsError> {
+    if let Some(parent) = path.parent() {
+        directories(root, parent)?;
+    }
+    let fd = rustix::fs::openat(
+        root,
+        path,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o444),
+    )
+    .map_err(at("make the file", path))?;
+    let mut file = std::fs::File::from(fd);
+    io::Write::write_all(&mut file, text.as_bytes()).map_err(at("write the file", path))
+}

@@ -1,0 +1,37 @@
+//! The sidecar: holds the rules, and NET_ADMIN over its own network namespace, and nothing else.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use caps::Capability;
+
+use crate::firewall::{self, Batch};
+use crate::init::{StageError, drop_privileges, step};
+use crate::protocol::{self, FromStage, ToStage};
+use crate::rootfs;
+
+/// Becomes the sidecar: empty root, NET_ADMIN alone, then the rules; ends when the supervisor does.
+///
+/// The order is the promise: when the rules are loaded there is nothing left but the capability to load rules, and
+/// no link is up before `Ready` has been said.
+///
+/// # Errors
+/// [`StageError`] with the step that did not work.
+pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
+    rootfs::enter_empty().map_err(step("make the root"))?;
+    let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0)?;
+    let mut socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
+    firewall::transact(&mut socket, rules).map_err(step("load the rules"))?;
+    let ready = FromStage::Ready {
+        privileges,
+        notes: vec![],
+    };
+    protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+    // Nothing more is ever said to a sidecar; the end of the conversation is the end of it.
+    match protocol::receive::<ToStage>(supervisor) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(step("wait for the end")(io::Error::from(io::ErrorKind::InvalidData))),
+        Err(e) => Err(step("wait for the end")(e)),
+    }
+}

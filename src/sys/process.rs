@@ -1,0 +1,86 @@
+//! `clone3(2)` of a single-threaded process, `close_range(2)`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// What [`clone3`] returned.
+pub enum Cloned {
+    /// In the caller: the child, by number (valid until it is waited for) and by pidfd.
+    Parent {
+        /// Its number in the caller's pid namespace.
+        pid: i32,
+        /// Its pidfd, close-on-exec.
+        pidfd: OwnedFd,
+    },
+    /// In the child.
+    Child,
+}
+
+/// Clones this process as `fork(2)` does, with `flags` (`CLONE_NEW*`, `CLONE_PARENT`) on top and a pidfd.
+///
+/// # Errors
+/// What `clone3(2)` says; EBUSY when this process has more than one thread: in the child of such a process only
+/// async-signal-safe calls are legal (signal-safety(7)), and we make others.
+pub fn clone3(flags: i32) -> io::Result<Cloned> {
+    // unshare(2): CLONE_THREAD does nothing, but is EINVAL if there is another thread. It asks no /proc.
+    // SAFETY: with this flag nothing is changed.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } == -1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: RawFd = -1;
+    // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
+    let exit_signal = if flags & libc::CLONE_PARENT != 0 {
+        0
+    } else {
+        libc::SIGCHLD
+    };
+    // SAFETY: clone_args is plain data for which all zeroes is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
+    // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
+    // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        pid => Ok(Cloned::Parent {
+            pid: i32::try_from(pid).expect("the kernel's pids fit pid_t"),
+            // SAFETY: CLONE_PIDFD made the kernel store a fresh descriptor here, owned by nobody else.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+    }
+}
+
+/// Ends this process at once: no destructors, no buffers, nothing of the parent's that a forked child must not run.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no precondition.
+    unsafe { libc::_exit(status) }
+}
+
+/// Marks every descriptor from `first` on close-on-exec (`close_range(2)` with `CLOSE_RANGE_CLOEXEC`).
+///
+/// # Errors
+/// What `close_range(2)` says.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: closes nothing now; a flag on descriptors breaks no owner's invariant.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives SIGPIPE its default action back: Rust's runtime ignores it, and an ignored signal stays so across
+/// `execve(2)` (signal(7)).
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn default_sigpipe() -> io::Result<()> {
+    // SAFETY: SIG_DFL runs no code of ours.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
