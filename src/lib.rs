@@ -2,9 +2,11 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+pub mod container;
 pub mod firewall;
 pub mod init;
 pub mod names;
+pub mod namespaces;
 pub mod net;
 pub mod plan;
 pub mod protocol;

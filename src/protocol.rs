@@ -314,7 +314,7 @@ impl Channel {
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
-            socket: AsyncFd::new(socket)?,
+            socket: crate::sys::watch::owned(socket)?,
             incoming: Incoming::default(),
         })
     }

@@ -6,7 +6,9 @@
 //! - [`process`]: `clone3(2)` of a single-threaded process, `close_range(2)`
 //! - [`mount`]: `mount_setattr(2)`
 //! - [`netlink`]: a netlink socket from a descriptor
+//! - [`watch`]: descriptors in the runtime's epoll set
 
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod watch;

@@ -1,0 +1,300 @@
+//! A part's process, seen from the supervisor: starting it inside its namespaces, and the conversation with it.
+//!
+//! # Theory of operation
+//!
+//! The user and network namespace exist ([`crate::namespaces`]). A child of ours joins them, becomes id 0 there, and
+//! clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid, ipc, uts, cgroup), which so
+//! belong to the part's user namespace; then it ends, and the grandchild is a child of ours and pid 1 of the part. It
+//! executes our own program through a read-only descriptor: a fresh image, so that nothing of the supervisor's memory
+//! is ever in a part. Its one descriptor is the socket, as standard input.
+//!
+//! Should keep every process reachable by pidfd only. Mustn't be used by a process with threads.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::process::Signal;
+
+use crate::init::privileges::Privileges;
+use crate::namespaces::{Namespaces, reap, socketpair};
+use crate::protocol::{self, Channel, Exit, FromStage, Start, ToStage};
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, exit_now};
+
+/// Why a part could not be started, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// Something on our side.
+    #[error("{part}: {what}: {source}")]
+    Ours {
+        /// The part.
+        part: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A step inside the part.
+    #[error("{part}: {step}: {cause}")]
+    Stage {
+        /// The part.
+        part: String,
+        /// Its step.
+        step: String,
+        /// What the kernel said.
+        cause: String,
+    },
+    /// The part ended without a word.
+    #[error("{part}: ended while {during}")]
+    Ended {
+        /// The part.
+        part: String,
+        /// What we were waiting for.
+        during: &'static str,
+    },
+}
+
+/// What came after `Ready`.
+#[derive(Debug)]
+pub enum Event {
+    /// The command runs; its number and pidfd.
+    Started {
+        /// The number in our pid namespace, for people.
+        pid: Option<i32>,
+    },
+    /// The command ended.
+    Exited(Exit),
+    /// The part's process ended.
+    Gone,
+}
+
+/// One part's process.
+pub struct Container {
+    part: String,
+    pid: i32,
+    pidfd: OwnedFd,
+    channel: Channel,
+}
+
+impl Container {
+    /// Starts the process of `part` in `namespaces` from `program` and tells it what to become.
+    ///
+    /// # Errors
+    /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
+    pub async fn spawn(
+        part: &str,
+        namespaces: &Namespaces,
+        program: BorrowedFd<'_>,
+        start: Start,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Self, ContainerError> {
+        let failed = |what: &'static str| {
+            move |source: io::Error| ContainerError::Ours {
+                part: part.to_owned(),
+                what,
+                source,
+            }
+        };
+        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
+        let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
+        let helper = match clone3(0).map_err(failed("clone"))? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(join(&theirs, namespaces, program, &title))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let mut channel = Channel::new(ours).map_err(failed("watch the part"))?;
+        let spawned = channel.receive::<FromStage>().await;
+        reap(&helper).await.map_err(failed("wait for the helper"))?;
+        let (pid, pidfd) = match spawned.map_err(failed("hear from the helper"))? {
+            Some((FromStage::Spawned { pid }, fds)) => match fds.into_iter().next() {
+                Some(pidfd) => (pid, pidfd),
+                None => return Err(failed("take the pidfd")(io::ErrorKind::InvalidData.into())),
+            },
+            Some((FromStage::Failed { step, cause }, _)) => {
+                return Err(ContainerError::Stage {
+                    part: part.to_owned(),
+                    step,
+                    cause,
+                });
+            }
+            _ => {
+                return Err(ContainerError::Ended {
+                    part: part.to_owned(),
+                    during: "joining its namespaces",
+                });
+            }
+        };
+        let container = Self {
+            part: part.to_owned(),
+            pid,
+            pidfd,
+            channel,
+        };
+        container.send(&ToStage::Start(start), fds).await?;
+        Ok(container)
+    }
+
+    /// The number of the part's pid 1 in our pid namespace, for people and for `/proc`; it is ours to wait for, so
+    /// while this value lives it can't mean another process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The part's pid 1.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`ContainerError::Ours`] with EPIPE when the part has ended.
+    pub async fn send(&self, message: &ToStage, fds: &[BorrowedFd<'_>]) -> Result<(), ContainerError> {
+        self.channel.send(message, fds).await.map_err(|source| ContainerError::Ours {
+            part: self.part.clone(),
+            what: "send a message",
+            source,
+        })
+    }
+
+    async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
+        match self.channel.receive().await {
+            Ok(Some((FromStage::Failed { step, cause }, _))) => Err(ContainerError::Stage {
+                part: self.part.clone(),
+                step,
+                cause,
+            }),
+            Ok(message) => Ok(message),
+            Err(source) => Err(ContainerError::Ours {
+                part: self.part.clone(),
+                what: "hear a message",
+                source,
+            }),
+        }
+    }
+
+    fn ended(&self, during: &'static str) -> ContainerError {
+        ContainerError::Ended {
+            part: self.part.clone(),
+            during,
+        }
+    }
+
+    /// Waits until the part has dropped everything and is ready for its work.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work.
+    pub async fn ready(&mut self) -> Result<(Privileges, Vec<String>), ContainerError> {
+        match self.receive().await? {
+            Some((FromStage::Ready { privileges, notes }, _)) => Ok((privileges, notes)),
+            _ => Err(self.ended("getting ready")),
+        }
+    }
+
+    /// Waits for the next thing that happens to a part that is ready. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] when the command could not be executed.
+    pub async fn next(&mut self) -> Result<Event, ContainerError> {
+        Ok(match self.receive().await? {
+            Some((FromStage::Started, fds)) => Event::Started {
+                pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+            },
+            Some((FromStage::Exited(exit), _)) => Event::Exited(exit),
+            Some(_) => return Err(self.ended("working, with a message that makes no sense")),
+            None => Event::Gone,
+        })
+    }
+
+    /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.
+    /// A part that has ended already is success.
+    pub async fn kill(self) {
+        // ESRCH: it has ended; the kernel keeps it for the wait below.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        // ECHILD: it was waited for already.
+        let _ = reap(&self.pidfd).await;
+    }
+}
+
+/// The process number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    use std::os::fd::AsRawFd;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// The helper's whole life: join, clone, hand the pidfd up.
+fn join(socket: &OwnedFd, namespaces: &Namespaces, program: BorrowedFd<'_>, title: &CString) -> i32 {
+    match try_join(socket, namespaces, program, title) {
+        Ok(()) => 0,
+        Err((step, e)) => {
+            let failed = FromStage::Failed {
+                step: step.to_owned(),
+                cause: e.to_string(),
+            };
+            let _ = protocol::send(socket, &failed, &[]);
+            1
+        }
+    }
+}
+
+fn try_join(
+    socket: &OwnedFd,
+    namespaces: &Namespaces,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> Result<(), (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: nix::Error| (step, e.into());
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    nix::sched::setns(&namespaces.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
+    if let Some(net) = &namespaces.net {
+        nix::sched::setns(net, CloneFlags::CLONE_NEWNET).map_err(at("join the network namespace"))?;
+    }
+    match nix::unistd::setgroups(&[]) {
+        // Forbidden by an unprivileged gid map (user_namespaces(7)).
+        Ok(()) | Err(nix::Error::EPERM) => {}
+        Err(e) => return Err(at("drop supplementary groups")(e)),
+    }
+    let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+    nix::unistd::setresgid(gid, gid, gid).map_err(at("become gid 0 inside"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(at("become uid 0 inside"))?;
+    let flags = libc::CLONE_PARENT
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
+    match clone3(flags).map_err(|e| ("clone into the other namespaces", e))? {
+        Cloned::Parent { pid, pidfd } => protocol::send(socket, &FromStage::Spawned { pid }, &[pidfd.as_fd()])
+            .map_err(|e| ("hand the pidfd up", e)),
+        Cloned::Child => {
+            // The stage hears nothing and ends when this does not work; the supervisor sees its end.
+            let Err(e) = execute(socket, program, title);
+            let failed = FromStage::Failed {
+                step: "execute lrpns".to_owned(),
+                cause: e.to_string(),
+            };
+            let _ = protocol::send(socket, &failed, &[]);
+            exit_now(125)
+        }
+    }
+}
+
+fn execute(socket: &OwnedFd, program: BorrowedFd<'_>, title: &CString) -> io::Result<std::convert::Infallible> {
+    // A change of uid cleared it, and a clone doesn't inherit it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::stdio::dup2_stdin(socket)?;
+    close_on_exec_from(1)?;
+    let args = [c"lrpns", c"init", title.as_c_str()];
+    let env: [&std::ffi::CStr; 0] = [];
+    Ok(nix::unistd::execveat(program, c"", &args, &env, nix::fcntl::AtFlags::AT_EMPTY_PATH)?)
+}

@@ -1,0 +1,232 @@
+//! The user and network namespace of one part: made once, held by descriptors, outliving every process in them.
+//!
+//! # Theory of operation
+//!
+//! A short-lived child makes the two namespaces with itself as first member, sets the network namespace's sysctls
+//! (nobody else could, once the part has dropped), opens a NETLINK_ROUTE socket in it, passes all of it up and ends.
+//! The supervisor writes the id map and keeps the descriptors. Because they outlive the processes, a part can be
+//! restarted without its links, addresses, rules and connections noticing; because nothing else holds them, they go
+//! when the supervisor goes, by whatever way.
+//!
+//! The network namespace is owned by the part's own user namespace, so the sidecar's NET_ADMIN counts there and
+//! nowhere else (network_namespaces(7)).
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::plan::IdMap;
+use crate::protocol::{self, Channel, FromStage};
+use crate::sys::process::{Cloned, clone3, exit_now};
+
+/// Why a part's namespaces could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("make the namespaces of {part}: {what}: {source}")]
+pub struct NamespaceError {
+    part: String,
+    what: &'static str,
+    source: io::Error,
+}
+
+/// What the network namespace is for, which decides its sysctls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Forwards between uplink and bridge.
+    Sidecar,
+    /// One address, forwards nothing.
+    App,
+    /// The part stays in the supervisor's network namespace (the relay, which dials from there).
+    Shared,
+}
+
+/// A part's namespaces, held open.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// The user namespace.
+    pub user: OwnedFd,
+    /// The network namespace; `None` for [`Network::Shared`].
+    pub net: Option<OwnedFd>,
+}
+
+/// A NETLINK_ROUTE socket inside a part's network namespace, for [`crate::net`].
+pub type RouteSocket = OwnedFd;
+
+/// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
+/// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
+/// unless it is configured (Documentation/networking/ip-sysctl.rst).
+const COMMON: [(&str, &str); 10] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/conf/all/accept_source_route", "0"),
+    ("ipv4/conf/default/accept_source_route", "0"),
+    ("ipv4/conf/all/route_localnet", "0"),
+    ("ipv4/conf/default/route_localnet", "0"),
+];
+
+/// The sidecar forwards, and answers for an address only on the link that has it.
+const SIDECAR: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/arp_ignore", "1"),
+    ("ipv4/conf/default/arp_ignore", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+];
+
+/// The app forwards nothing, and takes a packet only from where it would answer to.
+const APP: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "0"),
+    ("ipv4/conf/all/forwarding", "0"),
+    ("ipv4/conf/default/forwarding", "0"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+];
+
+impl Namespaces {
+    /// Makes the namespaces of `part` and maps its ids.
+    ///
+    /// # Errors
+    /// [`NamespaceError`]; needs CAP_SYS_ADMIN, or none of it where the kernel lets unprivileged users have user
+    /// namespaces.
+    pub async fn make(
+        part: &str,
+        ids: IdMap,
+        network: Network,
+    ) -> Result<(Self, Option<RouteSocket>), NamespaceError> {
+        let failed = |what: &'static str| {
+            move |source: io::Error| NamespaceError {
+                part: part.to_owned(),
+                what,
+                source,
+            }
+        };
+        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
+        let (pid, pidfd) = match clone3(0).map_err(failed("clone"))? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(maker(&theirs, network))
+            }
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop(theirs);
+        let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
+        let reply = channel.receive::<FromStage>().await;
+        let made = reply.and_then(|reply| match reply {
+            Some((FromStage::Namespaces, fds)) => {
+                write_id_map(pid, ids)?;
+                Ok(fds)
+            }
+            Some((FromStage::Failed { step, cause }, _)) => Err(io::Error::other(format!("{step}: {cause}"))),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        });
+        // The end of the conversation ends the child; then there is nothing left of it.
+        drop(channel);
+        reap(&pidfd).await.map_err(failed("wait for the child"))?;
+        let mut fds = made.map_err(failed("in the child"))?.into_iter();
+        let user = fds
+            .next()
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+            .map_err(failed("take the user namespace"))?;
+        Ok((Self { user, net: fds.next() }, fds.next()))
+    }
+}
+
+/// Waits until the process ends and takes its exit status off the kernel's hands.
+///
+/// # Errors
+/// What `waitid(2)` or `epoll_ctl(2)` says.
+pub async fn reap(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
+    let ended = crate::sys::watch::readable(pidfd.as_fd())?;
+    ended.readable().await?.retain_ready();
+    let status = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    )?;
+    Ok(status.and_then(|s| s.exit_status()))
+}
+
+/// A stream pair, close-on-exec.
+///
+/// # Errors
+/// What `socketpair(2)` says.
+pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// The child's whole life.
+fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
+    let (message, fds) = match make(network) {
+        Ok(fds) => (FromStage::Namespaces, fds),
+        Err((step, e)) => (
+            FromStage::Failed {
+                step: step.to_owned(),
+                cause: e.to_string(),
+            },
+            vec![],
+        ),
+    };
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    if protocol::send(supervisor, &message, &fds).is_err() {
+        return 1;
+    }
+    // Until the id map is written this process must exist; then the supervisor closes its end.
+    let _ = protocol::receive::<FromStage>(supervisor);
+    0
+}
+
+fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    let mut flags = CloneFlags::CLONE_NEWUSER;
+    if network != Network::Shared {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    nix::sched::unshare(flags).map_err(|e| ("unshare", e.into()))?;
+    let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
+    let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
+    let own: &[(&str, &str)] = match network {
+        Network::Shared => return Ok(fds),
+        Network::Sidecar => &SIDECAR,
+        Network::App => &APP,
+    };
+    fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
+    for (name, value) in COMMON.iter().chain(own) {
+        // /proc/sys/net shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
+        match std::fs::write(format!("/proc/sys/net/{name}"), value) {
+            Ok(()) => {}
+            // A kernel without IPv6 has nothing to switch off.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
+            Err(e) => return Err(("set the sysctls", io::Error::new(e.kind(), format!("net/{name}: {e}")))),
+        }
+    }
+    let route = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        // NETLINK_ROUTE is 0, which is what no protocol at all means too.
+        None,
+    )
+    .map_err(|e| ("open a route socket", e.into()))?;
+    fds.push(route);
+    Ok(fds)
+}
+
+/// Writes the id maps of a child that waits for it (user_namespaces(7)); `pid` is ours and not yet waited for, so
+/// the number can't have been given to another.
+fn write_id_map(pid: i32, ids: IdMap) -> io::Result<()> {
+    let map = format!("0 {} {}", ids.host_id, ids.count);
+    std::fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), &map)
+}

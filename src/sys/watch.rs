@@ -1,0 +1,28 @@
+//! Descriptors in the runtime's epoll set.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Watches a descriptor of ours for reading and writing. Must be called inside the runtime.
+///
+/// # Errors
+/// What `epoll_ctl(2)` says.
+pub fn owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open until it is dropped and always names the same descriptor; AsyncFd leaves the epoll
+    // set before it drops it.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Watches a borrowed descriptor for reading only. Must be called inside the runtime.
+///
+/// # Errors
+/// What `epoll_ctl(2)` says.
+pub fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a BorrowedFd is open for its whole lifetime, which outlives this AsyncFd, and always names the same
+    // descriptor.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
