@@ -20,7 +20,7 @@ use rustix::process::Signal;
 
 use crate::init::privileges::Privileges;
 use crate::namespaces::{Namespaces, reap, socketpair};
-use crate::protocol::{self, Channel, Exit, FromStage, Start, ToStage};
+use crate::protocol::{self, Channel, Exit, FromStage, ToStage};
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, exit_now};
 
 /// Why a part could not be started, or ended.
@@ -79,7 +79,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts the process of `part` in `namespaces` from `program` and tells it what to become.
+    /// Starts the process of `part` in `namespaces` from `program`; it then waits for [`ToStage::Start`].
     ///
     /// # Errors
     /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
@@ -87,8 +87,6 @@ impl Container {
         part: &str,
         namespaces: &Namespaces,
         program: BorrowedFd<'_>,
-        start: Start,
-        fds: &[BorrowedFd<'_>],
     ) -> Result<Self, ContainerError> {
         let failed = |what: &'static str| {
             move |source: io::Error| ContainerError::Ours {
@@ -129,14 +127,12 @@ impl Container {
                 });
             }
         };
-        let container = Self {
+        Ok(Self {
             part: part.to_owned(),
             pid,
             pidfd,
             channel,
-        };
-        container.send(&ToStage::Start(start), fds).await?;
-        Ok(container)
+        })
     }
 
     /// The number of the part's pid 1 in our pid namespace, for people and for `/proc`; it is ours to wait for, so
@@ -216,10 +212,21 @@ impl Container {
     /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.
     /// A part that has ended already is success.
     pub async fn kill(self) {
-        // ESRCH: it has ended; the kernel keeps it for the wait below.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.send_kill();
         // ECHILD: it was waited for already.
         let _ = reap(&self.pidfd).await;
+    }
+
+    fn send_kill(&self) {
+        // ESRCH: it has ended already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for Container {
+    /// A part must not outlive what watches it; who has the time to wait for its end calls [`Container::kill`].
+    fn drop(&mut self) {
+        self.send_kill();
     }
 }
 

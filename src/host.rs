@@ -1,0 +1,111 @@
+//! Read-only facts of this machine, gathered once; what follows from them is decided in [`crate::plan`].
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use crate::firewall::{self, Forwarding};
+use crate::names::StackName;
+use crate::net;
+use crate::plan::{Mode, Plan};
+use crate::state::StateRoot;
+
+/// This machine, as far as a plan depends on it.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Root or an ordinary user.
+    pub mode: Mode,
+    /// Who we are.
+    pub uid: u32,
+    /// Where the stacks' directories are.
+    pub state: StateRoot,
+    /// Eight hexadecimal digits nobody else has: see [`Plan::run`].
+    pub run: String,
+    /// Addresses, routes and links of the host.
+    pub net: net::Facts,
+    /// Whether the host forwards, and nothing of another owner drops what it does.
+    pub forwarding: Forwarding,
+    /// The plans of the other stacks here.
+    pub others: Vec<Plan>,
+    /// The first port that an ordinary user may bind (`net.ipv4.ip_unprivileged_port_start`).
+    pub first_user_port: u16,
+}
+
+/// A fact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The network's state.
+    #[error("read the host's network: {0}")]
+    Net(#[from] net::NetError),
+    /// Anything else.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was read.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Host {
+    /// Looks at the machine on behalf of the stack `name`.
+    ///
+    /// # Errors
+    /// [`HostError`] when the kernel doesn't tell.
+    pub fn look(name: &StackName) -> Result<Self, HostError> {
+        let uid = nix::unistd::geteuid().as_raw();
+        let mode = if uid == 0 { Mode::Root } else { Mode::Rootless };
+        let state = Self::state_root();
+        let io = |what: &'static str| move |source: io::Error| HostError::Io { what, source };
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| io("ask for a random number")(e.into()))?;
+        let others = state
+            .stacks()
+            .unwrap_or_default()
+            .iter()
+            .filter(|other| *other != name)
+            .filter_map(|other| state.plan(other))
+            .collect();
+        let (net, forwarding) = match mode {
+            // The runtime lives for this question only: what follows may unshare, which a process with a runtime
+            // should not do.
+            Mode::Root => {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .build()
+                    .map_err(io("make a runtime"))?;
+                let facts = runtime.block_on(async { net::facts(&net::Rtnl::open()?).await })?;
+                let forwarding = firewall::forwarding().unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() });
+                (facts, forwarding)
+            }
+            // The uplink ends in a fresh network namespace that has nothing in it yet.
+            Mode::Rootless => (
+                net::Facts::default(),
+                Forwarding::Closed {
+                    why: "only root can forward".to_owned(),
+                },
+            ),
+        };
+        Ok(Self {
+            mode,
+            uid,
+            state,
+            run: format!("{:08x}", u32::from_ne_bytes(random)),
+            net,
+            forwarding,
+            others,
+            first_user_port: std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or(1024),
+        })
+    }
+
+    /// Where this user's stacks are.
+    #[must_use]
+    pub fn state_root() -> StateRoot {
+        let uid = nix::unistd::geteuid().as_raw();
+        StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
+    }
+}
+

@@ -1,0 +1,547 @@
+//! A stack on this machine: the only writer. Walks the plan once, in order, and takes everything back.
+//!
+//! # Theory of operation
+//!
+//! [`Stack::bring_up`] is the straight line: namespaces; then, at the same time, the parts' processes and the links;
+//! then the rules, both in the sidecar and on the host, before any link is up; then the links; then the apps' commands;
+//! and the published ports last, when what is behind them answers.
+//!
+//! There is one undo, [`Stack::take_down`], for a failed `bring_up`, a normal end and a signal: kill the parts, close
+//! the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and the
+//! host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since every
+//! part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+
+use crate::container::{Container, ContainerError, Event};
+use crate::firewall;
+use crate::init::privileges::Privileges;
+use crate::namespaces::{NamespaceError, Namespaces, Network};
+use crate::net::{self, Endpoint, Rtnl};
+use crate::plan::{Plan, Transport};
+use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
+use crate::publish::Listener;
+use crate::rootfs;
+
+/// How long the kernel may take for everything but the app.
+const OURS: Duration = Duration::from_secs(20);
+/// How long an app may take until it listens.
+pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// How long an app may take to end after SIGTERM.
+pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a stack could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// A part.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// A part's namespaces.
+    #[error(transparent)]
+    Namespaces(#[from] NamespaceError),
+    /// A root file system.
+    #[error("root file system: {0}")]
+    Rootfs(#[from] rootfs::RootfsError),
+    /// The links.
+    #[error("network: {0}")]
+    Net(#[from] net::NetError),
+    /// A ruleset that could not be encoded.
+    #[error("rules: {0}")]
+    Encode(#[from] firewall::EncodeError),
+    /// The host's table.
+    #[error("the host's table: {0}")]
+    HostTable(#[from] firewall::LoadError),
+    /// A published port.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The host's address and port.
+        address: SocketAddrV4,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pipe or a descriptor of our own.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The app ended too early.
+    #[error("{app} ended with {exit} before it listened on port {port}")]
+    AppEnded {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+        /// The first port that nobody listens on.
+        port: u16,
+    },
+    /// The app runs and doesn't listen where it should.
+    #[error("{app} does not listen on port {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    NotListening {
+        /// The app.
+        app: String,
+        /// The first port that nobody listens on.
+        port: u16,
+        /// Where it listens instead.
+        found: String,
+    },
+    /// The way from the host to the app's port doesn't work.
+    #[error("connect through the sidecar to {app} port {port}: {source}")]
+    Path {
+        /// The app.
+        app: String,
+        /// Its port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A step took longer than any machine needs.
+    #[error("{step}: not done after {} s", OURS.as_secs())]
+    TimedOut {
+        /// The step.
+        step: &'static str,
+    },
+    /// A test asked for it (debug builds only).
+    #[error("step {0}: failed on request")]
+    OnRequest(&'static str),
+}
+
+/// What never changes while a stack lives: who starts or restarts a part needs this and nothing else.
+pub struct Ground {
+    /// The plan.
+    pub plan: Plan,
+    /// Our own program, read-only.
+    program: OwnedFd,
+    sidecar: Namespaces,
+    relay: Namespaces,
+    apps: Vec<Namespaces>,
+    /// The bound sockets of the published ports, in the order of [`Plan::published`].
+    listeners: Vec<Listener>,
+}
+
+/// A part that is ready.
+pub struct Launched {
+    /// Its process.
+    pub container: Container,
+    /// What the kernel says it holds.
+    pub privileges: Privileges,
+    /// What had to be left out.
+    pub notes: Vec<String>,
+    /// App: the number of its command's process.
+    pub command: Option<i32>,
+}
+
+/// An app's output, to be read until its end.
+pub struct Output {
+    /// Its standard output.
+    pub out: OwnedFd,
+    /// Its standard error.
+    pub err: OwnedFd,
+}
+
+/// Which part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartId {
+    /// The sidecar.
+    Sidecar,
+    /// The relay.
+    Relay,
+    /// The app of that place in the plan.
+    App(usize),
+}
+
+/// Everything that a stack consists of at this moment.
+pub struct Stack {
+    /// What never changes.
+    pub ground: Arc<Ground>,
+    /// Dropping it takes the host's table away.
+    host_table: firewall::Socket,
+    /// The parts, in the order in which they were started.
+    pub parts: Vec<(PartId, Launched)>,
+}
+
+/// Every step of [`Stack::bring_up`], in order; a debug build can be told to fail, or die, at each.
+pub const STEPS: [&str; 8] = [
+    "namespaces",
+    "parts",
+    "rules",
+    "links",
+    "commands",
+    "listening",
+    "path",
+    "published",
+];
+
+/// The end of a step: says it, and, in debug builds, fails or dies there if a test has asked for it.
+fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<(), StackError> {
+    debug_assert!(STEPS.contains(&step));
+    progress(step);
+    if cfg!(debug_assertions) {
+        if std::env::var("LRPNS_TEST_FAIL_AT").as_deref() == Ok(step) {
+            return Err(StackError::OnRequest(step));
+        }
+        if std::env::var("LRPNS_TEST_DIE_AT").as_deref() == Ok(step) {
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+async fn within<T>(
+    step: &'static str,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Result<T, StackError> {
+    tokio::time::timeout(OURS, work)
+        .await
+        .unwrap_or(Err(StackError::TimedOut { step }))
+}
+
+impl Stack {
+    /// Brings the stack up. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`StackError`] names the part, the step and what the kernel said.
+    pub async fn bring_up(
+        plan: Plan,
+        listeners: Vec<Listener>,
+        output: &dyn Fn(usize, Output),
+        progress: &mut dyn FnMut(&'static str),
+    ) -> Result<Self, StackError> {
+        let program = rootfs::own_program()?;
+        let host = Rtnl::open()?;
+        let (ground, sidecar_route, app_routes) =
+            within("namespaces", Ground::make(plan, program, listeners)).await?;
+        done("namespaces", progress)?;
+
+        let ground = Arc::new(ground);
+        let plan = &ground.plan;
+        let sidecar_end = Endpoint {
+            rtnl: &sidecar_route,
+            netns: net_of(&ground.sidecar),
+        };
+        let app_ends: Vec<Endpoint<'_>> = app_routes
+            .iter()
+            .zip(&ground.apps)
+            .map(|(rtnl, namespaces)| Endpoint {
+                rtnl,
+                netns: net_of(namespaces),
+            })
+            .collect();
+        // The images load and drop on the other cores while this thread waits for the kernel to make links.
+        let parts = async {
+            tokio::try_join!(
+                ground.sidecar(),
+                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
+                ground.spawn_relay(),
+                async { Ok(net::create(plan, &host, &sidecar_end, &app_ends).await?) },
+            )
+        };
+        let (sidecar, apps, relay, links) = within("parts", parts).await?;
+        done("parts", progress)?;
+
+        let mut host_table = firewall::Socket::open()?;
+        firewall::transact(&mut host_table, &firewall::encode_owned(&firewall::host_rules(plan))?)?;
+        done("rules", progress)?;
+
+        within("links", async {
+            Ok(net::configure_and_up(plan, &host, &sidecar_end, &app_ends, &links).await?)
+        })
+        .await?;
+        done("links", progress)?;
+
+        let mut parts = vec![(PartId::Sidecar, sidecar)];
+        for (index, mut app) in apps.into_iter().enumerate() {
+            app.proceed().await?;
+            parts.push((PartId::App(index), app));
+        }
+        done("commands", progress)?;
+        for (id, part) in &mut parts {
+            if let PartId::App(index) = *id {
+                ground.wait_until_listening(index, &mut part.container).await?;
+            }
+        }
+        done("listening", progress)?;
+        ground.try_the_path().await?;
+        done("path", progress)?;
+        for listener in &ground.listeners {
+            listener.listen()?;
+        }
+        if let Some(relay) = relay {
+            parts.push((PartId::Relay, ground.start_relay(relay).await?));
+        }
+        done("published", progress)?;
+        Ok(Self {
+            ground,
+            host_table,
+            parts,
+        })
+    }
+
+    /// The parts for the supervisor to watch, and the socket that the host's table lives by.
+    #[must_use]
+    pub fn into_parts(self) -> (Arc<Ground>, firewall::Socket, Vec<(PartId, Launched)>) {
+        (self.ground, self.host_table, self.parts)
+    }
+}
+
+fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
+    namespaces
+        .net
+        .as_ref()
+        .expect("sidecar and apps are made with a network namespace")
+        .as_fd()
+}
+
+impl Ground {
+    /// Makes every part's namespaces, all at once.
+    async fn make(
+        plan: Plan,
+        program: OwnedFd,
+        listeners: Vec<Listener>,
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+        let (sidecar, relay, apps) = tokio::try_join!(
+            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
+            Namespaces::make("the relay", plan.relay, Network::Shared),
+            try_join_all(
+                plan.apps
+                    .iter()
+                    .map(|app| Namespaces::make(app.name.as_str(), app.ids, Network::App))
+            ),
+        )?;
+        let route = |socket: Option<OwnedFd>| -> Result<Rtnl, StackError> {
+            let socket = socket.ok_or_else(|| StackError::Io {
+                what: "take a route socket",
+                source: io::ErrorKind::InvalidData.into(),
+            })?;
+            Ok(Rtnl::from_fd(socket)?)
+        };
+        let (sidecar, sidecar_route) = sidecar;
+        let (apps, app_routes): (Vec<_>, Vec<_>) = apps.into_iter().unzip();
+        let ground = Self {
+            plan,
+            program,
+            sidecar,
+            relay: relay.0,
+            apps,
+            listeners,
+        };
+        let app_routes = app_routes.into_iter().map(route).collect::<Result<_, _>>()?;
+        Ok((ground, route(sidecar_route)?, app_routes))
+    }
+
+    fn title(&self, part: &str) -> String {
+        format!("{}/{part}", self.plan.stack)
+    }
+
+    /// A part's name as the user knows it.
+    #[must_use]
+    pub fn name(&self, id: PartId) -> &str {
+        match id {
+            PartId::Sidecar => "sidecar",
+            PartId::Relay => "relay",
+            PartId::App(index) => self.plan.apps[index].name.as_str(),
+        }
+    }
+
+    /// Starts the sidecar; when this returns, its rules are in force.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn sidecar(&self) -> Result<Launched, StackError> {
+        let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+        let start = Start {
+            hostname: format!("{}-sidecar", self.plan.stack),
+            role: Role::Sidecar { rules },
+        };
+        let container = self.spawn("sidecar", &self.sidecar).await?;
+        container.send(&ToStage::Start(start), &[]).await?;
+        Launched::ready(container).await
+    }
+
+    /// Starts the relay's process, which then waits to be told what to carry; `None` when nothing is published.
+    async fn spawn_relay(&self) -> Result<Option<Container>, StackError> {
+        if self.listeners.is_empty() {
+            return Ok(None);
+        }
+        self.spawn("relay", &self.relay).await.map(Some)
+    }
+
+    /// Tells the relay what to carry.
+    async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
+        let start = Start {
+            hostname: format!("{}-relay", self.plan.stack),
+            role: Role::Relay {
+                targets: self.listeners.iter().map(|listener| listener.target).collect(),
+            },
+        };
+        let fds: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
+        container.send(&ToStage::Start(start), &fds).await?;
+        Launched::ready(container).await
+    }
+
+    /// Starts the relay.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn relay(&self) -> Result<Launched, StackError> {
+        self.start_relay(self.spawn("relay", &self.relay).await?).await
+    }
+
+    /// Starts an app's process up to the point where only its command is missing.
+    async fn app(&self, index: usize, output: &dyn Fn(usize, Output)) -> Result<Launched, StackError> {
+        let app = &self.plan.apps[index];
+        let pipe = |what| {
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                .map_err(|e| StackError::Io { what, source: e.into() })?;
+            // /dev/stdout inside is this pipe by way of /proc/self/fd, and opening it there asks for the owner.
+            let owner = Some(rustix::process::Uid::from_raw(app.ids.host_user()));
+            rustix::fs::fchown(&write, owner, None).map_err(|e| StackError::Io { what, source: e.into() })?;
+            Ok::<_, StackError>((read, write))
+        };
+        let (out, app_out) = pipe("make a pipe for the app's output")?;
+        let (err, app_err) = pipe("make a pipe for the app's errors")?;
+        output(index, Output { out, err });
+        let (rootfs, mounts) = rootfs::open(&app.rootfs, self.program.as_fd(), app.name.as_str(), app.ids.user())?;
+        let start = Start {
+            hostname: app.name.to_string(),
+            role: Role::App(AppStart {
+                user: app.ids.user(),
+                command: app.command.clone(),
+                env: app.env.clone(),
+                tmpfs: app.tmpfs.clone(),
+                rootfs,
+            }),
+        };
+        let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
+        fds.extend(mounts.iter().map(AsFd::as_fd));
+        let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
+        container.send(&ToStage::Start(start), &fds).await?;
+        Launched::ready(container).await
+    }
+
+    /// Starts an app again in its namespaces and waits until it listens.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn relaunch_app(&self, index: usize, output: &dyn Fn(usize, Output)) -> Result<Launched, StackError> {
+        let mut launched = self.app(index, output).await?;
+        launched.proceed().await?;
+        self.wait_until_listening(index, &mut launched.container).await?;
+        Ok(launched)
+    }
+
+    async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
+        Ok(Container::spawn(&self.title(part), namespaces, self.program.as_fd()).await?)
+    }
+
+    /// Waits until the app listens on every published port, where the sidecar can reach it.
+    ///
+    /// The kernel tells nobody when a socket begins to listen, so this asks: after 1 ms, 2 ms and so on, up to every
+    /// 50 ms. The app's end is heard of at once.
+    async fn wait_until_listening(&self, index: usize, container: &mut Container) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        let deadline = tokio::time::Instant::now() + APP_STARTS_WITHIN;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let listening = crate::publish::listening_in(container.pid());
+            let reachable = |port: u16| {
+                listening
+                    .iter()
+                    .any(|l| l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address))
+            };
+            let Some(missing) = app.publish.iter().map(|p| p.app_port).find(|port| !reachable(*port)) else {
+                return Ok(());
+            };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(StackError::NotListening {
+                    app: app.name.to_string(),
+                    port: missing,
+                    found: describe(&listening, missing),
+                });
+            }
+            tokio::select! {
+                event = container.next() => match event? {
+                    Event::Started { .. } => {}
+                    Event::Exited(exit) => {
+                        return Err(StackError::AppEnded { app: app.name.to_string(), exit, port: missing });
+                    }
+                    Event::Gone => {
+                        return Err(StackError::AppEnded {
+                            app: app.name.to_string(),
+                            exit: Exit::Signal(libc::SIGKILL),
+                            port: missing,
+                        });
+                    }
+                },
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
+    async fn try_the_path(&self) -> Result<(), StackError> {
+        for (app, publish) in self.plan.published() {
+            let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
+            let connect = tokio::time::timeout(Duration::from_secs(5), tokio::net::TcpStream::connect(target));
+            connect
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                .map_err(|source| StackError::Path {
+                    app: app.name.to_string(),
+                    port: publish.app_port,
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Whether any port goes by DNAT.
+    #[must_use]
+    pub fn uses_dnat(&self) -> bool {
+        self.plan.published().any(|(_, publish)| publish.via == Transport::Dnat)
+    }
+}
+
+/// What to tell who waits for a port.
+fn describe(listening: &[SocketAddrV4], port: u16) -> String {
+    if listening.is_empty() {
+        return "it listens on nothing".to_owned();
+    }
+    let list: Vec<String> = listening.iter().map(ToString::to_string).collect();
+    let hint = if listening.iter().any(|l| l.port() == port) {
+        "; let it bind 0.0.0.0 instead"
+    } else {
+        ""
+    };
+    format!("it listens on {}{hint}", list.join(", "))
+}
+
+impl Launched {
+    async fn ready(mut container: Container) -> Result<Self, StackError> {
+        let (privileges, notes) = container.ready().await?;
+        Ok(Self {
+            container,
+            privileges,
+            notes,
+            command: None,
+        })
+    }
+
+    /// Lets an app's command start, and waits until it runs.
+    async fn proceed(&mut self) -> Result<(), StackError> {
+        self.container.send(&ToStage::Proceed, &[]).await?;
+        if let Event::Started { pid } = self.container.next().await? {
+            self.command = pid;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! What a stack leaves on disk while it lives, and the locks.
+//!
+//! ```text
+//! /run/lrpns/                 root; $XDG_RUNTIME_DIR/lrpns or /tmp/lrpns-UID rootless
+//!   .lock                     held by whoever decides something for more than one stack: names, ports, directories
+//!   STACK/
+//!     lock                    held for the supervisor's life: a held lock means alive, a free one means crashed
+//!     plan.json               written before the first change to the machine
+//!     control.sock            the supervisor's, answers status, logs, restart, down
+//! ```
+//!
+//! A stack's directory is made and removed under `.lock` only, so nobody can hold the lock of a directory that is
+//! gone. There is no pid file: who wants to talk to the supervisor connects.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::names::StackName;
+use crate::plan::Plan;
+
+/// A file or directory of the state could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// One call was refused.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The directory is not ours alone.
+    #[error("{} belongs to uid {uid} with mode {mode:o}: it must be ours, and nobody else may write there", path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { what, path, source }
+}
+
+/// The directory of all stacks of this user.
+#[derive(Debug, Clone)]
+pub struct StateRoot(PathBuf);
+
+/// `.lock`, held.
+#[must_use = "the lock is held as long as this value lives"]
+pub struct GlobalLock {
+    _lock: Flock<File>,
+}
+
+/// A stack's directory with its lock held: this process is its supervisor.
+pub struct StackDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// Whether a stack lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    /// There is no such directory.
+    Absent,
+    /// The lock is held.
+    Alive,
+    /// The directory is there, the lock is free.
+    Crashed,
+}
+
+impl StateRoot {
+    /// Where `uid`'s stacks are, given the environment's XDG_RUNTIME_DIR.
+    #[must_use]
+    pub fn for_user(uid: u32, runtime_dir: Option<&std::ffi::OsStr>) -> Self {
+        if uid == 0 {
+            return Self("/run/lrpns".into());
+        }
+        if let Some(dir) = runtime_dir.filter(|dir| Path::new(dir).is_absolute()) {
+            return Self(Path::new(dir).join("lrpns"));
+        }
+        let dir = PathBuf::from(format!("/run/user/{uid}"));
+        if dir.is_dir() {
+            return Self(dir.join("lrpns"));
+        }
+        Self(format!("/tmp/lrpns-{uid}").into())
+    }
+
+    /// The directory of one stack.
+    #[must_use]
+    pub fn stack(&self, name: &StackName) -> PathBuf {
+        self.0.join(name.as_str())
+    }
+
+    /// Takes `.lock`, waiting for whoever holds it; makes the root directory if it isn't there.
+    ///
+    /// # Errors
+    /// [`StateError`]; `NotOurs` when somebody else could have put something there.
+    pub fn lock(&self) -> Result<GlobalLock, StateError> {
+        std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("/"))).map_err(at("make", &self.0))?;
+        match std::fs::create_dir(&self.0) {
+            Ok(()) => std::fs::set_permissions(&self.0, Permissions::from_mode(0o700))
+                .map_err(at("set the mode of", &self.0))?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(at("make", &self.0)(e)),
+        }
+        let meta = std::fs::symlink_metadata(&self.0).map_err(at("look at", &self.0))?;
+        let ours = meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        if !ours {
+            return Err(StateError::NotOurs {
+                path: self.0.clone(),
+                uid: meta.uid(),
+                mode: meta.mode() & 0o7777,
+            });
+        }
+        let path = self.0.join(".lock");
+        let lock = Flock::lock(open_lock(&path)?, FlockArg::LockExclusive)
+            .map_err(|(_, e)| at("lock", &path)(e.into()))?;
+        Ok(GlobalLock { _lock: lock })
+    }
+
+    /// Whether the stack lives. Only under the global lock is the answer true for longer than the call.
+    ///
+    /// # Errors
+    /// [`StateError`] when its lock can't be tried.
+    pub fn liveness(&self, name: &StackName) -> Result<Liveness, StateError> {
+        let path = self.stack(name).join("lock");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(if self.stack(name).is_dir() {
+                    Liveness::Crashed
+                } else {
+                    Liveness::Absent
+                });
+            }
+            Err(e) => return Err(at("open", &path)(e)),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(Liveness::Crashed),
+            Err((_, nix::Error::EWOULDBLOCK)) => Ok(Liveness::Alive),
+            Err((_, e)) => Err(at("try the lock", &path)(e.into())),
+        }
+    }
+
+    /// Makes the stack's directory and takes its lock; `None` when it lives.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn claim(&self, name: &StackName, _held: &GlobalLock) -> Result<Option<StackDir>, StateError> {
+        let path = self.stack(name);
+        match std::fs::create_dir(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(at("make", &path)(e)),
+        }
+        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(at("set the mode of", &path))?;
+        let lock_path = path.join("lock");
+        match Flock::lock(open_lock(&lock_path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(StackDir { path, _lock: lock })),
+            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+            Err((_, e)) => Err(at("lock", &lock_path)(e.into())),
+        }
+    }
+
+    /// The names of all stacks that have a directory here.
+    ///
+    /// # Errors
+    /// [`StateError`] when the root can't be read; a root that isn't there has no stacks.
+    pub fn stacks(&self) -> Result<Vec<StackName>, StateError> {
+        let entries = match std::fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(e) => return Err(at("list", &self.0)(e)),
+        };
+        let mut names: Vec<StackName> = entries
+            .filter_map(|entry| StackName::new(entry.ok()?.file_name().to_str()?).ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The plan that a stack was brought up with; `None` when there is none that can be read.
+    #[must_use]
+    pub fn plan(&self, name: &StackName) -> Option<Plan> {
+        let text = std::fs::read(self.stack(name).join("plan.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// The path of a stack's control socket.
+    #[must_use]
+    pub fn control(&self, name: &StackName) -> PathBuf {
+        self.stack(name).join("control.sock")
+    }
+
+    /// Removes a stack's directory with all that is in it; one that isn't there is success.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn remove(&self, name: &StackName, _held: &GlobalLock) -> Result<(), StateError> {
+        let path = self.stack(name);
+        match std::fs::remove_dir_all(&path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(at("remove", &path)(e)),
+        }
+    }
+}
+
+impl StackDir {
+    /// Writes the plan, before the first change to the machine.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn save(&self, plan: &Plan) -> Result<(), StateError> {
+        let path = self.path.join("plan.json");
+        let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &path)(e.into()))?;
+        let new = self.path.join("plan.json.new");
+        std::fs::write(&new, text).map_err(at("write", &new))?;
+        std::fs::rename(&new, &path).map_err(at("write", &path))
+    }
+
+    /// Listens on the control socket. A socket that a crash left is replaced: its lock was free.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn listen(&self) -> Result<std::os::unix::net::UnixListener, StateError> {
+        let path = self.path.join("control.sock");
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(at("remove", &path)(e)),
+        }
+        std::os::unix::net::UnixListener::bind(&path).map_err(at("listen on", &path))
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, StateError> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .read(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(at("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, StateRoot) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = StateRoot(dir.path().join("lrpns"));
+        (dir, root)
+    }
+
+    #[test]
+    fn a_held_lock_means_alive_and_a_free_one_crashed() {
+        let (_dir, root) = root();
+        let name = StackName::new("web").unwrap();
+        assert_eq!(root.liveness(&name).unwrap(), Liveness::Absent);
+        let global = root.lock().unwrap();
+        let held = root.claim(&name, &global).unwrap().unwrap();
+        assert_eq!(root.liveness(&name).unwrap(), Liveness::Alive);
+        assert!(root.claim(&name, &global).unwrap().is_none());
+        drop(held);
+        assert_eq!(root.liveness(&name).unwrap(), Liveness::Crashed);
+        assert!(root.claim(&name, &global).unwrap().is_some());
+        root.remove(&name, &global).unwrap();
+        root.remove(&name, &global).unwrap();
+        assert_eq!(root.liveness(&name).unwrap(), Liveness::Absent);
+    }
+
+    #[test]
+    fn a_root_that_others_may_write_to_is_refused() {
+        let (_dir, root) = root();
+        drop(root.lock().unwrap());
+        std::fs::set_permissions(&root.0, Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(root.lock(), Err(StateError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn a_user_without_a_runtime_directory_gets_one_of_his_own_in_tmp() {
+        assert_eq!(StateRoot::for_user(0, Some("/x".as_ref())).0, Path::new("/run/lrpns"));
+        assert_eq!(StateRoot::for_user(4_000_001, Some("/x".as_ref())).0, Path::new("/x/lrpns"));
+        assert_eq!(StateRoot::for_user(4_000_001, None).0, Path::new("/tmp/lrpns-4000001"));
+    }
+}
