@@ -230,6 +230,20 @@ impl Drop for Container {
     }
 }
 
+/// Waits until every child of this process has ended; they must have been told to.
+///
+/// # Errors
+/// What `waitid(2)` says, but for "there is none".
+pub fn reap_all() -> io::Result<()> {
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(nix::Error::ECHILD) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// The process number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).
 fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     use std::os::fd::AsRawFd;

@@ -3,9 +3,11 @@
 
 pub mod config;
 pub mod container;
+pub mod control;
 pub mod firewall;
 pub mod host;
 pub mod init;
+pub mod logbuf;
 pub mod names;
 pub mod namespaces;
 pub mod net;
@@ -17,5 +19,6 @@ pub mod rootfs;
 pub mod sidecar;
 pub mod stack;
 pub mod state;
+pub mod supervise;
 pub mod sys;
 pub mod webapp;

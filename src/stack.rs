@@ -110,6 +110,9 @@ pub enum StackError {
         /// The step.
         step: &'static str,
     },
+    /// By `lrpns down` or a signal.
+    #[error("interrupted")]
+    Interrupted,
     /// A test asked for it (debug builds only).
     #[error("step {0}: failed on request")]
     OnRequest(&'static str),
@@ -164,7 +167,7 @@ pub struct Stack {
     /// What never changes.
     pub ground: Arc<Ground>,
     /// Dropping it takes the host's table away.
-    host_table: firewall::Socket,
+    pub host_table: firewall::Socket,
     /// The parts, in the order in which they were started.
     pub parts: Vec<(PartId, Launched)>,
 }
@@ -213,7 +216,7 @@ impl Stack {
     pub async fn bring_up(
         plan: Plan,
         listeners: Vec<Listener>,
-        output: &dyn Fn(usize, Output),
+        output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
@@ -284,12 +287,6 @@ impl Stack {
             host_table,
             parts,
         })
-    }
-
-    /// The parts for the supervisor to watch, and the socket that the host's table lives by.
-    #[must_use]
-    pub fn into_parts(self) -> (Arc<Ground>, firewall::Socket, Vec<(PartId, Launched)>) {
-        (self.ground, self.host_table, self.parts)
     }
 }
 
@@ -397,7 +394,7 @@ impl Ground {
     }
 
     /// Starts an app's process up to the point where only its command is missing.
-    async fn app(&self, index: usize, output: &dyn Fn(usize, Output)) -> Result<Launched, StackError> {
+    async fn app(&self, index: usize, output: &(dyn Fn(usize, Output) + Sync)) -> Result<Launched, StackError> {
         let app = &self.plan.apps[index];
         let pipe = |what| {
             let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -432,7 +429,7 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn relaunch_app(&self, index: usize, output: &dyn Fn(usize, Output)) -> Result<Launched, StackError> {
+    pub async fn relaunch_app(&self, index: usize, output: &(dyn Fn(usize, Output) + Sync)) -> Result<Launched, StackError> {
         let mut launched = self.app(index, output).await?;
         launched.proceed().await?;
         self.wait_until_listening(index, &mut launched.container).await?;

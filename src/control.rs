@@ -1,0 +1,149 @@
+//! The control socket: what a command asks of a running stack, and what it gets.
+//!
+//! Framed as in [`crate::protocol`]. The socket is in a directory of ours alone, and the supervisor looks at the peer's
+//! uid all the same (`SO_PEERCRED`, unix(7)).
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::init::privileges::Privileges;
+use crate::logbuf::{Filter, LogLine};
+use crate::plan::Plan;
+use crate::protocol;
+
+/// What a command asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// How the stack is; while it starts, answered when it has started.
+    Status,
+    /// Take everything down.
+    Down,
+    /// Start a part again; `None` for every app.
+    Restart {
+        /// The part.
+        part: Option<String>,
+    },
+    /// The log; with `follow` until either side ends.
+    Logs {
+        /// Which lines.
+        filter: Filter,
+        /// Go on with what comes.
+        follow: bool,
+    },
+    /// What it takes to run a command in a part.
+    Enter {
+        /// The part.
+        part: String,
+    },
+}
+
+/// What a command gets.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It is done.
+    Done,
+    /// One line of the log.
+    Line(LogLine),
+    /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.
+    Enter {
+        /// The id inside that the part runs as.
+        user: u32,
+        /// The part's environment.
+        env: std::collections::BTreeMap<String, String>,
+        /// What the part holds: the command gets no more.
+        privileges: Privileges,
+    },
+    /// It can't be done.
+    Refused {
+        /// Why.
+        why: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+}
+
+/// How a stack is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// What it was brought up with.
+    pub plan: Plan,
+    /// The supervisor's process.
+    pub supervisor: i32,
+    /// When it was up, RFC 3339, UTC.
+    pub since: jiff::Timestamp,
+    /// Its parts.
+    pub parts: Vec<PartStatus>,
+}
+
+/// How a part is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PartStatus {
+    /// Its name: `sidecar`, `relay`, or an app's.
+    pub name: String,
+    /// Whether it runs.
+    pub state: PartState,
+    /// The process that does the part's work, in the supervisor's pid namespace: the app's command, or the part's pid 1.
+    pub pid: Option<i32>,
+    /// The part's pid 1, in the supervisor's pid namespace.
+    pub init: Option<i32>,
+    /// The host's uid of the process.
+    pub host_uid: u32,
+    /// When it was started last.
+    pub since: jiff::Timestamp,
+    /// How often it was started again, by itself or by command.
+    pub restarts: u32,
+    /// How its command ended last.
+    pub last_exit: Option<protocol::Exit>,
+    /// What the kernel said it holds, when it had dropped everything.
+    pub privileges: Option<Privileges>,
+    /// What had to be left out.
+    pub notes: Vec<String>,
+}
+
+/// Whether a part runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartState {
+    /// It works.
+    Running,
+    /// It is being started.
+    Starting,
+    /// It has ended and is not started again.
+    Ended,
+}
+
+/// A conversation with a supervisor.
+pub struct Client(UnixStream);
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// ENOENT or ECONNREFUSED when nobody supervises this stack.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        UnixStream::connect(path).map(Self)
+    }
+
+    /// Asks; then [`Client::reply`] tells.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub fn ask(&self, request: &Request) -> io::Result<()> {
+        protocol::send(&self.0, request, &[])
+    }
+
+    /// The next reply; `None` when the supervisor has ended the conversation, or itself.
+    ///
+    /// # Errors
+    /// What `recvmsg(2)` says.
+    pub fn reply(&self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
+        protocol::receive(&self.0)
+    }
+}
