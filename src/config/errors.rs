@@ -136,17 +136,23 @@ impl Problem {
 }
 
 /// A text with a name, to make places of its byte ranges.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Source<'t> {
     pub(super) path: &'t Path,
     pub(super) text: &'t str,
+    /// Where each line ends, so that a long file with many mistakes is not counted through for each of them.
+    ends: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'t> Source<'t> {
+    pub(super) fn new(path: &'t Path, text: &'t str) -> Self {
+        let ends = text.match_indices('\n').map(|(i, _)| i).collect();
+        Self { path, text, ends }
+    }
+
     /// The line of `offset`, from 1.
     pub(super) fn line(&self, offset: usize) -> usize {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        before.iter().filter(|byte| **byte == b'\n').count() + 1
+        self.ends.partition_point(|end| *end < offset) + 1
     }
 
     /// The place of `span`; what goes beyond the end of its first line is cut off, and a span that cuts a character
@@ -227,10 +233,7 @@ mod tests {
 
     #[test]
     fn a_span_is_cut_at_the_end_of_its_first_line_and_never_inside_a_character() {
-        let source = Source {
-            path: Path::new("x.toml"),
-            text: "ä = [\r\n1,\n]\n",
-        };
+        let source = Source::new(Path::new("x.toml"), "ä = [\r\n1,\n]\n");
         let Place::Text {
             line,
             column,

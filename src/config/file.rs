@@ -38,15 +38,17 @@ pub(super) fn read(source: Source<'_>, vars: &Vars, kind: Kind) -> Result<Config
         Kind::Builtin => &["PROVIDER"],
     };
     let lookup = Lookup::new(vars, plain, &mut early);
+    let text = source.text;
     let mut reader = Reader {
-        source,
         kind,
         base: base_of(source.path),
+        source,
         lookup,
         problems: Vec::new(),
         origins: BTreeMap::new(),
     };
-    let (table, syntax) = DeTable::parse_recoverable(source.text);
+    let (table, mut syntax) = DeTable::parse_recoverable(text);
+    syntax.sort_by_key(|error| error.span().map_or(0, |span| span.start));
     let mut config = None;
     let doubled = |error: &toml::de::Error| error.message().contains("duplicate key");
     // After any other mistake of syntax the parser guesses, and what follows from a guess is no help.
@@ -211,7 +213,7 @@ impl Reader<'_> {
                 Some(of_file) if *of_file != name => Err(ValueError::form(
                     format!("the stack `{name}` in the file of the stack `{of_file}`"),
                     "the file's own name, or no name at all",
-                    "",
+                    "leave `name` out",
                 )),
                 _ => Ok(name),
             }
@@ -389,8 +391,7 @@ impl Reader<'_> {
             return None;
         };
         if let Err(error) = check::program(&program.value, rootfs) {
-            let error = error.saying(keys::COMMAND.expected, keys::COMMAND.example);
-            self.refused(program.span.clone(), error, "");
+            self.refused_key(program.span.clone(), error, keys::COMMAND, "");
         }
         Some(words.into_iter().map(|placed| placed.value).collect())
     }
@@ -503,7 +504,7 @@ impl Reader<'_> {
             return;
         };
         if let Err(error) = check::room(subnet.value, apps.len()) {
-            self.refused(subnet.span.clone(), error, "");
+            self.refused(subnet.span.clone(), error);
         }
         for (owner, address) in all {
             let others = taken
@@ -512,7 +513,7 @@ impl Reader<'_> {
             let sidecar = sidecar.map(|placed| placed.value);
             if let Err(error) = check::address(address.value, &owner, subnet.value, sidecar, others)
             {
-                self.refused(address.span.clone(), error, "");
+                self.refused(address.span.clone(), error);
             }
             taken.push((owner, address));
         }
@@ -529,7 +530,6 @@ impl Reader<'_> {
                 self.refused(
                     later.span.clone(),
                     check::collision(earlier.value, later.value, &format!("on line {line}")),
-                    "",
                 );
             }
         }
@@ -560,20 +560,25 @@ impl Reader<'_> {
                 ),
                 label: String::new(),
                 expected: "a name that the file uses".to_owned(),
-                example: near.map_or(String::new(), |near| format!("--set {near}=VALUE")),
+                example: match near {
+                    Some(near) => format!("--set {near}=VALUE"),
+                    None => format!("env = {{ {name} = \"${{{name}}}\" }}"),
+                },
             });
         }
     }
 
     fn syntax(&mut self, error: &toml::de::Error) {
+        const NOT_TOML: &str = "not TOML: ";
         let span = error.span().unwrap_or(0..0);
+        let start = span.start;
         let (message, expected) = match error.message().split_once(", expected ") {
             Some((message, expected)) => (message, expected),
             None => (error.message(), ""),
         };
         let problem = Problem {
             place: self.source.place(span),
-            message: format!("not TOML: {message}"),
+            message: format!("{NOT_TOML}{message}"),
             label: String::new(),
             expected: match (expected, message) {
                 ("", "duplicate key") => "every key once".to_owned(),
@@ -582,8 +587,13 @@ impl Reader<'_> {
             },
             example: keys::NAME.example.to_owned(),
         };
-        // The parser may stumble over one mistake twice.
-        if !self.problems.contains(&problem) {
+        // The parser stumbles over one mistake more than once; the first stumble of a line is the mistake.
+        let line = self.source.line(start);
+        let stumbled = |other: &Problem| {
+            matches!(other.place, Place::Text { line: l, .. } if l == line)
+                && other.message.starts_with(NOT_TOML)
+        };
+        if !self.problems.iter().any(stumbled) {
             self.problems.push(problem);
         }
     }
@@ -665,8 +675,7 @@ impl Reader<'_> {
                 })
             }
             Err(error) => {
-                let error = error.saying(key.expected, key.example);
-                self.refused(value.span(), error, &path);
+                self.refused_key(value.span(), error, key, &path);
                 None
             }
         }
@@ -698,8 +707,7 @@ impl Reader<'_> {
                     span: value.span(),
                 }),
                 Err(error) => {
-                    let error = error.saying(key.expected, key.example);
-                    self.refused(value.span(), error, &path);
+                    self.refused_key(value.span(), error, key, &path);
                 }
             }
         }
@@ -769,16 +777,19 @@ impl Reader<'_> {
         self.problem(span, message, key.expected, key.example);
     }
 
-    /// `path` is the key to name where something is not supported yet.
-    fn refused(&mut self, span: Range<usize>, error: ValueError, path: &str) {
-        let error = match error {
-            ValueError::Later { value, now } => ValueError::Later {
-                value: format!("{path} = {value}"),
-                now,
-            },
-            form @ ValueError::Form { .. } => form,
-        };
+    fn refused(&mut self, span: Range<usize>, error: ValueError) {
         self.problems.push(error.problem(self.source.place(span)));
+    }
+
+    /// The same for the value of one key, which knows what was expected.
+    fn refused_key(&mut self, span: Range<usize>, error: ValueError, key: Key, path: &str) {
+        match error.saying(key.expected, key.example) {
+            ValueError::Later { value, now } => {
+                let message = format!("not supported yet: {path} = {value}");
+                self.problem(span, message, now, &key.today());
+            }
+            form @ ValueError::Form { .. } => self.refused(span, form),
+        }
     }
 
     fn later(&mut self, section: &Section<'_, '_>, key: Key, now: &str) {
@@ -796,7 +807,7 @@ impl Reader<'_> {
             DeValue::Table(_) => section.get(key.name).map_or(0..0, |(span, _)| span),
             _ => value.span(),
         };
-        self.problem(span, message, now, "");
+        self.problem(span, message, now, &key.today());
     }
 
     fn missing(&mut self, section: &Section<'_, '_>, key: Key) {

@@ -86,6 +86,17 @@ pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];
 /// The keys of `limits`.
 pub(super) const LIMITS_KEYS: &[Key] = &[MEMORY, PIDS, CPU];
 
+impl Key {
+    /// An example of what is supported now, for a value that is not.
+    pub(super) fn today(&self) -> String {
+        match self.name {
+            "egress" | "volumes" => format!("{} = []", self.name),
+            "rules" | "health" | "limits" => format!("# {}", self.example),
+            _ => self.example.to_owned(),
+        }
+    }
+}
+
 /// Where a key belongs that was found elsewhere.
 pub(super) fn home(name: &str) -> Option<&'static str> {
     let homes = [

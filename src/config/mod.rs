@@ -9,6 +9,7 @@ mod file;
 mod keys;
 mod run;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod values;
 mod vars;
@@ -50,8 +51,8 @@ pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong with the text and its variables.
 pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, ConfigErrors> {
-    let path = source_name;
-    file::read(errors::Source { path, text }, vars, file::Kind::File)
+    let source = errors::Source::new(source_name, text);
+    file::read(source, vars, file::Kind::File)
 }
 
 /// The built-in example. Here the environment's plain `PROVIDER` counts too, after every other source.
@@ -59,9 +60,8 @@ pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, Conf
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong with the variables.
 pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
-    let path = Path::new(BUILTIN_PATH);
-    let text = EXAMPLE;
-    file::read(errors::Source { path, text }, vars, file::Kind::Builtin)
+    let source = errors::Source::new(Path::new(BUILTIN_PATH), EXAMPLE);
+    file::read(source, vars, file::Kind::Builtin)
 }
 
 /// Reads a whole file of text.
@@ -73,8 +73,8 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
             },
             message,
             label: String::new(),
-            expected: String::new(),
-            example: String::new(),
+            expected: "a readable file of text".to_owned(),
+            example: "`lrpns init` writes an lrpns.toml".to_owned(),
         })
     };
     let mut bytes = Vec::new();
@@ -88,13 +88,13 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
         let start = error.utf8_error().valid_up_to();
         // What comes before the first bad byte is the same in the repaired text.
         let text = String::from_utf8_lossy(error.as_bytes());
-        let source = errors::Source { path, text: &text };
+        let source = errors::Source::new(path, &text);
         Box::new(Problem {
             place: source.place(start..start + 3),
             message: "the file is not UTF-8".to_owned(),
             label: String::new(),
             expected: "text in UTF-8".to_owned(),
-            example: String::new(),
+            example: "iconv -f latin1 -t utf-8".to_owned(),
         })
     })
 }

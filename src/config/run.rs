@@ -100,7 +100,13 @@ impl Flags {
             Err(ValueError::Later { value, now }) => {
                 let value = format!("{flag} {value}");
                 let error = ValueError::Later { value, now };
-                self.problems.push(error.problem(Place::Flag { name }));
+                let mut problem = error.problem(Place::Flag { name });
+                problem.example = match flag {
+                    "--rootfs" => "--rootfs host".to_owned(),
+                    "--via" => "--via auto".to_owned(),
+                    _ => format!("{flag} {}", values::PUBLISH_EXAMPLE),
+                };
+                self.problems.push(problem);
                 None
             }
             Err(error) => {

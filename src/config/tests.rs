@@ -35,6 +35,10 @@ fn problems(result: Result<Config, ConfigErrors>) -> Vec<(usize, usize, String)>
         Place::Text { line, column, .. } => (*line, *column, problem.message.clone()),
         _ => (0, 0, problem.message.clone()),
     };
+    for problem in errors.problems() {
+        let whole = !problem.expected.is_empty() && !problem.example.is_empty();
+        assert!(whole, "not all is said: {problem:?}");
+    }
     errors.problems().iter().map(place).collect()
 }
 
@@ -554,7 +558,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         ),
         ("env.A = \"\\u0000\"", 9, "NUL"),
         ("rootfs = \"host\"", 1, "not TOML: duplicate key"),
-        ("via = \"auto", 7, "not TOML"),
+        ("via = \"auto", 12, "not TOML"),
         ("via =", 6, "not TOML"),
         ("via = 2026-01-01", 7, "`app.via` is a date"),
     ];
@@ -566,7 +570,8 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
 #[test]
 fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
     let app = "[app]\nrootfs = \"host\"\ncommand = [\"sh\"]\n";
-    let cases: &[(&str, &[(usize, usize, &str)])] = &[
+    type Expected<'t> = &'t [(usize, usize, &'t str)];
+    let cases: &[(&str, Expected<'_>)] = &[
         (
             "",
             &[
@@ -740,7 +745,10 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
         ),
         (
             "name = = 1\n[app\n",
-            &[(1, 7, "not TOML"), (2, 5, "not TOML")],
+            &[
+                (1, 8, "not TOML: extra `=`"),
+                (2, 5, "not TOML: unclosed table"),
+            ],
         ),
     ];
     for (text, expected) in cases {
@@ -993,10 +1001,30 @@ fn run_names_every_flag_that_is_wrong() {
         assert!(text.contains(words), "{words} is not in\n{text}");
     }
     assert_eq!(errors.problems().len(), 9, "{text}");
+    let said = |problem: &Problem| !problem.expected.is_empty() && !problem.example.is_empty();
+    assert!(errors.problems().iter().all(said), "{text}");
     let empty = RunOptions {
         command: vec![],
         ..options()
     };
     let text = run(&empty, Path::new("/base")).unwrap_err().to_string();
     assert!(text.contains("COMMAND: the command is missing"), "{text}");
+}
+
+#[test]
+fn the_flags_of_the_process_are_checked_together() {
+    let set = ["A=b".to_owned(), "=".to_owned(), "C".to_owned()];
+    let errors = Vars::from_process(&set, Some(Path::new("/nonexistent/x.env"))).unwrap_err();
+    let text = errors.to_string();
+    assert_eq!(errors.problems().len(), 3, "{text}");
+    for words in [
+        "--set: `` is no variable's name",
+        "--set: `C` has no `=`",
+        "x.env: read the file: No such file",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    let vars = Vars::from_process(&set[..1], None).unwrap();
+    assert_eq!(vars.set, [("A".to_owned(), "b".to_owned())]);
+    assert_eq!(vars.env.get("PATH"), std::env::var("PATH").ok().as_ref());
 }

@@ -395,7 +395,7 @@ pub(super) fn rate(text: &str) -> Result<(), ValueError> {
     let bad = || ValueError::said(format!("{} is no rate", quoted(text)));
     let (count, unit) = text.split_once('/').ok_or_else(bad)?;
     let unit = unit.strip_suffix(" per client").unwrap_or(unit);
-    if !number(count).is_some_and(|n| n > 0) {
+    if !matches!(number(count), Some(1..)) {
         return Err(bad());
     }
     one_of(unit, &[("second", ()), ("minute", ()), ("hour", ())])?;
@@ -522,6 +522,7 @@ pub(super) fn interval(text: &str) -> Result<(), ValueError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

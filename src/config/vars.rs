@@ -136,7 +136,7 @@ impl Lookup {
             Some(((*name).to_owned(), of_env(name, value)))
         });
         let file = match &vars.env_file {
-            Some((path, text)) => read_env_file(&Source { path, text }, problems),
+            Some((path, text)) => read_env_file(&Source::new(path, text), problems),
             None => BTreeMap::new(),
         };
         Self {
@@ -407,6 +407,7 @@ fn unquote(text: &str, quote: char) -> Result<String, (usize, &'static str)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
