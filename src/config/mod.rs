@@ -3,14 +3,101 @@
 //! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::plan::resolve`].
 #![forbid(unsafe_code)]
 
+mod check;
+mod errors;
+mod file;
+mod keys;
+mod run;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod values;
+mod vars;
+
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use self::errors::{ConfigErrors, Place, Problem};
+pub use self::run::{RunOptions, run};
+pub use self::values::ValueError;
+pub use self::vars::{Vars, parse_set};
 use crate::names::{PartName, StackName};
+
+/// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// What takes the place of the path in messages about the built-in example.
+const BUILTIN_PATH: &str = "<built-in example>";
+
+/// The largest file that is read, in bytes: far above any real one, far below what hurts.
+const LARGEST: u64 = 1 << 20;
+
+/// Reads the file at `path`.
+///
+/// # Errors
+/// [`ConfigErrors`] has everything that is wrong: with reading the file, with the file, with its variables.
+pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
+    let text = read_text(path).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
+    parse(path, &text, vars)
+}
+
+/// Reads `text`, which messages call `source_name`. Relative paths in it are taken from that file's directory.
+///
+/// # Errors
+/// [`ConfigErrors`] has everything that is wrong with the text and its variables.
+pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, ConfigErrors> {
+    let source = errors::Source::new(source_name, text);
+    file::read(source, vars, file::Kind::File)
+}
+
+/// The built-in example. Here the environment's plain `PROVIDER` counts too, after every other source.
+///
+/// # Errors
+/// [`ConfigErrors`] has everything that is wrong with the variables.
+pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
+    let source = errors::Source::new(Path::new(BUILTIN_PATH), EXAMPLE);
+    file::read(source, vars, file::Kind::Builtin)
+}
+
+/// Reads a whole file of text.
+fn read_text(path: &Path) -> Result<String, Box<Problem>> {
+    let problem = |message: String| {
+        Box::new(Problem {
+            place: Place::File {
+                path: path.to_owned(),
+            },
+            message,
+            label: String::new(),
+            expected: "a readable file of text".to_owned(),
+            example: "`lrpns init` writes an lrpns.toml".to_owned(),
+        })
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| problem(format!("read the file: {error}")))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(problem(format!("the file has more than {LARGEST} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let start = error.utf8_error().valid_up_to();
+        // What comes before the first bad byte is the same in the repaired text.
+        let text = String::from_utf8_lossy(error.as_bytes());
+        let source = errors::Source::new(path, &text);
+        Box::new(Problem {
+            place: source.place(start..start + 3),
+            message: "the file is not UTF-8".to_owned(),
+            label: String::new(),
+            expected: "text in UTF-8".to_owned(),
+            example: "iconv -f latin1 -t utf-8".to_owned(),
+        })
+    })
+}
 
 /// Where a value came from, shown by `lrpns plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +113,11 @@ pub enum Origin {
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
+    },
+    /// A variable of the environment, such as `LRPNS_PROVIDER`.
+    Environment {
+        /// Its name, with `LRPNS_` if it has it.
+        name: String,
     },
     /// A flag of the command line, such as `--set` or `--publish`.
     Flag {

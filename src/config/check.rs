@@ -1,0 +1,99 @@
+//! What can only be judged by looking at several values at once.
+
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
+use ipnet::Ipv4Net;
+
+use super::values::{self, ValueError};
+use super::{Publish, Rootfs};
+
+/// A value and the bytes of the file that it stands in.
+#[derive(Debug, Clone)]
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    pub(super) span: Range<usize>,
+}
+
+/// How many hosts the subnet has, network and broadcast address not counted.
+fn hosts(subnet: Ipv4Net) -> u64 {
+    (1_u64 << (32 - u32::from(subnet.prefix_len()))).saturating_sub(2)
+}
+
+/// The subnet has an address for the sidecar and each app.
+pub(super) fn room(subnet: Ipv4Net, apps: usize) -> Result<(), ValueError> {
+    let hosts = hosts(subnet);
+    if (apps as u64) < hosts {
+        return Ok(());
+    }
+    Err(ValueError::form(
+        format!(
+            "`{subnet}` has {hosts} addresses, the sidecar and {apps} apps need {}",
+            apps + 1
+        ),
+        "a wider subnet",
+        "subnet = \"172.18.0.0/24\"",
+    ))
+}
+
+/// One address of the stack. `sidecar` is the sidecar's if it was written down, `taken` are those before this one.
+pub(super) fn address<'t>(
+    address: Ipv4Addr,
+    owner: &str,
+    subnet: Ipv4Net,
+    sidecar: Option<Ipv4Addr>,
+    taken: impl IntoIterator<Item = (&'t str, Ipv4Addr)>,
+) -> Result<(), ValueError> {
+    let first = Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1));
+    let message = if !subnet.contains(&address) {
+        format!("{address} is not in the subnet {subnet}")
+    } else if address == subnet.network() {
+        format!("{address} is the subnet's own address")
+    } else if address == subnet.broadcast() {
+        format!("{address} is the subnet's broadcast address")
+    } else if let Some((other, _)) = taken.into_iter().find(|(_, other)| *other == address) {
+        format!("{address} is also the address of {other}")
+    } else if sidecar.is_none() && address == first && owner != "the sidecar" {
+        format!(
+            "{address} is the subnet's first address, which is the sidecar's when it has no other"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ValueError::form(
+        message,
+        "an address of the subnet that nobody else has",
+        "address = \"172.18.0.23\"",
+    ))
+}
+
+/// Whether two published ports can't be listened on at once.
+pub(super) fn collide(a: Publish, b: Publish) -> bool {
+    let any = a.address.is_unspecified() || b.address.is_unspecified();
+    a.host_port == b.host_port && (any || a.address == b.address)
+}
+
+/// The error for `later`, which collides with `earlier`.
+pub(super) fn collision(earlier: Publish, later: Publish, place: &str) -> ValueError {
+    ValueError::form(
+        format!(
+            "{}:{} is published already, by {}:{} {place}",
+            later.address, later.host_port, earlier.address, earlier.host_port
+        ),
+        "every port of an address once; 0.0.0.0 stands for all addresses",
+        values::PUBLISH_EXAMPLE,
+    )
+}
+
+/// The program can be in the root.
+pub(super) fn program(program: &str, rootfs: Option<&Rootfs>) -> Result<(), ValueError> {
+    values::program(program)?;
+    if rootfs == Some(&Rootfs::BuiltinWebapp) && program != "/webapp" {
+        return Err(ValueError::form(
+            "there is no other program than `/webapp` in `builtin:webapp`".to_owned(),
+            "/webapp, or another rootfs",
+            "command = [\"/webapp\"]",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Every key of `lrpns.toml`: its name, what it takes and an example. The readers take their words from here, so a key
+//! is known exactly when it is in one of these tables.
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) expected: &'static str,
+    pub(super) example: &'static str,
+}
+
+macro_rules! keys {
+    ($($const:ident = $name:literal: $expected:expr, $example:expr;)*) => {
+        $(pub(super) const $const: Key = Key { name: $name, expected: $expected, example: $example };)*
+    };
+}
+
+keys! {
+    NAME = "name": "a name of letters, digits, `-` and `_`, at most 48", r#"name = "customerA""#;
+    NETWORK = "network": "a table", r#"[network]"#;
+    SIDECAR = "sidecar": "a table", r#"[sidecar]"#;
+    APP = "app": "a table, or several tables `[app.NAME]`", r#"[app]"#;
+    VARS = "vars": "a table of strings", r#"[vars]"#;
+
+    SUBNET = "subnet": "an IPv4 network with a prefix length from 8 to 30", r#"subnet = "172.18.0.0/24""#;
+    IPV6 = "ipv6": r#""off" or an IPv6 prefix"#, r#"ipv6 = "off""#;
+
+    SIDECAR_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.33""#;
+    LOG = "log": r#""off", "connections" or "packets""#, r#"log = "off""#;
+    SEAL = "seal": "true or false", "seal = false";
+    RULES = "rules": "the path of a file in nft's syntax", r#"rules = "extra.nft""#;
+
+    APP_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.23""#;
+    ROOTFS = "rootfs":
+        "builtin:webapp, host, dir:PATH, oci:LAYOUT[:TAG], oci-archive:FILE, docker-archive:FILE or image:FILE",
+        r#"rootfs = "host""#;
+    COMMAND = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["/webapp"]"#;
+    ENV = "env": "a table of names and strings", r#"env = { PROVIDER = "world" }"#;
+    PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
+    VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
+    SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
+    EGRESS = "egress": "a list of `PROTOCOL ADDRESS:PORT`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
+    ALLOW = "allow": "a list of address ranges of clients", r#"allow = ["0.0.0.0/0"]"#;
+    RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
+    TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
+    VOLUMES = "volumes": "a list of `HOST_PATH:PATH[:ro|rw]`, both paths absolute", r#"volumes = ["/srv/data:/data:ro"]"#;
+    HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
+    RESTART = "restart": r#""no", "on-failure" or "always""#, r#"restart = "on-failure""#;
+    LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
+
+    HTTP = "http": "the path of an URL", r#"http = "/""#;
+    TCP = "tcp": "true or false", "tcp = true";
+    INTERVAL = "interval": "a time in ms, s or m", r#"interval = "5s""#;
+
+    MEMORY = "memory": "a size in bytes or with K, M or G", r#"memory = "256M""#;
+    PIDS = "pids": "a number above 0", "pids = 64";
+    CPU = "cpu": "a number of processors above 0", "cpu = 1.0";
+}
+
+/// The keys of the file itself.
+pub(super) const ROOT_KEYS: &[Key] = &[NAME, NETWORK, SIDECAR, APP, VARS];
+/// The keys of `[network]`.
+pub(super) const NETWORK_KEYS: &[Key] = &[SUBNET, IPV6];
+/// The keys of `[sidecar]`.
+pub(super) const SIDECAR_KEYS: &[Key] = &[SIDECAR_ADDRESS, LOG, SEAL, RULES];
+/// The keys of `[app]` and `[app.NAME]`.
+pub(super) const APP_KEYS: &[Key] = &[
+    APP_ADDRESS,
+    ROOTFS,
+    COMMAND,
+    ENV,
+    PUBLISH,
+    VIA,
+    SOURCE,
+    EGRESS,
+    ALLOW,
+    RATE,
+    TMPFS,
+    VOLUMES,
+    HEALTH,
+    RESTART,
+    LIMITS,
+];
+/// The keys of `health`.
+pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];
+/// The keys of `limits`.
+pub(super) const LIMITS_KEYS: &[Key] = &[MEMORY, PIDS, CPU];
+
+impl Key {
+    /// An example of what is supported now, for a value that is not.
+    pub(super) fn today(&self) -> String {
+        match self.name {
+            "egress" | "volumes" => format!("{} = []", self.name),
+            "rules" | "health" | "limits" => format!("# {}", self.example),
+            _ => self.example.to_owned(),
+        }
+    }
+}
+
+/// Where a key belongs that was found elsewhere.
+pub(super) fn home(name: &str) -> Option<&'static str> {
+    let homes = [
+        ("the top of the file, before the first table", ROOT_KEYS),
+        ("`[network]`", NETWORK_KEYS),
+        ("`[sidecar]`", SIDECAR_KEYS),
+        ("`[app]`", APP_KEYS),
+        ("`health`", HEALTH_KEYS),
+        ("`limits`", LIMITS_KEYS),
+    ];
+    let has = |keys: &[Key]| keys.iter().any(|key| key.name == name);
+    homes
+        .into_iter()
+        .find(|(_, keys)| has(keys))
+        .map(|(home, _)| home)
+}

@@ -1,0 +1,186 @@
+//! `lrpns run`: a stack around one command, written down in flags instead of a file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+use super::errors::{ConfigErrors, Place, Problem};
+use super::values::ValueError;
+use super::vars::parse_set;
+use super::{
+    App, Config, Network, Origin, Publish, Restart, Rootfs, Sidecar, Tmpfs, Via, check, file, keys,
+    values,
+};
+use crate::names::{PartName, StackName};
+
+/// The flags of `lrpns run` as they were given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// `--name`, the stack's name.
+    pub name: String,
+    /// Every `--publish`.
+    pub publish: Vec<String>,
+    /// `--rootfs`; a relative path in it is taken from `base`.
+    pub rootfs: String,
+    /// Every `--env NAME=VALUE`.
+    pub env: Vec<String>,
+    /// Every `--tmpfs`; none is the default, a `/tmp`.
+    pub tmpfs: Vec<String>,
+    /// `--via`; `None` is `auto`.
+    pub via: Option<String>,
+    /// What stands after `--`.
+    pub command: Vec<String>,
+}
+
+/// Makes a stack of one app, `app`, from the flags of `lrpns run`. `base` is the current directory.
+///
+/// # Errors
+/// [`ConfigErrors`] has every flag that is wrong.
+pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
+    let mut flags = Flags::default();
+    let name = flags.take(
+        "name",
+        "--name",
+        StackName::new(&options.name).map_err(|error| file::name_error(&error)),
+    );
+    let rootfs = values::rootfs(&options.rootfs, base)
+        .map_err(|error| error.saying("host, builtin:webapp or dir:PATH", "--rootfs host"));
+    let rootfs = flags.take("app.rootfs", "--rootfs", rootfs);
+    let publish = flags.publish(&options.publish);
+    let mut env = flags.env(&options.env);
+    if rootfs == Some(Rootfs::BuiltinWebapp) {
+        file::default_env(&mut env);
+    }
+    let tmpfs = match options.tmpfs.as_slice() {
+        [] => file::default_tmpfs(),
+        given => flags.all::<Tmpfs>("app.tmpfs", "--tmpfs", given),
+    };
+    let via = options.via.as_deref().map(|text| {
+        let via = values::via(text).map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
+        flags.take("app.via", "--via", via).unwrap_or_default()
+    });
+    let command = flags.command(&options.command, rootfs.as_ref());
+    match (name, rootfs) {
+        (Some(name), Some(rootfs)) if flags.problems.is_empty() => Ok(Config {
+            path: None,
+            name,
+            network: Network::default(),
+            sidecar: Sidecar::default(),
+            apps: vec![App {
+                name: PartName::new("app").expect("`app` is a name"),
+                address: None,
+                rootfs,
+                command,
+                env,
+                publish,
+                via: via.unwrap_or(Via::Auto),
+                tmpfs,
+                restart: Restart::No,
+            }],
+            origins: flags.origins,
+        }),
+        _ => Err(ConfigErrors::new(flags.problems)),
+    }
+}
+
+#[derive(Default)]
+struct Flags {
+    problems: Vec<Problem>,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Flags {
+    fn take<T>(&mut self, key: &str, flag: &str, parsed: Result<T, ValueError>) -> Option<T> {
+        let name = flag.to_owned();
+        match parsed {
+            Ok(value) => {
+                self.origins.insert(key.to_owned(), Origin::Flag { name });
+                Some(value)
+            }
+            Err(ValueError::Later { value, now }) => {
+                let value = format!("{flag} {value}");
+                let error = ValueError::Later { value, now };
+                let mut problem = error.problem(Place::Flag { name });
+                problem.example = match flag {
+                    "--rootfs" => "--rootfs host".to_owned(),
+                    "--via" => "--via auto".to_owned(),
+                    _ => format!("{flag} {}", values::PUBLISH_EXAMPLE),
+                };
+                self.problems.push(problem);
+                None
+            }
+            Err(error) => {
+                self.problems.push(error.problem(Place::Flag { name }));
+                None
+            }
+        }
+    }
+
+    fn all<T: FromStr<Err = ValueError>>(
+        &mut self,
+        key: &str,
+        flag: &str,
+        given: &[String],
+    ) -> Vec<T> {
+        let parsed = given.iter().map(|text| text.parse::<T>());
+        parsed
+            .filter_map(|parsed| self.take(key, flag, parsed))
+            .collect()
+    }
+
+    fn publish(&mut self, given: &[String]) -> Vec<Publish> {
+        const FLAG: &str = "--publish";
+        let all = self.all::<Publish>("app.publish", FLAG, given);
+        for (i, later) in all.iter().enumerate() {
+            let earlier = all[..i]
+                .iter()
+                .find(|earlier| check::collide(**earlier, *later));
+            if let Some(earlier) = earlier {
+                let error = check::collision(*earlier, *later, "of another --publish");
+                self.take::<()>("", FLAG, Err(error));
+            }
+        }
+        all
+    }
+
+    fn env(&mut self, given: &[String]) -> BTreeMap<String, String> {
+        let mut env = BTreeMap::new();
+        for text in given {
+            let pair = parse_set(text).map_err(|error| match error {
+                ValueError::Form {
+                    message, expected, ..
+                } => ValueError::form(message, expected, "--env PROVIDER=lrpns"),
+                later @ ValueError::Later { .. } => later,
+            });
+            let key = match &pair {
+                Ok((name, _)) => format!("app.env.{name}"),
+                Err(_) => String::new(),
+            };
+            env.extend(self.take(&key, "--env", pair));
+        }
+        env
+    }
+
+    fn command(&mut self, given: &[String], rootfs: Option<&Rootfs>) -> Vec<String> {
+        const FLAG: &str = "COMMAND";
+        let bad = |message: &str| {
+            let expected = keys::COMMAND.expected;
+            Err(ValueError::form(
+                message.to_owned(),
+                expected,
+                "lrpns run -p 8000:8000 -- python3 -m http.server",
+            ))
+        };
+        let checked = match given.first() {
+            None if rootfs == Some(&Rootfs::BuiltinWebapp) => return file::default_command(),
+            None => bad("the command is missing"),
+            Some(_) if given.iter().any(|word| word.contains('\0')) => {
+                bad("the command has a NUL character")
+            }
+            Some(program) => check::program(program, rootfs)
+                .map_err(|error| error.saying(keys::COMMAND.expected, "lrpns run -- /bin/sh")),
+        };
+        self.take("app.command", FLAG, checked);
+        given.to_vec()
+    }
+}

@@ -1,0 +1,1030 @@
+use super::*;
+
+fn no_vars() -> Vars {
+    Vars::default()
+}
+
+fn with_env(env: &[(&str, &str)]) -> Vars {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    Vars {
+        env: env.iter().map(own).collect(),
+        ..Vars::default()
+    }
+}
+
+fn with_set(set: &[(&str, &str)]) -> Vars {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    Vars {
+        set: set.iter().map(own).collect(),
+        ..Vars::default()
+    }
+}
+
+fn read(text: &str) -> Result<Config, ConfigErrors> {
+    parse(Path::new("lrpns.toml"), text, &no_vars())
+}
+
+fn good(text: &str) -> Config {
+    read(text).unwrap_or_else(|errors| panic!("{text}\n{errors}"))
+}
+
+/// Line, column and message of every problem.
+fn problems(result: Result<Config, ConfigErrors>) -> Vec<(usize, usize, String)> {
+    let errors = result.expect_err("something wrong was taken");
+    let place = |problem: &Problem| match &problem.place {
+        Place::Text { line, column, .. } => (*line, *column, problem.message.clone()),
+        _ => (0, 0, problem.message.clone()),
+    };
+    for problem in errors.problems() {
+        let whole = !problem.expected.is_empty() && !problem.example.is_empty();
+        assert!(whole, "not all is said: {problem:?}");
+    }
+    errors.problems().iter().map(place).collect()
+}
+
+fn assert_problems(text: &str, expected: &[(usize, usize, &str)]) {
+    let found = problems(read(text));
+    let alike = found.len() == expected.len()
+        && found.iter().zip(expected).all(|(found, expected)| {
+            (found.0, found.1) == (expected.0, expected.1) && found.2.contains(expected.2)
+        });
+    assert!(alike, "{text}\nexpected {expected:#?}\nfound {found:#?}");
+}
+
+/// A whole file whose line 4 is `line`, in `[app]`.
+fn app(line: &str) -> String {
+    format!("name = \"x\"\n[app]\nrootfs = \"host\"\n{line}\ncommand = [\"sh\"]\n")
+}
+
+#[test]
+fn the_built_in_example_is_the_original_set_up() {
+    let config = builtin(&no_vars()).unwrap();
+    let env = [("PORT", "5000"), ("PROVIDER", "world")];
+    let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let expected = Config {
+        path: None,
+        name: StackName::new("customerA").unwrap(),
+        network: Network {
+            subnet: Some("172.18.0.0/24".parse().unwrap()),
+        },
+        sidecar: Sidecar {
+            address: Some([172, 18, 0, 33].into()),
+        },
+        apps: vec![App {
+            name: PartName::new("app").unwrap(),
+            address: Some([172, 18, 0, 23].into()),
+            rootfs: Rootfs::BuiltinWebapp,
+            command: vec!["/webapp".to_owned()],
+            env: env.into_iter().map(own).collect(),
+            publish: vec![Publish {
+                address: Ipv4Addr::UNSPECIFIED,
+                host_port: 5000,
+                app_port: 5000,
+            }],
+            via: Via::Auto,
+            tmpfs: vec![Tmpfs {
+                path: "/tmp".into(),
+                size: 16 << 20,
+            }],
+            restart: Restart::OnFailure,
+        }],
+        origins: config.origins.clone(),
+    };
+    assert_eq!(config, expected);
+    assert!(config.origins.values().all(|o| *o == Origin::Builtin));
+    assert!(config.origins.contains_key("app.address"));
+}
+
+#[test]
+fn the_example_file_is_the_built_in_example() {
+    let file = parse(Path::new("/tmp/lrpns.toml"), EXAMPLE, &no_vars()).unwrap();
+    assert_eq!(file.path.as_deref(), Some(Path::new("/tmp/lrpns.toml")));
+    let builtin = builtin(&no_vars()).unwrap();
+    let keys = |config: &Config| config.origins.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&file), keys(&builtin));
+    let stripped = Config {
+        path: None,
+        origins: builtin.origins.clone(),
+        ..file
+    };
+    assert_eq!(stripped, builtin);
+}
+
+#[test]
+fn the_provider_of_the_example_comes_from_set_then_environment_then_env_file_then_plain_environment()
+ {
+    let mut vars = with_env(&[("PROVIDER", "plain")]);
+    let mut seen = vec![];
+    let mut look = |vars: &Vars| {
+        let config = builtin(vars).unwrap();
+        seen.push((
+            config.apps[0].env["PROVIDER"].clone(),
+            config.origins["app.env.PROVIDER"].clone(),
+        ));
+    };
+    look(&vars);
+    vars.env_file = Some(("x.env".into(), "PROVIDER=file".into()));
+    look(&vars);
+    vars.env.insert("LRPNS_PROVIDER".into(), "env".into());
+    look(&vars);
+    vars.set.push(("PROVIDER".into(), "set".into()));
+    look(&vars);
+    let environment = |name: &str| Origin::Environment { name: name.into() };
+    let file = Origin::File {
+        path: "x.env".into(),
+        line: 1,
+    };
+    let flag = Origin::Flag {
+        name: "--set PROVIDER".into(),
+    };
+    let expected = [
+        ("plain".to_owned(), environment("PROVIDER")),
+        ("file".to_owned(), file),
+        ("env".to_owned(), environment("LRPNS_PROVIDER")),
+        ("set".to_owned(), flag),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn a_file_does_not_see_the_plain_environment() {
+    let vars = with_env(&[("PROVIDER", "plain")]);
+    let config = parse(Path::new("x.toml"), EXAMPLE, &vars).unwrap();
+    assert_eq!(config.apps[0].env["PROVIDER"], "world");
+}
+
+#[test]
+fn an_almost_empty_file_gets_the_documented_defaults() {
+    let config = good("name = \"x\"\napp.rootfs = \"builtin:webapp\"\n");
+    assert_eq!(config.network.subnet, None);
+    assert_eq!(config.sidecar.address, None);
+    let app = &config.apps[0];
+    assert_eq!((app.name.as_str(), app.address), ("app", None));
+    assert_eq!(app.command, ["/webapp"]);
+    assert_eq!(app.env.get("PORT").map(String::as_str), Some("5000"));
+    assert_eq!(app.env.len(), 1);
+    assert_eq!(app.publish, []);
+    assert_eq!((app.via, app.restart), (Via::Auto, Restart::OnFailure));
+    assert_eq!(app.tmpfs, file::default_tmpfs());
+    assert_eq!(
+        config.origins.keys().collect::<Vec<_>>(),
+        ["app.rootfs", "name"]
+    );
+}
+
+#[test]
+fn values_that_are_supported_are_taken() {
+    let config = good(
+        r#"
+name = "x"
+[app]
+rootfs = "dir:root"
+command = ["/bin/sh", "-c", "echo $HOME $$x"]
+env = {}
+publish = ["80:8080", "127.0.0.2:80:80"]
+via = "relay"
+tmpfs = []
+restart = "no"
+volumes = []
+"#,
+    );
+    let app = &config.apps[0];
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(app.rootfs, Rootfs::Dir(here.join("root")));
+    assert_eq!(app.command[2], "echo $HOME $x");
+    assert!(app.env.is_empty() && app.tmpfs.is_empty());
+    assert_eq!(app.publish[0].address, Ipv4Addr::LOCALHOST);
+    assert_eq!((app.via, app.restart), (Via::Relay, Restart::No));
+}
+
+#[test]
+fn several_apps_keep_the_order_of_the_file() {
+    let config = good(
+        r#"name = "x"
+[app.web]
+rootfs = "host"
+command = ["web"]
+publish = ["80:80"]
+[app.db]
+rootfs = "host"
+command = ["db"]
+[app.app]
+rootfs = "builtin:webapp"
+"#,
+    );
+    let names: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
+    assert_eq!(names, ["web", "db", "app"]);
+    let origin = Origin::File {
+        path: "lrpns.toml".into(),
+        line: 5,
+    };
+    assert_eq!(config.origins["app.web.publish"], origin);
+}
+
+#[test]
+fn a_relative_root_is_taken_from_the_directory_of_the_file() {
+    let text = app("").replace("\"host\"", "\"dir:root\"");
+    let config = parse(Path::new("/srv/web/lrpns.toml"), &text, &no_vars()).unwrap();
+    assert_eq!(config.apps[0].rootfs, Rootfs::Dir("/srv/web/root".into()));
+}
+
+#[test]
+fn a_file_in_etc_is_named_after_its_stack() {
+    let system = |text: &str| parse(Path::new("/etc/lrpns/web.toml"), text, &no_vars());
+    let nameless = app("").replace("name = \"x\"\n", "\n");
+    assert_eq!(system(&nameless).unwrap().name.as_str(), "web");
+    let named = nameless.replacen('\n', "name = \"web\"\n", 1);
+    assert_eq!(system(&named).unwrap().name.as_str(), "web");
+    assert_eq!(
+        problems(system(&app(""))),
+        [(
+            1,
+            8,
+            "the stack `x` in the file of the stack `web`".to_owned()
+        )]
+    );
+    assert_problems(&nameless, &[(1, 1, "the file has no `name`")]);
+}
+
+#[test]
+fn variables_are_filled_in_everywhere_and_their_origin_is_kept() {
+    let text = r#"name = "${STACK}-${N:-1}"
+[app]
+rootfs = "host"
+command = ["sh", "${WORD}"]
+publish = ["${PORT}:80"]
+via = "${VIA:-auto}"
+[vars]
+PORT = "${P:-8080}"
+WORD = "from the file"
+"#;
+    let mut vars = with_set(&[("STACK", "web")]);
+    vars.env.insert("LRPNS_P".into(), "81".into());
+    let config = parse(Path::new("x.toml"), text, &vars).unwrap();
+    assert_eq!(config.name.as_str(), "web-1");
+    assert_eq!(config.apps[0].publish[0].host_port, 81);
+    assert_eq!(config.apps[0].command[1], "from the file");
+    let flag = Origin::Flag {
+        name: "--set STACK".into(),
+    };
+    assert_eq!(config.origins["name"], flag);
+    let environment = Origin::Environment {
+        name: "LRPNS_P".into(),
+    };
+    assert_eq!(config.origins["app.publish"], environment);
+    let via = Origin::File {
+        path: "x.toml".into(),
+        line: 6,
+    };
+    assert_eq!(config.origins["app.via"], via);
+}
+
+#[test]
+fn values_of_vars_can_not_use_each_other() {
+    let text = app("") + "[vars]\nA = \"${B}\"\nB = \"x${B:-y}\"\n";
+    assert_problems(&text, &[(7, 6, "the variable `B` is not set")]);
+}
+
+#[test]
+fn a_variable_without_value_is_an_error_at_its_place() {
+    let text = app("env = { A = \"ä ${PROVIDR}\", B = \"\\t${X}\" }\nvia = \"${\"")
+        + "[vars]\nPROVIDER = \"x\"\n";
+    assert_problems(
+        &text,
+        &[
+            (
+                4,
+                16,
+                "`PROVIDR` is not set; the nearest name that is set is `PROVIDER`",
+            ),
+            (4, 33, "`X` is not set"),
+            (5, 8, "`${` without its `}`"),
+        ],
+    );
+}
+
+#[test]
+fn an_unset_variable_is_never_empty() {
+    let with = |vars: &Vars| parse(Path::new("x.toml"), &app("env.A = \"${A}\""), vars);
+    assert_eq!(problems(with(&no_vars())).len(), 1);
+    assert_eq!(with(&with_set(&[("A", "")])).unwrap().apps[0].env["A"], "");
+}
+
+#[test]
+fn a_set_that_nothing_uses_is_an_error() {
+    let vars = with_set(&[("PROVIDR", "x"), ("PROVIDER", "y")]);
+    let errors = builtin(&vars).unwrap_err();
+    assert_eq!(errors.problems().len(), 1);
+    let text = errors.to_string();
+    for words in [
+        "--set PROVIDR: no string",
+        "<built-in example>",
+        "`PROVIDER`",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_bad_env_file_and_a_bad_file_are_reported_together() {
+    let vars = Vars {
+        set: vec![("NOBODY".into(), "x".into())],
+        env_file: Some(("x.env".into(), "A\n".into())),
+        ..Vars::default()
+    };
+    let errors = parse(Path::new("x.toml"), "nme = \"x\"", &vars).unwrap_err();
+    let text = errors.to_string();
+    let places = ["--set NOBODY:", "x.env:1:1", "x.toml:1:1"].map(|place| text.find(place));
+    assert!(places.iter().all(Option::is_some), "{text}");
+    assert_eq!(errors.problems().len(), 5, "{text}");
+}
+
+#[test]
+fn every_problem_of_one_key_has_its_line_column_and_words() {
+    // The line that stands in `[app]` as line 4, the column, a part of the message.
+    let cases: &[(&str, usize, &str)] = &[
+        (
+            "pubish = []",
+            1,
+            "unknown key `pubish` in `[app]`: the nearest known key is `publish`",
+        ),
+        ("  \"ä b\" = 1", 3, "unknown key `ä b` in `[app]`"),
+        (
+            "subnet = \"10.0.0.0/8\"",
+            1,
+            "unknown key `subnet` in `[app]`: it belongs to `[network]`",
+        ),
+        ("a\\u0007 = 1", 2, "not TOML"),
+        ("\"\\u001b[2J\" = 1", 1, "unknown key `\\u{1b}[2J`"),
+        ("via = 1", 7, "`app.via` is an integer, not a string"),
+        (
+            "via = \"rely\"",
+            7,
+            "`rely` is unknown, the nearest is `relay`",
+        ),
+        (
+            "via = \"socket\"",
+            7,
+            "not supported yet: app.via = `socket`",
+        ),
+        ("source = \"clinet\"", 10, "the nearest is `client`"),
+        (
+            "source = \"client\"",
+            10,
+            "not supported yet: app.source = `client`",
+        ),
+        (
+            "restart = false",
+            11,
+            "`app.restart` is a boolean, not a string",
+        ),
+        ("restart = \"never\"", 11, "`never` is unknown"),
+        (
+            "address = \"10.0.0.256\"",
+            11,
+            "`10.0.0.256` is no IPv4 address",
+        ),
+        ("address = \"fd00::1\"", 11, "no IPv4 address"),
+        (
+            "address = \"10.0.0.2\"",
+            11,
+            "the address 10.0.0.2 needs a subnet",
+        ),
+        (
+            "address = \"a\\u0000\"",
+            11,
+            "`app.address` has a NUL character",
+        ),
+        (
+            "publish = \"80:80\"",
+            11,
+            "`app.publish` is a string, not a list of strings",
+        ),
+        (
+            "publish = [80]",
+            12,
+            "`app.publish` is an integer, not a string",
+        ),
+        (
+            "publish = [\"80:80\", \"0:80\"]",
+            21,
+            "port 0 does not exist",
+        ),
+        (
+            "publish = [\"80:80\", \"0.0.0.0:80:81\"]",
+            21,
+            "0.0.0.0:80 is published already, by 127.0.0.1:80 on line 4",
+        ),
+        (
+            "publish = [\"80:80/udp\"]",
+            12,
+            "not supported yet: app.publish = `80:80/udp`",
+        ),
+        (
+            "publish = [\"8000-8010:8000-8010\"]",
+            12,
+            "not supported yet: app.publish = `8000-8010:8000-8010`",
+        ),
+        ("publish = [\"8000-8010:8000\"]", 12, "not the same length"),
+        (
+            "egress = [\"tcp 192.0.2.10:5432\"]",
+            11,
+            "not supported yet: app.egress = `tcp 192.0.2.10:5432`",
+        ),
+        ("egress = [\"tcp 192.0.2.10\"]", 11, "no destination"),
+        (
+            "egress = [\"sctp 192.0.2.10:1\"]",
+            11,
+            "`sctp` is unknown, the nearest is `tcp`",
+        ),
+        (
+            "egress = [\"tcp example.org:1\"]",
+            11,
+            "`example.org` is no address",
+        ),
+        (
+            "egress = [\"tcp [2001:db8::1]:1\"]",
+            11,
+            "not supported yet",
+        ),
+        ("allow = []", 9, "not supported yet: app.allow = `[]`"),
+        (
+            "allow = [\"10.0.0.0/8\"]",
+            10,
+            "not supported yet: app.allow = `10.0.0.0/8`",
+        ),
+        (
+            "allow = [\"10.0.0.1/8\"]",
+            10,
+            "an address within the range `10.0.0.0/8`",
+        ),
+        ("allow = [\"all\"]", 10, "`all` is no range of addresses"),
+        (
+            "rate = \"200/second per client\"",
+            8,
+            "not supported yet: app.rate = `200/second per client`",
+        ),
+        ("rate = \"200/secnd\"", 8, "the nearest is `second`"),
+        ("rate = \"many\"", 8, "`many` is no rate"),
+        ("rate = \"0/second\"", 8, "no rate"),
+        ("tmpfs = [\"/tmp\"]", 10, "`/tmp` has no size"),
+        (
+            "tmpfs = [\"/proc/x:1M\"]",
+            10,
+            "`/proc/x` can't be writable",
+        ),
+        ("tmpfs = [\"tmp:1M\"]", 10, "`tmp` is not an absolute path"),
+        ("tmpfs = [\"/a/../b:1M\"]", 10, "`/a/../b` has a `..`"),
+        ("tmpfs = [\"/tmp:0\"]", 10, "the size 0 would mean no limit"),
+        (
+            "tmpfs = [\"/a/b:1M\", \"/a:1M\"]",
+            21,
+            "`/a` would hide `/a/b`",
+        ),
+        (
+            "tmpfs = [\"/a:1M\", \"/a/:2M\"]",
+            19,
+            "`/a` would hide `/a`",
+        ),
+        (
+            "volumes = [\"/srv/data:/data:ro\"]",
+            12,
+            "not supported yet: app.volumes = `/srv/data:/data:ro`",
+        ),
+        (
+            "volumes = [\"data:/data\"]",
+            12,
+            "`data` is not an absolute path",
+        ),
+        ("volumes = [\"/srv:/data:rx\"]", 12, "`rx` is unknown"),
+        ("volumes = [\"/srv\"]", 12, "`/srv` is no volume"),
+        (
+            "health = { http = \"/\", interval = \"5s\" }",
+            1,
+            "not supported yet: app.health",
+        ),
+        (
+            "health = { tcp = true }",
+            1,
+            "not supported yet: app.health",
+        ),
+        (
+            "health = { htp = \"/\", tcp = true }",
+            12,
+            "unknown key `htp` in `[app.health]`: the nearest known key is `http`",
+        ),
+        ("health = {}", 1, "`health` needs either `http` or `tcp`"),
+        ("health = { tcp = 1 }", 18, "`app.health.tcp` is an integer"),
+        ("health = { http = \"x\" }", 19, "`x` is no path of an URL"),
+        (
+            "health = { tcp = true, interval = \"5\" }",
+            35,
+            "`5` is no time",
+        ),
+        (
+            "limits = { memory = \"256M\", pids = 64, cpu = 1.0 }",
+            1,
+            "not supported yet: app.limits",
+        ),
+        ("limits = { cpu = 2 }", 1, "not supported yet: app.limits"),
+        (
+            "limits = { memory = \"256\", pids = 0 }",
+            35,
+            "`app.limits.pids` is out of range",
+        ),
+        (
+            "limits = { memory = 256 }",
+            21,
+            "`app.limits.memory` is an integer",
+        ),
+        ("limits = { cpu = -1.0 }", 18, "out of range"),
+        ("limits = { cpu = nan }", 18, "out of range"),
+        (
+            "limits = { pids = 1.5 }",
+            19,
+            "`app.limits.pids` is a float",
+        ),
+        ("limits = []", 10, "`app.limits` is an array, not a table"),
+        ("env = []", 7, "`app.env` is an array, not a table"),
+        (
+            "env = { PORT = 5000 }",
+            16,
+            "`app.env.PORT` is an integer, not a string",
+        ),
+        (
+            "env = { \"A B\" = \"x\" }",
+            9,
+            "`A B` is no name of a variable",
+        ),
+        ("env.A = \"\\u0000\"", 9, "NUL"),
+        ("rootfs = \"host\"", 1, "not TOML: duplicate key"),
+        ("via = \"auto", 12, "not TOML"),
+        ("via =", 6, "not TOML"),
+        ("via = 2026-01-01", 7, "`app.via` is a date"),
+    ];
+    for (line, column, words) in cases {
+        assert_problems(&app(line), &[(4, *column, words)]);
+    }
+}
+
+#[test]
+fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
+    let app = "[app]\nrootfs = \"host\"\ncommand = [\"sh\"]\n";
+    type Expected<'t> = &'t [(usize, usize, &'t str)];
+    let cases: &[(&str, Expected<'_>)] = &[
+        (
+            "",
+            &[
+                (1, 1, "the file has no `name`"),
+                (1, 1, "the file has no `app`"),
+            ],
+        ),
+        (
+            "name = \"x\"\napp = 1",
+            &[(2, 7, "`app` is an integer, not a table")],
+        ),
+        (
+            "name = \"x\"\n[[app]]",
+            &[(2, 1, "`app` is an array, not a table")],
+        ),
+        ("name = \"x\"\n[app]", &[(2, 2, "`[app]` has no `rootfs`")]),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"host\"",
+            &[(2, 2, "`[app]` has no `command`")],
+        ),
+        (
+            "name = \"x y\"\n[app]\nrootfs = \"builtin:webapp\"",
+            &[(1, 8, "`x y` has the character ' '")],
+        ),
+        (
+            "name = \"\"\n[app]\nrootfs = \"builtin:webapp\"",
+            &[(1, 8, "a name can't be empty")],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"builtin:webap\"\ncommand = []",
+            &[
+                (3, 10, "nothing built in is called `webap`"),
+                (4, 1, "the command is empty"),
+            ],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"sh\"]",
+            &[(4, 12, "no other program than `/webapp`")],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = \"sh\"",
+            &[(4, 11, "not a list of strings")],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = [\"./sh\"]",
+            &[(4, 12, "neither absolute nor a bare name")],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"oci:x\"",
+            &[(3, 10, "not supported yet: app.rootfs = `oci:x`")],
+        ),
+        (
+            "name = \"x\"\n[app]\nrootfs = \"dri:x\"",
+            &[(3, 10, "`dri` is unknown, the nearest is `dir`")],
+        ),
+        (
+            "name = \"x\"\n[app]\nvia = \"auto\"\n[app.web]\nrootfs = \"builtin:webapp\"",
+            &[(
+                3,
+                1,
+                "`via` is a key of `[app]`, which can't stand beside `[app.NAME]` (here `[app.web]`)",
+            )],
+        ),
+        (
+            "name = \"x\"\n[app.relay]\nrootfs = \"builtin:webapp\"\n[app.\"a b\"]\nrootfs = \"builtin:webapp\"",
+            &[
+                (2, 6, "`relay` is reserved"),
+                (4, 6, "`a b` has the character"),
+            ],
+        ),
+        (
+            "name = \"x\"\n[app.web]\nrootfs = \"builtin:webapp\"\npublish = [\"1:1\"]\n[app.b]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:1:1\"]\nsource = \"client\"",
+            &[
+                (7, 12, "published already, by 127.0.0.1:1 on line 4"),
+                (8, 10, "not supported yet: app.b.source"),
+            ],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[netwrk]\n[network]\nsubnet = \"10.0.0.1/24\"\nipv6 = \"on\"\n{app}address = \"10.0.1.1\""
+            ),
+            &[
+                (
+                    2,
+                    2,
+                    "unknown key `netwrk` in the file: the nearest known key is `network`",
+                ),
+                (
+                    4,
+                    10,
+                    "`10.0.0.1/24` is an address within the subnet `10.0.0.0/24`",
+                ),
+                (5, 8, "`on` is neither `off` nor an IPv6 prefix"),
+            ],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/31\"\nipv6 = \"fd00::/64\"\n{app}"
+            ),
+            &[
+                (3, 10, "the prefix length 31 is not between 8 and 30"),
+                (4, 8, "not supported yet: network.ipv6 = `fd00::/64`"),
+            ],
+        ),
+        (
+            &format!("name = \"x\"\nnetwork.subnet = \"10.0.0.0\"\n{app}"),
+            &[(2, 18, "`10.0.0.0` has no prefix length")],
+        ),
+        (
+            &format!("name = \"x\"\nnetwork.subnet = \"127.1.0.0/16\"\n{app}"),
+            &[(2, 18, "reserved")],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/29\"\n[sidecar]\naddress = \"10.0.0.0\"\n{app}address = \"10.0.0.7\""
+            ),
+            &[
+                (5, 11, "10.0.0.0 is the subnet's own address"),
+                (9, 11, "10.0.0.7 is the subnet's broadcast address"),
+            ],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/29\"\n[sidecar]\naddress = \"10.0.0.3\"\n{app}address = \"10.0.0.3\""
+            ),
+            &[(9, 11, "10.0.0.3 is also the address of the sidecar")],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/29\"\n{app}address = \"10.0.0.1\""
+            ),
+            &[(7, 11, "which is the sidecar's when it has no other")],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/29\"\n{app}address = \"10.0.0.8\""
+            ),
+            &[(7, 11, "10.0.0.8 is not in the subnet 10.0.0.0/29")],
+        ),
+        (
+            "name = \"x\"\nnetwork.subnet = \"10.0.0.0/30\"\n[app.a]\nrootfs = \"builtin:webapp\"\n[app.b]\nrootfs = \"builtin:webapp\"",
+            &[(2, 18, "has 2 addresses, the sidecar and 2 apps need 3")],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[sidecar]\nlog = \"conections\"\nseal = 1\nrules = \"\"\nrate = \"off\"\n{app}"
+            ),
+            &[
+                (3, 7, "the nearest is `connections`"),
+                (4, 8, "`sidecar.seal` is an integer, not true or false"),
+                (5, 9, "a path can't be empty"),
+                (6, 1, "it belongs to `[app]`"),
+            ],
+        ),
+        (
+            &format!(
+                "name = \"x\"\n[sidecar]\nlog = \"packets\"\nseal = true\nrules = \"extra.nft\"\n{app}"
+            ),
+            &[
+                (3, 7, "not supported yet: sidecar.log = `packets`"),
+                (4, 8, "not supported yet: sidecar.seal = `true`"),
+                (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
+            ],
+        ),
+        (
+            &format!("name = \"x\"\n{app}[vars]\nA-B = \"x\"\nC = 1\n"),
+            &[
+                (6, 1, "`A-B` is no variable's name"),
+                (7, 5, "`vars.C` is an integer, not a string"),
+            ],
+        ),
+        (
+            "name = = 1\n[app\n",
+            &[
+                (1, 8, "not TOML: extra `=`"),
+                (2, 5, "not TOML: unclosed table"),
+            ],
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_problems(text, expected);
+    }
+}
+
+#[test]
+fn a_problem_is_shown_with_its_place_what_was_expected_and_an_example() {
+    let errors = read(&app("pubish = [\"80:80\"]")).unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "\
+error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
+ --> lrpns.toml:4:1
+  |
+4 | pubish = [\"80:80\"]
+  | ^^^^^^
+  |
+  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits
+  = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
+    );
+    assert_eq!(errors.render(false), errors.to_string());
+    assert!(errors.render(true).contains("\u{1b}["));
+}
+
+#[test]
+fn every_problem_shown_has_the_line_and_column_it_knows() {
+    for text in [
+        "",
+        "\n",
+        "name = \"ä\"\n\tx = 1\n\n   [äpp]\n",
+        "\u{feff}name = 1\r\nx = \"ä\" # \u{1b}[2J\r\n",
+        "name = \"\"\"\na\nb\"\"\"\nx=[\n",
+    ] {
+        let errors = read(text).unwrap_err();
+        let shown = errors.to_string();
+        for problem in errors.problems() {
+            let Place::Text { line, column, .. } = problem.place else {
+                panic!("{problem:?}")
+            };
+            let place = format!("--> lrpns.toml:{line}:{column}\n");
+            assert!(shown.contains(&place), "{place} is not in\n{shown}");
+            assert!(!problem.expected.is_empty(), "{problem:?}");
+        }
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    }
+}
+
+#[test]
+fn every_key_of_the_contract_is_known() {
+    // The contract's own example.
+    let text = r#"
+name = "customerA"
+
+[network]
+subnet = "172.18.0.0/24"
+ipv6 = "off"
+
+[sidecar]
+address = "172.18.0.33"
+log = "connections"
+seal = false
+rules = "extra.nft"
+
+[app]
+address = "172.18.0.23"
+rootfs = "builtin:webapp"
+command = ["/webapp"]
+env = { PROVIDER = "world", PORT = "5000" }
+publish = ["0.0.0.0:5000:5000/tcp"]
+via = "auto"
+source = "sidecar"
+egress = []
+allow = ["0.0.0.0/0"]
+rate = "off"
+tmpfs = ["/tmp:16M"]
+volumes = ["/srv/data:/data:ro"]
+health = { http = "/", interval = "5s" }
+restart = "on-failure"
+limits = { memory = "256M", pids = 64, cpu = 1.0 }
+
+[vars]
+"#;
+    assert_problems(
+        text,
+        &[
+            (10, 7, "not supported yet: sidecar.log"),
+            (12, 9, "not supported yet: sidecar.rules"),
+            (26, 12, "not supported yet: app.volumes"),
+            (27, 1, "not supported yet: app.health"),
+            (29, 1, "not supported yet: app.limits"),
+        ],
+    );
+}
+
+#[test]
+fn the_example_file_shows_every_key() {
+    let all = [
+        keys::ROOT_KEYS,
+        keys::NETWORK_KEYS,
+        keys::SIDECAR_KEYS,
+        keys::APP_KEYS,
+        keys::HEALTH_KEYS,
+        keys::LIMITS_KEYS,
+    ];
+    for key in all.into_iter().flatten() {
+        let shown = EXAMPLE.contains(&format!("{} = ", key.name))
+            || EXAMPLE.contains(&format!("[{}]", key.name));
+        assert!(shown, "{} is not shown", key.name);
+    }
+    // What is commented out is right but for being early: it is refused as such and as nothing else.
+    for line in EXAMPLE
+        .lines()
+        .filter(|line| line.starts_with("# ") && line.contains(" = "))
+    {
+        let own = line.trim_start_matches("# ");
+        let text = EXAMPLE.replace(line, own);
+        match read(&text) {
+            Ok(_) => assert!(own.starts_with("PROVIDER"), "{own}"),
+            Err(errors) => {
+                assert_eq!(errors.problems().len(), 1, "{errors}");
+                assert!(errors.to_string().contains("not supported yet"), "{errors}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mangled_example_never_panics() {
+    let lines: Vec<&str> = EXAMPLE.lines().collect();
+    let mut refused = 0;
+    let mut attempt = |line: usize, instead: &str| {
+        let mut mangled = lines.clone();
+        mangled[line] = instead;
+        let text = mangled.join("\n");
+        if let Err(errors) = read(&text) {
+            refused += 1;
+            assert!(!errors.to_string().is_empty());
+        }
+    };
+    for (i, line) in lines.iter().enumerate() {
+        if line.starts_with('#') {
+            continue;
+        }
+        attempt(i, "");
+        let code = line.split(" # ").next().unwrap_or_default().trim_end();
+        for at in 0..code.len() {
+            attempt(i, &code[..at]);
+            attempt(i, &code[at..]);
+            for bad in ["\"", "[", "}", "ä", "${", "\u{0}", "\n", "0", "'''"] {
+                attempt(i, &format!("{}{bad}{}", &code[..at], &code[at + 1..]));
+            }
+        }
+    }
+    assert!(refused > 1000, "only {refused} were refused");
+}
+
+#[test]
+fn a_file_is_read_from_disk_or_refused_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lrpns.toml");
+    let absent = load(&path, &no_vars()).unwrap_err().to_string();
+    assert!(
+        absent.contains("lrpns.toml: read the file: No such file"),
+        "{absent}"
+    );
+    std::fs::write(&path, EXAMPLE).unwrap();
+    let config = load(&path, &no_vars()).unwrap();
+    assert_eq!(config.path, Some(path.clone()));
+    std::fs::write(&path, b"name = \"x\"\n# \xc3\xa4 \xff\n").unwrap();
+    let found = problems(load(&path, &no_vars()));
+    assert_eq!(found, [(2, 5, "the file is not UTF-8".to_owned())]);
+    std::fs::write(&path, vec![b'#'; (LARGEST + 1) as usize]).unwrap();
+    let large = load(&path, &no_vars()).unwrap_err().to_string();
+    assert!(large.contains("more than 1048576 bytes"), "{large}");
+    let directory = load(dir.path(), &no_vars()).unwrap_err().to_string();
+    assert!(directory.contains("Is a directory"), "{directory}");
+}
+
+fn options() -> RunOptions {
+    let own = |text: &str| text.to_owned();
+    RunOptions {
+        name: own("run-1"),
+        publish: vec![own("8000:80")],
+        rootfs: own("host"),
+        env: vec![own("A=b=c")],
+        tmpfs: vec![],
+        via: None,
+        command: vec![own("sh"), own("-c"), own("true")],
+    }
+}
+
+#[test]
+fn run_makes_a_stack_of_its_flags() {
+    let config = run(&options(), Path::new("/base")).unwrap();
+    assert_eq!((config.name.as_str(), &config.path), ("run-1", &None));
+    let app = &config.apps[0];
+    assert_eq!(app.rootfs, Rootfs::Host);
+    assert_eq!(app.command, ["sh", "-c", "true"]);
+    assert_eq!(app.env["A"], "b=c");
+    assert_eq!(app.env.len(), 1);
+    assert_eq!((app.via, app.restart), (Via::Auto, Restart::No));
+    assert_eq!(app.tmpfs, file::default_tmpfs());
+    let flag = Origin::Flag {
+        name: "--publish".into(),
+    };
+    assert_eq!(config.origins["app.publish"], flag);
+    let webapp = RunOptions {
+        rootfs: "builtin:webapp".into(),
+        command: vec![],
+        ..options()
+    };
+    let app = run(&webapp, Path::new("/base")).unwrap().apps.remove(0);
+    assert_eq!(app.command, ["/webapp"]);
+    assert_eq!(app.env["PORT"], "5000");
+}
+
+#[test]
+fn run_names_every_flag_that_is_wrong() {
+    let own = |text: &str| text.to_owned();
+    let bad = RunOptions {
+        name: own("a/b"),
+        publish: vec![
+            own("0:80"),
+            own("1:1/udp"),
+            own("80:1"),
+            own("0.0.0.0:80:2"),
+        ],
+        rootfs: own("hots"),
+        env: vec![own("A")],
+        tmpfs: vec![own("/tmp")],
+        via: Some(own("relais")),
+        command: vec![own("./x")],
+    };
+    let errors = run(&bad, Path::new("/base")).unwrap_err();
+    let text = errors.to_string();
+    for words in [
+        "--name: `a/b` has the character",
+        "--publish: port 0",
+        "--publish: not supported yet: --publish `1:1/udp`",
+        "--publish: 0.0.0.0:80 is published already, by 127.0.0.1:80",
+        "--rootfs: `hots` is unknown, the nearest is `host`",
+        "--env: `A` has no `=`",
+        "--tmpfs: `/tmp` has no size",
+        "--via: `relais` is unknown, the nearest is `relay`",
+        "COMMAND: `./x` is neither",
+        "example: 0.0.0.0:5000:5000/tcp",
+    ] {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+    assert_eq!(errors.problems().len(), 9, "{text}");
+    let said = |problem: &Problem| !problem.expected.is_empty() && !problem.example.is_empty();
+    assert!(errors.problems().iter().all(said), "{text}");
+    let empty = RunOptions {
+        command: vec![],
+        ..options()
+    };
+    let text = run(&empty, Path::new("/base")).unwrap_err().to_string();
+    assert!(text.contains("COMMAND: the command is missing"), "{text}");
+}
+
+#[test]
+fn the_flags_of_the_process_are_checked_together() {
+    let set = ["A=b".to_owned(), "=".to_owned(), "C".to_owned()];
+    let errors = Vars::from_process(&set, Some(Path::new("/nonexistent/x.env"))).unwrap_err();
+    let text = errors.to_string();
+    assert_eq!(errors.problems().len(), 3, "{text}");
+    for words in [
+        "--set: `` is no variable's name",
+        "--set: `C` has no `=`",
+        "x.env: read the file: No such file",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    let vars = Vars::from_process(&set[..1], None).unwrap();
+    assert_eq!(vars.set, [("A".to_owned(), "b".to_owned())]);
+    assert_eq!(vars.env.get("PATH"), std::env::var("PATH").ok().as_ref());
+}

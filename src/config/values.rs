@@ -1,0 +1,679 @@
+//! The forms of single values: text in, a checked value or a [`ValueError`] out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::errors::{Place, Problem, nearest, quoted};
+use super::{Publish, Restart, Rootfs, Tmpfs, Via};
+
+/// Why a value was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// The value has not the form that it must have.
+    #[error("{message}; expected {expected}, for example `{example}`")]
+    Form {
+        /// What is wrong.
+        message: String,
+        /// What would be right; empty where the key says it.
+        expected: &'static str,
+        /// Something right; empty where the key says it.
+        example: &'static str,
+    },
+    /// The value is right, but what it asks for does not exist yet.
+    #[error("not supported yet: {value}; expected {now}")]
+    Later {
+        /// The value.
+        value: String,
+        /// What is supported now.
+        now: &'static str,
+    },
+}
+
+impl ValueError {
+    pub(super) fn form(message: String, expected: &'static str, example: &'static str) -> Self {
+        Self::Form {
+            message,
+            expected,
+            example,
+        }
+    }
+
+    /// A form error whose key knows what is expected.
+    fn said(message: impl Into<String>) -> Self {
+        Self::form(message.into(), "", "")
+    }
+
+    fn later(value: &str, now: &'static str) -> Self {
+        let value = quoted(value);
+        Self::Later { value, now }
+    }
+
+    /// The same with what was expected, where that was not said yet.
+    pub(super) fn saying(self, expected: &'static str, example: &'static str) -> Self {
+        match self {
+            Self::Form {
+                message,
+                expected: "",
+                ..
+            } => Self::form(message, expected, example),
+            said => said,
+        }
+    }
+
+    /// The same as a problem at `place`.
+    pub(super) fn problem(self, place: Place) -> Problem {
+        let (message, expected, example) = match self {
+            Self::Form {
+                message,
+                expected,
+                example,
+            } => (message, expected, example),
+            Self::Later { value, now } => (format!("not supported yet: {value}"), now, ""),
+        };
+        Problem {
+            place,
+            message,
+            label: String::new(),
+            expected: expected.to_owned(),
+            example: example.to_owned(),
+        }
+    }
+}
+
+/// One of `words`, or an error that names the nearest.
+fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, ValueError> {
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let near = nearest(text, words.iter().map(|(word, _)| *word)).unwrap_or_default();
+        ValueError::said(format!(
+            "{} is unknown, the nearest is `{near}`",
+            quoted(text)
+        ))
+    })
+}
+
+/// A number without sign, blanks or leading zeros.
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits || (text.len() > 1 && text.starts_with('0')) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+fn port(text: &str) -> Result<u16, ValueError> {
+    let number =
+        number(text).ok_or_else(|| ValueError::said(format!("{} is no port", quoted(text))))?;
+    match u16::try_from(number) {
+        Ok(0) => Err(ValueError::said("port 0 does not exist")),
+        Ok(port) => Ok(port),
+        Err(_) => Err(ValueError::said(format!("port {number} is above 65535"))),
+    }
+}
+
+/// A port, or the first and the last of a range.
+fn ports(text: &str) -> Result<(u16, u16), ValueError> {
+    let Some((first, last)) = text.split_once('-') else {
+        let port = port(text)?;
+        return Ok((port, port));
+    };
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last {
+        return Err(ValueError::said(format!(
+            "the range {} ends before it begins",
+            quoted(text)
+        )));
+    }
+    Ok((first, last))
+}
+
+/// What `publish` looks like.
+pub(super) const PUBLISH: &str =
+    "[ADDRESS:]HOST_PORT:APP_PORT[/tcp], ports from 1 to 65535; without ADDRESS it is 127.0.0.1";
+/// A right `publish`.
+pub(super) const PUBLISH_EXAMPLE: &str = "0.0.0.0:5000:5000/tcp";
+
+impl FromStr for Publish {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        publish(text).map_err(|error| error.saying(PUBLISH, PUBLISH_EXAMPLE))
+    }
+}
+
+fn publish(text: &str) -> Result<Publish, ValueError> {
+    let (rest, udp) = match text.split_once('/') {
+        None => (text, false),
+        Some((rest, protocol)) => (rest, one_of(protocol, &[("tcp", false), ("udp", true)])?),
+    };
+    let (address, rest) = publish_address(rest)?;
+    let Some((host, app)) = rest.split_once(':') else {
+        return Err(ValueError::said(format!(
+            "{} has only one port, it needs the host's and the app's",
+            quoted(text)
+        )));
+    };
+    let (host, app) = (ports(host)?, ports(app)?);
+    if host.1 - host.0 != app.1 - app.0 {
+        return Err(ValueError::said(format!(
+            "the two ranges of {} have not the same length",
+            quoted(text)
+        )));
+    }
+    const NOW: &str = "one TCP port of an IPv4 address";
+    let IpAddr::V4(address) = address else {
+        return Err(ValueError::later(text, NOW));
+    };
+    if udp || host.0 != host.1 {
+        return Err(ValueError::later(text, NOW));
+    }
+    Ok(Publish {
+        address,
+        host_port: host.0,
+        app_port: app.0,
+    })
+}
+
+/// Takes the address off the front of `text`; two fields are ports, three begin with an address.
+fn publish_address(text: &str) -> Result<(IpAddr, &str), ValueError> {
+    let no_address = |text: &str| ValueError::said(format!("{} is no address", quoted(text)));
+    if let Some(inside) = text.strip_prefix('[') {
+        let (address, rest) = inside.split_once("]:").ok_or_else(|| no_address(text))?;
+        let address: Ipv6Addr = address.parse().map_err(|_| no_address(address))?;
+        return Ok((address.into(), rest));
+    }
+    match text.matches(':').count() {
+        0 | 1 => Ok((Ipv4Addr::LOCALHOST.into(), text)),
+        2 => {
+            let (address, rest) = text.split_once(':').expect("two colons were counted");
+            let address: Ipv4Addr = address.parse().map_err(|_| no_address(address))?;
+            if address.is_multicast() || address.is_broadcast() {
+                return Err(ValueError::said(format!(
+                    "{address} is not an address to listen on"
+                )));
+            }
+            Ok((address.into(), rest))
+        }
+        _ => Err(ValueError::said(format!(
+            "{} has too many colons (an IPv6 address stands in brackets)",
+            quoted(text)
+        ))),
+    }
+}
+
+/// `network.subnet`.
+pub(super) fn subnet(text: &str) -> Result<Ipv4Net, ValueError> {
+    let subnet: Ipv4Net = text.parse().map_err(|_| {
+        let prefixless = text.parse::<Ipv4Addr>().is_ok();
+        ValueError::said(if prefixless {
+            format!("{} has no prefix length", quoted(text))
+        } else {
+            format!("{} is no IPv4 subnet", quoted(text))
+        })
+    })?;
+    if subnet.addr() != subnet.network() {
+        return Err(ValueError::said(format!(
+            "`{subnet}` is an address within the subnet `{}`",
+            subnet.trunc()
+        )));
+    }
+    if !(8..=30).contains(&subnet.prefix_len()) {
+        return Err(ValueError::said(format!(
+            "the prefix length {} is not between 8 and 30",
+            subnet.prefix_len()
+        )));
+    }
+    let first = subnet.network();
+    if first.octets()[0] == 0 || first.is_loopback() || first.octets()[0] >= 224 {
+        return Err(ValueError::said(format!(
+            "`{subnet}` is reserved (0/8, 127/8, 224/3), no app can have an address of it"
+        )));
+    }
+    Ok(subnet)
+}
+
+/// `sidecar.address` and `app.address`.
+pub(super) fn address(text: &str) -> Result<Ipv4Addr, ValueError> {
+    text.parse()
+        .map_err(|_| ValueError::said(format!("{} is no IPv4 address", quoted(text))))
+}
+
+/// `network.ipv6`.
+pub(super) fn ipv6(text: &str) -> Result<(), ValueError> {
+    if text == "off" {
+        return Ok(());
+    }
+    let _: Ipv6Net = text.parse().map_err(|_| {
+        ValueError::said(format!(
+            "{} is neither `off` nor an IPv6 prefix",
+            quoted(text)
+        ))
+    })?;
+    Err(ValueError::later(text, "\"off\""))
+}
+
+/// `sidecar.log`.
+pub(super) fn log(text: &str) -> Result<(), ValueError> {
+    match one_of(
+        text,
+        &[("off", false), ("connections", true), ("packets", true)],
+    )? {
+        false => Ok(()),
+        true => Err(ValueError::later(text, "\"off\"")),
+    }
+}
+
+/// `sidecar.rules`.
+pub(super) fn rules(text: &str) -> Result<(), ValueError> {
+    if text.is_empty() {
+        return Err(ValueError::said("a path can't be empty"));
+    }
+    Err(ValueError::later(text, "the key left out"))
+}
+
+const ROOTFS_NOW: &str = "builtin:webapp, host or dir:PATH";
+
+/// `rootfs`; a relative path is taken from `base`, which is absolute.
+pub(super) fn rootfs(text: &str, base: &Path) -> Result<Rootfs, ValueError> {
+    const KINDS: [&str; 7] = [
+        "builtin",
+        "host",
+        "dir",
+        "oci",
+        "oci-archive",
+        "docker-archive",
+        "image",
+    ];
+    let (kind, rest) = match text.split_once(':') {
+        Some((kind, rest)) => (kind, Some(rest)),
+        None => (text, None),
+    };
+    match (kind, rest) {
+        ("builtin", Some("webapp")) => Ok(Rootfs::BuiltinWebapp),
+        ("builtin", Some(other)) => Err(ValueError::said(format!(
+            "nothing built in is called {}, the nearest is `builtin:webapp`",
+            quoted(other)
+        ))),
+        ("host", None) => Ok(Rootfs::Host),
+        ("host", Some(_)) => Err(ValueError::said("`host` takes no path")),
+        (kind, Some("")) | (kind, None) if KINDS.contains(&kind) => Err(ValueError::said(format!(
+            "`{kind}:` without what follows it"
+        ))),
+        ("dir", Some(path)) => {
+            let path = base.join(path);
+            let names = path.components();
+            if !names.into_iter().any(|c| matches!(c, Component::Normal(_))) {
+                return Err(ValueError::said(
+                    "the host's whole root can't be an app's; `host` shows it the programs alone",
+                ));
+            }
+            Ok(Rootfs::Dir(path))
+        }
+        (kind, Some(_)) if KINDS.contains(&kind) => Err(ValueError::later(text, ROOTFS_NOW)),
+        (kind, _) => Err(ValueError::said(format!(
+            "{} is unknown, the nearest is `{}`",
+            quoted(kind),
+            nearest(kind, KINDS).unwrap_or_default()
+        ))),
+    }
+}
+
+/// `via`.
+pub(super) fn via(text: &str) -> Result<Via, ValueError> {
+    let words = [
+        ("auto", Some(Via::Auto)),
+        ("dnat", Some(Via::Dnat)),
+        ("relay", Some(Via::Relay)),
+        ("socket", None),
+    ];
+    one_of(text, &words)?.ok_or_else(|| ValueError::later(text, "\"auto\", \"dnat\" or \"relay\""))
+}
+
+/// `source`.
+pub(super) fn source(text: &str) -> Result<(), ValueError> {
+    match one_of(text, &[("sidecar", false), ("client", true)])? {
+        false => Ok(()),
+        true => Err(ValueError::later(text, "\"sidecar\"")),
+    }
+}
+
+/// `restart`.
+pub(super) fn restart(text: &str) -> Result<Restart, ValueError> {
+    let words = [
+        ("no", Restart::No),
+        ("on-failure", Restart::OnFailure),
+        ("always", Restart::Always),
+    ];
+    one_of(text, &words)
+}
+
+/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT`.
+pub(super) fn egress(text: &str) -> Result<(), ValueError> {
+    let bad = || ValueError::said(format!("{} is no destination", quoted(text)));
+    let (protocol, rest) = text.split_once(' ').ok_or_else(bad)?;
+    one_of(protocol, &[("tcp", ()), ("udp", ())])?;
+    let (address, range) = rest.rsplit_once(':').ok_or_else(bad)?;
+    let inside = address
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = inside.unwrap_or(address);
+    range_of_addresses(address)
+        .ok_or_else(|| ValueError::said(format!("{} is no address", quoted(address))))?;
+    ports(range)?;
+    Err(ValueError::later(text, "an empty list"))
+}
+
+fn range_of_addresses(text: &str) -> Option<IpNet> {
+    let net = text.parse::<IpNet>().ok();
+    net.or_else(|| Some(text.parse::<IpAddr>().ok()?.into()))
+}
+
+/// One entry of `allow`.
+pub(super) fn allow(text: &str) -> Result<(), ValueError> {
+    let range = range_of_addresses(text)
+        .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
+    if range.trunc() != range {
+        return Err(ValueError::said(format!(
+            "`{range}` is an address within the range `{}`",
+            range.trunc()
+        )));
+    }
+    if range == IpNet::V4(Ipv4Net::default()) {
+        return Ok(());
+    }
+    Err(ValueError::later(text, "[\"0.0.0.0/0\"]"))
+}
+
+/// `rate`: `off` or `NUMBER/UNIT[ per client]`.
+pub(super) fn rate(text: &str) -> Result<(), ValueError> {
+    if text == "off" {
+        return Ok(());
+    }
+    let bad = || ValueError::said(format!("{} is no rate", quoted(text)));
+    let (count, unit) = text.split_once('/').ok_or_else(bad)?;
+    let unit = unit.strip_suffix(" per client").unwrap_or(unit);
+    if !matches!(number(count), Some(1..)) {
+        return Err(bad());
+    }
+    one_of(unit, &[("second", ()), ("minute", ()), ("hour", ())])?;
+    Err(ValueError::later(text, "\"off\""))
+}
+
+/// A size in bytes: a number with K, M or G (powers of 1024), or plain bytes.
+pub(super) fn size(text: &str) -> Result<u64, ValueError> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let size = number(digits)
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or_else(|| ValueError::said(format!("{} is no size", quoted(text))))?;
+    // To the kernel a tmpfs of size 0 has no limit at all, tmpfs(5).
+    if size == 0 {
+        return Err(ValueError::said("the size 0 would mean no limit"));
+    }
+    Ok(size)
+}
+
+/// A path in an app's root: absolute, without `..`, `.` and doubled slashes.
+fn inner_path(text: &str) -> Result<PathBuf, ValueError> {
+    if !text.starts_with('/') {
+        return Err(ValueError::said(format!(
+            "{} is not an absolute path",
+            quoted(text)
+        )));
+    }
+    if text.split('/').any(|part| part == "..") {
+        return Err(ValueError::said(format!("{} has a `..`", quoted(text))));
+    }
+    Ok(Path::new(text).components().collect())
+}
+
+/// What `tmpfs` looks like.
+pub(super) const TMPFS: &str = "PATH:SIZE, the path absolute, the size in bytes or with K, M or G";
+/// A right `tmpfs`.
+pub(super) const TMPFS_EXAMPLE: &str = "/tmp:16M";
+
+impl FromStr for Tmpfs {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        tmpfs(text).map_err(|error| error.saying(TMPFS, TMPFS_EXAMPLE))
+    }
+}
+
+fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
+    // What lrpns fills itself, whole, and what holds the programs.
+    const OURS: [&str; 3] = ["/proc", "/sys", "/dev"];
+    const PROGRAMS: [&str; 9] = [
+        "/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
+    ];
+    let (path, size_text) = text
+        .rsplit_once(':')
+        .ok_or_else(|| ValueError::said(format!("{} has no size", quoted(text))))?;
+    let path = inner_path(path)?;
+    let ours = OURS.iter().any(|ours| path.starts_with(ours));
+    if ours || PROGRAMS.iter().any(|programs| path == Path::new(programs)) {
+        return Err(ValueError::said(format!(
+            "{} can't be writable",
+            quoted(&path.to_string_lossy())
+        )));
+    }
+    let size = size(size_text)?;
+    Ok(Tmpfs { path, size })
+}
+
+/// One entry of `volumes`: `HOST_PATH:PATH[:ro|rw]`.
+pub(super) fn volume(text: &str) -> Result<(), ValueError> {
+    let (paths, mode) = match text.matches(':').count() {
+        1 => (text, "rw"),
+        2 => text.rsplit_once(':').expect("two colons were counted"),
+        _ => {
+            return Err(ValueError::said(format!("{} is no volume", quoted(text))));
+        }
+    };
+    one_of(mode, &[("ro", ()), ("rw", ())])?;
+    let (host, app) = paths.split_once(':').expect("a colon was counted");
+    inner_path(host)?;
+    inner_path(app)?;
+    Err(ValueError::later(text, "an empty list"))
+}
+
+/// The first word of `command`.
+pub(super) fn program(text: &str) -> Result<(), ValueError> {
+    if text.is_empty() {
+        return Err(ValueError::said("the program can't be empty"));
+    }
+    if text.contains('/') && !text.starts_with('/') {
+        return Err(ValueError::said(format!(
+            "{} is neither absolute nor a bare name (which is looked up in PATH)",
+            quoted(text)
+        )));
+    }
+    Ok(())
+}
+
+/// `health.http`.
+pub(super) fn http_path(text: &str) -> Result<(), ValueError> {
+    if text.starts_with('/') && !text.contains(char::is_whitespace) {
+        return Ok(());
+    }
+    Err(ValueError::said(format!(
+        "{} is no path of an URL",
+        quoted(text)
+    )))
+}
+
+/// `health.interval`.
+pub(super) fn interval(text: &str) -> Result<(), ValueError> {
+    let digits = text
+        .strip_suffix("ms")
+        .or_else(|| text.strip_suffix(['s', 'm']));
+    match digits.and_then(number) {
+        Some(1..) => Ok(()),
+        _ => Err(ValueError::said(format!("{} is no time", quoted(text)))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publish_has_an_address_and_two_ports() {
+        let publish = |a: [u8; 4], host_port, app_port| {
+            Ok(Publish {
+                address: a.into(),
+                host_port,
+                app_port,
+            })
+        };
+        assert_eq!("80:8080".parse(), publish([127, 0, 0, 1], 80, 8080));
+        assert_eq!("0.0.0.0:1:65535/tcp".parse(), publish([0; 4], 1, 65535));
+        assert_eq!("10.0.0.1:80:80".parse(), publish([10, 0, 0, 1], 80, 80));
+        for (text, words) in [
+            ("", "only one port"),
+            ("80", "only one port"),
+            (":80", "`` is no port"),
+            ("80:", "`` is no port"),
+            ("0:80", "port 0"),
+            ("80:0", "port 0"),
+            ("65536:80", "port 65536 is above"),
+            ("99999999999999999999:80", "is no port"),
+            ("+80:80", "`+80` is no port"),
+            ("080:80", "`080` is no port"),
+            (" 80:80", "` 80` is no port"),
+            ("80:80/", "`` is unknown"),
+            ("80:80/tpc", "the nearest is `tcp`"),
+            ("localhost:80:80", "`localhost` is no address"),
+            ("224.0.0.1:80:80", "not an address to listen on"),
+            ("::1:80:80", "in brackets"),
+            ("[::1:80:80", "no address"),
+            ("[::x]:80:80", "no address"),
+            ("8010-8000:8000-8010", "ends before it begins"),
+            ("8000-8010:8000-8011", "not the same length"),
+            ("8000-:80", "`` is no port"),
+        ] {
+            match text.parse::<Publish>() {
+                Err(ValueError::Form { message, .. }) => {
+                    assert!(message.contains(words), "{text}: {message}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        for text in ["53:53/udp", "8000-8010:8000-8010", "[::1]:80:80"] {
+            let parsed = text.parse::<Publish>();
+            assert!(matches!(parsed, Err(ValueError::Later { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_a_number_and_a_letter() {
+        for (text, bytes) in [("1", 1), ("64K", 65536), ("16M", 16 << 20), ("1G", 1 << 30)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "M",
+            "16m",
+            "-1",
+            "1.5G",
+            "16 M",
+            "0",
+            "0K",
+            "16MB",
+            "99999999999G",
+        ] {
+            assert!(size(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_can_not_be_put_over_what_lrpns_or_programs_need() {
+        let tmpfs: Tmpfs = "/a//b/./c/:4K".parse().unwrap();
+        assert_eq!(tmpfs.path, Path::new("/a/b/c"));
+        assert!("/usr/local/logs:1M".parse::<Tmpfs>().is_ok());
+        for bad in [
+            "/:1M",
+            "//:1M",
+            "/./:1M",
+            "/proc:1M",
+            "/proc/x:1M",
+            "/dev/shm:1M",
+            "/sys:1M",
+            "/etc:1M",
+            "/usr/:1M",
+            "/lib64:1M",
+            "tmp:1M",
+            "/tmp",
+            "/tmp:",
+            "/a/../proc:1M",
+            ":1M",
+            "",
+        ] {
+            assert!(bad.parse::<Tmpfs>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_rootfs_names_its_kind() {
+        let base = Path::new("/etc/lrpns");
+        assert_eq!(rootfs("host", base), Ok(Rootfs::Host));
+        assert_eq!(
+            rootfs("dir:web", base),
+            Ok(Rootfs::Dir("/etc/lrpns/web".into()))
+        );
+        assert_eq!(
+            rootfs("dir:/srv/a:b", base),
+            Ok(Rootfs::Dir("/srv/a:b".into()))
+        );
+        for later in [
+            "oci:x",
+            "oci:x:tag",
+            "oci-archive:x",
+            "docker-archive:x",
+            "image:x",
+        ] {
+            let parsed = rootfs(later, base);
+            assert!(matches!(parsed, Err(ValueError::Later { .. })), "{later}");
+        }
+        for bad in [
+            "",
+            "hots",
+            "host:",
+            "host:/",
+            "dir",
+            "dir:",
+            "dir:/",
+            "dir:/..",
+            "builtin",
+            "builtin:",
+            "builtin:x",
+            "oci",
+            "image:",
+            "/srv",
+        ] {
+            let parsed = rootfs(bad, base);
+            assert!(
+                matches!(parsed, Err(ValueError::Form { .. })),
+                "{bad}: {parsed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_program_is_absolute_or_a_bare_name() {
+        assert_eq!(program("/bin/sh"), Ok(()));
+        assert_eq!(program("sh"), Ok(()));
+        for bad in ["", "./x", "bin/sh", "../x"] {
+            assert!(program(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
