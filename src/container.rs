@@ -45,6 +45,8 @@ pub enum ContainerError {
         step: String,
         /// What the kernel said.
         cause: String,
+        /// For the command's `execve(2)`: its errno.
+        errno: Option<i32>,
     },
     /// The part ended without a word.
     #[error("{part}: ended while {during}")]
@@ -113,11 +115,12 @@ impl Container {
                 Some(pidfd) => (pid, pidfd),
                 None => return Err(failed("take the pidfd")(io::ErrorKind::InvalidData.into())),
             },
-            Some((FromStage::Failed { step, cause }, _)) => {
+            Some((FromStage::Failed { step, cause, errno }, _)) => {
                 return Err(ContainerError::Stage {
                     part: part.to_owned(),
                     step,
                     cause,
+                    errno,
                 });
             }
             _ => {
@@ -162,10 +165,11 @@ impl Container {
 
     async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
         match self.channel.receive().await {
-            Ok(Some((FromStage::Failed { step, cause }, _))) => Err(ContainerError::Stage {
+            Ok(Some((FromStage::Failed { step, cause, errno }, _))) => Err(ContainerError::Stage {
                 part: self.part.clone(),
                 step,
                 cause,
+                errno,
             }),
             Ok(message) => Ok(message),
             Err(source) => Err(ContainerError::Ours {
@@ -260,6 +264,7 @@ fn join(socket: &OwnedFd, namespaces: &Namespaces, program: BorrowedFd<'_>, titl
             let failed = FromStage::Failed {
                 step: step.to_owned(),
                 cause: e.to_string(),
+                errno: None,
             };
             let _ = protocol::send(socket, &failed, &[]);
             1
@@ -303,6 +308,7 @@ fn try_join(
             let failed = FromStage::Failed {
                 step: "execute lrpns".to_owned(),
                 cause: e.to_string(),
+                errno: None,
             };
             let _ = protocol::send(socket, &failed, &[]);
             exit_now(125)

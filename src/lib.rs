@@ -1,9 +1,12 @@
 //! lrpns: least required privilege, in namespaces.
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod container;
 pub mod control;
+pub mod error;
 pub mod firewall;
 pub mod host;
 pub mod init;
@@ -12,10 +15,12 @@ pub mod names;
 pub mod namespaces;
 pub mod net;
 pub mod plan;
+pub mod preflight;
 pub mod protocol;
 pub mod publish;
 pub mod relay;
 pub mod rootfs;
+pub mod rootless;
 pub mod sidecar;
 pub mod stack;
 pub mod state;

@@ -1,1 +1,23 @@
-fn main() {}
+//! lrpns: least required privilege, in namespaces. The story begins in the crate's documentation.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // Which part of a stack this process is, is decided before anything else exists: no runtime, no thread, no parser.
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    if Path::new(&program).file_name() == Some("webapp".as_ref()) {
+        return lrpns::webapp::run();
+    }
+    if args.next().as_deref() == Some("init".as_ref()) && lrpns::init::was_started_by_us() {
+        return lrpns::init::run();
+    }
+    match lrpns::commands::run(lrpns::cli::Cli::parse().command) {
+        Ok(code) => code,
+        Err(failure) => failure.print(),
+    }
+}

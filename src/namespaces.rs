@@ -122,7 +122,7 @@ impl Namespaces {
                 write_id_map(pid, ids)?;
                 Ok(fds)
             }
-            Some((FromStage::Failed { step, cause }, _)) => Err(io::Error::other(format!("{step}: {cause}"))),
+            Some((FromStage::Failed { step, cause, .. }, _)) => Err(io::Error::other(format!("{step}: {cause}"))),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         });
         // The end of the conversation ends the child; then there is nothing left of it.
@@ -172,6 +172,7 @@ fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
             FromStage::Failed {
                 step: step.to_owned(),
                 cause: e.to_string(),
+                errno: None,
             },
             vec![],
         ),

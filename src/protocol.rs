@@ -125,6 +125,8 @@ pub enum FromStage {
         step: String,
         /// What the kernel said.
         cause: String,
+        /// For the command's `execve(2)`: its errno.
+        errno: Option<i32>,
     },
 }
 
@@ -377,7 +379,7 @@ mod tests {
         let (a, b) = pair();
         let file = std::fs::File::open("/proc/self/status").unwrap();
         let long = "x".repeat(100_000);
-        send(&a, &FromStage::Failed { step: long.clone(), cause: String::new() }, &[file.as_fd()]).unwrap();
+        send(&a, &FromStage::Failed { step: long.clone(), cause: String::new(), errno: None }, &[file.as_fd()]).unwrap();
         send(&a, &FromStage::Started, &[]).unwrap();
         drop(a);
         let (first, fds) = receive::<FromStage>(&b).unwrap().unwrap();

@@ -16,6 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
@@ -107,6 +108,9 @@ struct Process {
 /// Where lines go while they are written: to the terminal of a foreground `up`.
 pub type Tee = Box<dyn FnMut(&LogLine)>;
 
+/// The tasks that read the apps' output.
+type Pumps = Arc<std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>>;
+
 /// A stack and all that watches it.
 pub struct Supervisor {
     ground: Arc<Ground>,
@@ -114,6 +118,9 @@ pub struct Supervisor {
     parts: Vec<Part>,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
+    pumps: Pumps,
+    /// The tasks that start parts again; dropped, they take the processes with them.
+    launching: JoinSet<()>,
     log: LogBuf,
     tee: Tee,
     followers: Vec<(Filter, Client)>,
@@ -140,7 +147,8 @@ pub async fn run(
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
     let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-    let output = |app: usize, output: Output| pump(&sender, &names[app], output);
+    let pumps = Pumps::default();
+    let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output);
     let mut early = VecDeque::new();
     let stack = {
         let bring_up = Stack::bring_up(plan, listeners, &output, progress);
@@ -160,8 +168,9 @@ pub async fn run(
         Ok(stack) => stack,
         Err(e) => {
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            drain(&pumps).await;
             let mut tee = tee;
-            drain(&mut early, &mut events, &mut tee);
+            explain(&mut early, &mut events, &mut tee);
             return Err(e);
         }
     };
@@ -176,6 +185,8 @@ pub async fn run(
         parts: vec![],
         events,
         sender,
+        pumps,
+        launching: JoinSet::new(),
         log: LogBuf::new(LOG_BYTES),
         tee,
         followers: vec![],
@@ -188,11 +199,12 @@ pub async fn run(
     ready(&supervisor.status());
     let outcome = supervisor.run(early).await;
     supervisor.take_down().await;
+    crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
 
 /// What the app has said before it failed to start is the best explanation there is.
-fn drain(early: &mut VecDeque<Event>, events: &mut mpsc::UnboundedReceiver<Event>, tee: &mut Tee) {
+fn explain(early: &mut VecDeque<Event>, events: &mut mpsc::UnboundedReceiver<Event>, tee: &mut Tee) {
     while let Some(event) = early.pop_front().or_else(|| events.try_recv().ok()) {
         if let Event::Line(line) = event {
             tee(&line);
@@ -294,12 +306,13 @@ impl Supervisor {
         part.restarts += 1;
         let launch = part.launch;
         let old = part.process.take();
-        let (ground, sender) = (Arc::clone(&self.ground), self.sender.clone());
-        tokio::spawn(async move {
+        while self.launching.try_join_next().is_some() {}
+        let (ground, sender, pumps) = (Arc::clone(&self.ground), self.sender.clone(), Arc::clone(&self.pumps));
+        self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let output = |app: usize, output| pump(&sender, ground.name(PartId::App(app)), output);
+            let output = |app: usize, output| pump(&sender, &pumps, ground.name(PartId::App(app)), output);
             let result = match id {
                 PartId::Sidecar => ground.sidecar().await,
                 PartId::Relay => ground.relay().await,
@@ -546,11 +559,12 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|part| Some((part.id, part.process.take()?)))
             .partition(|(id, _)| matches!(id, PartId::App(_)));
+        self.launching.shutdown().await;
         for (_, process) in others {
             process.end(false).await;
         }
         futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true))).await;
-        // A part that was being started is not in the list: its task is dropped with the runtime, the process here.
+        drain(&self.pumps).await;
         while let Ok(event) = self.events.try_recv() {
             if let Event::Line(line) = event {
                 self.write(line);
@@ -630,10 +644,10 @@ async fn watch(
 }
 
 /// Turns an app's pipes into lines.
-fn pump(events: &mpsc::UnboundedSender<Event>, part: &str, output: Output) {
+fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output: Output) {
     for (stream, pipe) in [(Stream::Out, output.out), (Stream::Err, output.err)] {
         let (events, part) = (events.clone(), part.to_owned());
-        tokio::spawn(async move {
+        let pump = tokio::spawn(async move {
             let say = |piece: crate::logbuf::Piece| {
                 let _ = events.send(Event::Line(LogLine {
                     time: Timestamp::now(),
@@ -652,8 +666,19 @@ fn pump(events: &mpsc::UnboundedSender<Event>, part: &str, output: Output) {
             while let Ok(got @ 1..) = tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
                 splitter.push(&chunk[..got], say);
             }
-            splitter.finish().map(say);
+            splitter.finish(say);
         });
+        let mut pumps = pumps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pumps.retain(|pump| !pump.is_finished());
+        pumps.push(pump);
+    }
+}
+
+/// Waits until everything that the apps, which have ended, had written is an event.
+async fn drain(pumps: &Pumps) {
+    let pumps = std::mem::take(&mut *pumps.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    for pump in pumps {
+        let _ = pump.await;
     }
 }
 

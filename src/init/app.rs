@@ -182,7 +182,11 @@ impl Command {
                     Ok(0) => Ok((Pid::from_raw(pid), pidfd)),
                     Ok(_) => {
                         let e = io::Error::from_raw_os_error(i32::from_le_bytes(errno));
-                        Err(step("execute the command")(self.explain(&e)))
+                        Err(StageError {
+                            step: "execute the command",
+                            cause: self.explain(&e),
+                            errno: e.raw_os_error(),
+                        })
                     }
                     Err(e) => Err(step("start the command")(e)),
                 }

@@ -31,6 +31,8 @@ use privileges::Privileges;
 pub struct StageError {
     step: &'static str,
     cause: String,
+    /// For the command's `execve(2)`.
+    errno: Option<i32>,
 }
 
 /// Names the step that an error belongs to.
@@ -38,12 +40,19 @@ pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageErr
     move |e| StageError {
         step,
         cause: e.to_string(),
+        errno: None,
     }
 }
 
 /// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
 pub(crate) fn drop_privileges(keep: &[Capability], user: u32) -> Result<Privileges, StageError> {
     privileges::drop_to(keep, user).map_err(step("drop privileges"))
+}
+
+/// Whether standard input is a socket, as it is for a stage: `lrpns init` of a user is another thing.
+#[must_use]
+pub fn was_started_by_us() -> bool {
+    rustix::process::getpid().is_init() && rustix::net::getsockname(io::stdin()).is_ok()
 }
 
 /// The stage's whole life. Called from `main` before anything else exists.
@@ -60,6 +69,7 @@ pub fn run() -> ExitCode {
     let told = FromStage::Failed {
         step: failed.step.to_owned(),
         cause: failed.cause,
+        errno: failed.errno,
     };
     // Should the supervisor be gone, there is nobody to tell.
     let _ = protocol::send(&supervisor, &told, &[]);

@@ -1,0 +1,207 @@
+//! The command line, as types only.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::names::StackName;
+
+/// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lrpns",
+    version,
+    max_term_width = 100,
+    after_help = "Example: `sudo lrpns up -d && curl http://localhost:5000/ && sudo lrpns down`\n\n\
+                  Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in example.\n\
+                  Exit codes: 0; 1 the stack or a check failed; 2 usage or configuration; 125 lrpns could not do it;\n\
+                  for `run` and `exec` the command's own."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// The stack's name; left out, it is the file's, or the built-in example's
+    pub stack: Option<StackName>,
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Set a variable for ${NAME} in the file; goes before the environment's LRPNS_NAME
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// A file of NAME=VALUE lines for ${NAME}; comes after the environment
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Option<PathBuf>,
+}
+
+/// Which running stack.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The stack's name; left out, it is the file's, or the built-in example's
+    pub stack: Option<StackName>,
+    /// The configuration that names the stack
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// One verb each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a stack and run it; in the foreground it shows the log until Ctrl-C, then takes all down
+    #[command(after_help = "Example: lrpns up -d --set PROVIDER=lrpns")]
+    Up {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        source: Source,
+        /// Return when the published ports answer
+        #[arg(short, long)]
+        detach: bool,
+    },
+    /// Take a stack down; nothing to take down is success
+    #[command(after_help = "Example: lrpns down --all")]
+    Down {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// Every stack of this user
+        #[arg(long, conflicts_with_all = ["stack", "file"])]
+        all: bool,
+    },
+    /// List the stacks of this user
+    #[command(after_help = "Example: lrpns ps --json")]
+    Ps {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one stack in full: parts, processes, what each holds
+    #[command(after_help = "Example: lrpns status customerA --json")]
+    Status {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a part again; addresses, rules and the other parts stay
+    #[command(after_help = "Example: lrpns restart customerA sidecar")]
+    Restart {
+        /// The stack, then the part: `sidecar`, `relay` or an app's name; left out, every app
+        #[arg(value_names = ["STACK", "PART"], num_args = 0..=2)]
+        words: Vec<String>,
+        /// The configuration that names the stack
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Show the log
+    #[command(after_help = "Example: lrpns logs -f --part app")]
+    Logs {
+        /// The stack's name; left out, it is the file's, or the built-in example's
+        stack: Option<StackName>,
+        /// The configuration that names the stack
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Go on with what comes, until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+        /// Only this part's lines
+        #[arg(long)]
+        part: Option<String>,
+        /// One JSON document a line: time, part, stream, text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command with exactly the privileges of a part, never more
+    #[command(after_help = "Example: lrpns exec customerA --part app -- /bin/sh")]
+    Exec {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// `sidecar`, `relay` or an app's name; left out, the first app
+        #[arg(long)]
+        part: Option<String>,
+        /// The command. In the sidecar and the relay, whose roots are empty, it is a static program of the host's
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Print the sidecar's ruleset, also without a running stack
+    #[command(after_help = "Example: lrpns rules --format json | nft -j -c -f -")]
+    Rules {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        source: Source,
+        /// How
+        #[arg(long, value_enum, default_value_t = RulesFormat::Nft)]
+        format: RulesFormat,
+    },
+    /// Print what `up` would do and where each value comes from; change nothing
+    #[command(after_help = "Example: lrpns plan -f lrpns.toml --json")]
+    Plan {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        source: Source,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a stack around one command, no file needed; ends with the command's exit code
+    #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
+    Run {
+        /// A port to publish: [ADDRESS:]HOST_PORT:APP_PORT
+        #[arg(short, long, value_name = "PUBLISH")]
+        publish: Vec<String>,
+        /// host, builtin:webapp or dir:PATH
+        #[arg(long, value_name = "R", default_value = "host")]
+        rootfs: String,
+        /// A variable of the command's environment
+        #[arg(short, long, value_name = "K=V")]
+        env: Vec<String>,
+        /// A writable place: PATH:SIZE
+        #[arg(long, value_name = "PATH:SIZE")]
+        tmpfs: Vec<String>,
+        /// auto, dnat or relay
+        #[arg(long)]
+        via: Option<String>,
+        /// The stack's name; left out, it is `run-` and the number of this process
+        #[arg(long)]
+        name: Option<StackName>,
+        /// The command
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Write a commented lrpns.toml: the built-in example
+    #[command(after_help = "Example: lrpns init && lrpns up")]
+    Init {
+        /// Where to
+        #[arg(short, long, value_name = "FILE", default_value = "lrpns.toml")]
+        output: PathBuf,
+    },
+    /// Remove what a crash left
+    #[command(after_help = "Example: lrpns gc")]
+    Gc,
+    /// Print a shell's completions
+    #[command(after_help = "Example: lrpns completions bash > /etc/bash_completion.d/lrpns")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    #[command(after_help = "Example: lrpns man | man -l -")]
+    Man,
+}
+
+/// How `rules` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RulesFormat {
+    /// nft's own language, for `nft -f -`
+    Nft,
+    /// nft's JSON, for `nft -j -f -`
+    Json,
+}

@@ -1,0 +1,200 @@
+//! One file per verb, each a short straight line.
+#![forbid(unsafe_code)]
+
+mod down;
+mod exec;
+mod init;
+mod logs;
+mod plan;
+mod restart;
+mod rules;
+mod status;
+mod up;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, Source};
+use crate::config::{self, Config, Vars};
+use crate::control::{Client, Reply, Request};
+use crate::error::Failure;
+use crate::host::Host;
+use crate::names::StackName;
+use crate::state::{Liveness, StateRoot};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`Failure`] has the exit code and what to print.
+pub fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Up { source, detach } => up::up(configuration(&source)?, detach),
+        Command::Run {
+            publish,
+            rootfs,
+            env,
+            tmpfs,
+            via,
+            name,
+            command,
+        } => {
+            let name = name.map_or_else(|| format!("run-{}", std::process::id()), String::from);
+            let options = config::RunOptions {
+                name,
+                publish,
+                rootfs,
+                env,
+                tmpfs,
+                via,
+                command,
+            };
+            let here = std::env::current_dir().map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
+            up::run(config::run(&options, &here)?)
+        }
+        Command::Down { all: true, .. } => down::all(),
+        Command::Down { target, .. } => down::one(&target_name(target.stack, target.file.as_deref())?),
+        Command::Ps { json } => status::ps(json),
+        Command::Status { target, json } => status::status(&target_name(target.stack, target.file.as_deref())?, json),
+        Command::Restart { words, file } => restart::restart(words, file.as_deref()),
+        Command::Logs {
+            stack,
+            file,
+            follow,
+            part,
+            json,
+        } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
+        Command::Exec { target, part, command } => {
+            exec::exec(&target_name(target.stack, target.file.as_deref())?, part, &command)
+        }
+        Command::Rules { source, format } => rules::rules(&source, format),
+        Command::Plan { source, json } => plan::plan(&source, json),
+        Command::Init { output } => init::init(&output),
+        Command::Gc => down::gc(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            let page = clap_mangen::Man::new(Cli::command());
+            page.render(&mut std::io::stdout()).map_err(cannot_print)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Prints to standard output; a reader that has gone away is no failure of ours.
+fn print(text: &str) -> Result<(), Failure> {
+    match anstream::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(cannot_print(e)),
+        _ => Ok(()),
+    }
+}
+
+fn cannot_print(e: std::io::Error) -> Failure {
+    Failure::unable(format!("write to standard output: {e}"))
+}
+
+/// Prints a document as JSON.
+fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document).map_err(Failure::unable)?;
+    print(&(text + "\n"))
+}
+
+/// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
+/// example.
+fn configuration(source: &Source) -> Result<Config, Failure> {
+    let vars = Vars::from_process(&source.set, source.env_file.as_deref())?;
+    if let Some(file) = &source.file {
+        let config = config::load(file, &vars)?;
+        return match &source.stack {
+            Some(stack) if *stack != config.name => Err(Failure::usage(format!(
+                "{} is for the stack {}, not for {stack}",
+                file.display(),
+                config.name
+            ))),
+            _ => Ok(config),
+        };
+    }
+    let here = Path::new("lrpns.toml");
+    let mut passed_over = None;
+    if here.exists() {
+        let config = config::load(here, &vars)?;
+        match &source.stack {
+            Some(stack) if *stack != config.name => passed_over = Some(config.name),
+            _ => return Ok(config),
+        }
+    }
+    if let Some(stack) = &source.stack {
+        let installed = Path::new("/etc/lrpns").join(format!("{stack}.toml"));
+        if installed.exists() {
+            return Ok(config::load(&installed, &vars)?);
+        }
+    }
+    let builtin = config::builtin(&vars)?;
+    match &source.stack {
+        Some(stack) if *stack != builtin.name => {
+            let other = passed_over.map_or(String::new(), |name| format!(", and ./lrpns.toml is for {name}"));
+            Err(Failure::usage(format!(
+                "there is no configuration for {stack}: /etc/lrpns/{stack}.toml does not exist{other}"
+            ))
+            .hint(format!("lrpns init -o {stack}.toml writes one to begin with")))
+        }
+        _ => Ok(builtin),
+    }
+}
+
+/// The name of the stack that a command line means.
+fn target_name(stack: Option<StackName>, file: Option<&Path>) -> Result<StackName, Failure> {
+    match (stack, file) {
+        (Some(stack), None) => Ok(stack),
+        (stack, file) => {
+            let source = Source {
+                stack,
+                file: file.map(Path::to_owned),
+                set: vec![],
+                env_file: None,
+            };
+            configuration(&source).map(|config| config.name)
+        }
+    }
+}
+
+/// Connects to a running stack and asks.
+fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
+    let state = Host::state_root();
+    let client = Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
+    client
+        .ask(request)
+        .map_err(|e| Failure::unable(format!("ask the supervisor of {stack}: {e}")))?;
+    Ok(client)
+}
+
+/// The next reply of a conversation that must have one.
+fn reply(client: &Client, stack: &StackName) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+    match client.reply() {
+        Ok(Some((Reply::Refused { why, hint }, _))) => {
+            let failure = Failure::failed(why);
+            Err(match hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            })
+        }
+        Ok(Some(reply)) => Ok(reply),
+        Ok(None) => Err(Failure::failed(format!("{stack} ended meanwhile"))),
+        Err(e) => Err(Failure::unable(format!("hear from the supervisor of {stack}: {e}"))),
+    }
+}
+
+fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
+    match state.lock().and_then(|_held| state.liveness(stack)) {
+        Ok(Liveness::Alive) => Failure::unable(format!("connect to the supervisor of {stack}: {e}")),
+        Ok(Liveness::Crashed) => {
+            Failure::failed(format!("{stack} does not run: its supervisor has crashed")).hint(format!("lrpns down {stack}"))
+        }
+        Ok(Liveness::Absent) => Failure::failed(format!("{stack} does not run")).hint("lrpns ps shows what does"),
+        Err(e) => e.into(),
+    }
+}

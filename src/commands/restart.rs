@@ -1,0 +1,39 @@
+//! `lrpns restart`.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{ask, reply, target_name};
+use crate::control::Request;
+use crate::error::Failure;
+use crate::host::Host;
+use crate::names::StackName;
+
+/// Starts a part again, or every app.
+pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let mut words = words.into_iter();
+    let (stack, part) = match (words.next(), words.next()) {
+        (Some(stack), Some(part)) => (Some(stack), Some(part)),
+        // One word alone is a stack if there is one of that name, else a part.
+        (Some(word), None) => match StackName::new(word.as_str()) {
+            Ok(name) if Host::state_root().stack(&name).is_dir() => (Some(word), None),
+            _ => (None, Some(word)),
+        },
+        _ => (None, None),
+    };
+    let stack = stack.map(StackName::new).transpose().map_err(Failure::usage)?;
+    let stack = target_name(stack, file)?;
+    let client = ask(&stack, &Request::Restart { part: part.clone() })?;
+    // One answer for each part, then the end.
+    let mut answers = 0;
+    loop {
+        match reply(&client, &stack) {
+            Ok(_) => answers += 1,
+            Err(_) if answers > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    eprintln!("{stack}: {} started again", part.as_deref().unwrap_or("every app"));
+    Ok(ExitCode::SUCCESS)
+}

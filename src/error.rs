@@ -1,0 +1,166 @@
+//! What a command says when it can't do what it was asked: one line, a hint when the cure is known, an exit code.
+#![forbid(unsafe_code)]
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::config::ConfigErrors;
+use crate::container::ContainerError;
+use crate::host::HostError;
+use crate::plan::PlanError;
+use crate::stack::StackError;
+use crate::state::StateError;
+
+/// The stack or a check failed.
+pub const FAILED: u8 = 1;
+/// Usage or configuration.
+pub const USAGE: u8 = 2;
+/// lrpns could not do it.
+pub const UNABLE: u8 = 125;
+
+/// Why a command ends with another code than 0.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What was tried, on what, what the kernel said; whole lines are kept.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// lrpns could not do it.
+    #[must_use]
+    pub fn unable(message: impl Display) -> Self {
+        Self {
+            code: UNABLE,
+            message: message.to_string(),
+            hint: None,
+        }
+    }
+
+    /// The stack or a check failed.
+    #[must_use]
+    pub fn failed(message: impl Display) -> Self {
+        Self {
+            code: FAILED,
+            ..Self::unable(message)
+        }
+    }
+
+    /// Usage or configuration.
+    #[must_use]
+    pub fn usage(message: impl Display) -> Self {
+        Self {
+            code: USAGE,
+            ..Self::unable(message)
+        }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// Says it on standard error.
+    #[must_use]
+    pub fn print(&self) -> ExitCode {
+        let (bad, good, plain) = (
+            anstyle::AnsiColor::Red.on_default().bold(),
+            anstyle::AnsiColor::Cyan.on_default().bold(),
+            anstyle::Reset,
+        );
+        let mut err = anstream::stderr();
+        // Nobody to tell if standard error is closed; the exit code still does.
+        let _ = writeln!(err, "{bad}lrpns:{plain} {}", self.message);
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(err, "{good}hint:{plain} {hint}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// An error and what led to it, on one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // An enum that shows its source in its own line has said it already.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(e: ConfigErrors) -> Self {
+        use std::io::IsTerminal;
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let count = e.problems().len();
+        let plural = if count == 1 { "problem" } else { "problems" };
+        Self::usage(format!("{count} {plural} in the configuration\n{}", e.render(colour).trim_end()))
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(e: StateError) -> Self {
+        Self::unable(chain(&e))
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(e: HostError) -> Self {
+        Self::unable(chain(&e))
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(e: PlanError) -> Self {
+        Self::unable(chain(&e))
+    }
+}
+
+impl From<StackError> for Failure {
+    fn from(e: StackError) -> Self {
+        let failure = match &e {
+            StackError::AppEnded { .. } | StackError::NotListening { .. } | StackError::Path { .. } | StackError::Interrupted => {
+                Self::failed(chain(&e))
+            }
+            StackError::Container(ContainerError::Stage { errno: Some(errno), .. }) => Self {
+                // As a shell: not found, or found and not executable.
+                code: if *errno == libc::ENOENT { 127 } else { 126 },
+                ..Self::unable(chain(&e))
+            },
+            _ => Self::unable(chain(&e)),
+        };
+        match hint(&e, &failure.message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// The cure, where it is known.
+fn hint(e: &StackError, text: &str) -> Option<&'static str> {
+    match e {
+        StackError::Namespaces(_) if text.contains("unshare") => Some(
+            "user namespaces must be allowed: sysctl user.max_user_namespaces and user.max_net_namespaces, on Debian \
+             kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or a profile",
+        ),
+        StackError::Container(ContainerError::Stage { step, .. }) if step == "execute lrpns" => {
+            Some("the lrpns binary must be readable and executable by everybody: chmod 755")
+        }
+        StackError::HostTable(_) => Some("the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT"),
+        StackError::AppEnded { .. } | StackError::NotListening { .. } => {
+            Some("what the app wrote is above; its command, env and rootfs are in `lrpns plan`")
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,195 @@
+//! Everything that would keep a plan from working, found before anything is made, and told at once.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::config::Rootfs;
+use crate::firewall::Forwarding;
+use crate::host::Host;
+use crate::plan::{Mode, Plan, Transport};
+use crate::publish::{self, Listener};
+use crate::rootfs;
+
+/// One thing that is in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What.
+    pub what: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem {
+        what: what.into(),
+        hint: Some(hint.into()),
+    }
+}
+
+/// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
+/// that they are free.
+///
+/// # Errors
+/// All problems, never only the first.
+pub fn check(plan: &Plan, host: &Host) -> Result<Vec<Listener>, Vec<Problem>> {
+    let mut problems = vec![];
+    problems.extend(plan.apps.iter().filter_map(|app| root(&app.rootfs, app)).flatten());
+    problems.extend(own_addresses(plan, host));
+    problems.extend(published(plan, host));
+    let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
+        problems.extend(refused.into_iter().map(|(address, e)| cannot_bind(address, &e, host)));
+        vec![]
+    });
+    if problems.is_empty() { Ok(listeners) } else { Err(problems) }
+}
+
+/// Whether an app's root can be made.
+fn root(rootfs: &Rootfs, app: &crate::plan::AppPlan) -> Option<Vec<Problem>> {
+    match rootfs {
+        Rootfs::Host => None,
+        Rootfs::BuiltinWebapp => (!is_static()).then(|| {
+            vec![problem(
+                "this lrpns is linked dynamically, and the root of builtin:webapp has no libraries",
+                "build it as scripts/quickstart does, with -C target-feature=+crt-static, or use rootfs = \"host\"",
+            )]
+        }),
+        Rootfs::Dir(path) => {
+            if !path.is_dir() {
+                return Some(vec![problem(
+                    format!("rootfs of {}: {} is not a directory", app.name, path.display()),
+                    "scripts/rootfs builds one",
+                )]);
+            }
+            let missing = rootfs::mount_points(&app.tmpfs).filter_map(|point| {
+                let inside = path.join(point.strip_prefix("/").unwrap_or(point));
+                let is = std::fs::symlink_metadata(&inside).is_ok_and(|meta| meta.is_dir());
+                (!is).then(|| {
+                    problem(
+                        format!(
+                            "rootfs of {}: {} has no directory {} to mount on",
+                            app.name,
+                            path.display(),
+                            point.display()
+                        ),
+                        format!("mkdir -p {}", inside.display()),
+                    )
+                })
+            });
+            Some(missing.collect())
+        }
+    }
+}
+
+/// Whether this program needs no loader.
+fn is_static() -> bool {
+    cfg!(target_feature = "crt-static")
+}
+
+/// Addresses that only the stack may have.
+fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
+    let ours = std::iter::once(("sidecar", plan.bridge.address))
+        .chain(plan.apps.iter().map(|app| (app.name.as_str(), app.address)));
+    ours.filter_map(|(part, address)| {
+        let (link, _) = host.net.addresses.iter().find(|(_, net)| net.addr() == address)?;
+        Some(problem(
+            format!("the address {address} of {part} is this host's own, on {link}"),
+            "choose another network.subnet in the configuration",
+        ))
+    })
+    .collect()
+}
+
+/// Whether the published ports can work the way they are planned.
+fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
+    let mut problems = vec![];
+    for (_, publish) in plan.published() {
+        let (address, port) = (*publish.listen.ip(), publish.listen.port());
+        if plan.mode == Mode::Rootless && port < host.first_user_port {
+            problems.push(problem(
+                format!("port {port} can't be published by an ordinary user: the first is {}", host.first_user_port),
+                "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
+            ));
+        }
+        if publish.via == Transport::Dnat {
+            match (&host.forwarding, plan.mode) {
+                (_, Mode::Rootless) => problems.push(problem(
+                    format!("{}: via = \"dnat\" needs root", publish.listen),
+                    "use via = \"auto\" or \"relay\"",
+                )),
+                (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
+                    format!("{}: via = \"dnat\" does not work on this host: {why}", publish.listen),
+                    "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
+                )),
+                (Forwarding::Open, Mode::Root) => {}
+            }
+        }
+        let somewhere = address.is_unspecified()
+            || address.is_loopback()
+            || host.net.addresses.iter().any(|(_, net)| net.addr() == address)
+            // An ordinary user's facts are those of an empty namespace; bind(2) tells.
+            || plan.mode == Mode::Rootless;
+        if !somewhere {
+            problems.push(problem(
+                format!("{}: no link of this host has the address {address}", publish.listen),
+                addresses_hint(host),
+            ));
+        }
+    }
+    problems
+}
+
+fn addresses_hint(host: &Host) -> String {
+    let mut known: Vec<Ipv4Addr> = host.net.addresses.iter().map(|(_, net)| net.addr()).collect();
+    known.sort();
+    known.dedup();
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    format!("0.0.0.0 is all of them; this host has {}", known.join(", "))
+}
+
+fn cannot_bind(address: SocketAddrV4, e: &io::Error, host: &Host) -> Problem {
+    let what = format!("listen on {address}: {e}");
+    match e.kind() {
+        io::ErrorKind::AddrInUse => {
+            let other = host.others.iter().find(|other| {
+                other.published().any(|(_, publish)| {
+                    publish.listen.port() == address.port()
+                        && (publish.listen.ip() == address.ip()
+                            || publish.listen.ip().is_unspecified()
+                            || address.ip().is_unspecified())
+                })
+            });
+            let hint = match other {
+                Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
+                None => format!("ss -ltnp 'sport = :{}' shows who listens there", address.port()),
+            };
+            problem(what, hint)
+        }
+        io::ErrorKind::PermissionDenied => problem(what, "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start"),
+        _ => Problem { what, hint: None },
+    }
+}
+
+/// The problems as one message, and the first hint; further ones follow their problem.
+#[must_use]
+pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
+    let mut lines = vec![];
+    for Problem { what, hint } in problems {
+        lines.push(what.clone());
+        if problems.len() > 1 {
+            lines.extend(hint.as_ref().map(|hint| format!("  hint: {hint}")));
+        }
+    }
+    let failure = crate::error::Failure::unable(format!("{stack} can't be brought up: {}", lines.join("\n")));
+    match problems {
+        [Problem { hint: Some(hint), .. }] => failure.hint(hint),
+        _ => failure,
+    }
+}
