@@ -1,0 +1,948 @@
+//! The `nftables` crate's values to one nfnetlink batch: exactly the subset that [`super::ruleset`] uses, and an error
+//! that names whatever else it is given. Nothing is skipped.
+//!
+//! How the kernel sees it: include/uapi/linux/netfilter/nf_tables.h. What `nft` needs to print a rule again as it was
+//! written: types of keys and values, comments as libnftnl's TLV "userdata", and the same instructions as nft's own.
+
+use std::net::Ipv4Addr;
+
+use nftables::expr::{
+    BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
+};
+use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
+use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use super::netlink::*;
+
+/// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// It uses something that this encoder doesn't know.
+    #[error("encode {object}: {what} is not supported")]
+    Unsupported {
+        /// The object, such as `rule forward/accept-published`.
+        object: String,
+        /// The part that is unknown, as nft's JSON.
+        what: String,
+    },
+    /// A value can't be of the type that its place asks for.
+    #[error("encode {object}: {value} is no {kind}")]
+    Value {
+        /// The object, such as `elements of map publish_port`.
+        object: String,
+        /// The value, as nft's JSON.
+        value: String,
+        /// The type, by nft's name.
+        kind: &'static str,
+    },
+}
+
+/// One transaction as nfnetlink bytes, and what each of its messages is about. Made by [`encode`], sent by
+/// [`super::transact`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub(super) bytes: Vec<u8>,
+    /// By sequence number.
+    pub(super) labels: Vec<String>,
+}
+
+impl Batch {
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The sequence number of the one message that asks for an acknowledgement: the last but the batch's end.
+    pub(super) fn last(&self) -> u32 {
+        self.labels.len() as u32 - 2
+    }
+}
+
+/// Makes the transaction that puts `rules` in the place of whatever their tables hold now.
+///
+/// # Errors
+/// [`EncodeError`] if `rules` use more of nftables than this crate's rules do.
+pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
+    encode_with(rules, 0)
+}
+
+/// Like [`encode`], but the tables belong to the socket that loads them (`NFT_TABLE_F_OWNER`): no other process can
+/// change them, and they vanish with it. Replacing them must go through the same socket, and by this function.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
+    encode_with(rules, NFT_TABLE_F_OWNER)
+}
+
+fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
+    let mut encoder = Encoder {
+        batch: Batch {
+            bytes: Vec::new(),
+            labels: Vec::new(),
+        },
+        last: 0,
+        sets: 0,
+        table_flags,
+    };
+    encoder.edge(libc::NFNL_MSG_BATCH_BEGIN, "the batch");
+    for object in rules.objects.iter() {
+        match object {
+            NfObject::ListObject(object) => encoder.object(object)?,
+            NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
+        }
+    }
+    // The kernel answers in the batch's order and reports every error unasked, so the answer to this message is the last.
+    encoder.batch.bytes[encoder.last + FLAGS] |= libc::NLM_F_ACK as u8;
+    encoder.edge(libc::NFNL_MSG_BATCH_END, "the batch's end");
+    Ok(encoder.batch)
+}
+
+/// Where the low byte of a message's flags is, `struct nlmsghdr`.
+const FLAGS: usize = if cfg!(target_endian = "little") { 6 } else { 7 };
+
+/// An attribute's length has 16 bits, and an element of the widest key and value that there is (16 bytes each) takes 44.
+const ELEMENTS_PER_MESSAGE: usize = 1000;
+
+struct Encoder {
+    batch: Batch,
+    /// Where the last message begins.
+    last: usize,
+    sets: u32,
+    table_flags: u32,
+}
+
+impl Encoder {
+    fn object(&mut self, object: &NfListObject<'_>) -> Result<(), EncodeError> {
+        match object {
+            NfListObject::Table(table) => {
+                only_inet(&format!("table {}", table.name), table.family)?;
+                self.table(&table.name);
+                Ok(())
+            }
+            NfListObject::Chain(chain) => self.chain(chain),
+            NfListObject::Rule(rule) => self.rule(rule),
+            NfListObject::Set(set) => {
+                let object = format!("set {}", set.name);
+                only_inet(&object, set.family)?;
+                let extras = (
+                    &set.policy,
+                    &set.flags,
+                    set.timeout,
+                    set.gc_interval,
+                    set.size,
+                    &set.comment,
+                );
+                if extras != (&None, &None, None, None, None, &None) {
+                    return Err(unsupported(&object, set));
+                }
+                let elements = set.elem.as_deref().unwrap_or_default();
+                self.set(
+                    &object,
+                    &set.table,
+                    &set.name,
+                    &set.set_type,
+                    None,
+                    elements,
+                )
+            }
+            NfListObject::Map(map) => {
+                let object = format!("map {}", map.name);
+                only_inet(&object, map.family)?;
+                let extras = (
+                    &map.policy,
+                    &map.flags,
+                    map.timeout,
+                    map.gc_interval,
+                    map.size,
+                    &map.comment,
+                );
+                if extras != (&None, &None, None, None, None, &None) {
+                    return Err(unsupported(&object, map));
+                }
+                let elements = map.elem.as_deref().unwrap_or_default();
+                self.set(
+                    &object,
+                    &map.table,
+                    &map.name,
+                    &map.set_type,
+                    Some(&map.map),
+                    elements,
+                )
+            }
+            other => Err(unsupported("ruleset", other)),
+        }
+    }
+
+    /// Add, so that there is something to delete; delete, with all its content; add.
+    fn table(&mut self, name: &str) {
+        let label = format!("table inet {name}");
+        let flags = self.table_flags;
+        for kind in [
+            libc::NFT_MSG_NEWTABLE,
+            libc::NFT_MSG_DELTABLE,
+            libc::NFT_MSG_NEWTABLE,
+        ] {
+            let add = kind == libc::NFT_MSG_NEWTABLE;
+            let create = if add { libc::NLM_F_CREATE } else { 0 };
+            self.message(kind, create, label.clone(), |table| {
+                table.text(NFTA_TABLE_NAME, name);
+                if add {
+                    table.number(NFTA_TABLE_FLAGS, flags);
+                }
+            });
+        }
+    }
+
+    fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
+        let object = format!("chain {}", chain.name);
+        only_inet(&object, chain.family)?;
+        let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
+            chain._type,
+            chain.hook,
+            chain.prio,
+            chain.policy,
+            &chain.dev,
+        ) else {
+            return Err(unsupported(&object, chain));
+        };
+        let kind = match kind {
+            NfChainType::Filter => "filter",
+            NfChainType::NAT => "nat",
+            NfChainType::Route => return Err(unsupported(&object, chain)),
+        };
+        let hook = match hook {
+            NfHook::Prerouting => libc::NF_INET_PRE_ROUTING,
+            NfHook::Input => libc::NF_INET_LOCAL_IN,
+            NfHook::Forward => libc::NF_INET_FORWARD,
+            NfHook::Output => libc::NF_INET_LOCAL_OUT,
+            NfHook::Postrouting => libc::NF_INET_POST_ROUTING,
+            NfHook::Ingress | NfHook::Egress => return Err(unsupported(&object, chain)),
+        };
+        let policy = match policy {
+            NfChainPolicy::Accept => libc::NF_ACCEPT,
+            NfChainPolicy::Drop => libc::NF_DROP,
+        };
+        self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
+            out.text(NFTA_CHAIN_TABLE, &chain.table);
+            out.text(NFTA_CHAIN_NAME, &chain.name);
+            out.nest(NFTA_CHAIN_HOOK, |out| {
+                out.number(NFTA_HOOK_HOOKNUM, hook as u32);
+                out.number(NFTA_HOOK_PRIORITY, priority as u32);
+            });
+            out.number(NFTA_CHAIN_POLICY, policy as u32);
+            out.text(NFTA_CHAIN_TYPE, kind);
+        });
+        Ok(())
+    }
+
+    fn set(
+        &mut self,
+        object: &str,
+        table: &str,
+        name: &str,
+        key: &SetTypeValue<'_>,
+        value: Option<&SetTypeValue<'_>>,
+        elements: &[Expression<'_>],
+    ) -> Result<(), EncodeError> {
+        self.sets += 1;
+        let id = self.sets;
+        let key = Shape::new(object, key)?;
+        let value = value.map(|value| Shape::new(object, value)).transpose()?;
+        self.message(
+            libc::NFT_MSG_NEWSET,
+            libc::NLM_F_CREATE,
+            object.to_owned(),
+            |out| {
+                out.text(NFTA_SET_TABLE, table);
+                out.text(NFTA_SET_NAME, name);
+                out.number(NFTA_SET_ID, id);
+                out.number(
+                    NFTA_SET_FLAGS,
+                    if value.is_some() { NFT_SET_MAP } else { 0 },
+                );
+                out.number(NFTA_SET_KEY_TYPE, key.type_id());
+                out.number(NFTA_SET_KEY_LEN, key.width());
+                if let Some(value) = &value {
+                    out.number(NFTA_SET_DATA_TYPE, value.type_id());
+                    out.number(NFTA_SET_DATA_LEN, value.width());
+                }
+                out.bytes(NFTA_SET_USERDATA, &byte_orders(&key, value.as_ref()));
+            },
+        );
+        for (chunk, elements) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
+            let label = format!(
+                "elements of {object}, from number {} on",
+                chunk * ELEMENTS_PER_MESSAGE
+            );
+            self.message(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, label, |out| {
+                out.text(NFTA_SET_ELEM_LIST_TABLE, table);
+                out.text(NFTA_SET_ELEM_LIST_SET, name);
+                out.number(NFTA_SET_ELEM_LIST_SET_ID, id);
+                out.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |out| {
+                    elements.iter().try_for_each(|element| {
+                        put_element(out, object, &key, value.as_ref(), element)
+                    })
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn rule(&mut self, rule: &Rule<'_>) -> Result<(), EncodeError> {
+        let name = rule.comment.as_deref().unwrap_or("(no comment)");
+        let object = format!("rule {}/{name}", rule.chain);
+        only_inet(&object, rule.family)?;
+        if rule.index.is_some() {
+            return Err(unsupported(&object, rule));
+        }
+        let comment = rule
+            .comment
+            .as_ref()
+            .map(|comment| comment_tlv(&object, comment))
+            .transpose()?;
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+        self.message(libc::NFT_MSG_NEWRULE, flags, object.clone(), |out| {
+            out.text(NFTA_RULE_TABLE, &rule.table);
+            out.text(NFTA_RULE_CHAIN, &rule.chain);
+            if let Some(comment) = comment {
+                out.bytes(NFTA_RULE_USERDATA, &comment);
+            }
+            out.nest(NFTA_RULE_EXPRESSIONS, |out| {
+                let mut encoder = RuleEncoder {
+                    object: &object,
+                    list: Attributes(out.0),
+                    knows_ipv4: false,
+                    knows_tcp: false,
+                };
+                rule.expr
+                    .iter()
+                    .try_for_each(|statement| encoder.statement(statement))
+            })
+        })
+    }
+
+    fn message<R>(
+        &mut self,
+        kind: libc::c_int,
+        flags: libc::c_int,
+        label: String,
+        attributes: impl FnOnce(&mut Attributes<'_>) -> R,
+    ) -> R {
+        let sequence = self.batch.labels.len() as u32;
+        self.batch.labels.push(label);
+        self.last = self.batch.bytes.len();
+        message(
+            &mut self.batch.bytes,
+            (nft(kind), flags, sequence),
+            (libc::NFPROTO_INET, 0),
+            attributes,
+        )
+    }
+
+    /// The begin or the end of the batch, which names the subsystem that it is for (nfnetlink_rcv_batch).
+    fn edge(&mut self, kind: libc::c_int, label: &str) {
+        let sequence = self.batch.labels.len() as u32;
+        self.batch.labels.push(label.to_owned());
+        let resource = libc::NFNL_SUBSYS_NFTABLES;
+        message(
+            &mut self.batch.bytes,
+            (kind, 0, sequence),
+            (libc::NFPROTO_UNSPEC, resource),
+            |_| (),
+        );
+    }
+}
+
+/// One element: a key, or, in a map, a key and a value.
+fn put_element(
+    out: &mut Attributes<'_>,
+    object: &str,
+    key: &Shape,
+    value: Option<&Shape>,
+    element: &Expression<'_>,
+) -> Result<(), EncodeError> {
+    let (key, value) = match (value, element) {
+        (None, element) => (key.bytes(object, element)?, None),
+        (Some(value), Expression::List(pair)) if pair.len() == 2 => (
+            key.bytes(object, &pair[0])?,
+            Some(value.bytes(object, &pair[1])?),
+        ),
+        (Some(_), other) => return Err(unsupported(object, other)),
+    };
+    out.nest(NFTA_LIST_ELEM, |out| {
+        out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &key));
+        if let Some(value) = value {
+            out.nest(NFTA_SET_ELEM_DATA, |out| out.bytes(NFTA_DATA_VALUE, &value));
+        }
+    });
+    Ok(())
+}
+
+/// Writes the expressions of one rule.
+struct RuleEncoder<'a> {
+    object: &'a str,
+    list: Attributes<'a>,
+    /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
+    knows_ipv4: bool,
+    knows_tcp: bool,
+}
+
+/// nft's first two registers of 16 bytes. Concatenations use them as four registers of four bytes.
+const FIRST: u32 = libc::NFT_REG_1 as u32;
+const SECOND: u32 = libc::NFT_REG_2 as u32;
+
+impl RuleEncoder<'_> {
+    fn statement(&mut self, statement: &Statement<'_>) -> Result<(), EncodeError> {
+        match statement {
+            Statement::Match(comparison) => self.comparison(comparison),
+            Statement::Counter(Counter::Anonymous(values)) => {
+                let (packets, bytes) = values.as_ref().map_or((0, 0), |values| {
+                    (
+                        values.packets.unwrap_or_default(),
+                        values.bytes.unwrap_or_default(),
+                    )
+                });
+                self.expression("counter", |out| {
+                    out.bytes(NFTA_COUNTER_BYTES, &(bytes as u64).to_be_bytes());
+                    out.bytes(NFTA_COUNTER_PACKETS, &(packets as u64).to_be_bytes());
+                });
+                Ok(())
+            }
+            Statement::Accept(_) => {
+                self.verdict(libc::NF_ACCEPT);
+                Ok(())
+            }
+            Statement::Drop(_) => {
+                self.verdict(libc::NF_DROP);
+                Ok(())
+            }
+            Statement::Return(_) => {
+                self.verdict(libc::NFT_RETURN);
+                Ok(())
+            }
+            Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
+            Statement::SNAT(Some(nat)) => self.nat(libc::NFT_NAT_SNAT, nat, statement),
+            other => Err(unsupported(self.object, other)),
+        }
+    }
+
+    fn comparison(&mut self, comparison: &Match<'_>) -> Result<(), EncodeError> {
+        let Match { left, right, op } = comparison;
+        let refuse = |encoder: &Self| Err(unsupported(encoder.object, comparison));
+        let equality = match op {
+            Operator::EQ => Some(libc::NFT_CMP_EQ),
+            Operator::NEQ => Some(libc::NFT_CMP_NEQ),
+            Operator::IN => None,
+            _ => return refuse(self),
+        };
+        if let (Some(set), Some(equality)) = (set_name(right), equality) {
+            self.depend(left)?;
+            self.load_key(left, FIRST)?;
+            let flags = if equality == libc::NFT_CMP_NEQ {
+                NFT_LOOKUP_F_INV
+            } else {
+                0
+            };
+            self.expression("lookup", |out| {
+                out.text(NFTA_LOOKUP_SET, set);
+                out.number(NFTA_LOOKUP_SREG, FIRST);
+                out.number(NFTA_LOOKUP_FLAGS, flags);
+            });
+            return Ok(());
+        }
+        let (field, bits) = match left {
+            Expression::BinaryOperation(operation) => match operation.as_ref() {
+                BinaryOperation::AND(field, bits) => (field, Some(bits)),
+                _ => return refuse(self),
+            },
+            field => (field, None),
+        };
+        self.depend(field)?;
+        if let (Some(equality), Expression::Named(NamedExpression::Prefix(prefix)), None) =
+            (equality, right, bits)
+        {
+            return self.prefix(field, equality, prefix);
+        }
+        let kind = self.load(field, FIRST)?;
+        match (equality, right, bits) {
+            (Some(equality), value, Some(bits)) => {
+                self.mask(&kind.bytes(self.object, bits)?);
+                self.compare(equality, &kind.bytes(self.object, value)?);
+            }
+            (Some(equality), value, None) => {
+                self.compare(equality, &kind.bytes(self.object, value)?)
+            }
+            (None, bits, None) if kind.is_bitmask() => {
+                let bits = kind.bytes(self.object, bits)?;
+                self.mask(&bits);
+                self.compare(libc::NFT_CMP_NEQ, &vec![0; bits.len()]);
+            }
+            _ => return refuse(self),
+        }
+        // What nft calls a dependency may as well have been written down.
+        if let (Some(libc::NFT_CMP_EQ), Expression::String(value)) = (equality, right) {
+            self.knows_ipv4 |= matches!(kind, Kind::Family) && value == "ipv4";
+            self.knows_tcp |= matches!(kind, Kind::Protocol) && value == "tcp";
+        }
+        Ok(())
+    }
+
+    /// Of whole bytes, only those are loaded, as nft does; else all, and masked.
+    fn prefix(
+        &mut self,
+        field: &Expression<'_>,
+        equality: libc::c_int,
+        prefix: &Prefix<'_>,
+    ) -> Result<(), EncodeError> {
+        let network = Kind::Address.bytes(self.object, &prefix.addr)?;
+        let (bytes, bits) = (prefix.len / 8, prefix.len % 8);
+        if !(1..=32).contains(&prefix.len) {
+            return Err(unsupported(self.object, prefix));
+        }
+        let width = if bits == 0 {
+            bytes
+        } else {
+            Kind::Address.width()
+        };
+        let kind = self.load_bytes(field, FIRST, width)?;
+        if !matches!(kind, Kind::Address) {
+            return Err(unsupported(self.object, prefix));
+        }
+        if bits != 0 {
+            self.mask(&(u32::MAX << (32 - prefix.len)).to_be_bytes());
+        }
+        self.compare(equality, &network[..width as usize]);
+        Ok(())
+    }
+
+    fn nat(
+        &mut self,
+        kind: libc::c_int,
+        nat: &NAT<'_>,
+        statement: &Statement<'_>,
+    ) -> Result<(), EncodeError> {
+        let (Some(address), Some(NATFamily::IP), None) = (&nat.addr, nat.family, &nat.flags) else {
+            return Err(unsupported(self.object, statement));
+        };
+        // Questions about protocols go through the first register, so all of them come before it is filled.
+        for part in [Some(address), nat.port.as_ref()].into_iter().flatten() {
+            if let Expression::Named(NamedExpression::Map(map)) = part {
+                self.depend(&map.key)?;
+            }
+        }
+        self.nat_operand(address, Kind::Address, FIRST)?;
+        if let Some(port) = &nat.port {
+            self.nat_operand(port, Kind::Port, SECOND)?;
+        }
+        self.expression("nat", |out| {
+            out.number(NFTA_NAT_TYPE, kind as u32);
+            out.number(NFTA_NAT_FAMILY, libc::NFPROTO_IPV4 as u32);
+            out.number(NFTA_NAT_REG_ADDR_MIN, FIRST);
+            if nat.port.is_some() {
+                out.number(NFTA_NAT_REG_PROTO_MIN, SECOND);
+            }
+        });
+        Ok(())
+    }
+
+    /// A constant, or what a map has for this packet; a packet that the map doesn't know leaves the rule there.
+    fn nat_operand(
+        &mut self,
+        operand: &Expression<'_>,
+        kind: Kind,
+        register: u32,
+    ) -> Result<(), EncodeError> {
+        let Expression::Named(NamedExpression::Map(map)) = operand else {
+            let value = kind.bytes(self.object, operand)?;
+            self.expression("immediate", |out| {
+                out.number(NFTA_IMMEDIATE_DREG, register);
+                out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                    out.bytes(NFTA_DATA_VALUE, &value)
+                });
+            });
+            return Ok(());
+        };
+        let Some(name) = set_name(&map.data) else {
+            return Err(unsupported(self.object, operand));
+        };
+        self.load_key(&map.key, register)?;
+        self.expression("lookup", |out| {
+            out.text(NFTA_LOOKUP_SET, name);
+            out.number(NFTA_LOOKUP_SREG, register);
+            out.number(NFTA_LOOKUP_DREG, register);
+        });
+        Ok(())
+    }
+
+    /// Asks for the protocols that `field` belongs to, once per rule.
+    fn depend(&mut self, field: &Expression<'_>) -> Result<(), EncodeError> {
+        match field {
+            Expression::Named(NamedExpression::Concat(parts)) => {
+                parts.iter().try_for_each(|part| self.depend(part))
+            }
+            Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))) => {
+                match field.protocol.as_ref() {
+                    "ip" if !self.knows_ipv4 => {
+                        self.meta(libc::NFT_META_NFPROTO, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &[libc::NFPROTO_IPV4 as u8]);
+                        self.knows_ipv4 = true;
+                    }
+                    "tcp" if !self.knows_tcp => {
+                        self.meta(libc::NFT_META_L4PROTO, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
+                        self.knows_tcp = true;
+                    }
+                    _ => {}
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads a field, or a concatenation of fields of up to four bytes, each from a register of its own on.
+    fn load_key(&mut self, key: &Expression<'_>, register: u32) -> Result<(), EncodeError> {
+        let Expression::Named(NamedExpression::Concat(parts)) = key else {
+            return self.load(key, register).map(|_| ());
+        };
+        let first = libc::NFT_REG32_00 as u32 + 4 * (register - FIRST);
+        for (part, register) in parts.iter().zip(first..) {
+            let kind = self.load(part, register)?;
+            if kind.width() > 4 || parts.len() > 4 {
+                return Err(unsupported(self.object, key));
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, field: &Expression<'_>, register: u32) -> Result<Kind, EncodeError> {
+        self.load_bytes(field, register, u32::MAX)
+    }
+
+    /// Loads a field, of a header's field at most so many bytes.
+    fn load_bytes(
+        &mut self,
+        field: &Expression<'_>,
+        register: u32,
+        most: u32,
+    ) -> Result<Kind, EncodeError> {
+        let Expression::Named(named) = field else {
+            return Err(unsupported(self.object, field));
+        };
+        let kind = match named {
+            NamedExpression::Meta(meta) => {
+                let (key, kind) = match meta.key {
+                    MetaKey::Iifname => (libc::NFT_META_IIFNAME, Kind::Link),
+                    MetaKey::Oifname => (libc::NFT_META_OIFNAME, Kind::Link),
+                    MetaKey::Nfproto => (libc::NFT_META_NFPROTO, Kind::Family),
+                    MetaKey::L4proto => (libc::NFT_META_L4PROTO, Kind::Protocol),
+                    _ => return Err(unsupported(self.object, field)),
+                };
+                self.meta(key, register);
+                kind
+            }
+            NamedExpression::CT(ct) => {
+                let (key, kind) = match (ct.key.as_ref(), ct.family, ct.dir) {
+                    ("state", None, None) => (libc::NFT_CT_STATE, Kind::CtState),
+                    ("status", None, None) => (libc::NFT_CT_STATUS, Kind::CtStatus),
+                    _ => return Err(unsupported(self.object, field)),
+                };
+                self.expression("ct", |out| {
+                    out.number(NFTA_CT_DREG, register);
+                    out.number(NFTA_CT_KEY, key as u32);
+                });
+                kind
+            }
+            NamedExpression::Payload(Payload::PayloadField(header)) => {
+                let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
+                    ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
+                    ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
+                    ("tcp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
+                    ("tcp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
+                    ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
+                    _ => return Err(unsupported(self.object, field)),
+                };
+                self.expression("payload", |out| {
+                    out.number(NFTA_PAYLOAD_DREG, register);
+                    out.number(NFTA_PAYLOAD_BASE, base as u32);
+                    out.number(NFTA_PAYLOAD_OFFSET, offset);
+                    out.number(NFTA_PAYLOAD_LEN, kind.width().min(most));
+                });
+                kind
+            }
+            NamedExpression::Fib(fib) => {
+                if fib.result != FibResult::Type
+                    || fib.flags.len() != 1
+                    || !fib.flags.contains(&FibFlag::Daddr)
+                {
+                    return Err(unsupported(self.object, field));
+                }
+                self.expression("fib", |out| {
+                    out.number(NFTA_FIB_DREG, register);
+                    out.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+                    out.number(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR);
+                });
+                Kind::AddressType
+            }
+            _ => return Err(unsupported(self.object, field)),
+        };
+        Ok(kind)
+    }
+
+    fn meta(&mut self, key: libc::c_int, register: u32) {
+        self.expression("meta", |out| {
+            out.number(NFTA_META_DREG, register);
+            out.number(NFTA_META_KEY, key as u32);
+        });
+    }
+
+    fn mask(&mut self, bits: &[u8]) {
+        self.expression("bitwise", |out| {
+            out.number(NFTA_BITWISE_SREG, FIRST);
+            out.number(NFTA_BITWISE_DREG, FIRST);
+            out.number(NFTA_BITWISE_LEN, bits.len() as u32);
+            out.nest(NFTA_BITWISE_MASK, |out| out.bytes(NFTA_DATA_VALUE, bits));
+            out.nest(NFTA_BITWISE_XOR, |out| {
+                out.bytes(NFTA_DATA_VALUE, &vec![0; bits.len()])
+            });
+        });
+    }
+
+    fn compare(&mut self, op: libc::c_int, value: &[u8]) {
+        self.expression("cmp", |out| {
+            out.number(NFTA_CMP_SREG, FIRST);
+            out.number(NFTA_CMP_OP, op as u32);
+            out.nest(NFTA_CMP_DATA, |out| out.bytes(NFTA_DATA_VALUE, value));
+        });
+    }
+
+    fn verdict(&mut self, code: libc::c_int) {
+        self.expression("immediate", |out| {
+            out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
+            out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                out.nest(NFTA_DATA_VERDICT, |out| {
+                    out.number(NFTA_VERDICT_CODE, code as u32)
+                });
+            });
+        });
+    }
+
+    fn expression(&mut self, name: &str, attributes: impl FnOnce(&mut Attributes<'_>)) {
+        self.list.nest(NFTA_LIST_ELEM, |out| {
+            out.text(NFTA_EXPR_NAME, name);
+            out.nest(NFTA_EXPR_DATA, attributes);
+        });
+    }
+}
+
+/// What kind of value a field holds: how wide it is, and how a value is written.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Address,
+    Port,
+    Protocol,
+    Family,
+    Link,
+    TcpFlags,
+    CtState,
+    CtStatus,
+    AddressType,
+}
+
+impl Kind {
+    fn width(self) -> u32 {
+        match self {
+            Kind::Protocol | Kind::Family | Kind::TcpFlags => 1,
+            Kind::Port => 2,
+            Kind::Address | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Link => libc::IFNAMSIZ as u32,
+        }
+    }
+
+    fn is_bitmask(self) -> bool {
+        matches!(self, Kind::TcpFlags | Kind::CtState | Kind::CtStatus)
+    }
+
+    fn nft_name(self) -> &'static str {
+        match self {
+            Kind::Address => "ipv4_addr",
+            Kind::Port => "inet_service",
+            Kind::Protocol => "inet_proto",
+            Kind::Family => "nf_proto",
+            Kind::Link => "ifname",
+            Kind::TcpFlags => "tcp_flag",
+            Kind::CtState => "ct_state",
+            Kind::CtStatus => "ct_status",
+            Kind::AddressType => "fib_addrtype",
+        }
+    }
+
+    /// A value as the packet or the kernel has it: header fields in network order, the kernel's own in host order.
+    fn bytes(self, object: &str, value: &Expression<'_>) -> Result<Vec<u8>, EncodeError> {
+        let bytes = match value {
+            Expression::Number(number) if matches!(self, Kind::Port) => u16::try_from(*number)
+                .ok()
+                .map(|port| port.to_be_bytes().to_vec()),
+            Expression::String(text) => self.parse(text),
+            Expression::List(bits) if self.is_bitmask() => {
+                let mut all = vec![0; self.width() as usize];
+                for bit in bits {
+                    let bit = self.bytes(object, bit)?;
+                    all.iter_mut().zip(bit).for_each(|(all, bit)| *all |= bit);
+                }
+                Some(all)
+            }
+            _ => None,
+        };
+        bytes.ok_or_else(|| EncodeError::Value {
+            object: object.to_owned(),
+            value: json(value),
+            kind: self.nft_name(),
+        })
+    }
+
+    fn parse(self, text: &str) -> Option<Vec<u8>> {
+        let byte = |byte: libc::c_int| Some(vec![byte as u8]);
+        let word = |word: u32| Some(word.to_ne_bytes().to_vec());
+        match (self, text) {
+            (Kind::Address, text) => text
+                .parse::<Ipv4Addr>()
+                .ok()
+                .map(|address| address.octets().to_vec()),
+            (Kind::Link, text) if text.len() < libc::IFNAMSIZ => {
+                let mut name = text.as_bytes().to_vec();
+                name.resize(libc::IFNAMSIZ, 0);
+                Some(name)
+            }
+            (Kind::Protocol, "tcp") => byte(libc::IPPROTO_TCP),
+            (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
+            (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
+            (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
+            // RFC 9293, 3.1.
+            (Kind::TcpFlags, "syn") => byte(0x02),
+            (Kind::TcpFlags, "ack") => byte(0x10),
+            // NF_CT_STATE_BIT and enum ip_conntrack_status of nf_conntrack_common.h.
+            (Kind::CtState, "invalid") => word(1),
+            (Kind::CtState, "established") => word(2),
+            (Kind::CtState, "related") => word(4),
+            (Kind::CtState, "new") => word(8),
+            (Kind::CtStatus, "dnat") => word(1 << 5),
+            (Kind::AddressType, "local") => word(libc::RTN_LOCAL.into()),
+            _ => None,
+        }
+    }
+}
+
+/// The type of a set's keys or a map's values: one kind, or several, each padded to four bytes.
+struct Shape(Vec<Kind>);
+
+impl Shape {
+    fn new(object: &str, types: &SetTypeValue<'_>) -> Result<Self, EncodeError> {
+        let kind = |of: &SetType| match of {
+            SetType::Ipv4Addr => Ok(Kind::Address),
+            SetType::InetProto => Ok(Kind::Protocol),
+            SetType::InetService => Ok(Kind::Port),
+            _ => Err(unsupported(object, of)),
+        };
+        match types {
+            SetTypeValue::Single(single) => Ok(Self(vec![kind(single)?])),
+            SetTypeValue::Concatenated(several) if (2..=4).contains(&several.len()) => {
+                several.iter().map(kind).collect::<Result<_, _>>().map(Self)
+            }
+            SetTypeValue::Concatenated(_) => Err(unsupported(object, types)),
+        }
+    }
+
+    /// nft's own numbering (enum datatypes of its datatype.h), six bits each. The kernel only stores it.
+    fn type_id(&self) -> u32 {
+        self.0.iter().fold(0, |id, kind| {
+            id << 6
+                | match kind {
+                    Kind::Address => 7,
+                    Kind::Protocol => 12,
+                    _ => 13,
+                }
+        })
+    }
+
+    fn width(&self) -> u32 {
+        match self.0.as_slice() {
+            [single] => single.width(),
+            several => 4 * several.len() as u32,
+        }
+    }
+
+    fn bytes(&self, object: &str, value: &Expression<'_>) -> Result<Vec<u8>, EncodeError> {
+        let parts = match (self.0.as_slice(), value) {
+            ([single], value) => return single.bytes(object, value),
+            (kinds, Expression::Named(NamedExpression::Concat(parts)))
+                if parts.len() == kinds.len() =>
+            {
+                parts
+            }
+            _ => return Err(unsupported(object, value)),
+        };
+        let mut bytes = Vec::with_capacity(4 * parts.len());
+        for (kind, part) in self.0.iter().zip(parts) {
+            bytes.extend(kind.bytes(object, part)?);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        Ok(bytes)
+    }
+}
+
+/// libnftnl's `NFTNL_UDATA_SET_KEYBYTEORDER` (0) and `NFTNL_UDATA_SET_DATABYTEORDER` (1): without them nft prints a port
+/// with its bytes swapped. 2 is big endian, 0 is for concatenations, whose parts know their own.
+fn byte_orders(key: &Shape, value: Option<&Shape>) -> Vec<u8> {
+    let order = |shape: &Shape| if shape.0.len() == 1 { 2u32 } else { 0 };
+    let mut tlvs = tlv(0, &order(key).to_ne_bytes());
+    if let Some(value) = value {
+        tlvs.extend(tlv(1, &order(value).to_ne_bytes()));
+    }
+    tlvs
+}
+
+/// libnftnl's `NFTNL_UDATA_RULE_COMMENT` (0), with its NUL; nft takes at most 128 bytes.
+fn comment_tlv(object: &str, comment: &str) -> Result<Vec<u8>, EncodeError> {
+    if comment.len() >= 128 {
+        return Err(EncodeError::Value {
+            object: object.to_owned(),
+            value: format!("{comment:?}"),
+            kind: "comment of at most 127 bytes",
+        });
+    }
+    Ok(tlv(0, &[comment.as_bytes(), &[0]].concat()))
+}
+
+fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
+    [&[kind, value.len() as u8], value].concat()
+}
+
+/// `@name`.
+fn set_name<'a>(expression: &'a Expression<'_>) -> Option<&'a str> {
+    match expression {
+        Expression::String(text) => text.strip_prefix('@'),
+        _ => None,
+    }
+}
+
+fn only_inet(object: &str, family: NfFamily) -> Result<(), EncodeError> {
+    match family {
+        NfFamily::INet => Ok(()),
+        other => Err(unsupported(object, &other)),
+    }
+}
+
+fn unsupported(object: &str, what: &impl serde::Serialize) -> EncodeError {
+    EncodeError::Unsupported {
+        object: object.to_owned(),
+        what: json(what),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("the crate's types have string keys only")
+}

@@ -1,0 +1,213 @@
+//! Does the host forward, and does anybody's rule stand in the way? Facts only: nothing is changed, no remedy applied.
+
+use std::fs;
+use std::io;
+
+use super::load::{ANSWER, LoadError, Socket};
+use super::netlink::{
+    Attributes, FAMILY_HEADER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE, NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, attribute, message,
+    messages, nft, number, text,
+};
+
+/// Whether a packet that is translated to the sidecar's address would get there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The host forwards, and nobody filters what it forwards.
+    Open,
+    /// It doesn't, or somebody may drop it.
+    Closed {
+        /// The first reason, with its table and chain, such as `chain FORWARD of table ip filter has policy drop`.
+        why: String,
+    },
+}
+
+/// Why the host's facts couldn't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardingError {
+    /// A file of /proc.
+    #[error("read {path}")]
+    Read {
+        /// The file.
+        path: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No netlink socket.
+    #[error(transparent)]
+    Open(LoadError),
+    /// The list of chains or rules.
+    #[error("list the {what} of nftables")]
+    List {
+        /// `chains` or `rules`.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Of this thread: /proc/net is of the process's first, which may live in another network namespace.
+const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+
+/// Reads what the network namespace of the calling thread does with packets to be forwarded. Needs `CAP_NET_ADMIN` there.
+///
+/// Careful rather than clever: a chain of somebody else that is hooked on forward, with policy drop or with any rule at all,
+/// counts as closed, since what its rules make of our packets isn't for us to guess. The relay works in either case.
+///
+/// # Errors
+/// [`ForwardingError`].
+pub fn forwarding() -> Result<Forwarding, ForwardingError> {
+    let why = closed_by_sysctl()?;
+    let why = why.map_or_else(closed_by_nftables, |why| Ok(Some(why)))?;
+    let why = why.map_or_else(closed_by_legacy_iptables, |why| Ok(Some(why)))?;
+    Ok(why.map_or(Forwarding::Open, |why| Forwarding::Closed { why }))
+}
+
+fn closed_by_sysctl() -> Result<Option<String>, ForwardingError> {
+    let value = fs::read_to_string(IP_FORWARD).map_err(|source| ForwardingError::Read {
+        path: IP_FORWARD,
+        source,
+    })?;
+    Ok((value.trim() == "0").then(|| "net.ipv4.ip_forward is 0".to_owned()))
+}
+
+fn closed_by_legacy_iptables() -> Result<Option<String>, ForwardingError> {
+    match fs::read_to_string(LEGACY_TABLES) {
+        Ok(tables) if tables.lines().any(|table| table == "filter") => {
+            Ok(Some("table filter of legacy iptables is loaded".to_owned()))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ForwardingError::Read {
+            path: LEGACY_TABLES,
+            source,
+        }),
+    }
+}
+
+fn closed_by_nftables() -> Result<Option<String>, ForwardingError> {
+    let socket = Socket::open().map_err(ForwardingError::Open)?;
+    for chain in foreign_forward_chains(&socket)? {
+        let place = format!(
+            "chain {} of table {} {}",
+            chain.name,
+            chain.family_name(),
+            chain.table
+        );
+        if chain.drops {
+            return Ok(Some(format!("{place} has policy drop")));
+        }
+        if has_rules(&socket, &chain)? {
+            return Ok(Some(format!("{place} has rules")));
+        }
+    }
+    Ok(None)
+}
+
+struct ForwardChain {
+    family: u8,
+    table: String,
+    name: String,
+    drops: bool,
+}
+
+impl ForwardChain {
+    fn family_name(&self) -> &'static str {
+        if i32::from(self.family) == libc::NFPROTO_INET {
+            "inet"
+        } else {
+            "ip"
+        }
+    }
+}
+
+fn foreign_forward_chains(socket: &Socket) -> Result<Vec<ForwardChain>, ForwardingError> {
+    let chains =
+        dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC, |_| ()).map_err(|source| {
+            ForwardingError::List {
+                what: "chains",
+                source,
+            }
+        })?;
+    Ok(chains
+        .iter()
+        .filter_map(|chain| foreign_forward_chain(chain))
+        .collect())
+}
+
+fn foreign_forward_chain(body: &[u8]) -> Option<ForwardChain> {
+    let ([family, ..], chain) = body.split_first_chunk::<FAMILY_HEADER>()?;
+    let table = text(chain, NFTA_CHAIN_TABLE)?;
+    let ours = table == super::SIDECAR_TABLE || table.starts_with("lrpns-");
+    let ipv4 = [libc::NFPROTO_INET, libc::NFPROTO_IPV4].contains(&i32::from(*family));
+    // Only base chains have a hook.
+    let hook = number(attribute(chain, NFTA_CHAIN_HOOK)?, NFTA_HOOK_HOOKNUM)?;
+    (!ours && ipv4 && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
+    Some(ForwardChain {
+        family: *family,
+        table,
+        name: text(chain, NFTA_CHAIN_NAME)?,
+        // A policy that isn't told is taken for the worse one.
+        drops: number(chain, NFTA_CHAIN_POLICY) != Some(libc::NF_ACCEPT as u32),
+    })
+}
+
+fn has_rules(socket: &Socket, chain: &ForwardChain) -> Result<bool, ForwardingError> {
+    let rules = dump(
+        socket,
+        libc::NFT_MSG_GETRULE,
+        chain.family.into(),
+        |request| {
+            request.text(NFTA_RULE_TABLE, &chain.table);
+            request.text(NFTA_RULE_CHAIN, &chain.name);
+        },
+    )
+    .map_err(|source| ForwardingError::List {
+        what: "rules",
+        source,
+    })?;
+    Ok(!rules.is_empty())
+}
+
+/// All answers to one question, without their headers; asked again if the ruleset changed meanwhile.
+fn dump(
+    socket: &Socket,
+    kind: libc::c_int,
+    family: libc::c_int,
+    attributes: impl FnOnce(&mut Attributes<'_>),
+) -> io::Result<Vec<Vec<u8>>> {
+    let mut request = Vec::new();
+    message(
+        &mut request,
+        (nft(kind), libc::NLM_F_DUMP, 0),
+        (family, 0),
+        attributes,
+    );
+    loop {
+        socket.0.send(&request, 0)?;
+        if let Some(bodies) = answers(socket)? {
+            return Ok(bodies);
+        }
+    }
+}
+
+/// Reads up to the dump's end; `None` if it was interrupted.
+fn answers(socket: &Socket) -> io::Result<Option<Vec<Vec<u8>>>> {
+    let mut bodies = Vec::new();
+    let mut interrupted = false;
+    loop {
+        let mut buffer = Vec::with_capacity(ANSWER);
+        socket.0.recv(&mut buffer, 0)?;
+        for message in messages(&buffer) {
+            interrupted |= message.flags & libc::NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                libc::NLMSG_DONE => return Ok((!interrupted).then_some(bodies)),
+                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
+                _ => bodies.push(message.body.to_vec()),
+            }
+        }
+    }
+}

@@ -1,0 +1,650 @@
+//! Pure: [`Plan`] to rules. A whole table, never a patch.
+//!
+//! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
+//! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
+//!
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment) and a counter. Every filter chain ends in
+//! `drop-rest`, so nothing is eaten by a policy uncounted.
+//!
+//! Published ports are TCP. A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP
+//! will be a second rule with maps of its own rather than a wider key. And a published port is two maps, address and
+//! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
+//! that meets one of them without the other (while elements change) is not translated, and dropped.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nftables::expr::{
+    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map as MapExpression, Meta, MetaKey,
+    NamedExpression, Payload, PayloadField, Prefix,
+};
+use nftables::schema::{
+    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
+    Table as NfTable,
+};
+use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use crate::names::StackName;
+use crate::plan::{Plan, Transport};
+
+/// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
+pub const SIDECAR_TABLE: &str = "lrpns";
+
+/// The table of a stack in the host's namespace.
+///
+/// Any [`StackName`] makes an identifier of nft's language this way: a letter first, then letters, digits, `-` and `_`.
+#[must_use]
+pub fn host_table(stack: &StackName) -> String {
+    format!("lrpns-{stack}")
+}
+
+/// The rules in the sidecar's namespace, the same however a port gets there.
+///
+/// What each chain is for, and what an attacker finds there:
+///
+/// - `guard` (raw, before conntrack, after defragmentation: fragments are whole packets again or never arrive): who may
+///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the stack's
+///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
+///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
+///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
+///   conntrack would think of them. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
+///   anything here use `lo`.
+/// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
+///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
+/// - `input`: accepts nothing. The sidecar has no socket; what arrives is a port that isn't published, an app that
+///   speaks out of turn, or a packet that belongs to no connection.
+/// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to a
+///   published port of an app: nothing else is new, so an app starts nothing. ICMP errors about such a connection are
+///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+/// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
+///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+/// - `postrouting`: the app sees the sidecar's address, and needs no route.
+#[must_use]
+pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
+    let uplink = plan.uplink.sidecar_link.as_str();
+    let uplink_address = plan.uplink.sidecar_address;
+    let bridge = plan.bridge.name.as_str();
+
+    let entries: BTreeMap<u16, (Ipv4Addr, u16)> = plan
+        .apps
+        .iter()
+        .flat_map(|app| {
+            app.publish
+                .iter()
+                .map(|port| (port.entry_port, (app.address, port.app_port)))
+        })
+        .collect();
+    let services: BTreeSet<(Ipv4Addr, u16)> = entries.values().copied().collect();
+    let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
+
+    let mut table = Table::new(SIDECAR_TABLE.to_owned());
+    table.map(
+        "publish_address",
+        &[SetType::InetService],
+        SetType::Ipv4Addr,
+        entries
+            .iter()
+            .map(|(entry, (app, _))| pair(port(*entry), address(*app)))
+            .collect(),
+    );
+    table.map(
+        "publish_port",
+        &[SetType::InetService],
+        SetType::InetService,
+        entries
+            .iter()
+            .map(|(entry, (_, app_port))| pair(port(*entry), port(*app_port)))
+            .collect(),
+    );
+    table.set(
+        "services",
+        &[SetType::Ipv4Addr, SetType::InetService],
+        services
+            .iter()
+            .map(|(app, app_port)| concat([address(*app), port(*app_port)]))
+            .collect(),
+    );
+    table.set(
+        "apps",
+        &[SetType::Ipv4Addr],
+        apps.iter().map(|app| address(*app)).collect(),
+    );
+
+    table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
+    table.nat("prerouting", NfHook::Prerouting, DSTNAT);
+    table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Drop);
+    table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Drop);
+    table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Drop);
+    table.nat("postrouting", NfHook::Postrouting, SRCNAT);
+
+    let from_uplink = || is(meta(MetaKey::Iifname), name(uplink));
+    let from_bridge = || is(meta(MetaKey::Iifname), name(bridge));
+    let to_bridge = || is(meta(MetaKey::Oifname), name(bridge));
+    let ipv6 = || is(meta(MetaKey::Nfproto), name("ipv6"));
+
+    table.rule("guard", "drop-ipv6", [ipv6()], drop());
+    table.rule(
+        "guard",
+        "drop-uplink-spoof",
+        [from_uplink(), is(ip("saddr"), subnet(plan.bridge.subnet))],
+        drop(),
+    );
+    table.rule(
+        "guard",
+        "accept-uplink",
+        [from_uplink(), is(ip("daddr"), address(uplink_address))],
+        accept(),
+    );
+    table.rule("guard", "drop-uplink-bypass", [from_uplink()], drop());
+    table.rule(
+        "guard",
+        "drop-app-spoof",
+        [from_bridge(), is_not(ip("saddr"), name("@apps"))],
+        drop(),
+    );
+    table.rule(
+        "guard",
+        "accept-app-reply",
+        [
+            from_bridge(),
+            is(ip("daddr"), address(plan.bridge.address)),
+            is(concat([ip("saddr"), tcp("sport")]), name("@services")),
+        ],
+        accept(),
+    );
+    table.rule("guard", "drop-app-egress", [from_bridge()], drop());
+    table.rule("guard", "drop-rest", [], drop());
+
+    table.rule(
+        "prerouting",
+        "dnat-published",
+        [
+            from_uplink(),
+            is(ip("daddr"), address(uplink_address)),
+            is(meta(MetaKey::L4proto), name("tcp")),
+        ],
+        dnat(
+            lookup(tcp("dport"), "@publish_address"),
+            lookup(tcp("dport"), "@publish_port"),
+        ),
+    );
+
+    table.rule(
+        "input",
+        "drop-invalid",
+        [has(ct("state"), name("invalid"))],
+        drop(),
+    );
+    table.rule("input", "drop-unpublished", [from_uplink()], drop());
+    table.rule("input", "drop-from-app", [from_bridge()], drop());
+    table.rule("input", "drop-rest", [], drop());
+
+    // The common case first; nothing that is invalid or new matches it.
+    table.rule(
+        "forward",
+        "accept-established",
+        [has(ct("state"), name("established"))],
+        accept(),
+    );
+    table.rule(
+        "forward",
+        "accept-published",
+        [
+            from_uplink(),
+            to_bridge(),
+            has(ct("state"), name("new")),
+            has(ct("status"), name("dnat")),
+            is(concat([ip("daddr"), tcp("dport")]), name("@services")),
+        ],
+        accept(),
+    );
+    table.rule(
+        "forward",
+        "accept-icmp-error",
+        [
+            from_uplink(),
+            to_bridge(),
+            has(ct("state"), name("related")),
+            is(meta(MetaKey::L4proto), name("icmp")),
+        ],
+        accept(),
+    );
+    table.rule(
+        "forward",
+        "drop-invalid",
+        [has(ct("state"), name("invalid"))],
+        drop(),
+    );
+    table.rule("forward", "drop-from-app", [from_bridge()], drop());
+    table.rule("forward", "drop-rest", [], drop());
+
+    table.rule("output", "drop-ipv6", [ipv6()], drop());
+    table.rule("output", "drop-rest", [], drop());
+
+    table.rule(
+        "postrouting",
+        "snat-published",
+        [to_bridge(), has(ct("status"), name("dnat"))],
+        snat(address(plan.bridge.address)),
+    );
+    table.into_rules()
+}
+
+/// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
+///
+/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port. A stack that
+/// only relays has no rule that makes the kernel track connections. An `accept` here says that we have no objection; the
+/// host's own rules still have their say, as do a drop of ours and theirs.
+///
+/// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
+///   and never a SYN without ACK, so nobody in the sidecar opens a connection to the host. Stateless, because that much
+///   needs no state.
+/// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
+///   nothing in either direction. So nobody routes around the published address.
+/// - `prerouting`: connections to one of the host's own addresses. Not the loopback's, which the relay serves; and there
+///   is no such chain in `output`: what the host itself sends to its own address meets the relay's listening socket, which
+///   exists either way. The counters of `dnat-*` count what was offered to the map.
+#[must_use]
+pub fn host_rules(plan: &Plan) -> Nftables<'static> {
+    let link = plan.uplink.host_link.as_str();
+    let sidecar = plan.uplink.sidecar_address;
+
+    let entries: BTreeSet<u16> = plan
+        .apps
+        .iter()
+        .flat_map(|app| &app.publish)
+        .map(|port| port.entry_port)
+        .collect();
+    let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
+    for published in plan.apps.iter().flat_map(|app| &app.publish) {
+        let listen = published.listen;
+        if published.via != Transport::Dnat || listen.ip().is_loopback() {
+            continue;
+        }
+        if listen.ip().is_unspecified() {
+            any.insert(listen.port(), published.entry_port);
+        } else {
+            exact.insert((*listen.ip(), listen.port()), published.entry_port);
+        }
+    }
+    let dnats = !exact.is_empty() || !any.is_empty();
+
+    let mut table = Table::new(host_table(&plan.stack));
+    table.set(
+        "entries",
+        &[SetType::InetService],
+        entries.iter().map(|entry| port(*entry)).collect(),
+    );
+    if dnats {
+        table.map(
+            "publish",
+            &[SetType::Ipv4Addr, SetType::InetService],
+            SetType::InetService,
+            exact
+                .iter()
+                .map(|((to, to_port), entry)| {
+                    pair(concat([address(*to), port(*to_port)]), port(*entry))
+                })
+                .collect(),
+        );
+        table.map(
+            "publish_any",
+            &[SetType::InetService],
+            SetType::InetService,
+            any.iter()
+                .map(|(to_port, entry)| pair(port(*to_port), port(*entry)))
+                .collect(),
+        );
+        table.nat("prerouting", NfHook::Prerouting, DSTNAT);
+    }
+    table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
+    table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
+
+    let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
+    let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
+
+    if dnats {
+        let over_tcp = || is(meta(MetaKey::L4proto), name("tcp"));
+        table.rule(
+            "prerouting",
+            "return-loopback",
+            [is(meta(MetaKey::Iifname), name("lo"))],
+            Statement::Return(None),
+        );
+        table.rule(
+            "prerouting",
+            "return-loopback-address",
+            [is(ip("daddr"), subnet(LOOPBACK))],
+            Statement::Return(None),
+        );
+        table.rule(
+            "prerouting",
+            "return-foreign-address",
+            [is_not(fib_type_of_daddr(), name("local"))],
+            Statement::Return(None),
+        );
+        table.rule(
+            "prerouting",
+            "dnat-exact",
+            // The family is spelled out because nft would do so at the place where it is first needed: after the counter.
+            [is(meta(MetaKey::Nfproto), name("ipv4")), over_tcp()],
+            dnat(
+                address(sidecar),
+                lookup(concat([ip("daddr"), tcp("dport")]), "@publish"),
+            ),
+        );
+        table.rule(
+            "prerouting",
+            "dnat-any",
+            [over_tcp()],
+            dnat(address(sidecar), lookup(tcp("dport"), "@publish_any")),
+        );
+    }
+
+    table.rule(
+        "input",
+        "accept-relay-reply",
+        [
+            from_sidecar(),
+            is(ip("saddr"), address(sidecar)),
+            is(ip("daddr"), address(plan.uplink.host_address)),
+            is(tcp("sport"), name("@entries")),
+            is_not(masked(tcp("flags"), ["syn", "ack"]), name("syn")),
+        ],
+        accept(),
+    );
+    table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
+
+    if dnats {
+        table.rule(
+            "forward",
+            "accept-published-reply",
+            [
+                from_sidecar(),
+                is(ip("saddr"), address(sidecar)),
+                has(ct("state"), name("established")),
+                has(ct("status"), name("dnat")),
+            ],
+            accept(),
+        );
+    }
+    table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
+    if dnats {
+        table.rule(
+            "forward",
+            "accept-published",
+            [
+                to_sidecar(),
+                is(ip("daddr"), address(sidecar)),
+                has(ct("status"), name("dnat")),
+            ],
+            accept(),
+        );
+    }
+    table.rule("forward", "drop-bypass", [to_sidecar()], drop());
+    table.into_rules()
+}
+
+// Priorities of netfilter_ipv4.h, by nft's names.
+const RAW: i32 = -300;
+const DSTNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
+/// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
+struct Table {
+    name: String,
+    objects: Vec<NfListObject<'static>>,
+}
+
+impl Table {
+    fn new(name: String) -> Self {
+        let table = NfTable {
+            family: NfFamily::INet,
+            name: name.clone().into(),
+            handle: None,
+        };
+        Self {
+            name,
+            objects: vec![NfListObject::Table(table)],
+        }
+    }
+
+    fn set(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.objects.push(NfListObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            name: name.into(),
+            set_type: set_type(key),
+            elem: unless_empty(elements),
+            ..Set::default()
+        })));
+    }
+
+    fn map(
+        &mut self,
+        name: &'static str,
+        key: &[SetType],
+        value: SetType,
+        elements: Vec<Expression<'static>>,
+    ) {
+        self.objects.push(NfListObject::Map(Box::new(Map {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            name: name.into(),
+            set_type: set_type(key),
+            map: SetTypeValue::Single(value),
+            elem: unless_empty(elements),
+            ..Map::default()
+        })));
+    }
+
+    fn filter(&mut self, name: &'static str, hook: NfHook, priority: i32, policy: NfChainPolicy) {
+        self.chain(name, NfChainType::Filter, hook, priority, policy);
+    }
+
+    /// A nat chain only sees the first packet of a connection, so it isn't where packets are dropped.
+    fn nat(&mut self, name: &'static str, hook: NfHook, priority: i32) {
+        self.chain(
+            name,
+            NfChainType::NAT,
+            hook,
+            priority,
+            NfChainPolicy::Accept,
+        );
+    }
+
+    fn chain(
+        &mut self,
+        name: &'static str,
+        kind: NfChainType,
+        hook: NfHook,
+        priority: i32,
+        policy: NfChainPolicy,
+    ) {
+        self.objects.push(NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            name: name.into(),
+            _type: Some(kind),
+            hook: Some(hook),
+            prio: Some(priority),
+            policy: Some(policy),
+            ..Chain::default()
+        }));
+    }
+
+    fn rule<const N: usize>(
+        &mut self,
+        chain: &'static str,
+        name: &'static str,
+        matches: [Statement<'static>; N],
+        verdict: Statement<'static>,
+    ) {
+        let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {
+            packets: Some(0),
+            bytes: Some(0),
+        })));
+        let statements: Vec<_> = matches.into_iter().chain([counter, verdict]).collect();
+        self.objects.push(NfListObject::Rule(Rule {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            chain: chain.into(),
+            expr: statements.into(),
+            comment: Some(name.into()),
+            ..Rule::default()
+        }));
+    }
+
+    fn into_rules(self) -> Nftables<'static> {
+        let objects: Vec<_> = self.objects.into_iter().map(NfObject::ListObject).collect();
+        Nftables {
+            objects: objects.into(),
+        }
+    }
+}
+
+fn set_type(key: &[SetType]) -> SetTypeValue<'static> {
+    match key {
+        [single] => SetTypeValue::Single(*single),
+        several => SetTypeValue::Concatenated(several.to_vec().into()),
+    }
+}
+
+/// nft lists an empty set without `elem`.
+fn unless_empty(elements: Vec<Expression<'static>>) -> Option<Cow<'static, [Expression<'static>]>> {
+    (!elements.is_empty()).then(|| elements.into())
+}
+
+fn name(text: &str) -> Expression<'static> {
+    Expression::String(text.to_owned().into())
+}
+
+fn address(address: Ipv4Addr) -> Expression<'static> {
+    Expression::String(address.to_string().into())
+}
+
+fn port(port: u16) -> Expression<'static> {
+    Expression::Number(port.into())
+}
+
+fn subnet(net: Ipv4Net) -> Expression<'static> {
+    Expression::Named(NamedExpression::Prefix(Prefix {
+        addr: Box::new(address(net.network())),
+        len: net.prefix_len().into(),
+    }))
+}
+
+fn pair(key: Expression<'static>, value: Expression<'static>) -> Expression<'static> {
+    Expression::List(vec![key, value])
+}
+
+fn concat<const N: usize>(parts: [Expression<'static>; N]) -> Expression<'static> {
+    Expression::Named(NamedExpression::Concat(parts.into()))
+}
+
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT {
+        key: key.into(),
+        family: None,
+        dir: None,
+    }))
+}
+
+fn ip(field: &'static str) -> Expression<'static> {
+    header_field("ip", field)
+}
+
+fn tcp(field: &'static str) -> Expression<'static> {
+    header_field("tcp", field)
+}
+
+fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(
+        PayloadField {
+            protocol: protocol.into(),
+            field: field.into(),
+        },
+    )))
+}
+
+fn fib_type_of_daddr() -> Expression<'static> {
+    Expression::Named(NamedExpression::Fib(Fib {
+        result: FibResult::Type,
+        flags: HashSet::from([FibFlag::Daddr]),
+    }))
+}
+
+fn masked<const N: usize>(
+    field: Expression<'static>,
+    bits: [&'static str; N],
+) -> Expression<'static> {
+    let bits = bits.into_iter().map(name).collect();
+    Expression::BinaryOperation(Box::new(BinaryOperation::AND(
+        field,
+        Expression::List(bits),
+    )))
+}
+
+fn lookup(key: Expression<'static>, map: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::Map(Box::new(MapExpression {
+        key,
+        data: name(map),
+    })))
+}
+
+fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+    compare(left, Operator::EQ, right)
+}
+
+fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+    compare(left, Operator::NEQ, right)
+}
+
+/// One of `right`'s bits is set.
+fn has(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+    compare(left, Operator::IN, right)
+}
+
+fn compare(
+    left: Expression<'static>,
+    op: Operator,
+    right: Expression<'static>,
+) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
+}
+
+fn accept() -> Statement<'static> {
+    Statement::Accept(None)
+}
+
+fn drop() -> Statement<'static> {
+    Statement::Drop(None)
+}
+
+fn dnat(to: Expression<'static>, to_port: Expression<'static>) -> Statement<'static> {
+    Statement::DNAT(Some(NAT {
+        addr: Some(to),
+        family: Some(NATFamily::IP),
+        port: Some(to_port),
+        flags: None,
+    }))
+}
+
+fn snat(to: Expression<'static>) -> Statement<'static> {
+    Statement::SNAT(Some(NAT {
+        addr: Some(to),
+        family: Some(NATFamily::IP),
+        port: None,
+        flags: None,
+    }))
+}

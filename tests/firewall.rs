@@ -1,0 +1,1052 @@
+//! The rules in a kernel, seen with nft's eyes and met by real packets. Each test has network namespaces of its own, and
+//! needs root or a user namespace (`unshare -rn`).
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lrpns::config::{Restart, Rootfs};
+use lrpns::firewall::{
+    EncodeError, Forwarding, LoadError, Socket, encode, encode_owned, forwarding, host_rules,
+    host_table, sidecar_rules, to_text, transact,
+};
+use lrpns::names::{IfName, PartName, StackName};
+use lrpns::plan::{
+    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkPlan,
+};
+use nftables::schema::{NfListObject, NfObject, Nftables};
+use nftables::stmt::Statement;
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::{Value, json};
+
+/// A network namespace that lives as long as this value.
+struct Netns(File);
+
+impl Netns {
+    fn new() -> Self {
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        Self(thread.join().unwrap())
+    }
+
+    /// Runs `inside` on a thread in it.
+    fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+                inside()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// As `ip ... netns` takes it.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// Runs `ip` in it, once per line.
+    fn ip(&self, commands: &str) {
+        self.enter(|| must("ip", &["-batch", "-"], commands));
+    }
+}
+
+fn in_netns<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    Netns::new().enter(test)
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn must(program: &str, arguments: &[&str], input: &str) -> String {
+    let output = run(program, arguments, input);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {errors}\n{input}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn listing() -> Value {
+    serde_json::from_str(&must("nft", &["-j", "list", "ruleset"], "")).unwrap()
+}
+
+/// What nft sees, without what differs by nature: versions, handles, counts, and the order of a set's elements.
+fn listed() -> Value {
+    normal(listing())
+}
+
+fn modelled(rules: &Nftables<'_>) -> Value {
+    normal(serde_json::to_value(rules).unwrap())
+}
+
+fn normal(mut document: Value) -> Value {
+    fn walk(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                members.remove("handle");
+                if let Some(counter) = members.get_mut("counter") {
+                    *counter = json!("counted");
+                }
+                if let Some(Value::Array(elements)) = members.get_mut("elem") {
+                    elements.sort_by_key(ToString::to_string);
+                }
+                members.values_mut().for_each(walk);
+            }
+            Value::Array(items) => items.iter_mut().for_each(walk),
+            _ => {}
+        }
+    }
+    let objects = document["nftables"].as_array_mut().unwrap();
+    objects.retain(|object| object.get("metainfo").is_none());
+    walk(&mut document);
+    document
+}
+
+fn assert_same(seen: &Value, wanted: &Value) {
+    let (seen, wanted) = (
+        seen["nftables"].as_array().unwrap(),
+        wanted["nftables"].as_array().unwrap(),
+    );
+    for (seen, wanted) in seen.iter().zip(wanted) {
+        assert_eq!(seen, wanted, "\nseen   {seen}\nwanted {wanted}");
+    }
+    assert_eq!(seen.len(), wanted.len());
+}
+
+/// How many packets met a rule, in the namespace of the calling thread.
+fn counted(chain: &str, rule: &str) -> u64 {
+    let listing = listing();
+    let rules = listing["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|object| object.get("rule"));
+    let found: Vec<_> = rules
+        .filter(|found| found["chain"] == chain && found["comment"] == rule)
+        .collect();
+    assert_eq!(found.len(), 1, "rule {chain}/{rule}");
+    let statements = found[0]["expr"].as_array().unwrap();
+    let counter = statements
+        .iter()
+        .find_map(|statement| statement.get("counter"))
+        .unwrap();
+    counter["packets"].as_u64().unwrap()
+}
+
+fn load(rules: &Nftables<'_>) {
+    transact(&Socket::open().unwrap(), &encode(rules).unwrap()).unwrap();
+}
+
+/// A stack of `apps` apps with `ports` ports each: on all addresses, on 192.0.2.1 and on the loopback in turn.
+fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
+    let ids = IdMap {
+        host_id: 100_000,
+        count: 2,
+    };
+    let app = |number: u16| AppPlan {
+        name: PartName::new(format!("app{number}")).unwrap(),
+        address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
+        mac: Mac([2, 0, 0, 0, 1, number as u8]),
+        port_link: IfName::new(format!("port{number}")).unwrap(),
+        ids,
+        rootfs: Rootfs::BuiltinWebapp,
+        command: vec!["/webapp".into()],
+        env: BTreeMap::new(),
+        tmpfs: Vec::new(),
+        publish: (0..ports)
+            .map(|port| PublishPlan {
+                listen: SocketAddrV4::new(
+                    match port % 3 {
+                        0 => Ipv4Addr::UNSPECIFIED,
+                        1 => Ipv4Addr::new(192, 0, 2, 1),
+                        _ => Ipv4Addr::LOCALHOST,
+                    },
+                    8000 + number * ports + port,
+                ),
+                entry_port: 20_000 + number * ports + port,
+                app_port: 5000 + port,
+                via: via(port),
+                why: String::new(),
+            })
+            .collect(),
+        restart: Restart::No,
+    };
+    Plan {
+        stack: StackName::new("customer-A_1").unwrap(),
+        mode: Mode::Root,
+        run: "0123abcd".into(),
+        state_dir: PathBuf::from("/run/lrpns/customerA"),
+        config: None,
+        bridge: BridgePlan {
+            name: IfName::new("customerA").unwrap(),
+            address: Ipv4Addr::new(172, 18, 0, 10),
+            subnet: "172.18.0.0/27".parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+        },
+        uplink: UplinkPlan {
+            host_link: IfName::new("lrp0123abcd").unwrap(),
+            host_address: Ipv4Addr::new(10, 77, 0, 0),
+            host_mac: Mac([2, 0, 0, 0, 0, 2]),
+            sidecar_link: IfName::new("uplink").unwrap(),
+            sidecar_address: Ipv4Addr::new(10, 77, 0, 1),
+            sidecar_mac: Mac([2, 0, 0, 0, 0, 3]),
+        },
+        sidecar: ids,
+        relay: ids,
+        apps: (0..apps).map(app).collect(),
+        origins: BTreeMap::new(),
+    }
+}
+
+fn plans() -> Vec<Plan> {
+    let mut wide = plan(1, 2, |_| Transport::Dnat);
+    wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
+    vec![
+        plan(1, 1, |_| Transport::Dnat),
+        plan(1, 1, |_| Transport::Relay),
+        plan(3, 40, |port| {
+            if port % 2 == 0 {
+                Transport::Dnat
+            } else {
+                Transport::Relay
+            }
+        }),
+        plan(1, 300, |_| Transport::Dnat),
+        plan(2, 0, |_| Transport::Dnat),
+        wide,
+    ]
+}
+
+/// Every ruleset of every plan.
+fn rulesets() -> Vec<Nftables<'static>> {
+    plans()
+        .iter()
+        .flat_map(|plan| [sidecar_rules(plan), host_rules(plan)])
+        .collect()
+}
+
+#[test]
+fn the_kernel_holds_what_the_model_says_when_we_load_it() {
+    for rules in rulesets() {
+        in_netns(|| {
+            load(&rules);
+            assert_same(&listed(), &modelled(&rules));
+        });
+    }
+}
+
+#[test]
+fn the_kernel_holds_what_the_model_says_when_nft_loads_our_json() {
+    for rules in rulesets() {
+        in_netns(|| {
+            must(
+                "nft",
+                &["-j", "-f", "-"],
+                &serde_json::to_string(&rules).unwrap(),
+            );
+            assert_same(&listed(), &modelled(&rules));
+        });
+    }
+}
+
+#[test]
+fn the_kernel_holds_what_the_model_says_when_nft_loads_our_text() {
+    for rules in rulesets() {
+        in_netns(|| {
+            let text = to_text(&rules).unwrap();
+            must("nft", &["-c", "-f", "-"], &text);
+            must("nft", &["-f", "-"], &text);
+            assert_same(&listed(), &modelled(&rules));
+        });
+    }
+}
+
+/// Not only the same to read: the same instructions, so nothing is lost in nft's reading them back. Elements are listed
+/// in the order of a hash, so lines are compared sorted.
+#[test]
+fn the_kernel_runs_the_same_instructions_whoever_loads_them() {
+    fn instructions(table: &str) -> Vec<String> {
+        let listing = must(
+            "nft",
+            &["--debug=netlink", "list", "table", "inet", table],
+            "",
+        );
+        let mut lines: Vec<_> = listing
+            .lines()
+            .filter(|line| line.starts_with("  [ ") || line.starts_with("\telement "))
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    }
+    for plan in plans() {
+        for (table, rules) in [
+            ("lrpns".to_owned(), sidecar_rules(&plan)),
+            (host_table(&plan.stack), host_rules(&plan)),
+        ] {
+            let ours = in_netns(|| {
+                load(&rules);
+                instructions(&table)
+            });
+            let nfts = in_netns(|| {
+                must("nft", &["-f", "-"], &to_text(&rules).unwrap());
+                instructions(&table)
+            });
+            assert!(ours.len() > 20, "{ours:?}");
+            assert_eq!(ours, nfts);
+        }
+    }
+}
+
+#[test]
+fn our_text_is_what_nft_prints() {
+    in_netns(|| {
+        let plan = plan(1, 1, |_| Transport::Dnat);
+        for rules in [sidecar_rules(&plan), host_rules(&plan)] {
+            must("nft", &["flush", "ruleset"], "");
+            load(&rules);
+            assert_eq!(
+                to_text(&rules).unwrap(),
+                must("nft", &["list", "ruleset"], "")
+            );
+        }
+    });
+}
+
+#[test]
+fn every_rule_has_a_name_of_its_own_and_a_counter_and_every_dropping_chain_ends_in_drop_rest() {
+    for rules in rulesets() {
+        let mut names = HashSet::new();
+        let mut last = BTreeMap::new();
+        let mut drops = Vec::new();
+        for object in rules.objects.iter() {
+            match object {
+                NfObject::ListObject(NfListObject::Rule(rule)) => {
+                    let name = rule.comment.clone().unwrap();
+                    assert!(
+                        rule.expr
+                            .iter()
+                            .any(|statement| matches!(statement, Statement::Counter(_)))
+                    );
+                    assert!(
+                        names.insert((rule.chain.clone(), name.clone())),
+                        "{name} is there twice"
+                    );
+                    last.insert(rule.chain.clone(), name);
+                }
+                NfObject::ListObject(NfListObject::Chain(chain))
+                    if chain.policy == Some(nftables::types::NfChainPolicy::Drop) =>
+                {
+                    drops.push(chain.name.clone());
+                }
+                _ => {}
+            }
+        }
+        for chain in drops {
+            assert_eq!(last[&chain], "drop-rest", "{chain}");
+        }
+    }
+}
+
+#[test]
+fn loading_twice_is_loading_once_and_touches_no_other_table() {
+    in_netns(|| {
+        must(
+            "nft",
+            &["-f", "-"],
+            "add table ip mine\nadd chain ip mine c\nadd rule ip mine c accept",
+        );
+        let rules = sidecar_rules(&plan(1, 2, |_| Transport::Dnat));
+        load(&rules);
+        let once = listed();
+        load(&rules);
+        assert_same(&listed(), &once);
+        assert!(once.to_string().contains("\"mine\""));
+    });
+}
+
+#[test]
+fn an_owned_table_is_refused_to_others_can_be_replaced_and_vanishes_with_its_socket() {
+    in_netns(|| {
+        let plan = plan(1, 3, |_| Transport::Dnat);
+        let table = host_table(&plan.stack);
+        let rules = host_rules(&plan);
+        let batch = encode_owned(&rules).unwrap();
+        let socket = Socket::open().unwrap();
+        transact(&socket, &batch).unwrap();
+        transact(&socket, &batch).unwrap();
+        let mut seen = listed();
+        // nft 1.0.6 writes the table's family here.
+        seen["nftables"][0]["table"]
+            .as_object_mut()
+            .unwrap()
+            .remove("flags")
+            .unwrap();
+        assert_same(&seen, &modelled(&rules));
+        assert!(must("nft", &["list", "ruleset"], "").contains("flags owner"));
+
+        let output = run("nft", &["delete", "table", "inet", &table], "");
+        assert!(!output.status.success());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains("Operation not permitted"), "{errors}");
+        let error = transact(&Socket::open().unwrap(), &batch).unwrap_err();
+        assert_eq!(error.to_string(), format!("load table inet {table}"));
+        let LoadError::Refused { source, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(source.raw_os_error(), Some(libc::EPERM));
+
+        drop(socket);
+        assert_eq!(listed(), json!({ "nftables": [] }));
+    });
+}
+
+/// Takes one object away, so that the kernel misses it.
+fn without(
+    rules: &Nftables<'static>,
+    gone: impl Fn(&NfListObject<'_>) -> bool,
+) -> Nftables<'static> {
+    let mut objects = rules.objects.to_vec();
+    objects.retain(|object| !matches!(object, NfObject::ListObject(object) if gone(object)));
+    assert_eq!(objects.len() + 1, rules.objects.len());
+    Nftables {
+        objects: objects.into(),
+    }
+}
+
+#[test]
+fn a_refused_object_is_named_and_the_old_rules_stay() {
+    in_netns(|| {
+        let old = sidecar_rules(&plan(1, 1, |_| Transport::Dnat));
+        load(&old);
+        let new = sidecar_rules(&plan(2, 7, |_| Transport::Dnat));
+        let socket = Socket::open().unwrap();
+        let refused = |broken: &Nftables<'_>, object: &str, errno: i32| {
+            let error = transact(&socket, &encode(broken).unwrap()).unwrap_err();
+            assert_eq!(error.to_string(), format!("load {object}"));
+            let LoadError::Refused { source, .. } = error else {
+                panic!("{error:?}")
+            };
+            assert_eq!(source.raw_os_error(), Some(errno));
+            assert_same(&listed(), &modelled(&old));
+        };
+        let broken = without(
+            &new,
+            |object| matches!(object, NfListObject::Set(set) if set.name == "services"),
+        );
+        refused(&broken, "rule guard/accept-app-reply", libc::ENOENT);
+        let broken = without(
+            &new,
+            |object| matches!(object, NfListObject::Chain(chain) if chain.name == "output"),
+        );
+        refused(&broken, "rule output/drop-ipv6", libc::ENOENT);
+        // The socket is none the worse for it.
+        transact(&socket, &encode(&new).unwrap()).unwrap();
+        assert_same(&listed(), &modelled(&new));
+    });
+}
+
+#[test]
+fn a_batch_may_be_larger_than_a_socket_buffer() {
+    in_netns(|| {
+        let rules = sidecar_rules(&plan(1, 4000, |_| Transport::Dnat));
+        let batch = encode(&rules).unwrap();
+        assert!(batch.size() > 256 * 1024, "{}", batch.size());
+        transact(&Socket::open().unwrap(), &batch).unwrap();
+        assert_same(&listed(), &modelled(&rules));
+    });
+}
+
+#[test]
+fn net_admin_over_the_namespace_is_enough_and_without_it_nothing_is_loaded() {
+    use caps::{CapSet, Capability};
+    for (kept, permitted) in [(Some(Capability::CAP_NET_ADMIN), true), (None, false)] {
+        let result = in_netns(|| {
+            caps::set(None, CapSet::Effective, &kept.into_iter().collect()).unwrap();
+            caps::set(None, CapSet::Permitted, &kept.into_iter().collect()).unwrap();
+            let rules = sidecar_rules(&plan(3, 40, |_| Transport::Dnat));
+            transact(&Socket::open().unwrap(), &encode(&rules).unwrap())
+        });
+        match result {
+            Ok(()) => assert!(permitted),
+            Err(error) => {
+                assert!(!permitted, "{error}");
+                assert_eq!(error.to_string(), "load the batch");
+                let LoadError::Refused { source, .. } = error else {
+                    panic!("{error:?}")
+                };
+                assert_eq!(source.raw_os_error(), Some(libc::EPERM));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_encoder_does_not_know_is_an_error_that_names_it() {
+    let rules = sidecar_rules(&plan(1, 1, |_| Transport::Dnat));
+    let with = |change: &dyn Fn(&mut NfListObject<'static>)| {
+        let mut objects = rules.objects.to_vec();
+        for object in &mut objects {
+            if let NfObject::ListObject(object) = object {
+                change(object);
+            }
+        }
+        Nftables {
+            objects: objects.into(),
+        }
+    };
+    let log = with(&|object| {
+        if let NfListObject::Rule(rule) = object
+            && rule.chain == "forward"
+            && rule.comment.as_deref() == Some("accept-published")
+        {
+            rule.expr.to_mut().push(Statement::Log(None));
+        }
+    });
+    assert_eq!(
+        encode(&log).unwrap_err(),
+        EncodeError::Unsupported {
+            object: "rule forward/accept-published".into(),
+            what: r#"{"log":null}"#.into()
+        }
+    );
+    assert_eq!(
+        to_text(&log).unwrap_err().to_string(),
+        r#"print {"log":null}: not supported"#
+    );
+    let wrong = with(&|object| {
+        if let NfListObject::Set(set) = object
+            && set.name == "apps"
+        {
+            set.elem = Some(vec![nftables::expr::Expression::String("10.0.0.256".into())].into());
+        }
+    });
+    assert_eq!(
+        encode(&wrong).unwrap_err().to_string(),
+        r#"encode set apps: "10.0.0.256" is no ipv4_addr"#
+    );
+    let timeout = with(&|object| {
+        if let NfListObject::Set(set) = object {
+            set.timeout = Some(1);
+        }
+    });
+    assert!(
+        encode(&timeout)
+            .unwrap_err()
+            .to_string()
+            .starts_with("encode set services: {")
+    );
+}
+
+#[test]
+fn a_stack_that_only_relays_makes_the_host_track_no_connections() {
+    let rules = host_rules(&plan(3, 9, |_| Transport::Relay));
+    let text = to_text(&rules).unwrap();
+    assert!(!text.contains("ct ") && !text.contains(" nat "), "{text}");
+    let loopback = plan(1, 3, |port| {
+        if port == 2 {
+            Transport::Dnat
+        } else {
+            Transport::Relay
+        }
+    });
+    let text = to_text(&host_rules(&loopback)).unwrap();
+    assert!(
+        !text.contains("dnat"),
+        "loopback is relayed, whatever the plan says: {text}"
+    );
+}
+
+#[test]
+fn forwarding_names_what_is_in_the_way() {
+    let closed = |why: &str| Forwarding::Closed { why: why.into() };
+    in_netns(|| {
+        let set = |value: &str| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).unwrap();
+        set("0");
+        assert_eq!(forwarding().unwrap(), closed("net.ipv4.ip_forward is 0"));
+        set("1");
+        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+
+        load(&host_rules(&plan(1, 3, |_| Transport::Dnat)));
+        must(
+            "nft",
+            &["-f", "-"],
+            "add table ip6 f
+             add chain ip6 f c { type filter hook forward priority 0; policy drop; }
+             add table inet i
+             add chain inet i c { type filter hook input priority 0; policy drop; }
+             add chain inet i notbase
+             add rule inet i notbase drop
+             add chain inet i empty { type filter hook forward priority 0; policy accept; }
+             add table ip i
+             add chain ip i empty
+             add rule ip i empty drop",
+        );
+        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+
+        must("nft", &["add", "rule", "inet", "i", "empty", "counter"], "");
+        assert_eq!(
+            forwarding().unwrap(),
+            closed("chain empty of table inet i has rules")
+        );
+        must("nft", &["flush", "chain", "inet", "i", "empty"], "");
+        let docker =
+            "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
+        must(
+            "nft",
+            &["-f", "-"],
+            &format!("add table ip filter\n{docker}"),
+        );
+        assert_eq!(
+            forwarding().unwrap(),
+            closed("chain FORWARD of table ip filter has policy drop")
+        );
+    });
+}
+
+/// A client, a host, a sidecar and two apps, with the rules of a plan, and a server on each port of an app that says who
+/// asked.
+struct Stack {
+    plan: Plan,
+    client: Netns,
+    host: Netns,
+    sidecar: Netns,
+    apps: [Netns; 2],
+}
+
+impl Stack {
+    /// The apps' ports 5000 to 5002 are published, 5003 is not; nothing listens on 5002.
+    fn new(via: Transport) -> Self {
+        let stack = Stack {
+            plan: plan(2, 3, |_| via),
+            client: Netns::new(),
+            host: Netns::new(),
+            sidecar: Netns::new(),
+            apps: [Netns::new(), Netns::new()],
+        };
+        stack.sidecar.enter(|| load(&sidecar_rules(&stack.plan)));
+        stack.host.enter(|| load(&host_rules(&stack.plan)));
+        for router in [&stack.sidecar, &stack.host] {
+            router.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        }
+        stack.client.ip(&format!(
+            "link add eth0 type veth peer name lan netns {}
+             addr add 192.0.2.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.0.2.1",
+            stack.host.path()
+        ));
+        stack.host.ip(&format!(
+            "link add lrp0123abcd type veth peer name uplink netns {}
+             link set lo up
+             addr add 192.0.2.1/24 dev lan\nlink set lan up
+             addr add 10.77.0.0/31 dev lrp0123abcd\nlink set lrp0123abcd up\nroute add 172.18.0.0/27 via 10.77.0.1",
+            stack.sidecar.path()
+        ));
+        stack.sidecar.ip(
+            "addr add 10.77.0.1/31 dev uplink\nlink set uplink up\nroute add default via 10.77.0.0
+             link add customerA type bridge\naddr add 172.18.0.10/27 dev customerA\nlink set customerA up",
+        );
+        for (number, app) in stack.apps.iter().enumerate() {
+            stack.sidecar.ip(&format!(
+                "link add port{number} type veth peer name eth0 netns {}
+                 link set port{number} master customerA up",
+                app.path()
+            ));
+            // The default route and the second address are what an attacker would like to have.
+            app.ip(&format!(
+                "link set lo up\naddr add {}/27 dev eth0\naddr add 172.18.0.{}/27 dev eth0\nlink set eth0 up
+                 route add default via 172.18.0.10",
+                stack.plan.apps[number].address,
+                5 + number
+            ));
+            for port in [5000, 5001, 5003] {
+                let listener = app.enter(|| TcpListener::bind(("0.0.0.0", port)).unwrap());
+                std::thread::spawn(move || serve(&listener, number));
+            }
+        }
+        stack
+    }
+
+    /// `attempt` fails, and the rule says that it was the one. Time only decides how long a drop is waited for.
+    fn refused(
+        &self,
+        at: &Netns,
+        chain: &str,
+        rule: &str,
+        attempt: impl FnOnce() -> io::Result<String> + Send,
+        from: &Netns,
+    ) {
+        let before = at.enter(|| counted(chain, rule));
+        let result = from.enter(attempt);
+        assert!(result.is_err(), "{chain}/{rule}: {result:?}");
+        let deadline = Instant::now() + LONG;
+        while at.enter(|| counted(chain, rule)) == before {
+            assert!(
+                Instant::now() < deadline,
+                "{chain}/{rule} was not what refused: {result:?}"
+            );
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, number: usize) {
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let peer = stream.peer_addr().unwrap();
+        // The other side may be gone.
+        let _ = write!(stream, "app{number} for {}", peer.ip());
+    }
+}
+
+fn ask(address: &str, patience: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse::<SocketAddr>().unwrap(), patience)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(150);
+
+fn asks(address: &'static str) -> impl FnOnce() -> io::Result<String> + Send {
+    move || ask(address, SHORT)
+}
+
+/// Asks from an address and port of the caller's choice.
+fn asks_from(
+    local: &'static str,
+    address: &'static str,
+) -> impl FnOnce() -> io::Result<String> + Send {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    };
+    move || {
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )?;
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        let millis = nix::sys::time::TimeVal::new(0, 150_000);
+        setsockopt(&fd, sockopt::SendTimeout, &millis)?;
+        bind(
+            fd.as_raw_fd(),
+            &SockaddrIn::from(local.parse::<SocketAddrV4>().unwrap()),
+        )?;
+        connect(
+            fd.as_raw_fd(),
+            &SockaddrIn::from(address.parse::<SocketAddrV4>().unwrap()),
+        )?;
+        Ok("connected".to_owned())
+    }
+}
+
+fn says(address: &'static str) -> impl FnOnce() -> io::Result<String> + Send {
+    move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_broadcast(true)?;
+        socket.set_read_timeout(Some(SHORT))?;
+        socket.send_to(b"hello", address)?;
+        socket.recv_from(&mut [0]).map(|_| "an answer".to_owned())
+    }
+}
+
+#[test]
+fn published_ports_answer_by_dnat_and_by_the_uplink_and_the_app_sees_the_sidecar() {
+    let stack = Stack::new(Transport::Dnat);
+    // 8000 on all addresses is app 0's 5000, 8001 on 192.0.2.1 its 5001; 8003 and 8004 are app 1's.
+    for (address, app) in [
+        ("192.0.2.1:8000", 0),
+        ("192.0.2.1:8001", 0),
+        ("192.0.2.1:8003", 1),
+        ("192.0.2.1:8004", 1),
+    ] {
+        let answer = stack.client.enter(|| ask(address, LONG)).unwrap();
+        assert_eq!(answer, format!("app{app} for 172.18.0.10"), "{address}");
+    }
+    for (address, app) in [("10.77.0.1:20000", 0), ("10.77.0.1:20003", 1)] {
+        let answer = stack.host.enter(|| ask(address, LONG)).unwrap();
+        assert_eq!(answer, format!("app{app} for 172.18.0.10"), "{address}");
+    }
+    assert_eq!(
+        stack
+            .sidecar
+            .enter(|| counted("forward", "accept-published")),
+        6
+    );
+    assert_eq!(
+        stack.sidecar.enter(|| counted("guard", "drop-app-egress")),
+        0
+    );
+    // Published on the host's loopback, for the relay: not to the world.
+    let refusal = stack
+        .client
+        .enter(|| ask("192.0.2.1:8002", LONG))
+        .unwrap_err();
+    assert_eq!(refusal.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn nothing_else_gets_in() {
+    for via in [Transport::Dnat, Transport::Relay] {
+        let stack = Stack::new(via);
+        let Stack {
+            client,
+            host,
+            sidecar,
+            ..
+        } = &stack;
+        assert!(host.enter(|| ask("10.77.0.1:20000", LONG)).is_ok());
+        // Not published: an app's port by its number, the sidecar's own, anything but TCP.
+        stack.refused(
+            sidecar,
+            "input",
+            "drop-unpublished",
+            asks("10.77.0.1:5003"),
+            host,
+        );
+        stack.refused(
+            sidecar,
+            "input",
+            "drop-unpublished",
+            asks("10.77.0.1:5000"),
+            host,
+        );
+        stack.refused(
+            sidecar,
+            "input",
+            "drop-unpublished",
+            says("10.77.0.1:20000"),
+            host,
+        );
+        // Past the uplink's address: the app itself, the bridge's address.
+        stack.refused(
+            sidecar,
+            "guard",
+            "drop-uplink-bypass",
+            asks("172.18.0.23:5000"),
+            host,
+        );
+        stack.refused(
+            sidecar,
+            "guard",
+            "drop-uplink-bypass",
+            asks("172.18.0.10:20000"),
+            host,
+        );
+        // From outside, the host routes nothing there either.
+        stack.refused(
+            host,
+            "forward",
+            "drop-bypass",
+            asks("10.77.0.1:20000"),
+            client,
+        );
+        stack.refused(
+            host,
+            "forward",
+            "drop-bypass",
+            asks("172.18.0.23:5000"),
+            client,
+        );
+        // A neighbour that plays app.
+        host.ip("addr add 172.18.0.24/32 dev lo");
+        stack.refused(
+            sidecar,
+            "guard",
+            "drop-uplink-spoof",
+            asks_from("172.18.0.24:5000", "10.77.0.1:20000"),
+            host,
+        );
+    }
+}
+
+#[test]
+fn an_app_starts_nothing() {
+    let stack = Stack::new(Transport::Dnat);
+    let Stack {
+        sidecar,
+        host,
+        apps: [app, _],
+        ..
+    } = &stack;
+    assert!(host.enter(|| ask("10.77.0.1:20000", LONG)).is_ok());
+    let listener = host.enter(|| TcpListener::bind("0.0.0.0:9999").unwrap());
+    std::thread::spawn(move || serve(&listener, 9));
+    for address in [
+        "10.77.0.0:9999",
+        "192.0.2.1:8000",
+        "192.0.2.2:1",
+        "169.254.169.254:80",
+        "172.18.0.10:22",
+        "10.77.0.1:20000",
+    ] {
+        stack.refused(sidecar, "guard", "drop-app-egress", asks(address), app);
+    }
+    for address in [
+        "10.77.0.0:53",
+        "172.18.0.31:1",
+        "255.255.255.255:67",
+        "224.0.0.251:5353",
+        "172.18.0.10:53",
+    ] {
+        stack.refused(sidecar, "guard", "drop-app-egress", says(address), app);
+    }
+    // With the source of a reply: to a stranger, and to the only one it may speak to.
+    stack.refused(
+        sidecar,
+        "guard",
+        "drop-app-egress",
+        asks_from("172.18.0.23:5002", "10.77.0.0:9999"),
+        app,
+    );
+    stack.refused(
+        sidecar,
+        "input",
+        "drop-from-app",
+        asks_from("172.18.0.23:5002", "172.18.0.10:20000"),
+        app,
+    );
+    // With somebody else's address.
+    stack.refused(
+        sidecar,
+        "guard",
+        "drop-app-spoof",
+        asks_from("172.18.0.5:5002", "172.18.0.10:20000"),
+        app,
+    );
+    assert_eq!(
+        host.enter(|| counted("input", "drop-from-sidecar")),
+        0,
+        "nothing came as far as the host"
+    );
+}
+
+#[test]
+fn a_sidecar_that_lost_its_rules_still_starts_nothing_on_the_host() {
+    for via in [Transport::Dnat, Transport::Relay] {
+        let stack = Stack::new(via);
+        let Stack {
+            sidecar,
+            host,
+            client,
+            ..
+        } = &stack;
+        let listener = host.enter(|| TcpListener::bind("0.0.0.0:9999").unwrap());
+        std::thread::spawn(move || serve(&listener, 9));
+        stack.refused(
+            sidecar,
+            "output",
+            "drop-rest",
+            asks("10.77.0.0:9999"),
+            sidecar,
+        );
+        sidecar.enter(|| must("nft", &["flush", "ruleset"], ""));
+        stack.refused(
+            host,
+            "input",
+            "drop-from-sidecar",
+            asks("10.77.0.0:9999"),
+            sidecar,
+        );
+        stack.refused(
+            host,
+            "input",
+            "drop-from-sidecar",
+            asks("192.0.2.1:9999"),
+            sidecar,
+        );
+        stack.refused(
+            host,
+            "input",
+            "drop-from-sidecar",
+            asks_from("10.77.0.1:20000", "10.77.0.0:9999"),
+            sidecar,
+        );
+        stack.refused(
+            host,
+            "input",
+            "drop-from-sidecar",
+            says("10.77.0.0:9999"),
+            sidecar,
+        );
+        let listener = client.enter(|| TcpListener::bind("0.0.0.0:9999").unwrap());
+        std::thread::spawn(move || serve(&listener, 8));
+        stack.refused(
+            host,
+            "forward",
+            "drop-from-sidecar",
+            asks("192.0.2.2:9999"),
+            sidecar,
+        );
+    }
+}
+
+/// Prints, for a report: `cargo test --test firewall -- --ignored --nocapture time`.
+#[test]
+#[ignore = "measures"]
+fn time_of_encoding_and_loading() {
+    for (apps, ports) in [(1, 1), (3, 40), (1, 300), (1, 3000)] {
+        let plan = plan(apps, ports, |_| Transport::Dnat);
+        for rules in [sidecar_rules(&plan), host_rules(&plan)] {
+            let (mut model, mut encoding, mut loading, mut replacing, mut size) =
+                (vec![], vec![], vec![], vec![], 0);
+            for _ in 0..20 {
+                in_netns(|| {
+                    let start = Instant::now();
+                    drop(sidecar_rules(&plan));
+                    model.push(start.elapsed());
+                    let start = Instant::now();
+                    let batch = encode(&rules).unwrap();
+                    encoding.push(start.elapsed());
+                    size = batch.size();
+                    let start = Instant::now();
+                    let socket = Socket::open().unwrap();
+                    transact(&socket, &batch).unwrap();
+                    loading.push(start.elapsed());
+                    let start = Instant::now();
+                    transact(&socket, &batch).unwrap();
+                    replacing.push(start.elapsed());
+                });
+            }
+            let median = |times: &mut Vec<Duration>| {
+                times.sort();
+                times[times.len() / 2]
+            };
+            println!(
+                "{apps} apps {ports} ports: {size} bytes, model {:?}, encode {:?}, open+load {:?}, replace {:?}",
+                median(&mut model),
+                median(&mut encoding),
+                median(&mut loading),
+                median(&mut replacing)
+            );
+        }
+    }
+}
