@@ -1,1 +1,3 @@
 //! Thin system calls: the only module with unsafe.
+
+pub mod netlink;
