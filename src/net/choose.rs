@@ -93,6 +93,7 @@ fn fnv1a(words: &[&str]) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

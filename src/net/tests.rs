@@ -2,6 +2,8 @@
 //!
 //! Each test plays the host in a namespace of its own, on a thread of its own; a namespace goes with its last descriptor.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
