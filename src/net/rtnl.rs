@@ -441,10 +441,10 @@ fn next_link(
 async fn next_change(events: &mut (impl Stream<Item = Incoming> + Unpin), indices: &[u32]) {
     while let Some((event, _)) = events.next().await {
         match event.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                if indices.contains(&link.header.index) {
-                    return;
-                }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                if indices.contains(&link.header.index) =>
+            {
+                return;
             }
             // Events were lost: ask again.
             NetlinkPayload::Overrun(_) => return,
