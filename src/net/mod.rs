@@ -1,48 +1,516 @@
-//! rtnetlink.
-use ipnet::Ipv4Net;
-use crate::names::*; use crate::plan::*;
-/// x
-#[derive(Debug, Clone, Default)]
-pub struct Facts { /// x
- pub addresses: Vec<(String, Ipv4Net)>, /// x
- pub routes: Vec<Ipv4Net>, /// x
- pub links: Vec<String> }
-/// x
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct NetError;
-/// x
-pub struct Rtnl;
-impl Rtnl { /// x
+//! Links, addresses, neighbours and routes of a stack, by rtnetlink(7).
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! host's netns          sidecar's netns                                   an app's netns
+//! host_link ==(veth)== sidecar_link      bridge --- port_link ==(veth)== eth0
+//! ```
+//!
+//! 1. [`create`] makes every link, down. Nothing passes yet, so the sidecar's rules can be loaded by link name.
+//!    The host's end carries an alias that says whose it is.
+//! 2. The sidecar loads its rules.
+//! 3. [`configure_and_up`] adds addresses, neighbours and routes, sets the links up and waits until the kernel has
+//!    them up. It **mustn't** be called before 2: the sidecar forwards from then on.
+//!
+//! Who may talk to whom is decided here a first time, before any rule:
+//! - No link asks for or answers to link-layer addresses (`IFF_NOARP`): each end knows its peers from the start, as
+//!   permanent neighbours. So nobody can claim another's address, an app that tries every address of its subnet
+//!   leaves no entry in the neighbour table, which all namespaces of the machine share, and nothing needs to be flooded.
+//! - No link has a route to its prefix. The app has one route, to the sidecar; the sidecar has one to the host, which is also
+//!   its default, and one to each app; the rest of the subnet is unreachable. The host has one, to the sidecar's end of the
+//!   uplink, and none to the subnet.
+//! - Bridge ports are isolated from each other, learn nothing and take no foreign source address.
+//!
+//! There is no teardown: when the namespaces go, the kernel takes the links with them, some 40 ms later, whereas deleting
+//! a link takes as long while we wait.
+#![forbid(unsafe_code)]
+
+mod choose;
+mod facts;
+mod message;
+mod rtnl;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+use tokio::time::Instant;
+
+pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac};
+pub use self::facts::{Facts, facts};
+use self::message::VethEnd;
+use self::rtnl::Step;
+pub use self::rtnl::{Error, Refusal, Rtnl};
+use crate::names::{PartName, StackName};
+use crate::plan::{AppPlan, Mac, Plan};
+
+/// What the alias of every link of ours in the host's namespace begins with.
+pub const ALIAS_PREFIX: &str = "lrpns:";
+
+/// The app's link in its own namespace.
+pub const APP_LINK: &str = "eth0";
+
+/// How long [`configure_and_up`] and [`up_app`] wait for the links.
+pub const UP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Loopback's index in every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+const LOOPBACK: u32 = 1;
+
+/// The alias of `stack`'s link in the host's namespace.
+#[must_use]
+pub fn alias(stack: &StackName) -> String {
+    format!("{ALIAS_PREFIX}{stack}")
+}
+
+/// A namespace that is not the host's.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint<'a> {
+    /// A connection by a socket that was made inside it.
+    pub rtnl: &'a Rtnl,
+    /// The namespace itself, for links to be born in.
+    pub netns: BorrowedFd<'a>,
+}
+
+/// The indices of a stack's links, made by [`create`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Links {
+    /// The uplink's end in the host's namespace.
+    pub host: u32,
+    /// The uplink's end in the sidecar's namespace.
+    pub uplink: u32,
+    /// The bridge in the sidecar's namespace.
+    pub bridge: u32,
+    /// Each app's links.
+    pub apps: BTreeMap<PartName, AppLinks>,
+}
+
+/// The indices of one app's links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppLinks {
+    /// The bridge's port, in the sidecar's namespace.
+    pub port: u32,
+    /// `eth0`, in the app's namespace.
+    pub eth0: u32,
+}
+
+/// Makes every link of the stack, down. `apps` are the namespaces of `plan.apps`, in the same order.
+///
 /// # Errors
-/// x
-pub fn open() -> Result<Self, NetError> { Ok(Rtnl) }  /// x
+/// [`Error`] names the step. What was made until then goes with the namespaces.
+///
+/// # Panics
+/// `apps` has another length than `plan.apps`.
+pub async fn create(
+    plan: &Plan,
+    host: &Rtnl,
+    sidecar: Endpoint<'_>,
+    apps: &[Endpoint<'_>],
+) -> Result<Links, Error> {
+    assert_eq!(apps.len(), plan.apps.len(), "one namespace for each app");
+    let bridge = create_bridge(plan, sidecar).await?;
+    let (host_link, uplink) = create_uplink(plan, host, sidecar).await?;
+    let mut links = Links {
+        host: host_link,
+        uplink,
+        bridge,
+        apps: BTreeMap::new(),
+    };
+    for (app, end) in plan.apps.iter().zip(apps) {
+        create_app(app, sidecar, *end, &mut links).await?;
+    }
+    Ok(links)
+}
+
+async fn create_bridge(plan: &Plan, sidecar: Endpoint<'_>) -> Result<u32, Error> {
+    let name = plan.bridge.name.as_str();
+    let create = Step::create(
+        format!("create bridge {name}"),
+        message::new_bridge(name, plan.bridge.mac),
+    );
+    let [index] = sidecar
+        .rtnl
+        .create_links("sidecar", vec![create], [name])
+        .await?;
+    sidecar
+        .rtnl
+        .run("sidecar", vec![no_ipv6(index, name)])
+        .await?;
+    Ok(index)
+}
+
+async fn create_uplink(
+    plan: &Plan,
+    host: &Rtnl,
+    sidecar: Endpoint<'_>,
+) -> Result<(u32, u32), Error> {
+    let near = VethEnd {
+        name: plan.uplink.host_link.as_str(),
+        mac: plan.uplink.host_mac,
+    };
+    let far = VethEnd {
+        name: plan.uplink.sidecar_link.as_str(),
+        mac: plan.uplink.sidecar_mac,
+    };
+    let create = Step::create(
+        format!(
+            "create link {} with its peer {} in the sidecar's namespace",
+            near.name, far.name
+        ),
+        message::new_veth(&near, None, &far, sidecar.netns),
+    );
+    let [host_link] = host.create_links("host", vec![create], [near.name]).await?;
+    let alias = alias(&plan.stack);
+    host.run(
+        "host",
+        vec![
+            Step::on(
+                format!("set the alias of link {} to {alias}", near.name),
+                message::alias(host_link, &alias),
+            ),
+            no_ipv6(host_link, near.name),
+        ],
+    )
+    .await?;
+    let [uplink] = sidecar
+        .rtnl
+        .create_links("sidecar", vec![], [far.name])
+        .await?;
+    sidecar
+        .rtnl
+        .run("sidecar", vec![no_ipv6(uplink, far.name)])
+        .await?;
+    Ok((host_link, uplink))
+}
+
+/// Makes one app's links, down, and notes them in `links`; `app` is the app's namespace.
+///
 /// # Errors
-/// x
-pub fn from_fd(_:std::os::fd::OwnedFd) -> Result<Self, NetError> { Ok(Rtnl) } }
-/// x
+/// [`Error`] names the step.
+pub async fn create_app(
+    plan: &AppPlan,
+    sidecar: Endpoint<'_>,
+    app: Endpoint<'_>,
+    links: &mut Links,
+) -> Result<(), Error> {
+    let namespace = in_app(plan);
+    let port = VethEnd {
+        name: plan.port_link.as_str(),
+        mac: port_mac(plan),
+    };
+    let eth0 = VethEnd {
+        name: APP_LINK,
+        mac: plan.mac,
+    };
+    let create = Step::create(
+        format!(
+            "create bridge port {} with its peer {APP_LINK} in the namespace of {namespace}",
+            port.name
+        ),
+        message::new_veth(&port, Some(links.bridge), &eth0, app.netns),
+    );
+    let [port_index] = sidecar
+        .rtnl
+        .create_links("sidecar", vec![create], [port.name])
+        .await?;
+    sidecar
+        .rtnl
+        .run(
+            "sidecar",
+            vec![
+                Step::on(
+                    format!("isolate bridge port {}", port.name),
+                    message::port_flags(port_index),
+                ),
+                Step::replace(
+                    format!("bind {} to bridge port {}", plan.mac, port.name),
+                    message::new_fdb_entry(port_index, plan.mac),
+                ),
+                no_ipv6(port_index, port.name),
+            ],
+        )
+        .await?;
+    let [eth0_index] = app
+        .rtnl
+        .create_links(&namespace, vec![], [APP_LINK])
+        .await?;
+    app.rtnl
+        .run(&namespace, vec![no_ipv6(eth0_index, APP_LINK)])
+        .await?;
+    links.apps.insert(
+        plan.name.clone(),
+        AppLinks {
+            port: port_index,
+            eth0: eth0_index,
+        },
+    );
+    Ok(())
+}
+
+/// Gives every link its addresses, neighbours and routes, sets it up and waits until it is. Only for a sidecar whose rules
+/// are loaded. `apps` are the namespaces of `plan.apps`, in the same order.
+///
 /// # Errors
-/// x
-pub async fn facts(_: &Rtnl) -> Result<Facts, NetError> { Ok(Facts::default()) }
-/// x
+/// [`Error::NotUp`] when a link isn't up within [`UP_WITHIN`]; any other [`Error`] names the step.
+///
+/// # Panics
+/// `apps` has another length than `plan.apps`, or `links` were made for another plan.
+pub async fn configure_and_up(
+    plan: &Plan,
+    host: &Rtnl,
+    sidecar: Endpoint<'_>,
+    apps: &[Endpoint<'_>],
+    links: &Links,
+) -> Result<(), Error> {
+    assert_eq!(apps.len(), plan.apps.len(), "one namespace for each app");
+    configure_sidecar(plan, sidecar, links).await?;
+    configure_host(plan, host, links).await?;
+    for (app, end) in plan.apps.iter().zip(apps) {
+        configure_app(plan, app, sidecar, *end, links).await?;
+    }
+
+    let deadline = Instant::now() + UP_WITHIN;
+    let host_link = [(links.host, plan.uplink.host_link.as_str())];
+    host.wait_up("host", &host_link, deadline, UP_WITHIN)
+        .await?;
+    for (app, end) in plan.apps.iter().zip(apps) {
+        let eth0 = [(links.apps[&app.name].eth0, APP_LINK)];
+        end.rtnl
+            .wait_up(&in_app(app), &eth0, deadline, UP_WITHIN)
+            .await?;
+    }
+    let mut inside = vec![(links.uplink, plan.uplink.sidecar_link.as_str())];
+    for app in &plan.apps {
+        inside.push((links.apps[&app.name].port, app.port_link.as_str()));
+    }
+    // The bridge comes last: it has a carrier once a port has.
+    inside.push((links.bridge, plan.bridge.name.as_str()));
+    sidecar
+        .rtnl
+        .wait_up("sidecar", &inside, deadline, UP_WITHIN)
+        .await
+}
+
+/// As [`configure_and_up`], for one app that joins a stack which is up: after [`create_app`] and after the sidecar's
+/// rules know of it.
+///
 /// # Errors
-/// x
-pub fn choose_uplink(_: &StackName, _: &Facts, _: &[Ipv4Net]) -> Result<Ipv4Net, NetError> { Err(NetError) }
-/// x
-pub fn mac(_: &StackName, _: &str) -> Mac { Mac([0;6]) }
-/// x
-pub fn fnv1a(_: &[u8]) -> u32 { 0 }
-/// x
-pub struct Endpoint<'a> { /// x
-pub rtnl: &'a Rtnl, /// x
-pub netns: std::os::fd::BorrowedFd<'a> }
-/// x
-pub struct Links;
-/// x
+/// As [`configure_and_up`].
+///
+/// # Panics
+/// `links` has no such app.
+pub async fn up_app(
+    plan: &Plan,
+    app: &AppPlan,
+    sidecar: Endpoint<'_>,
+    end: Endpoint<'_>,
+    links: &Links,
+) -> Result<(), Error> {
+    configure_app(plan, app, sidecar, end, links).await?;
+    let deadline = Instant::now() + UP_WITHIN;
+    let ours = links.apps[&app.name];
+    end.rtnl
+        .wait_up(&in_app(app), &[(ours.eth0, APP_LINK)], deadline, UP_WITHIN)
+        .await?;
+    let inside = [
+        (ours.port, app.port_link.as_str()),
+        (links.bridge, plan.bridge.name.as_str()),
+    ];
+    sidecar
+        .rtnl
+        .wait_up("sidecar", &inside, deadline, UP_WITHIN)
+        .await
+}
+
+async fn configure_sidecar(plan: &Plan, sidecar: Endpoint<'_>, links: &Links) -> Result<(), Error> {
+    let (bridge, uplink) = (&plan.bridge, &plan.uplink);
+    let mut steps = vec![loopback()];
+    steps.extend(address_and_up(
+        links.bridge,
+        bridge.name.as_str(),
+        bridge.address,
+        bridge.subnet.prefix_len(),
+    ));
+    steps.extend(address_and_up(
+        links.uplink,
+        uplink.sidecar_link.as_str(),
+        uplink.sidecar_address,
+        31,
+    ));
+    steps.extend(peer(links.uplink, uplink.host_address, uplink.host_mac));
+    steps.push(Step::create(
+        format!("route everything else to {}", uplink.host_address),
+        message::new_default_route(links.uplink, uplink.host_address),
+    ));
+    steps.push(Step::create(
+        format!("make the rest of {} unreachable", bridge.subnet),
+        message::new_unreachable_route(bridge.subnet),
+    ));
+    sidecar.rtnl.run("sidecar", steps).await?;
+    Ok(())
+}
+
+async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), Error> {
+    let uplink = &plan.uplink;
+    let name = uplink.host_link.as_str();
+    let mut steps = Vec::from(address_and_up(links.host, name, uplink.host_address, 31));
+    steps.extend(peer(links.host, uplink.sidecar_address, uplink.sidecar_mac));
+    host.run("host", steps).await?;
+    Ok(())
+}
+
+async fn configure_app(
+    plan: &Plan,
+    app: &AppPlan,
+    sidecar: Endpoint<'_>,
+    end: Endpoint<'_>,
+    links: &Links,
+) -> Result<(), Error> {
+    let ours = links.apps[&app.name];
+    let bridge = &plan.bridge;
+
+    let mut steps = vec![set_up(ours.port, app.port_link.as_str())];
+    steps.extend(peer(links.bridge, app.address, app.mac));
+    sidecar.rtnl.run("sidecar", steps).await?;
+
+    let mut steps = vec![loopback()];
+    steps.extend(address_and_up(
+        ours.eth0,
+        APP_LINK,
+        app.address,
+        bridge.subnet.prefix_len(),
+    ));
+    steps.extend(peer(ours.eth0, bridge.address, bridge.mac));
+    end.rtnl.run(&in_app(app), steps).await?;
+    Ok(())
+}
+
+/// Takes one app out of a stack that stays: afterwards its port, its route and its neighbour entry are gone from the
+/// sidecar's namespace and `eth0` from its own, so the same names can come back at once. What is gone already is no error.
+///
 /// # Errors
-/// x
-pub async fn create(_: &Plan, _: &Rtnl, _: &Endpoint<'_>, _: &[Endpoint<'_>]) -> Result<Links, NetError> { Err(NetError) }
-/// x
+/// [`Error`] names the step.
+pub async fn remove_app(
+    app: &AppPlan,
+    sidecar: Endpoint<'_>,
+    links: &mut Links,
+) -> Result<(), Error> {
+    let address = app.address;
+    let mut steps = vec![
+        Step::on(
+            format!("remove the route to {address}"),
+            message::delete_host_route(links.bridge, address),
+        )
+        .or(Errno::ESRCH),
+        Step::on(
+            format!("forget neighbour {address}"),
+            message::delete_neighbour(links.bridge, address),
+        )
+        .or(Errno::ENOENT),
+    ];
+    // By index, and from then on unknown: an index comes back as little as a pid does, but it may.
+    if let Some(ours) = links.apps.remove(&app.name) {
+        steps.push(
+            Step::on(
+                format!("remove bridge port {}", app.port_link),
+                message::delete_link(ours.port),
+            )
+            .or(Errno::ENODEV),
+        );
+    }
+    sidecar.rtnl.run("sidecar", steps).await?;
+    Ok(())
+}
+
+/// Removes a link of ours that a crash left in the host's namespace. That it is not there is success.
+///
 /// # Errors
-/// x
-pub async fn configure_and_up(_: &Plan, _: &Rtnl, _: &Endpoint<'_>, _: &[Endpoint<'_>], _: &Links) -> Result<(), NetError> { Err(NetError) }
+/// [`Error::NotOurs`] when the link's alias doesn't begin with [`ALIAS_PREFIX`]; any other [`Error`] names the step.
+pub async fn remove_link(host: &Rtnl, name: &str) -> Result<(), Error> {
+    let Some(link) = host.link("host", name).await? else {
+        return Ok(());
+    };
+    let alias = link
+        .attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias),
+            _ => None,
+        });
+    if !alias
+        .as_deref()
+        .is_some_and(|a| a.starts_with(ALIAS_PREFIX))
+    {
+        return Err(Error::NotOurs {
+            link: name.to_owned(),
+            alias,
+        });
+    }
+    // By the index of the link that was looked at, which its kernel may be about to remove by itself.
+    let remove = Step::on(
+        format!("remove link {name}"),
+        message::delete_link(link.header.index),
+    )
+    .or(Errno::ENODEV);
+    host.run("host", vec![remove]).await?;
+    Ok(())
+}
+
+fn in_app(app: &AppPlan) -> String {
+    format!("app {}", app.name)
+}
+
+/// The port's own link-layer address: not the app's, which the bridge would take for its own then, and different from
+/// every one that [`mac`] makes.
+fn port_mac(app: &AppPlan) -> Mac {
+    let mut mac = app.mac;
+    mac.0[0] ^= 0b100;
+    mac
+}
+
+fn loopback() -> Step {
+    Step::on("set link lo up", message::up(LOOPBACK, true))
+}
+
+fn set_up(index: u32, name: &str) -> Step {
+    Step::on(format!("set link {name} up"), message::up(index, false))
+}
+
+fn address_and_up(index: u32, name: &str, address: Ipv4Addr, prefix: u8) -> [Step; 2] {
+    [
+        Step::create(
+            format!("give link {name} the address {address}/{prefix}"),
+            message::new_address(index, address, prefix),
+        ),
+        set_up(index, name),
+    ]
+}
+
+/// After the link is up: a change of `IFF_NOARP` forgets the link's neighbours (`arp_netdev_event`), and a link that is
+/// down takes no route.
+fn peer(index: u32, address: Ipv4Addr, mac: Mac) -> [Step; 2] {
+    [
+        Step::replace(
+            format!("bind {address} to {mac}"),
+            message::new_neighbour(index, address, mac),
+        ),
+        Step::create(
+            format!("route {address} to its link"),
+            message::new_host_route(index, address),
+        ),
+    ]
+}
+
+/// A kernel that was started without IPv6 has nothing to switch off and says `EAFNOSUPPORT`.
+fn no_ipv6(index: u32, name: &str) -> Step {
+    Step::on(
+        format!("switch IPv6 address generation of link {name} off"),
+        message::no_ipv6_addresses(index),
+    )
+    .or(Errno::EAFNOSUPPORT)
+}

@@ -1,11 +1,43 @@
-//! A netlink socket from a descriptor.
+//! Netlink sockets made from descriptors: `netlink-sys` has `FromRawFd` for it and no `From<OwnedFd>`.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-/// Takes a netlink socket that was opened elsewhere (in another network namespace, say).
-#[must_use]
-pub fn socket(fd: OwnedFd) -> netlink_sys::Socket {
-    // SAFETY: the descriptor is open and owned by nobody else (it comes out of an `OwnedFd`), and `Socket` closes it.
-    unsafe { netlink_sys::Socket::from_raw_fd(fd.into_raw_fd()) }
+use netlink_sys::{Socket, TokioSocket};
+use rustix::net::{AddressFamily, sockopt};
+
+/// The netlink socket behind `fd`.
+///
+/// # Errors
+/// `fd` is no netlink socket.
+pub fn socket(fd: OwnedFd) -> io::Result<Socket> {
+    check(&fd)?;
+    // SAFETY: the descriptor is open and ours alone, and `into_raw_fd` hands the duty to close it to the new owner.
+    Ok(unsafe { Socket::from_raw_fd(fd.into_raw_fd()) })
+}
+
+/// The netlink socket behind `fd`, made non-blocking and registered with the current tokio runtime.
+///
+/// # Errors
+/// `fd` is no netlink socket.
+///
+/// # Panics
+/// There is no tokio runtime with I/O enabled.
+pub fn tokio_socket(fd: OwnedFd) -> io::Result<TokioSocket> {
+    // A descriptor that can't be polled would make `TokioSocket::from_raw_fd` panic; a socket always can.
+    check(&fd)?;
+    // SAFETY: as in `socket`.
+    Ok(unsafe { TokioSocket::from_raw_fd(fd.into_raw_fd()) })
+}
+
+fn check(fd: &OwnedFd) -> io::Result<()> {
+    if sockopt::socket_domain(fd)? == AddressFamily::NETLINK {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a netlink socket",
+        ))
+    }
 }

@@ -1,0 +1,861 @@
+//! Whole topologies in network namespaces of the tests' own, looked at by `ip` and `bridge`.
+//!
+//! Each test plays the host in a namespace of its own, on a thread of its own; a namespace goes with its last descriptor.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use serde_json::Value;
+
+use super::*;
+use crate::config::{Restart, Rootfs};
+use crate::names::IfName;
+use crate::plan::{BridgePlan, IdMap, Mode, UplinkPlan};
+
+/// A network namespace and a netlink socket that was made inside.
+struct Netns {
+    fd: OwnedFd,
+    socket: Option<OwnedFd>,
+}
+
+impl Netns {
+    /// Unshares the calling thread.
+    fn enter_new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )
+        .unwrap();
+        let fd = std::fs::File::open("/proc/thread-self/ns/net")
+            .unwrap()
+            .into();
+        Self {
+            fd,
+            socket: Some(socket),
+        }
+    }
+
+    fn new() -> Self {
+        thread::spawn(Self::enter_new).join().unwrap()
+    }
+
+    fn forwarding() -> Self {
+        let netns = Self::new();
+        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        netns
+    }
+
+    /// Runs `f` on a thread inside.
+    fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.fd, CloneFlags::CLONE_NEWNET).unwrap();
+                    f()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    fn json(&self, command: &str) -> Vec<Value> {
+        self.within(|| json(command))
+    }
+
+    /// Accepts connections for ever, in the background; each is told `word`. The thread ends with the test's process and
+    /// holds only its socket, which keeps the namespace: shut it down to let go.
+    fn serve(&self, address: Ipv4Addr, word: &'static str) -> Server {
+        let listener = self.within(|| TcpListener::bind((address, 5000)).unwrap());
+        let copy = listener.try_clone().unwrap();
+        let thread = thread::spawn(move || {
+            while let Ok((mut client, _)) = listener.accept() {
+                client.write_all(word.as_bytes()).unwrap();
+            }
+        });
+        Server {
+            listener: copy,
+            thread: Some(thread),
+        }
+    }
+}
+
+struct Server {
+    listener: TcpListener,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both).unwrap();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// In the calling thread's namespace.
+fn json(command: &str) -> Vec<Value> {
+    let output = output(command);
+    serde_json::from_str(&output).unwrap_or_else(|e| panic!("{command}: {e}: {output}"))
+}
+
+fn output(command: &str) -> String {
+    let mut words = command.split(' ');
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn find<'a>(list: &'a [Value], key: &str, value: &str) -> &'a Value {
+    list.iter()
+        .find(|item| item[key] == value)
+        .unwrap_or_else(|| panic!("no {key} {value} in {list:#?}"))
+}
+
+/// Runs `f` as the host, in a namespace and a runtime of its own.
+fn as_host(f: impl AsyncFnOnce(&Netns) + Send) {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let netns = Netns::enter_new();
+                runtime().block_on(f(&netns));
+            })
+            .join()
+            .unwrap();
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
+    let stack = StackName::new(stack).unwrap();
+    let uplink: ipnet::Ipv4Net = uplink.parse().unwrap();
+    Plan {
+        mode: Mode::Root,
+        run: "0123abcd".to_owned(),
+        state_dir: PathBuf::new(),
+        config: None,
+        bridge: BridgePlan {
+            name: IfName::new(stack.as_str()).unwrap(),
+            address: Ipv4Addr::new(172, 18, 0, 33),
+            subnet: "172.18.0.0/24".parse().unwrap(),
+            mac: mac(&stack, "bridge"),
+        },
+        uplink: UplinkPlan {
+            host_link: IfName::new(format!("lr-{stack}")).unwrap(),
+            host_address: uplink.network(),
+            host_mac: mac(&stack, "uplink host"),
+            sidecar_link: IfName::new("uplink").unwrap(),
+            sidecar_address: uplink.broadcast(),
+            sidecar_mac: mac(&stack, "uplink sidecar"),
+        },
+        sidecar: IDS,
+        relay: IDS,
+        apps: (23..)
+            .zip(apps)
+            .map(|(last, name)| app(&stack, name, last))
+            .collect(),
+        origins: BTreeMap::new(),
+        stack,
+    }
+}
+
+const IDS: IdMap = IdMap {
+    host_id: 100_000,
+    count: 2,
+};
+
+fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
+    AppPlan {
+        name: PartName::new(name).unwrap(),
+        address: Ipv4Addr::new(172, 18, 0, last),
+        mac: mac(stack, &format!("app {name}")),
+        port_link: IfName::new(format!("p-{name}")).unwrap(),
+        ids: IDS,
+        rootfs: Rootfs::BuiltinWebapp,
+        command: vec!["/webapp".to_owned()],
+        env: BTreeMap::new(),
+        tmpfs: Vec::new(),
+        publish: Vec::new(),
+        restart: Restart::No,
+    }
+}
+
+/// A stack's namespaces and connections.
+struct Stack {
+    plan: Plan,
+    sidecar: (Netns, Rtnl),
+    apps: Vec<(Netns, Rtnl)>,
+}
+
+impl Stack {
+    fn new(plan: Plan) -> Self {
+        let connect = |mut netns: Netns| {
+            let rtnl = Rtnl::from_fd(netns.socket.take().unwrap()).unwrap();
+            (netns, rtnl)
+        };
+        Self {
+            sidecar: connect(Netns::forwarding()),
+            apps: plan.apps.iter().map(|_| connect(Netns::new())).collect(),
+            plan,
+        }
+    }
+
+    fn endpoint((netns, rtnl): &(Netns, Rtnl)) -> Endpoint<'_> {
+        Endpoint {
+            rtnl,
+            netns: netns.fd.as_fd(),
+        }
+    }
+
+    fn sidecar(&self) -> Endpoint<'_> {
+        Self::endpoint(&self.sidecar)
+    }
+
+    fn apps(&self) -> Vec<Endpoint<'_>> {
+        self.apps.iter().map(Self::endpoint).collect()
+    }
+
+    async fn create(&self, host: &Rtnl) -> Links {
+        create(&self.plan, host, self.sidecar(), &self.apps())
+            .await
+            .unwrap()
+    }
+
+    async fn up(&self, host: &Rtnl) -> Links {
+        let links = self.create(host).await;
+        configure_and_up(&self.plan, host, self.sidecar(), &self.apps(), &links)
+            .await
+            .unwrap();
+        links
+    }
+}
+
+/// What the other end says.
+fn hear(address: Ipv4Addr) -> String {
+    let mut stream = TcpStream::connect((address, 5000)).unwrap();
+    let mut word = String::new();
+    stream.read_to_string(&mut word).unwrap();
+    word
+}
+
+#[test]
+fn created_links_are_down_and_have_every_property() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a", "b"]));
+        let links = stack.create(&host).await;
+        let plan = &stack.plan;
+        let (sidecar, app) = (&stack.sidecar.0, &stack.apps[1].0);
+
+        let here = json("ip -d -j link");
+        let inside = sidecar.json("ip -d -j link");
+        let in_app = app.json("ip -d -j link");
+        let up: Vec<&Value> = here
+            .iter()
+            .chain(&inside)
+            .chain(&in_app)
+            .filter(|link| link["flags"].as_array().unwrap().contains(&"UP".into()))
+            .collect();
+        assert!(up.is_empty(), "{up:#?}");
+
+        let uplink = find(&here, "ifname", "lr-customerA");
+        assert_eq!(uplink["ifalias"], "lrpns:customerA");
+        assert_eq!(uplink["address"], plan.uplink.host_mac.to_string());
+        assert_eq!(uplink["ifindex"], links.host);
+        let uplink = find(&inside, "ifname", "uplink");
+        assert_eq!(uplink["address"], plan.uplink.sidecar_mac.to_string());
+        assert_eq!(uplink["ifindex"], links.uplink);
+        assert_eq!(uplink.get("master"), None);
+        let bridge = find(&inside, "ifname", "customerA");
+        assert_eq!(bridge["address"], plan.bridge.mac.to_string());
+        assert_eq!(bridge["ifindex"], links.bridge);
+        let data = &bridge["linkinfo"]["info_data"];
+        assert_eq!(data["stp_state"], 0);
+        assert_eq!(data["mcast_snooping"], 0);
+        let eth0 = find(&in_app, "ifname", "eth0");
+        assert_eq!(eth0["address"], plan.apps[1].mac.to_string());
+        assert_eq!(eth0["ifindex"], links.apps[&plan.apps[1].name].eth0);
+
+        for link in here.iter().chain(&inside).chain(&in_app) {
+            if link["ifname"] != "lo" {
+                assert_eq!(link["inet6_addr_gen_mode"], "none", "{link:#}");
+            }
+        }
+        let fdb = sidecar.json("bridge -j fdb");
+        for app in &plan.apps {
+            let name = app.port_link.as_str();
+            let port = find(&inside, "ifname", name);
+            assert_eq!(port["master"], "customerA");
+            assert_eq!(port["ifindex"], links.apps[&app.name].port);
+            let flags = &port["linkinfo"]["info_slave_data"];
+            for (flag, value) in [
+                ("isolated", true),
+                ("locked", true),
+                ("learning", false),
+                ("flood", false),
+                ("mcast_flood", false),
+                ("bcast_flood", false),
+                ("hairpin", false),
+            ] {
+                assert_eq!(flags[flag], value, "{flag} of {port:#}");
+            }
+            let entry = find(&fdb, "mac", &app.mac.to_string());
+            assert_eq!(entry["ifname"], name);
+            assert_eq!(entry["state"], "static");
+        }
+    });
+}
+
+#[test]
+fn configured_links_are_up_and_know_their_peers_and_nothing_else() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a", "b"]));
+        stack.up(&host).await;
+        let (sidecar, app) = (&stack.sidecar.0, &stack.apps[0].0);
+
+        let of_host = json("ip -j addr");
+        let of_sidecar = sidecar.json("ip -j addr");
+        let of_app = app.json("ip -j addr");
+        for (list, link, address) in [
+            (&of_host, "lr-customerA", "198.19.0.8/31"),
+            (&of_sidecar, "uplink", "198.19.0.9/31"),
+            (&of_sidecar, "customerA", "172.18.0.33/24"),
+            (&of_app, "eth0", "172.18.0.23/24"),
+        ] {
+            let link = find(list, "ifname", link);
+            assert_eq!(link["operstate"], "UP", "{link:#}");
+            let flags = link["flags"].as_array().unwrap();
+            assert!(flags.contains(&"NOARP".into()), "{link:#}");
+            let addresses = link["addr_info"].as_array().unwrap();
+            let texts: Vec<String> = addresses
+                .iter()
+                .map(|a| format!("{}/{}", a["local"].as_str().unwrap(), a["prefixlen"]))
+                .collect();
+            assert_eq!(texts, [address], "{link:#}");
+        }
+        assert_eq!(find(&of_sidecar, "ifname", "p-a")["operstate"], "UP");
+        for list in [&of_sidecar, &of_app] {
+            let lo = find(list, "ifname", "lo");
+            assert!(lo["flags"].as_array().unwrap().contains(&"UP".into()));
+        }
+
+        let neighbours = |list: Vec<Value>| -> Vec<String> {
+            let mut known: Vec<String> = list
+                .iter()
+                .filter(|n| n["dst"].as_str().unwrap().contains('.'))
+                .map(|n| {
+                    assert_eq!(n["state"], serde_json::json!(["PERMANENT"]), "{n:#}");
+                    let text = |key: &str| n[key].as_str().unwrap().to_owned();
+                    format!("{} {} {}", text("dst"), text("dev"), text("lladdr"))
+                })
+                .collect();
+            known.sort();
+            known
+        };
+        let plan = &stack.plan;
+        assert_eq!(
+            neighbours(json("ip -j neigh show nud all")),
+            [format!(
+                "198.19.0.9 lr-customerA {}",
+                plan.uplink.sidecar_mac
+            )]
+        );
+        assert_eq!(
+            neighbours(sidecar.json("ip -j neigh show nud all")),
+            [
+                format!("172.18.0.23 customerA {}", plan.apps[0].mac),
+                format!("172.18.0.24 customerA {}", plan.apps[1].mac),
+                format!("198.19.0.8 uplink {}", plan.uplink.host_mac),
+            ]
+        );
+        assert_eq!(
+            neighbours(app.json("ip -j neigh show nud all")),
+            [format!("172.18.0.33 eth0 {}", plan.bridge.mac)]
+        );
+
+        let routes = |list: Vec<Value>| -> Vec<String> {
+            list.iter()
+                .map(|r| {
+                    let text = |key: &str| r[key].as_str().unwrap_or("-").to_owned();
+                    [text("type"), text("dst"), text("gateway"), text("dev")].join(" ")
+                })
+                .collect()
+        };
+        assert_eq!(
+            routes(json("ip -j -4 route")),
+            ["- 198.19.0.9 - lr-customerA"]
+        );
+        assert_eq!(
+            routes(sidecar.json("ip -j -4 route")),
+            [
+                "- default 198.19.0.8 uplink",
+                "unreachable 172.18.0.0/24 - -",
+                "- 172.18.0.23 - customerA",
+                "- 172.18.0.24 - customerA",
+                "- 198.19.0.8 - uplink",
+            ]
+        );
+        assert_eq!(routes(app.json("ip -j -4 route")), ["- 172.18.0.33 - eth0"]);
+    });
+}
+
+/// Loss would show as a second's wait and, without a clock, as a segment sent twice.
+#[test]
+fn the_first_connection_loses_nothing_in_a_hundred_builds() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        for round in 0..100 {
+            // A veth lingers after its namespace, so its name must not come back at once.
+            let mut plan = plan("customerA", "198.19.0.8/31", &["a"]);
+            plan.uplink.host_link = IfName::new(format!("lr-{round}")).unwrap();
+            let stack = Stack::new(plan);
+            let _server = stack.apps[0].0.serve(Ipv4Addr::UNSPECIFIED, "a");
+            let links = stack.up(&host).await;
+            // In production the host translates the destination and the sidecar the source. Not by `ip`, whose start would
+            // give late links the time they need.
+            let route = |index, gateway| {
+                let route = message::new_default_route(index, gateway);
+                vec![Step::replace("route as the test needs it", route)]
+            };
+            let eth0 = links.apps[&stack.plan.apps[0].name].eth0;
+            let to_sidecar = route(eth0, stack.plan.bridge.address);
+            stack.apps[0].1.run("app", to_sidecar).await.unwrap();
+            let to_sidecar = route(links.host, stack.plan.uplink.sidecar_address);
+            host.run("host", to_sidecar).await.unwrap();
+            assert_eq!(hear(Ipv4Addr::new(172, 18, 0, 23)), "a", "round {round}");
+            assert_eq!(resent(), 0, "round {round}");
+            let app = &stack.apps[0].0;
+            app.within(|| assert_eq!(resent(), 0, "round {round}"));
+            // The old uplink's address and route must not meet the next one's.
+            output(&format!("ip link set lr-{round} down"));
+        }
+    });
+}
+
+/// How many TCP segments the calling thread's namespace sent again (proc_net(5), RFC 4022).
+fn resent() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp: "));
+    let names = lines.next().unwrap().split(' ');
+    let values = lines.next().unwrap().split(' ');
+    let (_, value) = names
+        .zip(values)
+        .find(|(name, _)| *name == "RetransSegs")
+        .unwrap();
+    value.parse().unwrap()
+}
+
+#[test]
+fn two_stacks_may_use_the_same_subnet() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let one = Stack::new(plan("one", "198.19.0.8/31", &["a"]));
+        let two = Stack::new(plan("two", "198.19.0.10/31", &["a"]));
+        one.up(&host).await;
+        two.up(&host).await;
+        let app = Ipv4Addr::new(172, 18, 0, 23);
+        let _servers = [
+            one.apps[0].0.serve(app, "one"),
+            two.apps[0].0.serve(app, "two"),
+        ];
+        for (stack, word) in [(&one, "one"), (&two, "two"), (&one, "one")] {
+            stack.sidecar.0.within(|| assert_eq!(hear(app), word));
+        }
+    });
+}
+
+/// Sends one datagram from `app` to `address`, which is told apart by its text.
+fn send(app: &Netns, address: Ipv4Addr, text: &str) {
+    app.within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        socket.send_to(text.as_bytes(), (address, 9)).unwrap();
+    });
+}
+
+fn receiver(netns: &Netns) -> UdpSocket {
+    netns.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9)).unwrap())
+}
+
+fn receive(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+        from,
+    )
+}
+
+#[test]
+fn an_app_reaches_no_other_app_on_the_bridge() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a", "b"]));
+        stack.up(&host).await;
+        let (a, b) = (&stack.apps[0].0, &stack.apps[1].0);
+        let to = stack.plan.apps[1].address;
+        // Even an app that could configure its own namespace: give it the route and the neighbour it hasn't.
+        a.within(|| {
+            output("ip route add 172.18.0.24 dev eth0");
+            output(&format!(
+                "ip neigh add 172.18.0.24 lladdr {} dev eth0",
+                stack.plan.apps[1].mac
+            ));
+        });
+        b.within(|| output("ip route add 172.18.0.23 dev eth0"));
+        let socket = receiver(b);
+        send(a, to, "while isolated");
+        // The control: the same datagram arrives once isolation is off, and it is the first that does.
+        stack.sidecar.0.within(|| {
+            for port in ["p-a", "p-b"] {
+                output(&format!("bridge link set dev {port} isolated off"));
+            }
+        });
+        send(a, to, "not isolated");
+        assert_eq!(receive(&socket).0, "not isolated");
+    });
+}
+
+#[test]
+fn an_app_has_no_route_to_another() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a", "b"]));
+        stack.up(&host).await;
+        let error = stack.apps[0].0.within(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            let to = SocketAddrV4::new(stack.plan.apps[1].address, 9);
+            socket.send_to(b"x", to).unwrap_err()
+        });
+        assert_eq!(error.raw_os_error(), Some(Errno::ENETUNREACH as i32));
+    });
+}
+
+#[test]
+fn a_port_takes_no_foreign_source_address() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        stack.up(&host).await;
+        let app = &stack.apps[0].0;
+        let (to, mac) = (stack.plan.bridge.address, stack.plan.apps[0].mac);
+        let socket = receiver(&stack.sidecar.0);
+        let claim = |mac: &str| {
+            app.within(|| {
+                output(&format!("ip link set eth0 address {mac}"));
+                output(&format!(
+                    "ip neigh replace 172.18.0.33 lladdr {} dev eth0",
+                    stack.plan.bridge.mac
+                ));
+            });
+        };
+        claim("02:11:22:33:44:55");
+        send(app, to, "with a foreign address");
+        claim(&mac.to_string());
+        send(app, to, "with its own");
+        assert_eq!(receive(&socket).0, "with its own");
+    });
+}
+
+#[test]
+fn the_hosts_link_goes_with_the_namespaces() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        stack.up(&host).await;
+        let mut monitor = Command::new("ip")
+            .args(["monitor", "link"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(monitor.stdout.take().unwrap());
+        // `ip monitor` doesn't say when it listens: let it show a change of ours first.
+        let (name, toggling) = ("lr-customerA", std::sync::atomic::AtomicBool::new(true));
+        let mut lines = std::io::BufRead::lines(lines);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while toggling.load(std::sync::atomic::Ordering::Relaxed) {
+                    output("ip link set lr-customerA txqueuelen 1001");
+                    output("ip link set lr-customerA txqueuelen 1000");
+                }
+            });
+            assert!(lines.next().unwrap().is_ok());
+            toggling.store(false, std::sync::atomic::Ordering::Relaxed);
+        });
+        drop(stack);
+        // The connections' tasks hold the sockets, and the sockets the namespaces.
+        tokio::task::yield_now().await;
+        let gone = lines
+            .map(Result::unwrap)
+            .find(|line| line.starts_with("Deleted") && line.contains(name));
+        assert!(gone.is_some());
+        monitor.kill().unwrap();
+        monitor.wait().unwrap();
+        assert_eq!(json("ip -j link").len(), 1, "only lo is left");
+    });
+}
+
+#[test]
+fn a_leftover_link_is_removed_once_and_a_foreign_one_never() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        stack.create(&host).await;
+        remove_link(&host, "lr-customerA").await.unwrap();
+        remove_link(&host, "lr-customerA").await.unwrap();
+        output("ip link add foreign type bridge");
+        let error = remove_link(&host, "foreign").await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "host: remove link foreign: it is not ours, its alias is empty"
+        );
+        output("ip link set foreign alias lrpn");
+        assert!(matches!(
+            remove_link(&host, "foreign").await,
+            Err(Error::NotOurs { alias: Some(alias), .. }) if alias == "lrpn"
+        ));
+        let left = json("ip -j link");
+        let names: Vec<&Value> = left.iter().map(|link| &link["ifname"]).collect();
+        assert_eq!(names, ["lo", "foreign"]);
+    });
+}
+
+#[test]
+fn a_foreign_link_of_the_same_name_is_left_as_it_is() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        output("ip link add lr-customerA type bridge");
+        let before = output("ip -d link show lr-customerA");
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        let error = create(&stack.plan, &host, stack.sidecar(), &stack.apps())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "host: create link lr-customerA with its peer uplink in the sidecar's namespace"
+        );
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.starts_with("File exists"), "{source}");
+        assert_eq!(output("ip -d link show lr-customerA"), before);
+    });
+}
+
+#[test]
+fn an_app_leaves_and_comes_back_while_another_stays() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a", "b"]));
+        let mut links = stack.up(&host).await;
+        let sidecar = &stack.sidecar.0;
+        let a = &stack.plan.apps[0];
+        let before = (sidecar.json("ip -j route"), sidecar.json("ip -j neigh"));
+
+        remove_app(a, stack.sidecar(), &mut links).await.unwrap();
+        remove_app(a, stack.sidecar(), &mut links).await.unwrap();
+        assert!(!links.apps.contains_key(&a.name));
+        for what in ["link", "route", "neigh"] {
+            let left = sidecar.within(|| output(&format!("ip {what}")));
+            assert!(
+                !left.contains("p-a") && !left.contains("172.18.0.23"),
+                "{left}"
+            );
+        }
+        assert!(
+            !stack.apps[0]
+                .0
+                .within(|| output("ip link"))
+                .contains("eth0")
+        );
+        let _b = stack.apps[1].0.serve(Ipv4Addr::UNSPECIFIED, "b");
+        sidecar.within(|| assert_eq!(hear(Ipv4Addr::new(172, 18, 0, 24)), "b"));
+
+        let mut netns = Netns::new();
+        let rtnl = Rtnl::from_fd(netns.socket.take().unwrap()).unwrap();
+        let end = Endpoint {
+            rtnl: &rtnl,
+            netns: netns.fd.as_fd(),
+        };
+        create_app(a, stack.sidecar(), end, &mut links)
+            .await
+            .unwrap();
+        up_app(&stack.plan, a, stack.sidecar(), end, &links)
+            .await
+            .unwrap();
+        let _a = netns.serve(Ipv4Addr::UNSPECIFIED, "a again");
+        sidecar.within(|| assert_eq!(hear(Ipv4Addr::new(172, 18, 0, 23)), "a again"));
+        let sorted = |(routes, neighbours): (Vec<Value>, Vec<Value>)| {
+            let mut all: Vec<String> = routes
+                .iter()
+                .chain(&neighbours)
+                .map(Value::to_string)
+                .collect();
+            all.sort();
+            all
+        };
+        let after = (sidecar.json("ip -j route"), sidecar.json("ip -j neigh"));
+        assert_eq!(sorted(after), sorted(before));
+    });
+}
+
+#[test]
+fn a_link_that_comes_up_late_is_waited_for() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        let links = stack.create(&host).await;
+        output("ip link set lr-customerA up");
+        let link = [(links.host, "lr-customerA")];
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut waiting = std::pin::pin!(host.wait_up("host", &link, deadline, UP_WITHIN));
+        // It waits: the peer is down. Polled until it listens, then nothing of its own can end it.
+        for _ in 0..100 {
+            tokio::select! {
+                biased;
+                _ = &mut waiting => panic!("up without its peer"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        stack.sidecar.0.within(|| output("ip link set uplink up"));
+        waiting.await.unwrap();
+        assert_eq!(json("ip -j link show lr-customerA")[0]["operstate"], "UP");
+    });
+}
+
+#[test]
+fn a_link_that_stays_down_is_named_with_its_namespace_and_state() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        let links = stack.create(&host).await;
+        let wait = async || {
+            host.wait_up(
+                "host",
+                &[(links.host, "lr-customerA")],
+                Instant::now(),
+                UP_WITHIN,
+            )
+            .await
+            .unwrap_err()
+            .to_string()
+        };
+        assert_eq!(
+            wait().await,
+            "host: link lr-customerA is down (it was not set up), not up, after 5 s"
+        );
+        output("ip link set lr-customerA up");
+        // Which of the two depends on the peer's index (`default_operstate`, net/core/link_watch.c).
+        let states = ["down", "lowerlayerdown"];
+        let expected = states.map(|s| format!("host: link lr-customerA is {s}, not up, after 5 s"));
+        let error = wait().await;
+        assert!(expected.contains(&error), "{error}");
+    });
+}
+
+#[test]
+fn a_refusal_says_what_where_and_in_the_kernels_words() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        let mut links = stack.create(&host).await;
+        links.bridge = 999;
+        let error = configure_and_up(&stack.plan, &host, stack.sidecar(), &stack.apps(), &links)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sidecar: give link customerA the address 172.18.0.33/24"
+        );
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(
+            source,
+            "No such device (os error 19): ipv4: Device not found"
+        );
+    });
+}
+
+#[test]
+fn a_lost_connection_is_an_error_and_no_success() {
+    let (ended, _netns) = thread::spawn(|| {
+        let netns = Netns::enter_new();
+        let runtime = runtime();
+        (runtime.block_on(async { Rtnl::open().unwrap() }), netns)
+    })
+    .join()
+    .unwrap();
+    let error = runtime().block_on(facts(&ended)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "host: list the links: the rtnetlink connection ended before the kernel's answer"
+    );
+}
+
+#[test]
+fn only_a_netlink_socket_is_taken() {
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let taken = runtime().block_on(async { Rtnl::from_fd(socket.into()) });
+    assert!(matches!(taken, Err(Error::Socket(_))), "{taken:?}");
+}
+
+#[test]
+fn facts_are_addresses_links_and_routes_of_every_table() {
+    as_host(async |_| {
+        for command in [
+            "ip link set lo up",
+            "ip link add d0 type bridge",
+            "ip link set d0 up",
+            "ip addr add 192.0.2.5/24 dev d0",
+            "ip addr add 203.0.113.1 peer 203.0.113.2/32 dev d0",
+            "ip route add default via 192.0.2.1",
+            "ip route add 198.51.100.0/24 via 192.0.2.1",
+            "ip route add 10.1.0.0/16 via 192.0.2.1 table 1000",
+            "ip route add default via 192.0.2.1 table 1000",
+            "ip route add unreachable 10.2.0.0/16",
+        ] {
+            output(command);
+        }
+        let found = facts(&Rtnl::open().unwrap()).await.unwrap();
+        assert_eq!(found.links, ["lo", "d0"]);
+        let net = |text: &str| text.parse::<ipnet::Ipv4Net>().unwrap();
+        let on = |link: &str, text: &str| (link.to_owned(), net(text));
+        assert_eq!(
+            found.addresses,
+            [
+                on("lo", "127.0.0.1/8"),
+                on("d0", "192.0.2.5/24"),
+                on("d0", "203.0.113.1/32"),
+                on("d0", "203.0.113.2/32"),
+            ]
+        );
+        let mut routes = found.routes;
+        routes.sort();
+        assert_eq!(
+            routes,
+            [
+                net("10.1.0.0/16"),
+                net("192.0.2.0/24"),
+                net("198.51.100.0/24"),
+                net("203.0.113.2/32"),
+            ]
+        );
+    });
+}
