@@ -35,7 +35,7 @@ pub struct Host {
 pub enum HostError {
     /// The network's state.
     #[error("read the host's network: {0}")]
-    Net(#[from] net::NetError),
+    Net(#[from] net::Error),
     /// Anything else.
     #[error("{what}: {source}")]
     Io {

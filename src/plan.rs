@@ -378,7 +378,7 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
         // One id is mapped, and every part is it.
         Mode::Rootless => None,
         Mode::Root => {
-            let start = net::fnv1a(stack.as_str().as_bytes()) % ID_SLOTS;
+            let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
             let taken: Vec<u32> = host.others.iter().map(|other| other.sidecar.host_id / IDS_PER_STACK).collect();
             let slot = (0..ID_SLOTS)
                 .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)

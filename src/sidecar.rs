@@ -21,8 +21,8 @@ use crate::rootfs;
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     rootfs::enter_empty().map_err(step("make the root"))?;
     let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0)?;
-    let mut socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
-    firewall::transact(&mut socket, rules).map_err(step("load the rules"))?;
+    let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
+    firewall::transact(&socket, rules).map_err(step("load the rules"))?;
     let ready = FromStage::Ready {
         privileges,
         notes: vec![],

@@ -51,7 +51,7 @@ pub enum StackError {
     Rootfs(#[from] rootfs::RootfsError),
     /// The links.
     #[error("network: {0}")]
-    Net(#[from] net::NetError),
+    Net(#[from] net::Error),
     /// A ruleset that could not be encoded.
     #[error("rules: {0}")]
     Encode(#[from] firewall::EncodeError),
@@ -245,18 +245,18 @@ impl Stack {
                 ground.sidecar(),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
-                async { Ok(net::create(plan, &host, &sidecar_end, &app_ends).await?) },
+                async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
             )
         };
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let mut host_table = firewall::Socket::open()?;
-        firewall::transact(&mut host_table, &firewall::encode_owned(&firewall::host_rules(plan))?)?;
+        let host_table = firewall::Socket::open()?;
+        firewall::transact(&host_table, &firewall::encode_owned(&firewall::host_rules(plan))?)?;
         done("rules", progress)?;
 
         within("links", async {
-            Ok(net::configure_and_up(plan, &host, &sidecar_end, &app_ends, &links).await?)
+            Ok(net::configure_and_up(plan, &host, sidecar_end, &app_ends, &links).await?)
         })
         .await?;
         done("links", progress)?;

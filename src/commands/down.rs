@@ -96,7 +96,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
 }
 
 /// Runs one question to the kernel.
-fn in_runtime<T>(work: impl Future<Output = Result<T, net::NetError>>) -> Result<T, Failure> {
+fn in_runtime<T>(work: impl Future<Output = Result<T, net::Error>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

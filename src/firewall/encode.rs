@@ -40,7 +40,7 @@ pub enum EncodeError {
 
 /// One transaction as nfnetlink bytes, and what each of its messages is about. Made by [`encode`], sent by
 /// [`super::transact`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Batch {
     pub(super) bytes: Vec<u8>,
     /// By sequence number.

@@ -160,6 +160,18 @@ impl Command {
         last.into()
     }
 
+    /// As [`Command::exec`], from an open program: for a root in which there is none.
+    pub(crate) fn exec_from(&self, program: BorrowedFd<'_>) -> io::Error {
+        let Err(e) = nix::unistd::execveat(
+            program,
+            c"",
+            &self.args,
+            &self.env,
+            nix::fcntl::AtFlags::AT_EMPTY_PATH,
+        );
+        e.into()
+    }
+
     /// Clones and executes; the child has the null device, `out` and `err`, and no other descriptor.
     fn start(&self, out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> Result<(Pid, OwnedFd), StageError> {
         let (told, tell) =
@@ -195,7 +207,7 @@ impl Command {
     }
 
     /// What was tried, and what the kernel said.
-    fn explain(&self, e: &io::Error) -> String {
+    pub(crate) fn explain(&self, e: &io::Error) -> String {
         let program = match self.candidates.as_slice() {
             [one] => one.to_string_lossy().into_owned(),
             _ => format!("{} (looked up in PATH)", self.args.first().map_or("".into(), |a| a.to_string_lossy())),

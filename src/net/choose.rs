@@ -82,7 +82,7 @@ fn numbers(net: &Ipv4Net) -> std::ops::Range<u32> {
 }
 
 /// FNV-1a, 64 bits; a byte that no name may have keeps `a`, `bc` and `ab`, `c` apart.
-fn fnv1a(words: &[&str]) -> u64 {
+pub(crate) fn fnv1a(words: &[&str]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for word in words {
         for byte in word.bytes().chain([0]) {

@@ -28,6 +28,7 @@
 
 mod choose;
 mod facts;
+mod leftovers;
 mod message;
 mod rtnl;
 #[cfg(test)]
@@ -42,8 +43,10 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
 
+pub(crate) use self::choose::fnv1a;
 pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac};
 pub use self::facts::{Facts, facts};
+pub use self::leftovers::{remove_leftover_links, wait_until_gone};
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};

@@ -72,6 +72,14 @@ pub enum Error {
         /// How long it was waited for, in seconds.
         seconds: u64,
     },
+    /// A link of a namespace that has ended is still there.
+    #[error("host: link {link} is still there after {seconds} s")]
+    StillThere {
+        /// The link's name.
+        link: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
     /// Links change faster than we listen.
     #[error("{namespace}: listen for changes of links")]
     Listen {
@@ -377,6 +385,20 @@ impl Rtnl {
         }
     }
 
+    /// Waits until there is no link of that name; `false` when there still is one at `deadline`.
+    pub(super) async fn wait_gone(&self, namespace: &str, name: &str, deadline: Instant) -> Result<bool, Error> {
+        let mut events = self.events.lock().await;
+        let _listening = Listening::start(&self.socket, namespace)?;
+        // Asked after listening began, so that no change falls between the two.
+        while let Some(link) = self.link(namespace, name).await? {
+            let change = next_change(&mut *events, &[link.header.index]);
+            if timeout_at(deadline, change).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     async fn not_up<'a>(
         &self,
         namespace: &str,
@@ -441,8 +463,9 @@ fn next_link(
 async fn next_change(events: &mut (impl Stream<Item = Incoming> + Unpin), indices: &[u32]) {
     while let Some((event, _)) = events.next().await {
         match event.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
-                if indices.contains(&link.header.index) =>
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+            ) if indices.contains(&link.header.index) =>
             {
                 return;
             }

@@ -1,0 +1,290 @@
+//! `lrpns exec`: a command with exactly a part's privileges.
+//!
+//! # Theory of operation
+//!
+//! The supervisor hands out the pidfd of the part's pid 1. A child joins all of its namespaces with one setns(2), a
+//! grandchild is in its pid namespace and drops by the same function as the part itself did, to what the part was read
+//! back to hold. So the command has no more than the part has, by construction and by the same read-back.
+//!
+//! No terminal of the host goes in: where one of the three standard descriptors is a terminal, the command gets a
+//! pseudo-terminal of its own, and this process carries the bytes.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+use caps::Capability;
+use nix::sched::CloneFlags;
+use rustix::event::{PollFd, PollFlags};
+
+use super::{ask, reply};
+use crate::control::{Reply, Request};
+use crate::error::Failure;
+use crate::host::Host;
+use crate::init::app::Command;
+use crate::init::privileges;
+use crate::names::StackName;
+use crate::protocol::Exit;
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+
+/// Runs `command` in `part` and ends with its exit code.
+pub fn exec(stack: &StackName, part: Option<String>, command: &[String]) -> Result<ExitCode, Failure> {
+    let part = match part {
+        Some(part) => part,
+        None => Host::state_root()
+            .plan(stack)
+            .map_or_else(|| "app".to_owned(), |plan| plan.apps[0].name.to_string()),
+    };
+    let client = ask(stack, &Request::Enter { part: part.clone() })?;
+    let (Reply::Enter { user, mut env, privileges }, fds) = reply(&client, stack)? else {
+        return Err(Failure::unable(format!("the supervisor of {stack} answered something else")));
+    };
+    drop(client);
+    let pidfd = fds
+        .into_iter()
+        .next()
+        .ok_or_else(|| Failure::unable(format!("no pidfd came for {part}")))?;
+    let keep: Vec<Capability> = caps::all()
+        .into_iter()
+        .filter(|cap| privileges.permitted & cap.bitmask() != 0)
+        .collect();
+    if let Ok(term) = std::env::var("TERM") {
+        env.entry("TERM".to_owned()).or_insert(term);
+    }
+    let unable = |what: &str, e: &dyn std::fmt::Display| Failure::unable(format!("{stack}/{part}: {what}: {e}"));
+    // The roots of sidecar and relay are empty: what runs there must come from here, and need nothing.
+    let program = match part.as_str() {
+        "sidecar" | "relay" => Some(open_program(&command[0])?),
+        _ => None,
+    };
+    let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
+    let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
+    let entry = Entry {
+        pidfd,
+        keep,
+        user,
+        command,
+        program,
+    };
+    let status = match clone3(0).map_err(|e| unable("clone", &e))? {
+        Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
+        Cloned::Parent { pidfd, .. } => match terminal {
+            Some(terminal) => terminal.carry(pidfd),
+            None => wait(&pidfd),
+        },
+    };
+    let exit = status.map_err(|e| unable("wait for the command", &e))?;
+    Ok(ExitCode::from(exit.code()))
+}
+
+/// A static program of the host's, for a part whose root is empty.
+fn open_program(name: &str) -> Result<OwnedFd, Failure> {
+    let path = if name.contains('/') {
+        Some(std::path::PathBuf::from(name))
+    } else {
+        std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .map(|directory| directory.join(name))
+            .find(|path| path.is_file())
+    };
+    let not_found = || Failure {
+        code: 127,
+        ..Failure::unable(format!("{name}: not found on this host"))
+    };
+    let file = std::fs::File::open(path.ok_or_else(not_found)?).map_err(|_| not_found())?;
+    Ok(file.into())
+}
+
+/// What the child needs to know; nothing is allocated or looked up after the clone that could be before it.
+struct Entry {
+    pidfd: OwnedFd,
+    keep: Vec<Capability>,
+    user: u32,
+    command: Command,
+    program: Option<OwnedFd>,
+}
+
+impl Entry {
+    /// The child's whole life: joins, clones into the pid namespace, mirrors the exit status.
+    fn enter(&self, terminal: Option<&Terminal>) -> i32 {
+        let complain = |what: &str, e: &dyn std::fmt::Display| {
+            eprintln!("lrpns: {what}: {e}");
+            i32::from(crate::error::UNABLE)
+        };
+        let all = CloneFlags::CLONE_NEWUSER
+            | CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWCGROUP;
+        if let Err(e) = nix::sched::setns(&self.pidfd, all) {
+            return complain("join the part's namespaces", &e);
+        }
+        match clone3(0) {
+            Err(e) => complain("clone into the part's pid namespace", &e),
+            Ok(Cloned::Parent { pidfd, .. }) => match wait(&pidfd) {
+                Ok(exit) => i32::from(exit.code()),
+                Err(e) => complain("wait for the command", &e),
+            },
+            Ok(Cloned::Child) => {
+                if let Err(e) = privileges::drop_to(&self.keep, self.user) {
+                    return complain("drop privileges", &e);
+                }
+                if let Err(e) = prepare(terminal) {
+                    return complain("prepare the command", &e);
+                }
+                let e = match &self.program {
+                    Some(program) => self.command.exec_from(program.as_fd()),
+                    None => self.command.exec(),
+                };
+                complain("execute the command", &self.command.explain(&e));
+                if e.raw_os_error() == Some(libc::ENOENT) { 127 } else { 126 }
+            }
+        }
+    }
+}
+
+/// The command's last steps before `execve(2)`: a session of its own, its three descriptors and no other.
+fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
+    default_sigpipe()?;
+    rustix::process::setsid()?;
+    if let Some(terminal) = terminal {
+        terminal.hand_in()?;
+    }
+    close_on_exec_from(3)
+}
+
+/// Waits for a child and says how it ended.
+fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
+    let status = rustix::io::retry_on_intr(|| {
+        rustix::process::waitid(
+            rustix::process::WaitId::PidFd(pidfd.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        )
+    })?
+    .ok_or(io::ErrorKind::NotFound)?;
+    Ok(match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => Exit::Status(status),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => Exit::Status(i32::from(crate::error::UNABLE)),
+    })
+}
+
+/// A pseudo-terminal in place of the host's.
+struct Terminal {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    /// Which of the three standard descriptors were terminals.
+    instead_of: [bool; 3],
+    /// How the host's terminal was.
+    before: Option<rustix::termios::Termios>,
+}
+
+impl Terminal {
+    /// Makes one if any standard descriptor is a terminal.
+    fn needed() -> io::Result<Option<Self>> {
+        let instead_of = [io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()];
+        if instead_of == [false; 3] {
+            return Ok(None);
+        }
+        let ours = rustix::pty::openpt(
+            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+        )?;
+        rustix::pty::grantpt(&ours)?;
+        rustix::pty::unlockpt(&ours)?;
+        let theirs = rustix::pty::ioctl_tiocgptpeer(
+            &ours,
+            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+        )?;
+        if let Ok(size) = rustix::termios::tcgetwinsize(io::stdin()) {
+            rustix::termios::tcsetwinsize(&ours, size)?;
+        }
+        Ok(Some(Self {
+            ours,
+            theirs,
+            instead_of,
+            before: None,
+        }))
+    }
+
+    /// In the command's process: puts the pseudo-terminal where the host's was.
+    fn hand_in(&self) -> io::Result<()> {
+        let [stdin, stdout, stderr] = self.instead_of;
+        if stdin {
+            rustix::stdio::dup2_stdin(&self.theirs)?;
+        }
+        if stdout {
+            rustix::stdio::dup2_stdout(&self.theirs)?;
+        }
+        if stderr {
+            rustix::stdio::dup2_stderr(&self.theirs)?;
+        }
+        rustix::process::ioctl_tiocsctty(&self.theirs)?;
+        Ok(())
+    }
+
+    /// Carries bytes until the command has ended and said everything.
+    fn carry(mut self, pidfd: OwnedFd) -> io::Result<Exit> {
+        if self.instead_of[0]
+            && let Ok(before) = rustix::termios::tcgetattr(io::stdin())
+        {
+            let mut raw = before.clone();
+            raw.make_raw();
+            rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &raw)?;
+            self.before = Some(before);
+        }
+        let (null, _write) = rustix::pipe::pipe()?;
+        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let mut input: BorrowedFd<'_> = if self.instead_of[0] { stdin.as_fd() } else { null.as_fd() };
+        let mut chunk = [0; 4096];
+        loop {
+            let mut ready = [
+                PollFd::from_borrowed_fd(input, PollFlags::IN),
+                PollFd::new(&self.ours, PollFlags::IN),
+                PollFd::new(&pidfd, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let [typed, said, ended] = ready.map(|fd| !fd.revents().is_empty());
+            if said {
+                // EIO: nobody has the other side open any more (pty(7)).
+                let got = rustix::io::read(&self.ours, &mut chunk).unwrap_or(0);
+                write_all(stdout.as_fd(), &chunk[..got])?;
+                if got > 0 {
+                    continue;
+                }
+            }
+            if ended {
+                return wait(&pidfd);
+            }
+            if typed {
+                match rustix::io::read(input, &mut chunk) {
+                    Ok(got @ 1..) => write_all(self.ours.as_fd(), &chunk[..got])?,
+                    _ => input = null.as_fd(),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            // The terminal may be gone; then it needs nothing back.
+            let _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, before);
+        }
+    }
+}
+
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(fd, bytes))?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! `lrpns plan`.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use super::{configuration, print, print_json};
+use crate::cli::Source;
+use crate::config::{Origin, Rootfs};
+use crate::error::Failure;
+use crate::firewall;
+use crate::host::Host;
+use crate::plan::{self, Mode, Plan, Transport};
+
+/// Prints what `up` would do; changes nothing.
+pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
+    let config = configuration(source)?;
+    let plan = plan::resolve(&config, &Host::look(&config.name)?)?;
+    if json {
+        print_json(&plan)?;
+    } else {
+        print(&describe(&plan)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(plan: &Plan) -> Result<String, Failure> {
+    let mut text = String::new();
+    describe_to(&mut text, plan).map_err(Failure::unable)?;
+    let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
+    let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    Ok(format!("{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}", indent(&rules), indent(&host)))
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let from = |key: &str| match plan.origins.get(key) {
+        None | Some(Origin::Default) => "default".to_owned(),
+        Some(Origin::Builtin) => "built-in example".to_owned(),
+        Some(Origin::File { path, line }) => format!("{}:{line}", path.display()),
+        Some(Origin::Flag { name }) => name.clone(),
+        Some(Origin::Environment { name }) => format!("${name}"),
+        Some(Origin::Chosen { how }) => format!("chosen: {how}"),
+    };
+    let mode = match plan.mode {
+        Mode::Root => "as root",
+        Mode::Rootless => "without root",
+    };
+    writeln!(out, "stack {} {mode}, state in {}", plan.stack, plan.state_dir.display())?;
+    let (bridge, uplink) = (&plan.bridge, &plan.uplink);
+    writeln!(out, "subnet {}  ({})", bridge.subnet, from("network.subnet"))?;
+    writeln!(
+        out,
+        "uplink {} {} {}/31 in the {} == {} {} {}/31 in the sidecar's netns",
+        uplink.host_link,
+        uplink.host_mac,
+        uplink.host_address,
+        if plan.mode == Mode::Root { "host's netns" } else { "supervisor's netns" },
+        uplink.sidecar_link,
+        uplink.sidecar_mac,
+        uplink.sidecar_address
+    )?;
+    writeln!(
+        out,
+        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; host ids {}; empty read-only root",
+        bridge.name,
+        bridge.mac,
+        bridge.address,
+        bridge.subnet.prefix_len(),
+        from("sidecar.address"),
+        ids(plan.sidecar)
+    )?;
+    for app in &plan.apps {
+        let key = |name: &str| {
+            let several = format!("app.{}.{name}", app.name);
+            let one = format!("app.{name}");
+            from(if plan.origins.contains_key(&several) { &several } else { &one })
+        };
+        let rootfs = match &app.rootfs {
+            Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
+            Rootfs::Host => "host".to_owned(),
+            Rootfs::Dir(path) => format!("dir:{}", path.display()),
+        };
+        writeln!(out, "\napp {}", app.name)?;
+        writeln!(out, "  address {} {} behind bridge port {}  ({})", app.address, app.mac, app.port_link, key("address"))?;
+        writeln!(out, "  holds no capability; runs as {} inside, {} outside", app.ids.user(), app.ids.host_user())?;
+        writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
+        for tmpfs in &app.tmpfs {
+            writeln!(out, "  tmpfs {} of {} bytes  ({})", tmpfs.path.display(), tmpfs.size, key("tmpfs"))?;
+        }
+        writeln!(out, "  command {}  ({})", app.command.join(" "), key("command"))?;
+        for name in app.env.keys() {
+            // Values may be secrets; `--json` has them.
+            writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
+        }
+        for publish in &app.publish {
+            let via = match publish.via {
+                Transport::Dnat => "dnat",
+                Transport::Relay => "relay",
+            };
+            writeln!(
+                out,
+                "  publish {} by {via}, {} -> {}:{} -> {}:{}  ({})",
+                publish.listen,
+                publish.why,
+                uplink.sidecar_address,
+                publish.entry_port,
+                app.address,
+                publish.app_port,
+                key("publish")
+            )?;
+        }
+    }
+    if plan.published().next().is_some() {
+        writeln!(out, "\nrelay\n  holds no capability; host ids {}; empty read-only root", ids(plan.relay))?;
+    }
+    Ok(())
+}
+
+fn ids(map: plan::IdMap) -> String {
+    if map.count == 1 {
+        map.host_id.to_string()
+    } else {
+        format!("{}-{}", map.host_id, map.host_id + map.count - 1)
+    }
+}

@@ -1,0 +1,170 @@
+//! `lrpns ps` and `lrpns status`.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::{ask, print, print_json, reply};
+use crate::control::{PartState, PartStatus, Reply, Request, Status};
+use crate::error::Failure;
+use crate::host::Host;
+use crate::names::StackName;
+use crate::plan::{Mode, Plan, Transport};
+use crate::state::Liveness;
+
+/// One line of `ps`; its fields are the keys of the JSON form, which are stable.
+#[derive(Serialize)]
+struct Row {
+    stack: StackName,
+    /// `up` or `crashed`.
+    state: &'static str,
+    mode: Option<Mode>,
+    /// Addresses and ports of the host.
+    published: Vec<String>,
+    apps: Vec<String>,
+    config: Option<std::path::PathBuf>,
+}
+
+/// Lists the stacks of this user.
+pub fn ps(json: bool) -> Result<ExitCode, Failure> {
+    let state = Host::state_root();
+    let mut rows = vec![];
+    // Nothing was ever brought up: then there is no directory to lock either.
+    let names = state.stacks()?;
+    if !names.is_empty() {
+        let _held = state.lock()?;
+        for stack in names {
+            let liveness = match state.liveness(&stack)? {
+                Liveness::Alive => "up",
+                Liveness::Crashed => "crashed",
+                Liveness::Absent => continue,
+            };
+            let plan = state.plan(&stack);
+            let list = |f: fn(&Plan) -> Vec<String>| plan.as_ref().map(f).unwrap_or_default();
+            rows.push(Row {
+                state: liveness,
+                mode: plan.as_ref().map(|plan| plan.mode),
+                published: list(|plan| plan.published().map(|(_, p)| p.listen.to_string()).collect()),
+                apps: list(|plan| plan.apps.iter().map(|app| app.name.to_string()).collect()),
+                config: plan.as_ref().and_then(|plan| plan.config.clone()),
+                stack,
+            });
+        }
+    }
+    if json {
+        print_json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = table(&["STACK", "STATE", "PUBLISHED", "APPS", "CONFIGURATION"]);
+    for row in rows {
+        table.add_row([
+            row.stack.to_string(),
+            row.state.to_owned(),
+            row.published.join(" "),
+            row.apps.join(" "),
+            row.config.map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+        ]);
+    }
+    print(&format!("{table}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows one stack in full.
+pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
+    let client = ask(stack, &Request::Status)?;
+    let (Reply::Status(status), _) = reply(&client, stack)? else {
+        return Err(Failure::unable(format!("the supervisor of {stack} answered something else")));
+    };
+    if json {
+        print_json(&status)?;
+    } else {
+        print(&describe(&status))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head);
+    table
+}
+
+fn describe(status: &Status) -> String {
+    let plan = &status.plan;
+    let mode = match plan.mode {
+        Mode::Root => "root",
+        Mode::Rootless => "rootless",
+    };
+    let mut text = String::new();
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        text,
+        "{} is up since {} ({mode}, supervisor {})",
+        plan.stack,
+        format_args!("{:.0}", status.since),
+        status.supervisor
+    );
+    let uplink = &plan.uplink;
+    let _ = writeln!(
+        text,
+        "uplink  {} {}/31 -- {}/31 {}\nbridge  {} {}/{}",
+        uplink.host_link,
+        uplink.host_address,
+        uplink.sidecar_address,
+        uplink.sidecar_link,
+        plan.bridge.name,
+        plan.bridge.address,
+        plan.bridge.subnet.prefix_len()
+    );
+    for (app, publish) in plan.published() {
+        let via = match publish.via {
+            Transport::Dnat => "dnat",
+            Transport::Relay => "relay",
+        };
+        let _ = writeln!(
+            text,
+            "publish {}/tcp -> {} {}:{} by {via} ({})",
+            publish.listen, app.name, app.address, publish.app_port, publish.why
+        );
+    }
+    let mut parts = table(&["", "PART", "STATE", "PID", "UID", "CAPABILITIES", "RESTARTS", "LAST EXIT"]);
+    for part in &status.parts {
+        parts.add_row(["", &part.name, state(part.state), &pid(part), &part.host_uid.to_string(), &capabilities(part), &part.restarts.to_string(), &part.last_exit.map_or_else(|| "-".to_owned(), |exit| exit.to_string())]);
+    }
+    let _ = writeln!(text, "{parts}");
+    for part in &status.parts {
+        for note in &part.notes {
+            let _ = writeln!(text, "{}: {note}", part.name);
+        }
+    }
+    text
+}
+
+fn state(state: PartState) -> &'static str {
+    match state {
+        PartState::Running => "running",
+        PartState::Starting => "starting",
+        PartState::Ended => "ended",
+    }
+}
+
+fn pid(part: &PartStatus) -> String {
+    part.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string())
+}
+
+/// What the part holds, from what the kernel said: all five sets, the widest first.
+fn capabilities(part: &PartStatus) -> String {
+    let Some(held) = &part.privileges else {
+        return "-".to_owned();
+    };
+    let any = held.bounding | held.permitted | held.effective | held.inheritable | held.ambient;
+    let names: Vec<String> = caps::all()
+        .into_iter()
+        .filter(|cap| any & cap.bitmask() != 0)
+        .map(|cap| cap.to_string().trim_start_matches("CAP_").to_owned())
+        .collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+}
