@@ -11,6 +11,10 @@
 //! held over a wait by a stalled receiver only. Whether a socket is empty is always decided by recv(2): splice stops
 //! short of urgent data and would say "empty" for ever.
 //!
+//! Measured on loopback, two shared cores, CPU time of the relay alone. 3 GB in bulk: copying by 16, 64, 256 KiB takes
+//! 1.83, 1.12, 0.94 s, splicing by pipes of 64 KiB 1.04 s, of 256 KiB and 1 MiB 0.68 s. An answer of 50 kB: 46, 22, 21 us
+//! copied, 26 us when a 16 KiB buffer leaves the most of it to splice. Of 100 bytes: 18 us whatever the sizes.
+//!
 //! A direction gives way to others after [`TURN`] bytes.
 
 use std::cell::{Cell, RefCell};
@@ -28,6 +32,12 @@ use tokio::net::TcpStream;
 /// Bytes a direction may move before others have their turn.
 const TURN: usize = 512 * 1024;
 
+/// What may be put aside for stalled receivers, in bytes, before reads become small.
+const ASIDE: usize = 16 * 1024 * 1024;
+
+/// What a read takes at most when that much is put aside already.
+const SMALL_READ: usize = 4 * 1024;
+
 /// Sizes, in bytes; [`Default`] is what measuring chose.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tuning {
@@ -40,7 +50,7 @@ pub(super) struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            scratch: 16 * 1024,
+            scratch: 64 * 1024,
             pipe: 256 * 1024,
         }
     }
@@ -52,6 +62,8 @@ pub(super) struct Buffers {
     pipe_size: usize,
     idle_pipes: RefCell<Vec<(OwnedFd, OwnedFd)>>,
     pipes_to_make: Cell<usize>,
+    /// Bytes put aside, of all connections.
+    aside: Cell<usize>,
 }
 
 impl Buffers {
@@ -62,6 +74,25 @@ impl Buffers {
             pipe_size: tuning.pipe,
             idle_pipes: RefCell::default(),
             pipes_to_make: Cell::new(if tuning.pipe == 0 { 0 } else { pipes }),
+            aside: Cell::new(0),
+        }
+    }
+
+    /// How much a read may take, in bytes.
+    pub(super) fn read_size(&self) -> usize {
+        if self.aside.get() < ASIDE {
+            self.scratch.borrow().len()
+        } else {
+            SMALL_READ
+        }
+    }
+
+    pub(super) fn put_aside(&self, bytes: &[u8]) -> Aside<'_> {
+        self.aside.set(self.aside.get() + bytes.len());
+        Aside {
+            buffers: self,
+            bytes: bytes.into(),
+            written: 0,
         }
     }
 
@@ -82,6 +113,20 @@ impl Buffers {
         // past the user's share (pipe(7), pipe-user-pages-soft) it stays smaller, and works all the same
         let _ = fcntl_setpipe_size(&ends.1, self.pipe_size);
         Some(ends)
+    }
+}
+
+/// Bytes that the receiver did not take.
+pub(super) struct Aside<'a> {
+    buffers: &'a Buffers,
+    bytes: Box<[u8]>,
+    written: usize,
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        let aside = &self.buffers.aside;
+        aside.set(aside.get() - self.bytes.len());
     }
 }
 
@@ -187,8 +232,7 @@ enum Progress {
 /// What a flow has read and not yet written.
 enum Load<'a> {
     Nothing,
-    /// Bytes, and how many of them are written.
-    Bytes(Vec<u8>, usize),
+    Bytes(Aside<'a>),
     Pipe(Lease<'a>),
     /// The stream's end.
     End,
@@ -260,7 +304,7 @@ impl<'a> Flow<'a> {
                     }
                     self.load()?;
                 }
-                Load::Bytes(..) | Load::Pipe(_) => {
+                Load::Bytes(_) | Load::Pipe(_) => {
                     if self.to.poll_write_ready(cx)?.is_pending() {
                         return Ok(Progress::Waiting);
                     }
@@ -278,10 +322,11 @@ impl<'a> Flow<'a> {
                 return Ok(());
             }
         }
-        let mut scratch = self.buffers.scratch.borrow_mut();
+        let size = self.buffers.read_size();
+        let scratch = &mut self.buffers.scratch.borrow_mut()[..size];
         // less than all says nothing about the socket: recv stops at urgent data, in line or not
         let Some(read) = transfer(self.from, Interest::READABLE, 0, || {
-            recv(self.from, &mut scratch[..], RecvFlags::empty()).map(|(read, _)| read)
+            recv(self.from, &mut *scratch, RecvFlags::empty()).map(|(read, _)| read)
         })?
         else {
             return Ok(());
@@ -294,7 +339,7 @@ impl<'a> Flow<'a> {
         let written = write(self.to, &scratch[..read])?;
         self.count += written as u64;
         if written < read {
-            self.load = Load::Bytes(scratch[written..read].to_vec(), 0);
+            self.load = Load::Bytes(self.buffers.put_aside(&scratch[written..read]));
         }
         Ok(())
     }
@@ -326,10 +371,10 @@ impl<'a> Flow<'a> {
     /// Writes what was put aside, as far as it is taken.
     fn unload(&mut self) -> io::Result<()> {
         let (written, left) = match &mut self.load {
-            Load::Bytes(bytes, start) => {
-                let written = write(self.to, &bytes[*start..])?;
-                *start += written;
-                (written, bytes.len() - *start)
+            Load::Bytes(aside) => {
+                let written = write(self.to, &aside.bytes[aside.written..])?;
+                aside.written += written;
+                (written, aside.bytes.len() - aside.written)
             }
             Load::Pipe(pipe) => {
                 // less than all says nothing about the socket here: the kernel splices in steps

@@ -13,8 +13,8 @@
 //! - **Half-close is kept.** The end of one side's stream becomes `shutdown(SHUT_WR)` on the other.
 //! - **What was received before a reset is handed on**, as far as the other side takes it at once.
 //! - **Bounded.** `RLIMIT_NOFILE` decides how many connections there are at most; the others wait in the kernel's
-//!   backlog. A waiting connection holds no buffer at all; a stalled one at most 16 KiB, or one of at most 64 pipes,
-//!   in each direction.
+//!   backlog. A waiting connection holds no buffer at all. A stalled one holds, in each direction, one of at most 64
+//!   pipes, or a copy: at most 64 KiB, and 4 KiB once 16 MiB are held together.
 //! - **Dead peers** are found by TCP keepalive on both sides: 60 seconds of silence, then 4 probes 15 seconds apart.
 //!   There is no other idle time limit. Data on the wire that nobody acknowledges ends by `tcp_retries2` (tcp(7)).
 //!
@@ -27,7 +27,12 @@
 //! No capability, no file, no thread. `SIGPIPE` must be ignored (Rust's runtime does so before `main`): splice(2) has
 //! no `MSG_NOSIGNAL`. The system calls, as strace(1) shows them from [`run`] to its end, memory and signals aside:
 //!
-//! SYSCALLS_GO_HERE
+//! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
+//!   (`FIONBIO`), `getsockname`, `getrandom`;
+//! - each connection: `accept4`, `socket`, `setsockopt`, `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
+//!   `close`;
+//! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
+//! - waking itself: `write` to its eventfd, `futex`.
 #![forbid(unsafe_code)]
 
 mod flow;
@@ -43,15 +48,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::LocalSet;
+use tokio::task::JoinSet;
 
 use flow::{Buffers, Tuning};
 
@@ -155,33 +160,34 @@ pub fn run(
     listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
     control: OwnedFd,
 ) -> Result<(), RelayError> {
-    run_tuned(listeners, control, Tuning::default())
+    let places = Places::share_out(listeners.len())?;
+    run_with(listeners, control, places, Tuning::default())
 }
 
-fn run_tuned(
+fn run_with(
     listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
     control: OwnedFd,
+    places: Places,
     tuning: Tuning,
 ) -> Result<(), RelayError> {
-    let places = Places::share_out(listeners.len())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        // a LocalSet's tasks are woken by a write to an eventfd each time
+        .build_local(LocalOptions::default())
         .map_err(|source| RelayError::Runtime { source })?;
-    // dropped before the runtime, and every connection with it
-    let connections = LocalSet::new();
-    connections.block_on(&runtime, async {
+    // its end drops the runtime, and every connection with it
+    runtime.block_on(async {
         let control = watch_end(control)?;
         let relay = Rc::new(Relay::new(places, tuning));
-        let mut accepting = FuturesUnordered::new();
+        let mut accepting = JoinSet::new();
         for (listener, target) in listeners {
             let listener = prepare(listener)?;
-            accepting.push(accept_all(listener, target, Rc::clone(&relay)));
+            accepting.spawn_local(accept_all(listener, target, Rc::clone(&relay)));
         }
         tokio::select! {
             biased;
             () = serve_control(control, &relay) => Ok(()),
-            Some(error) = accepting.next() => Err(error),
+            Some(ended) = accepting.join_next() => Err(ended.expect("it does not panic, and nobody aborts it")),
         }
     })
 }
