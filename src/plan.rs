@@ -48,9 +48,7 @@ impl TryFrom<String> for Mac {
             *byte = fields
                 .next()
                 .and_then(|f| u8::from_str_radix(f, 16).ok())
-                .ok_or_else(|| {
-                    format!("`{text}` is no link-layer address, such as 02:00:00:00:00:01")
-                })?;
+                .ok_or_else(|| format!("`{text}` is no link-layer address, such as 02:00:00:00:00:01"))?;
         }
         Ok(Mac(bytes))
     }

@@ -435,3 +435,51 @@ fn transfer(
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    #[test]
+    fn an_end_is_not_handed_on_once_a_side_is_lost() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (ended, from) = pair().await;
+            let (to, peer) = pair().await;
+            drop(ended);
+            let buffers = Buffers::new(1, Tuning::default());
+            let mut flow = Flow::new(&from, &to, &buffers);
+            poll_fn(|cx| {
+                assert!(matches!(flow.advance(cx, true), Ok(Progress::Waiting)));
+                if matches!(flow.load, Load::End) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
+            // loopback delivers before shutdown(2) returns, so recv would see an end here
+            let seen = recv(&peer, &mut [0][..], RecvFlags::DONTWAIT);
+            assert_eq!(seen.unwrap_err(), rustix::io::Errno::AGAIN);
+
+            poll_fn(|cx| {
+                assert!(matches!(flow.advance(cx, false), Ok(Progress::Finished)));
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!(recv(&peer, &mut [0][..], RecvFlags::DONTWAIT).unwrap().1, 0);
+        });
+    }
+}
