@@ -88,7 +88,7 @@ pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
 
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head);
+    table.load_style(presets::NOTHING).set_header(head);
     table
 }
 

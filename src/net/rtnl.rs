@@ -391,8 +391,8 @@ impl Rtnl {
         let _listening = Listening::start(&self.socket, namespace)?;
         // Asked after listening began, so that no change falls between the two.
         while let Some(link) = self.link(namespace, name).await? {
-            let change = next_change(&mut *events, &[link.header.index]);
-            if timeout_at(deadline, change).await.is_err() {
+            let index = [link.header.index];
+            if timeout_at(deadline, next_change(&mut *events, &index)).await.is_err() {
                 return Ok(false);
             }
         }
