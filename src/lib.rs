@@ -1,5 +1,7 @@
 //! lrpns: least required privilege, in namespaces.
 #![deny(unsafe_code)]
+// Tests wrap threads of their own; see .clippy.toml.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod cli;
 pub mod commands;
