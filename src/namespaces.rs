@@ -227,7 +227,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
 /// Writes the id maps of a child that waits for it (user_namespaces(7)); `pid` is ours and not yet waited for, so
 /// the number can't have been given to another.
 fn write_id_map(pid: i32, ids: IdMap) -> io::Result<()> {
-    let map = format!("0 {} {}", ids.host_id, ids.count);
+    let map = ids.lines();
     std::fs::write(format!("/proc/{pid}/uid_map"), &map)?;
     std::fs::write(format!("/proc/{pid}/gid_map"), &map)
 }

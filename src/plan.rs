@@ -76,6 +76,8 @@ pub struct Plan {
     pub stack: StackName,
     /// Who runs it.
     pub mode: Mode,
+    /// The uid of who runs it; rootless, every part is this uid outside.
+    pub owner: u32,
     /// Eight hexadecimal digits that tell this run from any other: host objects linger for some 40 ms after their
     /// namespace has gone, so their names must not come back at once.
     pub run: String,
@@ -97,21 +99,35 @@ pub struct Plan {
     pub origins: BTreeMap<String, Origin>,
 }
 
-/// The ids of one part. The first id inside is 0 (the stage, before it drops everything), the second the one that an
-/// app runs as; rootless there is one id only.
+/// The ids of one part. 0 inside is the stage, before it drops everything; an app runs as another, [`APP_ID`].
+/// Rootless there is one id only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     /// The id outside that 0 inside stands for.
     pub host_id: u32,
-    /// How many ids are mapped, from 0 inside: 1 or 2.
+    /// How many ids are mapped: 1, or 2, and then [`APP_ID`] inside is the next one outside.
     pub count: u32,
 }
+
+/// The id inside that an app runs as: the first of an ordinary user on most systems.
+pub const APP_ID: u32 = 1000;
 
 impl IdMap {
     /// The id inside that the app runs as.
     #[must_use]
     pub fn user(&self) -> u32 {
-        self.count - 1
+        if self.count == 1 { 0 } else { APP_ID }
+    }
+
+    /// The lines of `/proc/PID/uid_map` and `gid_map` (user_namespaces(7)).
+    #[must_use]
+    pub fn lines(&self) -> String {
+        let stage = format!("0 {} 1\n", self.host_id);
+        if self.count == 1 {
+            stage
+        } else {
+            format!("{stage}{APP_ID} {} 1\n", self.host_user())
+        }
     }
 
     /// The same id, seen from outside.
@@ -330,6 +346,7 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     Ok(Plan {
         stack: stack.clone(),
         mode: host.mode,
+        owner: host.uid,
         run: host.run.clone(),
         state_dir: host.state.stack(stack),
         config: config.path.clone(),
@@ -478,6 +495,15 @@ impl Plan {
             plan
         };
         neutral(self) == neutral(other)
+    }
+
+    /// The uid, on the host, of a part with these ids.
+    #[must_use]
+    pub fn host_uid(&self, ids: IdMap) -> u32 {
+        match self.mode {
+            Mode::Root => ids.host_user(),
+            Mode::Rootless => self.owner,
+        }
     }
 
     /// Every published port with its app.

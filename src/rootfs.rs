@@ -67,7 +67,24 @@ pub fn detached(path: &Path) -> Result<OwnedFd, RootfsError> {
 /// # Errors
 /// As [`detached`].
 pub fn own_program() -> Result<OwnedFd, RootfsError> {
-    detached(Path::new("/proc/self/exe"))
+    let link = Path::new("/proc/self/exe");
+    match detached(link) {
+        // Rootless, this process has a mount namespace of its own, and what it was executed from is in another, of
+        // which open_tree(2) copies nothing. So the same file is opened by its path.
+        Err(e) if e.source.raw_os_error() == Some(libc::EINVAL) => {
+            let path = std::fs::read_link(link).map_err(at("read", link))?;
+            let program = detached(&path)?;
+            let of = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+            let running = std::fs::File::open(link).map_err(at("open", link))?;
+            let same = of(program.as_fd()).and_then(|p| Ok(p == of(running.as_fd())?));
+            if !same.map_err(at("look at", &path))? {
+                let replaced = io::Error::new(io::ErrorKind::NotFound, "it is not the program that runs any more");
+                return Err(at("open", path)(replaced));
+            }
+            Ok(program)
+        }
+        result => result,
+    }
 }
 
 /// Top level directories of a root made from the host's, where they exist.

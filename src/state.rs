@@ -127,7 +127,12 @@ impl StateRoot {
         let path = self.0.join(".lock");
         let lock = Flock::lock(open_lock(&path)?, FlockArg::LockExclusive)
             .map_err(|(_, e)| at("lock", &path)(e.into()))?;
-        Ok(GlobalLock { _lock: lock })
+        // Whoever removes the last stack removes this file as well: what we hold must be the one that is there.
+        let ours = lock.metadata().map_err(at("look at", &path))?;
+        match std::fs::metadata(&path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(GlobalLock { _lock: lock }),
+            _ => self.lock(),
+        }
     }
 
     /// Whether the stack lives. Only under the global lock is the answer true for longer than the call.
@@ -204,17 +209,25 @@ impl StateRoot {
         self.stack(name).join("control.sock")
     }
 
-    /// Removes a stack's directory with all that is in it; one that isn't there is success.
+    /// Removes a stack's directory with all that is in it, and with the last stack the root directory and its lock;
+    /// what isn't there is success.
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn remove(&self, name: &StackName, _held: &GlobalLock) -> Result<(), StateError> {
+    pub fn remove(&self, name: &StackName, held: GlobalLock) -> Result<(), StateError> {
         let path = self.stack(name);
         match std::fs::remove_dir_all(&path) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(at("remove", &path)(e)),
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(at("remove", &path)(e)),
         }
+        if self.stacks()?.is_empty() {
+            // Somebody who waits for this lock finds another file, or none, when it gets it, and begins anew.
+            let _ = std::fs::remove_file(self.0.join(".lock"));
+            let _ = std::fs::remove_dir(&self.0);
+        }
+        drop(held);
+        Ok(())
     }
 }
 
@@ -279,8 +292,9 @@ mod tests {
         drop(held);
         assert_eq!(root.liveness(&name).unwrap(), Liveness::Crashed);
         assert!(root.claim(&name, &global).unwrap().is_some());
-        root.remove(&name, &global).unwrap();
-        root.remove(&name, &global).unwrap();
+        root.remove(&name, global).unwrap();
+        root.remove(&name, root.lock().unwrap()).unwrap();
+        assert!(!root.0.exists(), "with the last stack its directory goes");
         assert_eq!(root.liveness(&name).unwrap(), Liveness::Absent);
     }
 

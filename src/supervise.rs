@@ -508,7 +508,7 @@ impl Supervisor {
                 state: part.state,
                 pid: process.map(|p| p.command.unwrap_or(p.init)),
                 init: process.map(|p| p.init),
-                host_uid: ids.host_user(),
+                host_uid: plan.host_uid(ids),
                 since: part.since,
                 restarts: part.restarts,
                 last_exit: part.last_exit,

@@ -39,14 +39,14 @@ pub fn all() -> Result<ExitCode, Failure> {
 /// Removes what crashes left: directories whose supervisor is gone, links of ours that belong to no living stack.
 pub fn gc() -> Result<ExitCode, Failure> {
     let state = Host::state_root();
-    let global = state.lock()?;
     let mut removed = 0;
     let mut alive = vec![];
     for stack in state.stacks()? {
+        let global = state.lock()?;
         match state.liveness(&stack)? {
             Liveness::Alive => alive.push(stack),
             _ => {
-                state.remove(&stack, &global)?;
+                state.remove(&stack, global)?;
                 eprintln!("removed what {stack} had left");
                 removed += 1;
             }
@@ -70,6 +70,9 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 .map_err(|e| Failure::unable(format!("ask the supervisor of {stack} to end: {e}")))?;
             // It answers by ending, when nothing of the stack is left but its directory and its lock.
             while let Ok(Some(_)) = client.reply() {}
+            if !state.stack(stack).exists() {
+                return Ok(true);
+            }
         }
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
             if !state.stack(stack).exists() {
@@ -80,6 +83,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
     }
     let global = state.lock()?;
     match state.liveness(stack)? {
+        // The supervisor has removed it; its lock is with it.
         Liveness::Absent => Ok(true),
         Liveness::Alive => Err(Failure::unable(format!("{stack} was brought up again meanwhile"))),
         Liveness::Crashed => {
@@ -89,7 +93,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
             {
                 in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
             }
-            state.remove(stack, &global)?;
+            state.remove(stack, global)?;
             Ok(true)
         }
     }

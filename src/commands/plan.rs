@@ -65,13 +65,13 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; host ids {}; empty read-only root",
+        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; runs as {} outside; empty read-only root",
         bridge.name,
         bridge.mac,
         bridge.address,
         bridge.subnet.prefix_len(),
         from("sidecar.address"),
-        ids(plan.sidecar)
+        plan.host_uid(plan.sidecar)
     )?;
     for app in &plan.apps {
         let key = |name: &str| {
@@ -86,7 +86,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         };
         writeln!(out, "\napp {}", app.name)?;
         writeln!(out, "  address {} {} behind bridge port {}  ({})", app.address, app.mac, app.port_link, key("address"))?;
-        writeln!(out, "  holds no capability; runs as {} inside, {} outside", app.ids.user(), app.ids.host_user())?;
+        writeln!(out, "  holds no capability; runs as {} inside, {} outside", app.ids.user(), plan.host_uid(app.ids))?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
         for tmpfs in &app.tmpfs {
             writeln!(out, "  tmpfs {} of {} bytes  ({})", tmpfs.path.display(), tmpfs.size, key("tmpfs"))?;
@@ -115,15 +115,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         }
     }
     if plan.published().next().is_some() {
-        writeln!(out, "\nrelay\n  holds no capability; host ids {}; empty read-only root", ids(plan.relay))?;
+        writeln!(out, "\nrelay\n  holds no capability; runs as {} outside; empty read-only root", plan.host_uid(plan.relay))?;
     }
     Ok(())
-}
-
-fn ids(map: plan::IdMap) -> String {
-    if map.count == 1 {
-        map.host_id.to_string()
-    } else {
-        format!("{}-{}", map.host_id, map.host_id + map.count - 1)
-    }
 }

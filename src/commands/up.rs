@@ -199,7 +199,7 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     let (listeners, control) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
-            state.remove(&config.name, &global)?;
+            state.remove(&config.name, global)?;
             return Err(failure);
         }
     };
@@ -222,7 +222,7 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     };
     let ended = runtime.block_on(supervise::run(plan, listeners, control, tee, &mut *progress, ready));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let removed = state.lock().and_then(|global| state.remove(&config.name, &global));
+    let removed = state.lock().and_then(|global| state.remove(&config.name, global));
     // Clients of the control socket learn of the end by the end of this process, when really nothing is left: so the
     // runtime, which holds their sockets, must live as long.
     std::mem::forget(runtime);

@@ -97,6 +97,8 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     let Start { hostname, role } = start;
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
+    // What is made from here on is the part's own root, which everybody in it may read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
         Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay { targets } => {
