@@ -52,9 +52,39 @@ impl Netns {
         thread::spawn(Self::enter_new).join().unwrap()
     }
 
-    fn forwarding() -> Self {
+    /// As the makers of the real namespaces set them, before any link is there.
+    fn with_settings(forwarding: &str) -> Self {
         let netns = Self::new();
-        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        let set = |name: &str, value| {
+            let path = std::path::Path::new("/proc/sys/net").join(name);
+            std::fs::write(&path, value).unwrap_or_else(|e| panic!("{name}: {e}"));
+        };
+        netns.within(|| {
+            // First: it resets some of the others.
+            set("ipv4/ip_forward", forwarding);
+            for scope in ["all", "default"] {
+                for (name, value) in [
+                    ("rp_filter", "1"),
+                    ("accept_redirects", "0"),
+                    ("secure_redirects", "0"),
+                    ("send_redirects", "0"),
+                    ("accept_source_route", "0"),
+                    ("accept_local", "0"),
+                    ("route_localnet", "0"),
+                    ("proxy_arp", "0"),
+                    ("log_martians", "0"),
+                ] {
+                    set(&format!("ipv4/conf/{scope}/{name}"), value);
+                }
+                set(&format!("ipv6/conf/{scope}/disable_ipv6"), "1");
+            }
+            for table in ["iptables", "ip6tables", "arptables"] {
+                let name = format!("bridge/bridge-nf-call-{table}");
+                if std::path::Path::new("/proc/sys/net").join(&name).exists() {
+                    set(&name, "0");
+                }
+            }
+        });
         netns
     }
 
@@ -214,8 +244,10 @@ impl Stack {
             (netns, rtnl)
         };
         Self {
-            sidecar: connect(Netns::forwarding()),
-            apps: plan.apps.iter().map(|_| connect(Netns::new())).collect(),
+            sidecar: connect(Netns::with_settings("1")),
+            apps: (plan.apps.iter())
+                .map(|_| connect(Netns::with_settings("0")))
+                .collect(),
             plan,
         }
     }
@@ -299,6 +331,8 @@ fn created_links_are_down_and_have_every_property() {
         for link in here.iter().chain(&inside).chain(&in_app) {
             if link["ifname"] != "lo" {
                 assert_eq!(link["inet6_addr_gen_mode"], "none", "{link:#}");
+                assert_eq!(link["num_tx_queues"], 1, "{link:#}");
+                assert_eq!(link["num_rx_queues"], 1, "{link:#}");
             }
         }
         let fdb = sidecar.json("bridge -j fdb");
