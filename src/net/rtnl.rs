@@ -183,9 +183,11 @@ type Incoming = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// An rtnetlink connection into one network namespace, for as long as it lives.
 ///
-/// Which namespace is decided where the socket was made, whose descriptors it names by the process that sends. The kernel
-/// asks for `CAP_NET_ADMIN` twice: of the process that made the socket, and of the one that sends
-/// (`netlink_ns_capable`, net/netlink/af_netlink.c). It also keeps the namespace: that goes with its last `Rtnl`.
+/// Which namespace it changes was decided where the socket was made; descriptors in messages, and the right to do it, are
+/// those of the process that sends: it needs `CAP_NET_ADMIN` over the namespace and over every other that a link is to be
+/// born in. The socket's maker isn't asked, since every message names its destination (`__netlink_ns_capable`,
+/// net/netlink/af_netlink.c). The socket also keeps the namespace: that goes with its last `Rtnl`, as soon as the runtime
+/// has dropped the connection's task.
 pub struct Rtnl {
     requests: ConnectionHandle<RouteNetlinkMessage>,
     events: Mutex<Pin<Box<dyn Stream<Item = Incoming> + Send>>>,

@@ -13,8 +13,14 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use std::mem::MaybeUninit;
+
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use serde_json::Value;
 
 use super::*;
@@ -32,13 +38,7 @@ impl Netns {
     /// Unshares the calling thread.
     fn enter_new() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .unwrap();
+        let socket = rtnetlink_socket();
         let fd = std::fs::File::open("/proc/thread-self/ns/net")
             .unwrap()
             .into();
@@ -88,6 +88,34 @@ impl Netns {
         netns
     }
 
+    /// One that a user namespace of its own owns, with a socket made by its root: what the stack has in the end.
+    fn of_a_user_namespace() -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let status = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "net::tests::hand_over_a_socket"])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut data = [std::io::IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        rustix::net::recvmsg(&ours, &mut data, &mut control, flags).unwrap();
+        let mut fds = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        Self {
+            fd: fds.next().unwrap(),
+            socket: fds.next(),
+        }
+    }
+
     /// Runs `f` on a thread inside.
     fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
@@ -120,6 +148,31 @@ impl Netns {
             thread: Some(thread),
         }
     }
+}
+
+/// The inside of [`Netns::of_a_user_namespace`]: a threaded process can't enter a user namespace.
+#[test]
+#[ignore = "run by other tests in a namespace they made"]
+fn hand_over_a_socket() {
+    let stdin = std::io::stdin();
+    let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+    let socket = rtnetlink_socket();
+    let fds = [netns.as_fd(), socket.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let data = [std::io::IoSlice::new(b"x")];
+    rustix::net::sendmsg(stdin, &data, &mut control, SendFlags::empty()).unwrap();
+}
+
+fn rtnetlink_socket() -> OwnedFd {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .unwrap()
 }
 
 struct Server {
@@ -239,15 +292,17 @@ struct Stack {
 
 impl Stack {
     fn new(plan: Plan) -> Self {
+        Self::of(plan, Netns::with_settings)
+    }
+
+    fn of(plan: Plan, make: impl Fn(&str) -> Netns) -> Self {
         let connect = |mut netns: Netns| {
             let rtnl = Rtnl::from_fd(netns.socket.take().unwrap()).unwrap();
             (netns, rtnl)
         };
         Self {
-            sidecar: connect(Netns::with_settings("1")),
-            apps: (plan.apps.iter())
-                .map(|_| connect(Netns::with_settings("0")))
-                .collect(),
+            sidecar: connect(make("1")),
+            apps: (plan.apps.iter()).map(|_| connect(make("0"))).collect(),
             plan,
         }
     }
@@ -516,6 +571,23 @@ fn two_stacks_may_use_the_same_subnet() {
         for (stack, word) in [(&one, "one"), (&two, "two"), (&one, "one")] {
             stack.sidecar.0.within(|| assert_eq!(hear(app), word));
         }
+    });
+}
+
+#[test]
+fn each_namespace_may_be_of_another_user_namespace() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let plan = plan("customerA", "198.19.0.8/31", &["a", "b"]);
+        let stack = Stack::of(plan, |_| Netns::of_a_user_namespace());
+        let mut links = stack.up(&host).await;
+        let app = &stack.plan.apps[0];
+        {
+            let _server = stack.apps[0].0.serve(Ipv4Addr::UNSPECIFIED, "a");
+            let sidecar = &stack.sidecar.0;
+            sidecar.within(|| assert_eq!(hear(app.address), "a"));
+        }
+        remove_app(app, stack.sidecar(), &mut links).await.unwrap();
     });
 }
 
