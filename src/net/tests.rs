@@ -965,3 +965,22 @@ fn facts_are_addresses_links_and_routes_of_every_table() {
         );
     });
 }
+
+/// The kernel drops answers that the socket has no room for, and an acknowledgement among them.
+#[test]
+fn a_stack_of_a_hundred_apps_comes_up() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let names: Vec<String> = (0..100).map(|number| format!("n{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut plan = plan("customerA", "198.19.0.8/31", &names);
+        for (last, app) in (101..).zip(&mut plan.apps) {
+            app.address = Ipv4Addr::new(172, 18, 0, last);
+        }
+        let stack = Stack::new(plan);
+        stack.up(&host).await;
+        let links = stack.sidecar.0.json("ip -j link show master customerA");
+        assert_eq!(links.len(), 100);
+        assert!(links.iter().all(|link| link["operstate"] == "UP"));
+    });
+}
