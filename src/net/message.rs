@@ -223,11 +223,15 @@ pub(super) fn routes() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(route)
 }
 
+/// One queue each way: a veth would have one for every possible CPU, each a directory in sysfs that takes time to make,
+/// and none of use, since a veth sends on the sender's CPU without a lock.
 fn named(name: &str, mac: Mac) -> LinkMessage {
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::Address(mac.0.to_vec()),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
     ];
     link
 }

@@ -187,13 +187,19 @@ impl Step {
     }
 }
 
+/// How many steps go into one datagram. All their answers wait in the socket's buffer at once, some 4 kB for a link, and what
+/// finds no room there (212,992 bytes by default) is dropped, acknowledgements too: nothing would ever end the waiting.
+const BATCH: usize = 16;
+
 type Incoming = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// An rtnetlink connection into one network namespace, for as long as it lives.
 ///
-/// Which namespace is decided where the socket was made, whose descriptors it names by the process that sends. The kernel
-/// asks for `CAP_NET_ADMIN` twice: of the process that made the socket, and of the one that sends
-/// (`netlink_ns_capable`, net/netlink/af_netlink.c). It also keeps the namespace: that goes with its last `Rtnl`.
+/// Which namespace it changes was decided where the socket was made; descriptors in messages, and the right to do it, are
+/// those of the process that sends: it needs `CAP_NET_ADMIN` over the namespace and over every other that a link is to be
+/// born in. The socket's maker isn't asked, since every message names its destination (`__netlink_ns_capable`,
+/// net/netlink/af_netlink.c). The socket also keeps the namespace: that goes with its last `Rtnl`, as soon as the runtime
+/// has dropped the connection's task.
 pub struct Rtnl {
     requests: ConnectionHandle<RouteNetlinkMessage>,
     events: Mutex<Pin<Box<dyn Stream<Item = Incoming> + Send>>>,
@@ -259,14 +265,33 @@ impl Rtnl {
         })
     }
 
-    /// Sends the steps as one datagram, so that they cost one wake-up and not one each; the kernel takes them in order
-    /// and goes on after a failed one, whose error is returned. So a step must do no harm when the one before it failed:
-    /// name links by index. Returns the objects that were asked for, in order.
+    /// Sends the steps, and returns the objects that were asked for, in order.
+    ///
+    /// They go [`BATCH`] to a datagram, so that they don't cost a wake-up each; the kernel takes them in order and goes on
+    /// after a failed one, whose error is returned. So a step must do no harm when the one before it failed: name links by
+    /// index.
     pub(super) async fn run(
         &self,
         namespace: &str,
         steps: Vec<Step>,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let mut objects = Vec::new();
+        let mut steps = steps.into_iter();
+        loop {
+            let batch: Vec<Step> = steps.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return Ok(objects);
+            }
+            self.run_batch(namespace, batch, &mut objects).await?;
+        }
+    }
+
+    async fn run_batch(
+        &self,
+        namespace: &str,
+        steps: Vec<Step>,
+        objects: &mut Vec<RouteNetlinkMessage>,
+    ) -> Result<(), Error> {
         let mut pending = Vec::with_capacity(steps.len());
         let mut messages = Vec::with_capacity(steps.len());
         for step in steps {
@@ -281,7 +306,6 @@ impl Rtnl {
             .requests
             .request_batch(messages, SocketAddr::new(0, 0))
             .map_err(|_| ended(&pending[0].0))?;
-        let mut objects = Vec::new();
         let mut first_error = None;
         for (what, success) in pending {
             loop {
@@ -304,10 +328,7 @@ impl Rtnl {
                 }
             }
         }
-        match first_error {
-            Some(error) => Err(error),
-            None => Ok(objects),
-        }
+        first_error.map_or(Ok(()), Err)
     }
 
     /// Makes links and returns their indices: `created` are the steps, and each of `links` is then looked up.

@@ -13,8 +13,14 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use std::mem::MaybeUninit;
+
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use serde_json::Value;
 
 use super::*;
@@ -32,13 +38,7 @@ impl Netns {
     /// Unshares the calling thread.
     fn enter_new() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .unwrap();
+        let socket = rtnetlink_socket();
         let fd = std::fs::File::open("/proc/thread-self/ns/net")
             .unwrap()
             .into();
@@ -52,10 +52,68 @@ impl Netns {
         thread::spawn(Self::enter_new).join().unwrap()
     }
 
-    fn forwarding() -> Self {
+    /// As the makers of the real namespaces set them, before any link is there.
+    fn with_settings(forwarding: &str) -> Self {
         let netns = Self::new();
-        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        let set = |name: &str, value| {
+            let path = std::path::Path::new("/proc/sys/net").join(name);
+            std::fs::write(&path, value).unwrap_or_else(|e| panic!("{name}: {e}"));
+        };
+        netns.within(|| {
+            // First: it resets some of the others.
+            set("ipv4/ip_forward", forwarding);
+            for scope in ["all", "default"] {
+                for (name, value) in [
+                    ("rp_filter", "1"),
+                    ("accept_redirects", "0"),
+                    ("secure_redirects", "0"),
+                    ("send_redirects", "0"),
+                    ("accept_source_route", "0"),
+                    ("accept_local", "0"),
+                    ("route_localnet", "0"),
+                    ("proxy_arp", "0"),
+                    ("log_martians", "0"),
+                ] {
+                    set(&format!("ipv4/conf/{scope}/{name}"), value);
+                }
+                set(&format!("ipv6/conf/{scope}/disable_ipv6"), "1");
+            }
+            for table in ["iptables", "ip6tables", "arptables"] {
+                let name = format!("bridge/bridge-nf-call-{table}");
+                if std::path::Path::new("/proc/sys/net").join(&name).exists() {
+                    set(&name, "0");
+                }
+            }
+        });
         netns
+    }
+
+    /// One that a user namespace of its own owns, with a socket made by its root: what the stack has in the end.
+    fn of_a_user_namespace() -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let status = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "net::tests::hand_over_a_socket"])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut data = [std::io::IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        rustix::net::recvmsg(&ours, &mut data, &mut control, flags).unwrap();
+        let mut fds = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        Self {
+            fd: fds.next().unwrap(),
+            socket: fds.next(),
+        }
     }
 
     /// Runs `f` on a thread inside.
@@ -90,6 +148,31 @@ impl Netns {
             thread: Some(thread),
         }
     }
+}
+
+/// The inside of [`Netns::of_a_user_namespace`]: a threaded process can't enter a user namespace.
+#[test]
+#[ignore = "run by other tests in a namespace they made"]
+fn hand_over_a_socket() {
+    let stdin = std::io::stdin();
+    let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+    let socket = rtnetlink_socket();
+    let fds = [netns.as_fd(), socket.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let data = [std::io::IoSlice::new(b"x")];
+    rustix::net::sendmsg(stdin, &data, &mut control, SendFlags::empty()).unwrap();
+}
+
+fn rtnetlink_socket() -> OwnedFd {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .unwrap()
 }
 
 struct Server {
@@ -209,13 +292,17 @@ struct Stack {
 
 impl Stack {
     fn new(plan: Plan) -> Self {
+        Self::of(plan, Netns::with_settings)
+    }
+
+    fn of(plan: Plan, make: impl Fn(&str) -> Netns) -> Self {
         let connect = |mut netns: Netns| {
             let rtnl = Rtnl::from_fd(netns.socket.take().unwrap()).unwrap();
             (netns, rtnl)
         };
         Self {
-            sidecar: connect(Netns::forwarding()),
-            apps: plan.apps.iter().map(|_| connect(Netns::new())).collect(),
+            sidecar: connect(make("1")),
+            apps: (plan.apps.iter()).map(|_| connect(make("0"))).collect(),
             plan,
         }
     }
@@ -299,6 +386,8 @@ fn created_links_are_down_and_have_every_property() {
         for link in here.iter().chain(&inside).chain(&in_app) {
             if link["ifname"] != "lo" {
                 assert_eq!(link["inet6_addr_gen_mode"], "none", "{link:#}");
+                assert_eq!(link["num_tx_queues"], 1, "{link:#}");
+                assert_eq!(link["num_rx_queues"], 1, "{link:#}");
             }
         }
         let fdb = sidecar.json("bridge -j fdb");
@@ -482,6 +571,23 @@ fn two_stacks_may_use_the_same_subnet() {
         for (stack, word) in [(&one, "one"), (&two, "two"), (&one, "one")] {
             stack.sidecar.0.within(|| assert_eq!(hear(app), word));
         }
+    });
+}
+
+#[test]
+fn each_namespace_may_be_of_another_user_namespace() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let plan = plan("customerA", "198.19.0.8/31", &["a", "b"]);
+        let stack = Stack::of(plan, |_| Netns::of_a_user_namespace());
+        let mut links = stack.up(&host).await;
+        let app = &stack.plan.apps[0];
+        {
+            let _server = stack.apps[0].0.serve(Ipv4Addr::UNSPECIFIED, "a");
+            let sidecar = &stack.sidecar.0;
+            sidecar.within(|| assert_eq!(hear(app.address), "a"));
+        }
+        remove_app(app, stack.sidecar(), &mut links).await.unwrap();
     });
 }
 
@@ -857,5 +963,24 @@ fn facts_are_addresses_links_and_routes_of_every_table() {
                 net("203.0.113.2/32"),
             ]
         );
+    });
+}
+
+/// The kernel drops answers that the socket has no room for, and an acknowledgement among them.
+#[test]
+fn a_stack_of_a_hundred_apps_comes_up() {
+    as_host(async |_| {
+        let host = Rtnl::open().unwrap();
+        let names: Vec<String> = (0..100).map(|number| format!("n{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut plan = plan("customerA", "198.19.0.8/31", &names);
+        for (last, app) in (101..).zip(&mut plan.apps) {
+            app.address = Ipv4Addr::new(172, 18, 0, last);
+        }
+        let stack = Stack::new(plan);
+        stack.up(&host).await;
+        let links = stack.sidecar.0.json("ip -j link show master customerA");
+        assert_eq!(links.len(), 100);
+        assert!(links.iter().all(|link| link["operstate"] == "UP"));
     });
 }
