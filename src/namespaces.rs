@@ -57,36 +57,41 @@ pub type RouteSocket = OwnedFd;
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
 /// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
 /// unless it is configured (Documentation/networking/ip-sysctl.rst).
-const COMMON: [(&str, &str); 10] = [
+const COMMON: [(&str, &str); 20] = [
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_redirects", "0"),
     ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/secure_redirects", "0"),
+    ("ipv4/conf/default/secure_redirects", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/conf/all/accept_source_route", "0"),
     ("ipv4/conf/default/accept_source_route", "0"),
+    ("ipv4/conf/all/accept_local", "0"),
+    ("ipv4/conf/default/accept_local", "0"),
     ("ipv4/conf/all/route_localnet", "0"),
     ("ipv4/conf/default/route_localnet", "0"),
+    ("ipv4/conf/all/proxy_arp", "0"),
+    ("ipv4/conf/default/proxy_arp", "0"),
+    // Or an app could fill the host's kernel log.
+    ("ipv4/conf/all/log_martians", "0"),
+    ("ipv4/conf/default/log_martians", "0"),
 ];
 
-/// The sidecar forwards, and answers for an address only on the link that has it.
-const SIDECAR: [(&str, &str); 5] = [
+/// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
+/// before the rest: setting it resets some of that.
+const SIDECAR: [(&str, &str); 4] = [
     ("ipv4/ip_forward", "1"),
-    ("ipv4/conf/all/arp_ignore", "1"),
-    ("ipv4/conf/default/arp_ignore", "1"),
-    ("ipv4/conf/all/rp_filter", "0"),
-    ("ipv4/conf/default/rp_filter", "0"),
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-arptables", "0"),
 ];
 
-/// The app forwards nothing, and takes a packet only from where it would answer to.
-const APP: [(&str, &str); 5] = [
-    ("ipv4/ip_forward", "0"),
-    ("ipv4/conf/all/forwarding", "0"),
-    ("ipv4/conf/default/forwarding", "0"),
-    ("ipv4/conf/all/rp_filter", "1"),
-    ("ipv4/conf/default/rp_filter", "1"),
-];
+/// The app forwards nothing, and may open no ICMP socket.
+const APP: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/ping_group_range", "1 0")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.
@@ -203,12 +208,12 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
         Network::App => &APP,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
-    for (name, value) in COMMON.iter().chain(own) {
+    for (name, value) in own.iter().chain(&COMMON) {
         // /proc/sys/net shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
         match std::fs::write(format!("/proc/sys/net/{name}"), value) {
             Ok(()) => {}
-            // A kernel without IPv6 has nothing to switch off.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
+            // A kernel without IPv6, or without br_netfilter, has nothing to switch off.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !name.starts_with("ipv4/") => {}
             Err(e) => return Err(("set the sysctls", io::Error::new(e.kind(), format!("net/{name}: {e}")))),
         }
     }
