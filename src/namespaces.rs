@@ -90,8 +90,8 @@ const SIDECAR: [(&str, &str); 4] = [
     ("bridge/bridge-nf-call-arptables", "0"),
 ];
 
-/// The app forwards nothing, and may open no ICMP socket.
-const APP: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/ping_group_range", "1 0")];
+/// The app forwards nothing.
+const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.

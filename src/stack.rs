@@ -34,6 +34,8 @@ use crate::rootfs;
 const OURS: Duration = Duration::from_secs(20);
 /// How long an app may take until it listens.
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// How often an app that has just been started is asked whether it listens.
+const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How long an app may take to end after SIGTERM.
 pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -442,12 +444,11 @@ impl Ground {
 
     /// Waits until the app listens on every published port, where the sidecar can reach it.
     ///
-    /// The kernel tells nobody when a socket begins to listen, so this asks: after 1 ms, 2 ms and so on, up to every
-    /// 50 ms. The app's end is heard of at once.
+    /// The kernel tells nobody when a socket begins to listen, so this asks: every millisecond at first, less often for
+    /// an app that takes its time. The app's end is heard of at once.
     async fn wait_until_listening(&self, index: usize, container: &mut Container) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
-        let deadline = tokio::time::Instant::now() + APP_STARTS_WITHIN;
-        let mut pause = Duration::from_millis(1);
+        let begun = tokio::time::Instant::now();
         loop {
             let listening = crate::publish::listening_in(container.pid());
             let reachable = |port: u16| {
@@ -458,7 +459,8 @@ impl Ground {
             let Some(missing) = app.publish.iter().map(|p| p.app_port).find(|port| !reachable(*port)) else {
                 return Ok(());
             };
-            if tokio::time::Instant::now() >= deadline {
+            let waited = begun.elapsed();
+            if waited >= APP_STARTS_WITHIN {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
@@ -479,7 +481,7 @@ impl Ground {
                         });
                     }
                 },
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(50)),
+                () = tokio::time::sleep((waited / 20).clamp(ASK_EVERY, 50 * ASK_EVERY)) => {}
             }
         }
     }
