@@ -155,12 +155,19 @@ impl Container {
     ///
     /// # Errors
     /// [`ContainerError::Ours`] with EPIPE when the part has ended.
-    pub async fn send(&self, message: &ToStage, fds: &[BorrowedFd<'_>]) -> Result<(), ContainerError> {
-        self.channel.send(message, fds).await.map_err(|source| ContainerError::Ours {
-            part: self.part.clone(),
-            what: "send a message",
-            source,
-        })
+    pub async fn send(
+        &self,
+        message: &ToStage,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ContainerError> {
+        self.channel
+            .send(message, fds)
+            .await
+            .map_err(|source| ContainerError::Ours {
+                part: self.part.clone(),
+                what: "send a message",
+                source,
+            })
     }
 
     async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
@@ -257,7 +264,12 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
 }
 
 /// The helper's whole life: join, clone, hand the pidfd up.
-fn join(socket: &OwnedFd, namespaces: &Namespaces, program: BorrowedFd<'_>, title: &CString) -> i32 {
+fn join(
+    socket: &OwnedFd,
+    namespaces: &Namespaces,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> i32 {
     match try_join(socket, namespaces, program, title) {
         Ok(()) => 0,
         Err((step, e)) => {
@@ -281,9 +293,11 @@ fn try_join(
     let at = |step: &'static str| move |e: nix::Error| (step, e.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))?;
-    nix::sched::setns(&namespaces.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
+    nix::sched::setns(&namespaces.user, CloneFlags::CLONE_NEWUSER)
+        .map_err(at("join the user namespace"))?;
     if let Some(net) = &namespaces.net {
-        nix::sched::setns(net, CloneFlags::CLONE_NEWNET).map_err(at("join the network namespace"))?;
+        nix::sched::setns(net, CloneFlags::CLONE_NEWNET)
+            .map_err(at("join the network namespace"))?;
     }
     match nix::unistd::setgroups(&[]) {
         // Forbidden by an unprivileged gid map (user_namespaces(7)).
@@ -300,8 +314,10 @@ fn try_join(
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     match clone3(flags).map_err(|e| ("clone into the other namespaces", e))? {
-        Cloned::Parent { pid, pidfd } => protocol::send(socket, &FromStage::Spawned { pid }, &[pidfd.as_fd()])
-            .map_err(|e| ("hand the pidfd up", e)),
+        Cloned::Parent { pid, pidfd } => {
+            protocol::send(socket, &FromStage::Spawned { pid }, &[pidfd.as_fd()])
+                .map_err(|e| ("hand the pidfd up", e))
+        }
         Cloned::Child => {
             // The stage hears nothing and ends when this does not work; the supervisor sees its end.
             let Err(e) = execute(socket, program, title);
@@ -316,12 +332,22 @@ fn try_join(
     }
 }
 
-fn execute(socket: &OwnedFd, program: BorrowedFd<'_>, title: &CString) -> io::Result<std::convert::Infallible> {
+fn execute(
+    socket: &OwnedFd,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> io::Result<std::convert::Infallible> {
     // A change of uid cleared it, and a clone doesn't inherit it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::stdio::dup2_stdin(socket)?;
     close_on_exec_from(1)?;
     let args = [c"lrpns", c"init", title.as_c_str()];
     let env: [&std::ffi::CStr; 0] = [];
-    Ok(nix::unistd::execveat(program, c"", &args, &env, nix::fcntl::AtFlags::AT_EMPTY_PATH)?)
+    Ok(nix::unistd::execveat(
+        program,
+        c"",
+        &args,
+        &env,
+        nix::fcntl::AtFlags::AT_EMPTY_PATH,
+    )?)
 }

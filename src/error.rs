@@ -102,10 +102,14 @@ fn chain(e: &dyn std::error::Error) -> String {
 impl From<ConfigErrors> for Failure {
     fn from(e: ConfigErrors) -> Self {
         use std::io::IsTerminal;
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colour = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let count = e.problems().len();
         let plural = if count == 1 { "problem" } else { "problems" };
-        Self::usage(format!("{count} {plural} in the configuration\n{}", e.render(colour).trim_end()))
+        Self::usage(format!(
+            "{count} {plural} in the configuration\n{}",
+            e.render(colour).trim_end()
+        ))
     }
 }
 
@@ -130,10 +134,13 @@ impl From<PlanError> for Failure {
 impl From<StackError> for Failure {
     fn from(e: StackError) -> Self {
         let failure = match &e {
-            StackError::AppEnded { .. } | StackError::NotListening { .. } | StackError::Path { .. } | StackError::Interrupted => {
-                Self::failed(chain(&e))
-            }
-            StackError::Container(ContainerError::Stage { errno: Some(errno), .. }) => Self {
+            StackError::AppEnded { .. }
+            | StackError::NotListening { .. }
+            | StackError::Path { .. }
+            | StackError::Interrupted => Self::failed(chain(&e)),
+            StackError::Container(ContainerError::Stage {
+                errno: Some(errno), ..
+            }) => Self {
                 // As a shell: not found, or found and not executable.
                 code: if *errno == libc::ENOENT { 127 } else { 126 },
                 ..Self::unable(chain(&e))
@@ -157,7 +164,9 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         StackError::Container(ContainerError::Stage { step, .. }) if step == "execute lrpns" => {
             Some("the lrpns binary must be readable and executable by everybody: chmod 755")
         }
-        StackError::HostTable(_) => Some("the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT"),
+        StackError::HostTable(_) => Some(
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT",
+        ),
         StackError::AppEnded { .. } | StackError::NotListening { .. } => {
             Some("what the app wrote is above; its command, env and rootfs are in `lrpns plan`")
         }

@@ -75,7 +75,8 @@ impl Host {
                     .build()
                     .map_err(io("make a runtime"))?;
                 let facts = runtime.block_on(async { net::facts(&net::Rtnl::open()?).await })?;
-                let forwarding = firewall::forwarding().unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() });
+                let forwarding = firewall::forwarding()
+                    .unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() });
                 (facts, forwarding)
             }
             // The uplink ends in a fresh network namespace that has nothing in it yet.
@@ -94,10 +95,12 @@ impl Host {
             net,
             forwarding,
             others,
-            first_user_port: std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-                .unwrap_or(1024),
+            first_user_port: std::fs::read_to_string(
+                "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+            )
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(1024),
         })
     }
 
@@ -108,4 +111,3 @@ impl Host {
         StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
     }
 }
-

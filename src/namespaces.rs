@@ -127,7 +127,9 @@ impl Namespaces {
                 write_id_map(pid, ids)?;
                 Ok(fds)
             }
-            Some((FromStage::Failed { step, cause, .. }, _)) => Err(io::Error::other(format!("{step}: {cause}"))),
+            Some((FromStage::Failed { step, cause, .. }, _)) => {
+                Err(io::Error::other(format!("{step}: {cause}")))
+            }
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         });
         // The end of the conversation ends the child; then there is nothing left of it.
@@ -138,7 +140,13 @@ impl Namespaces {
             .next()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
             .map_err(failed("take the user namespace"))?;
-        Ok((Self { user, net: fds.next() }, fds.next()))
+        Ok((
+            Self {
+                user,
+                net: fds.next(),
+            },
+            fds.next(),
+        ))
     }
 }
 
@@ -214,7 +222,12 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             Ok(()) => {}
             // A kernel without IPv6, or without br_netfilter, has nothing to switch off.
             Err(e) if e.kind() == io::ErrorKind::NotFound && !name.starts_with("ipv4/") => {}
-            Err(e) => return Err(("set the sysctls", io::Error::new(e.kind(), format!("net/{name}: {e}")))),
+            Err(e) => {
+                return Err((
+                    "set the sysctls",
+                    io::Error::new(e.kind(), format!("net/{name}: {e}")),
+                ));
+            }
         }
     }
     let route = rustix::net::socket_with(

@@ -258,12 +258,17 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
-        origins.entry(key).or_insert_with(|| Origin::Chosen { how: how.to_owned() });
+        origins.entry(key).or_insert_with(|| Origin::Chosen {
+            how: how.to_owned(),
+        });
     };
     let stack = &config.name;
 
     let subnet = config.network.subnet.unwrap_or_else(|| {
-        chosen("network.subnet".into(), "the smallest that fits, unused on this host");
+        chosen(
+            "network.subnet".into(),
+            "the smallest that fits, unused on this host",
+        );
         choose_subnet(config.apps.len(), host)
     });
     let mut taken: Vec<Ipv4Addr> = config.apps.iter().filter_map(|app| app.address).collect();
@@ -291,7 +296,8 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         .filter_map(|other| Ipv4Net::new(other.uplink.host_address, 31).ok())
         .map(|net| net.trunc())
         .collect();
-    let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks).map_err(|e| PlanError::Uplink(e.to_string()))?;
+    let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
+        .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
     let uplink = UplinkPlan {
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
@@ -314,7 +320,8 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             name: app.name.clone(),
             address,
             mac: net::mac(stack, app.name.as_str()),
-            port_link: IfName::new(format!("port{index}")).expect("at most 15 bytes for any number of apps"),
+            port_link: IfName::new(format!("port{index}"))
+                .expect("at most 15 bytes for any number of apps"),
             ids: ids(2),
             rootfs: app.rootfs.clone(),
             command: app.command.clone(),
@@ -339,7 +346,10 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     }
     for (plan, app) in apps.iter().zip(&config.apps) {
         if app.address.is_none() {
-            chosen(format!("{}.address", plan.name), "the next free one of the subnet");
+            chosen(
+                format!("{}.address", plan.name),
+                "the next free one of the subnet",
+            );
         }
     }
 
@@ -368,7 +378,11 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
 fn bridge_name(stack: &StackName) -> IfName {
     let name: String = stack.as_str().chars().take(IfName::MAX).collect();
     // These two names are taken in every namespace of a sidecar.
-    let name = if name == "lo" || name == "uplink" { format!("br-{name}") } else { name };
+    let name = if name == "lo" || name == "uplink" {
+        format!("br-{name}")
+    } else {
+        name
+    };
     IfName::new(name).expect("a stack's name has only characters that a link's may have")
 }
 
@@ -383,7 +397,12 @@ fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
         .filter_map(|first| Ipv4Net::new(first, length).ok())
         .find(|subnet| {
             let overlaps = |net: &Ipv4Net| net.contains(subnet) || subnet.contains(net);
-            !host.net.routes.iter().any(overlaps) && !host.net.addresses.iter().any(|(_, net)| overlaps(&net.trunc()))
+            !host.net.routes.iter().any(overlaps)
+                && !host
+                    .net
+                    .addresses
+                    .iter()
+                    .any(|(_, net)| overlaps(&net.trunc()))
         })
         // Nothing on the host routes to it, so an overlap only hides clients from those very addresses.
         .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
@@ -396,7 +415,11 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
         Mode::Rootless => None,
         Mode::Root => {
             let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
-            let taken: Vec<u32> = host.others.iter().map(|other| other.sidecar.host_id / IDS_PER_STACK).collect();
+            let taken: Vec<u32> = host
+                .others
+                .iter()
+                .map(|other| other.sidecar.host_id / IDS_PER_STACK)
+                .collect();
             let slot = (0..ID_SLOTS)
                 .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)
                 .find(|slot| !taken.contains(slot))
@@ -405,7 +428,10 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
         }
     };
     Ok(move |count| match &mut next {
-        None => IdMap { host_id: 0, count: 1 },
+        None => IdMap {
+            host_id: 0,
+            count: 1,
+        },
         Some(next) => {
             let host_id = *next;
             *next += count;
@@ -422,7 +448,8 @@ fn environment(app: &config::App) -> BTreeMap<String, String> {
         ("HOME", "/"),
         ("HOSTNAME", app.name.as_str()),
     ] {
-        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        env.entry(name.to_owned())
+            .or_insert_with(|| value.to_owned());
     }
     env
 }
@@ -508,6 +535,8 @@ impl Plan {
 
     /// Every published port with its app.
     pub fn published(&self) -> impl Iterator<Item = (&AppPlan, &PublishPlan)> {
-        self.apps.iter().flat_map(|app| app.publish.iter().map(move |publish| (app, publish)))
+        self.apps
+            .iter()
+            .flat_map(|app| app.publish.iter().map(move |publish| (app, publish)))
     }
 }

@@ -41,14 +41,27 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
 /// All problems, never only the first.
 pub fn check(plan: &Plan, host: &Host) -> Result<Vec<Listener>, Vec<Problem>> {
     let mut problems = vec![];
-    problems.extend(plan.apps.iter().filter_map(|app| root(&app.rootfs, app)).flatten());
+    problems.extend(
+        plan.apps
+            .iter()
+            .filter_map(|app| root(&app.rootfs, app))
+            .flatten(),
+    );
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
     let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
-        problems.extend(refused.into_iter().map(|(address, e)| cannot_bind(address, &e, host)));
+        problems.extend(
+            refused
+                .into_iter()
+                .map(|(address, e)| cannot_bind(address, &e, host)),
+        );
         vec![]
     });
-    if problems.is_empty() { Ok(listeners) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(listeners)
+    } else {
+        Err(problems)
+    }
 }
 
 /// Whether an app's root can be made.
@@ -98,7 +111,11 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
     let ours = std::iter::once(("sidecar", plan.bridge.address))
         .chain(plan.apps.iter().map(|app| (app.name.as_str(), app.address)));
     ours.filter_map(|(part, address)| {
-        let (link, _) = host.net.addresses.iter().find(|(_, net)| net.addr() == address)?;
+        let (link, _) = host
+            .net
+            .addresses
+            .iter()
+            .find(|(_, net)| net.addr() == address)?;
         Some(problem(
             format!("the address {address} of {part} is this host's own, on {link}"),
             "choose another network.subnet in the configuration",
@@ -114,7 +131,10 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         let (address, port) = (*publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
-                format!("port {port} can't be published by an ordinary user: the first is {}", host.first_user_port),
+                format!(
+                    "port {port} can't be published by an ordinary user: the first is {}",
+                    host.first_user_port
+                ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
             ));
         }
@@ -125,7 +145,10 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     "use via = \"auto\" or \"relay\"",
                 )),
                 (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
-                    format!("{}: via = \"dnat\" does not work on this host: {why}", publish.listen),
+                    format!(
+                        "{}: via = \"dnat\" does not work on this host: {why}",
+                        publish.listen
+                    ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
                 (Forwarding::Open, Mode::Root) => {}
@@ -138,7 +161,10 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             || plan.mode == Mode::Rootless;
         if !somewhere {
             problems.push(problem(
-                format!("{}: no link of this host has the address {address}", publish.listen),
+                format!(
+                    "{}: no link of this host has the address {address}",
+                    publish.listen
+                ),
                 addresses_hint(host),
             ));
         }
@@ -147,7 +173,12 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
 }
 
 fn addresses_hint(host: &Host) -> String {
-    let mut known: Vec<Ipv4Addr> = host.net.addresses.iter().map(|(_, net)| net.addr()).collect();
+    let mut known: Vec<Ipv4Addr> = host
+        .net
+        .addresses
+        .iter()
+        .map(|(_, net)| net.addr())
+        .collect();
     known.sort();
     known.dedup();
     let known: Vec<String> = known.iter().map(ToString::to_string).collect();
@@ -168,11 +199,17 @@ fn cannot_bind(address: SocketAddrV4, e: &io::Error, host: &Host) -> Problem {
             });
             let hint = match other {
                 Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
-                None => format!("ss -ltnp 'sport = :{}' shows who listens there", address.port()),
+                None => format!(
+                    "ss -ltnp 'sport = :{}' shows who listens there",
+                    address.port()
+                ),
             };
             problem(what, hint)
         }
-        io::ErrorKind::PermissionDenied => problem(what, "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start"),
+        io::ErrorKind::PermissionDenied => problem(
+            what,
+            "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start",
+        ),
         _ => Problem { what, hint: None },
     }
 }
@@ -187,9 +224,14 @@ pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
             lines.extend(hint.as_ref().map(|hint| format!("  hint: {hint}")));
         }
     }
-    let failure = crate::error::Failure::unable(format!("{stack} can't be brought up: {}", lines.join("\n")));
+    let failure =
+        crate::error::Failure::unable(format!("{stack} can't be brought up: {}", lines.join("\n")));
     match problems {
-        [Problem { hint: Some(hint), .. }] => failure.hint(hint),
+        [
+            Problem {
+                hint: Some(hint), ..
+            },
+        ] => failure.hint(hint),
         _ => failure,
     }
 }

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -181,7 +181,10 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors",
+        ));
     }
     Ok(rustix::net::sendmsg(
         socket,
@@ -192,7 +195,11 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io
 }
 
 /// One `recvmsg(2)`; 0 is the other side's end.
-fn receive_some(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+fn receive_some(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::net::recvmsg(
@@ -207,7 +214,10 @@ fn receive_some(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>
         }
     }
     if fds.len() > MAX_FDS {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "too many descriptors",
+        ));
     }
     Ok(got.bytes)
 }
@@ -261,7 +271,10 @@ impl Incoming {
         };
         let len = u32::from_le_bytes(head) as usize;
         if len == 0 || len > MAX_LEN {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "message of impossible length"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "message of impossible length",
+            ));
         }
         Ok(Some(len))
     }
@@ -349,7 +362,9 @@ impl Channel {
             let incoming = &mut self.incoming;
             let progress = self
                 .socket
-                .async_io_mut(tokio::io::Interest::READABLE, |socket| incoming.advance(socket.as_fd()))
+                .async_io_mut(tokio::io::Interest::READABLE, |socket| {
+                    incoming.advance(socket.as_fd())
+                })
                 .await?;
             match progress {
                 Progress::More => {}
@@ -379,7 +394,16 @@ mod tests {
         let (a, b) = pair();
         let file = std::fs::File::open("/proc/self/status").unwrap();
         let long = "x".repeat(100_000);
-        send(&a, &FromStage::Failed { step: long.clone(), cause: String::new(), errno: None }, &[file.as_fd()]).unwrap();
+        send(
+            &a,
+            &FromStage::Failed {
+                step: long.clone(),
+                cause: String::new(),
+                errno: None,
+            },
+            &[file.as_fd()],
+        )
+        .unwrap();
         send(&a, &FromStage::Started, &[]).unwrap();
         drop(a);
         let (first, fds) = receive::<FromStage>(&b).unwrap().unwrap();
@@ -395,7 +419,10 @@ mod tests {
     fn a_length_that_cannot_be_is_refused_before_anything_is_allocated() {
         let (a, b) = pair();
         rustix::io::write(&a, &u32::MAX.to_le_bytes()).unwrap();
-        assert_eq!(receive::<FromStage>(&b).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            receive::<FromStage>(&b).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     #[test]
@@ -403,6 +430,9 @@ mod tests {
         let (a, b) = pair();
         rustix::io::write(&a, &[9, 0, 0, 0, b'x']).unwrap();
         drop(a);
-        assert_eq!(receive::<FromStage>(&b).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            receive::<FromStage>(&b).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

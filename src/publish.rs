@@ -31,8 +31,12 @@ impl Listener {
     /// # Errors
     /// What `socket(2)` or `bind(2)` says.
     pub fn bind(address: SocketAddrV4, target: SocketAddrV4) -> io::Result<Self> {
-        let socket =
-            rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let socket = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
         rustix::net::bind(&socket, &address)?;
@@ -68,7 +72,11 @@ pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddrV4, io::Err
             Err(e) => refused.push((publish.listen, e)),
         }
     }
-    if refused.is_empty() { Ok(bound) } else { Err(refused) }
+    if refused.is_empty() {
+        Ok(bound)
+    } else {
+        Err(refused)
+    }
 }
 
 /// Where TCP sockets listen in the network namespace of process `pid`, which must be a child of ours that has not
@@ -111,7 +119,10 @@ mod tests {
     #[test]
     fn a_listening_line_gives_its_address_and_no_other_line_does() {
         let listening = "   0: 0100007F:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1";
-        assert_eq!(listening_line(listening), Some("127.0.0.1:5000".parse().unwrap()));
+        assert_eq!(
+            listening_line(listening),
+            Some("127.0.0.1:5000".parse().unwrap())
+        );
         let established = listening.replace(" 0A ", " 01 ");
         assert_eq!(listening_line(&established), None);
         let any6 = "   0: 00000000000000000000000000000000:1388 00000000000000000000000000000000:0000 0A 0";

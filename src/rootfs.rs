@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 
 use crate::config::{Rootfs, Tmpfs};
@@ -35,7 +36,10 @@ pub struct RootfsError {
     pub source: io::Error,
 }
 
-fn at<E: Into<io::Error>>(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> RootfsError {
+fn at<E: Into<io::Error>>(
+    what: &'static str,
+    path: impl AsRef<Path>,
+) -> impl FnOnce(E) -> RootfsError {
     let path = path.as_ref().to_owned();
     move |source| RootfsError {
         what,
@@ -57,7 +61,8 @@ pub fn detached(path: &Path) -> Result<OwnedFd, RootfsError> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let fd = rustix::mount::open_tree(CWD, path, flags).map_err(at("open", path))?;
-    sys::mount::set_attributes(fd.as_fd(), recursive, READ_ONLY).map_err(at("make read-only", path))?;
+    sys::mount::set_attributes(fd.as_fd(), recursive, READ_ONLY)
+        .map_err(at("make read-only", path))?;
     Ok(fd)
 }
 
@@ -74,11 +79,15 @@ pub fn own_program() -> Result<OwnedFd, RootfsError> {
         Err(e) if e.source.raw_os_error() == Some(libc::EINVAL) => {
             let path = std::fs::read_link(link).map_err(at("read", link))?;
             let program = detached(&path)?;
-            let of = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+            let of =
+                |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
             let running = std::fs::File::open(link).map_err(at("open", link))?;
             let same = of(program.as_fd()).and_then(|p| Ok(p == of(running.as_fd())?));
             if !same.map_err(at("look at", &path))? {
-                let replaced = io::Error::new(io::ErrorKind::NotFound, "it is not the program that runs any more");
+                let replaced = io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "it is not the program that runs any more",
+                );
                 return Err(at("open", path)(replaced));
             }
             Ok(program)
@@ -109,7 +118,8 @@ pub fn open(
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_EMPTY_PATH;
-            let program = rustix::mount::open_tree(own_program, "", flags).map_err(at("open", "/proc/self/exe"))?;
+            let program = rustix::mount::open_tree(own_program, "", flags)
+                .map_err(at("open", "/proc/self/exe"))?;
             sys::mount::set_attributes(program.as_fd(), false, READ_ONLY)
                 .map_err(at("make read-only", "/proc/self/exe"))?;
             let start = RootfsStart::Assembled {
@@ -201,12 +211,20 @@ pub fn enter_empty() -> Result<(), RootfsError> {
 ///
 /// # Errors
 /// [`RootfsError`]; the stage must then end.
-pub fn enter(start: &RootfsStart, fds: Vec<OwnedFd>, writable: &[Tmpfs]) -> Result<Vec<String>, RootfsError> {
+pub fn enter(
+    start: &RootfsStart,
+    fds: Vec<OwnedFd>,
+    writable: &[Tmpfs],
+) -> Result<Vec<String>, RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
     let root = match start {
         RootfsStart::Whole => begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?,
-        RootfsStart::Assembled { mounts, links, files } => {
+        RootfsStart::Assembled {
+            mounts,
+            links,
+            files,
+        } => {
             let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
             for (path, text) in files {
                 file(&root, path, text)?;
@@ -233,13 +251,17 @@ pub fn enter(start: &RootfsStart, fds: Vec<OwnedFd>, writable: &[Tmpfs]) -> Resu
         if e.source.raw_os_error() != Some(libc::EPERM) {
             return Err(e);
         }
-        notes.push("no /proc inside: the kernel refused it, since this host's own is partly covered".to_owned());
+        notes.push(
+            "no /proc inside: the kernel refused it, since this host's own is partly covered"
+                .to_owned(),
+        );
     }
     for tmp in writable {
         let mount = tmpfs(&tmp.path, &tmp.size.to_string(), "1777")?;
         attach(&mount, &root, &tmp.path)?;
     }
-    sys::mount::set_attributes(root.as_fd(), false, READ_ONLY).map_err(at("make read-only", "/"))?;
+    sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
+        .map_err(at("make read-only", "/"))?;
     pivot(root)?;
     Ok(notes)
 }
@@ -249,10 +271,19 @@ const STAGING: &str = "/tmp";
 
 /// Cuts this mount namespace's ties to the host's and attaches the new root.
 fn begin(root: OwnedFd) -> Result<OwnedFd, RootfsError> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(at("make private", "/"))?;
-    rustix::mount::move_mount(&root, "", CWD, STAGING, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(at("attach", "/"))?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(at("make private", "/"))?;
+    rustix::mount::move_mount(
+        &root,
+        "",
+        CWD,
+        STAGING,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(at("attach", "/"))?;
     Ok(root)
 }
 
@@ -320,12 +351,18 @@ fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
         let node = rustix::mount::open_tree(
             CWD,
             &host,
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
         )
         .map_err(at("open", &host))?;
         let stat = rustix::fs::fstat(&node).map_err(at("look at", &host))?;
-        let is = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
-            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (major, minor);
+        let is = rustix::fs::FileType::from_raw_mode(stat.st_mode)
+            == rustix::fs::FileType::CharacterDevice
+            && (
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+            ) == (major, minor);
         if !is {
             let wrong = io::Error::new(io::ErrorKind::InvalidData, "not the device of that name");
             return Err(at("open", &host)(wrong));

@@ -29,12 +29,17 @@ pub struct RootlessError {
 pub fn become_root_of_own_namespaces() -> Result<(), RootlessError> {
     let at = |what: &'static str| move |source: io::Error| RootlessError { what, source };
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    nix::sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .map_err(|e| at("make a user namespace")(e.into()))?;
+    nix::sched::unshare(
+        CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS,
+    )
+    .map_err(|e| at("make a user namespace")(e.into()))?;
     // A gid map may be written without privilege only after setgroups(2) has been given up (user_namespaces(7)).
     std::fs::write("/proc/self/setgroups", "deny").map_err(at("give up setgroups"))?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).map_err(at("map the uid"))?;
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).map_err(at("map the gid"))?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|e| at("make the mounts private")(e.into()))
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|e| at("make the mounts private")(e.into()))
 }

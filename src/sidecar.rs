@@ -31,7 +31,9 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     // Nothing more is ever said to a sidecar; the end of the conversation is the end of it.
     match protocol::receive::<ToStage>(supervisor) {
         Ok(None) => Ok(()),
-        Ok(Some(_)) => Err(step("wait for the end")(io::Error::from(io::ErrorKind::InvalidData))),
+        Ok(Some(_)) => Err(step("wait for the end")(io::Error::from(
+            io::ErrorKind::InvalidData,
+        ))),
         Err(e) => Err(step("wait for the end")(e)),
     }
 }

@@ -254,7 +254,10 @@ impl Stack {
         done("parts", progress)?;
 
         let host_table = firewall::Socket::open()?;
-        firewall::transact(&host_table, &firewall::encode_owned(&firewall::host_rules(plan))?)?;
+        firewall::transact(
+            &host_table,
+            &firewall::encode_owned(&firewall::host_rules(plan))?,
+        )?;
         done("rules", progress)?;
 
         within("links", async {
@@ -271,7 +274,9 @@ impl Stack {
         done("commands", progress)?;
         for (id, part) in &mut parts {
             if let PartId::App(index) = *id {
-                ground.wait_until_listening(index, &mut part.container).await?;
+                ground
+                    .wait_until_listening(index, &mut part.container)
+                    .await?;
             }
         }
         done("listening", progress)?;
@@ -310,11 +315,11 @@ impl Ground {
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
             Namespaces::make("the relay", plan.relay, Network::Shared),
-            try_join_all(
-                plan.apps
-                    .iter()
-                    .map(|app| Namespaces::make(app.name.as_str(), app.ids, Network::App))
-            ),
+            try_join_all(plan.apps.iter().map(|app| Namespaces::make(
+                app.name.as_str(),
+                app.ids,
+                Network::App
+            ))),
         )?;
         let route = |socket: Option<OwnedFd>| -> Result<Rtnl, StackError> {
             let socket = socket.ok_or_else(|| StackError::Io {
@@ -333,7 +338,10 @@ impl Ground {
             apps,
             listeners,
         };
-        let app_routes = app_routes.into_iter().map(route).collect::<Result<_, _>>()?;
+        let app_routes = app_routes
+            .into_iter()
+            .map(route)
+            .collect::<Result<_, _>>()?;
         Ok((ground, route(sidecar_route)?, app_routes))
     }
 
@@ -379,10 +387,18 @@ impl Ground {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             role: Role::Relay {
-                targets: self.listeners.iter().map(|listener| listener.target).collect(),
+                targets: self
+                    .listeners
+                    .iter()
+                    .map(|listener| listener.target)
+                    .collect(),
             },
         };
-        let fds: Vec<_> = self.listeners.iter().map(|listener| listener.socket.as_fd()).collect();
+        let fds: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|listener| listener.socket.as_fd())
+            .collect();
         container.send(&ToStage::Start(start), &fds).await?;
         Launched::ready(container).await
     }
@@ -392,24 +408,41 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn relay(&self) -> Result<Launched, StackError> {
-        self.start_relay(self.spawn("relay", &self.relay).await?).await
+        self.start_relay(self.spawn("relay", &self.relay).await?)
+            .await
     }
 
     /// Starts an app's process up to the point where only its command is missing.
-    async fn app(&self, index: usize, output: &(dyn Fn(usize, Output) + Sync)) -> Result<Launched, StackError> {
+    async fn app(
+        &self,
+        index: usize,
+        output: &(dyn Fn(usize, Output) + Sync),
+    ) -> Result<Launched, StackError> {
         let app = &self.plan.apps[index];
-        let pipe = |what| {
-            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-                .map_err(|e| StackError::Io { what, source: e.into() })?;
-            // /dev/stdout inside is this pipe by way of /proc/self/fd, and opening it there asks for the owner.
-            let owner = Some(rustix::process::Uid::from_raw(app.ids.host_user()));
-            rustix::fs::fchown(&write, owner, None).map_err(|e| StackError::Io { what, source: e.into() })?;
-            Ok::<_, StackError>((read, write))
-        };
+        let pipe =
+            |what| {
+                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                    .map_err(|e| StackError::Io {
+                        what,
+                        source: e.into(),
+                    })?;
+                // /dev/stdout inside is this pipe by way of /proc/self/fd, and opening it there asks for the owner.
+                let owner = Some(rustix::process::Uid::from_raw(app.ids.host_user()));
+                rustix::fs::fchown(&write, owner, None).map_err(|e| StackError::Io {
+                    what,
+                    source: e.into(),
+                })?;
+                Ok::<_, StackError>((read, write))
+            };
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(&app.rootfs, self.program.as_fd(), app.name.as_str(), app.ids.user())?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            self.program.as_fd(),
+            app.name.as_str(),
+            app.ids.user(),
+        )?;
         let start = Start {
             hostname: app.name.to_string(),
             role: Role::App(AppStart {
@@ -431,10 +464,15 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn relaunch_app(&self, index: usize, output: &(dyn Fn(usize, Output) + Sync)) -> Result<Launched, StackError> {
+    pub async fn relaunch_app(
+        &self,
+        index: usize,
+        output: &(dyn Fn(usize, Output) + Sync),
+    ) -> Result<Launched, StackError> {
         let mut launched = self.app(index, output).await?;
         launched.proceed().await?;
-        self.wait_until_listening(index, &mut launched.container).await?;
+        self.wait_until_listening(index, &mut launched.container)
+            .await?;
         Ok(launched)
     }
 
@@ -446,17 +484,26 @@ impl Ground {
     ///
     /// The kernel tells nobody when a socket begins to listen, so this asks: every millisecond at first, less often for
     /// an app that takes its time. The app's end is heard of at once.
-    async fn wait_until_listening(&self, index: usize, container: &mut Container) -> Result<(), StackError> {
+    async fn wait_until_listening(
+        &self,
+        index: usize,
+        container: &mut Container,
+    ) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
             let listening = crate::publish::listening_in(container.pid());
             let reachable = |port: u16| {
-                listening
-                    .iter()
-                    .any(|l| l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address))
+                listening.iter().any(|l| {
+                    l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)
+                })
             };
-            let Some(missing) = app.publish.iter().map(|p| p.app_port).find(|port| !reachable(*port)) else {
+            let Some(missing) = app
+                .publish
+                .iter()
+                .map(|p| p.app_port)
+                .find(|port| !reachable(*port))
+            else {
                 return Ok(());
             };
             let waited = begun.elapsed();
@@ -490,7 +537,10 @@ impl Ground {
     async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.plan.published() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = tokio::time::timeout(Duration::from_secs(5), tokio::net::TcpStream::connect(target));
+            let connect = tokio::time::timeout(
+                Duration::from_secs(5),
+                tokio::net::TcpStream::connect(target),
+            );
             connect
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -506,7 +556,9 @@ impl Ground {
     /// Whether any port goes by DNAT.
     #[must_use]
     pub fn uses_dnat(&self) -> bool {
-        self.plan.published().any(|(_, publish)| publish.via == Transport::Dnat)
+        self.plan
+            .published()
+            .any(|(_, publish)| publish.via == Transport::Dnat)
     }
 }
 

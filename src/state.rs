@@ -108,7 +108,8 @@ impl StateRoot {
     /// # Errors
     /// [`StateError`]; `NotOurs` when somebody else could have put something there.
     pub fn lock(&self) -> Result<GlobalLock, StateError> {
-        std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("/"))).map_err(at("make", &self.0))?;
+        std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("/")))
+            .map_err(at("make", &self.0))?;
         match std::fs::create_dir(&self.0) {
             Ok(()) => std::fs::set_permissions(&self.0, Permissions::from_mode(0o700))
                 .map_err(at("set the mode of", &self.0))?,
@@ -116,7 +117,9 @@ impl StateRoot {
             Err(e) => return Err(at("make", &self.0)(e)),
         }
         let meta = std::fs::symlink_metadata(&self.0).map_err(at("look at", &self.0))?;
-        let ours = meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        let ours = meta.is_dir()
+            && meta.uid() == nix::unistd::geteuid().as_raw()
+            && meta.mode() & 0o022 == 0;
         if !ours {
             return Err(StateError::NotOurs {
                 path: self.0.clone(),
@@ -130,7 +133,9 @@ impl StateRoot {
         // Whoever removes the last stack removes this file as well: what we hold must be the one that is there.
         let ours = lock.metadata().map_err(at("look at", &path))?;
         match std::fs::metadata(&path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(GlobalLock { _lock: lock }),
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                Ok(GlobalLock { _lock: lock })
+            }
             _ => self.lock(),
         }
     }
@@ -163,14 +168,19 @@ impl StateRoot {
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn claim(&self, name: &StackName, _held: &GlobalLock) -> Result<Option<StackDir>, StateError> {
+    pub fn claim(
+        &self,
+        name: &StackName,
+        _held: &GlobalLock,
+    ) -> Result<Option<StackDir>, StateError> {
         let path = self.stack(name);
         match std::fs::create_dir(&path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(at("make", &path)(e)),
         }
-        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(at("set the mode of", &path))?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o700))
+            .map_err(at("set the mode of", &path))?;
         let lock_path = path.join("lock");
         match Flock::lock(open_lock(&lock_path)?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(StackDir { path, _lock: lock })),
@@ -308,8 +318,17 @@ mod tests {
 
     #[test]
     fn a_user_without_a_runtime_directory_gets_one_of_his_own_in_tmp() {
-        assert_eq!(StateRoot::for_user(0, Some("/x".as_ref())).0, Path::new("/run/lrpns"));
-        assert_eq!(StateRoot::for_user(4_000_001, Some("/x".as_ref())).0, Path::new("/x/lrpns"));
-        assert_eq!(StateRoot::for_user(4_000_001, None).0, Path::new("/tmp/lrpns-4000001"));
+        assert_eq!(
+            StateRoot::for_user(0, Some("/x".as_ref())).0,
+            Path::new("/run/lrpns")
+        );
+        assert_eq!(
+            StateRoot::for_user(4_000_001, Some("/x".as_ref())).0,
+            Path::new("/x/lrpns")
+        );
+        assert_eq!(
+            StateRoot::for_user(4_000_001, None).0,
+            Path::new("/tmp/lrpns-4000001")
+        );
     }
 }

@@ -24,10 +24,10 @@ use crate::control::{PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::init::privileges::Privileges;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
+use crate::plan::Plan;
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
-use crate::plan::Plan;
 
 /// What the log may take of memory, in bytes.
 const LOG_BYTES: usize = 4 << 20;
@@ -204,7 +204,11 @@ pub async fn run(
 }
 
 /// What the app has said before it failed to start is the best explanation there is.
-fn explain(early: &mut VecDeque<Event>, events: &mut mpsc::UnboundedReceiver<Event>, tee: &mut Tee) {
+fn explain(
+    early: &mut VecDeque<Event>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    tee: &mut Tee,
+) {
     while let Some(event) = early.pop_front().or_else(|| events.try_recv().ok()) {
         if let Event::Line(line) = event {
             tee(&line);
@@ -225,7 +229,13 @@ impl Supervisor {
                 Event::Signal => return Outcome::Stopped,
                 Event::Asked(Request::Down, client) => {
                     // Answered by the end of the conversation, when this process ends.
-                    self.followers.push((Filter { from: u64::MAX, ..Filter::default() }, client));
+                    self.followers.push((
+                        Filter {
+                            from: u64::MAX,
+                            ..Filter::default()
+                        },
+                        client,
+                    ));
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, client) => self.answer(request, client),
@@ -275,7 +285,11 @@ impl Supervisor {
         } = launched;
         let Ok(pidfd) = container.pidfd().try_clone_to_owned() else {
             // Out of descriptors: the part is ended by the container's drop, and started again like any that ended.
-            let _ = sender.send(Event::Part { id, launch: part.launch, what: Ok(ContainerEvent::Gone) });
+            let _ = sender.send(Event::Part {
+                id,
+                launch: part.launch,
+                what: Ok(ContainerEvent::Gone),
+            });
             return;
         };
         let (orders, orders_in) = mpsc::unbounded_channel();
@@ -307,12 +321,17 @@ impl Supervisor {
         let launch = part.launch;
         let old = part.process.take();
         while self.launching.try_join_next().is_some() {}
-        let (ground, sender, pumps) = (Arc::clone(&self.ground), self.sender.clone(), Arc::clone(&self.pumps));
+        let (ground, sender, pumps) = (
+            Arc::clone(&self.ground),
+            self.sender.clone(),
+            Arc::clone(&self.pumps),
+        );
         self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let output = |app: usize, output| pump(&sender, &pumps, ground.name(PartId::App(app)), output);
+            let output =
+                |app: usize, output| pump(&sender, &pumps, ground.name(PartId::App(app)), output);
             let result = match id {
                 PartId::Sidecar => ground.sidecar().await,
                 PartId::Relay => ground.relay().await,
@@ -349,7 +368,11 @@ impl Supervisor {
     }
 
     /// A part's process said something.
-    fn part_said(&mut self, id: PartId, what: Result<ContainerEvent, ContainerError>) -> Option<Outcome> {
+    fn part_said(
+        &mut self,
+        id: PartId,
+        what: Result<ContainerEvent, ContainerError>,
+    ) -> Option<Outcome> {
         match what {
             Ok(ContainerEvent::Started { pid }) => {
                 if let Some(process) = &mut self.part(id).process {
@@ -363,7 +386,11 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                let exit = self.part(id).last_exit.take().unwrap_or(Exit::Signal(libc::SIGKILL));
+                let exit = self
+                    .part(id)
+                    .last_exit
+                    .take()
+                    .unwrap_or(Exit::Signal(libc::SIGKILL));
                 self.ended(id, exit)
             }
             Err(e) => {
@@ -486,7 +513,14 @@ impl Supervisor {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
                 Ok(pidfd) => {
                     let privileges = privileges.clone();
-                    (Reply::Enter { user, env, privileges }, Some(pidfd))
+                    (
+                        Reply::Enter {
+                            user,
+                            env,
+                            privileges,
+                        },
+                        Some(pidfd),
+                    )
                 }
                 Err(e) => (refused(format!("copy a pidfd: {e}"), None), None),
             },
@@ -563,7 +597,8 @@ impl Supervisor {
         for (_, process) in others {
             process.end(false).await;
         }
-        futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true))).await;
+        futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
+            .await;
         drain(&self.pumps).await;
         while let Ok(event) = self.events.try_recv() {
             if let Event::Line(line) = event {
@@ -596,7 +631,10 @@ impl Process {
     async fn end(mut self, politely: bool) {
         if politely {
             let _ = self.orders.send(Order::Signal(libc::SIGTERM));
-            if tokio::time::timeout(APP_ENDS_WITHIN, &mut self.ended).await.is_ok() {
+            if tokio::time::timeout(APP_ENDS_WITHIN, &mut self.ended)
+                .await
+                .is_ok()
+            {
                 return;
             }
         }
@@ -668,7 +706,9 @@ fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output
             }
             splitter.finish(say);
         });
-        let mut pumps = pumps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut pumps = pumps
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         pumps.retain(|pump| !pump.is_finished());
         pumps.push(pump);
     }
@@ -676,14 +716,22 @@ fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output
 
 /// Waits until everything that the apps, which have ended, had written is an event.
 async fn drain(pumps: &Pumps) {
-    let pumps = std::mem::take(&mut *pumps.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let pumps = std::mem::take(
+        &mut *pumps
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    );
     for pump in pumps {
         let _ = pump.await;
     }
 }
 
 fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
         let (mut signals, events) = (signal(kind)?, events.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
@@ -720,7 +768,10 @@ fn serve(
 
 /// One client: a request, then replies until either side ends.
 async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<Event>) {
-    let Ok(Ok(mut channel)) = client.into_std().map(|client| Channel::new(OwnedFd::from(client))) else {
+    let Ok(Ok(mut channel)) = client
+        .into_std()
+        .map(|client| Channel::new(OwnedFd::from(client)))
+    else {
         return;
     };
     let Ok(Some((request, _))) = channel.receive::<Request>().await else {

@@ -13,7 +13,11 @@ use crate::state::{Liveness, StateRoot};
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
-    let said = if take_down(&Host::state_root(), stack)? { "is down" } else { "does not run: nothing to take down" };
+    let said = if take_down(&Host::state_root(), stack)? {
+        "is down"
+    } else {
+        "does not run: nothing to take down"
+    };
     eprintln!("{stack} {said}");
     Ok(ExitCode::SUCCESS)
 }
@@ -65,27 +69,38 @@ pub fn gc() -> Result<ExitCode, Failure> {
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
     match Client::connect(&state.control(stack)) {
         Ok(client) => {
-            client
-                .ask(&Request::Down)
-                .map_err(|e| Failure::unable(format!("ask the supervisor of {stack} to end: {e}")))?;
+            client.ask(&Request::Down).map_err(|e| {
+                Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
+            })?;
             // It answers by ending, when nothing of the stack is left but its directory and its lock.
             while let Ok(Some(_)) = client.reply() {}
             if !state.stack(stack).exists() {
                 return Ok(true);
             }
         }
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             if !state.stack(stack).exists() {
                 return Ok(false);
             }
         }
-        Err(e) => return Err(Failure::unable(format!("connect to the supervisor of {stack}: {e}"))),
+        Err(e) => {
+            return Err(Failure::unable(format!(
+                "connect to the supervisor of {stack}: {e}"
+            )));
+        }
     }
     let global = state.lock()?;
     match state.liveness(stack)? {
         // The supervisor has removed it; its lock is with it.
         Liveness::Absent => Ok(true),
-        Liveness::Alive => Err(Failure::unable(format!("{stack} was brought up again meanwhile"))),
+        Liveness::Alive => Err(Failure::unable(format!(
+            "{stack} was brought up again meanwhile"
+        ))),
         Liveness::Crashed => {
             // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
             if let Some(plan) = state.plan(stack)

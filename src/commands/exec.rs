@@ -29,7 +29,11 @@ use crate::protocol::Exit;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
 
 /// Runs `command` in `part` and ends with its exit code.
-pub fn exec(stack: &StackName, part: Option<String>, command: &[String]) -> Result<ExitCode, Failure> {
+pub fn exec(
+    stack: &StackName,
+    part: Option<String>,
+    command: &[String],
+) -> Result<ExitCode, Failure> {
     let part = match part {
         Some(part) => part,
         None => Host::state_root()
@@ -37,8 +41,18 @@ pub fn exec(stack: &StackName, part: Option<String>, command: &[String]) -> Resu
             .map_or_else(|| "app".to_owned(), |plan| plan.apps[0].name.to_string()),
     };
     let client = ask(stack, &Request::Enter { part: part.clone() })?;
-    let (Reply::Enter { user, mut env, privileges }, fds) = reply(&client, stack)? else {
-        return Err(Failure::unable(format!("the supervisor of {stack} answered something else")));
+    let (
+        Reply::Enter {
+            user,
+            mut env,
+            privileges,
+        },
+        fds,
+    ) = reply(&client, stack)?
+    else {
+        return Err(Failure::unable(format!(
+            "the supervisor of {stack} answered something else"
+        )));
     };
     drop(client);
     let pidfd = fds
@@ -52,7 +66,9 @@ pub fn exec(stack: &StackName, part: Option<String>, command: &[String]) -> Resu
     if let Ok(term) = std::env::var("TERM") {
         env.entry("TERM".to_owned()).or_insert(term);
     }
-    let unable = |what: &str, e: &dyn std::fmt::Display| Failure::unable(format!("{stack}/{part}: {what}: {e}"));
+    let unable = |what: &str, e: &dyn std::fmt::Display| {
+        Failure::unable(format!("{stack}/{part}: {what}: {e}"))
+    };
     // The roots of sidecar and relay are empty: what runs there must come from here, and need nothing.
     let program = match part.as_str() {
         "sidecar" | "relay" => Some(open_program(&command[0])?),
@@ -141,7 +157,11 @@ impl Entry {
                     None => self.command.exec(),
                 };
                 complain("execute the command", &self.command.explain(&e));
-                if e.raw_os_error() == Some(libc::ENOENT) { 127 } else { 126 }
+                if e.raw_os_error() == Some(libc::ENOENT) {
+                    127
+                } else {
+                    126
+                }
             }
         }
     }
@@ -186,18 +206,26 @@ struct Terminal {
 impl Terminal {
     /// Makes one if any standard descriptor is a terminal.
     fn needed() -> io::Result<Option<Self>> {
-        let instead_of = [io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()];
+        let instead_of = [
+            io::stdin().is_terminal(),
+            io::stdout().is_terminal(),
+            io::stderr().is_terminal(),
+        ];
         if instead_of == [false; 3] {
             return Ok(None);
         }
         let ours = rustix::pty::openpt(
-            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+            rustix::pty::OpenptFlags::RDWR
+                | rustix::pty::OpenptFlags::NOCTTY
+                | rustix::pty::OpenptFlags::CLOEXEC,
         )?;
         rustix::pty::grantpt(&ours)?;
         rustix::pty::unlockpt(&ours)?;
         let theirs = rustix::pty::ioctl_tiocgptpeer(
             &ours,
-            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+            rustix::pty::OpenptFlags::RDWR
+                | rustix::pty::OpenptFlags::NOCTTY
+                | rustix::pty::OpenptFlags::CLOEXEC,
         )?;
         if let Ok(size) = rustix::termios::tcgetwinsize(io::stdin()) {
             rustix::termios::tcsetwinsize(&ours, size)?;
@@ -238,7 +266,11 @@ impl Terminal {
         }
         let (null, _write) = rustix::pipe::pipe()?;
         let (stdin, stdout) = (io::stdin(), io::stdout());
-        let mut input: BorrowedFd<'_> = if self.instead_of[0] { stdin.as_fd() } else { null.as_fd() };
+        let mut input: BorrowedFd<'_> = if self.instead_of[0] {
+            stdin.as_fd()
+        } else {
+            null.as_fd()
+        };
         let mut chunk = [0; 4096];
         loop {
             let mut ready = [
@@ -276,7 +308,11 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             // The terminal may be gone; then it needs nothing back.
-            let _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, before);
+            let _ = rustix::termios::tcsetattr(
+                io::stdin(),
+                rustix::termios::OptionalActions::Now,
+                before,
+            );
         }
     }
 }

@@ -13,7 +13,8 @@ pub fn init(output: &Path) -> Result<ExitCode, Failure> {
     let unable = |e: std::io::Error| Failure::unable(format!("write {}: {e}", output.display()));
     let mut file = std::fs::File::create_new(output).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => {
-            Failure::failed(format!("{} exists already", output.display())).hint("another name: lrpns init -o FILE")
+            Failure::failed(format!("{} exists already", output.display()))
+                .hint("another name: lrpns init -o FILE")
         }
         _ => unable(e),
     })?;

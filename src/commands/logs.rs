@@ -11,7 +11,12 @@ use crate::logbuf::Filter;
 use crate::names::StackName;
 
 /// Prints the log, and what comes if asked to.
-pub fn logs(stack: &StackName, follow: bool, part: Option<String>, json: bool) -> Result<ExitCode, Failure> {
+pub fn logs(
+    stack: &StackName,
+    follow: bool,
+    part: Option<String>,
+    json: bool,
+) -> Result<ExitCode, Failure> {
     let filter = Filter {
         part,
         ..Filter::default()
@@ -27,7 +32,11 @@ pub fn logs(stack: &StackName, follow: bool, part: Option<String>, json: bool) -
             Err(e) if follow && e.code == crate::error::FAILED => return Ok(ExitCode::SUCCESS),
             Err(e) => return Err(e),
         };
-        let text = if json { line.json() } else { line.human(colour) };
+        let text = if json {
+            line.json()
+        } else {
+            line.human(colour)
+        };
         if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
             return Ok(ExitCode::SUCCESS);
         }

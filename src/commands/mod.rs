@@ -51,13 +51,18 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 via,
                 command,
             };
-            let here = std::env::current_dir().map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
+            let here = std::env::current_dir()
+                .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
             up::run(config::run(&options, &here)?)
         }
         Command::Down { all: true, .. } => down::all(),
-        Command::Down { target, .. } => down::one(&target_name(target.stack, target.file.as_deref())?),
+        Command::Down { target, .. } => {
+            down::one(&target_name(target.stack, target.file.as_deref())?)
+        }
         Command::Ps { json } => status::ps(json),
-        Command::Status { target, json } => status::status(&target_name(target.stack, target.file.as_deref())?, json),
+        Command::Status { target, json } => {
+            status::status(&target_name(target.stack, target.file.as_deref())?, json)
+        }
         Command::Restart { words, file } => restart::restart(words, file.as_deref()),
         Command::Logs {
             stack,
@@ -66,9 +71,15 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             part,
             json,
         } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
-        Command::Exec { target, part, command } => {
-            exec::exec(&target_name(target.stack, target.file.as_deref())?, part, &command)
-        }
+        Command::Exec {
+            target,
+            part,
+            command,
+        } => exec::exec(
+            &target_name(target.stack, target.file.as_deref())?,
+            part,
+            &command,
+        ),
         Command::Rules { source, format } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { output } => init::init(&output),
@@ -136,7 +147,9 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
     let builtin = config::builtin(&vars)?;
     match &source.stack {
         Some(stack) if *stack != builtin.name => {
-            let other = passed_over.map_or(String::new(), |name| format!(", and ./lrpns.toml is for {name}"));
+            let other = passed_over.map_or(String::new(), |name| {
+                format!(", and ./lrpns.toml is for {name}")
+            });
             Err(Failure::usage(format!(
                 "there is no configuration for {stack}: /etc/lrpns/{stack}.toml does not exist{other}"
             ))
@@ -165,7 +178,8 @@ fn target_name(stack: Option<StackName>, file: Option<&Path>) -> Result<StackNam
 /// Connects to a running stack and asks.
 fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
     let state = Host::state_root();
-    let client = Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
+    let client =
+        Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
     client
         .ask(request)
         .map_err(|e| Failure::unable(format!("ask the supervisor of {stack}: {e}")))?;
@@ -173,7 +187,10 @@ fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
 }
 
 /// The next reply of a conversation that must have one.
-fn reply(client: &Client, stack: &StackName) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+fn reply(
+    client: &Client,
+    stack: &StackName,
+) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
     match client.reply() {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
@@ -184,17 +201,24 @@ fn reply(client: &Client, stack: &StackName) -> Result<(Reply, Vec<std::os::fd::
         }
         Ok(Some(reply)) => Ok(reply),
         Ok(None) => Err(Failure::failed(format!("{stack} ended meanwhile"))),
-        Err(e) => Err(Failure::unable(format!("hear from the supervisor of {stack}: {e}"))),
+        Err(e) => Err(Failure::unable(format!(
+            "hear from the supervisor of {stack}: {e}"
+        ))),
     }
 }
 
 fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
     match state.lock().and_then(|_held| state.liveness(stack)) {
-        Ok(Liveness::Alive) => Failure::unable(format!("connect to the supervisor of {stack}: {e}")),
-        Ok(Liveness::Crashed) => {
-            Failure::failed(format!("{stack} does not run: its supervisor has crashed")).hint(format!("lrpns down {stack}"))
+        Ok(Liveness::Alive) => {
+            Failure::unable(format!("connect to the supervisor of {stack}: {e}"))
         }
-        Ok(Liveness::Absent) => Failure::failed(format!("{stack} does not run")).hint("lrpns ps shows what does"),
+        Ok(Liveness::Crashed) => {
+            Failure::failed(format!("{stack} does not run: its supervisor has crashed"))
+                .hint(format!("lrpns down {stack}"))
+        }
+        Ok(Liveness::Absent) => {
+            Failure::failed(format!("{stack} does not run")).hint("lrpns ps shows what does")
+        }
         Err(e) => e.into(),
     }
 }

@@ -29,7 +29,11 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
     let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
-    Ok(format!("{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}", indent(&rules), indent(&host)))
+    Ok(format!(
+        "{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}",
+        indent(&rules),
+        indent(&host)
+    ))
 }
 
 fn indent(text: &str) -> String {
@@ -49,16 +53,30 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         Mode::Root => "as root",
         Mode::Rootless => "without root",
     };
-    writeln!(out, "stack {} {mode}, state in {}", plan.stack, plan.state_dir.display())?;
+    writeln!(
+        out,
+        "stack {} {mode}, state in {}",
+        plan.stack,
+        plan.state_dir.display()
+    )?;
     let (bridge, uplink) = (&plan.bridge, &plan.uplink);
-    writeln!(out, "subnet {}  ({})", bridge.subnet, from("network.subnet"))?;
+    writeln!(
+        out,
+        "subnet {}  ({})",
+        bridge.subnet,
+        from("network.subnet")
+    )?;
     writeln!(
         out,
         "uplink {} {} {}/31 in the {} == {} {} {}/31 in the sidecar's netns",
         uplink.host_link,
         uplink.host_mac,
         uplink.host_address,
-        if plan.mode == Mode::Root { "host's netns" } else { "supervisor's netns" },
+        if plan.mode == Mode::Root {
+            "host's netns"
+        } else {
+            "supervisor's netns"
+        },
         uplink.sidecar_link,
         uplink.sidecar_mac,
         uplink.sidecar_address
@@ -77,7 +95,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         let key = |name: &str| {
             let several = format!("app.{}.{name}", app.name);
             let one = format!("app.{name}");
-            from(if plan.origins.contains_key(&several) { &several } else { &one })
+            from(if plan.origins.contains_key(&several) {
+                &several
+            } else {
+                &one
+            })
         };
         let rootfs = match &app.rootfs {
             Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
@@ -85,13 +107,36 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Rootfs::Dir(path) => format!("dir:{}", path.display()),
         };
         writeln!(out, "\napp {}", app.name)?;
-        writeln!(out, "  address {} {} behind bridge port {}  ({})", app.address, app.mac, app.port_link, key("address"))?;
-        writeln!(out, "  holds no capability; runs as {} inside, {} outside", app.ids.user(), plan.host_uid(app.ids))?;
+        writeln!(
+            out,
+            "  address {} {} behind bridge port {}  ({})",
+            app.address,
+            app.mac,
+            app.port_link,
+            key("address")
+        )?;
+        writeln!(
+            out,
+            "  holds no capability; runs as {} inside, {} outside",
+            app.ids.user(),
+            plan.host_uid(app.ids)
+        )?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
         for tmpfs in &app.tmpfs {
-            writeln!(out, "  tmpfs {} of {} bytes  ({})", tmpfs.path.display(), tmpfs.size, key("tmpfs"))?;
+            writeln!(
+                out,
+                "  tmpfs {} of {} bytes  ({})",
+                tmpfs.path.display(),
+                tmpfs.size,
+                key("tmpfs")
+            )?;
         }
-        writeln!(out, "  command {}  ({})", app.command.join(" "), key("command"))?;
+        writeln!(
+            out,
+            "  command {}  ({})",
+            app.command.join(" "),
+            key("command")
+        )?;
         for name in app.env.keys() {
             // Values may be secrets; `--json` has them.
             writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
@@ -115,7 +160,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         }
     }
     if plan.published().next().is_some() {
-        writeln!(out, "\nrelay\n  holds no capability; runs as {} outside; empty read-only root", plan.host_uid(plan.relay))?;
+        writeln!(
+            out,
+            "\nrelay\n  holds no capability; runs as {} outside; empty read-only root",
+            plan.host_uid(plan.relay)
+        )?;
     }
     Ok(())
 }

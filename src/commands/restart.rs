@@ -22,7 +22,10 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
         },
         _ => (None, None),
     };
-    let stack = stack.map(StackName::new).transpose().map_err(Failure::usage)?;
+    let stack = stack
+        .map(StackName::new)
+        .transpose()
+        .map_err(Failure::usage)?;
     let stack = target_name(stack, file)?;
     let client = ask(&stack, &Request::Restart { part: part.clone() })?;
     // One answer for each part, then the end.
@@ -34,6 +37,9 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
             Err(e) => return Err(e),
         }
     }
-    eprintln!("{stack}: {} started again", part.as_deref().unwrap_or("every app"));
+    eprintln!(
+        "{stack}: {} started again",
+        part.as_deref().unwrap_or("every app")
+    );
     Ok(ExitCode::SUCCESS)
 }

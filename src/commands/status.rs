@@ -47,7 +47,11 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
             rows.push(Row {
                 state: liveness,
                 mode: plan.as_ref().map(|plan| plan.mode),
-                published: list(|plan| plan.published().map(|(_, p)| p.listen.to_string()).collect()),
+                published: list(|plan| {
+                    plan.published()
+                        .map(|(_, p)| p.listen.to_string())
+                        .collect()
+                }),
                 apps: list(|plan| plan.apps.iter().map(|app| app.name.to_string()).collect()),
                 config: plan.as_ref().and_then(|plan| plan.config.clone()),
                 stack,
@@ -65,7 +69,8 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
             row.state.to_owned(),
             row.published.join(" "),
             row.apps.join(" "),
-            row.config.map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+            row.config
+                .map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         ]);
     }
     print(&format!("{table}\n"))?;
@@ -76,7 +81,9 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
 pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
     let client = ask(stack, &Request::Status)?;
     let (Reply::Status(status), _) = reply(&client, stack)? else {
-        return Err(Failure::unable(format!("the supervisor of {stack} answered something else")));
+        return Err(Failure::unable(format!(
+            "the supervisor of {stack} answered something else"
+        )));
     };
     if json {
         print_json(&status)?;
@@ -130,9 +137,29 @@ fn describe(status: &Status) -> String {
             publish.listen, app.name, app.address, publish.app_port, publish.why
         );
     }
-    let mut parts = table(&["", "PART", "STATE", "PID", "UID", "CAPABILITIES", "RESTARTS", "LAST EXIT"]);
+    let mut parts = table(&[
+        "",
+        "PART",
+        "STATE",
+        "PID",
+        "UID",
+        "CAPABILITIES",
+        "RESTARTS",
+        "LAST EXIT",
+    ]);
     for part in &status.parts {
-        parts.add_row(["", &part.name, state(part.state), &pid(part), &part.host_uid.to_string(), &capabilities(part), &part.restarts.to_string(), &part.last_exit.map_or_else(|| "-".to_owned(), |exit| exit.to_string())]);
+        parts.add_row([
+            "",
+            &part.name,
+            state(part.state),
+            &pid(part),
+            &part.host_uid.to_string(),
+            &capabilities(part),
+            &part.restarts.to_string(),
+            &part
+                .last_exit
+                .map_or_else(|| "-".to_owned(), |exit| exit.to_string()),
+        ]);
     }
     let _ = writeln!(text, "{parts}");
     for part in &status.parts {
@@ -152,7 +179,8 @@ fn state(state: PartState) -> &'static str {
 }
 
 fn pid(part: &PartStatus) -> String {
-    part.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string())
+    part.pid
+        .map_or_else(|| "-".to_owned(), |pid| pid.to_string())
 }
 
 /// What the part holds, from what the kernel said: all five sets, the widest first.
@@ -166,5 +194,9 @@ fn capabilities(part: &PartStatus) -> String {
         .filter(|cap| any & cap.bitmask() != 0)
         .map(|cap| cap.to_string().trim_start_matches("CAP_").to_owned())
         .collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(" ")
+    }
 }

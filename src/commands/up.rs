@@ -67,7 +67,13 @@ impl Voice {
         let begun = std::time::Instant::now();
         let mut out = anstream::stdout();
         Self {
-            progress: Box::new(move |step| eprintln!("{:>8.1} ms  {}", begun.elapsed().as_secs_f64() * 1e3, done(step))),
+            progress: Box::new(move |step| {
+                eprintln!(
+                    "{:>8.1} ms  {}",
+                    begun.elapsed().as_secs_f64() * 1e3,
+                    done(step)
+                )
+            }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up(status))),
             tee: Box::new(move |line| {
                 // A reader that has gone away doesn't end the stack.
@@ -137,7 +143,9 @@ fn background(config: Config, teller: OwnedFd) -> i32 {
         let _ = protocol::send(&*teller, message, &[]);
     };
     if let Err(e) = leave_terminal() {
-        tell(&Told::Failed(Failure::unable(format!("leave the terminal: {e}"))));
+        tell(&Told::Failed(Failure::unable(format!(
+            "leave the terminal: {e}"
+        ))));
         return 1;
     }
     let (steps, lines, ready) = (teller.clone(), teller.clone(), teller.clone());
@@ -165,7 +173,10 @@ fn background(config: Config, teller: OwnedFd) -> i32 {
 /// A session of our own, and the null device on the three standard descriptors.
 fn leave_terminal() -> std::io::Result<()> {
     rustix::process::setsid()?;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
@@ -218,11 +229,23 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
         ready(status);
         let text = is_up(status);
         // Not under systemd, or too old a one: nobody waits for it.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&text)]);
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::Ready,
+            sd_notify::NotifyState::Status(&text),
+        ]);
     };
-    let ended = runtime.block_on(supervise::run(plan, listeners, control, tee, &mut *progress, ready));
+    let ended = runtime.block_on(supervise::run(
+        plan,
+        listeners,
+        control,
+        tee,
+        &mut *progress,
+        ready,
+    ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let removed = state.lock().and_then(|global| state.remove(&config.name, global));
+    let removed = state
+        .lock()
+        .and_then(|global| state.remove(&config.name, global));
     // Clients of the control socket learn of the end by the end of this process, when really nothing is left: so the
     // runtime, which holds their sockets, must live as long.
     std::mem::forget(runtime);
@@ -234,18 +257,27 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
 /// The stack lives: waits until it is up, says whether it is what was asked for.
 fn already(wanted: &Plan, host: &Host) -> Result<End, Failure> {
     let stack = &wanted.stack;
-    let gone = |e: std::io::Error| Failure::unable(format!("{stack} is being brought up or taken down elsewhere: {e}"));
+    let gone = |e: std::io::Error| {
+        Failure::unable(format!(
+            "{stack} is being brought up or taken down elsewhere: {e}"
+        ))
+    };
     let client = Client::connect(&host.state.control(stack)).map_err(gone)?;
     client.ask(&Request::Status).map_err(gone)?;
     match client.reply().map_err(gone)? {
         Some((Reply::Status(status), _)) if status.plan.asks_for_the_same_as(wanted) => {
-            Ok(End::Already(format!("{}, as before; nothing was changed", is_up(&status))))
+            Ok(End::Already(format!(
+                "{}, as before; nothing was changed",
+                is_up(&status)
+            )))
         }
         Some((Reply::Status(_), _)) => Err(Failure::failed(format!(
             "{stack} is up with another configuration; nothing was changed"
         ))
         .hint(format!("lrpns down {stack}, then up again"))),
-        _ => Err(Failure::unable(format!("{stack} was being brought up elsewhere, and that did not work"))),
+        _ => Err(Failure::unable(format!(
+            "{stack} was being brought up elsewhere, and that did not work"
+        ))),
     }
 }
 
@@ -274,7 +306,10 @@ fn is_up(status: &Status) -> String {
                 plan::Transport::Dnat => "dnat",
                 plan::Transport::Relay => "relay",
             };
-            format!("{} -> {} port {} by {via}, {}", publish.listen, app.name, publish.app_port, publish.why)
+            format!(
+                "{} -> {} port {} by {via}, {}",
+                publish.listen, app.name, publish.app_port, publish.why
+            )
         })
         .collect();
     if ports.is_empty() {

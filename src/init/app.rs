@@ -30,14 +30,20 @@ use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, e
 ///
 /// # Errors
 /// [`StageError`] with the step that did not work, up to and with the `execve(2)` of the command.
-pub fn run(supervisor: &OwnedFd, start: AppStart, fds: Vec<OwnedFd>) -> Result<ExitCode, StageError> {
+pub fn run(
+    supervisor: &OwnedFd,
+    start: AppStart,
+    fds: Vec<OwnedFd>,
+) -> Result<ExitCode, StageError> {
     let mut fds = fds.into_iter();
     let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
-    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
+    let notes =
+        rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
     let privileges = drop_privileges(&[], start.user)?;
-    protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[]).map_err(step("say ready"))?;
+    protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
+        .map_err(step("say ready"))?;
 
     match protocol::receive(supervisor).map_err(step("wait for the network"))? {
         Some((ToStage::Proceed, _)) => {}
@@ -48,7 +54,8 @@ pub fn run(supervisor: &OwnedFd, start: AppStart, fds: Vec<OwnedFd>) -> Result<E
     let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
     let (pid, pidfd) = command.start(out.as_fd(), err.as_fd())?;
     drop((out, err));
-    protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()]).map_err(step("say started"))?;
+    protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
+        .map_err(step("say started"))?;
     let exit = tend(supervisor, &child_ended, pid).map_err(step("tend the command"))?;
     if let Some(exit) = exit {
         // Should the supervisor be gone, there is nobody to tell.
@@ -85,11 +92,13 @@ fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Resul
         }
         if from_supervisor {
             match protocol::receive(supervisor)? {
-                Some((ToStage::Signal(signal), _)) => match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
-                    // It has ended and SIGCHLD is on its way.
-                    Ok(()) | Err(nix::Error::ESRCH) => {}
-                    Err(e) => return Err(e.into()),
-                },
+                Some((ToStage::Signal(signal), _)) => {
+                    match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
+                        // It has ended and SIGCHLD is on its way.
+                        Ok(()) | Err(nix::Error::ESRCH) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(None),
             }
@@ -101,7 +110,9 @@ fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Resul
 fn reap(command: Pid) -> nix::Result<Option<Exit>> {
     loop {
         match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == command => return Ok(Some(Exit::Status(status))),
+            Ok(WaitStatus::Exited(pid, status)) if pid == command => {
+                return Ok(Some(Exit::Status(status)));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
                 return Ok(Some(Exit::Signal(signal as i32)));
             }
@@ -124,7 +135,10 @@ pub(crate) struct Command {
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Command {
-    pub(crate) fn new(command: &[String], env: &BTreeMap<String, String>) -> Result<Self, NulError> {
+    pub(crate) fn new(
+        command: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Result<Self, NulError> {
         let program = command.first().map_or("", String::as_str);
         let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
         let candidates = if program.contains('/') {
@@ -137,7 +151,10 @@ impl Command {
         };
         Ok(Self {
             candidates,
-            args: command.iter().map(|arg| CString::new(arg.as_str())).collect::<Result<_, _>>()?,
+            args: command
+                .iter()
+                .map(|arg| CString::new(arg.as_str()))
+                .collect::<Result<_, _>>()?,
             env: env
                 .iter()
                 .map(|(name, value)| CString::new(format!("{name}={value}")))
@@ -173,9 +190,13 @@ impl Command {
     }
 
     /// Clones and executes; the child has the null device, `out` and `err`, and no other descriptor.
-    fn start(&self, out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> Result<(Pid, OwnedFd), StageError> {
-        let (told, tell) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
+    fn start(
+        &self,
+        out: BorrowedFd<'_>,
+        err: BorrowedFd<'_>,
+    ) -> Result<(Pid, OwnedFd), StageError> {
+        let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
                 let error = match prepare_child(out, err) {
@@ -210,10 +231,16 @@ impl Command {
     pub(crate) fn explain(&self, e: &io::Error) -> String {
         let program = match self.candidates.as_slice() {
             [one] => one.to_string_lossy().into_owned(),
-            _ => format!("{} (looked up in PATH)", self.args.first().map_or("".into(), |a| a.to_string_lossy())),
+            _ => format!(
+                "{} (looked up in PATH)",
+                self.args.first().map_or("".into(), |a| a.to_string_lossy())
+            ),
         };
         let interpreter = e.raw_os_error() == Some(libc::ENOENT)
-            && self.candidates.iter().any(|c| Path::new(&*c.to_string_lossy()).exists());
+            && self
+                .candidates
+                .iter()
+                .any(|c| Path::new(&*c.to_string_lossy()).exists());
         if interpreter {
             format!("{program}: its interpreter or loader is not in this root file system")
         } else {

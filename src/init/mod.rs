@@ -80,7 +80,10 @@ pub fn run() -> ExitCode {
 fn take_socket() -> io::Result<OwnedFd> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::net::getsockname(&socket)?;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
@@ -104,7 +107,11 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Relay { targets } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
             let privileges = drop_privileges(&[], 0)?;
-            let listeners = fds.into_iter().map(std::net::TcpListener::from).zip(targets).collect();
+            let listeners = fds
+                .into_iter()
+                .map(std::net::TcpListener::from)
+                .zip(targets)
+                .collect();
             let ready = FromStage::Ready {
                 privileges,
                 notes: vec![],

@@ -131,8 +131,10 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
 
     caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
-    caps::set(None, CapSet::Effective, &HashSet::new()).map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Inheritable, &HashSet::new()).map_err(caps_call("clear the inheritable set"))?;
+    caps::set(None, CapSet::Effective, &HashSet::new())
+        .map_err(caps_call("clear the effective set"))?;
+    caps::set(None, CapSet::Inheritable, &HashSet::new())
+        .map_err(caps_call("clear the inheritable set"))?;
     caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
     caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
 
@@ -192,10 +194,14 @@ pub fn read() -> Result<Privileges, DropError> {
     let sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
     let (mut bounding, mut ambient) = (0, 0);
     for bit in known_to_the_kernel() {
-        if rustix::thread::capability_is_in_bounding_set(bit).map_err(call("read the bounding set"))? {
+        if rustix::thread::capability_is_in_bounding_set(bit)
+            .map_err(call("read the bounding set"))?
+        {
             bounding |= bit.bits();
         }
-        if rustix::thread::capability_is_in_ambient_set(bit).map_err(call("read the ambient set"))? {
+        if rustix::thread::capability_is_in_ambient_set(bit)
+            .map_err(call("read the ambient set"))?
+        {
             ambient |= bit.bits();
         }
     }
@@ -218,7 +224,9 @@ pub fn read() -> Result<Privileges, DropError> {
 }
 
 fn held_groups() -> Result<usize, DropError> {
-    Ok(nix::unistd::getgroups().map_err(call("read the groups"))?.len())
+    Ok(nix::unistd::getgroups()
+        .map_err(call("read the groups"))?
+        .len())
 }
 
 /// One bit for each capability that this kernel knows (`PR_CAPBSET_READ(2const)` refuses the others).

@@ -40,10 +40,13 @@ pub async fn remove_leftover_links(alive: &[StackName]) -> Result<usize, Error> 
         let Some(link) = host.link("host", &name).await? else {
             continue;
         };
-        let stack = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfAlias(alias) => alias.strip_prefix(ALIAS_PREFIX),
-            _ => None,
-        });
+        let stack = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfAlias(alias) => alias.strip_prefix(ALIAS_PREFIX),
+                _ => None,
+            });
         if stack.is_some_and(|stack| !alive.iter().any(|alive| alive.as_str() == stack)) {
             remove_link(&host, &name).await?;
             removed += 1;

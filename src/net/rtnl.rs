@@ -407,13 +407,21 @@ impl Rtnl {
     }
 
     /// Waits until there is no link of that name; `false` when there still is one at `deadline`.
-    pub(super) async fn wait_gone(&self, namespace: &str, name: &str, deadline: Instant) -> Result<bool, Error> {
+    pub(super) async fn wait_gone(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<bool, Error> {
         let mut events = self.events.lock().await;
         let _listening = Listening::start(&self.socket, namespace)?;
         // Asked after listening began, so that no change falls between the two.
         while let Some(link) = self.link(namespace, name).await? {
             let index = [link.header.index];
-            if timeout_at(deadline, next_change(&mut *events, &index)).await.is_err() {
+            if timeout_at(deadline, next_change(&mut *events, &index))
+                .await
+                .is_err()
+            {
                 return Ok(false);
             }
         }
@@ -486,8 +494,7 @@ async fn next_change(events: &mut (impl Stream<Item = Incoming> + Unpin), indice
         match event.payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-            ) if indices.contains(&link.header.index) =>
-            {
+            ) if indices.contains(&link.header.index) => {
                 return;
             }
             // Events were lost: ask again.

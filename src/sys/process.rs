@@ -42,7 +42,13 @@ pub fn clone3(flags: i32) -> io::Result<Cloned> {
     args.exit_signal = u64::from(exit_signal.cast_unsigned());
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
+    match unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            size_of::<libc::clone_args>(),
+        )
+    } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
         pid => Ok(Cloned::Parent {
@@ -65,7 +71,14 @@ pub fn exit_now(status: i32) -> ! {
 /// What `close_range(2)` says.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: closes nothing now; a flag on descriptors breaks no owner's invariant.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
     if done == -1 {
         return Err(io::Error::last_os_error());
     }

@@ -1,6 +1,8 @@
 //! What the test programs share; each of them uses a part of it.
 #![allow(dead_code)]
 
+pub mod lab;
+
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write as _;
