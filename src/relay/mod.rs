@@ -1,0 +1,397 @@
+//! The relay: an unprivileged process that carries bytes from listening sockets on the host to the sidecar's uplink.
+//!
+//! # Theory of operation
+//!
+//! One thread, one epoll. A listener's task waits for a free place, accepts, and starts a task for the connection,
+//! which dials the listener's target and then moves bytes both ways (`flow`) until both sides have said that they are
+//! done, or one of them is gone.
+//!
+//! - **Abort by default.** Every socket has `SO_LINGER` with a time of zero from its first moment on, so closing it
+//!   sends a reset, and only a connection that both sides ended in order is told to close in order. A peer's reset, a
+//!   target that refuses, a stack that stops and a relay that is killed are all resets for whoever is left: a torn
+//!   transfer never looks like a complete one.
+//! - **Half-close is kept.** The end of one side's stream becomes `shutdown(SHUT_WR)` on the other.
+//! - **What was received before a reset is handed on**, as far as the other side takes it at once.
+//! - **Bounded.** `RLIMIT_NOFILE` decides how many connections there are at most; the others wait in the kernel's
+//!   backlog. A waiting connection holds no buffer at all. A stalled one holds, in each direction, one of at most 64
+//!   pipes, or a copy: at most 64 KiB, and 4 KiB once 16 MiB are held together.
+//! - **Dead peers** are found by TCP keepalive on both sides: 60 seconds of silence, then 4 probes 15 seconds apart.
+//!   There is no other idle time limit. Data on the wire that nobody acknowledges ends by `tcp_retries2` (tcp(7)).
+//!
+//! A relay dials one address and port from one address, so the ephemeral ports (some 28,000) bound how many new
+//! connections per minute can be ended *by the client first*: each such end leaves the relay's port in TIME-WAIT for 60
+//! seconds. Where the relay has a network namespace of its own, `net.ipv4.tcp_tw_reuse=1` there lifts this to one second.
+//!
+//! # What it needs
+//!
+//! No capability, no file, no thread. `SIGPIPE` must be ignored (Rust's runtime does so before `main`): splice(2) has
+//! no `MSG_NOSIGNAL`. The system calls, as strace(1) shows them from [`run`] to its end, memory and signals aside:
+//!
+//! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
+//!   (`FIONBIO`), `getsockname`, `getrandom`;
+//! - each connection: `accept4`, `socket`, `setsockopt`, `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
+//!   `close`;
+//! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
+//! - waking itself: `write` to its eventfd, `futex`.
+#![forbid(unsafe_code)]
+
+mod flow;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::process::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::runtime::LocalOptions;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+
+use flow::{Buffers, Tuning};
+
+/// Written to the control socket, it asks for one line of JSON: [`Stats`].
+pub const STATS_REQUEST: u8 = b'?';
+
+/// How long the target may take to answer a connection attempt before the client is reset.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keepalive: silence before the first probe, time between probes, probes without an answer (tcp(7)).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Descriptors that are neither listeners, connections nor pipes: standard streams, control socket, epoll and its
+/// wakers, and some that the process was started with.
+const OTHER_DESCRIPTORS: u64 = 32;
+
+/// How long accepting rests when the machine has run out of something and no connection of ours is there to end.
+const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the relay ended, other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// `RLIMIT_NOFILE` leaves no place for connections.
+    #[error(
+        "the limit of {limit} open files leaves no place for connections on {listeners} listeners\nhint: raise it with `ulimit -n` or LimitNOFILE="
+    )]
+    Descriptors {
+        /// The soft limit.
+        limit: u64,
+        /// How many listeners there are.
+        listeners: usize,
+    },
+    /// The event loop can't be made.
+    #[error("start the relay's event loop")]
+    Runtime {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A listening socket can't be used.
+    #[error("prepare the listener on {listen}")]
+    Listener {
+        /// Its address, as far as it is known.
+        listen: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The control socket can't be used.
+    #[error("prepare the relay's control socket")]
+    Control {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A listening socket has failed for good.
+    #[error("accept on {listen}")]
+    Accept {
+        /// Its address.
+        listen: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the relay has done since it started; the answer to [`STATS_REQUEST`], as one line of JSON with these keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Connections that are open now, those still dialling included.
+    pub open: u64,
+    /// The most connections that can be open at once.
+    pub limit: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections reset because the target refused, did not answer, or could not be dialled.
+    pub refused: u64,
+    /// Connections that ended in a reset of either side.
+    pub reset: u64,
+    /// Times that accepting had to rest because descriptors or memory had run out.
+    pub exhausted: u64,
+    /// Bytes carried from clients to the target.
+    pub bytes_in: u64,
+    /// Bytes carried from the target to clients.
+    pub bytes_out: u64,
+}
+
+/// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
+///
+/// Each listener, already bound and listening, has the address that its connections are carried to. Listeners may be
+/// shared with other processes; they are made non-blocking.
+///
+/// `control` is one end of a stream socket pair. End of file, or any byte other than [`STATS_REQUEST`], means stop:
+/// listeners and connections are dropped at once, open connections are reset on both sides.
+///
+/// # Errors
+/// [`RelayError`]. Nothing that a client or a target does is an error.
+pub fn run(
+    listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
+    control: OwnedFd,
+) -> Result<(), RelayError> {
+    let places = Places::share_out(listeners.len())?;
+    run_with(listeners, control, places, Tuning::default())
+}
+
+fn run_with(
+    listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
+    control: OwnedFd,
+    places: Places,
+    tuning: Tuning,
+) -> Result<(), RelayError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // a LocalSet's tasks are woken by a write to an eventfd each time
+        .build_local(LocalOptions::default())
+        .map_err(|source| RelayError::Runtime { source })?;
+    // its end drops the runtime, and every connection with it
+    runtime.block_on(async {
+        let control = watch_end(control)?;
+        let relay = Rc::new(Relay::new(places, tuning));
+        let mut accepting = JoinSet::new();
+        for (listener, target) in listeners {
+            let listener = prepare(listener)?;
+            accepting.spawn_local(accept_all(listener, target, Rc::clone(&relay)));
+        }
+        tokio::select! {
+            biased;
+            () = serve_control(control, &relay) => Ok(()),
+            Some(ended) = accepting.join_next() => Err(ended.expect("it does not panic, and nobody aborts it")),
+        }
+    })
+}
+
+/// How the descriptors are shared out.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    connections: usize,
+    pipes: usize,
+}
+
+impl Places {
+    /// A connection needs two descriptors, and so does a pipe; an eighth of the pairs, 64 at most, are kept for pipes.
+    fn share_out(listeners: usize) -> Result<Self, RelayError> {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let pairs = limit.saturating_sub(OTHER_DESCRIPTORS + listeners as u64) / 2;
+        let pipes = (pairs / 8).min(64);
+        // the semaphore's own bound is far above any number of ports
+        let connections = (pairs - pipes).min(1 << 20);
+        // each listener holds a place while it waits for a client
+        if connections <= listeners as u64 {
+            return Err(RelayError::Descriptors { limit, listeners });
+        }
+        let count = |n| usize::try_from(n).expect("it is at most 2^20");
+        Ok(Self {
+            connections: count(connections),
+            pipes: count(pipes),
+        })
+    }
+}
+
+/// What all connections share.
+struct Relay {
+    stats: RefCell<Stats>,
+    buffers: Buffers,
+    places: Arc<Semaphore>,
+    /// Told whenever a connection has closed its descriptors.
+    closed: Notify,
+}
+
+impl Relay {
+    fn new(places: Places, tuning: Tuning) -> Self {
+        let stats = Stats {
+            limit: places.connections as u64,
+            ..Stats::default()
+        };
+        Self {
+            stats: RefCell::new(stats),
+            buffers: Buffers::new(places.pipes, tuning),
+            places: Arc::new(Semaphore::new(places.connections)),
+            closed: Notify::new(),
+        }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Stats)) {
+        change(&mut self.stats.borrow_mut());
+    }
+}
+
+fn prepare(listener: std::net::TcpListener) -> Result<TcpListener, RelayError> {
+    let listen = listener
+        .local_addr()
+        .map_or_else(|_| "an unknown address".to_owned(), |a| a.to_string());
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener))
+        .map_err(|source| RelayError::Listener { listen, source })
+}
+
+fn set_options(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
+    // an urgent byte would be lost otherwise: it is carried as an ordinary one
+    sockopt::set_socket_oobinline(socket, true)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+fn watch_end(control: OwnedFd) -> Result<UnixStream, RelayError> {
+    let control = StdUnixStream::from(control);
+    control
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(control))
+        .map_err(|source| RelayError::Control { source })
+}
+
+/// Answers requests for [`Stats`]; over when the relay is to stop.
+async fn serve_control(mut control: UnixStream, relay: &Relay) {
+    while let Ok(STATS_REQUEST) = control.read_u8().await {
+        let stats = *relay.stats.borrow();
+        let mut line = serde_json::to_vec(&stats).expect("numbers are JSON");
+        line.push(b'\n');
+        if control.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Accepts for ever; what it returns is why it can't any more.
+async fn accept_all(listener: TcpListener, target: SocketAddrV4, relay: Rc<Relay>) -> RelayError {
+    loop {
+        let place = Arc::clone(&relay.places)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let client = match accept(&listener, &relay).await {
+            Ok(client) => client,
+            Err(source) => {
+                let listen = listener
+                    .local_addr()
+                    .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+                return RelayError::Accept { listen, source };
+            }
+        };
+        let relay = Rc::clone(&relay);
+        tokio::task::spawn_local(async move {
+            // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
+            tokio::task::coop::unconstrained(carry(client, target, &relay)).await;
+            relay.count(|s| s.open -= 1);
+            drop(place);
+            relay.closed.notify_one();
+        });
+    }
+}
+
+/// One connection, past errors that say nothing about the listener (accept(2), "Error handling").
+async fn accept(listener: &TcpListener, relay: &Relay) -> io::Result<TcpStream> {
+    loop {
+        let error = match listener.accept().await {
+            Ok((client, _)) => {
+                relay.count(|s| {
+                    s.accepted += 1;
+                    s.open += 1;
+                });
+                return Ok(client);
+            }
+            Err(error) => error,
+        };
+        match Errno::from_io_error(&error) {
+            // trying again at once would spin: the client stays in the backlog and the listener stays readable
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                relay.count(|s| s.exhausted += 1);
+                tokio::select! {
+                    () = relay.closed.notified() => {}
+                    () = tokio::time::sleep(EXHAUSTED_PAUSE) => {}
+                }
+            }
+            Some(
+                Errno::CONNABORTED
+                | Errno::INTR
+                | Errno::PERM
+                | Errno::PROTO
+                | Errno::NOPROTOOPT
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NONET
+                | Errno::OPNOTSUPP,
+            ) => {}
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Carries one connection to its end. Whatever way it returns, both sockets are closed, by a reset unless both sides
+/// had ended their streams.
+async fn carry(client: TcpStream, target: SocketAddrV4, relay: &Relay) {
+    // Not inherited from the listener: clients may have connected before this process was there to set them.
+    if set_options(&client).is_err() {
+        return relay.count(|s| s.reset += 1);
+    }
+    let dialled = tokio::select! {
+        biased;
+        dialled = dial(target) => dialled,
+        // nobody waits for the answer any more
+        _ = client.ready(Interest::ERROR) => return relay.count(|s| s.reset += 1),
+    };
+    let Ok(server) = dialled else {
+        return relay.count(|s| s.refused += 1);
+    };
+    let in_order = flow::both_ways(&client, &server, &relay.buffers, |bytes_in, bytes_out| {
+        relay.count(|s| {
+            s.bytes_in += bytes_in;
+            s.bytes_out += bytes_out;
+        });
+    })
+    .await;
+    match in_order {
+        Ok(()) => {
+            // Both can only fail for a bad descriptor. From here on the kernel delivers what it still holds.
+            let _ = sockopt::set_socket_linger(&client, None);
+            let _ = sockopt::set_socket_linger(&server, None);
+        }
+        Err(_) => relay.count(|s| s.reset += 1),
+    }
+}
+
+async fn dial(target: SocketAddrV4) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    set_options(&socket)?;
+    tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target.into())).await?
+}
