@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod firewall;
+pub mod logbuf;
 pub mod names;
 pub mod net;
 pub mod plan;
