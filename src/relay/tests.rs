@@ -358,21 +358,16 @@ fn two_hundred_connections_are_carried_at_once() {
     assert_eq!(relay.stats_when(|s| s.open == 0).accepted, 200);
 }
 
-#[test]
-fn a_receiver_that_does_not_read_stops_the_sender() {
-    in_netns();
-    let app = TcpListener::bind(APP).unwrap();
-    let mut relay = Running::start();
-    let (client, mut server) = connect(&app);
+/// Sends until only a reader at the other end can move things on; says how many bytes that took.
+fn send_until_stalled(relay: &mut Running, mut client: &TcpStream) -> u64 {
     client.set_nonblocking(true).unwrap();
     let chunk = noise(1 << 16, 5);
-    let mut sent = 0_usize;
-    // Until the client's kernel takes no more and the relay has moved nothing between two looks with the client's queue
-    // full: then only a reader can move on.
+    let mut sent = 0;
+    // The client's kernel takes no more, and the relay has moved nothing between two looks.
     let mut seen = relay.stats().bytes_in;
     loop {
-        match (&client).write(&chunk) {
-            Ok(n) => sent += n,
+        match client.write(&chunk) {
+            Ok(n) => sent += n as u64,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
                 let now = relay.stats().bytes_in;
@@ -385,14 +380,44 @@ fn a_receiver_that_does_not_read_stops_the_sender() {
         // the kernel's buffers at both ends and ours, together, are nowhere near this
         assert!(sent < 200_000_000, "the relay takes whatever it is sent");
     }
+    client.set_nonblocking(false).unwrap();
+    sent
+}
+
+#[test]
+fn a_receiver_that_does_not_read_stops_the_sender() {
+    in_netns();
+    let app = TcpListener::bind(APP).unwrap();
+    let mut relay = Running::start();
+    let (client, mut server) = connect(&app);
+    let sent = send_until_stalled(&mut relay, &client);
     // another connection is not held up
     let (client2, server2) = connect(&app);
     exchange(&client2, &server2, b"there", b"back");
 
-    client.set_nonblocking(false).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     let read = std::io::copy(&mut server, &mut std::io::sink()).unwrap();
-    assert_eq!(read, sent as u64);
+    assert_eq!(read, sent);
+}
+
+#[test]
+fn bytes_of_a_dead_connection_never_reach_another() {
+    in_netns();
+    let app = TcpListener::bind(APP).unwrap();
+    // one pipe, so that the second connection would get the first one's
+    let places = Places {
+        connections: 4,
+        pipes: 1,
+    };
+    let mut relay = Running::start_with(places, Tuning::default());
+    for _ in 0..3 {
+        let (client, server) = connect(&app);
+        send_until_stalled(&mut relay, &client);
+        drop((client, server));
+        relay.stats_when(|s| s.open == 0);
+        let (client, server) = connect(&app);
+        exchange(&client, &server, &noise(5_000_000, 1), &noise(5_000_000, 2));
+    }
 }
 
 #[test]
