@@ -12,7 +12,7 @@
 //! short of urgent data and would say "empty" for ever.
 //!
 //! Measured on loopback, two shared cores, CPU time of the relay alone, best and worst of the runs. 3 GB in bulk: copied by
-//! 64 KiB 1.12 to 1.13 s, by 256 KiB 0.92 to 0.94 s; spliced by pipes of 64 KiB 0.88 to 1.04 s, of 256 KiB 0.68 to 0.92 s, of
+//! 64 KiB 1.12 to 1.13 s, by 256 KiB 0.92 to 0.94 s; spliced by pipes of 64 KiB 0.88 s, of 256 KiB 0.86 to 0.92 s, of
 //! 1 MiB 0.67 to 0.69 s, but 64 pipes of 1 MiB would be all that a user may have (pipe(7)). 500 kB: copied by 64 KiB 152 to
 //! 158 us, spliced by 256 KiB 109 to 122 us. 50 kB: 22 us copied by 64 KiB, 26 us when a 16 KiB buffer leaves most of it to
 //! splice. 100 bytes: no difference.
