@@ -76,6 +76,8 @@ pub struct Status {
     pub plan: Plan,
     /// The supervisor's process.
     pub supervisor: i32,
+    /// What the kernel said it holds since the stack is up.
+    pub supervisor_privileges: Privileges,
     /// When it was up, RFC 3339, UTC.
     pub since: jiff::Timestamp,
     /// Its parts.

@@ -112,6 +112,9 @@ pub enum StackError {
         /// The step.
         step: &'static str,
     },
+    /// The supervisor could not drop what it doesn't need any more.
+    #[error("supervisor: {0}")]
+    Supervisor(#[source] crate::init::privileges::DropError),
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -437,12 +440,7 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(
-            &app.rootfs,
-            self.program.as_fd(),
-            app.name.as_str(),
-            app.ids.user(),
-        )?;
+        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
         let start = Start {
             hostname: app.name.to_string(),
             role: Role::App(AppStart {

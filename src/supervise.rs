@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use caps::Capability;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -22,13 +23,25 @@ use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::init::privileges::Privileges;
+use crate::init::privileges::{self, Privileges};
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
+/// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
+///
+/// Joining the parts' user namespaces, signalling, and everything within them need none of it: who made a user namespace
+/// has every capability in it (user_namespaces(7)).
+const KEPT: [Capability; 3] = [
+    // open_tree(2) and mount_setattr(2), for the mounts that a part's root is made of.
+    Capability::CAP_SYS_ADMIN,
+    // Finding them: the directories on the way may be somebody else's.
+    Capability::CAP_DAC_READ_SEARCH,
+    // fchown(2) of the pipes that an app writes to.
+    Capability::CAP_CHOWN,
+];
 /// What the log may take of memory, in bytes.
 const LOG_BYTES: usize = 4 << 20;
 /// A part that ends again and again is started again after this pause, doubled each time…
@@ -113,6 +126,7 @@ type Pumps = Arc<std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>>;
 
 /// A stack and all that watches it.
 pub struct Supervisor {
+    privileges: Privileges,
     ground: Arc<Ground>,
     _host_table: firewall::Socket,
     parts: Vec<Part>,
@@ -179,7 +193,9 @@ pub async fn run(
         host_table,
         parts,
     } = stack;
+    let privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
     let mut supervisor = Supervisor {
+        privileges,
         ground,
         _host_table: host_table,
         parts: vec![],
@@ -553,6 +569,7 @@ impl Supervisor {
         Status {
             plan: plan.clone(),
             supervisor: nix::unistd::getpid().as_raw(),
+            supervisor_privileges: self.privileges.clone(),
             since: self.since,
             parts: parts.collect(),
         }
