@@ -234,6 +234,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
     let uplink: ipnet::Ipv4Net = uplink.parse().unwrap();
     Plan {
         mode: Mode::Root,
+        owner: 0,
         run: "0123abcd".to_owned(),
         state_dir: PathBuf::new(),
         config: None,
