@@ -11,9 +11,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::init::privileges::Privileges;
 use crate::logbuf::{Filter, LogLine};
 use crate::plan::Plan;
+use crate::privileges::Privileges;
 use crate::protocol;
 
 /// What a command asks.

@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
+use crate::sys::namespace::unshare;
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -207,7 +208,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     if network != Network::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    nix::sched::unshare(flags).map_err(|e| ("unshare", e.into()))?;
+    unshare(flags).map_err(at("unshare"))?;
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
     let own: &[(&str, &str)] = match network {

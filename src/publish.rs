@@ -8,7 +8,16 @@ use std::os::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::Plan;
-use crate::stack::StackError;
+
+/// Somebody else has begun to listen since the port was bound.
+#[derive(Debug, thiserror::Error)]
+#[error("listen on {address}: {source}")]
+pub struct ListenError {
+    /// The host's address and port.
+    pub address: SocketAddrV4,
+    /// What the kernel said.
+    pub source: io::Error,
+}
 
 /// A published port's socket on the host.
 ///
@@ -50,9 +59,9 @@ impl Listener {
     /// Begins to listen.
     ///
     /// # Errors
-    /// [`StackError::Listen`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
-    pub fn listen(&self) -> Result<(), StackError> {
-        rustix::net::listen(&self.socket, 4096).map_err(|e| StackError::Listen {
+    /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
+    pub fn listen(&self) -> Result<(), ListenError> {
+        rustix::net::listen(&self.socket, 4096).map_err(|e| ListenError {
             address: self.address,
             source: e.into(),
         })

@@ -6,10 +6,10 @@
 //! then the rules, both in the sidecar and on the host, before any link is up; then the links; then the apps' commands;
 //! and the published ports last, when what is behind them answers.
 //!
-//! There is one undo, [`Stack::take_down`], for a failed `bring_up`, a normal end and a signal: kill the parts, close
-//! the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and the
-//! host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since every
-//! part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
+//! There is one undo, for a failed `bring_up`, a normal end and a signal: drop what there is, which kills the parts and
+//! closes the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and
+//! the host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since
+//! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -22,12 +22,12 @@ use futures_util::future::try_join_all;
 
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
-use crate::init::privileges::Privileges;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Rtnl};
 use crate::plan::{Plan, Transport};
+use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::Listener;
+use crate::publish::{ListenError, Listener};
 use crate::rootfs;
 
 /// How long the kernel may take for everything but the app.
@@ -61,13 +61,8 @@ pub enum StackError {
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
     /// A published port.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// The host's address and port.
-        address: SocketAddrV4,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A pipe or a descriptor of our own.
     #[error("{what}: {source}")]
     Io {
@@ -114,7 +109,7 @@ pub enum StackError {
     },
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
-    Supervisor(#[source] crate::init::privileges::DropError),
+    Supervisor(#[source] crate::privileges::DropError),
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,

@@ -19,7 +19,7 @@ use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{Cloned, clone3, exit_now};
-use crate::{preflight, protocol, rootless};
+use crate::{preflight, protocol, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
 pub fn up(config: Config, detach: bool) -> Result<ExitCode, Failure> {
@@ -191,7 +191,7 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     let state = Host::state_root();
     let global = state.lock()?;
     let host = Host::look(&config.name)?;
-    let plan = plan::resolve(&config, &host)?;
+    let plan = resolve::plan(&config, &host)?;
     let Some(claimed) = state.claim(&config.name, &global)? else {
         drop(global);
         return already(&plan, &host);
@@ -246,8 +246,10 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     let removed = state
         .lock()
         .and_then(|global| state.remove(&config.name, global));
-    // Clients of the control socket learn of the end by the end of this process, when really nothing is left: so the
-    // runtime, which holds their sockets, must live as long.
+    // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
+    // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
+    // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
+    // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
     let outcome = ended.map_err(Failure::from)?;
     removed?;
