@@ -94,7 +94,7 @@ impl Lab {
         lab
     }
 
-    /// A command in the lab, with a clean environment but for PATH.
+    /// A command in the lab, in its directory, with a clean environment but for PATH.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -106,13 +106,16 @@ impl Lab {
                 "--pid",
                 "--",
             ])
+            // Whoever joins a mount namespace is at its root.
+            .arg("env")
+            .arg("-C")
+            .arg(self.dir.path())
             .args(args)
             .env_clear()
             .env(
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .current_dir(self.dir.path())
             .stdin(Stdio::null());
         command
     }
