@@ -9,7 +9,7 @@
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
 //!    of uid, so nothing here depends on which uid it was.
 //! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
-//! 4. no_new_privs: from here no `execve(2)` gives anything back.
+//! 4. no_new_privs: from here no `execve(2)` gives anything back. The keys of whoever started us are left behind.
 //! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
@@ -119,6 +119,7 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
     set(keep)?;
+    crate::sys::process::new_session_keyring().map_err(call("leave the session's keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).

@@ -194,6 +194,9 @@ pub fn mount_points(tmpfs: &[Tmpfs]) -> impl Iterator<Item = &Path> {
 /// [`RootfsError`]; the stage must then end.
 pub fn enter_empty() -> Result<(), RootfsError> {
     let root = begin(tmpfs(Path::new("/"), "4k", "555")?)?;
+    // Its mode alone would not do: the part is its owner.
+    sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
+        .map_err(at("make read-only", "/"))?;
     pivot(root)
 }
 

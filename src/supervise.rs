@@ -164,6 +164,8 @@ pub async fn run(
     let pumps = Pumps::default();
     let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output);
     let mut early = VecDeque::new();
+    // Whoever asks for the end is answered by the end of this process, and not before.
+    let mut ending = None;
     let stack = {
         let bring_up = Stack::bring_up(plan, listeners, &output, progress);
         tokio::pin!(bring_up);
@@ -171,7 +173,11 @@ pub async fn run(
             tokio::select! {
                 stack = &mut bring_up => break stack,
                 event = events.recv() => match event {
-                    Some(Event::Signal | Event::Asked(Request::Down, _)) => break Err(StackError::Interrupted),
+                    Some(Event::Signal) => break Err(StackError::Interrupted),
+                    Some(Event::Asked(Request::Down, client)) => {
+                        ending = Some(client);
+                        break Err(StackError::Interrupted);
+                    }
                     Some(event) => early.push_back(event),
                     None => {}
                 }
@@ -185,6 +191,7 @@ pub async fn run(
             drain(&pumps).await;
             let mut tee = tee;
             explain(&mut early, &mut events, &mut tee);
+            drop(ending);
             return Err(e);
         }
     };

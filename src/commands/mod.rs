@@ -208,7 +208,7 @@ fn reply(
 }
 
 fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
-    match state.lock().and_then(|_held| state.liveness(stack)) {
+    match state.lock().and_then(|held| state.settle(stack, &held)) {
         Ok(Liveness::Alive) => {
             Failure::unable(format!("connect to the supervisor of {stack}: {e}"))
         }

@@ -106,3 +106,19 @@ pub fn default_sigpipe() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Gives this process a new, empty session keyring: it possesses nothing of the old one, which is the one of whoever
+/// started us (session-keyring(7)).
+///
+/// # Errors
+/// What `keyctl(2)` says; EDQUOT when this uid has too many keys. A kernel without keys has none to lose: success.
+pub fn new_session_keyring() -> io::Result<()> {
+    let no_name: *const libc::c_char = std::ptr::null();
+    // SAFETY: a null pointer stands for an anonymous keyring; nothing else is passed.
+    let serial =
+        unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, no_name) };
+    match io::Error::last_os_error() {
+        e if serial == -1 && e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
