@@ -225,7 +225,7 @@ fn every_file_that_the_readme_names_exists() {
         .skip(1)
         .filter_map(|rest| rest.split([')', '#']).next())
         .filter(|target| !target.is_empty() && !target.contains("://"));
-    let names = text.split(['`', ' ', '\n', ',', '(', ')']).filter(|word| {
+    let names = text.split(['`', ' ', '\n', ',', ':', '(', ')', '#']).filter(|word| {
         ["tests/", "src/", "scripts/"]
             .iter()
             .any(|d| word.starts_with(d))
