@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! A short-lived child makes the two namespaces with itself as first member, sets the network namespace's sysctls
-//! (nobody else could, once the part has dropped), opens a NETLINK_ROUTE socket in it, passes all of it up and ends.
+//! (nobody else could, once the part has dropped), opens netlink sockets in it, passes all of it up and ends.
 //! The supervisor writes the id map and keeps the descriptors. Because they outlive the processes, a part can be
 //! restarted without its links, addresses, rules and connections noticing; because nothing else holds them, they go
 //! when the supervisor goes, by whatever way.
@@ -50,6 +50,8 @@ pub struct Namespaces {
     pub user: OwnedFd,
     /// The network namespace; `None` for [`Network::Shared`].
     pub net: Option<OwnedFd>,
+    /// [`Network::App`]: a NETLINK_SOCK_DIAG socket inside, for [`crate::publish::listening`].
+    pub diag: Option<OwnedFd>,
 }
 
 /// A NETLINK_ROUTE socket inside a part's network namespace, for [`crate::net`].
@@ -146,13 +148,9 @@ impl Namespaces {
             .next()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
             .map_err(failed("take the user namespace"))?;
-        Ok((
-            Self {
-                user,
-                net: fds.next(),
-            },
-            fds.next(),
-        ))
+        let (net, route) = (fds.next(), fds.next());
+        let diag = fds.next();
+        Ok((Self { user, net, diag }, route))
     }
 }
 
@@ -247,6 +245,16 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     )
     .map_err(|e| ("open a route socket", e.into()))?;
     fds.push(route);
+    if network == Network::App {
+        let diag = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(rustix::net::netlink::SOCK_DIAG),
+        )
+        .map_err(|e| ("open a sock_diag socket", e.into()))?;
+        fds.push(diag);
+    }
     Ok(fds)
 }
 

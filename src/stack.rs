@@ -27,7 +27,7 @@ use crate::net::{self, Endpoint, Rtnl};
 use crate::plan::{Plan, Transport};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::{ListenError, Listener};
+use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 
 /// How long the kernel may take for everything but the app.
@@ -485,7 +485,10 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = crate::publish::listening_in(container.pid());
+            let diag = self.apps[index].diag.as_ref();
+            let listening = diag
+                .and_then(|diag| publish::listening(diag.as_fd()).ok())
+                .unwrap_or_else(|| publish::listening_in(container.pid()));
             let reachable = |port: u16| {
                 listening.iter().any(|l| {
                     l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)

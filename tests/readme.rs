@@ -225,11 +225,13 @@ fn every_file_that_the_readme_names_exists() {
         .skip(1)
         .filter_map(|rest| rest.split([')', '#']).next())
         .filter(|target| !target.is_empty() && !target.contains("://"));
-    let names = text.split(['`', ' ', '\n', ',', ':', '(', ')', '#']).filter(|word| {
-        ["tests/", "src/", "scripts/"]
-            .iter()
-            .any(|d| word.starts_with(d))
-    });
+    let names = text
+        .split(['`', ' ', '\n', ',', ':', '(', ')', '#'])
+        .filter(|word| {
+            ["tests/", "src/", "scripts/"]
+                .iter()
+                .any(|d| word.starts_with(d))
+        });
     let mut seen = 0;
     for name in links.chain(names) {
         assert!(Path::new(ROOT).join(name).exists(), "there is no {name}");
