@@ -104,6 +104,8 @@ impl Lab {
                 "--net",
                 "--mount",
                 "--pid",
+                // Else it is the root, in which a command is started.
+                &format!("--wdns={}", self.dir.path().display()),
                 "--",
             ])
             .args(args)
@@ -112,7 +114,6 @@ impl Lab {
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .current_dir(self.dir.path())
             .stdin(Stdio::null());
         command
     }
