@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! A short-lived child makes the two namespaces with itself as first member, sets the network namespace's sysctls
-//! (nobody else could, once the part has dropped), opens netlink sockets in it, passes all of it up and ends.
+//! (nobody else could, once the part has dropped), opens a NETLINK_ROUTE socket in it, passes all of it up and ends.
 //! The supervisor writes the id map and keeps the descriptors. Because they outlive the processes, a part can be
 //! restarted without its links, addresses, rules and connections noticing; because nothing else holds them, they go
 //! when the supervisor goes, by whatever way.
@@ -50,12 +50,16 @@ pub struct Namespaces {
     pub user: OwnedFd,
     /// The network namespace; `None` for [`Network::Shared`].
     pub net: Option<OwnedFd>,
-    /// [`Network::App`]: a NETLINK_SOCK_DIAG socket inside, for [`crate::publish::listening`].
-    pub diag: Option<OwnedFd>,
 }
 
-/// A NETLINK_ROUTE socket inside a part's network namespace, for [`crate::net`].
-pub type RouteSocket = OwnedFd;
+/// Sockets inside a part's network namespace, for `crate::net`: they ask and change it from outside.
+#[derive(Debug)]
+pub struct Sockets {
+    /// NETLINK_ROUTE: links, addresses, routes.
+    pub route: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens.
+    pub diag: OwnedFd,
+}
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
 /// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
@@ -111,7 +115,7 @@ impl Namespaces {
         part: &str,
         ids: IdMap,
         network: Network,
-    ) -> Result<(Self, Option<RouteSocket>), NamespaceError> {
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let failed = |what: &'static str| {
             move |source: io::Error| NamespaceError {
                 part: part.to_owned(),
@@ -148,9 +152,12 @@ impl Namespaces {
             .next()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
             .map_err(failed("take the user namespace"))?;
-        let (net, route) = (fds.next(), fds.next());
-        let diag = fds.next();
-        Ok((Self { user, net, diag }, route))
+        let net = fds.next();
+        let sockets = match (fds.next(), fds.next()) {
+            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            _ => None,
+        };
+        Ok((Self { user, net }, sockets))
     }
 }
 
@@ -236,24 +243,15 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
-    let route = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-        None,
-    )
-    .map_err(|e| ("open a route socket", e.into()))?;
-    fds.push(route);
-    if network == Network::App {
-        let diag = rustix::net::socket_with(
+    // NETLINK_ROUTE is 0, which is what no protocol at all means too.
+    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+        let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(rustix::net::netlink::SOCK_DIAG),
-        )
-        .map_err(|e| ("open a sock_diag socket", e.into()))?;
-        fds.push(diag);
+            protocol,
+        );
+        fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
     }
     Ok(fds)
 }

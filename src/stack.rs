@@ -23,11 +23,11 @@ use futures_util::future::try_join_all;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Rtnl};
+use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::plan::{Plan, Transport};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::{self, ListenError, Listener};
+use crate::publish::{ListenError, Listener};
 use crate::rootfs;
 
 /// How long the kernel may take for everything but the app.
@@ -127,6 +127,8 @@ pub struct Ground {
     sidecar: Namespaces,
     relay: Namespaces,
     apps: Vec<Namespaces>,
+    /// Where each app's sockets listen.
+    listening: Vec<Listening>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -319,28 +321,28 @@ impl Ground {
                 Network::App
             ))),
         )?;
-        let route = |socket: Option<OwnedFd>| -> Result<Rtnl, StackError> {
-            let socket = socket.ok_or_else(|| StackError::Io {
-                what: "take a route socket",
-                source: io::ErrorKind::InvalidData.into(),
-            })?;
-            Ok(Rtnl::from_fd(socket)?)
+        let missing = || StackError::Io {
+            what: "take a namespace's sockets",
+            source: io::ErrorKind::InvalidData.into(),
         };
-        let (sidecar, sidecar_route) = sidecar;
-        let (apps, app_routes): (Vec<_>, Vec<_>) = apps.into_iter().unzip();
+        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
+        for (namespaces, sockets) in apps {
+            let sockets = sockets.ok_or_else(missing)?;
+            app_namespaces.push(namespaces);
+            app_routes.push(Rtnl::from_fd(sockets.route)?);
+            listening.push(Listening::from_fd(sockets.diag)?);
+        }
         let ground = Self {
             plan,
             program,
-            sidecar,
+            sidecar: sidecar.0,
             relay: relay.0,
-            apps,
+            apps: app_namespaces,
+            listening,
             listeners,
         };
-        let app_routes = app_routes
-            .into_iter()
-            .map(route)
-            .collect::<Result<_, _>>()?;
-        Ok((ground, route(sidecar_route)?, app_routes))
+        Ok((ground, sidecar_route, app_routes))
     }
 
     fn title(&self, part: &str) -> String {
@@ -485,10 +487,7 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let diag = self.apps[index].diag.as_ref();
-            let listening = diag
-                .and_then(|diag| publish::listening(diag.as_fd()).ok())
-                .unwrap_or_else(|| publish::listening_in(container.pid()));
+            let listening = self.listening[index].tcp()?;
             let reachable = |port: u16| {
                 listening.iter().any(|l| {
                     l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)

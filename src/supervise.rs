@@ -103,11 +103,17 @@ struct Part {
     restarts: u32,
     pause: Duration,
     process: Option<Process>,
+    /// How the command of the running process ended: its process ends next.
+    exit: Option<Exit>,
     last_exit: Option<Exit>,
     privileges: Option<Privileges>,
     notes: Vec<String>,
-    /// Who waits for it to be started again.
+    /// A task is starting it again.
+    launching: bool,
+    /// Who waits for that.
     waiting: Vec<Client>,
+    /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
+    waiting_for_next: Vec<Client>,
 }
 
 struct Process {
@@ -325,6 +331,7 @@ impl Supervisor {
             command,
         });
         part.state = PartState::Running;
+        part.exit = None;
         part.since = Timestamp::now();
         part.privileges = Some(privileges);
         part.notes = notes;
@@ -339,6 +346,7 @@ impl Supervisor {
     fn launch(&mut self, id: PartId) {
         let part = self.part(id);
         part.state = PartState::Starting;
+        part.launching = true;
         part.launch += 1;
         part.restarts += 1;
         let launch = part.launch;
@@ -370,7 +378,10 @@ impl Supervisor {
 
     /// A part is there again, or is not.
     fn launched(&mut self, id: PartId, result: Result<Launched, StackError>) -> Option<Outcome> {
-        match result {
+        self.part(id).launching = false;
+        let next = std::mem::take(&mut self.part(id).waiting_for_next);
+        let asked_again = !next.is_empty();
+        let outcome = match result {
             Ok(launched) => {
                 self.adopt(id, launched);
                 self.note(id, "started again".to_owned());
@@ -385,9 +396,14 @@ impl Supervisor {
                 for client in std::mem::take(&mut self.part(id).waiting) {
                     let _ = client.send((refused(e.to_string(), None), None));
                 }
-                self.ended(id, exit)
+                (!asked_again).then(|| self.ended(id, exit)).flatten()
             }
+        };
+        if asked_again {
+            self.part(id).waiting = next;
+            self.launch(id);
         }
+        outcome
     }
 
     /// A part's process said something.
@@ -405,15 +421,13 @@ impl Supervisor {
             }
             Ok(ContainerEvent::Exited(exit)) => {
                 self.note(id, format!("ended with {exit}"));
-                self.part(id).last_exit = Some(exit);
+                self.part(id).exit = Some(exit);
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                let exit = self
-                    .part(id)
-                    .last_exit
-                    .take()
-                    .unwrap_or(Exit::Signal(libc::SIGKILL));
+                // Without a word: killed, and its command with it.
+                let exit = self.part(id).exit.take();
+                let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
                 self.ended(id, exit)
             }
             Err(e) => {
@@ -513,9 +527,14 @@ impl Supervisor {
         };
         for id in ids {
             self.note(id, "restart asked for".to_owned());
-            self.part(id).waiting.push(client.clone());
-            self.part(id).pause = Duration::ZERO;
-            self.launch(id);
+            let part = self.part(id);
+            part.pause = Duration::ZERO;
+            if part.launching {
+                part.waiting_for_next.push(client.clone());
+            } else {
+                part.waiting.push(client.clone());
+                self.launch(id);
+            }
         }
     }
 
@@ -642,10 +661,13 @@ impl Part {
             restarts: 0,
             pause: Duration::ZERO,
             process: None,
+            exit: None,
             last_exit: None,
             privileges: None,
             notes: vec![],
+            launching: false,
             waiting: vec![],
+            waiting_for_next: vec![],
         }
     }
 }

@@ -68,11 +68,16 @@ impl Voice {
         let mut out = anstream::stdout();
         Self {
             progress: Box::new(move |step| {
-                eprintln!(
-                    "{:>8.1} ms  {}",
-                    begun.elapsed().as_secs_f64() * 1e3,
-                    done(step)
-                )
+                {
+                    let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+                    // One write: standard error has no buffer.
+                    let line = format!(
+                        "{elapsed:>8.1} ms  {}
+",
+                        done(step)
+                    );
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up(status))),
             tee: Box::new(move |line| {

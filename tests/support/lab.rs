@@ -104,6 +104,8 @@ impl Lab {
                 "--net",
                 "--mount",
                 "--pid",
+                // Else it is the root, in which a command is started.
+                &format!("--wdns={}", self.dir.path().display()),
                 "--",
             ])
             // Whoever joins a mount namespace is at its root.
