@@ -67,49 +67,51 @@ pub fn gc() -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
-    match Client::connect(&state.control(stack)) {
-        Ok(client) => {
-            client.ask(&Request::Down).map_err(|e| {
-                Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
-            })?;
-            // It answers by ending, when nothing of the stack is left but its directory and its lock.
-            while let Ok(Some(_)) = client.reply() {}
-            if !state.stack(stack).exists() {
+    loop {
+        let talked = match Client::connect(&state.control(stack)) {
+            Ok(client) => {
+                client.ask(&Request::Down).map_err(|e| {
+                    Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
+                })?;
+                // It answers by ending, when nothing of the stack is left.
+                while let Ok(Some(_)) = client.reply() {}
+                true
+            }
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                false
+            }
+            Err(e) => {
+                return Err(Failure::unable(format!(
+                    "connect to the supervisor of {stack}: {e}"
+                )));
+            }
+        };
+        // A lock file is made by who asks for it, and nothing may be left where nothing was.
+        if !state.stack(stack).exists() {
+            return Ok(talked);
+        }
+        let global = state.lock()?;
+        match state.settle(stack, &global)? {
+            Liveness::Absent => return Ok(talked),
+            // The one that we asked has ended; this is another, which was brought up since.
+            Liveness::Alive if talked => return Ok(true),
+            // It was brought up since we looked: now it can be asked.
+            Liveness::Alive => {}
+            Liveness::Crashed => {
+                // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
+                if let Some(plan) = state.plan(stack)
+                    && plan.mode == Mode::Root
+                {
+                    in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
+                }
+                state.remove(stack, global)?;
                 return Ok(true);
             }
-        }
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            if !state.stack(stack).exists() {
-                return Ok(false);
-            }
-        }
-        Err(e) => {
-            return Err(Failure::unable(format!(
-                "connect to the supervisor of {stack}: {e}"
-            )));
-        }
-    }
-    let global = state.lock()?;
-    match state.settle(stack, &global)? {
-        // The supervisor has removed it; its lock is with it.
-        Liveness::Absent => Ok(true),
-        Liveness::Alive => Err(Failure::unable(format!(
-            "{stack} was brought up again meanwhile"
-        ))),
-        Liveness::Crashed => {
-            // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
-            if let Some(plan) = state.plan(stack)
-                && plan.mode == Mode::Root
-            {
-                in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
-            }
-            state.remove(stack, global)?;
-            Ok(true)
         }
     }
 }

@@ -179,7 +179,7 @@ fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
 }
 
 /// Waits for a child and says how it ended.
-fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
+pub(super) fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
     let status = rustix::io::retry_on_intr(|| {
         rustix::process::waitid(
             rustix::process::WaitId::PidFd(pidfd.as_fd()),

@@ -119,10 +119,13 @@ fn detached(config: Config) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    if let Cloned::Child = clone3(0).map_err(|e| unable("clone", e))? {
-        drop(ours);
-        exit_now(background(config, theirs))
-    }
+    let supervisor = match clone3(0).map_err(|e| unable("clone", e))? {
+        Cloned::Child => {
+            drop(ours);
+            exit_now(background(config, theirs))
+        }
+        Cloned::Parent { pidfd, .. } => pidfd,
+    };
     drop(theirs);
     let verbose = std::io::stderr().is_terminal();
     loop {
@@ -130,11 +133,20 @@ fn detached(config: Config) -> Result<ExitCode, Failure> {
             Some((Told::Step(step), _)) if verbose => eprintln!("  {}", done(&step)),
             Some((Told::Step(_), _)) => {}
             Some((Told::Line(line), _)) => eprintln!("{}", line.human(verbose)),
-            Some((Told::Ready(message) | Told::Already(message), _)) => {
+            Some((Told::Ready(message), _)) => {
                 eprintln!("{message}");
                 return Ok(ExitCode::SUCCESS);
             }
-            Some((Told::Failed(failure), _)) => return Err(failure),
+            // These two it says last; when it has ended, really nothing is left of it.
+            Some((Told::Already(message), _)) => {
+                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                eprintln!("{message}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some((Told::Failed(failure), _)) => {
+                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                return Err(failure);
+            }
             None => return Err(Failure::unable("the supervisor ended without a word")),
         }
     }
