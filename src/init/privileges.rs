@@ -5,10 +5,10 @@
 //! A stage starts as id 0 of its own user namespace, with every capability over that namespace and what it owns. From
 //! there privilege only falls:
 //!
-//! 1. bounding set, then securebits: both need CAP_SETPCAP, so they come while it is still held.
+//! 1. bounding set, inheritable and ambient set, then securebits: they need CAP_SETPCAP, so they come while it is held.
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
 //!    of uid, so nothing here depends on which uid it was.
-//! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
+//! 3. effective and permitted set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back.
 //! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
@@ -107,6 +107,24 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
+    drop_for(keep, user, &[])
+}
+
+/// As [`drop_to`], for a process that goes on to execute a program which is to hold `keep` as well: without file
+/// capabilities an `execve(2)` keeps what is ambient, and nothing else (capabilities(7)).
+///
+/// # Errors
+/// As [`drop_to`].
+pub fn drop_to_and_pass_on(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
+    drop_for(keep, user, keep)
+}
+
+fn drop_for(
+    keep: &[Capability],
+    user: u32,
+    pass_on: &[Capability],
+) -> Result<Privileges, DropError> {
+    let passed: HashSet<Capability> = pass_on.iter().copied().collect();
     let kept: HashSet<Capability> = keep.iter().copied().collect();
     let mask = keep.iter().fold(0_u64, |mask, cap| mask | 1 << cap.index());
 
@@ -117,6 +135,9 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
                 .map_err(call("drop a capability from the bounding set"))?;
         }
     }
+    // The ambient set first: one of the securebits keeps everybody from adding to it.
+    caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
+    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
     rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))?;
 
     let groups = match nix::unistd::setgroups(&[]) {
@@ -130,11 +151,8 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
 
-    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
     caps::set(None, CapSet::Effective, &HashSet::new())
         .map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Inheritable, &HashSet::new())
-        .map_err(caps_call("clear the inheritable set"))?;
     caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
     caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
 
@@ -145,19 +163,20 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
-    verify(mask, user, groups)
+    let passed = pass_on.iter().fold(0, |mask, cap| mask | cap.bitmask());
+    verify(mask, passed, user, groups)
 }
 
 /// Reads what this process holds and compares it with what it must be.
-fn verify(mask: u64, user: u32, groups: usize) -> Result<Privileges, DropError> {
+fn verify(mask: u64, passed: u64, user: u32, groups: usize) -> Result<Privileges, DropError> {
     let held = read()?;
     let hex = |m: u64| format!("{m:016x}");
     for (what, found, wanted) in [
-        ("the inheritable set", held.inheritable, 0),
+        ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
         ("the bounding set", held.bounding, mask),
-        ("the ambient set", held.ambient, 0),
+        ("the ambient set", held.ambient, passed),
         (
             "the securebits",
             u64::from(held.securebits),
