@@ -403,6 +403,7 @@ fn restarting_the_sidecar_keeps_the_app_and_connections_live_on() {
             line.clear();
             said.read_line(&mut line).unwrap();
             assert_eq!(line, "Hello world!\n");
+            assert!(client.wait().unwrap().success());
         } else {
             let mut connection = KeptAlive::open(&lab, address);
             assert_eq!(connection.get().unwrap(), "Hello world!");

@@ -78,6 +78,7 @@ pub fn exec(
     let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
+        caller: rustix::process::getpid(),
         pidfd,
         keep,
         user,
@@ -116,6 +117,8 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
 
 /// What the child needs to know; nothing is allocated or looked up after the clone that could be before it.
 struct Entry {
+    /// This process: the child ends with it, and the command with the child.
+    caller: rustix::process::Pid,
     pidfd: OwnedFd,
     keep: Vec<Capability>,
     user: u32,
@@ -140,6 +143,15 @@ impl Entry {
         if let Err(e) = setns(&self.pidfd, all) {
             return complain("join the part's namespaces", &e);
         }
+        // Not before: joining a user namespace clears it (PR_SET_PDEATHSIG(2const)). The command's own is set where it
+        // drops.
+        let kill = Some(rustix::process::Signal::KILL);
+        if let Err(e) = rustix::process::set_parent_process_death_signal(kill) {
+            return complain("set the parent-death signal", &e);
+        }
+        if rustix::process::getppid() != Some(self.caller) {
+            return i32::from(crate::error::UNABLE);
+        }
         match clone3(0) {
             Err(e) => complain("clone into the part's pid namespace", &e),
             Ok(Cloned::Parent { pidfd, .. }) => match wait(&pidfd) {
@@ -147,7 +159,7 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
-                if let Err(e) = privileges::drop_to(&self.keep, self.user) {
+                if let Err(e) = privileges::drop_to_and_pass_on(&self.keep, self.user) {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {

@@ -14,9 +14,11 @@ use crate::config::Config;
 use crate::control::{Client, Reply, Request, Status};
 use crate::error::Failure;
 use crate::host::Host;
-use crate::logbuf::{LogLine, Stream};
+use crate::logbuf::LogLine;
 use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
+use crate::protocol::Exit;
+use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{Cloned, clone3, exit_now};
 use crate::{preflight, protocol, resolve, rootless};
@@ -33,6 +35,7 @@ pub fn up(config: Config, detach: bool) -> Result<ExitCode, Failure> {
         }
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(u8::from(exit.code() != 0))),
+        End::Early(_, failure) => Err(failure),
     }
 }
 
@@ -42,6 +45,10 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
+        End::Early(exit, failure) => {
+            let _ = failure.print();
+            Ok(ExitCode::from(exit.code()))
+        }
     }
 }
 
@@ -51,6 +58,8 @@ enum End {
     Already(String),
     /// It was brought up and has ended.
     Over(Outcome),
+    /// Its app ended before it listened.
+    Early(Exit, Failure),
 }
 
 /// Whom the supervisor tells.
@@ -80,10 +89,10 @@ impl Voice {
                 }
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up(status))),
-            tee: Box::new(move |line| {
+            tee: Tee::Lines(Box::new(move |line| {
                 // A reader that has gone away doesn't end the stack.
                 let _ = writeln!(out, "{}", line.human(colour)).and_then(|()| out.flush());
-            }),
+            })),
         }
     }
 
@@ -92,14 +101,7 @@ impl Voice {
         Self {
             progress: Box::new(|_| {}),
             ready: Box::new(|_| {}),
-            tee: Box::new(|line| {
-                let end = if line.continues { "" } else { "\n" };
-                let _ = match line.stream {
-                    Stream::Out => write!(std::io::stdout(), "{}{end}", line.text),
-                    Stream::Err => write!(std::io::stderr(), "{}{end}", line.text),
-                    Stream::Event => Ok(()),
-                };
-            }),
+            tee: Tee::Bytes,
         }
     }
 }
@@ -175,14 +177,14 @@ fn background(config: Config, teller: OwnedFd) -> i32 {
             // From now on there is nobody to hear; a full socket would only hold us up.
             let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
         }),
-        tee: Box::new(move |line| {
+        tee: Tee::Lines(Box::new(move |line| {
             let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
-        }),
+        })),
     };
     match supervise_here(config, voice) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
-        Err(failure) => tell(&Told::Failed(failure)),
+        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure)),
     }
     0
 }
@@ -274,9 +276,15 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
     // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
-    let outcome = ended.map_err(Failure::from)?;
+    let end = match ended {
+        Ok(outcome) => End::Over(outcome),
+        Err(e) => match e {
+            StackError::AppEnded { exit, .. } => End::Early(exit, e.into()),
+            e => return Err(e.into()),
+        },
+    };
     removed?;
-    Ok(End::Over(outcome))
+    Ok(end)
 }
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
