@@ -18,9 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sched::CloneFlags;
 use rustix::process::Signal;
 
-use crate::init::privileges::Privileges;
 use crate::namespaces::{Namespaces, reap, socketpair};
+use crate::privileges::Privileges;
 use crate::protocol::{self, Channel, Exit, FromStage, ToStage};
+use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, exit_now};
 
 /// Why a part could not be started, or ended.
@@ -293,11 +294,10 @@ fn try_join(
     let at = |step: &'static str| move |e: nix::Error| (step, e.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))?;
-    nix::sched::setns(&namespaces.user, CloneFlags::CLONE_NEWUSER)
-        .map_err(at("join the user namespace"))?;
+    setns(&namespaces.user, CloneFlags::CLONE_NEWUSER)
+        .map_err(|e| ("join the user namespace", e))?;
     if let Some(net) = &namespaces.net {
-        nix::sched::setns(net, CloneFlags::CLONE_NEWNET)
-            .map_err(at("join the network namespace"))?;
+        setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
     }
     match nix::unistd::setgroups(&[]) {
         // Forbidden by an unprivileged gid map (user_namespaces(7)).

@@ -11,9 +11,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::init::privileges::Privileges;
 use crate::logbuf::{Filter, LogLine};
 use crate::plan::Plan;
+use crate::privileges::Privileges;
 use crate::protocol;
 
 /// What a command asks.
@@ -76,6 +76,8 @@ pub struct Status {
     pub plan: Plan,
     /// The supervisor's process.
     pub supervisor: i32,
+    /// What the kernel said it holds since the stack is up.
+    pub supervisor_privileges: Privileges,
     /// When it was up, RFC 3339, UTC.
     pub since: jiff::Timestamp,
     /// Its parts.

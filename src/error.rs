@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::config::ConfigErrors;
 use crate::container::ContainerError;
 use crate::host::HostError;
-use crate::plan::PlanError;
+use crate::resolve::PlanError;
 use crate::stack::StackError;
 use crate::state::StateError;
 

@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
+use crate::sys::namespace::unshare;
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -51,8 +52,14 @@ pub struct Namespaces {
     pub net: Option<OwnedFd>,
 }
 
-/// A NETLINK_ROUTE socket inside a part's network namespace, for [`crate::net`].
-pub type RouteSocket = OwnedFd;
+/// Sockets inside a part's network namespace, for `crate::net`: they ask and change it from outside.
+#[derive(Debug)]
+pub struct Sockets {
+    /// NETLINK_ROUTE: links, addresses, routes.
+    pub route: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens.
+    pub diag: OwnedFd,
+}
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
 /// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
@@ -108,7 +115,7 @@ impl Namespaces {
         part: &str,
         ids: IdMap,
         network: Network,
-    ) -> Result<(Self, Option<RouteSocket>), NamespaceError> {
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let failed = |what: &'static str| {
             move |source: io::Error| NamespaceError {
                 part: part.to_owned(),
@@ -145,13 +152,12 @@ impl Namespaces {
             .next()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
             .map_err(failed("take the user namespace"))?;
-        Ok((
-            Self {
-                user,
-                net: fds.next(),
-            },
-            fds.next(),
-        ))
+        let net = fds.next();
+        let sockets = match (fds.next(), fds.next()) {
+            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            _ => None,
+        };
+        Ok((Self { user, net }, sockets))
     }
 }
 
@@ -212,7 +218,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     if network != Network::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    nix::sched::unshare(flags).map_err(|e| ("unshare", e.into()))?;
+    unshare(flags).map_err(at("unshare"))?;
     std::fs::write(NO_USER_NAMESPACES.0, NO_USER_NAMESPACES.1)
         .map_err(at("forbid further user namespaces"))?;
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
@@ -237,15 +243,16 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
-    let route = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-        None,
-    )
-    .map_err(|e| ("open a route socket", e.into()))?;
-    fds.push(route);
+    // NETLINK_ROUTE is 0, which is what no protocol at all means too.
+    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        );
+        fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
+    }
     Ok(fds)
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::config::Tmpfs;
-use crate::init::privileges::Privileges;
+use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
 const MAX_LEN: usize = 4 << 20;

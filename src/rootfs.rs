@@ -107,21 +107,14 @@ const HOST_ETC: [&str; 4] = ["ld.so.cache", "alternatives", "localtime", "mime.t
 /// [`RootfsError`] when a source can't be opened.
 pub fn open(
     rootfs: &Rootfs,
-    own_program: BorrowedFd<'_>,
     hostname: &str,
     user: u32,
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => Ok((RootfsStart::Whole, vec![detached(path)?])),
         Rootfs::BuiltinWebapp => {
-            // A second detached mount of the same program: a mount can be attached in one place only.
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH;
-            let program = rustix::mount::open_tree(own_program, "", flags)
-                .map_err(at("open", "/proc/self/exe"))?;
-            sys::mount::set_attributes(program.as_fd(), false, READ_ONLY)
-                .map_err(at("make read-only", "/proc/self/exe"))?;
+            // Opened anew: a mount can be attached in one place only, and kernels before 6.15 copy no detached one.
+            let program = own_program()?;
             let start = RootfsStart::Assembled {
                 mounts: vec!["webapp".into()],
                 links: vec![],

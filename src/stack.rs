@@ -6,10 +6,10 @@
 //! then the rules, both in the sidecar and on the host, before any link is up; then the links; then the apps' commands;
 //! and the published ports last, when what is behind them answers.
 //!
-//! There is one undo, [`Stack::take_down`], for a failed `bring_up`, a normal end and a signal: kill the parts, close
-//! the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and the
-//! host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since every
-//! part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
+//! There is one undo, for a failed `bring_up`, a normal end and a signal: drop what there is, which kills the parts and
+//! closes the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and
+//! the host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since
+//! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -22,12 +22,12 @@ use futures_util::future::try_join_all;
 
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
-use crate::init::privileges::Privileges;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Rtnl};
+use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::plan::{Plan, Transport};
+use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::Listener;
+use crate::publish::{ListenError, Listener};
 use crate::rootfs;
 
 /// How long the kernel may take for everything but the app.
@@ -61,13 +61,8 @@ pub enum StackError {
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
     /// A published port.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// The host's address and port.
-        address: SocketAddrV4,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A pipe or a descriptor of our own.
     #[error("{what}: {source}")]
     Io {
@@ -112,6 +107,9 @@ pub enum StackError {
         /// The step.
         step: &'static str,
     },
+    /// The supervisor could not drop what it doesn't need any more.
+    #[error("supervisor: {0}")]
+    Supervisor(#[source] crate::privileges::DropError),
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -129,6 +127,8 @@ pub struct Ground {
     sidecar: Namespaces,
     relay: Namespaces,
     apps: Vec<Namespaces>,
+    /// Where each app's sockets listen.
+    listening: Vec<Listening>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -321,28 +321,28 @@ impl Ground {
                 Network::App
             ))),
         )?;
-        let route = |socket: Option<OwnedFd>| -> Result<Rtnl, StackError> {
-            let socket = socket.ok_or_else(|| StackError::Io {
-                what: "take a route socket",
-                source: io::ErrorKind::InvalidData.into(),
-            })?;
-            Ok(Rtnl::from_fd(socket)?)
+        let missing = || StackError::Io {
+            what: "take a namespace's sockets",
+            source: io::ErrorKind::InvalidData.into(),
         };
-        let (sidecar, sidecar_route) = sidecar;
-        let (apps, app_routes): (Vec<_>, Vec<_>) = apps.into_iter().unzip();
+        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
+        for (namespaces, sockets) in apps {
+            let sockets = sockets.ok_or_else(missing)?;
+            app_namespaces.push(namespaces);
+            app_routes.push(Rtnl::from_fd(sockets.route)?);
+            listening.push(Listening::from_fd(sockets.diag)?);
+        }
         let ground = Self {
             plan,
             program,
-            sidecar,
+            sidecar: sidecar.0,
             relay: relay.0,
-            apps,
+            apps: app_namespaces,
+            listening,
             listeners,
         };
-        let app_routes = app_routes
-            .into_iter()
-            .map(route)
-            .collect::<Result<_, _>>()?;
-        Ok((ground, route(sidecar_route)?, app_routes))
+        Ok((ground, sidecar_route, app_routes))
     }
 
     fn title(&self, part: &str) -> String {
@@ -437,12 +437,7 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(
-            &app.rootfs,
-            self.program.as_fd(),
-            app.name.as_str(),
-            app.ids.user(),
-        )?;
+        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
         let start = Start {
             hostname: app.name.to_string(),
             role: Role::App(AppStart {
@@ -492,7 +487,7 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = crate::publish::listening_in(container.pid());
+            let listening = self.listening[index].tcp()?;
             let reachable = |port: u16| {
                 listening.iter().any(|l| {
                     l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)

@@ -57,10 +57,22 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
 #[derive(Debug, Clone)]
 pub struct StateRoot(PathBuf);
 
-/// `.lock`, held.
+/// `.lock`, held. Who lets go of it when there is no stack takes the file and the directory away with it, so that nothing
+/// stays of a question or of an `up` that was refused.
 #[must_use = "the lock is held as long as this value lives"]
 pub struct GlobalLock {
+    root: StateRoot,
     _lock: Flock<File>,
+}
+
+impl Drop for GlobalLock {
+    fn drop(&mut self) {
+        if self.root.stacks().is_ok_and(|stacks| stacks.is_empty()) {
+            // Somebody who waits for this lock finds another file, or none, when it gets it, and begins anew.
+            let _ = std::fs::remove_file(self.root.0.join(".lock"));
+            let _ = std::fs::remove_dir(&self.root.0);
+        }
+    }
 }
 
 /// A stack's directory with its lock held: this process is its supervisor.
@@ -108,12 +120,28 @@ impl StateRoot {
     /// # Errors
     /// [`StateError`]; `NotOurs` when somebody else could have put something there.
     pub fn lock(&self) -> Result<GlobalLock, StateError> {
-        std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("/")))
-            .map_err(at("make", &self.0))?;
+        loop {
+            match self.try_lock() {
+                Ok(Some(lock)) => return Ok(lock),
+                // Whoever removed the last stack has removed the directory under our hands: begin anew.
+                Ok(None) => {}
+                Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// `None` when the file that we have waited for is not the one that is there.
+    fn try_lock(&self) -> Result<Option<GlobalLock>, StateError> {
         match std::fs::create_dir(&self.0) {
             Ok(()) => std::fs::set_permissions(&self.0, Permissions::from_mode(0o700))
                 .map_err(at("set the mode of", &self.0))?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("/")))
+                    .map_err(at("make", &self.0))?;
+                return Ok(None);
+            }
             Err(e) => return Err(at("make", &self.0)(e)),
         }
         let meta = std::fs::symlink_metadata(&self.0).map_err(at("look at", &self.0))?;
@@ -130,14 +158,16 @@ impl StateRoot {
         let path = self.0.join(".lock");
         let lock = Flock::lock(open_lock(&path)?, FlockArg::LockExclusive)
             .map_err(|(_, e)| at("lock", &path)(e.into()))?;
-        // Whoever removes the last stack removes this file as well: what we hold must be the one that is there.
         let ours = lock.metadata().map_err(at("look at", &path))?;
-        match std::fs::metadata(&path) {
+        Ok(match std::fs::metadata(&path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                Ok(GlobalLock { _lock: lock })
+                Some(GlobalLock {
+                    root: self.clone(),
+                    _lock: lock,
+                })
             }
-            _ => self.lock(),
-        }
+            _ => None,
+        })
     }
 
     /// Whether the stack lives. Only under the global lock is the answer true for longer than the call.
@@ -162,6 +192,31 @@ impl StateRoot {
             Err((_, nix::Error::EWOULDBLOCK)) => Ok(Liveness::Alive),
             Err((_, e)) => Err(at("try the lock", &path)(e.into())),
         }
+    }
+
+    /// As [`StateRoot::liveness`], but waits for the end of a supervisor that is ending: one that was killed holds its
+    /// lock for a moment longer than its control socket.
+    ///
+    /// Under the global lock whoever lives listens, so this waits for nobody else.
+    ///
+    /// # Errors
+    /// As [`StateRoot::liveness`].
+    pub fn settle(&self, name: &StackName, _held: &GlobalLock) -> Result<Liveness, StateError> {
+        let liveness = self.liveness(name)?;
+        let refused = || {
+            matches!(
+                std::os::unix::net::UnixStream::connect(self.control(name)),
+                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+            )
+        };
+        if liveness != Liveness::Alive || !refused() {
+            return Ok(liveness);
+        }
+        let path = self.stack(name).join("lock");
+        let lock = File::open(&path).map_err(at("open", &path))?;
+        Flock::lock(lock, FlockArg::LockShared)
+            .map(|_| Liveness::Crashed)
+            .map_err(|(_, e)| at("lock", &path)(e.into()))
     }
 
     /// Makes the stack's directory and takes its lock; `None` when it lives.
@@ -219,8 +274,7 @@ impl StateRoot {
         self.stack(name).join("control.sock")
     }
 
-    /// Removes a stack's directory with all that is in it, and with the last stack the root directory and its lock;
-    /// what isn't there is success.
+    /// Removes a stack's directory with all that is in it; what isn't there is success.
     ///
     /// # Errors
     /// [`StateError`].
@@ -230,11 +284,6 @@ impl StateRoot {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(at("remove", &path)(e)),
-        }
-        if self.stacks()?.is_empty() {
-            // Somebody who waits for this lock finds another file, or none, when it gets it, and begins anew.
-            let _ = std::fs::remove_file(self.0.join(".lock"));
-            let _ = std::fs::remove_dir(&self.0);
         }
         drop(held);
         Ok(())
@@ -309,11 +358,57 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_others_may_write_to_is_refused() {
+    fn a_supervisor_that_is_ending_is_waited_for_and_one_that_listens_is_not() {
+        let (_dir, root) = root();
+        let name = StackName::new("web").unwrap();
+        let global = root.lock().unwrap();
+        assert_eq!(root.settle(&name, &global).unwrap(), Liveness::Absent);
+        let claimed = root.claim(&name, &global).unwrap().unwrap();
+        let listener = claimed.listen().unwrap();
+        assert_eq!(root.settle(&name, &global).unwrap(), Liveness::Alive);
+        drop(listener);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| root.settle(&name, &global).unwrap());
+            drop(claimed);
+            assert_eq!(waiting.join().unwrap(), Liveness::Crashed);
+        });
+        root.remove(&name, global).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_was_let_go_of_leaves_nothing_where_there_is_no_stack() {
         let (_dir, root) = root();
         drop(root.lock().unwrap());
+        assert!(!root.0.exists());
+    }
+
+    #[test]
+    fn a_lock_is_had_in_turn_while_everybody_removes_it() {
+        let (_dir, root) = root();
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let held = root.lock().unwrap();
+                        let others = inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        assert_eq!(others, 0, "two have the lock");
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert!(!root.0.exists());
+    }
+
+    #[test]
+    fn a_root_that_others_may_write_to_is_refused() {
+        let (_dir, root) = root();
+        let held = root.lock().unwrap();
         std::fs::set_permissions(&root.0, Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(root.lock(), Err(StateError::NotOurs { .. })));
+        drop(held);
     }
 
     #[test]

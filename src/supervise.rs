@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use caps::Capability;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -22,13 +23,25 @@ use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::init::privileges::Privileges;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
+use crate::privileges::{self, Privileges};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
+/// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
+///
+/// Joining the parts' user namespaces, signalling, and everything within them need none of it: who made a user namespace
+/// has every capability in it (user_namespaces(7)).
+const KEPT: [Capability; 3] = [
+    // open_tree(2) and mount_setattr(2), for the mounts that a part's root is made of.
+    Capability::CAP_SYS_ADMIN,
+    // Finding them: the directories on the way may be somebody else's.
+    Capability::CAP_DAC_READ_SEARCH,
+    // fchown(2) of the pipes that an app writes to.
+    Capability::CAP_CHOWN,
+];
 /// What the log may take of memory, in bytes.
 const LOG_BYTES: usize = 4 << 20;
 /// A part that ends again and again is started again after this pause, doubled each time…
@@ -90,11 +103,17 @@ struct Part {
     restarts: u32,
     pause: Duration,
     process: Option<Process>,
+    /// How the command of the running process ended: its process ends next.
+    exit: Option<Exit>,
     last_exit: Option<Exit>,
     privileges: Option<Privileges>,
     notes: Vec<String>,
-    /// Who waits for it to be started again.
+    /// A task is starting it again.
+    launching: bool,
+    /// Who waits for that.
     waiting: Vec<Client>,
+    /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
+    waiting_for_next: Vec<Client>,
 }
 
 struct Process {
@@ -113,6 +132,7 @@ type Pumps = Arc<std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>>;
 
 /// A stack and all that watches it.
 pub struct Supervisor {
+    privileges: Privileges,
     ground: Arc<Ground>,
     _host_table: firewall::Socket,
     parts: Vec<Part>,
@@ -150,6 +170,8 @@ pub async fn run(
     let pumps = Pumps::default();
     let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output);
     let mut early = VecDeque::new();
+    // Whoever asks for the end is answered by the end of this process, and not before.
+    let mut ending = None;
     let stack = {
         let bring_up = Stack::bring_up(plan, listeners, &output, progress);
         tokio::pin!(bring_up);
@@ -157,7 +179,11 @@ pub async fn run(
             tokio::select! {
                 stack = &mut bring_up => break stack,
                 event = events.recv() => match event {
-                    Some(Event::Signal | Event::Asked(Request::Down, _)) => break Err(StackError::Interrupted),
+                    Some(Event::Signal) => break Err(StackError::Interrupted),
+                    Some(Event::Asked(Request::Down, client)) => {
+                        ending = Some(client);
+                        break Err(StackError::Interrupted);
+                    }
                     Some(event) => early.push_back(event),
                     None => {}
                 }
@@ -171,6 +197,7 @@ pub async fn run(
             drain(&pumps).await;
             let mut tee = tee;
             explain(&mut early, &mut events, &mut tee);
+            drop(ending);
             return Err(e);
         }
     };
@@ -179,7 +206,9 @@ pub async fn run(
         host_table,
         parts,
     } = stack;
+    let privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
     let mut supervisor = Supervisor {
+        privileges,
         ground,
         _host_table: host_table,
         parts: vec![],
@@ -302,6 +331,7 @@ impl Supervisor {
             command,
         });
         part.state = PartState::Running;
+        part.exit = None;
         part.since = Timestamp::now();
         part.privileges = Some(privileges);
         part.notes = notes;
@@ -316,6 +346,7 @@ impl Supervisor {
     fn launch(&mut self, id: PartId) {
         let part = self.part(id);
         part.state = PartState::Starting;
+        part.launching = true;
         part.launch += 1;
         part.restarts += 1;
         let launch = part.launch;
@@ -347,7 +378,10 @@ impl Supervisor {
 
     /// A part is there again, or is not.
     fn launched(&mut self, id: PartId, result: Result<Launched, StackError>) -> Option<Outcome> {
-        match result {
+        self.part(id).launching = false;
+        let next = std::mem::take(&mut self.part(id).waiting_for_next);
+        let asked_again = !next.is_empty();
+        let outcome = match result {
             Ok(launched) => {
                 self.adopt(id, launched);
                 self.note(id, "started again".to_owned());
@@ -362,9 +396,14 @@ impl Supervisor {
                 for client in std::mem::take(&mut self.part(id).waiting) {
                     let _ = client.send((refused(e.to_string(), None), None));
                 }
-                self.ended(id, exit)
+                (!asked_again).then(|| self.ended(id, exit)).flatten()
             }
+        };
+        if asked_again {
+            self.part(id).waiting = next;
+            self.launch(id);
         }
+        outcome
     }
 
     /// A part's process said something.
@@ -382,15 +421,13 @@ impl Supervisor {
             }
             Ok(ContainerEvent::Exited(exit)) => {
                 self.note(id, format!("ended with {exit}"));
-                self.part(id).last_exit = Some(exit);
+                self.part(id).exit = Some(exit);
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                let exit = self
-                    .part(id)
-                    .last_exit
-                    .take()
-                    .unwrap_or(Exit::Signal(libc::SIGKILL));
+                // Without a word: killed, and its command with it.
+                let exit = self.part(id).exit.take();
+                let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
                 self.ended(id, exit)
             }
             Err(e) => {
@@ -490,9 +527,14 @@ impl Supervisor {
         };
         for id in ids {
             self.note(id, "restart asked for".to_owned());
-            self.part(id).waiting.push(client.clone());
-            self.part(id).pause = Duration::ZERO;
-            self.launch(id);
+            let part = self.part(id);
+            part.pause = Duration::ZERO;
+            if part.launching {
+                part.waiting_for_next.push(client.clone());
+            } else {
+                part.waiting.push(client.clone());
+                self.launch(id);
+            }
         }
     }
 
@@ -553,6 +595,7 @@ impl Supervisor {
         Status {
             plan: plan.clone(),
             supervisor: nix::unistd::getpid().as_raw(),
+            supervisor_privileges: self.privileges.clone(),
             since: self.since,
             parts: parts.collect(),
         }
@@ -618,10 +661,13 @@ impl Part {
             restarts: 0,
             pause: Duration::ZERO,
             process: None,
+            exit: None,
             last_exit: None,
             privileges: None,
             notes: vec![],
+            launching: false,
             waiting: vec![],
+            waiting_for_next: vec![],
         }
     }
 }

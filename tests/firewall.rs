@@ -1,6 +1,6 @@
 //! The rules in a kernel, seen with nft's eyes and met by real packets. Each test has network namespaces of its own, and
 //! needs root or a user namespace (`unshare -rn`).
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;

@@ -47,7 +47,7 @@ pub fn gc() -> Result<ExitCode, Failure> {
     let mut alive = vec![];
     for stack in state.stacks()? {
         let global = state.lock()?;
-        match state.liveness(&stack)? {
+        match state.settle(&stack, &global)? {
             Liveness::Alive => alive.push(stack),
             _ => {
                 state.remove(&stack, global)?;
@@ -95,7 +95,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
         }
     }
     let global = state.lock()?;
-    match state.liveness(stack)? {
+    match state.settle(stack, &global)? {
         // The supervisor has removed it; its lock is with it.
         Liveness::Absent => Ok(true),
         Liveness::Alive => Err(Failure::unable(format!(

@@ -23,9 +23,10 @@ use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::init::app::Command;
-use crate::init::privileges;
 use crate::names::StackName;
+use crate::privileges;
 use crate::protocol::Exit;
+use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
 
 /// Runs `command` in `part` and ends with its exit code.
@@ -136,7 +137,7 @@ impl Entry {
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWCGROUP;
-        if let Err(e) = nix::sched::setns(&self.pidfd, all) {
+        if let Err(e) = setns(&self.pidfd, all) {
             return complain("join the part's namespaces", &e);
         }
         match clone3(0) {

@@ -191,7 +191,15 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    match client.reply() {
+    understand(client.reply(), stack)
+}
+
+/// What a reply means for a conversation that must have one.
+fn understand(
+    reply: std::io::Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>>,
+    stack: &StackName,
+) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+    match reply {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
             Err(match hint {
@@ -208,7 +216,7 @@ fn reply(
 }
 
 fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
-    match state.lock().and_then(|_held| state.liveness(stack)) {
+    match state.lock().and_then(|held| state.settle(stack, &held)) {
         Ok(Liveness::Alive) => {
             Failure::unable(format!("connect to the supervisor of {stack}: {e}"))
         }

@@ -10,12 +10,13 @@ use crate::config::{Origin, Rootfs};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan::{self, Mode, Plan, Transport};
+use crate::plan::{Mode, Plan, Transport};
+use crate::resolve;
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
     let config = configuration(source)?;
-    let plan = plan::resolve(&config, &Host::look(&config.name)?)?;
+    let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
     if json {
         print_json(&plan)?;
     } else {

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{ask, reply, target_name};
+use super::{ask, target_name, understand};
 use crate::control::Request;
 use crate::error::Failure;
 use crate::host::Host;
@@ -29,13 +29,12 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
     let stack = target_name(stack, file)?;
     let client = ask(&stack, &Request::Restart { part: part.clone() })?;
     // One answer for each part, then the end.
-    let mut answers = 0;
+    understand(client.reply(), &stack)?;
     loop {
-        match reply(&client, &stack) {
-            Ok(_) => answers += 1,
-            Err(_) if answers > 0 => break,
-            Err(e) => return Err(e),
-        }
+        match client.reply() {
+            Ok(None) => break,
+            another => understand(another, &stack)?,
+        };
     }
     eprintln!(
         "{stack}: {} started again",

@@ -35,9 +35,9 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
     // Nothing was ever brought up: then there is no directory to lock either.
     let names = state.stacks()?;
     if !names.is_empty() {
-        let _held = state.lock()?;
+        let held = state.lock()?;
         for stack in names {
-            let liveness = match state.liveness(&stack)? {
+            let liveness = match state.settle(&stack, &held)? {
                 Liveness::Alive => "up",
                 Liveness::Crashed => "crashed",
                 Liveness::Absent => continue,

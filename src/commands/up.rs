@@ -19,7 +19,7 @@ use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{Cloned, clone3, exit_now};
-use crate::{preflight, protocol, rootless};
+use crate::{preflight, protocol, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
 pub fn up(config: Config, detach: bool) -> Result<ExitCode, Failure> {
@@ -68,11 +68,16 @@ impl Voice {
         let mut out = anstream::stdout();
         Self {
             progress: Box::new(move |step| {
-                eprintln!(
-                    "{:>8.1} ms  {}",
-                    begun.elapsed().as_secs_f64() * 1e3,
-                    done(step)
-                )
+                {
+                    let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+                    // One write: standard error has no buffer.
+                    let line = format!(
+                        "{elapsed:>8.1} ms  {}
+",
+                        done(step)
+                    );
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up(status))),
             tee: Box::new(move |line| {
@@ -189,12 +194,18 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state = Host::state_root();
-    let global = state.lock()?;
-    let host = Host::look(&config.name)?;
-    let plan = plan::resolve(&config, &host)?;
-    let Some(claimed) = state.claim(&config.name, &global)? else {
+    let (global, host, plan, claimed) = loop {
+        let global = state.lock()?;
+        state.settle(&config.name, &global)?;
+        let host = Host::look(&config.name)?;
+        let plan = resolve::plan(&config, &host)?;
+        if let Some(claimed) = state.claim(&config.name, &global)? {
+            break (global, host, plan, claimed);
+        }
         drop(global);
-        return already(&plan, &host);
+        if let Some(message) = already(&plan, &host)? {
+            return Ok(End::Already(message));
+        }
     };
     let prepared = preflight::check(&plan, &host)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
@@ -246,37 +257,51 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
     let removed = state
         .lock()
         .and_then(|global| state.remove(&config.name, global));
-    // Clients of the control socket learn of the end by the end of this process, when really nothing is left: so the
-    // runtime, which holds their sockets, must live as long.
+    // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
+    // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
+    // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
+    // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
     let outcome = ended.map_err(Failure::from)?;
     removed?;
     Ok(End::Over(outcome))
 }
 
-/// The stack lives: waits until it is up, says whether it is what was asked for.
-fn already(wanted: &Plan, host: &Host) -> Result<End, Failure> {
+/// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
+/// did not come up, and now it is our turn.
+fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
     let stack = &wanted.stack;
-    let gone = |e: std::io::Error| {
-        Failure::unable(format!(
-            "{stack} is being brought up or taken down elsewhere: {e}"
-        ))
+    let ask = || -> std::io::Result<_> {
+        let client = Client::connect(&host.state.control(stack))?;
+        client.ask(&Request::Status)?;
+        client.reply()
     };
-    let client = Client::connect(&host.state.control(stack)).map_err(gone)?;
-    client.ask(&Request::Status).map_err(gone)?;
-    match client.reply().map_err(gone)? {
-        Some((Reply::Status(status), _)) if status.plan.asks_for_the_same_as(wanted) => {
-            Ok(End::Already(format!(
+    use std::io::ErrorKind as E;
+    match ask() {
+        Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
+            Ok(Some(format!(
                 "{}, as before; nothing was changed",
                 is_up(&status)
             )))
         }
-        Some((Reply::Status(_), _)) => Err(Failure::failed(format!(
+        Ok(Some((Reply::Status(_), _))) => Err(Failure::failed(format!(
             "{stack} is up with another configuration; nothing was changed"
         ))
         .hint(format!("lrpns down {stack}, then up again"))),
-        _ => Err(Failure::unable(format!(
-            "{stack} was being brought up elsewhere, and that did not work"
+        Ok(Some(_)) => Err(Failure::unable(format!(
+            "the supervisor of {stack} answered something else"
+        ))),
+        Ok(None) => Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(Failure::unable(format!(
+            "ask the supervisor of {stack}: {e}"
         ))),
     }
 }

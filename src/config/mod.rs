@@ -1,6 +1,6 @@
 //! What the user wrote: `lrpns.toml`, with its variables filled in and every value checked.
 //!
-//! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::plan::resolve`].
+//! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::resolve::plan`].
 #![forbid(unsafe_code)]
 
 mod check;

@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{StageError, drop_privileges, step};
+use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
@@ -130,9 +131,6 @@ pub(crate) struct Command {
     args: Vec<CString>,
     env: Vec<CString>,
 }
-
-/// Where a bare name is looked up when the environment has no PATH.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Command {
     pub(crate) fn new(

@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod privileges;
+mod sidecar;
 
 use std::fmt::Display;
 use std::io;
@@ -21,9 +21,9 @@ use std::process::ExitCode;
 
 use caps::Capability;
 
+use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
-use crate::{rootfs, sidecar};
-use privileges::Privileges;
+use crate::rootfs;
 
 /// A step of the stage that did not work.
 #[derive(Debug, thiserror::Error)]

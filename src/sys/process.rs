@@ -1,4 +1,4 @@
-//! `clone3(2)` of a single-threaded process, `close_range(2)`.
+//! `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -23,11 +23,7 @@ pub enum Cloned {
 /// What `clone3(2)` says; EBUSY when this process has more than one thread: in the child of such a process only
 /// async-signal-safe calls are legal (signal-safety(7)), and we make others.
 pub fn clone3(flags: i32) -> io::Result<Cloned> {
-    // unshare(2): CLONE_THREAD does nothing, but is EINVAL if there is another thread. It asks no /proc.
-    // SAFETY: with this flag nothing is changed.
-    if unsafe { libc::unshare(libc::CLONE_THREAD) } == -1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    single_threaded()?;
     let mut pidfd: RawFd = -1;
     // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
     let exit_signal = if flags & libc::CLONE_PARENT != 0 {
@@ -57,6 +53,19 @@ pub fn clone3(flags: i32) -> io::Result<Cloned> {
             pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
         }),
     }
+}
+
+/// Whether this process has one thread only, which is what many calls are safe for.
+///
+/// # Errors
+/// EBUSY when it has more.
+pub fn single_threaded() -> io::Result<()> {
+    // unshare(2): CLONE_THREAD does nothing, but is EINVAL if there is another thread. It asks no /proc.
+    // SAFETY: with this flag nothing is changed.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } == -1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok(())
 }
 
 /// Ends this process at once: no destructors, no buffers, nothing of the parent's that a forked child must not run.

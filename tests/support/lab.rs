@@ -10,8 +10,10 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The lab's address on the client's network.
 pub const LAB: &str = "10.99.0.1";
@@ -92,7 +94,7 @@ impl Lab {
         lab
     }
 
-    /// A command in the lab, with a clean environment but for PATH.
+    /// A command in the lab, in its directory, with a clean environment but for PATH.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -102,15 +104,20 @@ impl Lab {
                 "--net",
                 "--mount",
                 "--pid",
+                // Else it is the root, in which a command is started.
+                &format!("--wdns={}", self.dir.path().display()),
                 "--",
             ])
+            // Whoever joins a mount namespace is at its root.
+            .arg("env")
+            .arg("-C")
+            .arg(self.dir.path())
             .args(args)
             .env_clear()
             .env(
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .current_dir(self.dir.path())
             .stdin(Stdio::null());
         command
     }
@@ -207,4 +214,167 @@ fn body(output: &Output) -> Result<String, i32> {
 /// Whether a path is there.
 pub fn exists(path: impl AsRef<Path>) -> bool {
     path.as_ref().exists()
+}
+
+/// How long a test waits for something that comes by itself before it fails; no test takes this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// If `what` has not come after half a minute.
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: not seen");
+    }
+}
+
+/// Everything that a stack could leave on a machine, one section each.
+const TRACES: &str = r#"
+echo @processes
+for p in /proc/[0-9]*; do
+    p=${p#/proc/}
+    [ "$p" = $$ ] || { read -r name </proc/$p/comm && echo "$p $name"; } 2>/dev/null
+done
+echo @links;        ip -j link
+echo @addresses;    ip -4 -j addr
+echo @routes;       ip -4 -o route show table all; ip -6 -o route show table all | grep -v 'dev ext0'
+echo @rules;        ip -j rule
+echo @neighbours;   ip -j neigh show nud permanent
+echo @tables;       nft -j list ruleset
+echo @mounts;       cat /proc/1/mountinfo
+echo @namespaces;   lsns -n -o NS,TYPE
+echo @run;          find /run -printf '%p %y %m\n' | sort
+echo @settings;     cd /proc/sys/net/ipv4 && grep -s . ip_forward ip_nonlocal_bind ip_unprivileged_port_start conf/*/*
+echo @listening;    cat /proc/net/tcp /proc/net/udp | awk '$4 == "0A" || $4 == "07" { print $2 }'
+"#;
+
+/// What [`Lab::traces`] saw, by section.
+pub type Traces = std::collections::BTreeMap<String, String>;
+
+/// The lines that only one of two has.
+pub fn difference(before: &Traces, now: &Traces) -> String {
+    let lines = |traces: &Traces| -> Vec<String> {
+        traces
+            .iter()
+            .flat_map(|(name, text)| text.lines().map(move |line| format!(" {name}: {line}\n")))
+            .collect()
+    };
+    let (before, now) = (lines(before), lines(now));
+    let only = |these: &[String], those: &[String], sign: &str| -> String {
+        let kept = these.iter().filter(|line| !those.contains(line));
+        kept.map(|line| format!("{sign}{line}")).collect()
+    };
+    format!("\n{}{}", only(&before, &now, "-"), only(&now, &before, "+"))
+}
+
+/// What makes up the state of a machine, and ways to compare it.
+impl Lab {
+    /// Runs lrpns with variables in its environment.
+    pub fn lrpns_with(&self, env: &[(&str, &str)], args: &[&str]) -> Output {
+        self.command(&[&[lrpns()], args].concat())
+            .envs(env.iter().copied())
+            .output()
+            .expect("run lrpns in the lab")
+    }
+
+    /// Runs lrpns, which must not succeed: its exit code and what it said on standard error.
+    pub fn lrpns_err(&self, args: &[&str]) -> (i32, String) {
+        let output = self.lrpns(args);
+        assert!(!output.status.success(), "{args:?}: {}", describe(&output));
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    /// Starts a command in the lab; its three descriptors are pipes.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start a command in the lab")
+    }
+
+    /// Starts lrpns in the lab; its three descriptors are pipes.
+    pub fn spawn_lrpns(&self, args: &[&str]) -> Child {
+        self.spawn(&[&[lrpns()], args].concat())
+    }
+
+    /// Sends a signal, by its name, to a process of the lab.
+    pub fn kill(&self, signal: &str, pid: &serde_json::Value) {
+        let pid = pid.as_i64().expect("a process number").to_string();
+        self.ok(&["kill", "-s", signal, &pid]);
+    }
+
+    /// Everything that a stack could leave here.
+    pub fn traces(&self) -> Traces {
+        // The lab's own link comes up by itself.
+        until("ext0 is up", || {
+            self.ok(&["ip", "link", "show", "ext0"])
+                .contains("state UP")
+                .then_some(())
+        });
+        let mut traces = Traces::new();
+        let mut section = String::new();
+        for line in self.ok(&["sh", "-c", TRACES]).lines() {
+            match line.strip_prefix('@') {
+                Some(name) => section = name.to_owned(),
+                None => *traces.entry(section.clone()).or_default() += &format!("{line}\n"),
+            }
+        }
+        traces
+    }
+
+    /// Waits until the lab is as it was: the kernel takes the links of a namespace away on its own time.
+    ///
+    /// # Panics
+    /// If it doesn't become so.
+    pub fn assert_as(&self, before: &Traces) {
+        let begun = Instant::now();
+        loop {
+            let now = self.traces();
+            if now == *before {
+                return;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "not as it was: {}",
+                difference(before, &now)
+            );
+        }
+    }
+
+    /// A socket call made in the lab's network namespace; the socket stays there.
+    fn inside<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        let netns = std::fs::File::open(format!("/proc/{}/ns/net", self.pid))
+            .expect("open the lab's network namespace");
+        // A thread that is thrown away.
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                #[allow(clippy::disallowed_methods)]
+                nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)
+                    .expect("enter the lab's network namespace");
+                call()
+            });
+            thread.join().expect("the call doesn't panic")
+        })
+    }
+
+    /// Connects from the lab itself.
+    pub fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
+        self.inside(|| TcpStream::connect(address))
+    }
+
+    /// Listens in the lab.
+    pub fn listen(&self, address: &str) -> TcpListener {
+        self.inside(|| TcpListener::bind(address))
+            .expect("listen in the lab")
+    }
 }

@@ -107,18 +107,7 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
-    let kept: HashSet<Capability> = keep.iter().copied().collect();
-    let mask = keep.iter().fold(0_u64, |mask, cap| mask | 1 << cap.index());
-
-    // By number and not by the caps crate's names: the kernel may know more of them than the crate.
-    for bit in known_to_the_kernel() {
-        if mask & bit.bits() == 0 {
-            rustix::thread::remove_capability_from_bounding_set(bit)
-                .map_err(call("drop a capability from the bounding set"))?;
-        }
-    }
-    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))?;
-
+    lock(keep)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -129,16 +118,7 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
-
-    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
-    caps::set(None, CapSet::Effective, &HashSet::new())
-        .map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Inheritable, &HashSet::new())
-        .map_err(caps_call("clear the inheritable set"))?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
-    caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
-
-    rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))?;
+    set(keep)?;
     crate::sys::process::new_session_keyring().map_err(call("leave the session's keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
@@ -146,45 +126,107 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
-    verify(mask, user, groups)
+    let held = read()?;
+    compare(&held, keep)?;
+    for (what, found, wanted) in [
+        ("the uids", held.uids, [user; 3]),
+        ("the gids", held.gids, [user; 3]),
+    ] {
+        if found != wanted {
+            return Err(DropError::Mismatch {
+                what,
+                found: format!("{found:?}"),
+                wanted: format!("{wanted:?}"),
+            });
+        }
+    }
+    if held.groups != groups {
+        return Err(DropError::Mismatch {
+            what: "the number of groups",
+            found: held.groups.to_string(),
+            wanted: groups.to_string(),
+        });
+    }
+    Ok(held)
 }
 
-/// Reads what this process holds and compares it with what it must be.
-fn verify(mask: u64, user: u32, groups: usize) -> Result<Privileges, DropError> {
+/// Drops everything but `keep`, as far as it is held, from a process that goes on as who it is: the supervisor, once the
+/// stack is up. What it starts later is not bound by this: who joins a user namespace begins anew there
+/// (user_namespaces(7)).
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
+    let permitted = rustix::thread::capabilities(None)
+        .map_err(call("read the capability sets"))?
+        .permitted
+        .bits();
+    let keep: Vec<Capability> = keep
+        .iter()
+        .copied()
+        .filter(|cap| permitted & cap.bitmask() != 0)
+        .collect();
+    lock(&keep)?;
+    set(&keep)?;
     let held = read()?;
-    let hex = |m: u64| format!("{m:016x}");
+    compare(&held, &keep)?;
+    Ok(held)
+}
+
+fn mask(capabilities: &[Capability]) -> u64 {
+    capabilities
+        .iter()
+        .fold(0, |mask, cap| mask | cap.bitmask())
+}
+
+/// What needs CAP_SETPCAP: the bounding set and the securebits.
+fn lock(keep: &[Capability]) -> Result<(), DropError> {
+    let mask = mask(keep);
+    // By number and not by the caps crate's names: the kernel may know more of them than the crate.
+    for bit in known_to_the_kernel() {
+        if mask & bit.bits() == 0 {
+            rustix::thread::remove_capability_from_bounding_set(bit)
+                .map_err(call("drop a capability from the bounding set"))?;
+        }
+    }
+    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))
+}
+
+/// The four other sets, and no way back.
+fn set(keep: &[Capability]) -> Result<(), DropError> {
+    let kept: HashSet<Capability> = keep.iter().copied().collect();
+    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
+    caps::set(None, CapSet::Effective, &HashSet::new())
+        .map_err(caps_call("clear the effective set"))?;
+    caps::set(None, CapSet::Inheritable, &HashSet::new())
+        .map_err(caps_call("clear the inheritable set"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
+    rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))
+}
+
+/// Compares what the kernel says with what must be.
+fn compare(held: &Privileges, keep: &[Capability]) -> Result<(), DropError> {
+    let mask = mask(keep);
+    let securebits = u64::from(securebits().bits());
     for (what, found, wanted) in [
         ("the inheritable set", held.inheritable, 0),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
         ("the bounding set", held.bounding, mask),
         ("the ambient set", held.ambient, 0),
-        (
-            "the securebits",
-            u64::from(held.securebits),
-            u64::from(securebits().bits()),
-        ),
+        ("the securebits", u64::from(held.securebits), securebits),
         ("no_new_privs", u64::from(held.no_new_privs), 1),
-        ("the number of groups", held.groups as u64, groups as u64),
     ] {
         if found != wanted {
             return Err(DropError::Mismatch {
                 what,
-                found: hex(found),
-                wanted: hex(wanted),
+                found: format!("{found:016x}"),
+                wanted: format!("{wanted:016x}"),
             });
         }
     }
-    for (what, ids) in [("the uids", held.uids), ("the gids", held.gids)] {
-        if ids != [user; 3] {
-            return Err(DropError::Mismatch {
-                what,
-                found: format!("{ids:?}"),
-                wanted: format!("{:?}", [user; 3]),
-            });
-        }
-    }
-    Ok(held)
+    Ok(())
 }
 
 /// What this process holds.

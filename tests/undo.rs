@@ -1,0 +1,516 @@
+//! One undo: whatever goes wrong, at whichever step, a machine is as it was before. Compared are processes, links,
+//! addresses, routes, neighbours, nft tables, mounts, namespaces, /run, control groups, settings and listening sockets.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lrpns::stack::STEPS;
+use support::lab::{Lab, Traces, describe, difference, lrpns, until};
+
+const URL: &str = "http://localhost:5000/";
+
+/// A stack of a name that no other test has: so what it leaves behind can be found by it.
+struct Stack<'a> {
+    lab: &'a Lab,
+    name: String,
+    file: String,
+    before: Traces,
+}
+
+impl<'a> Stack<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("undo-{}-{number}", std::process::id());
+        let text = format!(
+            "name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:5000:5000\"]\nrestart = \"always\"\n"
+        );
+        let file = lab.write(&format!("{name}.toml"), &text);
+        Self {
+            lab,
+            name,
+            file: file.to_str().unwrap().to_owned(),
+            before: lab.traces(),
+        }
+    }
+
+    fn up(&self) {
+        self.lab.lrpns_ok(&["up", "-d", "-f", &self.file]);
+        self.assert_answers();
+    }
+
+    fn down(&self) {
+        self.lab.lrpns_ok(&["down", &self.name]);
+    }
+
+    fn assert_answers(&self) {
+        assert_eq!(self.lab.get(URL).unwrap(), "Hello world!");
+    }
+
+    fn status(&self) -> serde_json::Value {
+        self.lab.status(&self.name)
+    }
+
+    fn part(&self, name: &str) -> serde_json::Value {
+        let status = self.status();
+        let parts = status["parts"].as_array().unwrap();
+        let part = parts.iter().find(|part| part["name"] == name);
+        part.unwrap_or_else(|| panic!("no part {name}: {status}"))
+            .clone()
+    }
+
+    fn assert_nothing_is_left(&self) {
+        self.lab.assert_as(&self.before);
+        let wanted = format!("*{}*", self.name);
+        let groups = self
+            .lab
+            .run(&["find", "/sys/fs/cgroup", "-type", "d", "-name", &wanted]);
+        assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
+    }
+}
+
+/// At once: nothing was made, so there is nothing to wait for.
+fn assert_unchanged(before: &Traces, now: &Traces) {
+    assert!(before == now, "changed: {}", difference(before, now));
+}
+
+#[test]
+fn the_comparison_sees_a_running_stack_in_every_section_it_has_something_in() {
+    let lab = Lab::forwarding();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let now = lab.traces();
+    for section in [
+        "processes",
+        "links",
+        "addresses",
+        "routes",
+        "neighbours",
+        "tables",
+        "namespaces",
+        "run",
+        "listening",
+    ] {
+        let (before, now) = (stack.before.get(section), now.get(section));
+        assert_ne!(before, now, "{section} shows nothing of a running stack");
+    }
+    for section in ["mounts", "rules"] {
+        let (before, now) = (stack.before.get(section), now.get(section));
+        assert_eq!(before, now, "a running stack changes the host's {section}");
+    }
+    stack.down();
+    stack.assert_nothing_is_left();
+}
+
+#[test]
+fn a_running_stack_changes_no_setting_but_those_of_its_own_link() {
+    let lab = Lab::forwarding();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let link = stack.status()["plan"]["uplink"]["host_link"].clone();
+    let mine = format!("conf/{}/", link.as_str().unwrap());
+    let now = lab.traces();
+    let others: Vec<&str> = now["settings"]
+        .lines()
+        .filter(|line| !line.starts_with(&mine))
+        .collect();
+    let before: Vec<&str> = stack.before["settings"].lines().collect();
+    assert_eq!(before, others);
+}
+
+#[test]
+fn an_up_that_fails_at_any_step_names_it_and_leaves_nothing() {
+    for lab in [Lab::new(), Lab::forwarding()] {
+        let stack = Stack::new(&lab);
+        for step in STEPS {
+            let up = lab.lrpns_with(
+                &[("LRPNS_TEST_FAIL_AT", step)],
+                &["up", "-d", "-f", &stack.file],
+            );
+            let said = String::from_utf8_lossy(&up.stderr).into_owned();
+            assert_eq!(up.status.code(), Some(125), "{step}: {}", describe(&up));
+            assert!(said.contains(&format!("step {step}")), "{step}: {said}");
+            stack.assert_nothing_is_left();
+        }
+        stack.up();
+    }
+}
+
+#[test]
+fn a_foreground_up_that_fails_at_any_step_leaves_nothing() {
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    for step in STEPS {
+        let up = lab.lrpns_with(&[("LRPNS_TEST_FAIL_AT", step)], &["up", "-f", &stack.file]);
+        assert_eq!(up.status.code(), Some(125), "{step}: {}", describe(&up));
+        stack.assert_nothing_is_left();
+    }
+}
+
+/// Kills the supervisor at the end of a step of `up`.
+fn die_at(stack: &Stack<'_>, step: &str) {
+    let up = stack.lab.lrpns_with(
+        &[("LRPNS_TEST_DIE_AT", step)],
+        &["up", "-d", "-f", &stack.file],
+    );
+    assert_eq!(up.status.code(), Some(125), "{step}: {}", describe(&up));
+    until("nothing is reachable without the supervisor", || {
+        stack.lab.connect("127.0.0.1:5000").is_err().then_some(())
+    });
+}
+
+#[test]
+fn down_works_whichever_step_of_up_the_supervisor_was_killed_at() {
+    let lab = Lab::forwarding();
+    let stack = Stack::new(&lab);
+    for step in STEPS {
+        die_at(&stack, step);
+        stack.down();
+        stack.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn up_works_whichever_step_of_an_earlier_one_the_supervisor_was_killed_at() {
+    let lab = Lab::forwarding();
+    let stack = Stack::new(&lab);
+    for step in STEPS {
+        die_at(&stack, step);
+        stack.up();
+        stack.down();
+        stack.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn with_a_killed_supervisor_nothing_is_reachable_and_down_removes_the_rest() {
+    for lab in [Lab::new(), Lab::forwarding()] {
+        let stack = Stack::new(&lab);
+        stack.up();
+        lab.kill("KILL", &stack.status()["supervisor"]);
+        for address in ["127.0.0.1:5000", "10.99.0.1:5000"] {
+            until("the port is closed", || {
+                lab.connect(address).is_err().then_some(())
+            });
+        }
+        // curl's 7: could not connect.
+        until("the port is refused to a client", || {
+            (lab.client_get("http://10.99.0.1:5000/") == Err(7)).then_some(())
+        });
+        let state = lab.lrpns_ok(&["ps", "--json"]);
+        assert!(state.contains("\"crashed\""), "{state}");
+        let (code, said) = lab.lrpns_err(&["status", &stack.name]);
+        assert_eq!(code, 1, "{said}");
+        assert!(
+            said.contains("crashed") && said.contains("lrpns down"),
+            "{said}"
+        );
+        stack.down();
+        stack.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn up_works_after_the_supervisor_was_killed() {
+    let lab = Lab::forwarding();
+    let stack = Stack::new(&lab);
+    stack.up();
+    lab.kill("KILL", &stack.status()["supervisor"]);
+    stack.up();
+    stack.down();
+    stack.assert_nothing_is_left();
+}
+
+#[test]
+fn gc_removes_what_a_crashed_stack_left_and_nothing_of_a_living_one() {
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let alive = lab.traces();
+    let said = lab.lrpns(&["gc"]);
+    assert!(said.status.success(), "{}", describe(&said));
+    assert!(
+        String::from_utf8_lossy(&said.stderr).contains("nothing to remove"),
+        "{}",
+        describe(&said)
+    );
+    assert_unchanged(&alive, &lab.traces());
+    lab.kill("KILL", &stack.status()["supervisor"]);
+    // gc takes a stack as crashed when its lock is free, which is when its supervisor is gone.
+    until("the supervisor is gone", || {
+        lab.lrpns_ok(&["ps", "--json"])
+            .contains("\"crashed\"")
+            .then_some(())
+    });
+    lab.lrpns_ok(&["gc"]);
+    stack.assert_nothing_is_left();
+    assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn a_part_that_is_killed_is_started_again_and_the_port_answers() {
+    for lab in [Lab::new(), Lab::forwarding()] {
+        let stack = Stack::new(&lab);
+        stack.up();
+        let others = |part: &str| -> Vec<serde_json::Value> {
+            let all = stack.status()["parts"].as_array().unwrap().clone();
+            all.into_iter()
+                .filter(|other| other["name"] != part)
+                .map(|other| other["pid"].clone())
+                .collect()
+        };
+        for name in ["app", "sidecar", "relay"] {
+            let (before, rest) = (stack.part(name), others(name));
+            lab.kill("KILL", &before["init"]);
+            until("the part runs again", || {
+                let now = stack.part(name);
+                let again = now["state"] == "running" && now["restarts"] == 1;
+                again.then(|| assert_ne!(now["init"], before["init"]))
+            });
+            stack.assert_answers();
+            let from_outside = lab.client_get("http://10.99.0.1:5000/");
+            assert_eq!(from_outside.unwrap(), "Hello world!");
+            assert_eq!(rest, others(name), "{name} alone was started again");
+        }
+        stack.down();
+        stack.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn a_normal_end_leaves_nothing_and_down_of_nothing_is_success() {
+    for lab in [Lab::new(), Lab::forwarding()] {
+        let stack = Stack::new(&lab);
+        stack.down();
+        stack.assert_nothing_is_left();
+        stack.up();
+        stack.down();
+        stack.assert_nothing_is_left();
+        stack.down();
+        stack.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn asking_for_a_stack_that_does_not_run_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    for args in [
+        &["status"][..],
+        &["logs"],
+        &["restart", "customerA", "app"],
+        &["exec", "--", "true"],
+        &["ps"],
+        &["gc"],
+        &["down", "--all"],
+        &["rules"],
+        &["plan"],
+    ] {
+        let output = lab.lrpns(args);
+        let fails = matches!(args[0], "status" | "logs" | "restart" | "exec");
+        let wanted = if fails { 1 } else { 0 };
+        assert_eq!(output.status.code(), Some(wanted), "{}", describe(&output));
+        lab.assert_as(&before);
+    }
+}
+
+/// `up` must refuse `text` with every one of `reasons`, and change nothing.
+fn assert_refused(lab: &Lab, text: &str, code: i32, reasons: &[&str]) {
+    let file = lab.write("lrpns.toml", text);
+    let before = lab.traces();
+    for args in [&["up", "-d"][..], &["up"]] {
+        let args = [args, &["-f", file.to_str().unwrap()]].concat();
+        let (ended, said) = lab.lrpns_err(&args);
+        for reason in reasons {
+            assert!(said.contains(reason), "`{reason}` is not told: {said}");
+        }
+        assert_eq!(ended, code, "{said}");
+        assert_unchanged(&before, &lab.traces());
+        assert!(!lab.run(&["test", "-e", "/run/lrpns"]).status.success());
+    }
+}
+
+fn text(subnet: &str, app: &str) -> String {
+    format!("name = \"x\"\n[network]\nsubnet = \"{subnet}\"\n[app]\n{app}\n")
+}
+
+const WEBAPP: &str = "rootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:5000:5000\"]";
+
+#[test]
+fn a_busy_port_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    let _busy: TcpListener = lab.listen("0.0.0.0:5000");
+    assert_refused(
+        &lab,
+        &text("172.18.0.0/24", WEBAPP),
+        125,
+        &["0.0.0.0:5000", "in use", "ss -ltn"],
+    );
+}
+
+#[test]
+fn a_port_of_another_stack_is_refused_and_the_stack_named() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let file = lab.write("lrpns.toml", &text("172.19.0.0/24", WEBAPP));
+    let before = lab.traces();
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
+    assert_eq!(code, 125, "{said}");
+    assert!(said.contains("lrpns down customerA"), "{said}");
+    assert_unchanged(&before, &lab.traces());
+}
+
+#[test]
+fn an_address_that_is_not_this_hosts_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    let app = "rootfs = \"builtin:webapp\"\npublish = [\"192.0.2.1:5000:5000\"]";
+    assert_refused(
+        &lab,
+        &text("172.18.0.0/24", app),
+        125,
+        &["192.0.2.1", "no link of this host", "10.99.0.1"],
+    );
+}
+
+#[test]
+fn an_address_of_the_stack_that_is_the_hosts_own_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    let app = format!("address = \"10.99.0.1\"\n{WEBAPP}\n[sidecar]\naddress = \"10.99.0.33\"");
+    assert_refused(
+        &lab,
+        &text("10.99.0.0/24", &app),
+        125,
+        &["10.99.0.1", "of app", "ext0"],
+    );
+}
+
+#[test]
+fn a_root_that_is_not_there_or_has_no_mount_points_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    let app = |dir: &str| {
+        format!("rootfs = \"dir:{dir}\"\ncommand = [\"/bin/true\"]\npublish = [\"5000:5000\"]")
+    };
+    assert_refused(
+        &lab,
+        &text("172.18.0.0/24", &app("/nowhere")),
+        125,
+        &["/nowhere", "not a directory"],
+    );
+    let empty = lab.dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert_refused(
+        &lab,
+        &text("172.18.0.0/24", &app(empty.to_str().unwrap())),
+        125,
+        &["/proc", "/dev", "/tmp", "mkdir -p"],
+    );
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let lab = Lab::new();
+    let _busy = lab.listen("0.0.0.0:5000");
+    let app = "address = \"10.99.0.2\"\nrootfs = \"dir:/nowhere\"\ncommand = [\"/bin/true\"]\n\
+               publish = [\"0.0.0.0:5000:5000\", \"192.0.2.1:5001:5001\"]\n";
+    let text = format!(
+        "{}[sidecar]\naddress = \"10.99.0.1\"\n",
+        text("10.99.0.0/24", app)
+    );
+    assert_refused(
+        &lab,
+        &text,
+        125,
+        &[
+            "/nowhere",
+            "10.99.0.1 of sidecar",
+            "192.0.2.1",
+            "0.0.0.0:5000",
+        ],
+    );
+}
+
+#[test]
+fn a_subnet_without_room_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    let file = lab.write("lrpns.toml", &text("172.18.0.0/31", WEBAPP));
+    let before = lab.traces();
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
+    assert!(matches!(code, 2 | 125), "{said}");
+    assert!(said.contains("172.18.0.0/31"), "{said}");
+    assert_unchanged(&before, &lab.traces());
+}
+
+#[test]
+fn a_command_that_can_not_start_is_told_and_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let app = "rootfs = \"host\"\ncommand = [\"/no/such/program\"]\npublish = [\"5000:5000\"]";
+    let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
+    assert_eq!(code, 127, "{said}");
+    assert!(said.contains("/no/such/program"), "{said}");
+    lab.assert_as(&before);
+}
+
+#[test]
+fn an_app_that_ends_before_it_listens_has_its_words_shown_and_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let app = "rootfs = \"host\"\ncommand = [\"/bin/sh\", \"-c\", \"echo no database >&2; exit 3\"]\npublish = [\"5000:5000\"]";
+    let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    for args in [&["up", "-d"][..], &["up"]] {
+        let up = lab.lrpns(&[args, &["-f", file.to_str().unwrap()]].concat());
+        assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
+        let said = [up.stdout, up.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.contains("no database"), "{said}");
+        assert!(said.contains("exit status 3"), "{said}");
+        lab.assert_as(&before);
+    }
+}
+
+#[test]
+fn an_up_that_is_interrupted_while_it_waits_for_the_app_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    // It never listens.
+    let app = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\npublish = [\"5000:5000\"]";
+    let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    for signal in ["INT", "TERM"] {
+        let up = lab.spawn_lrpns(&["up", "-f", file.to_str().unwrap()]);
+        let supervisor = until("the app runs", || {
+            let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+            let found = pgrep.status.success();
+            let own = format!("^{} up -f", lrpns());
+            found.then(|| lab.ok(&["pgrep", "-o", "-f", &own]))
+        });
+        lab.ok(&["kill", "-s", signal, supervisor.trim()]);
+        let up = up.wait_with_output().unwrap();
+        assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
+        assert!(
+            String::from_utf8_lossy(&up.stderr).contains("interrupted"),
+            "{}",
+            describe(&up)
+        );
+        lab.assert_as(&before);
+    }
+}
+
+#[test]
+fn a_down_while_up_waits_for_the_app_ends_it_and_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let app = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\npublish = [\"5000:5000\"]";
+    let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    let up = lab.spawn_lrpns(&["up", "-d", "-f", file.to_str().unwrap()]);
+    until("the app runs", || {
+        let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+        pgrep.status.success().then_some(())
+    });
+    lab.lrpns_ok(&["down", "x"]);
+    let up = up.wait_with_output().unwrap();
+    assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
+    lab.assert_as(&before);
+}
