@@ -19,9 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::cgroup::Cgroups;
 use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::control::{PartState, PartStatus, Reply, Request, Status};
+use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
@@ -169,6 +170,7 @@ pub struct Supervisor {
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
 pub async fn run(
     plan: Plan,
+    cgroups: Cgroups,
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
     tee: Tee,
@@ -188,7 +190,7 @@ pub async fn run(
     // Whoever asks for the end is answered by the end of this process, and not before.
     let mut ending = None;
     let stack = {
-        let bring_up = Stack::bring_up(plan, listeners, &output, progress);
+        let bring_up = Stack::bring_up(plan, cgroups, listeners, &output, progress);
         tokio::pin!(bring_up);
         loop {
             tokio::select! {
@@ -320,6 +322,7 @@ impl Supervisor {
     /// Takes over a part that is ready.
     fn adopt(&mut self, id: PartId, launched: Launched) {
         let sender = self.sender.clone();
+        let complaint = self.ground.plan.cgroup.complaint([self.ground.limits(id)]);
         let part = self.part(id);
         let Launched {
             container,
@@ -350,6 +353,7 @@ impl Supervisor {
         part.since = Timestamp::now();
         part.privileges = Some(privileges);
         part.notes = notes;
+        part.notes.extend(complaint);
         let launch = part.launch;
         tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
         for client in std::mem::take(&mut self.part(id).waiting) {
@@ -442,6 +446,11 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
+                if self.ground.cgroups.ran_out_of_memory(self.ground.name(id)) {
+                    let most = self.ground.limits(id).memory.unwrap_or_default();
+                    let ended = "ended by the kernel: it needed more than its";
+                    self.note(id, format!("{ended} {most} bytes of memory"));
+                }
                 // Without a word: killed, and its command with it.
                 let exit = self.part(id).exit.take();
                 let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
@@ -571,6 +580,8 @@ impl Supervisor {
             }
             PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
         };
+        let cgroup = self.ground.cgroups.path(name).map(Into::into);
+        let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
         let part = self.part(id);
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
@@ -581,6 +592,8 @@ impl Supervisor {
                             user,
                             env,
                             privileges,
+                            cgroup,
+                            nproc,
                         },
                         Some(pidfd),
                     )
@@ -610,6 +623,16 @@ impl Supervisor {
                 restarts: part.restarts,
                 last_exit: part.last_exit,
                 privileges: part.privileges.clone(),
+                cgroup: self
+                    .ground
+                    .cgroups
+                    .path(self.ground.name(part.id))
+                    .map(Into::into),
+                limits: plan
+                    .cgroup
+                    .held(self.ground.limits(part.id))
+                    .map(|(limit, held_by)| LimitStatus { limit, held_by })
+                    .collect(),
                 notes: part.notes.clone(),
             }
         });

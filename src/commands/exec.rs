@@ -23,11 +23,14 @@ use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::init::app::Command;
+use crate::init::ceilings;
 use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::Exit;
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{
+    Cloned, clone3, clone3_into, close_on_exec_from, default_sigpipe, exit_now,
+};
 
 /// Runs `command` in `part` and ends with its exit code.
 pub fn exec(
@@ -47,6 +50,8 @@ pub fn exec(
             user,
             mut env,
             privileges,
+            cgroup,
+            nproc,
         },
         fds,
     ) = reply(&client, stack)?
@@ -84,8 +89,23 @@ pub fn exec(
         user,
         command,
         program,
+        nproc,
     };
-    let status = match clone3(0).map_err(|e| unable("clone", &e))? {
+    // From its first moment in the part's cgroup: the part's limits are the command's as well.
+    let cgroup = cgroup
+        .map(|path| {
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        })
+        .transpose()
+        .map_err(|e| unable("open the part's cgroup", &e))?;
+    let cloned = clone3_into(0, cgroup.as_ref().map(AsFd::as_fd)).map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied => unable("enter the part's cgroup", &e).hint(
+            "a user may do so from below the cgroup that the stack was started in: systemd-run --user --scope lrpns exec ...",
+        ),
+        _ => unable("clone", &e),
+    })?;
+    let status = match cloned {
         Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
         Cloned::Parent { pidfd, .. } => match terminal {
             Some(terminal) => terminal.carry(pidfd),
@@ -124,6 +144,7 @@ struct Entry {
     user: u32,
     command: Command,
     program: Option<OwnedFd>,
+    nproc: Option<u32>,
 }
 
 impl Entry {
@@ -159,6 +180,9 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
+                if let Err(e) = ceilings::lower(self.nproc) {
+                    return complain("lower the resource limits", &e);
+                }
                 if let Err(e) = privileges::drop_to_and_pass_on(&self.keep, self.user) {
                     return complain("drop privileges", &e);
                 }

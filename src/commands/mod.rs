@@ -31,7 +31,11 @@ use crate::state::{Liveness, StateRoot};
 /// [`Failure`] has the exit code and what to print.
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Up { source, detach } => up::up(configuration(&source)?, detach),
+        Command::Up {
+            source,
+            detach,
+            strict_limits,
+        } => up::up(configuration(&source)?, detach, strict_limits),
         Command::Run {
             publish,
             rootfs,
