@@ -22,7 +22,7 @@ use crate::namespaces::{Namespaces, reap, socketpair};
 use crate::privileges::Privileges;
 use crate::protocol::{self, Channel, Exit, FromStage, ToStage};
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, exit_now};
+use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
 
 /// Why a part could not be started, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts the process of `part` in `namespaces` from `program`; it then waits for [`ToStage::Start`].
+    /// Starts the process of `part` in `namespaces` and `cgroup` from `program`; it then waits for [`ToStage::Start`].
     ///
     /// # Errors
     /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
@@ -90,6 +90,7 @@ impl Container {
         part: &str,
         namespaces: &Namespaces,
         program: BorrowedFd<'_>,
+        cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Self, ContainerError> {
         let failed = |what: &'static str| {
             move |source: io::Error| ContainerError::Ours {
@@ -100,7 +101,9 @@ impl Container {
         };
         let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
         let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
-        let helper = match clone3(0).map_err(failed("clone"))? {
+        // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
+        // helper could not put it there.
+        let helper = match clone3_into(0, cgroup).map_err(failed("clone"))? {
             Cloned::Child => {
                 drop(ours);
                 exit_now(join(&theirs, namespaces, program, &title))

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Controller, HeldBy};
 use crate::logbuf::{Filter, LogLine};
 use crate::plan::Plan;
 use crate::privileges::Privileges;
@@ -59,6 +60,10 @@ pub enum Reply {
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
         privileges: Privileges,
+        /// The part's cgroup, which the command belongs to as well.
+        cgroup: Option<std::path::PathBuf>,
+        /// The part's `RLIMIT_NPROC`.
+        nproc: Option<u32>,
     },
     /// It can't be done.
     Refused {
@@ -105,8 +110,21 @@ pub struct PartStatus {
     pub last_exit: Option<protocol::Exit>,
     /// What the kernel said it holds, when it had dropped everything.
     pub privileges: Option<Privileges>,
+    /// Its cgroup.
+    pub cgroup: Option<std::path::PathBuf>,
+    /// Its limits, as the plan has them, and what holds each.
+    pub limits: Vec<LimitStatus>,
     /// What had to be left out.
     pub notes: Vec<String>,
+}
+
+/// One limit of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Which.
+    pub limit: Controller,
+    /// What holds it; `null` when nothing does.
+    pub held_by: Option<HeldBy>,
 }
 
 /// Whether a part runs.

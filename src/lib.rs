@@ -24,6 +24,8 @@ pub mod stack;
 
 pub mod container;
 
+pub mod volumes;
+
 pub mod namespaces;
 
 pub mod rootless;
@@ -60,6 +62,8 @@ pub mod net;
 pub mod firewall;
 
 pub mod plan;
+
+pub mod cgroup;
 
 pub mod config;
 

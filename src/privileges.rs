@@ -5,10 +5,10 @@
 //! A stage starts as id 0 of its own user namespace, with every capability over that namespace and what it owns. From
 //! there privilege only falls:
 //!
-//! 1. bounding set, then securebits: both need CAP_SETPCAP, so they come while it is still held.
+//! 1. bounding set, inheritable and ambient set, then securebits: they need CAP_SETPCAP, so they come while it is held.
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
 //!    of uid, so nothing here depends on which uid it was.
-//! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
+//! 3. effective and permitted set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back. The keys of whoever started us are left behind.
 //! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
@@ -107,7 +107,24 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
-    lock(keep)?;
+    drop_for(keep, user, &[])
+}
+
+/// As [`drop_to`], for a process that goes on to execute a program which is to hold `keep` as well: without file
+/// capabilities an `execve(2)` keeps what is ambient, and nothing else (capabilities(7)).
+///
+/// # Errors
+/// As [`drop_to`].
+pub fn drop_to_and_pass_on(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
+    drop_for(keep, user, keep)
+}
+
+fn drop_for(
+    keep: &[Capability],
+    user: u32,
+    pass_on: &[Capability],
+) -> Result<Privileges, DropError> {
+    lock(keep, pass_on)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -127,7 +144,7 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
         .map_err(call("set the parent-death signal"))?;
 
     let held = read()?;
-    compare(&held, keep)?;
+    compare(&held, keep, pass_on)?;
     for (what, found, wanted) in [
         ("the uids", held.uids, [user; 3]),
         ("the gids", held.gids, [user; 3]),
@@ -166,10 +183,10 @@ pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
         .copied()
         .filter(|cap| permitted & cap.bitmask() != 0)
         .collect();
-    lock(&keep)?;
+    lock(&keep, &[])?;
     set(&keep)?;
     let held = read()?;
-    compare(&held, &keep)?;
+    compare(&held, &keep, &[])?;
     Ok(held)
 }
 
@@ -179,8 +196,9 @@ fn mask(capabilities: &[Capability]) -> u64 {
         .fold(0, |mask, cap| mask | cap.bitmask())
 }
 
-/// What needs CAP_SETPCAP: the bounding set and the securebits.
-fn lock(keep: &[Capability]) -> Result<(), DropError> {
+/// What needs CAP_SETPCAP: the bounding set, what an `execve(2)` passes on, and the securebits.
+fn lock(keep: &[Capability], pass_on: &[Capability]) -> Result<(), DropError> {
+    let passed: HashSet<Capability> = pass_on.iter().copied().collect();
     let mask = mask(keep);
     // By number and not by the caps crate's names: the kernel may know more of them than the crate.
     for bit in known_to_the_kernel() {
@@ -189,32 +207,36 @@ fn lock(keep: &[Capability]) -> Result<(), DropError> {
                 .map_err(call("drop a capability from the bounding set"))?;
         }
     }
+    // The ambient set first: one of the securebits keeps everybody from adding to it.
+    caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
+    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
     rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))
 }
 
-/// The four other sets, and no way back.
+/// The effective and the permitted set, and no way back.
 fn set(keep: &[Capability]) -> Result<(), DropError> {
     let kept: HashSet<Capability> = keep.iter().copied().collect();
-    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
     caps::set(None, CapSet::Effective, &HashSet::new())
         .map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Inheritable, &HashSet::new())
-        .map_err(caps_call("clear the inheritable set"))?;
     caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
     caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
     rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))
 }
 
 /// Compares what the kernel says with what must be.
-fn compare(held: &Privileges, keep: &[Capability]) -> Result<(), DropError> {
-    let mask = mask(keep);
+fn compare(
+    held: &Privileges,
+    keep: &[Capability],
+    pass_on: &[Capability],
+) -> Result<(), DropError> {
+    let (mask, passed) = (mask(keep), mask(pass_on));
     let securebits = u64::from(securebits().bits());
     for (what, found, wanted) in [
-        ("the inheritable set", held.inheritable, 0),
+        ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
         ("the bounding set", held.bounding, mask),
-        ("the ambient set", held.ambient, 0),
+        ("the ambient set", held.ambient, passed),
         ("the securebits", u64::from(held.securebits), securebits),
         ("no_new_privs", u64::from(held.no_new_privs), 1),
     ] {

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::config::Tmpfs;
+use crate::config::{Tmpfs, Volume};
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -44,6 +44,8 @@ pub enum ToStage {
 pub struct Start {
     /// The name shown by `uname -n` inside.
     pub hostname: String,
+    /// How many processes and threads it may have, where that can be counted for it alone (`RLIMIT_NPROC`).
+    pub nproc: Option<u32>,
     /// The role with what it needs.
     pub role: Role,
 }
@@ -62,7 +64,8 @@ pub enum Role {
         /// Where each listening socket's connections go.
         targets: Vec<SocketAddrV4>,
     },
-    /// Runs the user's command. Descriptors: standard output, standard error, then the mounts of `rootfs`.
+    /// Runs the user's command. Descriptors: standard output, standard error, the mounts of `rootfs`,
+    /// the mounts of `volumes`.
     App(AppStart),
 }
 
@@ -79,6 +82,8 @@ pub struct AppStart {
     pub tmpfs: Vec<Tmpfs>,
     /// How the root is made.
     pub rootfs: RootfsStart,
+    /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
+    pub volumes: Vec<Volume>,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.

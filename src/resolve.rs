@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-use crate::config::{self, Config, Origin, Via};
+use crate::cgroup;
+use crate::config::{self, Config, Limits, Origin, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
@@ -125,6 +126,8 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             command: app.command.clone(),
             env: environment(app),
             tmpfs: app.tmpfs.clone(),
+            volumes: app.volumes.clone(),
+            limits: app_limits(app.limits, host),
             publish: app
                 .publish
                 .iter()
@@ -167,7 +170,10 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         uplink,
         sidecar: ids(1),
         relay: ids(1),
+        sidecar_limits: cgroup::SIDECAR,
+        relay_limits: cgroup::RELAY,
         apps,
+        cgroup: host.cgroups.of(stack.as_str(), &host.run),
         origins,
     })
 }
@@ -250,6 +256,16 @@ fn environment(app: &config::App) -> BTreeMap<String, String> {
             .or_insert_with(|| value.to_owned());
     }
     env
+}
+
+/// What the file says; where it says nothing, enough for any server that works, and less than takes the host down.
+fn app_limits(limits: Limits, host: &Host) -> Limits {
+    let most_of_it = Some(host.memory / 4 * 3).filter(|bytes| *bytes > 0);
+    Limits {
+        memory: limits.memory.or(most_of_it),
+        pids: limits.pids.or(Some(cgroup::APP_PIDS)),
+        cpu: limits.cpu,
+    }
 }
 
 /// How a published address gets to the sidecar, and why so.

@@ -19,9 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::cgroup::Cgroups;
 use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::control::{PartState, PartStatus, Reply, Request, Status};
+use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
@@ -124,8 +125,22 @@ struct Process {
     command: Option<i32>,
 }
 
-/// Where lines go while they are written: to the terminal of a foreground `up`.
-pub type Tee = Box<dyn FnMut(&LogLine)>;
+/// Where the apps' output goes besides the log.
+pub enum Tee {
+    /// Each line, when it is complete: to the terminal of a foreground `up`.
+    Lines(Box<dyn FnMut(&LogLine)>),
+    /// Each byte, as it is, to standard output and standard error of this process. An app whose reader has gone away
+    /// meets a closed pipe, as it would without us.
+    Bytes,
+}
+
+impl Tee {
+    fn line(&mut self, line: &LogLine) {
+        if let Tee::Lines(write) = self {
+            write(line);
+        }
+    }
+}
 
 /// The tasks that read the apps' output.
 type Pumps = Arc<std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>>;
@@ -155,6 +170,7 @@ pub struct Supervisor {
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
 pub async fn run(
     plan: Plan,
+    cgroups: Cgroups,
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
     tee: Tee,
@@ -168,12 +184,13 @@ pub async fn run(
 
     let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
     let pumps = Pumps::default();
-    let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output);
+    let raw = matches!(tee, Tee::Bytes);
+    let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output, raw);
     let mut early = VecDeque::new();
     // Whoever asks for the end is answered by the end of this process, and not before.
     let mut ending = None;
     let stack = {
-        let bring_up = Stack::bring_up(plan, listeners, &output, progress);
+        let bring_up = Stack::bring_up(plan, cgroups, listeners, &output, progress);
         tokio::pin!(bring_up);
         loop {
             tokio::select! {
@@ -240,7 +257,7 @@ fn explain(
 ) {
     while let Some(event) = early.pop_front().or_else(|| events.try_recv().ok()) {
         if let Event::Line(line) = event {
-            tee(&line);
+            tee.line(&line);
         }
     }
 }
@@ -305,6 +322,7 @@ impl Supervisor {
     /// Takes over a part that is ready.
     fn adopt(&mut self, id: PartId, launched: Launched) {
         let sender = self.sender.clone();
+        let complaint = self.ground.plan.cgroup.complaint([self.ground.limits(id)]);
         let part = self.part(id);
         let Launched {
             container,
@@ -335,6 +353,7 @@ impl Supervisor {
         part.since = Timestamp::now();
         part.privileges = Some(privileges);
         part.notes = notes;
+        part.notes.extend(complaint);
         let launch = part.launch;
         tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
         for client in std::mem::take(&mut self.part(id).waiting) {
@@ -351,6 +370,7 @@ impl Supervisor {
         part.restarts += 1;
         let launch = part.launch;
         let old = part.process.take();
+        let raw = matches!(self.tee, Tee::Bytes);
         while self.launching.try_join_next().is_some() {}
         let (ground, sender, pumps) = (
             Arc::clone(&self.ground),
@@ -361,8 +381,9 @@ impl Supervisor {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let output =
-                |app: usize, output| pump(&sender, &pumps, ground.name(PartId::App(app)), output);
+            let output = |app: usize, output| {
+                pump(&sender, &pumps, ground.name(PartId::App(app)), output, raw)
+            };
             let result = match id {
                 PartId::Sidecar => ground.sidecar().await,
                 PartId::Relay => ground.relay().await,
@@ -425,6 +446,11 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
+                if self.ground.cgroups.ran_out_of_memory(self.ground.name(id)) {
+                    let most = self.ground.limits(id).memory.unwrap_or_default();
+                    let ended = "ended by the kernel: it needed more than its";
+                    self.note(id, format!("{ended} {most} bytes of memory"));
+                }
                 // Without a word: killed, and its command with it.
                 let exit = self.part(id).exit.take();
                 let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
@@ -483,6 +509,10 @@ impl Supervisor {
             Request::Down => unreachable!("run ends the loop with it"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
+                if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
+                    let _ = client.send((reply, None));
+                    return;
+                }
                 for line in self.log.lines(&filter) {
                     let _ = client.send((Reply::Line(line.clone()), None));
                 }
@@ -550,6 +580,8 @@ impl Supervisor {
             }
             PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
         };
+        let cgroup = self.ground.cgroups.path(name).map(Into::into);
+        let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
         let part = self.part(id);
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
@@ -560,6 +592,8 @@ impl Supervisor {
                             user,
                             env,
                             privileges,
+                            cgroup,
+                            nproc,
                         },
                         Some(pidfd),
                     )
@@ -589,6 +623,16 @@ impl Supervisor {
                 restarts: part.restarts,
                 last_exit: part.last_exit,
                 privileges: part.privileges.clone(),
+                cgroup: self
+                    .ground
+                    .cgroups
+                    .path(self.ground.name(part.id))
+                    .map(Into::into),
+                limits: plan
+                    .cgroup
+                    .held(self.ground.limits(part.id))
+                    .map(|(limit, held_by)| LimitStatus { limit, held_by })
+                    .collect(),
                 notes: part.notes.clone(),
             }
         });
@@ -613,7 +657,7 @@ impl Supervisor {
     }
 
     fn write(&mut self, line: LogLine) {
-        (self.tee)(&line);
+        self.tee.line(&line);
         self.followers.retain(|(filter, client)| {
             let wanted = filter.from != u64::MAX
                 && filter.part.as_ref().is_none_or(|part| *part == line.part)
@@ -727,8 +771,14 @@ async fn watch(
     let _ = ended.send(());
 }
 
-/// Turns an app's pipes into lines.
-fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output: Output) {
+/// Turns an app's pipes into lines; passes the bytes on as they are if `raw`.
+fn pump(
+    events: &mpsc::UnboundedSender<Event>,
+    pumps: &Pumps,
+    part: &str,
+    output: Output,
+    raw: bool,
+) {
     for (stream, pipe) in [(Stream::Out, output.out), (Stream::Err, output.err)] {
         let (events, part) = (events.clone(), part.to_owned());
         let pump = tokio::spawn(async move {
@@ -749,6 +799,9 @@ fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output
             // An error is an end as well: nothing more will come of this pipe.
             while let Ok(got @ 1..) = tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
                 splitter.push(&chunk[..got], say);
+                if raw && pass_on(stream, &chunk[..got]).is_err() {
+                    break;
+                }
             }
             splitter.finish(say);
         });
@@ -757,6 +810,17 @@ fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         pumps.retain(|pump| !pump.is_finished());
         pumps.push(pump);
+    }
+}
+
+fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    use io::Write;
+    match stream {
+        Stream::Err => io::stderr().write_all(bytes),
+        Stream::Out | Stream::Event => {
+            let mut out = io::stdout();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use crate::cgroup;
 use crate::control::{Client, Request};
 use crate::error::Failure;
 use crate::host::Host;
@@ -50,6 +51,7 @@ pub fn gc() -> Result<ExitCode, Failure> {
         match state.settle(&stack, &global)? {
             Liveness::Alive => alive.push(stack),
             _ => {
+                remove_cgroup(&state, &stack)?;
                 state.remove(&stack, global)?;
                 eprintln!("removed what {stack} had left");
                 removed += 1;
@@ -109,10 +111,19 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 {
                     in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
                 }
+                remove_cgroup(state, stack)?;
                 state.remove(stack, global)?;
                 return Ok(true);
             }
         }
+    }
+}
+
+/// Removes the cgroup of a stack that has crashed.
+fn remove_cgroup(state: &StateRoot, stack: &StackName) -> Result<(), Failure> {
+    match state.plan(stack).and_then(|plan| plan.cgroup.path) {
+        Some(path) => cgroup::remove(&path).map_err(Failure::unable),
+        None => Ok(()),
     }
 }
 

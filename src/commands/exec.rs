@@ -23,11 +23,14 @@ use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::init::app::Command;
+use crate::init::ceilings;
 use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::Exit;
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{
+    Cloned, clone3, clone3_into, close_on_exec_from, default_sigpipe, exit_now,
+};
 
 /// Runs `command` in `part` and ends with its exit code.
 pub fn exec(
@@ -47,6 +50,8 @@ pub fn exec(
             user,
             mut env,
             privileges,
+            cgroup,
+            nproc,
         },
         fds,
     ) = reply(&client, stack)?
@@ -78,13 +83,29 @@ pub fn exec(
     let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
+        caller: rustix::process::getpid(),
         pidfd,
         keep,
         user,
         command,
         program,
+        nproc,
     };
-    let status = match clone3(0).map_err(|e| unable("clone", &e))? {
+    // From its first moment in the part's cgroup: the part's limits are the command's as well.
+    let cgroup = cgroup
+        .map(|path| {
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        })
+        .transpose()
+        .map_err(|e| unable("open the part's cgroup", &e))?;
+    let cloned = clone3_into(0, cgroup.as_ref().map(AsFd::as_fd)).map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied => unable("enter the part's cgroup", &e).hint(
+            "a user may do so from below the cgroup that the stack was started in: systemd-run --user --scope lrpns exec ...",
+        ),
+        _ => unable("clone", &e),
+    })?;
+    let status = match cloned {
         Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
         Cloned::Parent { pidfd, .. } => match terminal {
             Some(terminal) => terminal.carry(pidfd),
@@ -116,11 +137,14 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
 
 /// What the child needs to know; nothing is allocated or looked up after the clone that could be before it.
 struct Entry {
+    /// This process: the child ends with it, and the command with the child.
+    caller: rustix::process::Pid,
     pidfd: OwnedFd,
     keep: Vec<Capability>,
     user: u32,
     command: Command,
     program: Option<OwnedFd>,
+    nproc: Option<u32>,
 }
 
 impl Entry {
@@ -140,6 +164,15 @@ impl Entry {
         if let Err(e) = setns(&self.pidfd, all) {
             return complain("join the part's namespaces", &e);
         }
+        // Not before: joining a user namespace clears it (PR_SET_PDEATHSIG(2const)). The command's own is set where it
+        // drops.
+        let kill = Some(rustix::process::Signal::KILL);
+        if let Err(e) = rustix::process::set_parent_process_death_signal(kill) {
+            return complain("set the parent-death signal", &e);
+        }
+        if rustix::process::getppid() != Some(self.caller) {
+            return i32::from(crate::error::UNABLE);
+        }
         match clone3(0) {
             Err(e) => complain("clone into the part's pid namespace", &e),
             Ok(Cloned::Parent { pidfd, .. }) => match wait(&pidfd) {
@@ -147,7 +180,10 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
-                if let Err(e) = privileges::drop_to(&self.keep, self.user) {
+                if let Err(e) = ceilings::lower(self.nproc) {
+                    return complain("lower the resource limits", &e);
+                }
+                if let Err(e) = privileges::drop_to_and_pass_on(&self.keep, self.user) {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {

@@ -31,7 +31,11 @@ use crate::state::{Liveness, StateRoot};
 /// [`Failure`] has the exit code and what to print.
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Up { source, detach } => up::up(configuration(&source)?, detach),
+        Command::Up {
+            source,
+            detach,
+            strict_limits,
+        } => up::up(configuration(&source)?, detach, strict_limits),
         Command::Run {
             publish,
             rootfs,
@@ -85,12 +89,16 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init { output } => init::init(&output),
         Command::Gc => down::gc(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut std::io::stdout());
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man => {
-            let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut std::io::stdout()).map_err(cannot_print)?;
+            let mut page = vec![];
+            let man = clap_mangen::Man::new(Cli::command());
+            man.render(&mut page).map_err(cannot_print)?;
+            print(&String::from_utf8_lossy(&page))?;
             Ok(ExitCode::SUCCESS)
         }
     }

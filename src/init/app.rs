@@ -40,8 +40,8 @@ pub fn run(
     let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
-    let notes =
-        rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
+    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
+        .map_err(step("make the root"))?;
     let privileges = drop_privileges(&[], start.user)?;
     protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
         .map_err(step("say ready"))?;

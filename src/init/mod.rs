@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod ceilings;
 mod sidecar;
 
 use std::fmt::Display;
@@ -97,9 +98,14 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         // The supervisor ended before it said anything: so do we.
         None => return Ok(ExitCode::SUCCESS),
     };
-    let Start { hostname, role } = start;
+    let Start {
+        hostname,
+        nproc,
+        role,
+    } = start;
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
+    ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// What [`clone3`] returned.
 pub enum Cloned {
@@ -17,12 +17,25 @@ pub enum Cloned {
     Child,
 }
 
+/// Of linux/sched.h; libc's constant is an int, into which it doesn't fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Clones this process as `fork(2)` does, with `flags` (`CLONE_NEW*`, `CLONE_PARENT`) on top and a pidfd.
 ///
 /// # Errors
 /// What `clone3(2)` says; EBUSY when this process has more than one thread: in the child of such a process only
 /// async-signal-safe calls are legal (signal-safety(7)), and we make others.
 pub fn clone3(flags: i32) -> io::Result<Cloned> {
+    clone3_into(flags, None)
+}
+
+/// As [`clone3`], with the child in `cgroup` from its first moment (`CLONE_INTO_CGROUP`): the directory of a cgroup v2,
+/// opened in whatever way, `O_PATH` included. `None` is the caller's own.
+///
+/// # Errors
+/// As [`clone3`]; EACCES when the caller may not move processes there, EAGAIN when that cgroup's `pids.max` is reached,
+/// EBUSY also when it gives controllers to cgroups below it (cgroups(7), "no internal processes").
+pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
     // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
@@ -36,6 +49,10 @@ pub fn clone3(flags: i32) -> io::Result<Cloned> {
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = u64::from(exit_signal.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {

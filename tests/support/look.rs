@@ -418,3 +418,95 @@ pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
 pub fn program_under_test() -> &'static str {
     lrpns()
 }
+
+/// The kinds of namespaces that every part has for itself; the network is another matter.
+const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "ipc", "uts", "cgroup"];
+
+/// Asserts what must hold for every part of a running stack, whoever runs it; `uids` are the host's that are allowed.
+pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
+    let parts = status["parts"].as_array().unwrap();
+    let mut processes = vec![];
+    for part in parts {
+        let name = part["name"].as_str().unwrap();
+        for at in ["pid", "init"] {
+            processes.push((name, at, part[at].as_i64().unwrap()));
+        }
+    }
+    for (name, at, pid) in processes {
+        let what = format!("{at} of {name}");
+        let (none, net_admin) = ("0000000000000000", "0000000000001000");
+        let held = match name {
+            "sidecar" => [none, net_admin, net_admin, net_admin, none],
+            _ => [none; 5],
+        };
+        assert_eq!(capabilities(lab, pid), held, "{what}");
+        assert_eq!(status_line(lab, pid, "NoNewPrivs"), "1", "{what}");
+        for kind in ["Uid", "Gid"] {
+            let ids = status_line(lab, pid, kind);
+            let ids: Vec<u64> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
+            assert!(
+                ids.iter().all(|id| uids.contains(id)),
+                "{what}: {kind} {ids:?}"
+            );
+        }
+        assert_eq!(status_line(lab, pid, "Groups"), "", "{what}");
+    }
+
+    // Every namespace once: no two parts share one, and none is the lab's.
+    for kind in NAMESPACES {
+        let mut all: Vec<_> = parts
+            .iter()
+            .map(|part| namespace(lab, &part["init"].to_string(), kind))
+            .chain([namespace(lab, "self", kind)])
+            .collect();
+        all.sort();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count, "{kind} namespaces: {all:?}");
+    }
+    let net = |name: &str| namespace(lab, &init(status, name).to_string(), "net");
+    let here = namespace(lab, "self", "net");
+    let (app, sidecar) = (net("app"), net("sidecar"));
+    assert!(app != here && sidecar != here && app != sidecar);
+    let supervisor = status["supervisor"].to_string();
+    assert_eq!(
+        net("relay"),
+        namespace(lab, &supervisor, "net"),
+        "the relay dials from where the supervisor is"
+    );
+    // A command is where its part is.
+    for kind in NAMESPACES.iter().chain(&["net"]) {
+        assert_eq!(
+            namespace(lab, &pid(status, "app").to_string(), kind),
+            namespace(lab, &init(status, "app").to_string(), kind)
+        );
+    }
+
+    for name in ["sidecar", "relay"] {
+        let mounts = mounts(lab, init(status, name));
+        assert_eq!(mounts.len(), 1, "{name}: {mounts:?}");
+        let root = &mounts[0];
+        assert_eq!((root.point.as_str(), root.kind.as_str()), ("/", "tmpfs"));
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(root.has(option), "{name}: {root:?} is not {option}");
+        }
+        let root = format!("/proc/{}/root", init(status, name));
+        assert_eq!(lab.ok(&["ls", "-A", &format!("{root}/")]), "", "{name}");
+        let write = lab.run(&["touch", &format!("{root}/file")]);
+        assert!(
+            String::from_utf8_lossy(&write.stderr).contains("Read-only file system"),
+            "{name}: {}",
+            describe(&write)
+        );
+    }
+    for mount in mounts(lab, pid(status, "app")) {
+        let writable = ["/tmp", "/proc"].contains(&mount.point.as_str());
+        assert_eq!(mount.has("rw"), writable, "{mount:?}");
+        assert!(mount.has("nosuid"), "{mount:?}");
+        // The five devices are what may be one.
+        assert!(
+            mount.has("nodev") || mount.point.starts_with("/dev/"),
+            "{mount:?}"
+        );
+    }
+}
