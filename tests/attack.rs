@@ -1,0 +1,114 @@
+//! Attacks, each as somebody would try it: from inside an app, or from beside it on the host. An attack that works is
+//! a failed test.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use support::lab::{Lab, describe, lrpns};
+
+/// Numbers of add_key(2) and keyctl(2): no program that everybody has calls them.
+const ADD_KEY: i32 = libc_number(248, 217);
+const KEYCTL: i32 = libc_number(250, 219);
+
+const fn libc_number(x86_64: i32, others: i32) -> i32 {
+    if cfg!(target_arch = "x86_64") {
+        x86_64
+    } else {
+        others
+    }
+}
+
+/// A stack `x` whose app has the host's programs and runs this shell script.
+fn shell_app(lab: &Lab, script: &str, more: &str) -> String {
+    let text = format!(
+        "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = [\"sh\", \"-c\", '''{script}''']\n{more}\n"
+    );
+    lab.write("x.toml", &text).to_str().unwrap().to_owned()
+}
+
+/// A stack `x` whose app's root file system is a directory with the webapp in it; the directory.
+fn directory_app(lab: &Lab, more: &str) -> (String, PathBuf) {
+    let root = lab.dir.path().join("root");
+    for mount_point in ["proc", "dev", "tmp"] {
+        std::fs::create_dir_all(root.join(mount_point)).unwrap();
+    }
+    std::fs::copy(lrpns(), root.join("webapp")).unwrap();
+    let text = format!(
+        "name = \"x\"\n[app]\nrootfs = \"dir:{}\"\ncommand = [\"/webapp\"]\npublish = [\"5000:5000\"]\n{more}\n",
+        root.display()
+    );
+    (
+        lab.write("x.toml", &text).to_str().unwrap().to_owned(),
+        root,
+    )
+}
+
+fn part<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let parts = status["parts"].as_array().unwrap();
+    parts.iter().find(|part| part["name"] == name).unwrap()
+}
+
+/// Starts a command of the lab and waits until it has printed this line on standard output or error.
+fn start_and_hear(lab: &Lab, args: &[&str], line: &str) -> (Child, impl BufRead + use<>) {
+    let (read, write) = std::io::pipe().unwrap();
+    let child = lab
+        .command(args)
+        .stdout(write.try_clone().unwrap())
+        .stderr(write)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(read);
+    let mut all = String::new();
+    while !all.lines().any(|said| said.ends_with(line)) {
+        let got = said.read_line(&mut all).unwrap();
+        assert!(got > 0, "`{line}` was never said: {all}");
+    }
+    (child, said)
+}
+
+#[test]
+fn what_the_host_mounts_later_does_not_appear_in_an_app() {
+    let lab = Lab::new();
+    // As systemd leaves every host.
+    lab.ok(&["mount", "--make-rshared", "/"]);
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.ok(&[
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "mode=1777",
+        "later",
+        "/usr/local",
+    ]);
+    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    let mounts = lab.proc(pid, "mountinfo");
+    assert!(mounts.contains(" /usr "), "{mounts}");
+    assert!(!mounts.contains("later"), "{mounts}");
+    assert!(!mounts.contains("shared:"), "{mounts}");
+    let write = lab.lrpns(&["exec", "x", "--", "sh", "-c", "echo > /usr/local/x"]);
+    assert!(!write.status.success());
+}
+
+#[test]
+fn a_directory_on_a_shared_mount_can_be_a_root() {
+    let lab = Lab::new();
+    lab.ok(&["mount", "--make-rshared", "/"]);
+    let (file, _) = directory_app(&lab, "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
+    let host = lab.ok(&["cat", "/proc/self/mountinfo"]);
+    assert!(
+        !host.contains("/root/dev"),
+        "the app's mounts are on the host: {host}"
+    );
+}
