@@ -75,6 +75,21 @@ fn start_and_hear(lab: &Lab, args: &[&str], line: &str) -> (Child, impl BufRead 
 }
 
 #[test]
+fn no_part_can_make_a_user_namespace_and_be_root_there() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let try_it = "grep NoNewPrivs /proc/self/status; exec unshare --user --map-root-user true";
+    let tried = lab.lrpns(&["exec", "x", "--", "sh", "-c", try_it]);
+    let said = describe(&tried);
+    assert!(
+        said.contains("NoNewPrivs"),
+        "the attack did not run: {said}"
+    );
+    assert!(!tried.status.success(), "{said}");
+}
+
+#[test]
 fn what_the_host_mounts_later_does_not_appear_in_an_app() {
     let lab = Lab::new();
     // As systemd leaves every host.
