@@ -75,6 +75,28 @@ fn start_and_hear(lab: &Lab, args: &[&str], line: &str) -> (Child, impl BufRead 
 }
 
 #[test]
+fn output_faster_than_anybody_reads_does_not_fill_the_supervisors_memory() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "yes '' | head -n 500000", "restart = \"no\"");
+    // Of address space, in KiB; the lines would take much more if they were all kept.
+    let up = format!(
+        "ulimit -v 80000 && exec {} up -f {file} >/dev/null",
+        lrpns()
+    );
+    let up = lab.run(&["sh", "-c", &up]);
+    assert!(up.status.success(), "{}", describe(&up));
+}
+
+#[test]
+fn down_is_heard_while_an_app_writes_as_fast_as_it_can() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec yes ''", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.lrpns_ok(&["logs", "x"]);
+    lab.ok(&["timeout", "60", lrpns(), "down", "x"]);
+}
+
+#[test]
 fn no_part_can_make_a_user_namespace_and_be_root_there() {
     let lab = Lab::new();
     let file = shell_app(&lab, "exec sleep infinity", "");
@@ -126,4 +148,41 @@ fn a_directory_on_a_shared_mount_can_be_a_root() {
         !host.contains("/root/dev"),
         "the app's mounts are on the host: {host}"
     );
+}
+
+#[test]
+fn down_during_up_ends_it_and_succeeds() {
+    let lab = Lab::new();
+    // It never listens, so `up` waits.
+    let file = shell_app(&lab, "exec sleep infinity", "publish = [\"5000:5000\"]");
+    let (mut up, _said) = start_and_hear(&lab, &[lrpns(), "up", "-f", &file], "commands run");
+    let down = lab.lrpns(&["down", "x"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    assert!(!up.wait().unwrap().success());
+}
+
+#[test]
+fn an_app_that_can_not_be_started_again_leaves_no_zombie_each_time() {
+    let lab = Lab::new();
+    let (file, root) = directory_app(&lab, "restart = \"always\"");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    std::fs::remove_file(root.join("webapp")).unwrap();
+    let pid = part(&lab.status("x"), "app")["pid"].to_string();
+    let mut log = lab
+        .command(&[lrpns(), "logs", "x", "-f"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lab.ok(&["kill", "-KILL", &pid]);
+    let lines = BufReader::new(log.stdout.take().unwrap()).lines();
+    let failures = lines
+        .map(Result::unwrap)
+        .filter(|line| line.contains("execute the command"));
+    assert_eq!(failures.take(4).count(), 4);
+    let states = lab.ok(&["ps", "-eo", "stat,args"]);
+    let zombies = states.lines().filter(|line| line.starts_with('Z')).count();
+    // The last one may just be ending.
+    assert!(zombies <= 1, "{states}");
+    lab.lrpns_ok(&["down", "x"]);
+    log.wait().unwrap();
 }

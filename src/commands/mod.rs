@@ -191,6 +191,14 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+    next_reply(client, stack)?.ok_or_else(|| Failure::failed(format!("{stack} ended meanwhile")))
+}
+
+/// The next reply; `None` when the supervisor has ended the conversation, or itself.
+fn next_reply(
+    client: &Client,
+    stack: &StackName,
+) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     match client.reply() {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
@@ -199,8 +207,7 @@ fn reply(
                 None => failure,
             })
         }
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) => Err(Failure::failed(format!("{stack} ended meanwhile"))),
+        Ok(reply) => Ok(reply),
         Err(e) => Err(Failure::unable(format!(
             "hear from the supervisor of {stack}: {e}"
         ))),

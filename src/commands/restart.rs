@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{ask, reply, target_name};
+use super::{ask, next_reply, reply, target_name};
 use crate::control::Request;
 use crate::error::Failure;
 use crate::host::Host;
@@ -28,15 +28,9 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
         .map_err(Failure::usage)?;
     let stack = target_name(stack, file)?;
     let client = ask(&stack, &Request::Restart { part: part.clone() })?;
-    // One answer for each part, then the end.
-    let mut answers = 0;
-    loop {
-        match reply(&client, &stack) {
-            Ok(_) => answers += 1,
-            Err(_) if answers > 0 => break,
-            Err(e) => return Err(e),
-        }
-    }
+    // One answer for each part, then the end; the first that was refused is the last that is heard.
+    reply(&client, &stack)?;
+    while next_reply(&client, &stack)?.is_some() {}
     eprintln!(
         "{stack}: {} started again",
         part.as_deref().unwrap_or("every app")
