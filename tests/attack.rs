@@ -112,6 +112,49 @@ fn no_part_can_make_a_user_namespace_and_be_root_there() {
 }
 
 #[test]
+fn keys_of_who_started_the_stack_are_out_of_an_apps_reach() {
+    let lab = Lab::new();
+    // KEYCTL_SEARCH in the session keyring, which finds what is possessed, whoever it belongs to.
+    // In variables, since perl's syscall takes no string that it couldn't change.
+    let names = "($t, $n) = (\"user\", \"secret\");";
+    let search = format!("{names} print syscall({KEYCTL}, 10, -3, $t, $n, 0), \"\\n\"");
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    let with_a_key = |args: &[&str]| {
+        let program = format!(
+            "syscall({KEYCTL}, 1, 0); {names} syscall({ADD_KEY}, $t, $n, $n, 1, -3) > 0 or die $!; {search}; exec @ARGV"
+        );
+        lab.ok(&[&["perl", "-e", &format!("$| = 1; {program}")], args].concat())
+    };
+    let found = |said: String| -> Vec<bool> { said.lines().map(|id| id.trim() != "-1").collect() };
+    let found_by_exec = |said: String| {
+        assert_eq!(
+            found(said),
+            [true, false],
+            "found by the starter, by the app"
+        );
+    };
+
+    with_a_key(&[lrpns(), "up", "-d", "-f", &file]);
+    found_by_exec(with_a_key(&[
+        lrpns(),
+        "exec",
+        "x",
+        "--",
+        "perl",
+        "-e",
+        &search,
+    ]));
+    lab.lrpns_ok(&["down", "x"]);
+    let file = shell_app(
+        &lab,
+        &format!("exec perl -e '{search}'"),
+        "restart = \"no\"",
+    );
+    let said = with_a_key(&[lrpns(), "up", "-f", &file]);
+    assert!(said.contains("app | -1"), "{said}");
+}
+
+#[test]
 fn what_the_host_mounts_later_does_not_appear_in_an_app() {
     let lab = Lab::new();
     // As systemd leaves every host.
@@ -159,6 +202,80 @@ fn down_during_up_ends_it_and_succeeds() {
     let down = lab.lrpns(&["down", "x"]);
     assert!(down.status.success(), "{}", describe(&down));
     assert!(!up.wait().unwrap().success());
+}
+
+#[test]
+fn signals_that_the_starter_ignored_are_not_ignored_inside() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    let ignoring = |args: &[&str]| {
+        let ignore = "$SIG{$_} = 'IGNORE' for qw(CHLD HUP INT QUIT USR1 PIPE); exec @ARGV";
+        lab.ok(&[&["perl", "-e", ignore], args].concat())
+    };
+    ignoring(&[lrpns(), "up", "-d", "-f", &file]);
+    // Bit N-1 for signal N; 32 and 33 belong to the C library, which lets nobody touch them.
+    let ignored = |status: String| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:\t"));
+        u64::from_str_radix(line.unwrap(), 16).unwrap() & !(0b11 << 31)
+    };
+    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    assert_eq!(ignored(lab.proc(pid, "status")), 0);
+    let own = [lrpns(), "exec", "x", "--", "cat", "/proc/self/status"];
+    assert_eq!(ignored(ignoring(&own)), 0);
+}
+
+#[test]
+fn an_exec_that_was_stopped_does_not_keep_the_stack_from_going_down() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let command = [
+        "exec",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "echo runs; exec sleep infinity",
+    ];
+    let (mut exec, _said) = start_and_hear(&lab, &[&[lrpns()], &command[..]].concat(), "runs");
+    // What Ctrl-Z does, with the one signal that can't be handled.
+    let group = Pid::from_raw(i32::try_from(exec.id()).unwrap());
+    killpg(group, Signal::SIGSTOP).unwrap();
+    let down = lab.run(&["timeout", "60", lrpns(), "down", "x"]);
+    killpg(group, Signal::SIGKILL).unwrap();
+    exec.wait().unwrap();
+    assert!(down.status.success(), "{}", describe(&down));
+}
+
+#[test]
+fn the_command_of_a_killed_exec_ends_with_it() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let command = [
+        "exec",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "echo runs; exec sleep infinity",
+    ];
+    let (mut exec, mut said) = start_and_hear(&lab, &[&[lrpns()], &command[..]].concat(), "runs");
+    // nsenter has one child, and that is lrpns.
+    let children = format!("/proc/{0}/task/{0}/children", exec.id());
+    let child = std::fs::read_to_string(children).unwrap();
+    kill(
+        Pid::from_raw(child.trim().parse().unwrap()),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    exec.wait().unwrap();
+    // The command holds the pipe as long as it lives.
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
 }
 
 #[test]

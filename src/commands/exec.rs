@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, reply};
@@ -26,7 +27,7 @@ use crate::init::app::Command;
 use crate::init::privileges;
 use crate::names::StackName;
 use crate::protocol::Exit;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
 
 /// Runs `command` in `part` and ends with its exit code.
 pub fn exec(
@@ -77,6 +78,7 @@ pub fn exec(
     let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
+        starter: rustix::process::getpid(),
         pidfd,
         keep,
         user,
@@ -115,6 +117,8 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
 
 /// What the child needs to know; nothing is allocated or looked up after the clone that could be before it.
 struct Entry {
+    /// Who clones it.
+    starter: rustix::process::Pid,
     pidfd: OwnedFd,
     keep: Vec<Capability>,
     user: u32,
@@ -124,11 +128,17 @@ struct Entry {
 
 impl Entry {
     /// The child's whole life: joins, clones into the pid namespace, mirrors the exit status.
+    ///
+    /// A part's pid namespace is not gone before this process has waited for the command. So it must neither be
+    /// stopped with the terminal's foreground (a process group of its own), nor outlive who started it.
     fn enter(&self, terminal: Option<&Terminal>) -> i32 {
         let complain = |what: &str, e: &dyn std::fmt::Display| {
             eprintln!("lrpns: {what}: {e}");
             i32::from(crate::error::UNABLE)
         };
+        if let Err(e) = rustix::process::setpgid(None, None) {
+            return complain("leave the foreground", &e);
+        }
         let all = CloneFlags::CLONE_NEWUSER
             | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -138,6 +148,15 @@ impl Entry {
             | CloneFlags::CLONE_NEWCGROUP;
         if let Err(e) = nix::sched::setns(&self.pidfd, all) {
             return complain("join the part's namespaces", &e);
+        }
+        // Not before: a change of credentials clears it (PR_SET_PDEATHSIG(2const)).
+        let told =
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        if let Err(e) = told {
+            return complain("set the parent-death signal", &e);
+        }
+        if rustix::process::getppid() != Some(self.starter) {
+            return i32::from(crate::error::UNABLE);
         }
         match clone3(0) {
             Err(e) => complain("clone into the part's pid namespace", &e),
@@ -169,7 +188,8 @@ impl Entry {
 
 /// The command's last steps before `execve(2)`: a session of its own, its three descriptors and no other.
 fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
-    default_sigpipe()?;
+    default_signals();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     rustix::process::setsid()?;
     if let Some(terminal) = terminal {
         terminal.hand_in()?;

@@ -10,7 +10,8 @@
 //!    of uid, so nothing here depends on which uid it was.
 //! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back.
-//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 5. the keyring, the dumpable flag and the parent-death signal: what a uid or an inheritance could give away.
+//! 6. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -139,6 +140,7 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
 
     rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))?;
+    crate::sys::process::leave_session_keyring().map_err(call("leave the session keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).
