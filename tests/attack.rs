@@ -303,3 +303,39 @@ fn an_app_that_can_not_be_started_again_leaves_no_zombie_each_time() {
     lab.lrpns_ok(&["down", "x"]);
     log.wait().unwrap();
 }
+
+#[test]
+fn a_supervisor_of_somebody_else_is_not_talked_to() {
+    let lab = Lab::new();
+    let lrpns_for_all = lab.dir.path().join("lrpns");
+    std::fs::copy(lrpns(), &lrpns_for_all).unwrap();
+    let stack = lab.dir.path().join("runtime/lrpns/customerA");
+    std::fs::create_dir_all(&stack).unwrap();
+    let socket = stack.join("control.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777)).unwrap();
+    let runtime = format!("XDG_RUNTIME_DIR={}/runtime", lab.dir.path().display());
+    for verb in ["status", "down", "logs"] {
+        let asked = lab.run(&[
+            "setpriv",
+            "--reuid",
+            "4321",
+            "--regid",
+            "4321",
+            "--clear-groups",
+            "env",
+            &runtime,
+            "timeout",
+            "60",
+            lrpns_for_all.to_str().unwrap(),
+            verb,
+            "customerA",
+        ]);
+        let said = describe(&asked);
+        assert!(
+            said.contains("not you") || said.contains("must be ours"),
+            "{said}"
+        );
+        assert!(!asked.status.success(), "{said}");
+    }
+}
