@@ -198,10 +198,14 @@ fn down_during_up_ends_it_and_succeeds() {
     let lab = Lab::new();
     // It never listens, so `up` waits.
     let file = shell_app(&lab, "exec sleep infinity", "publish = [\"5000:5000\"]");
-    let (mut up, _said) = start_and_hear(&lab, &[lrpns(), "up", "-f", &file], "commands run");
-    let down = lab.lrpns(&["down", "x"]);
-    assert!(down.status.success(), "{}", describe(&down));
-    assert!(!up.wait().unwrap().success());
+    // What would go wrong is a race between the two.
+    for _ in 0..20 {
+        let up = [lrpns(), "up", "-f", &file];
+        let (mut up, _said) = start_and_hear(&lab, &up, "commands run");
+        let down = lab.lrpns(&["down", "x"]);
+        assert!(down.status.success(), "{}", describe(&down));
+        assert!(!up.wait().unwrap().success());
+    }
 }
 
 #[test]
