@@ -3,7 +3,6 @@
 
 mod support;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
