@@ -510,7 +510,7 @@ impl Supervisor {
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
                 if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
-                    let _ = client.send((reply, None));
+                    let _ = client.send((*reply, None));
                     return;
                 }
                 for line in self.log.lines(&filter) {
@@ -531,7 +531,7 @@ impl Supervisor {
         let _ = client.send((reply, None));
     }
 
-    fn find(&self, name: &str) -> Result<PartId, Reply> {
+    fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
         let known = || self.parts.iter().map(|part| self.ground.name(part.id));
         self.parts
             .iter()
@@ -539,10 +539,10 @@ impl Supervisor {
             .find(|id| self.ground.name(*id) == name)
             .ok_or_else(|| {
                 let names: Vec<_> = known().collect();
-                refused(
+                Box::new(refused(
                     format!("{} has no part `{name}`", self.ground.plan.stack),
                     Some(format!("its parts are {}", names.join(", "))),
-                )
+                ))
             })
     }
 
@@ -550,7 +550,7 @@ impl Supervisor {
         let ids = match part.map(|name| self.find(name)) {
             Some(Ok(id)) => vec![id],
             Some(Err(reply)) => {
-                let _ = client.send((reply, None));
+                let _ = client.send((*reply, None));
                 return;
             }
             None => (0..self.ground.plan.apps.len()).map(PartId::App).collect(),
@@ -571,7 +571,7 @@ impl Supervisor {
     fn enter(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
         let id = match self.find(name) {
             Ok(id) => id,
-            Err(reply) => return (reply, None),
+            Err(reply) => return (*reply, None),
         };
         let (user, env) = match id {
             PartId::App(index) => {
