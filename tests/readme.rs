@@ -278,7 +278,7 @@ fn every_key_of_the_json_is_documented() {
     let lab = Lab::new();
     let file = lab.write(
         "all.toml",
-        "name = \"all\"\n[app]\nrootfs = \"host\"\nvolumes = [\"/usr/share:/tmp/share:ro\"]\n\
+        "name = \"all\"\n[app]\nrootfs = \"host\"\nvolumes = [\"/usr/share/common-licenses:/data:ro\"]\n\
          command = [\"sleep\", \"1000\"]\n",
     );
     lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
