@@ -181,9 +181,14 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
 /// The bridge has the stack's name, cut to what a link may have.
 fn bridge_name(stack: &StackName) -> IfName {
     let name: String = stack.as_str().chars().take(IfName::MAX).collect();
-    // These two names are taken in every namespace of a sidecar.
-    let name = if name == "lo" || name == "uplink" {
-        format!("br-{name}")
+    // Some are, or may be, taken in a sidecar's namespace; `all` and `default` the kernel keeps for its sysctls
+    // (sysctl_dev_name_is_allowed(), include/linux/inetdevice.h).
+    let taken = matches!(name.as_str(), "lo" | "uplink" | "all" | "default")
+        || name
+            .strip_prefix("port")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+    let name = if taken {
+        format!("br-{name}").chars().take(IfName::MAX).collect()
     } else {
         name
     };
@@ -311,5 +316,28 @@ impl EntryPorts {
         }
         self.used.insert(port, target);
         port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_has_its_stacks_name_unless_that_is_taken() {
+        for (stack, bridge) in [
+            ("customerA", "customerA"),
+            ("a-stack-with-a-long-name", "a-stack-with-a-"),
+            ("lo", "br-lo"),
+            ("uplink", "br-uplink"),
+            ("port0", "br-port0"),
+            ("port123456789012", "br-port12345678"),
+            ("portal", "portal"),
+            ("all", "br-all"),
+            ("default", "br-default"),
+        ] {
+            let stack = StackName::new(stack).unwrap();
+            assert_eq!(bridge_name(&stack).as_str(), bridge);
+        }
     }
 }

@@ -548,7 +548,7 @@ impl Supervisor {
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
                 if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
-                    return tell(&client, reply);
+                    return tell(&client, *reply);
                 }
                 let lines = self.journal.kept.lines(&filter).cloned();
                 let mut replies: Vec<_> = lines.map(Reply::Line).collect();
@@ -574,7 +574,7 @@ impl Supervisor {
         tell(&client, reply);
     }
 
-    fn find(&self, name: &str) -> Result<PartId, Reply> {
+    fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
         let known = || self.parts.iter().map(|part| self.ground.name(part.id));
         self.parts
             .iter()
@@ -582,10 +582,10 @@ impl Supervisor {
             .find(|id| self.ground.name(*id) == name)
             .ok_or_else(|| {
                 let names: Vec<_> = known().collect();
-                refused(
+                Box::new(refused(
                     format!("{} has no part `{name}`", self.ground.plan.stack),
                     Some(format!("its parts are {}", names.join(", "))),
-                )
+                ))
             })
     }
 
@@ -593,7 +593,7 @@ impl Supervisor {
         let ids = match part.map(|name| self.find(name)) {
             Some(Ok(id)) => vec![id],
             Some(Err(reply)) => {
-                tell(client, reply);
+                tell(client, *reply);
                 return;
             }
             None => (0..self.ground.plan.apps.len()).map(PartId::App).collect(),
@@ -614,7 +614,7 @@ impl Supervisor {
     fn enter(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
         let id = match self.find(name) {
             Ok(id) => id,
-            Err(reply) => return (reply, None),
+            Err(reply) => return (*reply, None),
         };
         let (user, env) = match id {
             PartId::App(index) => {
