@@ -32,7 +32,7 @@ pub const MAX_FDS: usize = 128;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
-    Start(Start),
+    Start(Box<Start>),
     /// App: run the command.
     Proceed,
     /// App: send this signal to the command.

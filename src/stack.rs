@@ -399,7 +399,9 @@ impl Ground {
             role: Role::Sidecar { rules },
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
-        container.send(&ToStage::Start(start), &[]).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &[])
+            .await?;
         Launched::ready(container).await
     }
 
@@ -429,7 +431,9 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 
@@ -484,7 +488,9 @@ impl Ground {
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 

@@ -102,7 +102,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         hostname,
         nproc,
         role,
-    } = start;
+    } = *start;
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
     ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
