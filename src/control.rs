@@ -59,7 +59,7 @@ pub enum Reply {
         /// The part's environment.
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
-        privileges: Privileges,
+        privileges: Box<Privileges>,
         /// The part's cgroup, which the command belongs to as well.
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.

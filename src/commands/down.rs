@@ -14,7 +14,9 @@ use crate::state::{Liveness, StateRoot};
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
-    let said = if take_down(&Host::state_root(), stack)? {
+    let went = take_down(&Host::state_root(), stack)?;
+    cgroup::tidy(root());
+    let said = if went {
         "is down"
     } else {
         "does not run: nothing to take down"
@@ -34,6 +36,7 @@ pub fn all() -> Result<ExitCode, Failure> {
             Err(e) => failures.push(format!("{stack}: {}", e.message)),
         }
     }
+    cgroup::tidy(root());
     if failures.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
@@ -58,7 +61,8 @@ pub fn gc() -> Result<ExitCode, Failure> {
             }
         }
     }
-    if nix::unistd::geteuid().is_root() {
+    cgroup::tidy(root());
+    if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
     }
     if removed == 0 {
@@ -124,6 +128,10 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
             }
         }
     }
+}
+
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 /// Removes the cgroup of a stack that has crashed.

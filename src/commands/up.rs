@@ -227,13 +227,13 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
             return Ok(End::Already(message));
         }
     };
-    let crashed = state.plan(&config.name).and_then(|plan| plan.cgroup.path);
+    if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
+        // Of a supervisor that was killed.
+        cgroup::remove(&left).map_err(Failure::unable)?;
+    }
     let prepared = preflight::check(&plan, &host, strict_limits)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
         .and_then(|listeners| {
-            if let Some(left) = crashed {
-                cgroup::remove(&left).map_err(Failure::unable)?;
-            }
             claimed.save(&plan)?;
             let control = claimed.listen()?;
             let cgroups = limit(&mut plan, strict_limits)?;
@@ -247,7 +247,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(path) = &plan.cgroup.path {
-                // The failure is what there is to tell; gc removes what is left.
+                // The failure is what there is to tell.
                 let _ = cgroup::remove(path);
             }
             state.remove(&config.name, global)?;
