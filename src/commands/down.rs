@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use crate::control::{Client, Request};
+use crate::control::{Client, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -67,23 +67,25 @@ pub fn gc() -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
+    let run = || state.plan(stack).map(|plan| plan.run);
+    let before = run();
     match Client::connect(&state.control(stack)) {
         Ok(client) => {
-            client.ask(&Request::Down).map_err(|e| {
-                Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
-            })?;
+            match client.ask(&Request::Down) {
+                Err(e) if !is_gone(&e) => {
+                    return Err(Failure::unable(format!(
+                        "ask the supervisor of {stack} to end: {e}"
+                    )));
+                }
+                _ => {}
+            }
             // It answers by ending, when nothing of the stack is left but its directory and its lock.
             while let Ok(Some(_)) = client.reply() {}
             if !state.stack(stack).exists() {
                 return Ok(true);
             }
         }
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
+        Err(e) if is_gone(&e) => {
             if !state.stack(stack).exists() {
                 return Ok(false);
             }
@@ -98,8 +100,10 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
     match state.settle(stack, &global)? {
         // The supervisor has removed it; its lock is with it.
         Liveness::Absent => Ok(true),
+        // Somebody has brought it up again meanwhile: what we were to take down is down.
+        Liveness::Alive if run() != before => Ok(true),
         Liveness::Alive => Err(Failure::unable(format!(
-            "{stack} was brought up again meanwhile"
+            "the supervisor of {stack} ended the conversation, and not the stack"
         ))),
         Liveness::Crashed => {
             // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
