@@ -139,6 +139,16 @@ pub enum PartState {
     Ended,
 }
 
+/// Whether this error of a [`Client`] means that there is no supervisor, or none any more.
+#[must_use]
+pub fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(
+        e.kind(),
+        E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
+    )
+}
+
 /// A conversation with a supervisor.
 pub struct Client(UnixStream);
 

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use crate::cgroup;
-use crate::control::{Client, Request};
+use crate::control::{Client, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -79,7 +79,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 match client.ask(&Request::Down) {
                     Ok(()) => {}
                     // It is ending already, and its end is what we wait for.
-                    Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+                    Err(e) if is_gone(&e) => {}
                     Err(e) => {
                         return Err(Failure::unable(format!(
                             "ask the supervisor of {stack} to end: {e}"
@@ -90,14 +90,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 while let Ok(Some(_)) = client.reply() {}
                 true
             }
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                false
-            }
+            Err(e) if is_gone(&e) => false,
             Err(e) => {
                 return Err(Failure::unable(format!(
                     "connect to the supervisor of {stack}: {e}"

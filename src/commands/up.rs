@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
-use crate::control::{Client, Reply, Request, Status};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::logbuf::LogLine;
@@ -330,7 +330,6 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
         client.ask(&Request::Status)?;
         client.reply()
     };
-    use std::io::ErrorKind as E;
     match ask() {
         Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
             Ok(Some(format!(
@@ -346,14 +345,7 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
             "the supervisor of {stack} answered something else"
         ))),
         Ok(None) => Ok(None),
-        Err(e)
-            if matches!(
-                e.kind(),
-                E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),

@@ -343,11 +343,11 @@ impl Lab {
 
     /// Everything that a stack could leave here.
     pub fn traces(&self) -> Traces {
-        // The lab's own link comes up by itself.
-        until("ext0 is up", || {
-            self.ok(&["ip", "link", "show", "ext0"])
-                .contains("state UP")
-                .then_some(())
+        // The lab's own link comes up by itself, and its first process starts what it waits for.
+        let settled = "ip link show ext0 | grep -q 'state UP' && pgrep -x cat >/dev/null";
+        until("the lab is there", || {
+            let seen = self.run(&["sh", "-c", settled]);
+            seen.status.success().then_some(())
         });
         let mut traces = Traces::new();
         let mut section = String::new();
