@@ -59,6 +59,8 @@ pub enum Reply {
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
         privileges: Privileges,
+        /// What the command may call, on the way to it and in it.
+        seccomp: crate::seccomp::Filters,
     },
     /// It can't be done.
     Refused {

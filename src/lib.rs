@@ -23,6 +23,7 @@ pub mod publish;
 pub mod relay;
 pub mod rootfs;
 pub mod rootless;
+pub mod seccomp;
 pub mod sidecar;
 pub mod stack;
 pub mod state;

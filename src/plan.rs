@@ -192,6 +192,8 @@ pub struct AppPlan {
     pub publish: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
+    /// Which system calls its command may make.
+    pub seccomp: crate::seccomp::Profile,
 }
 
 /// One published port.
@@ -342,6 +344,7 @@ pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                 })
                 .collect(),
             restart: app.restart,
+            seccomp: app.seccomp.clone(),
         });
     }
     for (plan, app) in apps.iter().zip(&config.apps) {

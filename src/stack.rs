@@ -51,6 +51,9 @@ pub enum StackError {
     /// A root file system.
     #[error("root file system: {0}")]
     Rootfs(#[from] rootfs::RootfsError),
+    /// An app's seccomp filters.
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::CompileError),
     /// The links.
     #[error("network: {0}")]
     Net(#[from] net::Error),
@@ -451,6 +454,7 @@ impl Ground {
                 env: app.env.clone(),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
+                seccomp: app.seccomp.filters()?,
             }),
         };
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];

@@ -27,6 +27,7 @@ use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
+use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
 /// What the log may take of memory, in bytes.
@@ -508,6 +509,15 @@ impl Supervisor {
             }
             PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
         };
+        let seccomp = match id {
+            PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
+            PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+        };
+        let seccomp = match seccomp {
+            Ok(filters) => filters,
+            Err(e) => return (refused(e.to_string(), None), None),
+        };
         let part = self.part(id);
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
@@ -518,6 +528,7 @@ impl Supervisor {
                             user,
                             env,
                             privileges,
+                            seccomp,
                         },
                         Some(pidfd),
                     )

@@ -26,6 +26,7 @@ use crate::init::app::Command;
 use crate::init::privileges;
 use crate::names::StackName;
 use crate::protocol::Exit;
+use crate::seccomp::Filters;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
 
 /// Runs `command` in `part` and ends with its exit code.
@@ -46,6 +47,7 @@ pub fn exec(
             user,
             mut env,
             privileges,
+            seccomp,
         },
         fds,
     ) = reply(&client, stack)?
@@ -82,6 +84,7 @@ pub fn exec(
         user,
         command,
         program,
+        seccomp,
     };
     let status = match clone3(0).map_err(|e| unable("clone", &e))? {
         Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
@@ -120,6 +123,7 @@ struct Entry {
     user: u32,
     command: Command,
     program: Option<OwnedFd>,
+    seccomp: Filters,
 }
 
 impl Entry {
@@ -146,11 +150,14 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
-                if let Err(e) = privileges::drop_to(&self.keep, self.user) {
+                if let Err(e) = privileges::drop_to(&self.keep, self.user, &self.seccomp.stage) {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {
                     return complain("prepare the command", &e);
+                }
+                if let Err(e) = self.seccomp.command.install() {
+                    return complain("install the seccomp filter", &e);
                 }
                 let e = match &self.program {
                     Some(program) => self.command.exec_from(program.as_fd()),

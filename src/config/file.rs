@@ -16,6 +16,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{App, Config, Network, Origin, Publish, Rootfs, Sidecar, Tmpfs};
 use crate::names::{NameError, PartName, StackName};
+use crate::seccomp;
 
 /// Where the text came from; the built-in example differs in what it calls its values and in its one plain variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,6 +346,7 @@ impl Reader<'_> {
         self.health(section);
         let restart = self.one(section, keys::RESTART, values::restart);
         self.limits(section);
+        let seccomp = self.seccomp(section);
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
             name,
@@ -360,12 +362,28 @@ impl Reader<'_> {
             via: via.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
+            seccomp,
         });
         ReadApp {
             name: shown,
             app,
             address,
             publish: publish.unwrap_or_default(),
+        }
+    }
+
+    fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {
+        let base = self.base.clone();
+        let choice = self.one(section, keys::SECCOMP, |text| values::seccomp(text, &base));
+        match choice.map(|placed| placed.value) {
+            None | Some(values::Seccomp::Default) => seccomp::default(),
+            Some(values::Seccomp::Strict) => seccomp::strict(),
+            Some(values::Seccomp::File(path)) => {
+                super::read_seccomp(&path).unwrap_or_else(|problem| {
+                    self.problems.push(*problem);
+                    seccomp::default()
+                })
+            }
         }
     }
 

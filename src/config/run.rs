@@ -76,6 +76,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 via: via.unwrap_or(Via::Auto),
                 tmpfs,
                 restart: Restart::No,
+                seccomp: crate::seccomp::default(),
             }],
             origins: flags.origins,
         }),

@@ -87,6 +87,7 @@ fn the_built_in_example_is_the_original_set_up() {
                 size: 16 << 20,
             }],
             restart: Restart::OnFailure,
+            seccomp: crate::seccomp::default(),
         }],
         origins: config.origins.clone(),
     };

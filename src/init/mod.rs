@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use caps::Capability;
 
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
+use crate::seccomp::{self, Program};
 use crate::{rootfs, sidecar};
 use privileges::Privileges;
 
@@ -45,8 +46,12 @@ pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageErr
 }
 
 /// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
-pub(crate) fn drop_privileges(keep: &[Capability], user: u32) -> Result<Privileges, StageError> {
-    privileges::drop_to(keep, user).map_err(step("drop privileges"))
+pub(crate) fn drop_privileges(
+    keep: &[Capability],
+    user: u32,
+    filter: &Program,
+) -> Result<Privileges, StageError> {
+    privileges::drop_to(keep, user, filter).map_err(step("drop privileges"))
 }
 
 /// Whether standard input is a socket, as it is for a stage: `lrpns init` of a user is another thing.
@@ -106,7 +111,10 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay { targets } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
-            let privileges = drop_privileges(&[], 0)?;
+            let filter = seccomp::relay()
+                .compile()
+                .map_err(step("make the seccomp filter"))?;
+            let privileges = drop_privileges(&[], 0, &filter)?;
             let listeners = fds
                 .into_iter()
                 .map(std::net::TcpListener::from)

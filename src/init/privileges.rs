@@ -10,7 +10,8 @@
 //!    of uid, so nothing here depends on which uid it was.
 //! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back.
-//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 5. the seccomp filter: needs no_new_privs, and leaves nothing but what the role's work and step 6 take.
+//! 6. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -22,6 +23,8 @@ use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet};
 use serde::{Deserialize, Serialize};
+
+use crate::seccomp::Program;
 
 /// What a process holds, as the kernel tells it. Masks have bit N set for capability number N, as in
 /// `/proc/PID/status` (proc_pid_status(5)).
@@ -45,6 +48,8 @@ pub struct Privileges {
     pub uids: [u32; 3],
     /// Real, effective and saved gid, inside.
     pub gids: [u32; 3],
+    /// The seccomp mode: 2 under a filter (`Seccomp` of proc_pid_status(5)).
+    pub seccomp: u32,
     /// Supplementary groups, inside. Ids that are not mapped show as the overflow id.
     pub groups: usize,
 }
@@ -84,6 +89,9 @@ fn securebits() -> CapabilitiesSecureBits {
         | S::NO_CAP_AMBIENT_RAISE_LOCKED
 }
 
+/// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
+const FILTERED: u64 = 2;
+
 fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> DropError {
     move |source| DropError::Call {
         what,
@@ -99,14 +107,14 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
     }
 }
 
-/// Drops everything but `keep`, becomes `user` (uid and gid inside), reads back.
+/// Drops everything but `keep`, becomes `user` (uid and gid inside), goes under `filter`, reads back.
 ///
 /// Should be called once, by a single-threaded stage that has nothing privileged left to do. Mustn't be followed by
 /// anything that needs more than `keep`.
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.
-pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
+pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privileges, DropError> {
     let kept: HashSet<Capability> = keep.iter().copied().collect();
     let mask = keep.iter().fold(0_u64, |mask, cap| mask | 1 << cap.index());
 
@@ -145,6 +153,10 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
+    filter
+        .install()
+        .map_err(call("install the seccomp filter"))?;
+
     verify(mask, user, groups)
 }
 
@@ -164,6 +176,7 @@ fn verify(mask: u64, user: u32, groups: usize) -> Result<Privileges, DropError> 
             u64::from(securebits().bits()),
         ),
         ("no_new_privs", u64::from(held.no_new_privs), 1),
+        ("the seccomp mode", u64::from(held.seccomp), FILTERED),
         ("the number of groups", held.groups as u64, groups as u64),
     ] {
         if found != wanted {
@@ -216,6 +229,8 @@ pub fn read() -> Result<Privileges, DropError> {
         securebits: rustix::thread::capabilities_secure_bits()
             .map_err(call("read the securebits"))?
             .bits(),
+        seccomp: rustix::thread::secure_computing_mode().map_err(call("read the seccomp mode"))?
+            as u32,
         no_new_privs: rustix::thread::no_new_privs().map_err(call("read no_new_privs"))?,
         uids: [uids.real, uids.effective, uids.saved].map(Uid::as_raw),
         gids: [gids.real, gids.effective, gids.saved].map(Gid::as_raw),

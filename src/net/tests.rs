@@ -234,6 +234,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
     let uplink: ipnet::Ipv4Net = uplink.parse().unwrap();
     Plan {
         mode: Mode::Root,
+        owner: 0,
         run: "0123abcd".to_owned(),
         state_dir: PathBuf::new(),
         config: None,
@@ -272,6 +273,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         name: PartName::new(name).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, last),
         mac: mac(stack, &format!("app {name}")),
+        seccomp: crate::seccomp::default(),
         port_link: IfName::new(format!("p-{name}")).unwrap(),
         ids: IDS,
         rootfs: Rootfs::BuiltinWebapp,

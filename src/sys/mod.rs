@@ -6,9 +6,11 @@
 //! - [`process`]: `clone3(2)` of a single-threaded process, `close_range(2)`
 //! - [`mount`]: `mount_setattr(2)`
 //! - [`netlink`]: a netlink socket from a descriptor
+//! - [`seccomp`]: `seccomp(2)`
 //! - [`watch`]: descriptors in the runtime's epoll set
 
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod seccomp;
 pub mod watch;
