@@ -60,7 +60,7 @@ pub enum Reply {
         /// What the part holds: the command gets no more.
         privileges: Privileges,
         /// What the command may call, on the way to it and in it.
-        seccomp: crate::seccomp::Filters,
+        seccomp: Box<crate::seccomp::Filters>,
     },
     /// It can't be done.
     Refused {

@@ -80,7 +80,7 @@ pub struct AppStart {
     /// How the root is made.
     pub rootfs: RootfsStart,
     /// What it may call, on the way to the command and in it.
-    pub seccomp: crate::seccomp::Filters,
+    pub seccomp: Box<crate::seccomp::Filters>,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.

@@ -454,7 +454,7 @@ impl Ground {
                 env: app.env.clone(),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
-                seccomp: app.seccomp.filters()?,
+                seccomp: Box::new(app.seccomp.filters()?),
             }),
         };
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];

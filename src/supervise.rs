@@ -515,7 +515,7 @@ impl Supervisor {
             PartId::Relay => seccomp::visitor(&seccomp::relay()),
         };
         let seccomp = match seccomp {
-            Ok(filters) => filters,
+            Ok(filters) => Box::new(filters),
             Err(e) => return (refused(e.to_string(), None), None),
         };
         let part = self.part(id);

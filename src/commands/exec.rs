@@ -123,7 +123,7 @@ struct Entry {
     user: u32,
     command: Command,
     program: Option<OwnedFd>,
-    seccomp: Filters,
+    seccomp: Box<Filters>,
 }
 
 impl Entry {

@@ -231,7 +231,7 @@ impl Entry {
                 .is_none_or(|a| a.is_empty() || ours(a))
             && includes.min_kernel.is_none_or(|least| kernel >= least)
             && !excludes.arches.as_ref().is_some_and(ours)
-            && !excludes.min_kernel.is_some_and(|least| kernel >= least)
+            && excludes.min_kernel.is_none_or(|least| kernel < least)
     }
 
     /// Its conditions: one list per alternative.

@@ -108,7 +108,8 @@ use old::{
 };
 
 /// What our own stage calls to read back what it holds, to talk to the supervisor and to end; and what Rust's runtime
-/// calls between and at its end. Memory is never executable.
+/// calls between and at its end. Memory is never executable. (sysconf(3) of `getgroups` would read
+/// /proc/sys/kernel/ngroups_max, and does without.)
 const STAGE: &[Sysno] = calls![
     brk capget clock_gettime close exit exit_group futex getgroups getrandom getresgid getresuid madvise mremap munmap
     read recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sendmsg sigaltstack write
@@ -342,6 +343,8 @@ fn stage() -> Calls {
         set(&mut calls, call, vec![allow([without(2, PROT_EXEC)])]);
     }
     set(&mut calls, Sysno::prctl, one_of(0, PRCTL_READ_BACK));
+    // A debug build looks at what it is about to close.
+    set(&mut calls, Sysno::fcntl, one_of(1, &[libc::F_GETFD]));
     calls
 }
 
@@ -350,7 +353,7 @@ fn stage() -> Calls {
 pub fn sidecar() -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
-        bind getpid getsockname getsockopt recvfrom sendto setsockopt
+        bind getsockname getsockopt recvfrom sendto setsockopt
     ]]));
     let netfilter = [equal(0, AF_NETLINK), equal(2, NETLINK_NETFILTER)];
     set(&mut calls, Sysno::socket, vec![allow(netfilter)]);
@@ -449,4 +452,100 @@ fn either(more: Calls, profile: &Profile) -> Profile {
         *theirs = rules;
     }
     both
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_a_command_allows_all_that_the_command_may() {
+        for command in [default(), strict()] {
+            let way = on_the_way_to(&command);
+            for (number, rules) in &command.calls {
+                let mut tried = vec![[0; 6], [u64::MAX; 6]];
+                for test in rules.iter().flat_map(|rule| &rule.when) {
+                    for value in [test.value, test.value + 1, test.value | test.mask] {
+                        tried.push([value; 6]);
+                    }
+                }
+                for args in tried {
+                    let (outer, inner) = (way.answer(*number, args), command.answer(*number, args));
+                    assert!(
+                        outer.allows() || !inner.allows(),
+                        "{} {number} {args:x?}",
+                        command.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strict_allows_nothing_that_default_does_not() {
+        let (default, strict) = (default(), strict());
+        let names = strict.names();
+        for name in names.0.iter().chain(&names.1) {
+            assert!(!strict.may_allow(name) || default.may_allow(name), "{name}");
+        }
+        assert!(names.0.len() < default.names().0.len());
+    }
+
+    #[test]
+    fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
+        for part in [sidecar(), relay(), init()] {
+            for never in [
+                "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
+            ] {
+                assert!(!part.may_allow(never), "{} {never}", part.name);
+            }
+            let executable = [0, 4096, 7, 0x22, 0, 0];
+            for call in [Sysno::mmap, Sysno::mprotect] {
+                assert_eq!(
+                    part.answer(number(call), executable),
+                    EPERM,
+                    "{}",
+                    part.name
+                );
+                assert!(part.answer(number(call), [0, 4096, 3, 0x22, 0, 0]).allows());
+            }
+        }
+    }
+
+    #[test]
+    fn a_visitor_gets_no_socket_that_the_part_has_not() {
+        let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
+        for (part, netfilter) in [(sidecar(), true), (relay(), false)] {
+            let visitor = visitor(&part);
+            assert!(visitor.may_allow("execve"));
+            for domain in 0..46 {
+                for protocol in [0, 6, 12, 17] {
+                    let args = sockets(domain, protocol);
+                    assert_eq!(
+                        visitor.answer(number(Sysno::socket), args),
+                        part.answer(number(Sysno::socket), args)
+                    );
+                }
+            }
+            let args = sockets(AF_NETLINK, NETLINK_NETFILTER);
+            assert_eq!(
+                visitor.answer(number(Sysno::socket), args).allows(),
+                netfilter
+            );
+            // SIOCSIFFLAGS, which works on a socket of any family
+            assert_eq!(
+                visitor.answer(number(Sysno::ioctl), [3, 0x8914, 0, 0, 0, 0]),
+                EPERM
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_survives_json() {
+        for profile in [default(), strict(), sidecar()] {
+            let json = serde_json::to_string(&profile).unwrap();
+            assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), profile);
+        }
+    }
 }
