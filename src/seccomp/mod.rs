@@ -217,9 +217,11 @@ pub fn number(name: &str) -> Option<u32> {
     // The crate's own search compares with one name after the other.
     static NUMBERS: OnceLock<BTreeMap<&'static str, u32>> = OnceLock::new();
     let numbers = NUMBERS.get_or_init(|| {
-        Sysno::iter()
-            .map(|call| (call.name(), call.id().cast_unsigned()))
-            .collect()
+        let calls = Sysno::iter().map(|call| (call.name(), call.id().cast_unsigned()));
+        // The crate has another name for this one than the kernel and Docker.
+        #[cfg(target_arch = "aarch64")]
+        let calls = calls.chain([("newfstatat", Sysno::fstatat.id().cast_unsigned())]);
+        calls.collect()
     });
     numbers.get(name).copied()
 }

@@ -27,14 +27,14 @@ macro_rules! calls {
 const FILES: &[Sysno] = calls![
     cachestat chdir close close_range copy_file_range dup dup3 faccessat faccessat2 fadvise64 fallocate fchdir fchmod
     fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fstat fstatfs fsync ftruncate getcwd
-    getdents64 getxattr getxattrat lgetxattr linkat listxattr listxattrat llistxattr lseek mkdirat newfstatat openat
+    getdents64 getxattr getxattrat lgetxattr linkat listxattr listxattrat llistxattr lseek mkdirat openat
     openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlinkat readv renameat renameat2 sendfile
     splice statfs statx symlinkat sync sync_file_range syncfs tee truncate umask unlinkat utimensat write writev
 ];
 #[cfg(target_arch = "x86_64")]
 const OLD_FILES: &[Sysno] = calls![
-    access chmod chown creat dup2 futimesat getdents lchown link lstat mkdir open readlink rename rmdir stat symlink
-    unlink utime utimes
+    access chmod chown creat dup2 futimesat getdents lchown link lstat mkdir newfstatat open readlink rename rmdir stat
+    symlink unlink utime utimes
 ];
 
 /// A process's own memory. `memfd_create` makes anonymous files, which JVM and Node map code from.
@@ -95,15 +95,17 @@ const MORE: &[Sysno] = calls![
 #[cfg(target_arch = "x86_64")]
 const OLD_MORE: &[Sysno] = calls![fork inotify_init vfork];
 
-#[cfg(not(target_arch = "x86_64"))]
+/// What other architectures have instead.
+#[cfg(target_arch = "aarch64")]
 mod old {
-    //! What other architectures never had.
     use syscalls::Sysno;
+    /// The crate's name of `newfstatat`.
+    pub(super) const FILES: &[Sysno] = calls![fstatat];
     pub(super) const NONE: &[Sysno] = &[];
 }
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
 use old::{
-    NONE as OLD_FILES, NONE as OLD_PROCESSES, NONE as OLD_SIGNALS_AND_TIME, NONE as OLD_WAITING,
+    FILES as OLD_FILES, NONE as OLD_PROCESSES, NONE as OLD_SIGNALS_AND_TIME, NONE as OLD_WAITING,
     NONE as OLD_MORE,
 };
 

@@ -6,7 +6,7 @@
 //! - [`process`]: `clone3(2)` of a single-threaded process, `close_range(2)`
 //! - [`mount`]: `mount_setattr(2)`
 //! - [`netlink`]: a netlink socket from a descriptor
-//! - [`seccomp`]: `seccomp(2)`
+//! - [`seccomp`][]: `seccomp(2)`
 //! - [`watch`]: descriptors in the runtime's epoll set
 
 pub mod mount;
