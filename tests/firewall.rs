@@ -201,6 +201,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     Plan {
         stack: StackName::new("customer-A_1").unwrap(),
         mode: Mode::Root,
+        owner: 0,
         run: "0123abcd".into(),
         state_dir: PathBuf::from("/run/lrpns/customerA"),
         config: None,
