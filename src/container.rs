@@ -79,6 +79,15 @@ pub struct Container {
     pid: i32,
     pidfd: OwnedFd,
     channel: Channel,
+    /// What it has said since it was ready; each can be said once.
+    said: Said,
+}
+
+/// What a part that is ready has said.
+#[derive(Default)]
+struct Said {
+    started: bool,
+    exited: bool,
 }
 
 impl Container {
@@ -139,6 +148,7 @@ impl Container {
             pid,
             pidfd,
             channel,
+            said: Said::default(),
         })
     }
 
@@ -215,10 +225,17 @@ impl Container {
     /// [`ContainerError::Stage`] when the command could not be executed.
     pub async fn next(&mut self) -> Result<Event, ContainerError> {
         Ok(match self.receive().await? {
-            Some((FromStage::Started, fds)) => Event::Started {
-                pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
-            },
-            Some((FromStage::Exited(exit), _)) => Event::Exited(exit),
+            Some((FromStage::Started, fds)) if !std::mem::replace(&mut self.said.started, true) => {
+                Event::Started {
+                    pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+                }
+            }
+            Some((FromStage::Exited(exit), _))
+                if !std::mem::replace(&mut self.said.exited, true) =>
+            {
+                Event::Exited(exit)
+            }
+            // A part that has been broken into could talk without end.
             Some(_) => return Err(self.ended("working, with a message that makes no sense")),
             None => Event::Gone,
         })
@@ -239,9 +256,16 @@ impl Container {
 }
 
 impl Drop for Container {
-    /// A part must not outlive what watches it; who has the time to wait for its end calls [`Container::kill`].
+    /// A part must not outlive what watches it, nor stay a zombie; who has the time to wait for its end calls
+    /// [`Container::kill`].
     fn drop(&mut self) {
         self.send_kill();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && let Ok(pidfd) = self.pidfd.try_clone()
+        {
+            // ECHILD: it was waited for already, here or by `reap_all`.
+            runtime.spawn(async move { drop(reap(&pidfd).await) });
+        }
     }
 }
 

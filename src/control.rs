@@ -146,9 +146,23 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// ENOENT or ECONNREFUSED when nobody supervises this stack.
+    /// ENOENT or ECONNREFUSED when nobody supervises this stack, EACCES when somebody else pretends to: the directory
+    /// may be one below /tmp that another user made first.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        UnixStream::connect(path).map(Self)
+        let socket = UnixStream::connect(path)?;
+        // Not rustix's: that wants a pid, and a supervisor in another pid namespace has none here.
+        let supervisor =
+            nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+        if supervisor.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "uid {} listens there, and that is not you",
+                    supervisor.uid()
+                ),
+            ));
+        }
+        Ok(Self(socket))
     }
 
     /// Asks; then [`Client::reply`] tells.

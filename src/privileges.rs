@@ -9,8 +9,9 @@
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
 //!    of uid, so nothing here depends on which uid it was.
 //! 3. effective and permitted set: now the sets are what the role may hold.
-//! 4. no_new_privs: from here no `execve(2)` gives anything back. The keys of whoever started us are left behind.
-//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 4. no_new_privs: from here no `execve(2)` gives anything back.
+//! 5. the keyring, the dumpable flag and the parent-death signal: what a uid or an inheritance could give away.
+//! 6. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -136,7 +137,7 @@ fn drop_for(
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
     set(keep)?;
-    crate::sys::process::new_session_keyring().map_err(call("leave the session's keyring"))?;
+    crate::sys::process::leave_session_keyring().map_err(call("leave the session keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).

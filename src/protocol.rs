@@ -151,7 +151,8 @@ impl Exit {
     pub fn code(self) -> u8 {
         let code = match self {
             Exit::Status(status) => status,
-            Exit::Signal(signal) => 128 + signal,
+            // From a part, so it may be any number.
+            Exit::Signal(signal) => signal.wrapping_add(128),
         };
         u8::try_from(code & 0xff).expect("masked to eight bits")
     }

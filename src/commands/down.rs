@@ -72,9 +72,16 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
     loop {
         let talked = match Client::connect(&state.control(stack)) {
             Ok(client) => {
-                client.ask(&Request::Down).map_err(|e| {
-                    Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
-                })?;
+                match client.ask(&Request::Down) {
+                    Ok(()) => {}
+                    // It is ending already, and its end is what we wait for.
+                    Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+                    Err(e) => {
+                        return Err(Failure::unable(format!(
+                            "ask the supervisor of {stack} to end: {e}"
+                        )));
+                    }
+                }
                 // It answers by ending, when nothing of the stack is left.
                 while let Ok(Some(_)) = client.reply() {}
                 true

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, reply};
@@ -29,7 +30,7 @@ use crate::privileges;
 use crate::protocol::Exit;
 use crate::sys::namespace::setns;
 use crate::sys::process::{
-    Cloned, clone3, clone3_into, close_on_exec_from, default_sigpipe, exit_now,
+    Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
 };
 
 /// Runs `command` in `part` and ends with its exit code.
@@ -149,11 +150,17 @@ struct Entry {
 
 impl Entry {
     /// The child's whole life: joins, clones into the pid namespace, mirrors the exit status.
+    ///
+    /// A part's pid namespace is not gone before this process has waited for the command. So it must neither be
+    /// stopped with the terminal's foreground (a process group of its own), nor outlive who started it.
     fn enter(&self, terminal: Option<&Terminal>) -> i32 {
         let complain = |what: &str, e: &dyn std::fmt::Display| {
             eprintln!("lrpns: {what}: {e}");
             i32::from(crate::error::UNABLE)
         };
+        if let Err(e) = rustix::process::setpgid(None, None) {
+            return complain("leave the foreground", &e);
+        }
         let all = CloneFlags::CLONE_NEWUSER
             | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -206,7 +213,8 @@ impl Entry {
 
 /// The command's last steps before `execve(2)`: a session of its own, its three descriptors and no other.
 fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
-    default_sigpipe()?;
+    default_signals();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     rustix::process::setsid()?;
     if let Some(terminal) = terminal {
         terminal.hand_in()?;

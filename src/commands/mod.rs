@@ -199,15 +199,15 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    understand(client.reply(), stack)
+    next_reply(client, stack)?.ok_or_else(|| Failure::failed(format!("{stack} ended meanwhile")))
 }
 
-/// What a reply means for a conversation that must have one.
-fn understand(
-    reply: std::io::Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>>,
+/// The next reply; `None` when the supervisor has ended the conversation, or itself.
+fn next_reply(
+    client: &Client,
     stack: &StackName,
-) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    match reply {
+) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
+    match client.reply() {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
             Err(match hint {
@@ -215,8 +215,7 @@ fn understand(
                 None => failure,
             })
         }
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) => Err(Failure::failed(format!("{stack} ended meanwhile"))),
+        Ok(reply) => Ok(reply),
         Err(e) => Err(Failure::unable(format!(
             "hear from the supervisor of {stack}: {e}"
         ))),

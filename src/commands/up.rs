@@ -169,6 +169,8 @@ fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
         return 1;
     }
     let (steps, lines, ready) = (teller.clone(), teller.clone(), teller.clone());
+    let heard = std::rc::Rc::new(std::cell::Cell::new(true));
+    let still_heard = heard.clone();
     let voice = Voice {
         progress: Box::new(move |step| {
             let _ = protocol::send(&*steps, &Told::Step(step.to_owned()), &[]);
@@ -177,9 +179,12 @@ fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
             let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
             // From now on there is nobody to hear; a full socket would only hold us up.
             let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
+            heard.set(false);
         }),
         tee: Tee::Lines(Box::new(move |line| {
-            let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
+            if still_heard.get() {
+                let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
+            }
         })),
     };
     match supervise_here(config, strict_limits, voice) {

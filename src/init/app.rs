@@ -25,7 +25,7 @@ use super::{StageError, drop_privileges, step};
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
 ///
@@ -249,9 +249,8 @@ impl Command {
 
 /// The child's last steps before `execve(2)`.
 fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+    default_signals();
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    // Rust's runtime ignores SIGPIPE, and an ignored signal stays so across execve(2).
-    default_sigpipe()?;
     rustix::process::setsid()?;
     rustix::stdio::dup2_stdout(out)?;
     rustix::stdio::dup2_stderr(err)?;

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Sets mount attributes (`MOUNT_ATTR_*` of linux/mount.h) of the mount that `mount` stands for, and of all below it
-/// when `recursive`.
+/// when `recursive`, and makes them private: a copy of a shared mount is its peer, and what is mounted on the one
+/// later appears on the other too, without these attributes (mount_namespaces(7)).
 ///
 /// # Errors
 /// What `mount_setattr(2)` says; EPERM when a flag is locked by a more privileged mount namespace.
@@ -32,7 +33,7 @@ fn apply(mount: BorrowedFd<'_>, recursive: bool, set: u64, userns_fd: u64) -> io
     let attr = libc::mount_attr {
         attr_set: set,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd,
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
