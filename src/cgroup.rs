@@ -404,7 +404,7 @@ impl Cgroups {
         let Some(path) = placement.path.clone() else {
             return Ok((Self::default(), placement));
         };
-        let made = make(&path, &mut placement, parts);
+        let made = divide(&path, &mut placement, parts);
         match made {
             Ok(parts) => Ok((Self(parts), placement)),
             Err(e) => {
@@ -446,7 +446,7 @@ impl Cgroups {
     }
 }
 
-fn make(
+fn divide(
     path: &Path,
     placement: &mut Placement,
     parts: &[(&str, Limits)],
@@ -464,14 +464,13 @@ fn make(
         directory(base)?;
         chain.insert(0, base.parent().unwrap_or(Path::new("/")));
     }
-    match std::fs::create_dir(path) {
-        // Another machine that shares the hierarchy has just removed its last stack, and the base with it.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            directory(base)?;
-            directory(path)?;
+    if let Err(e) = directory(path) {
+        if e.source.kind() != io::ErrorKind::NotFound {
+            return Err(e);
         }
-        Err(e) => return Err(at("make the cgroup", path)(e)),
-        Ok(()) => {}
+        // Another machine that shares the hierarchy has just removed its last stack, and the base with it.
+        directory(base)?;
+        directory(path)?;
     }
     for controller in placement.controllers.clone() {
         for cgroup in &chain {
@@ -574,6 +573,7 @@ fn write(cgroup: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
     // The file is the kernel's: it is never made.
     std::fs::OpenOptions::new()
         .write(true)
+        .truncate(true)
         .open(&path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
         .map_err(at("write to", &path))
@@ -601,12 +601,15 @@ pub fn remove(stack: &Path) -> Result<(), CgroupError> {
             remove_one(&entry.path())?;
         }
     }
-    remove_one(stack)?;
-    // With the last stack the directory of all goes; it isn't empty, or is our own cgroup, otherwise.
-    if let Some(base) = stack.parent().filter(|base| base.ends_with("lrpns")) {
+    remove_one(stack)
+}
+
+/// Removes the cgroup that stacks are made in, unless there are any. Not every supervisor can: the root of the hierarchy
+/// is writable to nobody, and to change it takes CAP_DAC_OVERRIDE, which a supervisor drops.
+pub fn tidy(root: bool) {
+    if let Some((base, false)) = find(root).base {
         let _ = std::fs::remove_dir(base);
     }
-    Ok(())
 }
 
 /// ENODEV: the file is open, or was found, and its cgroup is gone (fs/kernfs/file.c).
@@ -651,5 +654,234 @@ fn wait_until_empty(cgroup: &Path) -> Result<(), CgroupError> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(at("wait for", &path)(e)),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A directory that looks like a hierarchy: the kernel's files are plain ones.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        /// With these cgroups besides the root, and these controllers in all of them.
+        fn new(cgroups: &[&str], controllers: &str) -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for cgroup in [""].iter().chain(cgroups) {
+                tree.add(cgroup, controllers);
+            }
+            std::fs::remove_file(tree.path("").join("cgroup.type")).unwrap();
+            tree
+        }
+
+        fn add(&self, cgroup: &str, controllers: &str) {
+            let path = self.path(cgroup);
+            std::fs::create_dir_all(&path).unwrap();
+            let files = [
+                ("cgroup.type", "domain"),
+                ("cgroup.procs", ""),
+                ("cgroup.controllers", controllers),
+                ("cgroup.subtree_control", ""),
+                ("memory.max", "max"),
+                ("memory.swap.max", "max"),
+                ("memory.oom.group", "0"),
+                ("pids.max", "max"),
+                ("cpu.max", "max 100000"),
+            ];
+            for (file, text) in files {
+                std::fs::write(path.join(file), text).unwrap();
+            }
+        }
+
+        fn path(&self, cgroup: &str) -> PathBuf {
+            self.0.path().join(cgroup)
+        }
+
+        fn read(&self, file: &str) -> String {
+            std::fs::read_to_string(self.path(file)).unwrap()
+        }
+
+        fn look(&self, own: &str, root: bool) -> Place {
+            Place::look(self.0.path(), Path::new(own), root)
+        }
+    }
+
+    const ALL: &str = "cpuset cpu io memory hugetlb pids rdma";
+
+    fn limits() -> Limits {
+        Limits {
+            memory: Some(256 << 20),
+            pids: Some(64),
+            cpu: Processors::new(1.5),
+        }
+    }
+
+    #[test]
+    fn the_superuser_makes_them_below_the_root() {
+        for own in ["/", "/user.slice/session-1.scope"] {
+            let tree = Tree::new(&["user.slice/session-1.scope"], ALL);
+            let place = tree.look(own, true);
+            let placement = place.of("web", "0123abcd");
+            assert_eq!(
+                placement.path,
+                Some(tree.path("lrpns/web.0123abcd")),
+                "{own}"
+            );
+            assert_eq!(placement.supervisor, None);
+            assert_eq!(placement.controllers, Controller::ALL);
+            assert_eq!(placement.why, None);
+            assert_eq!(placement.not_held(&limits()), []);
+        }
+    }
+
+    #[test]
+    fn a_namespaces_root_is_divided_and_the_supervisor_moves_out_of_the_way() {
+        // The root of a cgroup namespace is a cgroup like any other: it has a type.
+        let tree = Tree::new(&[], ALL);
+        std::fs::write(tree.path("cgroup.type"), "domain").unwrap();
+        let own = std::process::id().to_string();
+        std::fs::write(tree.path("cgroup.procs"), &own).unwrap();
+        let placement = tree.look("/", true).of("web", "0123abcd");
+        assert_eq!(placement.path, Some(tree.path("lrpns-web.0123abcd")));
+        assert_eq!(placement.supervisor, Some(tree.path("lrpns-supervisor")));
+        for cgroup in [
+            "lrpns-web.0123abcd",
+            "lrpns-supervisor",
+            "lrpns-web.0123abcd/app",
+        ] {
+            tree.add(cgroup, ALL);
+        }
+        // The kernel's mkdir(2) makes the files; here the directories must be there before.
+        let (_, made) = remake(&tree, &placement);
+        assert_eq!(made, placement);
+        assert_eq!(tree.read("lrpns-supervisor/cgroup.procs"), own);
+        assert_eq!(tree.read("lrpns-web.0123abcd/app/pids.max"), "64");
+    }
+
+    /// As [`Cgroups::make`], in a tree whose directories are there.
+    fn remake(tree: &Tree, placement: &Placement) -> (Vec<Part>, Placement) {
+        let mut placement = placement.clone();
+        let path = placement.path.clone().unwrap();
+        assert!(path.starts_with(tree.0.path()));
+        let parts = divide(&path, &mut placement, &[("app", limits())]).unwrap();
+        (parts, placement)
+    }
+
+    #[test]
+    fn limits_are_written_where_the_kernel_looks() {
+        let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app"], ALL);
+        let placement = tree.look("/", true).of("web", "1");
+        let (parts, made) = remake(&tree, &placement);
+        assert_eq!(made, placement);
+        assert_eq!(parts[0].path, tree.path("lrpns/web.1/app"));
+        for (file, text) in [
+            ("memory.max", "268435456"),
+            ("memory.swap.max", "0"),
+            ("pids.max", "64"),
+            ("memory.oom.group", "1"),
+        ] {
+            assert_eq!(tree.read(&format!("lrpns/web.1/app/{file}")), text);
+        }
+        assert_eq!(tree.read("lrpns/web.1/app/cpu.max"), "150000 100000");
+        // Handed on from the root to the stack's own, and no further: a part is divided by nobody.
+        for cgroup in ["", "lrpns", "lrpns/web.1"] {
+            let last = tree.path(cgroup).join("cgroup.subtree_control");
+            assert_eq!(std::fs::read_to_string(last).unwrap(), "+cpu", "{cgroup}");
+        }
+        assert_eq!(tree.read("lrpns/web.1/app/cgroup.subtree_control"), "");
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_changed_is_an_error() {
+        let tree = Tree::new(&["app"], ALL);
+        // A file that takes everything and says nothing.
+        std::fs::remove_file(tree.path("app/pids.max")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", tree.path("app/pids.max")).unwrap();
+        let e = set(&tree.path("app"), "pids.max", "64").unwrap_err();
+        assert!(e.to_string().starts_with("read back"), "{e}");
+    }
+
+    #[test]
+    fn memory_is_compared_in_whole_pages() {
+        let tree = Tree::new(&["app"], ALL);
+        // As the kernel would have rounded it.
+        std::fs::write(tree.path("app/memory.max"), "").unwrap();
+        set(&tree.path("app"), "memory.max", "268435457").unwrap();
+        assert_eq!(settings(&limits(), &[]), []);
+        assert_eq!(
+            settings(&limits(), &[Controller::Pids]),
+            [("pids.max", "64".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_missing_controller_is_said_and_pids_are_held_otherwise() {
+        let tree = Tree::new(&[], "hugetlb cpu");
+        let place = Place {
+            rlimit: true,
+            ..tree.look("/", true)
+        };
+        let placement = place.of("web", "1");
+        assert_eq!(placement.held_by(Controller::Cpu), Some(HeldBy::Cgroup));
+        assert_eq!(placement.held_by(Controller::Pids), Some(HeldBy::Rlimit));
+        assert_eq!(placement.not_held(&limits()), [Controller::Memory]);
+        assert_eq!(placement.nproc(&limits()), Some(64));
+        let complaint = placement.complaint([&limits(), &SIDECAR]).unwrap();
+        assert!(complaint.contains("enforced: memory;"), "{complaint}");
+        assert!(
+            complaint.contains("no controller memory, pids"),
+            "{complaint}"
+        );
+        assert_eq!(placement.complaint([&Limits::default()]), None);
+    }
+
+    #[test]
+    fn a_user_needs_a_cgroup_of_its_own() {
+        // Everything is writable to the superuser, who runs this: so what is left to see is the case where it isn't.
+        let tree = Tree::new(&["session"], ALL);
+        let placement = tree.look("/", false).of("web", "1");
+        assert_eq!(placement.path, None, "the root is nobody's");
+        assert!(placement.why.unwrap().contains("Delegate=yes"));
+        let placement = tree.look("/session", false).of("web", "1");
+        assert_eq!(placement.path, Some(tree.path("session/lrpns-web.1")));
+        let placement = tree.look("/../x", false).of("web", "1");
+        assert_eq!(placement.path, None);
+    }
+
+    #[test]
+    fn who_shares_its_cgroup_gets_no_controllers() {
+        let tree = Tree::new(&["session"], ALL);
+        std::fs::write(tree.path("session/cgroup.procs"), "1\n").unwrap();
+        let placement = tree.look("/session", false).of("web", "1");
+        assert_eq!(placement.path, Some(tree.path("session/lrpns-web.1")));
+        assert_eq!(placement.controllers, []);
+        assert!(placement.why.unwrap().starts_with("process 1 is in"));
+    }
+
+    #[test]
+    fn only_the_whole_hierarchy_counts() {
+        let line = |root: &str, point: &str, kind: &str| {
+            format!("36 25 0:31 {root} {point} rw,relatime shared:9 - {kind} cgroup2 rw\n")
+        };
+        let find = |lines: &[String]| mounted(&lines.concat());
+        assert_eq!(find(&[line("/", "/sys/fs/cgroup", "tmpfs")]), None);
+        assert_eq!(find(&[line("/a", "/sys/fs/cgroup", "cgroup2")]), None);
+        assert_eq!(find(&[line("/", "/a\\040b", "cgroup2")]), None);
+        assert_eq!(
+            find(&[
+                line("/a", "/elsewhere", "cgroup2"),
+                line("/", "/sys/fs/cgroup/unified", "cgroup2")
+            ]),
+            Some("/sys/fs/cgroup/unified".into())
+        );
+        assert_eq!(mounted("nonsense\n - \n"), None);
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_success() {
+        let dir = tempfile::tempdir().unwrap();
+        remove(&dir.path().join("none")).unwrap();
     }
 }

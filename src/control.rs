@@ -59,7 +59,7 @@ pub enum Reply {
         /// The part's environment.
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
-        privileges: Privileges,
+        privileges: Box<Privileges>,
         /// The part's cgroup, which the command belongs to as well.
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.
@@ -137,6 +137,16 @@ pub enum PartState {
     Starting,
     /// It has ended and is not started again.
     Ended,
+}
+
+/// Whether this error of a [`Client`] means that there is no supervisor, or none any more.
+#[must_use]
+pub fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(
+        e.kind(),
+        E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
+    )
 }
 
 /// A conversation with a supervisor.

@@ -629,7 +629,7 @@ impl Supervisor {
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
                 Ok(pidfd) => {
-                    let privileges = privileges.clone();
+                    let privileges = Box::new(privileges.clone());
                     (
                         Reply::Enter {
                             user,

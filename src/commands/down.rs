@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use crate::cgroup;
-use crate::control::{Client, Request};
+use crate::control::{Client, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -14,7 +14,9 @@ use crate::state::{Liveness, StateRoot};
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
-    let said = if take_down(&Host::state_root(), stack)? {
+    let went = take_down(&Host::state_root(), stack)?;
+    cgroup::tidy(root());
+    let said = if went {
         "is down"
     } else {
         "does not run: nothing to take down"
@@ -34,6 +36,7 @@ pub fn all() -> Result<ExitCode, Failure> {
             Err(e) => failures.push(format!("{stack}: {}", e.message)),
         }
     }
+    cgroup::tidy(root());
     if failures.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
@@ -58,7 +61,8 @@ pub fn gc() -> Result<ExitCode, Failure> {
             }
         }
     }
-    if nix::unistd::geteuid().is_root() {
+    cgroup::tidy(root());
+    if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
     }
     if removed == 0 {
@@ -75,7 +79,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 match client.ask(&Request::Down) {
                     Ok(()) => {}
                     // It is ending already, and its end is what we wait for.
-                    Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+                    Err(e) if is_gone(&e) => {}
                     Err(e) => {
                         return Err(Failure::unable(format!(
                             "ask the supervisor of {stack} to end: {e}"
@@ -86,14 +90,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 while let Ok(Some(_)) = client.reply() {}
                 true
             }
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                false
-            }
+            Err(e) if is_gone(&e) => false,
             Err(e) => {
                 return Err(Failure::unable(format!(
                     "connect to the supervisor of {stack}: {e}"
@@ -124,6 +121,10 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
             }
         }
     }
+}
+
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 /// Removes the cgroup of a stack that has crashed.

@@ -19,7 +19,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, Source};
 use crate::config::{self, Config, Vars};
-use crate::control::{Client, Reply, Request};
+use crate::control::{Client, Reply, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -188,10 +188,17 @@ fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
     let state = Host::state_root();
     let client =
         Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
-    client
-        .ask(request)
-        .map_err(|e| Failure::unable(format!("ask the supervisor of {stack}: {e}")))?;
-    Ok(client)
+    match client.ask(request) {
+        Ok(()) => Ok(client),
+        Err(e) if is_gone(&e) => Err(ended(stack)),
+        Err(e) => Err(Failure::unable(format!(
+            "ask the supervisor of {stack}: {e}"
+        ))),
+    }
+}
+
+fn ended(stack: &StackName) -> Failure {
+    Failure::failed(format!("{stack} ended meanwhile"))
 }
 
 /// The next reply of a conversation that must have one.
@@ -216,6 +223,7 @@ fn next_reply(
             })
         }
         Ok(reply) => Ok(reply),
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "hear from the supervisor of {stack}: {e}"
         ))),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
-use crate::control::{Client, Reply, Request, Status};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::logbuf::LogLine;
@@ -227,13 +227,13 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
             return Ok(End::Already(message));
         }
     };
-    let crashed = state.plan(&config.name).and_then(|plan| plan.cgroup.path);
+    if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
+        // Of a supervisor that was killed.
+        cgroup::remove(&left).map_err(Failure::unable)?;
+    }
     let prepared = preflight::check(&plan, &host, strict_limits)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
         .and_then(|listeners| {
-            if let Some(left) = crashed {
-                cgroup::remove(&left).map_err(Failure::unable)?;
-            }
             claimed.save(&plan)?;
             let control = claimed.listen()?;
             let cgroups = limit(&mut plan, strict_limits)?;
@@ -247,7 +247,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(path) = &plan.cgroup.path {
-                // The failure is what there is to tell; gc removes what is left.
+                // The failure is what there is to tell.
                 let _ = cgroup::remove(path);
             }
             state.remove(&config.name, global)?;
@@ -330,7 +330,6 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
         client.ask(&Request::Status)?;
         client.reply()
     };
-    use std::io::ErrorKind as E;
     match ask() {
         Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
             Ok(Some(format!(
@@ -346,14 +345,7 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
             "the supervisor of {stack} answered something else"
         ))),
         Ok(None) => Ok(None),
-        Err(e)
-            if matches!(
-                e.kind(),
-                E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),
