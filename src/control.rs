@@ -64,6 +64,8 @@ pub enum Reply {
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.
         nproc: Option<u32>,
+        /// What the command may call, on the way to it and in it.
+        seccomp: Box<crate::seccomp::Filters>,
     },
     /// It can't be done.
     Refused {

@@ -67,6 +67,8 @@ pub mod cgroup;
 
 pub mod config;
 
+pub mod seccomp;
+
 pub mod names;
 
 // The only unsafe code.

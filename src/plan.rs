@@ -200,6 +200,8 @@ pub struct AppPlan {
     pub publish: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
+    /// Which system calls its command may make.
+    pub seccomp: crate::seccomp::Profile,
 }
 
 /// One published port.

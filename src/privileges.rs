@@ -11,7 +11,8 @@
 //! 3. effective and permitted set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back.
 //! 5. the keyring, the dumpable flag and the parent-death signal: what a uid or an inheritance could give away.
-//! 6. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 6. the seccomp filter: needs no_new_privs, and leaves nothing but what the role's work and step 7 take.
+//! 7. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -23,6 +24,8 @@ use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet};
 use serde::{Deserialize, Serialize};
+
+use crate::seccomp::Program;
 
 /// What a process holds, as the kernel tells it. Masks have bit N set for capability number N, as in
 /// `/proc/PID/status` (proc_pid_status(5)).
@@ -46,6 +49,8 @@ pub struct Privileges {
     pub uids: [u32; 3],
     /// Real, effective and saved gid, inside.
     pub gids: [u32; 3],
+    /// The seccomp mode: 2 under a filter (`Seccomp` of proc_pid_status(5)).
+    pub seccomp: u32,
     /// Supplementary groups, inside. Ids that are not mapped show as the overflow id.
     pub groups: usize,
 }
@@ -85,6 +90,9 @@ fn securebits() -> CapabilitiesSecureBits {
         | S::NO_CAP_AMBIENT_RAISE_LOCKED
 }
 
+/// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
+const FILTERED: u64 = 2;
+
 fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> DropError {
     move |source| DropError::Call {
         what,
@@ -100,15 +108,15 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
     }
 }
 
-/// Drops everything but `keep`, becomes `user` (uid and gid inside), reads back.
+/// Drops everything but `keep`, becomes `user` (uid and gid inside), goes under `filter`, reads back.
 ///
 /// Should be called once, by a single-threaded stage that has nothing privileged left to do. Mustn't be followed by
 /// anything that needs more than `keep`.
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.
-pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
-    drop_for(keep, user, &[])
+pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privileges, DropError> {
+    drop_for(keep, user, &[], filter)
 }
 
 /// As [`drop_to`], for a process that goes on to execute a program which is to hold `keep` as well: without file
@@ -116,14 +124,19 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
 ///
 /// # Errors
 /// As [`drop_to`].
-pub fn drop_to_and_pass_on(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
-    drop_for(keep, user, keep)
+pub fn drop_to_and_pass_on(
+    keep: &[Capability],
+    user: u32,
+    filter: &Program,
+) -> Result<Privileges, DropError> {
+    drop_for(keep, user, keep, filter)
 }
 
 fn drop_for(
     keep: &[Capability],
     user: u32,
     pass_on: &[Capability],
+    filter: &Program,
 ) -> Result<Privileges, DropError> {
     lock(keep, pass_on)?;
     let groups = match nix::unistd::setgroups(&[]) {
@@ -144,6 +157,10 @@ fn drop_for(
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
+    filter
+        .install()
+        .map_err(call("install the seccomp filter"))?;
+
     let held = read()?;
     compare(&held, keep, pass_on)?;
     for (what, found, wanted) in [
@@ -157,6 +174,13 @@ fn drop_for(
                 wanted: format!("{wanted:?}"),
             });
         }
+    }
+    if u64::from(held.seccomp) != FILTERED {
+        return Err(DropError::Mismatch {
+            what: "the seccomp mode",
+            found: held.seccomp.to_string(),
+            wanted: FILTERED.to_string(),
+        });
     }
     if held.groups != groups {
         return Err(DropError::Mismatch {
@@ -282,6 +306,8 @@ pub fn read() -> Result<Privileges, DropError> {
         securebits: rustix::thread::capabilities_secure_bits()
             .map_err(call("read the securebits"))?
             .bits(),
+        seccomp: rustix::thread::secure_computing_mode().map_err(call("read the seccomp mode"))?
+            as u32,
         no_new_privs: rustix::thread::no_new_privs().map_err(call("read no_new_privs"))?,
         uids: [uids.real, uids.effective, uids.saved].map(Uid::as_raw),
         gids: [gids.real, gids.effective, gids.saved].map(Gid::as_raw),

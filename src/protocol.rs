@@ -84,6 +84,8 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// What it may call, on the way to the command and in it.
+    pub seccomp: Box<crate::seccomp::Filters>,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.

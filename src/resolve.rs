@@ -143,6 +143,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                 })
                 .collect(),
             restart: app.restart,
+            seccomp: app.seccomp.clone(),
         });
     }
     for (plan, app) in apps.iter().zip(&config.apps) {

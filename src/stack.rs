@@ -57,6 +57,9 @@ pub enum StackError {
     /// A volume.
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
+    /// An app's seccomp filters.
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::CompileError),
     /// The links.
     #[error("network: {0}")]
     Net(#[from] net::Error),
@@ -482,6 +485,7 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                seccomp: Box::new(app.seccomp.filters()?),
             }),
         };
         let volumes = self.volumes[index].detached(app.ids.host_user())?;

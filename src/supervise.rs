@@ -33,6 +33,7 @@ use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
+use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
 /// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
@@ -625,6 +626,15 @@ impl Supervisor {
         };
         let cgroup = self.ground.cgroups.path(name).map(Into::into);
         let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
+        let seccomp = match id {
+            PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
+            PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+        };
+        let seccomp = match seccomp {
+            Ok(filters) => Box::new(filters),
+            Err(e) => return (refused(e.to_string(), None), None),
+        };
         let part = self.part(id);
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
@@ -637,6 +647,7 @@ impl Supervisor {
                             privileges,
                             cgroup,
                             nproc,
+                            seccomp,
                         },
                         Some(pidfd),
                     )

@@ -173,6 +173,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         name: PartName::new(format!("app{number}")).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
         mac: Mac([2, 0, 0, 0, 1, number as u8]),
+        seccomp: lrpns::seccomp::default(),
         port_link: IfName::new(format!("port{number}")).unwrap(),
         ids,
         rootfs: Rootfs::BuiltinWebapp,

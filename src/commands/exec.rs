@@ -28,6 +28,7 @@ use crate::init::ceilings;
 use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::Exit;
+use crate::seccomp::Filters;
 use crate::sys::namespace::setns;
 use crate::sys::process::{
     Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
@@ -53,6 +54,7 @@ pub fn exec(
             privileges,
             cgroup,
             nproc,
+            seccomp,
         },
         fds,
     ) = reply(&client, stack)?
@@ -91,6 +93,7 @@ pub fn exec(
         command,
         program,
         nproc,
+        seccomp,
     };
     // From its first moment in the part's cgroup: the part's limits are the command's as well.
     let cgroup = cgroup
@@ -146,6 +149,7 @@ struct Entry {
     command: Command,
     program: Option<OwnedFd>,
     nproc: Option<u32>,
+    seccomp: Box<Filters>,
 }
 
 impl Entry {
@@ -190,11 +194,16 @@ impl Entry {
                 if let Err(e) = ceilings::lower(self.nproc) {
                     return complain("lower the resource limits", &e);
                 }
-                if let Err(e) = privileges::drop_to_and_pass_on(&self.keep, self.user) {
+                if let Err(e) =
+                    privileges::drop_to_and_pass_on(&self.keep, self.user, &self.seccomp.stage)
+                {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {
                     return complain("prepare the command", &e);
+                }
+                if let Err(e) = self.seccomp.command.install() {
+                    return complain("install the seccomp filter", &e);
                 }
                 let e = match &self.program {
                     Some(program) => self.command.exec_from(program.as_fd()),

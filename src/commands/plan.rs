@@ -13,6 +13,7 @@ use crate::firewall;
 use crate::host::Host;
 use crate::plan::{Mode, Plan, Transport};
 use crate::resolve;
+use crate::seccomp::Profile;
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -134,6 +135,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             plan.host_uid(app.ids)
         )?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
+        describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
         for tmpfs in &app.tmpfs {
             writeln!(
                 out,
@@ -227,4 +229,43 @@ fn limits(
         )?;
     }
     Ok(())
+}
+
+/// How many system calls, then their names; rules in full are in `--json`.
+fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt::Result {
+    let (allowed, conditional) = profile.names();
+    writeln!(
+        out,
+        "  seccomp {}: {} system calls, {} more by their arguments, the others: {}  ({from})",
+        profile.name,
+        allowed.len(),
+        conditional.len(),
+        profile.otherwise
+    )?;
+    for (title, names) in [
+        ("always", allowed),
+        ("by their arguments", conditional),
+        (
+            "unknown here",
+            profile.unknown.iter().map(String::as_str).collect(),
+        ),
+    ] {
+        if !names.is_empty() {
+            wrap(out, &format!("{title}:"), &names)?;
+        }
+    }
+    Ok(())
+}
+
+/// Words in lines of at most 110 characters, indented.
+fn wrap(out: &mut String, title: &str, words: &[&str]) -> std::fmt::Result {
+    let mut line = format!("    {title}");
+    for word in words {
+        if line.len() + 1 + word.len() > 110 {
+            writeln!(out, "{line}")?;
+            line = " ".repeat(5);
+        }
+        write!(line, " {word}")?;
+    }
+    writeln!(out, "{line}")
 }

@@ -18,6 +18,7 @@ use super::{
     App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
+use crate::seccomp;
 
 /// Where the text came from; the built-in example differs in what it calls its values and in its one plain variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,6 +348,7 @@ impl Reader<'_> {
         self.health(section);
         let restart = self.one(section, keys::RESTART, values::restart);
         let limits = self.limits(section);
+        let seccomp = self.seccomp(section);
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
             name,
@@ -364,12 +366,28 @@ impl Reader<'_> {
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
             limits,
+            seccomp,
         });
         ReadApp {
             name: shown,
             app,
             address,
             publish: publish.unwrap_or_default(),
+        }
+    }
+
+    fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {
+        let base = self.base.clone();
+        let choice = self.one(section, keys::SECCOMP, |text| values::seccomp(text, &base));
+        match choice.map(|placed| placed.value) {
+            None | Some(values::Seccomp::Default) => seccomp::default(),
+            Some(values::Seccomp::Strict) => seccomp::strict(),
+            Some(values::Seccomp::File(path)) => {
+                super::read_seccomp(&path).unwrap_or_else(|problem| {
+                    self.problems.push(*problem);
+                    seccomp::default()
+                })
+            }
         }
     }
 

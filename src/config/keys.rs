@@ -46,6 +46,7 @@ keys! {
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
     HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always""#, r#"restart = "on-failure""#;
+    SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's JSON format"#, r#"seccomp = "default""#;
     LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
 
     HTTP = "http": "the path of an URL", r#"http = "/""#;
@@ -80,6 +81,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     HEALTH,
     RESTART,
     LIMITS,
+    SECCOMP,
 ];
 /// The keys of `health`.
 pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];

@@ -99,6 +99,47 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
     })
 }
 
+/// Reads a seccomp profile in Docker's format.
+fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
+    use crate::seccomp::docker::{self, Kernel};
+    let problem = |place, message| {
+        Problem {
+        place,
+        message,
+        label: String::new(),
+        expected: "a seccomp profile in Docker's JSON format, under which a program can be executed"
+            .to_owned(),
+        example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
+    }
+    };
+    let text = read_text(path).map_err(|error| problem(error.place, error.message))?;
+    let name = path.to_string_lossy();
+    let profile = docker::parse(&name, &text, Kernel::running()).map_err(|error| {
+        let source = errors::Source::new(path, &text);
+        let start: usize = text
+            .split_inclusive('\n')
+            .take(error.line - 1)
+            .map(str::len)
+            .sum();
+        // The reader has read up to and with this byte.
+        let at = start + error.column - 1;
+        problem(source.place(at..at + 1), error.message)
+    })?;
+    let whole = || Place::File {
+        path: path.to_owned(),
+    };
+    if !profile.may_allow("execve") {
+        return Err(Box::new(problem(
+            whole(),
+            "no program can be executed under this profile: `execve` is not allowed".to_owned(),
+        )));
+    }
+    profile
+        .compile()
+        .map_err(|error| problem(whole(), error.to_string()))?;
+    Ok(profile)
+}
+
 /// Where a value came from, shown by `lrpns plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "from")]
@@ -187,6 +228,8 @@ pub struct App {
     pub restart: Restart,
     /// `limits`; what is absent is left to the default.
     pub limits: Limits,
+    /// `seccomp`, read if it is a file.
+    pub seccomp: crate::seccomp::Profile,
 }
 
 /// `rootfs`: where the app's root comes from.

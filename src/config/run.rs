@@ -78,6 +78,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 volumes: vec![],
                 restart: Restart::No,
                 limits: Limits::default(),
+                seccomp: crate::seccomp::default(),
             }],
             origins: flags.origins,
         }),

@@ -89,6 +89,7 @@ fn the_built_in_example_is_the_original_set_up() {
             volumes: vec![],
             restart: Restart::OnFailure,
             limits: Limits::default(),
+            seccomp: crate::seccomp::default(),
         }],
         origins: config.origins.clone(),
     };
@@ -794,7 +795,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits
+  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

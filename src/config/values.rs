@@ -321,6 +321,24 @@ pub(super) fn rootfs(text: &str, base: &Path) -> Result<Rootfs, ValueError> {
     }
 }
 
+/// `seccomp`, before a file is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Seccomp {
+    Default,
+    Strict,
+    File(PathBuf),
+}
+
+/// `seccomp`; a relative path is taken from `base`, which is absolute. A path has a slash or a dot, a word has not.
+pub(super) fn seccomp(text: &str, base: &Path) -> Result<Seccomp, ValueError> {
+    match text {
+        "default" => Ok(Seccomp::Default),
+        "strict" => Ok(Seccomp::Strict),
+        path if path.contains(['/', '.']) => Ok(Seccomp::File(base.join(path))),
+        word => one_of(word, &[("default", ()), ("strict", ())]).map(|()| Seccomp::Default),
+    }
+}
+
 /// `via`.
 pub(super) fn via(text: &str) -> Result<Via, ValueError> {
     let words = [

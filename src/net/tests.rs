@@ -276,6 +276,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         name: PartName::new(name).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, last),
         mac: mac(stack, &format!("app {name}")),
+        seccomp: crate::seccomp::default(),
         port_link: IfName::new(format!("p-{name}")).unwrap(),
         ids: IDS,
         rootfs: Rootfs::BuiltinWebapp,

@@ -7,10 +7,12 @@
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by `.clippy.toml`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket from a descriptor
+//! - [`seccomp`][]: `seccomp(2)`
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod process;
+pub mod seccomp;
 pub mod watch;
