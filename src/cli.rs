@@ -62,6 +62,9 @@ pub enum Command {
         /// Return when the published ports answer
         #[arg(short, long)]
         detach: bool,
+        /// Refuse, before anything is made, when a limit can't be enforced here
+        #[arg(long)]
+        strict_limits: bool,
     },
     /// Take a stack down; nothing to take down is success
     #[command(after_help = "Example: lrpns down --all")]
@@ -154,7 +157,7 @@ pub enum Command {
     /// Run a stack around one command, no file needed; ends with the command's exit code
     #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
     Run {
-        /// A port to publish: [ADDRESS:]HOST_PORT:APP_PORT
+        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT`
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,
         /// host, builtin:webapp or dir:PATH
@@ -179,7 +182,7 @@ pub enum Command {
     /// Write a commented lrpns.toml: the built-in example
     #[command(after_help = "Example: lrpns init && lrpns up")]
     Init {
-        /// Where to
+        /// Where to; `-` is standard output
         #[arg(short, long, value_name = "FILE", default_value = "lrpns.toml")]
         output: PathBuf,
     },

@@ -11,9 +11,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::init::privileges::Privileges;
+use crate::cgroup::{Controller, HeldBy};
 use crate::logbuf::{Filter, LogLine};
 use crate::plan::Plan;
+use crate::privileges::Privileges;
 use crate::protocol;
 
 /// What a command asks.
@@ -58,7 +59,11 @@ pub enum Reply {
         /// The part's environment.
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
-        privileges: Privileges,
+        privileges: Box<Privileges>,
+        /// The part's cgroup, which the command belongs to as well.
+        cgroup: Option<std::path::PathBuf>,
+        /// The part's `RLIMIT_NPROC`.
+        nproc: Option<u32>,
     },
     /// It can't be done.
     Refused {
@@ -76,6 +81,8 @@ pub struct Status {
     pub plan: Plan,
     /// The supervisor's process.
     pub supervisor: i32,
+    /// What the kernel said it holds since the stack is up.
+    pub supervisor_privileges: Privileges,
     /// When it was up, RFC 3339, UTC.
     pub since: jiff::Timestamp,
     /// Its parts.
@@ -103,8 +110,21 @@ pub struct PartStatus {
     pub last_exit: Option<protocol::Exit>,
     /// What the kernel said it holds, when it had dropped everything.
     pub privileges: Option<Privileges>,
+    /// Its cgroup.
+    pub cgroup: Option<std::path::PathBuf>,
+    /// Its limits, as the plan has them, and what holds each.
+    pub limits: Vec<LimitStatus>,
     /// What had to be left out.
     pub notes: Vec<String>,
+}
+
+/// One limit of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Which.
+    pub limit: Controller,
+    /// What holds it; `null` when nothing does.
+    pub held_by: Option<HeldBy>,
 }
 
 /// Whether a part runs.
@@ -136,9 +156,23 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// ENOENT or ECONNREFUSED when nobody supervises this stack.
+    /// ENOENT or ECONNREFUSED when nobody supervises this stack, EACCES when somebody else pretends to: the directory
+    /// may be one below /tmp that another user made first.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        UnixStream::connect(path).map(Self)
+        let socket = UnixStream::connect(path)?;
+        // Not rustix's: that wants a pid, and a supervisor in another pid namespace has none here.
+        let supervisor =
+            nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+        if supervisor.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "uid {} listens there, and that is not you",
+                    supervisor.uid()
+                ),
+            ));
+        }
+        Ok(Self(socket))
     }
 
     /// Asks; then [`Client::reply`] tells.

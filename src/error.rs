@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::config::ConfigErrors;
 use crate::container::ContainerError;
 use crate::host::HostError;
-use crate::plan::PlanError;
+use crate::resolve::PlanError;
 use crate::stack::StackError;
 use crate::state::StateError;
 
@@ -147,6 +147,11 @@ impl From<StackError> for Failure {
             },
             _ => Self::unable(chain(&e)),
         };
+        if let StackError::Volume(volume) = &e
+            && let Some(hint) = volume.hint()
+        {
+            return failure.hint(hint);
+        }
         match hint(&e, &failure.message) {
             Some(hint) => failure.hint(hint),
             None => failure,

@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
+use crate::sys::namespace::unshare;
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -51,8 +52,14 @@ pub struct Namespaces {
     pub net: Option<OwnedFd>,
 }
 
-/// A NETLINK_ROUTE socket inside a part's network namespace, for [`crate::net`].
-pub type RouteSocket = OwnedFd;
+/// Sockets inside a part's network namespace, for `crate::net`: they ask and change it from outside.
+#[derive(Debug)]
+pub struct Sockets {
+    /// NETLINK_ROUTE: links, addresses, routes.
+    pub route: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens.
+    pub diag: OwnedFd,
+}
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
 /// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
@@ -81,6 +88,11 @@ const COMMON: [(&str, &str); 20] = [
     ("ipv4/conf/default/log_martians", "0"),
 ];
 
+/// In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
+/// holes of the kernel are reached. No part needs one, and the limit counts in the part's namespace and all below it;
+/// who could raise it again holds CAP_SYS_RESOURCE there, that is nobody (namespaces(7), "The /proc/sys/user directory").
+const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", "0");
+
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
 const SIDECAR: [(&str, &str); 4] = [
@@ -103,7 +115,15 @@ impl Namespaces {
         part: &str,
         ids: IdMap,
         network: Network,
-    ) -> Result<(Self, Option<RouteSocket>), NamespaceError> {
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
+        Self::make_mapped(part, (&ids.lines(), &ids.lines()), network).await
+    }
+
+    async fn make_mapped(
+        part: &str,
+        maps: (&str, &str),
+        network: Network,
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let failed = |what: &'static str| {
             move |source: io::Error| NamespaceError {
                 part: part.to_owned(),
@@ -124,7 +144,7 @@ impl Namespaces {
         let reply = channel.receive::<FromStage>().await;
         let made = reply.and_then(|reply| match reply {
             Some((FromStage::Namespaces, fds)) => {
-                write_id_map(pid, ids)?;
+                write_id_map(pid, maps)?;
                 Ok(fds)
             }
             Some((FromStage::Failed { step, cause, .. }, _)) => {
@@ -140,14 +160,23 @@ impl Namespaces {
             .next()
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
             .map_err(failed("take the user namespace"))?;
-        Ok((
-            Self {
-                user,
-                net: fds.next(),
-            },
-            fds.next(),
-        ))
+        let net = fds.next();
+        let sockets = match (fds.next(), fds.next()) {
+            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            _ => None,
+        };
+        Ok((Self { user, net }, sockets))
     }
+}
+
+/// A user namespace that is nothing but its two maps, the lines of `uid_map` and `gid_map` (user_namespaces(7)): what an
+/// id-mapped mount of `part` is made with.
+///
+/// # Errors
+/// As [`Namespaces::make`].
+pub async fn id_map(part: &str, uids: &str, gids: &str) -> Result<OwnedFd, NamespaceError> {
+    let made = Namespaces::make_mapped(part, (uids, gids), Network::Shared).await;
+    made.map(|(namespaces, _)| namespaces.user)
 }
 
 /// Waits until the process ends and takes its exit status off the kernel's hands.
@@ -207,9 +236,15 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     if network != Network::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    nix::sched::unshare(flags).map_err(|e| ("unshare", e.into()))?;
+    unshare(flags).map_err(at("unshare"))?;
+    std::fs::write(NO_USER_NAMESPACES.0, NO_USER_NAMESPACES.1)
+        .map_err(at("forbid further user namespaces"))?;
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
+    // In a user namespace of its own making a process has every capability, whatever it holds here, no_new_privs or
+    // not; and with them it reaches most of the kernel. The limit counts for all that is in this one (namespaces(7)).
+    std::fs::write("/proc/sys/user/max_user_namespaces", "0")
+        .map_err(at("forbid user namespaces inside"))?;
     let own: &[(&str, &str)] = match network {
         Network::Shared => return Ok(fds),
         Network::Sidecar => &SIDECAR,
@@ -230,22 +265,22 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
-    let route = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-        None,
-    )
-    .map_err(|e| ("open a route socket", e.into()))?;
-    fds.push(route);
+    // NETLINK_ROUTE is 0, which is what no protocol at all means too.
+    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        );
+        fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
+    }
     Ok(fds)
 }
 
 /// Writes the id maps of a child that waits for it (user_namespaces(7)); `pid` is ours and not yet waited for, so
 /// the number can't have been given to another.
-fn write_id_map(pid: i32, ids: IdMap) -> io::Result<()> {
-    let map = ids.lines();
-    std::fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-    std::fs::write(format!("/proc/{pid}/gid_map"), &map)
+fn write_id_map(pid: i32, (uids, gids): (&str, &str)) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/uid_map"), uids)?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), gids)
 }

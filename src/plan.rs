@@ -1,7 +1,7 @@
-//! What the configuration means on this machine: every name, address, port, id and default is chosen here.
+//! One stack, decided: every name, address, port and id.
 //!
-//! [`Plan`] is made by [`resolve`] from a [`crate::config::Config`] and the facts of the machine, is never changed
-//! afterwards, and is all that the later steps see.
+//! A [`Plan`] is made by [`crate::resolve`] from a [`crate::config::Config`] and the facts of the machine, is never
+//! changed afterwards, and is all that the later steps see.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -12,11 +12,9 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, Origin, Restart, Rootfs, Tmpfs, Via};
-use crate::firewall::Forwarding;
-use crate::host::Host;
+use crate::cgroup::Placement;
+use crate::config::{Limits, Origin, Restart, Rootfs, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
-use crate::net;
 
 /// A link-layer address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,8 +91,14 @@ pub struct Plan {
     pub sidecar: IdMap,
     /// The relay's ids.
     pub relay: IdMap,
+    /// What the sidecar may use.
+    pub sidecar_limits: Limits,
+    /// What the relay may use.
+    pub relay_limits: Limits,
     /// The apps, in the file's order; never empty.
     pub apps: Vec<AppPlan>,
+    /// What holds the limits.
+    pub cgroup: Placement,
     /// Where each configured value came from.
     pub origins: BTreeMap<String, Origin>,
 }
@@ -186,8 +190,12 @@ pub struct AppPlan {
     pub command: Vec<String>,
     /// Its whole environment.
     pub env: BTreeMap<String, String>,
-    /// What is writable.
+    /// What is writable, with the volumes that say so.
     pub tmpfs: Vec<Tmpfs>,
+    /// Directories and files of the host's.
+    pub volumes: Vec<Volume>,
+    /// What it may use.
+    pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
     /// What happens when it ends by itself.
@@ -219,286 +227,8 @@ pub enum Transport {
     Relay,
 }
 
-/// What can't be decided.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// No /31 of the pool is free for the uplink.
-    #[error("choose the uplink's addresses: {0}")]
-    Uplink(String),
-    /// The subnet has fewer addresses than parts.
-    #[error("the subnet {subnet} has no address left for {part}")]
-    SubnetFull {
-        /// The subnet.
-        subnet: Ipv4Net,
-        /// The part that got none.
-        part: String,
-    },
-    /// Every range of host ids is taken.
-    #[error("all {slots} ranges of host ids are taken by other stacks")]
-    Ids {
-        /// How many there are.
-        slots: u32,
-    },
-}
-
-/// Host ids of stacks run by root: 4096 ranges of 65536 from 0x70000000 on, which systemd's "Users, Groups, UIDs and
-/// GIDs on systemd Systems" lists as used by nobody.
-const FIRST_ID: u32 = 0x7000_0000;
-const IDS_PER_STACK: u32 = 0x1_0000;
-const ID_SLOTS: u32 = 4096;
-
-/// Where a subnet is taken from when the file names none: the half of 198.18.0.0/15 (RFC 2544) that the uplinks
-/// don't use.
-const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
-
-/// Decides everything: pure but for what `host` says.
-///
-/// # Errors
-/// [`PlanError`] when something that has to be unique on this machine is used up.
-pub fn resolve(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    let mut origins = config.origins.clone();
-    let mut chosen = |key: String, how: &str| {
-        origins.entry(key).or_insert_with(|| Origin::Chosen {
-            how: how.to_owned(),
-        });
-    };
-    let stack = &config.name;
-
-    let subnet = config.network.subnet.unwrap_or_else(|| {
-        chosen(
-            "network.subnet".into(),
-            "the smallest that fits, unused on this host",
-        );
-        choose_subnet(config.apps.len(), host)
-    });
-    let mut taken: Vec<Ipv4Addr> = config.apps.iter().filter_map(|app| app.address).collect();
-    taken.extend(config.sidecar.address);
-    let mut next_free = |part: &str| {
-        let free = subnet.hosts().find(|address| !taken.contains(address));
-        let address = free.ok_or_else(|| PlanError::SubnetFull {
-            subnet,
-            part: part.to_owned(),
-        })?;
-        taken.push(address);
-        Ok(address)
-    };
-    let sidecar_address = match config.sidecar.address {
-        Some(address) => address,
-        None => next_free("the sidecar")?,
-    };
-    if config.sidecar.address.is_none() {
-        chosen("sidecar.address".into(), "the first free one of the subnet");
-    }
-
-    let taken_uplinks: Vec<Ipv4Net> = host
-        .others
-        .iter()
-        .filter_map(|other| Ipv4Net::new(other.uplink.host_address, 31).ok())
-        .map(|net| net.trunc())
-        .collect();
-    let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
-        .map_err(|e| PlanError::Uplink(e.to_string()))?;
-    let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
-    let uplink = UplinkPlan {
-        host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
-        host_address: uplink_net.network(),
-        host_mac: net::mac(stack, "uplink-host"),
-        sidecar_link: IfName::new("uplink").expect("6 letters"),
-        sidecar_address: uplink_last,
-        sidecar_mac: net::mac(stack, "uplink-sidecar"),
-    };
-
-    let mut ids = id_maps(stack, host)?;
-    let mut entries = EntryPorts::new();
-    let mut apps = Vec::with_capacity(config.apps.len());
-    for (index, app) in config.apps.iter().enumerate() {
-        let address = match app.address {
-            Some(address) => address,
-            None => next_free(app.name.as_str())?,
-        };
-        apps.push(AppPlan {
-            name: app.name.clone(),
-            address,
-            mac: net::mac(stack, app.name.as_str()),
-            port_link: IfName::new(format!("port{index}"))
-                .expect("at most 15 bytes for any number of apps"),
-            ids: ids(2),
-            rootfs: app.rootfs.clone(),
-            command: app.command.clone(),
-            env: environment(app),
-            tmpfs: app.tmpfs.clone(),
-            publish: app
-                .publish
-                .iter()
-                .map(|publish| {
-                    let (via, why) = transport(publish.address, app.via, host);
-                    PublishPlan {
-                        listen: SocketAddrV4::new(publish.address, publish.host_port),
-                        entry_port: entries.take(publish.host_port, address, publish.app_port),
-                        app_port: publish.app_port,
-                        via,
-                        why,
-                    }
-                })
-                .collect(),
-            restart: app.restart,
-        });
-    }
-    for (plan, app) in apps.iter().zip(&config.apps) {
-        if app.address.is_none() {
-            chosen(
-                format!("{}.address", plan.name),
-                "the next free one of the subnet",
-            );
-        }
-    }
-
-    Ok(Plan {
-        stack: stack.clone(),
-        mode: host.mode,
-        owner: host.uid,
-        run: host.run.clone(),
-        state_dir: host.state.stack(stack),
-        config: config.path.clone(),
-        bridge: BridgePlan {
-            name: bridge_name(stack),
-            address: sidecar_address,
-            subnet,
-            mac: net::mac(stack, "bridge"),
-        },
-        uplink,
-        sidecar: ids(1),
-        relay: ids(1),
-        apps,
-        origins,
-    })
-}
-
-/// The bridge has the stack's name, cut to what a link may have.
-fn bridge_name(stack: &StackName) -> IfName {
-    let name: String = stack.as_str().chars().take(IfName::MAX).collect();
-    // These two names are taken in every namespace of a sidecar.
-    let name = if name == "lo" || name == "uplink" {
-        format!("br-{name}")
-    } else {
-        name
-    };
-    IfName::new(name).expect("a stack's name has only characters that a link's may have")
-}
-
-/// The smallest subnet that fits sidecar and apps, a /29 at most.
-fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
-    // Network and broadcast address, and the sidecar.
-    let wanted = u32::try_from(apps).unwrap_or(u32::MAX).saturating_add(3);
-    let bits = wanted.next_power_of_two().trailing_zeros().clamp(3, 16);
-    let length = u8::try_from(32 - bits).expect("between 16 and 29");
-    (0..1_u32 << (16 - bits))
-        .map(|index| Ipv4Addr::from_bits(SUBNET_POOL.to_bits() + (index << bits)))
-        .filter_map(|first| Ipv4Net::new(first, length).ok())
-        .find(|subnet| {
-            let overlaps = |net: &Ipv4Net| net.contains(subnet) || subnet.contains(net);
-            !host.net.routes.iter().any(overlaps)
-                && !host
-                    .net
-                    .addresses
-                    .iter()
-                    .any(|(_, net)| overlaps(&net.trunc()))
-        })
-        // Nothing on the host routes to it, so an overlap only hides clients from those very addresses.
-        .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
-}
-
-/// A source of id maps for this stack: each call takes that many host ids.
-fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, PlanError> {
-    let mut next = match host.mode {
-        // One id is mapped, and every part is it.
-        Mode::Rootless => None,
-        Mode::Root => {
-            let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
-            let taken: Vec<u32> = host
-                .others
-                .iter()
-                .map(|other| other.sidecar.host_id / IDS_PER_STACK)
-                .collect();
-            let slot = (0..ID_SLOTS)
-                .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)
-                .find(|slot| !taken.contains(slot))
-                .ok_or(PlanError::Ids { slots: ID_SLOTS })?;
-            Some(slot * IDS_PER_STACK)
-        }
-    };
-    Ok(move |count| match &mut next {
-        None => IdMap {
-            host_id: 0,
-            count: 1,
-        },
-        Some(next) => {
-            let host_id = *next;
-            *next += count;
-            IdMap { host_id, count }
-        }
-    })
-}
-
-/// The app's environment: what the file says, and the three that programs look for.
-fn environment(app: &config::App) -> BTreeMap<String, String> {
-    let mut env = app.env.clone();
-    for (name, value) in [
-        ("PATH", crate::init::app::DEFAULT_PATH),
-        ("HOME", "/"),
-        ("HOSTNAME", app.name.as_str()),
-    ] {
-        env.entry(name.to_owned())
-            .or_insert_with(|| value.to_owned());
-    }
-    env
-}
-
-/// How a published address gets to the sidecar, and why so.
-fn transport(address: Ipv4Addr, via: Via, host: &Host) -> (Transport, String) {
-    if address.is_loopback() {
-        return (Transport::Relay, "loopback is always relayed".to_owned());
-    }
-    match (via, &host.forwarding) {
-        (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
-        (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
-        (Via::Auto, Forwarding::Open) => (
-            Transport::Dnat,
-            "the host forwards, and nothing of another owner drops it".to_owned(),
-        ),
-        (Via::Auto, Forwarding::Closed { why }) => (Transport::Relay, why.clone()),
-    }
-}
-
-/// The ports of the sidecar's uplink address: the host's port where it is free, so that a capture reads naturally.
-struct EntryPorts {
-    used: BTreeMap<u16, (Ipv4Addr, u16)>,
-    spare: u16,
-}
-
-impl EntryPorts {
-    fn new() -> Self {
-        Self {
-            used: BTreeMap::new(),
-            spare: 61_000,
-        }
-    }
-
-    /// The entry port for `host_port` to `app`:`app_port`; two host addresses with the same way in share one.
-    fn take(&mut self, host_port: u16, app: Ipv4Addr, app_port: u16) -> u16 {
-        let target = (app, app_port);
-        if let Some((port, _)) = self.used.iter().find(|(_, used)| **used == target) {
-            return *port;
-        }
-        let mut port = host_port;
-        while self.used.contains_key(&port) {
-            port = self.spare;
-            self.spare += 1;
-        }
-        self.used.insert(port, target);
-        port
-    }
-}
+/// The PATH of an app whose environment has none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Plan {
     /// Whether both plans ask for the same: what differs between any two runs (names, uplink, ids) aside.
@@ -511,6 +241,7 @@ impl Plan {
             plan.sidecar = self.sidecar;
             plan.relay = self.relay;
             plan.origins.clear();
+            plan.cgroup = Placement::default();
             for app in &mut plan.apps {
                 app.ids = self.sidecar;
                 for publish in &mut app.publish {
@@ -531,6 +262,16 @@ impl Plan {
             Mode::Root => ids.host_user(),
             Mode::Rootless => self.owner,
         }
+    }
+
+    /// Every part's name and limits.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, &Limits)> {
+        let ours = [
+            ("sidecar", &self.sidecar_limits),
+            ("relay", &self.relay_limits),
+        ];
+        let apps = self.apps.iter().map(|app| (app.name.as_str(), &app.limits));
+        ours.into_iter().chain(apps)
     }
 
     /// Every published port with its app.

@@ -2,13 +2,22 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::Plan;
-use crate::stack::StackError;
+
+/// Somebody else has begun to listen since the port was bound.
+#[derive(Debug, thiserror::Error)]
+#[error("listen on {address}: {source}")]
+pub struct ListenError {
+    /// The host's address and port.
+    pub address: SocketAddrV4,
+    /// What the kernel said.
+    pub source: io::Error,
+}
 
 /// A published port's socket on the host.
 ///
@@ -50,9 +59,9 @@ impl Listener {
     /// Begins to listen.
     ///
     /// # Errors
-    /// [`StackError::Listen`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
-    pub fn listen(&self) -> Result<(), StackError> {
-        rustix::net::listen(&self.socket, 4096).map_err(|e| StackError::Listen {
+    /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
+    pub fn listen(&self) -> Result<(), ListenError> {
+        rustix::net::listen(&self.socket, 4096).map_err(|e| ListenError {
             address: self.address,
             source: e.into(),
         })
@@ -79,55 +88,9 @@ pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddrV4, io::Err
     }
 }
 
-/// Where TCP sockets listen in the network namespace of process `pid`, which must be a child of ours that has not
-/// been waited for (proc_pid_net(5)). An IPv6 wildcard counts as the IPv4 one: it takes both.
-#[must_use]
-pub fn listening_in(pid: i32) -> Vec<SocketAddrV4> {
-    let mut found = vec![];
-    for file in ["tcp", "tcp6"] {
-        // A kernel without IPv6 has no tcp6; a process that is gone has neither, and its end is told elsewhere.
-        let Ok(table) = std::fs::read_to_string(format!("/proc/{pid}/net/{file}")) else {
-            continue;
-        };
-        found.extend(table.lines().skip(1).filter_map(listening_line));
-    }
-    found
-}
-
-/// One line of /proc/net/tcp or tcp6, if it is a listening socket (state 0A, TCP_LISTEN of include/net/tcp_states.h).
-fn listening_line(line: &str) -> Option<SocketAddrV4> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
-    if state != "0A" {
-        return None;
-    }
-    let (address, port) = local.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let address = match address.len() {
-        // The address is printed as one number of the machine's byte order (net/ipv4/tcp_ipv4.c).
-        8 => Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes()),
-        _ if address.bytes().all(|b| b == b'0') => Ipv4Addr::UNSPECIFIED,
-        _ => return None,
-    };
-    Some(SocketAddrV4::new(address, port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listening_line_gives_its_address_and_no_other_line_does() {
-        let listening = "   0: 0100007F:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1";
-        assert_eq!(
-            listening_line(listening),
-            Some("127.0.0.1:5000".parse().unwrap())
-        );
-        let established = listening.replace(" 0A ", " 01 ");
-        assert_eq!(listening_line(&established), None);
-        let any6 = "   0: 00000000000000000000000000000000:1388 00000000000000000000000000000000:0000 0A 0";
-        assert_eq!(listening_line(any6), Some("0.0.0.0:5000".parse().unwrap()));
-    }
 
     #[test]
     fn a_port_that_somebody_listens_on_is_refused() {

@@ -19,7 +19,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use crate::config::{Rootfs, Tmpfs};
+use crate::config::{Rootfs, Tmpfs, Volume};
 use crate::protocol::RootfsStart;
 use crate::sys;
 
@@ -101,27 +101,28 @@ const HOST_DIRECTORIES: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib6
 /// Files and directories of the host's /etc that programs need to start at all, and that tell nothing of this host.
 const HOST_ETC: [&str; 4] = ["ld.so.cache", "alternatives", "localtime", "mime.types"];
 
+/// Whether `path` of a root made from the host's is the host's own, and so can't be added to.
+#[must_use]
+pub fn is_of_the_host(path: &Path) -> bool {
+    HOST_DIRECTORIES
+        .iter()
+        .any(|name| path.starts_with(Path::new("/").join(name)))
+}
+
 /// Opens what the app's root is made of.
 ///
 /// # Errors
 /// [`RootfsError`] when a source can't be opened.
 pub fn open(
     rootfs: &Rootfs,
-    own_program: BorrowedFd<'_>,
     hostname: &str,
     user: u32,
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => Ok((RootfsStart::Whole, vec![detached(path)?])),
         Rootfs::BuiltinWebapp => {
-            // A second detached mount of the same program: a mount can be attached in one place only.
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH;
-            let program = rustix::mount::open_tree(own_program, "", flags)
-                .map_err(at("open", "/proc/self/exe"))?;
-            sys::mount::set_attributes(program.as_fd(), false, READ_ONLY)
-                .map_err(at("make read-only", "/proc/self/exe"))?;
+            // Opened anew: a mount can be attached in one place only, and kernels before 6.15 copy no detached one.
+            let program = own_program()?;
             let start = RootfsStart::Assembled {
                 mounts: vec!["webapp".into()],
                 links: vec![],
@@ -201,6 +202,9 @@ pub fn mount_points(tmpfs: &[Tmpfs]) -> impl Iterator<Item = &Path> {
 /// [`RootfsError`]; the stage must then end.
 pub fn enter_empty() -> Result<(), RootfsError> {
     let root = begin(tmpfs(Path::new("/"), "4k", "555")?)?;
+    // Its mode alone would not do: the part is its owner.
+    sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
+        .map_err(at("make read-only", "/"))?;
     pivot(root)
 }
 
@@ -215,6 +219,7 @@ pub fn enter(
     start: &RootfsStart,
     fds: Vec<OwnedFd>,
     writable: &[Tmpfs],
+    volumes: &[Volume],
 ) -> Result<Vec<String>, RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
@@ -255,6 +260,13 @@ pub fn enter(
             "no /proc inside: the kernel refused it, since this host's own is partly covered"
                 .to_owned(),
         );
+    }
+    for Volume { path, .. } in volumes {
+        let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
+        if matches!(start, RootfsStart::Assembled { .. }) && inside(&root, path).is_err() {
+            make_target(&root, path, &mount)?;
+        }
+        attach(&mount, &root, path)?;
     }
     for tmp in writable {
         let mount = tmpfs(&tmp.path, &tmp.size.to_string(), "1777")?;
@@ -390,7 +402,10 @@ fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
 }
 
 /// `path` within `root`, opened without following a symbolic link anywhere.
-fn inside(root: &OwnedFd, path: &Path) -> Result<OwnedFd, RootfsError> {
+///
+/// # Errors
+/// [`RootfsError`]; ELOOP when there is one, ENOENT when there is nothing.
+pub fn inside(root: impl AsFd, path: &Path) -> Result<OwnedFd, RootfsError> {
     rustix::fs::openat2(
         root,
         path,

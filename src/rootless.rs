@@ -6,6 +6,8 @@ use std::io;
 use nix::sched::CloneFlags;
 use rustix::mount::MountPropagationFlags;
 
+use crate::sys::namespace::unshare;
+
 /// What to do when [`become_root_of_own_namespaces`] is refused.
 pub const HINT: &str = "unprivileged user namespaces must be allowed: sysctl user.max_user_namespaces, on Debian \
                         kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or a profile";
@@ -29,10 +31,8 @@ pub struct RootlessError {
 pub fn become_root_of_own_namespaces() -> Result<(), RootlessError> {
     let at = |what: &'static str| move |source: io::Error| RootlessError { what, source };
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    nix::sched::unshare(
-        CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS,
-    )
-    .map_err(|e| at("make a user namespace")(e.into()))?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .map_err(at("make a user namespace"))?;
     // A gid map may be written without privilege only after setgroups(2) has been given up (user_namespaces(7)).
     std::fs::write("/proc/self/setgroups", "deny").map_err(at("give up setgroups"))?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).map_err(at("map the uid"))?;

@@ -6,10 +6,10 @@
 //! then the rules, both in the sidecar and on the host, before any link is up; then the links; then the apps' commands;
 //! and the published ports last, when what is behind them answers.
 //!
-//! There is one undo, [`Stack::take_down`], for a failed `bring_up`, a normal end and a signal: kill the parts, close
-//! the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and the
-//! host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since every
-//! part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
+//! There is one undo, for a failed `bring_up`, a normal end and a signal: drop what there is, which kills the parts and
+//! closes the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and
+//! the host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since
+//! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -20,15 +20,18 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
+use crate::cgroup::Cgroups;
+use crate::config::Limits;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
-use crate::init::privileges::Privileges;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Rtnl};
+use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::plan::{Plan, Transport};
+use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::Listener;
+use crate::publish::{ListenError, Listener};
 use crate::rootfs;
+use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
 const OURS: Duration = Duration::from_secs(20);
@@ -51,6 +54,9 @@ pub enum StackError {
     /// A root file system.
     #[error("root file system: {0}")]
     Rootfs(#[from] rootfs::RootfsError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
     /// The links.
     #[error("network: {0}")]
     Net(#[from] net::Error),
@@ -61,13 +67,8 @@ pub enum StackError {
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
     /// A published port.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// The host's address and port.
-        address: SocketAddrV4,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A pipe or a descriptor of our own.
     #[error("{what}: {source}")]
     Io {
@@ -112,6 +113,9 @@ pub enum StackError {
         /// The step.
         step: &'static str,
     },
+    /// The supervisor could not drop what it doesn't need any more.
+    #[error("supervisor: {0}")]
+    Supervisor(#[source] crate::privileges::DropError),
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -126,9 +130,14 @@ pub struct Ground {
     pub plan: Plan,
     /// Our own program, read-only.
     program: OwnedFd,
+    /// Where the parts are put.
+    pub cgroups: Cgroups,
+    volumes: Vec<Volumes>,
     sidecar: Namespaces,
     relay: Namespaces,
     apps: Vec<Namespaces>,
+    /// Where each app's sockets listen.
+    listening: Vec<Listening>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -217,14 +226,18 @@ impl Stack {
     /// [`StackError`] names the part, the step and what the kernel said.
     pub async fn bring_up(
         plan: Plan,
+        cgroups: Cgroups,
         listeners: Vec<Listener>,
         output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
         let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) =
-            within("namespaces", Ground::make(plan, program, listeners)).await?;
+        let (ground, sidecar_route, app_routes) = within(
+            "namespaces",
+            Ground::make(plan, program, cgroups, listeners),
+        )
+        .await?;
         done("namespaces", progress)?;
 
         let ground = Arc::new(ground);
@@ -310,6 +323,7 @@ impl Ground {
     async fn make(
         plan: Plan,
         program: OwnedFd,
+        cgroups: Cgroups,
         listeners: Vec<Listener>,
     ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
         let (sidecar, relay, apps) = tokio::try_join!(
@@ -321,28 +335,32 @@ impl Ground {
                 Network::App
             ))),
         )?;
-        let route = |socket: Option<OwnedFd>| -> Result<Rtnl, StackError> {
-            let socket = socket.ok_or_else(|| StackError::Io {
-                what: "take a route socket",
-                source: io::ErrorKind::InvalidData.into(),
-            })?;
-            Ok(Rtnl::from_fd(socket)?)
+        let missing = || StackError::Io {
+            what: "take a namespace's sockets",
+            source: io::ErrorKind::InvalidData.into(),
         };
-        let (sidecar, sidecar_route) = sidecar;
-        let (apps, app_routes): (Vec<_>, Vec<_>) = apps.into_iter().unzip();
+        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
+        for (namespaces, sockets) in apps {
+            let sockets = sockets.ok_or_else(missing)?;
+            app_namespaces.push(namespaces);
+            app_routes.push(Rtnl::from_fd(sockets.route)?);
+            listening.push(Listening::from_fd(sockets.diag)?);
+        }
+        let open = |app| Volumes::open(app, plan.mode);
+        let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let ground = Self {
             plan,
             program,
-            sidecar,
+            cgroups,
+            volumes,
+            sidecar: sidecar.0,
             relay: relay.0,
-            apps,
+            apps: app_namespaces,
+            listening,
             listeners,
         };
-        let app_routes = app_routes
-            .into_iter()
-            .map(route)
-            .collect::<Result<_, _>>()?;
-        Ok((ground, route(sidecar_route)?, app_routes))
+        Ok((ground, sidecar_route, app_routes))
     }
 
     fn title(&self, part: &str) -> String {
@@ -359,6 +377,16 @@ impl Ground {
         }
     }
 
+    /// What a part may use.
+    #[must_use]
+    pub fn limits(&self, id: PartId) -> &Limits {
+        match id {
+            PartId::Sidecar => &self.plan.sidecar_limits,
+            PartId::Relay => &self.plan.relay_limits,
+            PartId::App(index) => &self.plan.apps[index].limits,
+        }
+    }
+
     /// Starts the sidecar; when this returns, its rules are in force.
     ///
     /// # Errors
@@ -367,10 +395,13 @@ impl Ground {
         let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar { rules },
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
-        container.send(&ToStage::Start(start), &[]).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &[])
+            .await?;
         Launched::ready(container).await
     }
 
@@ -386,6 +417,7 @@ impl Ground {
     async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
                 targets: self
                     .listeners
@@ -399,7 +431,9 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 
@@ -437,26 +471,26 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(
-            &app.rootfs,
-            self.program.as_fd(),
-            app.name.as_str(),
-            app.ids.user(),
-        )?;
+        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
         let start = Start {
             hostname: app.name.to_string(),
+            nproc: self.plan.cgroup.nproc(&app.limits),
             role: Role::App(AppStart {
                 user: app.ids.user(),
                 command: app.command.clone(),
                 env: app.env.clone(),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
+                volumes: app.volumes.clone(),
             }),
         };
+        let volumes = self.volumes[index].detached(app.ids.host_user())?;
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
-        fds.extend(mounts.iter().map(AsFd::as_fd));
+        fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 
@@ -477,7 +511,8 @@ impl Ground {
     }
 
     async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
-        Ok(Container::spawn(&self.title(part), namespaces, self.program.as_fd()).await?)
+        let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
+        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 
     /// Waits until the app listens on every published port, where the sidecar can reach it.
@@ -492,7 +527,7 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = crate::publish::listening_in(container.pid());
+            let listening = self.listening[index].tcp()?;
             let reachable = |port: u16| {
                 listening.iter().any(|l| {
                     l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)

@@ -1,6 +1,6 @@
 //! The rules in a kernel, seen with nft's eyes and met by real packets. Each test has network namespaces of its own, and
 //! needs root or a user namespace (`unshare -rn`).
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -179,6 +179,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         command: vec!["/webapp".into()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
+        volumes: Vec::new(),
+        limits: Default::default(),
         publish: (0..ports)
             .map(|port| PublishPlan {
                 listen: SocketAddrV4::new(
@@ -220,6 +222,9 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         },
         sidecar: ids,
         relay: ids,
+        sidecar_limits: Default::default(),
+        relay_limits: Default::default(),
+        cgroup: Default::default(),
         apps: (0..apps).map(app).collect(),
         origins: BTreeMap::new(),
     }

@@ -4,7 +4,9 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
+
+use support::lab::{Lab, describe, lrpns};
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lrpns@.service");
 const INSTALLED: &str = "/usr/local/bin/lrpns";
@@ -92,5 +94,60 @@ fn the_unit_keeps_what_a_part_needs() {
         "OOMPolicy",
     ] {
         assert!(keys.contains(&key), "{key} is gone");
+    }
+}
+
+/// Brings a stack up that needs all that a stack may need, with `bounding` as the widest that its supervisor can hold.
+fn up_with(lab: &Lab, bounding: &[&str]) -> Output {
+    let mut set = "-all".to_owned();
+    for capability in bounding {
+        set += ",+";
+        set += capability.strip_prefix("CAP_").unwrap();
+    }
+    let set = set.to_lowercase();
+    let confine = ["setpriv", "--no-new-privs", "--bounding-set", &set];
+    lab.run(&[&confine[..], &[lrpns(), "up", "-d", "-f", "stack.toml"]].concat())
+}
+
+#[test]
+fn a_stack_needs_every_capability_that_the_unit_gives_and_no_other() {
+    let lab = Lab::new();
+    // A port below 1024, and a root below a directory that is another's and closed.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mkdir closed; cd closed; mkdir -p root/proc root/dev root/tmp; cp \"$0\" root/webapp
+         chmod 700 .; chown 4321 .",
+        lrpns(),
+    ]);
+    lab.write(
+        "stack.toml",
+        "name = \"unit\"\n[app]\nrootfs = \"dir:closed/root\"\ncommand = [\"/webapp\"]\n\
+         publish = [\"127.0.0.1:80:5000\"]\n",
+    );
+    let unit = fs::read_to_string(UNIT).unwrap();
+    let list = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .unwrap();
+    let all: Vec<&str> = list.split_whitespace().collect();
+
+    let up = up_with(&lab, &all);
+    assert!(up.status.success(), "{}", describe(&up));
+    assert_eq!(lab.get("http://localhost:80/").unwrap(), "Hello world!");
+    lab.lrpns_ok(&["restart", "unit", "app"]);
+    lab.lrpns_ok(&["restart", "unit", "sidecar"]);
+    assert_eq!(lab.get("http://localhost:80/").unwrap(), "Hello world!");
+    lab.lrpns_ok(&["down", "unit"]);
+
+    for one in &all {
+        let others: Vec<&str> = all.iter().copied().filter(|other| other != one).collect();
+        let up = up_with(&lab, &others);
+        assert_eq!(
+            up.status.code(),
+            Some(125),
+            "not needed: {one}: {}",
+            describe(&up)
+        );
     }
 }

@@ -1,5 +1,5 @@
 //! The built-in app, as a process, seen through curl and raw sockets. Each test has a network namespace of its own.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

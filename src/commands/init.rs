@@ -5,11 +5,16 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::print;
 use crate::config;
 use crate::error::Failure;
 
 /// Writes the commented example; never over something.
 pub fn init(output: &Path) -> Result<ExitCode, Failure> {
+    if output == Path::new("-") {
+        print(config::EXAMPLE)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let unable = |e: std::io::Error| Failure::unable(format!("write {}: {e}", output.display()));
     let mut file = std::fs::File::create_new(output).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => {

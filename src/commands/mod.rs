@@ -31,7 +31,11 @@ use crate::state::{Liveness, StateRoot};
 /// [`Failure`] has the exit code and what to print.
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Up { source, detach } => up::up(configuration(&source)?, detach),
+        Command::Up {
+            source,
+            detach,
+            strict_limits,
+        } => up::up(configuration(&source)?, detach, strict_limits),
         Command::Run {
             publish,
             rootfs,
@@ -202,15 +206,15 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    understand(client.reply(), stack)
+    next_reply(client, stack)?.ok_or_else(|| ended(stack))
 }
 
-/// What a reply means for a conversation that must have one.
-fn understand(
-    reply: std::io::Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>>,
+/// The next reply; `None` when the supervisor has ended the conversation, or itself.
+fn next_reply(
+    client: &Client,
     stack: &StackName,
-) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    match reply {
+) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
+    match client.reply() {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
             Err(match hint {
@@ -218,9 +222,8 @@ fn understand(
                 None => failure,
             })
         }
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) => Err(ended(stack)),
-        Err(e) if is_gone(&e) => Err(ended(stack)),
+        Ok(reply) => Ok(reply),
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "hear from the supervisor of {stack}: {e}"
         ))),

@@ -8,7 +8,7 @@ use crate::cli::{RulesFormat, Source};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan;
+use crate::resolve;
 
 /// Prints the sidecar's ruleset: the running stack's if it runs, else the one that `up` would load.
 pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> {
@@ -23,7 +23,7 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
         Some(plan) => plan,
         None => {
             let config = configuration(source)?;
-            plan::resolve(&config, &Host::look(&config.name)?)?
+            resolve::plan(&config, &Host::look(&config.name)?)?
         }
     };
     let rules = firewall::sidecar_rules(&plan);

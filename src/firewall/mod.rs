@@ -4,12 +4,12 @@
 //! 1. [`sidecar_rules`] and [`host_rules`] turn a [`Plan`](crate::plan::Plan) into one whole table each, as values of
 //!    the `nftables` crate: the same value is printed ([`to_text`], `serde_json`), compared and loaded. It is in the
 //!    form and order of `nft -j list table`, so what `lrpns rules` prints is what the kernel lists.
-//! 2. [`encode`] (or [`encode_owned`]) turns a table into one nfnetlink batch that **replaces** the table: add, delete,
+//! 2. [`encode()`] (or [`encode_owned`]) turns a table into one nfnetlink batch that **replaces** the table: add, delete,
 //!    add with all its content, in one transaction. So loading twice is loading once, and a ruleset that the kernel
 //!    refuses changes nothing.
 //! 3. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
 //!
-//! [`forwarding`] reads whether the host forwards and whether somebody else's rules stand in the way.
+//! [`forwarding()`] reads whether the host forwards and whether somebody else's rules stand in the way.
 //!
 //! # Why an encoder, and why our own
 //! The sidecar's root is empty, so there is no `nft` to run in it; and running it takes 2.5 ms of which the kernel needs

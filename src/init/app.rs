@@ -22,9 +22,10 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{StageError, drop_privileges, step};
+use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
 ///
@@ -39,8 +40,8 @@ pub fn run(
     let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
-    let notes =
-        rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
+    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
+        .map_err(step("make the root"))?;
     let privileges = drop_privileges(&[], start.user)?;
     protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
         .map_err(step("say ready"))?;
@@ -130,9 +131,6 @@ pub(crate) struct Command {
     args: Vec<CString>,
     env: Vec<CString>,
 }
-
-/// Where a bare name is looked up when the environment has no PATH.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Command {
     pub(crate) fn new(
@@ -251,9 +249,8 @@ impl Command {
 
 /// The child's last steps before `execve(2)`.
 fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+    default_signals();
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    // Rust's runtime ignores SIGPIPE, and an ignored signal stays so across execve(2).
-    default_sigpipe()?;
     rustix::process::setsid()?;
     rustix::stdio::dup2_stdout(out)?;
     rustix::stdio::dup2_stderr(err)?;

@@ -12,7 +12,8 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod privileges;
+pub mod ceilings;
+mod sidecar;
 
 use std::fmt::Display;
 use std::io;
@@ -21,9 +22,9 @@ use std::process::ExitCode;
 
 use caps::Capability;
 
+use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
-use crate::{rootfs, sidecar};
-use privileges::Privileges;
+use crate::rootfs;
 
 /// A step of the stage that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +98,14 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         // The supervisor ended before it said anything: so do we.
         None => return Ok(ExitCode::SUCCESS),
     };
-    let Start { hostname, role } = start;
+    let Start {
+        hostname,
+        nproc,
+        role,
+    } = *start;
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
+    ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {

@@ -29,6 +29,7 @@
 mod choose;
 mod facts;
 mod leftovers;
+mod listening;
 mod message;
 mod rtnl;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub(crate) use self::choose::fnv1a;
 pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac};
 pub use self::facts::{Facts, facts};
 pub use self::leftovers::{remove_leftover_links, wait_until_gone};
+pub use self::listening::Listening;
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};

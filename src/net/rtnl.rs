@@ -72,6 +72,9 @@ pub enum Error {
         /// How long it was waited for, in seconds.
         seconds: u64,
     },
+    /// The kernel doesn't tell where sockets listen.
+    #[error("ask where sockets listen")]
+    SockDiag(#[source] io::Error),
     /// A link of a namespace that has ended is still there.
     #[error("host: link {link} is still there after {seconds} s")]
     StillThere {

@@ -254,6 +254,9 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         },
         sidecar: IDS,
         relay: IDS,
+        sidecar_limits: Default::default(),
+        relay_limits: Default::default(),
+        cgroup: Default::default(),
         apps: (23..)
             .zip(apps)
             .map(|(last, name)| app(&stack, name, last))
@@ -279,6 +282,8 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         command: vec!["/webapp".to_owned()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
+        volumes: Vec::new(),
+        limits: Default::default(),
         publish: Vec::new(),
         restart: Restart::No,
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod lab;
+pub mod look;
 
 use std::env;
 use std::fs::OpenOptions;

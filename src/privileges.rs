@@ -10,7 +10,8 @@
 //!    of uid, so nothing here depends on which uid it was.
 //! 3. effective and permitted set: now the sets are what the role may hold.
 //! 4. no_new_privs: from here no `execve(2)` gives anything back.
-//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 5. the keyring, the dumpable flag and the parent-death signal: what a uid or an inheritance could give away.
+//! 6. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -124,22 +125,7 @@ fn drop_for(
     user: u32,
     pass_on: &[Capability],
 ) -> Result<Privileges, DropError> {
-    let passed: HashSet<Capability> = pass_on.iter().copied().collect();
-    let kept: HashSet<Capability> = keep.iter().copied().collect();
-    let mask = keep.iter().fold(0_u64, |mask, cap| mask | 1 << cap.index());
-
-    // By number and not by the caps crate's names: the kernel may know more of them than the crate.
-    for bit in known_to_the_kernel() {
-        if mask & bit.bits() == 0 {
-            rustix::thread::remove_capability_from_bounding_set(bit)
-                .map_err(call("drop a capability from the bounding set"))?;
-        }
-    }
-    // The ambient set first: one of the securebits keeps everybody from adding to it.
-    caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
-    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
-    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))?;
-
+    lock(keep, pass_on)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -150,59 +136,120 @@ fn drop_for(
     let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
-
-    caps::set(None, CapSet::Effective, &HashSet::new())
-        .map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
-    caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
-
-    rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))?;
+    set(keep)?;
+    crate::sys::process::leave_session_keyring().map_err(call("leave the session keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
-    let passed = pass_on.iter().fold(0, |mask, cap| mask | cap.bitmask());
-    verify(mask, passed, user, groups)
+    let held = read()?;
+    compare(&held, keep, pass_on)?;
+    for (what, found, wanted) in [
+        ("the uids", held.uids, [user; 3]),
+        ("the gids", held.gids, [user; 3]),
+    ] {
+        if found != wanted {
+            return Err(DropError::Mismatch {
+                what,
+                found: format!("{found:?}"),
+                wanted: format!("{wanted:?}"),
+            });
+        }
+    }
+    if held.groups != groups {
+        return Err(DropError::Mismatch {
+            what: "the number of groups",
+            found: held.groups.to_string(),
+            wanted: groups.to_string(),
+        });
+    }
+    Ok(held)
 }
 
-/// Reads what this process holds and compares it with what it must be.
-fn verify(mask: u64, passed: u64, user: u32, groups: usize) -> Result<Privileges, DropError> {
+/// Drops everything but `keep`, as far as it is held, from a process that goes on as who it is: the supervisor, once the
+/// stack is up. What it starts later is not bound by this: who joins a user namespace begins anew there
+/// (user_namespaces(7)).
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
+    let permitted = rustix::thread::capabilities(None)
+        .map_err(call("read the capability sets"))?
+        .permitted
+        .bits();
+    let keep: Vec<Capability> = keep
+        .iter()
+        .copied()
+        .filter(|cap| permitted & cap.bitmask() != 0)
+        .collect();
+    lock(&keep, &[])?;
+    set(&keep)?;
     let held = read()?;
-    let hex = |m: u64| format!("{m:016x}");
+    compare(&held, &keep, &[])?;
+    Ok(held)
+}
+
+fn mask(capabilities: &[Capability]) -> u64 {
+    capabilities
+        .iter()
+        .fold(0, |mask, cap| mask | cap.bitmask())
+}
+
+/// What needs CAP_SETPCAP: the bounding set, what an `execve(2)` passes on, and the securebits.
+fn lock(keep: &[Capability], pass_on: &[Capability]) -> Result<(), DropError> {
+    let passed: HashSet<Capability> = pass_on.iter().copied().collect();
+    let mask = mask(keep);
+    // By number and not by the caps crate's names: the kernel may know more of them than the crate.
+    for bit in known_to_the_kernel() {
+        if mask & bit.bits() == 0 {
+            rustix::thread::remove_capability_from_bounding_set(bit)
+                .map_err(call("drop a capability from the bounding set"))?;
+        }
+    }
+    // The ambient set first: one of the securebits keeps everybody from adding to it.
+    caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
+    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
+    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))
+}
+
+/// The effective and the permitted set, and no way back.
+fn set(keep: &[Capability]) -> Result<(), DropError> {
+    let kept: HashSet<Capability> = keep.iter().copied().collect();
+    caps::set(None, CapSet::Effective, &HashSet::new())
+        .map_err(caps_call("clear the effective set"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
+    rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))
+}
+
+/// Compares what the kernel says with what must be.
+fn compare(
+    held: &Privileges,
+    keep: &[Capability],
+    pass_on: &[Capability],
+) -> Result<(), DropError> {
+    let (mask, passed) = (mask(keep), mask(pass_on));
+    let securebits = u64::from(securebits().bits());
     for (what, found, wanted) in [
         ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
         ("the bounding set", held.bounding, mask),
         ("the ambient set", held.ambient, passed),
-        (
-            "the securebits",
-            u64::from(held.securebits),
-            u64::from(securebits().bits()),
-        ),
+        ("the securebits", u64::from(held.securebits), securebits),
         ("no_new_privs", u64::from(held.no_new_privs), 1),
-        ("the number of groups", held.groups as u64, groups as u64),
     ] {
         if found != wanted {
             return Err(DropError::Mismatch {
                 what,
-                found: hex(found),
-                wanted: hex(wanted),
+                found: format!("{found:016x}"),
+                wanted: format!("{wanted:016x}"),
             });
         }
     }
-    for (what, ids) in [("the uids", held.uids), ("the gids", held.gids)] {
-        if ids != [user; 3] {
-            return Err(DropError::Mismatch {
-                what,
-                found: format!("{ids:?}"),
-                wanted: format!("{:?}", [user; 3]),
-            });
-        }
-    }
-    Ok(held)
+    Ok(())
 }
 
 /// What this process holds.

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use caps::Capability;
 
+use super::{StageError, drop_privileges, step};
 use crate::firewall::{self, Batch};
-use crate::init::{StageError, drop_privileges, step};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
 

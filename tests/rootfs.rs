@@ -1,0 +1,373 @@
+//! The app's root: what is in it, and that nothing in it, nor in what it was made from, leads out.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::lab::{Lab, describe};
+use support::look::{self, PYTHON};
+
+/// What makes a directory a root in which the host's Python runs: its /usr, and mount points. In the lab's own mount
+/// namespace, so nothing of it is left.
+const MAKE_ROOT: &str = r#"
+set -e
+mkdir -p "$1"/usr "$1"/proc "$1"/dev "$1"/tmp "$1"/etc "$1"/opt
+mount --bind /usr "$1"/usr
+for name in bin sbin lib lib32 lib64 libx32; do
+    [ ! -L /$name ] || cp -P /$name "$1"/
+    [ -L /$name ] || [ ! -d /$name ] || { mkdir "$1"/$name; mount --bind /$name "$1"/$name; }
+done
+[ ! -e /etc/ld.so.cache ] || cp /etc/ld.so.cache "$1"/etc
+"#;
+
+/// A root of one's own; its path.
+fn make_root(lab: &Lab) -> PathBuf {
+    let root = lab.dir.path().join("root");
+    lab.ok(&["sh", "-c", MAKE_ROOT, "sh", root.to_str().unwrap()]);
+    root
+}
+
+/// A stack in that root whose app waits; `more` are lines of the app's.
+fn file(root: &Path, more: &str) -> String {
+    format!(
+        "name = \"web\"\n[app]\nrootfs = \"dir:{}\"\ncommand = {}\n{more}\n",
+        root.display(),
+        look::toml_list(&[PYTHON, "-c", "import signal\nsignal.pause()"])
+    )
+}
+
+/// `up` of what can't be brought up; what it said.
+fn refused(lab: &Lab, file: &str) -> String {
+    refused_with(125, lab, file)
+}
+
+fn refused_with(code: i32, lab: &Lab, file: &str) -> String {
+    let mounts = lab.ok(&["cat", "/proc/self/mountinfo"]);
+    let path = lab.write("refused.toml", file);
+    let output = lab.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+    assert_eq!(lab.ok(&["cat", "/proc/self/mountinfo"]), mounts);
+    assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The paths below the root of the app's process, without what the given ones hold.
+fn tree(lab: &Lab, status: &Value, prune: &[&str]) -> Vec<String> {
+    let root = format!("/proc/{}/root/", look::pid(status, "app"));
+    let mut args = vec!["find".to_owned(), root.clone()];
+    args.extend(["-mindepth", "1", "-printf", "%P\n"].map(str::to_owned));
+    for path in prune {
+        args.extend(["-path", &format!("{root}{path}/*"), "-prune", "-o"].map(str::to_owned));
+    }
+    // find wants what to look for first and what to do last.
+    let printf = args.drain(4..6).collect::<Vec<_>>();
+    args.extend(printf);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut paths: Vec<_> = lab.ok(&args).lines().map(str::to_owned).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn the_builtin_root_holds_one_program_and_mount_points() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let paths = tree(&lab, &lab.status("customerA"), &["dev", "proc"]);
+    assert_eq!(paths, ["dev", "proc", "tmp", "webapp"]);
+}
+
+#[test]
+fn the_host_root_holds_programs_and_an_etc_that_tells_nothing() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(&lab, &look::telling("web", "t", "5000:5000", ""));
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        r#"
+expected = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "tmp", "usr"}
+etc = {"alternatives", "group", "hostname", "hosts", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "passwd",
+       "resolv.conf"}
+say({
+    "more in /": sorted(set(os.listdir("/")) - expected),
+    "more in /etc": sorted(set(os.listdir("/etc")) - etc),
+    "passwd": [line.split(":")[0] for line in open("/etc/passwd")],
+    "group": [line.split(":")[0] for line in open("/etc/group")],
+    "hostname": open("/etc/hostname").read(),
+    "resolv.conf": open("/etc/resolv.conf").read(),
+    "up": sorted(os.listdir("/..")) == sorted(os.listdir("/")),
+})
+"#,
+    );
+    assert_eq!(
+        found,
+        json!({
+            "more in /": [], "more in /etc": [], "passwd": ["root", "app", "nobody"], "group": ["root", "app", "nogroup"],
+            "hostname": "app\n", "resolv.conf": "", "up": true,
+        })
+    );
+}
+
+#[test]
+fn a_directory_is_the_whole_root_and_read_only_whoever_owns_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let root = make_root(&lab);
+    let text = file(&root, "");
+    let path = lab.write("plan.toml", &text);
+    let plan = lab.lrpns_ok(&["plan", "--json", "-f", path.to_str().unwrap()]);
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let app = plan["apps"][0]["ids"]["host_id"].as_u64().unwrap() + 1;
+    let token = look::token();
+    // As open as can be: the app's own, writable by all, a mount of its own that is writable, a device.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        &format!(
+            "cd {}; mkdir open mounted; echo {token} >open/file; chmod -R a+rwX open; chown -R {app}:{app} open .\n\
+             mount -t tmpfs -o mode=777 tmpfs mounted; touch mounted/file; chmod 666 mounted/file\n\
+             mknod memory c 1 1; chmod 666 memory; ln -s /etc/shadow out; ln -s ../../../../etc/shadow up",
+            root.display()
+        ),
+    ]);
+    look::up(&lab, &text);
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        r#"
+say({
+    "token": open("/open/file").read().strip(),
+    "owner": os.stat("/open/file").st_uid == os.getuid(),
+    "write": [tried(lambda: open(path, "w")) for path in ("/open/file", "/open/new", "/mounted/file", "/mounted/new", "/new")],
+    "mode": tried(lambda: os.chmod("/open/file", 0o600)),
+    "device": tried(lambda: open("/memory", "rb")),
+    "out": [tried(lambda: open(path)) for path in ("/out", "/up", "/../../etc/shadow")],
+})
+"#,
+    );
+    assert_eq!(
+        found,
+        json!({
+            "token": token, "owner": true, "write": ["EROFS", "EROFS", "EROFS", "EROFS", "EROFS"], "mode": "EROFS",
+            "device": "EACCES", "out": ["ENOENT", "ENOENT", "ENOENT"],
+        })
+    );
+    let inside: Vec<_> = look::mounts(&lab, look::pid(&lab.status("web"), "app"))
+        .into_iter()
+        .filter(|mount| ["/", "/mounted"].contains(&mount.point.as_str()))
+        .collect();
+    assert_eq!(inside.len(), 2);
+    for mount in inside {
+        let flags = ["ro", "nosuid", "nodev"];
+        assert!(flags.iter().all(|flag| mount.has(flag)), "{mount:?}");
+    }
+    // What is read-only for the app is not so for whoever owns the directory.
+    lab.ok(&["touch", root.join("open/file").to_str().unwrap()]);
+}
+
+#[test]
+fn set_user_id_programs_and_file_capabilities_give_nothing() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let root = make_root(&lab);
+    let text = file(&root, "");
+    let path = lab.write("plan.toml", &text);
+    let plan = lab.lrpns_ok(&["plan", "--json", "-f", path.to_str().unwrap()]);
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let stage = plan["apps"][0]["ids"]["host_id"].as_u64().unwrap();
+    // Worse than any image: owned by id 0 of the very namespace, and a capability for that namespace (vfs_ns_cap_data).
+    let make = format!(
+        r#"
+import os, shutil, struct
+os.chdir("{}/opt")
+for name, owner in ("root", 0), ("stage", {stage}), ("capable", 0), ("capable-inside", 0):
+    shutil.copy("{PYTHON}", name)
+    os.chown(name, owner, owner)
+    os.chmod(name, 0o755 if name.startswith("capable") else 0o6755)
+os.setxattr("capable", "security.capability", struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0))
+os.setxattr("capable-inside", "security.capability", struct.pack("<IIIIII", 0x03000001, 1 << 13, 0, 0, 0, {stage}))
+"#,
+        root.display()
+    );
+    lab.ok(&[PYTHON, "-c", &make]);
+    let show = "import os\nprint(os.geteuid(), [line.split()[1] for line in open('/proc/self/status') if line.startswith('CapEff')][0])";
+    // Outside, for an ordinary user, they do give something.
+    let outside = |name: &str| {
+        let program = root.join("opt").join(name);
+        lab.ok(&[
+            "setpriv",
+            "--reuid=4321",
+            "--regid=4321",
+            "--clear-groups",
+            program.to_str().unwrap(),
+            "-S",
+            "-c",
+            show,
+        ])
+    };
+    assert!(outside("root").starts_with("0 "));
+    assert!(outside("stage").starts_with(&format!("{stage} ")));
+    assert_eq!(outside("capable"), "4321 0000000000002000\n");
+
+    look::up(&lab, &text);
+    for name in ["root", "stage", "capable", "capable-inside"] {
+        let program = format!("/opt/{name}");
+        let inside = lab.lrpns_ok(&["exec", "web", "--", &program, "-S", "-c", show]);
+        assert_eq!(inside, "1000 0000000000000000\n", "{name}");
+    }
+}
+
+#[test]
+fn a_mount_point_that_is_a_link_is_refused_and_nothing_is_mounted_elsewhere() {
+    if !look::machine() {
+        return;
+    }
+    for (point, more) in [
+        ("tmp", ""),
+        ("proc", ""),
+        ("dev", ""),
+        ("data", "tmpfs = [\"/data:1M\"]"),
+    ] {
+        let lab = Lab::new();
+        let root = make_root(&lab);
+        let target = lab.dir.path().join("target");
+        std::fs::create_dir(&target).unwrap();
+        let link = root.join(point);
+        if link.exists() {
+            std::fs::remove_dir(&link).unwrap();
+        }
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let said = refused(&lab, &file(&root, more));
+        assert!(
+            said.contains(&format!("has no directory /{point}")),
+            "{said}"
+        );
+        assert!(said.contains("hint: "), "{said}");
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_mount_point_behind_a_link_is_refused_and_nothing_is_mounted_elsewhere() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let root = make_root(&lab);
+    let target = lab.dir.path().join("target");
+    std::fs::create_dir_all(target.join("cache")).unwrap();
+    // Absolute and relative, to the host's and to the root's own.
+    for link in [target.to_str().unwrap(), "../target", "etc"] {
+        let var = root.join("var");
+        let _ = std::fs::remove_file(&var);
+        std::os::unix::fs::symlink(link, &var).unwrap();
+        std::fs::create_dir_all(root.join("etc/cache")).unwrap();
+        let said = refused(&lab, &file(&root, "tmpfs = [\"/var/cache:1M\"]"));
+        assert!(said.contains("/var/cache"), "{link}: {said}");
+    }
+}
+
+#[test]
+fn every_missing_mount_point_is_told_at_once() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let root = lab.dir.path().join("empty");
+    std::fs::create_dir(&root).unwrap();
+    let said = refused(&lab, &file(&root, "tmpfs = [\"/tmp:1M\", \"/data:1M\"]"));
+    for point in ["/proc", "/dev", "/tmp", "/data"] {
+        assert!(
+            said.contains(&format!("has no directory {point} ")),
+            "{point}: {said}"
+        );
+    }
+    let said = refused(&lab, &file(&root.join("none"), ""));
+    assert!(said.contains("is not a directory"), "{said}");
+    assert_eq!(
+        std::fs::read_dir(&root).unwrap().count(),
+        0,
+        "nothing was made there"
+    );
+}
+
+#[test]
+fn declared_tmpfs_are_writable_up_to_their_size_and_nothing_else_is() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(
+        &lab,
+        &look::telling(
+            "web",
+            "t",
+            "5000:5000",
+            "tmpfs = [\"/data:1M\", \"/var/lib/deep:2M\"]",
+        ),
+    );
+    let fill = r#"
+def fill(directory):
+    written = 0
+    with open(directory + "/big", "wb", buffering=0) as big:
+        try:
+            while True:
+                written += big.write(bytes(65536))
+        except OSError as e:
+            return [written, errno.errorcode[e.errno]]
+say([fill("/data"), fill("/var/lib/deep"), tried(lambda: open("/var/lib/x", "w")), os.path.exists("/tmp")])
+"#;
+    assert_eq!(
+        look::attack(&lab, "web", "app", fill),
+        json!([[1 << 20, "ENOSPC"], [2 << 20, "ENOSPC"], "EROFS", false])
+    );
+    // A restart begins with empty ones.
+    lab.lrpns_ok(&["restart", "web"]);
+    assert_eq!(
+        look::attack(&lab, "web", "app", "say(os.listdir('/data'))"),
+        json!([])
+    );
+}
+
+#[test]
+fn a_program_that_is_not_in_the_root_is_named() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let root = make_root(&lab);
+    std::fs::write(root.join("opt/script"), "#!/opt/interpreter\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(root.join("opt/script"), mode(0o755)).unwrap();
+    std::fs::write(root.join("opt/plain"), "x").unwrap();
+    std::fs::set_permissions(root.join("opt/plain"), mode(0o644)).unwrap();
+    for (program, code, why) in [
+        ("/opt/none", 127, "/opt/none: No such file or directory"),
+        ("none", 127, "none (looked up in PATH)"),
+        (
+            "/opt/script",
+            127,
+            "its interpreter or loader is not in this root",
+        ),
+        ("/opt/plain", 126, "/opt/plain: Permission denied"),
+    ] {
+        let text = format!(
+            "name = \"web\"\n[app]\nrootfs = \"dir:{}\"\ncommand = [\"{program}\"]\n",
+            root.display()
+        );
+        let said = refused_with(code, &lab, &text);
+        assert!(said.contains(why), "{program}: {said}");
+    }
+}

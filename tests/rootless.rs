@@ -1,0 +1,388 @@
+//! Without root: the same stack, by the same code, for an ordinary user.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use support::lab::{LAB, Lab, describe, lrpns};
+use support::look::{self, PYTHON};
+use support::skip;
+
+/// An ordinary user in a lab.
+struct User<'a> {
+    lab: &'a Lab,
+    uid: u32,
+    /// `$XDG_RUNTIME_DIR`.
+    runtime: Option<String>,
+}
+
+impl<'a> User<'a> {
+    /// One with a runtime directory, as after a login.
+    fn new(lab: &'a Lab, uid: u32) -> Self {
+        let runtime = format!("/run/lab/{uid}");
+        lab.ok(&[
+            "install",
+            "-d",
+            "-m",
+            "700",
+            "-o",
+            &uid.to_string(),
+            &runtime,
+        ]);
+        Self {
+            lab,
+            uid,
+            runtime: Some(runtime),
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let id = self.uid.to_string();
+        let runtime = self
+            .runtime
+            .as_ref()
+            .map(|runtime| format!("XDG_RUNTIME_DIR={runtime}"));
+        let mut all = vec![
+            "setpriv",
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "env",
+        ];
+        all.extend(runtime.as_deref());
+        all.extend(args);
+        self.lab.command(&all)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs lrpns, from where this user may execute it.
+    fn lrpns(&self, args: &[&str]) -> Output {
+        self.run(&[&[self.program().as_str()], args].concat())
+    }
+
+    fn lrpns_ok(&self, args: &[&str]) -> String {
+        let output = self.lrpns(args);
+        assert!(output.status.success(), "{args:?}: {}", describe(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The target directory may be below a home that nobody else may enter.
+    fn program(&self) -> String {
+        let copy = self.lab.dir.path().join("lrpns");
+        if !copy.exists() {
+            std::fs::copy(lrpns(), &copy).unwrap();
+        }
+        copy.to_str().unwrap().to_owned()
+    }
+
+    fn up(&self, file: &str) {
+        let path = self.lab.write("rootless.toml", file);
+        self.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+    }
+
+    fn status(&self, stack: &str) -> Value {
+        serde_json::from_str(&self.lrpns_ok(&["status", stack, "--json"])).unwrap()
+    }
+
+    /// The user's processes.
+    fn processes(&self) -> Vec<String> {
+        let list = self
+            .lab
+            .run(&["ps", "-u", &self.uid.to_string(), "-o", "args="]);
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        list.lines()
+            // What has ended, and the lab's first process has not got round to.
+            .filter(|line| !line.contains("<defunct>"))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Whether an ordinary user may have user namespaces here at all.
+fn allowed(user: &User<'_>) -> bool {
+    let may = user
+        .run(&["unshare", "--user", "--net", "true"])
+        .status
+        .success();
+    if !may {
+        skip("userns", "an ordinary user can't make a user namespace");
+    }
+    may
+}
+
+fn machine() -> bool {
+    look::machine_with(&["setpriv", "ps"])
+}
+
+/// The whole of a stack's life, with what each command says.
+fn a_life(user: &User<'_>) {
+    let lab = user.lab;
+    let links = lab.ok(&["ip", "-j", "link"]);
+    let rules = lab.ok(&["nft", "-j", "list", "ruleset"]);
+    user.lrpns_ok(&["up", "-d", "--set", "PROVIDER=nobody"]);
+    for answer in [
+        lab.get("http://localhost:5000/"),
+        lab.get(&format!("http://{LAB}:5000/")),
+        lab.client_get(&format!("http://{LAB}:5000/")),
+    ] {
+        assert_eq!(answer.unwrap(), "Hello nobody!");
+    }
+    // The uplink is in a namespace of the user's own: nothing was added to the host's.
+    assert_eq!(lab.ok(&["ip", "-j", "link"]), links);
+    assert_eq!(lab.ok(&["nft", "-j", "list", "ruleset"]), rules);
+
+    let before = user.status("customerA");
+    assert_eq!(before["plan"]["mode"], "rootless");
+    let ps: Value = serde_json::from_str(&user.lrpns_ok(&["ps", "--json"])).unwrap();
+    assert_eq!(
+        (&ps[0]["stack"], &ps[0]["state"]),
+        (&json!("customerA"), &json!("up"))
+    );
+    let again = user.lrpns(&["up", "-d", "--set", "PROVIDER=nobody"]);
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("nothing was changed"),
+        "{}",
+        describe(&again)
+    );
+    for part in ["app", "sidecar", "relay"] {
+        user.lrpns_ok(&["restart", "customerA", part]);
+        let now = user.status("customerA");
+        assert_ne!(look::init(&now, part), look::init(&before, part), "{part}");
+        assert_eq!(
+            lab.client_get(&format!("http://{LAB}:5000/")).unwrap(),
+            "Hello nobody!",
+            "after a restart of {part}"
+        );
+    }
+    let log = user.lrpns_ok(&["logs", "customerA", "--part", "app"]);
+    assert!(log.contains("GET /"), "{log}");
+
+    user.lrpns_ok(&["down"]);
+    assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
+    assert_eq!(user.processes(), Vec::<String>::new());
+    user.lrpns_ok(&["down"]);
+}
+
+#[test]
+fn a_stack_lives_for_an_ordinary_user_and_leaves_nothing() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    a_life(&user);
+    let left = lab.ok(&["find", user.runtime.as_deref().unwrap(), "-mindepth", "1"]);
+    assert_eq!(left, "");
+}
+
+#[test]
+fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // /tmp is the machine's: a uid that no other test run has at the same time.
+    let user = User {
+        runtime: None,
+        ..User::new(&lab, 4_000_000 + std::process::id())
+    };
+    if !allowed(&user) {
+        return;
+    }
+    let dir = format!("/tmp/lrpns-{}", user.uid);
+    a_life(&user);
+    assert!(!support::lab::exists(&dir), "{dir}");
+
+    // Somebody else's directory of that name is not used.
+    std::fs::create_dir(&dir).unwrap();
+    let refused = user.lrpns(&["up", "-d"]);
+    std::fs::remove_dir(&dir).unwrap();
+    assert_eq!(refused.status.code(), Some(125), "{}", describe(&refused));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("must be ours"), "{said}");
+}
+
+#[test]
+fn every_part_of_an_ordinary_users_stack_is_confined() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    user.lrpns_ok(&["up", "-d"]);
+    look::assert_confined(&lab, &user.status("customerA"), 4321..4322);
+    user.lrpns_ok(&["down"]);
+    user.up(&look::telling("web", "t", "0.0.0.0:5000:5000", ""));
+    look::assert_confined(&lab, &user.status("web"), 4321..4322);
+    for part in ["app", "sidecar", "relay"] {
+        user.lrpns_ok(&["restart", "web", part]);
+    }
+    look::assert_confined(&lab, &user.status("web"), 4321..4322);
+}
+
+#[test]
+fn an_ordinary_users_app_reaches_nothing_and_writes_nowhere() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    let token = look::token();
+    user.up(&look::telling("web", &token, "0.0.0.0:5000:5000", ""));
+    let answer = lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    assert!(answer.contains(&token), "{answer}");
+    let status = user.status("web");
+    look::settle(&lab, &status);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    let near = look::planned(&status, "/uplink/host_address");
+    let far = look::planned(&status, "/uplink/sidecar_address");
+    let code = format!(
+        r#"{}
+def attach():
+    call(libc.ptrace(16, 1, 0, 0))
+say({{
+    "elsewhere": sorted({{knock(a, 5000) for a in ("{near}", "{far}", "{LAB}", "10.99.0.2", "203.0.113.8")}}),
+    "sidecar": [knock("172.18.0.33", 22), throw("172.18.0.33", 53)],
+    "raw": tried(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1),
+    "packet": tried(socket.socket, socket.AF_PACKET, socket.SOCK_RAW),
+    "user namespace": tried(lambda: call(libc.unshare(0x10000000))) != "OK",
+    "attach": tried(attach),
+    "ids": [os.getuid(), os.getgid()],
+    "write": [tried(lambda: os.close(os.open(d, os.O_TMPFILE | os.O_RDWR))) for d in ("/", "/usr", "/etc", "/dev", "/tmp")],
+    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+}})"#,
+        look::ATTACKS
+    );
+    let exec = user.lrpns_ok(&["exec", "web", "--", PYTHON, "-c", &code]);
+    let found: Value = serde_json::from_str(&exec).unwrap();
+    assert_eq!(
+        found,
+        json!({
+            "elsewhere": ["ENETUNREACH"], "sidecar": ["EINPROGRESS", "OK"], "raw": "EPERM", "packet": "EPERM",
+            "user namespace": true, "attach": "EPERM", "ids": [0, 0],
+            "write": ["EROFS", "EROFS", "EROFS", "EROFS", "OK"],
+            // Its server and itself.
+            "processes": 2,
+        })
+    );
+    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 2)]);
+}
+
+#[test]
+fn a_port_that_an_ordinary_user_may_not_have_is_refused_with_a_hint() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    for (publish, via, words) in [
+        (
+            "0.0.0.0:80:5000",
+            "auto",
+            ["port 80", "1024", "ip_unprivileged_port_start"],
+        ),
+        (
+            "0.0.0.0:5000:5000",
+            "dnat",
+            ["via = \"dnat\"", "needs root", "via = \"auto\""],
+        ),
+    ] {
+        let file = look::telling("web", "t", publish, &format!("via = \"{via}\""));
+        let path = lab.write("refused.toml", &file);
+        let refused = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+        assert_eq!(refused.status.code(), Some(125), "{}", describe(&refused));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        for word in words.iter().chain(&["hint: "]) {
+            assert!(said.contains(word), "no `{word}` in {said}");
+        }
+        let left = lab.ok(&["find", user.runtime.as_deref().unwrap(), "-mindepth", "1"]);
+        assert_eq!((left.as_str(), user.processes()), ("", vec![]));
+    }
+    // Where the machine allows it, it works.
+    lab.ok(&[
+        "sh",
+        "-c",
+        "echo 80 >/proc/sys/net/ipv4/ip_unprivileged_port_start",
+    ]);
+    user.up(&look::telling("web", "t", "0.0.0.0:80:5000", ""));
+    assert!(lab.client_get(&format!("http://{LAB}/")).is_ok());
+}
+
+#[test]
+fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    user.lrpns_ok(&["up", "-d"]);
+    let supervisor = user.status("customerA")["supervisor"].to_string();
+    lab.ok(&["kill", "-KILL", &supervisor]);
+    look::eventually("processes of the user", &Vec::<String>::new(), || {
+        user.processes()
+    });
+    assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
+    user.lrpns_ok(&["down"]);
+    let left = lab.ok(&["find", user.runtime.as_deref().unwrap(), "-mindepth", "1"]);
+    assert_eq!(left, "");
+    user.lrpns_ok(&["up", "-d"]);
+    assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
+}
+
+#[test]
+fn users_and_root_have_stacks_of_one_name_side_by_side() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let users = [User::new(&lab, 4321), User::new(&lab, 4322)];
+    if !allowed(&users[0]) {
+        return;
+    }
+    let file =
+        |who: &str, port: u16| look::telling("web", who, &format!("0.0.0.0:{port}:5000"), "");
+    look::up(&lab, &file("root", 5000));
+    users[0].up(&file("one", 5001));
+    users[1].up(&file("two", 5002));
+    for (port, who) in [(5000, "root"), (5001, "one"), (5002, "two")] {
+        let answer = lab.client_get(&format!("http://{LAB}:{port}/")).unwrap();
+        assert!(answer.contains(&format!("\"{who}\"")), "{answer}");
+    }
+    users[1].lrpns_ok(&["down", "--all"]);
+    assert!(lab.client_get(&format!("http://{LAB}:5002/")).is_err());
+    for port in [5000, 5001] {
+        assert!(lab.client_get(&format!("http://{LAB}:{port}/")).is_ok());
+    }
+    // Nor can one ask another's supervisor, even where the path is known and open.
+    let runtime = users[0].runtime.as_deref().unwrap();
+    lab.ok(&["chmod", "-R", "a+rwX", runtime]);
+    let other = User {
+        runtime: users[0].runtime.clone(),
+        ..User::new(&lab, 4322)
+    };
+    let refused = other.lrpns(&["down", "web"]);
+    assert!(!refused.status.success(), "{}", describe(&refused));
+    assert!(lab.client_get(&format!("http://{LAB}:5001/")).is_ok());
+}

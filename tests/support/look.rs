@@ -1,0 +1,512 @@
+//! Other eyes to look at a stack with: `ip -j`, `nft -j`, `/proc`, and Python, inside the app and beside it.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::lab::{Lab, describe, lrpns};
+use super::{program, skip};
+
+/// Python inside an app with `rootfs = "host"`, and in a lab.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// How long the kernel may take for what it does at once. Only a test that fails waits for it.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+/// Whether this machine has what the end-to-end tests look with; if not, the test is skipped.
+pub fn machine() -> bool {
+    machine_with(&[])
+}
+
+/// As [`machine`], with some programs more.
+pub fn machine_with(more: &[&str]) -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        skip(
+            "netns",
+            "only root can make network and mount namespaces for a lab",
+        );
+        return false;
+    }
+    for name in ["ip", "bridge", "nft", "curl", "python3"]
+        .iter()
+        .chain(more)
+    {
+        if program(name).is_none() {
+            let need = if *name == "bridge" { "ip" } else { name };
+            skip(need, &format!("there is no {name}"));
+            return false;
+        }
+    }
+    true
+}
+
+/// Something nobody can guess, so that it can only have come from where it was put.
+pub fn token() -> String {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+    uuid.trim().to_owned()
+}
+
+/// A text as a string of TOML, in which `$` begins a variable.
+pub fn toml(text: &str) -> String {
+    serde_json::to_string(text).unwrap().replace('$', "$$")
+}
+
+/// A list of them.
+pub fn toml_list(texts: &[&str]) -> String {
+    let texts: Vec<_> = texts.iter().map(|text| toml(text)).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// A server that tells whom it sees and a token, on ports 5000 and 6000.
+pub const TELLING: &str = r#"
+import http.server, json, os, threading
+class Tell(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"peer": self.client_address[0], "port": self.server.server_port,
+                           "token": os.environ.get("TOKEN", "")}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+def serve(port):
+    return http.server.ThreadingHTTPServer(("0.0.0.0", port), Tell)
+threading.Thread(target=serve(6000).serve_forever, daemon=True).start()
+serve(5000).serve_forever()
+"#;
+
+/// The file of a stack with one app that is [`TELLING`], published as `publish`, with `more` lines for the app.
+pub fn telling(stack: &str, token: &str, publish: &str, more: &str) -> String {
+    format!(
+        "name = \"{stack}\"\n[network]\nsubnet = \"172.18.0.0/24\"\n\
+         [sidecar]\naddress = \"172.18.0.33\"\n\
+         [app]\naddress = \"172.18.0.23\"\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{token}\" }}\n\
+         publish = [\"{publish}\"]\n{more}\n",
+        toml_list(&[PYTHON, "-c", TELLING])
+    )
+}
+
+/// Brings up what `file` says, from the lab's directory; what `up` said.
+pub fn up(lab: &Lab, file: &str) -> String {
+    let path = lab.write(&format!("{}.toml", token()), file);
+    let output = lab.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", describe(&output));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A part of a status.
+pub fn part<'a>(status: &'a Value, name: &str) -> &'a Value {
+    let parts = status["parts"].as_array().unwrap();
+    parts
+        .iter()
+        .find(|part| part["name"] == name)
+        .unwrap_or_else(|| panic!("no part {name} in {status}"))
+}
+
+/// The number, in the lab, of the process that does a part's work.
+pub fn pid(status: &Value, name: &str) -> i64 {
+    part(status, name)["pid"].as_i64().unwrap()
+}
+
+/// The number, in the lab, of a part's pid 1.
+pub fn init(status: &Value, name: &str) -> i64 {
+    part(status, name)["init"].as_i64().unwrap()
+}
+
+/// A string of a plan, such as `/uplink/host_link`.
+pub fn planned<'a>(status: &'a Value, pointer: &str) -> &'a str {
+    status["plan"]
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_else(|| panic!("no {pointer} in {status}"))
+}
+
+/// Runs a command of the lab's in the network namespace of one of its processes, as root there; it must succeed.
+pub fn beside(lab: &Lab, pid: i64, args: &[&str]) -> String {
+    lab.ok(&[
+        &["nsenter", "--net", "--target", &pid.to_string(), "--"],
+        args,
+    ]
+    .concat())
+}
+
+/// What a command prints in the network namespace of `pid`, as JSON; `None` is the lab's own.
+pub fn json(lab: &Lab, pid: Option<i64>, args: &[&str]) -> Value {
+    let text = match pid {
+        Some(pid) => beside(lab, pid, args),
+        None => lab.ok(args),
+    };
+    // `ip -j` prints nothing at all for an empty list on some versions.
+    if text.trim().is_empty() {
+        return Value::Array(vec![]);
+    }
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+}
+
+/// Packets counted by each rule of our table, by `CHAIN/RULE`.
+pub type Counters = BTreeMap<String, u64>;
+
+/// The counters of `table` in the network namespace of `pid`, or the lab's.
+pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
+    let list = json(lab, pid, &["nft", "-j", "list", "table", "inet", table]);
+    let rules = list["nftables"].as_array().unwrap().iter();
+    rules
+        .filter_map(|object| object.get("rule"))
+        .map(|rule| {
+            let name = format!(
+                "{}/{}",
+                rule["chain"].as_str().unwrap(),
+                rule["comment"].as_str().unwrap()
+            );
+            let packets = rule["expr"].as_array().unwrap().iter();
+            let packets = packets
+                .filter_map(|expr| expr["counter"]["packets"].as_u64())
+                .sum();
+            (name, packets)
+        })
+        .collect()
+}
+
+/// What was counted since `before`, without what wasn't.
+pub fn since(before: &Counters, now: &Counters) -> Counters {
+    let change = |(name, packets): (&String, &u64)| {
+        let more = packets - before.get(name).copied().unwrap_or(0);
+        (more > 0).then(|| (name.clone(), more))
+    };
+    now.iter().filter_map(change).collect()
+}
+
+/// Asserts that what has been counted in `table` since `before` is exactly `expected`, once the last packet, which may
+/// still be on its way, has been.
+pub fn assert_counted(
+    lab: &Lab,
+    table: (Option<i64>, &str),
+    before: &Counters,
+    expected: &[(&str, u64)],
+) {
+    assert_counted_by(|_| true, lab, table, before, expected);
+}
+
+/// As [`assert_counted`], but only rules that drop count.
+pub fn assert_dropped(
+    lab: &Lab,
+    table: (Option<i64>, &str),
+    before: &Counters,
+    expected: &[(&str, u64)],
+) {
+    assert_counted_by(|rule| rule.contains("/drop-"), lab, table, before, expected);
+}
+
+fn assert_counted_by(
+    interesting: impl Fn(&str) -> bool,
+    lab: &Lab,
+    (pid, table): (Option<i64>, &str),
+    before: &Counters,
+    expected: &[(&str, u64)],
+) {
+    let expected: Counters = expected
+        .iter()
+        .map(|(name, packets)| ((*name).to_owned(), *packets))
+        .collect();
+    eventually(&format!("counted in table {table}"), &expected, || {
+        let mut counted = since(before, &counters(lab, pid, table));
+        counted.retain(|rule, _| interesting(rule));
+        counted
+    });
+}
+
+/// Asserts that what `seen` sees is `expected`, when the kernel has done what it does at once.
+pub fn eventually<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    expected: &T,
+    mut seen: impl FnMut() -> T,
+) {
+    let deadline = Instant::now() + AT_ONCE;
+    loop {
+        let now = seen();
+        if now == *expected || Instant::now() > deadline {
+            assert_eq!(now, *expected, "{what}");
+            return;
+        }
+    }
+}
+
+/// Waits until every connection through the sidecar that there has been is over, to its last packet: what is counted
+/// from then on is new.
+pub fn settle(lab: &Lab, status: &Value) {
+    let sidecar = init(status, "sidecar");
+    eventually("connections that go on", &Vec::<String>::new(), || {
+        beside(lab, sidecar, &["cat", "/proc/net/nf_conntrack"])
+            .lines()
+            // TIME_WAIT is what conntrack says after the last ACK.
+            .filter(|line| line.contains(" tcp ") && !line.contains(" TIME_WAIT "))
+            .map(str::to_owned)
+            .collect()
+    });
+}
+
+/// Runs Python in an app, by `lrpns exec`, with the app's privileges; what it prints, as JSON.
+pub fn attack(lab: &Lab, stack: &str, app: &str, code: &str) -> Value {
+    let args = [
+        "exec",
+        stack,
+        "--part",
+        app,
+        "--",
+        PYTHON,
+        "-c",
+        &format!("{ATTACKS}\n{code}"),
+    ];
+    let output = lab.lrpns(&args);
+    assert!(output.status.success(), "{}", describe(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", describe(&output)))
+}
+
+/// Runs Python in the network namespace of `pid`, as root there, so with more than an app ever has.
+pub fn attack_beside(lab: &Lab, pid: i64, code: &str) -> Value {
+    let text = beside(lab, pid, &[PYTHON, "-c", &format!("{ATTACKS}\n{code}")]);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The same in the lab's own.
+pub fn attack_from_host(lab: &Lab, code: &str) -> Value {
+    let text = lab.ok(&[PYTHON, "-c", &format!("{ATTACKS}\n{code}")]);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The same in the client's.
+pub fn attack_from_client(lab: &Lab, code: &str) -> Value {
+    let output = lab.client(&[PYTHON, "-c", &format!("{ATTACKS}\n{code}")]);
+    assert!(output.status.success(), "{}", describe(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What an attacker's Python has at hand. Nothing of it waits: whether a packet got through is seen elsewhere.
+///
+/// `say` prints; `tried` gives "OK" or the errno's name; `knock` sends one SYN; `frame`, `ipv4`, `tcp`, `udp` and `ping`
+/// make packets by hand.
+pub const ATTACKS: &str = r#"
+import ctypes, errno, json, os, socket, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def say(value):
+    print(json.dumps(value), flush=True)
+def tried(what, *args):
+    try:
+        what(*args)
+        return "OK"
+    except OSError as e:
+        return errno.errorcode.get(e.errno, str(e))
+def call(result):
+    if result == -1:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+kept = []
+def knock(address, port, source=0):
+    s = socket.socket()
+    kept.append(s)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.setblocking(False)
+    if source:
+        s.bind(("", source))
+    return errno.errorcode.get(s.connect_ex((address, port)), "OK")
+def throw(address, port, kind=socket.SOCK_DGRAM):
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        return tried(s.sendto, b"x", (address, port))
+def checksum(data):
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return ~total & 0xffff
+def ipv4(source, target, protocol, payload, offset=0):
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 7, offset, 64, protocol, 0,
+                       socket.inet_aton(source), socket.inet_aton(target))
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+def tcp(source, target, sport, dport, flags=2):
+    head = struct.pack("!HHIIBBHHH", sport, dport, 1, 1 if flags & 16 else 0, 0x50, flags, 64240, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, 6, len(head))
+    return ipv4(source, target, 6, head[:16] + struct.pack("!H", checksum(pseudo + head)) + head[18:])
+def udp(source, target, sport, dport):
+    return ipv4(source, target, 17, struct.pack("!HHHH", sport, dport, 9, 0) + b"x")
+def ping(source, target):
+    head = struct.pack("!BBHHH", 8, 0, 0, 7, 7)
+    return ipv4(source, target, 1, head[:2] + struct.pack("!H", checksum(head)) + head[4:])
+def mac(text):
+    return bytes.fromhex(text.replace(":", ""))
+def frame(link, target, source, payload, kind=0x0800):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+        s.bind((link, 0))
+        s.send(mac(target) + mac(source) + struct.pack("!H", kind) + payload)
+"#;
+
+/// A process's capability sets, as `/proc/PID/status` has them, in this order: Inh, Prm, Eff, Bnd, Amb.
+pub fn capabilities(lab: &Lab, pid: i64) -> Vec<String> {
+    ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+        .map(|name| status_line(lab, pid, name))
+        .to_vec()
+}
+
+/// One value of `/proc/PID/status`.
+pub fn status_line(lab: &Lab, pid: i64, name: &str) -> String {
+    let status = lab.proc(pid, "status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .unwrap_or_else(|| panic!("no {name} in {status}"));
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What a process's namespace of that kind is, such as `net:[4026531840]`.
+pub fn namespace(lab: &Lab, pid: &str, kind: &str) -> String {
+    lab.ok(&["readlink", &format!("/proc/{pid}/ns/{kind}")])
+        .trim()
+        .to_owned()
+}
+
+/// The names of a directory of `/proc/PID`, each with what it links to.
+pub fn links(lab: &Lab, pid: i64, directory: &str) -> BTreeMap<String, String> {
+    let list = lab.ok(&[
+        "find",
+        &format!("/proc/{pid}/{directory}"),
+        "-mindepth",
+        "1",
+        "-printf",
+        "%f %l\n",
+    ]);
+    list.lines()
+        .map(|line| line.split_once(' ').unwrap_or((line, "")))
+        .map(|(name, target)| (name.to_owned(), target.to_owned()))
+        .collect()
+}
+
+/// A line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
+#[derive(Debug)]
+pub struct Mount {
+    pub point: String,
+    pub options: Vec<String>,
+    pub kind: String,
+}
+
+impl Mount {
+    pub fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|o| o == option)
+    }
+}
+
+/// The mounts that a process sees.
+pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
+    let text = lab.proc(pid, "mountinfo");
+    text.lines()
+        .map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let dash = fields.iter().position(|field| *field == "-").unwrap();
+            Mount {
+                point: fields[4].to_owned(),
+                options: fields[5].split(',').map(str::to_owned).collect(),
+                kind: fields[dash + 1].to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// The program under test, for an argument list.
+pub fn program_under_test() -> &'static str {
+    lrpns()
+}
+
+/// The kinds of namespaces that every part has for itself; the network is another matter.
+const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "ipc", "uts", "cgroup"];
+
+/// Asserts what must hold for every part of a running stack, whoever runs it; `uids` are the host's that are allowed.
+pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
+    let parts = status["parts"].as_array().unwrap();
+    let mut processes = vec![];
+    for part in parts {
+        let name = part["name"].as_str().unwrap();
+        for at in ["pid", "init"] {
+            processes.push((name, at, part[at].as_i64().unwrap()));
+        }
+    }
+    for (name, at, pid) in processes {
+        let what = format!("{at} of {name}");
+        let (none, net_admin) = ("0000000000000000", "0000000000001000");
+        let held = match name {
+            "sidecar" => [none, net_admin, net_admin, net_admin, none],
+            _ => [none; 5],
+        };
+        assert_eq!(capabilities(lab, pid), held, "{what}");
+        assert_eq!(status_line(lab, pid, "NoNewPrivs"), "1", "{what}");
+        for kind in ["Uid", "Gid"] {
+            let ids = status_line(lab, pid, kind);
+            let ids: Vec<u64> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
+            assert!(
+                ids.iter().all(|id| uids.contains(id)),
+                "{what}: {kind} {ids:?}"
+            );
+        }
+        assert_eq!(status_line(lab, pid, "Groups"), "", "{what}");
+    }
+
+    // Every namespace once: no two parts share one, and none is the lab's.
+    for kind in NAMESPACES {
+        let mut all: Vec<_> = parts
+            .iter()
+            .map(|part| namespace(lab, &part["init"].to_string(), kind))
+            .chain([namespace(lab, "self", kind)])
+            .collect();
+        all.sort();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count, "{kind} namespaces: {all:?}");
+    }
+    let net = |name: &str| namespace(lab, &init(status, name).to_string(), "net");
+    let here = namespace(lab, "self", "net");
+    let (app, sidecar) = (net("app"), net("sidecar"));
+    assert!(app != here && sidecar != here && app != sidecar);
+    let supervisor = status["supervisor"].to_string();
+    assert_eq!(
+        net("relay"),
+        namespace(lab, &supervisor, "net"),
+        "the relay dials from where the supervisor is"
+    );
+    // A command is where its part is.
+    for kind in NAMESPACES.iter().chain(&["net"]) {
+        assert_eq!(
+            namespace(lab, &pid(status, "app").to_string(), kind),
+            namespace(lab, &init(status, "app").to_string(), kind)
+        );
+    }
+
+    for name in ["sidecar", "relay"] {
+        let mounts = mounts(lab, init(status, name));
+        assert_eq!(mounts.len(), 1, "{name}: {mounts:?}");
+        let root = &mounts[0];
+        assert_eq!((root.point.as_str(), root.kind.as_str()), ("/", "tmpfs"));
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(root.has(option), "{name}: {root:?} is not {option}");
+        }
+        let root = format!("/proc/{}/root", init(status, name));
+        assert_eq!(lab.ok(&["ls", "-A", &format!("{root}/")]), "", "{name}");
+        let write = lab.run(&["touch", &format!("{root}/file")]);
+        assert!(
+            String::from_utf8_lossy(&write.stderr).contains("Read-only file system"),
+            "{name}: {}",
+            describe(&write)
+        );
+    }
+    for mount in mounts(lab, pid(status, "app")) {
+        let writable = ["/tmp", "/proc"].contains(&mount.point.as_str());
+        assert_eq!(mount.has("rw"), writable, "{mount:?}");
+        assert!(mount.has("nosuid"), "{mount:?}");
+        // The five devices are what may be one.
+        assert!(
+            mount.has("nodev") || mount.point.starts_with("/dev/"),
+            "{mount:?}"
+        );
+    }
+}
