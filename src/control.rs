@@ -40,6 +40,11 @@ pub enum Request {
         /// The part.
         part: String,
     },
+    /// Start a prober in an app, as its command was started ([`crate::audit`]).
+    Probe {
+        /// The app.
+        part: String,
+    },
 }
 
 /// What a command gets.
@@ -60,6 +65,8 @@ pub enum Reply {
         /// What the part holds: the command gets no more.
         privileges: Privileges,
     },
+    /// To [`Request::Probe`]. Descriptor: the other end of the prober's standard input.
+    Probe,
     /// It can't be done.
     Refused {
         /// Why.

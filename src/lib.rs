@@ -3,6 +3,7 @@
 // Tests wrap threads of their own; see .clippy.toml.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod config;

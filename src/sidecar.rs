@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use caps::Capability;
 
 use crate::firewall::{self, Batch};
-use crate::init::{StageError, drop_privileges, step};
+use crate::init::{StageError, drop_privileges, step, weakened};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
 
@@ -20,7 +20,11 @@ use crate::rootfs;
 /// [`StageError`] with the step that did not work.
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     rootfs::enter_empty().map_err(step("make the root"))?;
-    let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0)?;
+    let mut keep = vec![Capability::CAP_NET_ADMIN];
+    if weakened("sidecar-capability") {
+        keep.push(Capability::CAP_NET_RAW);
+    }
+    let privileges = drop_privileges(&keep, 0)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
     let ready = FromStage::Ready {

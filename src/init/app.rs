@@ -15,13 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
+use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{StageError, drop_privileges, step};
+use super::{StageError, drop_privileges, step, weakened};
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
@@ -41,7 +42,15 @@ pub fn run(
     };
     let notes =
         rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
-    let privileges = drop_privileges(&[], start.user)?;
+    let keep: &[Capability] = if weakened("app-capability") {
+        &[Capability::CAP_NET_RAW]
+    } else {
+        &[]
+    };
+    let privileges = drop_privileges(keep, start.user)?;
+    if weakened("dumpable") {
+        nix::sys::prctl::set_dumpable(true).map_err(step("set the dumpable flag"))?;
+    }
     protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
         .map_err(step("say ready"))?;
 
@@ -52,11 +61,16 @@ pub fn run(
     }
     let child_ended = watch_children().map_err(step("watch for the command's end"))?;
     let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
-    let (pid, pidfd) = command.start(out.as_fd(), err.as_fd())?;
+    let (pid, pidfd) = command.start(&Launch {
+        stdin: None,
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: None,
+    })?;
     drop((out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
-    let exit = tend(supervisor, &child_ended, pid).map_err(step("tend the command"))?;
+    let exit = tend(supervisor, &child_ended, pid, &start.env).map_err(step("tend the command"))?;
     if let Some(exit) = exit {
         // Should the supervisor be gone, there is nobody to tell.
         let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
@@ -73,7 +87,12 @@ fn watch_children() -> nix::Result<SignalFd> {
 }
 
 /// Reaps every child, passes signals on; `None` when the supervisor ended first.
-fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Result<Option<Exit>> {
+fn tend(
+    supervisor: &OwnedFd,
+    child_ended: &SignalFd,
+    command: Pid,
+    env: &BTreeMap<String, String>,
+) -> io::Result<Option<Exit>> {
     loop {
         let mut ready = [
             PollFd::new(supervisor, PollFlags::IN),
@@ -99,11 +118,33 @@ fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Resul
                         Err(e) => return Err(e.into()),
                     }
                 }
+                // A prober that can't be started is one whose socket ends.
+                Some((ToStage::Probe, fds)) => drop(start_prober(env, fds)),
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(None),
             }
         }
     }
+}
+
+/// Starts our own program as `lrpns probe` ([`crate::audit`]), by the way that the command took: what the prober may
+/// do is what the command may do.
+fn start_prober(env: &BTreeMap<String, String>, fds: Vec<OwnedFd>) -> Result<(), StageError> {
+    let mut fds = fds.into_iter();
+    let (Some(program), Some(socket)) = (fds.next(), fds.next()) else {
+        return Err(step("start the prober")("its descriptors did not come"));
+    };
+    let args = ["lrpns", "probe"].map(str::to_owned);
+    let prober = Command::new(&args, env).map_err(step("start the prober"))?;
+    // The standard descriptors of this process are the null device.
+    let (out, err) = (io::stdout(), io::stderr());
+    prober.start(&Launch {
+        stdin: Some(socket.as_fd()),
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: Some(program.as_fd()),
+    })?;
+    Ok(())
 }
 
 /// Waits for all that have ended; tells how the command did, if it was among them.
@@ -189,19 +230,16 @@ impl Command {
         e.into()
     }
 
-    /// Clones and executes; the child has the null device, `out` and `err`, and no other descriptor.
-    fn start(
-        &self,
-        out: BorrowedFd<'_>,
-        err: BorrowedFd<'_>,
-    ) -> Result<(Pid, OwnedFd), StageError> {
+    /// Clones and executes; the child has the three standard descriptors, and no other.
+    fn start(&self, launch: &Launch<'_>) -> Result<(Pid, OwnedFd), StageError> {
         let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
-                let error = match prepare_child(out, err) {
-                    Ok(()) => self.exec(),
-                    Err(e) => e,
+                let error = match (prepare_child(launch), launch.program) {
+                    (Ok(()), None) => self.exec(),
+                    (Ok(()), Some(program)) => self.exec_from(program),
+                    (Err(e), _) => e,
                 };
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 let _ = rustix::io::write(&tell, &errno.to_le_bytes());
@@ -249,13 +287,32 @@ impl Command {
     }
 }
 
+/// How a process of the app is started.
+struct Launch<'a> {
+    /// Its standard input; the null device when there is none.
+    stdin: Option<BorrowedFd<'a>>,
+    /// Its standard output.
+    out: BorrowedFd<'a>,
+    /// Its standard error.
+    err: BorrowedFd<'a>,
+    /// The open program, if it is not looked up in the root.
+    program: Option<BorrowedFd<'a>>,
+}
+
 /// The child's last steps before `execve(2)`.
-fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     // Rust's runtime ignores SIGPIPE, and an ignored signal stays so across execve(2).
     default_sigpipe()?;
     rustix::process::setsid()?;
-    rustix::stdio::dup2_stdout(out)?;
-    rustix::stdio::dup2_stderr(err)?;
-    close_on_exec_from(3)
+    if let Some(stdin) = launch.stdin {
+        rustix::stdio::dup2_stdin(stdin)?;
+    }
+    rustix::stdio::dup2_stdout(launch.out)?;
+    rustix::stdio::dup2_stderr(launch.err)?;
+    close_on_exec_from(3)?;
+    if weakened("leak-descriptor") {
+        std::mem::forget(rustix::io::dup(launch.out)?);
+    }
+    Ok(())
 }

@@ -18,6 +18,7 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use caps::Capability;
 
@@ -47,6 +48,14 @@ pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageErr
 /// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
 pub(crate) fn drop_privileges(keep: &[Capability], user: u32) -> Result<Privileges, StageError> {
     privileges::drop_to(keep, user).map_err(step("drop privileges"))
+}
+
+/// What a test has asked to be left undone, so that [`crate::audit`] is seen to notice.
+static WEAKEN: OnceLock<String> = OnceLock::new();
+
+/// Whether a test has asked for this weakness; never in a release build.
+pub(crate) fn weakened(what: &str) -> bool {
+    cfg!(debug_assertions) && WEAKEN.get().is_some_and(|asked| asked == what)
 }
 
 /// Whether standard input is a socket, as it is for a stage: `lrpns init` of a user is another thing.
@@ -97,7 +106,14 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         // The supervisor ended before it said anything: so do we.
         None => return Ok(ExitCode::SUCCESS),
     };
-    let Start { hostname, role } = start;
+    let Start {
+        hostname,
+        role,
+        weaken,
+    } = start;
+    if let Some(weaken) = weaken {
+        let _ = WEAKEN.set(weaken);
+    }
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
     // What is made from here on is the part's own root, which everybody in it may read.
