@@ -419,7 +419,10 @@ fn writable(context: &Context) -> Outcome {
             if kind.is_symlink() || kind.is_char_device() || declared.contains(&path.as_path()) {
                 continue;
             }
-            if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).is_ok() {
+            if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).is_ok()
+                // What a directory says of a name is not what is mounted on it.
+                && std::fs::symlink_metadata(&path).is_ok_and(|meta| !meta.file_type().is_char_device())
+            {
                 found.push(path.display().to_string());
             }
             if kind.is_dir() && seen < NAMES {

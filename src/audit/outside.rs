@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::Outcome;
-use super::agent::{Agent, Answer, Ask};
+use super::agent::{Agent, Answer, Ask, Join};
 use super::target::{Findings, Target};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::namespaces;
@@ -648,6 +648,8 @@ pub fn rules(
     findings: &mut Findings,
 ) {
     let plan = &target.status.plan;
+    // Who has joined another user namespace can't make one below it: its own id is not mapped there.
+    let here = Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}"));
     let compare = |agent: &Result<Agent, String>,
                    table: String,
                    rules: nftables::schema::Nftables<'_>,
@@ -657,7 +659,9 @@ pub fn rules(
             let batch = firewall::encode(&rules).map_err(|e| e.to_string())?;
             let (Answer::Listing(found), Answer::Listing(meant)) = (
                 agent.ask(&Ask::List(table.clone()))?,
-                agent.ask(&Ask::Meant(batch, table))?,
+                here.as_ref()
+                    .map_err(Clone::clone)?
+                    .ask(&Ask::Meant(batch, table))?,
             ) else {
                 return Err("the process inside answered something else".to_owned());
             };
