@@ -5,6 +5,7 @@
 //! in a child of its own ([`in_child`]), so that the loop survives it; should the loop's process end all the same, that
 //! probe is unknown and [`super::target`] starts another one.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -49,6 +50,8 @@ pub enum Ask {
         /// The frame, link-layer header and all.
         frame: Vec<u8>,
     },
+    /// Read the counters of the rules of `table inet NAME`, of the links, and of discarded IPv6 packets.
+    Counters(String),
     /// List what is in force of `table inet NAME`.
     List(String),
     /// List what the kernel makes of a ruleset, in an empty network namespace.
@@ -74,6 +77,8 @@ pub enum Answer {
     Died(i32),
     /// How a packet went.
     Landing(Landing),
+    /// To [`Ask::Counters`]: packets, by `chain/name`, or by [`LINK`] and a link's name.
+    Counters(BTreeMap<String, u64>),
     /// To [`Ask::List`] and [`Ask::Meant`].
     Listing(Box<Listing>),
     /// To [`Ask::Read`]: what is not readable is nothing.
@@ -272,7 +277,7 @@ pub fn prober() -> ExitCode {
 /// Answers until the other side ends.
 fn serve(socket: &impl AsFd) {
     // Before anything of ours is open.
-    let inherited = attempt::open_descriptors(4096);
+    let inherited = attempt::open_descriptors(1024);
     let mut context = Context::default();
     let mut pending: Option<OwnedFd> = None;
     while let Ok(Some((ask, _))) = protocol::receive::<Ask>(socket) {
@@ -301,6 +306,10 @@ fn serve(socket: &impl AsFd) {
                 Ok(()) => Answer::Done,
                 Err(e) => Answer::Failed(format!("send a frame on {link}: {e}")),
             },
+            Ask::Counters(table) => match counters(&table) {
+                Ok(counters) => Answer::Counters(counters),
+                Err(e) => Answer::Failed(format!("read the counters of {table}: {e}")),
+            },
             Ask::List(table) => list(&table),
             Ask::Meant(batch, table) => meant(&batch, &table),
             Ask::Read(paths) => Answer::Texts(
@@ -323,6 +332,44 @@ fn serve(socket: &impl AsFd) {
             return;
         }
     }
+}
+
+/// What a counter of frames, and not of a rule, begins with.
+pub const LINK: &str = "link ";
+
+fn counters(table: &str) -> Result<BTreeMap<String, u64>, String> {
+    let socket = firewall::Socket::open().map_err(|e| e.to_string())?;
+    let rules = firewall::counters(&socket, table).map_err(|e| e.to_string())?;
+    let mut all: BTreeMap<String, u64> = rules
+        .into_iter()
+        .map(|(rule, (packets, _))| (rule, packets))
+        .collect();
+    // What the bridge itself drops no rule sees.
+    let links = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    for line in links.lines().skip(2) {
+        let Some((link, numbers)) = line.split_once(':') else {
+            continue;
+        };
+        let packets = |at| {
+            numbers
+                .split_whitespace()
+                .nth(at)
+                .and_then(|n| n.parse().ok())
+                .unwrap_or_default()
+        };
+        all.insert(format!("{LINK}{} received", link.trim()), packets(1));
+        all.insert(format!("{LINK}{} sent", link.trim()), packets(9));
+    }
+    // IPv6 that is switched off discards before any rule sees it (net/ipv6/ip6_input.c).
+    let ipv6 = std::fs::read_to_string("/proc/self/net/snmp6").unwrap_or_default();
+    let discards = ipv6
+        .lines()
+        .find_map(|line| line.strip_prefix("Ip6InDiscards")?.trim().parse().ok());
+    all.insert(
+        "ipv6/drop-disabled".to_owned(),
+        discards.unwrap_or_default(),
+    );
+    Ok(all)
 }
 
 fn list(table: &str) -> Answer {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
@@ -11,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use caps::Capability;
+use ipnet::Ipv4Net;
 
 use super::agent::{Agent, Answer, Ask, Join, uplink_of};
 use super::catalogue::{CATALOGUE, Probe, Side, find};
@@ -19,7 +21,7 @@ use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Mode};
+use crate::plan::{AppPlan, Mode, Plan};
 use crate::state::StateRoot;
 
 /// What the supervisor hands out about a part.
@@ -149,9 +151,9 @@ pub fn run(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Report, String> {
     let begun = Instant::now();
-    // It takes the longest, so it starts first.
-    let scratch = Scratch::start();
     let target = Target::find(state, stack)?;
+    // It takes the longest, so it starts first.
+    let scratch = Scratch::start(&target.status.plan);
     let mut findings = Findings::default();
     let plan = &target.status.plan;
     let abstract_name = format!("lrpns-audit-{}", std::process::id());
@@ -384,6 +386,12 @@ fn pids_inside(init: i32) -> HashSet<i32> {
         .collect()
 }
 
+/// Where the scratch stack may be: documentation's (RFC 5737), and benchmarks' (RFC 2544).
+const SUBNETS: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 29),
+    Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 255, 248), 29),
+];
+
 /// A stack of the built-in example without a published port, for the time of the audit.
 pub struct Scratch {
     /// Its name.
@@ -394,14 +402,22 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    fn start() -> io::Result<Self> {
+    /// Starts one whose subnet is not `plan`'s: the same addresses in another stack are others, and its own app would
+    /// answer for theirs.
+    fn start(plan: &Plan) -> io::Result<Self> {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let name = format!("audit-{:08x}", u32::from_ne_bytes(random));
         let name = StackName::new(name).map_err(io::Error::other)?;
         let file = std::env::temp_dir().join(format!("lrpns-{name}.toml"));
+        let subnet = SUBNETS
+            .into_iter()
+            .find(|subnet| {
+                !plan.bridge.subnet.contains(subnet) && !subnet.contains(&plan.bridge.subnet)
+            })
+            .unwrap_or(SUBNETS[0]);
         let text = format!(
-            "name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\n"
+            "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\n"
         );
         let mut open = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);

@@ -104,41 +104,7 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
     chains.sort();
     listing.objects.extend(chains);
 
-    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
-    for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
-        let rule = attributes_of(&body);
-        if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
-            continue;
-        }
-        let chain = text(rule, NFTA_RULE_CHAIN).unwrap_or_default();
-        let comment = attribute(rule, NFTA_RULE_USERDATA).and_then(comment);
-        let path = format!("{chain}/{}", comment.as_deref().unwrap_or("(unnamed)"));
-        let mut content = vec![];
-        let mut expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
-        while let Some((expression, rest)) = next(expressions) {
-            let what = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
-            content.extend(what.as_bytes());
-            content.push(0);
-            let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
-            if what == "counter" {
-                let counted = |kind| {
-                    attribute(data, kind)
-                        .and_then(|bytes| bytes.first_chunk().copied())
-                        .map_or(0, u64::from_be_bytes)
-                };
-                let entry = listing.counters.entry(path.clone()).or_default();
-                entry.0 += counted(NFTA_COUNTER_PACKETS);
-                entry.1 += counted(NFTA_COUNTER_BYTES);
-            } else {
-                content.extend(data);
-            }
-            expressions = rest;
-        }
-        listing.objects.push(Object {
-            label: format!("rule {path}"),
-            content,
-        });
-    }
+    rules(socket, name, &mut listing)?;
 
     let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, name);
     let mut sets = vec![];
@@ -185,6 +151,56 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         });
     }
     Ok(listing)
+}
+
+/// What the rules of the table `inet NAME` have counted: packets and bytes, by `chain/name`. Of several with one name,
+/// the sum.
+///
+/// # Errors
+/// As [`list`].
+pub fn counters(socket: &Socket, name: &str) -> io::Result<BTreeMap<String, (u64, u64)>> {
+    let mut listing = Listing::default();
+    rules(socket, name, &mut listing)?;
+    Ok(listing.counters)
+}
+
+fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
+    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
+    for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
+        let rule = attributes_of(&body);
+        if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
+            continue;
+        }
+        let chain = text(rule, NFTA_RULE_CHAIN).unwrap_or_default();
+        let comment = attribute(rule, NFTA_RULE_USERDATA).and_then(comment);
+        let path = format!("{chain}/{}", comment.as_deref().unwrap_or("(unnamed)"));
+        let mut content = vec![];
+        let mut expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+        while let Some((expression, rest)) = next(expressions) {
+            let what = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
+            content.extend(what.as_bytes());
+            content.push(0);
+            let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
+            if what == "counter" {
+                let counted = |kind| {
+                    attribute(data, kind)
+                        .and_then(|bytes| bytes.first_chunk().copied())
+                        .map_or(0, u64::from_be_bytes)
+                };
+                let entry = listing.counters.entry(path.clone()).or_default();
+                entry.0 += counted(NFTA_COUNTER_PACKETS);
+                entry.1 += counted(NFTA_COUNTER_BYTES);
+            } else {
+                content.extend(data);
+            }
+            expressions = rest;
+        }
+        listing.objects.push(Object {
+            label: format!("rule {path}"),
+            content,
+        });
+    }
+    Ok(())
 }
 
 /// What follows the `struct nfgenmsg`.

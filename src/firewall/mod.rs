@@ -29,7 +29,7 @@ pub(crate) mod netlink;
 mod ruleset;
 mod text;
 
-pub use counters::{Listing, Object, list};
+pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};
