@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use super::Outcome;
 use super::agent::{Agent, Answer, Ask, Join};
 use super::target::{Findings, Target};
+use crate::cgroup::{Controller, HeldBy};
+use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::namespaces;
 use crate::plan::{APP_ID, AppPlan, Mode, Plan};
@@ -622,21 +624,45 @@ pub fn in_force(pid: i32, which: &str) -> Option<i64> {
 fn limits(target: &Target, app: &AppPlan, findings: &mut Findings) {
     let name = app.name.as_str();
     let part = target.part(name);
-    for (id, which) in [("limit-memory", "memory"), ("limit-cpu", "cpu")] {
-        let note = part.and_then(|part| part.notes.iter().find(|note| note.contains(which)));
-        let found = part
-            .and_then(|part| part.pid)
-            .and_then(|pid| in_force(pid, which));
-        let outcome = match (limit(app, which), found, note) {
-            (None, ..) => Outcome::not_applicable("the stack asks for no limit"),
-            (Some(wanted), Some(found), _) => Outcome::check(
-                found > 0 && found <= wanted,
-                format!("{found}, declared is {wanted}"),
-            ),
-            (Some(_), None, Some(note)) => Outcome::not_applicable(note.clone()),
-            (Some(wanted), None, None) => Outcome::fail(format!("none, declared is {wanted}")),
+    for (id, which, limit) in [
+        ("limit-memory", "memory", Controller::Memory),
+        ("limit-cpu", "cpu", Controller::Cpu),
+    ] {
+        let found = || {
+            part.and_then(|part| part.pid)
+                .and_then(|pid| in_force(pid, which))
+        };
+        let outcome = match held(part, limit) {
+            Err(why) => Outcome::not_applicable(why),
+            Ok(_) => match (self::limit(app, which), found()) {
+                (Some(wanted), Some(found)) => Outcome::check(
+                    found > 0 && found <= wanted,
+                    format!("{found}, declared is {wanted}"),
+                ),
+                (wanted, None) => Outcome::fail(format!("none, declared is {wanted:?}")),
+                (None, Some(found)) => Outcome::unknown(format!("{found}, and no plan for it")),
+            },
         };
         findings.add(id, name, outcome);
+    }
+}
+
+/// What holds a part's limit; why nothing does, where `up` has said so.
+///
+/// # Errors
+/// The reason, in words.
+pub fn held(part: Option<&PartStatus>, limit: Controller) -> Result<HeldBy, String> {
+    let part = part.ok_or("there is no such part")?;
+    match part.limits.iter().find(|status| status.limit == limit) {
+        None => Err("the stack asks for no limit".to_owned()),
+        Some(LimitStatus { held_by, .. }) => held_by.ok_or_else(|| {
+            let said = |note: &&String| note.starts_with("limits that can't be enforced");
+            part.notes
+                .iter()
+                .find(said)
+                .cloned()
+                .unwrap_or_else(|| "nothing can hold it here".to_owned())
+        }),
     }
 }
 

@@ -19,6 +19,7 @@ use super::catalogue::{CATALOGUE, Probe, Side, find};
 use super::inside::Context;
 use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
+use crate::cgroup::Controller;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::names::StackName;
 use crate::plan::{AppPlan, Mode, Plan};
@@ -325,19 +326,10 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
         .flat_map(|part| [part.pid, part.init])
         .flatten()
         .chain([target.status.supervisor, std::process::id().cast_signed()]);
-    let limit = outside::limit(app, "pids");
-    let notes = target
-        .part(app.name.as_str())
-        .map(|part| part.notes.clone())
-        .unwrap_or_default();
-    let in_force = init.and_then(|pid| outside::in_force(pid, "pids"));
-    let (pids, no_pids) = match (limit, in_force) {
-        (None, _) => (None, "the stack asks for no limit".to_owned()),
-        (Some(limit), Some(_)) => (u64::try_from(limit).ok(), String::new()),
-        (Some(limit), None) => match notes.iter().find(|note| note.contains("pids")) {
-            Some(note) => (None, note.clone()),
-            None => (u64::try_from(limit).ok(), String::new()),
-        },
+    let held = outside::held(target.part(app.name.as_str()), Controller::Pids);
+    let (pids, no_pids) = match held {
+        Ok(_) => (app.limits.pids.map(u64::from), String::new()),
+        Err(why) => (None, why),
     };
     Context {
         env: app.env.clone(),
