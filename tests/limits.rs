@@ -41,7 +41,11 @@ impl Drop for Cgroup {
         for entry in inside.filter(|entry| entry.path().is_dir()) {
             let _ = std::fs::remove_dir(entry.path());
         }
-        let _ = std::fs::remove_dir(&self.0);
+        // The last process in it may be ending still.
+        let begun = std::time::Instant::now();
+        while std::fs::remove_dir(&self.0).is_err() && begun.elapsed().as_secs() < 5 {
+            std::thread::yield_now();
+        }
     }
 }
 
