@@ -495,7 +495,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "`/tmp/x` and the tmpfs `/tmp` would hide one another",
         ),
         (
-            "tmpfs = [\"/a/b:1M\"]\nvolumes = [\"/srv:/a\"]",
+            "volumes = [\"/srv:/a\"]\ntmpfs = [\"/a/b:1M\"]",
             12,
             "`/a` and the tmpfs `/a/b` would hide one another",
         ),
