@@ -169,7 +169,13 @@ pub fn find(root: bool) -> Place {
     };
     let read = |path: &str| std::fs::read_to_string(path).map_err(|e| format!("read {path}: {e}"));
     let look = || {
-        let mount = mounted(&read("/proc/self/mountinfo")?)
+        let mountinfo = read("/proc/self/mountinfo")?;
+        // Something else may have been mounted over it.
+        let is_there = |path: &PathBuf| {
+            rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == libc::CGROUP2_SUPER_MAGIC)
+        };
+        let mount = mounted(&mountinfo)
+            .find(is_there)
             .ok_or("there is no file system of cgroup version 2 here")?;
         let own = read("/proc/self/cgroup")?
             .lines()
@@ -184,8 +190,8 @@ pub fn find(root: bool) -> Place {
 }
 
 /// Where the whole hierarchy of version 2, as far as this process sees it, is mounted (proc_pid_mountinfo(5)).
-fn mounted(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+fn mounted(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
@@ -865,7 +871,7 @@ mod tests {
         let line = |root: &str, point: &str, kind: &str| {
             format!("36 25 0:31 {root} {point} rw,relatime shared:9 - {kind} cgroup2 rw\n")
         };
-        let find = |lines: &[String]| mounted(&lines.concat());
+        let find = |lines: &[String]| mounted(&lines.concat()).next();
         assert_eq!(find(&[line("/", "/sys/fs/cgroup", "tmpfs")]), None);
         assert_eq!(find(&[line("/a", "/sys/fs/cgroup", "cgroup2")]), None);
         assert_eq!(find(&[line("/", "/a\\040b", "cgroup2")]), None);
@@ -876,7 +882,7 @@ mod tests {
             ]),
             Some("/sys/fs/cgroup/unified".into())
         );
-        assert_eq!(mounted("nonsense\n - \n"), None);
+        assert_eq!(mounted("nonsense\n - \n").next(), None);
     }
 
     #[test]

@@ -262,6 +262,8 @@ pub fn enter(
         );
     }
     for Volume { path, .. } in volumes {
+        // Absolute, it would be the host's for all but openat2(2).
+        let path = path.strip_prefix("/").unwrap_or(path);
         let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
         if matches!(start, RootfsStart::Assembled { .. }) && inside(&root, path).is_err() {
             make_target(&root, path, &mount)?;

@@ -1046,6 +1046,7 @@ fn a_sidecar_that_has_lost_its_rules_still_reaches_nobody() {
     let (lab, [one, two]) = two_stacks();
     let sidecar = look::init(&one, "sidecar");
     look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);
+    let answered = received(&lab, Some(sidecar), "uplink");
     let host = (None, "lrpns-one");
     let before = look::counters(&lab, host.0, host.1);
     let other = (Some(look::init(&two, "sidecar")), "lrpns");
@@ -1078,6 +1079,9 @@ fn a_sidecar_that_has_lost_its_rules_still_reaches_nobody() {
             ("forward/drop-from-sidecar", 4),
         ],
     );
+
+    // A host that had taken any of them would have answered each: with RST, or an ICMP error, or an echo.
+    assert_eq!(received(&lab, Some(sidecar), "uplink"), answered);
 
     // To another stack: what the one's table lets out, the other's lets in, so either may be the first to refuse.
     let before = [&one, &two].map(|status| {

@@ -346,7 +346,7 @@ attempt('an x32 call', 0x40000000 + 39)"
     );
     assert_eq!(
         said,
-        "unshare ok\nsocket of netlink ok\npersonality ok\nan x32 call EPERM\n"
+        "unshare ENOSPC\nsocket of netlink ok\npersonality ok\nan x32 call EPERM\n"
     );
 }
 

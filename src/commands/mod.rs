@@ -206,7 +206,7 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    next_reply(client, stack)?.ok_or_else(|| Failure::failed(format!("{stack} ended meanwhile")))
+    next_reply(client, stack)?.ok_or_else(|| ended(stack))
 }
 
 /// The next reply; `None` when the supervisor has ended the conversation, or itself.
