@@ -233,8 +233,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
     match place {
         Join::Stay => {}
         Join::Network(pidfd) => {
-            setns(pidfd, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
-                .map_err(joined)?;
+            setns(pidfd, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(joined)?;
         }
         Join::Uplink(user, net) => {
             setns(user, CloneFlags::CLONE_NEWUSER).map_err(joined)?;
@@ -271,9 +270,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
                         calls: BTreeMap::new(),
                         unknown: vec![],
                     };
-                    let open = open
-                        .compile()
-                        .map_err(|e| format!("make a filter: {e}"))?;
+                    let open = open.compile().map_err(|e| format!("make a filter: {e}"))?;
                     privileges::drop_to(keep, *user, &open)
                         .map_err(|e| format!("drop privileges: {e}"))?;
                     die_with_parent()?;
