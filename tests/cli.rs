@@ -396,9 +396,11 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
     assert_eq!(names, ["sidecar", "app", "relay"]);
     for part in parts {
         let wanted = [
+            "cgroup",
             "host_uid",
             "init",
             "last_exit",
+            "limits",
             "name",
             "notes",
             "pid",
