@@ -62,6 +62,9 @@ pub enum Command {
         /// Return when the published ports answer
         #[arg(short, long)]
         detach: bool,
+        /// Refuse, before anything is made, when a limit can't be enforced here
+        #[arg(long)]
+        strict_limits: bool,
     },
     /// Take a stack down; nothing to take down is success
     #[command(after_help = "Example: lrpns down --all")]

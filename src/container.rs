@@ -22,7 +22,7 @@ use crate::namespaces::{Namespaces, reap, socketpair};
 use crate::privileges::Privileges;
 use crate::protocol::{self, Channel, Exit, FromStage, ToStage};
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, exit_now};
+use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
 
 /// Why a part could not be started, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -79,10 +79,19 @@ pub struct Container {
     pid: i32,
     pidfd: OwnedFd,
     channel: Channel,
+    /// What it has said since it was ready; each can be said once.
+    said: Said,
+}
+
+/// What a part that is ready has said.
+#[derive(Default)]
+struct Said {
+    started: bool,
+    exited: bool,
 }
 
 impl Container {
-    /// Starts the process of `part` in `namespaces` from `program`; it then waits for [`ToStage::Start`].
+    /// Starts the process of `part` in `namespaces` and `cgroup` from `program`; it then waits for [`ToStage::Start`].
     ///
     /// # Errors
     /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
@@ -90,6 +99,7 @@ impl Container {
         part: &str,
         namespaces: &Namespaces,
         program: BorrowedFd<'_>,
+        cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Self, ContainerError> {
         let failed = |what: &'static str| {
             move |source: io::Error| ContainerError::Ours {
@@ -100,7 +110,9 @@ impl Container {
         };
         let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
         let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
-        let helper = match clone3(0).map_err(failed("clone"))? {
+        // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
+        // helper could not put it there.
+        let helper = match clone3_into(0, cgroup).map_err(failed("clone"))? {
             Cloned::Child => {
                 drop(ours);
                 exit_now(join(&theirs, namespaces, program, &title))
@@ -136,6 +148,7 @@ impl Container {
             pid,
             pidfd,
             channel,
+            said: Said::default(),
         })
     }
 
@@ -212,10 +225,17 @@ impl Container {
     /// [`ContainerError::Stage`] when the command could not be executed.
     pub async fn next(&mut self) -> Result<Event, ContainerError> {
         Ok(match self.receive().await? {
-            Some((FromStage::Started, fds)) => Event::Started {
-                pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
-            },
-            Some((FromStage::Exited(exit), _)) => Event::Exited(exit),
+            Some((FromStage::Started, fds)) if !std::mem::replace(&mut self.said.started, true) => {
+                Event::Started {
+                    pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+                }
+            }
+            Some((FromStage::Exited(exit), _))
+                if !std::mem::replace(&mut self.said.exited, true) =>
+            {
+                Event::Exited(exit)
+            }
+            // A part that has been broken into could talk without end.
             Some(_) => return Err(self.ended("working, with a message that makes no sense")),
             None => Event::Gone,
         })
@@ -236,9 +256,16 @@ impl Container {
 }
 
 impl Drop for Container {
-    /// A part must not outlive what watches it; who has the time to wait for its end calls [`Container::kill`].
+    /// A part must not outlive what watches it, nor stay a zombie; who has the time to wait for its end calls
+    /// [`Container::kill`].
     fn drop(&mut self) {
         self.send_kill();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && let Ok(pidfd) = self.pidfd.try_clone()
+        {
+            // ECHILD: it was waited for already, here or by `reap_all`.
+            runtime.spawn(async move { drop(reap(&pidfd).await) });
+        }
     }
 }
 

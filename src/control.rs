@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Controller, HeldBy};
 use crate::logbuf::{Filter, LogLine};
 use crate::plan::Plan;
 use crate::privileges::Privileges;
@@ -58,7 +59,13 @@ pub enum Reply {
         /// The part's environment.
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.
-        privileges: Privileges,
+        privileges: Box<Privileges>,
+        /// The part's cgroup, which the command belongs to as well.
+        cgroup: Option<std::path::PathBuf>,
+        /// The part's `RLIMIT_NPROC`.
+        nproc: Option<u32>,
+        /// What the command may call, on the way to it and in it.
+        seccomp: Box<crate::seccomp::Filters>,
     },
     /// It can't be done.
     Refused {
@@ -105,8 +112,21 @@ pub struct PartStatus {
     pub last_exit: Option<protocol::Exit>,
     /// What the kernel said it holds, when it had dropped everything.
     pub privileges: Option<Privileges>,
+    /// Its cgroup.
+    pub cgroup: Option<std::path::PathBuf>,
+    /// Its limits, as the plan has them, and what holds each.
+    pub limits: Vec<LimitStatus>,
     /// What had to be left out.
     pub notes: Vec<String>,
+}
+
+/// One limit of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Which.
+    pub limit: Controller,
+    /// What holds it; `null` when nothing does.
+    pub held_by: Option<HeldBy>,
 }
 
 /// Whether a part runs.
@@ -121,6 +141,16 @@ pub enum PartState {
     Ended,
 }
 
+/// Whether this error of a [`Client`] means that there is no supervisor, or none any more.
+#[must_use]
+pub fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(
+        e.kind(),
+        E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
+    )
+}
+
 /// A conversation with a supervisor.
 pub struct Client(UnixStream);
 
@@ -128,9 +158,23 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// ENOENT or ECONNREFUSED when nobody supervises this stack.
+    /// ENOENT or ECONNREFUSED when nobody supervises this stack, EACCES when somebody else pretends to: the directory
+    /// may be one below /tmp that another user made first.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        UnixStream::connect(path).map(Self)
+        let socket = UnixStream::connect(path)?;
+        // Not rustix's: that wants a pid, and a supervisor in another pid namespace has none here.
+        let supervisor =
+            nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+        if supervisor.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "uid {} listens there, and that is not you",
+                    supervisor.uid()
+                ),
+            ));
+        }
+        Ok(Self(socket))
     }
 
     /// Asks; then [`Client::reply`] tells.

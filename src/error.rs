@@ -147,6 +147,11 @@ impl From<StackError> for Failure {
             },
             _ => Self::unable(chain(&e)),
         };
+        if let StackError::Volume(volume) = &e
+            && let Some(hint) = volume.hint()
+        {
+            return failure.hint(hint);
+        }
         match hint(&e, &failure.message) {
             Some(hint) => failure.hint(hint),
             None => failure,

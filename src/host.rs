@@ -3,6 +3,7 @@
 
 use std::io;
 
+use crate::cgroup;
 use crate::firewall::{self, Forwarding};
 use crate::names::StackName;
 use crate::net;
@@ -28,6 +29,10 @@ pub struct Host {
     pub others: Vec<Plan>,
     /// The first port that an ordinary user may bind (`net.ipv4.ip_unprivileged_port_start`).
     pub first_user_port: u16,
+    /// Where cgroups may be made.
+    pub cgroups: cgroup::Place,
+    /// Bytes of memory; 0 when the kernel doesn't tell.
+    pub memory: u64,
 }
 
 /// A fact could not be had.
@@ -101,6 +106,8 @@ impl Host {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(1024),
+            cgroups: cgroup::find(mode == Mode::Root),
+            memory: memory(),
         })
     }
 
@@ -110,4 +117,14 @@ impl Host {
         let uid = nix::unistd::geteuid().as_raw();
         StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
     }
+}
+
+/// This machine's memory in bytes (proc_meminfo(5)).
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
 }

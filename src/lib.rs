@@ -24,6 +24,8 @@ pub mod stack;
 
 pub mod container;
 
+pub mod volumes;
+
 pub mod namespaces;
 
 pub mod rootless;
@@ -61,7 +63,11 @@ pub mod firewall;
 
 pub mod plan;
 
+pub mod cgroup;
+
 pub mod config;
+
+pub mod seccomp;
 
 pub mod names;
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    lrpns::sys::process::default_sigchld();
     // Which part of a stack this process is, is decided before anything else exists: no runtime, no thread, no parser.
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();

@@ -116,6 +116,14 @@ impl Namespaces {
         ids: IdMap,
         network: Network,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
+        Self::make_mapped(part, (&ids.lines(), &ids.lines()), network).await
+    }
+
+    async fn make_mapped(
+        part: &str,
+        maps: (&str, &str),
+        network: Network,
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let failed = |what: &'static str| {
             move |source: io::Error| NamespaceError {
                 part: part.to_owned(),
@@ -136,7 +144,7 @@ impl Namespaces {
         let reply = channel.receive::<FromStage>().await;
         let made = reply.and_then(|reply| match reply {
             Some((FromStage::Namespaces, fds)) => {
-                write_id_map(pid, ids)?;
+                write_id_map(pid, maps)?;
                 Ok(fds)
             }
             Some((FromStage::Failed { step, cause, .. }, _)) => {
@@ -159,6 +167,16 @@ impl Namespaces {
         };
         Ok((Self { user, net }, sockets))
     }
+}
+
+/// A user namespace that is nothing but its two maps, the lines of `uid_map` and `gid_map` (user_namespaces(7)): what an
+/// id-mapped mount of `part` is made with.
+///
+/// # Errors
+/// As [`Namespaces::make`].
+pub async fn id_map(part: &str, uids: &str, gids: &str) -> Result<OwnedFd, NamespaceError> {
+    let made = Namespaces::make_mapped(part, (uids, gids), Network::Shared).await;
+    made.map(|(namespaces, _)| namespaces.user)
 }
 
 /// Waits until the process ends and takes its exit status off the kernel's hands.
@@ -258,8 +276,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
 
 /// Writes the id maps of a child that waits for it (user_namespaces(7)); `pid` is ours and not yet waited for, so
 /// the number can't have been given to another.
-fn write_id_map(pid: i32, ids: IdMap) -> io::Result<()> {
-    let map = ids.lines();
-    std::fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-    std::fs::write(format!("/proc/{pid}/gid_map"), &map)
+fn write_id_map(pid: i32, (uids, gids): (&str, &str)) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/uid_map"), uids)?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), gids)
 }

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Origin, Restart, Rootfs, Tmpfs};
+use crate::cgroup::Placement;
+use crate::config::{Limits, Origin, Restart, Rootfs, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -90,8 +91,14 @@ pub struct Plan {
     pub sidecar: IdMap,
     /// The relay's ids.
     pub relay: IdMap,
+    /// What the sidecar may use.
+    pub sidecar_limits: Limits,
+    /// What the relay may use.
+    pub relay_limits: Limits,
     /// The apps, in the file's order; never empty.
     pub apps: Vec<AppPlan>,
+    /// What holds the limits.
+    pub cgroup: Placement,
     /// Where each configured value came from.
     pub origins: BTreeMap<String, Origin>,
 }
@@ -183,12 +190,18 @@ pub struct AppPlan {
     pub command: Vec<String>,
     /// Its whole environment.
     pub env: BTreeMap<String, String>,
-    /// What is writable.
+    /// What is writable, with the volumes that say so.
     pub tmpfs: Vec<Tmpfs>,
+    /// Directories and files of the host's.
+    pub volumes: Vec<Volume>,
+    /// What it may use.
+    pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
+    /// Which system calls its command may make.
+    pub seccomp: crate::seccomp::Profile,
 }
 
 /// One published port.
@@ -230,6 +243,7 @@ impl Plan {
             plan.sidecar = self.sidecar;
             plan.relay = self.relay;
             plan.origins.clear();
+            plan.cgroup = Placement::default();
             for app in &mut plan.apps {
                 app.ids = self.sidecar;
                 for publish in &mut app.publish {
@@ -250,6 +264,16 @@ impl Plan {
             Mode::Root => ids.host_user(),
             Mode::Rootless => self.owner,
         }
+    }
+
+    /// Every part's name and limits.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, &Limits)> {
+        let ours = [
+            ("sidecar", &self.sidecar_limits),
+            ("relay", &self.relay_limits),
+        ];
+        let apps = self.apps.iter().map(|app| (app.name.as_str(), &app.limits));
+        ours.into_iter().chain(apps)
     }
 
     /// Every published port with its app.

@@ -4,13 +4,16 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+
+use rustix::fs::FileType;
 
 use crate::config::Rootfs;
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{Mode, Plan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, Transport};
 use crate::publish::{self, Listener};
-use crate::rootfs;
+use crate::{rootfs, volumes};
 
 /// One thing that is in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +42,10 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
 ///
 /// # Errors
 /// All problems, never only the first.
-pub fn check(plan: &Plan, host: &Host) -> Result<Vec<Listener>, Vec<Problem>> {
+pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listener>, Vec<Problem>> {
     let mut problems = vec![];
+    problems.extend(limits(plan).filter(|_| strict_limits));
+    problems.extend(plan.apps.iter().flat_map(|app| volumes(app, plan.mode)));
     problems.extend(
         plan.apps
             .iter()
@@ -62,6 +67,18 @@ pub fn check(plan: &Plan, host: &Host) -> Result<Vec<Listener>, Vec<Problem>> {
     } else {
         Err(problems)
     }
+}
+
+/// Whether a limit is held by nothing.
+#[must_use]
+pub fn limits(plan: &Plan) -> Option<Problem> {
+    let complaint = plan
+        .cgroup
+        .complaint(plan.limits().map(|(_, limits)| limits))?;
+    Some(problem(
+        complaint,
+        "cgroup version 2 with the controllers memory, pids and cpu (systemd.unified_cgroup_hierarchy=1), or no --strict-limits",
+    ))
 }
 
 /// Whether an app's root can be made.
@@ -99,6 +116,55 @@ fn root(rootfs: &Rootfs, app: &crate::plan::AppPlan) -> Option<Vec<Problem>> {
             Some(missing.collect())
         }
     }
+}
+
+/// Whether an app's volumes can be had, and mounted where they shall be.
+fn volumes(app: &AppPlan, mode: Mode) -> Vec<Problem> {
+    let mut problems = vec![];
+    for volume in &app.volumes {
+        let directory = match volumes::look(volume, app, mode) {
+            Ok((_, look)) => look.directory,
+            Err(e) => {
+                problems.push(Problem {
+                    what: e.to_string(),
+                    hint: e.hint(),
+                });
+                continue;
+            }
+        };
+        // Where the root is not ours to make, or its programs are the host's, the mount point must be there.
+        let root = match &app.rootfs {
+            Rootfs::Dir(root) => root.as_path(),
+            Rootfs::Host if rootfs::is_of_the_host(&volume.path) => Path::new("/"),
+            Rootfs::Host | Rootfs::BuiltinWebapp => continue,
+        };
+        let there = std::fs::File::open(root)
+            .ok()
+            .and_then(|root| rootfs::inside(root, &volume.path).ok())
+            .and_then(|point| rustix::fs::fstat(point).ok())
+            .map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if there != Some(directory) {
+            let (kind, make) = if directory {
+                ("directory", "mkdir -p")
+            } else {
+                ("file", "touch")
+            };
+            let path = volume.path.strip_prefix("/").unwrap_or(&volume.path);
+            problems.push(problem(
+                format!(
+                    "volume {}: the root of {} has no {kind} {} to mount it on, or has a symbolic link there",
+                    volume.host.display(),
+                    app.name,
+                    volume.path.display()
+                ),
+                match &app.rootfs {
+                    Rootfs::Dir(root) => format!("{make} {}", root.join(path).display()),
+                    _ => "mount it somewhere else, such as below /srv".to_owned(),
+                },
+            ));
+        }
+    }
+    problems
 }
 
 /// Whether this program needs no loader.

@@ -5,12 +5,14 @@
 //! A stage starts as id 0 of its own user namespace, with every capability over that namespace and what it owns. From
 //! there privilege only falls:
 //!
-//! 1. bounding set, then securebits: both need CAP_SETPCAP, so they come while it is still held.
+//! 1. bounding set, inheritable and ambient set, then securebits: they need CAP_SETPCAP, so they come while it is held.
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change
 //!    of uid, so nothing here depends on which uid it was.
-//! 3. effective, permitted, inheritable and ambient set: now the sets are what the role may hold.
-//! 4. no_new_privs: from here no `execve(2)` gives anything back. The keys of whoever started us are left behind.
-//! 5. read everything back from the kernel and compare; a difference is an error, and the start ends.
+//! 3. effective and permitted set: now the sets are what the role may hold.
+//! 4. no_new_privs: from here no `execve(2)` gives anything back.
+//! 5. the keyring, the dumpable flag and the parent-death signal: what a uid or an inheritance could give away.
+//! 6. the seccomp filter: needs no_new_privs, and leaves nothing but what the role's work and step 7 take.
+//! 7. read everything back from the kernel and compare; a difference is an error, and the start ends.
 //!
 //! Mustn't: raise anything, keep a capability "for later", or go on after an error.
 #![forbid(unsafe_code)]
@@ -22,6 +24,8 @@ use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet};
 use serde::{Deserialize, Serialize};
+
+use crate::seccomp::Program;
 
 /// What a process holds, as the kernel tells it. Masks have bit N set for capability number N, as in
 /// `/proc/PID/status` (proc_pid_status(5)).
@@ -45,6 +49,8 @@ pub struct Privileges {
     pub uids: [u32; 3],
     /// Real, effective and saved gid, inside.
     pub gids: [u32; 3],
+    /// The seccomp mode: 2 under a filter (`Seccomp` of proc_pid_status(5)).
+    pub seccomp: u32,
     /// Supplementary groups, inside. Ids that are not mapped show as the overflow id.
     pub groups: usize,
 }
@@ -84,6 +90,9 @@ fn securebits() -> CapabilitiesSecureBits {
         | S::NO_CAP_AMBIENT_RAISE_LOCKED
 }
 
+/// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
+const FILTERED: u64 = 2;
+
 fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> DropError {
     move |source| DropError::Call {
         what,
@@ -99,15 +108,37 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
     }
 }
 
-/// Drops everything but `keep`, becomes `user` (uid and gid inside), reads back.
+/// Drops everything but `keep`, becomes `user` (uid and gid inside), goes under `filter`, reads back.
 ///
 /// Should be called once, by a single-threaded stage that has nothing privileged left to do. Mustn't be followed by
 /// anything that needs more than `keep`.
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.
-pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> {
-    lock(keep)?;
+pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privileges, DropError> {
+    drop_for(keep, user, &[], filter)
+}
+
+/// As [`drop_to`], for a process that goes on to execute a program which is to hold `keep` as well: without file
+/// capabilities an `execve(2)` keeps what is ambient, and nothing else (capabilities(7)).
+///
+/// # Errors
+/// As [`drop_to`].
+pub fn drop_to_and_pass_on(
+    keep: &[Capability],
+    user: u32,
+    filter: &Program,
+) -> Result<Privileges, DropError> {
+    drop_for(keep, user, keep, filter)
+}
+
+fn drop_for(
+    keep: &[Capability],
+    user: u32,
+    pass_on: &[Capability],
+    filter: &Program,
+) -> Result<Privileges, DropError> {
+    lock(keep, pass_on)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -119,15 +150,19 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
     set(keep)?;
-    crate::sys::process::new_session_keyring().map_err(call("leave the session's keyring"))?;
+    crate::sys::process::leave_session_keyring().map_err(call("leave the session keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
     nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     // A change of uid has cleared the signal that we get when the supervisor ends (PR_SET_PDEATHSIG(2const)).
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(call("set the parent-death signal"))?;
 
+    filter
+        .install()
+        .map_err(call("install the seccomp filter"))?;
+
     let held = read()?;
-    compare(&held, keep)?;
+    compare(&held, keep, pass_on)?;
     for (what, found, wanted) in [
         ("the uids", held.uids, [user; 3]),
         ("the gids", held.gids, [user; 3]),
@@ -139,6 +174,13 @@ pub fn drop_to(keep: &[Capability], user: u32) -> Result<Privileges, DropError> 
                 wanted: format!("{wanted:?}"),
             });
         }
+    }
+    if u64::from(held.seccomp) != FILTERED {
+        return Err(DropError::Mismatch {
+            what: "the seccomp mode",
+            found: held.seccomp.to_string(),
+            wanted: FILTERED.to_string(),
+        });
     }
     if held.groups != groups {
         return Err(DropError::Mismatch {
@@ -166,10 +208,10 @@ pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
         .copied()
         .filter(|cap| permitted & cap.bitmask() != 0)
         .collect();
-    lock(&keep)?;
+    lock(&keep, &[])?;
     set(&keep)?;
     let held = read()?;
-    compare(&held, &keep)?;
+    compare(&held, &keep, &[])?;
     Ok(held)
 }
 
@@ -179,8 +221,9 @@ fn mask(capabilities: &[Capability]) -> u64 {
         .fold(0, |mask, cap| mask | cap.bitmask())
 }
 
-/// What needs CAP_SETPCAP: the bounding set and the securebits.
-fn lock(keep: &[Capability]) -> Result<(), DropError> {
+/// What needs CAP_SETPCAP: the bounding set, what an `execve(2)` passes on, and the securebits.
+fn lock(keep: &[Capability], pass_on: &[Capability]) -> Result<(), DropError> {
+    let passed: HashSet<Capability> = pass_on.iter().copied().collect();
     let mask = mask(keep);
     // By number and not by the caps crate's names: the kernel may know more of them than the crate.
     for bit in known_to_the_kernel() {
@@ -189,32 +232,36 @@ fn lock(keep: &[Capability]) -> Result<(), DropError> {
                 .map_err(call("drop a capability from the bounding set"))?;
         }
     }
+    // The ambient set first: one of the securebits keeps everybody from adding to it.
+    caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
+    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
     rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))
 }
 
-/// The four other sets, and no way back.
+/// The effective and the permitted set, and no way back.
 fn set(keep: &[Capability]) -> Result<(), DropError> {
     let kept: HashSet<Capability> = keep.iter().copied().collect();
-    caps::clear(None, CapSet::Ambient).map_err(caps_call("clear the ambient set"))?;
     caps::set(None, CapSet::Effective, &HashSet::new())
         .map_err(caps_call("clear the effective set"))?;
-    caps::set(None, CapSet::Inheritable, &HashSet::new())
-        .map_err(caps_call("clear the inheritable set"))?;
     caps::set(None, CapSet::Permitted, &kept).map_err(caps_call("set the permitted set"))?;
     caps::set(None, CapSet::Effective, &kept).map_err(caps_call("set the effective set"))?;
     rustix::thread::set_no_new_privs(true).map_err(call("set no_new_privs"))
 }
 
 /// Compares what the kernel says with what must be.
-fn compare(held: &Privileges, keep: &[Capability]) -> Result<(), DropError> {
-    let mask = mask(keep);
+fn compare(
+    held: &Privileges,
+    keep: &[Capability],
+    pass_on: &[Capability],
+) -> Result<(), DropError> {
+    let (mask, passed) = (mask(keep), mask(pass_on));
     let securebits = u64::from(securebits().bits());
     for (what, found, wanted) in [
-        ("the inheritable set", held.inheritable, 0),
+        ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
         ("the bounding set", held.bounding, mask),
-        ("the ambient set", held.ambient, 0),
+        ("the ambient set", held.ambient, passed),
         ("the securebits", u64::from(held.securebits), securebits),
         ("no_new_privs", u64::from(held.no_new_privs), 1),
     ] {
@@ -259,6 +306,8 @@ pub fn read() -> Result<Privileges, DropError> {
         securebits: rustix::thread::capabilities_secure_bits()
             .map_err(call("read the securebits"))?
             .bits(),
+        seccomp: rustix::thread::secure_computing_mode().map_err(call("read the seccomp mode"))?
+            as u32,
         no_new_privs: rustix::thread::no_new_privs().map_err(call("read no_new_privs"))?,
         uids: [uids.real, uids.effective, uids.saved].map(Uid::as_raw),
         gids: [gids.real, gids.effective, gids.saved].map(Gid::as_raw),

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::config::Tmpfs;
+use crate::config::{Tmpfs, Volume};
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -32,7 +32,7 @@ pub const MAX_FDS: usize = 128;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
-    Start(Start),
+    Start(Box<Start>),
     /// App: run the command.
     Proceed,
     /// App: send this signal to the command.
@@ -44,6 +44,8 @@ pub enum ToStage {
 pub struct Start {
     /// The name shown by `uname -n` inside.
     pub hostname: String,
+    /// How many processes and threads it may have, where that can be counted for it alone (`RLIMIT_NPROC`).
+    pub nproc: Option<u32>,
     /// The role with what it needs.
     pub role: Role,
 }
@@ -62,7 +64,8 @@ pub enum Role {
         /// Where each listening socket's connections go.
         targets: Vec<SocketAddrV4>,
     },
-    /// Runs the user's command. Descriptors: standard output, standard error, then the mounts of `rootfs`.
+    /// Runs the user's command. Descriptors: standard output, standard error, the mounts of `rootfs`,
+    /// the mounts of `volumes`.
     App(AppStart),
 }
 
@@ -79,6 +82,10 @@ pub struct AppStart {
     pub tmpfs: Vec<Tmpfs>,
     /// How the root is made.
     pub rootfs: RootfsStart,
+    /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
+    pub volumes: Vec<Volume>,
+    /// What it may call, on the way to the command and in it.
+    pub seccomp: Box<crate::seccomp::Filters>,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.
@@ -146,7 +153,8 @@ impl Exit {
     pub fn code(self) -> u8 {
         let code = match self {
             Exit::Status(status) => status,
-            Exit::Signal(signal) => 128 + signal,
+            // From a part, so it may be any number.
+            Exit::Signal(signal) => signal.wrapping_add(128),
         };
         u8::try_from(code & 0xff).expect("masked to eight bits")
     }

@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-use crate::config::{self, Config, Origin, Via};
+use crate::cgroup;
+use crate::config::{self, Config, Limits, Origin, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
@@ -125,6 +126,8 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             command: app.command.clone(),
             env: environment(app),
             tmpfs: app.tmpfs.clone(),
+            volumes: app.volumes.clone(),
+            limits: app_limits(app.limits, host),
             publish: app
                 .publish
                 .iter()
@@ -140,6 +143,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                 })
                 .collect(),
             restart: app.restart,
+            seccomp: app.seccomp.clone(),
         });
     }
     for (plan, app) in apps.iter().zip(&config.apps) {
@@ -167,7 +171,10 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         uplink,
         sidecar: ids(1),
         relay: ids(1),
+        sidecar_limits: cgroup::SIDECAR,
+        relay_limits: cgroup::RELAY,
         apps,
+        cgroup: host.cgroups.of(stack.as_str(), &host.run),
         origins,
     })
 }
@@ -175,9 +182,14 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
 /// The bridge has the stack's name, cut to what a link may have.
 fn bridge_name(stack: &StackName) -> IfName {
     let name: String = stack.as_str().chars().take(IfName::MAX).collect();
-    // These two names are taken in every namespace of a sidecar.
-    let name = if name == "lo" || name == "uplink" {
-        format!("br-{name}")
+    // Some are, or may be, taken in a sidecar's namespace; `all` and `default` the kernel keeps for its sysctls
+    // (sysctl_dev_name_is_allowed(), include/linux/inetdevice.h).
+    let taken = matches!(name.as_str(), "lo" | "uplink" | "all" | "default")
+        || name
+            .strip_prefix("port")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+    let name = if taken {
+        format!("br-{name}").chars().take(IfName::MAX).collect()
     } else {
         name
     };
@@ -252,6 +264,16 @@ fn environment(app: &config::App) -> BTreeMap<String, String> {
     env
 }
 
+/// What the file says; where it says nothing, enough for any server that works, and less than takes the host down.
+fn app_limits(limits: Limits, host: &Host) -> Limits {
+    let most_of_it = Some(host.memory / 4 * 3).filter(|bytes| *bytes > 0);
+    Limits {
+        memory: limits.memory.or(most_of_it),
+        pids: limits.pids.or(Some(cgroup::APP_PIDS)),
+        cpu: limits.cpu,
+    }
+}
+
 /// How a published address gets to the sidecar, and why so.
 fn transport(address: Ipv4Addr, via: Via, host: &Host) -> (Transport, String) {
     if address.is_loopback() {
@@ -295,5 +317,28 @@ impl EntryPorts {
         }
         self.used.insert(port, target);
         port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_has_its_stacks_name_unless_that_is_taken() {
+        for (stack, bridge) in [
+            ("customerA", "customerA"),
+            ("a-stack-with-a-long-name", "a-stack-with-a-"),
+            ("lo", "br-lo"),
+            ("uplink", "br-uplink"),
+            ("port0", "br-port0"),
+            ("port123456789012", "br-port12345678"),
+            ("portal", "portal"),
+            ("all", "br-all"),
+            ("default", "br-default"),
+        ] {
+            let stack = StackName::new(stack).unwrap();
+            assert_eq!(bridge_name(&stack).as_str(), bridge);
+        }
     }
 }

@@ -19,7 +19,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use crate::config::{Rootfs, Tmpfs};
+use crate::config::{Rootfs, Tmpfs, Volume};
 use crate::protocol::RootfsStart;
 use crate::sys;
 
@@ -100,6 +100,14 @@ pub fn own_program() -> Result<OwnedFd, RootfsError> {
 const HOST_DIRECTORIES: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Files and directories of the host's /etc that programs need to start at all, and that tell nothing of this host.
 const HOST_ETC: [&str; 4] = ["ld.so.cache", "alternatives", "localtime", "mime.types"];
+
+/// Whether `path` of a root made from the host's is the host's own, and so can't be added to.
+#[must_use]
+pub fn is_of_the_host(path: &Path) -> bool {
+    HOST_DIRECTORIES
+        .iter()
+        .any(|name| path.starts_with(Path::new("/").join(name)))
+}
 
 /// Opens what the app's root is made of.
 ///
@@ -211,6 +219,7 @@ pub fn enter(
     start: &RootfsStart,
     fds: Vec<OwnedFd>,
     writable: &[Tmpfs],
+    volumes: &[Volume],
 ) -> Result<Vec<String>, RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
@@ -251,6 +260,15 @@ pub fn enter(
             "no /proc inside: the kernel refused it, since this host's own is partly covered"
                 .to_owned(),
         );
+    }
+    for Volume { path, .. } in volumes {
+        // Absolute, it would be the host's for all but openat2(2).
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
+        if matches!(start, RootfsStart::Assembled { .. }) && inside(&root, path).is_err() {
+            make_target(&root, path, &mount)?;
+        }
+        attach(&mount, &root, path)?;
     }
     for tmp in writable {
         let mount = tmpfs(&tmp.path, &tmp.size.to_string(), "1777")?;
@@ -386,7 +404,10 @@ fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
 }
 
 /// `path` within `root`, opened without following a symbolic link anywhere.
-fn inside(root: &OwnedFd, path: &Path) -> Result<OwnedFd, RootfsError> {
+///
+/// # Errors
+/// [`RootfsError`]; ELOOP when there is one, ENOENT when there is nothing.
+pub fn inside(root: impl AsFd, path: &Path) -> Result<OwnedFd, RootfsError> {
     rustix::fs::openat2(
         root,
         path,

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
+use crate::cgroup::Cgroups;
+use crate::config::Limits;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
@@ -29,6 +31,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
 use crate::publish::{ListenError, Listener};
 use crate::rootfs;
+use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
 const OURS: Duration = Duration::from_secs(20);
@@ -51,6 +54,12 @@ pub enum StackError {
     /// A root file system.
     #[error("root file system: {0}")]
     Rootfs(#[from] rootfs::RootfsError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
+    /// An app's seccomp filters.
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::CompileError),
     /// The links.
     #[error("network: {0}")]
     Net(#[from] net::Error),
@@ -124,6 +133,9 @@ pub struct Ground {
     pub plan: Plan,
     /// Our own program, read-only.
     program: OwnedFd,
+    /// Where the parts are put.
+    pub cgroups: Cgroups,
+    volumes: Vec<Volumes>,
     sidecar: Namespaces,
     relay: Namespaces,
     apps: Vec<Namespaces>,
@@ -217,14 +229,18 @@ impl Stack {
     /// [`StackError`] names the part, the step and what the kernel said.
     pub async fn bring_up(
         plan: Plan,
+        cgroups: Cgroups,
         listeners: Vec<Listener>,
         output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
         let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) =
-            within("namespaces", Ground::make(plan, program, listeners)).await?;
+        let (ground, sidecar_route, app_routes) = within(
+            "namespaces",
+            Ground::make(plan, program, cgroups, listeners),
+        )
+        .await?;
         done("namespaces", progress)?;
 
         let ground = Arc::new(ground);
@@ -310,6 +326,7 @@ impl Ground {
     async fn make(
         plan: Plan,
         program: OwnedFd,
+        cgroups: Cgroups,
         listeners: Vec<Listener>,
     ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
         let (sidecar, relay, apps) = tokio::try_join!(
@@ -333,9 +350,13 @@ impl Ground {
             app_routes.push(Rtnl::from_fd(sockets.route)?);
             listening.push(Listening::from_fd(sockets.diag)?);
         }
+        let open = |app| Volumes::open(app, plan.mode);
+        let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let ground = Self {
             plan,
             program,
+            cgroups,
+            volumes,
             sidecar: sidecar.0,
             relay: relay.0,
             apps: app_namespaces,
@@ -359,6 +380,16 @@ impl Ground {
         }
     }
 
+    /// What a part may use.
+    #[must_use]
+    pub fn limits(&self, id: PartId) -> &Limits {
+        match id {
+            PartId::Sidecar => &self.plan.sidecar_limits,
+            PartId::Relay => &self.plan.relay_limits,
+            PartId::App(index) => &self.plan.apps[index].limits,
+        }
+    }
+
     /// Starts the sidecar; when this returns, its rules are in force.
     ///
     /// # Errors
@@ -367,10 +398,13 @@ impl Ground {
         let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar { rules },
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
-        container.send(&ToStage::Start(start), &[]).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &[])
+            .await?;
         Launched::ready(container).await
     }
 
@@ -386,6 +420,7 @@ impl Ground {
     async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
                 targets: self
                     .listeners
@@ -399,7 +434,9 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 
@@ -440,18 +477,24 @@ impl Ground {
         let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
         let start = Start {
             hostname: app.name.to_string(),
+            nproc: self.plan.cgroup.nproc(&app.limits),
             role: Role::App(AppStart {
                 user: app.ids.user(),
                 command: app.command.clone(),
                 env: app.env.clone(),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
+                volumes: app.volumes.clone(),
+                seccomp: Box::new(app.seccomp.filters()?),
             }),
         };
+        let volumes = self.volumes[index].detached(app.ids.host_user())?;
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
-        fds.extend(mounts.iter().map(AsFd::as_fd));
+        fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
-        container.send(&ToStage::Start(start), &fds).await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
         Launched::ready(container).await
     }
 
@@ -472,7 +515,8 @@ impl Ground {
     }
 
     async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
-        Ok(Container::spawn(&self.title(part), namespaces, self.program.as_fd()).await?)
+        let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
+        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 
     /// Waits until the app listens on every published port, where the sidecar can reach it.

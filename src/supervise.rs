@@ -5,6 +5,10 @@
 //! One thread, one channel of [`Event`]s. Small tasks wait for one thing each (a part's process, a pipe, a client of
 //! the control socket, a signal) and say it here; all decisions are made in [`Supervisor::run`], so nothing needs a
 //! lock. A part's process is owned by its task, which is told by a channel to signal or kill it.
+//!
+//! What an app writes comes by a channel of its own, since an app can write faster than anybody reads. It is short and
+//! comes last: when it is full the app's pipe fills and the app waits, while events are heard of at once. A client that
+//! follows the log and doesn't read is not waited for; it is told how many lines it has missed.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -19,15 +23,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::cgroup::Cgroups;
 use crate::config::Restart;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::control::{PartState, PartStatus, Reply, Request, Status};
+use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
+use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
 /// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
@@ -44,6 +50,10 @@ const KEPT: [Capability; 3] = [
 ];
 /// What the log may take of memory, in bytes.
 const LOG_BYTES: usize = 4 << 20;
+/// How many lines may wait for the loop.
+const LINES_WAITING: usize = 256;
+/// How many answers may wait for a client to read them.
+const ANSWERS_WAITING: usize = 512;
 /// A part that ends again and again is started again after this pause, doubled each time…
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// …up to this one…
@@ -62,8 +72,6 @@ pub enum Outcome {
 
 /// Everything that can happen.
 enum Event {
-    /// A line of a part's output is complete.
-    Line(LogLine),
     /// A part's process has something to say.
     Part {
         id: PartId,
@@ -84,8 +92,28 @@ enum Event {
     Signal,
 }
 
-/// Who asked, and how to answer.
-type Client = mpsc::UnboundedSender<(Reply, Option<OwnedFd>)>;
+/// Who asked, and how to answer. When it is dropped the conversation ends.
+type Client = mpsc::Sender<Answer>;
+
+/// What a client gets at once.
+struct Answer {
+    replies: Vec<Reply>,
+    fd: Option<OwnedFd>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self {
+            replies: vec![reply],
+            fd: None,
+        }
+    }
+}
+
+/// Answers. A client that has gone, or doesn't read, goes without.
+fn tell(client: &Client, answer: impl Into<Answer>) {
+    let _ = client.try_send(answer.into());
+}
 
 /// What can be asked of the task that owns a part's process.
 enum Order {
@@ -124,11 +152,37 @@ struct Process {
     command: Option<i32>,
 }
 
-/// Where lines go while they are written: to the terminal of a foreground `up`.
-pub type Tee = Box<dyn FnMut(&LogLine)>;
+/// Where the apps' output goes besides the log.
+pub enum Tee {
+    /// Each line, when it is complete: to the terminal of a foreground `up`.
+    Lines(Box<dyn FnMut(&LogLine)>),
+    /// Each byte, as it is, to standard output and standard error of this process. An app whose reader has gone away
+    /// meets a closed pipe, as it would without us.
+    Bytes,
+}
 
-/// The tasks that read the apps' output.
-type Pumps = Arc<std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>>;
+impl Tee {
+    fn line(&mut self, line: &LogLine) {
+        if let Tee::Lines(write) = self {
+            write(line);
+        }
+    }
+}
+
+/// What was said: kept, shown and handed to who follows it.
+struct Journal {
+    kept: LogBuf,
+    tee: Tee,
+    followers: Vec<Follower>,
+}
+
+/// A client that reads the log as it grows.
+struct Follower {
+    filter: Filter,
+    client: Client,
+    /// How many lines didn't fit since the last one that did.
+    missed: u64,
+}
 
 /// A stack and all that watches it.
 pub struct Supervisor {
@@ -138,12 +192,13 @@ pub struct Supervisor {
     parts: Vec<Part>,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
-    pumps: Pumps,
+    lines: mpsc::Receiver<LogLine>,
+    lines_in: mpsc::Sender<LogLine>,
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
-    log: LogBuf,
-    tee: Tee,
-    followers: Vec<(Filter, Client)>,
+    journal: Journal,
+    /// Who asked for the end; answered by the end of this process.
+    waiting_for_the_end: Vec<Client>,
     since: Timestamp,
 }
 
@@ -155,6 +210,7 @@ pub struct Supervisor {
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
 pub async fn run(
     plan: Plan,
+    cgroups: Cgroups,
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
     tee: Tee,
@@ -166,38 +222,47 @@ pub async fn run(
     watch_signals(&sender).map_err(io_error("watch signals"))?;
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
-    let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-    let pumps = Pumps::default();
-    let output = |app: usize, output: Output| pump(&sender, &pumps, &names[app], output);
+    let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
+    let raw = matches!(tee, Tee::Bytes);
+    let mut journal = Journal {
+        kept: LogBuf::new(LOG_BYTES),
+        tee,
+        followers: vec![],
+    };
+    let mut waiting_for_the_end = vec![];
     let mut early = VecDeque::new();
-    // Whoever asks for the end is answered by the end of this process, and not before.
-    let mut ending = None;
     let stack = {
-        let bring_up = Stack::bring_up(plan, listeners, &output, progress);
+        let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
+        let output = |app: usize, output: Output| pump(&lines_in, &names[app], output, raw);
+        let bring_up = Stack::bring_up(plan, cgroups, listeners, &output, progress);
         tokio::pin!(bring_up);
         loop {
             tokio::select! {
+                biased;
                 stack = &mut bring_up => break stack,
-                event = events.recv() => match event {
-                    Some(Event::Signal) => break Err(StackError::Interrupted),
-                    Some(Event::Asked(Request::Down, client)) => {
-                        ending = Some(client);
+                Some(event) = events.recv() => match event {
+                    Event::Signal => break Err(StackError::Interrupted),
+                    Event::Asked(Request::Down, client) => {
+                        waiting_for_the_end.push(client);
                         break Err(StackError::Interrupted);
                     }
-                    Some(event) => early.push_back(event),
-                    None => {}
-                }
+                    event => early.push_back(event),
+                },
+                // Shown when it is known how the start went.
+                Some(line) = lines.recv() => journal.kept.push(line),
             }
         }
     };
     let stack = match stack {
         Ok(stack) => stack,
         Err(e) => {
+            // What the app has said before it failed to start is the best explanation there is.
+            drop(lines_in);
+            while let Some(line) = lines.recv().await {
+                journal.kept.push(line);
+            }
+            journal.show_kept();
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
-            drain(&pumps).await;
-            let mut tee = tee;
-            explain(&mut early, &mut events, &mut tee);
-            drop(ending);
             return Err(e);
         }
     };
@@ -214,11 +279,11 @@ pub async fn run(
         parts: vec![],
         events,
         sender,
-        pumps,
+        lines,
+        lines_in,
         launching: JoinSet::new(),
-        log: LogBuf::new(LOG_BYTES),
-        tee,
-        followers: vec![],
+        journal,
+        waiting_for_the_end,
         since: Timestamp::now(),
     };
     for (id, launched) in parts {
@@ -226,23 +291,11 @@ pub async fn run(
         supervisor.adopt(id, launched);
     }
     ready(&supervisor.status());
+    supervisor.journal.show_kept();
     let outcome = supervisor.run(early).await;
-    supervisor.take_down().await;
+    let _answered_by_the_end = supervisor.take_down().await;
     crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
-}
-
-/// What the app has said before it failed to start is the best explanation there is.
-fn explain(
-    early: &mut VecDeque<Event>,
-    events: &mut mpsc::UnboundedReceiver<Event>,
-    tee: &mut Tee,
-) {
-    while let Some(event) = early.pop_front().or_else(|| events.try_recv().ok()) {
-        if let Event::Line(line) = event {
-            tee(&line);
-        }
-    }
 }
 
 impl Supervisor {
@@ -250,21 +303,21 @@ impl Supervisor {
         loop {
             let event = match early.pop_front() {
                 Some(event) => event,
-                // This value holds a sender, so the channel can't end.
-                None => self.events.recv().await.unwrap_or(Event::Signal),
+                // Events first: no app is so loud that `lrpns down` isn't heard.
+                None => tokio::select! {
+                    biased;
+                    // This value holds a sender of each, so neither channel can end.
+                    Some(event) = self.events.recv() => event,
+                    Some(line) = self.lines.recv() => {
+                        self.journal.write(line);
+                        continue;
+                    }
+                },
             };
             match event {
-                Event::Line(line) => self.write(line),
                 Event::Signal => return Outcome::Stopped,
                 Event::Asked(Request::Down, client) => {
-                    // Answered by the end of the conversation, when this process ends.
-                    self.followers.push((
-                        Filter {
-                            from: u64::MAX,
-                            ..Filter::default()
-                        },
-                        client,
-                    ));
+                    self.waiting_for_the_end.push(client);
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, client) => self.answer(request, client),
@@ -305,6 +358,7 @@ impl Supervisor {
     /// Takes over a part that is ready.
     fn adopt(&mut self, id: PartId, launched: Launched) {
         let sender = self.sender.clone();
+        let complaint = self.ground.plan.cgroup.complaint([self.ground.limits(id)]);
         let part = self.part(id);
         let Launched {
             container,
@@ -335,34 +389,40 @@ impl Supervisor {
         part.since = Timestamp::now();
         part.privileges = Some(privileges);
         part.notes = notes;
+        part.notes.extend(complaint);
         let launch = part.launch;
         tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
         for client in std::mem::take(&mut self.part(id).waiting) {
-            let _ = client.send((Reply::Done, None));
+            tell(&client, Reply::Done);
         }
     }
 
-    /// Starts a part again, in a task of its own: the loop goes on.
+    /// Starts a part again, in a task of its own: the loop goes on. There is one such task for a part at a time: two
+    /// would meet in its namespaces.
     fn launch(&mut self, id: PartId) {
         let part = self.part(id);
-        part.state = PartState::Starting;
+        if part.launching {
+            return;
+        }
         part.launching = true;
+        part.state = PartState::Starting;
         part.launch += 1;
         part.restarts += 1;
         let launch = part.launch;
         let old = part.process.take();
+        let raw = matches!(self.journal.tee, Tee::Bytes);
         while self.launching.try_join_next().is_some() {}
-        let (ground, sender, pumps) = (
+        let (ground, sender, lines) = (
             Arc::clone(&self.ground),
             self.sender.clone(),
-            Arc::clone(&self.pumps),
+            self.lines_in.clone(),
         );
         self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
             let output =
-                |app: usize, output| pump(&sender, &pumps, ground.name(PartId::App(app)), output);
+                |app: usize, output| pump(&lines, ground.name(PartId::App(app)), output, raw);
             let result = match id {
                 PartId::Sidecar => ground.sidecar().await,
                 PartId::Relay => ground.relay().await,
@@ -394,7 +454,7 @@ impl Supervisor {
                 };
                 self.note(id, e.to_string());
                 for client in std::mem::take(&mut self.part(id).waiting) {
-                    let _ = client.send((refused(e.to_string(), None), None));
+                    tell(&client, refused(e.to_string(), None));
                 }
                 (!asked_again).then(|| self.ended(id, exit)).flatten()
             }
@@ -425,6 +485,11 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
+                if self.ground.cgroups.ran_out_of_memory(self.ground.name(id)) {
+                    let most = self.ground.limits(id).memory.unwrap_or_default();
+                    let ended = "ended by the kernel: it needed more than its";
+                    self.note(id, format!("{ended} {most} bytes of memory"));
+                }
                 // Without a word: killed, and its command with it.
                 let exit = self.part(id).exit.take();
                 let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
@@ -483,25 +548,34 @@ impl Supervisor {
             Request::Down => unreachable!("run ends the loop with it"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
-                for line in self.log.lines(&filter) {
-                    let _ = client.send((Reply::Line(line.clone()), None));
+                if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
+                    return tell(&client, *reply);
                 }
+                let lines = self.journal.kept.lines(&filter).cloned();
+                let mut replies: Vec<_> = lines.map(Reply::Line).collect();
+                if !follow {
+                    replies.push(Reply::Done);
+                }
+                tell(&client, Answer { replies, fd: None });
                 if follow {
-                    self.followers.push((filter, client));
-                    return;
+                    self.journal.followers.push(Follower {
+                        filter,
+                        client,
+                        missed: 0,
+                    });
                 }
-                Reply::Done
+                return;
             }
             Request::Enter { part } => {
                 let (reply, fd) = self.enter(&part);
-                let _ = client.send((reply, fd));
-                return;
+                let replies = vec![reply];
+                return tell(&client, Answer { replies, fd });
             }
         };
-        let _ = client.send((reply, None));
+        tell(&client, reply);
     }
 
-    fn find(&self, name: &str) -> Result<PartId, Reply> {
+    fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
         let known = || self.parts.iter().map(|part| self.ground.name(part.id));
         self.parts
             .iter()
@@ -509,10 +583,10 @@ impl Supervisor {
             .find(|id| self.ground.name(*id) == name)
             .ok_or_else(|| {
                 let names: Vec<_> = known().collect();
-                refused(
+                Box::new(refused(
                     format!("{} has no part `{name}`", self.ground.plan.stack),
                     Some(format!("its parts are {}", names.join(", "))),
-                )
+                ))
             })
     }
 
@@ -520,7 +594,7 @@ impl Supervisor {
         let ids = match part.map(|name| self.find(name)) {
             Some(Ok(id)) => vec![id],
             Some(Err(reply)) => {
-                let _ = client.send((reply, None));
+                tell(client, *reply);
                 return;
             }
             None => (0..self.ground.plan.apps.len()).map(PartId::App).collect(),
@@ -541,7 +615,7 @@ impl Supervisor {
     fn enter(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
         let id = match self.find(name) {
             Ok(id) => id,
-            Err(reply) => return (reply, None),
+            Err(reply) => return (*reply, None),
         };
         let (user, env) = match id {
             PartId::App(index) => {
@@ -550,16 +624,30 @@ impl Supervisor {
             }
             PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
         };
+        let cgroup = self.ground.cgroups.path(name).map(Into::into);
+        let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
+        let seccomp = match id {
+            PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
+            PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+        };
+        let seccomp = match seccomp {
+            Ok(filters) => Box::new(filters),
+            Err(e) => return (refused(e.to_string(), None), None),
+        };
         let part = self.part(id);
         match (&part.process, &part.privileges) {
             (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
                 Ok(pidfd) => {
-                    let privileges = privileges.clone();
+                    let privileges = Box::new(privileges.clone());
                     (
                         Reply::Enter {
                             user,
                             env,
                             privileges,
+                            cgroup,
+                            nproc,
+                            seccomp,
                         },
                         Some(pidfd),
                     )
@@ -589,6 +677,16 @@ impl Supervisor {
                 restarts: part.restarts,
                 last_exit: part.last_exit,
                 privileges: part.privileges.clone(),
+                cgroup: self
+                    .ground
+                    .cgroups
+                    .path(self.ground.name(part.id))
+                    .map(Into::into),
+                limits: plan
+                    .cgroup
+                    .held(self.ground.limits(part.id))
+                    .map(|(limit, held_by)| LimitStatus { limit, held_by })
+                    .collect(),
                 notes: part.notes.clone(),
             }
         });
@@ -603,28 +701,14 @@ impl Supervisor {
 
     /// A line of our own about a part.
     fn note(&mut self, id: PartId, text: String) {
-        self.write(LogLine {
-            time: Timestamp::now(),
-            part: self.ground.name(id).to_owned(),
-            stream: Stream::Event,
-            text,
-            continues: false,
-        });
-    }
-
-    fn write(&mut self, line: LogLine) {
-        (self.tee)(&line);
-        self.followers.retain(|(filter, client)| {
-            let wanted = filter.from != u64::MAX
-                && filter.part.as_ref().is_none_or(|part| *part == line.part)
-                && filter.stream.is_none_or(|stream| stream == line.stream);
-            !wanted || client.send((Reply::Line(line.clone()), None)).is_ok()
-        });
-        self.log.push(line);
+        let line = event_line(self.ground.name(id).to_owned(), text);
+        self.journal.write(line);
     }
 
     /// Ends every part: the relay first, so that no port is open on what is going away; apps get SIGTERM and time.
-    async fn take_down(&mut self) {
+    /// What they write meanwhile is still read: an app that ends in order may have much to say. Gives back who has to
+    /// be kept waiting until the very end.
+    async fn take_down(mut self) -> Vec<Client> {
         let order = |id: PartId| match id {
             PartId::Relay => 0,
             PartId::App(_) => 1,
@@ -636,18 +720,88 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|part| Some((part.id, part.process.take()?)))
             .partition(|(id, _)| matches!(id, PartId::App(_)));
-        self.launching.shutdown().await;
-        for (_, process) in others {
-            process.end(false).await;
-        }
-        futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
-            .await;
-        drain(&self.pumps).await;
-        while let Ok(event) = self.events.try_recv() {
-            if let Event::Line(line) = event {
-                self.write(line);
+        let (lines, journal, mut launching) = (&mut self.lines, &mut self.journal, self.launching);
+        let ending = async move {
+            launching.shutdown().await;
+            for (_, process) in others {
+                process.end(false).await;
+            }
+            futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
+                .await;
+        };
+        tokio::pin!(ending);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut ending => break,
+                Some(line) = lines.recv() => journal.write(line),
             }
         }
+        // The pumps have the other senders, and end with the apps.
+        drop(self.lines_in);
+        while let Some(line) = lines.recv().await {
+            journal.write(line);
+        }
+        self.waiting_for_the_end
+    }
+}
+
+impl Journal {
+    fn write(&mut self, line: LogLine) {
+        self.tee.line(&line);
+        self.followers
+            .retain_mut(|follower| follower.hand_on(&line));
+        self.kept.push(line);
+    }
+
+    /// Shows what came before there was anybody to show it to.
+    fn show_kept(&mut self) {
+        for line in self.kept.lines(&Filter::default()) {
+            self.tee.line(line);
+        }
+    }
+}
+
+impl Follower {
+    /// Hands a line on if it is wanted and there is room for it; `false` when the client has gone.
+    fn hand_on(&mut self, line: &LogLine) -> bool {
+        let wanted = self
+            .filter
+            .part
+            .as_ref()
+            .is_none_or(|part| *part == line.part)
+            && self
+                .filter
+                .stream
+                .is_none_or(|stream| stream == line.stream);
+        if !wanted {
+            return true;
+        }
+        let mut replies = vec![];
+        if self.missed > 0 {
+            let text = format!(
+                "{} lines are left out here: they came faster than they were read",
+                self.missed
+            );
+            replies.push(Reply::Line(event_line(line.part.clone(), text)));
+        }
+        replies.push(Reply::Line(line.clone()));
+        match self.client.try_send(Answer { replies, fd: None }) {
+            Ok(()) => self.missed = 0,
+            Err(mpsc::error::TrySendError::Full(_)) => self.missed += 1,
+            Err(mpsc::error::TrySendError::Closed(_)) => return false,
+        }
+        true
+    }
+}
+
+fn event_line(part: String, text: String) -> LogLine {
+    LogLine {
+        time: Timestamp::now(),
+        part,
+        stream: Stream::Event,
+        text,
+        continues: false,
     }
 }
 
@@ -727,48 +881,57 @@ async fn watch(
     let _ = ended.send(());
 }
 
-/// Turns an app's pipes into lines.
-fn pump(events: &mpsc::UnboundedSender<Event>, pumps: &Pumps, part: &str, output: Output) {
+/// Turns an app's pipes into lines; passes the bytes on as they are if `raw`. Reads no further than there is room for what
+/// it has read.
+fn pump(lines: &mpsc::Sender<LogLine>, part: &str, output: Output, raw: bool) {
     for (stream, pipe) in [(Stream::Out, output.out), (Stream::Err, output.err)] {
-        let (events, part) = (events.clone(), part.to_owned());
-        let pump = tokio::spawn(async move {
-            let say = |piece: crate::logbuf::Piece| {
-                let _ = events.send(Event::Line(LogLine {
-                    time: Timestamp::now(),
-                    part: part.clone(),
-                    stream,
-                    text: piece.text,
-                    continues: piece.continues,
-                }));
-            };
+        let (lines, part) = (lines.clone(), part.to_owned());
+        tokio::spawn(async move {
             let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
                 return;
             };
             let mut splitter = LineSplitter::new();
             let mut chunk = vec![0; 16 << 10];
-            // An error is an end as well: nothing more will come of this pipe.
-            while let Ok(got @ 1..) = tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
-                splitter.push(&chunk[..got], say);
+            let mut more = true;
+            while more {
+                let mut pieces = vec![];
+                // An error is an end as well: nothing more will come of this pipe.
+                match tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
+                    Ok(got @ 1..) => {
+                        splitter.push(&chunk[..got], |piece| pieces.push(piece));
+                        more = !raw || pass_on(stream, &chunk[..got]).is_ok();
+                    }
+                    _ => {
+                        splitter.finish(|piece| pieces.push(piece));
+                        more = false;
+                    }
+                }
+                let time = Timestamp::now();
+                for piece in pieces {
+                    let line = LogLine {
+                        time,
+                        part: part.clone(),
+                        stream,
+                        text: piece.text,
+                        continues: piece.continues,
+                    };
+                    if lines.send(line).await.is_err() {
+                        return;
+                    }
+                }
             }
-            splitter.finish(say);
         });
-        let mut pumps = pumps
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        pumps.retain(|pump| !pump.is_finished());
-        pumps.push(pump);
     }
 }
 
-/// Waits until everything that the apps, which have ended, had written is an event.
-async fn drain(pumps: &Pumps) {
-    let pumps = std::mem::take(
-        &mut *pumps
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner),
-    );
-    for pump in pumps {
-        let _ = pump.await;
+fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    use io::Write;
+    match stream {
+        Stream::Err => io::stderr().write_all(bytes),
+        Stream::Out | Stream::Event => {
+            let mut out = io::stdout();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
     }
 }
 
@@ -823,21 +986,59 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     let Ok(Some((request, _))) = channel.receive::<Request>().await else {
         return;
     };
-    let (replies, mut to_send) = mpsc::unbounded_channel::<(Reply, Option<OwnedFd>)>();
-    if events.send(Event::Asked(request, replies)).is_err() {
+    let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
+    if events.send(Event::Asked(request, answers)).is_err() {
         return;
     }
     loop {
         tokio::select! {
-            reply = to_send.recv() => {
-                let Some((reply, fd)) = reply else { return };
+            answer = to_send.recv() => {
+                let Some(Answer { replies, fd }) = answer else { return };
                 let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
-                if channel.send(&reply, &fds).await.is_err() {
-                    return;
+                for (index, reply) in replies.iter().enumerate() {
+                    let fds = if index == 0 { fds.as_slice() } else { &[] };
+                    if channel.send(reply, fds).await.is_err() {
+                        return;
+                    }
                 }
             }
             // A client says nothing more; its end is all there is to hear.
             _ = channel.receive::<Request>() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_that_does_not_read_is_told_how_much_it_has_missed() {
+        let (client, mut answers) = mpsc::channel(2);
+        let mut follower = Follower {
+            filter: Filter::default(),
+            client,
+            missed: 0,
+        };
+        let read = |answers: &mut mpsc::Receiver<Answer>| -> Vec<String> {
+            let mut texts = vec![];
+            while let Ok(answer) = answers.try_recv() {
+                texts.extend(answer.replies.into_iter().map(|reply| match reply {
+                    Reply::Line(line) => line.text,
+                    other => panic!("{other:?} is no line"),
+                }));
+            }
+            texts
+        };
+        for text in ["1", "2", "3", "4"] {
+            assert!(follower.hand_on(&event_line("app".to_owned(), text.to_owned())));
+        }
+        assert_eq!(read(&mut answers), ["1", "2"]);
+        assert!(follower.hand_on(&event_line("app".to_owned(), "5".to_owned())));
+        let after = read(&mut answers);
+        assert!(after[0].starts_with("2 lines are left out"), "{after:?}");
+        assert_eq!(after[1..], ["5"]);
+        drop(answers);
+        assert!(!follower.hand_on(&event_line("app".to_owned(), "6".to_owned())));
     }
 }

@@ -173,12 +173,15 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         name: PartName::new(format!("app{number}")).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
         mac: Mac([2, 0, 0, 0, 1, number as u8]),
+        seccomp: lrpns::seccomp::default(),
         port_link: IfName::new(format!("port{number}")).unwrap(),
         ids,
         rootfs: Rootfs::BuiltinWebapp,
         command: vec!["/webapp".into()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
+        volumes: Vec::new(),
+        limits: Default::default(),
         publish: (0..ports)
             .map(|port| PublishPlan {
                 listen: SocketAddrV4::new(
@@ -220,6 +223,9 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         },
         sidecar: ids,
         relay: ids,
+        sidecar_limits: Default::default(),
+        relay_limits: Default::default(),
+        cgroup: Default::default(),
         apps: (0..apps).map(app).collect(),
         origins: BTreeMap::new(),
     }

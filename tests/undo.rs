@@ -199,8 +199,11 @@ fn with_a_killed_supervisor_nothing_is_reachable_and_down_removes_the_rest() {
         until("the port is refused to a client", || {
             (lab.client_get("http://10.99.0.1:5000/") == Err(7)).then_some(())
         });
-        let state = lab.lrpns_ok(&["ps", "--json"]);
-        assert!(state.contains("\"crashed\""), "{state}");
+        // Its lock goes with the last of its descriptors, a moment after its listening sockets.
+        until("ps says that it has crashed", || {
+            let state = lab.lrpns_ok(&["ps", "--json"]);
+            state.contains("\"crashed\"").then_some(())
+        });
         let (code, said) = lab.lrpns_err(&["status", &stack.name]);
         assert_eq!(code, 1, "{said}");
         assert!(

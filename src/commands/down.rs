@@ -3,7 +3,8 @@
 
 use std::process::ExitCode;
 
-use crate::control::{Client, Request};
+use crate::cgroup;
+use crate::control::{Client, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -13,7 +14,9 @@ use crate::state::{Liveness, StateRoot};
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
-    let said = if take_down(&Host::state_root(), stack)? {
+    let went = take_down(&Host::state_root(), stack)?;
+    cgroup::tidy(root());
+    let said = if went {
         "is down"
     } else {
         "does not run: nothing to take down"
@@ -33,6 +36,7 @@ pub fn all() -> Result<ExitCode, Failure> {
             Err(e) => failures.push(format!("{stack}: {}", e.message)),
         }
     }
+    cgroup::tidy(root());
     if failures.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
@@ -50,13 +54,15 @@ pub fn gc() -> Result<ExitCode, Failure> {
         match state.settle(&stack, &global)? {
             Liveness::Alive => alive.push(stack),
             _ => {
+                remove_cgroup(&state, &stack)?;
                 state.remove(&stack, global)?;
                 eprintln!("removed what {stack} had left");
                 removed += 1;
             }
         }
     }
-    if nix::unistd::geteuid().is_root() {
+    cgroup::tidy(root());
+    if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
     }
     if removed == 0 {
@@ -67,50 +73,65 @@ pub fn gc() -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
-    match Client::connect(&state.control(stack)) {
-        Ok(client) => {
-            client.ask(&Request::Down).map_err(|e| {
-                Failure::unable(format!("ask the supervisor of {stack} to end: {e}"))
-            })?;
-            // It answers by ending, when nothing of the stack is left but its directory and its lock.
-            while let Ok(Some(_)) = client.reply() {}
-            if !state.stack(stack).exists() {
+    loop {
+        let talked = match Client::connect(&state.control(stack)) {
+            Ok(client) => {
+                match client.ask(&Request::Down) {
+                    Ok(()) => {}
+                    // It is ending already, and its end is what we wait for.
+                    Err(e) if is_gone(&e) => {}
+                    Err(e) => {
+                        return Err(Failure::unable(format!(
+                            "ask the supervisor of {stack} to end: {e}"
+                        )));
+                    }
+                }
+                // It answers by ending, when nothing of the stack is left.
+                while let Ok(Some(_)) = client.reply() {}
+                true
+            }
+            Err(e) if is_gone(&e) => false,
+            Err(e) => {
+                return Err(Failure::unable(format!(
+                    "connect to the supervisor of {stack}: {e}"
+                )));
+            }
+        };
+        // A lock file is made by who asks for it, and nothing may be left where nothing was.
+        if !state.stack(stack).exists() {
+            return Ok(talked);
+        }
+        let global = state.lock()?;
+        match state.settle(stack, &global)? {
+            Liveness::Absent => return Ok(talked),
+            // The one that we asked has ended; this is another, which was brought up since.
+            Liveness::Alive if talked => return Ok(true),
+            // It was brought up since we looked: now it can be asked.
+            Liveness::Alive => {}
+            Liveness::Crashed => {
+                // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
+                if let Some(plan) = state.plan(stack)
+                    && plan.mode == Mode::Root
+                {
+                    in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
+                }
+                remove_cgroup(state, stack)?;
+                state.remove(stack, global)?;
                 return Ok(true);
             }
         }
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            if !state.stack(stack).exists() {
-                return Ok(false);
-            }
-        }
-        Err(e) => {
-            return Err(Failure::unable(format!(
-                "connect to the supervisor of {stack}: {e}"
-            )));
-        }
     }
-    let global = state.lock()?;
-    match state.settle(stack, &global)? {
-        // The supervisor has removed it; its lock is with it.
-        Liveness::Absent => Ok(true),
-        Liveness::Alive => Err(Failure::unable(format!(
-            "{stack} was brought up again meanwhile"
-        ))),
-        Liveness::Crashed => {
-            // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
-            if let Some(plan) = state.plan(stack)
-                && plan.mode == Mode::Root
-            {
-                in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
-            }
-            state.remove(stack, global)?;
-            Ok(true)
-        }
+}
+
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Removes the cgroup of a stack that has crashed.
+fn remove_cgroup(state: &StateRoot, stack: &StackName) -> Result<(), Failure> {
+    match state.plan(stack).and_then(|plan| plan.cgroup.path) {
+        Some(path) => cgroup::remove(&path).map_err(Failure::unable),
+        None => Ok(()),
     }
 }
 

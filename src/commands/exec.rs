@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, reply};
@@ -23,11 +24,15 @@ use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::init::app::Command;
+use crate::init::ceilings;
 use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::Exit;
+use crate::seccomp::Filters;
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::sys::process::{
+    Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
+};
 
 /// Runs `command` in `part` and ends with its exit code.
 pub fn exec(
@@ -47,6 +52,9 @@ pub fn exec(
             user,
             mut env,
             privileges,
+            cgroup,
+            nproc,
+            seccomp,
         },
         fds,
     ) = reply(&client, stack)?
@@ -78,13 +86,30 @@ pub fn exec(
     let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
+        caller: rustix::process::getpid(),
         pidfd,
         keep,
         user,
         command,
         program,
+        nproc,
+        seccomp,
     };
-    let status = match clone3(0).map_err(|e| unable("clone", &e))? {
+    // From its first moment in the part's cgroup: the part's limits are the command's as well.
+    let cgroup = cgroup
+        .map(|path| {
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        })
+        .transpose()
+        .map_err(|e| unable("open the part's cgroup", &e))?;
+    let cloned = clone3_into(0, cgroup.as_ref().map(AsFd::as_fd)).map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied => unable("enter the part's cgroup", &e).hint(
+            "a user may do so from below the cgroup that the stack was started in: systemd-run --user --scope lrpns exec ...",
+        ),
+        _ => unable("clone", &e),
+    })?;
+    let status = match cloned {
         Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
         Cloned::Parent { pidfd, .. } => match terminal {
             Some(terminal) => terminal.carry(pidfd),
@@ -116,20 +141,30 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
 
 /// What the child needs to know; nothing is allocated or looked up after the clone that could be before it.
 struct Entry {
+    /// This process: the child ends with it, and the command with the child.
+    caller: rustix::process::Pid,
     pidfd: OwnedFd,
     keep: Vec<Capability>,
     user: u32,
     command: Command,
     program: Option<OwnedFd>,
+    nproc: Option<u32>,
+    seccomp: Box<Filters>,
 }
 
 impl Entry {
     /// The child's whole life: joins, clones into the pid namespace, mirrors the exit status.
+    ///
+    /// A part's pid namespace is not gone before this process has waited for the command. So it must neither be
+    /// stopped with the terminal's foreground (a process group of its own), nor outlive who started it.
     fn enter(&self, terminal: Option<&Terminal>) -> i32 {
         let complain = |what: &str, e: &dyn std::fmt::Display| {
             eprintln!("lrpns: {what}: {e}");
             i32::from(crate::error::UNABLE)
         };
+        if let Err(e) = rustix::process::setpgid(None, None) {
+            return complain("leave the foreground", &e);
+        }
         let all = CloneFlags::CLONE_NEWUSER
             | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -140,6 +175,15 @@ impl Entry {
         if let Err(e) = setns(&self.pidfd, all) {
             return complain("join the part's namespaces", &e);
         }
+        // Not before: joining a user namespace clears it (PR_SET_PDEATHSIG(2const)). The command's own is set where it
+        // drops.
+        let kill = Some(rustix::process::Signal::KILL);
+        if let Err(e) = rustix::process::set_parent_process_death_signal(kill) {
+            return complain("set the parent-death signal", &e);
+        }
+        if rustix::process::getppid() != Some(self.caller) {
+            return i32::from(crate::error::UNABLE);
+        }
         match clone3(0) {
             Err(e) => complain("clone into the part's pid namespace", &e),
             Ok(Cloned::Parent { pidfd, .. }) => match wait(&pidfd) {
@@ -147,11 +191,19 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
-                if let Err(e) = privileges::drop_to(&self.keep, self.user) {
+                if let Err(e) = ceilings::lower(self.nproc) {
+                    return complain("lower the resource limits", &e);
+                }
+                if let Err(e) =
+                    privileges::drop_to_and_pass_on(&self.keep, self.user, &self.seccomp.stage)
+                {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {
                     return complain("prepare the command", &e);
+                }
+                if let Err(e) = self.seccomp.command.install() {
+                    return complain("install the seccomp filter", &e);
                 }
                 let e = match &self.program {
                     Some(program) => self.command.exec_from(program.as_fd()),
@@ -170,7 +222,8 @@ impl Entry {
 
 /// The command's last steps before `execve(2)`: a session of its own, its three descriptors and no other.
 fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
-    default_sigpipe()?;
+    default_signals();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     rustix::process::setsid()?;
     if let Some(terminal) = terminal {
         terminal.hand_in()?;
@@ -179,7 +232,7 @@ fn prepare(terminal: Option<&Terminal>) -> io::Result<()> {
 }
 
 /// Waits for a child and says how it ended.
-fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
+pub(super) fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
     let status = rustix::io::retry_on_intr(|| {
         rustix::process::waitid(
             rustix::process::WaitId::PidFd(pidfd.as_fd()),

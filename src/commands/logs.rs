@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::{ask, reply};
+use super::{ask, next_reply};
 use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::logbuf::Filter;
@@ -25,12 +25,12 @@ pub fn logs(
     let colour = std::io::stdout().is_terminal();
     let mut out = anstream::stdout();
     loop {
-        let line = match reply(&client, stack) {
-            Ok((Reply::Line(line), _)) => line,
-            Ok(_) => return Ok(ExitCode::SUCCESS),
+        let line = match next_reply(&client, stack)? {
+            Some((Reply::Line(line), _)) => line,
             // The stack went down while we followed it: that is how a log ends.
-            Err(e) if follow && e.code == crate::error::FAILED => return Ok(ExitCode::SUCCESS),
-            Err(e) => return Err(e),
+            None if follow => return Ok(ExitCode::SUCCESS),
+            None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),
+            Some(_) => return Ok(ExitCode::SUCCESS),
         };
         let text = if json {
             line.json()

@@ -19,7 +19,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, Source};
 use crate::config::{self, Config, Vars};
-use crate::control::{Client, Reply, Request};
+use crate::control::{Client, Reply, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -31,7 +31,11 @@ use crate::state::{Liveness, StateRoot};
 /// [`Failure`] has the exit code and what to print.
 pub fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Up { source, detach } => up::up(configuration(&source)?, detach),
+        Command::Up {
+            source,
+            detach,
+            strict_limits,
+        } => up::up(configuration(&source)?, detach, strict_limits),
         Command::Run {
             publish,
             rootfs,
@@ -85,12 +89,16 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init { output } => init::init(&output),
         Command::Gc => down::gc(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut std::io::stdout());
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man => {
-            let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut std::io::stdout()).map_err(cannot_print)?;
+            let mut page = vec![];
+            let man = clap_mangen::Man::new(Cli::command());
+            man.render(&mut page).map_err(cannot_print)?;
+            print(&String::from_utf8_lossy(&page))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -180,10 +188,17 @@ fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
     let state = Host::state_root();
     let client =
         Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
-    client
-        .ask(request)
-        .map_err(|e| Failure::unable(format!("ask the supervisor of {stack}: {e}")))?;
-    Ok(client)
+    match client.ask(request) {
+        Ok(()) => Ok(client),
+        Err(e) if is_gone(&e) => Err(ended(stack)),
+        Err(e) => Err(Failure::unable(format!(
+            "ask the supervisor of {stack}: {e}"
+        ))),
+    }
+}
+
+fn ended(stack: &StackName) -> Failure {
+    Failure::failed(format!("{stack} ended meanwhile"))
 }
 
 /// The next reply of a conversation that must have one.
@@ -191,15 +206,15 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    understand(client.reply(), stack)
+    next_reply(client, stack)?.ok_or_else(|| ended(stack))
 }
 
-/// What a reply means for a conversation that must have one.
-fn understand(
-    reply: std::io::Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>>,
+/// The next reply; `None` when the supervisor has ended the conversation, or itself.
+fn next_reply(
+    client: &Client,
     stack: &StackName,
-) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
-    match reply {
+) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
+    match client.reply() {
         Ok(Some((Reply::Refused { why, hint }, _))) => {
             let failure = Failure::failed(why);
             Err(match hint {
@@ -207,8 +222,8 @@ fn understand(
                 None => failure,
             })
         }
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) => Err(Failure::failed(format!("{stack} ended meanwhile"))),
+        Ok(reply) => Ok(reply),
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "hear from the supervisor of {stack}: {e}"
         ))),

@@ -5,13 +5,15 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::{configuration, print, print_json};
+use crate::cgroup::{Controller, HeldBy};
 use crate::cli::Source;
-use crate::config::{Origin, Rootfs};
+use crate::config::{Limits, Origin, Rootfs};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
 use crate::plan::{Mode, Plan, Transport};
 use crate::resolve;
+use crate::seccomp::Profile;
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -60,6 +62,15 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         plan.stack,
         plan.state_dir.display()
     )?;
+    if let Some(path) = &plan.cgroup.path {
+        writeln!(out, "cgroup {}", path.display())?;
+    }
+    if let Some(complaint) = plan
+        .cgroup
+        .complaint(plan.limits().map(|(_, limits)| limits))
+    {
+        writeln!(out, "{complaint}")?;
+    }
     let (bridge, uplink) = (&plan.bridge, &plan.uplink);
     writeln!(
         out,
@@ -92,6 +103,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         from("sidecar.address"),
         plan.host_uid(plan.sidecar)
     )?;
+    limits(out, plan, &plan.sidecar_limits, &|_| "default".to_owned())?;
     for app in &plan.apps {
         let key = |name: &str| {
             let several = format!("app.{}.{name}", app.name);
@@ -123,6 +135,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             plan.host_uid(app.ids)
         )?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
+        describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
         for tmpfs in &app.tmpfs {
             writeln!(
                 out,
@@ -132,6 +145,25 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 key("tmpfs")
             )?;
         }
+        for volume in &app.volumes {
+            writeln!(
+                out,
+                "  volume {} of the host's {}, {}, {}, nosuid, nodev  ({})",
+                volume.path.display(),
+                volume.host.display(),
+                match (volume.writable, plan.mode) {
+                    (false, _) => "read-only".to_owned(),
+                    (true, Mode::Root) =>
+                        format!("writable, {} is its owner on the disk", app.ids.user()),
+                    (true, Mode::Rootless) => "writable".to_owned(),
+                },
+                if volume.exec { "exec" } else { "noexec" },
+                key("volumes")
+            )?;
+        }
+        limits(out, plan, &app.limits, &|limit| {
+            key(&format!("limits.{limit}"))
+        })?;
         writeln!(
             out,
             "  command {}  ({})",
@@ -166,6 +198,74 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             "\nrelay\n  holds no capability; runs as {} outside; empty read-only root",
             plan.host_uid(plan.relay)
         )?;
+        limits(out, plan, &plan.relay_limits, &|_| "default".to_owned())?;
     }
     Ok(())
+}
+
+/// The limits of one part, and what holds each.
+fn limits(
+    out: &mut String,
+    plan: &Plan,
+    limits: &Limits,
+    from: &dyn Fn(Controller) -> String,
+) -> std::fmt::Result {
+    for (limit, held_by) in plan.cgroup.held(limits) {
+        let value = match limit {
+            Controller::Memory => limits.memory.map(|bytes| format!("{bytes} bytes")),
+            Controller::Pids => limits.pids.map(|pids| pids.to_string()),
+            Controller::Cpu => limits.cpu.map(|cpu| f64::from(cpu).to_string()),
+        };
+        let held_by = match held_by {
+            Some(HeldBy::Cgroup) => "by the cgroup",
+            Some(HeldBy::Rlimit) => "by RLIMIT_NPROC",
+            None => "by nothing here",
+        };
+        writeln!(
+            out,
+            "  {limit} {}, held {held_by}  ({})",
+            value.unwrap_or_default(),
+            from(limit)
+        )?;
+    }
+    Ok(())
+}
+
+/// How many system calls, then their names; rules in full are in `--json`.
+fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt::Result {
+    let (allowed, conditional) = profile.names();
+    writeln!(
+        out,
+        "  seccomp {}: {} system calls, {} more by their arguments, the others: {}  ({from})",
+        profile.name,
+        allowed.len(),
+        conditional.len(),
+        profile.otherwise
+    )?;
+    for (title, names) in [
+        ("always", allowed),
+        ("by their arguments", conditional),
+        (
+            "unknown here",
+            profile.unknown.iter().map(String::as_str).collect(),
+        ),
+    ] {
+        if !names.is_empty() {
+            wrap(out, &format!("{title}:"), &names)?;
+        }
+    }
+    Ok(())
+}
+
+/// Words in lines of at most 110 characters, indented.
+fn wrap(out: &mut String, title: &str, words: &[&str]) -> std::fmt::Result {
+    let mut line = format!("    {title}");
+    for word in words {
+        if line.len() + 1 + word.len() > 110 {
+            writeln!(out, "{line}")?;
+            line = " ".repeat(5);
+        }
+        write!(line, " {word}")?;
+    }
+    writeln!(out, "{line}")
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{ask, target_name, understand};
+use super::{ask, next_reply, target_name};
 use crate::control::Request;
 use crate::error::Failure;
 use crate::host::Host;
@@ -29,12 +29,25 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
     let stack = target_name(stack, file)?;
     let client = ask(&stack, &Request::Restart { part: part.clone() })?;
     // One answer for each part, then the end.
-    understand(client.reply(), &stack)?;
+    let mut refused = vec![];
+    let mut answers = 0;
     loop {
-        match client.reply() {
+        match next_reply(&client, &stack) {
+            Ok(Some(_)) => answers += 1,
             Ok(None) => break,
-            another => understand(another, &stack)?,
-        };
+            Err(e) => refused.push(e),
+        }
+    }
+    let first = refused.first().cloned();
+    if let Some(failure) = first {
+        let all: Vec<String> = refused.into_iter().map(|e| e.message).collect();
+        return Err(Failure {
+            message: all.join("\n"),
+            ..failure
+        });
+    }
+    if answers == 0 {
+        return Err(Failure::failed(format!("{stack} ended meanwhile")));
     }
     eprintln!(
         "{stack}: {} started again",

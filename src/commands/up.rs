@@ -10,38 +10,46 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
-use crate::control::{Client, Reply, Request, Status};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
-use crate::logbuf::{LogLine, Stream};
+use crate::logbuf::LogLine;
 use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
+use crate::protocol::Exit;
+use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{Cloned, clone3, exit_now};
 use crate::{preflight, protocol, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
-pub fn up(config: Config, detach: bool) -> Result<ExitCode, Failure> {
+pub fn up(config: Config, detach: bool, strict_limits: bool) -> Result<ExitCode, Failure> {
     if detach {
-        return detached(config);
+        return detached(config, strict_limits);
     }
-    match supervise_here(config, Voice::terminal())? {
+    match supervise_here(config, strict_limits, Voice::terminal())? {
         End::Already(message) => {
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
         }
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(u8::from(exit.code() != 0))),
+        End::Early(_, failure) => Err(failure),
     }
 }
 
 /// A stack around one command; its output is the command's, its end too.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
-    match supervise_here(config, Voice::command())? {
+    match supervise_here(config, false, Voice::command())? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
+        End::Early(exit, failure) => {
+            let _ = failure.print();
+            Ok(ExitCode::from(exit.code()))
+        }
     }
 }
 
@@ -51,6 +59,8 @@ enum End {
     Already(String),
     /// It was brought up and has ended.
     Over(Outcome),
+    /// Its app ended before it listened.
+    Early(Exit, Failure),
 }
 
 /// Whom the supervisor tells.
@@ -79,11 +89,11 @@ impl Voice {
                     let _ = std::io::stderr().write_all(line.as_bytes());
                 }
             }),
-            ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up(status))),
-            tee: Box::new(move |line| {
+            ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
+            tee: Tee::Lines(Box::new(move |line| {
                 // A reader that has gone away doesn't end the stack.
                 let _ = writeln!(out, "{}", line.human(colour)).and_then(|()| out.flush());
-            }),
+            })),
         }
     }
 
@@ -92,14 +102,7 @@ impl Voice {
         Self {
             progress: Box::new(|_| {}),
             ready: Box::new(|_| {}),
-            tee: Box::new(|line| {
-                let end = if line.continues { "" } else { "\n" };
-                let _ = match line.stream {
-                    Stream::Out => write!(std::io::stdout(), "{}{end}", line.text),
-                    Stream::Err => write!(std::io::stderr(), "{}{end}", line.text),
-                    Stream::Event => Ok(()),
-                };
-            }),
+            tee: Tee::Bytes,
         }
     }
 }
@@ -115,14 +118,17 @@ enum Told {
 }
 
 /// Supervises in a child of a session of its own; returns when that child says how it went.
-fn detached(config: Config) -> Result<ExitCode, Failure> {
+fn detached(config: Config, strict_limits: bool) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    if let Cloned::Child = clone3(0).map_err(|e| unable("clone", e))? {
-        drop(ours);
-        exit_now(background(config, theirs))
-    }
+    let supervisor = match clone3(0).map_err(|e| unable("clone", e))? {
+        Cloned::Child => {
+            drop(ours);
+            exit_now(background(config, strict_limits, theirs))
+        }
+        Cloned::Parent { pidfd, .. } => pidfd,
+    };
     drop(theirs);
     let verbose = std::io::stderr().is_terminal();
     loop {
@@ -130,18 +136,27 @@ fn detached(config: Config) -> Result<ExitCode, Failure> {
             Some((Told::Step(step), _)) if verbose => eprintln!("  {}", done(&step)),
             Some((Told::Step(_), _)) => {}
             Some((Told::Line(line), _)) => eprintln!("{}", line.human(verbose)),
-            Some((Told::Ready(message) | Told::Already(message), _)) => {
+            Some((Told::Ready(message), _)) => {
                 eprintln!("{message}");
                 return Ok(ExitCode::SUCCESS);
             }
-            Some((Told::Failed(failure), _)) => return Err(failure),
+            // These two it says last; when it has ended, really nothing is left of it.
+            Some((Told::Already(message), _)) => {
+                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                eprintln!("{message}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some((Told::Failed(failure), _)) => {
+                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                return Err(failure);
+            }
             None => return Err(Failure::unable("the supervisor ended without a word")),
         }
     }
 }
 
 /// The detached supervisor's whole life.
-fn background(config: Config, teller: OwnedFd) -> i32 {
+fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
     let teller = std::rc::Rc::new(teller);
     let tell = |message: &Told| {
         // The command that started us may have been interrupted; the stack goes on.
@@ -154,23 +169,28 @@ fn background(config: Config, teller: OwnedFd) -> i32 {
         return 1;
     }
     let (steps, lines, ready) = (teller.clone(), teller.clone(), teller.clone());
+    let heard = std::rc::Rc::new(std::cell::Cell::new(true));
+    let still_heard = heard.clone();
     let voice = Voice {
         progress: Box::new(move |step| {
             let _ = protocol::send(&*steps, &Told::Step(step.to_owned()), &[]);
         }),
         ready: Box::new(move |status| {
-            let _ = protocol::send(&*ready, &Told::Ready(is_up(status)), &[]);
+            let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
             // From now on there is nobody to hear; a full socket would only hold us up.
             let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
+            heard.set(false);
         }),
-        tee: Box::new(move |line| {
-            let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
-        }),
+        tee: Tee::Lines(Box::new(move |line| {
+            if still_heard.get() {
+                let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
+            }
+        })),
     };
-    match supervise_here(config, voice) {
+    match supervise_here(config, strict_limits, voice) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
-        Err(failure) => tell(&Told::Failed(failure)),
+        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure)),
     }
     0
 }
@@ -190,11 +210,11 @@ fn leave_terminal() -> std::io::Result<()> {
 }
 
 /// Claims the stack, brings it up and supervises it until its end.
-fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
+fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<End, Failure> {
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state = Host::state_root();
-    let (global, host, plan, claimed) = loop {
+    let (global, host, mut plan, claimed) = loop {
         let global = state.lock()?;
         state.settle(&config.name, &global)?;
         let host = Host::look(&config.name)?;
@@ -207,20 +227,29 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
             return Ok(End::Already(message));
         }
     };
-    let prepared = preflight::check(&plan, &host)
+    if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
+        // Of a supervisor that was killed.
+        cgroup::remove(&left).map_err(Failure::unable)?;
+    }
+    let prepared = preflight::check(&plan, &host, strict_limits)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
         .and_then(|listeners| {
             claimed.save(&plan)?;
             let control = claimed.listen()?;
+            let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
                 rootless::become_root_of_own_namespaces()
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
-            Ok((listeners, control))
+            Ok((listeners, control, cgroups))
         });
-    let (listeners, control) = match prepared {
+    let (listeners, control, cgroups) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
+            if let Some(path) = &plan.cgroup.path {
+                // The failure is what there is to tell.
+                let _ = cgroup::remove(path);
+            }
             state.remove(&config.name, global)?;
             return Err(failure);
         }
@@ -245,8 +274,10 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
             sd_notify::NotifyState::Status(&text),
         ]);
     };
+    let cgroup = plan.cgroup.path.clone();
     let ended = runtime.block_on(supervise::run(
         plan,
+        cgroups,
         listeners,
         control,
         tee,
@@ -254,17 +285,40 @@ fn supervise_here(config: Config, voice: Voice) -> Result<End, Failure> {
         ready,
     ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let removed = state
-        .lock()
-        .and_then(|global| state.remove(&config.name, global));
+    let removed = state.lock().map_err(Failure::from).and_then(|global| {
+        if let Some(path) = cgroup {
+            cgroup::remove(&path).map_err(Failure::unable)?;
+        }
+        Ok(state.remove(&config.name, global)?)
+    });
     // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
     // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
     // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
     // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
-    let outcome = ended.map_err(Failure::from)?;
+    let end = match ended {
+        Ok(outcome) => End::Over(outcome),
+        Err(e) => match e {
+            StackError::AppEnded { exit, .. } => End::Early(exit, e.into()),
+            e => return Err(e.into()),
+        },
+    };
     removed?;
-    Ok(End::Over(outcome))
+    Ok(end)
+}
+
+/// Makes the stack's cgroups; what they can't hold after all is no longer in the plan.
+fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
+    let parts: Vec<_> = plan
+        .limits()
+        .map(|(part, limits)| (part, *limits))
+        .collect();
+    let (cgroups, placement) = Cgroups::make(&plan.cgroup, &parts).map_err(Failure::unable)?;
+    plan.cgroup = placement;
+    match preflight::limits(plan).filter(|_| strict) {
+        Some(problem) => Err(preflight::describe(plan.stack.as_str(), &[problem])),
+        None => Ok(cgroups),
+    }
 }
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
@@ -276,7 +330,6 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
         client.ask(&Request::Status)?;
         client.reply()
     };
-    use std::io::ErrorKind as E;
     match ask() {
         Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
             Ok(Some(format!(
@@ -292,14 +345,7 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
             "the supervisor of {stack} answered something else"
         ))),
         Ok(None) => Ok(None),
-        Err(e)
-            if matches!(
-                e.kind(),
-                E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),
@@ -318,6 +364,18 @@ fn done(step: &str) -> &str {
         "path" => "apps answer through the sidecar",
         "published" => "ports are published",
         other => other,
+    }
+}
+
+/// The same with what it does without.
+fn is_up_but(status: &Status) -> String {
+    let plan = &status.plan;
+    match plan
+        .cgroup
+        .complaint(plan.limits().map(|(_, limits)| limits))
+    {
+        Some(complaint) => format!("{}\n{complaint}", is_up(status)),
+        None => is_up(status),
     }
 }
 

@@ -14,8 +14,11 @@ use super::errors::{ConfigErrors, Place, Problem, Source, escaped, nearest, quot
 use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
-use super::{App, Config, Network, Origin, Publish, Rootfs, Sidecar, Tmpfs};
+use super::{
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Volume,
+};
 use crate::names::{NameError, PartName, StackName};
+use crate::seccomp;
 
 /// Where the text came from; the built-in example differs in what it calls its values and in its one plain variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -341,10 +344,11 @@ impl Reader<'_> {
         }
         self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
-        self.many(section, keys::VOLUMES, values::volume);
+        let volumes = self.volumes(section, &tmpfs);
         self.health(section);
         let restart = self.one(section, keys::RESTART, values::restart);
-        self.limits(section);
+        let limits = self.limits(section);
+        let seccomp = self.seccomp(section);
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
             name,
@@ -359,13 +363,31 @@ impl Reader<'_> {
                 .collect(),
             via: via.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
+            volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
+            limits,
+            seccomp,
         });
         ReadApp {
             name: shown,
             app,
             address,
             publish: publish.unwrap_or_default(),
+        }
+    }
+
+    fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {
+        let base = self.base.clone();
+        let choice = self.one(section, keys::SECCOMP, |text| values::seccomp(text, &base));
+        match choice.map(|placed| placed.value) {
+            None | Some(values::Seccomp::Default) => seccomp::default(),
+            Some(values::Seccomp::Strict) => seccomp::strict(),
+            Some(values::Seccomp::File(path)) => {
+                super::read_seccomp(&path).unwrap_or_else(|problem| {
+                    self.problems.push(*problem);
+                    seccomp::default()
+                })
+            }
         }
     }
 
@@ -460,18 +482,30 @@ impl Reader<'_> {
         }
     }
 
-    fn limits(&mut self, section: &Section<'_, '_>) {
-        let before = self.problems.len();
+    fn volumes(&mut self, section: &Section<'_, '_>, tmpfs: &[Tmpfs]) -> Vec<Volume> {
+        let list = self.many(section, keys::VOLUMES, values::volume);
+        let list = list.unwrap_or_default();
+        for (i, later) in list.iter().enumerate() {
+            if let Err(error) = check::volume(&later.value, &list[..i], tmpfs) {
+                self.refused_key(later.span.clone(), error, keys::VOLUMES, "");
+            }
+        }
+        list.into_iter().map(|placed| placed.value).collect()
+    }
+
+    fn limits(&mut self, section: &Section<'_, '_>) -> Limits {
         let Some(table) = self.section(section, keys::LIMITS) else {
-            return;
+            return Limits::default();
         };
         self.unknown_keys(&table, keys::LIMITS_KEYS);
-        self.one(&table, keys::MEMORY, values::size);
-        for key in [keys::PIDS, keys::CPU] {
-            self.above_zero(&table, key);
-        }
-        if self.problems.len() == before {
-            self.later(section, keys::LIMITS, "the key left out");
+        let memory = self.one(&table, keys::MEMORY, values::memory);
+        Limits {
+            memory: memory.map(|placed| placed.value),
+            pids: self.number(&table, keys::PIDS, |n| {
+                // The first process is ours, and the command needs one.
+                (n.fract() == 0.0 && n >= 2.0 && n <= f64::from(u32::MAX)).then_some(n as u32)
+            }),
+            cpu: self.number(&table, keys::CPU, Processors::new),
         }
     }
 
@@ -726,27 +760,31 @@ impl Reader<'_> {
         Some(*flag)
     }
 
-    /// `pids` is a whole number, `cpu` may have a fraction.
-    fn above_zero(&mut self, section: &Section<'_, '_>, key: Key) {
-        let Some((_, value)) = section.get(key.name) else {
-            return;
-        };
-        let fine = match value.get_ref() {
-            DeValue::Integer(n) => u32::from_str_radix(n.as_str(), n.radix()).is_ok_and(|n| n > 0),
-            DeValue::Float(n) if key.name == keys::CPU.name => n
-                .as_str()
-                .parse::<f64>()
-                .is_ok_and(|n| n.is_finite() && n > 0.0),
+    /// `pids` is a whole number, `cpu` may have a fraction; `take` says which are in range.
+    fn number<T>(
+        &mut self,
+        section: &Section<'_, '_>,
+        key: Key,
+        take: impl Fn(f64) -> Option<T>,
+    ) -> Option<T> {
+        let (_, value) = section.get(key.name)?;
+        let path = section.key_path(key.name);
+        let number = match value.get_ref() {
+            DeValue::Integer(n) => u32::from_str_radix(n.as_str(), n.radix())
+                .ok()
+                .map(f64::from),
+            DeValue::Float(n) if key.name == keys::CPU.name => n.as_str().parse().ok(),
             _ => {
-                let path = section.key_path(key.name);
                 self.wrong_type(&path, value, "a number", key.example);
-                return;
+                return None;
             }
         };
-        if !fine {
-            let message = format!("`{}` is out of range", section.key_path(key.name));
-            self.key_problem(value.span(), message, key);
+        let taken = number.and_then(take);
+        match &taken {
+            Some(_) => self.origin(path, value.span(), None),
+            None => self.key_problem(value.span(), format!("`{path}` is out of range"), key),
         }
+        taken
     }
 
     fn origin(&mut self, path: String, span: Range<usize>, from: Option<Origin>) {

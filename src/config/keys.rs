@@ -43,18 +43,19 @@ keys! {
     ALLOW = "allow": "a list of address ranges of clients", r#"allow = ["0.0.0.0/0"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
-    VOLUMES = "volumes": "a list of `HOST_PATH:PATH[:ro|rw]`, both paths absolute", r#"volumes = ["/srv/data:/data:ro"]"#;
+    VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
     HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always""#, r#"restart = "on-failure""#;
+    SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's JSON format"#, r#"seccomp = "default""#;
     LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
 
     HTTP = "http": "the path of an URL", r#"http = "/""#;
     TCP = "tcp": "true or false", "tcp = true";
     INTERVAL = "interval": "a time in ms, s or m", r#"interval = "5s""#;
 
-    MEMORY = "memory": "a size in bytes or with K, M or G", r#"memory = "256M""#;
-    PIDS = "pids": "a number above 0", "pids = 64";
-    CPU = "cpu": "a number of processors above 0", "cpu = 1.0";
+    MEMORY = "memory": "a size in bytes or with K, M or G, at least 4M", r#"memory = "256M""#;
+    PIDS = "pids": "a number from 2: lrpns' own first process is one", "pids = 64";
+    CPU = "cpu": "a number of processors from 0.01", "cpu = 1.0";
 }
 
 /// The keys of the file itself.
@@ -80,6 +81,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     HEALTH,
     RESTART,
     LIMITS,
+    SECCOMP,
 ];
 /// The keys of `health`.
 pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];
@@ -90,8 +92,8 @@ impl Key {
     /// An example of what is supported now, for a value that is not.
     pub(super) fn today(&self) -> String {
         match self.name {
-            "egress" | "volumes" => format!("{} = []", self.name),
-            "rules" | "health" | "limits" => format!("# {}", self.example),
+            "egress" => format!("{} = []", self.name),
+            "rules" | "health" => format!("# {}", self.example),
             _ => self.example.to_owned(),
         }
     }

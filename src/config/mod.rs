@@ -99,6 +99,47 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
     })
 }
 
+/// Reads a seccomp profile in Docker's format.
+fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
+    use crate::seccomp::docker::{self, Kernel};
+    let problem = |place, message| {
+        Problem {
+        place,
+        message,
+        label: String::new(),
+        expected: "a seccomp profile in Docker's JSON format, under which a program can be executed"
+            .to_owned(),
+        example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
+    }
+    };
+    let text = read_text(path).map_err(|error| problem(error.place, error.message))?;
+    let name = path.to_string_lossy();
+    let profile = docker::parse(&name, &text, Kernel::running()).map_err(|error| {
+        let source = errors::Source::new(path, &text);
+        let start: usize = text
+            .split_inclusive('\n')
+            .take(error.line - 1)
+            .map(str::len)
+            .sum();
+        // The reader has read up to and with this byte.
+        let at = start + error.column - 1;
+        problem(source.place(at..at + 1), error.message)
+    })?;
+    let whole = || Place::File {
+        path: path.to_owned(),
+    };
+    if !profile.may_allow("execve") {
+        return Err(Box::new(problem(
+            whole(),
+            "no program can be executed under this profile: `execve` is not allowed".to_owned(),
+        )));
+    }
+    profile
+        .compile()
+        .map_err(|error| problem(whole(), error.to_string()))?;
+    Ok(profile)
+}
+
 /// Where a value came from, shown by `lrpns plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "from")]
@@ -181,8 +222,14 @@ pub struct App {
     pub via: Via,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
+    /// `volumes`; none is in another, and none shares a path with a tmpfs.
+    pub volumes: Vec<Volume>,
     /// `restart`.
     pub restart: Restart,
+    /// `limits`; what is absent is left to the default.
+    pub limits: Limits,
+    /// `seccomp`, read if it is a file.
+    pub seccomp: crate::seccomp::Profile,
 }
 
 /// `rootfs`: where the app's root comes from.
@@ -228,6 +275,66 @@ pub struct Tmpfs {
     pub path: PathBuf,
     /// Bytes.
     pub size: u64,
+}
+
+/// One entry of `volumes`: `HOST_PATH:PATH[:OPTIONS]`, a directory or a single file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The host's path, absolute, without `..`.
+    pub host: PathBuf,
+    /// The app's path, absolute, without `..`.
+    pub path: PathBuf,
+    /// `rw`; without it, it is read-only.
+    pub writable: bool,
+    /// `exec`: programs of it may be executed.
+    pub exec: bool,
+}
+
+/// `limits`, of one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory, with what the kernel holds for the part (page cache, sockets); there is no swap on top.
+    pub memory: Option<u64>,
+    /// Processes and threads at a time, lrpns' own first process included.
+    pub pids: Option<u32>,
+    /// Processors at a time.
+    pub cpu: Option<Processors>,
+}
+
+/// A number of processors, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "f64", try_from = "f64")]
+pub struct Processors(u32);
+
+impl Processors {
+    /// Exactly one.
+    pub const ONE: Self = Self(1000);
+
+    /// `count` processors; `None` when it is less than a hundredth, or more than a machine can have.
+    #[must_use]
+    pub fn new(count: f64) -> Option<Self> {
+        // The kernel's shortest quota is 1 ms of the usual 100 (kernel/sched/core.c, min_cfs_quota_period).
+        ((0.01..=100_000.0).contains(&count)).then(|| Self((count * 1000.0).round() as u32))
+    }
+
+    /// In thousandths of one.
+    #[must_use]
+    pub fn thousandths(self) -> u32 {
+        self.0
+    }
+}
+
+impl From<Processors> for f64 {
+    fn from(processors: Processors) -> f64 {
+        f64::from(processors.0) / 1000.0
+    }
+}
+
+impl TryFrom<f64> for Processors {
+    type Error = String;
+    fn try_from(count: f64) -> Result<Self, String> {
+        Self::new(count).ok_or_else(|| format!("{count} is no number of processors"))
+    }
 }
 
 /// `restart`: what happens when the app ends by itself.

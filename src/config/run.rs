@@ -8,8 +8,8 @@ use super::errors::{ConfigErrors, Place, Problem};
 use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
-    App, Config, Network, Origin, Publish, Restart, Rootfs, Sidecar, Tmpfs, Via, check, file, keys,
-    values,
+    App, Config, Limits, Network, Origin, Publish, Restart, Rootfs, Sidecar, Tmpfs, Via, check,
+    file, keys, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -75,7 +75,10 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 publish,
                 via: via.unwrap_or(Via::Auto),
                 tmpfs,
+                volumes: vec![],
                 restart: Restart::No,
+                limits: Limits::default(),
+                seccomp: crate::seccomp::default(),
             }],
             origins: flags.origins,
         }),

@@ -86,7 +86,10 @@ fn the_built_in_example_is_the_original_set_up() {
                 path: "/tmp".into(),
                 size: 16 << 20,
             }],
+            volumes: vec![],
             restart: Restart::OnFailure,
+            limits: Limits::default(),
+            seccomp: crate::seccomp::default(),
         }],
         origins: config.origins.clone(),
     };
@@ -487,9 +490,24 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "`/a` would hide `/a`",
         ),
         (
-            "volumes = [\"/srv/data:/data:ro\"]",
+            "volumes = [\"/srv:/tmp/x\"]",
             12,
-            "not supported yet: app.volumes = `/srv/data:/data:ro`",
+            "`/tmp/x` and the tmpfs `/tmp` would hide one another",
+        ),
+        (
+            "volumes = [\"/srv:/a\"]\ntmpfs = [\"/a/b:1M\"]",
+            12,
+            "`/a` and the tmpfs `/a/b` would hide one another",
+        ),
+        (
+            "volumes = [\"/srv:/a\", \"/srv:/a/b\"]",
+            23,
+            "`/a/b` and the volume `/a` would hide one another",
+        ),
+        (
+            "volumes = [\"/srv:/usr\"]",
+            12,
+            "nothing can be mounted at `/usr`",
         ),
         (
             "volumes = [\"data:/data\"]",
@@ -522,15 +540,24 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "`5` is no time",
         ),
         (
-            "limits = { memory = \"256M\", pids = 64, cpu = 1.0 }",
-            1,
-            "not supported yet: app.limits",
-        ),
-        ("limits = { cpu = 2 }", 1, "not supported yet: app.limits"),
-        (
-            "limits = { memory = \"256\", pids = 0 }",
-            35,
+            "limits = { memory = \"256M\", pids = 0 }",
+            36,
             "`app.limits.pids` is out of range",
+        ),
+        (
+            "limits = { pids = 1 }",
+            19,
+            "`app.limits.pids` is out of range",
+        ),
+        (
+            "limits = { memory = \"256\" }",
+            21,
+            "`256` is less than the 4M",
+        ),
+        (
+            "limits = { cpu = 0.001 }",
+            18,
+            "`app.limits.cpu` is out of range",
         ),
         (
             "limits = { memory = 256 }",
@@ -768,7 +795,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits
+  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -838,9 +865,7 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
         &[
             (10, 7, "not supported yet: sidecar.log"),
             (12, 9, "not supported yet: sidecar.rules"),
-            (26, 12, "not supported yet: app.volumes"),
             (27, 1, "not supported yet: app.health"),
-            (29, 1, "not supported yet: app.limits"),
         ],
     );
 }
@@ -868,7 +893,12 @@ fn the_example_file_shows_every_key() {
         let own = line.trim_start_matches("# ");
         let text = EXAMPLE.replace(line, own);
         match read(&text) {
-            Ok(_) => assert!(own.starts_with("PROVIDER"), "{own}"),
+            Ok(_) => assert!(
+                ["PROVIDER", "volumes", "limits"]
+                    .iter()
+                    .any(|key| own.starts_with(key)),
+                "{own}"
+            ),
             Err(errors) => {
                 assert_eq!(errors.problems().len(), 1, "{errors}");
                 assert!(errors.to_string().contains("not supported yet"), "{errors}");

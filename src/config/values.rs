@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Publish, Restart, Rootfs, Tmpfs, Via};
+use super::{Publish, Restart, Rootfs, Tmpfs, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -321,6 +321,24 @@ pub(super) fn rootfs(text: &str, base: &Path) -> Result<Rootfs, ValueError> {
     }
 }
 
+/// `seccomp`, before a file is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Seccomp {
+    Default,
+    Strict,
+    File(PathBuf),
+}
+
+/// `seccomp`; a relative path is taken from `base`, which is absolute. A path has a slash or a dot, a word has not.
+pub(super) fn seccomp(text: &str, base: &Path) -> Result<Seccomp, ValueError> {
+    match text {
+        "default" => Ok(Seccomp::Default),
+        "strict" => Ok(Seccomp::Strict),
+        path if path.contains(['/', '.']) => Ok(Seccomp::File(base.join(path))),
+        word => one_of(word, &[("default", ()), ("strict", ())]).map(|()| Seccomp::Default),
+    }
+}
+
 /// `via`.
 pub(super) fn via(text: &str) -> Result<Via, ValueError> {
     let words = [
@@ -421,6 +439,19 @@ pub(super) fn size(text: &str) -> Result<u64, ValueError> {
     Ok(size)
 }
 
+/// `limits.memory`.
+pub(super) fn memory(text: &str) -> Result<u64, ValueError> {
+    let size = size(text)?;
+    // What a part is before its command: our program, its mounts, its page tables.
+    if size < 4 << 20 {
+        return Err(ValueError::said(format!(
+            "{} is less than the 4M that starting takes",
+            quoted(text)
+        )));
+    }
+    Ok(size)
+}
+
 /// A path in an app's root: absolute, without `..`, `.` and doubled slashes.
 fn inner_path(text: &str) -> Result<PathBuf, ValueError> {
     if !text.starts_with('/') {
@@ -448,18 +479,22 @@ impl FromStr for Tmpfs {
     }
 }
 
-fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
-    // What lrpns fills itself, whole, and what holds the programs.
+/// Whether nothing of the user's may be mounted at `path`: what lrpns fills itself, whole, and what holds the programs.
+fn taken(path: &Path) -> bool {
     const OURS: [&str; 3] = ["/proc", "/sys", "/dev"];
     const PROGRAMS: [&str; 9] = [
         "/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32",
     ];
+    OURS.iter().any(|ours| path.starts_with(ours))
+        || PROGRAMS.iter().any(|programs| path == Path::new(programs))
+}
+
+fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
     let (path, size_text) = text
         .rsplit_once(':')
         .ok_or_else(|| ValueError::said(format!("{} has no size", quoted(text))))?;
     let path = inner_path(path)?;
-    let ours = OURS.iter().any(|ours| path.starts_with(ours));
-    if ours || PROGRAMS.iter().any(|programs| path == Path::new(programs)) {
+    if taken(&path) {
         return Err(ValueError::said(format!(
             "{} can't be writable",
             quoted(&path.to_string_lossy())
@@ -469,20 +504,49 @@ fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
     Ok(Tmpfs { path, size })
 }
 
-/// One entry of `volumes`: `HOST_PATH:PATH[:ro|rw]`.
-pub(super) fn volume(text: &str) -> Result<(), ValueError> {
-    let (paths, mode) = match text.matches(':').count() {
-        1 => (text, "rw"),
-        2 => text.rsplit_once(':').expect("two colons were counted"),
-        _ => {
-            return Err(ValueError::said(format!("{} is no volume", quoted(text))));
-        }
+/// What `volumes` looks like.
+pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, both paths absolute, OPTIONS of ro (the default) or rw, and exec";
+
+/// One entry of `volumes`: `HOST_PATH:PATH[:OPTIONS]`.
+pub(super) fn volume(text: &str) -> Result<Volume, ValueError> {
+    let mut fields = text.split(':');
+    let (Some(host), Some(path), options, None) =
+        (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return Err(ValueError::said(format!("{} is no volume", quoted(text))));
     };
-    one_of(mode, &[("ro", ()), ("rw", ())])?;
-    let (host, app) = paths.split_once(':').expect("a colon was counted");
-    inner_path(host)?;
-    inner_path(app)?;
-    Err(ValueError::later(text, "an empty list"))
+    let (mut writable, mut exec) = (None, false);
+    for option in options.iter().flat_map(|options| options.split(',')) {
+        let words = [("ro", Some(false)), ("rw", Some(true)), ("exec", None)];
+        let twice = match one_of(option, &words)? {
+            Some(rw) => writable.replace(rw).is_some(),
+            None => std::mem::replace(&mut exec, true),
+        };
+        if twice {
+            return Err(ValueError::said(format!(
+                "{} has two options that say the same or the opposite",
+                quoted(text)
+            )));
+        }
+    }
+    let (host, path) = (inner_path(host)?, inner_path(path)?);
+    if host == Path::new("/") {
+        return Err(ValueError::said(
+            "the host's whole root can't be given to an app",
+        ));
+    }
+    if taken(&path) {
+        return Err(ValueError::said(format!(
+            "nothing can be mounted at {}",
+            quoted(&path.to_string_lossy())
+        )));
+    }
+    Ok(Volume {
+        host,
+        path,
+        writable: writable.unwrap_or(false),
+        exec,
+    })
 }
 
 /// The first word of `command`.
@@ -619,6 +683,49 @@ mod tests {
             "",
         ] {
             assert!(bad.parse::<Tmpfs>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_read_only_and_noexec_unless_it_says_otherwise() {
+        let parse = |text: &str| volume(text).map(|v| (v.writable, v.exec));
+        for (text, options) in [
+            ("/srv:/data", (false, false)),
+            ("/srv:/data:ro", (false, false)),
+            ("/srv:/data:rw", (true, false)),
+            ("/srv:/data:exec", (false, true)),
+            ("/srv:/data:rw,exec", (true, true)),
+            ("/srv:/data:exec,ro", (false, true)),
+        ] {
+            assert_eq!(parse(text), Ok(options), "{text}");
+        }
+        let clean = volume("/srv//a/./b/:/data//x/").unwrap();
+        assert_eq!(clean.host, Path::new("/srv/a/b"));
+        assert_eq!(clean.path, Path::new("/data/x"));
+        for bad in [
+            "",
+            "/srv",
+            "/srv:",
+            ":/data",
+            "/srv:/data:",
+            "/srv:/data:rx",
+            "/srv:/data:ro,rw",
+            "/srv:/data:rw,rw",
+            "/srv:/data:exec,exec",
+            "/srv:/data:ro:rw",
+            "srv:/data",
+            "/srv:data",
+            "/srv/../etc:/data",
+            "/srv:/data/../etc",
+            "/:/data",
+            "/srv:/",
+            "/srv:/proc",
+            "/srv:/proc/1",
+            "/srv:/dev/shm",
+            "/srv:/usr",
+            "/srv:/etc/",
+        ] {
+            assert!(volume(bad).is_err(), "{bad:?} was taken");
         }
     }
 

@@ -25,7 +25,8 @@ use super::{StageError, drop_privileges, step};
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_sigpipe, exit_now};
+use crate::seccomp::{self, Program};
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
 ///
@@ -40,9 +41,9 @@ pub fn run(
     let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
-    let notes =
-        rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs).map_err(step("make the root"))?;
-    let privileges = drop_privileges(&[], start.user)?;
+    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
+        .map_err(step("make the root"))?;
+    let privileges = drop_privileges(&[], start.user, &start.seccomp.stage)?;
     protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
         .map_err(step("say ready"))?;
 
@@ -53,7 +54,14 @@ pub fn run(
     }
     let child_ended = watch_children().map_err(step("watch for the command's end"))?;
     let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
-    let (pid, pidfd) = command.start(out.as_fd(), err.as_fd())?;
+    let (pid, pidfd) = command.start(out.as_fd(), err.as_fd(), &start.seccomp.command)?;
+    // Nothing is left to be started. The command's own filter could not be put on top of one as narrow as this.
+    let filter = seccomp::init()
+        .compile()
+        .map_err(step("make the seccomp filter"))?;
+    filter
+        .install()
+        .map_err(step("install the seccomp filter"))?;
     drop((out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
@@ -187,17 +195,18 @@ impl Command {
         e.into()
     }
 
-    /// Clones and executes; the child has the null device, `out` and `err`, and no other descriptor.
+    /// Clones and executes; the child has the null device, `out` and `err`, no other descriptor, and `filter`.
     fn start(
         &self,
         out: BorrowedFd<'_>,
         err: BorrowedFd<'_>,
+        filter: &Program,
     ) -> Result<(Pid, OwnedFd), StageError> {
         let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
-                let error = match prepare_child(out, err) {
+                let error = match prepare_child(out, err).and_then(|()| filter.install()) {
                     Ok(()) => self.exec(),
                     Err(e) => e,
                 };
@@ -249,9 +258,8 @@ impl Command {
 
 /// The child's last steps before `execve(2)`.
 fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+    default_signals();
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    // Rust's runtime ignores SIGPIPE, and an ignored signal stays so across execve(2).
-    default_sigpipe()?;
     rustix::process::setsid()?;
     rustix::stdio::dup2_stdout(out)?;
     rustix::stdio::dup2_stderr(err)?;

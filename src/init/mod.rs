@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod ceilings;
 mod sidecar;
 
 use std::fmt::Display;
@@ -24,6 +25,7 @@ use caps::Capability;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
 use crate::rootfs;
+use crate::seccomp::{self, Program};
 
 /// A step of the stage that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +47,12 @@ pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageErr
 }
 
 /// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
-pub(crate) fn drop_privileges(keep: &[Capability], user: u32) -> Result<Privileges, StageError> {
-    privileges::drop_to(keep, user).map_err(step("drop privileges"))
+pub(crate) fn drop_privileges(
+    keep: &[Capability],
+    user: u32,
+    filter: &Program,
+) -> Result<Privileges, StageError> {
+    privileges::drop_to(keep, user, filter).map_err(step("drop privileges"))
 }
 
 /// Whether standard input is a socket, as it is for a stage: `lrpns init` of a user is another thing.
@@ -97,16 +103,24 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         // The supervisor ended before it said anything: so do we.
         None => return Ok(ExitCode::SUCCESS),
     };
-    let Start { hostname, role } = start;
+    let Start {
+        hostname,
+        nproc,
+        role,
+    } = *start;
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
+    ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
         Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay { targets } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
-            let privileges = drop_privileges(&[], 0)?;
+            let filter = seccomp::relay()
+                .compile()
+                .map_err(step("make the seccomp filter"))?;
+            let privileges = drop_privileges(&[], 0, &filter)?;
             let listeners = fds
                 .into_iter()
                 .map(std::net::TcpListener::from)

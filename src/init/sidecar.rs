@@ -10,6 +10,7 @@ use super::{StageError, drop_privileges, step};
 use crate::firewall::{self, Batch};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
+use crate::seccomp;
 
 /// Becomes the sidecar: empty root, NET_ADMIN alone, then the rules; ends when the supervisor does.
 ///
@@ -20,7 +21,10 @@ use crate::rootfs;
 /// [`StageError`] with the step that did not work.
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     rootfs::enter_empty().map_err(step("make the root"))?;
-    let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0)?;
+    let filter = seccomp::sidecar()
+        .compile()
+        .map_err(step("make the seccomp filter"))?;
+    let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0, &filter)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
     let ready = FromStage::Ready {

@@ -254,6 +254,9 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         },
         sidecar: IDS,
         relay: IDS,
+        sidecar_limits: Default::default(),
+        relay_limits: Default::default(),
+        cgroup: Default::default(),
         apps: (23..)
             .zip(apps)
             .map(|(last, name)| app(&stack, name, last))
@@ -273,12 +276,15 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         name: PartName::new(name).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, last),
         mac: mac(stack, &format!("app {name}")),
+        seccomp: crate::seccomp::default(),
         port_link: IfName::new(format!("p-{name}")).unwrap(),
         ids: IDS,
         rootfs: Rootfs::BuiltinWebapp,
         command: vec!["/webapp".to_owned()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
+        volumes: Vec::new(),
+        limits: Default::default(),
         publish: Vec::new(),
         restart: Restart::No,
     }

@@ -3,14 +3,16 @@
 //! No policy, no log lines, no names: each function is one system call (or one conversion of a descriptor) with its
 //! safety reason. Index:
 //!
-//! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`
+//! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by `.clippy.toml`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket from a descriptor
+//! - [`seccomp`][]: `seccomp(2)`
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod process;
+pub mod seccomp;
 pub mod watch;

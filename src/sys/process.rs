@@ -1,8 +1,8 @@
-//! `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`.
+//! `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// What [`clone3`] returned.
 pub enum Cloned {
@@ -17,12 +17,25 @@ pub enum Cloned {
     Child,
 }
 
+/// Of linux/sched.h; libc's constant is an int, into which it doesn't fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Clones this process as `fork(2)` does, with `flags` (`CLONE_NEW*`, `CLONE_PARENT`) on top and a pidfd.
 ///
 /// # Errors
 /// What `clone3(2)` says; EBUSY when this process has more than one thread: in the child of such a process only
 /// async-signal-safe calls are legal (signal-safety(7)), and we make others.
 pub fn clone3(flags: i32) -> io::Result<Cloned> {
+    clone3_into(flags, None)
+}
+
+/// As [`clone3`], with the child in `cgroup` from its first moment (`CLONE_INTO_CGROUP`): the directory of a cgroup v2,
+/// opened in whatever way, `O_PATH` included. `None` is the caller's own.
+///
+/// # Errors
+/// As [`clone3`]; EACCES when the caller may not move processes there, EAGAIN when that cgroup's `pids.max` is reached,
+/// EBUSY also when it gives controllers to cgroups below it (cgroups(7), "no internal processes").
+pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
     // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
@@ -36,6 +49,10 @@ pub fn clone3(flags: i32) -> io::Result<Cloned> {
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = u64::from(exit_signal.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {
@@ -94,31 +111,39 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives SIGPIPE its default action back: Rust's runtime ignores it, and an ignored signal stays so across
-/// `execve(2)` (signal(7)).
-///
-/// # Errors
-/// What `sigaction(2)` says.
-pub fn default_sigpipe() -> io::Result<()> {
-    // SAFETY: SIG_DFL runs no code of ours.
-    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
-        return Err(io::Error::last_os_error());
+/// Gives every signal its default action back: an ignored signal stays so across `execve(2)` (signal(7)). Rust's
+/// runtime ignores SIGPIPE, nohup(1) SIGHUP, a shell without job control SIGINT and SIGQUIT, and whoever started us
+/// may have ignored any.
+pub fn default_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs no code of ours. EINVAL for SIGKILL, SIGSTOP and those of the C library changes nothing.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
     }
-    Ok(())
 }
 
-/// Gives this process a new, empty session keyring: it possesses nothing of the old one, which is the one of whoever
-/// started us (session-keyring(7)).
+/// Lets this process hear of its children's ends again, should whoever started it have ignored SIGCHLD: then the
+/// kernel reaps them itself, and there is nothing to wait for (waitpid(2), "Notes").
+pub fn default_sigchld() {
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Joins a new, empty session keyring: the keys of whoever started us are inherited otherwise, and holding a keyring
+/// is all it takes to read and change what is in it, whatever the uid and the namespaces (keyrings(7)).
 ///
 /// # Errors
-/// What `keyctl(2)` says; EDQUOT when this uid has too many keys. A kernel without keys has none to lose: success.
-pub fn new_session_keyring() -> io::Result<()> {
-    let no_name: *const libc::c_char = std::ptr::null();
-    // SAFETY: a null pointer stands for an anonymous keyring; nothing else is passed.
-    let serial =
-        unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, no_name) };
-    match io::Error::last_os_error() {
-        e if serial == -1 && e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
-        _ => Ok(()),
+/// What `keyctl(2)` says; where this kernel has no keyrings, or a seccomp filter around us refuses keyctl(2) to us
+/// and so to all our children, there is nothing to leave and that is success.
+pub fn leave_session_keyring() -> io::Result<()> {
+    let unnamed = std::ptr::null::<libc::c_char>();
+    // SAFETY: the null pointer is the documented way to ask for a keyring without a name.
+    let id = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, unnamed) };
+    if id == -1 {
+        let e = io::Error::last_os_error();
+        return match e.raw_os_error() {
+            Some(libc::ENOSYS | libc::EPERM) => Ok(()),
+            _ => Err(e),
+        };
     }
+    Ok(())
 }

@@ -182,10 +182,38 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        let cgroups = self.cgroups();
         // The end of its input ends the first process, and that its pid namespace.
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
+        cgroups.iter().for_each(|cgroup| remove_cgroup(cgroup));
     }
+}
+
+impl Lab {
+    /// The cgroups of the stacks that have not been taken down: the one thing that a lab shares with the machine.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let state = format!("/proc/{}/root/run/lrpns", self.pid);
+        let stacks = std::fs::read_dir(state).into_iter().flatten().flatten();
+        stacks
+            .filter_map(|stack| {
+                let plan = std::fs::read(stack.path().join("plan.json")).ok()?;
+                let plan: serde_json::Value = serde_json::from_slice(&plan).ok()?;
+                Some(plan["cgroup"]["path"].as_str()?.into())
+            })
+            .collect()
+    }
+}
+
+/// Removes a stack's cgroup, whose processes have ended.
+fn remove_cgroup(stack: &Path) {
+    let parts = std::fs::read_dir(stack).into_iter().flatten().flatten();
+    for part in parts.filter(|entry| entry.path().is_dir()) {
+        let _ = std::fs::remove_dir(part.path());
+    }
+    let _ = std::fs::remove_dir(stack);
+    // With the last one, of whichever lab.
+    let _ = stack.parent().map(std::fs::remove_dir);
 }
 
 /// The program under test.
@@ -315,11 +343,11 @@ impl Lab {
 
     /// Everything that a stack could leave here.
     pub fn traces(&self) -> Traces {
-        // The lab's own link comes up by itself.
-        until("ext0 is up", || {
-            self.ok(&["ip", "link", "show", "ext0"])
-                .contains("state UP")
-                .then_some(())
+        // The lab's own link comes up by itself, and its first process starts what it waits for.
+        let settled = "ip link show ext0 | grep -q 'state UP' && pgrep -x cat >/dev/null";
+        until("the lab is there", || {
+            let seen = self.run(&["sh", "-c", settled]);
+            seen.status.success().then_some(())
         });
         let mut traces = Traces::new();
         let mut section = String::new();

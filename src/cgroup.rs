@@ -1,0 +1,893 @@
+//! Limits on memory, processes and processors: one cgroup (version 2) a part, and what helps where there is none.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! /lrpns/STACK.RUN/PART                  below the root of the hierarchy
+//! OWN/lrpns-STACK.RUN/PART               below our own cgroup, where that was delegated to us (systemd's Delegate=yes),
+//! OWN/lrpns-supervisor                   and then this process moves out of the way: a cgroup that hands controllers
+//!                                        to those below it has no process of its own (cgroups(7))
+//! ```
+//!
+//! [`find`] looks, and changes nothing; what follows from it for one stack is a [`Placement`], part of the plan. So
+//! `lrpns plan` shows it, and whoever finds a plan of a stack that has crashed knows what to remove. [`Cgroups::make`]
+//! makes the cgroups and writes and reads back the limits before there is any process; a part's first process is cloned
+//! into its own (`CLONE_INTO_CGROUP`), so none of it was ever outside. The run's number in the name keeps two machines
+//! apart that share the hierarchy and not /run, as containers do.
+//!
+//! [`remove`] is the one way to take it back: kill, wait until the kernel says that nobody is left, remove. What isn't
+//! there is success.
+//!
+//! A controller that isn't there (another has it: version 1), or may not be handed on, can't hold anything. Then the
+//! stack works without, and says so; the number of processes is held by `RLIMIT_NPROC` as well, since every part has a
+//! user of its own in a user namespace of its own, which is what the kernel counts by.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Access, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Limits, Processors};
+
+/// What the sidecar may use; measured, it needs a sixteenth.
+pub const SIDECAR: Limits = Limits {
+    memory: Some(64 << 20),
+    pids: Some(8),
+    cpu: Some(Processors::ONE),
+};
+
+/// What the relay may use. Its connections are bounded by its descriptors; what the kernel holds for one (two sockets,
+/// their buffers) counts as its memory. It has one thread, so one processor is no limit but for who breaks into it.
+pub const RELAY: Limits = Limits {
+    memory: Some(512 << 20),
+    pids: Some(8),
+    cpu: Some(Processors::ONE),
+};
+
+/// How many processes and threads an app may have when nothing is said.
+pub const APP_PIDS: u32 = 512;
+
+/// The period of a processor limit, in microseconds; the kernel's own default.
+const PERIOD: u32 = 100_000;
+
+/// How long the last process of a killed cgroup may take to go.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A step that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {source}", path.display())]
+pub struct CgroupError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError {
+        what,
+        path,
+        source: source.into(),
+    }
+}
+
+/// A resource that can be limited, under the name of its controller (cgroups(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Controller {
+    /// Bytes of memory.
+    Memory,
+    /// Processes and threads.
+    Pids,
+    /// Time of processors.
+    Cpu,
+}
+
+impl Controller {
+    /// Every one that we use.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Pids, Self::Cpu];
+
+    /// Its name in `cgroup.controllers`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Whether `limits` has one of its kind.
+    fn wanted(self, limits: &Limits) -> bool {
+        match self {
+            Self::Memory => limits.memory.is_some(),
+            Self::Pids => limits.pids.is_some(),
+            Self::Cpu => limits.cpu.is_some(),
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What keeps a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeldBy {
+    /// The part's cgroup.
+    Cgroup,
+    /// `RLIMIT_NPROC` (getrlimit(2)).
+    Rlimit,
+}
+
+/// Where on this machine a process of ours may make cgroups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// The cgroup that a stack's is made in, and whether it is ours by delegation; `None` when there is none to be had.
+    base: Option<(PathBuf, bool)>,
+    /// What it can hold.
+    controllers: Vec<Controller>,
+    /// Why that is not everything.
+    why: Option<String>,
+    /// Whether `RLIMIT_NPROC` counts each part for itself.
+    rlimit: bool,
+}
+
+/// Where one stack's cgroups are and what holds its limits: part of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Placement {
+    /// The stack's cgroup; each part's is in it, by the part's name. `None` when there is none to be had.
+    pub path: Option<PathBuf>,
+    /// The cgroup that the supervisor moves to, where the stack's is in its own.
+    pub supervisor: Option<PathBuf>,
+    /// The limits that a part's cgroup holds.
+    pub controllers: Vec<Controller>,
+    /// Whether `RLIMIT_NPROC` holds the number of processes.
+    pub rlimit: bool,
+    /// Why not every limit is held.
+    pub why: Option<String>,
+}
+
+/// Looks where cgroups may be made; `root` says whether we are the superuser.
+#[must_use]
+pub fn find(root: bool) -> Place {
+    let none = |why: String| Place {
+        why: Some(why),
+        ..Place::default()
+    };
+    let read = |path: &str| std::fs::read_to_string(path).map_err(|e| format!("read {path}: {e}"));
+    let look = || {
+        let mountinfo = read("/proc/self/mountinfo")?;
+        // Something else may have been mounted over it.
+        let is_there = |path: &PathBuf| {
+            rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == libc::CGROUP2_SUPER_MAGIC)
+        };
+        let mount = mounted(&mountinfo)
+            .find(is_there)
+            .ok_or("there is no file system of cgroup version 2 here")?;
+        let own = read("/proc/self/cgroup")?
+            .lines()
+            .find_map(|line| line.strip_prefix("0::").map(PathBuf::from))
+            .ok_or("this process is in no cgroup of version 2")?;
+        Ok::<_, String>(Place::look(&mount, &own, root))
+    };
+    Place {
+        rlimit: root || counts_by_namespace(),
+        ..look().unwrap_or_else(none)
+    }
+}
+
+/// Where the whole hierarchy of version 2, as far as this process sees it, is mounted (proc_pid_mountinfo(5)).
+fn mounted(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        // A backslash begins an escaped character; nobody mounts it at such a place.
+        let usable = file_system.starts_with("cgroup2 ") && root == "/" && !point.contains('\\');
+        usable.then(|| PathBuf::from(point))
+    })
+}
+
+/// Whether processes are counted for each user of each user namespace, not for a user on the whole machine: since
+/// Linux 5.14 (kernel/ucount.c).
+fn counts_by_namespace() -> bool {
+    let version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = version
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
+}
+
+impl Place {
+    /// Decides from the hierarchy at `mount` and our own cgroup in it.
+    fn look(mount: &Path, own: &Path, root: bool) -> Self {
+        let none = |why: String| Self {
+            why: Some(why),
+            ..Self::default()
+        };
+        if own.starts_with("/..") {
+            return none(format!(
+                "our own cgroup {} is not below {}",
+                own.display(),
+                mount.display()
+            ));
+        }
+        let own_dir = mount.join(own.strip_prefix("/").unwrap_or(own));
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        // Only the root of the whole hierarchy has no type.
+        let is_real_root = !own_dir.join("cgroup.type").exists();
+        let delegated = !is_real_root
+            && ["", "cgroup.procs", "cgroup.subtree_control"]
+                .iter()
+                .all(|file| writable(&own_dir.join(file)))
+            // To the superuser everything is writable: what counts is whether it is meant to be.
+            && (!root || own == Path::new("/") || is_delegated(&own_dir));
+        let (base, available_in) = match (delegated, root) {
+            (true, _) => (own_dir.clone(), own_dir.as_path()),
+            (false, true) => (mount.join("lrpns"), mount),
+            (false, false) => {
+                return none(format!(
+                    "our own cgroup {} is not ours to divide (`systemd-run --user --scope -p Delegate=yes lrpns up` starts in one that is)",
+                    own.display()
+                ));
+            }
+        };
+        if !writable(available_in) {
+            return none(format!("{} can't be written to", available_in.display()));
+        }
+        let listed =
+            std::fs::read_to_string(available_in.join("cgroup.controllers")).unwrap_or_default();
+        let listed: Vec<&str> = listed.split_whitespace().collect();
+        let (controllers, missing): (Vec<_>, Vec<_>) = Controller::ALL
+            .into_iter()
+            .partition(|controller| listed.contains(&controller.as_str()));
+        let base = Some((base, delegated));
+        if let Some(other) = delegated
+            .then(|| processes(&own_dir))
+            .and_then(|processes| {
+                processes
+                    .into_iter()
+                    .find(|process| !is_one_of_us(*process))
+            })
+        {
+            return Self {
+                base,
+                why: Some(format!(
+                    "process {other} is in our own cgroup {} as well, so that can't hand controllers on",
+                    own_dir.display()
+                )),
+                ..Self::default()
+            };
+        }
+        let missing: Vec<&str> = missing.into_iter().map(Controller::as_str).collect();
+        Self {
+            base,
+            controllers,
+            why: (!missing.is_empty()).then(|| {
+                format!(
+                    "{} has no controller {} (cgroup version 1 may have it)",
+                    available_in.display(),
+                    missing.join(", ")
+                )
+            }),
+            rlimit: false,
+        }
+    }
+
+    /// Where the stack's cgroups will be. `run` is no other run's.
+    #[must_use]
+    pub fn of(&self, stack: &str, run: &str) -> Placement {
+        let base = self.base.as_ref();
+        Placement {
+            path: base.map(|(base, delegated)| {
+                let prefix = if *delegated { "lrpns-" } else { "" };
+                base.join(format!("{prefix}{stack}.{run}"))
+            }),
+            supervisor: base
+                .filter(|(_, delegated)| *delegated)
+                .map(|(base, _)| base.join("lrpns-supervisor")),
+            controllers: self.controllers.clone(),
+            rlimit: self.rlimit,
+            why: self.why.clone(),
+        }
+    }
+}
+
+/// Whether systemd has given this cgroup away (systemd.resource-control(5), `Delegate=`).
+fn is_delegated(cgroup: &Path) -> bool {
+    ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(cgroup, *name, &mut value).is_ok_and(|got| value[..got] == *b"1")
+    })
+}
+
+/// The processes that are in a cgroup itself.
+fn processes(cgroup: &Path) -> Vec<i32> {
+    std::fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect()
+}
+
+/// Whether a process runs our program: this one, and with `-d` the command that waits for it.
+fn is_one_of_us(process: i32) -> bool {
+    let program = |process: &dyn fmt::Display| {
+        std::fs::metadata(format!("/proc/{process}/exe")).map(|meta| (meta.dev(), meta.ino()))
+    };
+    matches!((program(&process), program(&"self")), (Ok(its), Ok(own)) if its == own)
+}
+
+impl Placement {
+    /// What holds a limit; `None` when nothing does.
+    #[must_use]
+    pub fn held_by(&self, controller: Controller) -> Option<HeldBy> {
+        if self.controllers.contains(&controller) {
+            Some(HeldBy::Cgroup)
+        } else if controller == Controller::Pids && self.rlimit {
+            Some(HeldBy::Rlimit)
+        } else {
+            None
+        }
+    }
+
+    /// The limits of `limits` that nothing holds.
+    #[must_use]
+    pub fn not_held(&self, limits: &Limits) -> Vec<Controller> {
+        self.held(limits)
+            .filter_map(|(controller, by)| by.is_none().then_some(controller))
+            .collect()
+    }
+
+    /// One line about the limits that nothing holds, of all parts together; `None` when there are none.
+    #[must_use]
+    pub fn complaint<'l>(&self, parts: impl IntoIterator<Item = &'l Limits>) -> Option<String> {
+        let mut not_held: Vec<_> = parts
+            .into_iter()
+            .flat_map(|limits| self.not_held(limits))
+            .collect();
+        not_held.sort_unstable();
+        not_held.dedup();
+        let names: Vec<&str> = not_held.into_iter().map(Controller::as_str).collect();
+        let why = self.why.as_deref().unwrap_or("no reason is known");
+        (!names.is_empty())
+            .then(|| format!("limits that can't be enforced: {}; {why}", names.join(", ")))
+    }
+
+    /// Every limit of `limits` with what holds it.
+    pub fn held(&self, limits: &Limits) -> impl Iterator<Item = (Controller, Option<HeldBy>)> {
+        Controller::ALL
+            .into_iter()
+            .filter(|controller| controller.wanted(limits))
+            .map(|controller| (controller, self.held_by(controller)))
+    }
+
+    /// How many processes a part's `RLIMIT_NPROC` allows.
+    #[must_use]
+    pub fn nproc(&self, limits: &Limits) -> Option<u32> {
+        limits.pids.filter(|_| self.rlimit)
+    }
+}
+
+/// One part's cgroup.
+#[derive(Debug)]
+struct Part {
+    name: String,
+    path: PathBuf,
+    directory: OwnedFd,
+    /// How many of its processes have been ended for want of memory, when it was last asked.
+    ended: AtomicU64,
+}
+
+/// A stack's cgroups.
+#[derive(Debug, Default)]
+pub struct Cgroups(Vec<Part>);
+
+impl Cgroups {
+    /// Makes the stack's cgroup and one for each part, with its limits. Returns the placement as it came out: a
+    /// controller that can't be handed on after all is missing from it. An error leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn make(
+        placement: &Placement,
+        parts: &[(&str, Limits)],
+    ) -> Result<(Self, Placement), CgroupError> {
+        let mut placement = placement.clone();
+        let Some(path) = placement.path.clone() else {
+            return Ok((Self::default(), placement));
+        };
+        let made = divide(&path, &mut placement, parts);
+        match made {
+            Ok(parts) => Ok((Self(parts), placement)),
+            Err(e) => {
+                // The first error is the one to tell.
+                let _ = remove(&path);
+                Err(e)
+            }
+        }
+    }
+
+    fn part(&self, name: &str) -> Option<&Part> {
+        self.0.iter().find(|part| part.name == name)
+    }
+
+    /// The directory of a part's cgroup, for [`crate::sys::process::clone3_into`]; `None` where there is none.
+    #[must_use]
+    pub fn directory(&self, part: &str) -> Option<BorrowedFd<'_>> {
+        Some(self.part(part)?.directory.as_fd())
+    }
+
+    /// Where a part's cgroup is.
+    #[must_use]
+    pub fn path(&self, part: &str) -> Option<&Path> {
+        Some(&self.part(part)?.path)
+    }
+
+    /// Whether processes of the part have been ended for want of memory since this was last asked.
+    #[must_use]
+    pub fn ran_out_of_memory(&self, part: &str) -> bool {
+        let Some(part) = self.part(part) else {
+            return false;
+        };
+        let events = std::fs::read_to_string(part.path.join("memory.events")).unwrap_or_default();
+        let ended = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+            .unwrap_or(0);
+        part.ended.swap(ended, Ordering::Relaxed) < ended
+    }
+}
+
+fn divide(
+    path: &Path,
+    placement: &mut Placement,
+    parts: &[(&str, Limits)],
+) -> Result<Vec<Part>, CgroupError> {
+    let base = path.parent().unwrap_or(Path::new("/"));
+    let mut chain = vec![base, path];
+    if let Some(supervisor) = &placement.supervisor {
+        if !placement.controllers.is_empty() {
+            directory(supervisor)?;
+            for process in processes(base).into_iter().filter(|p| is_one_of_us(*p)) {
+                write(supervisor, "cgroup.procs", &process.to_string())?;
+            }
+        }
+    } else {
+        directory(base)?;
+        chain.insert(0, base.parent().unwrap_or(Path::new("/")));
+    }
+    if let Err(e) = directory(path) {
+        if e.source.kind() != io::ErrorKind::NotFound {
+            return Err(e);
+        }
+        // Another machine that shares the hierarchy has just removed its last stack, and the base with it.
+        directory(base)?;
+        directory(path)?;
+    }
+    for controller in placement.controllers.clone() {
+        for cgroup in &chain {
+            if let Err(e) = enable(cgroup, controller) {
+                placement.controllers.retain(|other| *other != controller);
+                placement.why = Some(e.to_string());
+                break;
+            }
+        }
+    }
+    parts
+        .iter()
+        .map(|(name, limits)| {
+            let path = path.join(name);
+            directory(&path)?;
+            for (file, value) in settings(limits, &placement.controllers) {
+                set(&path, file, &value)?;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            Ok(Part {
+                name: (*name).to_owned(),
+                directory: rustix::fs::open(&path, flags, Mode::empty())
+                    .map_err(at("open the cgroup", &path))?,
+                path,
+                ended: AtomicU64::new(0),
+            })
+        })
+        .collect()
+}
+
+/// Makes a cgroup unless it is there.
+fn directory(path: &Path) -> Result<(), CgroupError> {
+    match std::fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(at("make the cgroup", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Hands a controller on to the cgroups below `cgroup`.
+fn enable(cgroup: &Path, controller: Controller) -> Result<(), CgroupError> {
+    let file = cgroup.join("cgroup.subtree_control");
+    let on = std::fs::read_to_string(&file).map_err(at("read", &file))?;
+    if on
+        .split_whitespace()
+        .any(|name| name == controller.as_str())
+    {
+        return Ok(());
+    }
+    write(cgroup, "cgroup.subtree_control", &format!("+{controller}"))
+}
+
+/// The files that the limits are written to, as far as their controllers are there.
+fn settings(limits: &Limits, controllers: &[Controller]) -> Vec<(&'static str, String)> {
+    let mut settings = vec![];
+    let on = |controller| controllers.contains(&controller);
+    if let Some(bytes) = limits.memory.filter(|_| on(Controller::Memory)) {
+        settings.push(("memory.max", bytes.to_string()));
+        // Memory is memory: a part that has used up its own doesn't go on by the host's swap.
+        settings.push(("memory.swap.max", "0".to_owned()));
+        // All or nothing: a server without one of its processes is of no use, and what starts it again sees the end.
+        settings.push(("memory.oom.group", "1".to_owned()));
+    }
+    if let Some(pids) = limits.pids.filter(|_| on(Controller::Pids)) {
+        settings.push(("pids.max", pids.to_string()));
+    }
+    if let Some(cpu) = limits.cpu.filter(|_| on(Controller::Cpu)) {
+        let quota = u64::from(cpu.thousandths()) * u64::from(PERIOD) / 1000;
+        settings.push(("cpu.max", format!("{quota} {PERIOD}")));
+    }
+    settings
+}
+
+/// Writes a limit and reads it back.
+fn set(cgroup: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    match write(cgroup, file, value) {
+        // A kernel without swap accounting has no swap limit.
+        Err(e) if e.source.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => {
+            return Ok(());
+        }
+        result => result?,
+    }
+    let path = cgroup.join(file);
+    let found = std::fs::read_to_string(&path).map_err(at("read back", &path))?;
+    // Memory is counted in pages, and what is no whole page is cut off.
+    let page = rustix::param::page_size() as u64;
+    let whole = |value: &str| value.parse::<u64>().map(|bytes| bytes - bytes % page);
+    let found = found.trim_end();
+    let same = found == value
+        || (file == "memory.max"
+            && matches!((whole(found), whole(value)), (Ok(a), Ok(b)) if a == b));
+    if same {
+        return Ok(());
+    }
+    let wrong = io::Error::other(format!("it says {found}, and {value} was written"));
+    Err(at("read back", &path)(wrong))
+}
+
+fn write(cgroup: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    let path = cgroup.join(file);
+    // The file is the kernel's: it is never made.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(at("write to", &path))
+}
+
+/// Kills what is in a stack's cgroups and removes them. What isn't there is success.
+///
+/// # Errors
+/// [`CgroupError`]; EBUSY when a process was still there after ten seconds.
+pub fn remove(stack: &Path) -> Result<(), CgroupError> {
+    match write(stack, "cgroup.kill", "1") {
+        // Before Linux 5.14 there is no such file; the parts have ended with their pid namespaces.
+        Err(e) if !is_gone(&e.source) => return Err(e),
+        _ => {}
+    }
+    wait_until_empty(stack)?;
+    let entries = match std::fs::read_dir(stack) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(at("list", stack)(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(at("list", stack))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_one(&entry.path())?;
+        }
+    }
+    remove_one(stack)
+}
+
+/// Removes the cgroup that stacks are made in, unless there are any. Not every supervisor can: the root of the hierarchy
+/// is writable to nobody, and to change it takes CAP_DAC_OVERRIDE, which a supervisor drops.
+pub fn tidy(root: bool) {
+    if let Some((base, false)) = find(root).base {
+        let _ = std::fs::remove_dir(base);
+    }
+}
+
+/// ENODEV: the file is open, or was found, and its cgroup is gone (fs/kernfs/file.c).
+fn is_gone(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV)
+}
+
+fn remove_one(cgroup: &Path) -> Result<(), CgroupError> {
+    match std::fs::remove_dir(cgroup) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("remove the cgroup", cgroup)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the kernel says that a cgroup and those below it have no process (cgroups(7), `cgroup.events`).
+fn wait_until_empty(cgroup: &Path) -> Result<(), CgroupError> {
+    let path = cgroup.join("cgroup.events");
+    let mut file = match std::fs::File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(at("open", &path)(e)),
+    };
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        let mut events = String::new();
+        io::Seek::rewind(&mut file)
+            .and_then(|()| file.read_to_string(&mut events).map(drop))
+            .or_else(|e| if is_gone(&e) { Ok(()) } else { Err(e) })
+            .map_err(at("read", &path))?;
+        if !events.lines().any(|line| line == "populated 1") {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let busy = io::Error::from_raw_os_error(libc::EBUSY);
+            return Err(at("wait for the end of every process of", cgroup)(busy));
+        }
+        // A change since the last read is PRI, and ERR with it (fs/kernfs/file.c).
+        let mut changed = [PollFd::new(&file, PollFlags::PRI)];
+        let left = Timespec::try_from(left).expect("ten seconds fit");
+        match rustix::event::poll(&mut changed, Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(at("wait for", &path)(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A directory that looks like a hierarchy: the kernel's files are plain ones.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        /// With these cgroups besides the root, and these controllers in all of them.
+        fn new(cgroups: &[&str], controllers: &str) -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for cgroup in [""].iter().chain(cgroups) {
+                tree.add(cgroup, controllers);
+            }
+            std::fs::remove_file(tree.path("").join("cgroup.type")).unwrap();
+            tree
+        }
+
+        fn add(&self, cgroup: &str, controllers: &str) {
+            let path = self.path(cgroup);
+            std::fs::create_dir_all(&path).unwrap();
+            let files = [
+                ("cgroup.type", "domain"),
+                ("cgroup.procs", ""),
+                ("cgroup.controllers", controllers),
+                ("cgroup.subtree_control", ""),
+                ("memory.max", "max"),
+                ("memory.swap.max", "max"),
+                ("memory.oom.group", "0"),
+                ("pids.max", "max"),
+                ("cpu.max", "max 100000"),
+            ];
+            for (file, text) in files {
+                std::fs::write(path.join(file), text).unwrap();
+            }
+        }
+
+        fn path(&self, cgroup: &str) -> PathBuf {
+            self.0.path().join(cgroup)
+        }
+
+        fn read(&self, file: &str) -> String {
+            std::fs::read_to_string(self.path(file)).unwrap()
+        }
+
+        fn look(&self, own: &str, root: bool) -> Place {
+            Place::look(self.0.path(), Path::new(own), root)
+        }
+    }
+
+    const ALL: &str = "cpuset cpu io memory hugetlb pids rdma";
+
+    fn limits() -> Limits {
+        Limits {
+            memory: Some(256 << 20),
+            pids: Some(64),
+            cpu: Processors::new(1.5),
+        }
+    }
+
+    #[test]
+    fn the_superuser_makes_them_below_the_root() {
+        for own in ["/", "/user.slice/session-1.scope"] {
+            let tree = Tree::new(&["user.slice/session-1.scope"], ALL);
+            let place = tree.look(own, true);
+            let placement = place.of("web", "0123abcd");
+            assert_eq!(
+                placement.path,
+                Some(tree.path("lrpns/web.0123abcd")),
+                "{own}"
+            );
+            assert_eq!(placement.supervisor, None);
+            assert_eq!(placement.controllers, Controller::ALL);
+            assert_eq!(placement.why, None);
+            assert_eq!(placement.not_held(&limits()), []);
+        }
+    }
+
+    #[test]
+    fn a_namespaces_root_is_divided_and_the_supervisor_moves_out_of_the_way() {
+        // The root of a cgroup namespace is a cgroup like any other: it has a type.
+        let tree = Tree::new(&[], ALL);
+        std::fs::write(tree.path("cgroup.type"), "domain").unwrap();
+        let own = std::process::id().to_string();
+        std::fs::write(tree.path("cgroup.procs"), &own).unwrap();
+        let placement = tree.look("/", true).of("web", "0123abcd");
+        assert_eq!(placement.path, Some(tree.path("lrpns-web.0123abcd")));
+        assert_eq!(placement.supervisor, Some(tree.path("lrpns-supervisor")));
+        for cgroup in [
+            "lrpns-web.0123abcd",
+            "lrpns-supervisor",
+            "lrpns-web.0123abcd/app",
+        ] {
+            tree.add(cgroup, ALL);
+        }
+        // The kernel's mkdir(2) makes the files; here the directories must be there before.
+        let (_, made) = remake(&tree, &placement);
+        assert_eq!(made, placement);
+        assert_eq!(tree.read("lrpns-supervisor/cgroup.procs"), own);
+        assert_eq!(tree.read("lrpns-web.0123abcd/app/pids.max"), "64");
+    }
+
+    /// As [`Cgroups::make`], in a tree whose directories are there.
+    fn remake(tree: &Tree, placement: &Placement) -> (Vec<Part>, Placement) {
+        let mut placement = placement.clone();
+        let path = placement.path.clone().unwrap();
+        assert!(path.starts_with(tree.0.path()));
+        let parts = divide(&path, &mut placement, &[("app", limits())]).unwrap();
+        (parts, placement)
+    }
+
+    #[test]
+    fn limits_are_written_where_the_kernel_looks() {
+        let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app"], ALL);
+        let placement = tree.look("/", true).of("web", "1");
+        let (parts, made) = remake(&tree, &placement);
+        assert_eq!(made, placement);
+        assert_eq!(parts[0].path, tree.path("lrpns/web.1/app"));
+        for (file, text) in [
+            ("memory.max", "268435456"),
+            ("memory.swap.max", "0"),
+            ("pids.max", "64"),
+            ("memory.oom.group", "1"),
+        ] {
+            assert_eq!(tree.read(&format!("lrpns/web.1/app/{file}")), text);
+        }
+        assert_eq!(tree.read("lrpns/web.1/app/cpu.max"), "150000 100000");
+        // Handed on from the root to the stack's own, and no further: a part is divided by nobody.
+        for cgroup in ["", "lrpns", "lrpns/web.1"] {
+            let last = tree.path(cgroup).join("cgroup.subtree_control");
+            assert_eq!(std::fs::read_to_string(last).unwrap(), "+cpu", "{cgroup}");
+        }
+        assert_eq!(tree.read("lrpns/web.1/app/cgroup.subtree_control"), "");
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_changed_is_an_error() {
+        let tree = Tree::new(&["app"], ALL);
+        // A file that takes everything and says nothing.
+        std::fs::remove_file(tree.path("app/pids.max")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", tree.path("app/pids.max")).unwrap();
+        let e = set(&tree.path("app"), "pids.max", "64").unwrap_err();
+        assert!(e.to_string().starts_with("read back"), "{e}");
+    }
+
+    #[test]
+    fn memory_is_compared_in_whole_pages() {
+        let tree = Tree::new(&["app"], ALL);
+        // As the kernel would have rounded it.
+        std::fs::write(tree.path("app/memory.max"), "").unwrap();
+        set(&tree.path("app"), "memory.max", "268435457").unwrap();
+        assert_eq!(settings(&limits(), &[]), []);
+        assert_eq!(
+            settings(&limits(), &[Controller::Pids]),
+            [("pids.max", "64".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_missing_controller_is_said_and_pids_are_held_otherwise() {
+        let tree = Tree::new(&[], "hugetlb cpu");
+        let place = Place {
+            rlimit: true,
+            ..tree.look("/", true)
+        };
+        let placement = place.of("web", "1");
+        assert_eq!(placement.held_by(Controller::Cpu), Some(HeldBy::Cgroup));
+        assert_eq!(placement.held_by(Controller::Pids), Some(HeldBy::Rlimit));
+        assert_eq!(placement.not_held(&limits()), [Controller::Memory]);
+        assert_eq!(placement.nproc(&limits()), Some(64));
+        let complaint = placement.complaint([&limits(), &SIDECAR]).unwrap();
+        assert!(complaint.contains("enforced: memory;"), "{complaint}");
+        assert!(
+            complaint.contains("no controller memory, pids"),
+            "{complaint}"
+        );
+        assert_eq!(placement.complaint([&Limits::default()]), None);
+    }
+
+    #[test]
+    fn a_user_needs_a_cgroup_of_its_own() {
+        // Everything is writable to the superuser, who runs this: so what is left to see is the case where it isn't.
+        let tree = Tree::new(&["session"], ALL);
+        let placement = tree.look("/", false).of("web", "1");
+        assert_eq!(placement.path, None, "the root is nobody's");
+        assert!(placement.why.unwrap().contains("Delegate=yes"));
+        let placement = tree.look("/session", false).of("web", "1");
+        assert_eq!(placement.path, Some(tree.path("session/lrpns-web.1")));
+        let placement = tree.look("/../x", false).of("web", "1");
+        assert_eq!(placement.path, None);
+    }
+
+    #[test]
+    fn who_shares_its_cgroup_gets_no_controllers() {
+        let tree = Tree::new(&["session"], ALL);
+        std::fs::write(tree.path("session/cgroup.procs"), "1\n").unwrap();
+        let placement = tree.look("/session", false).of("web", "1");
+        assert_eq!(placement.path, Some(tree.path("session/lrpns-web.1")));
+        assert_eq!(placement.controllers, []);
+        assert!(placement.why.unwrap().starts_with("process 1 is in"));
+    }
+
+    #[test]
+    fn only_the_whole_hierarchy_counts() {
+        let line = |root: &str, point: &str, kind: &str| {
+            format!("36 25 0:31 {root} {point} rw,relatime shared:9 - {kind} cgroup2 rw\n")
+        };
+        let find = |lines: &[String]| mounted(&lines.concat()).next();
+        assert_eq!(find(&[line("/", "/sys/fs/cgroup", "tmpfs")]), None);
+        assert_eq!(find(&[line("/a", "/sys/fs/cgroup", "cgroup2")]), None);
+        assert_eq!(find(&[line("/", "/a\\040b", "cgroup2")]), None);
+        assert_eq!(
+            find(&[
+                line("/a", "/elsewhere", "cgroup2"),
+                line("/", "/sys/fs/cgroup/unified", "cgroup2")
+            ]),
+            Some("/sys/fs/cgroup/unified".into())
+        );
+        assert_eq!(mounted("nonsense\n - \n").next(), None);
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_success() {
+        let dir = tempfile::tempdir().unwrap();
+        remove(&dir.path().join("none")).unwrap();
+    }
+}

@@ -1,0 +1,37 @@
+//! Resource limits of a process (getrlimit(2)): what holds without a cgroup, and what a cgroup doesn't know.
+//!
+//! Only ever lowered: raising needs CAP_SYS_RESOURCE in the host's user namespace, which even root may lack.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What a part's processes may have of each at most: (which, soft, hard).
+const CEILINGS: [(Resource, u64, u64); 3] = [
+    // A core is what is in memory, written where the host's core_pattern says.
+    (Resource::Core, 0, 0),
+    // The kernel's table of descriptors is memory too; programs that need more than the soft limit raise it.
+    (Resource::Nofile, 65_536, 524_288),
+    // No real-time priority, also where the user who started us may have one.
+    (Resource::Rtprio, 0, 0),
+];
+
+/// Lowers this process's limits to those of a part, and its number of processes to `nproc`.
+///
+/// Should be called before the change to the uid whose processes are counted: nothing here needs privilege, and nothing
+/// gives back what was lowered.
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn lower(nproc: Option<u32>) -> io::Result<()> {
+    let nproc = nproc.map(|most| (Resource::Nproc, u64::from(most), u64::from(most)));
+    for (resource, soft, hard) in CEILINGS.into_iter().chain(nproc) {
+        let now = getrlimit(resource);
+        let least = |now: Option<u64>, most: u64| Some(now.map_or(most, |now| now.min(most)));
+        let maximum = least(now.maximum, hard);
+        let current = least(now.current, soft);
+        setrlimit(resource, Rlimit { current, maximum })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! Which system calls a part may make: profiles, what they compile to, and putting a process under them.
+//!
+//! # Theory of operation
+//!
+//! A [`Profile`] says for every system call of this machine whether it is allowed, allowed with some arguments, or
+//! answered with an error; whatever it doesn't name gets one answer for all, EPERM unless a file says otherwise.
+//! [`Profile::compile`] makes a [`Program`] of it: classic BPF, which the kernel runs before each call that its cache
+//! can't answer (`kernel/seccomp.c`).
+//!
+//! Filters can only be added, and the strictest answer counts, so a process that has still to start another one needs
+//! a wider filter than what it starts. A part that runs a command therefore has [`Filters`]: `stage` from the moment
+//! its privileges are dropped, which allows what the command's filter allows and what the way to its `execve(2)` takes;
+//! `command` in the child, right before `execve(2)`. The app's pid 1 itself ends up under [`init`], which is next to
+//! nothing.
+//!
+//! - `default`: what servers call. Near Docker's default profile, less what no web app needs.
+//! - `strict`: one process with any number of threads, no other sockets than the Internet's.
+//! - a file: Docker's format ([`docker`]).
+//! - [`sidecar`], [`relay`], [`init`]: what these really call.
+#![forbid(unsafe_code)]
+
+mod compile;
+pub mod docker;
+mod roles;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use syscalls::Sysno;
+
+pub use compile::{CompileError, Program};
+pub use roles::{default, init, relay, sidecar, strict};
+
+/// What a call gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// It is made.
+    Allow,
+    /// It is made, and the kernel's audit log has a line about it.
+    Log,
+    /// It is not made and returns this error number (errno(3)).
+    Errno(u16),
+    /// It is not made, and the thread gets SIGSYS.
+    Trap,
+    /// The thread ends.
+    KillThread,
+    /// The process ends with SIGSYS.
+    KillProcess,
+}
+
+impl Action {
+    /// Whether the call is made.
+    #[must_use]
+    pub fn allows(self) -> bool {
+        matches!(self, Action::Allow | Action::Log)
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Allow => f.write_str("allowed"),
+            Action::Log => f.write_str("allowed and logged"),
+            Action::Errno(number) => {
+                write!(f, "{:?}", nix::Error::from_raw(i32::from(*number)))
+            }
+            Action::Trap => f.write_str("SIGSYS"),
+            Action::KillThread => f.write_str("the thread's end"),
+            Action::KillProcess => f.write_str("the process's end"),
+        }
+    }
+}
+
+/// How an argument is compared with a value: as unsigned 64-bit numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Comparison {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    Le,
+    /// Greater.
+    Gt,
+    /// Greater or equal.
+    Ge,
+}
+
+/// A condition on one argument: what it has in common with `mask`, compared with `value`.
+///
+/// The kernel takes most arguments as 32-bit numbers and ignores the other half of the register. Who forbids a value
+/// must ignore it too, or one stray bit gets past the rule (CVE-2019-7303): our own rules all have 32-bit masks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Test {
+    /// Which one, from 0 to 5.
+    pub arg: u8,
+    /// Which of its bits count.
+    pub mask: u64,
+    /// The relation.
+    pub is: Comparison,
+    /// To what.
+    pub value: u64,
+}
+
+/// What a call gets when all tests hold; without any, always.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    /// All of these.
+    pub when: Vec<Test>,
+    /// Then this.
+    pub action: Action,
+}
+
+/// The answer to every system call. The first rule of a call that applies decides; a call without one, or with none
+/// that applies, gets `otherwise`. Calls that are newer than this program get ENOSYS where `otherwise` is an error, as
+/// from a kernel that has not got them, and calls of another architecture or ABI are never made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub struct Profile {
+    /// `default`, `strict`, the name of a part, or the file's path.
+    pub name: String,
+    /// What a call gets that no rule decides.
+    pub otherwise: Action,
+    /// The rules of each call that has any, by the call's number on this machine.
+    pub calls: BTreeMap<u32, Vec<Rule>>,
+    /// Names of a file that this machine has no call of.
+    pub unknown: Vec<String>,
+}
+
+/// A profile as JSON has it: calls by name, the plain ones in one list.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    profile: String,
+    otherwise: Action,
+    allowed: Vec<String>,
+    conditional: Vec<WrittenCall>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unknown: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenCall {
+    name: String,
+    rules: Vec<Rule>,
+}
+
+impl From<Profile> for Written {
+    fn from(profile: Profile) -> Self {
+        let name = |number: &u32| name(*number).unwrap_or("?").to_owned();
+        let (allowed, conditional): (Vec<_>, Vec<_>) = profile
+            .calls
+            .into_iter()
+            .partition(|(_, rules)| is_always_allowed(rules));
+        let mut allowed: Vec<_> = allowed.iter().map(|(number, _)| name(number)).collect();
+        let mut conditional: Vec<_> = conditional
+            .into_iter()
+            .map(|(number, rules)| WrittenCall {
+                name: name(&number),
+                rules,
+            })
+            .collect();
+        allowed.sort_unstable();
+        conditional.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            profile: profile.name,
+            otherwise: profile.otherwise,
+            allowed,
+            conditional,
+            unknown: profile.unknown,
+        }
+    }
+}
+
+impl From<Written> for Profile {
+    /// A name that this machine hasn't is left out: then the call has no rule, which is never more than it had.
+    fn from(written: Written) -> Self {
+        let always = |name: &String| Some((number(name)?, vec![always(Action::Allow)]));
+        let conditional = written
+            .conditional
+            .into_iter()
+            .filter_map(|call| Some((number(&call.name)?, call.rules)));
+        Self {
+            name: written.profile,
+            otherwise: written.otherwise,
+            calls: written
+                .allowed
+                .iter()
+                .filter_map(always)
+                .chain(conditional)
+                .collect(),
+            unknown: written.unknown,
+        }
+    }
+}
+
+fn always(action: Action) -> Rule {
+    Rule {
+        when: vec![],
+        action,
+    }
+}
+
+fn is_always_allowed(rules: &[Rule]) -> bool {
+    matches!(rules, [Rule { when, action: Action::Allow }] if when.is_empty())
+}
+
+/// The number of a system call on this machine.
+#[must_use]
+pub fn number(name: &str) -> Option<u32> {
+    // The crate's own search compares with one name after the other.
+    static NUMBERS: OnceLock<BTreeMap<&'static str, u32>> = OnceLock::new();
+    let numbers = NUMBERS.get_or_init(|| {
+        let calls = Sysno::iter().map(|call| (call.name(), call.id().cast_unsigned()));
+        // The crate has another name for this one than the kernel and Docker.
+        #[cfg(target_arch = "aarch64")]
+        let calls = calls.chain([("newfstatat", Sysno::fstatat.id().cast_unsigned())]);
+        calls.collect()
+    });
+    numbers.get(name).copied()
+}
+
+/// The name of a system call of this machine.
+#[must_use]
+pub fn name(number: u32) -> Option<&'static str> {
+    Sysno::new(number as usize).map(|call| call.name())
+}
+
+impl Profile {
+    /// What a call gets.
+    #[must_use]
+    pub fn answer(&self, number: u32, args: [u64; 6]) -> Action {
+        if number > last_known() {
+            return self.unknown(number);
+        }
+        let rules = self.calls.get(&number).map_or(&[][..], Vec::as_slice);
+        rules
+            .iter()
+            .find(|rule| rule.when.iter().all(|test| test.holds(args)))
+            .map_or(self.otherwise, |rule| rule.action)
+    }
+
+    /// What a number gets that this program has no name for.
+    fn unknown(&self, number: u32) -> Action {
+        match self.otherwise {
+            // Programs take ENOSYS as "this kernel is older", EPERM as final.
+            Action::Errno(_) if number < FOREIGN => Action::Errno(libc::ENOSYS as u16),
+            // Whatever is allowed otherwise: x32's calls are the same ones by other numbers.
+            Action::Allow | Action::Log if number >= FOREIGN => FOREIGN_ANSWER,
+            otherwise => otherwise,
+        }
+    }
+
+    /// The calls that are always allowed, then those with conditions; names in order.
+    #[must_use]
+    pub fn names(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let mut lists = (vec![], vec![]);
+        for (number, rules) in &self.calls {
+            let Some(name) = name(*number) else { continue };
+            if is_always_allowed(rules) {
+                lists.0.push(name);
+            } else {
+                lists.1.push(name);
+            }
+        }
+        lists.0.sort_unstable();
+        lists.1.sort_unstable();
+        lists
+    }
+
+    /// Whether a call is made with some arguments at least.
+    #[must_use]
+    pub fn may_allow(&self, name: &str) -> bool {
+        let Some(rules) = number(name).and_then(|number| self.calls.get(&number)) else {
+            return self.otherwise.allows();
+        };
+        let all = rules.iter().any(|rule| rule.when.is_empty());
+        rules.iter().any(|rule| rule.action.allows()) || (!all && self.otherwise.allows())
+    }
+
+    /// The two filters of a part whose commands run under this profile.
+    ///
+    /// # Errors
+    /// As [`Profile::compile`].
+    pub fn filters(&self) -> Result<Filters, CompileError> {
+        Ok(Filters {
+            stage: roles::on_the_way_to(self).compile()?,
+            command: self.compile()?,
+        })
+    }
+}
+
+impl Test {
+    /// Whether it holds for these arguments.
+    #[must_use]
+    pub fn holds(&self, args: [u64; 6]) -> bool {
+        let found = args[usize::from(self.arg)] & self.mask;
+        match self.is {
+            Comparison::Eq => found == self.value,
+            Comparison::Ne => found != self.value,
+            Comparison::Lt => found < self.value,
+            Comparison::Le => found <= self.value,
+            Comparison::Gt => found > self.value,
+            Comparison::Ge => found >= self.value,
+        }
+    }
+}
+
+/// Numbers from here on are another ABI's: `__X32_SYSCALL_BIT` of asm/unistd.h.
+const FOREIGN: u32 = 0x4000_0000;
+/// What they get where everything else is allowed.
+const FOREIGN_ANSWER: Action = Action::Errno(libc::EPERM as u16);
+
+/// The highest number that has a name here.
+fn last_known() -> u32 {
+    Sysno::last().id().cast_unsigned()
+}
+
+/// The filters of a part that runs a command, or of a command that `lrpns exec` runs in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filters {
+    /// Once privileges are dropped.
+    pub stage: Program,
+    /// On top of it, right before `execve(2)`.
+    pub command: Program,
+}
+
+/// The filters of a command that `lrpns exec` runs in a part that never runs one: what reaches out of a process
+/// (sockets, and requests to them) is exactly the part's own; what a static program needs beside comes on top.
+///
+/// # Errors
+/// As [`Profile::compile`].
+pub fn visitor(part: &Profile) -> Result<Filters, CompileError> {
+    roles::visitor(part).filters()
+}
+
+impl Program {
+    /// Puts this process, which must have one thread, under the program for good; `no_new_privs` must be set.
+    ///
+    /// # Errors
+    /// What `seccomp(2)` says.
+    pub fn install(&self) -> io::Result<()> {
+        crate::sys::seccomp::install(self.instructions())
+    }
+}

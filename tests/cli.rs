@@ -1,0 +1,778 @@
+//! Every command as a person or a script meets it: what it prints where, and the code that it ends with.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+use clap::{CommandFactory, Parser};
+use lrpns::cli::Cli;
+use serde_json::{Value, json};
+use support::lab::{LAB, Lab, Traces, describe, difference, lrpns, until};
+
+/// An app of the host's programs that says a line on each stream and serves.
+const HOST: &str = r#"name = "web"
+[app]
+rootfs = "host"
+command = ["/bin/sh", "-c", "echo to out; echo to err >&2; exec busybox httpd -f -p 8000"]
+env = { FLAVOUR = "plain" }
+publish = ["0.0.0.0:5000:8000"]
+"#;
+
+fn host_app() -> Lab {
+    let lab = Lab::new();
+    lab.write("lrpns.toml", HOST);
+    lab.lrpns_ok(&["up", "-d"]);
+    lab
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}", describe(output));
+}
+
+fn assert_unchanged(before: &Traces, now: &Traces) {
+    assert!(before == now, "changed: {}", difference(before, now));
+}
+
+/// The names of an object's members.
+fn keys(value: &Value) -> Vec<&str> {
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+/// The lines of /proc/PID/status that say what a process holds.
+fn held(status: &str) -> Vec<(&str, &str)> {
+    let wanted = [
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+    ];
+    let fields = status.lines().filter_map(|line| line.split_once(':'));
+    fields
+        .filter(|(name, _)| wanted.contains(name))
+        .map(|(name, value)| (name, value.trim()))
+        .collect()
+}
+
+// exec
+
+#[test]
+fn exec_in_the_app_holds_no_capability_whoever_looks() {
+    let lab = host_app();
+    let seen = lab.lrpns_ok(&["exec", "--", "capsh", "--print"]);
+    let lines: Vec<&str> = seen.lines().map(str::trim).collect();
+    for line in ["Current: =", "Bounding set =", "Ambient set ="] {
+        assert!(lines.contains(&line), "{line}: {seen}");
+    }
+    let status = lab.lrpns_ok(&["exec", "--", "cat", "/proc/self/status"]);
+    let none = "0000000000000000";
+    let wanted = [
+        ("CapInh", none),
+        ("CapPrm", none),
+        ("CapEff", none),
+        ("CapBnd", none),
+        ("CapAmb", none),
+        ("NoNewPrivs", "1"),
+    ];
+    assert_eq!(held(&status), wanted);
+    let id = lab.lrpns_ok(&["exec", "--", "id"]);
+    assert!(id.contains("uid=1000(app) gid=1000(app)"), "{id}");
+}
+
+#[test]
+fn exec_in_the_app_has_the_apps_environment_and_namespaces_and_no_other_descriptor() {
+    let lab = host_app();
+    let flavour = lab.lrpns_ok(&["exec", "--", "sh", "-c", "echo $FLAVOUR"]);
+    assert_eq!(flavour, "plain\n");
+    let env = lab.lrpns_with(&[("SECRET", "of the host")], &["exec", "--", "env"]);
+    assert!(!out(&env).contains("SECRET"), "{}", describe(&env));
+    let fds = lab.lrpns_ok(&["exec", "--", "sh", "-c", "echo /proc/self/fd/*"]);
+    // The shell's own glob has a descriptor open while it reads the directory.
+    assert_eq!(fds.split_whitespace().count(), 4, "{fds}");
+    let app = &lab.status("web")["parts"][1];
+    for namespace in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
+        let link = format!("ns/{namespace}");
+        let inside = lab.lrpns_ok(&["exec", "--", "readlink", &format!("/proc/self/{link}")]);
+        let apps = lab.ok(&["readlink", &format!("/proc/{}/{link}", app["pid"])]);
+        assert_eq!(inside, apps);
+    }
+}
+
+#[test]
+fn exec_in_the_sidecar_holds_net_admin_and_nothing_else() {
+    let lab = host_app();
+    for (part, capabilities) in [
+        ("sidecar", "0000000000001000"),
+        ("relay", "0000000000000000"),
+    ] {
+        let args = ["exec", "--part", part, "--", "busybox", "sleep", "600"];
+        let exec = lab.spawn_lrpns(&args);
+        // Its root is empty and has no /proc: the lab looks.
+        let pid = until("the command runs", || {
+            let found = lab.run(&["pgrep", "-f", "^busybox sleep 600"]);
+            found
+                .status
+                .success()
+                .then(|| out(&found).trim().to_owned())
+        });
+        let status = lab.ok(&["cat", &format!("/proc/{pid}/status")]);
+        for (name, value) in held(&status) {
+            match name {
+                "NoNewPrivs" => assert_eq!(value, "1"),
+                // An execve(2) passes on what is in these two, and nothing else.
+                "CapInh" | "CapAmb" | "CapPrm" | "CapEff" | "CapBnd" => {
+                    assert_eq!(value, capabilities, "{name} of {part}");
+                }
+                other => panic!("{other} was not asked for"),
+            }
+        }
+        let root = lab.ok(&["ls", "-A", &format!("/proc/{pid}/root/")]);
+        assert_eq!(root, "", "its root is empty");
+        lab.ok(&["kill", &pid]);
+        // 128 and SIGTERM.
+        assert_code(&exec.wait_with_output().unwrap(), 143);
+    }
+}
+
+#[test]
+fn exec_in_the_sidecar_can_use_net_admin_there_and_nowhere_else() {
+    let lab = host_app();
+    let sidecar = |args: &[&str]| {
+        lab.lrpns(&[&["exec", "--part", "sidecar", "--", "busybox"], args].concat())
+    };
+    let links = sidecar(&["ip", "link", "set", "dev", "lo", "mtu", "65535"]);
+    assert_code(&links, 0);
+    // NET_RAW it has not.
+    let raw = sidecar(&["ping", "-c", "1", "-W", "1", "127.0.0.1"]);
+    assert_ne!(raw.status.code(), Some(0), "{}", describe(&raw));
+}
+
+#[test]
+fn exec_ends_with_the_commands_exit_code() {
+    let lab = host_app();
+    for (args, code) in [
+        (&["sh", "-c", "exit 42"][..], 42),
+        (&["sh", "-c", "kill -9 $$"], 137),
+        (&["true"], 0),
+        (&["/no/such/program"], 127),
+        (&["nosuchprogram"], 127),
+        (&["/etc/passwd"], 126),
+        (&["/tmp"], 126),
+    ] {
+        let exec = lab.lrpns(&[&["exec", "web", "--"], args].concat());
+        assert_code(&exec, code);
+        // What lrpns has to say names the program; what the command does is its own matter.
+        assert_eq!(err(&exec).contains(args[0]), code == 126 || code == 127);
+    }
+    for (program, code) in [("nosuchprogram", 127), ("/etc/passwd", 126)] {
+        let exec = lab.lrpns(&["exec", "--part", "sidecar", "--", program]);
+        assert_code(&exec, code);
+    }
+}
+
+#[test]
+fn exec_passes_the_three_streams_through() {
+    let lab = host_app();
+    for args in [
+        &["exec", "--", "sh", "-c", "cat; echo bad >&2"][..],
+        &[
+            "exec",
+            "--part",
+            "sidecar",
+            "--",
+            "busybox",
+            "sh",
+            "-c",
+            "while read -r l; do echo $l; done; echo bad >&2",
+        ],
+    ] {
+        let mut exec = lab.spawn_lrpns(args);
+        exec.stdin.take().unwrap().write_all(b"good\n").unwrap();
+        let exec = exec.wait_with_output().unwrap();
+        assert_code(&exec, 0);
+        assert_eq!((out(&exec), err(&exec)), ("good\n".into(), "bad\n".into()));
+    }
+}
+
+#[test]
+fn a_command_ends_with_the_exec_that_started_it() {
+    let lab = host_app();
+    for part in ["app", "sidecar"] {
+        // Not SIGINT: what a shell starts in the background ignores it, tests included.
+        for signal in ["KILL", "TERM"] {
+            let args = ["exec", "--part", part, "--", "busybox", "sleep", "600"];
+            let mut exec = lab.spawn_lrpns(&args);
+            until("the command runs", || {
+                let found = lab.run(&["pgrep", "-f", "^busybox sleep 600"]);
+                found.status.success().then_some(())
+            });
+            let own = format!("^{} exec", lrpns());
+            // The first is the one that a person started; the others are its children.
+            let all = lab.ok(&["pgrep", "-f", &own]);
+            lab.ok(&["kill", "-s", signal, all.lines().next().unwrap()]);
+            exec.wait().unwrap();
+            until("the command has ended", || {
+                let found = lab.run(&["pgrep", "-f", "busybox sleep 600"]);
+                (!found.status.success()).then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn exec_in_what_is_not_there_is_refused() {
+    let lab = host_app();
+    let (code, said) = lab.lrpns_err(&["exec", "--part", "nobody", "--", "true"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("sidecar, app, relay"), "{said}");
+    let (code, said) = lab.lrpns_err(&["exec", "other", "--", "true"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("other does not run"), "{said}");
+}
+
+// run
+
+#[test]
+fn run_ends_with_the_commands_exit_code_and_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    for (args, code) in [
+        (&["--", "sh", "-c", "exit 7"][..], 7),
+        (&["--", "true"], 0),
+        (&["--", "sh", "-c", "kill -9 $$"], 137),
+        (&["--", "/no/such/program"], 127),
+        (&["--", "nosuchprogram"], 127),
+        (&["--", "/etc/passwd"], 126),
+        // It publishes a port and ends before anybody listens there: the code is the command's all the same.
+        (&["-p", "8080:8000", "--", "sh", "-c", "exit 7"], 7),
+        (&["-p", "8080:8000", "--", "true"], 0),
+        (&["--rootfs", "dir:/nowhere", "--", "true"], 125),
+        (&["--rootfs", "nowhere", "--", "true"], 2),
+        (&["-p", "x:y", "--", "true"], 2),
+    ] {
+        let run = lab.lrpns(&[&["run"], args].concat());
+        assert_code(&run, code);
+        lab.assert_as(&before);
+    }
+}
+
+#[test]
+fn run_passes_output_on_byte_by_byte_each_on_its_own_stream() {
+    let lab = Lab::new();
+    let run = lab.lrpns(&[
+        "run",
+        "--env",
+        "A=b",
+        "-e",
+        "C=d e",
+        "--",
+        "sh",
+        "-c",
+        r"echo $A$C; printf 'no end \377\r\n\000x'; printf 'err' >&2",
+    ]);
+    assert_code(&run, 0);
+    assert_eq!(run.stdout, b"bd e\nno end \xff\r\n\0x");
+    assert_eq!(run.stderr, b"err");
+    let much = lab.lrpns(&["run", "--", "head", "-c", "3000000", "/dev/zero"]);
+    assert_eq!(much.stdout.len(), 3_000_000);
+}
+
+#[test]
+fn run_ends_when_nobody_reads_its_output_any_more() {
+    let lab = Lab::new();
+    let mut run = lab.spawn_lrpns(&["run", "--", "yes"]);
+    let mut line = String::new();
+    BufReader::new(run.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "y\n");
+    let run = run.wait_with_output().unwrap();
+    // As in a shell: 128 and SIGPIPE.
+    assert_code(&run, 141);
+}
+
+#[test]
+fn run_publishes_a_port_and_ends_with_a_signal() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let run = lab.spawn_lrpns(&[
+        "run",
+        "--name",
+        "job",
+        "-p",
+        "0.0.0.0:8080:8000",
+        "--tmpfs",
+        "/tmp:1M",
+        "--",
+        "sh",
+        "-c",
+        "echo job >/tmp/index.html; exec busybox httpd -f -p 8000 -h /tmp",
+    ]);
+    until("the port answers", || {
+        lab.get("http://localhost:8080/")
+            .ok()
+            .filter(|a| a == "job\n")
+    });
+    let from_outside = lab.client_get(&format!("http://{LAB}:8080/"));
+    assert_eq!(from_outside.unwrap(), "job\n");
+    let (code, said) = lab.lrpns_err(&["run", "--name", "job", "--", "true"]);
+    assert_eq!(code, 1, "{said}");
+    lab.kill("INT", &lab.status("job")["supervisor"]);
+    let run = run.wait_with_output().unwrap();
+    assert_code(&run, 0);
+    lab.assert_as(&before);
+}
+
+#[test]
+fn runs_get_a_name_of_their_own_each() {
+    let lab = Lab::new();
+    let runs: Vec<Child> = (0..3)
+        .map(|_| lab.spawn_lrpns(&["run", "--", "sh", "-c", "hostname; sleep 0.1"]))
+        .collect();
+    for run in runs {
+        let run = run.wait_with_output().unwrap();
+        assert_code(&run, 0);
+        assert_eq!(out(&run), "app\n");
+    }
+}
+
+// ps, status, logs
+
+#[test]
+fn ps_lists_stacks_as_text_and_as_json() {
+    let lab = Lab::new();
+    assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+    lab.lrpns_ok(&["up", "-d"]);
+    let table = lab.lrpns_ok(&["ps"]);
+    let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(words, ["customerA", "up", "0.0.0.0:5000", "app", "-"]);
+    let rows: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
+    let wanted = json!([{
+        "stack": "customerA", "state": "up", "mode": "root", "published": ["0.0.0.0:5000"], "apps": ["app"],
+        "config": null,
+    }]);
+    assert_eq!(rows, wanted);
+    lab.kill("KILL", &lab.status("customerA")["supervisor"]);
+    until("the supervisor is gone", || {
+        let rows: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
+        (rows[0]["state"] == "crashed").then_some(())
+    });
+}
+
+#[test]
+fn status_has_the_documented_keys_and_agrees_with_proc() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let status = lab.status("customerA");
+    assert_eq!(
+        keys(&status),
+        [
+            "parts",
+            "plan",
+            "since",
+            "supervisor",
+            "supervisor_privileges"
+        ]
+    );
+    let supervisor = status["supervisor"].as_i64().unwrap();
+    assert!(lab.proc(supervisor, "cmdline").contains("up\0-d"));
+    let parts = status["parts"].as_array().unwrap();
+    let names: Vec<&Value> = parts.iter().map(|part| &part["name"]).collect();
+    assert_eq!(names, ["sidecar", "app", "relay"]);
+    for part in parts {
+        let wanted = [
+            "host_uid",
+            "init",
+            "last_exit",
+            "name",
+            "notes",
+            "pid",
+            "privileges",
+            "restarts",
+            "since",
+            "state",
+        ];
+        assert_eq!(keys(part), wanted);
+        assert_eq!(part["state"], "running");
+        assert_eq!(part["restarts"], 0);
+        assert_eq!(part["last_exit"], Value::Null);
+        for key in ["pid", "init"] {
+            let seen = lab.proc(part[key].as_i64().unwrap(), "status");
+            let said = &part["privileges"];
+            for (field, key) in [
+                ("CapInh", "inheritable"),
+                ("CapPrm", "permitted"),
+                ("CapEff", "effective"),
+                ("CapBnd", "bounding"),
+                ("CapAmb", "ambient"),
+            ] {
+                let said = format!("{:016x}", said[key].as_u64().unwrap());
+                assert!(
+                    held(&seen).contains(&(field, &said)),
+                    "{field} {said}: {seen}"
+                );
+            }
+            let uid = seen
+                .lines()
+                .find_map(|line| line.strip_prefix("Uid:"))
+                .unwrap();
+            let uid = uid.split_whitespace().next().unwrap();
+            assert_eq!(uid, part["host_uid"].to_string());
+        }
+    }
+    let text = lab.lrpns_ok(&["status"]);
+    for word in [
+        "customerA is up",
+        "172.18.0.33/24",
+        "0.0.0.0:5000",
+        "NET_ADMIN",
+        "none",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn logs_show_each_stream_and_part_as_text_and_as_json() {
+    let lab = host_app();
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    let text = lab.lrpns_ok(&["logs"]);
+    for line in ["app | to out", "app | to err", "sidecar | started again"] {
+        assert!(text.contains(line), "{text}");
+    }
+    let app = lab.lrpns_ok(&["logs", "--part", "app"]);
+    assert!(app.contains("to out") && !app.contains("sidecar"), "{app}");
+    let lines: Vec<Value> = lab
+        .lrpns_ok(&["logs", "web", "--json"])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for (stream, text) in [("out", "to out"), ("err", "to err")] {
+        let line = lines.iter().find(|line| line["text"] == text).unwrap();
+        assert_eq!(keys(line), ["part", "stream", "text", "time"]);
+        assert_eq!(
+            (&line["stream"], &line["part"]),
+            (&json!(stream), &json!("app"))
+        );
+    }
+    let event = lines.iter().find(|line| line["part"] == "sidecar").unwrap();
+    assert_eq!(event["stream"], "event");
+    let (code, said) = lab.lrpns_err(&["logs", "--part", "nobody"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("sidecar, app, relay"), "{said}");
+}
+
+#[test]
+fn a_followed_log_goes_on_and_ends_when_the_stack_does() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let mut logs = lab.spawn_lrpns(&["logs", "-f"]);
+    let mut lines = BufReader::new(logs.stdout.take().unwrap());
+    let mut said = String::new();
+    for _ in 0..3 {
+        lab.get("http://localhost:5000/").unwrap();
+    }
+    while said.matches("GET /").count() < 3 {
+        assert_ne!(lines.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    lab.lrpns_ok(&["down"]);
+    lines.read_to_string(&mut said).unwrap();
+    assert_eq!(logs.wait().unwrap().code(), Some(0));
+}
+
+// rules, plan
+
+/// A listing or a model, without what differs by nature: versions, handles, counts, and the order of a set's elements.
+fn normal(text: &str) -> Value {
+    fn walk(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                members.remove("handle");
+                if let Some(counter) = members.get_mut("counter") {
+                    *counter = json!("counted");
+                }
+                if let Some(Value::Array(elements)) = members.get_mut("elem") {
+                    elements.sort_by_key(ToString::to_string);
+                }
+                members.values_mut().for_each(walk);
+            }
+            Value::Array(items) => items.iter_mut().for_each(walk),
+            _ => {}
+        }
+    }
+    let mut document: Value = serde_json::from_str(text).unwrap();
+    let objects = document["nftables"].as_array_mut().unwrap();
+    objects.retain(|object| object.get("metainfo").is_none());
+    walk(&mut document);
+    document
+}
+
+#[test]
+fn rules_are_what_the_kernel_holds_in_the_sidecar_before_and_after_up() {
+    for lab in [Lab::new(), Lab::forwarding()] {
+        let planned = lab.lrpns_ok(&["rules", "--format", "json"]);
+        lab.lrpns_ok(&["up", "-d"]);
+        let listed = || {
+            let sidecar = lab.status("customerA")["parts"][0]["pid"].to_string();
+            let netns = format!("--net=/proc/{sidecar}/ns/net");
+            normal(&lab.ok(&["nsenter", &netns, "nft", "-j", "list", "ruleset"]))
+        };
+        let running = lab.lrpns_ok(&["rules", "--format", "json"]);
+        assert_eq!(listed(), normal(&running));
+        assert_eq!(
+            listed(),
+            normal(&planned),
+            "the uplink is a function of the name"
+        );
+        let rules = normal(&running)["nftables"].as_array().unwrap().len();
+        assert!(rules > 20, "{rules} objects can't be all");
+        lab.lrpns_ok(&["restart", "customerA", "sidecar"]);
+        assert_eq!(listed(), normal(&running));
+    }
+}
+
+#[test]
+fn rules_are_valid_input_for_nft_in_both_formats() {
+    let lab = Lab::new();
+    for (format, flags) in [("nft", "-c"), ("json", "-cj")] {
+        let rules = lab.lrpns_ok(&["rules", "--format", format]);
+        let mut nft = lab.spawn(&["unshare", "--net", "nft", flags, "-f", "-"]);
+        nft.stdin
+            .take()
+            .unwrap()
+            .write_all(rules.as_bytes())
+            .unwrap();
+        assert_code(&nft.wait_with_output().unwrap(), 0);
+    }
+    // What is checked can be refused.
+    let mut nft = lab.spawn(&["unshare", "--net", "nft", "-c", "-f", "-"]);
+    nft.stdin
+        .take()
+        .unwrap()
+        .write_all(b"add rule inet none none drop")
+        .unwrap();
+    assert_code(&nft.wait_with_output().unwrap(), 1);
+}
+
+#[test]
+fn plan_prints_every_decision_and_changes_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let plan = lab.lrpns_ok(&["plan", "--set", "PROVIDER=lrpns"]);
+    for word in [
+        "stack customerA as root",
+        "172.18.0.0/24",
+        "bridge customerA",
+        "172.18.0.33",
+        "172.18.0.23",
+        "builtin:webapp",
+        "publish 0.0.0.0:5000 by relay",
+        "built-in example",
+        "chain forward",
+    ] {
+        assert!(plan.contains(word), "{word}: {plan}");
+    }
+    let json: Value = serde_json::from_str(&lab.lrpns_ok(&["plan", "--json"])).unwrap();
+    assert_eq!(json["apps"][0]["address"], "172.18.0.23");
+    assert_unchanged(&before, &lab.traces());
+    assert!(!lab.run(&["test", "-e", "/run/lrpns"]).status.success());
+}
+
+#[test]
+fn plan_and_status_agree() {
+    let lab = Lab::forwarding();
+    let mut plan: Value = serde_json::from_str(&lab.lrpns_ok(&["plan", "--json"])).unwrap();
+    lab.lrpns_ok(&["up", "-d"]);
+    let mut status = lab.status("customerA")["plan"].clone();
+    assert_eq!(status["apps"][0]["publish"][0]["via"], "dnat");
+    // Each run has a name of its own.
+    for document in [&mut plan, &mut status] {
+        document["run"] = Value::Null;
+        document["uplink"]["host_link"] = Value::Null;
+        document["cgroup"]["path"] = Value::Null;
+    }
+    assert_eq!(plan, status);
+}
+
+// init, completions, man, help
+
+#[test]
+fn init_writes_a_file_that_up_takes_and_never_writes_over_one() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["init"]);
+    let file = lab.dir.path().join("lrpns.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("name = \"customerA\"") && written.contains("# "));
+    lab.lrpns_ok(&["up", "-d", "-f", "lrpns.toml"]);
+    let body = lab.get("http://localhost:5000/");
+    assert_eq!(body.unwrap(), "Hello world!");
+    // The example and what is built in are the same.
+    let config = lab.status("customerA")["plan"]["config"].clone();
+    assert!(config.as_str().unwrap().ends_with("lrpns.toml"), "{config}");
+    lab.write("lrpns.toml", "mine");
+    let (code, said) = lab.lrpns_err(&["init"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("lrpns.toml exists already"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    lab.lrpns_ok(&["init", "-o", "other.toml"]);
+    let other = std::fs::read_to_string(lab.dir.path().join("other.toml")).unwrap();
+    assert_eq!(other, written);
+}
+
+fn bare(args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    Command::new(lrpns())
+        .args(args)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn every_command_has_help_and_an_example() {
+    let commands = Cli::command();
+    let names: Vec<&str> = commands.get_subcommands().map(|c| c.get_name()).collect();
+    for name in [
+        "up",
+        "down",
+        "ps",
+        "status",
+        "restart",
+        "logs",
+        "exec",
+        "rules",
+        "plan",
+        "run",
+        "init",
+        "gc",
+        "completions",
+        "man",
+    ] {
+        assert!(names.contains(&name), "{name} is missing");
+    }
+    for name in names {
+        for flag in ["--help", "-h"] {
+            let help = bare(&[name, flag]);
+            assert_code(&help, 0);
+            assert!(out(&help).contains("Usage:"), "{name}: {}", describe(&help));
+            assert!(
+                out(&help).contains("Example: lrpns"),
+                "{name}: {}",
+                describe(&help)
+            );
+        }
+    }
+    for args in [&["--help"][..], &["-h"], &["help"], &["--version"]] {
+        assert_code(&bare(args), 0);
+    }
+    assert!(out(&bare(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
+}
+
+/// The lrpns commands of a shell line, as words.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let mut found = vec![];
+    let line = line.split(" #").next().unwrap_or_default();
+    for command in line
+        .split(['|', ';', '>'])
+        .flat_map(|part| part.split("&&"))
+    {
+        let command = command.trim().trim_matches('`');
+        let command = command.strip_prefix("sudo ").unwrap_or(command);
+        if command.starts_with("lrpns ") {
+            let quoted = |word: &str| word.trim_matches(['\'', '"']).to_owned();
+            found.push(command.split_whitespace().map(quoted).collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_example_of_the_help_is_a_command_that_is_taken() {
+    let mut count = 0;
+    let all = Cli::command();
+    for command in all.get_subcommands().chain([&all]) {
+        let after = command.get_after_help().map(ToString::to_string);
+        let Some(line) = after.as_ref().and_then(|text| text.lines().next()) else {
+            continue;
+        };
+        for words in commands(line.strip_prefix("Example: ").unwrap_or(line)) {
+            Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
+            count += 1;
+        }
+    }
+    assert!(count > 14, "{count} examples can't be all");
+}
+
+#[test]
+fn completions_and_the_man_page_are_printed_and_a_closed_pipe_is_no_failure() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = bare(&["completions", shell]);
+        assert_code(&script, 0);
+        assert!(out(&script).contains("lrpns"));
+    }
+    assert_code(&bare(&["completions", "cmd"]), 2);
+    let page = bare(&["man"]);
+    assert_code(&page, 0);
+    assert!(out(&page).contains(".TH lrpns 1"));
+    for command in ["man", "completions bash", "rules", "plan", "plan --json"] {
+        let script = format!("{} {command} | true; exit ${{PIPESTATUS[0]}}", lrpns());
+        let ended = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_code(&ended, 0);
+        assert_eq!(err(&ended), "");
+    }
+}
+
+#[test]
+fn what_is_not_understood_ends_with_2_and_says_what_would_be() {
+    for args in [
+        &["nosuchcommand"][..],
+        &["up", "--nosuchflag"],
+        &["up", "bad/name"],
+        &["run"],
+        &["exec"],
+        &["up", "-f", "/no/such/file.toml"],
+        &["up", "--set", "NOVALUE"],
+        &["plan", "nosuchstack"],
+    ] {
+        let output = bare(args);
+        assert_code(&output, 2);
+        assert!(
+            out(&output).is_empty() && !err(&output).is_empty(),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn messages_have_no_colour_where_there_is_no_terminal() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    for args in [
+        &["ps"][..],
+        &["status"],
+        &["logs"],
+        &["plan"],
+        &["up", "--nosuch"],
+        &["exec", "nobody", "--", "x"],
+    ] {
+        let output = lab.lrpns(args);
+        let said = [output.stdout, output.stderr].concat();
+        assert!(!said.contains(&0x1b), "{args:?}");
+    }
+}

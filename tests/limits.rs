@@ -1,0 +1,507 @@
+//! Limits: each part is in a cgroup of its own from its first moment, what can't be held is said, and an app that takes
+//! all it can get takes nobody else's.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::lab::{Lab, describe, lrpns};
+use support::look::{self, PYTHON, part};
+use support::skip;
+
+/// Where cgroup version 2 is mounted, by the kernel's own list.
+fn hierarchy() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let found = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let point = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    });
+    if found.is_none() {
+        skip("cgroup2", "no cgroup version 2 is mounted");
+    }
+    found
+}
+
+/// A cgroup that a test has made, removed with what lrpns has made in it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(hierarchy: &Path) -> Self {
+        let path = hierarchy.join(format!("lrpns-test-{}", look::token()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let inside = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        for entry in inside.filter(|entry| entry.path().is_dir()) {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A stack's cgroup, from its status.
+fn stack_cgroup(status: &Value) -> PathBuf {
+    look::planned(status, "/cgroup/path").into()
+}
+
+/// The processes of a cgroup, as the lab numbers them.
+fn members(lab: &Lab, cgroup: &Path) -> Vec<i64> {
+    let text = lab.ok(&["cat", cgroup.join("cgroup.procs").to_str().unwrap()]);
+    let mut all: Vec<i64> = text.lines().map(|line| line.parse().unwrap()).collect();
+    all.sort_unstable();
+    all
+}
+
+/// An app that does nothing but wait, and its file with more lines.
+fn waiting(more: &str) -> String {
+    format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\n{more}\n",
+        look::toml_list(&["/bin/sleep", "infinity"])
+    )
+}
+
+/// What a process's limit is, soft and hard, by `/proc/PID/limits`.
+fn rlimit(lab: &Lab, pid: i64, name: &str) -> [String; 2] {
+    let limits = lab.proc(pid, "limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix(name));
+    let mut fields = line.unwrap().split_whitespace();
+    [fields.next().unwrap().into(), fields.next().unwrap().into()]
+}
+
+#[test]
+fn each_part_is_in_a_cgroup_of_its_own_and_sees_no_other() {
+    if !look::machine() {
+        return;
+    }
+    let Some(_) = hierarchy() else { return };
+    let lab = Lab::new();
+    look::up(&lab, &waiting("publish = []"));
+    let status = lab.status("web");
+    let stack = stack_cgroup(&status);
+    assert_eq!(members(&lab, &stack), Vec::<i64>::new());
+    for name in ["sidecar", "app"] {
+        let part = part(&status, name);
+        let cgroup = PathBuf::from(part["cgroup"].as_str().unwrap());
+        assert_eq!(cgroup, stack.join(name));
+        let mut own = vec![
+            part["init"].as_i64().unwrap(),
+            part["pid"].as_i64().unwrap(),
+        ];
+        own.sort_unstable();
+        own.dedup();
+        assert_eq!(members(&lab, &cgroup), own, "{name}");
+        // By a cgroup namespace of its own, that is the root of all it can know of.
+        let namespace = |pid: &str| look::namespace(&lab, pid, "cgroup");
+        assert_ne!(namespace(&own[0].to_string()), namespace("self"));
+    }
+    let seen = look::attack(&lab, "web", "app", "say(open('/proc/self/cgroup').read())");
+    let seen = seen.as_str().unwrap();
+    assert!(seen.lines().any(|line| line == "0::/"), "{seen}");
+    assert!(!seen.contains("web"), "{seen}");
+}
+
+#[test]
+fn a_part_that_is_started_again_is_in_its_cgroup_again() {
+    if !look::machine() {
+        return;
+    }
+    let Some(_) = hierarchy() else { return };
+    let lab = Lab::new();
+    look::up(&lab, &waiting(""));
+    let stack = stack_cgroup(&lab.status("web"));
+    let before = members(&lab, &stack.join("app"));
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    let after = members(&lab, &stack.join("app"));
+    assert_eq!(after.len(), 2);
+    assert!(before.iter().all(|pid| !after.contains(pid)));
+    assert_eq!(
+        members(&lab, &stack.join("sidecar")),
+        [look::init(&lab.status("web"), "sidecar")]
+    );
+}
+
+#[test]
+fn an_executed_command_is_in_the_parts_cgroup_with_the_parts_ceilings() {
+    if !look::machine() {
+        return;
+    }
+    let Some(_) = hierarchy() else { return };
+    let lab = Lab::new();
+    look::up(&lab, &waiting("limits = { pids = 40 }"));
+    let stack = stack_cgroup(&lab.status("web"));
+    let before = members(&lab, &stack.join("app"));
+    let mut exec = lab.spawn(&[lrpns(), "exec", "web", "--", "/bin/cat"]);
+    let command = support::lab::until("the command", || {
+        let all = members(&lab, &stack.join("app"));
+        all.into_iter()
+            .filter(|pid| !before.contains(pid))
+            .find(|pid| lab.proc(*pid, "comm").trim() == "cat")
+    });
+    assert_eq!(rlimit(&lab, command, "Max processes"), ["40", "40"]);
+    assert_eq!(rlimit(&lab, command, "Max core file size"), ["0", "0"]);
+    // The end of its input.
+    drop(exec.stdin.take());
+    assert!(exec.wait().unwrap().success());
+    assert_eq!(members(&lab, &stack.join("app")), before);
+}
+
+#[test]
+fn no_cgroup_is_left_by_down_nor_by_a_supervisor_that_was_killed() {
+    if !look::machine() {
+        return;
+    }
+    let Some(_) = hierarchy() else { return };
+    let lab = Lab::new();
+    let up = || {
+        look::up(&lab, &waiting(""));
+        let status = lab.status("web");
+        (stack_cgroup(&status), status["supervisor"].clone())
+    };
+    let (first, _) = up();
+    assert!(first.join("app").is_dir());
+    lab.lrpns_ok(&["down", "web"]);
+    assert!(!first.exists());
+
+    // Killed, then down.
+    let (second, supervisor) = up();
+    assert_ne!(first, second, "no two runs share a cgroup");
+    lab.kill("KILL", &supervisor);
+    lab.lrpns_ok(&["down", "web"]);
+    assert!(!second.exists());
+
+    // Killed, then up, then gc.
+    let (third, supervisor) = up();
+    lab.kill("KILL", &supervisor);
+    let (fourth, supervisor) = up();
+    assert!(!third.exists());
+    lab.kill("KILL", &supervisor);
+    support::lab::until("the end of the supervisor", || {
+        let gone = lab.run(&["kill", "-0", &supervisor.to_string()]);
+        (!gone.status.success()).then_some(())
+    });
+    lab.lrpns_ok(&["gc"]);
+    assert!(!fourth.exists());
+
+    // A start that fails.
+    let file = lab.write(
+        "bad.toml",
+        &waiting("publish = [\"8000:8000\"]").replace("/bin/sleep", "/no/such/program"),
+    );
+    lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
+    let base = fourth.parent().unwrap().to_owned();
+    let left = std::fs::read_dir(base).into_iter().flatten().flatten();
+    let ours: Vec<_> = left
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| {
+            // Other tests' labs have stacks of that name too: ours is one in which a process of this lab could be.
+            name.starts_with("web.")
+                && [&first, &second, &third, &fourth]
+                    .iter()
+                    .any(|p| p.ends_with(name))
+        })
+        .collect();
+    assert_eq!(ours, Vec::<String>::new());
+}
+
+#[test]
+fn a_process_that_joined_a_parts_cgroup_from_outside_ends_with_the_stack() {
+    if !look::machine() {
+        return;
+    }
+    let Some(_) = hierarchy() else { return };
+    let lab = Lab::new();
+    look::up(&lab, &waiting(""));
+    let app = stack_cgroup(&lab.status("web")).join("app");
+    let script = format!(
+        "echo 0 > {}/cgroup.procs && exec sleep infinity",
+        app.display()
+    );
+    let mut stray = lab.spawn(&["sh", "-c", &script]);
+    support::lab::until("the stray", || {
+        (members(&lab, &app).len() == 3).then_some(())
+    });
+    lab.lrpns_ok(&["down", "web"]);
+    // By cgroup.kill: nothing else in the stack knows of it.
+    assert!(!stray.wait().unwrap().success());
+    assert!(!app.exists());
+}
+
+#[test]
+fn what_can_not_be_held_is_said_and_refused_when_asked_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // No cgroups at all, on any machine.
+    lab.ok(&["mount", "-t", "tmpfs", "tmpfs", "/sys/fs/cgroup"]);
+    let text = waiting("limits = { memory = \"64M\", pids = 40, cpu = 0.5 }");
+    let file = lab.write("lrpns.toml", &text);
+    let file = file.to_str().unwrap();
+
+    let before = lab.traces();
+    let (code, said) = lab.lrpns_err(&["up", "-d", "--strict-limits", "-f", file]);
+    assert_eq!(code, 125);
+    assert!(
+        said.contains("limits that can't be enforced: memory, cpu; "),
+        "{said}"
+    );
+    assert!(said.contains("hint: "), "{said}");
+    lab.assert_as(&before);
+
+    let plan = lab.lrpns_ok(&["plan", "-f", file]);
+    assert!(
+        plan.contains("memory 67108864 bytes, held by nothing here"),
+        "{plan}"
+    );
+    assert!(plan.contains("cpu 0.5, held by nothing here"), "{plan}");
+
+    let up = lab.lrpns(&["up", "-d", "-f", file]);
+    assert!(up.status.success(), "{}", describe(&up));
+    let said = String::from_utf8(up.stderr).unwrap();
+    let complaint = said.lines().find(|line| line.contains("can't be enforced"));
+    assert!(
+        complaint
+            .unwrap()
+            .contains("no file system of cgroup version 2"),
+        "{said}"
+    );
+    let status = lab.status("web");
+    let app = part(&status, "app");
+    assert_eq!(
+        app["limits"],
+        json!([
+            { "limit": "memory", "held_by": null },
+            { "limit": "pids", "held_by": "rlimit" },
+            { "limit": "cpu", "held_by": null },
+        ])
+    );
+    assert_eq!(app["cgroup"], json!(null));
+    let notes = app["notes"].to_string();
+    assert!(notes.contains("can't be enforced: memory, cpu"), "{notes}");
+    assert_eq!(
+        rlimit(&lab, look::pid(&status, "app"), "Max processes"),
+        ["40", "40"]
+    );
+    lab.lrpns_ok(&["down", "web"]);
+}
+
+/// Forks until the kernel refuses, and never more than 200 times, then serves how often it worked.
+const BOMB: &str = r#"
+import errno, http.server, os, signal, sys
+made, why = 0, "nothing"
+while made < 200:
+    try:
+        child = os.fork()
+    except OSError as e:
+        why = errno.errorcode[e.errno]
+        break
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    made += 1
+class Tell(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{made} {why}".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+http.server.HTTPServer(("0.0.0.0", 5000), Tell).serve_forever()
+"#;
+
+#[test]
+fn a_fork_bomb_stays_within_its_app() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let app = |port: u16, pids: u32| {
+        format!(
+            "rootfs = \"host\"\ncommand = {}\npublish = [\"{port}:5000\"]\nlimits = {{ pids = {pids} }}\n",
+            look::toml_list(&[PYTHON, "-c", BOMB])
+        )
+    };
+    // The neighbour's bomb is bounded by its own limit, and has all of it although this one is full.
+    look::up(
+        &lab,
+        &format!(
+            "name = \"web\"\n[app.a]\n{}[app.b]\n{}",
+            app(8001, 20),
+            app(8002, 30)
+        ),
+    );
+    // One is lrpns' own, one the command.
+    assert_eq!(lab.get("http://127.0.0.1:8001/").unwrap(), "18 EAGAIN");
+    assert_eq!(lab.get("http://127.0.0.1:8002/").unwrap(), "28 EAGAIN");
+    let status = lab.status("web");
+    assert_eq!(part(&status, "a")["restarts"], 0);
+    // The host goes on: the supervisor makes processes as before, also in that very app.
+    lab.lrpns_ok(&["restart", "web", "a"]);
+    assert_eq!(lab.get("http://127.0.0.1:8001/").unwrap(), "18 EAGAIN");
+    lab.lrpns_ok(&["down", "web"]);
+}
+
+#[test]
+fn every_part_has_the_ceilings_that_a_cgroup_does_not_know() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(&lab, &waiting("publish = []\nlimits = { pids = 33 }"));
+    let status = lab.status("web");
+    for (pid, processes) in [
+        (look::init(&status, "sidecar"), "8"),
+        (look::init(&status, "app"), "33"),
+        (look::pid(&status, "app"), "33"),
+    ] {
+        assert_eq!(rlimit(&lab, pid, "Max core file size"), ["0", "0"]);
+        assert_eq!(rlimit(&lab, pid, "Max processes"), [processes; 2]);
+        assert_eq!(rlimit(&lab, pid, "Max realtime priority"), ["0", "0"]);
+        let files = rlimit(&lab, pid, "Max open files").map(|n| n.parse::<u64>().unwrap());
+        assert!(files[0] <= 65_536 && files[1] <= 524_288, "{files:?}");
+    }
+}
+
+#[test]
+fn a_delegated_cgroup_is_divided_and_nothing_is_made_elsewhere() {
+    if !look::machine() {
+        return;
+    }
+    let Some(hierarchy) = hierarchy() else { return };
+    let lab = Lab::new();
+    let own = Cgroup::new(&hierarchy);
+    let own_path = own.0.to_str().unwrap();
+    let file = lab.write("lrpns.toml", &waiting(""));
+    let up = |program: &str| {
+        let script = format!(
+            "echo 0 > {own_path}/cgroup.procs && exec {program} up -d -f {}",
+            file.display()
+        );
+        lab.ok(&["sh", "-c", &script]);
+        stack_cgroup(&lab.status("web"))
+    };
+    // Not ours to divide: nobody has said so.
+    let elsewhere = up(lrpns());
+    assert_eq!(elsewhere.parent(), Some(hierarchy.join("lrpns").as_path()));
+    lab.lrpns_ok(&["down", "web"]);
+    // As systemd says it.
+    let say = format!("import os; os.setxattr('{own_path}', 'trusted.delegate', b'1')");
+    lab.ok(&[PYTHON, "-c", &say]);
+    let inside = up(lrpns());
+    assert_eq!(inside.parent(), Some(own.0.as_path()));
+    assert_eq!(members(&lab, &inside.join("app")).len(), 2);
+    lab.lrpns_ok(&["down", "web"]);
+    assert!(!inside.exists());
+}
+
+#[test]
+fn a_user_divides_a_cgroup_of_his_own_and_is_told_when_there_is_none() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let Some(hierarchy) = hierarchy() else { return };
+    let lab = Lab::new();
+    let own = Cgroup::new(&hierarchy);
+    let program = lab.dir.path().join("lrpns");
+    std::fs::copy(lrpns(), &program).unwrap();
+    let file = lab.write("lrpns.toml", &waiting(""));
+    lab.ok(&["install", "-d", "-m", "700", "-o", "4321", "/run/lab/4321"]);
+    let as_user = |first: &str, rest: &str| {
+        let script = format!(
+            "{first} exec setpriv --reuid 4321 --regid 4321 --clear-groups env XDG_RUNTIME_DIR=/run/lab/4321 {} {rest}",
+            program.display()
+        );
+        let output = lab.run(&["sh", "-c", &script]);
+        assert!(output.status.success(), "{}", describe(&output));
+        output
+    };
+    let up = format!("up -d -f {}", file.display());
+    let said = as_user("", &up);
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("Delegate=yes"), "{said}");
+    as_user("", "down web");
+
+    let own_path = own.0.to_str().unwrap();
+    lab.ok(&["chown", "-R", "4321", own_path]);
+    let enter = format!("echo 0 > {own_path}/cgroup.procs &&");
+    as_user(&enter, &up);
+    let status = as_user("", "status web --json");
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let inside = stack_cgroup(&status);
+    assert_eq!(inside.parent(), Some(own.0.as_path()));
+    assert_eq!(members(&lab, &inside.join("app")).len(), 2);
+    // From elsewhere a user can't put a process there, and the command doesn't run without.
+    let exec = "exec web -- /bin/true";
+    let script = format!(
+        "setpriv --reuid 4321 --regid 4321 --clear-groups env XDG_RUNTIME_DIR=/run/lab/4321 {} {exec}",
+        program.display()
+    );
+    let refused = lab.run(&["sh", "-c", &script]);
+    assert!(!refused.status.success());
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("enter the part's cgroup"),
+        "{}",
+        describe(&refused)
+    );
+    as_user(&enter, exec);
+    as_user("", "down web");
+    assert!(!inside.exists());
+}
+
+#[test]
+fn no_part_has_the_keys_of_who_started_it() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let file = lab.write("lrpns.toml", &waiting(""));
+    // A session with a key, which starts the stack.
+    let key = look::token();
+    let session = format!(
+        "import ctypes, os\n\
+         libc = ctypes.CDLL(None, use_errno=True)\n\
+         assert libc.syscall(250, 1, None) != -1\n\
+         assert libc.syscall(248, b'user', b'{key}', b'secret', 6, -3) != -1\n\
+         os.execv('{}', ['lrpns', 'up', '-d', '-f', '{}'])",
+        lrpns(),
+        file.display()
+    );
+    if std::env::consts::ARCH != "x86_64" {
+        skip(
+            "x86_64",
+            "the numbers of add_key(2) and keyctl(2) are another machine's",
+        );
+        return;
+    }
+    lab.ok(&[PYTHON, "-c", &session]);
+    let status = lab.status("web");
+    for name in ["sidecar", "app"] {
+        // What a process of that user may see, outside: its own session's keyring, and in it nothing of ours.
+        let uid = part(&status, name)["host_uid"].to_string();
+        let keys = lab.ok(&[
+            "setpriv",
+            "--reuid",
+            &uid,
+            "--clear-groups",
+            "cat",
+            "/proc/keys",
+        ]);
+        assert!(
+            keys.lines().any(|line| {
+                let fields: Vec<_> = line.split_whitespace().collect();
+                fields[5] == uid && fields[7] == "keyring" && fields[8].starts_with("_ses")
+            }),
+            "{name} has no session keyring of its own:\n{keys}"
+        );
+        assert!(!keys.contains(&key), "{name}:\n{keys}");
+    }
+}

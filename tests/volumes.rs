@@ -1,0 +1,418 @@
+//! Volumes: the host's directories and files in an app, as narrow as they were asked for.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::lab::{Lab, describe};
+use support::look::{self, PYTHON};
+
+/// Who owns the writable volumes of these tests, on the disk.
+const OWNER: u32 = 4321;
+
+/// A directory of the lab's that belongs to `owner`, with a file in it.
+fn directory(lab: &Lab, name: &str, owner: u32) -> PathBuf {
+    let path = lab.dir.path().join(name);
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("before"), "before").unwrap();
+    // Nothing but the mount keeps anybody from writing to it.
+    everybodys(&path.join("before"), 0o666);
+    for path in [path.join("before"), path.clone()] {
+        chown(path, Some(owner), Some(owner)).unwrap();
+    }
+    path
+}
+
+fn everybodys(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The file of a stack with one app that waits, and these volumes.
+fn file(volumes: &[String], more: &str) -> String {
+    let volumes: Vec<_> = volumes.iter().map(String::as_str).collect();
+    format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\nvolumes = {}\n{more}\n",
+        look::toml_list(&["/bin/sleep", "infinity"]),
+        look::toml_list(&volumes)
+    )
+}
+
+/// What `up` says to a file that it must refuse.
+fn refused(lab: &Lab, file: &str) -> String {
+    let before = lab.traces();
+    let path = lab.write("refused.toml", file);
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert!(matches!(code, 2 | 125 | 127), "{code}: {said}");
+    lab.assert_as(&before);
+    said
+}
+
+#[test]
+fn a_volume_is_read_only_nosuid_nodev_and_noexec() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    let run = directory(&lab, "run", 0);
+    let script = "#!/bin/sh\nexit 7\n";
+    for path in [&data, &run] {
+        std::fs::write(path.join("script"), script).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(path.join("script"), mode).unwrap();
+    }
+    look::up(
+        &lab,
+        &file(
+            &[
+                format!("{}:/data", data.display()),
+                format!("{}:/srv/deep/run:ro,exec", run.display()),
+            ],
+            "",
+        ),
+    );
+    let mounts = look::mounts(&lab, look::pid(&lab.status("web"), "app"));
+    for (point, noexec) in [("/data", true), ("/srv/deep/run", false)] {
+        let mount = mounts.iter().find(|mount| mount.point == point).unwrap();
+        for option in ["ro", "nosuid", "nodev"] {
+            assert!(mount.has(option), "{mount:?}");
+        }
+        assert_eq!(mount.has("noexec"), noexec, "{mount:?}");
+    }
+    let seen = look::attack(
+        &lab,
+        "web",
+        "app",
+        "import subprocess\n\
+         say([open('/data/before').read(),\n\
+              tried(open, '/data/new', 'w'), tried(open, '/data/before', 'a'),\n\
+              tried(os.unlink, '/data/before'), tried(os.chmod, '/data/before', 0o777),\n\
+              tried(os.execv, '/data/script', ['script']),\n\
+              subprocess.call(['/srv/deep/run/script'])])",
+    );
+    assert_eq!(
+        seen,
+        json!(["before", "EROFS", "EROFS", "EROFS", "EROFS", "EACCES", 7])
+    );
+}
+
+#[test]
+fn what_an_app_writes_belongs_to_the_volumes_owner_on_the_disk() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    // Somebody else's, in the same directory.
+    let other = data.join("other");
+    std::fs::write(&other, "other").unwrap();
+    chown(&other, Some(OWNER + 1), Some(OWNER + 1)).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o600)).unwrap();
+    look::up(&lab, &file(&[format!("{}:/data:rw", data.display())], ""));
+    let code = "open('/data/new', 'w').write('new')\n\
+         open('/data/before', 'a').write(' and after')\n\
+         os.mkdir('/data/directory')\n\
+         def owner(name): s = os.stat('/data/' + name); return [s.st_uid, s.st_gid]\n\
+         say([owner('.'), owner('new'), owner('before'), owner('other'),\n\
+              tried(open, '/data/other'), tried(os.chown, '/data/new', 0, 0)])";
+    let code = code.replace("def owner(name): s", "def owner(name):\n s");
+    let code = code.replace("; return", "\n return");
+    let seen = look::attack(&lab, "web", "app", &code);
+    assert_eq!(
+        seen,
+        json!([
+            [1000, 1000],
+            [1000, 1000],
+            [1000, 1000],
+            [65534, 65534],
+            "EACCES",
+            "EOVERFLOW"
+        ])
+    );
+    for name in ["new", "before", "directory"] {
+        let meta = std::fs::metadata(data.join(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (OWNER, OWNER), "{name}");
+    }
+    let text = std::fs::read_to_string(data.join("before")).unwrap();
+    assert_eq!(text, "before and after");
+    // A new process of the app is who the old one was.
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    let seen = look::attack(&lab, "web", "app", "say(open('/data/new').read())");
+    assert_eq!(seen, "new");
+}
+
+#[test]
+fn a_single_file_is_a_volume_too() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let conf = lab.write("app.conf", "answer = 42\n");
+    let hosts = lab.write("hosts", "192.0.2.1 example\n");
+    everybodys(&hosts, 0o666);
+    let log = lab.write("log", "");
+    chown(&log, Some(OWNER), Some(OWNER)).unwrap();
+    look::up(
+        &lab,
+        &file(
+            &[
+                format!("{}:/etc/app/app.conf", conf.display()),
+                // Over a file that lrpns has put there.
+                format!("{}:/etc/hosts:ro", hosts.display()),
+                format!("{}:/var/log/app.log:rw", log.display()),
+            ],
+            "",
+        ),
+    );
+    let seen = look::attack(
+        &lab,
+        "web",
+        "app",
+        "open('/var/log/app.log', 'a').write('a line')\n\
+         say([open('/etc/app/app.conf').read(), open('/etc/hosts').read(),\n\
+              tried(open, '/etc/hosts', 'a'), tried(open, '/var/log/new', 'w'),\n\
+              tried(os.unlink, '/var/log/app.log')])",
+    );
+    assert_eq!(
+        seen,
+        json!([
+            "answer = 42\n",
+            "192.0.2.1 example\n",
+            "EROFS",
+            "EROFS",
+            "EROFS"
+        ])
+    );
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "a line");
+}
+
+#[test]
+fn a_link_on_the_way_is_refused_also_when_it_comes_later() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let real = directory(&lab, "real", OWNER);
+    let link = lab.dir.path().join("link");
+    symlink(&real, &link).unwrap();
+    let said = refused(&lab, &file(&[format!("{}:/data", link.display())], ""));
+    assert!(said.contains("symbolic link"), "{said}");
+    assert!(
+        said.contains(&format!("it stands for {}", real.display())),
+        "{said}"
+    );
+    let said = refused(
+        &lab,
+        &file(&[format!("{}/before:/data", link.display())], ""),
+    );
+    assert!(said.contains("symbolic link"), "{said}");
+
+    // What is swapped while the stack runs is not looked at again: what was opened stays what it is.
+    look::up(&lab, &file(&[format!("{}:/data", real.display())], ""));
+    std::fs::rename(&real, lab.dir.path().join("moved")).unwrap();
+    symlink("/etc", &real).unwrap();
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    let seen = look::attack(&lab, "web", "app", "say(sorted(os.listdir('/data')))");
+    assert_eq!(seen, json!(["before"]));
+}
+
+#[test]
+fn a_writable_volume_of_roots_is_refused_since_it_could_leave_a_set_user_id_program() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let roots = directory(&lab, "roots", 0);
+    let said = refused(&lab, &file(&[format!("{}:/data:rw", roots.display())], ""));
+    assert!(said.contains("belongs to user 0 and group 0"), "{said}");
+    assert!(
+        said.contains("hint: ") && said.contains("chown -R"),
+        "{said}"
+    );
+    chown(&roots, Some(OWNER), Some(0)).unwrap();
+    let said = refused(&lab, &file(&[format!("{}:/data:rw", roots.display())], ""));
+    assert!(said.contains("belongs to user 4321 and group 0"), "{said}");
+}
+
+#[test]
+fn what_is_not_there_is_said_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let missing = lab.dir.path().join("missing");
+    let data = directory(&lab, "data", 0);
+    let said = refused(
+        &lab,
+        &file(
+            &[
+                format!("{}:/a", missing.display()),
+                "/dev/null:/b".to_owned(),
+                format!("{}:/usr/no/such/place", data.display()),
+                format!("{}:/usr/bin/env", data.display()),
+            ],
+            "",
+        ),
+    );
+    for words in [
+        format!(
+            "volume {}: open: No such file or directory",
+            missing.display()
+        ),
+        format!("mkdir -p {}", missing.display()),
+        "volume /dev/null: it is neither a directory nor a regular file".to_owned(),
+        "has no directory /usr/no/such/place to mount it on".to_owned(),
+        "has no directory /usr/bin/env to mount it on".to_owned(),
+    ] {
+        assert!(said.contains(&words), "{words}\n{said}");
+    }
+}
+
+#[test]
+fn a_root_of_ones_own_has_the_mount_point() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    let root = lab.dir.path().join("root");
+    for name in ["proc", "dev", "tmp", "etc"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let text = |path: &str| {
+        format!(
+            "name = \"web\"\n[app]\nrootfs = \"dir:{}\"\ncommand = [\"/x\"]\nvolumes = [\"{}:{path}\"]\n",
+            root.display(),
+            data.display()
+        )
+    };
+    let said = refused(&lab, &text("/data"));
+    assert!(said.contains("has no directory /data"), "{said}");
+    let hint = format!("mkdir -p {}", root.join("data").display());
+    assert!(said.contains(&hint), "{said}");
+    // A link in the image could lead the mount elsewhere: it is no mount point.
+    symlink("/etc", root.join("data")).unwrap();
+    let said = refused(&lab, &text("/data"));
+    assert!(said.contains("or has a symbolic link there"), "{said}");
+    std::fs::remove_file(root.join("data")).unwrap();
+    std::fs::create_dir(root.join("data")).unwrap();
+    // Now it is the command that isn't there.
+    let said = refused(&lab, &text("/data"));
+    assert!(said.contains("/x: "), "{said}");
+}
+
+#[test]
+fn what_is_mounted_below_a_volume_comes_with_it_and_is_as_narrow() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    let below = data.join("below");
+    std::fs::create_dir(&below).unwrap();
+    lab.ok(&[
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "mode=777",
+        "tmpfs",
+        below.to_str().unwrap(),
+    ]);
+    lab.ok(&["touch", &format!("{}/there", below.display())]);
+    look::up(&lab, &file(&[format!("{}:/data", data.display())], ""));
+    let seen = look::attack(
+        &lab,
+        "web",
+        "app",
+        "say([os.listdir('/data/below'), tried(open, '/data/below/new', 'w')])",
+    );
+    assert_eq!(seen, json!([["there"], "EROFS"]));
+    let mounts = look::mounts(&lab, look::pid(&lab.status("web"), "app"));
+    let mount = mounts.iter().find(|m| m.point == "/data/below").unwrap();
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(mount.has(option), "{mount:?}");
+    }
+}
+
+#[test]
+fn a_users_volume_is_his_own() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let program = lab.dir.path().join("lrpns");
+    std::fs::copy(support::lab::lrpns(), &program).unwrap();
+    let own = directory(&lab, "own", OWNER);
+    let others = directory(&lab, "others", OWNER + 1);
+    lab.ok(&["install", "-d", "-m", "700", "-o", "4321", "/run/lab/4321"]);
+    let run = |args: &[&str]| {
+        let id = [
+            "setpriv",
+            "--reuid",
+            "4321",
+            "--regid",
+            "4321",
+            "--clear-groups",
+        ];
+        let env = [
+            "env",
+            "XDG_RUNTIME_DIR=/run/lab/4321",
+            program.to_str().unwrap(),
+        ];
+        lab.run(&[&id, &env[..], args].concat())
+    };
+    let path = lab.write(
+        "bad.toml",
+        &file(&[format!("{}:/data:rw", others.display())], ""),
+    );
+    let output = run(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("you may not write to it"), "{said}");
+    let volumes = [
+        format!("{}:/data:rw", own.display()),
+        format!("{}:/others", others.display()),
+    ];
+    let path = lab.write("good.toml", &file(&volumes, ""));
+    let output = run(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", describe(&output));
+    let code = "open('/data/new', 'w').write('x')\nprint(open('/others/before').read())";
+    let output = run(&["exec", "web", "--", PYTHON, "-c", code]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "before\n",
+        "{}",
+        describe(&output)
+    );
+    assert_eq!(std::fs::metadata(own.join("new")).unwrap().uid(), OWNER);
+    assert!(run(&["down", "web"]).status.success());
+}
+
+#[test]
+fn the_plan_shows_each_volume_and_where_it_came_from() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    let path = lab.write(
+        "lrpns.toml",
+        &file(&[format!("{}:/data:rw", data.display())], ""),
+    );
+    let path = path.to_str().unwrap();
+    let text = lab.lrpns_ok(&["plan", "-f", path]);
+    let line = text
+        .lines()
+        .find(|line| line.contains("volume /data"))
+        .unwrap();
+    for words in ["writable", "noexec", "nosuid", "lrpns.toml:5"] {
+        assert!(line.contains(words), "{line}");
+    }
+    let plan: Value = serde_json::from_str(&lab.lrpns_ok(&["plan", "-f", path, "--json"])).unwrap();
+    assert_eq!(
+        plan["apps"][0]["volumes"],
+        json!([{ "host": data, "path": "/data", "writable": true, "exec": false }])
+    );
+}
