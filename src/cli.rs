@@ -134,6 +134,25 @@ pub enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
+    /// Attack a running stack from inside and outside, and say what was refused
+    #[command(
+        after_help = "Example: lrpns audit customerA --json\n\nExit code 1 when a probe failed, or could not be run: what is \
+                      not proved is no pass."
+    )]
+    Audit {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// As JSON
+        #[arg(long, conflicts_with = "sarif")]
+        json: bool,
+        /// As SARIF 2.1.0, for code scanning
+        #[arg(long)]
+        sarif: bool,
+        /// A line for every probe, also for those that passed
+        #[arg(short, long)]
+        verbose: bool,
+    },
     /// Print the sidecar's ruleset, also without a running stack
     #[command(after_help = "Example: lrpns rules --format json | nft -j -c -f -")]
     Rules {
@@ -198,6 +217,17 @@ pub enum Command {
     /// Print the man page
     #[command(after_help = "Example: lrpns man | man -l -")]
     Man,
+}
+
+/// How `audit` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditFormat {
+    /// A table, and what did not pass in full
+    Human,
+    /// JSON
+    Json,
+    /// SARIF 2.1.0
+    Sarif,
 }
 
 /// How `rules` prints.

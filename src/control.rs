@@ -41,6 +41,11 @@ pub enum Request {
         /// The part.
         part: String,
     },
+    /// Start a prober in an app, as its command was started ([`crate::audit`]).
+    Probe {
+        /// The app.
+        part: String,
+    },
 }
 
 /// What a command gets.
@@ -67,6 +72,8 @@ pub enum Reply {
         /// What the command may call, on the way to it and in it.
         seccomp: Box<crate::seccomp::Filters>,
     },
+    /// To [`Request::Probe`]. Descriptor: the other end of the prober's standard input.
+    Probe,
     /// It can't be done.
     Refused {
         /// Why.

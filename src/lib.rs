@@ -20,6 +20,8 @@ pub mod error;
 // The supervisor: brings a stack up, watches it, takes it down.
 pub mod supervise;
 
+pub mod audit;
+
 pub mod stack;
 
 pub mod container;

@@ -14,8 +14,14 @@ fn main() -> ExitCode {
     if Path::new(&program).file_name() == Some("webapp".as_ref()) {
         return lrpns::webapp::run();
     }
-    if args.next().as_deref() == Some("init".as_ref()) && lrpns::init::was_started_by_us() {
-        return lrpns::init::run();
+    match args.next() {
+        Some(role) if role == "init" && lrpns::init::was_started_by_us() => {
+            return lrpns::init::run();
+        }
+        Some(role) if role == "probe" && lrpns::audit::agent::was_started_by_us() => {
+            return lrpns::audit::agent::prober();
+        }
+        _ => {}
     }
     match lrpns::commands::run(lrpns::cli::Cli::parse().command) {
         Ok(code) => code,

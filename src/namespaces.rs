@@ -64,7 +64,7 @@ pub struct Sockets {
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
 /// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
 /// unless it is configured (Documentation/networking/ip-sysctl.rst).
-const COMMON: [(&str, &str); 20] = [
+pub(crate) const COMMON: [(&str, &str); 20] = [
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/conf/all/rp_filter", "1"),
@@ -95,7 +95,7 @@ const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", 
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
-const SIDECAR: [(&str, &str); 4] = [
+pub(crate) const SIDECAR: [(&str, &str); 4] = [
     ("ipv4/ip_forward", "1"),
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
@@ -103,7 +103,7 @@ const SIDECAR: [(&str, &str); 4] = [
 ];
 
 /// The app forwards nothing.
-const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.

@@ -79,7 +79,7 @@ pub enum DropError {
 }
 
 /// Every securebit that makes uid 0 an ordinary number, each with its lock (capabilities(7), "securebits").
-fn securebits() -> CapabilitiesSecureBits {
+pub(crate) fn securebits() -> CapabilitiesSecureBits {
     use CapabilitiesSecureBits as S;
     S::NO_ROOT
         | S::NO_ROOT_LOCKED

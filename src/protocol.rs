@@ -37,6 +37,9 @@ pub enum ToStage {
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
+    /// App: start our own program as `lrpns probe`, as the command was started. Descriptors: the program, and the
+    /// prober's standard input, a socket.
+    Probe,
 }
 
 /// What a stage becomes.
@@ -48,6 +51,8 @@ pub struct Start {
     pub nproc: Option<u32>,
     /// The role with what it needs.
     pub role: Role,
+    /// What a test wants to be left undone; only debug builds listen.
+    pub weaken: Option<String>,
 }
 
 /// The three kinds of part.

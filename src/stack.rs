@@ -213,6 +213,22 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
+fn weaken() -> Option<String> {
+    cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_WEAKEN").ok())
+        .flatten()
+}
+
+/// An app's environment: the plan's, and one variable more if a test wants that.
+fn app_env(app: &crate::plan::AppPlan) -> std::collections::BTreeMap<String, String> {
+    let mut env = app.env.clone();
+    if weaken().as_deref() == Some("leak-environment") {
+        env.insert("SECRET".to_owned(), "of the host".to_owned());
+    }
+    env
+}
+
 async fn within<T>(
     step: &'static str,
     work: impl Future<Output = Result<T, StackError>>,
@@ -400,6 +416,7 @@ impl Ground {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar { rules },
+            weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
         container
@@ -428,6 +445,7 @@ impl Ground {
                     .map(|listener| listener.target)
                     .collect(),
             },
+            weaken: None,
         };
         let fds: Vec<_> = self
             .listeners
@@ -481,12 +499,13 @@ impl Ground {
             role: Role::App(AppStart {
                 user: app.ids.user(),
                 command: app.command.clone(),
-                env: app.env.clone(),
+                env: app_env(app),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
                 seccomp: Box::new(app.seccomp.filters()?),
             }),
+            weaken: weaken(),
         };
         let volumes = self.volumes[index].detached(app.ids.host_user())?;
         let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
@@ -590,6 +609,14 @@ impl Ground {
                 })?;
         }
         Ok(())
+    }
+
+    /// Our own program, for a prober in an app: a mount of its own for each, read-only.
+    ///
+    /// # Errors
+    /// What `dup(2)` says.
+    pub fn own_program(&self) -> io::Result<OwnedFd> {
+        self.program.try_clone()
     }
 
     /// Whether any port goes by DNAT.

@@ -119,6 +119,8 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
 enum Order {
     Signal(i32),
     Kill,
+    /// Start a prober: the program, and its standard input.
+    Probe(OwnedFd, OwnedFd),
 }
 
 /// A part as the supervisor sees it.
@@ -571,6 +573,11 @@ impl Supervisor {
                 let replies = vec![reply];
                 return tell(&client, Answer { replies, fd });
             }
+            Request::Probe { part } => {
+                let (reply, fd) = self.probe(&part);
+                let replies = vec![reply];
+                return tell(&client, Answer { replies, fd });
+            }
         };
         tell(&client, reply);
     }
@@ -655,6 +662,28 @@ impl Supervisor {
                 Err(e) => (refused(format!("copy a pidfd: {e}"), None), None),
             },
             _ => (refused(format!("{name} does not run"), None), None),
+        }
+    }
+
+    /// Starts a prober in an app; the socket to it goes to who asked.
+    fn probe(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
+        let id = match self.find(name) {
+            Ok(id @ PartId::App(_)) => id,
+            Ok(_) => return (refused(format!("{name} is no app"), None), None),
+            Err(reply) => return (*reply, None),
+        };
+        let made = self.ground.own_program().and_then(|program| {
+            let (ours, theirs) = crate::namespaces::socketpair()?;
+            Ok((program, ours, theirs))
+        });
+        match (&self.part(id).process, made) {
+            (Some(process), Ok((program, ours, theirs))) => {
+                // A part that ends now closes the socket, which tells.
+                let _ = process.orders.send(Order::Probe(program, theirs));
+                (Reply::Probe, Some(ours))
+            }
+            (None, _) => (refused(format!("{name} does not run"), None), None),
+            (_, Err(e)) => (refused(format!("make a socket pair: {e}"), None), None),
         }
     }
 
@@ -870,6 +899,9 @@ async fn watch(
             order = orders.recv() => match order {
                 // EPIPE: it has ended, and that comes next.
                 Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Some(Order::Probe(program, socket)) => {
+                    drop(container.send(&ToStage::Probe, &[program.as_fd(), socket.as_fd()]).await);
+                }
                 Some(Order::Kill) | None => {
                     container.kill().await;
                     break;

@@ -1,6 +1,7 @@
 //! One file per verb, each a short straight line.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod down;
 mod exec;
 mod init;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, Source};
+use crate::cli::{AuditFormat, Cli, Command, Source};
 use crate::config::{self, Config, Vars};
 use crate::control::{Client, Reply, Request, is_gone};
 use crate::error::Failure;
@@ -84,6 +85,23 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             part,
             &command,
         ),
+        Command::Audit {
+            target,
+            json,
+            sarif,
+            verbose,
+        } => {
+            let format = match (json, sarif) {
+                (true, _) => AuditFormat::Json,
+                (_, true) => AuditFormat::Sarif,
+                _ => AuditFormat::Human,
+            };
+            audit::audit(
+                &target_name(target.stack, target.file.as_deref())?,
+                format,
+                verbose,
+            )
+        }
         Command::Rules { source, format } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { output } => init::init(&output),

@@ -21,13 +21,15 @@
 //! would be ours anyway. Each expression is tested against what `nft` makes of the same rule, to the instruction.
 #![forbid(unsafe_code)]
 
+mod counters;
 mod encode;
 mod forwarding;
 mod load;
-mod netlink;
+pub(crate) mod netlink;
 mod ruleset;
 mod text;
 
+pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};

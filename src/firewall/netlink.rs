@@ -40,7 +40,7 @@ impl Attributes<'_> {
 }
 
 /// The value of the first attribute of one kind.
-pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let [a, b, c, d] = *attributes.first_chunk()?;
         let length = usize::from(u16::from_ne_bytes([a, b]));
@@ -53,21 +53,21 @@ pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// A number in network order.
-pub(super) fn number(attributes: &[u8], kind: u16) -> Option<u32> {
+pub(crate) fn number(attributes: &[u8], kind: u16) -> Option<u32> {
     attribute(attributes, kind)?
         .first_chunk()
         .map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// Text up to its NUL.
-pub(super) fn text(attributes: &[u8], kind: u16) -> Option<String> {
+pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
     let value = attribute(attributes, kind)?;
     let text = value.split(|byte| *byte == 0).next()?;
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
 /// The length of a `struct nlmsghdr`.
-pub(super) const HEADER: usize = size_of::<libc::nlmsghdr>();
+pub(crate) const HEADER: usize = size_of::<libc::nlmsghdr>();
 /// The length of a `struct nfgenmsg`, which comes first in every message of netfilter.
 pub(super) const FAMILY_HEADER: usize = 4;
 
@@ -98,7 +98,7 @@ pub(super) fn nft(kind: libc::c_int) -> libc::c_int {
 }
 
 /// One message of an answer.
-pub(super) struct Message<'a> {
+pub(crate) struct Message<'a> {
     pub kind: libc::c_int,
     pub flags: libc::c_int,
     pub sequence: u32,
@@ -106,7 +106,7 @@ pub(super) struct Message<'a> {
 }
 
 /// The messages in a buffer.
-pub(super) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER] = buffer.first_chunk()?;
         let short = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);

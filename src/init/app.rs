@@ -15,17 +15,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
+use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{StageError, drop_privileges, step};
+use super::{StageError, drop_privileges, step, weakened};
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
-use crate::seccomp::{self, Program};
+use crate::seccomp::Program;
 use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
@@ -43,7 +44,15 @@ pub fn run(
     };
     let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
         .map_err(step("make the root"))?;
-    let privileges = drop_privileges(&[], start.user, &start.seccomp.stage)?;
+    let keep: &[Capability] = if weakened("app-capability") {
+        &[Capability::CAP_NET_RAW]
+    } else {
+        &[]
+    };
+    let privileges = drop_privileges(keep, start.user, &start.seccomp.stage)?;
+    if weakened("dumpable") {
+        nix::sys::prctl::set_dumpable(true).map_err(step("set the dumpable flag"))?;
+    }
     protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
         .map_err(step("say ready"))?;
 
@@ -54,18 +63,17 @@ pub fn run(
     }
     let child_ended = watch_children().map_err(step("watch for the command's end"))?;
     let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
-    let (pid, pidfd) = command.start(out.as_fd(), err.as_fd(), &start.seccomp.command)?;
-    // Nothing is left to be started. The command's own filter could not be put on top of one as narrow as this.
-    let filter = seccomp::init()
-        .compile()
-        .map_err(step("make the seccomp filter"))?;
-    filter
-        .install()
-        .map_err(step("install the seccomp filter"))?;
+    let (pid, pidfd) = command.start(&Launch {
+        stdin: None,
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: None,
+        filter: &start.seccomp.command,
+    })?;
     drop((out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
-    let exit = tend(supervisor, &child_ended, pid).map_err(step("tend the command"))?;
+    let exit = tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;
     if let Some(exit) = exit {
         // Should the supervisor be gone, there is nobody to tell.
         let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
@@ -82,7 +90,12 @@ fn watch_children() -> nix::Result<SignalFd> {
 }
 
 /// Reaps every child, passes signals on; `None` when the supervisor ended first.
-fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Result<Option<Exit>> {
+fn tend(
+    supervisor: &OwnedFd,
+    child_ended: &SignalFd,
+    command: Pid,
+    start: &AppStart,
+) -> io::Result<Option<Exit>> {
     loop {
         let mut ready = [
             PollFd::new(supervisor, PollFlags::IN),
@@ -108,11 +121,34 @@ fn tend(supervisor: &OwnedFd, child_ended: &SignalFd, command: Pid) -> io::Resul
                         Err(e) => return Err(e.into()),
                     }
                 }
+                // A prober that can't be started is one whose socket ends.
+                Some((ToStage::Probe, fds)) => drop(start_prober(start, fds)),
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(None),
             }
         }
     }
+}
+
+/// Starts our own program as `lrpns probe` ([`crate::audit`]), by the way that the command took: what the prober may
+/// do is what the command may do.
+fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
+    let mut fds = fds.into_iter();
+    let (Some(program), Some(socket)) = (fds.next(), fds.next()) else {
+        return Err(step("start the prober")("its descriptors did not come"));
+    };
+    let args = ["lrpns", "probe"].map(str::to_owned);
+    let prober = Command::new(&args, &start.env).map_err(step("start the prober"))?;
+    // The standard descriptors of this process are the null device.
+    let (out, err) = (io::stdout(), io::stderr());
+    prober.start(&Launch {
+        stdin: Some(socket.as_fd()),
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: Some(program.as_fd()),
+        filter: &start.seccomp.command,
+    })?;
+    Ok(())
 }
 
 /// Waits for all that have ended; tells how the command did, if it was among them.
@@ -195,20 +231,17 @@ impl Command {
         e.into()
     }
 
-    /// Clones and executes; the child has the null device, `out` and `err`, no other descriptor, and `filter`.
-    fn start(
-        &self,
-        out: BorrowedFd<'_>,
-        err: BorrowedFd<'_>,
-        filter: &Program,
-    ) -> Result<(Pid, OwnedFd), StageError> {
+    /// Clones and executes; the child has the three standard descriptors, no other, and the filter.
+    fn start(&self, launch: &Launch<'_>) -> Result<(Pid, OwnedFd), StageError> {
         let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
-                let error = match prepare_child(out, err).and_then(|()| filter.install()) {
-                    Ok(()) => self.exec(),
-                    Err(e) => e,
+                let ready = prepare_child(launch).and_then(|()| launch.filter.install());
+                let error = match (ready, launch.program) {
+                    (Ok(()), None) => self.exec(),
+                    (Ok(()), Some(program)) => self.exec_from(program),
+                    (Err(e), _) => e,
                 };
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 let _ = rustix::io::write(&tell, &errno.to_le_bytes());
@@ -256,12 +289,33 @@ impl Command {
     }
 }
 
+/// How a process of the app is started.
+struct Launch<'a> {
+    /// Its standard input; the null device when there is none.
+    stdin: Option<BorrowedFd<'a>>,
+    /// Its standard output.
+    out: BorrowedFd<'a>,
+    /// Its standard error.
+    err: BorrowedFd<'a>,
+    /// The open program, if it is not looked up in the root.
+    program: Option<BorrowedFd<'a>>,
+    /// What it may call.
+    filter: &'a Program,
+}
+
 /// The child's last steps before `execve(2)`.
-fn prepare_child(out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<()> {
+fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
     default_signals();
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     rustix::process::setsid()?;
-    rustix::stdio::dup2_stdout(out)?;
-    rustix::stdio::dup2_stderr(err)?;
-    close_on_exec_from(3)
+    if let Some(stdin) = launch.stdin {
+        rustix::stdio::dup2_stdin(stdin)?;
+    }
+    rustix::stdio::dup2_stdout(launch.out)?;
+    rustix::stdio::dup2_stderr(launch.err)?;
+    close_on_exec_from(3)?;
+    if weakened("leak-descriptor") {
+        std::mem::forget(rustix::io::dup(launch.out)?);
+    }
+    Ok(())
 }

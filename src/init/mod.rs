@@ -19,6 +19,7 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use caps::Capability;
 
@@ -53,6 +54,14 @@ pub(crate) fn drop_privileges(
     filter: &Program,
 ) -> Result<Privileges, StageError> {
     privileges::drop_to(keep, user, filter).map_err(step("drop privileges"))
+}
+
+/// What a test has asked to be left undone, so that [`crate::audit`] is seen to notice.
+static WEAKEN: OnceLock<String> = OnceLock::new();
+
+/// Whether a test has asked for this weakness; never in a release build.
+pub(crate) fn weakened(what: &str) -> bool {
+    cfg!(debug_assertions) && WEAKEN.get().is_some_and(|asked| asked == what)
 }
 
 /// Whether standard input is a socket, as it is for a stage: `lrpns init` of a user is another thing.
@@ -107,7 +116,11 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         hostname,
         nproc,
         role,
+        weaken,
     } = *start;
+    if let Some(weaken) = weaken {
+        let _ = WEAKEN.set(weaken);
+    }
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
     ceilings::lower(nproc).map_err(step("lower the resource limits"))?;

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use caps::Capability;
 
-use super::{StageError, drop_privileges, step};
+use super::{StageError, drop_privileges, step, weakened};
 use crate::firewall::{self, Batch};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
@@ -24,7 +24,11 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     let filter = seccomp::sidecar()
         .compile()
         .map_err(step("make the seccomp filter"))?;
-    let privileges = drop_privileges(&[Capability::CAP_NET_ADMIN], 0, &filter)?;
+    let mut keep = vec![Capability::CAP_NET_ADMIN];
+    if weakened("sidecar-capability") {
+        keep.push(Capability::CAP_NET_RAW);
+    }
+    let privileges = drop_privileges(&keep, 0, &filter)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
     let ready = FromStage::Ready {

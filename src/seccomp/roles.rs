@@ -390,7 +390,8 @@ pub fn relay() -> Profile {
     profile("relay", calls)
 }
 
-/// The app's pid 1, once its command runs: waits, reaps, passes signals on.
+/// What the app's pid 1 does while its command runs: waits, reaps, passes signals on. It stays under the wider filter of
+/// [`on_the_way_to`], since it starts the audit's prober by the way that the command took.
 #[must_use]
 pub fn init() -> Profile {
     let mut calls = stage();

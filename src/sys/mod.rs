@@ -3,6 +3,7 @@
 //! No policy, no log lines, no names: each function is one system call (or one conversion of a descriptor) with its
 //! safety reason. Index:
 //!
+//! - [`attempt`][]: calls that the audit hopes to be refused
 //! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by `.clippy.toml`
 //! - [`mount`][]: `mount_setattr(2)`
@@ -10,6 +11,7 @@
 //! - [`seccomp`][]: `seccomp(2)`
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
+pub mod attempt;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -94,6 +94,11 @@ impl Lab {
         lab
     }
 
+    /// The lab's root directory, seen from outside: its own /proc and /run are below it.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+
     /// A command in the lab, in its directory, with a clean environment but for PATH.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");

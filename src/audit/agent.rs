@@ -1,0 +1,615 @@
+//! A process in some part's place that does what it is told and says what happened.
+//!
+//! Two kinds run the same loop, [`serve`]: the prober, which the app's pid 1 starts as it started the command, and
+//! forks of the audit itself that have joined a part's namespaces ([`Agent::join`]). Whatever may end a process is done
+//! in a child of its own ([`in_child`]), so that the loop survives it; should the loop's process end all the same, that
+//! probe is unknown and [`super::target`] starts another one.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::sched::CloneFlags;
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
+
+use super::inside::{self, Context};
+use super::route::{self, Port, Route};
+use super::{Outcome, catalogue};
+use crate::firewall::{self, Batch, Listing};
+use crate::privileges;
+use crate::protocol;
+use crate::seccomp::{self, Program};
+use crate::sys::attempt;
+use crate::sys::namespace::{setns, unshare};
+use crate::sys::process::{Cloned, clone3, exit_now};
+
+/// How long a probe inside may take.
+const PROBE: Duration = Duration::from_millis(600);
+/// How long an answer of an agent may take; longer than any probe.
+const ANSWER: Duration = Duration::from_millis(1500);
+
+/// What an agent is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// What its probes need to know.
+    Context(Box<Context>),
+    /// Run the probe of that name.
+    Probe(String),
+    /// Send one packet, and keep the socket.
+    Send(Shot),
+    /// Wait for an answer to it, at most so many milliseconds.
+    Await(u64),
+    /// Send a frame on a link.
+    Inject {
+        /// The link's name.
+        link: String,
+        /// The frame, link-layer header and all.
+        frame: Vec<u8>,
+    },
+    /// Read the counters of the rules of `table inet NAME`, of the links, and of discarded IPv6 packets.
+    Counters(String),
+    /// List what is in force of `table inet NAME`.
+    List(String),
+    /// List what the kernel makes of a ruleset, in an empty network namespace.
+    Meant(Batch, String),
+    /// Read these files.
+    Read(Vec<String>),
+    /// List the routes.
+    Routes,
+    /// List the bridge ports.
+    Ports,
+    /// Connect, as a client would.
+    Connect(SocketAddrV4),
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// How a probe went.
+    Outcome(Outcome),
+    /// The probe's child was ended by this signal.
+    Died(i32),
+    /// How a packet went.
+    Landing(Landing),
+    /// To [`Ask::Counters`]: packets, by `chain/name`, or by [`LINK`] and a link's name.
+    Counters(BTreeMap<String, u64>),
+    /// To [`Ask::List`] and [`Ask::Meant`].
+    Listing(Box<Listing>),
+    /// To [`Ask::Read`]: what is not readable is nothing.
+    Texts(Vec<Option<String>>),
+    /// To [`Ask::Routes`].
+    Routes(Vec<Route>),
+    /// To [`Ask::Ports`].
+    Ports(Vec<Port>),
+    /// It could not.
+    Failed(String),
+}
+
+/// One packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shot {
+    /// The SYN of a connection.
+    Tcp(SocketAddr),
+    /// One datagram.
+    Udp(SocketAddr),
+    /// An ICMP echo request (icmp(7), without a raw socket).
+    Ping(Ipv4Addr),
+    /// One datagram to all nodes of `eth0` (ff02::1).
+    AllNodes,
+}
+
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Landing {
+    /// The kernel did not send it: errno.
+    Refused(i32),
+    /// It was sent, and nothing has come back so far.
+    Sent,
+    /// Somebody answered: a connection, a datagram.
+    Answered,
+    /// Somebody answered that nobody listens.
+    Reset,
+}
+
+/// A connection to an agent; it ends with it.
+pub struct Agent {
+    socket: OwnedFd,
+    child: Option<OwnedFd>,
+}
+
+/// Where a fork of the audit goes.
+pub enum Join<'a> {
+    /// Nowhere: where the audit itself is.
+    Stay,
+    /// The user and network namespace of a part, with every capability over them and the host's files.
+    Network(BorrowedFd<'a>),
+    /// The supervisor's network namespace, where the uplink ends, by way of the relay's or another process of the same
+    /// one: the user namespace that owns it, then it.
+    Uplink(OwnedFd, OwnedFd),
+    /// All of a part's namespaces, then what the part holds, as `lrpns exec` does.
+    Part {
+        /// Its pid 1.
+        pidfd: BorrowedFd<'a>,
+        /// What it may keep.
+        keep: &'a [caps::Capability],
+        /// The id inside.
+        user: u32,
+        /// What a command in it may call: each probe goes under it. What sends packets from here does not, since it
+        /// asks the rules and not the filter.
+        filter: &'a Program,
+    },
+}
+
+/// The filter that each probe of this process goes under, if it isn't under it already.
+static FILTER: OnceLock<Program> = OnceLock::new();
+
+impl Agent {
+    /// Takes over the socket to a prober.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER))?;
+        Ok(Self {
+            socket,
+            child: None,
+        })
+    }
+
+    /// Forks an agent that goes to `place`.
+    ///
+    /// # Errors
+    /// What `clone(2)` says; a place that can't be joined shows as an agent that has ended.
+    pub fn join(place: &Join<'_>) -> io::Result<Self> {
+        let (ours, theirs) = crate::namespaces::socketpair()?;
+        match clone3(0)? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(enter(place, &theirs))
+            }
+            Cloned::Parent { pidfd, .. } => {
+                let mut agent = Self::adopt(ours)?;
+                agent.child = Some(pidfd);
+                Ok(agent)
+            }
+        }
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// In words: what the agent could not do, or that it has ended.
+    pub fn ask(&self, ask: &Ask) -> Result<Answer, String> {
+        protocol::send(&self.socket, ask, &[])
+            .map_err(|e| format!("ask the process inside: {e}"))?;
+        match protocol::receive(&self.socket) {
+            Ok(Some((Answer::Failed(why), _))) => Err(why),
+            Ok(Some((answer, _))) => Ok(answer),
+            Ok(None) => Err("the process inside has ended".to_owned()),
+            Err(e) => Err(format!("hear from the process inside: {e}")),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let Some(child) = &self.child else { return };
+        // The end of the conversation ends it, but who is stuck would be waited for.
+        let _ = rustix::process::pidfd_send_signal(child, rustix::process::Signal::KILL);
+        let _ = rustix::process::waitid(
+            rustix::process::WaitId::PidFd(child.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        );
+    }
+}
+
+/// The life of a fork of the audit.
+fn enter(place: &Join<'_>, socket: &OwnedFd) -> i32 {
+    match try_enter(place, socket) {
+        Ok(()) => 0,
+        Err(e) => {
+            let _ = protocol::send(socket, &Answer::Failed(e), &[]);
+            1
+        }
+    }
+}
+
+fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
+    let die_with_parent = || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|e| e.to_string())
+    };
+    let joined = |e: io::Error| format!("join the part's namespaces: {e}");
+    die_with_parent()?;
+    match place {
+        Join::Stay => {}
+        Join::Network(pidfd) => {
+            setns(pidfd, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+                .map_err(joined)?;
+        }
+        Join::Uplink(user, net) => {
+            setns(user, CloneFlags::CLONE_NEWUSER).map_err(joined)?;
+            setns(net, CloneFlags::CLONE_NEWNET).map_err(joined)?;
+        }
+        Join::Part {
+            pidfd,
+            keep,
+            user,
+            filter,
+        } => {
+            let all = CloneFlags::CLONE_NEWUSER
+                | CloneFlags::CLONE_NEWNS
+                | CloneFlags::CLONE_NEWNET
+                | CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWUTS
+                | CloneFlags::CLONE_NEWCGROUP;
+            setns(pidfd, all).map_err(joined)?;
+            // Only a child is in the pid namespace.
+            match clone3(0).map_err(|e| format!("clone into the part's pid namespace: {e}"))? {
+                Cloned::Parent { pidfd, .. } => {
+                    let _ = rustix::process::waitid(
+                        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+                        rustix::process::WaitIdOptions::EXITED,
+                    );
+                    return Ok(());
+                }
+                Cloned::Child => {
+                    let _ = FILTER.set((*filter).clone());
+                    let open = seccomp::Profile {
+                        name: "audit".to_owned(),
+                        otherwise: seccomp::Action::Allow,
+                        calls: BTreeMap::new(),
+                        unknown: vec![],
+                    };
+                    let open = open
+                        .compile()
+                        .map_err(|e| format!("make a filter: {e}"))?;
+                    privileges::drop_to(keep, *user, &open)
+                        .map_err(|e| format!("drop privileges: {e}"))?;
+                    die_with_parent()?;
+                }
+            }
+        }
+    }
+    serve(socket);
+    Ok(())
+}
+
+/// Whether this process is a prober: its standard input is a socket. `lrpns probe` of a user is a mistake.
+#[must_use]
+pub fn was_started_by_us() -> bool {
+    sockopt::socket_domain(io::stdin()).is_ok_and(|domain| domain == AddressFamily::UNIX)
+}
+
+/// The prober's whole life.
+#[must_use]
+pub fn prober() -> ExitCode {
+    serve(&io::stdin());
+    ExitCode::SUCCESS
+}
+
+/// Answers until the other side ends.
+fn serve(socket: &impl AsFd) {
+    // Before anything of ours is open.
+    let inherited = attempt::open_descriptors(1024);
+    let mut context = Context::default();
+    let mut pending: Option<OwnedFd> = None;
+    while let Ok(Some((ask, _))) = protocol::receive::<Ask>(socket) {
+        let answer = match ask {
+            Ask::Context(new) => {
+                context = *new;
+                context.inherited.clone_from(&inherited);
+                Answer::Done
+            }
+            Ask::Probe(id) => match catalogue::find(&id) {
+                Some(probe) => in_child(|| inside::run(probe, &context)),
+                None => Answer::Failed(format!("there is no probe {id}")),
+            },
+            Ask::Send(shot) => {
+                let (landing, socket) = send(shot);
+                pending = socket;
+                Answer::Landing(landing)
+            }
+            Ask::Await(milliseconds) => {
+                let landing = pending
+                    .take()
+                    .map_or(Landing::Sent, |socket| hear(&socket, milliseconds));
+                Answer::Landing(landing)
+            }
+            Ask::Inject { link, frame } => match inject(&link, &frame) {
+                Ok(()) => Answer::Done,
+                Err(e) => Answer::Failed(format!("send a frame on {link}: {e}")),
+            },
+            Ask::Counters(table) => match counters(&table) {
+                Ok(counters) => Answer::Counters(counters),
+                Err(e) => Answer::Failed(format!("read the counters of {table}: {e}")),
+            },
+            Ask::List(table) => list(&table),
+            Ask::Meant(batch, table) => meant(&batch, &table),
+            Ask::Read(paths) => Answer::Texts(
+                paths
+                    .iter()
+                    .map(|path| std::fs::read_to_string(path).ok())
+                    .collect(),
+            ),
+            Ask::Routes => match route::routes() {
+                Ok(routes) => Answer::Routes(routes),
+                Err(e) => Answer::Failed(format!("list the routes: {e}")),
+            },
+            Ask::Ports => match route::ports() {
+                Ok(ports) => Answer::Ports(ports),
+                Err(e) => Answer::Failed(format!("list the bridge ports: {e}")),
+            },
+            Ask::Connect(to) => connect(to),
+        };
+        if protocol::send(socket, &answer, &[]).is_err() {
+            return;
+        }
+    }
+}
+
+/// What a counter of frames, and not of a rule, begins with.
+pub const LINK: &str = "link ";
+
+fn counters(table: &str) -> Result<BTreeMap<String, u64>, String> {
+    let socket = firewall::Socket::open().map_err(|e| e.to_string())?;
+    let rules = firewall::counters(&socket, table).map_err(|e| e.to_string())?;
+    let mut all: BTreeMap<String, u64> = rules
+        .into_iter()
+        .map(|(rule, (packets, _))| (rule, packets))
+        .collect();
+    // What the bridge itself drops no rule sees.
+    let links = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    for line in links.lines().skip(2) {
+        let Some((link, numbers)) = line.split_once(':') else {
+            continue;
+        };
+        let packets = |at| {
+            numbers
+                .split_whitespace()
+                .nth(at)
+                .and_then(|n| n.parse().ok())
+                .unwrap_or_default()
+        };
+        all.insert(format!("{LINK}{} received", link.trim()), packets(1));
+        all.insert(format!("{LINK}{} sent", link.trim()), packets(9));
+    }
+    // IPv6 that is switched off discards before any rule sees it (net/ipv6/ip6_input.c).
+    let ipv6 = std::fs::read_to_string("/proc/self/net/snmp6").unwrap_or_default();
+    let discards = ipv6
+        .lines()
+        .find_map(|line| line.strip_prefix("Ip6InDiscards")?.trim().parse().ok());
+    all.insert(
+        "ipv6/drop-disabled".to_owned(),
+        discards.unwrap_or_default(),
+    );
+    Ok(all)
+}
+
+fn list(table: &str) -> Answer {
+    let listing = firewall::Socket::open()
+        .map_err(|e| e.to_string())
+        .and_then(|socket| firewall::list(&socket, table).map_err(|e| e.to_string()));
+    match listing {
+        Ok(listing) => Answer::Listing(Box::new(listing)),
+        Err(e) => Answer::Failed(format!("list the table {table}: {e}")),
+    }
+}
+
+/// Loads a ruleset where nothing else is, and lists it. In a child, since unshare(2) is for good.
+fn meant(batch: &Batch, table: &str) -> Answer {
+    let work = || -> Result<Listing, String> {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+            .map_err(|e| format!("make an empty network namespace: {e}"))?;
+        let socket = firewall::Socket::open().map_err(|e| e.to_string())?;
+        firewall::transact(&socket, batch).map_err(|e| format!("load the planned rules: {e}"))?;
+        firewall::list(&socket, table).map_err(|e| e.to_string())
+    };
+    in_child(|| match work() {
+        Ok(listing) => Answer::Listing(Box::new(listing)),
+        Err(e) => Answer::Failed(e),
+    })
+}
+
+/// What a child may say.
+trait IntoAnswer {
+    fn into_answer(self) -> Answer;
+}
+
+impl IntoAnswer for Answer {
+    fn into_answer(self) -> Answer {
+        self
+    }
+}
+
+impl IntoAnswer for Outcome {
+    fn into_answer(self) -> Answer {
+        Answer::Outcome(self)
+    }
+}
+
+/// Runs `work` in a child, for a bounded time.
+fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Answer {
+    let (read, write) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
+        Ok(pipe) => pipe,
+        Err(e) => return Answer::Failed(format!("make a pipe: {e}")),
+    };
+    let pid = match attempt::fork() {
+        Ok(None) => {
+            drop(read);
+            let _ = rustix::process::set_parent_process_death_signal(Some(
+                rustix::process::Signal::KILL,
+            ));
+            let answer = match FILTER.get().map(Program::install) {
+                Some(Err(e)) => Answer::Failed(format!("install the part's filter: {e}")),
+                _ => work().into_answer(),
+            };
+            let text = serde_json::to_vec(&answer).unwrap_or_default();
+            let mut file = std::fs::File::from(write);
+            let _ = io::Write::write_all(&mut file, &text);
+            exit_now(0)
+        }
+        Ok(Some(pid)) => nix::unistd::Pid::from_raw(pid),
+        Err(e) => return Answer::Failed(format!("fork: {e}")),
+    };
+    drop(write);
+    let (mut text, mut file) = (vec![], std::fs::File::from(read));
+    let begun = std::time::Instant::now();
+    let mut in_time = true;
+    loop {
+        let left = PROBE.saturating_sub(begun.elapsed());
+        if !readable(file.as_fd(), PollFlags::IN, left) {
+            in_time = false;
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            break;
+        }
+        let mut chunk = [0; 4096];
+        match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(got) => text.extend_from_slice(&chunk[..got]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let status = loop {
+        match nix::sys::wait::waitpid(pid, None) {
+            Err(nix::Error::EINTR) => {}
+            status => break status,
+        }
+    };
+    match status {
+        _ if !in_time => Answer::Failed(format!("it did not end within {} ms", PROBE.as_millis())),
+        Ok(nix::sys::wait::WaitStatus::Signaled(_, signal, _)) => Answer::Died(signal as i32),
+        _ => serde_json::from_slice(&text)
+            .unwrap_or_else(|e| Answer::Failed(format!("its child said nothing: {e}"))),
+    }
+}
+
+/// Whether something is to be had of a descriptor within `time`.
+fn readable(fd: BorrowedFd<'_>, what: PollFlags, time: Duration) -> bool {
+    let timeout = rustix::event::Timespec::try_from(time).ok();
+    let mut ready = [PollFd::from_borrowed_fd(fd, what)];
+    matches!(rustix::event::poll(&mut ready, timeout.as_ref()), Ok(1..))
+}
+
+/// So far and no farther: a hop to the sidecar, one to the host, and there it ends.
+const HOPS: u8 = 2;
+
+fn send(shot: Shot) -> (Landing, Option<OwnedFd>) {
+    let refused = |e: rustix::io::Errno| (Landing::Refused(e.raw_os_error()), None);
+    let make = || -> Result<(OwnedFd, Result<(), rustix::io::Errno>), rustix::io::Errno> {
+        let open = |to: SocketAddr, kind, protocol| {
+            let family = if to.is_ipv4() {
+                AddressFamily::INET
+            } else {
+                AddressFamily::INET6
+            };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = rustix::net::socket_with(family, kind, flags, protocol)?;
+            if to.is_ipv4() {
+                sockopt::set_ip_ttl(&socket, HOPS.into())?;
+            } else {
+                sockopt::set_ipv6_unicast_hops(&socket, Some(HOPS))?;
+            }
+            Ok::<_, rustix::io::Errno>(socket)
+        };
+        let datagram = |to: SocketAddr, protocol, bytes: &[u8]| {
+            let socket = open(to, SocketType::DGRAM, protocol)?;
+            if to.is_ipv4() {
+                sockopt::set_socket_broadcast(&socket, true)?;
+            }
+            let sent = rustix::net::connect(&socket, &to)
+                .and_then(|()| rustix::net::send(&socket, bytes, rustix::net::SendFlags::empty()));
+            Ok((socket, sent.map(|_| ())))
+        };
+        match shot {
+            Shot::Tcp(to) => {
+                let socket = open(to, SocketType::STREAM, None)?;
+                let connected = rustix::net::connect(&socket, &to);
+                Ok((socket, connected))
+            }
+            Shot::Udp(to) => datagram(to, None, b"lrpns audit"),
+            Shot::Ping(to) => {
+                let to = SocketAddr::new(to.into(), 0);
+                // Type 8, code 0; the kernel fills in checksum and identifier.
+                datagram(
+                    to,
+                    Some(rustix::net::ipproto::ICMP),
+                    &[8, 0, 0, 0, 0, 0, 0, 1],
+                )
+            }
+            Shot::AllNodes => {
+                let link =
+                    nix::net::if_::if_nametoindex("eth0").map_err(|_| rustix::io::Errno::NODEV)?;
+                let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+                datagram(
+                    SocketAddrV6::new(all, 9, 0, link).into(),
+                    None,
+                    b"lrpns audit",
+                )
+            }
+        }
+    };
+    match make() {
+        Err(e) => refused(e),
+        Ok((socket, Err(rustix::io::Errno::INPROGRESS))) => (Landing::Sent, Some(socket)),
+        Ok((_, Err(rustix::io::Errno::CONNREFUSED))) => (Landing::Reset, None),
+        Ok((_, Err(e))) => refused(e),
+        Ok((_, Ok(()))) if matches!(shot, Shot::Tcp(_)) => (Landing::Answered, None),
+        Ok((socket, Ok(()))) => (Landing::Sent, Some(socket)),
+    }
+}
+
+fn hear(socket: &OwnedFd, milliseconds: u64) -> Landing {
+    let stream = sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM);
+    let what = if stream {
+        PollFlags::OUT
+    } else {
+        PollFlags::IN
+    };
+    if !readable(socket.as_fd(), what, Duration::from_millis(milliseconds)) {
+        return Landing::Sent;
+    }
+    match sockopt::socket_error(socket) {
+        Ok(Ok(())) => Landing::Answered,
+        Ok(Err(rustix::io::Errno::CONNREFUSED)) => Landing::Reset,
+        Ok(Err(e)) | Err(e) => Landing::Refused(e.raw_os_error()),
+    }
+}
+
+/// A connection as any client makes it; waits for as long as a probe may take.
+fn connect(to: SocketAddrV4) -> Answer {
+    match std::net::TcpStream::connect_timeout(&to.into(), PROBE) {
+        Ok(_) => Answer::Landing(Landing::Answered),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Landing(Landing::Reset),
+        Err(e) => Answer::Landing(e.raw_os_error().map_or(Landing::Sent, Landing::Refused)),
+    }
+}
+
+fn inject(link: &str, frame: &[u8]) -> io::Result<()> {
+    let index = nix::net::if_::if_nametoindex(link)?;
+    let socket = attempt::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    attempt::send_frame(socket.as_fd(), index, frame)
+}
+
+/// The namespaces of [`Join::Uplink`]: the network namespace of process `pid`, and the user namespace that owns it.
+///
+/// # Errors
+/// What `open(2)` or `ioctl_nsfs(2)` says.
+pub fn uplink_of(pid: i32) -> io::Result<Join<'static>> {
+    let net = OwnedFd::from(std::fs::File::open(
+        Path::new("/proc").join(pid.to_string()).join("ns/net"),
+    )?);
+    let user = attempt::owner_of(net.as_fd())?;
+    Ok(Join::Uplink(user, net))
+}

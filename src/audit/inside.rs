@@ -1,0 +1,711 @@
+//! The probes that run inside a part. Each has a process of its own, which ends with it.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::StatVfsMountFlags;
+use serde::{Deserialize, Serialize};
+
+use super::catalogue::{Probe, Side};
+use super::{Outcome, Verdict};
+use crate::privileges;
+use crate::sys::attempt::{self, Attempt, SocketOption};
+
+/// What probes inside need to know of the plan and of the host.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Context {
+    /// The planned environment.
+    pub env: BTreeMap<String, String>,
+    /// The declared tmpfs: path and size in bytes.
+    pub tmpfs: Vec<(PathBuf, u64)>,
+    /// What else is declared writable.
+    pub writable: Vec<PathBuf>,
+    /// Numbers of processes outside that no process inside has.
+    pub host_pids: Vec<i32>,
+    /// The host's name.
+    pub hostname: String,
+    /// An abstract socket on which somebody listens outside.
+    pub abstract_name: String,
+    /// Files of the host: path, device, inode.
+    pub host_files: Vec<(PathBuf, u64, u64)>,
+    /// Sockets of the host.
+    pub host_sockets: Vec<PathBuf>,
+    /// How many processes are allowed, or why there is no limit.
+    pub pids: Option<u64>,
+    /// Why there is none.
+    pub no_pids: String,
+    /// The descriptors that the agent had when it was started.
+    pub inherited: Vec<i32>,
+}
+
+/// Runs a probe.
+#[must_use]
+pub fn run(probe: &Probe, context: &Context) -> Outcome {
+    match probe.from {
+        Side::AppCall(call) | Side::SidecarCall(call) => attempt(call),
+        _ => named(probe.id, context),
+    }
+}
+
+/// An error as its name and its words.
+fn say(e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(number) => format!("{:?}", nix::Error::from_raw(number)),
+        None => e.to_string(),
+    }
+}
+
+fn is(e: &io::Error, numbers: &[i32]) -> bool {
+    e.raw_os_error()
+        .is_some_and(|number| numbers.contains(&number))
+}
+
+/// A call that must be refused. Another error than a refusal means that the kernel looked at it.
+fn attempt(call: Attempt) -> Outcome {
+    if call == Attempt::BecomeRoot && nix::unistd::getuid().is_root() {
+        return Outcome::not_applicable(
+            "one id is mapped, and it is 0 inside; the host's is another",
+        );
+    }
+    let also: &[i32] = match call {
+        // A mount, and not a filter, may be what refuses.
+        Attempt::Mknod(_) => &[libc::EROFS],
+        // user_namespaces(7): a limit of none.
+        Attempt::UnshareUser | Attempt::CloneUser | Attempt::Clone3User => &[libc::ENOSPC],
+        _ => &[],
+    };
+    match call.make() {
+        Ok(_) => Outcome::fail("it was granted"),
+        Err(e) if is(&e, &[libc::EPERM, libc::EACCES, libc::ENOSYS]) || is(&e, also) => {
+            Outcome::pass(say(&e))
+        }
+        Err(e) => Outcome::fail(format!("{}: the kernel looked at it", say(&e))),
+    }
+}
+
+const NO_PROC: &str = "there is no /proc inside";
+
+fn has_proc() -> bool {
+    Path::new("/proc/self").exists()
+}
+
+fn named(id: &str, context: &Context) -> Outcome {
+    match id {
+        "app-cap-inside" => held(|held| {
+            let all = [
+                held.inheritable,
+                held.permitted,
+                held.effective,
+                held.bounding,
+                held.ambient,
+            ];
+            Outcome::check(
+                all == [0; 5],
+                format!(
+                    "inheritable {:x}, permitted {:x}, effective {:x}, bounding {:x}, ambient {:x}",
+                    all[0], all[1], all[2], all[3], all[4]
+                ),
+            )
+        }),
+        "app-no-new-privs" => held(|held| {
+            Outcome::check(
+                held.no_new_privs,
+                format!("{}", u8::from(held.no_new_privs)),
+            )
+        }),
+        "app-securebits" => held(|held| {
+            let wanted = privileges::securebits().bits();
+            Outcome::check(
+                held.securebits == wanted,
+                format!("{:#x}, meant is {wanted:#x}", held.securebits),
+            )
+        }),
+        "app-root-read-only" | "sidecar-root" => root(id == "sidecar-root"),
+        "app-dotdot" => dotdot(),
+        "app-cwd" => match std::env::current_dir() {
+            Ok(path) => Outcome::check(
+                path.is_absolute() && !path.starts_with("(unreachable)"),
+                path.display().to_string(),
+            ),
+            Err(e) => Outcome::fail(format!("getcwd: {}", say(&e))),
+        },
+        "app-exe-read-only" => own_program(),
+        "app-init-root" => closed(&["/proc/1/root", "/proc/1/cwd", "/proc/1/exe"]),
+        "process-init-memory" => closed(&[
+            "/proc/1/mem",
+            "/proc/1/environ",
+            "/proc/1/fd",
+            "/proc/1/maps",
+        ]),
+        "app-socket-netlink" => no_socket(&[
+            (libc::AF_NETLINK, libc::SOCK_RAW, 0),
+            (libc::AF_NETLINK, libc::SOCK_RAW, 12),
+        ]),
+        "app-socket-packet" | "sidecar-packet" => no_socket(&[
+            (libc::AF_PACKET, libc::SOCK_RAW, 0),
+            (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
+        ]),
+        "app-socket-alg" => no_socket(&[(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)]),
+        "app-socket-vsock" => no_socket(&[
+            (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+            (libc::AF_VSOCK, libc::SOCK_DGRAM, 0),
+        ]),
+        "app-socket-rare" => no_socket(&[
+            (libc::AF_AX25, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_RDS, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_TIPC, libc::SOCK_RDM, 0),
+            (libc::AF_CAN, libc::SOCK_RAW, 1),
+            (libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
+            (libc::AF_PHONET, libc::SOCK_DGRAM, 0),
+            (libc::AF_KEY, libc::SOCK_RAW, 2),
+            (39, libc::SOCK_SEQPACKET, 1),
+            (libc::AF_XDP, libc::SOCK_RAW, 0),
+            (43, libc::SOCK_STREAM, 0),
+        ]),
+        "out-raw" | "sidecar-raw" => no_socket(&[
+            (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+            (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW),
+        ]),
+        "out-bind-foreign" => match std::net::UdpSocket::bind("192.0.2.7:0") {
+            Ok(_) => Outcome::fail("bound to 192.0.2.7"),
+            Err(e) => Outcome::check(
+                is(&e, &[libc::EADDRNOTAVAIL, libc::EACCES, libc::EPERM]),
+                say(&e),
+            ),
+        },
+        "out-transparent" => option(SocketOption::Transparent),
+        "out-mark" => option(SocketOption::Mark),
+        "files-writable" => writable(context),
+        "files-noexec" => noexec(context),
+        "files-tmpfs-size" => tmpfs_size(context),
+        "files-proc-sys" => closed(&[
+            "/proc/sys",
+            "/proc/sys/kernel/core_pattern",
+            "/proc/sysrq-trigger",
+            "/proc/kcore",
+            "/proc/kallsyms",
+            "/proc/keys",
+            "/proc/timer_list",
+            "/proc/acpi",
+            "/proc/scsi",
+            "/proc/bus",
+            "/proc/irq",
+            "/proc/fs",
+            "/proc/kmsg",
+            "/proc/interrupts",
+            "/proc/modules",
+            "/proc/latency_stats",
+        ]),
+        "files-sys" => match std::fs::read_dir("/sys") {
+            Err(e) => Outcome::pass(say(&e)),
+            Ok(mut entries) => Outcome::check(entries.next().is_none(), "it is there"),
+        },
+        "files-devices" => devices(),
+        "files-host-secrets" => secrets(context),
+        "files-host-sockets" => sockets(context),
+        "process-see" => processes(),
+        "process-signal" => signals(context),
+        "process-oom" => match OpenOptions::new()
+            .write(true)
+            .open("/proc/self/oom_score_adj")
+        {
+            Err(e) => Outcome::pass(say(&e)),
+            Ok(mut file) => match io::Write::write_all(&mut file, b"-1000") {
+                Err(e) => Outcome::pass(say(&e)),
+                Ok(()) => Outcome::fail("it was granted"),
+            },
+        },
+        "limit-pids" => fork_bomb(context),
+        "leak-descriptors" => Outcome::check(
+            context.inherited == [0, 1, 2],
+            format!("{:?}", context.inherited),
+        ),
+        "leak-environment" => environment(context),
+        "leak-abstract" => {
+            let address = SocketAddr::from_abstract_name(context.abstract_name.as_bytes());
+            match address.and_then(|address| UnixStream::connect_addr(&address)) {
+                Ok(_) => Outcome::fail(format!("connected to @{}", context.abstract_name)),
+                Err(e) => Outcome::check(
+                    is(&e, &[libc::ECONNREFUSED, libc::EPERM, libc::EACCES]),
+                    say(&e),
+                ),
+            }
+        }
+        "leak-terminal" => match File::open("/dev/tty") {
+            Ok(_) => Outcome::fail("/dev/tty opens"),
+            Err(e) => Outcome::pass(say(&e)),
+        },
+        "leak-hostname" => {
+            let name = rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned();
+            Outcome::check(name != context.hostname, name)
+        }
+        "leak-cgroup" => match std::fs::read_to_string("/proc/self/cgroup") {
+            Err(_) if !has_proc() => Outcome::not_applicable(NO_PROC),
+            Err(e) => Outcome::unknown(format!("/proc/self/cgroup: {}", say(&e))),
+            Ok(text) => {
+                let elsewhere: Vec<&str> =
+                    text.lines().filter(|line| !line.ends_with(":/")).collect();
+                Outcome::check(
+                    elsewhere.is_empty(),
+                    if elsewhere.is_empty() {
+                        "/".to_owned()
+                    } else {
+                        elsewhere.join(", ")
+                    },
+                )
+            }
+        },
+        other => Outcome::unknown(format!("no such probe inside: {other}")),
+    }
+}
+
+fn held(look: impl FnOnce(privileges::Privileges) -> Outcome) -> Outcome {
+    match privileges::read() {
+        Ok(held) => look(held),
+        Err(e) => Outcome::unknown(e.to_string()),
+    }
+}
+
+fn mount_flags(path: &Path) -> io::Result<StatVfsMountFlags> {
+    Ok(rustix::fs::statvfs(path)?.f_flag)
+}
+
+fn root(must_be_empty: bool) -> Outcome {
+    let path = Path::new("/lrpns-audit");
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => {
+            let _ = std::fs::remove_file(path);
+            Outcome::fail("a file could be made in it")
+        }
+        Err(e) if !is(&e, &[libc::EROFS, libc::EACCES, libc::EPERM]) => Outcome::unknown(say(&e)),
+        Err(e) => match mount_flags(Path::new("/")) {
+            Ok(flags) if !flags.contains(StatVfsMountFlags::RDONLY) => {
+                Outcome::fail(format!("{}, but the mount is not read-only", say(&e)))
+            }
+            Ok(_) if must_be_empty => match std::fs::read_dir("/") {
+                Ok(mut entries) => match entries.next() {
+                    None => Outcome::pass(format!("{}, empty", say(&e))),
+                    Some(_) => Outcome::fail("there is something in it"),
+                },
+                Err(e) => Outcome::pass(format!("it can't be listed: {}", say(&e))),
+            },
+            Ok(_) => Outcome::pass(format!("{}, read-only", say(&e))),
+            Err(e) => Outcome::unknown(format!("statvfs: {}", say(&e))),
+        },
+    }
+}
+
+fn dotdot() -> Outcome {
+    let look = |path: &str| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    match (look("/"), look("/.."), look("/../../../../..")) {
+        (Ok(root), Ok(up), Ok(far)) => Outcome::check(
+            root == up && root == far,
+            format!("inode {}, its parent's {}", root.1, up.1),
+        ),
+        (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => Outcome::unknown(say(&e)),
+    }
+}
+
+fn own_program() -> Outcome {
+    if !has_proc() {
+        return Outcome::not_applicable(NO_PROC);
+    }
+    let link = Path::new("/proc/self/exe");
+    match OpenOptions::new().write(true).open(link) {
+        Ok(_) => Outcome::fail("it could be opened for writing"),
+        Err(e) => {
+            let read_only = File::open(link).and_then(|file| {
+                Ok(rustix::fs::fstatvfs(&file)?
+                    .f_flag
+                    .contains(StatVfsMountFlags::RDONLY))
+            });
+            match read_only {
+                Ok(true) => Outcome::pass(format!("{}, read-only", say(&e))),
+                Ok(false) => Outcome::fail(format!("{}, but its mount is not read-only", say(&e))),
+                Err(other) => Outcome::check(
+                    is(&e, &[libc::EROFS, libc::EACCES]),
+                    format!("{}; to read: {}", say(&e), say(&other)),
+                ),
+            }
+        }
+    }
+}
+
+/// None of these may be opened, listed or followed, in whichever way.
+fn closed(paths: &[&str]) -> Outcome {
+    if !has_proc() {
+        return Outcome::pass(NO_PROC);
+    }
+    let mut last = String::new();
+    for path in paths {
+        let tries = [
+            File::open(path).map(|_| "opens"),
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .map(|_| "opens for writing"),
+            std::fs::read_dir(path).map(|_| "can be listed"),
+            std::fs::read_link(path).map(|_| "can be followed"),
+        ];
+        for tried in tries {
+            match tried {
+                Ok(how) => return Outcome::fail(format!("{path} {how}")),
+                Err(e) if is(&e, &[libc::EINVAL, libc::ENOTDIR, libc::EISDIR]) => {}
+                Err(e) => last = format!("{path}: {}", say(&e)),
+            }
+        }
+    }
+    Outcome::pass(last)
+}
+
+fn no_socket(kinds: &[(i32, i32, i32)]) -> Outcome {
+    let mut errors = vec![];
+    for (domain, kind, protocol) in kinds {
+        match attempt::socket(*domain, *kind, *protocol) {
+            Ok(_) => {
+                return Outcome::fail(format!("socket({domain}, {kind}, {protocol}) was granted"));
+            }
+            Err(e) => errors.push(say(&e)),
+        }
+    }
+    errors.dedup();
+    Outcome::pass(errors.join(", "))
+}
+
+fn option(option: SocketOption) -> Outcome {
+    let socket = match attempt::socket(libc::AF_INET, libc::SOCK_STREAM, 0) {
+        Ok(socket) => socket,
+        Err(e) => return Outcome::pass(format!("no socket: {}", say(&e))),
+    };
+    match attempt::set_option(socket.as_fd(), option) {
+        Ok(()) => Outcome::fail("it was granted"),
+        Err(e) => Outcome::check(is(&e, &[libc::EPERM, libc::EACCES, libc::ENOSYS]), say(&e)),
+    }
+}
+
+/// How many names of a root are looked at: enough for what is shown to an app, and bounded for an image of any size.
+const NAMES: usize = 5000;
+
+fn writable(context: &Context) -> Outcome {
+    let declared: Vec<&Path> = context
+        .tmpfs
+        .iter()
+        .map(|(path, _)| path.as_path())
+        .chain(context.writable.iter().map(PathBuf::as_path))
+        .chain([Path::new("/proc")])
+        .collect();
+    let mut directories = std::collections::VecDeque::from([PathBuf::from("/")]);
+    let (mut seen, mut found) = (0, vec![]);
+    while let Some(directory) = directories.pop_front() {
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            seen += 1;
+            if kind.is_symlink() || kind.is_char_device() || declared.contains(&path.as_path()) {
+                continue;
+            }
+            if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).is_ok()
+                // What a directory says of a name is not what is mounted on it.
+                && std::fs::symlink_metadata(&path).is_ok_and(|meta| !meta.file_type().is_char_device())
+            {
+                found.push(path.display().to_string());
+            }
+            if kind.is_dir() && seen < NAMES {
+                directories.push_back(path);
+            }
+        }
+        if seen >= NAMES {
+            break;
+        }
+    }
+    if found.is_empty() {
+        Outcome::pass(format!("none of the {seen} names looked at"))
+    } else {
+        found.truncate(5);
+        Outcome::fail(found.join(", "))
+    }
+}
+
+fn noexec(context: &Context) -> Outcome {
+    if context.tmpfs.is_empty() {
+        return Outcome::not_applicable("no tmpfs is declared");
+    }
+    let mut said = String::new();
+    for (place, _) in &context.tmpfs {
+        match mount_flags(place) {
+            Ok(flags) if flags.contains(StatVfsMountFlags::NOEXEC) => {}
+            Ok(_) => return Outcome::fail(format!("{} is not noexec", place.display())),
+            Err(e) => return Outcome::unknown(format!("{}: {}", place.display(), say(&e))),
+        }
+        let path = place.join(format!("lrpns-audit-{}", std::process::id()));
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(&path)
+            .and_then(|mut file| io::Write::write_all(&mut file, b"\x7fELF"));
+        if let Err(e) = made {
+            // A tmpfs that is full: the flag has been seen.
+            said = format!("noexec; {}: {}", path.display(), say(&e));
+            continue;
+        }
+        let c_path =
+            std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
+        let none: [&std::ffi::CStr; 0] = [];
+        let Err(e) = nix::unistd::execve(&c_path, &none, &none);
+        let _ = std::fs::remove_file(&path);
+        if e != nix::Error::EACCES && e != nix::Error::EPERM {
+            return Outcome::fail(format!(
+                "{}: {e:?}: the kernel began to execute it",
+                path.display()
+            ));
+        }
+        said = format!("{e:?}");
+    }
+    Outcome::pass(said)
+}
+
+fn tmpfs_size(context: &Context) -> Outcome {
+    if context.tmpfs.is_empty() {
+        return Outcome::not_applicable("no tmpfs is declared");
+    }
+    for (place, size) in &context.tmpfs {
+        let path = place.join(format!("lrpns-audit-{}", std::process::id()));
+        let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => file,
+            Err(e) if is(&e, &[libc::ENOSPC]) => continue,
+            Err(e) => return Outcome::unknown(format!("{}: {}", path.display(), say(&e))),
+        };
+        let grown = rustix::fs::fallocate(
+            &file,
+            rustix::fs::FallocateFlags::empty(),
+            0,
+            size + (1 << 20),
+        );
+        drop(file);
+        let _ = std::fs::remove_file(&path);
+        match grown {
+            Ok(()) => {
+                return Outcome::fail(format!("{} took more than {size} bytes", place.display()));
+            }
+            Err(rustix::io::Errno::NOSPC) => {}
+            Err(e) => return Outcome::unknown(format!("{}: fallocate: {e}", place.display())),
+        }
+    }
+    Outcome::pass("ENOSPC")
+}
+
+/// Name and number of each (Documentation/admin-guide/devices.txt).
+const DEVICES: [(&str, u32, u32); 5] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+];
+
+fn devices() -> Outcome {
+    let mut wrong = vec![];
+    let mut seen = vec![];
+    let mut directories = vec![PathBuf::from("/dev")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            let Ok(meta) = std::fs::symlink_metadata(&path) else {
+                continue;
+            };
+            let kind = meta.file_type();
+            if kind.is_dir() {
+                directories.push(path);
+            } else if kind.is_block_device() || kind.is_char_device() {
+                let (major, minor) = (
+                    rustix::fs::major(meta.rdev()),
+                    rustix::fs::minor(meta.rdev()),
+                );
+                let name = path.display().to_string();
+                if kind.is_char_device() && DEVICES.contains(&(name.as_str(), major, minor)) {
+                    seen.push(name);
+                } else {
+                    wrong.push(format!("{name} is {major}:{minor}"));
+                }
+            }
+        }
+    }
+    wrong.truncate(5);
+    if !wrong.is_empty() {
+        return Outcome::fail(wrong.join(", "));
+    }
+    seen.sort();
+    Outcome::pass(if seen.is_empty() {
+        "none".to_owned()
+    } else {
+        seen.join(", ")
+    })
+}
+
+fn secrets(context: &Context) -> Outcome {
+    for (path, device, inode) in &context.host_files {
+        let same =
+            std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*device, *inode));
+        if same {
+            return Outcome::fail(format!("{} is the host's", path.display()));
+        }
+    }
+    Outcome::pass(format!(
+        "none of the host's {} is there",
+        context.host_files.len()
+    ))
+}
+
+fn sockets(context: &Context) -> Outcome {
+    for path in &context.host_sockets {
+        if UnixStream::connect(path).is_ok() {
+            return Outcome::fail(format!("connected to {}", path.display()));
+        }
+    }
+    Outcome::pass(format!(
+        "none of {} can be connected to",
+        context.host_sockets.len()
+    ))
+}
+
+fn processes() -> Outcome {
+    if !has_proc() {
+        return Outcome::pass(NO_PROC);
+    }
+    let own = std::fs::read_link("/proc/self").ok();
+    if own.as_deref() != Some(Path::new(&std::process::id().to_string())) {
+        return Outcome::fail("/proc/self is another process: this /proc is not its own");
+    }
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == 1 {
+            return Outcome::fail("pid 1 is visible");
+        }
+        seen += 1;
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let levels = status
+            .lines()
+            .find_map(|line| line.strip_prefix("NSpid:"))
+            .map(|pids| pids.split_whitespace().count());
+        if levels.is_some_and(|levels| levels > 1) {
+            return Outcome::fail(format!(
+                "process {pid} is of a namespace below: this /proc is not its own"
+            ));
+        }
+    }
+    Outcome::pass(format!("{seen}, all its own"))
+}
+
+fn signals(context: &Context) -> Outcome {
+    if context.host_pids.is_empty() {
+        return Outcome::unknown(
+            "every number of a process outside that could be tried is one inside too",
+        );
+    }
+    for pid in &context.host_pids {
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), None) {
+            Err(nix::Error::ESRCH | nix::Error::EPERM | nix::Error::ENOSYS) => {}
+            Ok(()) => return Outcome::fail(format!("process {pid} can be signalled")),
+            Err(e) => return Outcome::fail(format!("kill({pid}, 0): {e:?}")),
+        }
+    }
+    Outcome::pass("ESRCH")
+}
+
+fn fork_bomb(context: &Context) -> Outcome {
+    let Some(limit) = context.pids else {
+        return Outcome::not_applicable(context.no_pids.clone());
+    };
+    let mut children = vec![];
+    let outcome = loop {
+        if children.len() as u64 > limit {
+            break Outcome::fail(format!(
+                "{} more processes, and the limit is {limit}",
+                children.len()
+            ));
+        }
+        match attempt::fork() {
+            Ok(None) => {
+                let _ = rustix::process::set_parent_process_death_signal(Some(
+                    rustix::process::Signal::KILL,
+                ));
+                nix::unistd::pause();
+                crate::sys::process::exit_now(0)
+            }
+            Ok(Some(pid)) => children.push(nix::unistd::Pid::from_raw(pid)),
+            Err(e) if is(&e, &[libc::EAGAIN]) => {
+                break Outcome::pass(format!(
+                    "EAGAIN after {} more; the limit is {limit}",
+                    children.len()
+                ));
+            }
+            Err(e) => break Outcome::unknown(format!("fork: {}", say(&e))),
+        }
+    };
+    for child in &children {
+        let _ = nix::sys::signal::kill(*child, nix::sys::signal::Signal::SIGKILL);
+    }
+    for child in children {
+        let _ = nix::sys::wait::waitpid(child, None);
+    }
+    outcome
+}
+
+fn environment(context: &Context) -> Outcome {
+    let found: BTreeMap<String, String> = std::env::vars_os()
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
+        .collect();
+    let mut wrong: Vec<&str> = found
+        .iter()
+        .filter(|(name, value)| context.env.get(*name) != Some(*value))
+        .map(|(name, _)| name.as_str())
+        .chain(
+            context
+                .env
+                .keys()
+                .filter(|name| !found.contains_key(*name))
+                .map(String::as_str),
+        )
+        .collect();
+    wrong.dedup();
+    let verdict = if wrong.is_empty() {
+        Verdict::Pass
+    } else {
+        Verdict::Fail
+    };
+    let happened = if wrong.is_empty() {
+        format!("{} variables, as planned", found.len())
+    } else {
+        format!("not as planned: {}", wrong.join(", "))
+    };
+    Outcome { verdict, happened }
+}

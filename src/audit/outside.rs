@@ -1,0 +1,938 @@
+//! What the kernel tells, outside, of the real processes and of what is in force in each network namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::Outcome;
+use super::agent::{Agent, Answer, Ask, Join};
+use super::target::{Findings, Target};
+use crate::firewall::{self, SIDECAR_TABLE, host_table};
+use crate::namespaces;
+use crate::plan::{APP_ID, AppPlan, Mode, Plan};
+
+/// The fields of `/proc/PID/status` (proc_pid_status(5)).
+fn status(pid: i32) -> Result<BTreeMap<String, String>, String> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect())
+}
+
+/// A process of the stack.
+struct Who<'a> {
+    part: &'a str,
+    what: &'static str,
+    pid: i32,
+    uid: u32,
+}
+
+impl Who<'_> {
+    fn field(&self, name: &str) -> Result<String, String> {
+        status(self.pid)?
+            .remove(name)
+            .ok_or_else(|| format!("/proc/{}/status has no {name}", self.pid))
+    }
+
+    fn namespace(&self, kind: &str) -> Result<PathBuf, String> {
+        let path = format!("/proc/{}/ns/{kind}", self.pid);
+        std::fs::read_link(&path).map_err(|e| format!("{path}: {e}"))
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, String> {
+        let path = format!("/proc/{}/mountinfo", self.pid);
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        Ok(text.lines().filter_map(Mount::parse).collect())
+    }
+}
+
+/// A line of mountinfo (proc_pid_mountinfo(5)).
+struct Mount {
+    at: String,
+    options: Vec<String>,
+    propagation: Vec<String>,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(' ').skip(4);
+        let at = fields.next()?.to_owned();
+        let options = fields.next()?.split(',').map(str::to_owned).collect();
+        let propagation = fields
+            .take_while(|field| *field != "-")
+            .map(str::to_owned)
+            .collect();
+        Some(Self {
+            at,
+            options,
+            propagation,
+        })
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|have| have == option)
+    }
+}
+
+/// Several values that must all be as wanted: the first that is not, or what the last one was.
+fn all<T>(
+    values: impl IntoIterator<Item = T>,
+    look: impl Fn(T) -> Result<(bool, String), String>,
+) -> Outcome {
+    let mut last = None;
+    for value in values {
+        match look(value) {
+            Ok((true, happened)) => last = Some(happened),
+            Ok((false, happened)) => return Outcome::fail(happened),
+            Err(e) => return Outcome::unknown(e),
+        }
+    }
+    last.map_or_else(|| Outcome::unknown("no such process runs"), Outcome::pass)
+}
+
+const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+fn sets(who: &Who<'_>, may_hold: u64) -> Result<(bool, String), String> {
+    let status = status(who.pid)?;
+    let mut words = vec![];
+    let mut good = true;
+    for name in SETS {
+        let text = status
+            .get(name)
+            .ok_or_else(|| format!("/proc/{}/status has no {name}", who.pid))?;
+        let held = u64::from_str_radix(text, 16).map_err(|e| e.to_string())?;
+        let allowed = if matches!(name, "CapInh" | "CapAmb") {
+            0
+        } else {
+            may_hold
+        };
+        good &= held & !allowed == 0;
+        words.push(format!("{name} {held:x}"));
+    }
+    Ok((good, format!("{}: {}", who.what, words.join(", "))))
+}
+
+/// CAP_NET_ADMIN.
+const NET_ADMIN: u64 = 1 << 12;
+
+/// Everything that `/proc` says about the stack's processes.
+pub fn processes(target: &Target, findings: &mut Findings) {
+    let plan = &target.status.plan;
+    let mut everybody = vec![];
+    for part in &target.status.parts {
+        let mut add = |what, pid: Option<i32>| {
+            if let Some(pid) = pid {
+                everybody.push(Who {
+                    part: &part.name,
+                    what,
+                    pid,
+                    uid: part.host_uid,
+                });
+            }
+        };
+        add("pid 1", part.init);
+        if part.pid != part.init {
+            add("command", part.pid);
+        }
+    }
+    let of =
+        |name: &str| -> Vec<&Who<'_>> { everybody.iter().filter(|who| who.part == name).collect() };
+    let relay_runs = target.part("relay").is_some();
+    let relay = |outcome: &dyn Fn() -> Outcome| {
+        if relay_runs {
+            outcome()
+        } else {
+            Outcome::not_applicable("nothing is published, so there is no relay")
+        }
+    };
+
+    for app in &plan.apps {
+        let name = app.name.as_str();
+        let own = of(name);
+        findings.add("app-cap-sets", name, all(&own, |who| sets(who, 0)));
+        findings.add("app-seccomp", name, all(&own, |who| seccomp(who)));
+        for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+            let id = format!("app-ns-{kind}");
+            findings.add(&id, name, all(&own, |who| apart(who, kind)));
+        }
+        mounts(app, &own, findings);
+        findings.add(
+            "leak-stdin",
+            name,
+            all(own.iter().filter(|who| who.what == "command"), |who| {
+                let path = format!("/proc/{}/fd/0", who.pid);
+                let link = std::fs::read_link(&path).map_err(|e| format!("{path}: {e}"))?;
+                let meta = std::fs::metadata(&path).map_err(|e| format!("{path}: {e}"))?;
+                let number = std::os::unix::fs::MetadataExt::rdev(&meta);
+                let is_null = (rustix::fs::major(number), rustix::fs::minor(number)) == (1, 3);
+                Ok((is_null, link.display().to_string()))
+            }),
+        );
+        limits(target, app, findings);
+    }
+    findings.add(
+        "sidecar-cap-sets",
+        "sidecar",
+        all(of("sidecar"), |who| sets(who, NET_ADMIN)),
+    );
+    findings.add("sidecar-seccomp", "sidecar", all(of("sidecar"), seccomp));
+    findings.add(
+        "relay-cap-sets",
+        "relay",
+        relay(&|| all(of("relay"), |who| sets(who, 0))),
+    );
+    findings.add(
+        "relay-seccomp",
+        "relay",
+        relay(&|| all(of("relay"), seccomp)),
+    );
+    findings.add(
+        "parts-no-new-privs",
+        "all",
+        all(&everybody, |who| {
+            let flag = who.field("NoNewPrivs")?;
+            Ok((flag == "1", format!("{} {}: {flag}", who.part, who.what)))
+        }),
+    );
+    findings.add(
+        "parts-uid",
+        "all",
+        all(&everybody, |who| {
+            let uids = who.field("Uid")?;
+            let good = uids
+                .split_whitespace()
+                .all(|uid| uid.parse() == Ok(who.uid))
+                && who.uid != 0;
+            // Until it executes its command, an app's pid 1 may be another of the part's ids.
+            Ok((
+                good,
+                format!(
+                    "{} {}: {}, planned is {}",
+                    who.part,
+                    who.what,
+                    uids.replace('\t', " "),
+                    who.uid
+                ),
+            ))
+        }),
+    );
+    findings.add(
+        "sidecar-namespaces",
+        "sidecar",
+        all(
+            ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"],
+            |kind| {
+                of("sidecar")
+                    .first()
+                    .map_or_else(|| Err("it does not run".into()), |who| apart(who, kind))
+            },
+        ),
+    );
+    findings.add(
+        "relay-namespaces",
+        "relay",
+        relay(&|| {
+            all(["user", "mnt", "pid", "ipc", "uts", "cgroup"], |kind| {
+                of("relay")
+                    .first()
+                    .map_or_else(|| Err("it does not run".into()), |who| apart(who, kind))
+            })
+        }),
+    );
+    findings.add("parts-share-nothing", "all", shared(&everybody));
+    findings.add(
+        "id-maps",
+        "all",
+        all(everybody.iter().filter(|who| who.what == "pid 1"), |who| {
+            id_map(who, plan)
+        }),
+    );
+    let roots: Vec<&Who<'_>> = everybody
+        .iter()
+        .filter(|who| matches!(who.part, "sidecar" | "relay"))
+        .collect();
+    findings.add(
+        "empty-roots",
+        "all",
+        all(&roots, |who| {
+            let mounts = who.mounts()?;
+            let good = mounts.len() == 1
+                && mounts.iter().all(|mount| {
+                    ["ro", "nosuid", "nodev", "noexec"]
+                        .iter()
+                        .all(|flag| mount.has(flag))
+                });
+            let words: Vec<String> = mounts
+                .iter()
+                .map(|mount| format!("{} {}", mount.at, mount.options.join(",")))
+                .collect();
+            Ok((good, format!("{}: {}", who.part, words.join("; "))))
+        }),
+    );
+    findings.add(
+        "app-mounts-private",
+        "all",
+        all(&everybody, |who| {
+            let mounts = who.mounts()?;
+            let tied = mounts.iter().find(|mount| !mount.propagation.is_empty());
+            Ok(match tied {
+                Some(mount) => (
+                    false,
+                    format!("{} {}: {}", who.part, mount.at, mount.propagation.join(" ")),
+                ),
+                None => (true, format!("{} mounts, private", mounts.len())),
+            })
+        }),
+    );
+    findings.add(
+        "leak-part-descriptors",
+        "all",
+        all(
+            everybody.iter().filter(|who| who.what == "pid 1"),
+            descriptors,
+        ),
+    );
+    findings.add(
+        "leak-part-environment",
+        "all",
+        all(&roots, |who| {
+            let path = format!("/proc/{}/environ", who.pid);
+            let environ = std::fs::read(&path).map_err(|e| format!("{path}: {e}"))?;
+            Ok((
+                environ.is_empty(),
+                format!("{}: {} bytes", who.part, environ.len()),
+            ))
+        }),
+    );
+    listeners(target, findings);
+}
+
+fn seccomp(who: &Who<'_>) -> Result<(bool, String), String> {
+    let mode = who.field("Seccomp")?;
+    Ok((mode == "2", format!("{}: {mode}", who.what)))
+}
+
+fn apart(who: &Who<'_>, kind: &str) -> Result<(bool, String), String> {
+    let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).map_err(|e| e.to_string())?;
+    let theirs = who.namespace(kind)?;
+    Ok((
+        own != theirs,
+        format!("{}, the host's is {}", theirs.display(), own.display()),
+    ))
+}
+
+fn shared(everybody: &[Who<'_>]) -> Outcome {
+    let mut owners: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    for who in everybody {
+        for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+            let namespace = match who.namespace(kind) {
+                Ok(namespace) => namespace,
+                Err(e) => return Outcome::unknown(e),
+            };
+            let owner = owners.entry(namespace).or_insert(who.part);
+            if *owner != who.part {
+                return Outcome::fail(format!(
+                    "{owner} and {} share their {kind} namespace",
+                    who.part
+                ));
+            }
+        }
+    }
+    Outcome::pass(format!("{} namespaces, each of one part", owners.len()))
+}
+
+fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
+    let path = format!("/proc/{}/uid_map", who.pid);
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let mut found: Vec<Vec<u32>> = vec![];
+    for line in text.lines() {
+        found.push(
+            line.split_whitespace()
+                .filter_map(|number| number.parse().ok())
+                .collect(),
+        );
+    }
+    let ids = plan
+        .apps
+        .iter()
+        .find(|app| app.name.as_str() == who.part)
+        .map(|app| app.ids)
+        .or(match who.part {
+            "sidecar" => Some(plan.sidecar),
+            "relay" => Some(plan.relay),
+            _ => None,
+        });
+    let words = found
+        .iter()
+        .map(|line| format!("{line:?}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let Some(ids) = ids else {
+        return Err(format!("the plan has no {}", who.part));
+    };
+    // Rootless, what we read is relative to the supervisor's user namespace or to ours: ours, the initial one.
+    let mut wanted = vec![vec![0, ids.host_id, 1]];
+    if ids.count > 1 {
+        wanted.push(vec![APP_ID, ids.host_user(), 1]);
+    }
+    let good = match plan.mode {
+        Mode::Root => found == wanted && found.iter().all(|line| line.get(1) != Some(&0)),
+        Mode::Rootless => {
+            found.len() == 1
+                && found[0].get(2) == Some(&1)
+                && found[0].get(1) == Some(&plan.owner)
+                && plan.owner != 0
+        }
+    };
+    Ok((good, format!("{}: {words}", who.part)))
+}
+
+/// Paths that the plan declares writable beside its tmpfs.
+#[must_use]
+pub fn volumes(app: &AppPlan) -> Vec<PathBuf> {
+    let plan = serde_json::to_value(app).unwrap_or_default();
+    let volumes = plan
+        .get("volumes")
+        .and_then(|volumes| volumes.as_array())
+        .cloned()
+        .unwrap_or_default();
+    volumes
+        .iter()
+        .filter(|volume| volume.get("read_only").and_then(serde_json::Value::as_bool) != Some(true))
+        .filter_map(|volume| {
+            ["target", "inside", "path", "to"]
+                .iter()
+                .find_map(|key| volume.get(*key)?.as_str())
+        })
+        .map(PathBuf::from)
+        .collect()
+}
+
+fn mounts(app: &AppPlan, own: &[&Who<'_>], findings: &mut Findings) {
+    let name = app.name.as_str();
+    let mut declared: BTreeSet<String> = app
+        .tmpfs
+        .iter()
+        .map(|tmpfs| tmpfs.path.display().to_string())
+        .collect();
+    declared.extend(volumes(app).iter().map(|path| path.display().to_string()));
+    declared.insert("/proc".to_owned());
+    let look = |bad: &dyn Fn(&Mount) -> bool| {
+        all(own, |who| {
+            let mounts = who.mounts()?;
+            let wrong: Vec<&str> = mounts
+                .iter()
+                .filter(|mount| bad(mount))
+                .map(|mount| mount.at.as_str())
+                .collect();
+            Ok(if wrong.is_empty() {
+                (true, format!("none of {}", mounts.len()))
+            } else {
+                (false, wrong.join(", "))
+            })
+        })
+    };
+    // The root has a probe of its own, which tries it.
+    findings.add(
+        "app-mounts-writable",
+        name,
+        look(&|mount| mount.at != "/" && !mount.has("ro") && !declared.contains(&mount.at)),
+    );
+    findings.add(
+        "app-mounts-nosuid",
+        name,
+        look(&|mount| !mount.has("nosuid")),
+    );
+    // What is in /dev is looked at one by one.
+    findings.add(
+        "app-mounts-nodev",
+        name,
+        look(&|mount| !mount.has("nodev") && !mount.at.starts_with("/dev/")),
+    );
+}
+
+fn descriptors(who: &Who<'_>) -> Result<(bool, String), String> {
+    let path = format!("/proc/{}/fd", who.pid);
+    let mut strange = vec![];
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&path)
+        .map_err(|e| format!("{path}: {e}"))?
+        .flatten()
+    {
+        let Ok(link) = std::fs::read_link(entry.path()) else {
+            continue;
+        };
+        let link = link.display().to_string();
+        seen += 1;
+        let harmless = ["socket:", "anon_inode:", "pipe:"]
+            .iter()
+            .any(|kind| link.starts_with(kind))
+            || link == "/dev/null"
+            || link == "/null";
+        if !harmless {
+            strange.push(link);
+        }
+    }
+    Ok((
+        strange.is_empty(),
+        if strange.is_empty() {
+            format!("{}: {seen}", who.part)
+        } else {
+            format!("{}: {}", who.part, strange.join(", "))
+        },
+    ))
+}
+
+/// Where the relay listens, by the sockets that it holds.
+fn listeners(target: &Target, findings: &mut Findings) {
+    let Some(relay) = target.part("relay").and_then(|part| part.init) else {
+        findings.add(
+            "in-listeners",
+            "relay",
+            Outcome::not_applicable("nothing is published"),
+        );
+        return;
+    };
+    let look = || -> Result<Outcome, String> {
+        let path = format!("/proc/{relay}/fd");
+        let held: BTreeSet<String> = std::fs::read_dir(&path)
+            .map_err(|e| format!("{path}: {e}"))?
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter_map(|link| {
+                Some(
+                    link.to_str()?
+                        .strip_prefix("socket:[")?
+                        .strip_suffix(']')?
+                        .to_owned(),
+                )
+            })
+            .collect();
+        let mut found = BTreeSet::new();
+        for file in ["tcp", "tcp6", "udp", "udp6"] {
+            // Rootless the listening sockets are of our own network namespace, and the relay is in another.
+            for path in [
+                format!("/proc/{relay}/net/{file}"),
+                format!("/proc/self/net/{file}"),
+            ] {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                for line in text.lines().skip(1) {
+                    let fields: Vec<&str> = line.split_whitespace().collect();
+                    let (Some(local), Some(state), Some(inode)) =
+                        (fields.get(1), fields.get(3), fields.get(9))
+                    else {
+                        continue;
+                    };
+                    if held.contains(*inode) && (*state == "0A" || file.starts_with("udp")) {
+                        found.insert((file.to_owned(), (*local).to_owned()));
+                    }
+                }
+            }
+        }
+        let wanted: BTreeSet<(String, String)> = target
+            .status
+            .plan
+            .published()
+            .map(|(_, publish)| {
+                let address = u32::from_ne_bytes(publish.listen.ip().octets());
+                (
+                    "tcp".to_owned(),
+                    format!("{address:08X}:{:04X}", publish.listen.port()),
+                )
+            })
+            .collect();
+        Ok(Outcome::check(
+            found == wanted,
+            format!(
+                "{} of {} as published",
+                found.intersection(&wanted).count(),
+                found.len()
+            ),
+        ))
+    };
+    findings.add(
+        "in-listeners",
+        "relay",
+        look().unwrap_or_else(Outcome::unknown),
+    );
+}
+
+/// A limit of the plan: of processes, of bytes, of processors (in thousandths).
+#[must_use]
+pub fn limit(app: &AppPlan, which: &str) -> Option<i64> {
+    let plan = serde_json::to_value(app).ok()?;
+    let value = plan.get("limits")?.get(which)?;
+    match which {
+        "cpu" => value.as_f64().map(|cpus| (cpus * 1000.0) as i64),
+        _ => value.as_i64(),
+    }
+}
+
+/// The limit that is in force for a process, in the same unit: by cgroup, version 2 or 1 (cgroups(7)).
+#[must_use]
+pub fn in_force(pid: i32, which: &str) -> Option<i64> {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        for mount in own.lines() {
+            let (front, back) = mount.split_once(" - ")?;
+            let at = front.split(' ').nth(4)?;
+            let mut back = back.split(' ');
+            let (kind, _, options) = (back.next()?, back.next()?, back.next().unwrap_or_default());
+            let v2 = controllers.is_empty() && kind == "cgroup2";
+            let v1 = kind == "cgroup"
+                && controllers
+                    .split(',')
+                    .any(|c| !c.is_empty() && options.split(',').any(|o| o == c));
+            if !v2 && !v1 {
+                continue;
+            }
+            let read = |file: &str| std::fs::read_to_string(format!("{at}{path}/{file}")).ok();
+            let number = |text: String| text.trim().parse::<i64>().ok();
+            let found = match which {
+                "pids" => read("pids.max").and_then(number),
+                "memory" => read("memory.max")
+                    .or_else(|| read("memory.limit_in_bytes"))
+                    .and_then(number),
+                _ => read("cpu.max")
+                    .or_else(|| {
+                        Some(format!(
+                            "{} {}",
+                            read("cpu.cfs_quota_us")?.trim(),
+                            read("cpu.cfs_period_us")?.trim()
+                        ))
+                    })
+                    .and_then(|text| {
+                        let (quota, period) = text.trim().split_once(' ')?;
+                        Some(quota.parse::<i64>().ok()? * 1000 / period.parse::<i64>().ok()?)
+                    }),
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    None
+}
+
+fn limits(target: &Target, app: &AppPlan, findings: &mut Findings) {
+    let name = app.name.as_str();
+    let part = target.part(name);
+    for (id, which) in [("limit-memory", "memory"), ("limit-cpu", "cpu")] {
+        let note = part.and_then(|part| part.notes.iter().find(|note| note.contains(which)));
+        let found = part
+            .and_then(|part| part.pid)
+            .and_then(|pid| in_force(pid, which));
+        let outcome = match (limit(app, which), found, note) {
+            (None, ..) => Outcome::not_applicable("the stack asks for no limit"),
+            (Some(wanted), Some(found), _) => Outcome::check(
+                found > 0 && found <= wanted,
+                format!("{found}, declared is {wanted}"),
+            ),
+            (Some(_), None, Some(note)) => Outcome::not_applicable(note.clone()),
+            (Some(wanted), None, None) => Outcome::fail(format!("none, declared is {wanted}")),
+        };
+        findings.add(id, name, outcome);
+    }
+}
+
+/// The rules in force, the sidecar's network and the host's.
+pub fn rules(
+    target: &Target,
+    sidecar: &Result<Agent, String>,
+    host: &Result<Agent, String>,
+    findings: &mut Findings,
+) {
+    let plan = &target.status.plan;
+    // Who has joined another user namespace can't make one below it: its own id is not mapped there.
+    let here = Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}"));
+    let compare = |agent: &Result<Agent, String>,
+                   table: String,
+                   rules: nftables::schema::Nftables<'_>,
+                   alone: bool| {
+        let work = || -> Result<Outcome, String> {
+            let agent = agent.as_ref().map_err(Clone::clone)?;
+            let batch = firewall::encode(&rules).map_err(|e| e.to_string())?;
+            let (Answer::Listing(found), Answer::Listing(meant)) = (
+                agent.ask(&Ask::List(table.clone()))?,
+                here.as_ref()
+                    .map_err(Clone::clone)?
+                    .ask(&Ask::Meant(batch, table))?,
+            ) else {
+                return Err("the process inside answered something else".to_owned());
+            };
+            let mut wrong = found.differences(&meant);
+            if alone {
+                wrong.extend(
+                    found
+                        .other_tables
+                        .iter()
+                        .map(|other| format!("there is another table, {other}")),
+                );
+            }
+            Ok(if wrong.is_empty() {
+                Outcome::pass(format!("{} objects, as planned", found.objects.len()))
+            } else {
+                Outcome::fail(wrong.join("; "))
+            })
+        };
+        work().unwrap_or_else(Outcome::unknown)
+    };
+    findings.add(
+        "rules-sidecar",
+        "sidecar",
+        compare(
+            sidecar,
+            SIDECAR_TABLE.to_owned(),
+            firewall::sidecar_rules(plan),
+            true,
+        ),
+    );
+    findings.add(
+        "rules-host",
+        "host",
+        compare(
+            host,
+            host_table(&plan.stack),
+            firewall::host_rules(plan),
+            false,
+        ),
+    );
+
+    let bridge = plan.bridge.name.as_str();
+    findings.add(
+        "sidecar-sysctls",
+        "sidecar",
+        sysctls(
+            sidecar,
+            &[
+                namespaces::SIDECAR.as_slice(),
+                namespaces::COMMON.as_slice(),
+            ]
+            .concat(),
+        ),
+    );
+    findings.add("sidecar-ipv6-off", "sidecar", ipv6_off(sidecar));
+    findings.add(
+        "arp-static",
+        "sidecar",
+        text(sidecar, "/proc/self/net/arp", |table| {
+            let wanted = plan
+                .apps
+                .iter()
+                .map(|app| (app.address, app.mac, bridge))
+                .chain([(
+                    plan.uplink.host_address,
+                    plan.uplink.host_mac,
+                    plan.uplink.sidecar_link.as_str(),
+                )]);
+            for (address, mac, link) in wanted {
+                let line = table
+                    .lines()
+                    .map(|line| line.split_whitespace().collect::<Vec<_>>())
+                    .find(|fields| {
+                        fields.first() == Some(&address.to_string().as_str())
+                            && fields.last() == Some(&link)
+                    });
+                let Some(line) = line else {
+                    return Outcome::fail(format!("there is none for {address} on {link}"));
+                };
+                // ATF_COM and ATF_PERM (linux/if_arp.h).
+                if line.get(2) != Some(&"0x6") || line.get(3) != Some(&mac.to_string().as_str()) {
+                    return Outcome::fail(format!(
+                        "{address} is {} with flags {}",
+                        line.get(3).unwrap_or(&"?"),
+                        line.get(2).unwrap_or(&"?")
+                    ));
+                }
+            }
+            Outcome::pass("permanent")
+        }),
+    );
+    let ports = || -> Result<Outcome, String> {
+        let Answer::Ports(ports) = sidecar.as_ref().map_err(Clone::clone)?.ask(&Ask::Ports)? else {
+            return Err("the process inside answered something else".to_owned());
+        };
+        for app in &plan.apps {
+            let Some(port) = ports
+                .iter()
+                .find(|port| port.name == app.port_link.as_str())
+            else {
+                return Ok(Outcome::fail(format!(
+                    "{} is no port of the bridge",
+                    app.port_link
+                )));
+            };
+            if !port.isolated || !port.locked || port.learning || port.flood {
+                return Ok(Outcome::fail(format!("{port:?}")));
+            }
+        }
+        Ok(Outcome::check(
+            ports.len() == plan.apps.len(),
+            format!("{} ports", ports.len()),
+        ))
+    };
+    findings.add(
+        "bridge-ports",
+        "sidecar",
+        ports().unwrap_or_else(Outcome::unknown),
+    );
+
+    let routes = || -> Result<Outcome, String> {
+        let Answer::Routes(routes) = host.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
+            return Err("the process inside answered something else".to_owned());
+        };
+        let uplink = &plan.uplink;
+        // The kernel's own for the address and its /31 are of the same link.
+        let pair = |to| to == uplink.host_address || to == uplink.sidecar_address;
+        let strange: Vec<String> = routes
+            .iter()
+            .filter(|route| {
+                route.name == uplink.host_link.as_str() && !(pair(route.to) && route.prefix >= 31)
+            })
+            .map(|route| format!("{}/{} in table {}", route.to, route.prefix, route.table))
+            .collect();
+        Ok(Outcome::check(
+            strange.is_empty(),
+            if strange.is_empty() {
+                "none but to the sidecar's end".to_owned()
+            } else {
+                strange.join(", ")
+            },
+        ))
+    };
+    findings.add(
+        "in-host-route",
+        "host",
+        routes().unwrap_or_else(Outcome::unknown),
+    );
+}
+
+/// An app's network, from within it.
+pub fn app_network(
+    app: &AppPlan,
+    plan: &Plan,
+    net: &Result<Agent, String>,
+    findings: &mut Findings,
+) {
+    let name = app.name.as_str();
+    let routes = || -> Result<Outcome, String> {
+        let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
+            return Err("the process inside answered something else".to_owned());
+        };
+        let source = serde_json::to_value(app)
+            .ok()
+            .and_then(|app| app.get("source").cloned());
+        let by_default = source.is_some_and(|source| source == "client");
+        let strange: Vec<String> = routes
+            .iter()
+            .filter(|route| {
+                let own = route.table == 255 && route.name == "lo"
+                    || route.to == app.address && route.prefix == 32;
+                let sidecar = route.to == plan.bridge.address && route.prefix == 32;
+                let wanted = by_default && route.prefix == 0;
+                // The kernel's own broadcast routes of the local table lead nowhere else.
+                let kernels = route.table == 255 && route.kind == 3;
+                !(own || sidecar || wanted || kernels)
+            })
+            .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
+            .collect();
+        Ok(Outcome::check(
+            strange.is_empty(),
+            if strange.is_empty() {
+                format!("{} only", plan.bridge.address)
+            } else {
+                strange.join(", ")
+            },
+        ))
+    };
+    findings.add(
+        "app-routes",
+        name,
+        routes().unwrap_or_else(Outcome::unknown),
+    );
+    findings.add("app-ipv6-off", name, ipv6_off(net));
+    findings.add("app-forwarding", name, sysctls(net, &namespaces::APP));
+    findings.add("app-sysctls", name, sysctls(net, &namespaces::COMMON));
+}
+
+fn text(agent: &Result<Agent, String>, path: &str, look: impl FnOnce(&str) -> Outcome) -> Outcome {
+    match texts(agent, vec![path.to_owned()]) {
+        Ok(texts) => match texts.into_iter().flatten().next() {
+            Some(text) => look(&text),
+            None => Outcome::unknown(format!("{path} can't be read")),
+        },
+        Err(e) => Outcome::unknown(e),
+    }
+}
+
+fn texts(agent: &Result<Agent, String>, paths: Vec<String>) -> Result<Vec<Option<String>>, String> {
+    match agent
+        .as_ref()
+        .map_err(Clone::clone)?
+        .ask(&Ask::Read(paths))?
+    {
+        Answer::Texts(texts) => Ok(texts),
+        _ => Err("the process inside answered something else".to_owned()),
+    }
+}
+
+/// Settings below /proc/sys/net, without IPv6's, which have a probe of their own.
+fn sysctls(agent: &Result<Agent, String>, wanted: &[(&str, &str)]) -> Outcome {
+    let wanted: Vec<&(&str, &str)> = wanted
+        .iter()
+        .filter(|(name, _)| !name.starts_with("ipv6/"))
+        .collect();
+    let paths = wanted
+        .iter()
+        .map(|(name, _)| format!("/proc/sys/net/{name}"))
+        .collect();
+    match texts(agent, paths) {
+        Err(e) => Outcome::unknown(e),
+        Ok(found) => {
+            let wrong: Vec<String> = wanted
+                .iter()
+                .zip(found)
+                .filter_map(|((name, value), found)| match found {
+                    Some(found) if found.trim() == *value => None,
+                    Some(found) => Some(format!("{name} is {}", found.trim())),
+                    // A kernel without br_netfilter.
+                    None if !name.starts_with("ipv4/") => None,
+                    None => Some(format!("{name} can't be read")),
+                })
+                .collect();
+            let number = wanted.len();
+            Outcome::check(
+                wrong.is_empty(),
+                if wrong.is_empty() {
+                    format!("{number} as set")
+                } else {
+                    wrong.join(", ")
+                },
+            )
+        }
+    }
+}
+
+fn ipv6_off(agent: &Result<Agent, String>) -> Outcome {
+    let paths = [
+        "/proc/sys/net/ipv6/conf/all/disable_ipv6",
+        "/proc/self/net/if_inet6",
+    ];
+    match texts(agent, paths.map(str::to_owned).to_vec()).as_deref() {
+        Err(e) => Outcome::unknown(e.clone()),
+        Ok([None, None]) => Outcome::not_applicable("this kernel has no IPv6"),
+        Ok([Some(off), addresses]) => {
+            let addresses = addresses.as_deref().unwrap_or_default().lines().count();
+            Outcome::check(
+                off.trim() == "1" && addresses == 0,
+                format!("disable_ipv6 is {}, {addresses} addresses", off.trim()),
+            )
+        }
+        Ok(_) => Outcome::unknown("disable_ipv6 can't be read"),
+    }
+}

@@ -1,0 +1,142 @@
+//! Routes and bridge ports of the network namespace that this process is in, by one rtnetlink(7) dump each.
+//!
+//! [`crate::net`] changes links from the supervisor's one thread, asynchronously; an agent asks one question of the
+//! namespace that it has joined, and ends.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use serde::{Deserialize, Serialize};
+
+use crate::firewall::netlink::{attribute, messages};
+
+/// One IPv4 route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to.
+    pub to: Ipv4Addr,
+    /// How many bits of that count.
+    pub prefix: u8,
+    /// Through which link, by index.
+    pub link: u32,
+    /// RTN_UNICAST is 1, RTN_LOCAL 2, RTN_BROADCAST 3 (linux/rtnetlink.h).
+    pub kind: u8,
+    /// The table; 255 is the local one.
+    pub table: u32,
+    /// The link's name, where it has one.
+    pub name: String,
+}
+
+/// One bridge port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The link's name.
+    pub name: String,
+    /// It exchanges frames with the bridge only.
+    pub isolated: bool,
+    /// Only frames from known addresses come in.
+    pub locked: bool,
+    /// It learns addresses from frames.
+    pub learning: bool,
+    /// It gets frames for unknown addresses.
+    pub flood: bool,
+}
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_TABLE: u16 = 15;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_BRPORT_LOCKED: u16 = 39;
+
+/// Every IPv4 route of every table.
+///
+/// # Errors
+/// What the kernel says.
+pub fn routes() -> io::Result<Vec<Route>> {
+    let mut found = vec![];
+    // struct rtmsg is 12 bytes long: family, destination's prefix, ..., table at 4, type at 7.
+    for body in dump(libc::RTM_GETROUTE, libc::AF_INET as u8, 12)? {
+        let (Some(header), Some(attributes)) = (body.get(..12), body.get(12..)) else {
+            continue;
+        };
+        let word = |kind| {
+            attribute(attributes, kind)
+                .and_then(|bytes| bytes.first_chunk().copied())
+                .map(u32::from_ne_bytes)
+        };
+        let to = attribute(attributes, RTA_DST)
+            .and_then(|bytes| bytes.first_chunk::<4>().copied())
+            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from);
+        let link = word(RTA_OIF).unwrap_or_default();
+        found.push(Route {
+            to,
+            prefix: header[1],
+            link,
+            kind: header[7],
+            table: word(RTA_TABLE).unwrap_or_else(|| header[4].into()),
+            name: nix::net::if_::if_indextoname(link)
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        });
+    }
+    Ok(found)
+}
+
+/// Every bridge port.
+///
+/// # Errors
+/// What the kernel says.
+pub fn ports() -> io::Result<Vec<Port>> {
+    let mut found = vec![];
+    // struct ifinfomsg is 16 bytes long.
+    for body in dump(libc::RTM_GETLINK, libc::AF_BRIDGE as u8, 16)? {
+        let attributes = body.get(16..).unwrap_or_default();
+        let Some(port) = attribute(attributes, IFLA_PROTINFO) else {
+            continue;
+        };
+        let flag = |kind| attribute(port, kind).is_some_and(|bytes| bytes.first() == Some(&1));
+        let name = attribute(attributes, IFLA_IFNAME).map(|bytes| {
+            String::from_utf8_lossy(bytes)
+                .trim_end_matches('\0')
+                .to_owned()
+        });
+        found.push(Port {
+            name: name.unwrap_or_default(),
+            isolated: flag(IFLA_BRPORT_ISOLATED),
+            locked: flag(IFLA_BRPORT_LOCKED),
+            learning: flag(IFLA_BRPORT_LEARNING),
+            flood: flag(IFLA_BRPORT_UNICAST_FLOOD),
+        });
+    }
+    Ok(found)
+}
+
+fn dump(kind: u16, family: u8, header: usize) -> io::Result<Vec<Vec<u8>>> {
+    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    let mut request = vec![];
+    request.extend((16 + header as u32).to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    request.push(family);
+    request.resize(16 + header, 0);
+    socket.send(&request, 0)?;
+    let mut found = vec![];
+    loop {
+        let mut buffer = Vec::with_capacity(64 * 1024);
+        socket.recv(&mut buffer, 0)?;
+        for message in messages(&buffer) {
+            match message.kind {
+                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
+                _ => found.push(message.body.to_vec()),
+            }
+        }
+    }
+}

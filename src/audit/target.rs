@@ -1,0 +1,489 @@
+//! The stack under attack: its parts as the supervisor hands them out, and the attack from beginning to end.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use caps::Capability;
+use ipnet::Ipv4Net;
+
+use super::agent::{Agent, Answer, Ask, Join, uplink_of};
+use super::catalogue::{CATALOGUE, Probe, Side, find};
+use super::inside::Context;
+use super::network::{self, Field};
+use super::{Finding, Outcome, Report, outside};
+use crate::control::{Client, PartStatus, Reply, Request, Status};
+use crate::names::StackName;
+use crate::plan::{AppPlan, Mode, Plan};
+use crate::seccomp::Program;
+use crate::state::StateRoot;
+
+/// What the supervisor hands out about a part.
+pub struct Entered {
+    /// Its pid 1.
+    pub pidfd: OwnedFd,
+    /// The id inside.
+    pub user: u32,
+    /// What it was read back to hold.
+    pub keep: Vec<Capability>,
+    /// What a command in it may call.
+    pub filter: Program,
+}
+
+/// A running stack.
+pub struct Target {
+    /// How it is.
+    pub status: Status,
+    control: PathBuf,
+}
+
+/// What is found on the way.
+#[derive(Default)]
+pub struct Findings(pub Vec<Finding>);
+
+impl Findings {
+    /// Notes how a probe went.
+    ///
+    /// # Panics
+    /// The catalogue has no such probe.
+    pub fn add(&mut self, id: &str, part: &str, outcome: Outcome) {
+        let probe = find(id).expect("the catalogue has every probe that is run");
+        self.0.push(Finding {
+            probe,
+            part: part.to_owned(),
+            outcome,
+        });
+    }
+}
+
+impl Target {
+    /// Asks the supervisor of `stack`.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn find(state: &StateRoot, stack: &StackName) -> Result<Self, String> {
+        let control = state.control(stack);
+        match ask(&control, &Request::Status)? {
+            (Reply::Status(status), _) => Ok(Self {
+                status: *status,
+                control,
+            }),
+            _ => Err("the supervisor answered something else".to_owned()),
+        }
+    }
+
+    /// The part of that name.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Option<&PartStatus> {
+        self.status.parts.iter().find(|part| part.name == name)
+    }
+
+    /// What it takes to join a part.
+    ///
+    /// # Errors
+    /// In words; the part does not run.
+    pub fn enter(&self, part: &str) -> Result<Entered, String> {
+        match ask(
+            &self.control,
+            &Request::Enter {
+                part: part.to_owned(),
+            },
+        )? {
+            (
+                Reply::Enter {
+                    user,
+                    privileges,
+                    seccomp,
+                    ..
+                },
+                fds,
+            ) => Ok(Entered {
+                pidfd: fds.into_iter().next().ok_or("no pidfd came")?,
+                user,
+                keep: caps::all()
+                    .into_iter()
+                    .filter(|cap| privileges.permitted & cap.bitmask() != 0)
+                    .collect(),
+                filter: seccomp.command,
+            }),
+            _ => Err("the supervisor answered something else".to_owned()),
+        }
+    }
+
+    /// Starts a prober in an app.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn prober(&self, app: &str, context: &Context) -> Result<Agent, String> {
+        let (_, fds) = ask(
+            &self.control,
+            &Request::Probe {
+                part: app.to_owned(),
+            },
+        )?;
+        let socket = fds.into_iter().next().ok_or("no socket came")?;
+        let agent = Agent::adopt(socket).map_err(|e| e.to_string())?;
+        agent.ask(&Ask::Context(Box::new(context.clone())))?;
+        Ok(agent)
+    }
+}
+
+fn ask(control: &Path, request: &Request) -> Result<(Reply, Vec<OwnedFd>), String> {
+    let client = Client::connect(control).map_err(|e| format!("connect to the supervisor: {e}"))?;
+    client
+        .ask(request)
+        .map_err(|e| format!("ask the supervisor: {e}"))?;
+    match client.reply() {
+        Ok(Some((Reply::Refused { why, .. }, _))) => Err(why),
+        Ok(Some(reply)) => Ok(reply),
+        Ok(None) => Err("the supervisor ended the conversation".to_owned()),
+        Err(e) => Err(format!("hear from the supervisor: {e}")),
+    }
+}
+
+/// Attacks the stack. `progress` is told each step.
+///
+/// # Errors
+/// In words, when there is nothing to attack; whatever can't be tried later is a finding.
+pub fn run(
+    state: &StateRoot,
+    stack: &StackName,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Report, String> {
+    let begun = Instant::now();
+    let target = Target::find(state, stack)?;
+    // It takes the longest, so it starts first.
+    let scratch = Scratch::start(&target.status.plan);
+    let mut findings = Findings::default();
+    let plan = &target.status.plan;
+    let abstract_name = format!("lrpns-audit-{}", std::process::id());
+    // Kept open until the end: somebody must be there to be reached.
+    let _listener = SocketAddr::from_abstract_name(abstract_name.as_bytes())
+        .and_then(|address| UnixListener::bind_addr(&address));
+
+    progress("from outside");
+    let sidecar = target.enter("sidecar");
+    let sidecar_net = agent(&sidecar, |entered| Join::Network(entered.pidfd.as_fd()));
+    let host_net = host_agent(&target);
+    let apps: Vec<(&AppPlan, Result<Entered, String>)> = plan
+        .apps
+        .iter()
+        .map(|app| (app, target.enter(app.name.as_str())))
+        .collect();
+    outside::processes(&target, &mut findings);
+    outside::rules(&target, &sidecar_net, &host_net, &mut findings);
+    for (app, entered) in &apps {
+        let net = agent(entered, |entered| Join::Network(entered.pidfd.as_fd()));
+        outside::app_network(app, plan, &net, &mut findings);
+    }
+
+    progress("from inside");
+    let mut probers = vec![];
+    for (app, _) in &apps {
+        let name = app.name.as_str();
+        let context = context(&target, app, &abstract_name);
+        let mut prober = target.prober(name, &context);
+        for probe in CATALOGUE {
+            if matches!(probe.from, Side::App | Side::AppCall(_)) {
+                let outcome = inside(&mut prober, probe, || target.prober(name, &context));
+                findings.add(probe.id, name, outcome);
+            }
+        }
+        probers.push(prober);
+    }
+    let inside_sidecar = || {
+        let agent = agent(&sidecar, |entered| Join::Part {
+            pidfd: entered.pidfd.as_fd(),
+            keep: &entered.keep,
+            user: entered.user,
+            filter: &entered.filter,
+        })?;
+        agent.ask(&Ask::Context(Box::default()))?;
+        Ok(agent)
+    };
+    let mut in_sidecar = inside_sidecar();
+    for probe in CATALOGUE {
+        if matches!(probe.from, Side::Sidecar | Side::SidecarCall(_)) {
+            let outcome = inside(&mut in_sidecar, probe, inside_sidecar);
+            findings.add(probe.id, "sidecar", outcome);
+        }
+    }
+
+    progress("over the network");
+    let field = Field {
+        plan,
+        sidecar: &sidecar_net,
+        host: &host_net,
+    };
+    for ((app, _), prober) in apps.iter().zip(&probers) {
+        network::from_app(&field, app, prober, &mut findings);
+    }
+    network::from_sidecar(&field, &in_sidecar, &mut findings);
+    network::from_host(&field, &mut findings);
+
+    progress("from another stack");
+    network::other_stack(&field, &probers, scratch, state, &mut findings);
+    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(Report::new(stack.to_string(), findings.0, milliseconds))
+}
+
+/// An agent that goes where `place` says.
+fn agent<'a>(
+    entered: &'a Result<Entered, String>,
+    place: impl FnOnce(&'a Entered) -> Join<'a>,
+) -> Result<Agent, String> {
+    let entered = entered.as_ref().map_err(Clone::clone)?;
+    Agent::join(&place(entered)).map_err(|e| format!("fork: {e}"))
+}
+
+/// An agent where the host's end of the uplink is.
+fn host_agent(target: &Target) -> Result<Agent, String> {
+    let place = match target.status.plan.mode {
+        Mode::Root => Join::Stay,
+        Mode::Rootless => {
+            let relay = target.part("relay").and_then(|part| part.init);
+            let relay = relay
+                .ok_or("rootless and nothing published: nobody else is where the uplink ends")?;
+            uplink_of(relay)
+                .map_err(|e| format!("find the namespace in which the uplink ends: {e}"))?
+        }
+    };
+    Agent::join(&place).map_err(|e| format!("fork: {e}"))
+}
+
+/// Runs one probe in a process inside; one that has ended is replaced.
+fn inside(
+    agent: &mut Result<Agent, String>,
+    probe: &Probe,
+    again: impl FnOnce() -> Result<Agent, String>,
+) -> Outcome {
+    let answer = match agent {
+        Ok(agent) => agent.ask(&Ask::Probe(probe.id.to_owned())),
+        Err(e) => Err(e.clone()),
+    };
+    match answer {
+        Ok(Answer::Outcome(outcome)) => outcome,
+        Ok(Answer::Died(libc::SIGSYS)) => Outcome::pass("SIGSYS: the filter ended the process"),
+        Ok(Answer::Died(signal)) => {
+            Outcome::unknown(format!("the probe was ended by signal {signal}"))
+        }
+        Ok(_) => Outcome::unknown("the process inside answered something else"),
+        Err(e) => {
+            if e.contains("ended") || e.contains("hear from") {
+                *agent = again();
+            }
+            Outcome::unknown(e)
+        }
+    }
+}
+
+/// Files of the host that no app needs, where they exist.
+const SECRETS: [&str; 14] = [
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/sudoers",
+    "/etc/ssh",
+    "/etc/machine-id",
+    "/root",
+    "/home",
+    "/boot",
+    "/var/lib",
+    "/var/log",
+    "/srv",
+    "/etc/passwd",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+];
+/// Sockets of the host through which one becomes root, or learns much.
+const SOCKETS: [&str; 9] = [
+    "/run/docker.sock",
+    "/var/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+    "/run/crio/crio.sock",
+    "/run/systemd/private",
+    "/run/dbus/system_bus_socket",
+    "/run/systemd/notify",
+    "/run/systemd/journal/stdout",
+];
+
+fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
+    let plan = &target.status.plan;
+    let init = target.part(app.name.as_str()).and_then(|part| part.init);
+    let inside: HashSet<i32> = init.map(pids_inside).unwrap_or_default();
+    let outside = target
+        .status
+        .parts
+        .iter()
+        .flat_map(|part| [part.pid, part.init])
+        .flatten()
+        .chain([target.status.supervisor, std::process::id().cast_signed()]);
+    let limit = outside::limit(app, "pids");
+    let notes = target
+        .part(app.name.as_str())
+        .map(|part| part.notes.clone())
+        .unwrap_or_default();
+    let in_force = init.and_then(|pid| outside::in_force(pid, "pids"));
+    let (pids, no_pids) = match (limit, in_force) {
+        (None, _) => (None, "the stack asks for no limit".to_owned()),
+        (Some(limit), Some(_)) => (u64::try_from(limit).ok(), String::new()),
+        (Some(limit), None) => match notes.iter().find(|note| note.contains("pids")) {
+            Some(note) => (None, note.clone()),
+            None => (u64::try_from(limit).ok(), String::new()),
+        },
+    };
+    Context {
+        env: app.env.clone(),
+        tmpfs: app
+            .tmpfs
+            .iter()
+            .map(|tmpfs| (tmpfs.path.clone(), tmpfs.size))
+            .collect(),
+        writable: outside::volumes(app),
+        host_pids: outside
+            .filter(|pid| !inside.contains(pid) && *pid > 1)
+            .collect(),
+        hostname: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        abstract_name: abstract_name.to_owned(),
+        host_files: SECRETS
+            .iter()
+            .filter_map(|path| {
+                let meta = std::fs::metadata(path).ok()?;
+                Some((PathBuf::from(path), meta.dev(), meta.ino()))
+            })
+            .collect(),
+        host_sockets: SOCKETS
+            .iter()
+            .map(PathBuf::from)
+            .chain([plan.state_dir.join("control.sock")])
+            .collect(),
+        pids,
+        no_pids,
+        inherited: vec![],
+    }
+}
+
+/// The numbers, inside, of every process that is in the pid namespace of `init`.
+fn pids_inside(init: i32) -> HashSet<i32> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let wanted = namespace(&init.to_string());
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .filter(|pid| wanted.is_some() && namespace(pid) == wanted)
+        .filter_map(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            line.split_whitespace().next_back()?.parse().ok()
+        })
+        .collect()
+}
+
+/// Where the scratch stack may be: documentation's (RFC 5737), and benchmarks' (RFC 2544).
+const SUBNETS: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 29),
+    Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 255, 248), 29),
+];
+
+/// A stack of the built-in example without a published port, for the time of the audit.
+pub struct Scratch {
+    /// Its name.
+    pub name: StackName,
+    /// `lrpns up -d`, while it runs.
+    up: Option<Child>,
+    file: PathBuf,
+}
+
+impl Scratch {
+    /// Starts one whose subnet is not `plan`'s: the same addresses in another stack are others, and its own app would
+    /// answer for theirs.
+    fn start(plan: &Plan) -> io::Result<Self> {
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let name = format!("audit-{:08x}", u32::from_ne_bytes(random));
+        let name = StackName::new(name).map_err(io::Error::other)?;
+        let file = std::env::temp_dir().join(format!("lrpns-{name}.toml"));
+        let subnet = SUBNETS
+            .into_iter()
+            .find(|subnet| {
+                !plan.bridge.subnet.contains(subnet) && !subnet.contains(&plan.bridge.subnet)
+            })
+            .unwrap_or(SUBNETS[0]);
+        let text = format!(
+            "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\n"
+        );
+        let mut open = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);
+        io::Write::write_all(&mut open.open(&file)?, text.as_bytes())?;
+        let mut scratch = Self {
+            name,
+            up: None,
+            file,
+        };
+        scratch.up = Some(
+            scratch
+                .command("up")
+                .args(["-d", "-f"])
+                .arg(&scratch.file)
+                .stderr(Stdio::piped())
+                .spawn()?,
+        );
+        Ok(scratch)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(verb)
+            // What weakens the stack under audit is not to be in the one that helps.
+            .env_remove("LRPNS_TEST_WEAKEN")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
+    /// Waits until it is up.
+    ///
+    /// # Errors
+    /// What `lrpns up` said.
+    pub fn wait(&mut self) -> Result<(), String> {
+        let Some(up) = self.up.take() else {
+            return Ok(());
+        };
+        let output = up
+            .wait_with_output()
+            .map_err(|e| format!("wait for lrpns up: {e}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!(
+            "a scratch stack could not be brought up: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // `down` waits for an `up` under way.
+        let _ = self.wait();
+        let _ = self.command("down").arg(self.name.as_str()).status();
+        let _ = std::fs::remove_file(&self.file);
+    }
+}

@@ -1,0 +1,41 @@
+//! `lrpns audit`: attacks a running stack and says what was refused.
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use super::{print, print_json};
+use crate::audit::{report, sarif, target};
+use crate::cli::AuditFormat;
+use crate::control::{Client, Request};
+use crate::error::{FAILED, Failure};
+use crate::host::Host;
+use crate::names::StackName;
+
+/// Attacks `stack`; exit code 1 when anything failed, or could not be found out.
+pub fn audit(stack: &StackName, format: AuditFormat, all: bool) -> Result<ExitCode, Failure> {
+    // Says who does not run, in the words of every other command.
+    drop::<Client>(super::ask(stack, &Request::Status)?);
+    let terminal = std::io::stderr().is_terminal();
+    let mut progress = |step: &str| {
+        if terminal {
+            eprint!("\r\x1b[Kattacking {stack} {step} ");
+            let _ = std::io::stderr().flush();
+        }
+    };
+    let done = target::run(&Host::state_root(), stack, &mut progress);
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
+    let report = done.map_err(|e| Failure::unable(format!("audit {stack}: {e}")))?;
+    match format {
+        AuditFormat::Human => print(&report::human(&report, all))?,
+        AuditFormat::Json => print_json(&report::json(&report))?,
+        AuditFormat::Sarif => print_json(&sarif::sarif(&report))?,
+    }
+    Ok(if report.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    })
+}

@@ -1,0 +1,265 @@
+//! What is in force: every table of a network namespace as the kernel tells it, and what its rules have counted.
+//!
+//! Two [`Listing`]s are compared by [`Listing::differences`]: a ruleset that was loaded into an empty namespace and
+//! listed there is what the kernel makes of it, to the instruction, so nothing needs to be decoded.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::load::{ANSWER, Socket};
+use super::netlink::*;
+
+/// One thing of nf_tables: a table, a chain, a rule, a set or an element.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Object {
+    /// Its name for people, such as `rule forward/drop-rest`.
+    pub label: String,
+    /// What it is, in the kernel's own bytes, without what changes by itself (handles, counters).
+    pub content: Vec<u8>,
+}
+
+/// What one table holds and has counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Everything, in an order of its own; rules in the order in which they are looked at.
+    pub objects: Vec<Object>,
+    /// Of each rule, by `chain/name`: packets and bytes.
+    pub counters: BTreeMap<String, (u64, u64)>,
+    /// Other tables of this namespace.
+    pub other_tables: Vec<String>,
+}
+
+impl Listing {
+    /// How this listing differs from what was meant, in words; nothing when it does not.
+    #[must_use]
+    pub fn differences(&self, meant: &Self) -> Vec<String> {
+        let labels = |list: &Self| -> Vec<String> {
+            list.objects
+                .iter()
+                .map(|object| object.label.clone())
+                .collect()
+        };
+        let mut found = vec![];
+        for object in &self.objects {
+            if !meant.objects.contains(object) {
+                let changed = meant
+                    .objects
+                    .iter()
+                    .any(|other| other.label == object.label);
+                let how = if changed {
+                    "is not as meant"
+                } else {
+                    "should not be there"
+                };
+                found.push(format!("{} {how}", object.label));
+            }
+        }
+        for object in &meant.objects {
+            if !self.objects.iter().any(|other| other.label == object.label) {
+                found.push(format!("{} is missing", object.label));
+            }
+        }
+        if found.is_empty() && labels(self) != labels(meant) {
+            found.push("the order of the rules is not as meant, or one is there twice".to_owned());
+        }
+        found
+    }
+}
+
+/// Lists the table `inet NAME` of the network namespace in which `socket` was opened.
+///
+/// # Errors
+/// What `sendmsg(2)` or the kernel says; ENOENT is an empty listing.
+pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for body in dump(socket, libc::NFT_MSG_GETTABLE, libc::AF_UNSPEC, |_| {})? {
+        let Some(table) = text(attributes_of(&body), NFTA_TABLE_NAME) else {
+            continue;
+        };
+        let family = i32::from(body.first().copied().unwrap_or_default());
+        if family == libc::NFPROTO_INET && table == name {
+            listing.objects.push(Object {
+                label: format!("table {name}"),
+                content: vec![],
+            });
+        } else {
+            listing.other_tables.push(table);
+        }
+    }
+    let mut chains = vec![];
+    for body in dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_INET, |_| {})? {
+        let chain = attributes_of(&body);
+        if text(chain, NFTA_CHAIN_TABLE).as_deref() != Some(name) {
+            continue;
+        }
+        let label = format!("chain {}", text(chain, NFTA_CHAIN_NAME).unwrap_or_default());
+        let mut content = vec![];
+        for kind in [NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE] {
+            content.extend(attribute(chain, kind).unwrap_or_default());
+        }
+        chains.push(Object { label, content });
+    }
+    chains.sort();
+    listing.objects.extend(chains);
+
+    rules(socket, name, &mut listing)?;
+
+    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, name);
+    let mut sets = vec![];
+    for body in dump(socket, libc::NFT_MSG_GETSET, libc::NFPROTO_INET, of_table)? {
+        let set = attributes_of(&body);
+        if text(set, NFTA_SET_TABLE).as_deref() != Some(name) {
+            continue;
+        }
+        let mut content = vec![];
+        for kind in [
+            NFTA_SET_FLAGS,
+            NFTA_SET_KEY_TYPE,
+            NFTA_SET_KEY_LEN,
+            NFTA_SET_DATA_TYPE,
+        ] {
+            content.extend(attribute(set, kind).unwrap_or_default());
+        }
+        sets.push((text(set, NFTA_SET_NAME).unwrap_or_default(), content));
+    }
+    sets.sort();
+    for (set, mut content) in sets {
+        let of_set = |a: &mut Attributes<'_>| {
+            a.text(NFTA_SET_ELEM_LIST_TABLE, name);
+            a.text(NFTA_SET_ELEM_LIST_SET, &set);
+        };
+        let mut elements = vec![];
+        for body in dump(socket, libc::NFT_MSG_GETSETELEM, libc::NFPROTO_INET, of_set)? {
+            let mut list =
+                attribute(attributes_of(&body), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+            while let Some((element, rest)) = next(list) {
+                let mut bytes = attribute(element, NFTA_SET_ELEM_KEY)
+                    .unwrap_or_default()
+                    .to_vec();
+                bytes.extend(attribute(element, NFTA_SET_ELEM_DATA).unwrap_or_default());
+                elements.push(bytes);
+                list = rest;
+            }
+        }
+        elements.sort();
+        content.extend(elements.concat());
+        listing.objects.push(Object {
+            label: format!("set {set}"),
+            content,
+        });
+    }
+    Ok(listing)
+}
+
+/// What the rules of the table `inet NAME` have counted: packets and bytes, by `chain/name`. Of several with one name,
+/// the sum.
+///
+/// # Errors
+/// As [`list`].
+pub fn counters(socket: &Socket, name: &str) -> io::Result<BTreeMap<String, (u64, u64)>> {
+    let mut listing = Listing::default();
+    rules(socket, name, &mut listing)?;
+    Ok(listing.counters)
+}
+
+fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
+    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
+    for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
+        let rule = attributes_of(&body);
+        if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
+            continue;
+        }
+        let chain = text(rule, NFTA_RULE_CHAIN).unwrap_or_default();
+        let comment = attribute(rule, NFTA_RULE_USERDATA).and_then(comment);
+        let path = format!("{chain}/{}", comment.as_deref().unwrap_or("(unnamed)"));
+        let mut content = vec![];
+        let mut expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+        while let Some((expression, rest)) = next(expressions) {
+            let what = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
+            content.extend(what.as_bytes());
+            content.push(0);
+            let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
+            if what == "counter" {
+                let counted = |kind| {
+                    attribute(data, kind)
+                        .and_then(|bytes| bytes.first_chunk().copied())
+                        .map_or(0, u64::from_be_bytes)
+                };
+                let entry = listing.counters.entry(path.clone()).or_default();
+                entry.0 += counted(NFTA_COUNTER_PACKETS);
+                entry.1 += counted(NFTA_COUNTER_BYTES);
+            } else {
+                content.extend(data);
+            }
+            expressions = rest;
+        }
+        listing.objects.push(Object {
+            label: format!("rule {path}"),
+            content,
+        });
+    }
+    Ok(())
+}
+
+/// What follows the `struct nfgenmsg`.
+fn attributes_of(body: &[u8]) -> &[u8] {
+    body.get(FAMILY_HEADER..).unwrap_or_default()
+}
+
+/// The value of the first attribute, and what follows it.
+fn next(attributes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let [a, b, _, _] = *attributes.first_chunk()?;
+    let length = usize::from(u16::from_ne_bytes([a, b]));
+    let value = attributes.get(4..length)?;
+    Some((
+        value,
+        attributes
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default(),
+    ))
+}
+
+/// A rule's comment in libnftnl's TLVs: kind 0, length, text with its NUL.
+fn comment(userdata: &[u8]) -> Option<String> {
+    let [0, length, rest @ ..] = userdata else {
+        return None;
+    };
+    let text = rest.get(..usize::from(*length))?;
+    let text = text.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Asks for all objects of a kind; the body of each answer.
+fn dump<R>(
+    socket: &Socket,
+    kind: libc::c_int,
+    family: libc::c_int,
+    attributes: impl FnOnce(&mut Attributes<'_>) -> R,
+) -> io::Result<Vec<Vec<u8>>> {
+    let mut request = vec![];
+    message(
+        &mut request,
+        (nft(kind), libc::NLM_F_DUMP, 0),
+        (family, 0),
+        attributes,
+    );
+    socket.0.send(&request, 0)?;
+    let mut found = vec![];
+    loop {
+        let mut buffer = Vec::with_capacity(ANSWER);
+        socket.0.recv(&mut buffer, 0)?;
+        for message in messages(&buffer) {
+            match message.kind {
+                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_ERROR => match message.error() {
+                    0 => {}
+                    libc::ENOENT => return Ok(found),
+                    number => return Err(io::Error::from_raw_os_error(number)),
+                },
+                _ => found.push(message.body.to_vec()),
+            }
+        }
+    }
+}

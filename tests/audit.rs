@@ -1,0 +1,572 @@
+//! `lrpns audit` finds nothing in the built-in example, and finds each weakness that is made on purpose: the right
+//! probes fail, and no other.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod support;
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::sched::CloneFlags;
+use rustix::fs::CWD;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use serde_json::Value;
+use support::lab::{Lab, describe};
+
+/// Runs the audit; the probes that failed or are unknown, as `id` or `id?`.
+fn audit(lab: &Lab, stack: &str) -> BTreeSet<String> {
+    let output = lab.lrpns(&["audit", stack, "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", describe(&output)));
+    let mut bad = BTreeSet::new();
+    for group in report["groups"].as_array().unwrap() {
+        for probe in group["probes"].as_array().unwrap() {
+            let id = probe["id"].as_str().unwrap();
+            match probe["result"].as_str().unwrap() {
+                "fail" => {
+                    bad.insert(id.to_owned());
+                }
+                "unknown" => {
+                    bad.insert(format!("{id}?"));
+                }
+                _ => {}
+            }
+            if probe["result"] == "unknown" {
+                eprintln!("unknown: {id}: {}", probe["happened"]);
+            }
+        }
+    }
+    let wanted = i32::from(!bad.is_empty());
+    assert_eq!(output.status.code(), Some(wanted), "{}", describe(&output));
+    bad
+}
+
+/// A stack that is up, and what its audit said before anything was weakened.
+struct Up {
+    lab: Lab,
+    before: BTreeSet<String>,
+}
+
+/// The built-in example.
+fn up() -> Up {
+    up_with(None)
+}
+
+fn up_with(config: Option<&str>) -> Up {
+    let lab = Lab::new();
+    match config {
+        Some(text) => {
+            let file = lab.write("lrpns.toml", text);
+            lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
+        }
+        None => drop(lab.lrpns_ok(&["up", "-d"])),
+    }
+    let before = audit(&lab, "customerA");
+    Up { lab, before }
+}
+
+impl Up {
+    fn pid(&self, part: &str, which: &str) -> i64 {
+        let status = self.lab.status("customerA");
+        let parts = status["parts"].as_array().unwrap();
+        let part = parts.iter().find(|p| p["name"] == part).unwrap();
+        part[which].as_i64().unwrap()
+    }
+
+    /// Runs a program in the network namespace of a part, with the lab's files.
+    fn in_network(&self, part: &str, command: &[&str]) {
+        let pid = self.pid(part, "init").to_string();
+        self.lab
+            .ok(&[&["nsenter", "-t", &pid, "-n", "--"], command].concat());
+    }
+
+    /// Exactly these fail now that did not before.
+    #[track_caller]
+    fn caught(&self, expected: &[&str]) {
+        let after = audit(&self.lab, "customerA");
+        let new: Vec<&str> = after.difference(&self.before).map(String::as_str).collect();
+        assert_eq!(new, expected);
+    }
+
+    /// Does `work` in the mount namespace of an app, as the host's root.
+    fn in_mounts(&self, app: &str, work: impl FnOnce() + Send + 'static) {
+        let pid = self.pid(app, "pid");
+        let path = self.lab.root().join(format!("proc/{pid}/ns/mnt"));
+        let namespace = std::fs::File::open(path).unwrap();
+        let done = std::thread::spawn(move || {
+            // A thread that shares its root directory with others can't change its mount namespace (setns(2)).
+            nix::sched::unshare(CloneFlags::CLONE_FS).unwrap();
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNS).unwrap();
+            work();
+        });
+        done.join().unwrap();
+    }
+}
+
+/// A stack that is weakened from its start, by the hook that debug builds have.
+#[track_caller]
+fn weakened(what: &str, expected: &[&str]) {
+    let sound = up();
+    let lab = Lab::new();
+    let variable = format!("LRPNS_TEST_WEAKEN={what}");
+    lab.ok(&["env", &variable, support::lab::lrpns(), "up", "-d"]);
+    let after = audit(&lab, "customerA");
+    let new: Vec<&str> = after
+        .difference(&sound.before)
+        .map(String::as_str)
+        .collect();
+    assert_eq!(new, expected);
+}
+
+#[test]
+fn an_extra_capability_in_the_app_is_found() {
+    weakened("app-capability", &["app-cap-inside", "app-cap-sets"]);
+}
+
+#[test]
+fn an_extra_capability_in_the_sidecar_is_found_by_its_name_and_by_its_use() {
+    weakened(
+        "sidecar-capability",
+        &["sidecar-cap-sets", "sidecar-packet", "sidecar-raw"],
+    );
+}
+
+#[test]
+fn a_leaked_descriptor_is_found() {
+    weakened("leak-descriptor", &["leak-descriptors"]);
+}
+
+#[test]
+fn a_leaked_variable_is_found() {
+    weakened("leak-environment", &["leak-environment"]);
+}
+
+#[test]
+fn a_pid_1_that_can_be_looked_into_is_found() {
+    weakened(
+        "dumpable",
+        &[
+            "app-init-root",
+            "process-init-memory",
+            "process-read-init",
+            "process-see",
+            "process-take-fd",
+            "process-trace-init",
+        ],
+    );
+}
+
+#[test]
+fn a_writable_root_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        rustix::mount::mount_remount(
+            "/",
+            rustix::mount::MountFlags::BIND
+                | rustix::mount::MountFlags::NOSUID
+                | rustix::mount::MountFlags::NODEV
+                | rustix::mount::MountFlags::NOEXEC,
+            "",
+        )
+        .unwrap();
+    });
+    up.caught(&["app-root-read-only"]);
+}
+
+#[test]
+fn a_tmpfs_that_executes_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        let flags = rustix::mount::MountFlags::BIND
+            | rustix::mount::MountFlags::NOSUID
+            | rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount_remount("/tmp", flags, "").unwrap();
+    });
+    up.caught(&["files-noexec"]);
+}
+
+#[test]
+fn a_device_too_many_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        mount_new(
+            "devtmpfs",
+            "/dev/shm",
+            MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID,
+            &[],
+        );
+    });
+    up.caught(&["files-devices"]);
+}
+
+#[test]
+fn a_writable_mount_too_many_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        mount_new("tmpfs", "/dev/shm", flags, &[("mode", "1777")]);
+    });
+    up.caught(&["app-mounts-writable", "files-writable"]);
+}
+
+#[test]
+fn a_mount_that_honours_set_user_id_files_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        let flags = rustix::mount::MountFlags::BIND
+            | rustix::mount::MountFlags::NOEXEC
+            | rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount_remount("/tmp", flags, "").unwrap();
+    });
+    up.caught(&["app-mounts-nosuid"]);
+}
+
+#[test]
+fn a_whole_proc_is_found() {
+    let up = up();
+    up.in_mounts("app", || {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        // Of the namespace of who mounts it: the test's.
+        mount_new("proc", "/proc", flags, &[]);
+    });
+    let after = audit(&up.lab, "customerA");
+    let new: BTreeSet<&str> = after.difference(&up.before).map(String::as_str).collect();
+    for wanted in ["files-proc-sys", "process-see"] {
+        assert!(new.contains(wanted), "{new:?}");
+    }
+}
+
+#[test]
+fn a_default_route_in_the_app_is_found() {
+    let up = up();
+    up.in_network(
+        "app",
+        &[
+            "ip",
+            "route",
+            "add",
+            "default",
+            "via",
+            "172.18.0.33",
+            "dev",
+            "eth0",
+            "onlink",
+        ],
+    );
+    up.caught(&["app-routes"]);
+}
+
+#[test]
+fn an_app_that_forwards_is_found() {
+    let up = up();
+    up.in_network("app", &["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding; echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+    let after = audit(&up.lab, "customerA");
+    // Setting it resets others (Documentation/networking/ip-sysctl.rst).
+    assert!(after.contains("app-forwarding"), "{after:?}");
+    up.in_network(
+        "app",
+        &[
+            "sh",
+            "-c",
+            "echo 0 > /proc/sys/net/ipv4/conf/all/accept_redirects",
+        ],
+    );
+    up.caught(&["app-forwarding"]);
+}
+
+#[test]
+fn ipv6_in_the_app_is_found() {
+    let up = up();
+    up.in_network(
+        "app",
+        &[
+            "sh",
+            "-c",
+            "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6",
+        ],
+    );
+    up.caught(&["app-ipv6-off"]);
+}
+
+#[test]
+fn an_accept_rule_too_many_is_found() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &[
+            "nft", "insert", "rule", "inet", "lrpns", "forward", "accept",
+        ],
+    );
+    up.caught(&["rules-sidecar"]);
+}
+
+#[test]
+fn rules_that_let_the_uplink_reach_an_app_are_found_by_the_packet_too() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &[
+            "nft", "insert", "rule", "inet", "lrpns", "forward", "counter", "accept",
+        ],
+    );
+    up.in_network(
+        "sidecar",
+        &[
+            "nft",
+            "insert",
+            "rule",
+            "inet",
+            "lrpns",
+            "guard",
+            "iifname",
+            "uplink",
+            "ip",
+            "daddr",
+            "172.18.0.23",
+            "counter",
+            "accept",
+        ],
+    );
+    up.caught(&["in-bypass-app", "rules-sidecar"]);
+}
+
+#[test]
+fn rules_that_are_gone_are_found() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &["nft", "flush", "chain", "inet", "lrpns", "guard"],
+    );
+    let after = audit(&up.lab, "customerA");
+    assert!(after.contains("rules-sidecar"), "{after:?}");
+}
+
+#[test]
+fn another_element_of_a_set_is_found() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &[
+            "nft",
+            "add",
+            "element",
+            "inet",
+            "lrpns",
+            "services",
+            "{",
+            "172.18.0.23",
+            ".",
+            "22",
+            "}",
+        ],
+    );
+    up.caught(&["rules-sidecar"]);
+}
+
+#[test]
+fn another_table_in_the_sidecar_is_found() {
+    let up = up();
+    up.in_network("sidecar", &["nft", "add", "table", "ip", "other"]);
+    up.caught(&["rules-sidecar"]);
+}
+
+#[test]
+fn a_bridge_port_that_is_not_isolated_is_found() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &[
+            "ip",
+            "link",
+            "set",
+            "port0",
+            "type",
+            "bridge_slave",
+            "isolated",
+            "off",
+        ],
+    );
+    up.caught(&["bridge-ports"]);
+}
+
+#[test]
+fn a_neighbour_entry_that_can_be_changed_is_found() {
+    let up = up();
+    up.in_network(
+        "sidecar",
+        &[
+            "ip",
+            "neigh",
+            "replace",
+            "172.18.0.23",
+            "dev",
+            "customerA",
+            "lladdr",
+            "02:00:00:00:00:01",
+            "nud",
+            "reachable",
+        ],
+    );
+    let after = audit(&up.lab, "customerA");
+    assert!(after.contains("arp-static"), "{after:?}");
+}
+
+#[test]
+fn a_host_route_to_the_subnet_is_found() {
+    let up = up();
+    let status = up.lab.status("customerA");
+    let uplink = &status["plan"]["uplink"];
+    let (link, via) = (
+        uplink["host_link"].as_str().unwrap(),
+        uplink["sidecar_address"].as_str().unwrap(),
+    );
+    up.lab.ok(&[
+        "ip",
+        "route",
+        "add",
+        "172.18.0.0/24",
+        "via",
+        via,
+        "dev",
+        link,
+        "onlink",
+    ]);
+    up.caught(&["in-host-route"]);
+}
+
+#[test]
+fn an_app_that_does_not_answer_is_no_proof_of_anything() {
+    let up = up();
+    let pid = up.pid("app", "pid").to_string();
+    up.in_network("app", &["ip", "link", "set", "eth0", "down"]);
+    let after = audit(&up.lab, "customerA");
+    assert!(after.contains("in-control"), "{after:?}, pid {pid}");
+}
+
+#[test]
+fn two_apps_have_no_way_to_each_other() {
+    let up = up_with(Some(TWO_APPS));
+    let report = up.lab.lrpns(&["audit", "customerA", "--json"]);
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    let found: Vec<&str> = report["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["probes"].as_array().unwrap())
+        .filter(|probe| probe["id"] == "out-other-app")
+        .map(|probe| probe["result"].as_str().unwrap())
+        .collect();
+    assert_eq!(found, ["pass", "pass"]);
+}
+
+const TWO_APPS: &str = r#"
+name = "customerA"
+[app.one]
+rootfs = "builtin:webapp"
+command = ["/webapp"]
+env = { PORT = "5000" }
+publish = ["127.0.0.1:5001:5000"]
+[app.two]
+rootfs = "builtin:webapp"
+command = ["/webapp"]
+env = { PORT = "5000" }
+publish = ["127.0.0.1:5002:5000"]
+"#;
+
+#[test]
+fn the_reports_have_the_shape_that_is_documented() {
+    let up = up();
+    let schema = |name: &str| -> Value {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("src/audit")
+            .join(name);
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    for (flag, name) in [("--json", "schema.json"), ("--sarif", "sarif-parts.json")] {
+        let output = up.lab.lrpns(&["audit", "customerA", flag]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let problems = check(&document, &schema(name), "$");
+        assert!(problems.is_empty(), "{flag}: {problems:?}");
+    }
+}
+
+#[test]
+fn a_scratch_stack_is_taken_down_again() {
+    let up = up();
+    let stacks: Value = serde_json::from_str(&up.lab.lrpns_ok(&["ps", "--json"])).unwrap();
+    assert_eq!(stacks.as_array().unwrap().len(), 1, "{stacks}");
+}
+
+#[test]
+fn an_audit_of_a_stack_that_does_not_run_is_refused() {
+    let lab = Lab::new();
+    let output = lab.lrpns(&["audit", "customerA"]);
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not run"));
+}
+
+/// A JSON schema's `type`, `const`, `enum`, `required`, `properties`, `items`, `minimum` and `additionalProperties: false`.
+fn check(value: &Value, schema: &Value, at: &str) -> Vec<String> {
+    let mut problems = vec![];
+    if let Some(kind) = schema["type"].as_str() {
+        let is = match kind {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "integer" => value.is_i64() || value.is_u64(),
+            "boolean" => value.is_boolean(),
+            other => panic!("the schema has the type {other}"),
+        };
+        if !is {
+            return vec![format!("{at} is no {kind}")];
+        }
+    }
+    if !schema["const"].is_null() && schema["const"] != *value {
+        problems.push(format!("{at} is {value}"));
+    }
+    if let Some(allowed) = schema["enum"].as_array()
+        && !allowed.contains(value)
+    {
+        problems.push(format!("{at} is {value}"));
+    }
+    for name in schema["required"].as_array().into_iter().flatten() {
+        if value.get(name.as_str().unwrap()).is_none() {
+            problems.push(format!("{at} has no {name}"));
+        }
+    }
+    for (name, member) in value.as_object().into_iter().flatten() {
+        match schema["properties"].get(name) {
+            Some(schema) => problems.extend(check(member, schema, &format!("{at}.{name}"))),
+            None if schema["additionalProperties"] == false => {
+                problems.push(format!("{at} has {name}"))
+            }
+            None => {}
+        }
+    }
+    for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+        problems.extend(check(item, &schema["items"], &format!("{at}[{i}]")));
+    }
+    problems
+}
+
+/// Mounts a new file system at `path` of the calling thread's mount namespace.
+fn mount_new(kind: &str, path: &str, flags: MountAttrFlags, options: &[(&str, &str)]) {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    for (name, value) in options {
+        rustix::mount::fsconfig_set_string(&fs, *name, *value).unwrap();
+    }
+    rustix::mount::fsconfig_create(&fs).unwrap();
+    let mount = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, flags).unwrap();
+    rustix::mount::move_mount(
+        mount.as_fd(),
+        "",
+        CWD,
+        path,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .unwrap();
+}
