@@ -348,11 +348,14 @@ fn a_program_that_is_not_in_the_root_is_named() {
     }
     let lab = Lab::new();
     let root = make_root(&lab);
-    std::fs::write(root.join("opt/script"), "#!/opt/interpreter\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode;
-    std::fs::set_permissions(root.join("opt/script"), mode(0o755)).unwrap();
-    std::fs::write(root.join("opt/plain"), "x").unwrap();
-    std::fs::set_permissions(root.join("opt/plain"), mode(0o644)).unwrap();
+    // By a process of its own: what a child that another test clones meanwhile has open for writing can't be executed.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "cd \"$1\"; echo '#!/opt/interpreter' >script; chmod 755 script; echo x >plain",
+        "sh",
+        root.join("opt").to_str().unwrap(),
+    ]);
     for (program, code, why) in [
         ("/opt/none", 127, "/opt/none: No such file or directory"),
         ("none", 127, "none (looked up in PATH)"),

@@ -76,7 +76,9 @@ impl<'a> User<'a> {
     fn program(&self) -> String {
         let copy = self.lab.dir.path().join("lrpns");
         if !copy.exists() {
-            std::fs::copy(lrpns(), &copy).unwrap();
+            // Not by this process: a child that another test clones meanwhile would have it open for writing, and then
+            // it can't be executed.
+            self.lab.ok(&["cp", lrpns(), copy.to_str().unwrap()]);
         }
         copy.to_str().unwrap().to_owned()
     }
