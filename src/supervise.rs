@@ -40,11 +40,13 @@ use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, Sta
 ///
 /// Joining the parts' user namespaces, signalling, and everything within them need none of it: who made a user namespace
 /// has every capability in it (user_namespaces(7)).
-const KEPT: [Capability; 3] = [
+const KEPT: [Capability; 4] = [
     // open_tree(2) and mount_setattr(2), for the mounts that a part's root is made of.
     Capability::CAP_SYS_ADMIN,
     // Finding them: the directories on the way may be somebody else's.
     Capability::CAP_DAC_READ_SEARCH,
+    // Taking the stack's cgroup away where it isn't delegated: the root of that hierarchy is closed even to root.
+    Capability::CAP_DAC_OVERRIDE,
     // fchown(2) of the pipes that an app writes to.
     Capability::CAP_CHOWN,
 ];
