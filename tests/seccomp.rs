@@ -535,7 +535,7 @@ fn plan_shows_the_effective_list() {
 
 /// Run it with `cargo test --test seccomp -- --ignored --nocapture`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "measures, does not check"]
 fn how_long_the_kernel_takes_to_take_a_filter() {
     use lrpns::seccomp;
     let on_the_way = seccomp::default().filters().unwrap().stage;
