@@ -103,6 +103,21 @@ impl Up {
     }
 }
 
+/// What nothing but the seccomp filter keeps from an app; some kernels keep some of it back by settings of their own.
+const OPEN_TO_AN_UNFILTERED_APP: [&str; 11] = [
+    "app-add-key",
+    "app-fanotify",
+    "app-io-uring",
+    "app-keyctl",
+    "app-perf",
+    "app-personality",
+    "app-ptrace",
+    "app-socket-netlink",
+    "app-socket-vsock",
+    "app-tiocsti",
+    "app-userfaultfd",
+];
+
 /// A stack that is weakened from its start, by the hook that debug builds have.
 #[track_caller]
 fn weakened(what: &str, expected: &[&str]) {
@@ -127,6 +142,40 @@ fn an_extra_capability_in_the_app_is_found() {
 fn an_extra_capability_in_the_sidecar_is_found() {
     // Its use is not: the seccomp filter has no raw and no packet socket.
     weakened("sidecar-capability", &["sidecar-cap-sets"]);
+}
+
+#[test]
+fn an_app_whose_filter_lets_everything_pass_is_found() {
+    let sound = up();
+    let lab = Lab::new();
+    let open = lab.write("open.json", r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#);
+    let text = format!(
+        r#"name = "customerA"
+[network]
+subnet = "172.18.0.0/24"
+[sidecar]
+address = "172.18.0.33"
+[app]
+address = "172.18.0.23"
+rootfs = "builtin:webapp"
+publish = ["0.0.0.0:5000:5000"]
+seccomp = "{}"
+"#,
+        open.display()
+    );
+    let file = lab.write("lrpns.toml", &text);
+    lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
+    let after = audit(&lab, "customerA");
+    let new: Vec<&str> = after
+        .difference(&sound.before)
+        .map(String::as_str)
+        .collect();
+    for probe in ["app-personality", "app-ptrace", "app-socket-netlink"] {
+        assert!(new.contains(&probe), "{probe} is missed: {new:?}");
+    }
+    for probe in &new {
+        assert!(OPEN_TO_AN_UNFILTERED_APP.contains(probe), "{new:?}");
+    }
 }
 
 #[test]
