@@ -69,6 +69,8 @@ pub enum Reply {
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.
         nproc: Option<u32>,
+        /// What it may talk to; `null` for an app, whose rules are the sidecar's.
+        confined: Option<crate::confine::TcpOnlyTo>,
         /// What the command may call, on the way to it and in it.
         seccomp: Box<crate::seccomp::Filters>,
     },

@@ -48,6 +48,8 @@ pub mod protocol;
 
 pub mod privileges;
 
+pub mod confine;
+
 pub mod logbuf;
 
 pub mod publish;

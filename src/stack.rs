@@ -433,17 +433,22 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
+    /// Where the relay dials, for each listening socket.
+    #[must_use]
+    pub fn targets(&self) -> Vec<SocketAddrV4> {
+        self.listeners
+            .iter()
+            .map(|listener| listener.target)
+            .collect()
+    }
+
     /// Tells the relay what to carry.
     async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
-                targets: self
-                    .listeners
-                    .iter()
-                    .map(|listener| listener.target)
-                    .collect(),
+                targets: self.targets(),
             },
             weaken: None,
         };

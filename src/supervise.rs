@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroups;
 use crate::config::Restart;
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
@@ -640,6 +641,11 @@ impl Supervisor {
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
             PartId::Relay => seccomp::visitor(&seccomp::relay()),
         };
+        let confined = match id {
+            PartId::App(_) => None,
+            PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
+            PartId::Relay => Some(TcpOnlyTo::of(&self.ground.targets())),
+        };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),
             Err(e) => return (refused(e.to_string(), None), None),
@@ -656,6 +662,7 @@ impl Supervisor {
                             privileges,
                             cgroup,
                             nproc,
+                            confined,
                             seccomp,
                         },
                         Some(pidfd),

@@ -580,3 +580,33 @@ fn shared_memory_and_message_queues_of_the_host_are_not_the_apps() {
         );
     }
 }
+
+#[test]
+fn the_relay_reaches_its_entry_port_and_no_other_service_of_the_host() {
+    // It is in the host's network namespace, so loopback is in reach but for Landlock.
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let status = lab.status("customerA");
+    let parts = status["parts"].as_array().unwrap();
+    let relay = parts.iter().find(|part| part["name"] == "relay").unwrap();
+    if relay["notes"].to_string().contains("no Landlock") {
+        support::skip("landlock", "this kernel has no Landlock for TCP");
+        return;
+    }
+    let uplink = status["plan"]["uplink"].clone();
+    let sidecar = uplink["sidecar_address"].as_str().unwrap().to_owned();
+    let dial = |address: &str, port: &str| {
+        let nc = [
+            "exec", "--part", "relay", "--", "busybox", "nc", "-w", "2", address, port,
+        ];
+        lab.lrpns(&nc)
+    };
+    let own = dial(&sidecar, "5000");
+    assert!(own.status.success(), "{}", describe(&own));
+    // Port 22 is nobody's here: who may dial it is told that, who may not is told so first.
+    for address in ["127.0.0.1", sidecar.as_str()] {
+        let refused = dial(address, "22");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("Permission denied"), "{}", describe(&refused));
+    }
+}

@@ -20,6 +20,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, reply};
+use crate::confine::TcpOnlyTo;
 use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::host::Host;
@@ -54,6 +55,7 @@ pub fn exec(
             privileges,
             cgroup,
             nproc,
+            confined,
             seccomp,
         },
         fds,
@@ -93,6 +95,7 @@ pub fn exec(
         command,
         program,
         nproc,
+        confined,
         seccomp,
     };
     // From its first moment in the part's cgroup: the part's limits are the command's as well.
@@ -149,6 +152,7 @@ struct Entry {
     command: Command,
     program: Option<OwnedFd>,
     nproc: Option<u32>,
+    confined: Option<TcpOnlyTo>,
     seccomp: Box<Filters>,
 }
 
@@ -193,6 +197,11 @@ impl Entry {
             Ok(Cloned::Child) => {
                 if let Err(e) = ceilings::lower(self.nproc) {
                     return complain("lower the resource limits", &e);
+                }
+                if let Some(confined) = &self.confined
+                    && let Err(e) = confined.enforce()
+                {
+                    return complain("confine by Landlock", &e);
                 }
                 if let Err(e) =
                     privileges::drop_to_and_pass_on(&self.keep, self.user, &self.seccomp.stage)

@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 
 use caps::Capability;
 
+use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
 use crate::rootfs;
@@ -133,6 +134,8 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let filter = seccomp::relay()
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
+            let confined = TcpOnlyTo::of(&targets).enforce();
+            let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let listeners = fds
                 .into_iter()
@@ -141,7 +144,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 .collect();
             let ready = FromStage::Ready {
                 privileges,
-                notes: vec![],
+                notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use caps::Capability;
 
 use super::{StageError, drop_privileges, step, weakened};
+use crate::confine::TcpOnlyTo;
 use crate::firewall::{self, Batch};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
@@ -24,6 +25,8 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     let filter = seccomp::sidecar()
         .compile()
         .map_err(step("make the seccomp filter"))?;
+    let confined = TcpOnlyTo::of(&[]).enforce();
+    let notes = confined.map_err(step("confine by Landlock"))?;
     let mut keep = vec![Capability::CAP_NET_ADMIN];
     if weakened("sidecar-capability") {
         keep.push(Capability::CAP_NET_RAW);
@@ -33,7 +36,7 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
     let ready = FromStage::Ready {
         privileges,
-        notes: vec![],
+        notes: notes.into_iter().collect(),
     };
     protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
     // Nothing more is ever said to a sidecar; the end of the conversation is the end of it.
