@@ -27,7 +27,7 @@ use crate::privileges;
 use crate::protocol;
 use crate::seccomp::{self, Program};
 use crate::sys::attempt;
-use crate::sys::namespace::{setns, unshare};
+use crate::sys::namespace::{every_kind, setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// How long a probe inside may take.
@@ -245,14 +245,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
             user,
             filter,
         } => {
-            let all = CloneFlags::CLONE_NEWUSER
-                | CloneFlags::CLONE_NEWNS
-                | CloneFlags::CLONE_NEWNET
-                | CloneFlags::CLONE_NEWPID
-                | CloneFlags::CLONE_NEWIPC
-                | CloneFlags::CLONE_NEWUTS
-                | CloneFlags::CLONE_NEWCGROUP;
-            setns(pidfd, all).map_err(joined)?;
+            setns(pidfd, every_kind()).map_err(joined)?;
             // Only a child is in the pid namespace.
             match clone3(0).map_err(|e| format!("clone into the part's pid namespace: {e}"))? {
                 Cloned::Parent { pidfd, .. } => {

@@ -30,7 +30,7 @@ use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::Exit;
 use crate::seccomp::Filters;
-use crate::sys::namespace::setns;
+use crate::sys::namespace::{every_kind, setns};
 use crate::sys::process::{
     Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
 };
@@ -169,14 +169,7 @@ impl Entry {
         if let Err(e) = rustix::process::setpgid(None, None) {
             return complain("leave the foreground", &e);
         }
-        let all = CloneFlags::CLONE_NEWUSER
-            | CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWPID
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWCGROUP;
-        if let Err(e) = setns(&self.pidfd, all) {
+        if let Err(e) = setns(&self.pidfd, every_kind()) {
             return complain("join the part's namespaces", &e);
         }
         // Not before: joining a user namespace clears it (PR_SET_PDEATHSIG(2const)). The command's own is set where it

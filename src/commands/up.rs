@@ -21,7 +21,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
-use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::sys::process::{Cloned, clone3, exit_now, null_standard_descriptors};
 use crate::{preflight, protocol, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
@@ -198,13 +198,7 @@ fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
 /// A session of our own, and the null device on the three standard descriptors.
 fn leave_terminal() -> std::io::Result<()> {
     rustix::process::setsid()?;
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+    null_standard_descriptors()?;
     rustix::process::chdir("/")?;
     Ok(())
 }

@@ -28,6 +28,7 @@ use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
 use crate::rootfs;
 use crate::seccomp::{self, Program};
+use crate::sys::process::null_standard_descriptors;
 
 /// A step of the stage that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -96,13 +97,7 @@ pub fn run() -> ExitCode {
 fn take_socket() -> io::Result<OwnedFd> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::net::getsockname(&socket)?;
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+    null_standard_descriptors()?;
     Ok(socket)
 }
 

@@ -39,6 +39,18 @@ pub fn setns(fd: impl AsFd, kinds: CloneFlags) -> io::Result<()> {
     Ok(nix::sched::setns(fd, kinds)?)
 }
 
+/// Every kind of namespace that a part has of its own, for [`setns`].
+#[must_use]
+pub fn every_kind() -> CloneFlags {
+    CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

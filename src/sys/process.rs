@@ -147,3 +147,18 @@ pub fn leave_session_keyring() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Puts the null device on the three standard descriptors.
+///
+/// # Errors
+/// What `open(2)` or `dup2(2)` says.
+pub fn null_standard_descriptors() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
