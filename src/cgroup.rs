@@ -610,8 +610,8 @@ pub fn remove(stack: &Path) -> Result<(), CgroupError> {
     remove_one(stack)
 }
 
-/// Removes the cgroup that stacks are made in, unless there are any. Not every supervisor can: the root of the hierarchy
-/// is writable to nobody, and to change it takes CAP_DAC_OVERRIDE, which a supervisor drops.
+/// Removes the cgroup that stacks are made in, unless there are any. The root of the hierarchy is writable to nobody, so
+/// this takes CAP_DAC_OVERRIDE; without it the cgroup stays, empty, for `lrpns gc`.
 pub fn tidy(root: bool) {
     if let Some((base, false)) = find(root).base {
         let _ = std::fs::remove_dir(base);

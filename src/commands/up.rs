@@ -249,6 +249,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
         }
     };
     drop(global);
+    let root = plan.mode == Mode::Root;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -282,6 +283,9 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
         if let Some(path) = cgroup {
             cgroup::remove(&path).map_err(Failure::unable)?;
+            if root {
+                cgroup::tidy(true);
+            }
         }
         Ok(state.remove(&config.name, global)?)
     });
