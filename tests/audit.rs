@@ -198,6 +198,36 @@ fn a_pid_1_that_can_be_looked_into_is_found() {
 }
 
 #[test]
+fn a_read_only_volume_that_can_be_written_to_is_found() {
+    let data = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .tempdir()
+        .unwrap();
+    let text = format!(
+        r#"name = "customerA"
+[app]
+rootfs = "builtin:webapp"
+publish = ["0.0.0.0:5000:5000"]
+volumes = ["{}:/data:ro"]
+"#,
+        data.path().display()
+    );
+    let up = up_with(Some(&text));
+    up.in_mounts("app", || {
+        rustix::mount::mount_remount(
+            "/data",
+            rustix::mount::MountFlags::BIND
+                | rustix::mount::MountFlags::NOSUID
+                | rustix::mount::MountFlags::NODEV
+                | rustix::mount::MountFlags::NOEXEC,
+            "",
+        )
+        .unwrap();
+    });
+    up.caught(&["app-mounts-writable"]);
+}
+
+#[test]
 fn a_writable_root_is_found() {
     let up = up();
     up.in_mounts("app", || {

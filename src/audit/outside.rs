@@ -394,22 +394,8 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
 /// Paths that the plan declares writable beside its tmpfs.
 #[must_use]
 pub fn volumes(app: &AppPlan) -> Vec<PathBuf> {
-    let plan = serde_json::to_value(app).unwrap_or_default();
-    let volumes = plan
-        .get("volumes")
-        .and_then(|volumes| volumes.as_array())
-        .cloned()
-        .unwrap_or_default();
-    volumes
-        .iter()
-        .filter(|volume| volume.get("read_only").and_then(serde_json::Value::as_bool) != Some(true))
-        .filter_map(|volume| {
-            ["target", "inside", "path", "to"]
-                .iter()
-                .find_map(|key| volume.get(*key)?.as_str())
-        })
-        .map(PathBuf::from)
-        .collect()
+    let writable = app.volumes.iter().filter(|volume| volume.writable);
+    writable.map(|volume| volume.path.clone()).collect()
 }
 
 fn mounts(app: &AppPlan, own: &[&Who<'_>], findings: &mut Findings) {
@@ -563,12 +549,12 @@ fn listeners(target: &Target, findings: &mut Findings) {
 
 /// A limit of the plan: of processes, of bytes, of processors (in thousandths).
 #[must_use]
-pub fn limit(app: &AppPlan, which: &str) -> Option<i64> {
-    let plan = serde_json::to_value(app).ok()?;
-    let value = plan.get("limits")?.get(which)?;
+fn limit(app: &AppPlan, which: Controller) -> Option<i64> {
+    let limits = &app.limits;
     match which {
-        "cpu" => value.as_f64().map(|cpus| (cpus * 1000.0) as i64),
-        _ => value.as_i64(),
+        Controller::Memory => limits.memory.and_then(|bytes| i64::try_from(bytes).ok()),
+        Controller::Pids => limits.pids.map(i64::from),
+        Controller::Cpu => limits.cpu.map(|cpus| i64::from(cpus.thousandths())),
     }
 }
 
@@ -634,7 +620,7 @@ fn limits(target: &Target, app: &AppPlan, findings: &mut Findings) {
         };
         let outcome = match held(part, limit) {
             Err(why) => Outcome::not_applicable(why),
-            Ok(_) => match (self::limit(app, which), found()) {
+            Ok(_) => match (self::limit(app, limit), found()) {
                 (Some(wanted), Some(found)) => Outcome::check(
                     found > 0 && found <= wanted,
                     format!("{found}, declared is {wanted}"),
@@ -850,20 +836,15 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
-        let source = serde_json::to_value(app)
-            .ok()
-            .and_then(|app| app.get("source").cloned());
-        let by_default = source.is_some_and(|source| source == "client");
         let strange: Vec<String> = routes
             .iter()
             .filter(|route| {
                 let own = route.table == 255 && route.name == "lo"
                     || route.to == app.address && route.prefix == 32;
                 let sidecar = route.to == plan.bridge.address && route.prefix == 32;
-                let wanted = by_default && route.prefix == 0;
                 // The kernel's own broadcast routes of the local table lead nowhere else.
                 let kernels = route.table == 255 && route.kind == 3;
-                !(own || sidecar || wanted || kernels)
+                !(own || sidecar || kernels)
             })
             .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
             .collect();
