@@ -312,38 +312,29 @@ fn pivot(root: OwnedFd) -> Result<(), RootfsError> {
 
 /// A new tmpfs, detached: nosuid, nodev, noexec.
 fn tmpfs(path: &Path, size: &str, mode: &str) -> Result<OwnedFd, RootfsError> {
-    let make = || -> rustix::io::Result<OwnedFd> {
-        let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_set_string(&fs, "size", size)?;
-        rustix::mount::fsconfig_set_string(&fs, "mode", mode)?;
-        rustix::mount::fsconfig_create(&fs)?;
-        rustix::mount::fsmount(
-            &fs,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )
-    };
-    make().map_err(at("make a tmpfs for", path))
+    new_mount("tmpfs", [("size", size), ("mode", mode)]).map_err(at("make a tmpfs for", path))
+}
+
+/// A new file system of that type, detached: nosuid, nodev, noexec.
+fn new_mount(kind: &str, options: [(&str, &str); 2]) -> rustix::io::Result<OwnedFd> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        rustix::mount::fsconfig_set_string(&fs, name, value)?;
+    }
+    rustix::mount::fsconfig_create(&fs)?;
+    rustix::mount::fsmount(
+        &fs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
 }
 
 /// The app's own /proc: nothing but its own processes (proc(5), `hidepid` and `subset`).
 fn own_proc(root: &OwnedFd) -> Result<(), RootfsError> {
-    let make = || -> rustix::io::Result<OwnedFd> {
-        let fs = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_set_string(&fs, "hidepid", "invisible")?;
-        rustix::mount::fsconfig_set_string(&fs, "subset", "pid")?;
-        rustix::mount::fsconfig_create(&fs)?;
-        rustix::mount::fsmount(
-            &fs,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )
-    };
-    let proc = make().map_err(at("make", "/proc"))?;
+    let proc = new_mount("proc", [("hidepid", "invisible"), ("subset", "pid")])
+        .map_err(at("make", "/proc"))?;
     attach(&proc, root, Path::new("proc"))
 }
 

@@ -26,7 +26,7 @@ use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::{Plan, Transport};
+use crate::plan::Plan;
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
 use crate::publish::{ListenError, Listener};
@@ -622,14 +622,6 @@ impl Ground {
     /// What `dup(2)` says.
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
-    }
-
-    /// Whether any port goes by DNAT.
-    #[must_use]
-    pub fn uses_dnat(&self) -> bool {
-        self.plan
-            .published()
-            .any(|(_, publish)| publish.via == Transport::Dnat)
     }
 }
 
