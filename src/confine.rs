@@ -21,8 +21,8 @@ pub struct TcpOnlyTo {
 impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
-    pub fn of(targets: &[std::net::SocketAddr]) -> Self {
-        let mut ports: Vec<u16> = targets.iter().map(std::net::SocketAddr::port).collect();
+    pub fn of(targets: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        let mut ports: Vec<u16> = targets.into_iter().map(|target| target.port()).collect();
         ports.sort_unstable();
         ports.dedup();
         Self { ports }

@@ -3,13 +3,13 @@
 //! Pure but for the facts that it is given: the same [`Config`] and [`Host`] give the same [`Plan`].
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
 use crate::cgroup;
-use crate::config::{self, Config, Limits, Origin, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
@@ -32,6 +32,9 @@ pub enum PlanError {
         /// The part that got none.
         part: String,
     },
+    /// More ports are published than the sidecar's uplink address has.
+    #[error("the stack publishes more than 65535 ports of one protocol")]
+    EntryPorts,
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
     Ids {
@@ -108,13 +111,28 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     };
 
     let mut ids = id_maps(stack, host)?;
-    let mut entries = EntryPorts::new();
+    let mut entries = [EntryPorts::new(), EntryPorts::new()];
     let mut apps = Vec::with_capacity(config.apps.len());
     for (index, app) in config.apps.iter().enumerate() {
         let address = match app.address {
             Some(address) => address,
             None => next_free(app.name.as_str())?,
         };
+        let mut published = vec![];
+        for publish in &app.publish {
+            let (via, why) = transport(publish.address, app.via, host);
+            let entries = &mut entries[usize::from(publish.protocol == Protocol::Udp)];
+            for (host_port, app_port) in publish.ports() {
+                published.push(PublishPlan {
+                    listen: SocketAddr::new(publish.address, host_port),
+                    protocol: publish.protocol,
+                    entry_port: entries.take(host_port, address, app_port)?,
+                    app_port,
+                    via,
+                    why: why.clone(),
+                });
+            }
+        }
         apps.push(AppPlan {
             name: app.name.clone(),
             address,
@@ -128,22 +146,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             tmpfs: app.tmpfs.clone(),
             volumes: app.volumes.clone(),
             limits: app_limits(app.limits, host),
-            publish: app
-                .publish
-                .iter()
-                .flat_map(|publish| publish.ports().map(move |ports| (publish, ports)))
-                .map(|(publish, (host_port, app_port))| {
-                    let (via, why) = transport(publish.address, app.via, host);
-                    PublishPlan {
-                        listen: SocketAddr::new(publish.address, host_port),
-                        protocol: publish.protocol,
-                        entry_port: entries.take(host_port, address, app_port),
-                        app_port,
-                        via,
-                        why,
-                    }
-                })
-                .collect(),
+            publish: published,
             restart: app.restart,
             seccomp: app.seccomp.clone(),
         });
@@ -292,33 +295,37 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     }
 }
 
-/// The ports of the sidecar's uplink address: the host's port where it is free, so that a capture reads naturally.
+/// The ports of the sidecar's uplink address, of one protocol: the host's port where it is free, so that a capture reads
+/// naturally.
 struct EntryPorts {
-    used: BTreeMap<u16, (Ipv4Addr, u16)>,
-    spare: u16,
+    used: BTreeSet<u16>,
+    by_target: BTreeMap<(Ipv4Addr, u16), u16>,
+    /// Where the others come from: the ports above those that programs get by themselves, then those below.
+    spare: Box<dyn Iterator<Item = u16>>,
 }
 
 impl EntryPorts {
     fn new() -> Self {
         Self {
-            used: BTreeMap::new(),
-            spare: 61_000,
+            used: BTreeSet::new(),
+            by_target: BTreeMap::new(),
+            spare: Box::new((61_000..=u16::MAX).chain((1..61_000).rev())),
         }
     }
 
     /// The entry port for `host_port` to `app`:`app_port`; two host addresses with the same way in share one.
-    fn take(&mut self, host_port: u16, app: Ipv4Addr, app_port: u16) -> u16 {
-        let target = (app, app_port);
-        if let Some((port, _)) = self.used.iter().find(|(_, used)| **used == target) {
-            return *port;
+    fn take(&mut self, host_port: u16, app: Ipv4Addr, app_port: u16) -> Result<u16, PlanError> {
+        if let Some(port) = self.by_target.get(&(app, app_port)) {
+            return Ok(*port);
         }
-        let mut port = host_port;
-        while self.used.contains_key(&port) {
-            port = self.spare;
-            self.spare += 1;
-        }
-        self.used.insert(port, target);
-        port
+        let used = &mut self.used;
+        let port = std::iter::once(host_port)
+            .chain(&mut self.spare)
+            .find(|port| !used.contains(port))
+            .ok_or(PlanError::EntryPorts)?;
+        used.insert(port);
+        self.by_target.insert((app, app_port), port);
+        Ok(port)
     }
 }
 

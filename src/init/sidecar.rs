@@ -25,7 +25,7 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     let filter = seccomp::sidecar()
         .compile()
         .map_err(step("make the seccomp filter"))?;
-    let confined = TcpOnlyTo::of(&[]).enforce();
+    let confined = TcpOnlyTo::of([]).enforce();
     let notes = confined.map_err(step("confine by Landlock"))?;
     let mut keep = vec![Capability::CAP_NET_ADMIN];
     if weakened("sidecar-capability") {

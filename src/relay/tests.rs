@@ -39,7 +39,7 @@ impl Running {
     }
 
     fn start_tuned(tuning: Tuning) -> Self {
-        Self::start_with(Places::share_out(1).unwrap(), tuning)
+        Self::start_with(Places::share_out(1, 0).unwrap(), tuning)
     }
 
     fn start_with(places: Places, tuning: Tuning) -> Self {
@@ -52,6 +52,7 @@ impl Running {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             run_with(
                 vec![(listener, target)],
+                vec![],
                 OwnedFd::from(theirs),
                 places,
                 tuning,
@@ -408,6 +409,7 @@ fn bytes_of_a_dead_connection_never_reach_another() {
     let places = Places {
         connections: 4,
         pipes: 1,
+        flows: 0,
     };
     let mut relay = Running::start_with(places, Tuning::default());
     for _ in 0..3 {
@@ -546,6 +548,7 @@ fn connections_past_the_limit_wait_their_turn() {
     let few = Places {
         connections: 3,
         pipes: 1,
+        flows: 0,
     };
     let mut relay = Running::start_with(few, Tuning::default());
     let mut open: Vec<_> = (0..3).map(|_| connect(&app)).collect();
@@ -565,11 +568,11 @@ fn descriptors_are_shared_out_within_the_limit() {
     ) {
         return;
     }
-    let places = Places::share_out(2).unwrap();
+    let places = Places::share_out(2, 0).unwrap();
     assert_eq!((places.connections, places.pipes), (98, 13));
     let used = 2 * (places.connections + places.pipes) + 2;
     assert!(used as u64 + OTHER_DESCRIPTORS <= 256);
-    let error = Places::share_out(200).unwrap_err();
+    let error = Places::share_out(200, 0).unwrap_err();
     assert!(matches!(
         error,
         RelayError::Descriptors {
