@@ -9,6 +9,7 @@ use caps::Capability;
 use super::{StageError, drop_privileges, step, weakened};
 use crate::confine::TcpOnlyTo;
 use crate::firewall::{self, Batch};
+use crate::privileges::Privileges;
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
 use crate::seccomp;
@@ -21,23 +22,15 @@ use crate::seccomp;
 /// # Errors
 /// [`StageError`] with the step that did not work.
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
-    rootfs::enter_empty().map_err(step("make the root"))?;
-    let filter = seccomp::sidecar()
-        .compile()
-        .map_err(step("make the seccomp filter"))?;
-    let confined = TcpOnlyTo::of(&[]).enforce();
-    let notes = confined.map_err(step("confine by Landlock"))?;
-    let mut keep = vec![Capability::CAP_NET_ADMIN];
-    if weakened("sidecar-capability") {
-        keep.push(Capability::CAP_NET_RAW);
-    }
-    let privileges = drop_privileges(&keep, 0, &filter)?;
+    let more: &[Capability] = if weakened("sidecar-capability") {
+        &[Capability::CAP_NET_RAW]
+    } else {
+        &[]
+    };
+    let (privileges, notes) = confine(more)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
-    let ready = FromStage::Ready {
-        privileges,
-        notes: notes.into_iter().collect(),
-    };
+    let ready = FromStage::Ready { privileges, notes };
     protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
     // Nothing more is ever said to a sidecar; the end of the conversation is the end of it.
     match protocol::receive::<ToStage>(supervisor) {
@@ -47,4 +40,18 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
         ))),
         Err(e) => Err(step("wait for the end")(e)),
     }
+}
+
+/// What sidecar and loader share: an empty root, Landlock, `NET_ADMIN` (and `more`, if a test asks for it) alone, the
+/// filter. Gives back what is held then, and what this kernel had not.
+pub(super) fn confine(more: &[Capability]) -> Result<(Privileges, Vec<String>), StageError> {
+    rootfs::enter_empty().map_err(step("make the root"))?;
+    let filter = seccomp::sidecar()
+        .compile()
+        .map_err(step("make the seccomp filter"))?;
+    let confined = TcpOnlyTo::of(&[]).enforce();
+    let notes = confined.map_err(step("confine by Landlock"))?;
+    let keep = [&[Capability::CAP_NET_ADMIN], more].concat();
+    let privileges = drop_privileges(&keep, 0, &filter)?;
+    Ok((privileges, notes.into_iter().collect()))
 }
