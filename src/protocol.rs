@@ -62,6 +62,8 @@ pub enum Role {
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
         rules: crate::firewall::Batch,
+        /// Whether it gives NET_ADMIN up once they are loaded.
+        seal: bool,
     },
     /// Loads rules into the sidecar's network namespace, says how that went, and ends. No descriptors.
     Loader {

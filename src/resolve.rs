@@ -173,6 +173,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         uplink,
         sidecar: ids(1),
         relay: ids(1),
+        seal: config.sidecar.seal,
         sidecar_limits: cgroup::SIDECAR,
         relay_limits: cgroup::RELAY,
         apps,

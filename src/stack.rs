@@ -418,7 +418,10 @@ impl Ground {
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
-            role: Role::Sidecar { rules },
+            role: Role::Sidecar {
+                rules,
+                seal: self.plan.seal,
+            },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;

@@ -59,7 +59,7 @@ fn load(lab: &Lab, rules: Batch) -> (Result<(), String>, Duration) {
 /// Everything in the sidecar's namespace, without counts.
 fn ruleset(lab: &Lab, status: &Value) -> String {
     let sidecar = look::init(status, "sidecar");
-    look::beside(lab, sidecar, &["nft", "-s", "-j", "list", "ruleset"])
+    look::beside(lab, sidecar, &["nft", "-s", "list", "ruleset"])
 }
 
 /// The processes of the lab whose title has `word`.
@@ -129,4 +129,147 @@ fn the_loader_names_what_the_kernel_refuses_and_changes_nothing() {
     assert_eq!(ruleset(&lab, &status), before);
     assert_eq!(processes(&lab, "web/loader"), "");
     lab.get("http://127.0.0.1:5000/").unwrap();
+}
+
+/// `nft` with the sidecar's own sets, in its user and network namespace: what it says to a change.
+fn nft_as_the_sidecar(lab: &Lab, status: &Value, command: &str) -> std::process::Output {
+    let sidecar = look::init(status, "sidecar");
+    let held = look::status_line(lab, sidecar, "CapEff");
+    let caps = if held == "0000000000000000" {
+        "-all"
+    } else {
+        assert_eq!(held, "0000000000001000");
+        "-all,+net_admin"
+    };
+    let target = sidecar.to_string();
+    lab.run(&[
+        "nsenter",
+        "--user",
+        "--net",
+        "--target",
+        &target,
+        "--",
+        "setpriv",
+        "--nnp",
+        &format!("--inh-caps={caps}"),
+        &format!("--bounding-set={caps}"),
+        &format!("--ambient-caps={caps}"),
+        "nft",
+        command,
+    ])
+}
+
+#[test]
+fn a_sealed_sidecar_holds_nothing_and_still_has_its_rules() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = web("seal = true");
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let sidecar = look::init(&status, "sidecar");
+    assert_eq!(
+        look::capabilities(&lab, sidecar),
+        ["0000000000000000"; 5],
+        "as the kernel has it"
+    );
+    let told = &look::part(&status, "sidecar")["privileges"];
+    for set in [
+        "inheritable",
+        "permitted",
+        "effective",
+        "bounding",
+        "ambient",
+    ] {
+        assert_eq!(told[set], 0, "{set}");
+    }
+    assert_eq!(status["plan"]["seal"], true);
+    let table = look::beside(&lab, sidecar, &["nft", "list", "table", "inet", "lrpns"]);
+    assert!(table.contains("drop-rest"));
+}
+
+#[test]
+fn nobody_in_a_sealed_sidecar_changes_rules_and_the_loader_still_does() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let (lab, status) = web("seal = true");
+    let first = look::init(&status, "sidecar");
+    let before = ruleset(&lab, &status);
+    for change in [
+        "flush ruleset",
+        "add table inet mine",
+        "delete table inet lrpns",
+    ] {
+        let refused = nft_as_the_sidecar(&lab, &status, change);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success(), "{change}");
+        assert!(said.contains("Operation not permitted"), "{change}: {said}");
+    }
+    assert_eq!(ruleset(&lab, &status), before);
+    // By exec, under the part's filter and Landlock as well: it gets what the sidecar has, which is nothing.
+    let audit = lab.lrpns(&["audit", "web", "--json"]);
+    let report: Value = serde_json::from_slice(&audit.stdout).unwrap();
+    let probe = |id: &str| {
+        let groups = report["groups"].as_array().unwrap().iter();
+        let mut all = groups.flat_map(|group| group["probes"].as_array().unwrap());
+        all.find(|probe| probe["id"] == id).unwrap().clone()
+    };
+    for id in [
+        "sidecar-rules-change",
+        "sidecar-cap-sets",
+        "sidecar-cap-raise",
+        "rules-sidecar",
+    ] {
+        assert_eq!(probe(id)["result"], "pass", "{}", probe(id));
+    }
+    assert!(
+        probe("sidecar-rules-change")["happened"]
+            .to_string()
+            .contains("not permitted"),
+        "{}",
+        probe("sidecar-rules-change")
+    );
+
+    assert_eq!(load(&lab, moved(&status, None)).0, Ok(()));
+    assert!(ruleset(&lab, &status).contains("7777"));
+    // A fresh process loads what was planned, and seals itself again.
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    let status = lab.status("web");
+    assert_eq!(ruleset(&lab, &status), before);
+    let again = look::init(&status, "sidecar");
+    assert_ne!(again, first);
+    assert_eq!(look::capabilities(&lab, again), ["0000000000000000"; 5]);
+}
+
+#[test]
+fn a_sidecar_that_is_not_sealed_changes_rules_by_the_same_way() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let (lab, status) = web("");
+    let done = nft_as_the_sidecar(&lab, &status, "add table inet mine");
+    assert!(done.status.success(), "{}", support::lab::describe(&done));
+    assert!(ruleset(&lab, &status).contains("mine"));
+}
+
+#[test]
+fn the_audit_notices_a_sidecar_that_has_not_sealed_itself() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = look::telling("web", &look::token(), "0.0.0.0:5000:5000", "");
+    let file = lab.write(
+        "web.toml",
+        &file.replace("[sidecar]", "[sidecar]\nseal = true"),
+    );
+    let up = lab.lrpns_with(
+        &[("LRPNS_TEST_WEAKEN", "seal")],
+        &["up", "-d", "-f", file.to_str().unwrap()],
+    );
+    assert!(up.status.success(), "{}", support::lab::describe(&up));
+    let audit = lab.lrpns(&["audit", "web"]);
+    assert_eq!(audit.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&audit.stdout);
+    assert!(said.contains("the five sets of the sidecar"), "{said}");
 }

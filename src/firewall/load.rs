@@ -56,6 +56,20 @@ pub enum LoadError {
     NoAnswer,
 }
 
+impl LoadError {
+    /// Whether the kernel said that we may not.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Open { source }
+            | Self::Send { source, .. }
+            | Self::Receive { source }
+            | Self::Refused { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::NoAnswer => false,
+        }
+    }
+}
+
 /// What the kernel said, on its way from the process that loads to the one that tells: its number is all there is to it.
 mod errno {
     use std::io;

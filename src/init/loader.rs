@@ -16,7 +16,7 @@ use crate::protocol::{self, FromStage};
 /// # Errors
 /// [`StageError`] with the step that did not work.
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
-    confine(&[])?;
+    confine(&[], false)?;
     let loaded = firewall::Socket::open().and_then(|socket| firewall::transact(&socket, rules));
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
 }
