@@ -21,8 +21,8 @@ pub struct TcpOnlyTo {
 impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
-    pub fn of(targets: &[std::net::SocketAddrV4]) -> Self {
-        let mut ports: Vec<u16> = targets.iter().map(std::net::SocketAddrV4::port).collect();
+    pub fn of(targets: &[std::net::SocketAddr]) -> Self {
+        let mut ports: Vec<u16> = targets.iter().map(std::net::SocketAddr::port).collect();
         ports.sort_unstable();
         ports.dedup();
         Self { ports }

@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -208,7 +208,9 @@ pub struct AppPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishPlan {
     /// Address and port on the host.
-    pub listen: SocketAddrV4,
+    pub listen: SocketAddr,
+    /// Of which protocol.
+    pub protocol: Protocol,
     /// The port of the sidecar's uplink address that host and relay send to; the sidecar's rules take it to `app_port`.
     pub entry_port: u16,
     /// The app's port.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -67,7 +67,7 @@ pub enum Role {
     /// `targets`.
     Relay {
         /// Where each listening socket's connections go.
-        targets: Vec<SocketAddrV4>,
+        targets: Vec<SocketAddr>,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, the mounts of `rootfs`,
     /// the mounts of `volumes`.

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -14,7 +14,7 @@ use crate::plan::Plan;
 #[error("listen on {address}: {source}")]
 pub struct ListenError {
     /// The host's address and port.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// What the kernel said.
     pub source: io::Error,
 }
@@ -26,9 +26,9 @@ pub struct ListenError {
 #[derive(Debug)]
 pub struct Listener {
     /// The host's address and port.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// Where the relay takes its connections: the sidecar's end of the uplink.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// The socket, bound.
     pub socket: OwnedFd,
 }
@@ -39,9 +39,12 @@ impl Listener {
     ///
     /// # Errors
     /// What `socket(2)` or `bind(2)` says.
-    pub fn bind(address: SocketAddrV4, target: SocketAddrV4) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         let socket = rustix::net::socket_with(
-            AddressFamily::INET,
+            match address {
+                SocketAddr::V4(_) => AddressFamily::INET,
+                SocketAddr::V6(_) => AddressFamily::INET6,
+            },
             SocketType::STREAM,
             SocketFlags::CLOEXEC,
             None,
@@ -72,10 +75,10 @@ impl Listener {
 ///
 /// # Errors
 /// Each address with what the kernel said.
-pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddrV4, io::Error)>> {
+pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
     for (_, publish) in plan.published() {
-        let target = SocketAddrV4::new(plan.uplink.sidecar_address, publish.entry_port);
+        let target = SocketAddr::new(plan.uplink.sidecar_address.into(), publish.entry_port);
         match Listener::bind(publish.listen, target) {
             Ok(listener) => bound.push(listener),
             Err(e) => refused.push((publish.listen, e)),
@@ -95,9 +98,7 @@ mod tests {
     #[test]
     fn a_port_that_somebody_listens_on_is_refused() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let std::net::SocketAddr::V4(address) = taken.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
-        };
+        let address = taken.local_addr().unwrap();
         let refused = Listener::bind(address, address).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(taken);

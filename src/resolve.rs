@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
@@ -131,12 +131,14 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             publish: app
                 .publish
                 .iter()
-                .map(|publish| {
+                .flat_map(|publish| publish.ports().map(move |ports| (publish, ports)))
+                .map(|(publish, (host_port, app_port))| {
                     let (via, why) = transport(publish.address, app.via, host);
                     PublishPlan {
-                        listen: SocketAddrV4::new(publish.address, publish.host_port),
-                        entry_port: entries.take(publish.host_port, address, publish.app_port),
-                        app_port: publish.app_port,
+                        listen: SocketAddr::new(publish.address, host_port),
+                        protocol: publish.protocol,
+                        entry_port: entries.take(host_port, address, app_port),
+                        app_port,
                         via,
                         why,
                     }
@@ -275,7 +277,7 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
 }
 
 /// How a published address gets to the sidecar, and why so.
-fn transport(address: Ipv4Addr, via: Via, host: &Host) -> (Transport, String) {
+fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }

@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -435,7 +435,7 @@ impl Ground {
 
     /// Where the relay dials, for each listening socket.
     #[must_use]
-    pub fn targets(&self) -> Vec<SocketAddrV4> {
+    pub fn targets(&self) -> Vec<SocketAddr> {
         self.listeners
             .iter()
             .map(|listener| listener.target)

@@ -184,12 +184,14 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         limits: Default::default(),
         publish: (0..ports)
             .map(|port| PublishPlan {
-                listen: SocketAddrV4::new(
+                protocol: lrpns::config::Protocol::Tcp,
+                listen: SocketAddr::new(
                     match port % 3 {
                         0 => Ipv4Addr::UNSPECIFIED,
                         1 => Ipv4Addr::new(192, 0, 2, 1),
                         _ => Ipv4Addr::LOCALHOST,
-                    },
+                    }
+                    .into(),
                     8000 + number * ports + port,
                 ),
                 entry_port: 20_000 + number * ports + port,

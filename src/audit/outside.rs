@@ -1,6 +1,7 @@
 //! What the kernel tells, outside, of the real processes and of what is in force in each network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::Outcome;
@@ -524,11 +525,22 @@ fn listeners(target: &Target, findings: &mut Findings) {
             .plan
             .published()
             .map(|(_, publish)| {
-                let address = u32::from_ne_bytes(publish.listen.ip().octets());
-                (
-                    "tcp".to_owned(),
-                    format!("{address:08X}:{:04X}", publish.listen.port()),
-                )
+                // As the kernel prints them: words of the machine's own order (net/ipv4/tcp_ipv4.c, tcp_ipv6.c).
+                let (file, address) = match publish.listen.ip() {
+                    IpAddr::V4(ip) => (
+                        publish.protocol.to_string(),
+                        format!("{:08X}", u32::from_ne_bytes(ip.octets())),
+                    ),
+                    IpAddr::V6(ip) => (
+                        format!("{}6", publish.protocol),
+                        ip.octets()
+                            .chunks_exact(4)
+                            .filter_map(|word| word.try_into().ok())
+                            .map(|word| format!("{:08X}", u32::from_ne_bytes(word)))
+                            .collect(),
+                    ),
+                };
+                (file, format!("{address}:{:04X}", publish.listen.port()))
             })
             .collect();
         Ok(Outcome::check(

@@ -77,9 +77,11 @@ fn the_built_in_example_is_the_original_set_up() {
             command: vec!["/webapp".to_owned()],
             env: env.into_iter().map(own).collect(),
             publish: vec![Publish {
-                address: Ipv4Addr::UNSPECIFIED,
+                address: Ipv4Addr::UNSPECIFIED.into(),
                 host_port: 5000,
                 app_port: 5000,
+                count: 1,
+                protocol: Protocol::Tcp,
             }],
             via: Via::Auto,
             tmpfs: vec![Tmpfs {

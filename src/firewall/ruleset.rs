@@ -13,7 +13,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use nftables::expr::{
@@ -264,10 +264,14 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         if published.via != Transport::Dnat || listen.ip().is_loopback() {
             continue;
         }
-        if listen.ip().is_unspecified() {
-            any.insert(listen.port(), published.entry_port);
-        } else {
-            exact.insert((*listen.ip(), listen.port()), published.entry_port);
+        match listen.ip() {
+            IpAddr::V4(any_address) if any_address.is_unspecified() => {
+                any.insert(listen.port(), published.entry_port);
+            }
+            IpAddr::V4(address) => {
+                exact.insert((address, listen.port()), published.entry_port);
+            }
+            IpAddr::V6(_) => {}
         }
     }
     let dnats = !exact.is_empty() || !any.is_empty();

@@ -41,7 +41,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -157,7 +157,7 @@ pub struct Stats {
 /// # Errors
 /// [`RelayError`]. Nothing that a client or a target does is an error.
 pub fn run(
-    listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
+    listeners: Vec<(std::net::TcpListener, SocketAddr)>,
     control: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len())?;
@@ -165,7 +165,7 @@ pub fn run(
 }
 
 fn run_with(
-    listeners: Vec<(std::net::TcpListener, SocketAddrV4)>,
+    listeners: Vec<(std::net::TcpListener, SocketAddr)>,
     control: OwnedFd,
     places: Places,
     tuning: Tuning,
@@ -291,7 +291,7 @@ async fn serve_control(mut control: UnixStream, relay: &Relay) {
 }
 
 /// Accepts for ever; what it returns is why it can't any more.
-async fn accept_all(listener: TcpListener, target: SocketAddrV4, relay: Rc<Relay>) -> RelayError {
+async fn accept_all(listener: TcpListener, target: SocketAddr, relay: Rc<Relay>) -> RelayError {
     loop {
         let place = Arc::clone(&relay.places)
             .acquire_owned()
@@ -359,7 +359,7 @@ async fn accept(listener: &TcpListener, relay: &Relay) -> io::Result<TcpStream> 
 
 /// Carries one connection to its end. Whatever way it returns, both sockets are closed, by a reset unless both sides
 /// had ended their streams.
-async fn carry(client: TcpStream, target: SocketAddrV4, relay: &Relay) {
+async fn carry(client: TcpStream, target: SocketAddr, relay: &Relay) {
     // Not inherited from the listener: clients may have connected before this process was there to set them.
     if set_options(&client).is_err() {
         return relay.count(|s| s.reset += 1);
@@ -390,8 +390,11 @@ async fn carry(client: TcpStream, target: SocketAddrV4, relay: &Relay) {
     }
 }
 
-async fn dial(target: SocketAddrV4) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
+async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match target {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
     set_options(&socket)?;
-    tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target.into())).await?
+    tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target)).await?
 }

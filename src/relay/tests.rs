@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -46,7 +46,7 @@ impl Running {
         let listener = TcpListener::bind(RELAY).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        let target: SocketAddrV4 = APP.parse().unwrap();
+        let target: SocketAddr = APP.parse().unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
@@ -533,7 +533,7 @@ impl Socket {
     }
 
     fn connect(self) -> TcpStream {
-        let relay: SocketAddrV4 = RELAY.parse().unwrap();
+        let relay: SocketAddr = RELAY.parse().unwrap();
         rustix::net::connect(&self.0, &relay).unwrap();
         TcpStream::from(self.0)
     }
