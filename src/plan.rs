@@ -201,6 +201,8 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// TCP ports that it may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// Which system calls its command may make.

@@ -182,6 +182,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         limits: Default::default(),
+        listen: vec![],
         publish: (0..ports)
             .map(|port| PublishPlan {
                 protocol: lrpns::config::Protocol::Tcp,

@@ -141,6 +141,14 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         )?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
         describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
+        let tcp = crate::confine::App::of(app);
+        writeln!(
+            out,
+            "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
+            ports(&tcp.bind),
+            ports(&tcp.connect),
+            key("listen")
+        )?;
         for tmpfs in &app.tmpfs {
             writeln!(
                 out,
@@ -234,6 +242,15 @@ fn limits(
         )?;
     }
     Ok(())
+}
+
+/// `5000, 6379`, or `nothing`.
+fn ports(ports: &[u16]) -> String {
+    if ports.is_empty() {
+        return "nothing".to_owned();
+    }
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    ports.join(", ")
 }
 
 /// How many system calls, then their names; rules in full are in `--json`.

@@ -220,6 +220,8 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `listen`: TCP ports that the app may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
     /// `tmpfs`.
