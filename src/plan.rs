@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -198,6 +198,8 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// Whose address it sees.
+    pub source: Source,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// Which system calls its command may make.

@@ -144,6 +144,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                     }
                 })
                 .collect(),
+            source: app.source,
             restart: app.restart,
             seccomp: app.seccomp.clone(),
         });
