@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -203,6 +203,8 @@ pub struct AppPlan {
     pub publish: Vec<PublishPlan>,
     /// TCP ports that it may use within itself, beside the published ones.
     pub listen: Vec<u16>,
+    /// Whose address it sees.
+    pub source: Source,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// Which system calls its command may make.

@@ -145,6 +145,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                 })
                 .collect(),
             listen: app.listen.clone(),
+            source: app.source,
             restart: app.restart,
             seccomp: app.seccomp.clone(),
         });

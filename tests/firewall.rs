@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lrpns::config::{Restart, Rootfs};
+use lrpns::config::{Restart, Rootfs, Source};
 use lrpns::firewall::{
     EncodeError, Forwarding, LoadError, Socket, Updated, encode, encode_owned, forwarding,
     host_rules, host_table, list, sidecar_rules, to_text, transact, update,
@@ -201,6 +201,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
                 why: String::new(),
             })
             .collect(),
+        source: Source::Sidecar,
         restart: Restart::No,
     };
     Plan {
@@ -238,6 +239,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
 fn plans() -> Vec<Plan> {
     let mut wide = plan(1, 2, |_| Transport::Dnat);
     wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
+    let mut seeing = plan(2, 2, |_| Transport::Dnat);
+    seeing.apps[1].source = Source::Client;
     vec![
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
@@ -251,6 +254,7 @@ fn plans() -> Vec<Plan> {
         plan(1, 300, |_| Transport::Dnat),
         plan(2, 0, |_| Transport::Dnat),
         wide,
+        seeing,
     ]
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{configuration, print, print_json};
 use crate::cgroup::{Controller, HeldBy};
 use crate::cli::Source;
-use crate::config::{Limits, Origin, Rootfs};
+use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
@@ -204,6 +204,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 key("publish")
             )?;
         }
+        let source = match app.source {
+            Seen::Sidecar => "the sidecar's address for every client",
+            Seen::Client => "its clients' own addresses, and has a default route to answer them",
+        };
+        writeln!(out, "  sees {source}  ({})", key("source"))?;
     }
     if plan.published().next().is_some() {
         writeln!(

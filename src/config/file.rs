@@ -346,7 +346,7 @@ impl Reader<'_> {
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
-        self.one(section, keys::SOURCE, values::source);
+        let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
@@ -374,6 +374,7 @@ impl Reader<'_> {
                 .collect(),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),

@@ -288,6 +288,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         limits: Default::default(),
         publish: Vec::new(),
         listen: Vec::new(),
+        source: Default::default(),
         restart: Restart::No,
     }
 }
