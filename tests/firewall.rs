@@ -200,6 +200,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
                 why: String::new(),
             })
             .collect(),
+        closing: vec![],
         restart: Restart::No,
     };
     Plan {

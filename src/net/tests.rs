@@ -286,6 +286,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         volumes: Vec::new(),
         limits: Default::default(),
         publish: Vec::new(),
+        closing: vec![],
         restart: Restart::No,
     }
 }
