@@ -41,6 +41,12 @@ pub enum Request {
         /// The part.
         part: String,
     },
+    /// Load these rules into the sidecar's namespace. Only debug builds do, for tests: the commands say what the rules
+    /// are to come from, and not what they are.
+    Load {
+        /// One transaction.
+        rules: crate::firewall::Batch,
+    },
     /// Start a prober in an app, as its command was started ([`crate::audit`]).
     Probe {
         /// The app.

@@ -91,6 +91,9 @@ pub struct Plan {
     pub sidecar: IdMap,
     /// The relay's ids.
     pub relay: IdMap,
+    /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
+    #[serde(default)]
+    pub seal: bool,
     /// What the sidecar may use.
     pub sidecar_limits: Limits,
     /// What the relay may use.

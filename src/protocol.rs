@@ -55,12 +55,19 @@ pub struct Start {
     pub weaken: Option<String>,
 }
 
-/// The three kinds of part.
+/// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
+        rules: crate::firewall::Batch,
+        /// Whether it gives NET_ADMIN up once they are loaded.
+        seal: bool,
+    },
+    /// Loads rules into the sidecar's network namespace, says how that went, and ends. No descriptors.
+    Loader {
+        /// One transaction.
         rules: crate::firewall::Batch,
     },
     /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
@@ -127,6 +134,8 @@ pub enum FromStage {
         /// What had to be left out and why, in whole sentences (`/proc` where the kernel refuses it).
         notes: Vec<String>,
     },
+    /// Loader: the transaction went through, or nothing has changed; the process ends next.
+    Loaded(Result<(), crate::firewall::LoadError>),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.

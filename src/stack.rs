@@ -69,6 +69,9 @@ pub enum StackError {
     /// The host's table.
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
+    /// New rules for a sidecar that is up; the old ones are in force, all of them.
+    #[error("the sidecar's rules: {0}")]
+    Rules(#[source] firewall::LoadError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -418,7 +421,10 @@ impl Ground {
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
-            role: Role::Sidecar { rules },
+            role: Role::Sidecar {
+                rules,
+                seal: self.plan.seal,
+            },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
@@ -426,6 +432,30 @@ impl Ground {
             .send(&ToStage::Start(Box::new(start)), &[])
             .await?;
         Launched::ready(container).await
+    }
+
+    /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
+    /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
+    ///
+    /// # Errors
+    /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
+    pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        let limits = &self.plan.sidecar_limits;
+        let start = Start {
+            hostname: format!("{}-loader", self.plan.stack),
+            // Beside the sidecar and whoever else loads.
+            nproc: self.plan.cgroup.nproc(limits),
+            role: Role::Loader { rules },
+            weaken: None,
+        };
+        let cgroup = self.cgroups.directory("sidecar");
+        let (title, program) = (self.title("loader"), self.program.as_fd());
+        within("load rules", async {
+            let loader = Container::spawn(&title, &self.sidecar, program, cgroup).await?;
+            loader.send(&ToStage::Start(Box::new(start)), &[]).await?;
+            loader.loaded().await?.map_err(StackError::Rules)
+        })
+        .await
     }
 
     /// Starts the relay's process, which then waits to be told what to carry; `None` when nothing is published.

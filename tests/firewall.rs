@@ -226,6 +226,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         },
         sidecar: ids,
         relay: ids,
+        seal: false,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -426,7 +427,10 @@ fn an_owned_table_is_refused_to_others_can_be_replaced_and_vanishes_with_its_soc
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(errors.contains("Operation not permitted"), "{errors}");
         let error = transact(&Socket::open().unwrap(), &batch).unwrap_err();
-        assert_eq!(error.to_string(), format!("load table inet {table}"));
+        assert_eq!(
+            error.to_string(),
+            format!("load table inet {table}: Operation not permitted (os error 1)")
+        );
         let LoadError::Refused { source, .. } = error else {
             panic!("{error:?}")
         };
@@ -459,7 +463,8 @@ fn a_refused_object_is_named_and_the_old_rules_stay() {
         let socket = Socket::open().unwrap();
         let refused = |broken: &Nftables<'_>, object: &str, errno: i32| {
             let error = transact(&socket, &encode(broken).unwrap()).unwrap_err();
-            assert_eq!(error.to_string(), format!("load {object}"));
+            let named = format!("load {object}: {}", io::Error::from_raw_os_error(errno));
+            assert_eq!(error.to_string(), named);
             let LoadError::Refused { source, .. } = error else {
                 panic!("{error:?}")
             };
@@ -507,7 +512,8 @@ fn net_admin_over_the_namespace_is_enough_and_without_it_nothing_is_loaded() {
             Ok(()) => assert!(permitted),
             Err(error) => {
                 assert!(!permitted, "{error}");
-                assert_eq!(error.to_string(), "load the batch");
+                let named = "load the batch: Operation not permitted (os error 1)";
+                assert_eq!(error.to_string(), named);
                 let LoadError::Refused { source, .. } = error else {
                     panic!("{error:?}")
                 };

@@ -95,12 +95,17 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; runs as {} outside; empty read-only root",
+        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns{}, nothing else; runs as {} outside; empty read-only root",
         bridge.name,
         bridge.mac,
         bridge.address,
         bridge.subnet.prefix_len(),
         from("sidecar.address"),
+        if plan.seal {
+            " until its rules are loaded"
+        } else {
+            ""
+        },
         plan.host_uid(plan.sidecar)
     )?;
     limits(out, plan, &plan.sidecar_limits, &|_| "default".to_owned())?;

@@ -201,6 +201,8 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `seal`.
+    pub seal: bool,
 }
 
 /// `[app]` or `[app.NAME]`.

@@ -69,6 +69,7 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            seal: false,
         },
         apps: vec![App {
             name: PartName::new("app").unwrap(),
@@ -761,7 +762,6 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ),
             &[
                 (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (4, 8, "not supported yet: sidecar.seal = `true`"),
                 (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
             ],
         ),

@@ -77,6 +77,20 @@ pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
     encode_with(rules, NFT_TABLE_F_OWNER)
 }
 
+/// The transaction that makes an empty table of ours: what a test of who may change rules sends.
+#[must_use]
+pub fn an_empty_table() -> Batch {
+    let table = nftables::schema::Table {
+        family: NfFamily::INet,
+        name: "lrpns-probe".into(),
+        ..Default::default()
+    };
+    encode(&Nftables {
+        objects: vec![NfObject::ListObject(NfListObject::Table(table))].into(),
+    })
+    .expect("a table is encoded")
+}
+
 fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::begin(table_flags);
     for object in rules.objects.iter() {

@@ -33,7 +33,7 @@ mod text;
 mod update;
 
 pub use counters::{Listing, Object, counters, list};
-pub use encode::{Batch, EncodeError, encode, encode_owned};
+pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{SIDECAR_TABLE, host_rules, host_table, sidecar_rules};
