@@ -130,20 +130,22 @@ pub enum StackError {
     OnRequest(&'static str),
 }
 
-/// What never changes while a stack lives: who starts or restarts a part needs this and nothing else.
+/// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
+/// same namespaces.
+#[derive(Clone)]
 pub struct Ground {
     /// The plan.
     pub plan: Plan,
     /// Our own program, read-only.
-    program: OwnedFd,
+    program: Arc<OwnedFd>,
     /// Where the parts are put.
-    pub cgroups: Cgroups,
-    volumes: Vec<Volumes>,
-    sidecar: Namespaces,
-    relay: Namespaces,
-    apps: Vec<Namespaces>,
+    pub cgroups: Arc<Cgroups>,
+    volumes: Vec<Arc<Volumes>>,
+    sidecar: Arc<Namespaces>,
+    relay: Arc<Namespaces>,
+    apps: Vec<Arc<Namespaces>>,
     /// Where each app's sockets listen.
-    listening: Vec<Listening>,
+    listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -365,19 +367,20 @@ impl Ground {
         let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
         for (namespaces, sockets) in apps {
             let sockets = sockets.ok_or_else(missing)?;
-            app_namespaces.push(namespaces);
+            app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Listening::from_fd(sockets.diag)?);
+            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
         }
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
+        let volumes = volumes.into_iter().map(Arc::new).collect();
         let ground = Self {
             plan,
-            program,
-            cgroups,
+            program: Arc::new(program),
+            cgroups: Arc::new(cgroups),
             volumes,
-            sidecar: sidecar.0,
-            relay: relay.0,
+            sidecar: Arc::new(sidecar.0),
+            relay: Arc::new(relay.0),
             apps: app_namespaces,
             listening,
             listeners,
