@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -31,7 +32,7 @@ pub struct ListenError {
 ///
 /// It exists whichever way the port is published: by relay it is where clients connect; by DNAT it takes what the
 /// host itself sends, and it keeps everybody else from the port.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// The host's address and port.
     pub address: SocketAddr,
@@ -40,7 +41,7 @@ pub struct Listener {
     /// Where the relay takes what comes: the sidecar's end of the uplink.
     pub target: SocketAddr,
     /// The socket, bound.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
 }
 
 impl Listener {
@@ -74,11 +75,11 @@ impl Listener {
             address,
             protocol,
             target,
-            socket,
+            socket: Arc::new(socket),
         })
     }
 
-    /// Begins to listen.
+    /// Begins to listen, also again after [`Listener::close`].
     ///
     /// # Errors
     /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
@@ -86,10 +87,20 @@ impl Listener {
         if self.protocol == Protocol::Udp {
             return Ok(());
         }
-        rustix::net::listen(&self.socket, 4096).map_err(|e| ListenError {
+        rustix::net::listen(&*self.socket, 4096).map_err(|e| ListenError {
             address: self.address,
             source: e.into(),
         })
+    }
+
+    /// Refuses connections from now on; the socket stays bound, as before it listened.
+    pub fn close(&self) {
+        // Of UDP, what nobody reads stays unread; and a socket that was shut down could not be read again.
+        if self.protocol == Protocol::Udp {
+            return;
+        }
+        // A socket that doesn't listen yet is closed already.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
 }
 
@@ -98,13 +109,23 @@ impl Listener {
 /// # Errors
 /// Each address with what the kernel said.
 pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(&PublishPlan, io::Error)>> {
+    bind_new(plan, None)
+}
+
+/// As [`bind_all`], without those that `running` has bound.
+///
+/// # Errors
+/// As [`bind_all`].
+pub fn bind_new<'p>(
+    plan: &'p Plan,
+    running: Option<&Plan>,
+) -> Result<Vec<Listener>, Vec<(&'p PublishPlan, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
     if plan.published().nth(FEW_PORTS).is_some() {
         more_descriptors();
     }
-    for (_, publish) in plan.published() {
-        let target = SocketAddr::new(plan.uplink.sidecar_address.into(), publish.entry_port);
-        match Listener::bind(publish.listen, publish.protocol, target) {
+    for publish in new_ports(plan, running) {
+        match Listener::bind(publish.listen, publish.protocol, target(plan, publish)) {
             Ok(listener) => bound.push(listener),
             Err(e) => refused.push((publish, e)),
         }
@@ -211,6 +232,26 @@ pub fn ranges(plan: &Plan) -> Vec<Range<'_>> {
         }
     }
     ranges
+}
+
+/// The published ports of `plan` that `running` has not.
+pub fn new_ports<'p>(
+    plan: &'p Plan,
+    running: Option<&Plan>,
+) -> impl Iterator<Item = &'p PublishPlan> {
+    let had: Vec<_> = running
+        .into_iter()
+        .flat_map(|running| running.published().map(|(_, publish)| publish.outside()))
+        .collect();
+    plan.published()
+        .map(|(_, publish)| publish)
+        .filter(move |publish| !had.contains(&publish.outside()))
+}
+
+/// Where a published port's connections enter the sidecar.
+#[must_use]
+pub fn target(plan: &Plan, publish: &PublishPlan) -> SocketAddr {
+    SocketAddr::new(plan.uplink.sidecar_address.into(), publish.entry_port)
 }
 
 #[cfg(test)]

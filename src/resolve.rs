@@ -3,7 +3,7 @@
 //! Pure but for the facts that it is given: the same [`Config`] and [`Host`] give the same [`Plan`].
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
@@ -32,9 +32,6 @@ pub enum PlanError {
         /// The part that got none.
         part: String,
     },
-    /// More ports are published than the sidecar's uplink address has.
-    #[error("the stack publishes more than 65535 ports of one protocol")]
-    EntryPorts,
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
     Ids {
@@ -58,6 +55,72 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
+    decide(config, host, EntryPorts::new())
+}
+
+/// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
+/// configuration can say (names, ids, the uplink) is `running`'s.
+///
+/// # Errors
+/// As [`plan`].
+pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanError> {
+    let mut config = config.clone();
+    let mut kept = vec![];
+    let app_key = |app: &config::App, key: &str| format!("{}.{key}", app.name);
+    if config.network.subnet.is_none() {
+        config.network.subnet = Some(running.bridge.subnet);
+        kept.push("network.subnet".to_owned());
+    }
+    if config.sidecar.address.is_none() {
+        config.sidecar.address = Some(running.bridge.address);
+        kept.push("sidecar.address".to_owned());
+    }
+    for app in &mut config.apps {
+        if let (None, Some(before)) = (app.address, running.app(&app.name)) {
+            app.address = Some(before.address);
+            kept.push(app_key(app, "address"));
+        }
+    }
+    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    for key in kept {
+        if let Some(origin) = running.origins.get(&key) {
+            plan.origins.insert(key, origin.clone());
+        }
+    }
+    plan.run.clone_from(&running.run);
+    plan.uplink.clone_from(&running.uplink);
+    plan.cgroup.clone_from(&running.cgroup);
+    (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
+    for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        let Some(before) = running.app(&app.name) else {
+            continue;
+        };
+        app.ids = before.ids;
+        app.port_link.clone_from(&before.port_link);
+        for publish in &mut app.publish {
+            let same = before
+                .publish
+                .iter()
+                .find(|other| other.outside() == publish.outside());
+            // What `auto` came to may have changed with the host; it works all the same.
+            if let (Some(same), Via::Auto) = (same, configured.via) {
+                publish.via = same.via;
+                publish.why.clone_from(&same.why);
+            }
+        }
+        app.closing = before.reachable().cloned().collect();
+        let open: Vec<_> = app
+            .publish
+            .iter()
+            .map(|publish| (publish.entry_port, publish.app_port))
+            .collect();
+        app.closing
+            .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
+    }
+    Ok(plan)
+}
+
+fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -111,7 +174,6 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     };
 
     let mut ids = id_maps(stack, host)?;
-    let mut entries = [EntryPorts::new(), EntryPorts::new()];
     let mut apps = Vec::with_capacity(config.apps.len());
     for (index, app) in config.apps.iter().enumerate() {
         let address = match app.address {
@@ -121,12 +183,12 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         let mut published = vec![];
         for publish in &app.publish {
             let (via, why) = transport(publish.address, app.via, host);
-            let entries = &mut entries[usize::from(publish.protocol == Protocol::Udp)];
             for (host_port, app_port) in publish.ports() {
+                let listen = SocketAddr::new(publish.address, host_port);
                 published.push(PublishPlan {
-                    listen: SocketAddr::new(publish.address, host_port),
+                    listen,
                     protocol: publish.protocol,
-                    entry_port: entries.take(host_port, address, app_port)?,
+                    entry_port: entries.take(listen, publish.protocol, (address, app_port)),
                     app_port,
                     via,
                     why: why.clone(),
@@ -147,6 +209,9 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             volumes: app.volumes.clone(),
             limits: app_limits(app.limits, host),
             publish: published,
+            listen: app.listen.clone(),
+            source: app.source,
+            closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
         });
@@ -176,6 +241,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         uplink,
         sidecar: ids(1),
         relay: ids(1),
+        seal: config.sidecar.seal,
         sidecar_limits: cgroup::SIDECAR,
         relay_limits: cgroup::RELAY,
         apps,
@@ -295,37 +361,71 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     }
 }
 
-/// The ports of the sidecar's uplink address, of one protocol: the host's port where it is free, so that a capture reads
-/// naturally.
+/// An app's address and port.
+type Target = (Ipv4Addr, u16);
+
+/// The ports of the sidecar's uplink address: the host's port where it is free, so that a capture reads naturally.
 struct EntryPorts {
-    used: BTreeSet<u16>,
-    by_target: BTreeMap<(Ipv4Addr, u16), u16>,
+    used: BTreeMap<(Protocol, u16), Target>,
+    by_target: BTreeMap<(Protocol, Target), u16>,
     /// Where the others come from: the ports above those that programs get by themselves, then those below.
     spare: Box<dyn Iterator<Item = u16>>,
+    /// What a stack that runs has: each published port keeps its own, whoever is behind it now, and none comes to mean
+    /// something else while a connection may still go through it.
+    before: HashMap<(SocketAddr, Protocol), u16>,
+    behind: HashMap<(Protocol, u16), Vec<Target>>,
 }
 
 impl EntryPorts {
     fn new() -> Self {
         Self {
-            used: BTreeSet::new(),
+            used: BTreeMap::new(),
             by_target: BTreeMap::new(),
             spare: Box::new((61_000..=u16::MAX).chain((1..61_000).rev())),
+            before: HashMap::new(),
+            behind: HashMap::new(),
         }
     }
 
-    /// The entry port for `host_port` to `app`:`app_port`; two host addresses with the same way in share one.
-    fn take(&mut self, host_port: u16, app: Ipv4Addr, app_port: u16) -> Result<u16, PlanError> {
-        if let Some(port) = self.by_target.get(&(app, app_port)) {
-            return Ok(*port);
+    fn of(running: &Plan) -> Self {
+        let mut entries = Self::new();
+        for app in &running.apps {
+            for publish in app.reachable() {
+                let port = publish.entry_port;
+                entries.before.entry(publish.outside()).or_insert(port);
+                let behind = entries.behind.entry((publish.protocol, port)).or_default();
+                behind.push((app.address, publish.app_port));
+            }
         }
-        let used = &mut self.used;
-        let port = std::iter::once(host_port)
-            .chain(&mut self.spare)
-            .find(|port| !used.contains(port))
-            .ok_or(PlanError::EntryPorts)?;
-        used.insert(port);
-        self.by_target.insert((app, app_port), port);
-        Ok(port)
+        entries
+    }
+
+    /// The entry port for `listen` to `target`, an app's address and port; two host addresses with the same way in
+    /// share one.
+    fn take(&mut self, listen: SocketAddr, protocol: Protocol, target: Target) -> u16 {
+        let own = self
+            .before
+            .get(&(listen, protocol))
+            .copied()
+            .filter(|port| {
+                let used = self.used.get(&(protocol, *port));
+                used.is_none_or(|used| *used == target)
+            });
+        let port = own.or_else(|| self.by_target.get(&(protocol, target)).copied());
+        let port = port.unwrap_or_else(|| {
+            let (used, behind) = (&self.used, &self.behind);
+            std::iter::once(listen.port())
+                .chain(&mut self.spare)
+                .find(|port| {
+                    let behind = behind.get(&(protocol, *port));
+                    !used.contains_key(&(protocol, *port))
+                        && behind.is_none_or(|all| all.iter().all(|other| *other == target))
+                })
+                .expect("no stack publishes as many ports as there are, nor twice")
+        });
+        self.used.insert((protocol, port), target);
+        self.by_target.entry((protocol, target)).or_insert(port);
+        port
     }
 }
 

@@ -27,7 +27,7 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use crate::config::Protocol;
+use crate::config::{Protocol, Source};
 use crate::names::StackName;
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport};
 
@@ -51,18 +51,21 @@ pub fn host_table(stack: &StackName) -> String {
 ///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
 ///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
-///   conntrack would think of them. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
+///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
+///   subnet, from a published port; whether somebody has asked, `forward` knows. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
 ///   anything here use `lo`.
 /// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
 ///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
 /// - `input`: accepts nothing. The sidecar has no socket; what arrives is a port that isn't published, an app that
 ///   speaks out of turn, or a packet that belongs to no connection.
 /// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to a
-///   published port of an app: nothing else is new, so an app starts nothing. ICMP errors about such a connection are
+///   published port of an app: nothing else is new, so an app starts nothing, also not in the words of a reply, and not
+///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
+///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
-/// - `postrouting`: the app sees the sidecar's address, and needs no route.
+/// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let uplink = plan.uplink.sidecar_link.as_str();
@@ -71,6 +74,12 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 
     let published = published_by_protocol(plan);
     let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
+    let sees_clients: BTreeSet<Ipv4Addr> = plan
+        .apps
+        .iter()
+        .filter(|app| app.source == Source::Client)
+        .map(|app| app.address)
+        .collect();
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
     for (of, ports) in &published {
@@ -78,7 +87,10 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             .iter()
             .map(|(app, port)| (port.entry_port, (app.address, port.app_port)))
             .collect();
-        let services: BTreeSet<(Ipv4Addr, u16)> = entries.values().copied().collect();
+        // Connections through a port that is closing live on, and nothing translates a new one to it.
+        let services: BTreeSet<(Ipv4Addr, u16)> = reachable(plan, *of)
+            .map(|(app, port)| (app.address, port.app_port))
+            .collect();
         table.map(
             of.publish_address,
             &[SetType::InetService],
@@ -110,6 +122,11 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         "apps",
         &[SetType::Ipv4Addr],
         apps.iter().map(|app| address(*app)).collect(),
+    );
+    table.set(
+        "sees_clients",
+        &[SetType::Ipv4Addr],
+        sees_clients.iter().map(|app| address(*app)).collect(),
     );
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
@@ -145,13 +162,25 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         drop(),
     );
     for (of, _) in &published {
+        let from_service = || is(concat([ip("saddr"), of.sport()]), name(of.services));
         table.rule(
             "guard",
             of.accept_app_reply,
             [
                 from_bridge(),
                 is(ip("daddr"), address(plan.bridge.address)),
-                is(concat([ip("saddr"), of.sport()]), name(of.services)),
+                from_service(),
+            ],
+            accept(),
+        );
+        table.rule(
+            "guard",
+            of.accept_app_reply_to_client,
+            [
+                from_bridge(),
+                is(ip("saddr"), name("@sees_clients")),
+                is_not(ip("daddr"), subnet(plan.bridge.subnet)),
+                from_service(),
             ],
             accept(),
         );
@@ -191,6 +220,17 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         "accept-established",
         [has(ct("state"), name("established"))],
         accept(),
+    );
+    table.rule(
+        "forward",
+        "drop-link-local-client",
+        [
+            from_uplink(),
+            is(ip("daddr"), name("@sees_clients")),
+            is(ip("saddr"), subnet(LINK_LOCAL)),
+            has(ct("state"), name("new")),
+        ],
+        drop(),
     );
     for (of, _) in &published {
         table.rule(
@@ -232,7 +272,11 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule(
         "postrouting",
         "snat-published",
-        [to_bridge(), has(ct("status"), name("dnat"))],
+        [
+            to_bridge(),
+            has(ct("status"), name("dnat")),
+            is_not(ip("daddr"), name("@sees_clients")),
+        ],
         snat(address(plan.bridge.address)),
     );
     table.into_rules()
@@ -264,7 +308,9 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let mut translated = vec![];
     let mut table = Table::new(host_table(&plan.stack));
     for (of, ports) in &published {
-        let entries: BTreeSet<u16> = ports.iter().map(|(_, port)| port.entry_port).collect();
+        let entries: BTreeSet<u16> = reachable(plan, *of)
+            .map(|(_, port)| port.entry_port)
+            .collect();
         table.set(
             of.entries,
             &[SetType::InetService],
@@ -442,6 +488,8 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
 /// A transport protocol with the names of what there is for it.
 #[derive(Clone, Copy)]
 struct Of {
+    of: Protocol,
+    /// As nft calls it.
     protocol: &'static str,
     publish_address: &'static str,
     publish_port: &'static str,
@@ -450,6 +498,7 @@ struct Of {
     publish: &'static str,
     publish_any: &'static str,
     accept_app_reply: &'static str,
+    accept_app_reply_to_client: &'static str,
     dnat_published: &'static str,
     accept_published: &'static str,
     dnat_exact: &'static str,
@@ -458,6 +507,7 @@ struct Of {
 }
 
 const TCP: Of = Of {
+    of: Protocol::Tcp,
     protocol: "tcp",
     publish_address: "@publish_address",
     publish_port: "@publish_port",
@@ -466,6 +516,7 @@ const TCP: Of = Of {
     publish: "@publish",
     publish_any: "@publish_any",
     accept_app_reply: "accept-app-reply",
+    accept_app_reply_to_client: "accept-app-reply-to-client",
     dnat_published: "dnat-published",
     accept_published: "accept-published",
     dnat_exact: "dnat-exact",
@@ -474,6 +525,7 @@ const TCP: Of = Of {
 };
 
 const UDP: Of = Of {
+    of: Protocol::Udp,
     protocol: "udp",
     publish_address: "@publish_address_udp",
     publish_port: "@publish_port_udp",
@@ -482,6 +534,7 @@ const UDP: Of = Of {
     publish: "@publish_udp",
     publish_any: "@publish_any_udp",
     accept_app_reply: "accept-app-reply-udp",
+    accept_app_reply_to_client: "accept-app-reply-to-client-udp",
     dnat_published: "dnat-published-udp",
     accept_published: "accept-published-udp",
     dnat_exact: "dnat-exact-udp",
@@ -503,17 +556,26 @@ impl Of {
     }
 }
 
-/// The published ports of TCP, and, if there are any, of UDP.
+/// The published ports of TCP, and, if there are any or were, of UDP.
 fn published_by_protocol(plan: &Plan) -> Vec<(Of, Vec<(&AppPlan, &PublishPlan)>)> {
     let all = |protocol| {
         plan.published()
             .filter(|(_, port)| port.protocol == protocol)
             .collect::<Vec<_>>()
     };
-    let udp = Some((UDP, all(Protocol::Udp))).filter(|(_, ports)| !ports.is_empty());
+    let udp = reachable(plan, UDP).next().is_some();
+    let udp = udp.then(|| (UDP, all(Protocol::Udp)));
     std::iter::once((TCP, all(Protocol::Tcp)))
         .chain(udp)
         .collect()
+}
+
+/// The ports that connections may go through, those that are closing too.
+fn reachable(plan: &Plan, of: Of) -> impl Iterator<Item = (&AppPlan, &PublishPlan)> {
+    plan.apps
+        .iter()
+        .flat_map(|app| app.reachable().map(move |port| (app, port)))
+        .filter(move |(_, port)| port.protocol == of.of)
 }
 
 // Priorities of netfilter_ipv4.h, by nft's names.
@@ -522,6 +584,8 @@ const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
+/// RFC 3927; where clouds have the address that tells credentials.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
