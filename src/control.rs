@@ -41,6 +41,12 @@ pub enum Request {
         /// The part.
         part: String,
     },
+    /// Load these rules into the sidecar's namespace. Only debug builds do, for tests: the commands say what the rules
+    /// are to come from, and not what they are.
+    Load {
+        /// One transaction.
+        rules: crate::firewall::Batch,
+    },
     /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
     Exec {
         /// The app.

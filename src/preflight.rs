@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::Rootfs;
+use crate::config::{Rootfs, Source};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::plan::{AppPlan, Mode, Plan, Transport};
@@ -193,8 +193,8 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (_, publish) in plan.published() {
-        let (address, port) = (*publish.listen.ip(), publish.listen.port());
+    for (app, publish) in plan.published() {
+        let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
                 format!(
@@ -202,6 +202,16 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     host.first_user_port
                 ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
+            ));
+        }
+        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
+        {
+            problems.push(problem(
+                format!(
+                    "{}: source = \"client\" does not work by relay yet",
+                    publish.listen
+                ),
+                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
             ));
         }
         if publish.via == Transport::Dnat {
@@ -222,7 +232,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         }
         let somewhere = address.is_unspecified()
             || address.is_loopback()
-            || host.net.addresses.iter().any(|(_, net)| net.addr() == address)
+            || host.net.addresses.iter().any(|(_, net)| IpAddr::V4(net.addr()) == address)
             // An ordinary user's facts are those of an empty namespace; bind(2) tells.
             || plan.mode == Mode::Rootless;
         if !somewhere {
@@ -251,7 +261,7 @@ fn addresses_hint(host: &Host) -> String {
     format!("0.0.0.0 is all of them; this host has {}", known.join(", "))
 }
 
-fn cannot_bind(address: SocketAddrV4, e: &io::Error, host: &Host) -> Problem {
+fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
     let what = format!("listen on {address}: {e}");
     match e.kind() {
         io::ErrorKind::AddrInUse => {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -66,19 +66,26 @@ pub struct Start {
     pub weaken: Option<String>,
 }
 
-/// The three kinds of part.
+/// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
         rules: crate::firewall::Batch,
+        /// Whether it gives NET_ADMIN up once they are loaded.
+        seal: bool,
+    },
+    /// Loads rules into the sidecar's network namespace, says how that went, and ends. No descriptors.
+    Loader {
+        /// One transaction.
+        rules: crate::firewall::Batch,
     },
     /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
     /// `targets`.
     Relay {
         /// Where each listening socket's connections go.
-        targets: Vec<SocketAddrV4>,
+        targets: Vec<SocketAddr>,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
@@ -140,6 +147,8 @@ pub enum FromStage {
         /// What had to be left out and why, in whole sentences (`/proc` where the kernel refuses it).
         notes: Vec<String>,
     },
+    /// Loader: the transaction went through, or nothing has changed; the process ends next.
+    Loaded(Result<(), crate::firewall::LoadError>),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.

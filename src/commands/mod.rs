@@ -102,7 +102,13 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 verbose,
             )
         }
-        Command::Rules { source, format } => rules::rules(&source, format),
+        Command::Rules {
+            source,
+            counters: true,
+            json,
+            ..
+        } => rules::counters(&target_name(source.stack, source.file.as_deref())?, json),
+        Command::Rules { source, format, .. } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { output } => init::init(&output),
         Command::Gc => down::gc(),

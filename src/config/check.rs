@@ -70,7 +70,9 @@ pub(super) fn address<'t>(
 /// Whether two published ports can't be listened on at once.
 pub(super) fn collide(a: Publish, b: Publish) -> bool {
     let any = a.address.is_unspecified() || b.address.is_unspecified();
-    a.host_port == b.host_port && (any || a.address == b.address)
+    let meet = a.host_port < b.host_port.saturating_add(b.count)
+        && b.host_port < a.host_port.saturating_add(a.count);
+    a.protocol == b.protocol && meet && (any || a.address == b.address)
 }
 
 /// The error for `later`, which collides with `earlier`.

@@ -16,7 +16,7 @@ mod vars;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -201,6 +201,8 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `seal`.
+    pub seal: bool,
 }
 
 /// `[app]` or `[app.NAME]`.
@@ -222,6 +224,8 @@ pub struct App {
     pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
+    /// `source`.
+    pub source: Source,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.
@@ -246,15 +250,48 @@ pub enum Rootfs {
     Dir(PathBuf),
 }
 
+/// A transport protocol of published ports.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 /// One entry of `publish`: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publish {
     /// The host's address to listen on; 0.0.0.0 for all, 127.0.0.1 when it was left out.
-    pub address: Ipv4Addr,
-    /// The host's port.
+    pub address: IpAddr,
+    /// The host's port, the first one of a range.
     pub host_port: u16,
-    /// The app's port.
+    /// The app's port, the first one of a range.
     pub app_port: u16,
+    /// How many ports in a row, at least one.
+    pub count: u16,
+    /// Of which protocol.
+    pub protocol: Protocol,
+}
+
+impl Publish {
+    /// Each port by itself: the host's, and the app's.
+    pub fn ports(self) -> impl Iterator<Item = (u16, u16)> {
+        (0..self.count).map(move |index| (self.host_port + index, self.app_port + index))
+    }
 }
 
 /// `via`: how a published port reaches the sidecar.
@@ -268,6 +305,17 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+}
+
+/// `source`: whose address the app sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The sidecar's, for every client.
+    #[default]
+    Sidecar,
+    /// The client's own.
+    Client,
 }
 
 /// One entry of `tmpfs`: `PATH:SIZE`.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Publish, Restart, Rootfs, Tmpfs, Via, Volume};
+use super::{Protocol, Publish, Restart, Rootfs, Source, Tmpfs, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -171,9 +171,11 @@ fn publish(text: &str) -> Result<Publish, ValueError> {
         return Err(ValueError::later(text, NOW));
     }
     Ok(Publish {
-        address,
+        address: address.into(),
         host_port: host.0,
         app_port: app.0,
+        count: 1,
+        protocol: Protocol::Tcp,
     })
 }
 
@@ -351,11 +353,11 @@ pub(super) fn via(text: &str) -> Result<Via, ValueError> {
 }
 
 /// `source`.
-pub(super) fn source(text: &str) -> Result<(), ValueError> {
-    match one_of(text, &[("sidecar", false), ("client", true)])? {
-        false => Ok(()),
-        true => Err(ValueError::later(text, "\"sidecar\"")),
-    }
+pub(super) fn source(text: &str) -> Result<Source, ValueError> {
+    one_of(
+        text,
+        &[("sidecar", Source::Sidecar), ("client", Source::Client)],
+    )
 }
 
 /// `restart`.
@@ -594,9 +596,11 @@ mod tests {
     fn a_publish_has_an_address_and_two_ports() {
         let publish = |a: [u8; 4], host_port, app_port| {
             Ok(Publish {
-                address: a.into(),
+                address: Ipv4Addr::from(a).into(),
                 host_port,
                 app_port,
+                count: 1,
+                protocol: Protocol::Tcp,
             })
         };
         assert_eq!("80:8080".parse(), publish([127, 0, 0, 1], 80, 8080));
