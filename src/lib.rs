@@ -65,6 +65,8 @@ pub mod net;
 
 pub mod firewall;
 
+pub mod change;
+
 pub mod plan;
 
 pub mod cgroup;
