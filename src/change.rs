@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::confine;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, sockets, or the supervisor's own business.
 const LIVE: [&str; 2] = ["publish", "restart"];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 7] = [
-    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp",
+const MADE_OF: [&str; 8] = [
+    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 1] = ["seal"];
@@ -134,9 +135,16 @@ fn app_change(
     refused: &mut Vec<String>,
 ) {
     let mut because = vec![];
+    let (had, has) = (confine::App::of(old), confine::App::of(new));
+    let more = |had: &[u16], has: &[u16]| has.iter().any(|port| !had.contains(port));
+    if more(&had.bind, &has.bind) || more(&had.connect, &has.connect) {
+        // Landlock gives nothing back to a process that is there.
+        because.push(key("publish"));
+    }
     for name in differing(&object(old), &object(new)) {
         match name.as_str() {
             name if NO_CHANGE.contains(&name) => {}
+            name if because.contains(&key(name)) => {}
             name if LIVE.contains(&name) => change.live.push(key(name)),
             "env" => {
                 let mut names: BTreeSet<&String> = old.env.keys().collect();

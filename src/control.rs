@@ -50,6 +50,17 @@ pub enum Request {
     /// Bring the stack to another plan; from here on client and supervisor talk to each other: [`Reply::Applying`],
     /// [`Said`]. Descriptors: a bound socket for each port that is new, in the plan's order.
     Apply(Box<Apply>),
+    /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
+    Exec {
+        /// The app.
+        part: String,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// `TERM`, which is of the caller's terminal; the rest of the environment is the app's.
+        term: Option<String>,
+        /// One of the three descriptors is a terminal.
+        terminal: bool,
+    },
     /// Start a prober in an app, as its command was started ([`crate::audit`]).
     Probe {
         /// The app.
@@ -122,7 +133,7 @@ pub enum Reply {
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.
         nproc: Option<u32>,
-        /// What it may talk to; `null` for an app, whose rules are the sidecar's.
+        /// What it may talk to by Landlock; `null` for an app: what goes in by this way is outside of its domain.
         confined: Option<crate::confine::TcpOnlyTo>,
         /// What the command may call, on the way to it and in it.
         seccomp: Box<crate::seccomp::Filters>,
@@ -246,7 +257,15 @@ impl Client {
     /// # Errors
     /// What `sendmsg(2)` says.
     pub fn ask(&self, request: &Request) -> io::Result<()> {
-        protocol::send(&self.0, request, &[])
+        self.ask_with(request, &[])
+    }
+
+    /// As [`Client::ask`], with descriptors.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub fn ask_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        protocol::send(&self.0, request, fds)
     }
 
     /// As [`Client::ask`], with descriptors, or with more to say in the same conversation.

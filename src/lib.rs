@@ -48,6 +48,8 @@ pub mod protocol;
 
 pub mod privileges;
 
+pub mod change;
+
 pub mod confine;
 
 pub mod logbuf;
@@ -64,8 +66,6 @@ pub mod state;
 pub mod net;
 
 pub mod firewall;
-
-pub mod change;
 
 pub mod plan;
 

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -201,6 +201,10 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// TCP ports that it may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
+    /// Whose address it sees.
+    pub source: Source,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,

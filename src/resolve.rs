@@ -223,6 +223,8 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
                     }
                 })
                 .collect(),
+            listen: app.listen.clone(),
+            source: app.source,
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),

@@ -613,12 +613,13 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                confined: crate::confine::App::of(app),
                 seccomp: Box::new(app.seccomp.filters()?),
             }),
             weaken: weaken(),
         };
         let volumes = self.volumes[index].detached(app.ids.host_user())?;
-        let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
+        let mut fds = vec![app_out.as_fd(), app_err.as_fd(), self.program.as_fd()];
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
         container

@@ -94,7 +94,7 @@ enum Event {
     /// The pause before a part is started again is over.
     Again { id: PartId, launch: u64 },
     /// A client asks.
-    Asked(Request, Client),
+    Asked(Request, Vec<OwnedFd>, Client),
     /// A client wants a live change; the conversation goes on.
     Apply(Box<Apply>, Vec<OwnedFd>, Channel),
     /// The task that makes it wants something of the loop.
@@ -132,8 +132,8 @@ enum Order {
     Kill,
     /// Relay: accept nothing more, end with the last connection.
     LastOrders,
-    /// Start a prober: the program, and its standard input.
-    Probe(OwnedFd, OwnedFd),
+    /// Start something in an app: what, and its descriptors.
+    Start(ToStage, Vec<OwnedFd>),
 }
 
 /// A part as the supervisor sees it.
@@ -264,7 +264,7 @@ pub async fn run(
                 stack = &mut bring_up => break stack,
                 Some(event) = events.recv() => match event {
                     Event::Signal => break Err(StackError::Interrupted),
-                    Event::Asked(Request::Down, client) => {
+                    Event::Asked(Request::Down, _, client) => {
                         waiting_for_the_end.push(client);
                         break Err(StackError::Interrupted);
                     }
@@ -342,11 +342,11 @@ impl Supervisor {
             };
             match event {
                 Event::Signal => return Outcome::Stopped,
-                Event::Asked(Request::Down, client) => {
+                Event::Asked(Request::Down, _, client) => {
                     self.waiting_for_the_end.push(client);
                     return Outcome::Stopped;
                 }
-                Event::Asked(request, client) => self.answer(request, client),
+                Event::Asked(request, fds, client) => self.answer(request, fds, client),
                 Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
                 Event::Applying(step) => {
                     if let Some(outcome) = self.step_of_apply(step) {
@@ -584,7 +584,7 @@ impl Supervisor {
         last.filter(|_| !self.applying).map(Outcome::AppEnded)
     }
 
-    fn answer(&mut self, request: Request, client: Client) {
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Down => unreachable!("run ends the loop with it"),
@@ -626,6 +626,12 @@ impl Supervisor {
                 return;
             }
             Request::Load { .. } => refused("only a debug build does that".to_owned(), None),
+            Request::Exec {
+                part,
+                command,
+                term,
+                terminal,
+            } => self.exec(&part, command, term, terminal, fds),
             Request::Probe { part } => {
                 let (reply, fd) = self.probe(&part);
                 let replies = vec![reply];
@@ -724,6 +730,37 @@ impl Supervisor {
         }
     }
 
+    /// Has an app's pid 1 run a command more; who asked hears from there how it goes.
+    fn exec(
+        &mut self,
+        name: &str,
+        command: Vec<String>,
+        term: Option<String>,
+        terminal: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Reply {
+        let (id, index) = match self.find(name) {
+            Ok(id @ PartId::App(index)) => (id, index),
+            Ok(_) => return refused(format!("{name} is no app"), None),
+            Err(reply) => return *reply,
+        };
+        let mut env = self.ground.plan.apps[index].env.clone();
+        if let Some(term) = term {
+            env.entry("TERM".to_owned()).or_insert(term);
+        }
+        let Some(process) = &self.part(id).process else {
+            return refused(format!("{name} does not run"), None);
+        };
+        let what = ToStage::Exec {
+            command,
+            env,
+            terminal,
+        };
+        // A part that ends now closes the conversation, which tells.
+        let _ = process.orders.send(Order::Start(what, fds));
+        Reply::Done
+    }
+
     /// Starts a prober in an app; the socket to it goes to who asked.
     fn probe(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
         let id = match self.find(name) {
@@ -738,7 +775,9 @@ impl Supervisor {
         match (&self.part(id).process, made) {
             (Some(process), Ok((program, ours, theirs))) => {
                 // A part that ends now closes the socket, which tells.
-                let _ = process.orders.send(Order::Probe(program, theirs));
+                let _ = process
+                    .orders
+                    .send(Order::Start(ToStage::Probe, vec![program, theirs]));
                 (Reply::Probe, Some(ours))
             }
             (None, _) => (refused(format!("{name} does not run"), None), None),
@@ -981,8 +1020,9 @@ async fn watch(
                 // EPIPE: it has ended, and that comes next.
                 Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
                 Some(Order::LastOrders) => drop(container.say(relay::LAST_ORDERS).await),
-                Some(Order::Probe(program, socket)) => {
-                    drop(container.send(&ToStage::Probe, &[program.as_fd(), socket.as_fd()]).await);
+                Some(Order::Start(what, fds)) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    drop(container.send(&what, &fds).await);
                 }
                 Some(Order::Kill) | None => {
                     container.kill().await;
@@ -1108,7 +1148,7 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
         request => request,
     };
     let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
-    if events.send(Event::Asked(request, answers)).is_err() {
+    if events.send(Event::Asked(request, fds, answers)).is_err() {
         return;
     }
     loop {

@@ -344,8 +344,9 @@ impl Reader<'_> {
             default_env(&mut env);
         }
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
+        let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
-        self.one(section, keys::SOURCE, values::source);
+        let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
@@ -371,7 +372,9 @@ impl Reader<'_> {
                 .flatten()
                 .map(|placed| placed.value)
                 .collect(),
+            listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -795,6 +798,43 @@ impl Reader<'_> {
             None => self.key_problem(value.span(), format!("`{path}` is out of range"), key),
         }
         taken
+    }
+
+    /// A list of ports, as numbers or as strings with variables.
+    fn ports(&mut self, section: &Section<'_, '_>, key: Key) -> Vec<u16> {
+        let Some((_, value)) = section.get(key.name) else {
+            return vec![];
+        };
+        let path = section.key_path(key.name);
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(&path, value, "a list of ports", key.example);
+            return vec![];
+        };
+        let (mut ports, mut origin) = (vec![], None);
+        for value in array {
+            let text = match value.get_ref() {
+                DeValue::Integer(n) if n.radix() == 10 => n.as_str().to_owned(),
+                DeValue::String(_) => {
+                    let Some((text, from)) = self.text(&path, value, "a port", key.example) else {
+                        continue;
+                    };
+                    origin = origin.or(from);
+                    text
+                }
+                _ => {
+                    self.wrong_type(&path, value, "a port", key.example);
+                    continue;
+                }
+            };
+            match values::port(&text) {
+                Ok(port) => ports.push(port),
+                Err(error) => {
+                    self.refused_key(value.span(), error, key, &path);
+                }
+            }
+        }
+        self.origin(path, value.span(), origin);
+        ports
     }
 
     fn origin(&mut self, path: String, span: Range<usize>, from: Option<Origin>) {

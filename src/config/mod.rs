@@ -220,8 +220,12 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `listen`: TCP ports that the app may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
+    /// `source`.
+    pub source: Source,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.
@@ -301,6 +305,17 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+}
+
+/// `source`: whose address the app sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The sidecar's, for every client.
+    #[default]
+    Sidecar,
+    /// The client's own.
+    Client,
 }
 
 /// One entry of `tmpfs`: `PATH:SIZE`.

@@ -287,6 +287,8 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         volumes: Vec::new(),
         limits: Default::default(),
         publish: Vec::new(),
+        listen: Vec::new(),
+        source: Default::default(),
         closing: vec![],
         restart: Restart::No,
     }

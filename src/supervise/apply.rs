@@ -279,7 +279,7 @@ impl Task {
         let request = Request::Restart {
             part: Some(name.to_owned()),
         };
-        let _ = self.events.send(Event::Asked(request, client));
+        let _ = self.events.send(Event::Asked(request, vec![], client));
         let answer = answers.recv().await.map(|answer| answer.replies);
         match answer.as_deref() {
             Some([Reply::Done]) => Ok(()),
