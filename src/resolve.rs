@@ -92,6 +92,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        debug_assert_eq!(app.name, configured.name, "in the file's order");
         let Some(before) = running.app(&app.name) else {
             continue;
         };
@@ -117,6 +118,15 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         app.closing
             .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
     }
+    // The order of a file means nothing to a stack that runs.
+    let place = |app: &AppPlan| {
+        running
+            .apps
+            .iter()
+            .position(|before| before.name == app.name)
+    };
+    plan.apps
+        .sort_by_key(|app| place(app).unwrap_or(usize::MAX));
     Ok(plan)
 }
 

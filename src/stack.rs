@@ -29,10 +29,10 @@ use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::{Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
-use crate::publish::{ListenError, Listener};
+use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
 
@@ -393,6 +393,85 @@ impl Ground {
         Ok((ground, sidecar_route, app_routes))
     }
 
+    /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
+    ///
+    /// # Errors
+    /// [`StackError`] when a volume that is new can't be had.
+    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+        let mut next = self.clone();
+        for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
+            if app.volumes != before.volumes {
+                next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
+            }
+        }
+        next.listeners = plan
+            .published()
+            .filter_map(|(_, publish)| {
+                let mut known = self.listeners.iter().chain(new);
+                let mut listener = known
+                    .find(|listener| listener.address == publish.listen)?
+                    .clone();
+                listener.target = publish::target(&plan, publish);
+                Some(listener)
+            })
+            .collect();
+        next.plan = plan;
+        Ok(next)
+    }
+
+    /// The listening sockets of the published ports, in the plan's order.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Where an app that runs should listen and doesn't, in words; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
+        let app = &self.plan.apps[index];
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.listening[index].of(publish.protocol)?);
+            }
+        }
+        let reachable: HashSet<AppPort> = found
+            .iter()
+            .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
+            .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
+            .map(|(protocol, at)| AppPort {
+                protocol,
+                port: at.port(),
+            })
+            .collect();
+        let missing = app
+            .publish
+            .iter()
+            .map(|publish| AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            })
+            .find(|port| !reachable.contains(port));
+        Ok(missing.map(|port| (port, describe(&found[&port.protocol], port.port))))
+    }
+
+    /// Whether somebody answers at an entry port, the way the relay asks.
+    pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
+        let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
+        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        matches!(connect.await, Ok(Ok(_)))
+    }
+
     fn title(&self, part: &str) -> String {
         format!("{}/{part}", self.plan.stack)
     }
@@ -445,12 +524,32 @@ impl Ground {
     /// # Errors
     /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
     pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        self.load(Role::Loader { rules }).await
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
+        if old == new {
+            return Ok(());
+        }
+        self.load(Role::Updater {
+            old: Box::new(old),
+            new: Box::new(new),
+        })
+        .await
+    }
+
+    async fn load(&self, role: Role) -> Result<(), StackError> {
         let limits = &self.plan.sidecar_limits;
         let start = Start {
             hostname: format!("{}-loader", self.plan.stack),
             // Beside the sidecar and whoever else loads.
             nproc: self.plan.cgroup.nproc(limits),
-            role: Role::Loader { rules },
+            role,
             weaken: None,
         };
         let cgroup = self.cgroups.directory("sidecar");
@@ -612,36 +711,9 @@ impl Ground {
         container: &mut Container,
     ) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
-        let wanted: Vec<AppPort> = app
-            .publish
-            .iter()
-            .map(|publish| AppPort {
-                protocol: publish.protocol,
-                port: publish.app_port,
-            })
-            .collect();
         let begun = tokio::time::Instant::now();
         loop {
-            let mut found = BTreeMap::new();
-            for port in &wanted {
-                if let Entry::Vacant(unknown) = found.entry(port.protocol) {
-                    unknown.insert(self.listening[index].of(port.protocol)?);
-                }
-            }
-            let reachable: HashSet<AppPort> = found
-                .iter()
-                .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
-                .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
-                .map(|(protocol, at)| AppPort {
-                    protocol,
-                    port: at.port(),
-                })
-                .collect();
-            let Some(missing) = wanted
-                .iter()
-                .find(|port| !reachable.contains(port))
-                .copied()
-            else {
+            let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
             let waited = begun.elapsed();
@@ -649,7 +721,7 @@ impl Ground {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&found[&missing.protocol], missing.port),
+                    found,
                 });
             }
             tokio::select! {
@@ -676,16 +748,11 @@ impl Ground {
     /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
     /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
     /// there the app would have to answer.
-    async fn try_the_path(&self) -> Result<(), StackError> {
-        let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-        let tried = self.plan.apps.iter().flat_map(|app| {
-            let ports: Vec<&PublishPlan> = app.publish.iter().filter(tcp).collect();
-            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
-            let last = ports.last().copied();
-            let some: Vec<_> = ports.into_iter().step_by(step).chain(last).collect();
-            some.into_iter().map(move |publish| (app, publish))
-        });
-        for (app, publish) in tried {
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path(&self) -> Result<(), StackError> {
+        for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
             let connect = tokio::time::timeout(
                 Duration::from_secs(5),
@@ -701,6 +768,19 @@ impl Ground {
                 })?;
         }
         Ok(())
+    }
+
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some = ports.into_iter().step_by(step).chain(last);
+            ways.extend(some.map(|publish| (app, publish)));
+        }
+        ways
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
