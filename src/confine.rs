@@ -11,11 +11,13 @@ use landlock::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What is left of TCP: binding nothing, connecting to these ports only. Abstract sockets and signals end at the part.
+/// What is left of TCP: binding nothing if not said otherwise, connecting to these ports only. Abstract sockets and signals end at the part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpOnlyTo {
     /// The ports.
     pub ports: Vec<u16>,
+    /// Binding to any port is left, too.
+    pub binds: bool,
 }
 
 impl TcpOnlyTo {
@@ -25,7 +27,19 @@ impl TcpOnlyTo {
         let mut ports: Vec<u16> = targets.iter().map(std::net::SocketAddr::port).collect();
         ports.sort_unstable();
         ports.dedup();
-        Self { ports }
+        Self {
+            ports,
+            binds: false,
+        }
+    }
+
+    /// What the relay keeps: it binds its sockets if it dials as its clients, whose ports may be any.
+    #[must_use]
+    pub fn relay(targets: &[std::net::SocketAddr], as_clients: bool) -> Self {
+        Self {
+            binds: as_clients,
+            ..Self::of(targets)
+        }
     }
 
     /// Puts this process and all that comes of it under it, for good. Tells, in a sentence, what this kernel could not do.
@@ -39,7 +53,11 @@ impl TcpOnlyTo {
             .map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp)));
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessNet::from_all(ABI::V4))?
+            .handle_access(if self.binds {
+                AccessNet::ConnectTcp.into()
+            } else {
+                AccessNet::from_all(ABI::V4)
+            })?
             .scope(Scope::from_all(ABI::V6))?
             .create()?
             .add_rules(rules)?

@@ -39,6 +39,8 @@ pub enum Network {
     Sidecar,
     /// One address, forwards nothing.
     App,
+    /// The far end of the uplink, and nothing else.
+    Relay,
     /// The part stays in the supervisor's network namespace (the relay, which dials from there).
     Shared,
 }
@@ -57,8 +59,10 @@ pub struct Namespaces {
 pub struct Sockets {
     /// NETLINK_ROUTE: links, addresses, routes.
     pub route: OwnedFd,
-    /// NETLINK_SOCK_DIAG: who listens.
-    pub diag: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens; of [`Network::Relay`], NETLINK_NETFILTER: its rules.
+    pub second: OwnedFd,
+    /// [`Network::Relay`]: a TCP socket, to connect the way that the relay does.
+    pub tcp: Option<OwnedFd>,
 }
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
@@ -104,6 +108,9 @@ pub(crate) const SIDECAR: [(&str, &str); 4] = [
 
 /// The app forwards nothing.
 pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+
+/// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
+pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.
@@ -162,7 +169,11 @@ impl Namespaces {
             .map_err(failed("take the user namespace"))?;
         let net = fds.next();
         let sockets = match (fds.next(), fds.next()) {
-            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            (Some(route), Some(second)) => Some(Sockets {
+                route,
+                second,
+                tcp: fds.next(),
+            }),
             _ => None,
         };
         Ok((Self { user, net }, sockets))
@@ -245,6 +256,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
         Network::Shared => return Ok(fds),
         Network::Sidecar => &SIDECAR,
         Network::App => &APP,
+        Network::Relay => &RELAY,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
     for (name, value) in own.iter().chain(&COMMON) {
@@ -261,8 +273,12 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
+    let second = match network {
+        Network::Relay => rustix::net::netlink::NETFILTER,
+        _ => rustix::net::netlink::SOCK_DIAG,
+    };
     // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+    for protocol in [None, Some(second)] {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -270,6 +286,15 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             protocol,
         );
         fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
+    }
+    if network == Network::Relay {
+        let socket = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        fds.push(socket.map_err(|e| ("open a TCP socket", e.into()))?);
     }
     Ok(fds)
 }

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Rootfs, Source};
+use crate::config::Rootfs;
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -193,7 +193,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (app, publish) in plan.published() {
+    for (_, publish) in plan.published() {
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -202,16 +202,6 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     host.first_user_port
                 ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
-            ));
-        }
-        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
-        {
-            problems.push(problem(
-                format!(
-                    "{}: source = \"client\" does not work by relay yet",
-                    publish.listen
-                ),
-                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
             ));
         }
         if publish.via == Transport::Dnat {
@@ -227,6 +217,15 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
+                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                    problems.push(problem(
+                        format!(
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            publish.listen
+                        ),
+                        "use via = \"auto\" for both, or two stacks",
+                    ));
+                }
                 (Forwarding::Open, Mode::Root) => {}
             }
         }

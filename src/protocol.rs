@@ -68,6 +68,8 @@ pub enum Role {
     Relay {
         /// Where each listening socket's connections go.
         targets: Vec<SocketAddr>,
+        /// It has a network namespace of its own, in which it dials as the client that it carries.
+        as_clients: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, the mounts of `rootfs`,
     /// the mounts of `volumes`.

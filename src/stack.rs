@@ -22,11 +22,12 @@ use futures_util::future::try_join_all;
 
 use crate::cgroup::Cgroups;
 use crate::config::Limits;
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::Plan;
+use crate::plan::{Plan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
 use crate::publish::{ListenError, Listener};
@@ -143,6 +144,24 @@ pub struct Ground {
     listening: Vec<Listening>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
+    /// A TCP socket where the uplink ends, if that isn't here.
+    dialler: Option<OwnedFd>,
+}
+
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
 }
 
 /// A part that is ready.
@@ -251,12 +270,15 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) = within(
+        let (ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
         done("namespaces", progress)?;
 
         let ground = Arc::new(ground);
@@ -285,7 +307,6 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let host_table = firewall::Socket::open()?;
         firewall::transact(
             &host_table,
             &firewall::encode_owned(&firewall::host_rules(plan))?,
@@ -344,10 +365,14 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay,
+        };
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
-            Namespaces::make("the relay", plan.relay, Network::Shared),
+            Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
@@ -364,8 +389,18 @@ impl Ground {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(namespaces);
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Listening::from_fd(sockets.diag)?);
+            listening.push(Listening::from_fd(sockets.second)?);
         }
+        let (far, dialler) = match relay.1 {
+            None => (FarEnd::here()?, None),
+            Some(sockets) => {
+                let far = FarEnd {
+                    rtnl: Rtnl::from_fd(sockets.route)?,
+                    rules: firewall::Socket::from_fd(sockets.second)?,
+                };
+                (far, Some(sockets.tcp.ok_or_else(missing)?))
+            }
+        };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let ground = Self {
@@ -378,8 +413,9 @@ impl Ground {
             apps: app_namespaces,
             listening,
             listeners,
+            dialler,
         };
-        Ok((ground, sidecar_route, app_routes))
+        Ok((ground, sidecar_route, app_routes, far))
     }
 
     fn title(&self, part: &str) -> String {
@@ -442,6 +478,15 @@ impl Ground {
             .collect()
     }
 
+    /// What the relay may reach.
+    #[must_use]
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        TcpOnlyTo::relay(
+            &self.targets(),
+            self.plan.uplink.ends_at == UplinkEnd::Relay,
+        )
+    }
+
     /// Tells the relay what to carry.
     async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
         let start = Start {
@@ -449,6 +494,7 @@ impl Ground {
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
                 targets: self.targets(),
+                as_clients: self.plan.uplink.ends_at == UplinkEnd::Relay,
             },
             weaken: None,
         };
@@ -600,11 +646,13 @@ impl Ground {
     async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.plan.published() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = tokio::time::timeout(
-                Duration::from_secs(5),
-                tokio::net::TcpStream::connect(target),
-            );
-            connect
+            let connect = async {
+                match &self.dialler {
+                    None => tokio::net::TcpStream::connect(target).await.map(drop),
+                    Some(socket) => try_connecting(socket, target).await,
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(5), connect)
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -623,6 +671,20 @@ impl Ground {
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
     }
+}
+
+/// Connects a socket that may be used again afterwards.
+async fn try_connecting(socket: &OwnedFd, target: SocketAddrV4) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(socket, true)?;
+    match rustix::net::connect(socket, &target) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let answered = crate::sys::watch::owned(socket.try_clone()?)?;
+    answered.writable().await?.retain_ready();
+    rustix::net::sockopt::socket_error(socket)??;
+    // Undone, as connect(2) has it; and now for the next.
+    Ok(rustix::net::connect_unspec(socket)?)
 }
 
 /// What to tell who waits for a port.

@@ -30,7 +30,7 @@ use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
-use crate::plan::Plan;
+use crate::plan::{Plan, UplinkEnd};
 use crate::privileges::{self, Privileges};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
@@ -639,12 +639,14 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay(
+                self.ground.plan.uplink.ends_at == UplinkEnd::Relay,
+            )),
         };
         let confined = match id {
             PartId::App(_) => None,
             PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
-            PartId::Relay => Some(TcpOnlyTo::of(&self.ground.targets())),
+            PartId::Relay => Some(self.ground.relay_confinement()),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),

@@ -48,6 +48,34 @@ fn the_app_sees_the_client_by_dnat() {
 }
 
 #[test]
+fn the_app_sees_the_client_by_relay() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token, status) = seeing(Lab::new(), "relay");
+    for _ in 0..3 {
+        let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+        assert_eq!(answer["peer"], CLIENT);
+        assert_eq!(answer["token"], token.as_str());
+    }
+    // The host's own address is a client's like any other; loopback's leads nowhere else.
+    let answer = told(lab.get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], LAB);
+    let answer = told(lab.get("http://127.0.0.1:5000/"));
+    assert_eq!(
+        answer["peer"],
+        look::planned(&status, "/uplink/host_address")
+    );
+    // The host has no part in it: no link, no rule.
+    let links = look::json(&lab, None, &["ip", "-j", "link"]);
+    assert_eq!(links.as_array().unwrap().len(), 2, "lo and ext0: {links}");
+    assert_eq!(lab.ok(&["nft", "list", "ruleset"]), "");
+    lab.lrpns_ok(&["restart", "web", "relay"]);
+    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], CLIENT, "after a restart of the relay");
+}
+
+#[test]
 fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it() {
     if !look::machine() {
         return;

@@ -22,7 +22,7 @@ use super::{Finding, Outcome, Report, outside};
 use crate::cgroup::Controller;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Mode, Plan};
+use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
 use crate::seccomp::Program;
 use crate::state::StateRoot;
 
@@ -246,12 +246,13 @@ fn agent<'a>(
 
 /// An agent where the host's end of the uplink is.
 fn host_agent(target: &Target) -> Result<Agent, String> {
-    let place = match target.status.plan.mode {
-        Mode::Root => Join::Stay,
-        Mode::Rootless => {
+    let plan = &target.status.plan;
+    let place = match (plan.mode, plan.uplink.ends_at) {
+        (Mode::Root, UplinkEnd::Host) => Join::Stay,
+        (Mode::Rootless, _) | (_, UplinkEnd::Relay) => {
             let relay = target.part("relay").and_then(|part| part.init);
-            let relay = relay
-                .ok_or("rootless and nothing published: nobody else is where the uplink ends")?;
+            let relay =
+                relay.ok_or("the relay does not run: nobody else is where the uplink ends")?;
             uplink_of(relay)
                 .map_err(|e| format!("find the namespace in which the uplink ends: {e}"))?
         }

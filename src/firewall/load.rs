@@ -1,12 +1,14 @@
 //! One transaction into the kernel, and what it answers.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::Batch;
 use super::netlink::messages;
+use crate::sys;
 
 /// Why a ruleset isn't in the kernel. The old one is, untouched.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +65,27 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`].
     pub fn open() -> Result<Self, LoadError> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            // A refusal need not carry the whole batch back, but its words if it has some.
-            socket.set_cap_ack(true)?;
-            socket.set_ext_ack(true)?;
-            Ok(Self(socket))
-        };
-        open().map_err(|source| LoadError::Open { source })
+        netlink_sys::Socket::new(NETLINK_NETFILTER)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    /// The same by a `NETLINK_NETFILTER` socket that was made inside the namespace that it is to change.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+        sys::netlink::socket(fd)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    fn prepare(mut socket: netlink_sys::Socket) -> io::Result<Self> {
+        socket.bind_auto()?;
+        // A refusal need not carry the whole batch back, but its words if it has some.
+        socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
+        Ok(Self(socket))
     }
 
     /// A transaction is one message buffer, of which the socket must be able to hold all.

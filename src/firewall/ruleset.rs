@@ -29,7 +29,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::config::Source;
 use crate::names::StackName;
-use crate::plan::{Plan, Transport};
+use crate::plan::{Plan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -281,7 +281,8 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 /// host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
-///   and never a SYN without ACK, so nobody in the sidecar opens a connection to the host. Stateless, because that much
+///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
+///   dials as, and there is nobody else), so nobody in the sidecar opens a connection to the host. Stateless, because that much
 ///   needs no state.
 /// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
 ///   nothing in either direction. So nobody routes around the published address.
@@ -389,18 +390,25 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
 
-    table.rule(
-        "input",
-        "accept-relay-reply",
-        [
-            from_sidecar(),
-            is(ip("saddr"), address(sidecar)),
-            is(ip("daddr"), address(plan.uplink.host_address)),
-            is(tcp("sport"), name("@entries")),
-            is_not(masked(tcp("flags"), ["syn", "ack"]), name("syn")),
-        ],
-        accept(),
-    );
+    let a_reply = [
+        from_sidecar(),
+        is(ip("saddr"), address(sidecar)),
+        is(tcp("sport"), name("@entries")),
+        is_not(masked(tcp("flags"), ["syn", "ack"]), name("syn")),
+    ];
+    match plan.uplink.ends_at {
+        UplinkEnd::Host => {
+            let [from, of, port, no_syn] = a_reply;
+            let to = is(ip("daddr"), address(plan.uplink.host_address));
+            table.rule(
+                "input",
+                "accept-relay-reply",
+                [from, of, to, port, no_syn],
+                accept(),
+            );
+        }
+        UplinkEnd::Relay => table.rule("input", "accept-relay-reply", a_reply, accept()),
+    }
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     if dnats {

@@ -124,12 +124,15 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
         Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { targets } => {
+        Role::Relay {
+            targets,
+            as_clients,
+        } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
-            let filter = seccomp::relay()
+            let filter = seccomp::relay(as_clients)
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
-            let confined = TcpOnlyTo::of(&targets).enforce();
+            let confined = TcpOnlyTo::relay(&targets, as_clients).enforce();
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let listeners = fds
@@ -143,7 +146,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-            crate::relay::run(listeners, shutdown).map_err(step("relay"))?;
+            crate::relay::run(listeners, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
         }
         Role::App(start) => app::run(supervisor, start, fds),

@@ -52,6 +52,7 @@ impl Running {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             run_with(
                 vec![(listener, target)],
+                false,
                 OwnedFd::from(theirs),
                 places,
                 tuning,

@@ -362,9 +362,9 @@ pub fn sidecar() -> Profile {
     profile("sidecar", calls)
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it.
+/// The relay: as the documentation of [`crate::relay`] lists it; it binds only if it dials as its clients.
 #[must_use]
-pub fn relay() -> Profile {
+pub fn relay(as_clients: bool) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -372,6 +372,9 @@ pub fn relay() -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
+    if as_clients {
+        calls.extend(plain(&[calls![bind]]));
+    }
     let tcp = [
         equal(0, AF_INET),
         low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
@@ -497,7 +500,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(), init()] {
+        for part in [sidecar(), relay(true), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -519,7 +522,7 @@ mod tests {
     #[test]
     fn a_visitor_gets_no_socket_that_the_part_has_not() {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
-        for (part, netfilter) in [(sidecar(), true), (relay(), false)] {
+        for (part, netfilter) in [(sidecar(), true), (relay(true), false)] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));
             for domain in 0..46 {
