@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
-use crate::sys::namespace::unshare;
+use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -61,8 +61,6 @@ pub struct Sockets {
     pub route: OwnedFd,
     /// NETLINK_SOCK_DIAG: who listens; of [`Network::Relay`], NETLINK_NETFILTER: its rules.
     pub second: OwnedFd,
-    /// [`Network::Relay`]: a TCP socket, to connect the way that the relay does.
-    pub tcp: Option<OwnedFd>,
 }
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
@@ -169,14 +167,65 @@ impl Namespaces {
             .map_err(failed("take the user namespace"))?;
         let net = fds.next();
         let sockets = match (fds.next(), fds.next()) {
-            (Some(route), Some(second)) => Some(Sockets {
-                route,
-                second,
-                tcp: fds.next(),
-            }),
+            (Some(route), Some(second)) => Some(Sockets { route, second }),
             _ => None,
         };
         Ok((Self { user, net }, sockets))
+    }
+
+    /// TCP sockets of `family` that are made inside, by a child that ends at once; at most [`protocol::MAX_FDS`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn tcp_sockets(
+        &self,
+        family: AddressFamily,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let (ours, theirs) = socketpair()?;
+        let pidfd = match clone3(0)? {
+            Cloned::Child => {
+                drop(ours);
+                let message = match self.join_and_open(family, count) {
+                    Ok(fds) => (FromStage::Sockets, fds),
+                    Err(e) => {
+                        let failed = FromStage::Failed {
+                            step: "open TCP sockets".to_owned(),
+                            cause: e.to_string(),
+                            errno: e.raw_os_error(),
+                        };
+                        (failed, vec![])
+                    }
+                };
+                let fds: Vec<_> = message.1.iter().map(AsFd::as_fd).collect();
+                exit_now(i32::from(
+                    protocol::send(&theirs, &message.0, &fds).is_err(),
+                ))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let reply = Channel::new(ours)?.receive::<FromStage>().await;
+        reap(&pidfd).await?;
+        match reply? {
+            Some((FromStage::Sockets, fds)) => Ok(fds),
+            Some((FromStage::Failed { cause, .. }, _)) => Err(io::Error::other(cause)),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn join_and_open(&self, family: AddressFamily, count: usize) -> io::Result<Vec<OwnedFd>> {
+        setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
+        if let Some(net) = &self.net {
+            setns(net, CloneFlags::CLONE_NEWNET)?;
+        }
+        (0..count)
+            .map(|_| {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+                Ok(socket)
+            })
+            .collect()
     }
 }
 
@@ -286,15 +335,6 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             protocol,
         );
         fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
-    }
-    if network == Network::Relay {
-        let socket = rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        );
-        fds.push(socket.map_err(|e| ("open a TCP socket", e.into()))?);
     }
     Ok(fds)
 }

@@ -117,6 +117,8 @@ pub enum FromStage {
     /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
     /// socket in it if there is one.
     Namespaces,
+    /// Sockets that were made inside. Descriptors: as many as were asked for.
+    Sockets,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
 use crate::config::Limits;
@@ -144,8 +145,6 @@ pub struct Ground {
     listening: Vec<Listening>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
-    /// A TCP socket where the uplink ends, if that isn't here.
-    dialler: Option<OwnedFd>,
 }
 
 /// Ways to change the network namespace in which the uplink ends.
@@ -391,15 +390,12 @@ impl Ground {
             app_routes.push(Rtnl::from_fd(sockets.route)?);
             listening.push(Listening::from_fd(sockets.second)?);
         }
-        let (far, dialler) = match relay.1 {
-            None => (FarEnd::here()?, None),
-            Some(sockets) => {
-                let far = FarEnd {
-                    rtnl: Rtnl::from_fd(sockets.route)?,
-                    rules: firewall::Socket::from_fd(sockets.second)?,
-                };
-                (far, Some(sockets.tcp.ok_or_else(missing)?))
-            }
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::from_fd(sockets.second)?,
+            },
         };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
@@ -413,7 +409,6 @@ impl Ground {
             apps: app_namespaces,
             listening,
             listeners,
-            dialler,
         };
         Ok((ground, sidecar_route, app_routes, far))
     }
@@ -646,13 +641,7 @@ impl Ground {
     async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.plan.published() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = async {
-                match &self.dialler {
-                    None => tokio::net::TcpStream::connect(target).await.map(drop),
-                    Some(socket) => try_connecting(socket, target).await,
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(5), connect)
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -664,6 +653,22 @@ impl Ground {
         Ok(())
     }
 
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        for socket in self.relay.tcp_sockets(family, 1).await? {
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            socket.connect(target).await?;
+        }
+        Ok(())
+    }
+
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
     ///
     /// # Errors
@@ -671,20 +676,6 @@ impl Ground {
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
     }
-}
-
-/// Connects a socket that may be used again afterwards.
-async fn try_connecting(socket: &OwnedFd, target: SocketAddrV4) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(socket, true)?;
-    match rustix::net::connect(socket, &target) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let answered = crate::sys::watch::owned(socket.try_clone()?)?;
-    answered.writable().await?.retain_ready();
-    rustix::net::sockopt::socket_error(socket)??;
-    // Undone, as connect(2) has it; and now for the next.
-    Ok(rustix::net::connect_unspec(socket)?)
 }
 
 /// What to tell who waits for a port.
