@@ -179,7 +179,9 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     findings.add(
         "sidecar-cap-sets",
         "sidecar",
-        all(of("sidecar"), |who| sets(who, NET_ADMIN)),
+        all(of("sidecar"), |who| {
+            sets(who, if plan.seal { 0 } else { NET_ADMIN })
+        }),
     );
     findings.add("sidecar-seccomp", "sidecar", all(of("sidecar"), seccomp));
     findings.add(

@@ -201,6 +201,8 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `seal`.
+    pub seal: bool,
 }
 
 /// `[app]` or `[app.NAME]`.
@@ -218,6 +220,8 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `listen`: TCP ports that the app may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
     /// `source`.

@@ -73,6 +73,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 command,
                 env,
                 publish,
+                listen: vec![],
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
                 tmpfs,

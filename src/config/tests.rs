@@ -69,6 +69,7 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            seal: false,
         },
         apps: vec![App {
             name: PartName::new("app").unwrap(),
@@ -83,6 +84,7 @@ fn the_built_in_example_is_the_original_set_up() {
                 count: 1,
                 protocol: Protocol::Tcp,
             }],
+            listen: vec![],
             via: Via::Auto,
             source: Source::Sidecar,
             tmpfs: vec![Tmpfs {
@@ -757,7 +759,6 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ),
             &[
                 (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (4, 8, "not supported yet: sidecar.seal = `true`"),
                 (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
             ],
         ),
@@ -793,7 +794,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

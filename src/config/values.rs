@@ -104,7 +104,7 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-fn port(text: &str) -> Result<u16, ValueError> {
+pub(super) fn port(text: &str) -> Result<u16, ValueError> {
     let number =
         number(text).ok_or_else(|| ValueError::said(format!("{} is no port", quoted(text))))?;
     match u16::try_from(number) {
