@@ -93,6 +93,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        debug_assert_eq!(app.name, configured.name, "in the file's order");
         let Some(before) = running.app(&app.name) else {
             continue;
         };
@@ -118,6 +119,15 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         app.closing
             .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
     }
+    // The order of a file means nothing to a stack that runs.
+    let place = |app: &AppPlan| {
+        running
+            .apps
+            .iter()
+            .position(|before| before.name == app.name)
+    };
+    plan.apps
+        .sort_by_key(|app| place(app).unwrap_or(usize::MAX));
     Ok(plan)
 }
 
@@ -395,8 +405,11 @@ struct EntryPorts {
     spare: u16,
     /// What a stack that runs has: each published port keeps its own, whoever is behind it now, and none comes to mean
     /// something else while a connection may still go through it.
-    before: Vec<((SocketAddr, Protocol), u16, (Ipv4Addr, u16))>,
+    before: Vec<Before>,
 }
+
+/// A port of the host that a running stack publishes, its entry port, and the app's address and port behind it.
+type Before = ((SocketAddr, Protocol), u16, (Ipv4Addr, u16));
 
 impl EntryPorts {
     fn new() -> Self {

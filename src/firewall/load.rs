@@ -1,7 +1,7 @@
 //! One transaction into the kernel, and what it answers.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -108,7 +108,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`LoadError::Open`]: it is no netlink socket.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+    pub fn made_inside(fd: OwnedFd) -> Result<Self, LoadError> {
         sys::netlink::socket(fd)
             .and_then(Self::prepare)
             .map_err(|source| LoadError::Open { source })
@@ -119,6 +119,26 @@ impl Socket {
         // A refusal need not carry the whole batch back, but its words if it has some.
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
+        Ok(Self(socket))
+    }
+
+    /// The socket itself, to hand to another process: who sends on it needs the capability as well.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The same socket, from another process. What that one has asked and not heard is thrown away.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+        let socket =
+            sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let mut left = Vec::with_capacity(ANSWER);
+        while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
+            left.clear();
+        }
         Ok(Self(socket))
     }
 
