@@ -177,7 +177,8 @@ impl App {
     /// Binds what is published and what the app uses within itself, connects to the latter.
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
-        let published = app.publish.iter().map(|publish| publish.app_port);
+        // A port that is closing was published when the process was started, which is still there.
+        let published = app.reachable().map(|publish| publish.app_port);
         Self {
             bind: sorted(published.chain(app.listen.iter().copied())),
             // An app with egress has those ports here as well.

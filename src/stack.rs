@@ -218,6 +218,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -666,7 +674,7 @@ impl Ground {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,

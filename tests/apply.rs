@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use std::process::Output;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Output};
 
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe};
@@ -85,9 +86,9 @@ impl Stack {
     }
 
     fn file(&self, publish: &[&str], more: &str) -> String {
-        let list = publish.join("\", \"");
         let more = format!("via = \"{}\"\n{more}", self.via);
-        look::telling("web", "", &list, &more)
+        let file = look::telling("web", "", "PORTS", &more);
+        file.replace("[\"PORTS\"]", &look::toml_list(publish))
     }
 
     /// `lrpns apply` of a file with these ports.
@@ -217,4 +218,273 @@ fn applying_the_same_file_says_so_and_changes_nothing() {
         (&false.into(), &false.into())
     );
     assert_eq!(stack.pids(), pids);
+}
+
+#[test]
+fn a_part_starts_again_only_if_something_that_it_is_made_of_has_changed() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("relay");
+    let before = stack.lab.status("web");
+    let file = stack
+        .file(ONE, "")
+        .replace("TOKEN = \"\"", "TOKEN = \"new\"");
+    let output = stack.apply_file(&file, &["--json"]);
+    assert_done(&output);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["restart"][0]["part"], "app");
+    assert_eq!(
+        told["restart"][0]["because"],
+        serde_json::json!(["app.env.TOKEN"])
+    );
+    let answer = stack.lab.get("http://127.0.0.1:5000/").unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["token"], "new");
+    let after = stack.lab.status("web");
+    assert_ne!(look::pid(&before, "app"), look::pid(&after, "app"));
+    for part in ["sidecar", "relay"] {
+        assert_eq!(look::pid(&before, part), look::pid(&after, part), "{part}");
+    }
+    // What starts an app again is decided by the supervisor: no process knows of it.
+    assert_done(&stack.apply_file(&(file.clone() + "restart = \"no\"\n"), &[]));
+    assert_eq!(stack.pid("app"), look::pid(&after, "app"));
+    // A limit is a file of a cgroup, or, where there is none, of the process: it starts again.
+    assert_done(&stack.apply_file(&(file + "limits = { pids = 100 }\n"), &[]));
+    let limited = stack.lab.status("web");
+    assert_ne!(look::pid(&limited, "app"), look::pid(&after, "app"));
+    assert_eq!(limited["plan"]["apps"][0]["limits"]["pids"], 100);
+    if let Some(cgroup) = look::part(&limited, "app")["cgroup"].as_str()
+        && let Ok(most) = std::fs::read_to_string(format!("{cgroup}/pids.max"))
+    {
+        assert_eq!(most.trim(), "100");
+    }
+}
+
+/// That nothing has changed, whatever was tried.
+struct AsBefore<'s> {
+    stack: &'s Stack,
+    plan: Value,
+    rules: [String; 2],
+    ports: [(bool, bool); 2],
+}
+
+impl<'s> AsBefore<'s> {
+    fn look(stack: &'s Stack) -> Self {
+        Self {
+            stack,
+            plan: stack.lab.status("web")["plan"].clone(),
+            rules: stack.rules(),
+            ports: [stack.get(5000), stack.get(8080)],
+        }
+    }
+
+    fn assert(&self, what: &str) {
+        let now = Self::look(self.stack);
+        assert_eq!(now.plan, self.plan, "{what}");
+        assert_eq!(now.rules, self.rules, "{what}");
+        assert_eq!(now.ports, self.ports, "{what}");
+    }
+}
+
+#[test]
+fn what_does_not_work_is_taken_back_and_said() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let stack = Stack { lab, via };
+        let path = stack.lab.write("web.toml", &stack.file(ONE, ""));
+        let up = ["up", "-d", "-f", path.to_str().unwrap()];
+        let up = stack.lab.lrpns_with(&[("LRPNS_TEST_PATIENCE", "500")], &up);
+        assert!(up.status.success(), "{}", describe(&up));
+        let before = AsBefore::look(&stack);
+        let pids = stack.pids();
+        let file = stack.file(TWO, "");
+        let refused = |file: &str, code: i32, said: &str| {
+            let output = stack.apply_file(file, &[]);
+            assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+            assert!(stderr(&output).contains(said), "{}", describe(&output));
+            before.assert(said);
+        };
+        refused(
+            "name = \"web\"\n[app]\ncomand = [\"/x\"]\n",
+            2,
+            "web.toml:3:1",
+        );
+        refused(
+            &file.replace("172.18.0.0/24", "172.18.0.0/16"),
+            1,
+            "network.subnet can't be changed",
+        );
+        refused(
+            &file.replace("address = \"172.18.0.23\"", "address = \"172.18.0.24\""),
+            1,
+            "app.address",
+        );
+        refused(&(file.clone() + "[app.other]\n"), 2, "web.toml");
+        assert_eq!(stack.pids(), pids, "none of that was tried");
+
+        let ends = file.replace("import http", "import os; os._exit(3); import http");
+        refused(&ends, 1, "exit status 3");
+        let deaf = file.replace("import http", "import time; time.sleep(1000); import http");
+        refused(&deaf, 1, "does not listen on port 5000");
+        let nowhere = file.replace("8080:6000", "8080:7000");
+        refused(&nowhere, 1, "does not listen on port 7000");
+        let mine = stack.lab.listen("0.0.0.0:8080");
+        let output = stack.apply_file(&file, &[]);
+        drop(mine);
+        assert_eq!(output.status.code(), Some(125), "{}", describe(&output));
+        assert!(
+            stderr(&output).contains("0.0.0.0:8080"),
+            "{}",
+            describe(&output)
+        );
+        before.assert("a port that somebody has");
+        let answer = stack.lab.get("http://127.0.0.1:5000/").unwrap();
+        assert!(answer.contains("\"token\": \"\""), "{answer}");
+        // And what does work is not in the way of anything that didn't.
+        assert_done(&stack.apply_file(&file, &[]));
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true)),
+            "{via}"
+        );
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_difference_as_rules_and_changes_nothing() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let (before, pids) = (AsBefore::look(&stack), stack.pids());
+    let output = stack.apply(TWO, "", &["--dry-run"]);
+    assert_done(&output);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in [
+        " table inet lrpns {",
+        "+\t\telement 172.18.0.23 . 6000",
+        "+\t\telement 8080 : 8080",
+        " table inet lrpns-web {",
+    ] {
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is not in\n{text}"
+        );
+    }
+    assert!(!text.lines().any(|line| line.starts_with('-')), "{text}");
+    assert!(
+        stderr(&output).contains("opened: 0.0.0.0:8080/tcp"),
+        "{}",
+        describe(&output)
+    );
+    let output = stack.apply(&[], "", &["--dry-run", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["closed"], serde_json::json!(["0.0.0.0:5000/tcp"]));
+    let removed = told["rules"][0]["removed"].as_array().unwrap();
+    assert!(
+        removed.contains(&"element 5000 : 172.18.0.23".into()),
+        "{told}"
+    );
+    before.assert("a dry run");
+    assert_eq!(stack.pids(), pids);
+}
+
+/// A connection of Python's to a port, which sends a request for every line that it is told, and says how that went.
+const KEEPS: &str = r#"
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
+for line in sys.stdin:
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status, connection.sock.getsockname()[1], flush=True)
+"#;
+
+/// One such connection.
+struct Keeping {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
+
+impl Keeping {
+    fn to(lab: &Lab, client: bool, address: &str, port: &str) -> Self {
+        let netns: &[&str] = if client {
+            &["ip", "netns", "exec", "client"]
+        } else {
+            &[]
+        };
+        let mut child = lab.spawn(&[netns, &[look::PYTHON, "-c", KEEPS, address, port]].concat());
+        let says = BufReader::new(child.stdout.take().unwrap());
+        Self { child, says }
+    }
+
+    /// What came, and from which port of the client's.
+    fn ask(&mut self) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.says.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn connections_live_on_through_a_port_that_closes_and_new_ones_are_refused() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        // An app whose server keeps connections.
+        let keeps = |publish: &[&str]| {
+            let file = stack.file(publish, "");
+            file.replace(
+                "def do_GET",
+                "protocol_version = 'HTTP/1.1'\\n    def do_GET",
+            )
+        };
+        assert_done(&stack.apply_file(&keeps(TWO), &[]));
+        let mut open = vec![];
+        for (client, address) in [(true, LAB), (false, "127.0.0.1")] {
+            for port in ["5000", "8080"] {
+                let mut connection = Keeping::to(&stack.lab, client, address, port);
+                let first = connection.ask();
+                assert!(first.starts_with("200 "), "{first:?}");
+                open.push((connection, first));
+            }
+        }
+        for (publish, is_open) in [(ONE, false), (TWO, true), (&[][..], false), (TWO, true)] {
+            assert_done(&stack.apply_file(&keeps(publish), &[]));
+            assert_eq!(stack.get(8080), (is_open, is_open), "{via} {publish:?}");
+            for (connection, first) in &mut open {
+                assert_eq!(connection.ask(), *first, "{via} {publish:?}");
+            }
+        }
+        // With the last of its connections an earlier relay ends.
+        drop(open);
+        let notes = || {
+            let status = stack.lab.status("web");
+            let relay = look::part(&status, "relay")["notes"].clone();
+            relay
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|note| note.as_str().unwrap().contains("last connections"))
+        };
+        look::eventually("earlier relays", &false, notes);
+        let relays = stack
+            .lab
+            .ok(&["sh", "-c", "ps -eo args | grep -c '[i]nit web/relay'"]);
+        assert_eq!(relays.trim(), "1");
+    }
 }

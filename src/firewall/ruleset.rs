@@ -320,7 +320,11 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             IpAddr::V6(_) => {}
         }
     }
-    let dnats = !exact.is_empty() || !any.is_empty();
+    // What belongs to a connection through a port that is closing is still translated.
+    let mut closing = plan.apps.iter().flat_map(|app| &app.closing);
+    let dnats = !exact.is_empty()
+        || !any.is_empty()
+        || closing.any(|port| port.via == Transport::Dnat && !port.listen.ip().is_loopback());
 
     let mut table = Table::new(host_table(&plan.stack));
     table.set(

@@ -122,17 +122,21 @@ impl Supervisor {
         self.leaving.retain(Process::lives);
         let known = self.parts.iter().any(|part| part.id == PartId::Relay);
         if !known && launched.is_some() {
-            self.parts.push(Part::new(PartId::Relay));
+            let mut part = Part::new(PartId::Relay);
+            part.launch = self.relays;
+            self.parts.push(part);
         }
         if known {
             let part = self.part(PartId::Relay);
             // What that process and a start of it still have to say is not the relay's any more.
             part.launch += 1;
             part.launching = false;
+            let launch = part.launch;
             if let Some(process) = part.process.take() {
                 let _ = process.orders.send(Order::LastOrders);
                 self.leaving.push(process);
             }
+            self.relays = launch + 1;
         }
         match launched {
             Some(launched) => {
