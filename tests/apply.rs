@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Output};
 
 use serde_json::Value;
@@ -487,4 +487,196 @@ fn connections_live_on_through_a_port_that_closes_and_new_ones_are_refused() {
             .ok(&["sh", "-c", "ps -eo args | grep -c '[i]nit web/relay'"]);
         assert_eq!(relays.trim(), "1");
     }
+}
+
+/// `lrpns apply --confirm` that has come to the question.
+fn asked(stack: &Stack, seconds: &str) -> (Child, BufReader<std::process::ChildStderr>) {
+    let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
+    let args = ["apply", "-f", path.to_str().unwrap(), "--confirm", seconds];
+    let mut child = stack.lab.spawn_lrpns(&args);
+    let mut says = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("to keep it") {
+        let mut line = String::new();
+        assert_ne!(says.read_line(&mut line).unwrap(), 0, "{said}");
+        said += &line;
+    }
+    assert_eq!(stack.get(8080), (true, true), "it is in force already");
+    (child, says)
+}
+
+fn rest(mut child: Child, mut says: BufReader<std::process::ChildStderr>) -> (Option<i32>, String) {
+    let mut text = String::new();
+    says.read_to_string(&mut text).unwrap();
+    (child.wait().unwrap().code(), text)
+}
+
+#[test]
+fn a_change_stays_only_if_it_is_confirmed() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+
+        let (mut child, says) = asked(&stack, "60");
+        let path = stack.lab.dir.path().join("web.toml");
+        let second = stack.lab.lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        assert_eq!(
+            second.status.code(),
+            Some(0),
+            "it is what the file says: {}",
+            describe(&second)
+        );
+        let third = stack.apply(&["0.0.0.0:9090:6000"], "", &[]);
+        assert_eq!(third.status.code(), Some(1), "{}", describe(&third));
+        assert!(
+            stderr(&third).contains("another live change"),
+            "{}",
+            describe(&third)
+        );
+        // The end of its input is a no.
+        drop(child.stdin.take());
+        let (code, said) = rest(child, says);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("not confirmed"), "{said}");
+        before.assert("the end of the input");
+
+        let (child, says) = asked(&stack, "1");
+        let (code, said) = rest(child, says);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("not confirmed within 1 s"), "{said}");
+        before.assert("silence");
+
+        let (mut child, says) = asked(&stack, "60");
+        child.stdin.as_mut().unwrap().write_all(b"yes\n").unwrap();
+        let (code, said) = rest(child, says);
+        assert_eq!((code, said.contains("done")), (Some(0), true), "{said}");
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true))
+        );
+        assert_done(&stack.apply(ONE, "", &[]));
+        // What was there once is closing, and that is all that is left of it.
+        assert_eq!(stack.get(8080), (false, false));
+    }
+}
+
+/// The processes of the lab that are `lrpns apply`, the oldest first.
+fn appliers(lab: &Lab) -> Vec<String> {
+    let list = lab.ok(&["pgrep", "-f", &format!("^{} apply", support::lab::lrpns())]);
+    list.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+        let (child, says) = asked(&stack, "60");
+        let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
+        // The one that talks to the supervisor holds what it takes to change rules, and is out of the terminal's reach.
+        let status = stack.lab.ok(&["cat", &format!("/proc/{guardian}/status")]);
+        assert!(status.contains("CapPrm:\t0000000000001000"), "{status}");
+        let session = |pid: &str| {
+            stack
+                .lab
+                .ok(&["ps", "-o", "sid=", "-p", pid])
+                .trim()
+                .to_owned()
+        };
+        assert_ne!(session(&command), session(&guardian));
+        stack.lab.ok(&["kill", "-KILL", &command]);
+        drop(says);
+        drop(child);
+        look::eventually("the rules", &before.rules, || stack.rules());
+        look::eventually("who applies", &1, || {
+            stack
+                .lab
+                .run(&["pgrep", "-f", "lrpns apply"])
+                .status
+                .code()
+                .unwrap()
+        });
+        before.assert("kill -9 of the command");
+
+        // And if it is that one: nobody may change the host's table, but what decides comes back.
+        let (child, says) = asked(&stack, "60");
+        let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
+        stack.lab.ok(&["kill", "-KILL", &guardian, &command]);
+        drop((child, says));
+        look::eventually("the sidecar's rules", &before.rules[0], || {
+            stack.rules()[0].clone()
+        });
+        look::eventually("the plan", &before.plan, || {
+            stack.lab.status("web")["plan"].clone()
+        });
+        assert_eq!((stack.get(5000), stack.get(8080).1), ((true, true), false));
+        let through_what_is_left = stack.lab.client(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "1",
+            &format!("http://{LAB}:8080/"),
+        ]);
+        assert!(!through_what_is_left.status.success());
+        // The next change knows what is in the host's table.
+        assert_done(&stack.apply(TWO, "", &[]));
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true))
+        );
+        // And so does whoever compares what is in force with the plan.
+        let audit = stack.lab.lrpns(&["audit", "web", "--json"]);
+        let told = String::from_utf8_lossy(&audit.stdout).into_owned();
+        let has = |what: &str| told.contains(what);
+        assert!(
+            has("\"result\": \"pass\"") && !has("\"result\": \"fail\""),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
+    let at_a_terminal = |then: &str| {
+        let code = format!(
+            "import os, pty, signal\n\
+             pid, terminal = pty.fork()\n\
+             if pid == 0:\n    os.execv('{0}', ['{0}', 'apply', '-f', '{1}', '--confirm', '60'])\n\
+             said = b''\n\
+             while b'press Enter' not in said: said += os.read(terminal, 4096)\n\
+             {then}\n\
+             print(os.waitpid(pid, 0)[1])",
+            support::lab::lrpns(),
+            path.to_str().unwrap(),
+        );
+        stack.lab.ok(&[look::PYTHON, "-c", &code]).trim().to_owned()
+    };
+    assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
+    look::eventually("the rules", &before.rules, || stack.rules());
+    look::eventually("the plan", &before.plan, || {
+        stack.lab.status("web")["plan"].clone()
+    });
+    before.assert("a hangup");
+    assert_eq!(at_a_terminal("os.write(terminal, b'\\x03')"), "2", "SIGINT");
+    look::eventually("the rules", &before.rules, || stack.rules());
+    look::eventually("the plan", &before.plan, || {
+        stack.lab.status("web")["plan"].clone()
+    });
+    assert_eq!(at_a_terminal("os.write(terminal, b'\\n')"), "0");
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (true, true))
+    );
 }
