@@ -164,6 +164,8 @@ pub struct Status {
     pub since: jiff::Timestamp,
     /// Its parts.
     pub parts: Vec<PartStatus>,
+    /// Every process of ours, as the kernel tells when it is asked.
+    pub processes: Vec<crate::processes::Process>,
 }
 
 /// How a part is.

@@ -35,6 +35,7 @@ use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
+use crate::processes::{self, Role};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::relay;
@@ -590,7 +591,10 @@ impl Supervisor {
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
-            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Status => Reply::Status(Box::new(Status {
+                processes: self.processes(),
+                ..self.status()
+            })),
             Request::Down => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
@@ -827,7 +831,26 @@ impl Supervisor {
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
             parts: parts.collect(),
+            // Asked for when somebody wants to know: it takes as long as the whole rest.
+            processes: vec![],
         }
+    }
+
+    /// Every process of ours.
+    fn processes(&self) -> Vec<processes::Process> {
+        let own = nix::unistd::getpid().as_raw();
+        let securebits = Some(self.privileges.securebits);
+        let supervisor = processes::Process::look("supervisor", Role::Supervisor, own, securebits);
+        let parts = self.parts.iter().flat_map(|part| {
+            let name = self.ground.name(part.id);
+            let securebits = part.privileges.as_ref().map(|held| held.securebits);
+            let process = part.process.as_ref();
+            let init = process.map(|process| (Role::Init, process.init));
+            let command = process.and_then(|process| Some((Role::Command, process.command?)));
+            let all = init.into_iter().chain(command);
+            all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
+        });
+        supervisor.into_iter().chain(parts).collect()
     }
 
     fn notes(&self, part: &Part) -> Vec<String> {
