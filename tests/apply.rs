@@ -680,3 +680,142 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
         ((true, true), (true, true))
     );
 }
+
+/// New connections, one after the other, each with one request, until its input ends: how many, how many failed, the
+/// longest in milliseconds.
+const CONNECTS: &str = r#"
+import select, socket, sys, time
+count = failed = 0
+longest = 0.0
+while count < 2000 or not select.select([sys.stdin], [], [], 0)[0]:
+    begun = time.monotonic()
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = b""
+            while chunk := s.recv(4096):
+                answer += chunk
+        failed += not (answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"world!"))
+    except OSError as e:
+        failed += 1
+        print(e, file=sys.stderr, flush=True)
+    longest = max(longest, time.monotonic() - begun)
+    count += 1
+print(count, failed, longest * 1000)
+"#;
+
+/// What the kernel of the client's namespace has counted by that name (netstat(8)).
+fn netstat(lab: &Lab, name: &str) -> u64 {
+    let text = lab.client(&["cat", "/proc/net/netstat", "/proc/net/snmp"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let pairs = lines
+        .chunks(2)
+        .flat_map(|pair| pair[0].iter().zip(&pair[1]));
+    let mut found = pairs.filter(|(key, _)| **key == name);
+    found.next().unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn fifty_changes_cost_no_request_no_connection_and_no_syn() {
+    if !look::machine_with(&["wrk"]) {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let file = |publish: &[&str]| {
+            format!(
+                "name = \"web\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nvia = \"{via}\"\n\
+                 publish = {}\n",
+                look::toml_list(publish)
+            )
+        };
+        let path = lab.write("web.toml", &file(ONE));
+        let path = path.to_str().unwrap();
+        lab.lrpns_ok(&["up", "-d", "-f", path]);
+        let url = format!("http://{LAB}:5000/");
+        let in_client = ["ip", "netns", "exec", "client"];
+        let before = netstat(&lab, "TCPSynRetrans");
+        // Far longer than it takes; it is interrupted.
+        let wrk = lab.spawn(
+            &[
+                &in_client,
+                &["wrk", "-t1", "-c4", "-d600", "--latency", &url][..],
+            ]
+            .concat(),
+        );
+        let mut new =
+            lab.spawn(&[&in_client, &[look::PYTHON, "-c", CONNECTS, LAB, "5000"][..]].concat());
+        for run in 0..50 {
+            let publish: &[&str] = match run % 4 {
+                0 => &["0.0.0.0:5000:5000", "0.0.0.0:8080:5000"],
+                1 => &[
+                    "0.0.0.0:5000:5000",
+                    "0.0.0.0:8080:5000",
+                    "10.99.0.1:9090:5000",
+                    "127.0.0.1:9091:5000",
+                ],
+                2 => &["127.0.0.1:9091:5000", "0.0.0.0:5000:5000"],
+                _ => ONE,
+            };
+            lab.write("web.toml", &file(publish));
+            assert_done(&lab.lrpns(&["apply", "-f", path]));
+        }
+        drop(new.stdin.take());
+        let new = new.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&new.stdout).into_owned();
+        let told: Vec<f64> = told
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
+        lab.ok(&["pkill", "-INT", "-x", "wrk"]);
+        let wrk = String::from_utf8_lossy(&wrk.wait_with_output().unwrap().stdout).into_owned();
+        let retransmitted = netstat(&lab, "TCPSynRetrans");
+        eprintln!("{via}: new connections, failed, longest ms: {told:?}\n{wrk}");
+        assert!(told[0] >= 2000.0 && told[1] == 0.0, "{}", describe(&new));
+        assert!(
+            !wrk.contains("Socket errors") && !wrk.contains("Non-2xx"),
+            "{wrk}"
+        );
+        let requests = wrk
+            .lines()
+            .find(|line| line.contains("requests in"))
+            .unwrap();
+        let requests: u64 = requests.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(requests >= 10_000, "{wrk}");
+        // A SYN that is lost costs a second.
+        assert_eq!(retransmitted, before, "{via}");
+        assert!(told[2] < 1000.0, "{via}: {told:?}");
+    }
+}
+
+#[test]
+fn a_sealed_sidecar_is_changed_too_and_sealing_starts_it_again() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let seal = |publish: &[&str]| {
+        stack
+            .file(publish, "")
+            .replace("[sidecar]\n", "[sidecar]\nseal = true\n")
+    };
+    let before = stack.lab.status("web");
+    let output = stack.apply_file(&seal(ONE), &["--json"]);
+    assert_done(&output);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        told["restart"],
+        serde_json::json!([{ "part": "sidecar", "because": ["sidecar.seal"] }])
+    );
+    let sealed = stack.lab.status("web");
+    assert_ne!(look::pid(&before, "sidecar"), look::pid(&sealed, "sidecar"));
+    let held = look::capabilities(&stack.lab, look::pid(&sealed, "sidecar"));
+    assert!(held.iter().all(|set| set == "0000000000000000"), "{held:?}");
+    assert_done(&stack.apply_file(&seal(TWO), &[]));
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (true, true))
+    );
+    assert_eq!(stack.pid("sidecar"), look::pid(&sealed, "sidecar"));
+}
