@@ -72,6 +72,14 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
         preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
     })?;
+    if listeners.len() > protocol::MAX_FDS {
+        return Err(Failure::failed(format!(
+            "{stack}: {} ports are new, and at most {} can be opened at once; nothing was changed",
+            listeners.len(),
+            protocol::MAX_FDS
+        ))
+        .hint("open them in several steps, or lrpns down and up"));
+    }
     if options.dry_run {
         if !options.json {
             print(&report.rules())?;

@@ -442,9 +442,9 @@ fn both(old: &Plan, new: &Plan) -> Plan {
 }
 
 /// What the relay has to know: where it listens, and where that leads.
-fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
+fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
     plan.published()
-        .map(|(_, publish)| (publish.listen, publish.entry_port))
+        .map(|(_, publish)| (publish.listen, publish.protocol, publish.entry_port))
         .collect()
 }
 
@@ -452,7 +452,7 @@ fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
 fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &'g Listener> {
     these.listeners().iter().filter(|listener| {
         let mut those = those.listeners().iter();
-        !those.any(|other| other.address == listener.address)
+        !those.any(|other| other.outside() == listener.outside())
     })
 }
 
