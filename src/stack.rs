@@ -241,6 +241,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -440,7 +448,7 @@ impl Ground {
             .filter_map(|(_, publish)| {
                 let mut known = self.listeners.iter().chain(new);
                 let mut listener = known
-                    .find(|listener| listener.address == publish.listen)?
+                    .find(|listener| listener.outside() == publish.outside())?
                     .clone();
                 listener.target = publish::target(&plan, publish);
                 Some(listener)
@@ -756,7 +764,7 @@ impl Ground {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,

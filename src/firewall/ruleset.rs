@@ -333,7 +333,15 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
                 IpAddr::V6(_) => {}
             }
         }
-        if exact.is_empty() && any.is_empty() {
+        // What belongs to a connection through a port that is closing is still translated.
+        let mut closing = plan.apps.iter().flat_map(|app| &app.closing);
+        let translates = !exact.is_empty()
+            || !any.is_empty()
+            || closing.any(|port| {
+                (port.protocol, port.via) == (of.of, Transport::Dnat)
+                    && !port.listen.ip().is_loopback()
+            });
+        if !translates {
             continue;
         }
         translated.push(*of);
