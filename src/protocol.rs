@@ -33,7 +33,7 @@ pub const MAX_FDS: usize = 128;
 pub enum ToStage {
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
-    /// App: run the command.
+    /// App: run the command. Relay: the sockets listen.
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
@@ -86,6 +86,8 @@ pub enum Role {
     Relay {
         /// Where each listening socket's connections go.
         targets: Vec<SocketAddr>,
+        /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
+        wait: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.

@@ -128,7 +128,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { targets } => {
+        Role::Relay { targets, wait } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
             let filter = seccomp::relay()
                 .compile()
@@ -146,6 +146,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+            if wait {
+                match protocol::receive(supervisor).map_err(step("wait for the gate"))? {
+                    Some((ToStage::Proceed, _)) => {}
+                    Some(_) => return Err(step("wait for the gate")("another message came first")),
+                    None => return Ok(ExitCode::SUCCESS),
+                }
+            }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
             crate::relay::run(listeners, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
