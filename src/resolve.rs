@@ -109,7 +109,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 publish.why.clone_from(&same.why);
             }
         }
-        app.closing = before.reachable().cloned().collect();
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
         let open: Vec<_> = app
             .publish
             .iter()
