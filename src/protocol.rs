@@ -98,6 +98,8 @@ pub enum Role {
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
+        /// It has a network namespace of its own, in which it dials as the client that it carries.
+        as_clients: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
@@ -156,6 +158,8 @@ pub enum FromStage {
     /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
     /// socket in it if there is one.
     Namespaces,
+    /// Sockets that were made inside. Descriptors: as many as were asked for.
+    Sockets,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

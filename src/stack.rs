@@ -22,14 +22,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
 use crate::config::{Limits, Protocol};
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::{AppPlan, Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
@@ -155,6 +157,22 @@ pub struct Ground {
     listeners: Vec<Listener>,
 }
 
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
+}
+
 /// A part that is ready.
 pub struct Launched {
     /// Its process.
@@ -269,12 +287,15 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) = within(
+        let (ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
         done("namespaces", progress)?;
 
         let ground = Arc::new(ground);
@@ -303,7 +324,6 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let host_table = firewall::Socket::open()?;
         firewall::transact(
             &host_table,
             &firewall::encode_owned(&firewall::host_rules(plan))?,
@@ -362,10 +382,14 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay,
+        };
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
-            Namespaces::make("the relay", plan.relay, Network::Shared),
+            Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
@@ -382,8 +406,15 @@ impl Ground {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
+            listening.push(Arc::new(Listening::from_fd(sockets.second)?));
         }
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::made_inside(sockets.second)?,
+            },
+        };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let volumes = volumes.into_iter().map(Arc::new).collect();
@@ -398,7 +429,7 @@ impl Ground {
             listening,
             listeners,
         };
-        Ok((ground, sidecar_route, app_routes))
+        Ok((ground, sidecar_route, app_routes, far))
     }
 
     /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
@@ -580,19 +611,26 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials by TCP.
-    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners
+    /// What the relay may reach.
+    #[must_use]
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        let targets = self
+            .listeners
             .iter()
             .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
     }
 
-    /// Whether a port of UDP is published.
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
     #[must_use]
-    pub fn carries_udp(&self) -> bool {
+    pub fn relay_profile(&self) -> crate::seccomp::Profile {
         let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
-        self.listeners.iter().any(udp)
+        crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
     }
 
     /// Tells the relay what to carry.
@@ -609,6 +647,7 @@ impl Ground {
                         target: listener.target,
                     })
                     .collect(),
+                as_clients: self.dials_as_clients(),
             },
             weaken: None,
         };
@@ -764,11 +803,7 @@ impl Ground {
     pub async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = tokio::time::timeout(
-                Duration::from_secs(5),
-                tokio::net::TcpStream::connect(target),
-            );
-            connect
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -791,6 +826,22 @@ impl Ground {
             ways.extend(some.map(|publish| (app, publish)));
         }
         ways
+    }
+
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        for socket in self.relay.tcp_sockets(family, 1).await? {
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            socket.connect(target).await?;
+        }
+        Ok(())
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.

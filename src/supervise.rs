@@ -703,12 +703,12 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries_udp())),
+            PartId::Relay => seccomp::visitor(&self.ground.relay_profile()),
         };
         let confined = match id {
             PartId::App(_) => None,
             PartId::Sidecar => Some(TcpOnlyTo::of([])),
-            PartId::Relay => Some(TcpOnlyTo::of(self.ground.tcp_targets())),
+            PartId::Relay => Some(self.ground.relay_confinement()),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),

@@ -29,7 +29,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::config::{Protocol, Source};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -289,8 +289,9 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 /// host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
-///   and never a SYN without ACK, so nobody in the sidecar opens a connection to the host. Stateless, because that much
-///   needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
+///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
+///   dials as, and there is nobody else), so nobody in the sidecar opens a connection to the host. Stateless, because that
+///   much needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
 /// - `output`, with UDP only: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
 ///   sockets that it makes itself, which are its user's, get out over our link only, and to entry ports. The published
 ///   sockets are not among them: they were made by the supervisor, and answer whoever has written to them.
@@ -428,18 +429,16 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         } else {
             has(ct("state"), name("established"))
         };
-        table.rule(
-            "input",
-            of.accept_relay_reply,
-            [
-                from_sidecar(),
-                is(ip("saddr"), address(sidecar)),
-                is(ip("daddr"), address(plan.uplink.host_address)),
-                is(of.sport(), name(of.entries)),
-                is_reply,
-            ],
-            accept(),
-        );
+        let from = is(ip("saddr"), address(sidecar));
+        let from_port = is(of.sport(), name(of.entries));
+        let matches = match plan.uplink.ends_at {
+            UplinkEnd::Host => {
+                let to = is(ip("daddr"), address(plan.uplink.host_address));
+                vec![from_sidecar(), from, to, from_port, is_reply]
+            }
+            UplinkEnd::Relay => vec![from_sidecar(), from, from_port, is_reply],
+        };
+        table.rule("input", of.accept_relay_reply, matches, accept());
     }
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
@@ -680,11 +679,11 @@ impl Table {
         }));
     }
 
-    fn rule<const N: usize>(
+    fn rule(
         &mut self,
         chain: &'static str,
         name: &'static str,
-        matches: [Statement<'static>; N],
+        matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
         let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {
