@@ -507,7 +507,7 @@ impl Ground {
     /// Whether somebody answers at an entry port, the way the relay asks.
     pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
         let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
-        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        let connect = tokio::time::timeout(within, self.connect(target.into()));
         matches!(connect.await, Ok(Ok(_)))
     }
 
