@@ -401,6 +401,7 @@ impl Encoder {
                     list: Attributes(out.0),
                     knows_ipv4: false,
                     knows_tcp: false,
+                    knows_udp: false,
                 };
                 rule.expr
                     .iter()
@@ -473,6 +474,7 @@ struct RuleEncoder<'a> {
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
     knows_ipv4: bool,
     knows_tcp: bool,
+    knows_udp: bool,
 }
 
 /// nft's first two registers of 16 bytes. Concatenations use them as four registers of four bytes.
@@ -506,6 +508,10 @@ impl RuleEncoder<'_> {
             }
             Statement::Return(_) => {
                 self.verdict(libc::NFT_RETURN);
+                Ok(())
+            }
+            Statement::Masquerade(None) => {
+                self.expression("masq", |_| ());
                 Ok(())
             }
             Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
@@ -553,6 +559,11 @@ impl RuleEncoder<'_> {
         }
         let kind = self.load(field, FIRST)?;
         match (equality, right, bits) {
+            (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
+                let [first, last] = &range.range;
+                self.compare(libc::NFT_CMP_GTE, &kind.bytes(self.object, first)?);
+                self.compare(libc::NFT_CMP_LTE, &kind.bytes(self.object, last)?);
+            }
             (Some(equality), value, Some(bits)) => {
                 self.mask(&kind.bytes(self.object, bits)?);
                 self.compare(equality, &kind.bytes(self.object, value)?);
@@ -571,6 +582,7 @@ impl RuleEncoder<'_> {
         if let (Some(libc::NFT_CMP_EQ), Expression::String(value)) = (equality, right) {
             self.knows_ipv4 |= matches!(kind, Kind::Family) && value == "ipv4";
             self.knows_tcp |= matches!(kind, Kind::Protocol) && value == "tcp";
+            self.knows_udp |= matches!(kind, Kind::Protocol) && value == "udp";
         }
         Ok(())
     }
@@ -680,6 +692,11 @@ impl RuleEncoder<'_> {
                         self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
                         self.knows_tcp = true;
                     }
+                    "udp" if !self.knows_udp => {
+                        self.meta(libc::NFT_META_L4PROTO, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_UDP as u8]);
+                        self.knows_udp = true;
+                    }
                     _ => {}
                 }
                 Ok(())
@@ -745,8 +762,8 @@ impl RuleEncoder<'_> {
                 let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
                     ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
-                    ("tcp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
-                    ("tcp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
+                    ("tcp" | "udp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
+                    ("tcp" | "udp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
                     _ => return Err(unsupported(self.object, field)),
                 };
@@ -903,6 +920,7 @@ impl Kind {
                 Some(name)
             }
             (Kind::Protocol, "tcp") => byte(libc::IPPROTO_TCP),
+            (Kind::Protocol, "udp") => byte(libc::IPPROTO_UDP),
             (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),

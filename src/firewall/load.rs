@@ -133,8 +133,7 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`]: it is no netlink socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
-        let socket =
-            sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let socket = sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
         let mut left = Vec::with_capacity(ANSWER);
         while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
             left.clear();

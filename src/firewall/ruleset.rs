@@ -11,6 +11,8 @@
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
+mod egress;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use nftables::expr::{
     BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map as MapExpression, Meta, MetaKey,
-    NamedExpression, Payload, PayloadField, Prefix,
+    NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
@@ -65,6 +67,9 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
+///   itself: a wide range does not open it.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -186,6 +191,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         accept(),
     );
+    egress::in_guard(&mut table, plan);
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
@@ -260,6 +266,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [has(ct("state"), name("invalid"))],
         drop(),
     );
+    egress::in_forward(&mut table, plan);
     table.rule("forward", "drop-from-app", [from_bridge()], drop());
     table.rule("forward", "drop-rest", [], drop());
 
@@ -276,6 +283,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         snat(address(plan.bridge.address)),
     );
+    egress::in_postrouting(&mut table, plan);
     table.into_rules()
 }
 
@@ -353,6 +361,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     }
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
+    egress::host_chains(&mut table, plan);
 
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
@@ -414,6 +423,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         }
         UplinkEnd::Relay => table.rule("input", "accept-relay-reply", a_reply, accept()),
     }
+    egress::in_host_input(&mut table, plan);
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     if dnats {
@@ -429,6 +439,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_host_forward(&mut table, plan);
     table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
     if dnats {
         table.rule(
@@ -443,6 +454,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
     table.rule("forward", "drop-bypass", [to_sidecar()], drop());
+    egress::in_host_postrouting(&mut table, plan);
     table.into_rules()
 }
 
@@ -542,7 +554,7 @@ impl Table {
     fn rule<const N: usize>(
         &mut self,
         chain: &'static str,
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         matches: [Statement<'static>; N],
         verdict: Statement<'static>,
     ) {
@@ -550,7 +562,9 @@ impl Table {
             packets: Some(0),
             bytes: Some(0),
         })));
-        let statements: Vec<_> = matches.into_iter().chain([counter, verdict]).collect();
+        // A condition that always holds is none.
+        let matches = matches.into_iter().filter(|m| *m != always());
+        let statements: Vec<_> = matches.chain([counter, verdict]).collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),
@@ -681,6 +695,11 @@ fn compare(
     right: Expression<'static>,
 ) -> Statement<'static> {
     Statement::Match(Match { left, right, op })
+}
+
+/// No condition at all.
+fn always() -> Statement<'static> {
+    Statement::Continue(None)
 }
 
 fn accept() -> Statement<'static> {
