@@ -46,16 +46,19 @@ pub struct TcpOnlyTo {
 impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
-    pub fn of(targets: &[std::net::SocketAddr]) -> Self {
+    pub fn of(targets: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
         Self {
-            ports: sorted(targets.iter().map(std::net::SocketAddr::port)),
+            ports: sorted(targets.into_iter().map(|target| target.port())),
             binds: false,
         }
     }
 
     /// What the relay keeps: it binds its sockets if it dials as its clients, whose ports may be any.
     #[must_use]
-    pub fn relay(targets: &[std::net::SocketAddr], as_clients: bool) -> Self {
+    pub fn relay(
+        targets: impl IntoIterator<Item = std::net::SocketAddr>,
+        as_clients: bool,
+    ) -> Self {
         Self {
             binds: as_clients,
             ..Self::of(targets)

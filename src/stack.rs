@@ -12,6 +12,9 @@
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,15 +25,15 @@ use futures_util::future::try_join_all;
 use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
-use crate::config::Limits;
+use crate::config::{Limits, Protocol};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::{Plan, UplinkEnd};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
-use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
+use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
@@ -41,6 +44,8 @@ const OURS: Duration = Duration::from_secs(20);
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
+const PORTS_TRIED: usize = 16;
 /// How long an app may take to end after SIGTERM.
 pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -86,22 +91,22 @@ pub enum StackError {
         source: io::Error,
     },
     /// The app ended too early.
-    #[error("{app} ended with {exit} before it listened on port {port}")]
+    #[error("{app} ended with {exit} before it listened on {port}")]
     AppEnded {
         /// The app.
         app: String,
         /// How.
         exit: Exit,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
     },
     /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on port {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
     NotListening {
         /// The app.
         app: String,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
         /// Where it listens instead.
         found: String,
     },
@@ -456,12 +461,39 @@ impl Ground {
     /// # Errors
     /// [`StackError::Net`].
     pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
         let app = &self.plan.apps[index];
-        let listening = self.listening[index].tcp()?;
-        Ok(not_listening(app, &listening).map(|port| {
-            let found = describe(&listening, port);
-            format!("{} does not listen on port {port}; {found}", app.name)
-        }))
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.listening[index].of(publish.protocol)?);
+            }
+        }
+        let reachable: HashSet<AppPort> = found
+            .iter()
+            .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
+            .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
+            .map(|(protocol, at)| AppPort {
+                protocol,
+                port: at.port(),
+            })
+            .collect();
+        let missing = app
+            .publish
+            .iter()
+            .map(|publish| AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            })
+            .find(|port| !reachable.contains(port));
+        Ok(missing.map(|port| (port, describe(&found[&port.protocol], port.port))))
     }
 
     /// Whether somebody answers at an entry port, the way the relay asks.
@@ -569,20 +601,26 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials, for each listening socket.
-    #[must_use]
-    pub fn targets(&self) -> Vec<SocketAddr> {
+    /// Where the relay dials by TCP.
+    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners
             .iter()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
             .map(|listener| listener.target)
-            .collect()
+    }
+
+    /// Whether a port of UDP is published.
+    #[must_use]
+    pub fn carries_udp(&self) -> bool {
+        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
+        self.listeners.iter().any(udp)
     }
 
     /// What the relay may reach.
     #[must_use]
     pub fn relay_confinement(&self) -> TcpOnlyTo {
         TcpOnlyTo::relay(
-            &self.targets(),
+            self.tcp_targets(),
             self.plan.uplink.ends_at == UplinkEnd::Relay,
         )
     }
@@ -593,7 +631,14 @@ impl Ground {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
-                targets: self.targets(),
+                carried: self
+                    .listeners
+                    .iter()
+                    .map(|listener| Carried {
+                        protocol: listener.protocol,
+                        target: listener.target,
+                    })
+                    .collect(),
                 as_clients: self.plan.uplink.ends_at == UplinkEnd::Relay,
             },
             weaken: None,
@@ -603,9 +648,16 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
+        let mut batches = fds.chunks(MAX_FDS);
         container
-            .send(&ToStage::Start(Box::new(start)), &fds)
+            .send(
+                &ToStage::Start(Box::new(start)),
+                batches.next().unwrap_or_default(),
+            )
             .await?;
+        for batch in batches {
+            container.send(&ToStage::More, batch).await?;
+        }
         Launched::ready(container).await
     }
 
@@ -707,8 +759,7 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = self.listening[index].tcp()?;
-            let Some(missing) = not_listening(app, &listening) else {
+            let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
             let waited = begun.elapsed();
@@ -716,7 +767,7 @@ impl Ground {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&listening, missing),
+                    found,
                 });
             }
             tokio::select! {
@@ -738,12 +789,16 @@ impl Ground {
         }
     }
 
-    /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
+    /// Connects the way the relay does: what is published has been seen to answer.
+    ///
+    /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
+    /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
+    /// there the app would have to answer.
     ///
     /// # Errors
     /// [`StackError::Path`].
     pub async fn try_the_path(&self) -> Result<(), StackError> {
-        for (app, publish) in self.plan.published() {
+        for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
             tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
                 .await
@@ -773,6 +828,19 @@ impl Ground {
         Ok(())
     }
 
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some = ports.into_iter().step_by(step).chain(last);
+            ways.extend(some.map(|publish| (app, publish)));
+        }
+        ways
+    }
+
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
     ///
     /// # Errors
@@ -782,17 +850,22 @@ impl Ground {
     }
 }
 
-/// The first published port that the sidecar would find nobody at.
-fn not_listening(app: &crate::plan::AppPlan, listening: &[SocketAddrV4]) -> Option<u16> {
-    let reachable = |port: u16| {
-        listening
-            .iter()
-            .any(|l| l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address))
-    };
-    app.publish
-        .iter()
-        .map(|p| p.app_port)
-        .find(|port| !reachable(*port))
+/// A port of an app's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppPort {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+impl fmt::Display for AppPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "port {}", self.port),
+            Protocol::Udp => write!(f, "UDP port {}", self.port),
+        }
+    }
 }
 
 /// What to tell who waits for a port.

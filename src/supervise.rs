@@ -700,12 +700,13 @@ impl Supervisor {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
             PartId::Relay => seccomp::visitor(&seccomp::relay(
+                self.ground.carries_udp(),
                 self.ground.plan.uplink.ends_at == UplinkEnd::Relay,
             )),
         };
         let confined = match id {
             PartId::App(_) => None,
-            PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
+            PartId::Sidecar => Some(TcpOnlyTo::of([])),
             PartId::Relay => Some(self.ground.relay_confinement()),
         };
         let seccomp = match seccomp {

@@ -485,3 +485,30 @@ fn dnat_beside_source_client_by_relay_is_refused_before_anything_is_made() {
     assert_eq!(look::planned(&status, "/apps/1/publish/0/via"), "relay");
     assert!(lab.client_get(&format!("http://{LAB}:5001/")).is_ok());
 }
+
+#[test]
+fn an_app_sees_who_writes_to_it_by_udp_too() {
+    if !look::machine() {
+        return;
+    }
+    for (lab, via) in [(Lab::forwarding(), "dnat"), (Lab::new(), "relay")] {
+        let code = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('0.0.0.0', 5000))\n\
+                    while True:\n    _, peer = s.recvfrom(99)\n    s.sendto(peer[0].encode(), peer)\n";
+        look::up(
+            &lab,
+            &format!(
+                "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5000:5000/udp\"]\n\
+                 source = \"client\"\nvia = \"{via}\"\n",
+                look::toml_list(&[look::PYTHON, "-c", code])
+            ),
+        );
+        let seen = look::attack_from_client(
+            &lab,
+            &format!(
+                "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(5)\ns.connect(('{LAB}', 5000))\n\
+                 seen = []\nfor _ in range(3):\n    s.send(b'?')\n    seen.append(s.recv(99).decode())\nsay(seen)"
+            ),
+        );
+        assert_eq!(seen, json!(vec![CLIENT; 3]), "{via}");
+    }
+}

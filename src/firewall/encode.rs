@@ -741,6 +741,7 @@ impl RuleEncoder<'_> {
                     MetaKey::Oifname => (libc::NFT_META_OIFNAME, Kind::Link),
                     MetaKey::Nfproto => (libc::NFT_META_NFPROTO, Kind::Family),
                     MetaKey::L4proto => (libc::NFT_META_L4PROTO, Kind::Protocol),
+                    MetaKey::Skuid => (libc::NFT_META_SKUID, Kind::User),
                     _ => return Err(unsupported(self.object, field)),
                 };
                 self.meta(key, register);
@@ -848,6 +849,7 @@ enum Kind {
     Protocol,
     Family,
     Link,
+    User,
     TcpFlags,
     CtState,
     CtStatus,
@@ -859,7 +861,7 @@ impl Kind {
         match self {
             Kind::Protocol | Kind::Family | Kind::TcpFlags => 1,
             Kind::Port => 2,
-            Kind::Address | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Address | Kind::User | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
     }
@@ -875,6 +877,7 @@ impl Kind {
             Kind::Protocol => "inet_proto",
             Kind::Family => "nf_proto",
             Kind::Link => "ifname",
+            Kind::User => "uid",
             Kind::TcpFlags => "tcp_flag",
             Kind::CtState => "ct_state",
             Kind::CtStatus => "ct_status",
@@ -888,6 +891,9 @@ impl Kind {
             Expression::Number(number) if matches!(self, Kind::Port) => u16::try_from(*number)
                 .ok()
                 .map(|port| port.to_be_bytes().to_vec()),
+            Expression::Number(number) if matches!(self, Kind::User) => {
+                Some(number.to_ne_bytes().to_vec())
+            }
             Expression::String(text) => self.parse(text),
             Expression::List(bits) if self.is_bitmask() => {
                 let mut all = vec![0; self.width() as usize];

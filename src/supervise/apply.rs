@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused};
 use crate::change::{self, Change};
+use crate::config::Protocol;
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall;
 use crate::plan::Plan;
@@ -171,6 +172,7 @@ impl Task {
             .zip(sockets)
             .map(|(publish, socket)| Listener {
                 address: publish.listen,
+                protocol: publish.protocol,
                 target: publish::target(&apply.wanted, publish),
                 socket: Arc::new(socket),
             })
@@ -454,6 +456,8 @@ fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &
 fn entries(old: &Plan, new: &Plan) -> BTreeSet<u16> {
     let of = |plan: &Plan| -> BTreeSet<u16> {
         plan.published()
+            // Silence is no proof by UDP.
+            .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
             .map(|(_, publish)| publish.entry_port)
             .collect()
     };
