@@ -87,6 +87,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 }
             }
             "stack" => refused.push("name".to_owned()),
+            "uplink" => refused.push("publish by relay with source = \"client\"".to_owned()),
             other => refused.push(other.to_owned()),
         }
     }

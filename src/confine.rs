@@ -201,7 +201,8 @@ impl App {
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
         let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-        let published = app.publish.iter().filter(tcp);
+        // A port that is closing was published when the process was started, which is still there.
+        let published = app.reachable().filter(tcp);
         let published = published.map(|publish| publish.app_port);
         let by_tcp = app
             .egress

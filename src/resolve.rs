@@ -89,7 +89,13 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         }
     }
     plan.run.clone_from(&running.run);
+    // To end elsewhere it would have to be made anew, which is for who compares the two plans to refuse.
+    let ends_at = match plan.uplink.ends_at {
+        UplinkEnd::Host => running.uplink.ends_at,
+        UplinkEnd::Relay => UplinkEnd::Relay,
+    };
     plan.uplink.clone_from(&running.uplink);
+    plan.uplink.ends_at = ends_at;
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {

@@ -129,6 +129,12 @@ pub enum StackError {
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
     Supervisor(#[source] crate::privileges::DropError),
+    /// With `--gate`: the audit did not pass, or could not be made.
+    #[error("not published: {findings}")]
+    Gate {
+        /// What it said.
+        findings: String,
+    },
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -241,6 +247,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -267,7 +281,7 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -275,6 +289,7 @@ impl Stack {
         plan: Plan,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
+        gated: bool,
         output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
@@ -318,7 +333,11 @@ impl Stack {
 
         firewall::transact(
             &host_table,
-            &firewall::encode_owned(&firewall::host_rules(plan))?,
+            &firewall::encode_owned(&if gated {
+                firewall::closed_host_rules(plan)
+            } else {
+                firewall::host_rules(plan)
+            })?,
         )?;
         done("rules", progress)?;
 
@@ -344,13 +363,15 @@ impl Stack {
         done("listening", progress)?;
         ground.try_the_path().await?;
         done("path", progress)?;
-        for listener in &ground.listeners {
-            listener.listen()?;
+        if !gated {
+            ground.listen()?;
         }
         if let Some(relay) = relay {
-            parts.push((PartId::Relay, ground.start_relay(relay).await?));
+            parts.push((PartId::Relay, ground.start_relay(relay, gated).await?));
         }
-        done("published", progress)?;
+        if !gated {
+            done("published", progress)?;
+        }
         Ok(Self {
             ground,
             host_table,
@@ -440,7 +461,7 @@ impl Ground {
             .filter_map(|(_, publish)| {
                 let mut known = self.listeners.iter().chain(new);
                 let mut listener = known
-                    .find(|listener| listener.address == publish.listen)?
+                    .find(|listener| listener.outside() == publish.outside())?
                     .clone();
                 listener.target = publish::target(&plan, publish);
                 Some(listener)
@@ -601,32 +622,48 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials by TCP.
-    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners
-            .iter()
-            .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target)
-    }
-
-    /// Whether a port of UDP is published.
-    #[must_use]
-    pub fn carries_udp(&self) -> bool {
-        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
-        self.listeners.iter().any(udp)
-    }
-
     /// What the relay may reach.
     #[must_use]
     pub fn relay_confinement(&self) -> TcpOnlyTo {
-        TcpOnlyTo::relay(
-            self.tcp_targets(),
-            self.plan.uplink.ends_at == UplinkEnd::Relay,
-        )
+        let targets = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
+    }
+
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
+    #[must_use]
+    pub fn relay_profile(&self) -> crate::seccomp::Profile {
+        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
+        crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
+    }
+
+    /// Lets the bound sockets of the published ports listen.
+    fn listen(&self) -> Result<(), StackError> {
+        for listener in &self.listeners {
+            listener.listen()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed.
+    ///
+    /// # Errors
+    /// [`StackError::HostTable`], [`StackError::Listen`].
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<(), StackError> {
+        let rules = firewall::encode_owned(&firewall::host_rules(&self.plan))?;
+        firewall::transact(host_table, &rules)?;
+        self.listen()
     }
 
     /// Tells the relay what to carry.
-    async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
+    async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -639,7 +676,8 @@ impl Ground {
                         target: listener.target,
                     })
                     .collect(),
-                as_clients: self.plan.uplink.ends_at == UplinkEnd::Relay,
+                as_clients: self.dials_as_clients(),
+                wait,
             },
             weaken: None,
         };
@@ -666,8 +704,8 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn relay(&self) -> Result<Launched, StackError> {
-        self.start_relay(self.spawn("relay", &self.relay).await?)
-            .await
+        let container = self.spawn("relay", &self.relay).await?;
+        self.start_relay(container, false).await
     }
 
     /// Starts an app's process up to the point where only its command is missing.
@@ -763,7 +801,7 @@ impl Ground {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
@@ -812,6 +850,19 @@ impl Ground {
         Ok(())
     }
 
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some = ports.into_iter().step_by(step).chain(last);
+            ways.extend(some.map(|publish| (app, publish)));
+        }
+        ways
+    }
+
     /// Connects from where the uplink ends.
     async fn connect(&self, target: SocketAddr) -> io::Result<()> {
         if self.plan.uplink.ends_at == UplinkEnd::Host {
@@ -826,19 +877,6 @@ impl Ground {
             socket.connect(target).await?;
         }
         Ok(())
-    }
-
-    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
-        let mut ways = vec![];
-        for app in &self.plan.apps {
-            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
-            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
-            let last = ports.last().copied();
-            let some = ports.into_iter().step_by(step).chain(last);
-            ways.extend(some.map(|publish| (app, publish)));
-        }
-        ways
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.

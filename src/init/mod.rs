@@ -153,6 +153,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Relay {
             carried,
             as_clients,
+            wait,
         } => {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
@@ -162,8 +163,8 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
             let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));
-            let confined =
-                TcpOnlyTo::relay(by_tcp.map(|carried| carried.target), as_clients).enforce();
+            let targets = by_tcp.map(|carried| carried.target);
+            let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
@@ -178,6 +179,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+            if wait {
+                match protocol::receive(supervisor).map_err(step("wait for the gate"))? {
+                    Some((ToStage::Proceed, _)) => {}
+                    Some(_) => return Err(step("wait for the gate")("another message came first")),
+                    None => return Ok(ExitCode::SUCCESS),
+                }
+            }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
             crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)

@@ -185,14 +185,8 @@ pub fn run(
     control: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), datagrams.len())?;
-    run_with(
-        listeners,
-        datagrams,
-        as_clients,
-        control,
-        places,
-        Tuning::default(),
-    )
+    let tuning = Tuning::default();
+    run_with(listeners, datagrams, as_clients, control, places, tuning)
 }
 
 fn run_with(

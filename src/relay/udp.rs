@@ -354,18 +354,18 @@ impl Door {
     }
 }
 
-/// From the client's own address, and its port if that is free.
+/// As [`super::dial_from`]: from the client's own address, and its port if that is free.
 fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
     match (source, dial(source, target)) {
-        (Some(source), Err(e)) if e.kind() == io::ErrorKind::AddrInUse => {
+        (Some(source), Err(e)) if super::is_taken(&e) => {
             dial(Some(SocketAddr::new(source.ip(), 0)), target)
         }
         (_, dialled) => dialled,
     }
 }
 
-/// A socket whose other end is the target; it is bound only if it is a client's, and may not be otherwise (`bind` is none
-/// of the relay's calls then).
+/// A socket whose other end is the target. It need not be bound, and may not be unless the relay dials as its clients
+/// (`bind` is none of its calls then).
 fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
     let family = match target {
         SocketAddr::V4(_) => AddressFamily::INET,

@@ -370,8 +370,8 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that, and
-/// with bind(2) only if it dials as its clients.
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that, and it
+/// binds only if it dials as its clients.
 #[must_use]
 pub fn relay(udp: bool, as_clients: bool) -> Profile {
     let mut calls = stage();
