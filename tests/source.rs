@@ -512,3 +512,44 @@ fn an_app_sees_who_writes_to_it_by_udp_too() {
         assert_eq!(seen, json!(vec![CLIENT; 3]), "{via}");
     }
 }
+
+#[test]
+fn a_stack_that_ends_at_the_relay_is_changed_and_counted_like_any_other() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = |publish: &[&str], source: &str| {
+        let file = look::telling("web", "t", "PORTS", &format!("source = \"{source}\""));
+        file.replace("[\"PORTS\"]", &look::toml_list(publish))
+    };
+    look::up(&lab, &file(&["0.0.0.0:5000:5000"], "client"));
+    let more = lab.write(
+        "more.toml",
+        &file(&["0.0.0.0:5000:5000", "0.0.0.0:6000:6000"], "client"),
+    );
+    lab.lrpns_ok(&["apply", "-f", more.to_str().unwrap()]);
+    for port in [5000, 6000] {
+        let answer = told(lab.client_get(&format!("http://{LAB}:{port}/")));
+        assert_eq!(answer["peer"], CLIENT, "{port}");
+    }
+    let counters = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
+    let counters: Value = serde_json::from_str(&counters).unwrap();
+    let rules = counters[1]["rules"].as_array().unwrap();
+    let reply = rules
+        .iter()
+        .find(|rule| rule["name"] == "accept-relay-reply");
+    assert!(
+        reply.unwrap()["packets"].as_u64().unwrap() > 0,
+        "{counters}"
+    );
+    // What would have to be made anew is refused, and nothing is changed.
+    let other = lab.write("other.toml", &file(&["0.0.0.0:5000:5000"], "sidecar"));
+    let (_, said) = lab.lrpns_err(&["apply", "-f", other.to_str().unwrap()]);
+    assert!(said.contains("app.source"), "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    look::up(&lab, &file(&["5000:5000"], "client"));
+    let (_, said) = lab.lrpns_err(&["apply", "-f", more.to_str().unwrap()]);
+    assert!(said.contains("publish by relay with source"), "{said}");
+    assert_eq!(lab.client_get(&format!("http://{LAB}:6000/")), Err(7));
+}
