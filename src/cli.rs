@@ -114,10 +114,10 @@ pub enum Command {
         /// Go on with what comes, until Ctrl-C
         #[arg(short, long)]
         follow: bool,
-        /// Only this part's lines
+        /// Only this part's lines; `traffic` for connections and refused packets
         #[arg(long)]
         part: Option<String>,
-        /// One JSON document a line: time, part, stream, text
+        /// One JSON document a line: time, part, stream, text, traffic
         #[arg(long)]
         json: bool,
     },

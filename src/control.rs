@@ -98,6 +98,8 @@ pub struct Status {
     pub since: jiff::Timestamp,
     /// Its parts.
     pub parts: Vec<PartStatus>,
+    /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
+    pub traffic: Option<crate::traffic::Summary>,
 }
 
 /// How a part is.

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, TrafficLog, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -87,6 +87,8 @@ pub struct Plan {
     pub bridge: BridgePlan,
     /// The one link between host and sidecar.
     pub uplink: UplinkPlan,
+    /// What the sidecar says of the traffic.
+    pub log: TrafficLog,
     /// The sidecar's ids.
     pub sidecar: IdMap,
     /// The relay's ids.

@@ -171,6 +171,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             mac: net::mac(stack, "bridge"),
         },
         uplink,
+        log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
         sidecar_limits: cgroup::SIDECAR,

@@ -15,7 +15,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Volume,
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, TrafficLog,
+    Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -149,7 +150,7 @@ impl Reader<'_> {
         self.unknown_keys(&root, keys::ROOT_KEYS);
         let name = self.name(&root);
         let subnet = self.network(&root);
-        let sidecar = self.sidecar(&root);
+        let (sidecar, log) = self.sidecar(&root);
         let apps = self.apps(&root);
         let value = subnet.as_ref().and_then(Option::as_ref).map(|s| s.value);
         // A subnet that could not be read says nothing about the addresses.
@@ -166,6 +167,7 @@ impl Reader<'_> {
             network: Network { subnet: value },
             sidecar: Sidecar {
                 address: sidecar.map(|placed| placed.value),
+                log,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -244,15 +246,18 @@ impl Reader<'_> {
         (subnet.is_some() || !section.has(keys::SUBNET)).then_some(subnet)
     }
 
-    fn sidecar(&mut self, root: &Section<'_, '_>) -> Option<Placed<Ipv4Addr>> {
-        let section = self.section(root, keys::SIDECAR)?;
+    fn sidecar(&mut self, root: &Section<'_, '_>) -> (Option<Placed<Ipv4Addr>>, TrafficLog) {
+        let Some(section) = self.section(root, keys::SIDECAR) else {
+            return (None, TrafficLog::default());
+        };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
-        self.one(&section, keys::LOG, values::log);
+        let log = self.one(&section, keys::LOG, values::log);
         self.one(&section, keys::RULES, values::rules);
         if self.flag(&section, keys::SEAL) == Some(true) {
             self.later(&section, keys::SEAL, "false");
         }
-        self.one(&section, keys::SIDECAR_ADDRESS, values::address)
+        let address = self.one(&section, keys::SIDECAR_ADDRESS, values::address);
+        (address, log.map(|placed| placed.value).unwrap_or_default())
     }
 
     /// `[app]`, or every `[app.NAME]`: a table whose name is no key of an app is an app.

@@ -419,6 +419,23 @@ impl RuleEncoder<'_> {
                 self.verdict(libc::NF_DROP);
                 Ok(())
             }
+            Statement::Log(Some(log)) => {
+                let (Some(prefix), Some(group), None, None, None, None) = (
+                    &log.prefix,
+                    log.group.and_then(|group| u16::try_from(group).ok()),
+                    log.snaplen,
+                    log.queue_threshold,
+                    &log.level,
+                    &log.flags,
+                ) else {
+                    return Err(unsupported(self.object, statement));
+                };
+                self.expression("log", |out| {
+                    out.text(NFTA_LOG_PREFIX, prefix);
+                    out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
+                });
+                Ok(())
+            }
             Statement::Return(_) => {
                 self.verdict(libc::NFT_RETURN);
                 Ok(())
@@ -822,7 +839,9 @@ impl Kind {
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
             // RFC 9293, 3.1.
+            (Kind::TcpFlags, "fin") => byte(0x01),
             (Kind::TcpFlags, "syn") => byte(0x02),
+            (Kind::TcpFlags, "rst") => byte(0x04),
             (Kind::TcpFlags, "ack") => byte(0x10),
             // NF_CT_STATE_BIT and enum ip_conntrack_status of nf_conntrack_common.h.
             (Kind::CtState, "invalid") => word(1),

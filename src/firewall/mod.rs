@@ -25,6 +25,7 @@ mod counters;
 mod encode;
 mod forwarding;
 mod load;
+pub mod logging;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;

@@ -3,7 +3,8 @@
 //! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
 //! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
 //!
-//! Every rule is made by [`Table::rule`], which gives it a name (its comment) and a counter. Every filter chain ends in
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what it logs
+//! ([`logging`]). Every filter chain ends in
 //! `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
 //! Published ports are TCP. A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP
@@ -27,6 +28,8 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
+use super::logging;
+use crate::config::TrafficLog;
 use crate::names::StackName;
 use crate::plan::{Plan, Transport};
 
@@ -59,6 +62,8 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to a
 ///   published port of an app: nothing else is new, so an app starts nothing. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+/// - A connection's handshake and its end are logged in `forward` by `note-connection`, which decides nothing; what else is
+///   logged is said in [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route.
@@ -81,6 +86,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
+    table.log = Some(plan.log);
     table.map(
         "publish_address",
         &[SetType::InetService],
@@ -182,6 +188,20 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("input", "drop-from-app", [from_bridge()], drop());
     table.rule("input", "drop-rest", [], drop());
 
+    if plan.log > TrafficLog::Off {
+        table.rule(
+            "forward",
+            "note-connection",
+            [
+                has(ct("state"), name("established")),
+                has(
+                    tcp("flags"),
+                    Expression::List(vec![name("fin"), name("syn"), name("rst")]),
+                ),
+            ],
+            logging::log("forward", "note-connection", logging::CONNECTIONS),
+        );
+    }
     // The common case first; nothing that is invalid or new matches it.
     table.rule(
         "forward",
@@ -403,6 +423,8 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
+    /// Whether its rules log, and what.
+    log: Option<TrafficLog>,
     objects: Vec<NfListObject<'static>>,
 }
 
@@ -415,6 +437,7 @@ impl Table {
         };
         Self {
             name,
+            log: None,
             objects: vec![NfListObject::Table(table)],
         }
     }
@@ -494,7 +517,15 @@ impl Table {
             packets: Some(0),
             bytes: Some(0),
         })));
-        let statements: Vec<_> = matches.into_iter().chain([counter, verdict]).collect();
+        let logs = self.log.map_or_else(Vec::new, |level| {
+            logging::statements(level, chain, name, &matches, &verdict)
+        });
+        let statements: Vec<_> = matches
+            .into_iter()
+            .chain([counter])
+            .chain(logs)
+            .chain([verdict])
+            .collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),

@@ -252,6 +252,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             sidecar_address: uplink.broadcast(),
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
+        log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
         sidecar_limits: Default::default(),
