@@ -47,6 +47,7 @@ pub mod control;
 pub mod protocol;
 
 pub mod privileges;
+pub mod processes;
 
 pub mod confine;
 

@@ -177,6 +177,23 @@ fn a_file_is_taken_from_the_flag_else_from_the_current_directory() {
 }
 
 #[test]
+fn a_detached_stack_keeps_nothing_that_its_starter_had_open() {
+    let lab = Lab::new();
+    let script = format!(
+        "mkfifo fifo; exec 7<>fifo 200<>fifo; {} up -d 2>/dev/null; ls -l /proc/self/fd >&2",
+        lrpns()
+    );
+    let output = lab.run(&["bash", "-c", &format!("cd $(mktemp -d) && {script}")]);
+    let own = String::from_utf8_lossy(&output.stderr);
+    assert!(own.contains("fifo"), "{own}");
+    let supervisor = lab.status("customerA")["supervisor"].as_i64().unwrap();
+    let root = format!("/proc/{supervisor}/fd");
+    let held = lab.ok(&["ls", "-l", &root]);
+    assert!(held.contains("socket:"), "{held}");
+    assert!(!held.contains("fifo"), "{held}");
+}
+
+#[test]
 fn up_detached_returns_when_a_slow_app_answers() {
     let lab = Lab::new();
     let text = "name = \"slow\"\n[app]\nrootfs = \"host\"\n\

@@ -21,7 +21,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
-use crate::sys::process::{Cloned, clone3, exit_now, null_standard_descriptors};
+use crate::sys::process::{detach, null_standard_descriptors};
 use crate::{preflight, protocol, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
@@ -122,14 +122,8 @@ fn detached(config: Config, strict_limits: bool) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    let supervisor = match clone3(0).map_err(|e| unable("clone", e))? {
-        Cloned::Child => {
-            drop(ours);
-            exit_now(background(config, strict_limits, theirs))
-        }
-        Cloned::Parent { pidfd, .. } => pidfd,
-    };
-    drop(theirs);
+    let supervisor = detach(theirs, |theirs| background(config, strict_limits, theirs))
+        .map_err(|e| unable("clone", e))?;
     let verbose = std::io::stderr().is_terminal();
     loop {
         match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {

@@ -139,6 +139,14 @@ struct ReadApp {
     publish: Vec<Placed<Publish>>,
 }
 
+/// `[sidecar]`, with the place that the checks across addresses need.
+#[derive(Default)]
+struct ReadSidecar {
+    address: Option<Placed<Ipv4Addr>>,
+    seal: bool,
+    log: TrafficLog,
+}
+
 impl Reader<'_> {
     fn config(&mut self, table: &DeTable<'_>) -> Option<Config> {
         let root = Section {
@@ -150,12 +158,12 @@ impl Reader<'_> {
         self.unknown_keys(&root, keys::ROOT_KEYS);
         let name = self.name(&root);
         let subnet = self.network(&root);
-        let (sidecar, log) = self.sidecar(&root);
+        let sidecar = self.sidecar(&root);
         let apps = self.apps(&root);
         let value = subnet.as_ref().and_then(Option::as_ref).map(|s| s.value);
         // A subnet that could not be read says nothing about the addresses.
         if let Some(subnet) = subnet {
-            self.addresses(subnet, sidecar.as_ref(), &apps);
+            self.addresses(subnet, sidecar.address.as_ref(), &apps);
         }
         self.publish_twice(&apps);
         Some(Config {
@@ -166,8 +174,9 @@ impl Reader<'_> {
             name: name?,
             network: Network { subnet: value },
             sidecar: Sidecar {
-                address: sidecar.map(|placed| placed.value),
-                log,
+                address: sidecar.address.map(|placed| placed.value),
+                seal: sidecar.seal,
+                log: sidecar.log,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -246,18 +255,18 @@ impl Reader<'_> {
         (subnet.is_some() || !section.has(keys::SUBNET)).then_some(subnet)
     }
 
-    fn sidecar(&mut self, root: &Section<'_, '_>) -> (Option<Placed<Ipv4Addr>>, TrafficLog) {
+    fn sidecar(&mut self, root: &Section<'_, '_>) -> ReadSidecar {
         let Some(section) = self.section(root, keys::SIDECAR) else {
-            return (None, TrafficLog::default());
+            return ReadSidecar::default();
         };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
         let log = self.one(&section, keys::LOG, values::log);
         self.one(&section, keys::RULES, values::rules);
-        if self.flag(&section, keys::SEAL) == Some(true) {
-            self.later(&section, keys::SEAL, "false");
+        ReadSidecar {
+            seal: self.flag(&section, keys::SEAL) == Some(true),
+            address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
+            log: log.map(|placed| placed.value).unwrap_or_default(),
         }
-        let address = self.one(&section, keys::SIDECAR_ADDRESS, values::address);
-        (address, log.map(|placed| placed.value).unwrap_or_default())
     }
 
     /// `[app]`, or every `[app.NAME]`: a table whose name is no key of an app is an app.
@@ -339,8 +348,9 @@ impl Reader<'_> {
             default_env(&mut env);
         }
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
+        let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
-        self.one(section, keys::SOURCE, values::source);
+        let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
@@ -366,7 +376,9 @@ impl Reader<'_> {
                 .flatten()
                 .map(|placed| placed.value)
                 .collect(),
+            listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -790,6 +802,43 @@ impl Reader<'_> {
             None => self.key_problem(value.span(), format!("`{path}` is out of range"), key),
         }
         taken
+    }
+
+    /// A list of ports, as numbers or as strings with variables.
+    fn ports(&mut self, section: &Section<'_, '_>, key: Key) -> Vec<u16> {
+        let Some((_, value)) = section.get(key.name) else {
+            return vec![];
+        };
+        let path = section.key_path(key.name);
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(&path, value, "a list of ports", key.example);
+            return vec![];
+        };
+        let (mut ports, mut origin) = (vec![], None);
+        for value in array {
+            let text = match value.get_ref() {
+                DeValue::Integer(n) if n.radix() == 10 => n.as_str().to_owned(),
+                DeValue::String(_) => {
+                    let Some((text, from)) = self.text(&path, value, "a port", key.example) else {
+                        continue;
+                    };
+                    origin = origin.or(from);
+                    text
+                }
+                _ => {
+                    self.wrong_type(&path, value, "a port", key.example);
+                    continue;
+                }
+            };
+            match values::port(&text) {
+                Ok(port) => ports.push(port),
+                Err(error) => {
+                    self.refused_key(value.span(), error, key, &path);
+                }
+            }
+        }
+        self.origin(path, value.span(), origin);
+        ports
     }
 
     fn origin(&mut self, path: String, span: Range<usize>, from: Option<Origin>) {

@@ -203,6 +203,8 @@ pub struct Sidecar {
     pub address: Option<Ipv4Addr>,
     /// `log`.
     pub log: TrafficLog,
+    /// `seal`.
+    pub seal: bool,
 }
 
 /// `log`: what the sidecar says of the traffic.
@@ -233,8 +235,12 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `listen`: TCP ports that the app may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
+    /// `source`.
+    pub source: Source,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.
@@ -314,6 +320,17 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+}
+
+/// `source`: whose address the app sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The sidecar's, for every client.
+    #[default]
+    Sidecar,
+    /// The client's own.
+    Client,
 }
 
 /// One entry of `tmpfs`: `PATH:SIZE`.

@@ -255,6 +255,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
+        seal: false,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -287,6 +288,9 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         volumes: Vec::new(),
         limits: Default::default(),
         publish: Vec::new(),
+        listen: Vec::new(),
+        source: Default::default(),
+        closing: vec![],
         restart: Restart::No,
     }
 }

@@ -91,6 +91,36 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Clones this process for good: the child lives `life` with no other descriptor from 3 on than `kept`, and ends with the
+/// status that it returns. The pidfd of the child is for the caller, who has `kept` no more.
+///
+/// So whatever the caller was started with (a pipe that somebody waits for the end of, a lock) ends with the caller.
+/// Nothing that `life` captures may own a descriptor: it is closed.
+///
+/// # Errors
+/// As [`clone3`].
+pub fn detach(kept: OwnedFd, life: impl FnOnce(OwnedFd) -> i32) -> io::Result<OwnedFd> {
+    match clone3(0)? {
+        Cloned::Parent { pidfd, .. } => Ok(pidfd),
+        Cloned::Child => {
+            let number = kept.as_raw_fd().cast_unsigned();
+            // The lower side first: there may be no upper one.
+            if number > 3 {
+                close_range(3, number - 1);
+            }
+            close_range(number + 1, u32::MAX);
+            exit_now(life(kept))
+        }
+    }
+}
+
+/// `close_range(2)`, of a child in which nothing lives on that owns one of them.
+fn close_range(first: u32, last: u32) {
+    // SAFETY: no value that owns one of these descriptors is ever used or dropped: the caller's frames are never returned
+    // to, and the child has one thread. EINVAL (first > last) and ENOSYS leave them as they were inherited.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
 /// Marks every descriptor from `first` on close-on-exec (`close_range(2)` with `CLOSE_RANGE_CLOEXEC`).
 ///
 /// # Errors
