@@ -184,6 +184,13 @@ pub fn is_gone(e: &io::Error) -> bool {
 /// A conversation with a supervisor.
 pub struct Client(UnixStream);
 
+impl std::os::fd::AsFd for Client {
+    /// To wait for a reply, or the end.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Client {
     /// Connects.
     ///

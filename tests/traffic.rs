@@ -311,6 +311,24 @@ fn the_log_goes_on_when_the_sidecar_is_started_again() {
 }
 
 #[test]
+fn a_sidecar_that_holds_nothing_tells_all_the_same() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections\"\nseal = true #\"");
+    let sidecar = look::init(&status, "sidecar");
+    assert_eq!(look::capabilities(&lab, sidecar), ["0000000000000000"; 5]);
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let entry = look::planned(&status, "/uplink/sidecar_address");
+    look::attack_from_host(&lab, &format!("say(knock('{entry}', 22))"));
+    lines_of(&lab, "end", 1);
+    until("a refused packet", || {
+        let mut all = lines(&lab, "web").into_iter();
+        all.find(|line| line["rule"] == "input/drop-unpublished")
+    });
+}
+
+#[test]
 fn a_followed_traffic_log_goes_on() {
     if !look::machine() {
         return;

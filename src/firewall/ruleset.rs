@@ -298,6 +298,25 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
+/// What [`capture_rules`] call a packet that was let through.
+pub const CAPTURED: &str = "forward/let-through";
+
+/// The table of `lrpns capture`, in the sidecar's namespace, beside ours and behind it: what comes here has been let
+/// through. What is dropped never does, and is logged where that is done.
+#[must_use]
+pub fn capture_rules() -> Nftables<'static> {
+    let mut table = Table::new("lrpns-capture".to_owned());
+    table.filter(
+        "forward",
+        NfHook::Forward,
+        FILTER + 10,
+        NfChainPolicy::Accept,
+    );
+    let log = logging::log("forward", "let-through", logging::CAPTURE);
+    table.rule("forward", "let-through", [], log);
+    table.into_rules()
+}
+
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
 /// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port. A stack that

@@ -68,7 +68,7 @@ impl Reader {
     /// Becomes the reader of an NFLOG group; there is one at most.
     ///
     /// # Errors
-    /// What the kernel says: EPERM without NET_ADMIN over this network namespace, EBUSY when the group has a reader.
+    /// What the kernel says: EPERM without NET_ADMIN over this network namespace, and when the group has a reader.
     pub fn nflog(group: &Group) -> io::Result<Self> {
         const NFULA_CFG_CMD: u16 = 1;
         const NFULA_CFG_MODE: u16 = 2;
@@ -154,6 +154,31 @@ impl Reader {
         let reader = Self::new()?;
         reader.socket.add_membership(NFNLGRP_CONNTRACK_DESTROY)?;
         Ok(reader)
+    }
+
+    /// One that was opened and configured by another process.
+    ///
+    /// # Errors
+    /// It is no netlink socket.
+    pub fn from_fd(fd: std::os::fd::OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            socket: crate::sys::netlink::socket(fd)?,
+            buffer: Vec::with_capacity(BUFFER),
+            next: 0,
+            lost: 0,
+        })
+    }
+
+    /// Names links by their numbers, in the socket's network namespace; an unknown one has an empty name.
+    pub fn names(&self) -> impl Fn(u32) -> String + use<> {
+        let socket = self.fd().try_clone_to_owned();
+        move |number| {
+            let name = socket
+                .as_ref()
+                .ok()
+                .and_then(|socket| rustix::net::netdevice::index_to_name(socket, number).ok());
+            name.unwrap_or_default()
+        }
     }
 
     /// The socket, to wait for.

@@ -16,6 +16,7 @@
 pub mod kernel;
 pub mod line;
 pub mod packet;
+pub mod pcapng;
 pub mod track;
 pub mod watch;
 pub mod wire;
