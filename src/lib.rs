@@ -49,6 +49,8 @@ pub mod protocol;
 pub mod privileges;
 pub mod processes;
 
+pub mod change;
+
 pub mod confine;
 
 pub mod logbuf;

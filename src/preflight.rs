@@ -3,15 +3,15 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Rootfs, Source};
+use crate::config::{Protocol, Rootfs, Source};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -37,14 +37,37 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
     }
 }
 
+/// Of ports that can't be had, so many are shown one by one.
+const REFUSED_SHOWN: usize = 10;
+
 /// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
 /// that they are free.
 ///
 /// # Errors
 /// All problems, never only the first.
 pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listener>, Vec<Problem>> {
-    let mut problems = vec![];
-    problems.extend(limits(plan).filter(|_| strict_limits));
+    let strict = limits(plan).filter(|_| strict_limits);
+    look(plan, None, host, strict.into_iter().collect())
+}
+
+/// As [`check`], for a stack that runs and is to have `plan`; binds the ports that `running` has not.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_change(
+    plan: &Plan,
+    running: &Plan,
+    host: &Host,
+) -> Result<Vec<Listener>, Vec<Problem>> {
+    look(plan, Some(running), host, vec![])
+}
+
+fn look(
+    plan: &Plan,
+    running: Option<&Plan>,
+    host: &Host,
+    mut problems: Vec<Problem>,
+) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| volumes(app, plan.mode)));
     problems.extend(
         plan.apps
@@ -54,12 +77,19 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
     );
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
-    let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
+    let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
-                .into_iter()
-                .map(|(address, e)| cannot_bind(address, &e, host)),
+                .iter()
+                .take(REFUSED_SHOWN)
+                .map(|(publish, e)| cannot_bind(publish, e, running, host)),
         );
+        if refused.len() > REFUSED_SHOWN {
+            problems.push(Problem {
+                what: format!("and {} more ports", refused.len() - REFUSED_SHOWN),
+                hint: None,
+            });
+        }
         vec![]
     });
     if problems.is_empty() {
@@ -193,7 +223,8 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (app, publish) in plan.published() {
+    for range in publish::ranges(plan) {
+        let (app, publish) = (range.app, range.first);
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -217,13 +248,13 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         if publish.via == Transport::Dnat {
             match (&host.forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
-                    format!("{}: via = \"dnat\" needs root", publish.listen),
+                    format!("{}: via = \"dnat\" needs root", range.listen()),
                     "use via = \"auto\" or \"relay\"",
                 )),
                 (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
                     format!(
                         "{}: via = \"dnat\" does not work on this host: {why}",
-                        publish.listen
+                        range.listen()
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
@@ -239,7 +270,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             problems.push(problem(
                 format!(
                     "{}: no link of this host has the address {address}",
-                    publish.listen
+                    range.listen()
                 ),
                 addresses_hint(host),
             ));
@@ -261,22 +292,46 @@ fn addresses_hint(host: &Host) -> String {
     format!("0.0.0.0 is all of them; this host has {}", known.join(", "))
 }
 
-fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
-    let what = format!("listen on {address}: {e}");
+fn cannot_bind(
+    publish: &PublishPlan,
+    e: &io::Error,
+    running: Option<&Plan>,
+    host: &Host,
+) -> Problem {
+    let address = publish.listen;
+    let (udp, sockets) = match publish.protocol {
+        Protocol::Tcp => ("", "-ltnp"),
+        Protocol::Udp => ("/udp", "-lunp"),
+    };
+    let what = format!("listen on {address}{udp}: {e}");
     match e.kind() {
         io::ErrorKind::AddrInUse => {
             let other = host.others.iter().find(|other| {
-                other.published().any(|(_, publish)| {
-                    publish.listen.port() == address.port()
-                        && (publish.listen.ip() == address.ip()
-                            || publish.listen.ip().is_unspecified()
+                other.published().any(|(_, theirs)| {
+                    theirs.protocol == publish.protocol
+                        && theirs.listen.port() == address.port()
+                        && (theirs.listen.ip() == address.ip()
+                            || theirs.listen.ip().is_unspecified()
                             || address.ip().is_unspecified())
                 })
             });
+            let own = running.and_then(|running| {
+                let mut published = running.published();
+                published.find(|(_, publish)| publish.listen.port() == address.port())
+            });
+            if let Some((_, publish)) = own {
+                return problem(
+                    what,
+                    format!(
+                        "the stack itself listens on {}: one port can't move between addresses live",
+                        publish.listen
+                    ),
+                );
+            }
             let hint = match other {
                 Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
                 None => format!(
-                    "ss -ltnp 'sport = :{}' shows who listens there",
+                    "ss {sockets} 'sport = :{}' shows who listens there",
                     address.port()
                 ),
             };
@@ -286,6 +341,10 @@ fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
             what,
             "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start",
         ),
+        _ if e.raw_os_error() == Some(libc::EMFILE) => problem(
+            what,
+            "each published port takes a descriptor: raise the limit, as with `ulimit -Hn 65536` or LimitNOFILE=",
+        ),
         _ => Problem { what, hint: None },
     }
 }
@@ -293,6 +352,12 @@ fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
 /// The problems as one message, and the first hint; further ones follow their problem.
 #[must_use]
 pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
+    describe_as(&format!("{stack} can't be brought up"), problems)
+}
+
+/// As [`describe`], with what can't be done.
+#[must_use]
+pub fn describe_as(what: &str, problems: &[Problem]) -> crate::error::Failure {
     let mut lines = vec![];
     for Problem { what, hint } in problems {
         lines.push(what.clone());
@@ -300,8 +365,7 @@ pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
             lines.extend(hint.as_ref().map(|hint| format!("  hint: {hint}")));
         }
     }
-    let failure =
-        crate::error::Failure::unable(format!("{stack} can't be brought up: {}", lines.join("\n")));
+    let failure = crate::error::Failure::unable(format!("{what}: {}", lines.join("\n")));
     match problems {
         [
             Problem {

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::config::{Tmpfs, Volume};
+use crate::config::{Protocol, Tmpfs, Volume};
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -31,6 +31,8 @@ pub const MAX_FDS: usize = 128;
 /// To the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
+    /// Relay: the descriptors that the message before had no room for.
+    More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
     /// App: run the command.
@@ -84,15 +86,32 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
-    /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
-    /// `targets`.
+    /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
+    /// descriptors.
+    Updater {
+        /// What is in force.
+        old: Box<nftables::schema::Nftables<'static>>,
+        /// What shall be.
+        new: Box<nftables::schema::Nftables<'static>>,
+    },
+    /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
+    /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {
-        /// Where each listening socket's connections go.
-        targets: Vec<SocketAddr>,
+        /// What each socket is.
+        carried: Vec<Carried>,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
     App(AppStart),
+}
+
+/// A published socket that the relay is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Where what comes to it goes.
+    pub target: SocketAddr,
 }
 
 /// What an app's stage needs.
@@ -389,6 +408,19 @@ impl Channel {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Sends one byte that is no message.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub async fn say(&self, byte: u8) -> io::Result<()> {
+        self.socket
+            .async_io(tokio::io::Interest::WRITABLE, |socket| {
+                send_some(socket.as_fd(), &[byte], &[])
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Waits for one message; `None` is the other side's end. Cancel safe: what has been read stays.

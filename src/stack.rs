@@ -12,6 +12,9 @@
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,15 +24,15 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, TrafficLog};
+use crate::config::{Limits, Protocol, TrafficLog};
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::Plan;
+use crate::plan::{AppPlan, Plan, PublishPlan};
 use crate::privileges::Privileges;
-use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::{ListenError, Listener};
+use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
+use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::traffic;
 use crate::volumes::{self, Volumes};
@@ -40,6 +43,8 @@ const OURS: Duration = Duration::from_secs(20);
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
+const PORTS_TRIED: usize = 16;
 /// How long an app may take to end after SIGTERM.
 pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -85,22 +90,22 @@ pub enum StackError {
         source: io::Error,
     },
     /// The app ended too early.
-    #[error("{app} ended with {exit} before it listened on port {port}")]
+    #[error("{app} ended with {exit} before it listened on {port}")]
     AppEnded {
         /// The app.
         app: String,
         /// How.
         exit: Exit,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
     },
     /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on port {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
     NotListening {
         /// The app.
         app: String,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
         /// Where it listens instead.
         found: String,
     },
@@ -391,6 +396,85 @@ impl Ground {
         Ok((ground, sidecar_route, app_routes))
     }
 
+    /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
+    ///
+    /// # Errors
+    /// [`StackError`] when a volume that is new can't be had.
+    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+        let mut next = self.clone();
+        for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
+            if app.volumes != before.volumes {
+                next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
+            }
+        }
+        next.listeners = plan
+            .published()
+            .filter_map(|(_, publish)| {
+                let mut known = self.listeners.iter().chain(new);
+                let mut listener = known
+                    .find(|listener| listener.address == publish.listen)?
+                    .clone();
+                listener.target = publish::target(&plan, publish);
+                Some(listener)
+            })
+            .collect();
+        next.plan = plan;
+        Ok(next)
+    }
+
+    /// The listening sockets of the published ports, in the plan's order.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Where an app that runs should listen and doesn't, in words; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
+        let app = &self.plan.apps[index];
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.listening[index].of(publish.protocol)?);
+            }
+        }
+        let reachable: HashSet<AppPort> = found
+            .iter()
+            .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
+            .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
+            .map(|(protocol, at)| AppPort {
+                protocol,
+                port: at.port(),
+            })
+            .collect();
+        let missing = app
+            .publish
+            .iter()
+            .map(|publish| AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            })
+            .find(|port| !reachable.contains(port));
+        Ok(missing.map(|port| (port, describe(&found[&port.protocol], port.port))))
+    }
+
+    /// Whether somebody answers at an entry port, the way the relay asks.
+    pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
+        let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
+        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        matches!(connect.await, Ok(Ok(_)))
+    }
+
     fn title(&self, part: &str) -> String {
         format!("{}/{part}", self.plan.stack)
     }
@@ -477,12 +561,32 @@ impl Ground {
     /// # Errors
     /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
     pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        self.load(Role::Loader { rules }).await
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
+        if old == new {
+            return Ok(());
+        }
+        self.load(Role::Updater {
+            old: Box::new(old),
+            new: Box::new(new),
+        })
+        .await
+    }
+
+    async fn load(&self, role: Role) -> Result<(), StackError> {
         let limits = &self.plan.sidecar_limits;
         let start = Start {
             hostname: format!("{}-loader", self.plan.stack),
             // Beside the sidecar and whoever else loads.
             nproc: self.plan.cgroup.nproc(limits),
-            role: Role::Loader { rules },
+            role,
             weaken: None,
         };
         let cgroup = self.cgroups.directory("sidecar");
@@ -503,13 +607,19 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials, for each listening socket.
-    #[must_use]
-    pub fn targets(&self) -> Vec<SocketAddr> {
+    /// Where the relay dials by TCP.
+    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners
             .iter()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
             .map(|listener| listener.target)
-            .collect()
+    }
+
+    /// Whether a port of UDP is published.
+    #[must_use]
+    pub fn carries_udp(&self) -> bool {
+        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
+        self.listeners.iter().any(udp)
     }
 
     /// Tells the relay what to carry.
@@ -518,7 +628,14 @@ impl Ground {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
-                targets: self.targets(),
+                carried: self
+                    .listeners
+                    .iter()
+                    .map(|listener| Carried {
+                        protocol: listener.protocol,
+                        target: listener.target,
+                    })
+                    .collect(),
             },
             weaken: None,
         };
@@ -527,9 +644,16 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
+        let mut batches = fds.chunks(MAX_FDS);
         container
-            .send(&ToStage::Start(Box::new(start)), &fds)
+            .send(
+                &ToStage::Start(Box::new(start)),
+                batches.next().unwrap_or_default(),
+            )
             .await?;
+        for batch in batches {
+            container.send(&ToStage::More, batch).await?;
+        }
         Launched::ready(container).await
     }
 
@@ -626,18 +750,7 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = self.listening[index].tcp()?;
-            let reachable = |port: u16| {
-                listening.iter().any(|l| {
-                    l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)
-                })
-            };
-            let Some(missing) = app
-                .publish
-                .iter()
-                .map(|p| p.app_port)
-                .find(|port| !reachable(*port))
-            else {
+            let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
             let waited = begun.elapsed();
@@ -645,7 +758,7 @@ impl Ground {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&listening, missing),
+                    found,
                 });
             }
             tokio::select! {
@@ -667,9 +780,16 @@ impl Ground {
         }
     }
 
-    /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
-    async fn try_the_path(&self) -> Result<(), StackError> {
-        for (app, publish) in self.plan.published() {
+    /// Connects the way the relay does: what is published has been seen to answer.
+    ///
+    /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
+    /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
+    /// there the app would have to answer.
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path(&self) -> Result<(), StackError> {
+        for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
             let connect = tokio::time::timeout(
                 Duration::from_secs(5),
@@ -687,12 +807,43 @@ impl Ground {
         Ok(())
     }
 
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some = ports.into_iter().step_by(step).chain(last);
+            ways.extend(some.map(|publish| (app, publish)));
+        }
+        ways
+    }
+
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
     ///
     /// # Errors
     /// What `dup(2)` says.
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
+    }
+}
+
+/// A port of an app's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppPort {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+impl fmt::Display for AppPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "port {}", self.port),
+            Protocol::Udp => write!(f, "UDP port {}", self.port),
+        }
     }
 }
 

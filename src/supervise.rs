@@ -11,6 +11,8 @@
 //! follows the log and doesn't read is not waited for; it is told how many lines it has missed.
 #![forbid(unsafe_code)]
 
+mod apply;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use caps::Capability;
 use jiff::Timestamp;
+use nftables::schema::Nftables;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -27,7 +30,7 @@ use crate::cgroup::Cgroups;
 use crate::config::{Restart, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
+use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream, TrafficBuf};
 use crate::plan::Plan;
@@ -35,6 +38,7 @@ use crate::privileges::{self, Privileges};
 use crate::processes::{self, Role};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
+use crate::relay;
 use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 use crate::traffic::line::Names;
@@ -98,6 +102,10 @@ enum Event {
     Again { id: PartId, launch: u64 },
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
+    /// A client wants a live change; the conversation goes on.
+    Apply(Box<Apply>, Vec<OwnedFd>, Channel),
+    /// The task that makes it wants something of the loop.
+    Applying(apply::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal,
 }
@@ -129,6 +137,8 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
 enum Order {
     Signal(i32),
     Kill,
+    /// Relay: accept nothing more, end with the last connection.
+    LastOrders,
     /// Start something in an app: what, and its descriptors.
     Start(ToStage, Vec<OwnedFd>),
 }
@@ -201,8 +211,15 @@ struct Follower {
 pub struct Supervisor {
     privileges: Privileges,
     ground: Arc<Ground>,
-    _host_table: firewall::Socket,
+    /// Dropping it takes the host's table away.
+    host_table: firewall::Socket,
+    /// What the host's table holds.
+    host_rules: Nftables<'static>,
     parts: Vec<Part>,
+    /// Relays that accept no more, and carry their last connections.
+    leaving: Vec<Process>,
+    /// Whether a live change is under way.
+    applying: bool,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
     lines: mpsc::Receiver<LogLine>,
@@ -289,12 +306,16 @@ pub async fn run(
         host_table,
         parts,
     } = stack;
+    let host_rules = firewall::host_rules(&ground.plan);
     let privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
     let mut supervisor = Supervisor {
         privileges,
         ground,
-        _host_table: host_table,
+        host_table,
+        host_rules,
         parts: vec![],
+        leaving: vec![],
+        applying: false,
         events,
         sender,
         lines,
@@ -346,6 +367,12 @@ impl Supervisor {
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, fds, client) => self.answer(request, fds, client),
+                Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
+                Event::Applying(step) => {
+                    if let Some(outcome) = self.step_of_apply(step) {
+                        return outcome;
+                    }
+                }
                 Event::Part { id, launch, what } => {
                     if self.is_current(id, launch)
                         && let Some(outcome) = self.part_said(id, what)
@@ -550,12 +577,7 @@ impl Supervisor {
         part.state = PartState::Ended;
         part.launch += 1;
         if !again {
-            let all_ended = self
-                .parts
-                .iter()
-                .filter(|part| matches!(part.id, PartId::App(_)))
-                .all(|part| part.state == PartState::Ended);
-            return all_ended.then_some(Outcome::AppEnded(exit));
+            return self.all_ended();
         }
         let ran = Timestamp::now().duration_since(part.since).unsigned_abs();
         part.pause = if ran >= STEADY {
@@ -572,6 +594,21 @@ impl Supervisor {
         None
     }
 
+    /// The end, when every app has ended for good; while a live change is under way, that decides.
+    fn all_ended(&self) -> Option<Outcome> {
+        let mut last = None;
+        for app in &self.parts {
+            if !matches!(app.id, PartId::App(_)) {
+                continue;
+            }
+            if app.state != PartState::Ended {
+                return None;
+            }
+            last = app.last_exit;
+        }
+        last.filter(|_| !self.applying).map(Outcome::AppEnded)
+    }
+
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(Status {
@@ -579,6 +616,7 @@ impl Supervisor {
                 ..self.status()
             })),
             Request::Down => unreachable!("run ends the loop with it"),
+            Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
                 let part = filter
@@ -689,12 +727,12 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries_udp())),
         };
         let confined = match id {
             PartId::App(_) => None,
-            PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
-            PartId::Relay => Some(TcpOnlyTo::of(&self.ground.targets())),
+            PartId::Sidecar => Some(TcpOnlyTo::of([])),
+            PartId::Relay => Some(TcpOnlyTo::of(self.ground.tcp_targets())),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),
@@ -808,7 +846,7 @@ impl Supervisor {
                     .held(self.ground.limits(part.id))
                     .map(|(limit, held_by)| LimitStatus { limit, held_by })
                     .collect(),
-                notes: part.notes.clone(),
+                notes: self.notes(part),
             }
         });
         Status {
@@ -850,6 +888,21 @@ impl Supervisor {
         self.sums.set(totals);
     }
 
+    fn notes(&self, part: &Part) -> Vec<String> {
+        let mut notes = part.notes.clone();
+        let leaving = self
+            .leaving
+            .iter()
+            .filter(|process| process.lives())
+            .count();
+        if part.id == PartId::Relay && leaving > 0 {
+            notes.push(format!(
+                "{leaving} more, from before live changes, carry their last connections"
+            ));
+        }
+        notes
+    }
+
     /// A line of our own about a part.
     fn note(&mut self, id: PartId, text: String) {
         let line = event_line(self.ground.name(id).to_owned(), text);
@@ -871,10 +924,13 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|part| Some((part.id, part.process.take()?)))
             .partition(|(id, _)| matches!(id, PartId::App(_)));
+        let others = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .chain(others.into_iter().map(|(_, process)| process));
         let (lines, journal, mut launching) = (&mut self.lines, &mut self.journal, self.launching);
         let ending = async move {
             launching.shutdown().await;
-            for (_, process) in others {
+            for process in others {
                 process.end(false).await;
             }
             futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
@@ -1005,6 +1061,10 @@ impl Part {
 }
 
 impl Process {
+    fn lives(&self) -> bool {
+        !self.orders.is_closed()
+    }
+
     /// Ends it, politely first if it is an app, and waits until it has.
     async fn end(mut self, politely: bool) {
         if politely {
@@ -1048,6 +1108,7 @@ async fn watch(
             order = orders.recv() => match order {
                 // EPIPE: it has ended, and that comes next.
                 Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Some(Order::LastOrders) => drop(container.say(relay::LAST_ORDERS).await),
                 Some(Order::Start(what, fds)) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     drop(container.send(&what, &fds).await);
@@ -1208,6 +1269,13 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     };
     let Ok(Some((request, fds))) = channel.receive::<Request>().await else {
         return;
+    };
+    let request = match request {
+        Request::Apply(apply) => {
+            let _ = events.send(Event::Apply(apply, fds, channel));
+            return;
+        }
+        request => request,
     };
     let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
     if events.send(Event::Asked(request, fds, answers)).is_err() {

@@ -1,8 +1,10 @@
 //! One file per verb, each a short straight line.
 #![forbid(unsafe_code)]
 
+mod apply;
 mod audit;
 mod capture;
+mod diff;
 mod down;
 mod exec;
 mod init;
@@ -70,6 +72,19 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             status::status(&target_name(target.stack, target.file.as_deref())?, json)
         }
         Command::Restart { words, file } => restart::restart(words, file.as_deref()),
+        Command::Apply {
+            source,
+            confirm,
+            dry_run,
+            json,
+        } => apply::apply(
+            &source,
+            &apply::Options {
+                confirm,
+                dry_run,
+                json,
+            },
+        ),
         Command::Logs {
             stack,
             file,

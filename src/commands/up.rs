@@ -22,7 +22,7 @@ use crate::protocol::Exit;
 use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
-use crate::{preflight, protocol, resolve, rootless};
+use crate::{preflight, protocol, publish, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
 pub fn up(config: Config, detach: bool, strict_limits: bool) -> Result<ExitCode, Failure> {
@@ -211,7 +211,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
             break (global, host, plan, claimed);
         }
         drop(global);
-        if let Some(message) = already(&plan, &host)? {
+        if let Some(message) = already(&config, &plan, &host)? {
             return Ok(End::Already(message));
         }
     };
@@ -315,15 +315,18 @@ fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
 /// did not come up, and now it is our turn.
-fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
-    let stack = &wanted.stack;
+fn already(config: &Config, fresh: &Plan, host: &Host) -> Result<Option<String>, Failure> {
+    let stack = &fresh.stack;
     let ask = || -> std::io::Result<_> {
         let client = Client::connect(&host.state.control(stack))?;
         client.ask(&Request::Status)?;
         client.reply()
     };
     match ask() {
-        Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
+        Ok(Some((Reply::Status(status), _)))
+            if resolve::again(config, host, &status.plan)
+                .is_ok_and(|wanted| status.plan.asks_for_the_same_as(&wanted)) =>
+        {
             Ok(Some(format!(
                 "{}, as before; nothing was changed",
                 is_up(&status)
@@ -332,7 +335,9 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
         Ok(Some((Reply::Status(_), _))) => Err(Failure::failed(format!(
             "{stack} is up with another configuration; nothing was changed"
         ))
-        .hint(format!("lrpns down {stack}, then up again"))),
+        .hint(format!(
+            "lrpns apply {stack} changes it while it runs; what that can't, down and up do"
+        ))),
         Ok(Some(_)) => Err(Failure::unable(format!(
             "the supervisor of {stack} answered something else"
         ))),
@@ -373,17 +378,19 @@ fn is_up_but(status: &Status) -> String {
 
 /// One line about a stack that is up.
 fn is_up(status: &Status) -> String {
-    let ports: Vec<String> = status
-        .plan
-        .published()
-        .map(|(app, publish)| {
-            let via = match publish.via {
+    let ports: Vec<String> = publish::ranges(&status.plan)
+        .iter()
+        .map(|range| {
+            let via = match range.first.via {
                 plan::Transport::Dnat => "dnat",
                 plan::Transport::Relay => "relay",
             };
             format!(
                 "{} -> {} port {} by {via}, {}",
-                publish.listen, app.name, publish.app_port, publish.why
+                range.listen(),
+                range.app.name,
+                range.app_ports(),
+                range.first.why
             )
         })
         .collect();
