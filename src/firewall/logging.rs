@@ -4,7 +4,8 @@
 //! logs for [`CAPTURE`] too, whoever captures when. Groups have sockets of their own: a flood of refused packets fills
 //! that of the refused ones, and no connection is missed for it.
 
-use nftables::stmt::{Log, Match, Operator, Statement};
+use nftables::expr::{CT, Expression, NamedExpression, Payload};
+use nftables::stmt::{Log, Mangle, Match, Operator, Statement};
 
 use crate::config::TrafficLog;
 
@@ -17,10 +18,20 @@ pub const ACCEPTED: u16 = 3;
 /// Packets that a rule refused, for `lrpns capture`; what is let through is logged there by its own table.
 pub const CAPTURE: u16 = 4;
 
-/// What a rule logs, between its counter and its verdict. The prefix is the rule's name, `chain/name`.
+/// The rule that logs how a TCP connection was answered: what was accepted is told of when the answer comes.
+pub(super) const NOTE_BEGIN: &str = "note-begin";
+/// The rule that logs how a TCP connection ends.
+pub(super) const NOTE_END: &str = "note-end";
+
+/// What a rule does between its counter and its verdict. The prefix of what it logs is the rule's name, `chain/name`.
 ///
 /// A rule that drops logs what it drops. One that accepts logs the packet that begins a connection, and with
-/// [`TrafficLog::Packets`] every packet; but not in `guard`, where nothing is let through for good.
+/// [`TrafficLog::Packets`] every packet; but not in `guard`, where nothing is let through for good. Of TCP the answer to
+/// the first packet says more than it does, and is logged instead.
+///
+/// Of all that conntrack could tell only the end of a connection that never closed is wanted: so who accepts a connection
+/// asks for that (nothing else is said, `nf_conntrack_events` is 0), and who sees it close takes that back, by asking for a
+/// change of labels, which there are none of.
 pub(super) fn statements(
     level: TrafficLog,
     chain: &str,
@@ -28,28 +39,56 @@ pub(super) fn statements(
     matches: &[Statement<'_>],
     verdict: &Statement<'_>,
 ) -> Vec<Statement<'static>> {
-    let mut groups = vec![];
+    let log = |group| log(chain, name, group);
+    let mut all = vec![];
     match verdict {
         Statement::Drop(_) => {
             if level > TrafficLog::Off {
-                groups.push(REFUSED);
+                all.push(log(REFUSED));
             }
-            groups.push(CAPTURE);
+            all.push(log(CAPTURE));
         }
         Statement::Accept(_) if chain != "guard" => {
             if level > TrafficLog::Off && matches.iter().any(begins_a_connection) {
-                groups.push(CONNECTIONS);
+                all.push(tell_of("destroy"));
+                if !matches.iter().any(is_about_tcp) {
+                    all.push(log(CONNECTIONS));
+                }
             }
             if level == TrafficLog::Packets {
-                groups.push(ACCEPTED);
+                all.push(log(ACCEPTED));
             }
         }
+        Statement::Log(_) if name == NOTE_END => all.push(tell_of("label")),
         _ => {}
     }
-    groups
-        .into_iter()
-        .map(|group| log(chain, name, group))
-        .collect()
+    all
+}
+
+/// What conntrack tells of this connection from here on.
+fn tell_of(event: &'static str) -> Statement<'static> {
+    Statement::Mangle(Mangle {
+        key: Expression::Named(NamedExpression::CT(CT {
+            key: "event".into(),
+            family: None,
+            dir: None,
+        })),
+        value: Expression::String(event.into()),
+    })
+}
+
+/// Whether a field of TCP's header is compared.
+fn is_about_tcp(statement: &Statement<'_>) -> bool {
+    fn reads_tcp(expression: &Expression<'_>) -> bool {
+        match expression {
+            Expression::Named(NamedExpression::Concat(parts)) => parts.iter().any(reads_tcp),
+            Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))) => {
+                field.protocol == "tcp"
+            }
+            _ => false,
+        }
+    }
+    matches!(statement, Statement::Match(comparison) if reads_tcp(&comparison.left))
 }
 
 /// Logs a packet and decides nothing.
@@ -62,7 +101,6 @@ pub(super) fn log(chain: &str, name: &str, group: u16) -> Statement<'static> {
 
 /// Whether this is `ct state new`.
 fn begins_a_connection(statement: &Statement<'_>) -> bool {
-    use nftables::expr::{Expression, NamedExpression};
     matches!(
         statement,
         Statement::Match(Match {

@@ -197,6 +197,7 @@ pub(super) const NFTA_META_KEY: u16 = 2;
 
 pub(super) const NFTA_CT_DREG: u16 = 1;
 pub(super) const NFTA_CT_KEY: u16 = 2;
+pub(super) const NFTA_CT_SREG: u16 = 4;
 
 pub(super) const NFTA_FIB_DREG: u16 = 1;
 pub(super) const NFTA_FIB_RESULT: u16 = 2;

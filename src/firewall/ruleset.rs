@@ -65,7 +65,7 @@ pub fn host_table(stack: &StackName) -> String {
 ///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
 ///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
-/// - A connection's handshake and its end are logged in `forward` by `note-connection`, which decides nothing; what else is
+/// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
 ///   logged is said in [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
@@ -220,18 +220,20 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("input", "drop-rest", [], drop());
 
     if plan.log > TrafficLog::Off {
-        table.rule(
-            "forward",
-            "note-connection",
-            [
-                has(ct("state"), name("established")),
-                has(
-                    TCP.field("flags"),
-                    Expression::List(vec![name("fin"), name("syn"), name("rst")]),
-                ),
-            ],
-            logging::log("forward", "note-connection", logging::CONNECTIONS),
-        );
+        let mut note = |name, flags| {
+            table.rule(
+                "forward",
+                name,
+                [
+                    has(ct("state"), self::name("established")),
+                    has(TCP.field("flags"), flags),
+                ],
+                logging::log("forward", name, logging::CONNECTIONS),
+            );
+        };
+        note(logging::NOTE_BEGIN, name("syn"));
+        let last = Expression::List(vec![name("fin"), name("rst")]);
+        note(logging::NOTE_END, last);
     }
     // The common case first; nothing that is invalid or new matches it.
     table.rule(

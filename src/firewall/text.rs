@@ -220,6 +220,13 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
         Statement::Accept(_) => "accept".to_owned(),
         Statement::Drop(_) => "drop".to_owned(),
         Statement::Return(_) => "return".to_owned(),
+        Statement::Mangle(change) => {
+            format!(
+                "{} set {}",
+                expression(&change.key)?,
+                expression(&change.value)?
+            )
+        }
         Statement::Log(Some(log)) => {
             let (Some(prefix), Some(group), None, None, None, None) = (
                 &log.prefix,

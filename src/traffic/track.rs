@@ -200,8 +200,8 @@ impl Tracker {
                 self.open(now, back, [Some(client), Some(tcp.sequence)]);
             }
             flags if flags & RST != 0 => {
-                let from = u8::from(self.connections.contains_key(&back));
-                let flow = if from == 0 { there } else { back };
+                let there_is = self.connections.contains_key(&there);
+                let (flow, from) = if there_is { (there, 0) } else { (back, 1) };
                 self.reset(now, flow, from, tcp);
             }
             flags if flags & FIN != 0 => {
@@ -251,11 +251,26 @@ impl Tracker {
 
     fn remember(&mut self, flow: Flow, connection: Connection) {
         if self.connections.len() >= MOST_CONNECTIONS {
+            self.make_room();
+        }
+        if self.connections.len() >= MOST_CONNECTIONS {
             self.totals.lost_by_table += 1;
             return;
         }
         self.app(connection.app).open += 1;
         self.connections.insert(flow, connection);
+    }
+
+    /// Forgets connections of which one side has closed: of those the end may have been missed.
+    fn make_room(&mut self) {
+        let (apps, totals) = (&mut self.totals.apps, &mut self.totals.lost_by_table);
+        self.connections.retain(|_, known| {
+            if known.closer.is_some() {
+                apps[usize::from(known.app)].open -= 1;
+                *totals += 1;
+            }
+            known.closer.is_none()
+        });
     }
 
     fn close(&mut self, now: Now, flow: Flow, from: u8, tcp: Tcp) {
@@ -276,6 +291,11 @@ impl Tracker {
     }
 
     fn reset(&mut self, now: Now, flow: Flow, from: u8, tcp: Tcp) {
+        // The answer to a first packet that nobody listens for (RFC 9293, 3.10.7.1).
+        let refused = from == 1 && tcp.sequence == 0 && tcp.flags & ACK != 0;
+        if refused && !self.connections.contains_key(&flow) {
+            self.open(now, flow, [Some(tcp.acknowledged.wrapping_sub(1)), None]);
+        }
         // What follows the end of a connection is no news.
         let Some(known) = self.connections.get_mut(&flow) else {
             return;
@@ -348,7 +368,14 @@ impl Tracker {
     pub fn forgotten(&mut self, now: Now, forgotten: &Forgotten) {
         let flow = forgotten.flow();
         if !self.connections.contains_key(&flow) {
-            return;
+            if forgotten.to_client.0 > 0 {
+                return;
+            }
+            // There was no answer to begin with.
+            self.open(now, flow, [None; 2]);
+            if let Some(known) = self.connections.get_mut(&flow) {
+                known.opened = None;
+            }
         }
         let how = if forgotten.to_client.0 == 0 {
             How::Unanswered
