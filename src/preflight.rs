@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::FileType;
 
 use crate::config::{Rootfs, Source};
+use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::plan::{AppPlan, Mode, Plan, Transport};
@@ -52,6 +53,7 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
             .filter_map(|app| root(&app.rootfs, app))
             .flatten(),
     );
+    problems.extend(extra_rules(plan));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
     let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
@@ -67,6 +69,18 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
     } else {
         Err(problems)
     }
+}
+
+/// Whether the user's own rules can be read by anybody.
+fn extra_rules(plan: &Plan) -> Option<Problem> {
+    let file = &plan.rules.as_ref()?.file;
+    let missing = extra::nft()
+        .is_none()
+        .then(|| ExtraError::NoNft { file: file.clone() })?;
+    Some(problem(
+        missing.to_string(),
+        missing.hint().unwrap_or_default(),
+    ))
 }
 
 /// Whether a limit is held by nothing.

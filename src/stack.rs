@@ -23,6 +23,7 @@ use futures_util::future::try_join_all;
 use crate::cgroup::Cgroups;
 use crate::config::Limits;
 use crate::container::{Container, ContainerError, Event};
+use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
@@ -72,6 +73,9 @@ pub enum StackError {
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
+    /// The user's own rules.
+    #[error(transparent)]
+    Extra(#[from] extra::ExtraError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -254,6 +258,14 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
+        let mut plan = plan;
+        let compiled = within("compile the rules", async {
+            Ok(extra::compile(&plan, program.as_fd()).await?)
+        });
+        let compiled = compiled.await?;
+        if let Some(rules) = &mut plan.rules {
+            rules.compiled = compiled;
+        }
         let host = Rtnl::open()?;
         let (ground, sidecar_route, app_routes) = within(
             "namespaces",
@@ -414,7 +426,7 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn sidecar(&self) -> Result<Launched, StackError> {
-        let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+        let rules = firewall::sidecar_batch(&self.plan)?;
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),

@@ -25,6 +25,7 @@
 
 mod counters;
 mod encode;
+mod extra;
 mod forwarding;
 mod load;
 pub(crate) mod netlink;
@@ -33,7 +34,8 @@ mod text;
 mod update;
 
 pub use counters::{Listing, Object, counters, list};
-pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
+pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
+pub use extra::{Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{SIDECAR_TABLE, host_rules, host_table, sidecar_rules};

@@ -271,7 +271,10 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         snat(address(plan.bridge.address)),
     );
-    table.into_rules()
+    match plan.rules {
+        Some(_) => super::extra::with_places(&table.into_rules()),
+        None => table.into_rules(),
+    }
 }
 
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.

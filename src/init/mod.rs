@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod ceilings;
+mod compiler;
 mod loader;
 mod sidecar;
 
@@ -128,6 +129,11 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
+        Role::Compiler {
+            ours,
+            rootfs,
+            command,
+        } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
         Role::Relay { targets } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
             let filter = seccomp::relay()
