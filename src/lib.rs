@@ -49,6 +49,9 @@ pub mod control;
 pub mod protocol;
 
 pub mod privileges;
+pub mod processes;
+
+pub mod change;
 
 pub mod confine;
 

@@ -256,6 +256,9 @@ pub struct AppPlan {
     pub listen: Vec<u16>,
     /// Whose address it sees.
     pub source: Source,
+    /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closing: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// Which system calls its command may make.
@@ -292,6 +295,21 @@ pub enum Transport {
 /// The PATH of an app whose environment has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+impl AppPlan {
+    /// The ports whose connections the rules let on: the published ones, and those that are closing.
+    pub fn reachable(&self) -> impl Iterator<Item = &PublishPlan> {
+        self.publish.iter().chain(&self.closing)
+    }
+}
+
+impl PublishPlan {
+    /// Which port of the host it is: no two published ports have this in common.
+    #[must_use]
+    pub fn outside(&self) -> (SocketAddr, Protocol) {
+        (self.listen, self.protocol)
+    }
+}
+
 impl Plan {
     /// Whether both plans ask for the same: what differs between any two runs (names, uplink, ids) aside.
     #[must_use]
@@ -306,6 +324,7 @@ impl Plan {
             plan.cgroup = Placement::default();
             for app in &mut plan.apps {
                 app.ids = self.sidecar;
+                app.closing.clear();
                 for publish in &mut app.publish {
                     // What `auto` came to may have changed with the host; the stack works all the same.
                     publish.via = Transport::Relay;
@@ -315,6 +334,12 @@ impl Plan {
             plan
         };
         neutral(self) == neutral(other)
+    }
+
+    /// The app of that name.
+    #[must_use]
+    pub fn app(&self, name: &PartName) -> Option<&AppPlan> {
+        self.apps.iter().find(|app| app.name == *name)
     }
 
     /// The uid, on the host, of a part with these ids.

@@ -91,6 +91,14 @@ pub enum Role {
         /// nft and its arguments.
         command: Vec<String>,
     },
+    /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
+    /// descriptors.
+    Updater {
+        /// What is in force.
+        old: Box<nftables::schema::Nftables<'static>>,
+        /// What shall be.
+        new: Box<nftables::schema::Nftables<'static>>,
+    },
     /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
     /// `targets`.
     Relay {
@@ -409,6 +417,19 @@ impl Channel {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Sends one byte that is no message.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub async fn say(&self, byte: u8) -> io::Result<()> {
+        self.socket
+            .async_io(tokio::io::Interest::WRITABLE, |socket| {
+                send_some(socket.as_fd(), &[byte], &[])
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Waits for one message; `None` is the other side's end. Cancel safe: what has been read stays.

@@ -30,7 +30,7 @@ use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::plan::Plan;
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
-use crate::publish::{ListenError, Listener};
+use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
 
@@ -134,20 +134,22 @@ pub enum StackError {
     OnRequest(&'static str),
 }
 
-/// What never changes while a stack lives: who starts or restarts a part needs this and nothing else.
+/// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
+/// same namespaces.
+#[derive(Clone)]
 pub struct Ground {
     /// The plan.
     pub plan: Plan,
     /// Our own program, read-only.
-    program: OwnedFd,
+    program: Arc<OwnedFd>,
     /// Where the parts are put.
-    pub cgroups: Cgroups,
-    volumes: Vec<Volumes>,
-    sidecar: Namespaces,
-    relay: Namespaces,
-    apps: Vec<Namespaces>,
+    pub cgroups: Arc<Cgroups>,
+    volumes: Vec<Arc<Volumes>>,
+    sidecar: Arc<Namespaces>,
+    relay: Arc<Namespaces>,
+    apps: Vec<Arc<Namespaces>>,
     /// Where each app's sockets listen.
-    listening: Vec<Listening>,
+    listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -377,24 +379,77 @@ impl Ground {
         let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
         for (namespaces, sockets) in apps {
             let sockets = sockets.ok_or_else(missing)?;
-            app_namespaces.push(namespaces);
+            app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Listening::from_fd(sockets.diag)?);
+            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
         }
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
+        let volumes = volumes.into_iter().map(Arc::new).collect();
         let ground = Self {
             plan,
-            program,
-            cgroups,
+            program: Arc::new(program),
+            cgroups: Arc::new(cgroups),
             volumes,
-            sidecar: sidecar.0,
-            relay: relay.0,
+            sidecar: Arc::new(sidecar.0),
+            relay: Arc::new(relay.0),
             apps: app_namespaces,
             listening,
             listeners,
         };
         Ok((ground, sidecar_route, app_routes))
+    }
+
+    /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
+    ///
+    /// # Errors
+    /// [`StackError`] when a volume that is new can't be had.
+    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+        let mut next = self.clone();
+        for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
+            if app.volumes != before.volumes {
+                next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
+            }
+        }
+        next.listeners = plan
+            .published()
+            .filter_map(|(_, publish)| {
+                let mut known = self.listeners.iter().chain(new);
+                let mut listener = known
+                    .find(|listener| listener.address == publish.listen)?
+                    .clone();
+                listener.target = publish::target(&plan, publish);
+                Some(listener)
+            })
+            .collect();
+        next.plan = plan;
+        Ok(next)
+    }
+
+    /// The listening sockets of the published ports, in the plan's order.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Where an app that runs should listen and doesn't, in words; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index];
+        let listening = self.listening[index].tcp()?;
+        Ok(not_listening(app, &listening).map(|port| {
+            let found = describe(&listening, port);
+            format!("{} does not listen on port {port}; {found}", app.name)
+        }))
+    }
+
+    /// Whether somebody answers at an entry port, the way the relay asks.
+    pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
+        let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
+        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        matches!(connect.await, Ok(Ok(_)))
     }
 
     fn title(&self, part: &str) -> String {
@@ -449,12 +504,32 @@ impl Ground {
     /// # Errors
     /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
     pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        self.load(Role::Loader { rules }).await
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
+        if old == new {
+            return Ok(());
+        }
+        self.load(Role::Updater {
+            old: Box::new(old),
+            new: Box::new(new),
+        })
+        .await
+    }
+
+    async fn load(&self, role: Role) -> Result<(), StackError> {
         let limits = &self.plan.sidecar_limits;
         let start = Start {
             hostname: format!("{}-loader", self.plan.stack),
             // Beside the sidecar and whoever else loads.
             nproc: self.plan.cgroup.nproc(limits),
-            role: Role::Loader { rules },
+            role,
             weaken: None,
         };
         let cgroup = self.cgroups.directory("sidecar");
@@ -599,17 +674,7 @@ impl Ground {
         let begun = tokio::time::Instant::now();
         loop {
             let listening = self.listening[index].tcp()?;
-            let reachable = |port: u16| {
-                listening.iter().any(|l| {
-                    l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)
-                })
-            };
-            let Some(missing) = app
-                .publish
-                .iter()
-                .map(|p| p.app_port)
-                .find(|port| !reachable(*port))
-            else {
+            let Some(missing) = not_listening(app, &listening) else {
                 return Ok(());
             };
             let waited = begun.elapsed();
@@ -640,7 +705,10 @@ impl Ground {
     }
 
     /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
-    async fn try_the_path(&self) -> Result<(), StackError> {
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.plan.published() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
             let connect = tokio::time::timeout(
@@ -666,6 +734,19 @@ impl Ground {
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
     }
+}
+
+/// The first published port that the sidecar would find nobody at.
+fn not_listening(app: &crate::plan::AppPlan, listening: &[SocketAddrV4]) -> Option<u16> {
+    let reachable = |port: u16| {
+        listening
+            .iter()
+            .any(|l| l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address))
+    };
+    app.publish
+        .iter()
+        .map(|p| p.app_port)
+        .find(|port| !reachable(*port))
 }
 
 /// What to tell who waits for a port.

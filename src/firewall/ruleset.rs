@@ -29,7 +29,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::config::Source;
 use crate::names::StackName;
-use crate::plan::{Plan, Transport};
+use crate::plan::{AppPlan, Plan, Transport};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -81,7 +81,12 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
                 .map(|port| (port.entry_port, (app.address, port.app_port)))
         })
         .collect();
-    let services: BTreeSet<(Ipv4Addr, u16)> = entries.values().copied().collect();
+    // Connections through a port that is closing live on, and nothing translates a new one to it.
+    let services: BTreeSet<(Ipv4Addr, u16)> = plan
+        .apps
+        .iter()
+        .flat_map(|app| app.reachable().map(|port| (app.address, port.app_port)))
+        .collect();
     let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
     let sees_clients: BTreeSet<Ipv4Addr> = plan
         .apps
@@ -299,7 +304,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let entries: BTreeSet<u16> = plan
         .apps
         .iter()
-        .flat_map(|app| &app.publish)
+        .flat_map(AppPlan::reachable)
         .map(|port| port.entry_port)
         .collect();
     let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
