@@ -86,6 +86,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                     refused.push("name".to_owned());
                 }
             }
+            "rules" => change.live.push("sidecar.rules".to_owned()),
             "stack" => refused.push("name".to_owned()),
             other => refused.push(other.to_owned()),
         }

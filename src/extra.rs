@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! A process of its own, in a user and a network namespace that are made for it and empty, loads our rules, runs the real
+//! A process of its own, in the sidecar's user namespace and a network namespace that is made for it and empty, loads our rules, runs the real
 //! `nft` on the file as the content of our table, and hands up what has come to be (`crate::init`'s compiler and
 //! [`crate::firewall::added`]). nft holds NET_ADMIN over that namespace, sees the host's programs and libraries and one
 //! file, and is gone before anything is made that a client could reach.
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Rootfs;
 use crate::container::{Container, ContainerError};
 use crate::firewall;
-use crate::namespaces::{NamespaceError, Namespaces, Network};
+use crate::namespaces::{NamespaceError, Namespaces};
 use crate::plan::{ExtraObject, ExtraRules, Plan};
 use crate::protocol::{Compiled, Role, RootfsStart, Start, ToStage};
 use crate::rootfs;
@@ -97,13 +97,18 @@ pub fn nft() -> Option<&'static Path> {
     PLACES.iter().map(Path::new).find(|path| path.is_file())
 }
 
-/// Compiles the user's rules of `plan`; nothing, if it has none. `program` is our own, read-only.
+/// Compiles the user's rules of `plan`; nothing, if it has none. `program` is our own, read-only;
+/// `sidecar` has the user namespace in which it is done.
 ///
-/// Needs what a start needs ([`Namespaces::make`]), and changes nothing.
+/// Needs what a restart of a part needs, and changes nothing.
 ///
 /// # Errors
 /// [`ExtraError`].
-pub async fn compile(plan: &Plan, program: BorrowedFd<'_>) -> Result<Vec<ExtraObject>, ExtraError> {
+pub async fn compile(
+    plan: &Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<Vec<ExtraObject>, ExtraError> {
     let Some(rules) = &plan.rules else {
         return Ok(vec![]);
     };
@@ -134,9 +139,8 @@ pub async fn compile(plan: &Plan, program: BorrowedFd<'_>) -> Result<Vec<ExtraOb
             format!("/{FILE}"),
         ],
     };
-    // Not the stack's: it forwards nothing and has no link.
     let title = format!("{}/compiler", plan.stack);
-    let (namespaces, _) = Namespaces::make("the compiler", plan.sidecar, Network::App).await?;
+    let namespaces = sidecar.with_empty_network("the compiler").await?;
     let container = Container::spawn(&title, &namespaces, program, None).await?;
     let start = Start {
         hostname: "compiler".to_owned(),

@@ -260,21 +260,20 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let mut plan = plan;
-        let compiled = within("compile the rules", async {
-            Ok(extra::compile(&plan, program.as_fd()).await?)
-        });
-        let compiled = compiled.await?;
-        if let Some(rules) = &mut plan.rules {
-            rules.compiled = compiled;
-        }
         let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) = within(
+        let (mut ground, sidecar_route, app_routes) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
         done("namespaces", progress)?;
+        let Ground {
+            plan,
+            program,
+            sidecar,
+            ..
+        } = &mut ground;
+        compile(plan, program.as_fd(), sidecar).await?;
 
         let ground = Arc::new(ground);
         let plan = &ground.plan;
@@ -346,6 +345,22 @@ impl Stack {
     }
 }
 
+/// Makes objects of the user's own rules.
+async fn compile(
+    plan: &mut Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<(), StackError> {
+    let compiled = within("compile the rules", async {
+        Ok(extra::compile(plan, program, sidecar).await?)
+    });
+    let compiled = compiled.await?;
+    if let Some(rules) = &mut plan.rules {
+        rules.compiled = compiled;
+    }
+    Ok(())
+}
+
 fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
     namespaces
         .net
@@ -404,8 +419,11 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`] when a volume that is new can't be had.
-    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+    pub async fn changed(&self, mut plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
         let mut next = self.clone();
+        if plan.rules != self.plan.rules {
+            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
+        }
         for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
             if app.volumes != before.volumes {
                 next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
@@ -512,6 +530,9 @@ impl Ground {
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        if old.rules != new.rules {
+            return self.load_rules(firewall::sidecar_batch(new)?).await;
+        }
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());

@@ -570,3 +570,46 @@ fn without_nft_the_key_is_refused_before_anything_is_made() {
         "{said}"
     );
 }
+
+#[test]
+fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_changes() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let rules = "set bad { type ipv4_addr; elements = { 192.0.2.1 }; }\n\
+         chain before { ip saddr @bad counter drop comment \"drop-bad\"; }";
+    let file = with_rules(&lab, rules, "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.client_get("http://10.99.0.1:5000/").unwrap();
+
+    // Another key: the user's rules stay, to the handle.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let two = "\"0.0.0.0:5000:5000\", \"0.0.0.0:6000:6000\"";
+    std::fs::write(&file, text.replace("\"0.0.0.0:5000:5000\"", two)).unwrap();
+    let sidecar = look::init(&lab.status("web"), "sidecar");
+    let place = ["nft", "-a", "list", "chain", "inet", "lrpns", "before"];
+    let before = look::beside(&lab, sidecar, &place);
+    assert!(before.contains("drop-bad"));
+    lab.lrpns_ok(&["apply", "-f", &file]);
+    assert_eq!(look::beside(&lab, sidecar, &place), before);
+    lab.client_get("http://10.99.0.1:6000/").unwrap();
+    lab.client_get("http://10.99.0.1:5000/").unwrap();
+
+    // A broken file changes nothing, and says where it is broken.
+    lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
+    let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
+    assert_eq!(look::beside(&lab, sidecar, &place), before);
+
+    lab.write("extra.nft", &rules.replace("192.0.2.1", "10.99.0.2"));
+    lab.lrpns_ok(&["apply", "-f", &file]);
+    assert_eq!(
+        lab.client_get("http://10.99.0.1:5000/"),
+        Err(28),
+        "curl's timeout"
+    );
+    assert_eq!(look::init(&lab.status("web"), "sidecar"), sidecar);
+    let again = lab.lrpns_ok(&["apply", "-f", &file, "--json"]);
+    assert!(again.contains("\"changed\": false"), "{again}");
+}

@@ -36,6 +36,11 @@ const PLACES: [(&str, &str, &str); 3] = [
     ("nat", "prerouting", ""),
 ];
 
+/// Whether a chain is one of the places.
+pub(super) fn is_place(chain: &str) -> bool {
+    PLACES.iter().any(|(place, ..)| *place == chain)
+}
+
 /// Adds the places to our rules; the chains are empty.
 pub(super) fn with_places(rules: &Nftables<'static>) -> Nftables<'static> {
     let mut objects = rules.objects.to_vec();
@@ -215,7 +220,6 @@ pub fn added(before: &Snapshot, now: &Snapshot) -> Result<Vec<ExtraObject>, Stri
         .cloned()
         .collect();
     let chain_of = |rule: &ExtraObject| text(&rule.attributes, NFTA_RULE_CHAIN).unwrap_or_default();
-    let is_place = |chain: &str| PLACES.iter().any(|(place, ..)| *place == chain);
     let own_chain = |chain: &str| {
         let label = format!("chain {chain}");
         before.objects.iter().any(|own| own.label == label) && !is_place(chain)
