@@ -12,6 +12,7 @@ mod plan;
 mod restart;
 mod rules;
 mod status;
+mod trace;
 mod up;
 
 use std::io::Write;
@@ -91,6 +92,23 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             part,
             json,
         } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
+        Command::Trace {
+            client,
+            port,
+            stack,
+            file,
+            udp,
+            within,
+            json,
+        } => {
+            let question = trace::Question {
+                client,
+                port,
+                udp,
+                within: std::time::Duration::from_secs(within),
+            };
+            trace::trace(&target_name(stack, file.as_deref())?, &question, json)
+        }
         Command::Exec {
             target,
             part,

@@ -31,6 +31,7 @@ mod load;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;
+pub mod trace;
 mod update;
 
 pub use counters::{Listing, Object, counters, list};
