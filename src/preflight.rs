@@ -3,16 +3,16 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Rootfs, Source};
+use crate::config::{Protocol, Rootfs};
 use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -37,6 +37,9 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
         hint: Some(hint.into()),
     }
 }
+
+/// Of ports that can't be had, so many are shown one by one.
+const REFUSED_SHOWN: usize = 10;
 
 /// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
 /// that they are free.
@@ -79,9 +82,16 @@ fn look(
     let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
-                .into_iter()
-                .map(|(address, e)| cannot_bind(address, &e, running, host)),
+                .iter()
+                .take(REFUSED_SHOWN)
+                .map(|(publish, e)| cannot_bind(publish, e, running, host)),
         );
+        if refused.len() > REFUSED_SHOWN {
+            problems.push(Problem {
+                what: format!("and {} more ports", refused.len() - REFUSED_SHOWN),
+                hint: None,
+            });
+        }
         vec![]
     });
     if problems.is_empty() {
@@ -227,7 +237,8 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (app, publish) in plan.published() {
+    for range in publish::ranges(plan) {
+        let publish = range.first;
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -238,29 +249,28 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
             ));
         }
-        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
-        {
-            problems.push(problem(
-                format!(
-                    "{}: source = \"client\" does not work by relay yet",
-                    publish.listen
-                ),
-                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
-            ));
-        }
         if publish.via == Transport::Dnat {
             match (&host.forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
-                    format!("{}: via = \"dnat\" needs root", publish.listen),
+                    format!("{}: via = \"dnat\" needs root", range.listen()),
                     "use via = \"auto\" or \"relay\"",
                 )),
                 (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
                     format!(
                         "{}: via = \"dnat\" does not work on this host: {why}",
-                        publish.listen
+                        range.listen()
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
+                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                    problems.push(problem(
+                        format!(
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            publish.listen
+                        ),
+                        "use via = \"auto\" for both, or two stacks",
+                    ));
+                }
                 (Forwarding::Open, Mode::Root) => {}
             }
         }
@@ -273,7 +283,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             problems.push(problem(
                 format!(
                     "{}: no link of this host has the address {address}",
-                    publish.listen
+                    range.listen()
                 ),
                 addresses_hint(host),
             ));
@@ -295,15 +305,26 @@ fn addresses_hint(host: &Host) -> String {
     format!("0.0.0.0 is all of them; this host has {}", known.join(", "))
 }
 
-fn cannot_bind(address: SocketAddr, e: &io::Error, running: Option<&Plan>, host: &Host) -> Problem {
-    let what = format!("listen on {address}: {e}");
+fn cannot_bind(
+    publish: &PublishPlan,
+    e: &io::Error,
+    running: Option<&Plan>,
+    host: &Host,
+) -> Problem {
+    let address = publish.listen;
+    let (udp, sockets) = match publish.protocol {
+        Protocol::Tcp => ("", "-ltnp"),
+        Protocol::Udp => ("/udp", "-lunp"),
+    };
+    let what = format!("listen on {address}{udp}: {e}");
     match e.kind() {
         io::ErrorKind::AddrInUse => {
             let other = host.others.iter().find(|other| {
-                other.published().any(|(_, publish)| {
-                    publish.listen.port() == address.port()
-                        && (publish.listen.ip() == address.ip()
-                            || publish.listen.ip().is_unspecified()
+                other.published().any(|(_, theirs)| {
+                    theirs.protocol == publish.protocol
+                        && theirs.listen.port() == address.port()
+                        && (theirs.listen.ip() == address.ip()
+                            || theirs.listen.ip().is_unspecified()
                             || address.ip().is_unspecified())
                 })
             });
@@ -323,7 +344,7 @@ fn cannot_bind(address: SocketAddr, e: &io::Error, running: Option<&Plan>, host:
             let hint = match other {
                 Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
                 None => format!(
-                    "ss -ltnp 'sport = :{}' shows who listens there",
+                    "ss {sockets} 'sport = :{}' shows who listens there",
                     address.port()
                 ),
             };
@@ -332,6 +353,10 @@ fn cannot_bind(address: SocketAddr, e: &io::Error, running: Option<&Plan>, host:
         io::ErrorKind::PermissionDenied => problem(
             what,
             "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start",
+        ),
+        _ if e.raw_os_error() == Some(libc::EMFILE) => problem(
+            what,
+            "each published port takes a descriptor: raise the limit, as with `ulimit -Hn 65536` or LimitNOFILE=",
         ),
         _ => Problem { what, hint: None },
     }

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::config::{Tmpfs, Volume};
+use crate::config::{Protocol, Tmpfs, Volume};
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -31,6 +31,8 @@ pub const MAX_FDS: usize = 128;
 /// To the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
+    /// Relay: the descriptors that the message before had no room for.
+    More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
     /// App: run the command.
@@ -99,15 +101,26 @@ pub enum Role {
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
     },
-    /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
-    /// `targets`.
+    /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
+    /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {
-        /// Where each listening socket's connections go.
-        targets: Vec<SocketAddr>,
+        /// What each socket is.
+        carried: Vec<Carried>,
+        /// It has a network namespace of its own, in which it dials as the client that it carries.
+        as_clients: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
     App(AppStart),
+}
+
+/// A published socket that the relay is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Where what comes to it goes.
+    pub target: SocketAddr,
 }
 
 /// What an app's stage needs.
@@ -153,6 +166,8 @@ pub enum FromStage {
     /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
     /// socket in it if there is one.
     Namespaces,
+    /// Sockets that were made inside. Descriptors: as many as were asked for.
+    Sockets,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

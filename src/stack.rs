@@ -12,6 +12,9 @@
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,17 +22,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
-use crate::config::Limits;
+use crate::config::{Limits, Protocol};
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::Plan;
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
-use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
+use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
@@ -40,6 +45,8 @@ const OURS: Duration = Duration::from_secs(20);
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
+const PORTS_TRIED: usize = 16;
 /// How long an app may take to end after SIGTERM.
 pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -88,22 +95,22 @@ pub enum StackError {
         source: io::Error,
     },
     /// The app ended too early.
-    #[error("{app} ended with {exit} before it listened on port {port}")]
+    #[error("{app} ended with {exit} before it listened on {port}")]
     AppEnded {
         /// The app.
         app: String,
         /// How.
         exit: Exit,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
     },
     /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on port {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
     NotListening {
         /// The app.
         app: String,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
         /// Where it listens instead.
         found: String,
     },
@@ -152,6 +159,22 @@ pub struct Ground {
     listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
+}
+
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
 }
 
 /// A part that is ready.
@@ -222,6 +245,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -260,12 +291,15 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let host = Rtnl::open()?;
-        let (mut ground, sidecar_route, app_routes) = within(
+        let (mut ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
         done("namespaces", progress)?;
         let Ground {
             plan,
@@ -301,7 +335,6 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let host_table = firewall::Socket::open()?;
         firewall::transact(
             &host_table,
             &firewall::encode_owned(&firewall::host_rules(plan))?,
@@ -376,10 +409,14 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay,
+        };
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
-            Namespaces::make("the relay", plan.relay, Network::Shared),
+            Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
@@ -396,8 +433,15 @@ impl Ground {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
+            listening.push(Arc::new(Listening::from_fd(sockets.second)?));
         }
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::made_inside(sockets.second)?,
+            },
+        };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let volumes = volumes.into_iter().map(Arc::new).collect();
@@ -412,7 +456,7 @@ impl Ground {
             listening,
             listeners,
         };
-        Ok((ground, sidecar_route, app_routes))
+        Ok((ground, sidecar_route, app_routes, far))
     }
 
     /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
@@ -434,7 +478,7 @@ impl Ground {
             .filter_map(|(_, publish)| {
                 let mut known = self.listeners.iter().chain(new);
                 let mut listener = known
-                    .find(|listener| listener.address == publish.listen)?
+                    .find(|listener| listener.outside() == publish.outside())?
                     .clone();
                 listener.target = publish::target(&plan, publish);
                 Some(listener)
@@ -455,12 +499,39 @@ impl Ground {
     /// # Errors
     /// [`StackError::Net`].
     pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
         let app = &self.plan.apps[index];
-        let listening = self.listening[index].tcp()?;
-        Ok(not_listening(app, &listening).map(|port| {
-            let found = describe(&listening, port);
-            format!("{} does not listen on port {port}; {found}", app.name)
-        }))
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.listening[index].of(publish.protocol)?);
+            }
+        }
+        let reachable: HashSet<AppPort> = found
+            .iter()
+            .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
+            .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
+            .map(|(protocol, at)| AppPort {
+                protocol,
+                port: at.port(),
+            })
+            .collect();
+        let missing = app
+            .publish
+            .iter()
+            .map(|publish| AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            })
+            .find(|port| !reachable.contains(port));
+        Ok(missing.map(|port| (port, describe(&found[&port.protocol], port.port))))
     }
 
     /// Whether somebody answers at an entry port, the way the relay asks.
@@ -571,13 +642,26 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials, for each listening socket.
+    /// What the relay may reach.
     #[must_use]
-    pub fn targets(&self) -> Vec<SocketAddr> {
-        self.listeners
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        let targets = self
+            .listeners
             .iter()
-            .map(|listener| listener.target)
-            .collect()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
+    }
+
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
+    #[must_use]
+    pub fn relay_profile(&self) -> crate::seccomp::Profile {
+        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
+        crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
     }
 
     /// Tells the relay what to carry.
@@ -586,7 +670,15 @@ impl Ground {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
-                targets: self.targets(),
+                carried: self
+                    .listeners
+                    .iter()
+                    .map(|listener| Carried {
+                        protocol: listener.protocol,
+                        target: listener.target,
+                    })
+                    .collect(),
+                as_clients: self.dials_as_clients(),
             },
             weaken: None,
         };
@@ -595,9 +687,16 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
+        let mut batches = fds.chunks(MAX_FDS);
         container
-            .send(&ToStage::Start(Box::new(start)), &fds)
+            .send(
+                &ToStage::Start(Box::new(start)),
+                batches.next().unwrap_or_default(),
+            )
             .await?;
+        for batch in batches {
+            container.send(&ToStage::More, batch).await?;
+        }
         Launched::ready(container).await
     }
 
@@ -694,16 +793,15 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = self.listening[index].tcp()?;
-            let Some(missing) = not_listening(app, &listening) else {
+            let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&listening, missing),
+                    found,
                 });
             }
             tokio::select! {
@@ -725,18 +823,18 @@ impl Ground {
         }
     }
 
-    /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
+    /// Connects the way the relay does: what is published has been seen to answer.
+    ///
+    /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
+    /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
+    /// there the app would have to answer.
     ///
     /// # Errors
     /// [`StackError::Path`].
     pub async fn try_the_path(&self) -> Result<(), StackError> {
-        for (app, publish) in self.plan.published() {
+        for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = tokio::time::timeout(
-                Duration::from_secs(5),
-                tokio::net::TcpStream::connect(target),
-            );
-            connect
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -744,6 +842,35 @@ impl Ground {
                     port: publish.app_port,
                     source,
                 })?;
+        }
+        Ok(())
+    }
+
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some = ports.into_iter().step_by(step).chain(last);
+            ways.extend(some.map(|publish| (app, publish)));
+        }
+        ways
+    }
+
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        for socket in self.relay.tcp_sockets(family, 1).await? {
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            socket.connect(target).await?;
         }
         Ok(())
     }
@@ -757,17 +884,22 @@ impl Ground {
     }
 }
 
-/// The first published port that the sidecar would find nobody at.
-fn not_listening(app: &crate::plan::AppPlan, listening: &[SocketAddrV4]) -> Option<u16> {
-    let reachable = |port: u16| {
-        listening
-            .iter()
-            .any(|l| l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address))
-    };
-    app.publish
-        .iter()
-        .map(|p| p.app_port)
-        .find(|port| !reachable(*port))
+/// A port of an app's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppPort {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+impl fmt::Display for AppPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "port {}", self.port),
+            Protocol::Udp => write!(f, "UDP port {}", self.port),
+        }
+    }
 }
 
 /// What to tell who waits for a port.

@@ -211,6 +211,8 @@ pub struct Supervisor {
     parts: Vec<Part>,
     /// Relays that accept no more, and carry their last connections.
     leaving: Vec<Process>,
+    /// The number of the next start of a relay, should there be none now.
+    relays: u64,
     /// Whether a live change is under way.
     applying: bool,
     events: mpsc::UnboundedReceiver<Event>,
@@ -303,6 +305,7 @@ pub async fn run(
         host_rules,
         parts: vec![],
         leaving: vec![],
+        relays: 0,
         applying: false,
         events,
         sender,
@@ -381,11 +384,12 @@ impl Supervisor {
         self.parts
             .iter_mut()
             .find(|part| part.id == id)
-            .expect("parts are never removed while a stack lives")
+            .expect("only the relay is ever removed, and what it said before is not listened to")
     }
 
     fn is_current(&mut self, id: PartId, launch: u64) -> bool {
-        self.part(id).launch == launch
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.id == id && part.launch == launch)
     }
 
     /// Takes over a part that is ready.
@@ -699,12 +703,12 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+            PartId::Relay => seccomp::visitor(&self.ground.relay_profile()),
         };
         let confined = match id {
             PartId::App(_) => None,
-            PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
-            PartId::Relay => Some(TcpOnlyTo::of(&self.ground.targets())),
+            PartId::Sidecar => Some(TcpOnlyTo::of([])),
+            PartId::Relay => Some(self.ground.relay_confinement()),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),

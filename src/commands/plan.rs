@@ -11,9 +11,9 @@ use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan::{Mode, Plan, Transport};
-use crate::resolve;
+use crate::plan::{Mode, Plan, Transport, UplinkEnd};
 use crate::seccomp::Profile;
+use crate::{publish, resolve};
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -89,10 +89,10 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.host_link,
         uplink.host_mac,
         uplink.host_address,
-        if plan.mode == Mode::Root {
-            "host's netns"
-        } else {
-            "supervisor's netns"
+        match (plan.uplink.ends_at, plan.mode) {
+            (UplinkEnd::Relay, _) => "relay's netns",
+            (UplinkEnd::Host, Mode::Root) => "host's netns",
+            (UplinkEnd::Host, Mode::Rootless) => "supervisor's netns",
         },
         uplink.sidecar_link,
         uplink.sidecar_mac,
@@ -192,20 +192,21 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             // Values may be secrets; `--json` has them.
             writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
         }
-        for publish in &app.publish {
-            let via = match publish.via {
+        let ranges = publish::ranges(plan);
+        for range in ranges.iter().filter(|range| range.app.name == app.name) {
+            let via = match range.first.via {
                 Transport::Dnat => "dnat",
                 Transport::Relay => "relay",
             };
             writeln!(
                 out,
                 "  publish {} by {via}, {} -> {}:{} -> {}:{}  ({})",
-                publish.listen,
-                publish.why,
+                range.listen(),
+                range.first.why,
                 uplink.sidecar_address,
-                publish.entry_port,
+                range.entry_ports(),
                 app.address,
-                publish.app_port,
+                range.app_ports(),
                 key("publish")
             )?;
         }

@@ -451,6 +451,7 @@ impl Encoder {
                     list: Attributes(out.0),
                     knows_ipv4: false,
                     knows_tcp: false,
+                    knows_udp: false,
                 };
                 rule.expr
                     .iter()
@@ -523,6 +524,7 @@ struct RuleEncoder<'a> {
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
     knows_ipv4: bool,
     knows_tcp: bool,
+    knows_udp: bool,
 }
 
 /// nft's first two registers of 16 bytes. Concatenations use them as four registers of four bytes.
@@ -625,6 +627,7 @@ impl RuleEncoder<'_> {
         if let (Some(libc::NFT_CMP_EQ), Expression::String(value)) = (equality, right) {
             self.knows_ipv4 |= matches!(kind, Kind::Family) && value == "ipv4";
             self.knows_tcp |= matches!(kind, Kind::Protocol) && value == "tcp";
+            self.knows_udp |= matches!(kind, Kind::Protocol) && value == "udp";
         }
         Ok(())
     }
@@ -734,6 +737,11 @@ impl RuleEncoder<'_> {
                         self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
                         self.knows_tcp = true;
                     }
+                    "udp" if !self.knows_udp => {
+                        self.meta(libc::NFT_META_L4PROTO, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_UDP as u8]);
+                        self.knows_udp = true;
+                    }
                     _ => {}
                 }
                 Ok(())
@@ -778,6 +786,7 @@ impl RuleEncoder<'_> {
                     MetaKey::Oifname => (libc::NFT_META_OIFNAME, Kind::Link),
                     MetaKey::Nfproto => (libc::NFT_META_NFPROTO, Kind::Family),
                     MetaKey::L4proto => (libc::NFT_META_L4PROTO, Kind::Protocol),
+                    MetaKey::Skuid => (libc::NFT_META_SKUID, Kind::User),
                     _ => return Err(unsupported(self.object, field)),
                 };
                 self.meta(key, register);
@@ -799,8 +808,8 @@ impl RuleEncoder<'_> {
                 let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
                     ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
-                    ("tcp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
-                    ("tcp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
+                    ("tcp" | "udp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
+                    ("tcp" | "udp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
                     _ => return Err(unsupported(self.object, field)),
                 };
@@ -897,6 +906,7 @@ enum Kind {
     Protocol,
     Family,
     Link,
+    User,
     TcpFlags,
     CtState,
     CtStatus,
@@ -908,7 +918,7 @@ impl Kind {
         match self {
             Kind::Protocol | Kind::Family | Kind::TcpFlags => 1,
             Kind::Port => 2,
-            Kind::Address | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Address | Kind::User | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
     }
@@ -924,6 +934,7 @@ impl Kind {
             Kind::Protocol => "inet_proto",
             Kind::Family => "nf_proto",
             Kind::Link => "ifname",
+            Kind::User => "uid",
             Kind::TcpFlags => "tcp_flag",
             Kind::CtState => "ct_state",
             Kind::CtStatus => "ct_status",
@@ -937,6 +948,9 @@ impl Kind {
             Expression::Number(number) if matches!(self, Kind::Port) => u16::try_from(*number)
                 .ok()
                 .map(|port| port.to_be_bytes().to_vec()),
+            Expression::Number(number) if matches!(self, Kind::User) => {
+                Some(number.to_ne_bytes().to_vec())
+            }
             Expression::String(text) => self.parse(text),
             Expression::List(bits) if self.is_bitmask() => {
                 let mut all = vec![0; self.width() as usize];
@@ -969,6 +983,7 @@ impl Kind {
                 Some(name)
             }
             (Kind::Protocol, "tcp") => byte(libc::IPPROTO_TCP),
+            (Kind::Protocol, "udp") => byte(libc::IPPROTO_UDP),
             (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),

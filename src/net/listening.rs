@@ -7,13 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 
 use super::Error;
+use crate::config::Protocol;
 use crate::sys;
 
 /// One answer of the kernel is never longer (`NLMSG_GOODSIZE` and what `netlink_dump` makes of it, at most 32 KiB).
@@ -31,30 +32,42 @@ impl Listening {
         sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
     }
 
-    /// Where TCP sockets listen. An IPv6 wildcard counts as the IPv4 one: it takes both, unless it was told not to.
+    /// Where TCP sockets listen, or UDP sockets are bound without being connected to anybody. An IPv6 wildcard counts as
+    /// the IPv4 one: it takes both, unless it was told not to.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
-    pub fn tcp(&self) -> Result<Vec<SocketAddrV4>, Error> {
+    pub fn of(&self, protocol: Protocol) -> Result<Vec<SocketAddrV4>, Error> {
         let mut found = vec![];
+        let kind = || match protocol {
+            Protocol::Tcp => (IPPROTO_TCP, StateFlags::LISTEN),
+            // What a socket of UDP is when it isn't TCP_ESTABLISHED (net/ipv4/udp.c).
+            Protocol::Udp => (IPPROTO_UDP, StateFlags::CLOSE),
+        };
         for (family, any) in [
             (AF_INET, SocketId::new_v4()),
             (AF_INET6, SocketId::new_v6()),
         ] {
-            self.dump(family, any, &mut found)
+            self.dump(family, any, kind(), &mut found)
                 .map_err(Error::SockDiag)?;
         }
         Ok(found)
     }
 
-    fn dump(&self, family: u8, any: SocketId, found: &mut Vec<SocketAddrV4>) -> io::Result<()> {
+    fn dump(
+        &self,
+        family: u8,
+        any: SocketId,
+        (protocol, states): (u8, StateFlags),
+        found: &mut Vec<SocketAddrV4>,
+    ) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
             family,
-            protocol: IPPROTO_TCP,
+            protocol,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
+            states,
             socket_id: any,
         };
         let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -110,8 +123,7 @@ fn reachable(address: IpAddr) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_listening_socket_is_found_and_no_other() {
+    fn question() -> Listening {
         let fd = nix::sys::socket::socket(
             nix::sys::socket::AddressFamily::Netlink,
             nix::sys::socket::SockType::Raw,
@@ -119,7 +131,24 @@ mod tests {
             nix::sys::socket::SockProtocol::NetlinkSockDiag,
         )
         .unwrap();
-        let question = Listening::from_fd(fd).unwrap();
+        Listening::from_fd(fd).unwrap()
+    }
+
+    #[test]
+    fn a_bound_socket_of_udp_is_found_unless_it_is_connected() {
+        let question = question();
+        let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(address) = bound.local_addr().unwrap() else {
+            panic!("an IPv4 address was asked for");
+        };
+        assert!(question.of(Protocol::Udp).unwrap().contains(&address));
+        bound.connect("127.0.0.1:9").unwrap();
+        assert!(!question.of(Protocol::Udp).unwrap().contains(&address));
+    }
+
+    #[test]
+    fn a_listening_socket_is_found_and_no_other() {
+        let question = question();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else {
             panic!("an IPv4 address was asked for");
@@ -128,10 +157,10 @@ mod tests {
         let std::net::SocketAddr::V4(connected) = client.local_addr().unwrap() else {
             panic!("an IPv4 address was asked for");
         };
-        let found = question.tcp().unwrap();
+        let found = question.of(Protocol::Tcp).unwrap();
         assert!(found.contains(&address), "{found:?}");
         assert!(!found.contains(&connected), "{found:?}");
         drop(listener);
-        assert!(!question.tcp().unwrap().contains(&address));
+        assert!(!question.of(Protocol::Tcp).unwrap().contains(&address));
     }
 }

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused};
 use crate::change::{self, Change};
+use crate::config::Protocol;
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall;
 use crate::plan::Plan;
@@ -122,17 +123,21 @@ impl Supervisor {
         self.leaving.retain(Process::lives);
         let known = self.parts.iter().any(|part| part.id == PartId::Relay);
         if !known && launched.is_some() {
-            self.parts.push(Part::new(PartId::Relay));
+            let mut part = Part::new(PartId::Relay);
+            part.launch = self.relays;
+            self.parts.push(part);
         }
         if known {
             let part = self.part(PartId::Relay);
             // What that process and a start of it still have to say is not the relay's any more.
             part.launch += 1;
             part.launching = false;
+            let launch = part.launch;
             if let Some(process) = part.process.take() {
                 let _ = process.orders.send(Order::LastOrders);
                 self.leaving.push(process);
             }
+            self.relays = launch + 1;
         }
         match launched {
             Some(launched) => {
@@ -171,6 +176,7 @@ impl Task {
             .zip(sockets)
             .map(|(publish, socket)| Listener {
                 address: publish.listen,
+                protocol: publish.protocol,
                 target: publish::target(&apply.wanted, publish),
                 socket: Arc::new(socket),
             })
@@ -436,9 +442,9 @@ fn both(old: &Plan, new: &Plan) -> Plan {
 }
 
 /// What the relay has to know: where it listens, and where that leads.
-fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
+fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
     plan.published()
-        .map(|(_, publish)| (publish.listen, publish.entry_port))
+        .map(|(_, publish)| (publish.listen, publish.protocol, publish.entry_port))
         .collect()
 }
 
@@ -446,7 +452,7 @@ fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
 fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &'g Listener> {
     these.listeners().iter().filter(|listener| {
         let mut those = those.listeners().iter();
-        !those.any(|other| other.address == listener.address)
+        !those.any(|other| other.outside() == listener.outside())
     })
 }
 
@@ -454,6 +460,8 @@ fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &
 fn entries(old: &Plan, new: &Plan) -> BTreeSet<u16> {
     let of = |plan: &Plan| -> BTreeSet<u16> {
         plan.published()
+            // Silence is no proof by UDP.
+            .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
             .map(|(_, publish)| publish.entry_port)
             .collect()
     };
