@@ -70,8 +70,19 @@ fn a_packet_that_arrives_is_followed_to_the_app_by_both_ways() {
     if !look::machine() {
         return;
     }
-    for via in ["dnat", "relay"] {
-        let lab = web(Lab::forwarding(), via, "");
+    for (via, source) in [
+        ("dnat", ""),
+        ("relay", ""),
+        ("relay", "client"),
+        ("dnat", "client"),
+    ] {
+        let lab = Lab::forwarding();
+        let more = match source {
+            "" => format!("via = \"{via}\""),
+            source => format!("via = \"{via}\"\nsource = \"{source}\""),
+        };
+        let file = look::telling("web", &look::token(), "0.0.0.0:5000:5000", &more);
+        look::up(&lab, &file);
         let (answer, code) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
         assert_eq!(
             (answer["outcome"].as_str(), code),
