@@ -35,7 +35,7 @@ pub enum ToStage {
     More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
-    /// App: run the command.
+    /// App: run the command. Relay: the sockets listen.
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
@@ -108,6 +108,8 @@ pub enum Role {
         carried: Vec<Carried>,
         /// It has a network namespace of its own, in which it dials as the client that it carries.
         as_clients: bool,
+        /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
+        wait: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.

@@ -133,6 +133,12 @@ pub enum StackError {
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
     Supervisor(#[source] crate::privileges::DropError),
+    /// With `--gate`: the audit did not pass, or could not be made.
+    #[error("not published: {findings}")]
+    Gate {
+        /// What it said.
+        findings: String,
+    },
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -279,7 +285,7 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -287,6 +293,7 @@ impl Stack {
         plan: Plan,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
+        gated: bool,
         output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
@@ -337,7 +344,11 @@ impl Stack {
 
         firewall::transact(
             &host_table,
-            &firewall::encode_owned(&firewall::host_rules(plan))?,
+            &firewall::encode_owned(&if gated {
+                firewall::closed_host_rules(plan)
+            } else {
+                firewall::host_rules(plan)
+            })?,
         )?;
         done("rules", progress)?;
 
@@ -363,13 +374,15 @@ impl Stack {
         done("listening", progress)?;
         ground.try_the_path().await?;
         done("path", progress)?;
-        for listener in &ground.listeners {
-            listener.listen()?;
+        if !gated {
+            ground.listen()?;
         }
         if let Some(relay) = relay {
-            parts.push((PartId::Relay, ground.start_relay(relay).await?));
+            parts.push((PartId::Relay, ground.start_relay(relay, gated).await?));
         }
-        done("published", progress)?;
+        if !gated {
+            done("published", progress)?;
+        }
         Ok(Self {
             ground,
             host_table,
@@ -664,8 +677,26 @@ impl Ground {
         crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
     }
 
+    /// Lets the bound sockets of the published ports listen.
+    fn listen(&self) -> Result<(), StackError> {
+        for listener in &self.listeners {
+            listener.listen()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed.
+    ///
+    /// # Errors
+    /// [`StackError::HostTable`], [`StackError::Listen`].
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<(), StackError> {
+        let rules = firewall::encode_owned(&firewall::host_rules(&self.plan))?;
+        firewall::transact(host_table, &rules)?;
+        self.listen()
+    }
+
     /// Tells the relay what to carry.
-    async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
+    async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -679,6 +710,7 @@ impl Ground {
                     })
                     .collect(),
                 as_clients: self.dials_as_clients(),
+                wait,
             },
             weaken: None,
         };
@@ -705,8 +737,8 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn relay(&self) -> Result<Launched, StackError> {
-        self.start_relay(self.spawn("relay", &self.relay).await?)
-            .await
+        let container = self.spawn("relay", &self.relay).await?;
+        self.start_relay(container, false).await
     }
 
     /// Starts an app's process up to the point where only its command is missing.

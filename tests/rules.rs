@@ -603,6 +603,13 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
     assert_eq!(look::beside(&lab, sidecar, &place), before);
 
     lab.write("extra.nft", &rules.replace("192.0.2.1", "10.99.0.2"));
+    let dry = lab.lrpns_ok(&["apply", "-f", &file, "--dry-run"]);
+    for line in [
+        "-set bad { type ipv4_addr; element 192.0.2.1",
+        "+set bad { type ipv4_addr; element 10.99.0.2",
+    ] {
+        assert!(dry.contains(line), "{dry}");
+    }
     lab.lrpns_ok(&["apply", "-f", &file]);
     assert_eq!(
         lab.client_get("http://10.99.0.1:5000/"),

@@ -73,7 +73,7 @@ impl Target {
     /// In words.
     pub fn find(state: &StateRoot, stack: &StackName) -> Result<Self, String> {
         let control = state.control(stack);
-        match ask(&control, &Request::Status)? {
+        match ask(&control, &Request::Inspect)? {
             (Reply::Status(status), _) => Ok(Self {
                 status: *status,
                 control,

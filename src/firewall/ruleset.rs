@@ -495,6 +495,18 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
+/// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
+#[must_use]
+pub fn closed_host_rules(plan: &Plan) -> Nftables<'static> {
+    let mut rules = host_rules(plan);
+    for object in rules.objects.to_mut() {
+        if let NfObject::ListObject(NfListObject::Map(map)) = object {
+            map.elem = None;
+        }
+    }
+    rules
+}
+
 /// A transport protocol with the names of what there is for it.
 #[derive(Clone, Copy)]
 struct Of {

@@ -159,6 +159,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Relay {
             carried,
             as_clients,
+            wait,
         } => {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
@@ -184,6 +185,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+            if wait {
+                match protocol::receive(supervisor).map_err(step("wait for the gate"))? {
+                    Some((ToStage::Proceed, _)) => {}
+                    Some(_) => return Err(step("wait for the gate")("another message came first")),
+                    None => return Ok(ExitCode::SUCCESS),
+                }
+            }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
             crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
