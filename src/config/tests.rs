@@ -71,6 +71,7 @@ fn the_built_in_example_is_the_original_set_up() {
             address: Some([172, 18, 0, 33].into()),
             log: TrafficLog::Connections,
             seal: false,
+            rules: None,
         },
         apps: vec![App {
             name: PartName::new("app").unwrap(),
@@ -771,12 +772,6 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
                 (5, 9, "a path can't be empty"),
                 (6, 1, "it belongs to `[app]`"),
             ],
-        ),
-        (
-            &format!(
-                "name = \"x\"\n[sidecar]\nlog = \"packets\"\nseal = true\nrules = \"extra.nft\"\n{app}"
-            ),
-            &[(5, 9, "not supported yet: sidecar.rules = `extra.nft`")],
         ),
         (
             &format!("name = \"x\"\n{app}[vars]\nA-B = \"x\"\nC = 1\n"),
