@@ -35,7 +35,7 @@ pub enum ToStage {
     More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
-    /// App: run the command.
+    /// App: run the command. Relay: the sockets listen.
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
@@ -93,12 +93,18 @@ pub enum Role {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
+        forget: Vec<u16>,
     },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
+        /// It has a network namespace of its own, in which it dials as the client that it carries.
+        as_clients: bool,
+        /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
+        wait: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
@@ -157,6 +163,8 @@ pub enum FromStage {
     /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
     /// socket in it if there is one.
     Namespaces,
+    /// Sockets that were made inside. Descriptors: as many as were asked for.
+    Sockets,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

@@ -9,13 +9,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::Ipv4Net;
 
 use crate::cgroup;
-use crate::config::{self, Config, Limits, Origin, Protocol, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, Source, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
 use crate::net;
 use crate::plan::{
-    AppPlan, BridgePlan, DEFAULT_PATH, IdMap, Mode, Plan, PublishPlan, Transport, UplinkPlan,
+    AppPlan, BridgePlan, DEFAULT_PATH, IdMap, Mode, Plan, PublishPlan, Transport, UplinkEnd,
+    UplinkPlan,
 };
 
 /// What can't be decided.
@@ -55,7 +56,7 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    decide(config, host, EntryPorts::new())
+    decide(config, host, EntryPorts::new(), uplink_end(config, host))
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -81,14 +82,22 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             kept.push(app_key(app, "address"));
         }
     }
-    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    // What the relay's own namespace is needed for may be gone; it goes on working.
+    let ends_at = match running.uplink.ends_at {
+        UplinkEnd::Relay => UplinkEnd::Relay,
+        UplinkEnd::Host => uplink_end(&config, host),
+    };
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
             plan.origins.insert(key, origin.clone());
         }
     }
     plan.run.clone_from(&running.run);
-    plan.uplink.clone_from(&running.uplink);
+    plan.uplink = UplinkPlan {
+        ends_at,
+        ..running.uplink.clone()
+    };
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
@@ -109,7 +118,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 publish.why.clone_from(&same.why);
             }
         }
-        app.closing = before.reachable().cloned().collect();
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
         let open: Vec<_> = app
             .publish
             .iter()
@@ -130,7 +144,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     Ok(plan)
 }
 
-fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
+fn decide(
+    config: &Config,
+    host: &Host,
+    mut entries: EntryPorts,
+    ends_at: UplinkEnd,
+) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -175,6 +194,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
         .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
     let uplink = UplinkPlan {
+        ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
         host_address: uplink_net.network(),
         host_mac: net::mac(stack, "uplink-host"),
@@ -192,7 +212,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
         };
         let mut published = vec![];
         for publish in &app.publish {
-            let (via, why) = transport(publish.address, app.via, host);
+            let (via, why) = transport(publish.address, app.via, ends_at, host);
             for (host_port, app_port) in publish.ports() {
                 let listen = SocketAddr::new(publish.address, host_port);
                 published.push(PublishPlan {
@@ -356,14 +376,35 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     }
 }
 
+/// The relay's namespace, if it has to show an app its clients' addresses: to dial as somebody else it needs a place
+/// where that changes nothing for the host.
+fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
+    let relayed_as_client = config.apps.iter().any(|app| {
+        app.source == Source::Client
+            && app.publish.iter().any(|publish| {
+                let (via, _) = transport(publish.address, app.via, UplinkEnd::Host, host);
+                via == Transport::Relay && !publish.address.is_loopback()
+            })
+    });
+    if relayed_as_client {
+        UplinkEnd::Relay
+    } else {
+        UplinkEnd::Host
+    }
+}
+
 /// How a published address gets to the sidecar, and why so.
-fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
+fn transport(address: IpAddr, via: Via, ends_at: UplinkEnd, host: &Host) -> (Transport, String) {
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
     match (via, &host.forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
+        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
+            Transport::Relay,
+            "the uplink ends at the relay, which shows an app its clients".to_owned(),
+        ),
         (Via::Auto, Forwarding::Open) => (
             Transport::Dnat,
             "the host forwards, and nothing of another owner drops it".to_owned(),
