@@ -86,8 +86,11 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                     refused.push("name".to_owned());
                 }
             }
+            "uplink" => refused.push(
+                "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
+                    .to_owned(),
+            ),
             "stack" => refused.push("name".to_owned()),
-            "uplink" => refused.push("publish by relay with source = \"client\"".to_owned()),
             other => refused.push(other.to_owned()),
         }
     }

@@ -90,6 +90,8 @@ pub enum Role {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
+        forget: Vec<u16>,
     },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.

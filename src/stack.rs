@@ -16,7 +16,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -520,7 +520,7 @@ impl Ground {
     /// Whether somebody answers at an entry port, the way the relay asks.
     pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
         let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
-        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        let connect = tokio::time::timeout(within, self.connect(target.into()));
         matches!(connect.await, Ok(Ok(_)))
     }
 
@@ -584,6 +584,7 @@ impl Ground {
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let forget = udp_that_moves(old, new);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());
@@ -591,6 +592,7 @@ impl Ground {
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            forget,
         })
         .await
     }
@@ -904,6 +906,21 @@ impl fmt::Display for AppPort {
             Protocol::Udp => write!(f, "UDP port {}", self.port),
         }
     }
+}
+
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
+fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
+    let ways = |plan: &Plan| -> HashSet<(u16, Ipv4Addr, u16)> {
+        plan.published()
+            .filter(|(_, publish)| publish.protocol == Protocol::Udp)
+            .map(|(app, publish)| (publish.entry_port, app.address, publish.app_port))
+            .collect()
+    };
+    let gone: HashSet<u16> = ways(old)
+        .difference(&ways(new))
+        .map(|(entry, ..)| *entry)
+        .collect();
+    gone.into_iter().collect()
 }
 
 /// What to tell who waits for a port.

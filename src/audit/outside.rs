@@ -548,6 +548,8 @@ fn listeners(target: &Target, findings: &mut Findings) {
             })
             .collect();
         if target.status.gated {
+            // A socket of UDP is open as soon as it is bound; what comes waits there for the relay, which waits too.
+            found.retain(|(file, _): &(String, String)| file.starts_with("tcp"));
             return Ok(Outcome::check(
                 found.is_empty(),
                 format!(

@@ -23,6 +23,7 @@
 //! would be ours anyway. Each expression is tested against what `nft` makes of the same rule, to the instruction.
 #![forbid(unsafe_code)]
 
+mod conntrack;
 mod counters;
 mod encode;
 mod forwarding;
@@ -32,6 +33,7 @@ mod ruleset;
 mod text;
 mod update;
 
+pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
