@@ -201,8 +201,36 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `log`.
+    pub log: TrafficLog,
     /// `seal`.
     pub seal: bool,
+    /// `rules`.
+    pub rules: Option<RulesFile>,
+}
+
+/// The file of `sidecar.rules`, and the variables that it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
+    /// `[vars]`, with the values that count.
+    pub vars: BTreeMap<String, String>,
+}
+
+/// `log`: what the sidecar says of the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrafficLog {
+    /// Nothing.
+    Off,
+    /// Each connection at its start and its end, and each packet that was refused.
+    #[default]
+    Connections,
+    /// That, and each packet that was let through.
+    Packets,
 }
 
 /// `[app]` or `[app.NAME]`.

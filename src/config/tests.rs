@@ -69,7 +69,9 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            log: TrafficLog::Connections,
             seal: false,
+            rules: None,
         },
         apps: vec![App {
             name: PartName::new("app").unwrap(),
@@ -772,15 +774,6 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ],
         ),
         (
-            &format!(
-                "name = \"x\"\n[sidecar]\nlog = \"packets\"\nseal = true\nrules = \"extra.nft\"\n{app}"
-            ),
-            &[
-                (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
-            ],
-        ),
-        (
             &format!("name = \"x\"\n{app}[vars]\nA-B = \"x\"\nC = 1\n"),
             &[
                 (6, 1, "`A-B` is no variable's name"),
@@ -880,7 +873,6 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
     assert_problems(
         text,
         &[
-            (10, 7, "not supported yet: sidecar.log"),
             (12, 9, "not supported yet: sidecar.rules"),
             (27, 1, "not supported yet: app.health"),
         ],

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, Via, Volume};
+use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -264,22 +264,23 @@ pub(super) fn ipv6(text: &str) -> Result<(), ValueError> {
 }
 
 /// `sidecar.log`.
-pub(super) fn log(text: &str) -> Result<(), ValueError> {
-    match one_of(
+pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
+    one_of(
         text,
-        &[("off", false), ("connections", true), ("packets", true)],
-    )? {
-        false => Ok(()),
-        true => Err(ValueError::later(text, "\"off\"")),
-    }
+        &[
+            ("off", TrafficLog::Off),
+            ("connections", TrafficLog::Connections),
+            ("packets", TrafficLog::Packets),
+        ],
+    )
 }
 
-/// `sidecar.rules`.
-pub(super) fn rules(text: &str) -> Result<(), ValueError> {
+/// `sidecar.rules`; a relative path is taken from `base`, which is absolute.
+pub(super) fn rules(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
     if text.is_empty() {
         return Err(ValueError::said("a path can't be empty"));
     }
-    Err(ValueError::later(text, "the key left out"))
+    Ok(base.join(text))
 }
 
 const ROOTFS_NOW: &str = "builtin:webapp, host or dir:PATH";
