@@ -408,6 +408,14 @@ fn a_client_that_the_users_rules_drop_gets_no_answer_and_others_do() {
     let up = lab.lrpns_with(&[("LRPNS_BAD", "192.0.2.1")], &["up", "-d", "-f", &file]);
     assert!(up.status.success(), "{}", support::lab::describe(&up));
     lab.client_get("http://10.99.0.1:5000/").unwrap();
+    // And the flag's before that.
+    lab.lrpns_ok(&["down", "web"]);
+    lab.lrpns_ok(&["up", "-d", "-f", &file, "--set", "BAD=10.99.0.0/24"]);
+    assert_eq!(
+        lab.client_get("http://10.99.0.1:5000/"),
+        Err(28),
+        "curl's timeout"
+    );
 }
 
 #[test]

@@ -626,6 +626,14 @@ impl Reader<'_> {
         for (_, value) in table {
             collect_names(value.get_ref(), &mut used);
         }
+        // The user's own rules say `$NAME` of whatever is in the table.
+        let sidecar = table.get(keys::SIDECAR.name).map(Spanned::get_ref);
+        if let Some(DeValue::Table(sidecar)) = sidecar
+            && sidecar.contains_key(keys::RULES.name)
+            && let Some(DeValue::Table(vars)) = table.get(keys::VARS.name).map(Spanned::get_ref)
+        {
+            used.extend(vars.keys().map(|name| name.get_ref().to_string()));
+        }
         let mut seen = BTreeSet::new();
         for (name, _) in &vars.set {
             if used.contains(name) || !seen.insert(name) {
