@@ -177,6 +177,15 @@ fn a_port_comes_and_goes_while_the_app_and_the_sidecar_go_on() {
     for via in ["dnat", "relay"] {
         let stack = Stack::up(via);
         let (app, sidecar, rules) = (stack.pid("app"), stack.pid("sidecar"), stack.rules());
+        // By number: a table that is made anew has another, and so has a chain in the same table.
+        let chains = || {
+            let init = look::init(&stack.lab.status("web"), "sidecar");
+            ["tables", "chains"].map(|what| {
+                let list = ["nft", "-a", "-j", "list", what];
+                [Some(init), None].map(|pid| look::json(&stack.lab, pid, &list))
+            })
+        };
+        let made = chains();
         assert_eq!(stack.get(8080), (false, false));
         assert_done(&stack.apply(TWO, "", &[]));
         assert_eq!(
@@ -185,6 +194,7 @@ fn a_port_comes_and_goes_while_the_app_and_the_sidecar_go_on() {
             "{via}"
         );
         assert_ne!(stack.rules(), rules);
+        assert_eq!(chains(), made, "{via}: base chains stay");
         assert_done(&stack.apply(ONE, "", &[]));
         assert_eq!(
             (stack.get(5000), stack.get(8080)),
