@@ -241,6 +241,7 @@ fn decide(
             publish: published,
             listen: app.listen.clone(),
             source: app.source,
+            egress: app.egress.clone(),
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),

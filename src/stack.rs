@@ -735,7 +735,12 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            app.name.as_str(),
+            app.ids.user(),
+            &app.resolvers().collect::<Vec<_>>(),
+        )?;
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),

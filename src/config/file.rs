@@ -347,7 +347,7 @@ impl Reader<'_> {
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
-        self.many(section, keys::EGRESS, values::egress);
+        let egress = self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
         {
@@ -375,6 +375,11 @@ impl Reader<'_> {
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             source: source.map(|placed| placed.value).unwrap_or_default(),
+            egress: egress
+                .into_iter()
+                .flatten()
+                .map(|placed| placed.value)
+                .collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),

@@ -87,6 +87,7 @@ fn the_built_in_example_is_the_original_set_up() {
             listen: vec![],
             via: Via::Auto,
             source: Source::Sidecar,
+            egress: vec![],
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
                 size: 16 << 20,
@@ -435,9 +436,21 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         ),
         ("publish = [\"8000-8010:8000\"]", 12, "not the same length"),
         (
-            "egress = [\"tcp 192.0.2.10:5432\"]",
+            "egress = [\"tcp 192.0.2.10/24:5432\"]",
             11,
-            "not supported yet: app.egress = `tcp 192.0.2.10:5432`",
+            "an address within the range `192.0.2.0/24`",
+        ),
+        ("egress = [\"tcp 127.0.0.1:80\"]", 11, "it is reserved"),
+        ("egress = [\"udp 224.0.0.251:5353\"]", 11, "it is reserved"),
+        (
+            "egress = [\"tcp 169.254.0.0/16:80\"]",
+            11,
+            "each address of 169.254.0.0/16 must be listed by itself",
+        ),
+        (
+            "egress = [\"tcp 192.0.2.10:90-80\"]",
+            11,
+            "ends before it begins",
         ),
         ("egress = [\"tcp 192.0.2.10\"]", 11, "no destination"),
         (

@@ -510,6 +510,10 @@ impl RuleEncoder<'_> {
                 self.verdict(libc::NFT_RETURN);
                 Ok(())
             }
+            Statement::Masquerade(None) => {
+                self.expression("masq", |_| ());
+                Ok(())
+            }
             Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
             Statement::SNAT(Some(nat)) => self.nat(libc::NFT_NAT_SNAT, nat, statement),
             other => Err(unsupported(self.object, other)),
@@ -555,6 +559,11 @@ impl RuleEncoder<'_> {
         }
         let kind = self.load(field, FIRST)?;
         match (equality, right, bits) {
+            (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
+                let [first, last] = &range.range;
+                self.compare(libc::NFT_CMP_GTE, &kind.bytes(self.object, first)?);
+                self.compare(libc::NFT_CMP_LTE, &kind.bytes(self.object, last)?);
+            }
             (Some(equality), value, Some(bits)) => {
                 self.mask(&kind.bytes(self.object, bits)?);
                 self.compare(equality, &kind.bytes(self.object, value)?);

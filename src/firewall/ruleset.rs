@@ -11,6 +11,8 @@
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
+mod egress;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use nftables::expr::{
     BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map as MapExpression, Meta, MetaKey,
-    NamedExpression, Payload, PayloadField, Prefix,
+    NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
@@ -65,6 +67,9 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
+///   itself: a wide range does not open it.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -185,6 +190,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_guard(&mut table, plan);
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
@@ -263,6 +269,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [has(ct("state"), name("invalid"))],
         drop(),
     );
+    egress::in_forward(&mut table, plan);
     table.rule("forward", "drop-from-app", [from_bridge()], drop());
     table.rule("forward", "drop-rest", [], drop());
 
@@ -279,6 +286,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         snat(address(plan.bridge.address)),
     );
+    egress::in_postrouting(&mut table, plan);
     table.into_rules()
 }
 
@@ -369,7 +377,9 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let udp = published
         .iter()
         .map(|(of, _)| *of)
-        .find(|of| of.protocol == "udp");
+        .find(|of| of.protocol == "udp")
+        // In a namespace of its own there is nobody else.
+        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host);
     if dnats {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     }
@@ -378,6 +388,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     if udp.is_some() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
+    egress::host_chains(&mut table, plan);
 
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
@@ -440,6 +451,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         };
         table.rule("input", of.accept_relay_reply, matches, accept());
     }
+    egress::in_host_input(&mut table, plan);
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     if dnats {
@@ -455,6 +467,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_host_forward(&mut table, plan);
     table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
     if dnats {
         table.rule(
@@ -489,6 +502,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
+    egress::in_host_postrouting(&mut table, plan);
     table.into_rules()
 }
 
@@ -694,7 +708,7 @@ impl Table {
     fn rule(
         &mut self,
         chain: &'static str,
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
@@ -702,7 +716,9 @@ impl Table {
             packets: Some(0),
             bytes: Some(0),
         })));
-        let statements: Vec<_> = matches.into_iter().chain([counter, verdict]).collect();
+        // A condition that always holds is none.
+        let matches = matches.into_iter().filter(|m| *m != always());
+        let statements: Vec<_> = matches.chain([counter, verdict]).collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),
@@ -829,6 +845,11 @@ fn compare(
     right: Expression<'static>,
 ) -> Statement<'static> {
     Statement::Match(Match { left, right, op })
+}
+
+/// No condition at all.
+fn always() -> Statement<'static> {
+    Statement::Continue(None)
 }
 
 fn accept() -> Statement<'static> {

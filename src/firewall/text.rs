@@ -220,6 +220,7 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
         Statement::Accept(_) => "accept".to_owned(),
         Statement::Drop(_) => "drop".to_owned(),
         Statement::Return(_) => "return".to_owned(),
+        Statement::Masquerade(None) => "masquerade".to_owned(),
         Statement::DNAT(Some(nat)) => translate("dnat", nat, statement)?,
         Statement::SNAT(Some(nat)) => translate("snat", nat, statement)?,
         other => return Err(unsupported(other)),
@@ -275,6 +276,10 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
     Ok(match what {
         Expression::String(text) => text.clone().into_owned(),
         Expression::Number(number) => number.to_string(),
+        Expression::Range(range) => {
+            let [first, last] = &range.range;
+            format!("{}-{}", expression(first)?, expression(last)?)
+        }
         Expression::Named(named) => match named {
             NamedExpression::Concat(parts) => parts
                 .iter()

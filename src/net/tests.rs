@@ -290,6 +290,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        egress: vec![],
         closing: vec![],
         restart: Restart::No,
     }
