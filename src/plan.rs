@@ -13,7 +13,9 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
+use crate::config::{
+    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
+};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -87,6 +89,8 @@ pub struct Plan {
     pub bridge: BridgePlan,
     /// The one link between host and sidecar.
     pub uplink: UplinkPlan,
+    /// What the sidecar says of the traffic.
+    pub log: TrafficLog,
     /// The sidecar's ids.
     pub sidecar: IdMap,
     /// The relay's ids.

@@ -270,6 +270,7 @@ fn decide(
             mac: net::mac(stack, "bridge"),
         },
         uplink,
+        log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
         seal: config.sidecar.seal,

@@ -25,7 +25,7 @@ use futures_util::future::try_join_all;
 use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, Protocol};
+use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
@@ -36,6 +36,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::traffic;
 use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
@@ -189,6 +190,8 @@ pub struct Launched {
     pub notes: Vec<String>,
     /// App: the number of its command's process.
     pub command: Option<i32>,
+    /// Sidecar: where it tells of the traffic.
+    pub traffic: Option<OwnedFd>,
 }
 
 /// An app's output, to be read until its end.
@@ -322,7 +325,7 @@ impl Stack {
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
             tokio::try_join!(
-                ground.sidecar(),
+                ground.sidecar(false),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -548,26 +551,60 @@ impl Ground {
         }
     }
 
-    /// Starts the sidecar; when this returns, its rules are in force.
+    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn sidecar(&self) -> Result<Launched, StackError> {
+    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
         let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
+            packets: self.plan.log == TrafficLog::Packets,
+            again,
+            apps: self
+                .plan
+                .apps
+                .iter()
+                .map(|app| vec![app.address.into()])
+                .collect(),
+        });
+        let pair = || {
+            // Messages, so that none is ever half there.
+            rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = match &traffic {
+            Some(_) => pair()
+                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
+                .map_err(|e| StackError::Io {
+                    what: "make a socket pair for the traffic log",
+                    source: e.into(),
+                })?,
+            None => (None, None),
+        };
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar {
                 rules,
                 seal: self.plan.seal,
+                traffic,
             },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         container
-            .send(&ToStage::Start(Box::new(start)), &[])
+            .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
-        Launched::ready(container).await
+        let launched = Launched::ready(container).await?;
+        Ok(Launched {
+            traffic: ours,
+            ..launched
+        })
     }
 
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
@@ -945,6 +982,7 @@ impl Launched {
             privileges,
             notes,
             command: None,
+            traffic: None,
         })
     }
 

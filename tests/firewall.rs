@@ -228,6 +228,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             sidecar_address: Ipv4Addr::new(10, 77, 0, 1),
             sidecar_mac: Mac([2, 0, 0, 0, 0, 3]),
         },
+        log: lrpns::config::TrafficLog::Connections,
         sidecar: ids,
         relay: ids,
         seal: false,

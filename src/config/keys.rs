@@ -26,7 +26,7 @@ keys! {
     IPV6 = "ipv6": r#""off" or an IPv6 prefix"#, r#"ipv6 = "off""#;
 
     SIDECAR_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.33""#;
-    LOG = "log": r#""off", "connections" or "packets""#, r#"log = "off""#;
+    LOG = "log": r#""off", "connections" or "packets""#, r#"log = "connections""#;
     SEAL = "seal": "true or false", "seal = false";
     RULES = "rules": "the path of a file in nft's syntax", r#"rules = "extra.nft""#;
 

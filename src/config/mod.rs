@@ -201,8 +201,23 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `log`.
+    pub log: TrafficLog,
     /// `seal`.
     pub seal: bool,
+}
+
+/// `log`: what the sidecar says of the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrafficLog {
+    /// Nothing.
+    Off,
+    /// Each connection at its start and its end, and each packet that was refused.
+    #[default]
+    Connections,
+    /// That, and each packet that was let through.
+    Packets,
 }
 
 /// `[app]` or `[app.NAME]`.

@@ -69,6 +69,7 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            log: TrafficLog::Connections,
             seal: false,
         },
         apps: vec![App {
@@ -775,10 +776,7 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             &format!(
                 "name = \"x\"\n[sidecar]\nlog = \"packets\"\nseal = true\nrules = \"extra.nft\"\n{app}"
             ),
-            &[
-                (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
-            ],
+            &[(5, 9, "not supported yet: sidecar.rules = `extra.nft`")],
         ),
         (
             &format!("name = \"x\"\n{app}[vars]\nA-B = \"x\"\nC = 1\n"),
@@ -880,7 +878,6 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
     assert_problems(
         text,
         &[
-            (10, 7, "not supported yet: sidecar.log"),
             (12, 9, "not supported yet: sidecar.rules"),
             (27, 1, "not supported yet: app.health"),
         ],

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, Via, Volume};
+use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -264,14 +264,15 @@ pub(super) fn ipv6(text: &str) -> Result<(), ValueError> {
 }
 
 /// `sidecar.log`.
-pub(super) fn log(text: &str) -> Result<(), ValueError> {
-    match one_of(
+pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
+    one_of(
         text,
-        &[("off", false), ("connections", true), ("packets", true)],
-    )? {
-        false => Ok(()),
-        true => Err(ValueError::later(text, "\"off\"")),
-    }
+        &[
+            ("off", TrafficLog::Off),
+            ("connections", TrafficLog::Connections),
+            ("packets", TrafficLog::Packets),
+        ],
+    )
 }
 
 /// `sidecar.rules`.

@@ -28,6 +28,7 @@ mod counters;
 mod encode;
 mod forwarding;
 mod load;
+pub mod logging;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;
@@ -38,6 +39,9 @@ pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};
-pub use ruleset::{SIDECAR_TABLE, closed_host_rules, host_rules, host_table, sidecar_rules};
+pub use ruleset::{
+    CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules, host_table,
+    sidecar_rules,
+};
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, update};

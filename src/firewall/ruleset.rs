@@ -3,7 +3,8 @@
 //! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
 //! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
 //!
-//! Every rule is made by [`Table::rule`], which gives it a name (its comment) and a counter. Every filter chain ends in
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what it logs
+//! ([`logging`]). Every filter chain ends in
 //! `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
 //! A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP is a second rule with maps of
@@ -29,7 +30,8 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use crate::config::{Protocol, Source};
+use super::logging;
+use crate::config::{Protocol, Source, TrafficLog};
 use crate::names::StackName;
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
@@ -65,6 +67,8 @@ pub fn host_table(stack: &StackName) -> String {
 ///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
 ///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+/// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
+///   logged is said in [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
@@ -87,6 +91,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         .collect();
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
+    table.log = Some(plan.log);
     for (of, ports) in &published {
         let entries: BTreeMap<u16, (Ipv4Addr, u16)> = ports
             .iter()
@@ -220,6 +225,22 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("input", "drop-from-app", [from_bridge()], drop());
     table.rule("input", "drop-rest", [], drop());
 
+    if plan.log > TrafficLog::Off {
+        let mut note = |name, flags| {
+            table.rule(
+                "forward",
+                name,
+                [
+                    has(ct("state"), self::name("established")),
+                    has(TCP.field("flags"), flags),
+                ],
+                logging::log("forward", name, logging::CONNECTIONS),
+            );
+        };
+        note(logging::NOTE_BEGIN, name("syn"));
+        let last = Expression::List(vec![name("fin"), name("rst")]);
+        note(logging::NOTE_END, last);
+    }
     // The common case first; nothing that is invalid or new matches it.
     table.rule(
         "forward",
@@ -287,6 +308,25 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         snat(address(plan.bridge.address)),
     );
     egress::in_postrouting(&mut table, plan);
+    table.into_rules()
+}
+
+/// What [`capture_rules`] call a packet that was let through.
+pub const CAPTURED: &str = "forward/let-through";
+
+/// The table of `lrpns capture`, in the sidecar's namespace, beside ours and behind it: what comes here has been let
+/// through. What is dropped never does, and is logged where that is done.
+#[must_use]
+pub fn capture_rules() -> Nftables<'static> {
+    let mut table = Table::new("lrpns-capture".to_owned());
+    table.filter(
+        "forward",
+        NfHook::Forward,
+        FILTER + 10,
+        NfChainPolicy::Accept,
+    );
+    let log = logging::log("forward", "let-through", logging::CAPTURE);
+    table.rule("forward", "let-through", [], log);
     table.into_rules()
 }
 
@@ -624,6 +664,8 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
+    /// Whether its rules log, and what.
+    log: Option<TrafficLog>,
     objects: Vec<NfListObject<'static>>,
 }
 
@@ -636,6 +678,7 @@ impl Table {
         };
         Self {
             name,
+            log: None,
             objects: vec![NfListObject::Table(table)],
         }
     }
@@ -717,14 +760,23 @@ impl Table {
             bytes: Some(0),
         })));
         // A condition that always holds is none.
-        let matches = matches.into_iter().filter(|m| *m != always());
-        let statements: Vec<_> = matches.chain([counter, verdict]).collect();
+        let matches: Vec<_> = matches.into_iter().filter(|m| *m != always()).collect();
+        let name = name.into();
+        let logs = self.log.map_or_else(Vec::new, |level| {
+            logging::statements(level, chain, &name, &matches, &verdict)
+        });
+        let statements: Vec<_> = matches
+            .into_iter()
+            .chain([counter])
+            .chain(logs)
+            .chain([verdict])
+            .collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),
             chain: chain.into(),
             expr: statements.into(),
-            comment: Some(name.into()),
+            comment: Some(name),
             ..Rule::default()
         }));
     }

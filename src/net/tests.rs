@@ -253,6 +253,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             sidecar_address: uplink.broadcast(),
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
+        log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
         seal: false,
