@@ -205,6 +205,8 @@ pub struct AppPlan {
     pub listen: Vec<u16>,
     /// Whose address it sees.
     pub source: Source,
+    /// Whose connections are let in: ranges of client addresses, of which none is in another.
+    pub allow: Vec<Ipv4Net>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,
@@ -256,6 +258,14 @@ impl PublishPlan {
     #[must_use]
     pub fn outside(&self) -> (SocketAddr, Protocol) {
         (self.listen, self.protocol)
+    }
+}
+
+impl AppPlan {
+    /// Whether there are clients that it doesn't let in.
+    #[must_use]
+    pub fn is_selective(&self) -> bool {
+        self.allow != [Ipv4Net::default()]
     }
 }
 

@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
+use crate::admission::Admission;
 use crate::cgroup::Cgroups;
 use crate::config::{Limits, Protocol};
 use crate::container::{Container, ContainerError, Event};
@@ -587,6 +588,13 @@ impl Ground {
 
     /// Tells the relay what to carry.
     async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
+        let apps: HashMap<_, usize> = self
+            .plan
+            .apps
+            .iter()
+            .enumerate()
+            .flat_map(|(index, app)| app.publish.iter().map(move |p| (p.outside(), index)))
+            .collect();
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -597,7 +605,17 @@ impl Ground {
                     .map(|listener| Carried {
                         protocol: listener.protocol,
                         target: listener.target,
+                        // One that is nobody's any more has no clients.
+                        admission: apps
+                            .get(&(listener.address, listener.protocol))
+                            .map_or(usize::MAX, |index| *index),
                     })
+                    .collect(),
+                admissions: self
+                    .plan
+                    .apps
+                    .iter()
+                    .map(|app| Admission::of(&app.allow))
                     .collect(),
             },
             weaken: None,

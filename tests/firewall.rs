@@ -202,6 +202,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             })
             .collect(),
         source: Source::Sidecar,
+        allow: vec!["0.0.0.0/0".parse().unwrap()],
         closing: vec![],
         restart: Restart::No,
     };
@@ -250,7 +251,19 @@ fn plans() -> Vec<Plan> {
     };
     let mut seeing = plan(2, 2, |_| Transport::Dnat);
     seeing.apps[1].source = Source::Client;
+    let mut selective = plan(3, 2, |_| Transport::Dnat);
+    selective.apps[0].allow = [
+        "192.0.2.0/24",
+        "198.51.100.7/32",
+        "10.0.0.0/9",
+        "203.0.113.4/31",
+    ]
+    .map(|net| net.parse().unwrap())
+    .to_vec();
+    // Has the relay's own address in it.
+    selective.apps[2].allow = vec!["10.0.0.0/8".parse().unwrap()];
     vec![
+        selective,
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
         by_udp(plan(1, 1, |_| Transport::Dnat), 1),

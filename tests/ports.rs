@@ -301,3 +301,79 @@ fn a_dns_server_answers_ten_thousand_queries_and_the_same_sockets_again_after_it
         assert!(asking.wait().unwrap().success());
     }
 }
+
+/// Asks by TCP and UDP from a source address of one's own, and prints what came of each.
+const ASK_AS: &str = r#"
+import socket, sys
+source, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def tell(kind, ask):
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.bind((source, 0))
+        s.settimeout(float(sys.argv[4]))
+        try:
+            s.connect((host, port))
+            print(ask(s))
+        except OSError as e:
+            print(type(e).__name__)
+tell(socket.SOCK_STREAM, lambda s: "served" if s.recv(100) else "end")
+tell(socket.SOCK_DGRAM, lambda s: (s.send(b"x"), s.recv(100)) and "served")
+"#;
+
+#[test]
+fn only_clients_of_the_ranges_allowed_are_served_and_of_the_others_the_app_hears_nothing() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
+    let allow = "allow = [\"10.99.0.3\", \"10.99.0.128/25\"]";
+    for (lab, via, _) in both_ways(&token, &["tcp,9000,9000", "udp,9000,9000"], &publish, allow) {
+        for address in ["10.99.0.3", "10.99.0.4", "10.99.0.127", "10.99.0.128"] {
+            let address = format!("{address}/24");
+            let add = ["ip", "address", "add", &address, "dev", "eth0"];
+            assert!(lab.client(&add).status.success());
+        }
+        let ask = |from_client, source, host| {
+            // Only who is refused waits for so long.
+            python(&lab, from_client, ASK_AS, &[source, host, "8000", "1"])
+        };
+        for served in ["10.99.0.3", "10.99.0.128"] {
+            assert_eq!(ask(true, served, LAB), "served\nserved\n", "{via} {served}");
+        }
+        let status = lab.status("web");
+        let sidecar = Some(look::init(&status, "sidecar"));
+        let before = look::counters(&lab, sidecar, "lrpns");
+        // The relay resets what it has accepted, the rules drop.
+        let refused = match via {
+            "relay" => "ConnectionResetError\nTimeoutError\n",
+            _ => "TimeoutError\nTimeoutError\n",
+        };
+        for other in ["10.99.0.2", "10.99.0.4", "10.99.0.127"] {
+            assert_eq!(ask(true, other, LAB), refused, "{via} {other}");
+        }
+        // The host itself is a client as any other, and not in the list; its connections are relayed.
+        let refused = "ConnectionResetError\nTimeoutError\n";
+        for (source, host) in [("127.0.0.1", "127.0.0.1"), (LAB, LAB)] {
+            assert_eq!(ask(false, source, host), refused, "{via} {host}");
+        }
+        let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+        let dropped = counted.get("forward/drop-not-allowed").copied();
+        // Three datagrams, and a SYN or more from each.
+        assert!(
+            if via == "dnat" {
+                dropped >= Some(6)
+            } else {
+                dropped.is_none()
+            },
+            "{counted:?}"
+        );
+        assert!(
+            !counted.contains_key("forward/accept-published"),
+            "{counted:?}"
+        );
+        assert!(
+            !counted.contains_key("forward/accept-published-udp"),
+            "{counted:?}"
+        );
+    }
+}

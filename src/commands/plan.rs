@@ -210,6 +210,15 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Seen::Client => "its clients' own addresses, and has a default route to answer them",
         };
         writeln!(out, "  sees {source}  ({})", key("source"))?;
+        if app.is_selective() {
+            let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
+            let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
+            wrap(
+                out,
+                &format!("clients of these only ({}):", key("allow")),
+                &allow,
+            )?;
+        }
     }
     if plan.published().next().is_some() {
         writeln!(

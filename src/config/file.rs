@@ -348,11 +348,7 @@ impl Reader<'_> {
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
-        if let Some(list) = self.many(section, keys::ALLOW, values::allow)
-            && list.is_empty()
-        {
-            self.later(section, keys::ALLOW, "[\"0.0.0.0/0\"]");
-        }
+        let allow = self.allow(section);
         self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
@@ -374,6 +370,7 @@ impl Reader<'_> {
                 .collect(),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            allow,
             source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,
@@ -387,6 +384,17 @@ impl Reader<'_> {
             address,
             publish: publish.unwrap_or_default(),
         }
+    }
+
+    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<Ipv4Net> {
+        let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
+            return vec![Ipv4Net::default()];
+        };
+        if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
+            let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";
+            self.key_problem(span, message.to_owned(), keys::ALLOW);
+        }
+        list.into_iter().map(|placed| placed.value).collect()
     }
 
     fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {

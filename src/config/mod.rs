@@ -226,6 +226,8 @@ pub struct App {
     pub via: Via,
     /// `source`.
     pub source: Source,
+    /// `allow`; never empty, all of IPv4 when it was left out.
+    pub allow: Vec<Ipv4Net>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.

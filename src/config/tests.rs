@@ -87,6 +87,7 @@ fn the_built_in_example_is_the_original_set_up() {
             listen: vec![],
             via: Via::Auto,
             source: Source::Sidecar,
+            allow: vec!["0.0.0.0/0".parse().unwrap()],
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
                 size: 16 << 20,
@@ -455,11 +456,11 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             11,
             "not supported yet",
         ),
-        ("allow = []", 9, "not supported yet: app.allow = `[]`"),
+        ("allow = []", 1, "nobody could connect"),
         (
-            "allow = [\"10.0.0.0/8\"]",
+            "allow = [\"2001:db8::/32\"]",
             10,
-            "not supported yet: app.allow = `10.0.0.0/8`",
+            "not supported yet: app.allow = `2001:db8::/32`",
         ),
         (
             "allow = [\"10.0.0.1/8\"]",

@@ -398,7 +398,7 @@ fn range_of_addresses(text: &str) -> Option<IpNet> {
 }
 
 /// One entry of `allow`.
-pub(super) fn allow(text: &str) -> Result<(), ValueError> {
+pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
     let range = range_of_addresses(text)
         .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
     if range.trunc() != range {
@@ -407,10 +407,10 @@ pub(super) fn allow(text: &str) -> Result<(), ValueError> {
             range.trunc()
         )));
     }
-    if range == IpNet::V4(Ipv4Net::default()) {
-        return Ok(());
+    match range {
+        IpNet::V4(range) => Ok(range),
+        IpNet::V6(_) => Err(ValueError::later(text, "ranges of IPv4")),
     }
-    Err(ValueError::later(text, "[\"0.0.0.0/0\"]"))
 }
 
 /// `rate`: `off` or `NUMBER/UNIT[ per client]`.

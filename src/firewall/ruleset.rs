@@ -21,7 +21,7 @@ use nftables::expr::{
     NamedExpression, Payload, PayloadField, Prefix,
 };
 use nftables::schema::{
-    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
+    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
     Table as NfTable,
 };
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
@@ -63,6 +63,7 @@ pub fn host_table(stack: &StackName) -> String {
 ///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
 ///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+///   Where an app has an `allow`, a client that is in none of its ranges ends here; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
@@ -128,6 +129,22 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         &[SetType::Ipv4Addr],
         sees_clients.iter().map(|app| address(*app)).collect(),
     );
+
+    let allowed = allowed(plan);
+    if let Some(allowed) = &allowed {
+        let element = |(app, net): &(Ipv4Addr, Ipv4Net)| {
+            let clients = match net.prefix_len() {
+                32 => address(net.addr()),
+                _ => subnet(*net),
+            };
+            concat([address(*app), clients])
+        };
+        table.ranges(
+            "allowed",
+            &[SetType::Ipv4Addr, SetType::Ipv4Addr],
+            allowed.iter().map(element).collect(),
+        );
+    }
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -232,6 +249,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         drop(),
     );
+    if allowed.is_some() {
+        table.rule(
+            "forward",
+            "drop-not-allowed",
+            [
+                from_uplink(),
+                to_bridge(),
+                has(ct("state"), name("new")),
+                is_not(concat([ip("daddr"), ip("saddr")]), name("@allowed")),
+            ],
+            drop(),
+        );
+    }
     for (of, _) in &published {
         table.rule(
             "forward",
@@ -485,6 +515,25 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
+/// Who may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so whatever comes
+/// from its address may.
+fn allowed(plan: &Plan) -> Option<Vec<(Ipv4Addr, Ipv4Net)>> {
+    let relay = Ipv4Net::from(plan.uplink.host_address);
+    plan.apps.iter().any(AppPlan::is_selective).then(|| {
+        plan.apps
+            .iter()
+            .flat_map(|app| {
+                let mut nets = app.allow.clone();
+                nets.push(relay);
+                // The kernel refuses ranges that overlap.
+                Ipv4Net::aggregate(&nets)
+                    .into_iter()
+                    .map(|net| (app.address, net))
+            })
+            .collect()
+    })
+}
+
 /// A transport protocol with the names of what there is for it.
 #[derive(Clone, Copy)]
 struct Of {
@@ -617,6 +666,14 @@ impl Table {
             elem: unless_empty(elements),
             ..Set::default()
         })));
+    }
+
+    /// A set whose keys are concatenations of ranges.
+    fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.set(name, key, elements);
+        if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
+            set.flags = Some(HashSet::from([SetFlag::Interval]));
+        }
     }
 
     fn map(

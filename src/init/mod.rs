@@ -20,14 +20,17 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use caps::Capability;
 
+use crate::admission::Admission;
 use crate::config::Protocol;
 use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{self, Carried, FromStage, Role, Start, ToStage};
+use crate::relay::Way;
 use crate::rootfs;
 use crate::seccomp::{self, Program};
 use crate::sys::process::null_standard_descriptors;
@@ -150,7 +153,10 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             loader::update(supervisor, &old, &new).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { carried } => {
+        Role::Relay {
+            carried,
+            admissions,
+        } => {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
             let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
@@ -162,10 +168,17 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
+            let admissions: Vec<Rc<Admission>> = admissions.into_iter().map(Rc::new).collect();
             for (fd, carried) in fds.into_iter().zip(&carried) {
+                let admission = admissions.get(carried.admission).cloned();
+                let way = Way {
+                    target: carried.target,
+                    // Who is named nowhere lets nobody in.
+                    admission: admission.unwrap_or_default(),
+                };
                 match carried.protocol {
-                    Protocol::Tcp => streams.push((fd.into(), carried.target)),
-                    Protocol::Udp => datagrams.push((fd.into(), carried.target)),
+                    Protocol::Tcp => streams.push((fd.into(), way)),
+                    Protocol::Udp => datagrams.push((fd.into(), way)),
                 }
             }
             let ready = FromStage::Ready {

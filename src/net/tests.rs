@@ -289,6 +289,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        allow: vec![ipnet::Ipv4Net::default()],
         closing: vec![],
         restart: Restart::No,
     }
