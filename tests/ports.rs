@@ -377,3 +377,37 @@ fn only_clients_of_the_ranges_allowed_are_served_and_of_the_others_the_app_hears
         );
     }
 }
+
+#[test]
+fn the_audit_finds_nothing_in_a_stack_with_ranges_udp_and_an_allow() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = [
+        "0.0.0.0:8000-8019:9000-9019/tcp",
+        "0.0.0.0:8000-8009:9000-9009/udp",
+    ];
+    let ports = ["tcp,9000,9019", "udp,9000,9009"];
+    let allow = "allow = [\"10.99.0.0/25\"]";
+    for (lab, via, _) in both_ways(&token, &ports, &publish, allow) {
+        let output = lab.lrpns(&["audit", "web", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let probes: Vec<&Value> = report["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|group| group["probes"].as_array().unwrap())
+            .collect();
+        for asked in ["in-control", "in-unpublished-udp", "in-not-allowed"] {
+            let passed = |probe: &&&Value| probe["id"] == asked && probe["result"] == "pass";
+            assert!(probes.iter().any(|probe| passed(&probe)), "{via}: {asked}");
+        }
+        let bad: Vec<_> = probes
+            .iter()
+            .filter(|probe| matches!(probe["result"].as_str(), Some("fail" | "unknown")))
+            .map(|probe| format!("{} {}: {}", probe["id"], probe["result"], probe["happened"]))
+            .collect();
+        assert!(bad.is_empty() && output.status.success(), "{via}: {bad:#?}");
+    }
+}
