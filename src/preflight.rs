@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Protocol, Rootfs, Source};
+use crate::config::{Protocol, Rootfs};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -224,7 +224,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
     for range in publish::ranges(plan) {
-        let (app, publish) = (range.app, range.first);
+        let publish = range.first;
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -233,16 +233,6 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     host.first_user_port
                 ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
-            ));
-        }
-        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
-        {
-            problems.push(problem(
-                format!(
-                    "{}: source = \"client\" does not work by relay yet",
-                    publish.listen
-                ),
-                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
             ));
         }
         if publish.via == Transport::Dnat {
@@ -258,6 +248,15 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
+                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                    problems.push(problem(
+                        format!(
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            publish.listen
+                        ),
+                        "use via = \"auto\" for both, or two stacks",
+                    ));
+                }
                 (Forwarding::Open, Mode::Root) => {}
             }
         }

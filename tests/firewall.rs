@@ -18,7 +18,7 @@ use lrpns::firewall::{
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
-    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkPlan,
+    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
 };
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use nftables::stmt::Statement;
@@ -220,6 +220,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             mac: Mac([2, 0, 0, 0, 0, 1]),
         },
         uplink: UplinkPlan {
+            ends_at: Default::default(),
             host_link: IfName::new("lrp0123abcd").unwrap(),
             host_address: Ipv4Addr::new(10, 77, 0, 0),
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
@@ -262,6 +263,9 @@ fn plans() -> Vec<Plan> {
     .to_vec();
     // Has the relay's own address in it.
     selective.apps[2].allow = vec!["10.0.0.0/8".parse().unwrap()];
+    let mut relaying = plan(1, 2, |_| Transport::Relay);
+    relaying.apps[0].source = Source::Client;
+    relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
         selective,
         plan(1, 1, |_| Transport::Dnat),
@@ -280,6 +284,7 @@ fn plans() -> Vec<Plan> {
         plan(2, 0, |_| Transport::Dnat),
         wide,
         seeing,
+        relaying,
     ]
 }
 

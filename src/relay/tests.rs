@@ -65,6 +65,7 @@ impl Running {
             run_with(
                 vec![(listener, everybody(target))],
                 vec![],
+                false,
                 OwnedFd::from(theirs),
                 places,
                 tuning,

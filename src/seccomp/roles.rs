@@ -370,9 +370,10 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that.
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that, and it
+/// binds only if it dials as its clients.
 #[must_use]
-pub fn relay(udp: bool) -> Profile {
+pub fn relay(udp: bool, as_clients: bool) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -380,6 +381,9 @@ pub fn relay(udp: bool) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
+    if as_clients {
+        calls.extend(plain(&[calls![bind]]));
+    }
     let tcp = [
         equal(0, AF_INET),
         low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
@@ -513,7 +517,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(true), init()] {
+        for part in [sidecar(), relay(true, true), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -537,8 +541,8 @@ mod tests {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
         for (part, netfilter) in [
             (sidecar(), true),
-            (relay(false), false),
-            (relay(true), false),
+            (relay(false, false), false),
+            (relay(true, true), false),
         ] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));
