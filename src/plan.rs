@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Rate;
 use crate::cgroup::Placement;
 use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
@@ -220,6 +221,8 @@ pub struct AppPlan {
     pub source: Source,
     /// Whose connections are let in: ranges of client addresses, of which none is in another.
     pub allow: Vec<Ipv4Net>,
+    /// How often clients may connect; the relay counts.
+    pub rate: Option<Rate>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,

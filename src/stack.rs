@@ -692,7 +692,7 @@ impl Ground {
                     .plan
                     .apps
                     .iter()
-                    .map(|app| Admission::of(&app.allow))
+                    .map(|app| Admission::of(&app.allow, app.rate))
                     .collect(),
                 as_clients: self.dials_as_clients(),
                 wait,

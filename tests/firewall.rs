@@ -203,6 +203,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         allow: vec!["0.0.0.0/0".parse().unwrap()],
+        rate: None,
         closing: vec![],
         restart: Restart::No,
     };

@@ -210,6 +210,9 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Seen::Client => "its clients' own addresses, and has a default route to answer them",
         };
         writeln!(out, "  sees {source}  ({})", key("source"))?;
+        if let Some(rate) = app.rate {
+            writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
+        }
         if app.is_selective() {
             let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
             let allow: Vec<&str> = allow.iter().map(String::as_str).collect();

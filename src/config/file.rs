@@ -15,7 +15,7 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Volume,
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Via, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -349,7 +349,18 @@ impl Reader<'_> {
         let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
         let allow = self.allow(section);
-        self.one(section, keys::RATE, values::rate);
+        let rate = self.one(section, keys::RATE, values::rate);
+        let by_dnat = via.as_ref().is_some_and(|via| via.value == Via::Dnat);
+        if let Some(Placed {
+            value: Some(_),
+            span,
+        }) = &rate
+            && by_dnat
+        {
+            let message = "a rate is counted by the relay, and `via` is \"dnat\"".to_owned();
+            let expected = "via = \"auto\" or \"relay\", or no rate";
+            self.problem(span.clone(), message, expected, "via = \"relay\"");
+        }
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
@@ -371,6 +382,7 @@ impl Reader<'_> {
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             allow,
+            rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,

@@ -77,6 +77,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
                 allow: vec![ipnet::Ipv4Net::default()],
+                rate: None,
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,

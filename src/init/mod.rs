@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 
 use caps::Capability;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Gate};
 use crate::config::Protocol;
 use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
@@ -172,13 +172,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
-            let admissions: Vec<Rc<Admission>> = admissions.into_iter().map(Rc::new).collect();
+            let gates: Vec<Rc<Gate>> = admissions.into_iter().map(Gate::new).map(Rc::new).collect();
             for (fd, carried) in fds.into_iter().zip(&carried) {
-                let admission = admissions.get(carried.admission).cloned();
+                let gate = gates.get(carried.admission).cloned();
                 let way = Way {
                     target: carried.target,
                     // Who is named nowhere lets nobody in.
-                    admission: admission.unwrap_or_default(),
+                    gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
                 };
                 match carried.protocol {
                     Protocol::Tcp => streams.push((fd.into(), way)),

@@ -291,6 +291,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         listen: Vec::new(),
         source: Default::default(),
         allow: vec![ipnet::Ipv4Net::default()],
+        rate: None,
         closing: vec![],
         restart: Restart::No,
     }

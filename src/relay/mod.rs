@@ -50,7 +50,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -62,7 +62,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::admission::Admission;
+use crate::admission::Gate;
 use flow::{Buffers, Tuning};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
@@ -139,7 +139,7 @@ pub struct Way {
     /// The address that is dialled.
     pub target: SocketAddr,
     /// The clients; all others are reset before a byte, or, by UDP, not heard.
-    pub admission: Rc<Admission>,
+    pub gate: Rc<Gate>,
 }
 
 /// What the relay has done since it started; the answer to [`STATS_REQUEST`], as one line of JSON with these keys.
@@ -159,6 +159,8 @@ pub struct Stats {
     pub exhausted: u64,
     /// Connections reset, and datagrams dropped, because the client is not among those who may connect.
     pub not_allowed: u64,
+    /// The same because the app's rate was reached.
+    pub too_many: u64,
     /// UDP: flows begun.
     pub flows: u64,
     /// UDP: flows that had to make room for others.
@@ -398,7 +400,7 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        let client = match accept(&listener, &way.admission, &relay).await {
+        let client = match accept(&listener, &way.gate, &relay).await {
             Ok(client) => client,
             // accept(2): it isn't listening.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
@@ -422,17 +424,18 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
 }
 
 /// One connection, past errors that say nothing about the listener (accept(2), "Error handling").
-async fn accept(
-    listener: &TcpListener,
-    admission: &Admission,
-    relay: &Relay,
-) -> io::Result<TcpStream> {
+async fn accept(listener: &TcpListener, gate: &Gate, relay: &Relay) -> io::Result<TcpStream> {
     loop {
         let error = match listener.accept().await {
-            Ok((client, peer)) if !admission.admits(peer.ip()) => {
+            Ok((client, peer)) if !gate.admits(peer.ip()) => {
                 // Closing it is a reset then. It can only fail for a bad descriptor.
                 let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
                 relay.count(|s| s.not_allowed += 1);
+                continue;
+            }
+            Ok((client, peer)) if !gate.may_begin(peer.ip(), Instant::now()) => {
+                let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
+                relay.count(|s| s.too_many += 1);
                 continue;
             }
             Ok((client, _)) => {

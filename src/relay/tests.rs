@@ -31,7 +31,7 @@ fn everybody(target: SocketAddr) -> Way {
     let all = "0.0.0.0/0".parse().unwrap();
     Way {
         target,
-        admission: Rc::new(Admission::of(&[all])),
+        gate: Rc::new(Gate::new(crate::admission::Admission::of(&[all], None))),
     }
 }
 

@@ -271,8 +271,17 @@ impl Door {
             client,
             ours,
         };
-        if !self.way.admission.admits(client.ip()) {
+        if !self.way.gate.admits(client.ip()) {
             return relay.count(|s| s.not_allowed += 1);
+        }
+        let begins = !relay.flows.table.borrow().contains_key(&key);
+        if begins
+            && !self
+                .way
+                .gate
+                .may_begin(client.ip(), Instant::now().into_std())
+        {
+            return relay.count(|s| s.too_many += 1);
         }
         let known = relay.flows.table.borrow().get(&key).map(|flow| {
             flow.last.set(Instant::now());
