@@ -24,6 +24,8 @@ pub mod audit;
 
 pub mod stack;
 
+pub mod extra;
+
 pub mod container;
 
 pub mod volumes;
@@ -54,6 +56,8 @@ pub mod change;
 pub mod confine;
 
 pub mod logbuf;
+
+pub mod traffic;
 
 pub mod publish;
 

@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
-use crate::sys::namespace::unshare;
+use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -39,6 +39,8 @@ pub enum Network {
     Sidecar,
     /// One address, forwards nothing.
     App,
+    /// The far end of the uplink, and nothing else.
+    Relay,
     /// The part stays in the supervisor's network namespace (the relay, which dials from there).
     Shared,
 }
@@ -57,8 +59,8 @@ pub struct Namespaces {
 pub struct Sockets {
     /// NETLINK_ROUTE: links, addresses, routes.
     pub route: OwnedFd,
-    /// NETLINK_SOCK_DIAG: who listens.
-    pub diag: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens; of [`Network::Relay`], NETLINK_NETFILTER: its rules.
+    pub second: OwnedFd,
 }
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
@@ -95,15 +97,24 @@ const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", 
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
-pub(crate) const SIDECAR: [(&str, &str); 4] = [
+pub(crate) const SIDECAR: [(&str, &str); 7] = [
     ("ipv4/ip_forward", "1"),
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
     ("bridge/bridge-nf-call-arptables", "0"),
+    // What a connection has carried is told when conntrack forgets it.
+    ("netfilter/nf_conntrack_acct", "1"),
+    // Nothing is told but what a rule asks for.
+    ("netfilter/nf_conntrack_events", "0"),
+    // Of 120 s: ten thousand connections a second would fill the table with what is over.
+    ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
 ];
 
 /// The app forwards nothing.
 pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+
+/// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
+pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.
@@ -162,10 +173,106 @@ impl Namespaces {
             .map_err(failed("take the user namespace"))?;
         let net = fds.next();
         let sockets = match (fds.next(), fds.next()) {
-            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            (Some(route), Some(second)) => Some(Sockets { route, second }),
             _ => None,
         };
         Ok((Self { user, net }, sockets))
+    }
+
+    /// TCP sockets of `family` that are made inside, by a child that ends at once; at most [`protocol::MAX_FDS`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn tcp_sockets(
+        &self,
+        family: AddressFamily,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let (ours, theirs) = socketpair()?;
+        let pidfd = match clone3(0)? {
+            Cloned::Child => {
+                drop(ours);
+                let message = match self.join_and_open(family, count) {
+                    Ok(fds) => (FromStage::Sockets, fds),
+                    Err(e) => {
+                        let failed = FromStage::Failed {
+                            step: "open TCP sockets".to_owned(),
+                            cause: e.to_string(),
+                            errno: e.raw_os_error(),
+                        };
+                        (failed, vec![])
+                    }
+                };
+                let fds: Vec<_> = message.1.iter().map(AsFd::as_fd).collect();
+                exit_now(i32::from(
+                    protocol::send(&theirs, &message.0, &fds).is_err(),
+                ))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let reply = Channel::new(ours)?.receive::<FromStage>().await;
+        reap(&pidfd).await?;
+        match reply? {
+            Some((FromStage::Sockets, fds)) => Ok(fds),
+            Some((FromStage::Failed { cause, .. }, _)) => Err(io::Error::other(cause)),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn join_and_open(&self, family: AddressFamily, count: usize) -> io::Result<Vec<OwnedFd>> {
+        setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
+        if let Some(net) = &self.net {
+            setns(net, CloneFlags::CLONE_NEWNET)?;
+        }
+        (0..count)
+            .map(|_| {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+                Ok(socket)
+            })
+            .collect()
+    }
+}
+
+impl Namespaces {
+    /// Another network namespace, empty and without a link that is up, owned by the same user namespace.
+    ///
+    /// Needs no id map, so who has dropped what that takes can make one.
+    ///
+    /// # Errors
+    /// [`NamespaceError`]; joining a user namespace that is not our own child needs CAP_SYS_ADMIN over it.
+    pub async fn with_empty_network(&self, part: &str) -> Result<Self, NamespaceError> {
+        let failed = |what: &'static str| {
+            move |source: io::Error| NamespaceError {
+                part: part.to_owned(),
+                what,
+                source,
+            }
+        };
+        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
+        let pidfd = match clone3(0).map_err(failed("clone"))? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(tell(&theirs, empty_network(&self.user)))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
+        let made = match channel.receive::<FromStage>().await {
+            Ok(Some((FromStage::Namespaces, fds))) => Ok(fds),
+            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
+                Err(io::Error::other(format!("{step}: {cause}")))
+            }
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) => Err(e),
+        };
+        drop(channel);
+        reap(&pidfd).await.map_err(failed("wait for the child"))?;
+        let user = self.user.try_clone().map_err(failed("copy a descriptor"))?;
+        let net = made.map_err(failed("in the child"))?.into_iter().next();
+        Ok(Self { user, net })
     }
 }
 
@@ -208,7 +315,12 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// The child's whole life.
 fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
-    let (message, fds) = match make(network) {
+    tell(supervisor, make(network))
+}
+
+/// Hands up what was made, and waits until that has been taken.
+fn tell(supervisor: &OwnedFd, made: Result<Vec<OwnedFd>, (&'static str, io::Error)>) -> i32 {
+    let (message, fds) = match made {
         Ok(fds) => (FromStage::Namespaces, fds),
         Err((step, e)) => (
             FromStage::Failed {
@@ -228,6 +340,17 @@ fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
     0
 }
 
+fn empty_network(user: &OwnedFd) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    crate::sys::namespace::setns(user, CloneFlags::CLONE_NEWUSER)
+        .map_err(|e| ("join the user namespace", e))?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
+    let net = std::fs::File::open("/proc/self/ns/net");
+    Ok(vec![net.map_err(at("open the network namespace"))?.into()])
+}
+
 fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -245,6 +368,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
         Network::Shared => return Ok(fds),
         Network::Sidecar => &SIDECAR,
         Network::App => &APP,
+        Network::Relay => &RELAY,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
     for (name, value) in own.iter().chain(&COMMON) {
@@ -261,8 +385,12 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
+    let second = match network {
+        Network::Relay => rustix::net::netlink::NETFILTER,
+        _ => rustix::net::netlink::SOCK_DIAG,
+    };
     // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+    for protocol in [None, Some(second)] {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,

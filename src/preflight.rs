@@ -6,12 +6,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use ipnet::{IpNet, Ipv4Net};
 use rustix::fs::FileType;
 
-use crate::config::{Protocol, Rootfs, Source};
+use crate::config::{Egress, Protocol, Rootfs};
+use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -75,8 +77,10 @@ fn look(
             .filter_map(|app| root(&app.rootfs, app))
             .flatten(),
     );
+    problems.extend(extra_rules(plan));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
+    problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
     let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
@@ -97,6 +101,18 @@ fn look(
     } else {
         Err(problems)
     }
+}
+
+/// Whether the user's own rules can be read by anybody.
+fn extra_rules(plan: &Plan) -> Option<Problem> {
+    let file = &plan.rules.as_ref()?.file;
+    let missing = extra::nft()
+        .is_none()
+        .then(|| ExtraError::NoNft { file: file.clone() })?;
+    Some(problem(
+        missing.to_string(),
+        missing.hint().unwrap_or_default(),
+    ))
 }
 
 /// Whether a limit is held by nothing.
@@ -224,7 +240,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
     for range in publish::ranges(plan) {
-        let (app, publish) = (range.app, range.first);
+        let publish = range.first;
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -233,16 +249,6 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     host.first_user_port
                 ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
-            ));
-        }
-        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
-        {
-            problems.push(problem(
-                format!(
-                    "{}: source = \"client\" does not work by relay yet",
-                    publish.listen
-                ),
-                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
             ));
         }
         if publish.via == Transport::Dnat {
@@ -258,6 +264,15 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
+                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                    problems.push(problem(
+                        format!(
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            publish.listen
+                        ),
+                        "use via = \"auto\" for both, or two stacks",
+                    ));
+                }
                 (Forwarding::Open, Mode::Root) => {}
             }
         }
@@ -275,6 +290,60 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 addresses_hint(host),
             ));
         }
+    }
+    problems
+}
+
+/// Whether an app can get to what it may connect to.
+fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
+    let subnet = IpNet::V4(plan.bridge.subnet);
+    let within = app.egress.iter().find(|egress| subnet.contains(&egress.to));
+    let mut problems: Vec<Problem> = within
+        .map(|egress| {
+            problem(
+                format!(
+                    "egress \"{egress}\" of {}: that is within the stack's own subnet",
+                    app.name
+                ),
+                "apps of a stack don't reach each other: publish a port, and let egress have the host's address",
+            )
+        })
+        .into_iter()
+        .collect();
+    let Some(first) = app.egress.first() else {
+        return problems;
+    };
+    let of = format!("egress \"{first}\" of {}", app.name);
+    if plan.mode == Mode::Rootless {
+        problems.push(problem(
+            format!("{of}: an ordinary user can't forward to it"),
+            "run the stack as root, on a host that forwards",
+        ));
+        return problems;
+    }
+    if plan.uplink.ends_at == UplinkEnd::Relay {
+        problems.push(problem(
+            format!(
+                "{of}: there is no way, since the uplink ends at the relay for source = \"client\""
+            ),
+            "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
+        ));
+        return problems;
+    }
+    // To the host itself nothing needs to be forwarded.
+    let is_host = |egress: &&Egress| {
+        let own = |(_, net): &(_, Ipv4Net)| IpAddr::V4(net.addr()) == egress.to.addr();
+        egress.is_single() && host.net.addresses.iter().any(own)
+    };
+    let beyond = app.egress.iter().find(|egress| !is_host(egress));
+    if let (Some(egress), Forwarding::Closed { why }) = (beyond, &host.forwarding) {
+        problems.push(problem(
+            format!(
+                "egress \"{egress}\" of {}: this host does not forward to it: {why}",
+                app.name
+            ),
+            "open it, such as by sysctl net.ipv4.ip_forward=1; lrpns changes nothing global",
+        ));
     }
     problems
 }

@@ -16,24 +16,28 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, Protocol};
+use crate::config::{Limits, Protocol, TrafficLog};
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
+use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
-use crate::plan::{AppPlan, Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::traffic;
 use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
@@ -77,6 +81,9 @@ pub enum StackError {
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
+    /// The user's own rules.
+    #[error(transparent)]
+    Extra(#[from] extra::ExtraError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -161,6 +168,22 @@ pub struct Ground {
     listeners: Vec<Listener>,
 }
 
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
+}
+
 /// A part that is ready.
 pub struct Launched {
     /// Its process.
@@ -171,6 +194,8 @@ pub struct Launched {
     pub notes: Vec<String>,
     /// App: the number of its command's process.
     pub command: Option<i32>,
+    /// Sidecar: where it tells of the traffic.
+    pub traffic: Option<OwnedFd>,
 }
 
 /// An app's output, to be read until its end.
@@ -229,6 +254,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -268,13 +301,23 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) = within(
+        let (mut ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
         done("namespaces", progress)?;
+        let Ground {
+            plan,
+            program,
+            sidecar,
+            ..
+        } = &mut ground;
+        compile(plan, program.as_fd(), sidecar).await?;
 
         let ground = Arc::new(ground);
         let plan = &ground.plan;
@@ -293,7 +336,7 @@ impl Stack {
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
             tokio::try_join!(
-                ground.sidecar(),
+                ground.sidecar(false),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -302,7 +345,6 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let host_table = firewall::Socket::open()?;
         firewall::transact(
             &host_table,
             &firewall::encode_owned(&if gated {
@@ -352,6 +394,22 @@ impl Stack {
     }
 }
 
+/// Makes objects of the user's own rules.
+async fn compile(
+    plan: &mut Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<(), StackError> {
+    let compiled = within("compile the rules", async {
+        Ok(extra::compile(plan, program, sidecar).await?)
+    });
+    let compiled = compiled.await?;
+    if let Some(rules) = &mut plan.rules {
+        rules.compiled = compiled;
+    }
+    Ok(())
+}
+
 fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
     namespaces
         .net
@@ -367,10 +425,14 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay,
+        };
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
-            Namespaces::make("the relay", plan.relay, Network::Shared),
+            Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
@@ -387,8 +449,15 @@ impl Ground {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
+            listening.push(Arc::new(Listening::from_fd(sockets.second)?));
         }
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::made_inside(sockets.second)?,
+            },
+        };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let volumes = volumes.into_iter().map(Arc::new).collect();
@@ -403,15 +472,18 @@ impl Ground {
             listening,
             listeners,
         };
-        Ok((ground, sidecar_route, app_routes))
+        Ok((ground, sidecar_route, app_routes, far))
     }
 
     /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
     ///
     /// # Errors
     /// [`StackError`] when a volume that is new can't be had.
-    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+    pub async fn changed(&self, mut plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
         let mut next = self.clone();
+        if plan.rules != self.plan.rules {
+            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
+        }
         for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
             if app.volumes != before.volumes {
                 next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
@@ -422,7 +494,7 @@ impl Ground {
             .filter_map(|(_, publish)| {
                 let mut known = self.listeners.iter().chain(new);
                 let mut listener = known
-                    .find(|listener| listener.address == publish.listen)?
+                    .find(|listener| listener.outside() == publish.outside())?
                     .clone();
                 listener.target = publish::target(&plan, publish);
                 Some(listener)
@@ -481,7 +553,7 @@ impl Ground {
     /// Whether somebody answers at an entry port, the way the relay asks.
     pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
         let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
-        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        let connect = tokio::time::timeout(within, self.connect(target.into()));
         matches!(connect.await, Ok(Ok(_)))
     }
 
@@ -509,26 +581,60 @@ impl Ground {
         }
     }
 
-    /// Starts the sidecar; when this returns, its rules are in force.
+    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn sidecar(&self) -> Result<Launched, StackError> {
-        let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
+        let rules = firewall::sidecar_batch(&self.plan)?;
+        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
+            packets: self.plan.log == TrafficLog::Packets,
+            again,
+            apps: self
+                .plan
+                .apps
+                .iter()
+                .map(|app| vec![app.address.into()])
+                .collect(),
+        });
+        let pair = || {
+            // Messages, so that none is ever half there.
+            rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = match &traffic {
+            Some(_) => pair()
+                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
+                .map_err(|e| StackError::Io {
+                    what: "make a socket pair for the traffic log",
+                    source: e.into(),
+                })?,
+            None => (None, None),
+        };
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar {
                 rules,
                 seal: self.plan.seal,
+                traffic,
             },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         container
-            .send(&ToStage::Start(Box::new(start)), &[])
+            .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
-        Launched::ready(container).await
+        let launched = Launched::ready(container).await?;
+        Ok(Launched {
+            traffic: ours,
+            ..launched
+        })
     }
 
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
@@ -545,6 +651,10 @@ impl Ground {
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let forget = udp_that_moves(old, new);
+        if old.rules != new.rules {
+            return self.load_rules(firewall::sidecar_batch(new)?).await;
+        }
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());
@@ -552,6 +662,7 @@ impl Ground {
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            forget,
         })
         .await
     }
@@ -583,19 +694,26 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials by TCP.
-    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners
+    /// What the relay may reach.
+    #[must_use]
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        let targets = self
+            .listeners
             .iter()
             .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
     }
 
-    /// Whether a port of UDP is published.
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
     #[must_use]
-    pub fn carries_udp(&self) -> bool {
+    pub fn relay_profile(&self) -> crate::seccomp::Profile {
         let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
-        self.listeners.iter().any(udp)
+        crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
     }
 
     /// Lets the bound sockets of the published ports listen.
@@ -630,6 +748,7 @@ impl Ground {
                         target: listener.target,
                     })
                     .collect(),
+                as_clients: self.dials_as_clients(),
                 wait,
             },
             weaken: None,
@@ -686,7 +805,12 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            app.name.as_str(),
+            app.ids.user(),
+            &app.resolvers().collect::<Vec<_>>(),
+        )?;
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
@@ -749,7 +873,7 @@ impl Ground {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
@@ -786,11 +910,7 @@ impl Ground {
     pub async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.ways_to_try() {
             let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            let connect = tokio::time::timeout(
-                Duration::from_secs(5),
-                tokio::net::TcpStream::connect(target),
-            );
-            connect
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -813,6 +933,22 @@ impl Ground {
             ways.extend(some.map(|publish| (app, publish)));
         }
         ways
+    }
+
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        for socket in self.relay.tcp_sockets(family, 1).await? {
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            socket.connect(target).await?;
+        }
+        Ok(())
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
@@ -842,6 +978,21 @@ impl fmt::Display for AppPort {
     }
 }
 
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
+fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
+    let ways = |plan: &Plan| -> HashSet<(u16, Ipv4Addr, u16)> {
+        plan.published()
+            .filter(|(_, publish)| publish.protocol == Protocol::Udp)
+            .map(|(app, publish)| (publish.entry_port, app.address, publish.app_port))
+            .collect()
+    };
+    let gone: HashSet<u16> = ways(old)
+        .difference(&ways(new))
+        .map(|(entry, ..)| *entry)
+        .collect();
+    gone.into_iter().collect()
+}
+
 /// What to tell who waits for a port.
 fn describe(listening: &[SocketAddrV4], port: u16) -> String {
     if listening.is_empty() {
@@ -864,6 +1015,7 @@ impl Launched {
             privileges,
             notes,
             command: None,
+            traffic: None,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan::{Mode, Plan, Transport};
+use crate::plan::{Mode, Plan, Transport, UplinkEnd};
 use crate::seccomp::Profile;
 use crate::{publish, resolve};
 
@@ -32,6 +32,11 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
     let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    let rules = rules
+        + &plan
+            .rules
+            .as_ref()
+            .map_or_else(String::new, super::rules::extra);
     Ok(format!(
         "{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}",
         indent(&rules),
@@ -84,10 +89,10 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.host_link,
         uplink.host_mac,
         uplink.host_address,
-        if plan.mode == Mode::Root {
-            "host's netns"
-        } else {
-            "supervisor's netns"
+        match (plan.uplink.ends_at, plan.mode) {
+            (UplinkEnd::Relay, _) => "relay's netns",
+            (UplinkEnd::Host, Mode::Root) => "host's netns",
+            (UplinkEnd::Host, Mode::Rootless) => "supervisor's netns",
         },
         uplink.sidecar_link,
         uplink.sidecar_mac,
@@ -210,6 +215,18 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Seen::Client => "its clients' own addresses, and has a default route to answer them",
         };
         writeln!(out, "  sees {source}  ({})", key("source"))?;
+        match app.egress.as_slice() {
+            [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
+            egress => {
+                let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
+                writeln!(
+                    out,
+                    "  may connect to {}  ({})",
+                    list.join(", "),
+                    key("egress")
+                )?;
+            }
+        }
     }
     if plan.published().next().is_some() {
         writeln!(

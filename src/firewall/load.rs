@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Batch;
 use super::netlink::messages;
+use crate::sys;
 
 /// Why a ruleset isn't in the kernel. The old one is, untouched.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -91,6 +92,12 @@ mod errno {
 /// Dropping it makes the tables vanish that were loaded through it by [`super::encode_owned`].
 pub struct Socket(pub(super) netlink_sys::Socket);
 
+impl std::os::fd::AsFd for Socket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Socket {
     /// Opens one in the calling thread's network namespace. To load rules, the caller must hold `CAP_NET_ADMIN` in the user
     /// namespace that owns it, when it opens the socket and when it sends; nothing else is needed.
@@ -98,15 +105,27 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`].
     pub fn open() -> Result<Self, LoadError> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            // A refusal need not carry the whole batch back, but its words if it has some.
-            socket.set_cap_ack(true)?;
-            socket.set_ext_ack(true)?;
-            Ok(Self(socket))
-        };
-        open().map_err(|source| LoadError::Open { source })
+        netlink_sys::Socket::new(NETLINK_NETFILTER)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    /// The same by a `NETLINK_NETFILTER` socket that was made inside the namespace that it is to change.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket.
+    pub fn made_inside(fd: OwnedFd) -> Result<Self, LoadError> {
+        sys::netlink::socket(fd)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    fn prepare(mut socket: netlink_sys::Socket) -> io::Result<Self> {
+        socket.bind_auto()?;
+        // A refusal need not carry the whole batch back, but its words if it has some.
+        socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
+        Ok(Self(socket))
     }
 
     /// The socket itself, to hand to another process: who sends on it needs the capability as well.
@@ -120,8 +139,7 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`]: it is no netlink socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
-        let socket =
-            crate::sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let socket = sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
         let mut left = Vec::with_capacity(ANSWER);
         while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
             left.clear();

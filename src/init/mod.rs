@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod ceilings;
+mod compiler;
 mod loader;
 mod sidecar;
 
@@ -143,22 +144,35 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
-        Role::Sidecar { rules, seal } => {
-            sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
-        }
-        Role::Updater { old, new } => {
-            loader::update(supervisor, &old, &new).map(|()| ExitCode::SUCCESS)
+        Role::Sidecar {
+            rules,
+            seal,
+            traffic,
+        } => sidecar::run(supervisor, &rules, seal, traffic, fds).map(|()| ExitCode::SUCCESS),
+        Role::Updater { old, new, forget } => {
+            loader::update(supervisor, &old, &new, &forget).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { carried, wait } => {
+        Role::Compiler {
+            ours,
+            rootfs,
+            command,
+        } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
+        Role::Relay {
+            carried,
+            as_clients,
+            wait,
+        } => {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
             let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
-            let filter = seccomp::relay(carried.iter().any(|c| speaks(Protocol::Udp)(&c)))
+            let udp = carried.iter().any(|c| speaks(Protocol::Udp)(&c));
+            let filter = seccomp::relay(udp, as_clients)
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
             let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));
-            let confined = TcpOnlyTo::of(by_tcp.map(|carried| carried.target)).enforce();
+            let targets = by_tcp.map(|carried| carried.target);
+            let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
@@ -181,7 +195,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 }
             }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-            crate::relay::run(streams, datagrams, shutdown).map_err(step("relay"))?;
+            crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
         }
         Role::App(start) => app::run(supervisor, start, fds),

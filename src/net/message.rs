@@ -17,6 +17,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::plan::Mac;
@@ -197,24 +198,54 @@ pub(super) fn delete_host_route(index: u32, address: Ipv4Addr) -> RouteNetlinkMe
 
 /// What no narrower route leads to is refused here and not sent along the default route.
 pub(super) fn new_unreachable_route(net: Ipv4Net) -> RouteNetlinkMessage {
-    let net = net.trunc();
-    let mut route = route(RouteType::Unreachable, RouteScope::Universe);
-    route.header.destination_prefix_length = net.prefix_len();
-    route
-        .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(
-            net.network(),
-        )));
-    RouteNetlinkMessage::NewRoute(route)
+    RouteNetlinkMessage::NewRoute(route_to(net, RouteType::Unreachable, RouteScope::Universe))
 }
 
 pub(super) fn new_default_route(index: u32, gateway: Ipv4Addr) -> RouteNetlinkMessage {
-    let mut route = route(RouteType::Unicast, RouteScope::Universe);
-    route.attributes = vec![
+    new_route_by(index, Ipv4Net::default(), gateway)
+}
+
+/// A route to `net` by a neighbour.
+pub(super) fn new_route_by(index: u32, net: Ipv4Net, gateway: Ipv4Addr) -> RouteNetlinkMessage {
+    let mut route = if net.prefix_len() == 0 {
+        route(RouteType::Unicast, RouteScope::Universe)
+    } else {
+        route_to(net, RouteType::Unicast, RouteScope::Universe)
+    };
+    route.attributes.extend([
         RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
         RouteAttribute::Oif(index),
-    ];
+    ]);
     RouteNetlinkMessage::NewRoute(route)
+}
+
+/// Every address of `net` is one of this namespace's own.
+pub(super) fn new_local_route(net: Ipv4Net, index: u32) -> RouteNetlinkMessage {
+    let mut route = route_to(net, RouteType::Local, RouteScope::Host);
+    route.header.table = libc::RT_TABLE_LOCAL;
+    route.attributes.push(RouteAttribute::Oif(index));
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+/// But not these.
+pub(super) fn new_throw_from_local(net: Ipv4Net) -> RouteNetlinkMessage {
+    let mut route = route_to(net, RouteType::Throw, RouteScope::Universe);
+    route.header.table = libc::RT_TABLE_LOCAL;
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+/// Ways to `net` are looked for in the main table, after the rules of lower priority.
+pub(super) fn new_rule_to_main(net: Ipv4Net, priority: u32) -> RouteNetlinkMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.dst_len = net.prefix_len();
+    rule.header.table = RouteHeader::RT_TABLE_MAIN;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Destination(net.network().into()),
+        RuleAttribute::Priority(priority),
+    ];
+    RouteNetlinkMessage::NewRule(rule)
 }
 
 pub(super) fn routes() -> RouteNetlinkMessage {
@@ -263,6 +294,17 @@ fn host_route(index: u32, address: Ipv4Addr) -> RouteMessage {
         RouteAttribute::Destination(RouteAddress::Inet(address)),
         RouteAttribute::Oif(index),
     ];
+    route
+}
+
+fn route_to(net: Ipv4Net, kind: RouteType, scope: RouteScope) -> RouteMessage {
+    let mut route = route(kind, scope);
+    route.header.destination_prefix_length = net.prefix_len();
+    route
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::Inet(
+            net.network(),
+        )));
     route
 }
 

@@ -17,8 +17,8 @@
 //! - No link asks for or answers to link-layer addresses (`IFF_NOARP`): each end knows its peers from the start, as
 //!   permanent neighbours. So nobody can claim another's address, an app that tries every address of its subnet
 //!   leaves no entry in the neighbour table, which all namespaces of the machine share, and nothing needs to be flooded.
-//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it a default one only if it sees its
-//!   clients' own addresses; the sidecar has one to the host, which is also
+//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it those of its `egress`, or a
+//!   default one if it sees its clients' own addresses; the sidecar has one to the host, which is also
 //!   its default, and one to each app; the rest of the subnet is unreachable. The host has one, to the sidecar's end of the
 //!   uplink, and none to the subnet.
 //! - Bridge ports are isolated from each other, learn nothing and take no foreign source address.
@@ -41,6 +41,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
@@ -53,9 +54,8 @@ pub use self::listening::Listening;
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
-use crate::config::Source;
 use crate::names::{PartName, StackName};
-use crate::plan::{AppPlan, Mac, Plan};
+use crate::plan::{AppPlan, Mac, Plan, UplinkEnd};
 
 /// What the alias of every link of ours in the host's namespace begins with.
 pub const ALIAS_PREFIX: &str = "lrpns:";
@@ -68,6 +68,9 @@ pub const UP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Loopback's index in every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
 const LOOPBACK: u32 = 1;
+
+/// RFC 3927.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
 /// The alias of `stack`'s link in the host's namespace.
 #[must_use]
@@ -367,8 +370,40 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
     let name = uplink.host_link.as_str();
     let mut steps = Vec::from(address_and_up(links.host, name, uplink.host_address, 31));
     steps.extend(peer(links.host, uplink.sidecar_address, uplink.sidecar_mac));
+    if uplink.ends_at == UplinkEnd::Relay {
+        steps.insert(0, loopback());
+        steps.extend(own_every_address(plan));
+    }
     host.run("host", steps).await?;
     Ok(())
+}
+
+/// In the relay's namespace every address is local but the sidecar's end of the uplink: so the relay may dial as any
+/// client, without a capability and without a sysctl, the answers come back to it, and it reaches nothing but the sidecar.
+/// What is local there is also a source that no packet from outside may have.
+///
+/// Two ranges are left out, as clients that no app is to see: the stack's own subnet, and link-local addresses.
+///
+/// The first rule makes the kernel look into the table of local addresses by itself, before any other: without one it
+/// has merged that table with the main one (`fib_unmerge`, net/ipv4/fib_trie.c).
+fn own_every_address(plan: &Plan) -> Vec<Step> {
+    let sidecar = Ipv4Net::from(plan.uplink.sidecar_address);
+    let mut steps = vec![Step::create(
+        format!("look for {sidecar} in the main table"),
+        message::new_rule_to_main(sidecar, 1),
+    )];
+    let foreign = [sidecar, plan.bridge.subnet, LINK_LOCAL];
+    steps.extend(foreign.map(|net| {
+        Step::create(
+            format!("take {net} out of the local addresses"),
+            message::new_throw_from_local(net),
+        )
+    }));
+    steps.push(Step::create(
+        "make every other address local",
+        message::new_local_route(Ipv4Net::default(), LOOPBACK),
+    ));
+    steps
 }
 
 async fn configure_app(
@@ -393,11 +428,14 @@ async fn configure_app(
         bridge.subnet.prefix_len(),
     ));
     steps.extend(peer(ours.eth0, bridge.address, bridge.mac));
-    if app.source == Source::Client {
-        steps.push(Step::create(
-            format!("route everything else to {}", bridge.address),
-            message::new_default_route(ours.eth0, bridge.address),
-        ));
+    for net in app.routes() {
+        // None of the other family yet: the configuration takes no such destination.
+        if let IpNet::V4(net) = net {
+            steps.push(Step::create(
+                format!("route {net} to {}", bridge.address),
+                message::new_route_by(ours.eth0, net, bridge.address),
+            ));
+        }
     }
     end.rtnl.run(&in_app(app), steps).await?;
     Ok(())

@@ -245,6 +245,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             mac: mac(&stack, "bridge"),
         },
         uplink: UplinkPlan {
+            ends_at: Default::default(),
             host_link: IfName::new(format!("lr-{stack}")).unwrap(),
             host_address: uplink.network(),
             host_mac: mac(&stack, "uplink host"),
@@ -252,9 +253,11 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             sidecar_address: uplink.broadcast(),
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
+        log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
         seal: false,
+        rules: None,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -289,6 +292,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        egress: vec![],
         closing: vec![],
         restart: Restart::No,
     }

@@ -350,13 +350,18 @@ fn stage() -> Calls {
     calls
 }
 
-/// The sidecar: opens one netfilter socket, loads its rules, waits for the end.
+/// The sidecar: opens its netfilter sockets, loads its rules, reads and tells of the traffic until the end.
 #[must_use]
 pub fn sidecar() -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
-        bind getsockname getsockopt recvfrom sendto setsockopt
+        bind getsockname getsockopt ppoll recvfrom sendto setsockopt
     ]]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![poll]]));
+    // The name of a link by its number.
+    const SIOCGIFNAME: u32 = 0x8910;
+    set(&mut calls, Sysno::ioctl, one_of(1, &[SIOCGIFNAME]));
     let netfilter = [equal(0, AF_NETLINK), equal(2, NETLINK_NETFILTER)];
     set(&mut calls, Sysno::socket, vec![allow(netfilter)]);
     profile("sidecar", calls)
@@ -370,9 +375,10 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that.
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that, and it
+/// binds only if it dials as its clients.
 #[must_use]
-pub fn relay(udp: bool) -> Profile {
+pub fn relay(udp: bool, as_clients: bool) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -380,6 +386,9 @@ pub fn relay(udp: bool) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
+    if as_clients {
+        calls.extend(plain(&[calls![bind]]));
+    }
     let tcp = [
         equal(0, AF_INET),
         low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
@@ -513,7 +522,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(true), init()] {
+        for part in [sidecar(), relay(true, true), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -537,8 +546,8 @@ mod tests {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
         for (part, netfilter) in [
             (sidecar(), true),
-            (relay(false), false),
-            (relay(true), false),
+            (relay(false, false), false),
+            (relay(true, true), false),
         ] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));
