@@ -319,6 +319,8 @@ pub async fn run(
     let stack = match stack {
         Ok(stack) => stack,
         Err(e) => {
+            // It has not been told to begin, and ends with the conversation.
+            drop(gate);
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
             while let Some(line) = lines.recv().await {
