@@ -14,7 +14,7 @@ use crate::confine;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, sockets, or the supervisor's own business.
-const LIVE: [&str; 2] = ["publish", "restart"];
+const LIVE: [&str; 4] = ["publish", "allow", "rate", "restart"];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
@@ -90,6 +90,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
                     .to_owned(),
             ),
+            "rules" => change.live.push("sidecar.rules".to_owned()),
             "stack" => refused.push("name".to_owned()),
             other => refused.push(other.to_owned()),
         }
@@ -141,14 +142,23 @@ fn app_change(
     let mut because = vec![];
     let (had, has) = (confine::App::of(old), confine::App::of(new));
     let more = |had: &[u16], has: &[u16]| has.iter().any(|port| !had.contains(port));
-    if more(&had.bind, &has.bind) || more(&had.connect, &has.connect) {
-        // Landlock gives nothing back to a process that is there.
+    // Landlock gives nothing back to a process that is there.
+    if more(&had.bind, &has.bind) {
         because.push(key("publish"));
     }
+    if more(&had.connect, &has.connect) && old.egress != new.egress {
+        because.push(key("egress"));
+    }
+    // Routes and the list of resolvers are made once.
+    let same_way = old.routes() == new.routes() && old.resolvers().eq(new.resolvers());
     for name in differing(&object(old), &object(new)) {
         match name.as_str() {
             name if NO_CHANGE.contains(&name) => {}
+            "egress" if !same_way => {
+                refused.push(format!("{} (to other addresses)", key("egress")))
+            }
             name if because.contains(&key(name)) => {}
+            "egress" => change.live.push(key("egress")),
             name if LIVE.contains(&name) => change.live.push(key(name)),
             "env" => {
                 let mut names: BTreeSet<&String> = old.env.keys().collect();

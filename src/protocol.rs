@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::admission::Admission;
 use crate::config::{Protocol, Tmpfs, Volume};
 use crate::privileges::Privileges;
 
@@ -86,6 +87,16 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
+    /// Lets nft make objects of the user's rules, in an empty network namespace, and ends. Descriptors: the mounts of
+    /// `rootfs`.
+    Compiler {
+        /// Our own rules, to which they are added.
+        ours: crate::firewall::Batch,
+        /// Its root, with nft and the file.
+        rootfs: RootfsStart,
+        /// nft and its arguments.
+        command: Vec<String>,
+    },
     /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
     /// descriptors.
     Updater {
@@ -101,6 +112,8 @@ pub enum Role {
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
+        /// The clients of each app.
+        admissions: Vec<Admission>,
         /// It has a network namespace of its own, in which it dials as the client that it carries.
         as_clients: bool,
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
@@ -118,6 +131,8 @@ pub struct Carried {
     pub protocol: Protocol,
     /// Where what comes to it goes.
     pub target: SocketAddr,
+    /// From whom it may come: a place in the list of admissions.
+    pub admission: usize,
 }
 
 /// What an app's stage needs.
@@ -179,6 +194,8 @@ pub enum FromStage {
     },
     /// Loader: the transaction went through, or nothing has changed; the process ends next.
     Loaded(Result<(), crate::firewall::LoadError>),
+    /// Compiler: how it went; the process ends next.
+    Compiled(Compiled),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.
@@ -192,6 +209,17 @@ pub enum FromStage {
         /// For the command's `execve(2)`: its errno.
         errno: Option<i32>,
     },
+}
+
+/// What has become of the user's rules.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Compiled {
+    /// These objects, to be loaded beside ours.
+    Objects(Vec<crate::plan::ExtraObject>),
+    /// nft took them, but they do what must not be done.
+    NotAllowed(String),
+    /// nft did not take them, and said so.
+    NftSays(String),
 }
 
 /// How a command ended.

@@ -177,6 +177,15 @@ fn a_port_comes_and_goes_while_the_app_and_the_sidecar_go_on() {
     for via in ["dnat", "relay"] {
         let stack = Stack::up(via);
         let (app, sidecar, rules) = (stack.pid("app"), stack.pid("sidecar"), stack.rules());
+        // By number: a table that is made anew has another, and so has a chain in the same table.
+        let chains = || {
+            let init = look::init(&stack.lab.status("web"), "sidecar");
+            ["tables", "chains"].map(|what| {
+                let list = ["nft", "-a", "-j", "list", what];
+                [Some(init), None].map(|pid| look::json(&stack.lab, pid, &list))
+            })
+        };
+        let made = chains();
         assert_eq!(stack.get(8080), (false, false));
         assert_done(&stack.apply(TWO, "", &[]));
         assert_eq!(
@@ -185,6 +194,7 @@ fn a_port_comes_and_goes_while_the_app_and_the_sidecar_go_on() {
             "{via}"
         );
         assert_ne!(stack.rules(), rules);
+        assert_eq!(chains(), made, "{via}: base chains stay");
         assert_done(&stack.apply(ONE, "", &[]));
         assert_eq!(
             (stack.get(5000), stack.get(8080)),
@@ -911,4 +921,45 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
         }
         assert_eq!(stack.pid("app"), app);
     }
+}
+
+#[test]
+fn egress_to_the_same_address_changes_by_rules_and_what_landlock_forbids_starts_the_app_again() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("relay");
+    let egress = |list: &[&str]| stack.file(ONE, &format!("egress = {}\n", look::toml_list(list)));
+    let refused = stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]);
+    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
+    assert!(
+        stderr(&refused).contains("app.egress (to other addresses) can't"),
+        "{}",
+        describe(&refused)
+    );
+
+    stack.lab.lrpns_ok(&["down", "web"]);
+    let path = stack
+        .lab
+        .write("web.toml", &egress(&["udp 10.99.0.2:5353"]));
+    stack
+        .lab
+        .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let (app, before) = (stack.pid("app"), stack.rules());
+    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353", "udp 10.99.0.2:5354"]), &[]));
+    assert_ne!(stack.rules()[0], before[0]);
+    assert_eq!(stack.pid("app"), app);
+    let output = stack.apply_file(
+        &egress(&["udp 10.99.0.2:5353", "tcp 10.99.0.2:5432"]),
+        &["--json"],
+    );
+    assert_done(&output);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        told["restart"][0]["because"],
+        serde_json::json!(["app.egress"])
+    );
+    assert_ne!(stack.pid("app"), app);
+    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]));
+    assert_eq!(stack.rules()[0], before[0]);
 }

@@ -9,9 +9,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
+use ipnet::IpNet;
+
 use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
+use crate::config::{Egress, Protocol};
 use crate::firewall::{SIDECAR_TABLE, host_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
@@ -184,12 +187,57 @@ fn unpublished(plan: &Plan) -> u16 {
         .unwrap_or(DISCARD)
 }
 
+/// The same of UDP: a port that is published by TCP if there is one.
+fn unpublished_udp(plan: &Plan) -> u16 {
+    let entries = |protocol| {
+        plan.published()
+            .filter(move |(_, publish)| publish.protocol == protocol)
+            .map(|(_, publish)| publish.entry_port)
+    };
+    let taken: Vec<u16> = entries(Protocol::Udp).collect();
+    entries(Protocol::Tcp)
+        .chain(DISCARD..)
+        .find(|port| !taken.contains(port))
+        .unwrap_or(DISCARD)
+}
+
+/// An address that a selective app's clients don't have, of those that documentation is free to use (RFC 5737).
+fn outsider(plan: &Plan, app: &AppPlan) -> Option<Ipv4Addr> {
+    [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]]
+        .map(Ipv4Addr::from)
+        .into_iter()
+        .find(|address| {
+            let allowed = app.allow.iter().any(|net| net.contains(address));
+            !allowed && !plan.bridge.subnet.contains(address)
+        })
+}
+
 /// One of the host's own addresses that is neither loopback's nor the uplink's.
 fn host_address() -> Option<Ipv4Addr> {
     nix::ifaddrs::getifaddrs().ok()?.find_map(|link| {
         let address = link.address?.as_sockaddr_in()?.ip();
         let uplink = link.interface_name.starts_with("lrp");
         (!uplink && !address.is_loopback()).then_some(address)
+    })
+}
+
+/// What is next to what an app may connect to: the port after the last one, the same port of the other protocol, and of
+/// the address after the last one.
+fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
+    app.egress.iter().flat_map(|egress| {
+        let (here, after) = match egress.to {
+            IpNet::V4(net) => (net.network(), net.broadcast().to_bits().checked_add(1)),
+            IpNet::V6(_) => return vec![],
+        };
+        let (same, other): (fn(_, _) -> _, fn(_, _) -> _) = match egress.protocol {
+            Protocol::Tcp => (tcp, udp),
+            Protocol::Udp => (udp, tcp),
+        };
+        let mut shots = vec![other(here, egress.first_port)];
+        shots.extend(egress.last_port.checked_add(1).map(|port| same(here, port)));
+        let after = after.map(Ipv4Addr::from_bits);
+        shots.extend(after.map(|after| same(after, egress.first_port)));
+        shots
     })
 }
 
@@ -209,6 +257,24 @@ pub fn from_app(
         .map(|(_, publish)| publish.entry_port)
         .next();
     let foreign = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
+    // What the plan grants is no attack: then it is another port, or there is none.
+    let refused = |shot: Shot| {
+        let (protocol, to) = match &shot {
+            Shot::Tcp(to) => (Protocol::Tcp, *to),
+            Shot::Udp(to) => (Protocol::Udp, *to),
+            _ => return Some(shot),
+        };
+        let granted = |port| {
+            let covers = |egress: &Egress| egress.covers(protocol, to.ip(), port);
+            app.egress.iter().any(covers)
+        };
+        let port = (to.port()..=u16::MAX).find(|port| !granted(*port))?;
+        let to = SocketAddr::new(to.ip(), port);
+        Some(match protocol {
+            Protocol::Tcp => Shot::Tcp(to),
+            Protocol::Udp => Shot::Udp(to),
+        })
+    };
     let v6: IpAddr = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
     let shots = [
         ("out-sidecar-tcp", Some(tcp(bridge, unpublished(plan))), ""),
@@ -259,13 +325,23 @@ pub fn from_app(
     ];
     let name = app.name.as_str();
     for (id, shot, why_not) in shots {
-        let outcome = match shot {
-            Some(shot @ Shot::Tcp(_)) => shoot(field, beside, shot),
-            Some(shot) => shoot(field, prober, shot),
+        let outcome = match shot.map(refused) {
+            Some(Some(shot @ Shot::Tcp(_))) => shoot(field, beside, shot),
+            Some(Some(shot)) => shoot(field, prober, shot),
+            Some(None) => Outcome::not_applicable("the app's egress grants every such port"),
             None => Outcome::not_applicable(why_not),
         };
         findings.add(id, name, outcome);
     }
+    let nearby = beside_egress(app).filter_map(refused);
+    let outcome = worst(
+        nearby.map(|shot| match shot {
+            Shot::Tcp(_) => shoot(field, beside, shot),
+            shot => shoot(field, prober, shot),
+        }),
+        "the app may connect to nothing",
+    );
+    findings.add("out-egress-beside", name, outcome);
     let others = plan.apps.iter().filter(|other| other.name != app.name);
     let shots = others.map(|other| {
         tcp(
@@ -317,6 +393,8 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
 
     let working: Vec<Outcome> = plan
         .published()
+        // Only an app could answer by UDP, and need not.
+        .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
         .map(|(_, publish)| {
             let to = SocketAddrV4::new(there, publish.entry_port);
             match field
@@ -332,7 +410,11 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
             }
         })
         .collect();
-    findings.add("in-control", "host", worst(working, "nothing is published"));
+    findings.add(
+        "in-control",
+        "host",
+        worst(working, "nothing is published by TCP"),
+    );
 
     let packets = [
         (
@@ -367,7 +449,7 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         ),
         (
             "in-unpublished-udp",
-            entry.map(|entry| datagram(here, there, entry)),
+            Some(datagram(here, there, unpublished_udp(plan))),
         ),
         (
             "in-invalid",
@@ -382,6 +464,19 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         };
         findings.add(id, "sidecar", outcome);
     }
+    let outsiders = plan.published().filter_map(|(app, publish)| {
+        let (from, entry) = (outsider(plan, app)?, publish.entry_port);
+        Some(match publish.protocol {
+            Protocol::Tcp => segment(from, there, entry, SYN),
+            Protocol::Udp => datagram(from, there, entry),
+        })
+    });
+    let refused = outsiders.map(|packet| inject(field, field.host, link, frame(packet)));
+    findings.add(
+        "in-not-allowed",
+        "sidecar",
+        worst(refused, "every client is allowed"),
+    );
     let packet = datagram(here, Ipv4Addr::BROADCAST, DISCARD);
     let frame = ethernet(broadcast, uplink.host_mac, 0x0800, &packet);
     findings.add(

@@ -32,6 +32,11 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
     let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    let rules = rules
+        + &plan
+            .rules
+            .as_ref()
+            .map_or_else(String::new, super::rules::extra);
     Ok(format!(
         "{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}",
         indent(&rules),
@@ -210,6 +215,30 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Seen::Client => "its clients' own addresses, and has a default route to answer them",
         };
         writeln!(out, "  sees {source}  ({})", key("source"))?;
+        match app.egress.as_slice() {
+            [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
+            egress => {
+                let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
+                writeln!(
+                    out,
+                    "  may connect to {}  ({})",
+                    list.join(", "),
+                    key("egress")
+                )?;
+            }
+        }
+        if let Some(rate) = app.rate {
+            writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
+        }
+        if app.is_selective() {
+            let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
+            let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
+            wrap(
+                out,
+                &format!("clients of these only ({}):", key("allow")),
+                &allow,
+            )?;
+        }
     }
     if plan.published().next().is_some() {
         writeln!(

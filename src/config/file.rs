@@ -15,8 +15,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, TrafficLog,
-    Volume,
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
+    TrafficLog, Via, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -145,6 +145,7 @@ struct ReadSidecar {
     address: Option<Placed<Ipv4Addr>>,
     seal: bool,
     log: TrafficLog,
+    rules: Option<RulesFile>,
 }
 
 impl Reader<'_> {
@@ -177,6 +178,7 @@ impl Reader<'_> {
                 address: sidecar.address.map(|placed| placed.value),
                 seal: sidecar.seal,
                 log: sidecar.log,
+                rules: sidecar.rules,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -261,11 +263,32 @@ impl Reader<'_> {
         };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
         let log = self.one(&section, keys::LOG, values::log);
-        self.one(&section, keys::RULES, values::rules);
+        let base = self.base.clone();
+        let rules = self.one(&section, keys::RULES, |text| values::rules(text, &base));
+        let rules = rules.and_then(|path| self.rules(path.value));
         ReadSidecar {
             seal: self.flag(&section, keys::SEAL) == Some(true),
+            rules,
             address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
             log: log.map(|placed| placed.value).unwrap_or_default(),
+        }
+    }
+
+    fn rules(&mut self, path: PathBuf) -> Option<RulesFile> {
+        match super::read_text(&path) {
+            Ok(text) => Some(RulesFile {
+                path,
+                text,
+                vars: self.lookup.table(),
+            }),
+            Err(problem) => {
+                self.problems.push(Problem {
+                    expected: "a file in nft's language".to_owned(),
+                    example: "chain before { ip saddr 192.0.2.0/24 drop; }".to_owned(),
+                    ..*problem
+                });
+                None
+            }
         }
     }
 
@@ -351,13 +374,20 @@ impl Reader<'_> {
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
-        self.many(section, keys::EGRESS, values::egress);
-        if let Some(list) = self.many(section, keys::ALLOW, values::allow)
-            && list.is_empty()
+        let egress = self.many(section, keys::EGRESS, values::egress);
+        let allow = self.allow(section);
+        let rate = self.one(section, keys::RATE, values::rate);
+        let by_dnat = via.as_ref().is_some_and(|via| via.value == Via::Dnat);
+        if let Some(Placed {
+            value: Some(_),
+            span,
+        }) = &rate
+            && by_dnat
         {
-            self.later(section, keys::ALLOW, "[\"0.0.0.0/0\"]");
+            let message = "a rate is counted by the relay, and `via` is \"dnat\"".to_owned();
+            let expected = "via = \"auto\" or \"relay\", or no rate";
+            self.problem(span.clone(), message, expected, "via = \"relay\"");
         }
-        self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
@@ -378,7 +408,14 @@ impl Reader<'_> {
                 .collect(),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            allow,
+            rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
+            egress: egress
+                .into_iter()
+                .flatten()
+                .map(|placed| placed.value)
+                .collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -391,6 +428,17 @@ impl Reader<'_> {
             address,
             publish: publish.unwrap_or_default(),
         }
+    }
+
+    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<Ipv4Net> {
+        let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
+            return vec![Ipv4Net::default()];
+        };
+        if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
+            let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";
+            self.key_problem(span, message.to_owned(), keys::ALLOW);
+        }
+        list.into_iter().map(|placed| placed.value).collect()
     }
 
     fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {
@@ -597,6 +645,14 @@ impl Reader<'_> {
         let mut used = BTreeSet::new();
         for (_, value) in table {
             collect_names(value.get_ref(), &mut used);
+        }
+        // The user's own rules say `$NAME` of whatever is in the table.
+        let sidecar = table.get(keys::SIDECAR.name).map(Spanned::get_ref);
+        if let Some(DeValue::Table(sidecar)) = sidecar
+            && sidecar.contains_key(keys::RULES.name)
+            && let Some(DeValue::Table(vars)) = table.get(keys::VARS.name).map(Spanned::get_ref)
+        {
+            used.extend(vars.keys().map(|name| name.get_ref().to_string()));
         }
         let mut seen = BTreeSet::new();
         for (name, _) in &vars.set {

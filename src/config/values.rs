@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::admission::Rate;
+
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
+use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -275,12 +277,12 @@ pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
     )
 }
 
-/// `sidecar.rules`.
-pub(super) fn rules(text: &str) -> Result<(), ValueError> {
+/// `sidecar.rules`; a relative path is taken from `base`, which is absolute.
+pub(super) fn rules(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
     if text.is_empty() {
         return Err(ValueError::said("a path can't be empty"));
     }
-    Err(ValueError::later(text, "the key left out"))
+    Ok(base.join(text))
 }
 
 const ROOTFS_NOW: &str = "builtin:webapp, host or dir:PATH";
@@ -377,20 +379,47 @@ pub(super) fn restart(text: &str) -> Result<Restart, ValueError> {
     one_of(text, &words)
 }
 
-/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT`.
-pub(super) fn egress(text: &str) -> Result<(), ValueError> {
+/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`.
+pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
     let bad = || ValueError::said(format!("{} is no destination", quoted(text)));
     let (protocol, rest) = text.split_once(' ').ok_or_else(bad)?;
-    one_of(protocol, &[("tcp", ()), ("udp", ())])?;
+    let protocol = one_of(protocol, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])?;
     let (address, range) = rest.rsplit_once(':').ok_or_else(bad)?;
     let inside = address
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
     let address = inside.unwrap_or(address);
-    range_of_addresses(address)
+    let to = range_of_addresses(address)
         .ok_or_else(|| ValueError::said(format!("{} is no address", quoted(address))))?;
-    ports(range)?;
-    Err(ValueError::later(text, "an empty list"))
+    if to.trunc() != to {
+        return Err(ValueError::said(format!(
+            "`{to}` is an address within the range `{}`",
+            to.trunc()
+        )));
+    }
+    let (first_port, last_port) = ports(range)?;
+    let IpNet::V4(net) = to else {
+        return Err(ValueError::later(text, "a destination by IPv4"));
+    };
+    let first = net.network();
+    let everything = net.prefix_len() == 0;
+    if !everything && (first.octets()[0] == 0 || first.is_loopback() || first.octets()[0] >= 224) {
+        return Err(ValueError::said(format!(
+            "no app can reach `{net}`: it is reserved (0/8, 127/8, 224/3)"
+        )));
+    }
+    // Clouds tell credentials there: who opens it shall have seen the address.
+    if first.is_link_local() && net.prefix_len() != 32 {
+        return Err(ValueError::said(format!(
+            "`{net}` is link-local: each address of 169.254.0.0/16 must be listed by itself"
+        )));
+    }
+    Ok(Egress {
+        protocol,
+        to,
+        first_port,
+        last_port,
+    })
 }
 
 fn range_of_addresses(text: &str) -> Option<IpNet> {
@@ -399,7 +428,7 @@ fn range_of_addresses(text: &str) -> Option<IpNet> {
 }
 
 /// One entry of `allow`.
-pub(super) fn allow(text: &str) -> Result<(), ValueError> {
+pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
     let range = range_of_addresses(text)
         .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
     if range.trunc() != range {
@@ -408,25 +437,30 @@ pub(super) fn allow(text: &str) -> Result<(), ValueError> {
             range.trunc()
         )));
     }
-    if range == IpNet::V4(Ipv4Net::default()) {
-        return Ok(());
+    match range {
+        IpNet::V4(range) => Ok(range),
+        IpNet::V6(_) => Err(ValueError::later(text, "ranges of IPv4")),
     }
-    Err(ValueError::later(text, "[\"0.0.0.0/0\"]"))
 }
 
 /// `rate`: `off` or `NUMBER/UNIT[ per client]`.
-pub(super) fn rate(text: &str) -> Result<(), ValueError> {
+pub(super) fn rate(text: &str) -> Result<Option<Rate>, ValueError> {
     if text == "off" {
-        return Ok(());
+        return Ok(None);
     }
     let bad = || ValueError::said(format!("{} is no rate", quoted(text)));
     let (count, unit) = text.split_once('/').ok_or_else(bad)?;
-    let unit = unit.strip_suffix(" per client").unwrap_or(unit);
-    if !matches!(number(count), Some(1..)) {
-        return Err(bad());
-    }
-    one_of(unit, &[("second", ()), ("minute", ()), ("hour", ())])?;
-    Err(ValueError::later(text, "\"off\""))
+    let per_client = unit.strip_suffix(" per client");
+    let count = number(count).and_then(|count| u32::try_from(count).ok());
+    let count = count.filter(|count| (1..=1_000_000).contains(count));
+    Ok(Some(Rate {
+        count: count.ok_or_else(bad)?,
+        seconds: one_of(
+            per_client.unwrap_or(unit),
+            &[("second", 1), ("minute", 60), ("hour", 3600)],
+        )?,
+        per_client: per_client.is_some(),
+    }))
 }
 
 /// A size in bytes: a number with K, M or G (powers of 1024), or plain bytes.

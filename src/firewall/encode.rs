@@ -9,11 +9,14 @@ use std::net::Ipv4Addr;
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
 };
-use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
-use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::schema::{
+    Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
+};
+use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
+use crate::plan::{ExtraObject, Plan};
 
 /// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +68,7 @@ impl Batch {
 /// # Errors
 /// [`EncodeError`] if `rules` use more of nftables than this crate's rules do.
 pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, 0)
+    encode_with(rules, 0, &[])
 }
 
 /// Like [`encode`], but the tables belong to the socket that loads them (`NFT_TABLE_F_OWNER`): no other process can
@@ -74,7 +77,7 @@ pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, NFT_TABLE_F_OWNER)
+    encode_with(rules, NFT_TABLE_F_OWNER, &[])
 }
 
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
@@ -91,13 +94,30 @@ pub fn an_empty_table() -> Batch {
     .expect("a table is encoded")
 }
 
-fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
+/// The transaction that puts all rules of a plan's sidecar in the place of what is there: ours, and what nft has made of
+/// the user's.
+///
+/// # Errors
+/// As [`encode`].
+pub fn sidecar_batch(plan: &Plan) -> Result<Batch, EncodeError> {
+    let extra = plan.rules.as_ref().map_or(&[][..], |rules| &rules.compiled);
+    encode_with(&super::sidecar_rules(plan), 0, extra)
+}
+
+fn encode_with(
+    rules: &Nftables<'_>,
+    table_flags: u32,
+    extra: &[ExtraObject],
+) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::begin(table_flags);
     for object in rules.objects.iter() {
         match object {
             NfObject::ListObject(object) => encoder.object(object)?,
             NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
         }
+    }
+    for object in extra {
+        encoder.extra(object);
     }
     Ok(encoder.finish())
 }
@@ -162,22 +182,22 @@ impl Encoder {
                 only_inet(&object, set.family)?;
                 let extras = (
                     &set.policy,
-                    &set.flags,
                     set.timeout,
                     set.gc_interval,
                     set.size,
                     &set.comment,
                 );
-                if extras != (&None, &None, None, None, None, &None) {
+                if extras != (&None, None, None, None, &None) {
                     return Err(unsupported(&object, set));
                 }
+                let keys = keys(set).ok_or_else(|| unsupported(&object, set))?;
                 let elements = set.elem.as_deref().unwrap_or_default();
                 self.set(
                     &object,
                     &set.table,
                     &set.name,
-                    &set.set_type,
-                    None,
+                    (&set.set_type, None),
+                    keys,
                     elements,
                 )
             }
@@ -200,8 +220,8 @@ impl Encoder {
                     &object,
                     &map.table,
                     &map.name,
-                    &map.set_type,
-                    Some(&map.map),
+                    (&map.set_type, Some(&map.map)),
+                    Keys::Single,
                     elements,
                 )
             }
@@ -229,9 +249,41 @@ impl Encoder {
         }
     }
 
+    /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
+    fn extra(&mut self, extra: &ExtraObject) {
+        let flags = match extra.kind {
+            libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
+            _ => libc::NLM_F_CREATE,
+        };
+        let kept = super::extra::kept(extra.kind, &extra.attributes, false);
+        self.sets += 1;
+        let id = self.sets;
+        self.message(extra.kind, flags, extra.label.clone(), |out| {
+            out.text(super::extra::TABLE, super::SIDECAR_TABLE);
+            if extra.kind == libc::NFT_MSG_NEWSET {
+                out.number(NFTA_SET_ID, id);
+            }
+            out.0.extend(kept);
+        });
+    }
+
     fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
         let object = format!("chain {}", chain.name);
         only_inet(&object, chain.family)?;
+        if (
+            chain._type,
+            chain.hook,
+            chain.prio,
+            chain.policy,
+            &chain.dev,
+        ) == (None, None, None, None, &None)
+        {
+            self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
+                out.text(NFTA_CHAIN_TABLE, &chain.table);
+                out.text(NFTA_CHAIN_NAME, &chain.name);
+            });
+            return Ok(());
+        }
         let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
             chain._type,
             chain.hook,
@@ -276,13 +328,14 @@ impl Encoder {
         object: &str,
         table: &str,
         name: &str,
-        key: &SetTypeValue<'_>,
-        value: Option<&SetTypeValue<'_>>,
+        (key, value): (&SetTypeValue<'_>, Option<&SetTypeValue<'_>>),
+        keys: Keys,
         elements: &[Expression<'_>],
     ) -> Result<(), EncodeError> {
         self.sets += 1;
         let id = self.sets;
-        let key = Shape::new(object, key)?;
+        let mut key = Shape::new(object, key)?;
+        key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
         self.message(
             libc::NFT_MSG_NEWSET,
@@ -294,13 +347,29 @@ impl Encoder {
                 out.number(NFTA_SET_ID, id);
                 out.number(
                     NFTA_SET_FLAGS,
-                    if value.is_some() { NFT_SET_MAP } else { 0 },
+                    match (&value, keys) {
+                        (Some(_), _) => NFT_SET_MAP,
+                        (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
+                        (None, Keys::Single) => 0,
+                    },
                 );
                 out.number(NFTA_SET_KEY_TYPE, key.type_id());
                 out.number(NFTA_SET_KEY_LEN, key.width());
                 if let Some(value) = &value {
                     out.number(NFTA_SET_DATA_TYPE, value.type_id());
                     out.number(NFTA_SET_DATA_LEN, value.width());
+                }
+                if keys == Keys::Ranges {
+                    // Which bytes belong together: each part of a key is a range by itself.
+                    out.nest(NFTA_SET_DESC, |out| {
+                        out.nest(NFTA_SET_DESC_CONCAT, |out| {
+                            for part in &key.0 {
+                                out.nest(NFTA_LIST_ELEM, |out| {
+                                    out.number(NFTA_SET_FIELD_LEN, part.width());
+                                });
+                            }
+                        });
+                    });
                 }
                 out.bytes(NFTA_SET_USERDATA, &byte_orders(&key, value.as_ref()));
             },
@@ -357,9 +426,11 @@ impl Encoder {
         object: &str,
         (table, name): (&str, &str),
         (key, value): (&SetTypeValue<'_>, Option<&SetTypeValue<'_>>),
+        keys: Keys,
         elements: &[Expression<'_>],
     ) -> Result<(), EncodeError> {
-        let key = Shape::new(object, key)?;
+        let mut key = Shape::new(object, key)?;
+        key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
         let shapes = (&key, value.as_ref());
         self.elements(kind, object, (table, name, None), shapes, elements)
@@ -442,6 +513,18 @@ impl Encoder {
     }
 }
 
+/// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel
+/// has another form for those of one.
+pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
+    match (&set.flags, &set.set_type) {
+        (None, _) => Some(Keys::Single),
+        (Some(flags), SetTypeValue::Concatenated(_)) => {
+            (flags.len() == 1 && flags.contains(&SetFlag::Interval)).then_some(Keys::Ranges)
+        }
+        _ => None,
+    }
+}
+
 /// One element: a key, or, in a map, a key and a value.
 fn put_element(
     out: &mut Attributes<'_>,
@@ -450,6 +533,14 @@ fn put_element(
     value: Option<&Shape>,
     element: &Expression<'_>,
 ) -> Result<(), EncodeError> {
+    if key.1 == Keys::Ranges {
+        let (from, to) = key.range(object, element)?;
+        out.nest(NFTA_LIST_ELEM, |out| {
+            out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &from));
+            out.nest(NFTA_SET_ELEM_KEY_END, |out| out.bytes(NFTA_DATA_VALUE, &to));
+        });
+        return Ok(());
+    }
     let (key, value) = match (value, element) {
         (None, element) => (key.bytes(object, element)?, None),
         (Some(value), Expression::List(pair)) if pair.len() == 2 => (
@@ -543,8 +634,16 @@ impl RuleEncoder<'_> {
                 });
                 Ok(())
             }
+            Statement::Jump(JumpTarget { target }) => {
+                self.jump(target);
+                Ok(())
+            }
             Statement::Return(_) => {
                 self.verdict(libc::NFT_RETURN);
+                Ok(())
+            }
+            Statement::Masquerade(None) => {
+                self.expression("masq", |_| ());
                 Ok(())
             }
             Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
@@ -592,6 +691,11 @@ impl RuleEncoder<'_> {
         }
         let kind = self.load(field, FIRST)?;
         match (equality, right, bits) {
+            (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
+                let [first, last] = &range.range;
+                self.compare(libc::NFT_CMP_GTE, &kind.bytes(self.object, first)?);
+                self.compare(libc::NFT_CMP_LTE, &kind.bytes(self.object, last)?);
+            }
             (Some(equality), value, Some(bits)) => {
                 self.mask(&kind.bytes(self.object, bits)?);
                 self.compare(equality, &kind.bytes(self.object, value)?);
@@ -850,6 +954,18 @@ impl RuleEncoder<'_> {
         });
     }
 
+    fn jump(&mut self, chain: &str) {
+        self.expression("immediate", |out| {
+            out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
+            out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                out.nest(NFTA_DATA_VERDICT, |out| {
+                    out.number(NFTA_VERDICT_CODE, libc::NFT_JUMP as u32);
+                    out.text(NFTA_VERDICT_CHAIN, chain);
+                });
+            });
+        });
+    }
+
     fn verdict(&mut self, code: libc::c_int) {
         self.expression("immediate", |out| {
             out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
@@ -986,7 +1102,16 @@ impl Kind {
 }
 
 /// The type of a set's keys or a map's values: one kind, or several, each padded to four bytes.
-struct Shape(Vec<Kind>);
+struct Shape(Vec<Kind>, Keys);
+
+/// What the elements of a set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// One key each.
+    Single,
+    /// All keys between two.
+    Ranges,
+}
 
 impl Shape {
     fn new(object: &str, types: &SetTypeValue<'_>) -> Result<Self, EncodeError> {
@@ -997,9 +1122,10 @@ impl Shape {
             _ => Err(unsupported(object, of)),
         };
         match types {
-            SetTypeValue::Single(single) => Ok(Self(vec![kind(single)?])),
+            SetTypeValue::Single(single) => Ok(Self(vec![kind(single)?], Keys::Single)),
             SetTypeValue::Concatenated(several) if (2..=4).contains(&several.len()) => {
-                several.iter().map(kind).collect::<Result<_, _>>().map(Self)
+                let kinds = several.iter().map(kind).collect::<Result<_, _>>()?;
+                Ok(Self(kinds, Keys::Single))
             }
             SetTypeValue::Concatenated(_) => Err(unsupported(object, types)),
         }
@@ -1022,6 +1148,32 @@ impl Shape {
             [single] => single.width(),
             several => 4 * several.len() as u32,
         }
+    }
+
+    /// The first and the last key of a concatenation, of which any part may be a prefix.
+    fn range(
+        &self,
+        object: &str,
+        value: &Expression<'_>,
+    ) -> Result<(Vec<u8>, Vec<u8>), EncodeError> {
+        let Expression::Named(NamedExpression::Concat(parts)) = value else {
+            return Err(unsupported(object, value));
+        };
+        let end = |last: bool| {
+            let parts = parts.iter().map(|part| match part {
+                Expression::Named(NamedExpression::Prefix(prefix)) if prefix.len <= 32 => {
+                    let first = Kind::Address.bytes(object, &prefix.addr)?;
+                    let first = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
+                    let free = u32::MAX.checked_shr(prefix.len).unwrap_or(0);
+                    let address = Ipv4Addr::from(if last { first | free } else { first });
+                    Ok(Expression::String(address.to_string().into()))
+                }
+                part => Ok(part.clone()),
+            });
+            let parts = parts.collect::<Result<Vec<_>, EncodeError>>()?;
+            self.bytes(object, &Expression::Named(NamedExpression::Concat(parts)))
+        };
+        Ok((end(false)?, end(true)?))
     }
 
     fn bytes(&self, object: &str, value: &Expression<'_>) -> Result<Vec<u8>, EncodeError> {

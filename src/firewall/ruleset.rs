@@ -12,6 +12,8 @@
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
+mod egress;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,10 +21,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use nftables::expr::{
     BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map as MapExpression, Meta, MetaKey,
-    NamedExpression, Payload, PayloadField, Prefix,
+    NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
-    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
+    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
     Table as NfTable,
 };
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
@@ -67,8 +69,12 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
 ///   logged is said in [`logging`].
+///   Where an app has an `allow`, a client that is in none of its ranges ends here; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
+///   itself: a wide range does not open it.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -134,6 +140,22 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         sees_clients.iter().map(|app| address(*app)).collect(),
     );
 
+    let allowed = allowed(plan);
+    if let Some(allowed) = &allowed {
+        let element = |(app, net): &(Ipv4Addr, Ipv4Net)| {
+            let clients = match net.prefix_len() {
+                32 => address(net.addr()),
+                _ => subnet(*net),
+            };
+            concat([address(*app), clients])
+        };
+        table.ranges(
+            "allowed",
+            &[SetType::Ipv4Addr, SetType::Ipv4Addr],
+            allowed.iter().map(element).collect(),
+        );
+    }
+
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Drop);
@@ -190,6 +212,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_guard(&mut table, plan);
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
@@ -253,6 +276,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         drop(),
     );
+    if allowed.is_some() {
+        table.rule(
+            "forward",
+            "drop-not-allowed",
+            [
+                from_uplink(),
+                to_bridge(),
+                has(ct("state"), name("new")),
+                is_not(concat([ip("daddr"), ip("saddr")]), name("@allowed")),
+            ],
+            drop(),
+        );
+    }
     for (of, _) in &published {
         table.rule(
             "forward",
@@ -284,6 +320,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [has(ct("state"), name("invalid"))],
         drop(),
     );
+    egress::in_forward(&mut table, plan);
     table.rule("forward", "drop-from-app", [from_bridge()], drop());
     table.rule("forward", "drop-rest", [], drop());
 
@@ -300,7 +337,11 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         snat(address(plan.bridge.address)),
     );
-    table.into_rules()
+    egress::in_postrouting(&mut table, plan);
+    match plan.rules {
+        Some(_) => super::extra::with_places(&table.into_rules()),
+        None => table.into_rules(),
+    }
 }
 
 /// What [`capture_rules`] call a packet that was let through.
@@ -409,7 +450,9 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let udp = published
         .iter()
         .map(|(of, _)| *of)
-        .find(|of| of.protocol == "udp");
+        .find(|of| of.protocol == "udp")
+        // In a namespace of its own there is nobody else.
+        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host);
     if dnats {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     }
@@ -418,6 +461,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     if udp.is_some() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
+    egress::host_chains(&mut table, plan);
 
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
@@ -480,6 +524,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         };
         table.rule("input", of.accept_relay_reply, matches, accept());
     }
+    egress::in_host_input(&mut table, plan);
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     if dnats {
@@ -495,6 +540,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_host_forward(&mut table, plan);
     table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
     if dnats {
         table.rule(
@@ -529,7 +575,27 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
+    egress::in_host_postrouting(&mut table, plan);
     table.into_rules()
+}
+
+/// Who may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so whatever comes
+/// from its address may.
+fn allowed(plan: &Plan) -> Option<Vec<(Ipv4Addr, Ipv4Net)>> {
+    let relay = Ipv4Net::from(plan.uplink.host_address);
+    plan.apps.iter().any(AppPlan::is_selective).then(|| {
+        plan.apps
+            .iter()
+            .flat_map(|app| {
+                let mut nets = app.allow.clone();
+                nets.push(relay);
+                // The kernel refuses ranges that overlap.
+                Ipv4Net::aggregate(&nets)
+                    .into_iter()
+                    .map(|net| (app.address, net))
+            })
+            .collect()
+    })
 }
 
 /// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
@@ -681,6 +747,14 @@ impl Table {
         })));
     }
 
+    /// A set whose keys are concatenations of ranges.
+    fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.set(name, key, elements);
+        if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
+            set.flags = Some(HashSet::from([SetFlag::Interval]));
+        }
+    }
+
     fn map(
         &mut self,
         name: &'static str,
@@ -737,7 +811,7 @@ impl Table {
     fn rule(
         &mut self,
         chain: &'static str,
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
@@ -745,9 +819,11 @@ impl Table {
             packets: Some(0),
             bytes: Some(0),
         })));
-        let matches: Vec<_> = matches.into_iter().collect();
+        // A condition that always holds is none.
+        let matches: Vec<_> = matches.into_iter().filter(|m| *m != always()).collect();
+        let name = name.into();
         let logs = self.log.map_or_else(Vec::new, |level| {
-            logging::statements(level, chain, name, &matches, &verdict)
+            logging::statements(level, chain, &name, &matches, &verdict)
         });
         let statements: Vec<_> = matches
             .into_iter()
@@ -760,7 +836,7 @@ impl Table {
             table: self.name.clone().into(),
             chain: chain.into(),
             expr: statements.into(),
-            comment: Some(name.into()),
+            comment: Some(name),
             ..Rule::default()
         }));
     }
@@ -881,6 +957,11 @@ fn compare(
     right: Expression<'static>,
 ) -> Statement<'static> {
     Statement::Match(Match { left, right, op })
+}
+
+/// No condition at all.
+fn always() -> Statement<'static> {
+    Statement::Continue(None)
 }
 
 fn accept() -> Statement<'static> {

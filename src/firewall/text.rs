@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload,
 };
-use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
+use nftables::schema::{
+    Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
+};
 use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
@@ -44,15 +46,21 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
             NfListObject::Set(set) => {
                 let extras = (
                     &set.policy,
-                    &set.flags,
                     set.timeout,
                     set.gc_interval,
                     set.size,
                     &set.comment,
                 );
-                if extras != (&None, &None, None, None, None, &None) {
+                if extras != (&None, None, None, None, &None) {
                     return Err(unsupported(set));
                 }
+                let flags = match &set.flags {
+                    None => "",
+                    Some(flags) if flags.len() == 1 && flags.contains(&SetFlag::Interval) => {
+                        "\n\t\tflags interval"
+                    }
+                    Some(_) => return Err(unsupported(set)),
+                };
                 let elements = set.elem.as_deref().unwrap_or_default();
                 let elements = elements
                     .iter()
@@ -62,7 +70,7 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     &mut out,
                     "set",
                     &set.name,
-                    &types(&set.set_type)?,
+                    &format!("{}{flags}", types(&set.set_type)?),
                     &elements,
                 );
             }
@@ -84,11 +92,10 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                 container(&mut out, "map", &map.name, &types, &elements);
             }
             NfListObject::Chain(chain) => {
-                out.push_str(&format!(
-                    "\tchain {} {{\n\t\t{}\n",
-                    chain.name,
-                    base(chain)?
-                ));
+                out.push_str(&format!("\tchain {} {{\n", chain.name));
+                if chain.hook.is_some() {
+                    out.push_str(&format!("\t\t{}\n", base(chain)?));
+                }
                 for object in objects() {
                     match object? {
                         NfListObject::Rule(rule)
@@ -219,7 +226,9 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
         }
         Statement::Accept(_) => "accept".to_owned(),
         Statement::Drop(_) => "drop".to_owned(),
+        Statement::Jump(jump) => format!("jump {}", jump.target),
         Statement::Return(_) => "return".to_owned(),
+        Statement::Masquerade(None) => "masquerade".to_owned(),
         Statement::Mangle(change) => {
             format!(
                 "{} set {}",
@@ -295,6 +304,10 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
     Ok(match what {
         Expression::String(text) => text.clone().into_owned(),
         Expression::Number(number) => number.to_string(),
+        Expression::Range(range) => {
+            let [first, last] = &range.range;
+            format!("{}-{}", expression(first)?, expression(last)?)
+        }
         // Several bits.
         Expression::List(bits) => bits
             .iter()

@@ -257,6 +257,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         sidecar: IDS,
         relay: IDS,
         seal: false,
+        rules: None,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -291,6 +292,9 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        egress: vec![],
+        allow: vec![ipnet::Ipv4Net::default()],
+        rate: None,
         closing: vec![],
         restart: Restart::No,
     }
