@@ -23,9 +23,9 @@ const IPCTNL_MSG_CT_DELETE: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8 | 2;
 const NFNLGRP_CONNTRACK_DESTROY: u32 = 3;
 
 /// What the kernel gathers before it wakes a reader: this many bytes…
-const BATCH_BYTES: u32 = 16 << 10;
+const BATCH_BYTES: u32 = 32 << 10;
 /// …or this many packets…
-const BATCH_PACKETS: u32 = 100;
+const BATCH_PACKETS: u32 = 200;
 /// What a reader's buffer holds: more than the kernel puts into one message.
 const BUFFER: usize = 128 << 10;
 /// What a socket may hold for us, if `net.core.rmem_max` allows for it.
@@ -281,7 +281,7 @@ pub struct Logged<'a> {
     pub payload: &'a [u8],
     /// When the kernel saw it first, in nanoseconds since 1970, if it was asked for times.
     pub time: Option<i64>,
-    number: Option<u32>,
+    pub(super) number: Option<u32>,
 }
 
 impl<'a> Logged<'a> {

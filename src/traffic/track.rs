@@ -5,7 +5,7 @@
 //!
 //! The bytes of a TCP connection come from its sequence numbers: those of SYN and FIN differ by the bytes between them, so
 //! nothing has to be counted, and the end of a connection is known at once; conntrack would tell of it when it has waited
-//! for stray packets and its next collection comes. That difference has 32 bits; `large` connections wait for conntrack.
+//! for stray packets and its next collection comes. That difference has 32 bits: bytes are told modulo 4 GiB.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,6 +29,8 @@ const BURST_OF_ALL: u32 = 200;
 const PER_SECOND: u32 = 1;
 /// As [`PER_SECOND`], of all sources together.
 const PER_SECOND_OF_ALL: u32 = 50;
+/// How long a connection may be open one way, in nanoseconds: an hour.
+const HALF_CLOSED: u64 = 3_600_000_000_000;
 /// How many sources are named when it is told what has no line.
 const NAMED: usize = 5;
 
@@ -51,6 +53,8 @@ struct Connection {
     sides: [Side; 2],
     /// Who has closed first.
     closer: Option<u8>,
+    /// When, monotonic, in nanoseconds.
+    closed: u64,
 }
 
 /// Fills by so many lines a second, up to so many.
@@ -244,6 +248,7 @@ impl Tracker {
                 app,
                 sides: first.map(|first| Side { first, last: None }),
                 closer: None,
+                closed: 0,
             },
         );
         self.tell(now.wall, Event::Open(flow));
@@ -259,6 +264,22 @@ impl Tracker {
         }
         self.app(connection.app).open += 1;
         self.connections.insert(flow, connection);
+    }
+
+    /// Ends connections of which one side has closed long ago: conntrack, which has been told not to tell of them, waits for
+    /// two minutes.
+    fn end_half_closed(&mut self, now: Now) {
+        let over = |known: &Connection| {
+            known.closer.is_some() && now.ticks.saturating_sub(known.closed) > HALF_CLOSED
+        };
+        let all = self.connections.iter();
+        let over: Vec<Flow> = all
+            .filter(|(_, known)| over(known))
+            .map(|(flow, _)| *flow)
+            .collect();
+        for flow in over {
+            self.end(now, &flow, How::TimedOut, None);
+        }
     }
 
     /// Forgets connections of which one side has closed: of those the end may have been missed.
@@ -279,6 +300,9 @@ impl Tracker {
         };
         let last = tcp.sequence.wrapping_add(tcp.payload);
         known.sides[usize::from(from)].last = Some(last);
+        if known.closer.is_none() {
+            known.closed = now.ticks;
+        }
         let closer = *known.closer.get_or_insert(from);
         if known.sides.iter().all(|side| side.last.is_some()) {
             let how = if closer == 0 {
@@ -360,6 +384,7 @@ impl Tracker {
             app: self.app_of(&flow),
             sides: [Side::default(); 2],
             closer: None,
+            closed: 0,
         };
         self.remember(flow, unseen);
     }
@@ -456,6 +481,7 @@ impl Tracker {
             return;
         }
         self.told = at;
+        self.end_half_closed(now);
         let mut left: Vec<(u64, IpAddr)> = vec![];
         self.sources.retain(|source, bucket| {
             let suppressed = std::mem::take(&mut bucket.suppressed);
@@ -489,5 +515,144 @@ impl Tracker {
             time: now.wall,
             event: Event::Lost { by, count },
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tracker of one app, 172.18.0.23.
+    fn tracker() -> Tracker {
+        Tracker::new(&Settings {
+            apps: vec![vec![[172, 18, 0, 23].into()]],
+            ..Settings::default()
+        })
+    }
+
+    fn at(seconds: u64) -> Now {
+        Now {
+            wall: seconds as i64 * 1_000_000_000,
+            ticks: seconds * 1_000_000_000,
+        }
+    }
+
+    /// A TCP packet without options, from a client's port to the app's, or back.
+    fn tcp(port: u16, to_app: bool, flags: u8, sequence: u32, acknowledged: u32) -> Vec<u8> {
+        let (client, app) = ([10, 0, 0, 9], [172, 18, 0, 23]);
+        let (from, to) = if to_app { (client, app) } else { (app, client) };
+        let ports = if to_app { [port, 5000] } else { [5000, port] };
+        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+        packet.extend(from);
+        packet.extend(to);
+        ports
+            .iter()
+            .for_each(|port: &u16| packet.extend(port.to_be_bytes()));
+        packet.extend(sequence.to_be_bytes());
+        packet.extend(acknowledged.to_be_bytes());
+        packet.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+        packet
+    }
+
+    fn see(tracker: &mut Tracker, now: Now, payload: &[u8]) {
+        let logged = Logged {
+            payload,
+            ..Logged::default()
+        };
+        tracker.edge(now, &logged);
+    }
+
+    #[test]
+    fn bytes_are_right_when_sequence_numbers_wrap() {
+        let mut tracker = tracker();
+        see(
+            &mut tracker,
+            at(0),
+            &tcp(1, false, SYN | ACK, u32::MAX - 1, u32::MAX),
+        );
+        see(&mut tracker, at(1), &tcp(1, true, FIN | ACK, 9, 0));
+        see(&mut tracker, at(2), &tcp(1, false, FIN | ACK, 99, 10));
+        let end = tracker.records.pop_back().unwrap();
+        let Event::End {
+            bytes,
+            how,
+            duration,
+            ..
+        } = end.event
+        else {
+            panic!("{end:?}");
+        };
+        assert_eq!(bytes, [Some(10), Some(100)]);
+        assert_eq!((how, duration), (How::ClosedByClient, Some(2_000_000_000)));
+    }
+
+    #[test]
+    fn what_comes_after_the_end_opens_nothing() {
+        let mut tracker = tracker();
+        see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 0, 1));
+        for _ in 0..3 {
+            see(&mut tracker, at(1), &tcp(1, true, FIN | ACK, 1, 1));
+            see(&mut tracker, at(1), &tcp(1, false, FIN | ACK, 1, 2));
+            see(&mut tracker, at(1), &tcp(1, false, RST, 2, 0));
+        }
+        assert_eq!(tracker.records.len(), 2);
+        assert!(!tracker.is_waiting());
+        assert_eq!(
+            (tracker.totals.apps[0].open, tracker.totals.apps[0].opened),
+            (0, 1)
+        );
+    }
+
+    #[test]
+    fn a_full_table_and_a_full_queue_are_counted_and_no_more() {
+        let mut tracker = tracker();
+        for number in 0..MOST_CONNECTIONS as u32 + 100 {
+            let mut packet = tcp(number as u16, false, SYN | ACK, 0, 1);
+            packet[18] = (number >> 16) as u8;
+            see(&mut tracker, at(0), &packet);
+        }
+        assert_eq!(tracker.connections.len(), MOST_CONNECTIONS);
+        assert_eq!(tracker.totals.lost_by_table, 100);
+        assert_eq!(tracker.records.len(), MOST_RECORDS);
+        assert_eq!(tracker.totals.apps[0].opened, MOST_CONNECTIONS as u64 + 100);
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_one_way_ends_at_last() {
+        let mut tracker = tracker();
+        see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 0, 1));
+        see(&mut tracker, at(20), &tcp(1, true, FIN | ACK, 1, 1));
+        tracker.tick(at(3000));
+        assert!(tracker.is_waiting());
+        tracker.tick(at(4000));
+        assert!(!tracker.is_waiting());
+    }
+
+    #[test]
+    fn a_source_has_its_lines_back_when_it_has_been_quiet() {
+        let mut tracker = tracker();
+        let payload = tcp(1, true, SYN, 0, 0);
+        let logged = Logged {
+            payload: &payload,
+            rule: "guard/drop-rest",
+            ..Logged::default()
+        };
+        let lines = |tracker: &mut Tracker, now| {
+            for _ in 0..100 {
+                tracker.refused(now, &logged, Name::new(b"uplink"));
+            }
+            let all = std::mem::take(&mut tracker.records);
+            let listed = |record: &&Record| matches!(record.event, Event::Packet { .. });
+            all.iter().filter(listed).count()
+        };
+        assert_eq!(lines(&mut tracker, at(0)), BURST as usize);
+        assert_eq!(lines(&mut tracker, at(3)), 3);
+        tracker.tick(at(11));
+        let told = tracker.records.pop_front().unwrap();
+        let packets = 200 - u64::from(BURST) - 3;
+        let source = Some([10, 0, 0, 9].into());
+        assert_eq!(told.event, Event::Suppressed { source, packets });
+        assert_eq!(lines(&mut tracker, at(100)), BURST as usize);
+        assert_eq!(tracker.totals.refused, 300);
     }
 }
