@@ -115,7 +115,7 @@ pub async fn compile(
     let nft = nft().ok_or_else(|| ExtraError::NoNft {
         file: rules.file.clone(),
     })?;
-    let (mut start, mounts) = rootfs::open(&Rootfs::Host, "compiler", 0)?;
+    let (mut start, mounts) = rootfs::open(&Rootfs::Host, "compiler", 0, &[])?;
     let source = Source::of(rules);
     if let RootfsStart::Assembled { files, .. } = &mut start {
         files.push((FILE.into(), source.text.clone()));

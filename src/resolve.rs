@@ -80,7 +80,7 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    decide(config, host, EntryPorts::new())
+    decide(config, host, EntryPorts::new(), uplink_end(config, host))
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -106,7 +106,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             kept.push(app_key(app, "address"));
         }
     }
-    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    // What the relay's own namespace is needed for may be gone; it goes on working.
+    let ends_at = match running.uplink.ends_at {
+        UplinkEnd::Relay => UplinkEnd::Relay,
+        UplinkEnd::Host => uplink_end(&config, host),
+    };
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
             plan.origins.insert(key, origin.clone());
@@ -120,7 +125,10 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         rules.compiled.clone_from(&before.compiled);
     }
     plan.run.clone_from(&running.run);
-    plan.uplink.clone_from(&running.uplink);
+    plan.uplink = UplinkPlan {
+        ends_at,
+        ..running.uplink.clone()
+    };
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
@@ -141,7 +149,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 publish.why.clone_from(&same.why);
             }
         }
-        app.closing = before.reachable().cloned().collect();
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
         let open: Vec<_> = app
             .publish
             .iter()
@@ -162,7 +175,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     Ok(plan)
 }
 
-fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
+fn decide(
+    config: &Config,
+    host: &Host,
+    mut entries: EntryPorts,
+    ends_at: UplinkEnd,
+) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -206,7 +224,6 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
     let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
         .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
-    let ends_at = uplink_end(config, host);
     let uplink = UplinkPlan {
         ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
@@ -255,6 +272,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             publish: published,
             listen: app.listen.clone(),
             source: app.source,
+            egress: app.egress.clone(),
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
@@ -289,6 +307,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             mac: net::mac(stack, "bridge"),
         },
         uplink,
+        log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
         seal: config.sidecar.seal,

@@ -16,7 +16,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
-    Volume,
+    TrafficLog, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -145,6 +145,7 @@ struct ReadSidecar {
     address: Option<Placed<Ipv4Addr>>,
     seal: bool,
     rules: Option<RulesFile>,
+    log: TrafficLog,
 }
 
 impl Reader<'_> {
@@ -177,6 +178,7 @@ impl Reader<'_> {
                 address: sidecar.address.map(|placed| placed.value),
                 seal: sidecar.seal,
                 rules: sidecar.rules,
+                log: sidecar.log,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -260,7 +262,7 @@ impl Reader<'_> {
             return ReadSidecar::default();
         };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
-        self.one(&section, keys::LOG, values::log);
+        let log = self.one(&section, keys::LOG, values::log);
         let base = self.base.clone();
         let rules = self.one(&section, keys::RULES, |text| values::rules(text, &base));
         let rules = rules.and_then(|path| self.rules(path.value));
@@ -268,6 +270,7 @@ impl Reader<'_> {
             seal: self.flag(&section, keys::SEAL) == Some(true),
             rules,
             address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
+            log: log.map(|placed| placed.value).unwrap_or_default(),
         }
     }
 
@@ -371,7 +374,7 @@ impl Reader<'_> {
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
-        self.many(section, keys::EGRESS, values::egress);
+        let egress = self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
         {
@@ -399,6 +402,11 @@ impl Reader<'_> {
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             source: source.map(|placed| placed.value).unwrap_or_default(),
+            egress: egress
+                .into_iter()
+                .flatten()
+                .map(|placed| placed.value)
+                .collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),

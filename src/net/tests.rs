@@ -253,6 +253,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             sidecar_address: uplink.broadcast(),
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
+        log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
         seal: false,
@@ -291,6 +292,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        egress: vec![],
         closing: vec![],
         restart: Restart::No,
     }
