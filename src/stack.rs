@@ -654,10 +654,15 @@ impl Ground {
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
         if old.rules != new.rules {
-            return self.load_rules(firewall::sidecar_batch(new)?).await;
+            self.load_rules(firewall::sidecar_batch(new)?).await?;
+            if forget.is_empty() {
+                return Ok(());
+            }
         }
+        // With the user's rules anew, all of them are in force by now.
+        let old = if old.rules == new.rules { old } else { new };
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
-        if old == new {
+        if old == new && forget.is_empty() {
             return Ok(());
         }
         self.load(Role::Updater {
