@@ -617,7 +617,14 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
         // And if it is that one: nobody may change the host's table, but what decides comes back.
         let (child, says) = asked(&stack, "60");
         let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
-        stack.lab.ok(&["kill", "-KILL", &guardian, &command]);
+        // Both, before either can do anything about the other's end.
+        for (signal, pid) in [
+            ("-STOP", &guardian),
+            ("-KILL", &command),
+            ("-KILL", &guardian),
+        ] {
+            stack.lab.ok(&["kill", signal, pid]);
+        }
         drop((child, says));
         look::eventually("the sidecar's rules", &before.rules[0], || {
             stack.rules()[0].clone()
