@@ -90,6 +90,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
                     .to_owned(),
             ),
+            "rules" => change.live.push("sidecar.rules".to_owned()),
             "stack" => refused.push("name".to_owned()),
             other => refused.push(other.to_owned()),
         }

@@ -164,6 +164,30 @@ pub enum Command {
         #[arg(value_name = "STACK|FILTER")]
         words: Vec<String>,
     },
+    /// Say why a client's packets don't arrive: waits for one, and tells every rule that it meets
+    #[command(
+        after_help = "Example: lrpns trace 192.0.2.7 5000\n\nExit code 1 unless the packet arrives."
+    )]
+    Trace {
+        /// The client's address
+        client: std::net::IpAddr,
+        /// The port of this host that it wants
+        port: u16,
+        /// The stack's name; left out, it is the file's, or the built-in example's
+        stack: Option<StackName>,
+        /// The configuration that names the stack
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// UDP instead of TCP
+        #[arg(long)]
+        udp: bool,
+        /// How long to wait for a packet
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        within: u64,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Run a command with exactly the privileges of a part, never more
     #[command(after_help = "Example: lrpns exec customerA --part app -- /bin/sh")]
     Exec {

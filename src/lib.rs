@@ -24,6 +24,8 @@ pub mod audit;
 
 pub mod stack;
 
+pub mod extra;
+
 pub mod container;
 
 pub mod volumes;

@@ -98,6 +98,9 @@ pub struct Plan {
     /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
     #[serde(default)]
     pub seal: bool,
+    /// The user's own rules for the sidecar, beside those that come of the rest.
+    #[serde(default)]
+    pub rules: Option<ExtraRules>,
     /// What the sidecar may use.
     pub sidecar_limits: Limits,
     /// What the relay may use.
@@ -108,6 +111,54 @@ pub struct Plan {
     pub cgroup: Placement,
     /// Where each configured value came from.
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// The file of `sidecar.rules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraRules {
+    /// Where it is.
+    pub file: PathBuf,
+    /// What it says, in nft's language.
+    pub text: String,
+    /// What `$NAME` stands for in it; only those that it uses.
+    pub defines: BTreeMap<String, String>,
+    /// What nft has made of it; empty until a start.
+    #[serde(default)]
+    pub compiled: Vec<ExtraObject>,
+}
+
+/// One chain, rule, set or list of elements in the kernel's own bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraObject {
+    /// `NFT_MSG_NEWCHAIN` and so on (linux/netfilter/nf_tables.h).
+    pub kind: i32,
+    /// Its name for people, such as `rule before/block`.
+    pub label: String,
+    /// Its netlink attributes, without the table's name.
+    #[serde(with = "hexadecimal")]
+    pub attributes: Vec<u8>,
+}
+
+/// Bytes in JSON, at two characters each.
+mod hexadecimal {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        to.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let digits = text.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        digits
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("no pairs of hexadecimal digits"))
+    }
 }
 
 /// The ids of one part. 0 inside is the stage, before it drops everything; an app runs as another, [`APP_ID`].

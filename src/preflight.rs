@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use rustix::fs::FileType;
 
 use crate::config::{Egress, Protocol, Rootfs};
+use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
@@ -76,6 +77,7 @@ fn look(
             .filter_map(|app| root(&app.rootfs, app))
             .flatten(),
     );
+    problems.extend(extra_rules(plan));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
     problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
@@ -99,6 +101,18 @@ fn look(
     } else {
         Err(problems)
     }
+}
+
+/// Whether the user's own rules can be read by anybody.
+fn extra_rules(plan: &Plan) -> Option<Problem> {
+    let file = &plan.rules.as_ref()?.file;
+    let missing = extra::nft()
+        .is_none()
+        .then(|| ExtraError::NoNft { file: file.clone() })?;
+    Some(problem(
+        missing.to_string(),
+        missing.hint().unwrap_or_default(),
+    ))
 }
 
 /// Whether a limit is held by nothing.

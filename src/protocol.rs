@@ -86,6 +86,16 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
+    /// Lets nft make objects of the user's rules, in an empty network namespace, and ends. Descriptors: the mounts of
+    /// `rootfs`.
+    Compiler {
+        /// Our own rules, to which they are added.
+        ours: crate::firewall::Batch,
+        /// Its root, with nft and the file.
+        rootfs: RootfsStart,
+        /// nft and its arguments.
+        command: Vec<String>,
+    },
     /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
     /// descriptors.
     Updater {
@@ -179,6 +189,8 @@ pub enum FromStage {
     },
     /// Loader: the transaction went through, or nothing has changed; the process ends next.
     Loaded(Result<(), crate::firewall::LoadError>),
+    /// Compiler: how it went; the process ends next.
+    Compiled(Compiled),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.
@@ -192,6 +204,17 @@ pub enum FromStage {
         /// For the command's `execve(2)`: its errno.
         errno: Option<i32>,
     },
+}
+
+/// What has become of the user's rules.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Compiled {
+    /// These objects, to be loaded beside ours.
+    Objects(Vec<crate::plan::ExtraObject>),
+    /// nft took them, but they do what must not be done.
+    NotAllowed(String),
+    /// nft did not take them, and said so.
+    NftSays(String),
 }
 
 /// How a command ended.

@@ -28,6 +28,7 @@ use crate::cgroup::Cgroups;
 use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
+use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
@@ -80,6 +81,9 @@ pub enum StackError {
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
+    /// The user's own rules.
+    #[error(transparent)]
+    Extra(#[from] extra::ExtraError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -297,7 +301,7 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let (ground, sidecar_route, app_routes, far) = within(
+        let (mut ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
@@ -307,6 +311,13 @@ impl Stack {
             rules: host_table,
         } = far;
         done("namespaces", progress)?;
+        let Ground {
+            plan,
+            program,
+            sidecar,
+            ..
+        } = &mut ground;
+        compile(plan, program.as_fd(), sidecar).await?;
 
         let ground = Arc::new(ground);
         let plan = &ground.plan;
@@ -383,6 +394,22 @@ impl Stack {
     }
 }
 
+/// Makes objects of the user's own rules.
+async fn compile(
+    plan: &mut Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<(), StackError> {
+    let compiled = within("compile the rules", async {
+        Ok(extra::compile(plan, program, sidecar).await?)
+    });
+    let compiled = compiled.await?;
+    if let Some(rules) = &mut plan.rules {
+        rules.compiled = compiled;
+    }
+    Ok(())
+}
+
 fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
     namespaces
         .net
@@ -452,8 +479,11 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`] when a volume that is new can't be had.
-    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+    pub async fn changed(&self, mut plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
         let mut next = self.clone();
+        if plan.rules != self.plan.rules {
+            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
+        }
         for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
             if app.volumes != before.volumes {
                 next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
@@ -556,7 +586,7 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
-        let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+        let rules = firewall::sidecar_batch(&self.plan)?;
         let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
             packets: self.plan.log == TrafficLog::Packets,
             again,
@@ -622,6 +652,9 @@ impl Ground {
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
+        if old.rules != new.rules {
+            return self.load_rules(firewall::sidecar_batch(new)?).await;
+        }
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());

@@ -588,3 +588,32 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_and_a_rule_too_many() {
         );
     }
 }
+
+#[test]
+fn a_port_of_another_stack_on_the_hosts_address_is_reached_by_relay_and_not_by_dnat() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    stack(&lab, &[&format!("tcp {LAB}:7000")]);
+    let host = (None, "lrpns-web");
+    for (via, answered) in [("relay", true), ("dnat", false)] {
+        look::up(
+            &lab,
+            &format!(
+                "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:7000:5000\"]\nvia = \"{via}\"\n"
+            ),
+        );
+        let before = look::counters(&lab, host.0, host.1);
+        if answered {
+            let code = format!(
+                "import urllib.request\nsay(urllib.request.urlopen('http://{LAB}:7000/', timeout=5).read().decode())"
+            );
+            assert_eq!(look::attack(&lab, "web", "app", &code), "Hello world!");
+        } else {
+            look::attack(&lab, "web", "app", &format!("say(knock('{LAB}', 7000))"));
+            look::assert_dropped(&lab, host, &before, &[("forward/drop-from-sidecar", 1)]);
+        }
+        lab.lrpns_ok(&["down", "other"]);
+    }
+}

@@ -232,6 +232,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         sidecar: ids,
         relay: ids,
         seal: false,
+        rules: None,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),

@@ -187,6 +187,81 @@ fn a_stack_lives_for_an_ordinary_user_and_leaves_nothing() {
 }
 
 #[test]
+fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    lab.write(
+        "extra.nft",
+        "chain before { tcp dport 6000 counter drop comment \"drop-6000\"; }\n",
+    );
+    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "");
+    let file = file
+        .replace("[sidecar]", "[sidecar]\nseal = true\nrules = \"extra.nft\"")
+        .replace(
+            "\"0.0.0.0:5000:5000\"",
+            "\"0.0.0.0:5000:5000\", \"0.0.0.0:7000:5000\"",
+        );
+    user.up(&file);
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let sidecar = look::init(&user.status("web"), "sidecar");
+    assert_eq!(look::capabilities(&lab, sidecar), ["0000000000000000"; 5]);
+    let rules = look::beside(&lab, sidecar, &["nft", "list", "ruleset"]);
+    assert!(rules.contains("drop-6000"), "{rules}");
+
+    lab.write(
+        "extra.nft",
+        "chain before { tcp dport 5000 counter drop comment \"drop-5000\"; }\n",
+    );
+    let path = lab.dir.path().join("rootless.toml");
+    // It takes the data path being tried to notice that this would lock everybody out.
+    let apply = user.lrpns(&["apply", "-f", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&apply.stderr).into_owned();
+    assert!(
+        !apply.status.success() && said.contains("as it was before"),
+        "{said}"
+    );
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+
+    let drop = "insert rule inet lrpns forward tcp dport 5000 counter drop comment \"drop-mine\"";
+    look::beside(&lab, sidecar, &["nft", drop]);
+    let mut trace = user
+        .command(&[
+            user.program().as_str(),
+            "trace",
+            support::lab::CLIENT,
+            "5000",
+            "web",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(trace.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("try now"), "{line}");
+    let url = format!("http://{LAB}:5000/");
+    drop_of(lab.client(&["curl", "-s", "--max-time", "1", &url]));
+    let output = trace.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.starts_with(
+            "dropped in the sidecar by table inet lrpns, chain forward, rule `drop-mine`"
+        ),
+        "{text}"
+    );
+}
+
+/// What the client got doesn't matter.
+fn drop_of(_: Output) {}
+
+#[test]
 fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
     if !machine() {
         return;

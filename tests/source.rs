@@ -550,6 +550,9 @@ fn a_stack_that_ends_at_the_relay_is_changed_and_counted_like_any_other() {
     lab.lrpns_ok(&["down", "web"]);
     look::up(&lab, &file(&["5000:5000"], "client"));
     let (_, said) = lab.lrpns_err(&["apply", "-f", more.to_str().unwrap()]);
-    assert!(said.contains("publish by relay with source"), "{said}");
+    assert!(
+        said.contains("an app that sees its clients, where no port is so yet"),
+        "{said}"
+    );
     assert_eq!(lab.client_get(&format!("http://{LAB}:6000/")), Err(7));
 }

@@ -692,11 +692,11 @@ pub fn rules(
     let here = Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}"));
     let compare = |agent: &Result<Agent, String>,
                    table: String,
-                   rules: nftables::schema::Nftables<'_>,
+                   batch: Result<firewall::Batch, firewall::EncodeError>,
                    alone: bool| {
         let work = || -> Result<Outcome, String> {
             let agent = agent.as_ref().map_err(Clone::clone)?;
-            let batch = firewall::encode(&rules).map_err(|e| e.to_string())?;
+            let batch = batch.map_err(|e| e.to_string())?;
             let (Answer::Listing(found), Answer::Listing(meant)) = (
                 agent.ask(&Ask::List(table.clone()))?,
                 here.as_ref()
@@ -728,7 +728,7 @@ pub fn rules(
         compare(
             sidecar,
             SIDECAR_TABLE.to_owned(),
-            firewall::sidecar_rules(plan),
+            firewall::sidecar_batch(plan),
             true,
         ),
     );
@@ -738,11 +738,11 @@ pub fn rules(
         compare(
             host,
             host_table(&plan.stack),
-            if target.status.gated {
+            firewall::encode(&if target.status.gated {
                 firewall::closed_host_rules(plan)
             } else {
                 firewall::host_rules(plan)
-            },
+            }),
             false,
         ),
     );

@@ -95,7 +95,7 @@ impl Key {
     pub(super) fn today(&self) -> String {
         match self.name {
             "egress" => format!("{} = []", self.name),
-            "rules" | "health" => format!("# {}", self.example),
+            "health" => format!("# {}", self.example),
             _ => self.example.to_owned(),
         }
     }

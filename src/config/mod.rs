@@ -205,6 +205,19 @@ pub struct Sidecar {
     pub log: TrafficLog,
     /// `seal`.
     pub seal: bool,
+    /// `rules`.
+    pub rules: Option<RulesFile>,
+}
+
+/// The file of `sidecar.rules`, and the variables that it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
+    /// `[vars]`, with the values that count.
+    pub vars: BTreeMap<String, String>,
 }
 
 /// `log`: what the sidecar says of the traffic.

@@ -275,12 +275,12 @@ pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
     )
 }
 
-/// `sidecar.rules`.
-pub(super) fn rules(text: &str) -> Result<(), ValueError> {
+/// `sidecar.rules`; a relative path is taken from `base`, which is absolute.
+pub(super) fn rules(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
     if text.is_empty() {
         return Err(ValueError::said("a path can't be empty"));
     }
-    Err(ValueError::later(text, "the key left out"))
+    Ok(base.join(text))
 }
 
 const ROOTFS_NOW: &str = "builtin:webapp, host or dir:PATH";

@@ -10,10 +10,11 @@ use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
 };
 use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
-use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
+use crate::plan::{ExtraObject, Plan};
 
 /// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +66,7 @@ impl Batch {
 /// # Errors
 /// [`EncodeError`] if `rules` use more of nftables than this crate's rules do.
 pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, 0)
+    encode_with(rules, 0, &[])
 }
 
 /// Like [`encode`], but the tables belong to the socket that loads them (`NFT_TABLE_F_OWNER`): no other process can
@@ -74,7 +75,7 @@ pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, NFT_TABLE_F_OWNER)
+    encode_with(rules, NFT_TABLE_F_OWNER, &[])
 }
 
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
@@ -91,13 +92,30 @@ pub fn an_empty_table() -> Batch {
     .expect("a table is encoded")
 }
 
-fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
+/// The transaction that puts all rules of a plan's sidecar in the place of what is there: ours, and what nft has made of
+/// the user's.
+///
+/// # Errors
+/// As [`encode`].
+pub fn sidecar_batch(plan: &Plan) -> Result<Batch, EncodeError> {
+    let extra = plan.rules.as_ref().map_or(&[][..], |rules| &rules.compiled);
+    encode_with(&super::sidecar_rules(plan), 0, extra)
+}
+
+fn encode_with(
+    rules: &Nftables<'_>,
+    table_flags: u32,
+    extra: &[ExtraObject],
+) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::begin(table_flags);
     for object in rules.objects.iter() {
         match object {
             NfObject::ListObject(object) => encoder.object(object)?,
             NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
         }
+    }
+    for object in extra {
+        encoder.extra(object);
     }
     Ok(encoder.finish())
 }
@@ -229,9 +247,41 @@ impl Encoder {
         }
     }
 
+    /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
+    fn extra(&mut self, extra: &ExtraObject) {
+        let flags = match extra.kind {
+            libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
+            _ => libc::NLM_F_CREATE,
+        };
+        let kept = super::extra::kept(extra.kind, &extra.attributes, false);
+        self.sets += 1;
+        let id = self.sets;
+        self.message(extra.kind, flags, extra.label.clone(), |out| {
+            out.text(super::extra::TABLE, super::SIDECAR_TABLE);
+            if extra.kind == libc::NFT_MSG_NEWSET {
+                out.number(NFTA_SET_ID, id);
+            }
+            out.0.extend(kept);
+        });
+    }
+
     fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
         let object = format!("chain {}", chain.name);
         only_inet(&object, chain.family)?;
+        if (
+            chain._type,
+            chain.hook,
+            chain.prio,
+            chain.policy,
+            &chain.dev,
+        ) == (None, None, None, None, &None)
+        {
+            self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
+                out.text(NFTA_CHAIN_TABLE, &chain.table);
+                out.text(NFTA_CHAIN_NAME, &chain.name);
+            });
+            return Ok(());
+        }
         let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
             chain._type,
             chain.hook,
@@ -541,6 +591,10 @@ impl RuleEncoder<'_> {
                     out.text(NFTA_LOG_PREFIX, prefix);
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
                 });
+                Ok(())
+            }
+            Statement::Jump(JumpTarget { target }) => {
+                self.jump(target);
                 Ok(())
             }
             Statement::Return(_) => {
@@ -856,6 +910,18 @@ impl RuleEncoder<'_> {
             out.number(NFTA_CMP_SREG, FIRST);
             out.number(NFTA_CMP_OP, op as u32);
             out.nest(NFTA_CMP_DATA, |out| out.bytes(NFTA_DATA_VALUE, value));
+        });
+    }
+
+    fn jump(&mut self, chain: &str) {
+        self.expression("immediate", |out| {
+            out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
+            out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                out.nest(NFTA_DATA_VERDICT, |out| {
+                    out.number(NFTA_VERDICT_CODE, libc::NFT_JUMP as u32);
+                    out.text(NFTA_VERDICT_CHAIN, chain);
+                });
+            });
         });
     }
 

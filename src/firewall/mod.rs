@@ -26,17 +26,20 @@
 mod conntrack;
 mod counters;
 mod encode;
+mod extra;
 mod forwarding;
 mod load;
 pub mod logging;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;
+pub mod trace;
 mod update;
 
 pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
-pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
+pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
+pub use extra::{Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{

@@ -308,7 +308,10 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         snat(address(plan.bridge.address)),
     );
     egress::in_postrouting(&mut table, plan);
-    table.into_rules()
+    match plan.rules {
+        Some(_) => super::extra::with_places(&table.into_rules()),
+        None => table.into_rules(),
+    }
 }
 
 /// What [`capture_rules`] call a packet that was let through.

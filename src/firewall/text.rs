@@ -84,11 +84,10 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                 container(&mut out, "map", &map.name, &types, &elements);
             }
             NfListObject::Chain(chain) => {
-                out.push_str(&format!(
-                    "\tchain {} {{\n\t\t{}\n",
-                    chain.name,
-                    base(chain)?
-                ));
+                out.push_str(&format!("\tchain {} {{\n", chain.name));
+                if chain.hook.is_some() {
+                    out.push_str(&format!("\t\t{}\n", base(chain)?));
+                }
                 for object in objects() {
                     match object? {
                         NfListObject::Rule(rule)
@@ -219,6 +218,7 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
         }
         Statement::Accept(_) => "accept".to_owned(),
         Statement::Drop(_) => "drop".to_owned(),
+        Statement::Jump(jump) => format!("jump {}", jump.target),
         Statement::Return(_) => "return".to_owned(),
         Statement::Masquerade(None) => "masquerade".to_owned(),
         Statement::Mangle(change) => {

@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod ceilings;
+mod compiler;
 mod loader;
 mod sidecar;
 
@@ -152,6 +153,11 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             loader::update(supervisor, &old, &new, &forget).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
+        Role::Compiler {
+            ours,
+            rootfs,
+            command,
+        } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
         Role::Relay {
             carried,
             as_clients,

@@ -257,6 +257,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         sidecar: IDS,
         relay: IDS,
         seal: false,
+        rules: None,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
