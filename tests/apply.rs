@@ -970,3 +970,32 @@ fn egress_to_the_same_address_changes_by_rules_and_what_landlock_forbids_starts_
     assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]));
     assert_eq!(stack.rules()[0], before[0]);
 }
+
+#[test]
+fn rules_that_would_lock_everybody_out_are_taken_back() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+        let pids = stack.pids();
+        let file = stack
+            .file(TWO, "")
+            .replace("[sidecar]\n", "[sidecar]\nrules = \"extra.nft\"\n");
+        stack.lab.write(
+            "extra.nft",
+            "chain before {\n  tcp dport $ports counter drop comment \"drop-all\"\n}\n",
+        );
+        let output = stack.apply_file(&file, &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+        let said = stderr(&output);
+        assert!(
+            said.contains("connect through the sidecar to app"),
+            "{said}"
+        );
+        assert!(said.contains("all is as it was before"), "{said}");
+        before.assert("a rule that drops everything");
+        assert_eq!(stack.pids(), pids, "{via}");
+    }
+}
