@@ -14,7 +14,7 @@ use crate::confine;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, sockets, or the supervisor's own business.
-const LIVE: [&str; 2] = ["publish", "restart"];
+const LIVE: [&str; 4] = ["publish", "allow", "rate", "restart"];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",

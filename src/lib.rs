@@ -20,6 +20,7 @@ pub mod error;
 // The supervisor: brings a stack up, watches it, takes it down.
 pub mod supervise;
 
+pub mod admission;
 pub mod audit;
 
 pub mod stack;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Rate;
 use crate::cgroup::Placement;
 use crate::config::{
     Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
@@ -275,6 +276,10 @@ pub struct AppPlan {
     pub source: Source,
     /// Where it may connect to; empty for nowhere.
     pub egress: Vec<Egress>,
+    /// Whose connections are let in: ranges of client addresses, of which none is in another.
+    pub allow: Vec<Ipv4Net>,
+    /// How often clients may connect; the relay counts.
+    pub rate: Option<Rate>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,
@@ -348,6 +353,12 @@ impl AppPlan {
                 egress.is_single() && egress.covers(Protocol::Udp, egress.to.addr(), 53)
             })
             .map(|egress| egress.to.addr())
+    }
+
+    /// Whether there are clients that it doesn't let in.
+    #[must_use]
+    pub fn is_selective(&self) -> bool {
+        self.allow != [Ipv4Net::default()]
     }
 }
 

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::admission::Admission;
 use crate::config::{Protocol, Tmpfs, Volume};
 use crate::privileges::Privileges;
 
@@ -111,6 +112,8 @@ pub enum Role {
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
+        /// The clients of each app.
+        admissions: Vec<Admission>,
         /// It has a network namespace of its own, in which it dials as the client that it carries.
         as_clients: bool,
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
@@ -128,6 +131,8 @@ pub struct Carried {
     pub protocol: Protocol,
     /// Where what comes to it goes.
     pub target: SocketAddr,
+    /// From whom it may come: a place in the list of admissions.
+    pub admission: usize,
 }
 
 /// What an app's stage needs.

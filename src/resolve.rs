@@ -243,7 +243,7 @@ fn decide(
         };
         let mut published = vec![];
         for publish in &app.publish {
-            let (via, why) = transport(publish.address, app.via, ends_at, host);
+            let (via, why) = transport(publish.address, app, ends_at, host);
             for (host_port, app_port) in publish.ports() {
                 let listen = SocketAddr::new(publish.address, host_port);
                 published.push(PublishPlan {
@@ -273,6 +273,8 @@ fn decide(
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),
+            allow: Ipv4Net::aggregate(&app.allow),
+            rate: app.rate,
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
@@ -536,7 +538,7 @@ fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
     let relayed_as_client = config.apps.iter().any(|app| {
         app.source == Source::Client
             && app.publish.iter().any(|publish| {
-                let (via, _) = transport(publish.address, app.via, UplinkEnd::Host, host);
+                let (via, _) = transport(publish.address, app, UplinkEnd::Host, host);
                 via == Transport::Relay && !publish.address.is_loopback()
             })
     });
@@ -548,13 +550,21 @@ fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
 }
 
 /// How a published address gets to the sidecar, and why so.
-fn transport(address: IpAddr, via: Via, ends_at: UplinkEnd, host: &Host) -> (Transport, String) {
+fn transport(
+    address: IpAddr,
+    app: &config::App,
+    ends_at: UplinkEnd,
+    host: &Host,
+) -> (Transport, String) {
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
-    match (via, &host.forwarding) {
+    match (app.via, &host.forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
+        (Via::Auto, Forwarding::Open) if app.rate.is_some() => {
+            (Transport::Relay, "the relay counts its rate".to_owned())
+        }
         (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
             Transport::Relay,
             "the uplink ends at the relay, which shows an app its clients".to_owned(),

@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -24,6 +24,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use rustix::net::AddressFamily;
 
+use crate::admission::Admission;
 use crate::cgroup::Cgroups;
 use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
@@ -736,6 +737,13 @@ impl Ground {
 
     /// Tells the relay what to carry.
     async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
+        let apps: HashMap<_, usize> = self
+            .plan
+            .apps
+            .iter()
+            .enumerate()
+            .flat_map(|(index, app)| app.publish.iter().map(move |p| (p.outside(), index)))
+            .collect();
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -746,7 +754,17 @@ impl Ground {
                     .map(|listener| Carried {
                         protocol: listener.protocol,
                         target: listener.target,
+                        // One that is nobody's any more has no clients.
+                        admission: apps
+                            .get(&(listener.address, listener.protocol))
+                            .map_or(usize::MAX, |index| *index),
                     })
+                    .collect(),
+                admissions: self
+                    .plan
+                    .apps
+                    .iter()
+                    .map(|app| Admission::of(&app.allow, app.rate))
                     .collect(),
                 as_clients: self.dials_as_clients(),
                 wait,

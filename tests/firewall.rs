@@ -203,6 +203,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         egress: vec![],
+        allow: vec!["0.0.0.0/0".parse().unwrap()],
+        rate: None,
         closing: vec![],
         restart: Restart::No,
     };
@@ -270,10 +272,22 @@ fn plans() -> Vec<Plan> {
         egress(Protocol::Tcp, "169.254.169.254/32", 80, 80),
     ];
     reaching.apps[1].egress = vec![egress(Protocol::Tcp, "0.0.0.0/0", 443, 443)];
+    let mut selective = plan(3, 2, |_| Transport::Dnat);
+    selective.apps[0].allow = [
+        "192.0.2.0/24",
+        "198.51.100.7/32",
+        "10.0.0.0/9",
+        "203.0.113.4/31",
+    ]
+    .map(|net| net.parse().unwrap())
+    .to_vec();
+    // Has the relay's own address in it.
+    selective.apps[2].allow = vec!["10.0.0.0/8".parse().unwrap()];
     let mut relaying = plan(1, 2, |_| Transport::Relay);
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
+        selective,
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
         by_udp(plan(1, 1, |_| Transport::Dnat), 1),

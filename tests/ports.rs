@@ -301,3 +301,239 @@ fn a_dns_server_answers_ten_thousand_queries_and_the_same_sockets_again_after_it
         assert!(asking.wait().unwrap().success());
     }
 }
+
+/// Asks by TCP and UDP from a source address of one's own, and prints what came of each.
+const ASK_AS: &str = r#"
+import socket, sys
+source, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def tell(kind, ask):
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.bind((source, 0))
+        s.settimeout(float(sys.argv[4]))
+        try:
+            s.connect((host, port))
+            print(ask(s))
+        except OSError as e:
+            print(type(e).__name__)
+tell(socket.SOCK_STREAM, lambda s: "served" if s.recv(100) else "end")
+tell(socket.SOCK_DGRAM, lambda s: (s.send(b"x"), s.recv(100)) and "served")
+"#;
+
+#[test]
+fn only_clients_of_the_ranges_allowed_are_served_and_of_the_others_the_app_hears_nothing() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
+    let allow = "allow = [\"10.99.0.3\", \"10.99.0.128/25\"]";
+    for (lab, via, _) in both_ways(&token, &["tcp,9000,9000", "udp,9000,9000"], &publish, allow) {
+        for address in ["10.99.0.3", "10.99.0.4", "10.99.0.127", "10.99.0.128"] {
+            let address = format!("{address}/24");
+            let add = ["ip", "address", "add", &address, "dev", "eth0"];
+            assert!(lab.client(&add).status.success());
+        }
+        let ask = |from_client, source, host| {
+            // Only who is refused waits for so long.
+            python(&lab, from_client, ASK_AS, &[source, host, "8000", "1"])
+        };
+        for served in ["10.99.0.3", "10.99.0.128"] {
+            assert_eq!(ask(true, served, LAB), "served\nserved\n", "{via} {served}");
+        }
+        let status = lab.status("web");
+        let sidecar = Some(look::init(&status, "sidecar"));
+        let before = look::counters(&lab, sidecar, "lrpns");
+        // The relay resets what it has accepted, the rules drop.
+        let refused = match via {
+            "relay" => "ConnectionResetError\nTimeoutError\n",
+            _ => "TimeoutError\nTimeoutError\n",
+        };
+        for other in ["10.99.0.2", "10.99.0.4", "10.99.0.127"] {
+            assert_eq!(ask(true, other, LAB), refused, "{via} {other}");
+        }
+        // The host itself is a client as any other, and not in the list; its connections are relayed.
+        let refused = "ConnectionResetError\nTimeoutError\n";
+        for (source, host) in [("127.0.0.1", "127.0.0.1"), (LAB, LAB)] {
+            assert_eq!(ask(false, source, host), refused, "{via} {host}");
+        }
+        let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+        let dropped = counted.get("forward/drop-not-allowed").copied();
+        // Three datagrams, and a SYN or more from each.
+        assert!(
+            if via == "dnat" {
+                dropped >= Some(6)
+            } else {
+                dropped.is_none()
+            },
+            "{counted:?}"
+        );
+        assert!(
+            !counted.contains_key("forward/accept-published"),
+            "{counted:?}"
+        );
+        assert!(
+            !counted.contains_key("forward/accept-published-udp"),
+            "{counted:?}"
+        );
+    }
+}
+
+/// Begins connections, then flows, one after another, and prints how many were served of each; then asks once more by the
+/// first flow.
+const BEGIN: &str = r#"
+import socket, sys
+source, host, port, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def begin(kind):
+    s = socket.socket(socket.AF_INET, kind)
+    s.bind((source, 0))
+    s.settimeout(1)
+    try:
+        s.connect((host, port))
+    except ConnectionResetError:
+        pass
+    return s
+def served(s, kind):
+    try:
+        if kind == socket.SOCK_DGRAM:
+            s.send(b"x")
+        return len(s.recv(100)) > 0
+    except OSError:
+        return False
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    all = [begin(kind) for _ in range(count)]
+    print(sum(served(s, kind) for s in all))
+print(served(all[0], socket.SOCK_DGRAM))
+"#;
+
+#[test]
+fn of_more_new_connections_than_the_rate_the_rest_are_refused_for_each_client_or_for_all() {
+    if !look::machine() {
+        return;
+    }
+    // The number of connections served, of flows, and whether the first flow goes on; of the first client and the next.
+    for (rate, first, second) in [
+        ("5/hour per client", "4\n1\nTrue\n", "4\n1\nTrue\n"),
+        ("5/hour", "4\n1\nTrue\n", "0\n0\nFalse\n"),
+    ] {
+        let token = look::token();
+        let lab = Lab::forwarding();
+        let add = ["ip", "address", "add", "10.99.0.3/24", "dev", "eth0"];
+        assert!(lab.client(&add).status.success());
+        let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
+        let rate = format!("rate = \"{rate}\"");
+        let ports = ["tcp,9000,9000", "udp,9000,9000"];
+        let said = look::up(&lab, &many(&token, &ports, &publish, &rate));
+        assert!(
+            said.contains("by relay, the relay counts its rate"),
+            "{said}"
+        );
+        for (source, expected) in [("10.99.0.2", first), ("10.99.0.3", second)] {
+            let answer = python(&lab, true, BEGIN, &[source, LAB, "8000", "4"]);
+            assert_eq!(answer, expected, "{rate} {source}");
+        }
+    }
+}
+
+#[test]
+fn the_audit_finds_nothing_in_a_stack_with_ranges_udp_and_an_allow() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = [
+        "0.0.0.0:8000-8019:9000-9019/tcp",
+        "0.0.0.0:8000-8009:9000-9009/udp",
+    ];
+    let ports = ["tcp,9000,9019", "udp,9000,9009"];
+    let allow = "allow = [\"10.99.0.0/25\"]";
+    for (lab, via, _) in both_ways(&token, &ports, &publish, allow) {
+        let output = lab.lrpns(&["audit", "web", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let probes: Vec<&Value> = report["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|group| group["probes"].as_array().unwrap())
+            .collect();
+        for asked in ["in-control", "in-unpublished-udp", "in-not-allowed"] {
+            let passed = |probe: &&&Value| probe["id"] == asked && probe["result"] == "pass";
+            assert!(probes.iter().any(|probe| passed(&probe)), "{via}: {asked}");
+        }
+        let bad: Vec<_> = probes
+            .iter()
+            .filter(|probe| matches!(probe["result"].as_str(), Some("fail" | "unknown")))
+            .map(|probe| format!("{} {}: {}", probe["id"], probe["result"], probe["happened"]))
+            .collect();
+        assert!(bad.is_empty() && output.status.success(), "{via}: {bad:#?}");
+    }
+}
+
+/// Milliseconds of `work`.
+fn milliseconds(work: impl FnOnce()) -> f64 {
+    let begun = std::time::Instant::now();
+    work();
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+#[test]
+#[ignore = "measures"]
+fn time_of_up_by_number_of_ports_and_rate_of_queries_by_way() {
+    let token = look::token();
+    for (ports, app, publish) in [
+        (1, "tcp,9000,9000", "0.0.0.0:8000:9000/tcp"),
+        (1000, "tcp,9000,9999", "0.0.0.0:8000-8999:9000-9999/tcp"),
+    ] {
+        for via in ["dnat", "relay"] {
+            let mut times: Vec<f64> = (0..5)
+                .map(|_| {
+                    let lab = Lab::forwarding();
+                    let file = many(&token, &[app], &[publish], &format!("via = \"{via}\""));
+                    milliseconds(|| drop(look::up(&lab, &file)))
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            println!("up -d, {ports} ports by {via}: median {:.0} ms", times[2]);
+        }
+    }
+    let each = 2000;
+    let config = UNBOUND;
+    for way in ["direct", "dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let path = lab.write("unbound.conf", config);
+        let port = if way == "direct" {
+            let path = path.to_str().unwrap();
+            drop(lab.spawn(&["unbound", "-d", "-c", path]));
+            support::lab::until("unbound is bound", || {
+                lab.ok(&["cat", "/proc/net/udp"])
+                    .contains(":14B4 ")
+                    .then_some(())
+            });
+            "5300"
+        } else {
+            let command = look::toml_list(&["unbound", "-d", "-c", "/srv/unbound.conf"]);
+            look::up(
+                &lab,
+                &format!(
+                    "name = \"dns\"\n[app]\nrootfs = \"host\"\ncommand = {command}\nvia = \"{way}\"\n\
+                     publish = [\"0.0.0.0:53:5300/udp\", \"0.0.0.0:53:5300/tcp\"]\n\
+                     volumes = [\"{}:/srv/unbound.conf\"]\n",
+                    path.display()
+                ),
+            );
+            "53"
+        };
+        let each_text = each.to_string();
+        let mut rates: Vec<f64> = (0..5)
+            .map(|_| {
+                let time = milliseconds(|| {
+                    let script = ASK_DNS;
+                    let asked = python(&lab, true, script, &[LAB, port, "50", &each_text]);
+                    assert_eq!(asked.trim(), (50 * each).to_string());
+                });
+                f64::from(50 * each) / time * 1e3
+            })
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        println!("{way}: median {:.0} queries per second", rates[2]);
+    }
+}

@@ -1143,8 +1143,16 @@ pub const CATALOGUE: &[Probe] = &[
         In,
         Network,
         "in-unpublished-udp",
-        "UDP to a port that is published for TCP",
+        "UDP to a port that is not published, or for TCP only",
         "design: published ports only",
+        "the counter of a drop rule grows",
+    ),
+    probe(
+        In,
+        Network,
+        "in-not-allowed",
+        "to each published port from an address that is in none of the app's allow",
+        "design: the clients that the app has",
         "the counter of a drop rule grows",
     ),
     probe(

@@ -187,6 +187,31 @@ fn unpublished(plan: &Plan) -> u16 {
         .unwrap_or(DISCARD)
 }
 
+/// The same of UDP: a port that is published by TCP if there is one.
+fn unpublished_udp(plan: &Plan) -> u16 {
+    let entries = |protocol| {
+        plan.published()
+            .filter(move |(_, publish)| publish.protocol == protocol)
+            .map(|(_, publish)| publish.entry_port)
+    };
+    let taken: Vec<u16> = entries(Protocol::Udp).collect();
+    entries(Protocol::Tcp)
+        .chain(DISCARD..)
+        .find(|port| !taken.contains(port))
+        .unwrap_or(DISCARD)
+}
+
+/// An address that a selective app's clients don't have, of those that documentation is free to use (RFC 5737).
+fn outsider(plan: &Plan, app: &AppPlan) -> Option<Ipv4Addr> {
+    [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]]
+        .map(Ipv4Addr::from)
+        .into_iter()
+        .find(|address| {
+            let allowed = app.allow.iter().any(|net| net.contains(address));
+            !allowed && !plan.bridge.subnet.contains(address)
+        })
+}
+
 /// One of the host's own addresses that is neither loopback's nor the uplink's.
 fn host_address() -> Option<Ipv4Addr> {
     nix::ifaddrs::getifaddrs().ok()?.find_map(|link| {
@@ -368,6 +393,8 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
 
     let working: Vec<Outcome> = plan
         .published()
+        // Only an app could answer by UDP, and need not.
+        .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
         .map(|(_, publish)| {
             let to = SocketAddrV4::new(there, publish.entry_port);
             match field
@@ -383,7 +410,11 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
             }
         })
         .collect();
-    findings.add("in-control", "host", worst(working, "nothing is published"));
+    findings.add(
+        "in-control",
+        "host",
+        worst(working, "nothing is published by TCP"),
+    );
 
     let packets = [
         (
@@ -418,7 +449,7 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         ),
         (
             "in-unpublished-udp",
-            entry.map(|entry| datagram(here, there, entry)),
+            Some(datagram(here, there, unpublished_udp(plan))),
         ),
         (
             "in-invalid",
@@ -433,6 +464,19 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         };
         findings.add(id, "sidecar", outcome);
     }
+    let outsiders = plan.published().filter_map(|(app, publish)| {
+        let (from, entry) = (outsider(plan, app)?, publish.entry_port);
+        Some(match publish.protocol {
+            Protocol::Tcp => segment(from, there, entry, SYN),
+            Protocol::Udp => datagram(from, there, entry),
+        })
+    });
+    let refused = outsiders.map(|packet| inject(field, field.host, link, frame(packet)));
+    findings.add(
+        "in-not-allowed",
+        "sidecar",
+        worst(refused, "every client is allowed"),
+    );
     let packet = datagram(here, Ipv4Addr::BROADCAST, DISCARD);
     let frame = ethernet(broadcast, uplink.host_mac, 0x0800, &packet);
     findings.add(

@@ -227,6 +227,18 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 )?;
             }
         }
+        if let Some(rate) = app.rate {
+            writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
+        }
+        if app.is_selective() {
+            let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
+            let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
+            wrap(
+                out,
+                &format!("clients of these only ({}):", key("allow")),
+                &allow,
+            )?;
+        }
     }
     if plan.published().next().is_some() {
         writeln!(

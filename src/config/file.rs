@@ -16,7 +16,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
-    TrafficLog, Volume,
+    TrafficLog, Via, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -375,12 +375,19 @@ impl Reader<'_> {
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
         let egress = self.many(section, keys::EGRESS, values::egress);
-        if let Some(list) = self.many(section, keys::ALLOW, values::allow)
-            && list.is_empty()
+        let allow = self.allow(section);
+        let rate = self.one(section, keys::RATE, values::rate);
+        let by_dnat = via.as_ref().is_some_and(|via| via.value == Via::Dnat);
+        if let Some(Placed {
+            value: Some(_),
+            span,
+        }) = &rate
+            && by_dnat
         {
-            self.later(section, keys::ALLOW, "[\"0.0.0.0/0\"]");
+            let message = "a rate is counted by the relay, and `via` is \"dnat\"".to_owned();
+            let expected = "via = \"auto\" or \"relay\", or no rate";
+            self.problem(span.clone(), message, expected, "via = \"relay\"");
         }
-        self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
@@ -401,6 +408,8 @@ impl Reader<'_> {
                 .collect(),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            allow,
+            rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
             egress: egress
                 .into_iter()
@@ -419,6 +428,17 @@ impl Reader<'_> {
             address,
             publish: publish.unwrap_or_default(),
         }
+    }
+
+    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<Ipv4Net> {
+        let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
+            return vec![Ipv4Net::default()];
+        };
+        if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
+            let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";
+            self.key_problem(span, message.to_owned(), keys::ALLOW);
+        }
+        list.into_iter().map(|placed| placed.value).collect()
     }
 
     fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {

@@ -26,6 +26,7 @@ pub use self::errors::{ConfigErrors, Place, Problem};
 pub use self::run::{RunOptions, run};
 pub use self::values::ValueError;
 pub use self::vars::{Vars, parse_set};
+use crate::admission::Rate;
 use crate::names::{PartName, StackName};
 
 /// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
@@ -256,6 +257,10 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
+    /// `allow`; never empty, all of IPv4 when it was left out.
+    pub allow: Vec<Ipv4Net>,
+    /// `rate`; `None` is `off`. Not together with `dnat`.
+    pub rate: Option<Rate>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.

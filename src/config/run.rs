@@ -77,6 +77,8 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
                 egress: vec![],
+                allow: vec![ipnet::Ipv4Net::default()],
+                rate: None,
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,

@@ -90,6 +90,8 @@ fn the_built_in_example_is_the_original_set_up() {
             via: Via::Auto,
             source: Source::Sidecar,
             egress: vec![],
+            allow: vec!["0.0.0.0/0".parse().unwrap()],
+            rate: None,
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
                 size: 16 << 20,
@@ -470,11 +472,11 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             11,
             "not supported yet",
         ),
-        ("allow = []", 9, "not supported yet: app.allow = `[]`"),
+        ("allow = []", 1, "nobody could connect"),
         (
-            "allow = [\"10.0.0.0/8\"]",
+            "allow = [\"2001:db8::/32\"]",
             10,
-            "not supported yet: app.allow = `10.0.0.0/8`",
+            "not supported yet: app.allow = `2001:db8::/32`",
         ),
         (
             "allow = [\"10.0.0.1/8\"]",
@@ -483,10 +485,11 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         ),
         ("allow = [\"all\"]", 10, "`all` is no range of addresses"),
         (
-            "rate = \"200/second per client\"",
+            "rate = \"200/second per client\"\nvia = \"dnat\"",
             8,
-            "not supported yet: app.rate = `200/second per client`",
+            "a rate is counted by the relay, and `via` is \"dnat\"",
         ),
+        ("rate = \"2000000/second\"", 8, "no rate"),
         ("rate = \"200/secnd\"", 8, "the nearest is `second`"),
         ("rate = \"many\"", 8, "`many` is no rate"),
         ("rate = \"0/second\"", 8, "no rate"),
@@ -690,10 +693,10 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ],
         ),
         (
-            "name = \"x\"\n[app.web]\nrootfs = \"builtin:webapp\"\npublish = [\"1:1\"]\n[app.b]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:1:1\"]\nrate = \"1/second\"",
+            "name = \"x\"\n[app.web]\nrootfs = \"builtin:webapp\"\npublish = [\"1:1\"]\n[app.b]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:1:1\"]\nrate = \"1/secund\"",
             &[
                 (7, 12, "published already, by 127.0.0.1:1 on line 4"),
-                (8, 8, "not supported yet: app.b.rate"),
+                (8, 8, "the nearest is `second`"),
             ],
         ),
         (

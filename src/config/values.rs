@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::admission::Rate;
+
 use super::errors::{Place, Problem, nearest, quoted};
 use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
 
@@ -426,7 +428,7 @@ fn range_of_addresses(text: &str) -> Option<IpNet> {
 }
 
 /// One entry of `allow`.
-pub(super) fn allow(text: &str) -> Result<(), ValueError> {
+pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
     let range = range_of_addresses(text)
         .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
     if range.trunc() != range {
@@ -435,25 +437,30 @@ pub(super) fn allow(text: &str) -> Result<(), ValueError> {
             range.trunc()
         )));
     }
-    if range == IpNet::V4(Ipv4Net::default()) {
-        return Ok(());
+    match range {
+        IpNet::V4(range) => Ok(range),
+        IpNet::V6(_) => Err(ValueError::later(text, "ranges of IPv4")),
     }
-    Err(ValueError::later(text, "[\"0.0.0.0/0\"]"))
 }
 
 /// `rate`: `off` or `NUMBER/UNIT[ per client]`.
-pub(super) fn rate(text: &str) -> Result<(), ValueError> {
+pub(super) fn rate(text: &str) -> Result<Option<Rate>, ValueError> {
     if text == "off" {
-        return Ok(());
+        return Ok(None);
     }
     let bad = || ValueError::said(format!("{} is no rate", quoted(text)));
     let (count, unit) = text.split_once('/').ok_or_else(bad)?;
-    let unit = unit.strip_suffix(" per client").unwrap_or(unit);
-    if !matches!(number(count), Some(1..)) {
-        return Err(bad());
-    }
-    one_of(unit, &[("second", ()), ("minute", ()), ("hour", ())])?;
-    Err(ValueError::later(text, "\"off\""))
+    let per_client = unit.strip_suffix(" per client");
+    let count = number(count).and_then(|count| u32::try_from(count).ok());
+    let count = count.filter(|count| (1..=1_000_000).contains(count));
+    Ok(Some(Rate {
+        count: count.ok_or_else(bad)?,
+        seconds: one_of(
+            per_client.unwrap_or(unit),
+            &[("second", 1), ("minute", 60), ("hour", 3600)],
+        )?,
+        per_client: per_client.is_some(),
+    }))
 }
 
 /// A size in bytes: a number with K, M or G (powers of 1024), or plain bytes.

@@ -9,7 +9,9 @@ use std::net::Ipv4Addr;
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
 };
-use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
+use nftables::schema::{
+    Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
+};
 use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
@@ -180,22 +182,22 @@ impl Encoder {
                 only_inet(&object, set.family)?;
                 let extras = (
                     &set.policy,
-                    &set.flags,
                     set.timeout,
                     set.gc_interval,
                     set.size,
                     &set.comment,
                 );
-                if extras != (&None, &None, None, None, None, &None) {
+                if extras != (&None, None, None, None, &None) {
                     return Err(unsupported(&object, set));
                 }
+                let keys = keys(set).ok_or_else(|| unsupported(&object, set))?;
                 let elements = set.elem.as_deref().unwrap_or_default();
                 self.set(
                     &object,
                     &set.table,
                     &set.name,
-                    &set.set_type,
-                    None,
+                    (&set.set_type, None),
+                    keys,
                     elements,
                 )
             }
@@ -218,8 +220,8 @@ impl Encoder {
                     &object,
                     &map.table,
                     &map.name,
-                    &map.set_type,
-                    Some(&map.map),
+                    (&map.set_type, Some(&map.map)),
+                    Keys::Single,
                     elements,
                 )
             }
@@ -326,13 +328,14 @@ impl Encoder {
         object: &str,
         table: &str,
         name: &str,
-        key: &SetTypeValue<'_>,
-        value: Option<&SetTypeValue<'_>>,
+        (key, value): (&SetTypeValue<'_>, Option<&SetTypeValue<'_>>),
+        keys: Keys,
         elements: &[Expression<'_>],
     ) -> Result<(), EncodeError> {
         self.sets += 1;
         let id = self.sets;
-        let key = Shape::new(object, key)?;
+        let mut key = Shape::new(object, key)?;
+        key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
         self.message(
             libc::NFT_MSG_NEWSET,
@@ -344,13 +347,29 @@ impl Encoder {
                 out.number(NFTA_SET_ID, id);
                 out.number(
                     NFTA_SET_FLAGS,
-                    if value.is_some() { NFT_SET_MAP } else { 0 },
+                    match (&value, keys) {
+                        (Some(_), _) => NFT_SET_MAP,
+                        (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
+                        (None, Keys::Single) => 0,
+                    },
                 );
                 out.number(NFTA_SET_KEY_TYPE, key.type_id());
                 out.number(NFTA_SET_KEY_LEN, key.width());
                 if let Some(value) = &value {
                     out.number(NFTA_SET_DATA_TYPE, value.type_id());
                     out.number(NFTA_SET_DATA_LEN, value.width());
+                }
+                if keys == Keys::Ranges {
+                    // Which bytes belong together: each part of a key is a range by itself.
+                    out.nest(NFTA_SET_DESC, |out| {
+                        out.nest(NFTA_SET_DESC_CONCAT, |out| {
+                            for part in &key.0 {
+                                out.nest(NFTA_LIST_ELEM, |out| {
+                                    out.number(NFTA_SET_FIELD_LEN, part.width());
+                                });
+                            }
+                        });
+                    });
                 }
                 out.bytes(NFTA_SET_USERDATA, &byte_orders(&key, value.as_ref()));
             },
@@ -407,9 +426,11 @@ impl Encoder {
         object: &str,
         (table, name): (&str, &str),
         (key, value): (&SetTypeValue<'_>, Option<&SetTypeValue<'_>>),
+        keys: Keys,
         elements: &[Expression<'_>],
     ) -> Result<(), EncodeError> {
-        let key = Shape::new(object, key)?;
+        let mut key = Shape::new(object, key)?;
+        key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
         let shapes = (&key, value.as_ref());
         self.elements(kind, object, (table, name, None), shapes, elements)
@@ -492,6 +513,18 @@ impl Encoder {
     }
 }
 
+/// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel
+/// has another form for those of one.
+pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
+    match (&set.flags, &set.set_type) {
+        (None, _) => Some(Keys::Single),
+        (Some(flags), SetTypeValue::Concatenated(_)) => {
+            (flags.len() == 1 && flags.contains(&SetFlag::Interval)).then_some(Keys::Ranges)
+        }
+        _ => None,
+    }
+}
+
 /// One element: a key, or, in a map, a key and a value.
 fn put_element(
     out: &mut Attributes<'_>,
@@ -500,6 +533,14 @@ fn put_element(
     value: Option<&Shape>,
     element: &Expression<'_>,
 ) -> Result<(), EncodeError> {
+    if key.1 == Keys::Ranges {
+        let (from, to) = key.range(object, element)?;
+        out.nest(NFTA_LIST_ELEM, |out| {
+            out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &from));
+            out.nest(NFTA_SET_ELEM_KEY_END, |out| out.bytes(NFTA_DATA_VALUE, &to));
+        });
+        return Ok(());
+    }
     let (key, value) = match (value, element) {
         (None, element) => (key.bytes(object, element)?, None),
         (Some(value), Expression::List(pair)) if pair.len() == 2 => (
@@ -1061,7 +1102,16 @@ impl Kind {
 }
 
 /// The type of a set's keys or a map's values: one kind, or several, each padded to four bytes.
-struct Shape(Vec<Kind>);
+struct Shape(Vec<Kind>, Keys);
+
+/// What the elements of a set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// One key each.
+    Single,
+    /// All keys between two.
+    Ranges,
+}
 
 impl Shape {
     fn new(object: &str, types: &SetTypeValue<'_>) -> Result<Self, EncodeError> {
@@ -1072,9 +1122,10 @@ impl Shape {
             _ => Err(unsupported(object, of)),
         };
         match types {
-            SetTypeValue::Single(single) => Ok(Self(vec![kind(single)?])),
+            SetTypeValue::Single(single) => Ok(Self(vec![kind(single)?], Keys::Single)),
             SetTypeValue::Concatenated(several) if (2..=4).contains(&several.len()) => {
-                several.iter().map(kind).collect::<Result<_, _>>().map(Self)
+                let kinds = several.iter().map(kind).collect::<Result<_, _>>()?;
+                Ok(Self(kinds, Keys::Single))
             }
             SetTypeValue::Concatenated(_) => Err(unsupported(object, types)),
         }
@@ -1097,6 +1148,32 @@ impl Shape {
             [single] => single.width(),
             several => 4 * several.len() as u32,
         }
+    }
+
+    /// The first and the last key of a concatenation, of which any part may be a prefix.
+    fn range(
+        &self,
+        object: &str,
+        value: &Expression<'_>,
+    ) -> Result<(Vec<u8>, Vec<u8>), EncodeError> {
+        let Expression::Named(NamedExpression::Concat(parts)) = value else {
+            return Err(unsupported(object, value));
+        };
+        let end = |last: bool| {
+            let parts = parts.iter().map(|part| match part {
+                Expression::Named(NamedExpression::Prefix(prefix)) if prefix.len <= 32 => {
+                    let first = Kind::Address.bytes(object, &prefix.addr)?;
+                    let first = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
+                    let free = u32::MAX.checked_shr(prefix.len).unwrap_or(0);
+                    let address = Ipv4Addr::from(if last { first | free } else { first });
+                    Ok(Expression::String(address.to_string().into()))
+                }
+                part => Ok(part.clone()),
+            });
+            let parts = parts.collect::<Result<Vec<_>, EncodeError>>()?;
+            self.bytes(object, &Expression::Named(NamedExpression::Concat(parts)))
+        };
+        Ok((end(false)?, end(true)?))
     }
 
     fn bytes(&self, object: &str, value: &Expression<'_>) -> Result<Vec<u8>, EncodeError> {

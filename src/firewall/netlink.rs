@@ -166,11 +166,16 @@ pub(super) const NFTA_SET_KEY_TYPE: u16 = 4;
 pub(super) const NFTA_SET_KEY_LEN: u16 = 5;
 pub(super) const NFTA_SET_DATA_TYPE: u16 = 6;
 pub(super) const NFTA_SET_DATA_LEN: u16 = 7;
+pub(super) const NFTA_SET_DESC: u16 = 9;
+pub(super) const NFTA_SET_DESC_CONCAT: u16 = 2;
+pub(super) const NFTA_SET_FIELD_LEN: u16 = 1;
 pub(super) const NFTA_SET_ID: u16 = 10;
 pub(super) const NFTA_SET_USERDATA: u16 = 13;
+pub(super) const NFT_SET_INTERVAL: u32 = 4;
 pub(super) const NFT_SET_MAP: u32 = 8;
 pub(super) const NFT_SET_TIMEOUT: u32 = 16;
 pub(super) const NFT_SET_EVAL: u32 = 32;
+pub(super) const NFT_SET_CONCAT: u32 = 0x80;
 
 pub(super) const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 pub(super) const NFTA_SET_ELEM_LIST_SET: u16 = 2;
@@ -179,6 +184,7 @@ pub(super) const NFTA_SET_ELEM_LIST_SET_ID: u16 = 4;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
+pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;

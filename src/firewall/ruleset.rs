@@ -24,7 +24,7 @@ use nftables::expr::{
     NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
-    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
+    Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
     Table as NfTable,
 };
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
@@ -69,6 +69,7 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
 ///   logged is said in [`logging`].
+///   Where an app has an `allow`, a client that is in none of its ranges ends here; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
@@ -138,6 +139,22 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         &[SetType::Ipv4Addr],
         sees_clients.iter().map(|app| address(*app)).collect(),
     );
+
+    let allowed = allowed(plan);
+    if let Some(allowed) = &allowed {
+        let element = |(app, net): &(Ipv4Addr, Ipv4Net)| {
+            let clients = match net.prefix_len() {
+                32 => address(net.addr()),
+                _ => subnet(*net),
+            };
+            concat([address(*app), clients])
+        };
+        table.ranges(
+            "allowed",
+            &[SetType::Ipv4Addr, SetType::Ipv4Addr],
+            allowed.iter().map(element).collect(),
+        );
+    }
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -259,6 +276,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         drop(),
     );
+    if allowed.is_some() {
+        table.rule(
+            "forward",
+            "drop-not-allowed",
+            [
+                from_uplink(),
+                to_bridge(),
+                has(ct("state"), name("new")),
+                is_not(concat([ip("daddr"), ip("saddr")]), name("@allowed")),
+            ],
+            drop(),
+        );
+    }
     for (of, _) in &published {
         table.rule(
             "forward",
@@ -549,6 +579,25 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
+/// Who may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so whatever comes
+/// from its address may.
+fn allowed(plan: &Plan) -> Option<Vec<(Ipv4Addr, Ipv4Net)>> {
+    let relay = Ipv4Net::from(plan.uplink.host_address);
+    plan.apps.iter().any(AppPlan::is_selective).then(|| {
+        plan.apps
+            .iter()
+            .flat_map(|app| {
+                let mut nets = app.allow.clone();
+                nets.push(relay);
+                // The kernel refuses ranges that overlap.
+                Ipv4Net::aggregate(&nets)
+                    .into_iter()
+                    .map(|net| (app.address, net))
+            })
+            .collect()
+    })
+}
+
 /// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
 #[must_use]
 pub fn closed_host_rules(plan: &Plan) -> Nftables<'static> {
@@ -696,6 +745,14 @@ impl Table {
             elem: unless_empty(elements),
             ..Set::default()
         })));
+    }
+
+    /// A set whose keys are concatenations of ranges.
+    fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.set(name, key, elements);
+        if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
+            set.flags = Some(HashSet::from([SetFlag::Interval]));
+        }
     }
 
     fn map(

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload,
 };
-use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetType, SetTypeValue};
+use nftables::schema::{
+    Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
+};
 use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
@@ -44,15 +46,21 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
             NfListObject::Set(set) => {
                 let extras = (
                     &set.policy,
-                    &set.flags,
                     set.timeout,
                     set.gc_interval,
                     set.size,
                     &set.comment,
                 );
-                if extras != (&None, &None, None, None, None, &None) {
+                if extras != (&None, None, None, None, &None) {
                     return Err(unsupported(set));
                 }
+                let flags = match &set.flags {
+                    None => "",
+                    Some(flags) if flags.len() == 1 && flags.contains(&SetFlag::Interval) => {
+                        "\n\t\tflags interval"
+                    }
+                    Some(_) => return Err(unsupported(set)),
+                };
                 let elements = set.elem.as_deref().unwrap_or_default();
                 let elements = elements
                     .iter()
@@ -62,7 +70,7 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     &mut out,
                     "set",
                     &set.name,
-                    &types(&set.set_type)?,
+                    &format!("{}{flags}", types(&set.set_type)?),
                     &elements,
                 );
             }

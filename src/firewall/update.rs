@@ -21,7 +21,7 @@ use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetTypeVal
 use nftables::stmt::{Counter, Statement};
 
 use super::counters::{attributes_of, dump};
-use super::encode::{Encoder, Place, unsupported};
+use super::encode::{self, Encoder, Place, unsupported};
 use super::load::{LoadError, Socket, transact};
 use super::netlink::*;
 use super::{Batch, EncodeError};
@@ -117,6 +117,7 @@ struct SetOrMap<'a> {
     whole: &'a NfListObject<'static>,
     /// Without.
     bare: NfListObject<'static>,
+    keys: encode::Keys,
     elements: &'a [Expression<'static>],
 }
 
@@ -144,6 +145,7 @@ impl<'a> Ruleset<'a> {
                     let set = SetOrMap {
                         label: format!("set {}", set.name),
                         key: &set.set_type,
+                        keys: encode::keys(set).ok_or_else(|| unsupported("set", set))?,
                         value: None,
                         whole: object,
                         bare: NfListObject::Set(bare),
@@ -157,6 +159,7 @@ impl<'a> Ruleset<'a> {
                     let map = SetOrMap {
                         label: format!("map {}", map.name),
                         key: &map.set_type,
+                        keys: encode::Keys::Single,
                         value: Some(&map.map),
                         whole: object,
                         bare: NfListObject::Map(bare),
@@ -293,6 +296,7 @@ fn encode_update(
                     &set.label,
                     (new.table, name),
                     (set.key, set.value),
+                    set.keys,
                     &only,
                 )?;
             }

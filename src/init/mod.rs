@@ -21,14 +21,17 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use caps::Capability;
 
+use crate::admission::{Admission, Gate};
 use crate::config::Protocol;
 use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
 use crate::protocol::{self, Carried, FromStage, Role, Start, ToStage};
+use crate::relay::Way;
 use crate::rootfs;
 use crate::seccomp::{self, Program};
 use crate::sys::process::null_standard_descriptors;
@@ -160,6 +163,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
         Role::Relay {
             carried,
+            admissions,
             as_clients,
             wait,
         } => {
@@ -176,10 +180,17 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
+            let gates: Vec<Rc<Gate>> = admissions.into_iter().map(Gate::new).map(Rc::new).collect();
             for (fd, carried) in fds.into_iter().zip(&carried) {
+                let gate = gates.get(carried.admission).cloned();
+                let way = Way {
+                    target: carried.target,
+                    // Who is named nowhere lets nobody in.
+                    gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
+                };
                 match carried.protocol {
-                    Protocol::Tcp => streams.push((fd.into(), carried.target)),
-                    Protocol::Udp => datagrams.push((fd.into(), carried.target)),
+                    Protocol::Tcp => streams.push((fd.into(), way)),
+                    Protocol::Udp => datagrams.push((fd.into(), way)),
                 }
             }
             let ready = FromStage::Ready {

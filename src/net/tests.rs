@@ -293,6 +293,8 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         listen: Vec::new(),
         source: Default::default(),
         egress: vec![],
+        allow: vec![ipnet::Ipv4Net::default()],
+        rate: None,
         closing: vec![],
         restart: Restart::No,
     }

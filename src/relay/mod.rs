@@ -50,7 +50,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -62,6 +62,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::admission::Gate;
 use flow::{Buffers, Tuning};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
@@ -132,6 +133,15 @@ pub enum RelayError {
     },
 }
 
+/// Where what comes to a socket goes, and from whom it may come.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// The address that is dialled.
+    pub target: SocketAddr,
+    /// The clients; all others are reset before a byte, or, by UDP, not heard.
+    pub gate: Rc<Gate>,
+}
+
 /// What the relay has done since it started; the answer to [`STATS_REQUEST`], as one line of JSON with these keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -147,6 +157,10 @@ pub struct Stats {
     pub reset: u64,
     /// Times that accepting had to rest because descriptors or memory had run out.
     pub exhausted: u64,
+    /// Connections reset, and datagrams dropped, because the client is not among those who may connect.
+    pub not_allowed: u64,
+    /// The same because the app's rate was reached.
+    pub too_many: u64,
     /// UDP: flows begun.
     pub flows: u64,
     /// UDP: flows that had to make room for others.
@@ -165,7 +179,7 @@ pub struct Stats {
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
-/// Each listener, already bound and listening, has the address that its connections are carried to, and each socket of
+/// Each listener, already bound and listening, has the way that its connections are carried, and each socket of
 /// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
@@ -179,8 +193,8 @@ pub struct Stats {
 /// # Errors
 /// [`RelayError`]. Nothing that a client or a target does is an error.
 pub fn run(
-    listeners: Vec<(std::net::TcpListener, SocketAddr)>,
-    datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
+    listeners: Vec<(std::net::TcpListener, Way)>,
+    datagrams: Vec<(std::net::UdpSocket, Way)>,
     as_clients: bool,
     control: OwnedFd,
 ) -> Result<(), RelayError> {
@@ -190,8 +204,8 @@ pub fn run(
 }
 
 fn run_with(
-    listeners: Vec<(std::net::TcpListener, SocketAddr)>,
-    datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
+    listeners: Vec<(std::net::TcpListener, Way)>,
+    datagrams: Vec<(std::net::UdpSocket, Way)>,
     as_clients: bool,
     control: OwnedFd,
     places: Places,
@@ -207,18 +221,18 @@ fn run_with(
         let mut control = watch_end(control)?;
         let relay = Rc::new(Relay::new(places, tuning, as_clients));
         let mut accepting = JoinSet::new();
-        for (listener, target) in listeners {
+        for (listener, way) in listeners {
             let listener = prepare(listener)?;
-            accepting.spawn_local(accept_all(listener, target, Rc::clone(&relay)));
+            accepting.spawn_local(accept_all(listener, way, Rc::clone(&relay)));
         }
         if !datagrams.is_empty() {
             let relay = Rc::clone(&relay);
             tokio::task::spawn_local(async move { relay.flows.sweep().await });
         }
-        for (number, (socket, target)) in datagrams.into_iter().enumerate() {
+        for (number, (socket, way)) in datagrams.into_iter().enumerate() {
             let relay = Rc::clone(&relay);
             accepting.spawn_local(async move {
-                Some(udp::carry_all(number, socket, target, relay).await)
+                Some(udp::carry_all(number, socket, way, relay).await)
             });
         }
         let failed = async {
@@ -380,17 +394,13 @@ async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
 }
 
 /// Accepts until the listener is shut down, or can't for another reason, which it returns.
-async fn accept_all(
-    listener: TcpListener,
-    target: SocketAddr,
-    relay: Rc<Relay>,
-) -> Option<RelayError> {
+async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option<RelayError> {
     loop {
         let place = Arc::clone(&relay.places)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        let client = match accept(&listener, &relay).await {
+        let client = match accept(&listener, &way.gate, &relay).await {
             Ok(client) => client,
             // accept(2): it isn't listening.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
@@ -402,6 +412,7 @@ async fn accept_all(
             }
         };
         let relay = Rc::clone(&relay);
+        let target = way.target;
         tokio::task::spawn_local(async move {
             // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
             tokio::task::coop::unconstrained(carry(client, target, &relay)).await;
@@ -413,9 +424,20 @@ async fn accept_all(
 }
 
 /// One connection, past errors that say nothing about the listener (accept(2), "Error handling").
-async fn accept(listener: &TcpListener, relay: &Relay) -> io::Result<TcpStream> {
+async fn accept(listener: &TcpListener, gate: &Gate, relay: &Relay) -> io::Result<TcpStream> {
     loop {
         let error = match listener.accept().await {
+            Ok((client, peer)) if !gate.admits(peer.ip()) => {
+                // Closing it is a reset then. It can only fail for a bad descriptor.
+                let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
+                relay.count(|s| s.not_allowed += 1);
+                continue;
+            }
+            Ok((client, peer)) if !gate.may_begin(peer.ip(), Instant::now()) => {
+                let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
+                relay.count(|s| s.too_many += 1);
+                continue;
+            }
             Ok((client, _)) => {
                 relay.count(|s| {
                     s.accepted += 1;

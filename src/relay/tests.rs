@@ -26,6 +26,15 @@ fn in_netns() {
     assert!(up.success());
 }
 
+/// The way to `target` for whoever comes.
+fn everybody(target: SocketAddr) -> Way {
+    let all = "0.0.0.0/0".parse().unwrap();
+    Way {
+        target,
+        gate: Rc::new(Gate::new(crate::admission::Admission::of(&[all], None))),
+    }
+}
+
 /// A relay on a thread. Dropped, it is told to stop, and must.
 struct Running {
     control: Option<BufReader<UnixStream>>,
@@ -54,7 +63,7 @@ impl Running {
         let thread = thread::spawn(move || {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             run_with(
-                vec![(listener, target)],
+                vec![(listener, everybody(target))],
                 vec![],
                 false,
                 OwnedFd::from(theirs),

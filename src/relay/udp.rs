@@ -39,7 +39,7 @@ use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::{EXHAUSTED_PAUSE, Relay, RelayError};
+use super::{EXHAUSTED_PAUSE, Relay, RelayError, Way};
 
 /// No more flows at once, however many descriptors there are: well below the number of ephemeral ports, of which each
 /// flow takes one.
@@ -58,7 +58,7 @@ const DATAGRAM: usize = 64 << 10;
 /// A published socket.
 struct Door {
     socket: UdpSocket,
-    target: SocketAddr,
+    way: Way,
     /// Its place among the others.
     number: usize,
 }
@@ -150,13 +150,13 @@ impl Flows {
 pub(super) async fn carry_all(
     number: usize,
     socket: std::net::UdpSocket,
-    target: SocketAddr,
+    way: Way,
     relay: Rc<Relay>,
 ) -> RelayError {
     let listen = socket
         .local_addr()
         .map_or_else(|_| "an unknown address".to_owned(), |a| a.to_string());
-    let door = match Door::new(number, socket, target) {
+    let door = match Door::new(number, socket, way) {
         Ok(door) => Rc::new(door),
         Err(source) => return RelayError::Listener { listen, source },
     };
@@ -185,7 +185,7 @@ pub(super) async fn carry_all(
 }
 
 impl Door {
-    fn new(number: usize, socket: std::net::UdpSocket, target: SocketAddr) -> io::Result<Self> {
+    fn new(number: usize, socket: std::net::UdpSocket, way: Way) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         match socket.local_addr()? {
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
@@ -193,7 +193,7 @@ impl Door {
         }
         Ok(Self {
             socket: UdpSocket::from_std(socket)?,
-            target,
+            way,
             number,
         })
     }
@@ -271,6 +271,18 @@ impl Door {
             client,
             ours,
         };
+        if !self.way.gate.admits(client.ip()) {
+            return relay.count(|s| s.not_allowed += 1);
+        }
+        let begins = !relay.flows.table.borrow().contains_key(&key);
+        if begins
+            && !self
+                .way
+                .gate
+                .may_begin(client.ip(), Instant::now().into_std())
+        {
+            return relay.count(|s| s.too_many += 1);
+        }
         let known = relay.flows.table.borrow().get(&key).map(|flow| {
             flow.last.set(Instant::now());
             flow.socket.clone()
@@ -306,7 +318,7 @@ impl Door {
             .as_clients
             .then(|| super::source(key.client))
             .flatten();
-        let socket = Rc::new(dial_from(source, self.target)?);
+        let socket = Rc::new(dial_from(source, self.way.target)?);
         let (last, answered) = (Rc::new(Cell::new(Instant::now())), Rc::default());
         let answers = Answers {
             door: self.clone(),

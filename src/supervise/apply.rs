@@ -26,14 +26,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use ipnet::Ipv4Net;
 use nftables::schema::Nftables;
 use tokio::sync::mpsc;
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused};
+use crate::admission::Rate;
 use crate::change::{self, Change};
 use crate::config::Protocol;
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall;
+use crate::names::PartName;
 use crate::plan::Plan;
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
@@ -254,7 +257,7 @@ impl Task {
         next.try_the_path().await.map_err(|e| e.to_string())?;
         self.say("apps answer through the sidecar").await;
 
-        if ports(old_plan) != ports(new_plan) {
+        if ports(old_plan) != ports(new_plan) || clients(old_plan) != clients(new_plan) {
             self.done.relay = true;
             for listener in listeners(next, &old) {
                 listener.listen().map_err(|e| e.to_string())?;
@@ -445,6 +448,13 @@ fn both(old: &Plan, new: &Plan) -> Plan {
 fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
     plan.published()
         .map(|(_, publish)| (publish.listen, publish.protocol, publish.entry_port))
+        .collect()
+}
+
+/// Whom the relay lets in to each app.
+fn clients(plan: &Plan) -> Vec<(&PartName, &[Ipv4Net], Option<Rate>)> {
+    let apps = plan.apps.iter();
+    apps.map(|app| (&app.name, app.allow.as_slice(), app.rate))
         .collect()
 }
 
