@@ -617,7 +617,14 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
         // And if it is that one: nobody may change the host's table, but what decides comes back.
         let (child, says) = asked(&stack, "60");
         let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
-        stack.lab.ok(&["kill", "-KILL", &guardian, &command]);
+        // Both, before either can do anything about the other's end.
+        for (signal, pid) in [
+            ("-STOP", &guardian),
+            ("-KILL", &command),
+            ("-KILL", &guardian),
+        ] {
+            stack.lab.ok(&["kill", signal, pid]);
+        }
         drop((child, says));
         look::eventually("the sidecar's rules", &before.rules[0], || {
             stack.rules()[0].clone()
@@ -843,18 +850,30 @@ while True:
         s.sendto(str(s.getsockname()[1]).encode(), s.recvfrom(100)[1])
 "#;
 
-/// A client of UDP with one socket, which sends for every line that it is told, and says what was answered.
+/// A client of UDP with one socket, which sends for every line that it is told, again and again for so many seconds, and
+/// says what was answered: a datagram that meets one relay while another takes over may be lost, and is no stuck flow.
 const SENDS: &str = r#"
-import socket, sys
+import socket, sys, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind(("", 45678))
 for line in sys.stdin:
-    s.settimeout(float(line))
-    s.sendto(b"x", (sys.argv[1], 7000))
+    answer = "silence"
+    end = time.monotonic() + float(line)
+    s.settimeout(0.3)
+    while answer == "silence" and time.monotonic() < end:
+        s.sendto(b"x", (sys.argv[1], 7000))
+        try:
+            answer = s.recv(100).decode()
+        except TimeoutError:
+            pass
+    # An answer to an earlier one would be taken for the next one's.
+    s.setblocking(False)
     try:
-        print(s.recv(100).decode(), flush=True)
-    except TimeoutError:
-        print("silence", flush=True)
+        while s.recv(100):
+            pass
+    except BlockingIOError:
+        pass
+    print(answer, flush=True)
 "#;
 
 #[test]
@@ -962,4 +981,33 @@ fn egress_to_the_same_address_changes_by_rules_and_what_landlock_forbids_starts_
     assert_ne!(stack.pid("app"), app);
     assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]));
     assert_eq!(stack.rules()[0], before[0]);
+}
+
+#[test]
+fn rules_that_would_lock_everybody_out_are_taken_back() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+        let pids = stack.pids();
+        let file = stack
+            .file(TWO, "")
+            .replace("[sidecar]\n", "[sidecar]\nrules = \"extra.nft\"\n");
+        stack.lab.write(
+            "extra.nft",
+            "chain before {\n  tcp dport $ports counter drop comment \"drop-all\"\n}\n",
+        );
+        let output = stack.apply_file(&file, &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+        let said = stderr(&output);
+        assert!(
+            said.contains("connect through the sidecar to app"),
+            "{said}"
+        );
+        assert!(said.contains("all is as it was before"), "{said}");
+        before.assert("a rule that drops everything");
+        assert_eq!(stack.pids(), pids, "{via}");
+    }
 }
