@@ -20,7 +20,7 @@ const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
 ];
 /// Of the stack: what the sidecar's process is made of.
-const SIDECAR_MADE_OF: [&str; 1] = ["seal"];
+const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
 const NO_CHANGE: [&str; 3] = ["origins", "config", "closing"];
 
@@ -86,6 +86,11 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                     refused.push("name".to_owned());
                 }
             }
+            "uplink" => refused.push(
+                "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
+                    .to_owned(),
+            ),
+            "rules" => change.live.push("sidecar.rules".to_owned()),
             "stack" => refused.push("name".to_owned()),
             other => refused.push(other.to_owned()),
         }
@@ -137,14 +142,23 @@ fn app_change(
     let mut because = vec![];
     let (had, has) = (confine::App::of(old), confine::App::of(new));
     let more = |had: &[u16], has: &[u16]| has.iter().any(|port| !had.contains(port));
-    if more(&had.bind, &has.bind) || more(&had.connect, &has.connect) {
-        // Landlock gives nothing back to a process that is there.
+    // Landlock gives nothing back to a process that is there.
+    if more(&had.bind, &has.bind) {
         because.push(key("publish"));
     }
+    if more(&had.connect, &has.connect) && old.egress != new.egress {
+        because.push(key("egress"));
+    }
+    // Routes and the list of resolvers are made once.
+    let same_way = old.routes() == new.routes() && old.resolvers().eq(new.resolvers());
     for name in differing(&object(old), &object(new)) {
         match name.as_str() {
             name if NO_CHANGE.contains(&name) => {}
+            "egress" if !same_way => {
+                refused.push(format!("{} (to other addresses)", key("egress")))
+            }
             name if because.contains(&key(name)) => {}
+            "egress" => change.live.push(key("egress")),
             name if LIVE.contains(&name) => change.live.push(key(name)),
             "env" => {
                 let mut names: BTreeSet<&String> = old.env.keys().collect();

@@ -137,10 +137,54 @@ pub enum Command {
         /// Go on with what comes, until Ctrl-C
         #[arg(short, long)]
         follow: bool,
-        /// Only this part's lines
+        /// Only this part's lines; `traffic` for connections and refused packets
         #[arg(long)]
         part: Option<String>,
-        /// One JSON document a line: time, part, stream, text
+        /// One JSON document a line: time, part, stream, text, traffic
+        #[arg(long)]
+        json: bool,
+    },
+    /// Capture the packets that the sidecar lets through and refuses, with the rule's name
+    #[command(
+        after_help = "Example: lrpns capture customerA -w - port 5000 | tcpdump -n -r -\n\nFILTER is made of `client ADDRESS`, \
+                      `port PORT` and `refused`; without -w there is a line for each packet. A first word that is \
+                      none of these is the stack's name."
+    )]
+    Capture {
+        /// The configuration that names the stack
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Write pcapng there; `-` is standard output
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// End after so many packets
+        #[arg(short, long, value_name = "N")]
+        count: Option<u64>,
+        /// The stack's name; left out, it is the file's, or the built-in example's. Then which packets
+        #[arg(value_name = "STACK|FILTER")]
+        words: Vec<String>,
+    },
+    /// Say why a client's packets don't arrive: waits for one, and tells every rule that it meets
+    #[command(
+        after_help = "Example: lrpns trace 192.0.2.7 5000\n\nExit code 1 unless the packet arrives."
+    )]
+    Trace {
+        /// The client's address
+        client: std::net::IpAddr,
+        /// The port of this host that it wants
+        port: u16,
+        /// The stack's name; left out, it is the file's, or the built-in example's
+        stack: Option<StackName>,
+        /// The configuration that names the stack
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// UDP instead of TCP
+        #[arg(long)]
+        udp: bool,
+        /// How long to wait for a packet
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        within: u64,
+        /// As JSON
         #[arg(long)]
         json: bool,
     },

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 
 use crate::namespaces::{Namespaces, reap, socketpair};
 use crate::privileges::Privileges;
-use crate::protocol::{self, Channel, Exit, FromStage, ToStage};
+use crate::protocol::{self, Channel, Compiled, Exit, FromStage, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
 
@@ -246,6 +246,20 @@ impl Container {
                 Ok(loaded)
             }
             _ => Err(self.ended("loading rules")),
+        }
+    }
+
+    /// Waits until a compiler has told how it went, and until it has ended.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work.
+    pub async fn compiled(mut self) -> Result<Compiled, ContainerError> {
+        match self.receive().await? {
+            Some((FromStage::Compiled(compiled), _)) => {
+                self.kill().await;
+                Ok(compiled)
+            }
+            _ => Err(self.ended("compiling rules")),
         }
     }
 

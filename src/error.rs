@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigErrors;
 use crate::container::ContainerError;
+use crate::extra::ExtraError;
 use crate::host::HostError;
 use crate::resolve::PlanError;
 use crate::stack::StackError;
@@ -146,8 +147,16 @@ impl From<StackError> for Failure {
                 code: if *errno == libc::ENOENT { 127 } else { 126 },
                 ..Self::unable(chain(&e))
             },
+            StackError::Extra(ExtraError::Refused { .. } | ExtraError::NotAllowed { .. }) => {
+                Self::usage(chain(&e))
+            }
             _ => Self::unable(chain(&e)),
         };
+        if let StackError::Extra(extra) = &e
+            && let Some(hint) = extra.hint()
+        {
+            return failure.hint(hint);
+        }
         if let StackError::Volume(volume) = &e
             && let Some(hint) = volume.hint()
         {

@@ -25,6 +25,8 @@ pub mod audit;
 
 pub mod stack;
 
+pub mod extra;
+
 pub mod container;
 
 pub mod volumes;
@@ -55,6 +57,8 @@ pub mod change;
 pub mod confine;
 
 pub mod logbuf;
+
+pub mod traffic;
 
 pub mod publish;
 

@@ -97,11 +97,17 @@ const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", 
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
-pub(crate) const SIDECAR: [(&str, &str); 4] = [
+pub(crate) const SIDECAR: [(&str, &str); 7] = [
     ("ipv4/ip_forward", "1"),
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
     ("bridge/bridge-nf-call-arptables", "0"),
+    // What a connection has carried is told when conntrack forgets it.
+    ("netfilter/nf_conntrack_acct", "1"),
+    // Nothing is told but what a rule asks for.
+    ("netfilter/nf_conntrack_events", "0"),
+    // Of 120 s: ten thousand connections a second would fill the table with what is over.
+    ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
 ];
 
 /// The app forwards nothing.
@@ -229,6 +235,47 @@ impl Namespaces {
     }
 }
 
+impl Namespaces {
+    /// Another network namespace, empty and without a link that is up, owned by the same user namespace.
+    ///
+    /// Needs no id map, so who has dropped what that takes can make one.
+    ///
+    /// # Errors
+    /// [`NamespaceError`]; joining a user namespace that is not our own child needs CAP_SYS_ADMIN over it.
+    pub async fn with_empty_network(&self, part: &str) -> Result<Self, NamespaceError> {
+        let failed = |what: &'static str| {
+            move |source: io::Error| NamespaceError {
+                part: part.to_owned(),
+                what,
+                source,
+            }
+        };
+        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
+        let pidfd = match clone3(0).map_err(failed("clone"))? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(tell(&theirs, empty_network(&self.user)))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
+        let made = match channel.receive::<FromStage>().await {
+            Ok(Some((FromStage::Namespaces, fds))) => Ok(fds),
+            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
+                Err(io::Error::other(format!("{step}: {cause}")))
+            }
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) => Err(e),
+        };
+        drop(channel);
+        reap(&pidfd).await.map_err(failed("wait for the child"))?;
+        let user = self.user.try_clone().map_err(failed("copy a descriptor"))?;
+        let net = made.map_err(failed("in the child"))?.into_iter().next();
+        Ok(Self { user, net })
+    }
+}
+
 /// A user namespace that is nothing but its two maps, the lines of `uid_map` and `gid_map` (user_namespaces(7)): what an
 /// id-mapped mount of `part` is made with.
 ///
@@ -268,7 +315,12 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// The child's whole life.
 fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
-    let (message, fds) = match make(network) {
+    tell(supervisor, make(network))
+}
+
+/// Hands up what was made, and waits until that has been taken.
+fn tell(supervisor: &OwnedFd, made: Result<Vec<OwnedFd>, (&'static str, io::Error)>) -> i32 {
+    let (message, fds) = match made {
         Ok(fds) => (FromStage::Namespaces, fds),
         Err((step, e)) => (
             FromStage::Failed {
@@ -286,6 +338,17 @@ fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
     // Until the id map is written this process must exist; then the supervisor closes its end.
     let _ = protocol::receive::<FromStage>(supervisor);
     0
+}
+
+fn empty_network(user: &OwnedFd) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    crate::sys::namespace::setns(user, CloneFlags::CLONE_NEWUSER)
+        .map_err(|e| ("join the user namespace", e))?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
+    let net = std::fs::File::open("/proc/self/ns/net");
+    Ok(vec![net.map_err(at("open the network namespace"))?.into()])
 }
 
 fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {

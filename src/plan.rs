@@ -4,17 +4,19 @@
 //! changed afterwards, and is all that the later steps see.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Rate;
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
+use crate::config::{
+    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
+};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -88,6 +90,8 @@ pub struct Plan {
     pub bridge: BridgePlan,
     /// The one link between host and sidecar.
     pub uplink: UplinkPlan,
+    /// What the sidecar says of the traffic.
+    pub log: TrafficLog,
     /// The sidecar's ids.
     pub sidecar: IdMap,
     /// The relay's ids.
@@ -95,6 +99,9 @@ pub struct Plan {
     /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
     #[serde(default)]
     pub seal: bool,
+    /// The user's own rules for the sidecar, beside those that come of the rest.
+    #[serde(default)]
+    pub rules: Option<ExtraRules>,
     /// What the sidecar may use.
     pub sidecar_limits: Limits,
     /// What the relay may use.
@@ -105,6 +112,54 @@ pub struct Plan {
     pub cgroup: Placement,
     /// Where each configured value came from.
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// The file of `sidecar.rules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraRules {
+    /// Where it is.
+    pub file: PathBuf,
+    /// What it says, in nft's language.
+    pub text: String,
+    /// What `$NAME` stands for in it; only those that it uses.
+    pub defines: BTreeMap<String, String>,
+    /// What nft has made of it; empty until a start.
+    #[serde(default)]
+    pub compiled: Vec<ExtraObject>,
+}
+
+/// One chain, rule, set or list of elements in the kernel's own bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraObject {
+    /// `NFT_MSG_NEWCHAIN` and so on (linux/netfilter/nf_tables.h).
+    pub kind: i32,
+    /// Its name for people, such as `rule before/block`.
+    pub label: String,
+    /// Its netlink attributes, without the table's name.
+    #[serde(with = "hexadecimal")]
+    pub attributes: Vec<u8>,
+}
+
+/// Bytes in JSON, at two characters each.
+mod hexadecimal {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        to.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let digits = text.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        digits
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("no pairs of hexadecimal digits"))
+    }
 }
 
 /// The ids of one part. 0 inside is the stage, before it drops everything; an app runs as another, [`APP_ID`].
@@ -223,6 +278,8 @@ pub struct AppPlan {
     pub allow: Vec<Ipv4Net>,
     /// How often clients may connect; the relay counts.
     pub rate: Option<Rate>,
+    /// Where it may connect to; empty for nowhere.
+    pub egress: Vec<Egress>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,
@@ -282,6 +339,26 @@ impl AppPlan {
     #[must_use]
     pub fn is_selective(&self) -> bool {
         self.allow != [Ipv4Net::default()]
+    }
+
+    /// The networks that it has a route to, by the sidecar: of what it may connect to, and everything if it sees its
+    /// clients, whom it has to answer.
+    #[must_use]
+    pub fn routes(&self) -> BTreeSet<IpNet> {
+        if self.source == Source::Client {
+            return BTreeSet::from([Ipv4Net::default().into()]);
+        }
+        self.egress.iter().map(|egress| egress.to).collect()
+    }
+
+    /// The resolvers that it may ask: every single address that it may connect to at UDP's port 53.
+    pub fn resolvers(&self) -> impl Iterator<Item = IpAddr> {
+        self.egress
+            .iter()
+            .filter(|egress| {
+                egress.is_single() && egress.covers(Protocol::Udp, egress.to.addr(), 53)
+            })
+            .map(|egress| egress.to.addr())
     }
 }
 

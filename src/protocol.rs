@@ -72,10 +72,13 @@ pub struct Start {
 /// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
-    /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
+    /// Holds NET_ADMIN over its network namespace, loads the rules, watches the traffic. Descriptor: where to tell of it, if
+    /// it is to.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
         rules: crate::firewall::Batch,
+        /// What of the traffic is told; `None` for nothing.
+        traffic: Option<crate::traffic::Settings>,
         /// Whether it gives NET_ADMIN up once they are loaded.
         seal: bool,
     },
@@ -84,6 +87,16 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
+    /// Lets nft make objects of the user's rules, in an empty network namespace, and ends. Descriptors: the mounts of
+    /// `rootfs`.
+    Compiler {
+        /// Our own rules, to which they are added.
+        ours: crate::firewall::Batch,
+        /// Its root, with nft and the file.
+        rootfs: RootfsStart,
+        /// nft and its arguments.
+        command: Vec<String>,
+    },
     /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
     /// descriptors.
     Updater {
@@ -91,6 +104,8 @@ pub enum Role {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
+        forget: Vec<u16>,
     },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.
@@ -179,6 +194,8 @@ pub enum FromStage {
     },
     /// Loader: the transaction went through, or nothing has changed; the process ends next.
     Loaded(Result<(), crate::firewall::LoadError>),
+    /// Compiler: how it went; the process ends next.
+    Compiled(Compiled),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.
@@ -192,6 +209,17 @@ pub enum FromStage {
         /// For the command's `execve(2)`: its errno.
         errno: Option<i32>,
     },
+}
+
+/// What has become of the user's rules.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Compiled {
+    /// These objects, to be loaded beside ours.
+    Objects(Vec<crate::plan::ExtraObject>),
+    /// nft took them, but they do what must not be done.
+    NotAllowed(String),
+    /// nft did not take them, and said so.
+    NftSays(String),
 }
 
 /// How a command ended.

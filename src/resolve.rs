@@ -3,20 +3,20 @@
 //! Pure but for the facts that it is given: the same [`Config`] and [`Host`] give the same [`Plan`].
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
 use crate::cgroup;
-use crate::config::{self, Config, Limits, Origin, Protocol, Source, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
 use crate::net;
 use crate::plan::{
-    AppPlan, BridgePlan, DEFAULT_PATH, IdMap, Mode, Plan, PublishPlan, Transport, UplinkEnd,
-    UplinkPlan,
+    AppPlan, BridgePlan, DEFAULT_PATH, ExtraRules, IdMap, Mode, Plan, PublishPlan, Transport,
+    UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -32,6 +32,30 @@ pub enum PlanError {
         subnet: Ipv4Net,
         /// The part that got none.
         part: String,
+    },
+    /// A variable of the user's rules would mean two things.
+    #[error("`${name}` in {file} is both {one} and {other}; rename the variable")]
+    RulesVariable {
+        /// Its name.
+        name: String,
+        /// The file.
+        file: String,
+        /// What it means.
+        one: &'static str,
+        /// And what else.
+        other: &'static str,
+    },
+    /// A value that can't be put into nft's language.
+    #[error(
+        "`${name}` in {file} has {value:?} as its value; expected is one line without `;` and `#`, such as `{{ 192.0.2.1, 192.0.2.7 }}`"
+    )]
+    RulesValue {
+        /// Its name.
+        name: String,
+        /// The file.
+        file: String,
+        /// Its value.
+        value: String,
     },
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
@@ -56,7 +80,7 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    decide(config, host, EntryPorts::new())
+    decide(config, host, EntryPorts::new(), uplink_end(config, host))
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -82,14 +106,29 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             kept.push(app_key(app, "address"));
         }
     }
-    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    // What the relay's own namespace is needed for may be gone; it goes on working.
+    let ends_at = match running.uplink.ends_at {
+        UplinkEnd::Relay => UplinkEnd::Relay,
+        UplinkEnd::Host => uplink_end(&config, host),
+    };
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
             plan.origins.insert(key, origin.clone());
         }
     }
+    // What is the same need not be compiled again, and is no change.
+    if let (Some(rules), Some(before)) = (&mut plan.rules, &running.rules)
+        && (&rules.file, &rules.text, &rules.defines)
+            == (&before.file, &before.text, &before.defines)
+    {
+        rules.compiled.clone_from(&before.compiled);
+    }
     plan.run.clone_from(&running.run);
-    plan.uplink.clone_from(&running.uplink);
+    plan.uplink = UplinkPlan {
+        ends_at,
+        ..running.uplink.clone()
+    };
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
@@ -110,7 +149,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 publish.why.clone_from(&same.why);
             }
         }
-        app.closing = before.reachable().cloned().collect();
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
         let open: Vec<_> = app
             .publish
             .iter()
@@ -131,7 +175,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     Ok(plan)
 }
 
-fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
+fn decide(
+    config: &Config,
+    host: &Host,
+    mut entries: EntryPorts,
+    ends_at: UplinkEnd,
+) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -175,7 +224,6 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
     let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
         .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
-    let ends_at = uplink_end(config, host);
     let uplink = UplinkPlan {
         ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
@@ -226,6 +274,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             source: app.source,
             allow: Ipv4Net::aggregate(&app.allow),
             rate: app.rate,
+            egress: app.egress.clone(),
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
@@ -240,6 +289,12 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
         }
     }
 
+    let rules = config
+        .sidecar
+        .rules
+        .as_ref()
+        .map(|file| extra_rules(file, (sidecar_address, subnet), (stack, &uplink), &apps))
+        .transpose()?;
     Ok(Plan {
         stack: stack.clone(),
         mode: host.mode,
@@ -254,15 +309,132 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             mac: net::mac(stack, "bridge"),
         },
         uplink,
+        log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
         seal: config.sidecar.seal,
+        rules,
         sidecar_limits: cgroup::SIDECAR,
         relay_limits: cgroup::RELAY,
         apps,
         cgroup: host.cgroups.of(stack.as_str(), &host.run),
         origins,
     })
+}
+
+/// The user's own rules, and what their variables mean. Only those are defined that they use: a name that is no word of
+/// nft's (an app called `ip`) harms nobody who doesn't say it.
+fn extra_rules(
+    file: &RulesFile,
+    (sidecar, subnet): (Ipv4Addr, Ipv4Net),
+    (stack, uplink): (&StackName, &UplinkPlan),
+    apps: &[AppPlan],
+) -> Result<ExtraRules, PlanError> {
+    let set = |elements: BTreeSet<String>| {
+        let elements: Vec<String> = elements.into_iter().collect();
+        match elements.as_slice() {
+            [one] => one.clone(),
+            several => format!("{{ {} }}", several.join(", ")),
+        }
+    };
+    let ports: BTreeSet<u16> = apps
+        .iter()
+        .flat_map(|app| app.publish.iter().map(|publish| publish.app_port))
+        .collect();
+    let addresses = apps.iter().map(|app| app.address.to_string()).collect();
+    let mut all = vec![
+        ("app".to_owned(), set(addresses), "every app's address"),
+        (
+            "sidecar".to_owned(),
+            sidecar.to_string(),
+            "the sidecar's address",
+        ),
+        (
+            "subnet".to_owned(),
+            subnet.trunc().to_string(),
+            "the stack's subnet",
+        ),
+        (
+            "ports".to_owned(),
+            format!(
+                "{{ {} }}",
+                ports
+                    .iter()
+                    .map(u16::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            "the apps' published ports",
+        ),
+        (
+            "uplink".to_owned(),
+            format!("\"{}\"", uplink.sidecar_link),
+            "the uplink's name",
+        ),
+        (
+            "bridge".to_owned(),
+            format!("\"{}\"", bridge_name(stack)),
+            "the bridge's name",
+        ),
+    ];
+    // The one app of a stack may be called `app`, and `$app` is its address either way.
+    let named = apps
+        .iter()
+        .filter(|app| apps.len() > 1 || app.name.as_str() != "app");
+    all.extend(named.map(|app| {
+        (
+            app.name.to_string(),
+            app.address.to_string(),
+            "an app's address",
+        )
+    }));
+    all.extend(
+        file.vars
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone(), "a variable of [vars]")),
+    );
+    let used = used_variables(&file.text);
+    all.retain(|(name, _, _)| used.contains(name.as_str()));
+    let mut defines = BTreeMap::new();
+    let shown = || file.path.display().to_string();
+    for (name, value, what) in all {
+        if value.contains(['\n', '\r', ';', '#']) || value.is_empty() {
+            return Err(PlanError::RulesValue {
+                name,
+                file: shown(),
+                value,
+            });
+        }
+        if let Some((_, other)) = defines.insert(name.clone(), (value, what)) {
+            return Err(PlanError::RulesVariable {
+                name,
+                file: shown(),
+                one: other,
+                other: what,
+            });
+        }
+    }
+    Ok(ExtraRules {
+        file: file.path.clone(),
+        text: file.text.clone(),
+        defines: defines
+            .into_iter()
+            .map(|(name, (value, _))| (name, value))
+            .collect(),
+        compiled: vec![],
+    })
+}
+
+/// The names that follow a `$`, as nft's scanner takes them: an app's name may have a `-`.
+fn used_variables(text: &str) -> BTreeSet<&str> {
+    let mut pieces = text.split('$');
+    pieces.next();
+    let name = |piece: &'_ str| {
+        piece
+            .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/')))
+            .unwrap_or(piece.len())
+    };
+    pieces.map(|piece| &piece[..name(piece)]).collect()
 }
 
 /// The bridge has the stack's name, cut to what a link may have.

@@ -16,7 +16,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +26,10 @@ use rustix::net::AddressFamily;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, Protocol};
+use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
+use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, Rtnl};
@@ -37,6 +38,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::traffic;
 use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
@@ -80,6 +82,9 @@ pub enum StackError {
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
+    /// The user's own rules.
+    #[error(transparent)]
+    Extra(#[from] extra::ExtraError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -190,6 +195,8 @@ pub struct Launched {
     pub notes: Vec<String>,
     /// App: the number of its command's process.
     pub command: Option<i32>,
+    /// Sidecar: where it tells of the traffic.
+    pub traffic: Option<OwnedFd>,
 }
 
 /// An app's output, to be read until its end.
@@ -295,7 +302,7 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let (ground, sidecar_route, app_routes, far) = within(
+        let (mut ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
@@ -305,6 +312,13 @@ impl Stack {
             rules: host_table,
         } = far;
         done("namespaces", progress)?;
+        let Ground {
+            plan,
+            program,
+            sidecar,
+            ..
+        } = &mut ground;
+        compile(plan, program.as_fd(), sidecar).await?;
 
         let ground = Arc::new(ground);
         let plan = &ground.plan;
@@ -323,7 +337,7 @@ impl Stack {
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
             tokio::try_join!(
-                ground.sidecar(),
+                ground.sidecar(false),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -379,6 +393,22 @@ impl Stack {
             parts,
         })
     }
+}
+
+/// Makes objects of the user's own rules.
+async fn compile(
+    plan: &mut Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<(), StackError> {
+    let compiled = within("compile the rules", async {
+        Ok(extra::compile(plan, program, sidecar).await?)
+    });
+    let compiled = compiled.await?;
+    if let Some(rules) = &mut plan.rules {
+        rules.compiled = compiled;
+    }
+    Ok(())
 }
 
 fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
@@ -450,8 +480,11 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`] when a volume that is new can't be had.
-    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+    pub async fn changed(&self, mut plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
         let mut next = self.clone();
+        if plan.rules != self.plan.rules {
+            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
+        }
         for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
             if app.volumes != before.volumes {
                 next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
@@ -521,7 +554,7 @@ impl Ground {
     /// Whether somebody answers at an entry port, the way the relay asks.
     pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
         let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
-        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        let connect = tokio::time::timeout(within, self.connect(target.into()));
         matches!(connect.await, Ok(Ok(_)))
     }
 
@@ -549,26 +582,60 @@ impl Ground {
         }
     }
 
-    /// Starts the sidecar; when this returns, its rules are in force.
+    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn sidecar(&self) -> Result<Launched, StackError> {
-        let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
+        let rules = firewall::sidecar_batch(&self.plan)?;
+        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
+            packets: self.plan.log == TrafficLog::Packets,
+            again,
+            apps: self
+                .plan
+                .apps
+                .iter()
+                .map(|app| vec![app.address.into()])
+                .collect(),
+        });
+        let pair = || {
+            // Messages, so that none is ever half there.
+            rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = match &traffic {
+            Some(_) => pair()
+                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
+                .map_err(|e| StackError::Io {
+                    what: "make a socket pair for the traffic log",
+                    source: e.into(),
+                })?,
+            None => (None, None),
+        };
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar {
                 rules,
                 seal: self.plan.seal,
+                traffic,
             },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         container
-            .send(&ToStage::Start(Box::new(start)), &[])
+            .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
-        Launched::ready(container).await
+        let launched = Launched::ready(container).await?;
+        Ok(Launched {
+            traffic: ours,
+            ..launched
+        })
     }
 
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
@@ -585,6 +652,10 @@ impl Ground {
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let forget = udp_that_moves(old, new);
+        if old.rules != new.rules {
+            return self.load_rules(firewall::sidecar_batch(new)?).await;
+        }
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());
@@ -592,6 +663,7 @@ impl Ground {
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            forget,
         })
         .await
     }
@@ -751,7 +823,12 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            app.name.as_str(),
+            app.ids.user(),
+            &app.resolvers().collect::<Vec<_>>(),
+        )?;
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
@@ -919,6 +996,21 @@ impl fmt::Display for AppPort {
     }
 }
 
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
+fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
+    let ways = |plan: &Plan| -> HashSet<(u16, Ipv4Addr, u16)> {
+        plan.published()
+            .filter(|(_, publish)| publish.protocol == Protocol::Udp)
+            .map(|(app, publish)| (publish.entry_port, app.address, publish.app_port))
+            .collect()
+    };
+    let gone: HashSet<u16> = ways(old)
+        .difference(&ways(new))
+        .map(|(entry, ..)| *entry)
+        .collect();
+    gone.into_iter().collect()
+}
+
 /// What to tell who waits for a port.
 fn describe(listening: &[SocketAddrV4], port: u16) -> String {
     if listening.is_empty() {
@@ -941,6 +1033,7 @@ impl Launched {
             privileges,
             notes,
             command: None,
+            traffic: None,
         })
     }
 

@@ -3,7 +3,7 @@
 //! Each section of level two has a machine of its own, and its blocks are run there in order. In a `console` block a line
 //! that begins with `$ ` is a command and what follows is its output, both streams together; `...` stands for any
 //! characters, and alone on a line for any number of lines. What begins with `sudo` is run by root, everything else by an
-//! ordinary user. A `toml` block whose first line is a comment with a file's name becomes that file. A `sh` block is not
+//! ordinary user. A `toml` or `nft` block whose first line is a comment with a file's name becomes that file. A `sh` block is not
 //! run, and a comment above it says who does.
 #![allow(clippy::unwrap_used)]
 
@@ -146,7 +146,7 @@ fn wrong(title: &str, blocks: &[Block]) -> Vec<String> {
     let mut wrong = vec![];
     for block in blocks {
         match block.language.as_str() {
-            "toml" => {
+            "toml" | "nft" => {
                 let name = block.text.lines().next().and_then(|l| l.strip_prefix("# "));
                 lab.write(
                     &format!("home/{}", name.expect("the first line names the file")),
@@ -210,7 +210,7 @@ fn every_command_does_what_the_readme_shows() {
 fn every_block_is_run_or_says_who_runs_it() {
     for block in sections(&readme()).iter().flat_map(|(_, blocks)| blocks) {
         match block.language.as_str() {
-            "console" | "toml" => {}
+            "console" | "toml" | "nft" => {}
             "sh" => assert!(
                 block.above.starts_with(NOT_RUN),
                 "README.md:{}: who runs this?",
@@ -291,6 +291,7 @@ fn every_key_of_the_json_is_documented() {
         &["ps", "--json"][..],
         &["status", "all", "--json"],
         &["plan", "--json"],
+        &["audit", "all", "--json"],
     ] {
         keys(
             &serde_json::from_str(&lab.lrpns_ok(command)).unwrap(),

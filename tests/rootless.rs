@@ -187,6 +187,81 @@ fn a_stack_lives_for_an_ordinary_user_and_leaves_nothing() {
 }
 
 #[test]
+fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    lab.write(
+        "extra.nft",
+        "chain before { tcp dport 6000 counter drop comment \"drop-6000\"; }\n",
+    );
+    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "");
+    let file = file
+        .replace("[sidecar]", "[sidecar]\nseal = true\nrules = \"extra.nft\"")
+        .replace(
+            "\"0.0.0.0:5000:5000\"",
+            "\"0.0.0.0:5000:5000\", \"0.0.0.0:7000:5000\"",
+        );
+    user.up(&file);
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let sidecar = look::init(&user.status("web"), "sidecar");
+    assert_eq!(look::capabilities(&lab, sidecar), ["0000000000000000"; 5]);
+    let rules = look::beside(&lab, sidecar, &["nft", "list", "ruleset"]);
+    assert!(rules.contains("drop-6000"), "{rules}");
+
+    lab.write(
+        "extra.nft",
+        "chain before { tcp dport 5000 counter drop comment \"drop-5000\"; }\n",
+    );
+    let path = lab.dir.path().join("rootless.toml");
+    // It takes the data path being tried to notice that this would lock everybody out.
+    let apply = user.lrpns(&["apply", "-f", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&apply.stderr).into_owned();
+    assert!(
+        !apply.status.success() && said.contains("as it was before"),
+        "{said}"
+    );
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+
+    let drop = "insert rule inet lrpns forward tcp dport 5000 counter drop comment \"drop-mine\"";
+    look::beside(&lab, sidecar, &["nft", drop]);
+    let mut trace = user
+        .command(&[
+            user.program().as_str(),
+            "trace",
+            support::lab::CLIENT,
+            "5000",
+            "web",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(trace.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert!(line.contains("try now"), "{line}");
+    let url = format!("http://{LAB}:5000/");
+    drop_of(lab.client(&["curl", "-s", "--max-time", "1", &url]));
+    let output = trace.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.starts_with(
+            "dropped in the sidecar by table inet lrpns, chain forward, rule `drop-mine`"
+        ),
+        "{text}"
+    );
+}
+
+/// What the client got doesn't matter.
+fn drop_of(_: Output) {}
+
+#[test]
 fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
     if !machine() {
         return;
@@ -434,4 +509,46 @@ fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
         reply.unwrap()["packets"].as_u64().unwrap() > 0,
         "{counters}"
     );
+}
+
+#[test]
+fn an_ordinary_users_app_sees_its_clients_and_has_no_egress() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4_000_041);
+    if !allowed(&user) {
+        return;
+    }
+    user.up(&look::telling(
+        "web",
+        "",
+        "0.0.0.0:5000:5000",
+        "source = \"client\"",
+    ));
+    let status = user.status("web");
+    assert_eq!(look::planned(&status, "/uplink/ends_at"), "relay");
+    let answer = lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["peer"], support::lab::CLIENT);
+    user.lrpns_ok(&["down", "web"]);
+
+    let file = look::telling(
+        "web",
+        "",
+        "0.0.0.0:5000:5000",
+        "egress = [\"tcp 192.0.2.1:80\"]",
+    );
+    let path = lab.write("rootless.toml", &file);
+    let output = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(125), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    for words in [
+        "egress \"tcp 192.0.2.1:80\" of app",
+        "an ordinary user",
+        "hint: ",
+    ] {
+        assert!(said.contains(words), "no `{words}` in {said}");
+    }
 }

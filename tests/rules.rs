@@ -273,3 +273,358 @@ fn the_audit_notices_a_sidecar_that_has_not_sealed_itself() {
     let said = String::from_utf8_lossy(&audit.stdout);
     assert!(said.contains("the five sets of the sidecar"), "{said}");
 }
+
+/// A lab with a stack `web` that has these rules of its own, not up yet; the stack's file.
+fn with_rules(lab: &Lab, rules: &str, vars: &str) -> String {
+    lab.write("extra.nft", rules);
+    let file = look::telling("web", &look::token(), "0.0.0.0:5000:5000", "");
+    let file = file.replace("[sidecar]\n", "[sidecar]\nrules = \"extra.nft\"\n");
+    let path = lab.write("web.toml", &format!("{file}{vars}"));
+    path.to_str().unwrap().to_owned()
+}
+
+/// A bit of everything: named and anonymous sets, intervals, verdict maps, a chain of its own, an object, a limit.
+const ALL_KINDS: &str = r#"
+# blocked clients
+set blocked {
+    type ipv4_addr
+    flags interval
+    elements = $BLOCKED
+}
+map verdicts {
+    type inet_service : verdict
+    elements = { 9 : drop, 7 : jump odd }
+}
+counter seen {
+}
+set visitors {
+    type ipv4_addr
+    flags dynamic,timeout
+    timeout 1h
+}
+chain odd {
+    counter comment "odd"
+    return
+}
+chain before {
+    ip saddr @blocked counter drop comment "drop-blocked"
+    ip daddr $app tcp dport $ports counter name seen
+    tcp dport vmap @verdicts
+    ip saddr { 192.0.2.200, 192.0.2.202 } tcp dport 1-1023 drop
+    ct state new add @visitors { ip saddr } limit rate 100/second burst 50 packets accept
+    iifname $uplink meta l4proto { tcp, udp } log prefix "extra " group 7
+}
+chain after { ip saddr $subnet ip daddr $sidecar reject with icmp type admin-prohibited; }
+chain nat { iifname $uplink tcp dport 8081 dnat ip to $app:5000; }
+"#;
+
+#[test]
+fn the_users_rules_are_in_force_as_nft_itself_would_have_loaded_them() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let vars = "[vars]\nBLOCKED = \"{ 192.0.2.1, 192.0.2.128/25 }\"\n";
+    let file = with_rules(&lab, ALL_KINDS, vars);
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let status = lab.status("web");
+    let seen = ruleset(&lab, &status);
+
+    // The same by nft: our own part as we print it, with the user's in its places.
+    let own = lab.lrpns_ok(&["rules", "web"]);
+    let own = own.split("\n# ").next().unwrap();
+    let defines = "define app = 172.18.0.23\ndefine ports = { 5000 }\ndefine sidecar = 172.18.0.33\n\
+         define subnet = 172.18.0.0/24\ndefine uplink = \"uplink\"\n\
+         define BLOCKED = { 192.0.2.1, 192.0.2.128/25 }\n";
+    let reference = lab.write(
+        "reference.nft",
+        &format!("{own}\n{defines}table inet lrpns {{\n{ALL_KINDS}\n}}\n"),
+    );
+    let script = format!("nft -f {} && nft -s list ruleset", reference.display());
+    let meant = lab.ok(&["unshare", "--net", "sh", "-c", &script]);
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text
+            .lines()
+            // What a client has put in by now.
+            .filter(|line| !line.contains("elements = { 198.19."))
+            .map(|line| line.trim().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&seen), sorted(&meant));
+
+    // A fresh sidecar loads them without nft, and the audit knows them.
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    let status = lab.status("web");
+    assert_eq!(sorted(&ruleset(&lab, &status)), sorted(&meant));
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let audit = lab.lrpns(&["audit", "web", "--json"]);
+    let report = String::from_utf8_lossy(&audit.stdout).into_owned();
+    let bad = report.lines().filter(|line| {
+        line.contains("\"result\": \"unknown\"") || line.contains("\"result\": \"fail\"")
+    });
+    assert!(audit.status.success(), "{} of {report}", bad.count());
+}
+
+#[test]
+fn the_audit_sees_a_rule_that_is_missing_among_the_users() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = with_rules(&lab, "chain before { ip saddr 192.0.2.7 drop; }", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let sidecar = look::init(&lab.status("web"), "sidecar");
+    look::beside(
+        &lab,
+        sidecar,
+        &["nft", "flush", "chain", "inet", "lrpns", "before"],
+    );
+    let audit = lab.lrpns(&["audit", "web"]);
+    let said = String::from_utf8_lossy(&audit.stdout);
+    assert_eq!(audit.status.code(), Some(1));
+    assert!(said.contains("rule before/(unnamed) is missing"), "{said}");
+}
+
+#[test]
+fn a_client_that_the_users_rules_drop_gets_no_answer_and_others_do() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let rules = "chain before { ip saddr $BAD drop comment \"drop-bad\"; }";
+    let file = with_rules(&lab, rules, "[vars]\nBAD = \"10.99.0.2\"\n");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    assert_eq!(
+        lab.client_get("http://10.99.0.1:5000/"),
+        Err(28),
+        "curl's timeout"
+    );
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    lab.lrpns_ok(&["down", "web"]);
+    // The value is the environment's, where there is one.
+    let up = lab.lrpns_with(&[("LRPNS_BAD", "192.0.2.1")], &["up", "-d", "-f", &file]);
+    assert!(up.status.success(), "{}", support::lab::describe(&up));
+    lab.client_get("http://10.99.0.1:5000/").unwrap();
+    // And the flag's before that.
+    lab.lrpns_ok(&["down", "web"]);
+    lab.lrpns_ok(&["up", "-d", "-f", &file, "--set", "BAD=10.99.0.0/24"]);
+    assert_eq!(
+        lab.client_get("http://10.99.0.1:5000/"),
+        Err(28),
+        "curl's timeout"
+    );
+}
+
+#[test]
+fn what_nft_refuses_is_told_with_file_line_and_column_and_nothing_is_up() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for (rules, vars, place, hint) in [
+        (
+            "chain before {\n    ip saddr $A drop\n    ip sddr 192.0.2.1 drop\n}\n",
+            "[vars]\nA = \"192.0.2.9\"\n",
+            "extra.nft:3:8: syntax error",
+            "the inside of a table",
+        ),
+        (
+            "chain before {\n    ip saddr $MISSING drop\n}\n",
+            "",
+            "extra.nft:2:15: unknown identifier 'MISSING'",
+            "the inside of a table",
+        ),
+        // Only where connections begin can they be sent elsewhere: the kernel says so, and nft says where.
+        (
+            "chain before {\n  tcp dport 1 dnat ip to $app\n}\n",
+            "",
+            "extra.nft:2:3: Could not process rule",
+            "",
+        ),
+        (
+            "chain before {\n  drop\n",
+            "",
+            "extra.nft:2: syntax error",
+            "",
+        ),
+        (
+            "include \"/etc/hostname.nft\"\n",
+            "",
+            "extra.nft:1:",
+            "`include` has nothing to include",
+        ),
+        (
+            "chain before { ip saddr $A drop; }\n",
+            "[vars]\nA = \"no address\"\n",
+            "the value of `$A`",
+            "",
+        ),
+    ] {
+        let file = with_rules(&lab, rules, vars);
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", &file]);
+        assert!(
+            said.contains(place) && said.contains(hint),
+            "{rules}\n{said}"
+        );
+        assert_eq!(code, 2, "{said}");
+        assert!(lab.get("http://127.0.0.1:5000/").is_err());
+        assert!(!lab.lrpns_ok(&["ps"]).contains("web"));
+    }
+}
+
+#[test]
+fn rules_that_reach_beyond_their_places_are_refused() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for (rules, why) in [
+        (
+            "chain mine { type filter hook forward priority -500; accept; }",
+            "`chain mine` hooks itself",
+        ),
+        (
+            "}\nflush ruleset\ntable inet lrpns {",
+            "which is lrpns' own",
+        ),
+        (
+            "}\ndelete table inet lrpns\ntable inet lrpns {",
+            "which is lrpns' own",
+        ),
+        (
+            "}\ntable ip mine { }\ntable inet lrpns {",
+            "it makes the table `mine`",
+        ),
+        ("chain guard { accept; }", "it adds a rule to `chain guard`"),
+        (
+            "}\ninsert rule inet lrpns guard accept\ntable inet lrpns {",
+            "it adds a rule to `chain guard`",
+        ),
+        (
+            "set apps { type ipv4_addr; elements = { 172.18.0.99 }; }",
+            "elements of set apps",
+        ),
+        (
+            "}\nflush chain inet lrpns guard\ntable inet lrpns {",
+            "which is lrpns' own",
+        ),
+        (
+            "}\nadd chain inet lrpns forward { policy accept; }\ntable inet lrpns {",
+            "which is lrpns' own",
+        ),
+        (
+            "flowtable f { hook ingress priority 0; devices = { lo }; }",
+            "flowtable",
+        ),
+    ] {
+        let file = with_rules(&lab, rules, "");
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", &file]);
+        assert!(
+            said.contains("extra.nft") && said.contains(why),
+            "{rules}\n{said}"
+        );
+        assert_eq!(code, 2, "{said}");
+    }
+}
+
+#[test]
+fn the_guard_stands_before_the_users_rules() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = with_rules(
+        &lab,
+        "chain before { accept comment \"all\"; }\nchain nat { }",
+        "",
+    );
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let status = lab.status("web");
+    // As wide open as the user can make it, an app still has nobody to talk to.
+    let tried = look::attack(
+        &lab,
+        "web",
+        "app",
+        "say([throw('172.18.0.33', 53), throw('172.18.0.33', 54)])",
+    );
+    assert_eq!(tried, serde_json::json!(["OK", "OK"]));
+    let sidecar = look::init(&status, "sidecar");
+    look::eventually("dropped by the guard", &true, || {
+        let counted = look::counters(&lab, Some(sidecar), "lrpns");
+        counted["guard/drop-app-egress"] >= 2
+    });
+}
+
+#[test]
+fn without_nft_the_key_is_refused_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = with_rules(&lab, "chain before { }", "");
+    // In a mount namespace in which it is covered.
+    let script = format!(
+        "mount --bind /dev/null $(readlink -f $(which nft)) && exec {} up -d -f {file}",
+        look::program_under_test()
+    );
+    let refused = lab.run(&["unshare", "--mount", "sh", "-c", &script]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("there is no nft") && said.contains("apt install nftables"),
+        "{said}"
+    );
+}
+
+#[test]
+fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_changes() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let rules = "set bad { type ipv4_addr; elements = { 192.0.2.1 }; }\n\
+         chain before { ip saddr @bad counter drop comment \"drop-bad\"; }";
+    let file = with_rules(&lab, rules, "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.client_get("http://10.99.0.1:5000/").unwrap();
+
+    // Another key: the user's rules stay, to the handle.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let two = "\"0.0.0.0:5000:5000\", \"0.0.0.0:6000:6000\"";
+    std::fs::write(&file, text.replace("\"0.0.0.0:5000:5000\"", two)).unwrap();
+    let sidecar = look::init(&lab.status("web"), "sidecar");
+    let place = ["nft", "-a", "list", "chain", "inet", "lrpns", "before"];
+    let before = look::beside(&lab, sidecar, &place);
+    assert!(before.contains("drop-bad"));
+    lab.lrpns_ok(&["apply", "-f", &file]);
+    assert_eq!(look::beside(&lab, sidecar, &place), before);
+    lab.client_get("http://10.99.0.1:6000/").unwrap();
+    lab.client_get("http://10.99.0.1:5000/").unwrap();
+
+    // A broken file changes nothing, and says where it is broken.
+    lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
+    let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
+    assert_eq!(look::beside(&lab, sidecar, &place), before);
+
+    lab.write("extra.nft", &rules.replace("192.0.2.1", "10.99.0.2"));
+    let dry = lab.lrpns_ok(&["apply", "-f", &file, "--dry-run"]);
+    for line in [
+        "-set bad { type ipv4_addr; element 192.0.2.1",
+        "+set bad { type ipv4_addr; element 10.99.0.2",
+    ] {
+        assert!(dry.contains(line), "{dry}");
+    }
+    lab.lrpns_ok(&["apply", "-f", &file]);
+    assert_eq!(
+        lab.client_get("http://10.99.0.1:5000/"),
+        Err(28),
+        "curl's timeout"
+    );
+    assert_eq!(look::init(&lab.status("web"), "sidecar"), sidecar);
+    let again = lab.lrpns_ok(&["apply", "-f", &file, "--json"]);
+    assert!(again.contains("\"changed\": false"), "{again}");
+}

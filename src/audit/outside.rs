@@ -1,14 +1,15 @@
 //! What the kernel tells, outside, of the real processes and of what is in force in each network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+
+use ipnet::IpNet;
 
 use super::Outcome;
 use super::agent::{Agent, Answer, Ask, Join};
 use super::target::{Findings, Target};
 use crate::cgroup::{Controller, HeldBy};
-use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::namespaces;
@@ -547,6 +548,8 @@ fn listeners(target: &Target, findings: &mut Findings) {
             })
             .collect();
         if target.status.gated {
+            // A socket of UDP is open as soon as it is bound; what comes waits there for the relay, which waits too.
+            found.retain(|(file, _): &(String, String)| file.starts_with("tcp"));
             return Ok(Outcome::check(
                 found.is_empty(),
                 format!(
@@ -689,11 +692,11 @@ pub fn rules(
     let here = Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}"));
     let compare = |agent: &Result<Agent, String>,
                    table: String,
-                   rules: nftables::schema::Nftables<'_>,
+                   batch: Result<firewall::Batch, firewall::EncodeError>,
                    alone: bool| {
         let work = || -> Result<Outcome, String> {
             let agent = agent.as_ref().map_err(Clone::clone)?;
-            let batch = firewall::encode(&rules).map_err(|e| e.to_string())?;
+            let batch = batch.map_err(|e| e.to_string())?;
             let (Answer::Listing(found), Answer::Listing(meant)) = (
                 agent.ask(&Ask::List(table.clone()))?,
                 here.as_ref()
@@ -725,7 +728,7 @@ pub fn rules(
         compare(
             sidecar,
             SIDECAR_TABLE.to_owned(),
-            firewall::sidecar_rules(plan),
+            firewall::sidecar_batch(plan),
             true,
         ),
     );
@@ -735,11 +738,11 @@ pub fn rules(
         compare(
             host,
             host_table(&plan.stack),
-            if target.status.gated {
+            firewall::encode(&if target.status.gated {
                 firewall::closed_host_rules(plan)
             } else {
                 firewall::host_rules(plan)
-            },
+            }),
             false,
         ),
     );
@@ -865,25 +868,36 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
+        let granted: BTreeSet<(Ipv4Addr, u8)> = app
+            .routes()
+            .iter()
+            .filter_map(|net| match net {
+                IpNet::V4(net) => Some((net.network(), net.prefix_len())),
+                IpNet::V6(_) => None,
+            })
+            .collect();
         let strange: Vec<String> = routes
             .iter()
             .filter(|route| {
                 let own = route.table == 255 && route.name == "lo"
                     || route.to == app.address && route.prefix == 32;
                 let sidecar = route.to == plan.bridge.address && route.prefix == 32;
-                let everywhere = route.prefix == 0 && app.source == Source::Client;
+                let by_plan = granted.contains(&(route.to, route.prefix)) && route.table != 255;
                 // The kernel's own broadcast routes of the local table lead nowhere else.
                 let kernels = route.table == 255 && route.kind == 3;
-                !(own || sidecar || everywhere || kernels)
+                !(own || sidecar || by_plan || kernels)
             })
             .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
             .collect();
         Ok(Outcome::check(
             strange.is_empty(),
             if strange.is_empty() {
-                match app.source {
-                    Source::Sidecar => format!("{} only", plan.bridge.address),
-                    Source::Client => format!("{}, and by it a default one", plan.bridge.address),
+                match granted.len() {
+                    0 => format!("{} only", plan.bridge.address),
+                    more => format!(
+                        "{}, and by it the {more} that are planned",
+                        plan.bridge.address
+                    ),
                 }
             } else {
                 strange.join(", ")

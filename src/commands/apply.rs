@@ -127,19 +127,12 @@ struct RulesChange {
 impl Report {
     fn new(running: &Plan, wanted: &Plan, change: Change) -> Result<Self, Failure> {
         let mut rules = vec![];
-        for (namespace, old, new) in [
-            (
-                "sidecar",
-                firewall::sidecar_rules(running),
-                firewall::sidecar_rules(wanted),
-            ),
-            (
-                "host",
-                firewall::host_rules(running),
-                firewall::host_rules(wanted),
-            ),
-        ] {
-            let lines = diff::rules(&old, &new).map_err(Failure::unable)?;
+        let host = diff::rules(
+            &firewall::host_rules(running),
+            &firewall::host_rules(wanted),
+        );
+        for (namespace, lines) in [("sidecar", diff::sidecar(running, wanted)), ("host", host)] {
+            let lines = lines.map_err(Failure::unable)?;
             let only = |which: fn(&Line) -> Option<&String>| -> Vec<String> {
                 let found = lines.iter().filter_map(which);
                 found.map(|line| line.trim().to_owned()).collect()

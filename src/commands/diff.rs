@@ -4,6 +4,7 @@
 use nftables::schema::Nftables;
 
 use crate::firewall::{self, TextError};
+use crate::plan::Plan;
 
 /// A line that only one of two rulesets has, or, to say where that is, both.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,19 @@ pub fn rules(old: &Nftables<'_>, new: &Nftables<'_>) -> Result<Vec<Line>, TextEr
         &by_elements(&firewall::to_text(old)?),
         &by_elements(&firewall::to_text(new)?),
     ))
+}
+
+/// The difference of what two plans have for the sidecar, with the user's own rules as they are written.
+///
+/// # Errors
+/// As [`firewall::to_text`].
+pub fn sidecar(old: &Plan, new: &Plan) -> Result<Vec<Line>, TextError> {
+    let text = |plan: &Plan| {
+        let ours = firewall::to_text(&firewall::sidecar_rules(plan))?;
+        let extra = plan.rules.as_ref().map(super::rules::extra);
+        Ok(by_elements(&(ours + &extra.unwrap_or_default())))
+    };
+    Ok(lines(&text(old)?, &text(new)?))
 }
 
 /// One element a line.

@@ -3,6 +3,7 @@
 
 mod apply;
 mod audit;
+mod capture;
 mod diff;
 mod down;
 mod exec;
@@ -13,6 +14,7 @@ mod plan;
 mod restart;
 mod rules;
 mod status;
+mod trace;
 mod up;
 
 use std::io::Write;
@@ -99,6 +101,34 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             part,
             json,
         } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
+        Command::Capture {
+            file,
+            write,
+            count,
+            words,
+        } => {
+            let (stack, words) = capture::split(&words)?;
+            let filter = capture::Filter::parse(words)?;
+            let stack = target_name(stack, file.as_deref())?;
+            capture::capture(&stack, write.as_deref(), count, &filter)
+        }
+        Command::Trace {
+            client,
+            port,
+            stack,
+            file,
+            udp,
+            within,
+            json,
+        } => {
+            let question = trace::Question {
+                client,
+                port,
+                udp,
+                within: std::time::Duration::from_secs(within),
+            };
+            trace::trace(&target_name(stack, file.as_deref())?, &question, json)
+        }
         Command::Exec {
             target,
             part,

@@ -32,6 +32,11 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
     let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    let rules = rules
+        + &plan
+            .rules
+            .as_ref()
+            .map_or_else(String::new, super::rules::extra);
     Ok(format!(
         "{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}",
         indent(&rules),
@@ -221,6 +226,18 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 &format!("clients of these only ({}):", key("allow")),
                 &allow,
             )?;
+        }
+        match app.egress.as_slice() {
+            [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
+            egress => {
+                let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
+                writeln!(
+                    out,
+                    "  may connect to {}  ({})",
+                    list.join(", "),
+                    key("egress")
+                )?;
+            }
         }
     }
     if plan.published().next().is_some() {

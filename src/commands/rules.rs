@@ -15,6 +15,7 @@ use crate::error::Failure;
 use crate::firewall::{self, Listing};
 use crate::host::Host;
 use crate::names::StackName;
+use crate::plan::ExtraRules;
 use crate::resolve;
 
 /// Prints the sidecar's ruleset: the running stack's if it runs, else the one that `up` would load.
@@ -35,7 +36,10 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
     };
     let rules = firewall::sidecar_rules(&plan);
     let text = match format {
-        RulesFormat::Nft => firewall::to_text(&rules).map_err(Failure::unable)?,
+        RulesFormat::Nft => {
+            let ours = firewall::to_text(&rules).map_err(Failure::unable)?;
+            ours + &plan.rules.as_ref().map_or_else(String::new, extra)
+        }
         RulesFormat::Json => serde_json::to_string_pretty(&rules).map_err(Failure::unable)? + "\n",
     };
     print(&text)?;
@@ -136,4 +140,20 @@ fn describe(tables: &[CountedTable]) -> String {
         let _ = writeln!(text, "{}", rows.trim_fmt());
     }
     text
+}
+
+/// The user's own rules as they are written, such that nft reads the whole.
+pub(super) fn extra(rules: &ExtraRules) -> String {
+    let file = rules.file.display();
+    let mut text = format!(
+        "\n# {file}: its chains `before`, `after` and `nat` are where the table above jumps to\n"
+    );
+    for (name, value) in &rules.defines {
+        text += &format!("define {name} = {value}\n");
+    }
+    text + &format!(
+        "table inet {} {{\n{}\n}}\n",
+        firewall::SIDECAR_TABLE,
+        rules.text.trim_end()
+    )
 }

@@ -15,7 +15,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Via, Volume,
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
+    TrafficLog, Via, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -143,6 +144,8 @@ struct ReadApp {
 struct ReadSidecar {
     address: Option<Placed<Ipv4Addr>>,
     seal: bool,
+    log: TrafficLog,
+    rules: Option<RulesFile>,
 }
 
 impl Reader<'_> {
@@ -174,6 +177,8 @@ impl Reader<'_> {
             sidecar: Sidecar {
                 address: sidecar.address.map(|placed| placed.value),
                 seal: sidecar.seal,
+                log: sidecar.log,
+                rules: sidecar.rules,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -257,11 +262,33 @@ impl Reader<'_> {
             return ReadSidecar::default();
         };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
-        self.one(&section, keys::LOG, values::log);
-        self.one(&section, keys::RULES, values::rules);
+        let log = self.one(&section, keys::LOG, values::log);
+        let base = self.base.clone();
+        let rules = self.one(&section, keys::RULES, |text| values::rules(text, &base));
+        let rules = rules.and_then(|path| self.rules(path.value));
         ReadSidecar {
             seal: self.flag(&section, keys::SEAL) == Some(true),
+            rules,
             address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
+            log: log.map(|placed| placed.value).unwrap_or_default(),
+        }
+    }
+
+    fn rules(&mut self, path: PathBuf) -> Option<RulesFile> {
+        match super::read_text(&path) {
+            Ok(text) => Some(RulesFile {
+                path,
+                text,
+                vars: self.lookup.table(),
+            }),
+            Err(problem) => {
+                self.problems.push(Problem {
+                    expected: "a file in nft's language".to_owned(),
+                    example: "chain before { ip saddr 192.0.2.0/24 drop; }".to_owned(),
+                    ..*problem
+                });
+                None
+            }
         }
     }
 
@@ -347,7 +374,7 @@ impl Reader<'_> {
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
-        self.many(section, keys::EGRESS, values::egress);
+        let egress = self.many(section, keys::EGRESS, values::egress);
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
         let by_dnat = via.as_ref().is_some_and(|via| via.value == Via::Dnat);
@@ -384,6 +411,11 @@ impl Reader<'_> {
             allow,
             rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
+            egress: egress
+                .into_iter()
+                .flatten()
+                .map(|placed| placed.value)
+                .collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -613,6 +645,14 @@ impl Reader<'_> {
         let mut used = BTreeSet::new();
         for (_, value) in table {
             collect_names(value.get_ref(), &mut used);
+        }
+        // The user's own rules say `$NAME` of whatever is in the table.
+        let sidecar = table.get(keys::SIDECAR.name).map(Spanned::get_ref);
+        if let Some(DeValue::Table(sidecar)) = sidecar
+            && sidecar.contains_key(keys::RULES.name)
+            && let Some(DeValue::Table(vars)) = table.get(keys::VARS.name).map(Spanned::get_ref)
+        {
+            used.extend(vars.keys().map(|name| name.get_ref().to_string()));
         }
         let mut seen = BTreeSet::new();
         for (name, _) in &vars.set {

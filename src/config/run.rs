@@ -78,6 +78,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 source: Source::Sidecar,
                 allow: vec![ipnet::Ipv4Net::default()],
                 rate: None,
+                egress: vec![],
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,

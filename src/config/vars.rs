@@ -150,6 +150,15 @@ impl Lookup {
         self.table.insert(name, (value, origin));
     }
 
+    /// Every name of the table, with the value that counts.
+    pub(super) fn table(&self) -> BTreeMap<String, String> {
+        let found = self.table.keys().filter_map(|name| {
+            let (value, _) = self.find(name)?;
+            Some((name.clone(), value.clone()))
+        });
+        found.collect()
+    }
+
     fn find(&self, name: &str) -> Option<&(String, Origin)> {
         self.sources
             .iter()

@@ -122,10 +122,24 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         ] {
             content.extend(attribute(set, kind).unwrap_or_default());
         }
-        sets.push((text(set, NFTA_SET_NAME).unwrap_or_default(), content));
+        let flags = number(set, NFTA_SET_FLAGS).unwrap_or_default();
+        let by_packets = flags & (NFT_SET_TIMEOUT | NFT_SET_EVAL) != 0;
+        sets.push((
+            text(set, NFTA_SET_NAME).unwrap_or_default(),
+            content,
+            by_packets,
+        ));
     }
     sets.sort();
-    for (set, mut content) in sets {
+    for (set, mut content, by_packets) in sets {
+        // What packets put into a set, and time takes out, is no part of what was meant.
+        if by_packets {
+            listing.objects.push(Object {
+                label: format!("set {set}"),
+                content,
+            });
+            continue;
+        }
         let of_set = |a: &mut Attributes<'_>| {
             a.text(NFTA_SET_ELEM_LIST_TABLE, name);
             a.text(NFTA_SET_ELEM_LIST_SET, &set);
@@ -213,7 +227,7 @@ pub(super) fn attributes_of(body: &[u8]) -> &[u8] {
 }
 
 /// The value of the first attribute, and what follows it.
-fn next(attributes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn next(attributes: &[u8]) -> Option<(&[u8], &[u8])> {
     let [a, b, _, _] = *attributes.first_chunk()?;
     let length = usize::from(u16::from_ne_bytes([a, b]));
     let value = attributes.get(4..length)?;
@@ -226,7 +240,7 @@ fn next(attributes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// A rule's comment in libnftnl's TLVs: kind 0, length, text with its NUL.
-fn comment(userdata: &[u8]) -> Option<String> {
+pub(super) fn comment(userdata: &[u8]) -> Option<String> {
     let [0, length, rest @ ..] = userdata else {
         return None;
     };

@@ -12,10 +12,11 @@ use nftables::expr::{
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
 };
-use nftables::stmt::{Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
+use crate::plan::{ExtraObject, Plan};
 
 /// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +68,7 @@ impl Batch {
 /// # Errors
 /// [`EncodeError`] if `rules` use more of nftables than this crate's rules do.
 pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, 0)
+    encode_with(rules, 0, &[])
 }
 
 /// Like [`encode`], but the tables belong to the socket that loads them (`NFT_TABLE_F_OWNER`): no other process can
@@ -76,7 +77,7 @@ pub fn encode(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
-    encode_with(rules, NFT_TABLE_F_OWNER)
+    encode_with(rules, NFT_TABLE_F_OWNER, &[])
 }
 
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
@@ -93,13 +94,30 @@ pub fn an_empty_table() -> Batch {
     .expect("a table is encoded")
 }
 
-fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
+/// The transaction that puts all rules of a plan's sidecar in the place of what is there: ours, and what nft has made of
+/// the user's.
+///
+/// # Errors
+/// As [`encode`].
+pub fn sidecar_batch(plan: &Plan) -> Result<Batch, EncodeError> {
+    let extra = plan.rules.as_ref().map_or(&[][..], |rules| &rules.compiled);
+    encode_with(&super::sidecar_rules(plan), 0, extra)
+}
+
+fn encode_with(
+    rules: &Nftables<'_>,
+    table_flags: u32,
+    extra: &[ExtraObject],
+) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::begin(table_flags);
     for object in rules.objects.iter() {
         match object {
             NfObject::ListObject(object) => encoder.object(object)?,
             NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
         }
+    }
+    for object in extra {
+        encoder.extra(object);
     }
     Ok(encoder.finish())
 }
@@ -231,9 +249,41 @@ impl Encoder {
         }
     }
 
+    /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
+    fn extra(&mut self, extra: &ExtraObject) {
+        let flags = match extra.kind {
+            libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
+            _ => libc::NLM_F_CREATE,
+        };
+        let kept = super::extra::kept(extra.kind, &extra.attributes, false);
+        self.sets += 1;
+        let id = self.sets;
+        self.message(extra.kind, flags, extra.label.clone(), |out| {
+            out.text(super::extra::TABLE, super::SIDECAR_TABLE);
+            if extra.kind == libc::NFT_MSG_NEWSET {
+                out.number(NFTA_SET_ID, id);
+            }
+            out.0.extend(kept);
+        });
+    }
+
     fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
         let object = format!("chain {}", chain.name);
         only_inet(&object, chain.family)?;
+        if (
+            chain._type,
+            chain.hook,
+            chain.prio,
+            chain.policy,
+            &chain.dev,
+        ) == (None, None, None, None, &None)
+        {
+            self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
+                out.text(NFTA_CHAIN_TABLE, &chain.table);
+                out.text(NFTA_CHAIN_NAME, &chain.name);
+            });
+            return Ok(());
+        }
         let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
             chain._type,
             chain.hook,
@@ -547,8 +597,53 @@ impl RuleEncoder<'_> {
                 self.verdict(libc::NF_DROP);
                 Ok(())
             }
+            Statement::Mangle(change) => {
+                let Expression::Named(NamedExpression::CT(ct)) = &change.key else {
+                    return Err(unsupported(self.object, statement));
+                };
+                if (ct.key.as_ref(), ct.family, ct.dir) != ("event", None, None) {
+                    return Err(unsupported(self.object, statement));
+                }
+                let events = Kind::CtEvent.bytes(self.object, &change.value)?;
+                self.expression("immediate", |out| {
+                    out.number(NFTA_IMMEDIATE_DREG, FIRST);
+                    out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                        out.bytes(NFTA_DATA_VALUE, &events)
+                    });
+                });
+                self.expression("ct", |out| {
+                    out.number(NFTA_CT_SREG, FIRST);
+                    out.number(NFTA_CT_KEY, libc::NFT_CT_EVENTMASK as u32);
+                });
+                Ok(())
+            }
+            Statement::Log(Some(log)) => {
+                let (Some(prefix), Some(group), None, None, None, None) = (
+                    &log.prefix,
+                    log.group.and_then(|group| u16::try_from(group).ok()),
+                    log.snaplen,
+                    log.queue_threshold,
+                    &log.level,
+                    &log.flags,
+                ) else {
+                    return Err(unsupported(self.object, statement));
+                };
+                self.expression("log", |out| {
+                    out.text(NFTA_LOG_PREFIX, prefix);
+                    out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
+                });
+                Ok(())
+            }
+            Statement::Jump(JumpTarget { target }) => {
+                self.jump(target);
+                Ok(())
+            }
             Statement::Return(_) => {
                 self.verdict(libc::NFT_RETURN);
+                Ok(())
+            }
+            Statement::Masquerade(None) => {
+                self.expression("masq", |_| ());
                 Ok(())
             }
             Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
@@ -596,6 +691,11 @@ impl RuleEncoder<'_> {
         }
         let kind = self.load(field, FIRST)?;
         match (equality, right, bits) {
+            (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
+                let [first, last] = &range.range;
+                self.compare(libc::NFT_CMP_GTE, &kind.bytes(self.object, first)?);
+                self.compare(libc::NFT_CMP_LTE, &kind.bytes(self.object, last)?);
+            }
             (Some(equality), value, Some(bits)) => {
                 self.mask(&kind.bytes(self.object, bits)?);
                 self.compare(equality, &kind.bytes(self.object, value)?);
@@ -854,6 +954,18 @@ impl RuleEncoder<'_> {
         });
     }
 
+    fn jump(&mut self, chain: &str) {
+        self.expression("immediate", |out| {
+            out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
+            out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                out.nest(NFTA_DATA_VERDICT, |out| {
+                    out.number(NFTA_VERDICT_CODE, libc::NFT_JUMP as u32);
+                    out.text(NFTA_VERDICT_CHAIN, chain);
+                });
+            });
+        });
+    }
+
     fn verdict(&mut self, code: libc::c_int) {
         self.expression("immediate", |out| {
             out.number(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32);
@@ -885,6 +997,7 @@ enum Kind {
     TcpFlags,
     CtState,
     CtStatus,
+    CtEvent,
     AddressType,
 }
 
@@ -893,7 +1006,12 @@ impl Kind {
         match self {
             Kind::Protocol | Kind::Family | Kind::TcpFlags => 1,
             Kind::Port => 2,
-            Kind::Address | Kind::User | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Address
+            | Kind::User
+            | Kind::CtState
+            | Kind::CtStatus
+            | Kind::CtEvent
+            | Kind::AddressType => 4,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
     }
@@ -913,6 +1031,7 @@ impl Kind {
             Kind::TcpFlags => "tcp_flag",
             Kind::CtState => "ct_state",
             Kind::CtStatus => "ct_status",
+            Kind::CtEvent => "ct_event",
             Kind::AddressType => "fib_addrtype",
         }
     }
@@ -963,7 +1082,9 @@ impl Kind {
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
             // RFC 9293, 3.1.
+            (Kind::TcpFlags, "fin") => byte(0x01),
             (Kind::TcpFlags, "syn") => byte(0x02),
+            (Kind::TcpFlags, "rst") => byte(0x04),
             (Kind::TcpFlags, "ack") => byte(0x10),
             // NF_CT_STATE_BIT and enum ip_conntrack_status of nf_conntrack_common.h.
             (Kind::CtState, "invalid") => word(1),
@@ -971,6 +1092,9 @@ impl Kind {
             (Kind::CtState, "related") => word(4),
             (Kind::CtState, "new") => word(8),
             (Kind::CtStatus, "dnat") => word(1 << 5),
+            // enum ip_conntrack_events.
+            (Kind::CtEvent, "destroy") => word(1 << 2),
+            (Kind::CtEvent, "label") => word(1 << 10),
             (Kind::AddressType, "local") => word(libc::RTN_LOCAL.into()),
             _ => None,
         }

@@ -216,6 +216,10 @@ fn encode_update(
         .collect();
     for chain in chains {
         let (before, after) = (old.rules(chain), new.rules(chain));
+        // What is in there is the user's, and no part of either ruleset.
+        if super::extra::is_place(chain) && stays(chain) {
+            continue;
+        }
         let known = handles.get(chain).map_or(&[][..], Vec::as_slice);
         if !stays(chain) || known.len() != before.len() {
             // All of them: of a chain that goes, or of which something else is in force than we know.

@@ -326,7 +326,7 @@ impl Command {
     }
 
     /// Clones and executes; the child has the three standard descriptors, no other, and the filter.
-    fn start(&self, launch: &Launch<'_>) -> Result<(Pid, OwnedFd), StageError> {
+    pub(super) fn start(&self, launch: &Launch<'_>) -> Result<(Pid, OwnedFd), StageError> {
         let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
@@ -384,19 +384,19 @@ impl Command {
 }
 
 /// How a process of the app is started.
-struct Launch<'a> {
+pub(super) struct Launch<'a> {
     /// Its standard input; the null device when there is none.
-    stdin: Option<BorrowedFd<'a>>,
+    pub(super) stdin: Option<BorrowedFd<'a>>,
     /// Its standard output.
-    out: BorrowedFd<'a>,
+    pub(super) out: BorrowedFd<'a>,
     /// Its standard error.
-    err: BorrowedFd<'a>,
+    pub(super) err: BorrowedFd<'a>,
     /// The open program, if it is not looked up in the root.
-    program: Option<BorrowedFd<'a>>,
+    pub(super) program: Option<BorrowedFd<'a>>,
     /// Whether one of the three is a terminal that is to be its own.
-    terminal: bool,
+    pub(super) terminal: bool,
     /// What it may call.
-    filter: &'a Program,
+    pub(super) filter: &'a Program,
 }
 
 /// The child's last steps before `execve(2)`.

@@ -202,11 +202,20 @@ pub(super) fn new_unreachable_route(net: Ipv4Net) -> RouteNetlinkMessage {
 }
 
 pub(super) fn new_default_route(index: u32, gateway: Ipv4Addr) -> RouteNetlinkMessage {
-    let mut route = route(RouteType::Unicast, RouteScope::Universe);
-    route.attributes = vec![
+    new_route_by(index, Ipv4Net::default(), gateway)
+}
+
+/// A route to `net` by a neighbour.
+pub(super) fn new_route_by(index: u32, net: Ipv4Net, gateway: Ipv4Addr) -> RouteNetlinkMessage {
+    let mut route = if net.prefix_len() == 0 {
+        route(RouteType::Unicast, RouteScope::Universe)
+    } else {
+        route_to(net, RouteType::Unicast, RouteScope::Universe)
+    };
+    route.attributes.extend([
         RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
         RouteAttribute::Oif(index),
-    ];
+    ]);
     RouteNetlinkMessage::NewRoute(route)
 }
 

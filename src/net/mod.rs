@@ -17,8 +17,8 @@
 //! - No link asks for or answers to link-layer addresses (`IFF_NOARP`): each end knows its peers from the start, as
 //!   permanent neighbours. So nobody can claim another's address, an app that tries every address of its subnet
 //!   leaves no entry in the neighbour table, which all namespaces of the machine share, and nothing needs to be flooded.
-//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it a default one only if it sees its
-//!   clients' own addresses; the sidecar has one to the host, which is also
+//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it those of its `egress`, or a
+//!   default one if it sees its clients' own addresses; the sidecar has one to the host, which is also
 //!   its default, and one to each app; the rest of the subnet is unreachable. The host has one, to the sidecar's end of the
 //!   uplink, and none to the subnet.
 //! - Bridge ports are isolated from each other, learn nothing and take no foreign source address.
@@ -41,7 +41,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
@@ -54,7 +54,6 @@ pub use self::listening::Listening;
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
-use crate::config::Source;
 use crate::names::{PartName, StackName};
 use crate::plan::{AppPlan, Mac, Plan, UplinkEnd};
 
@@ -429,11 +428,14 @@ async fn configure_app(
         bridge.subnet.prefix_len(),
     ));
     steps.extend(peer(ours.eth0, bridge.address, bridge.mac));
-    if app.source == Source::Client {
-        steps.push(Step::create(
-            format!("route everything else to {}", bridge.address),
-            message::new_default_route(ours.eth0, bridge.address),
-        ));
+    for net in app.routes() {
+        // None of the other family yet: the configuration takes no such destination.
+        if let IpNet::V4(net) = net {
+            steps.push(Step::create(
+                format!("route {net} to {}", bridge.address),
+                message::new_route_by(ours.eth0, net, bridge.address),
+            ));
+        }
     }
     end.rtnl.run(&in_app(app), steps).await?;
     Ok(())

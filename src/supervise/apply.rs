@@ -414,7 +414,7 @@ impl Task {
 
 /// Puts the sidecar's rules in the place of whatever there is.
 async fn load_whole(ground: &Ground) -> Result<(), String> {
-    let rules = firewall::encode(&firewall::sidecar_rules(&ground.plan));
+    let rules = firewall::sidecar_batch(&ground.plan);
     let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
     loaded.map_err(|e| e.to_string())
 }
