@@ -378,6 +378,24 @@ fn only_clients_of_the_ranges_allowed_are_served_and_of_the_others_the_app_hears
     }
 }
 
+#[test]
+fn a_live_change_of_allow_counts_for_the_next_connection() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
+    let ports = ["tcp,9000,9000", "udp,9000,9000"];
+    for (lab, via, _) in both_ways(&token, &ports, &publish, "allow = [\"10.99.0.3\"]") {
+        let ask = || python(&lab, true, ASK_AS, &["10.99.0.2", LAB, "8000", "1"]);
+        assert!(!ask().contains("served"), "{via}");
+        let more = format!("via = \"{via}\"\nallow = [\"10.99.0.2\", \"192.0.2.0/24\"]");
+        let file = lab.write("changed.toml", &many(&token, &ports, &publish, &more));
+        lab.lrpns_ok(&["apply", "-f", file.to_str().unwrap()]);
+        assert_eq!(ask(), "served\nserved\n", "{via}");
+    }
+}
+
 /// Begins connections, then flows, one after another, and prints how many were served of each; then asks once more by the
 /// first flow.
 const BEGIN: &str = r#"
