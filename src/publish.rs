@@ -51,6 +51,10 @@ impl Listener {
         )?;
         // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        if address.is_ipv6() {
+            // `::` is all of IPv6 and nothing else: what is published at 0.0.0.0 is said by itself.
+            rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+        }
         rustix::net::bind(&socket, &address)?;
         Ok(Self {
             address,
@@ -78,7 +82,7 @@ impl Listener {
 pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
     for (_, publish) in plan.published() {
-        let target = SocketAddr::new(plan.uplink.sidecar_address.into(), publish.entry_port);
+        let target = plan.uplink.entry(publish);
         match Listener::bind(publish.listen, target) {
             Ok(listener) => bound.push(listener),
             Err(e) => refused.push((publish.listen, e)),

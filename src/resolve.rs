@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
@@ -89,6 +89,13 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         chosen("sidecar.address".into(), "the first free one of the subnet");
     }
 
+    let ipv6 = config.network.ipv6;
+    // The first address of a prefix is the routers' (RFC 4291, 2.6.1), so the second is the sidecar's.
+    let address6 = |number: usize| {
+        let first = ipv6?.network().to_bits();
+        Some(Ipv6Addr::from_bits(first + 1 + number as u128))
+    };
+
     let taken_uplinks: Vec<Ipv4Net> = host
         .others
         .iter()
@@ -101,9 +108,11 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     let uplink = UplinkPlan {
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
         host_address: uplink_net.network(),
+        host_address6: ipv6.map(|_| net::uplink6(uplink_net.network())),
         host_mac: net::mac(stack, "uplink-host"),
         sidecar_link: IfName::new("uplink").expect("6 letters"),
         sidecar_address: uplink_last,
+        sidecar_address6: ipv6.map(|_| net::uplink6(uplink_last)),
         sidecar_mac: net::mac(stack, "uplink-sidecar"),
     };
 
@@ -118,6 +127,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         apps.push(AppPlan {
             name: app.name.clone(),
             address,
+            address6: address6(index + 1),
             mac: net::mac(stack, app.name.as_str()),
             port_link: IfName::new(format!("port{index}"))
                 .expect("at most 15 bytes for any number of apps"),
@@ -168,6 +178,8 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
             name: bridge_name(stack),
             address: sidecar_address,
             subnet,
+            address6: address6(0),
+            prefix6: ipv6,
             mac: net::mac(stack, "bridge"),
         },
         uplink,
@@ -281,7 +293,12 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
-    match (via, &host.forwarding) {
+    let forwarding = if address.is_ipv6() {
+        &host.forwarding6
+    } else {
+        &host.forwarding
+    };
+    match (via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
         (Via::Auto, Forwarding::Open) => (

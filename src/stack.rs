@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::config::Limits;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Listening, Rtnl};
+use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
 use crate::plan::Plan;
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
@@ -345,13 +345,14 @@ impl Ground {
         cgroups: Cgroups,
         listeners: Vec<Listener>,
     ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+        let ipv6 = plan.has_ipv6();
         let (sidecar, relay, apps) = tokio::try_join!(
-            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
+            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }),
             Namespaces::make("the relay", plan.relay, Network::Shared),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
-                Network::App
+                Network::App { ipv6 }
             ))),
         )?;
         let missing = || StackError::Io {
@@ -556,25 +557,21 @@ impl Ground {
         let begun = tokio::time::Instant::now();
         loop {
             let listening = self.listening[index].tcp()?;
-            let reachable = |port: u16| {
-                listening.iter().any(|l| {
-                    l.port() == port && (l.ip().is_unspecified() || *l.ip() == app.address)
-                })
-            };
-            let Some(missing) = app
+            let Some(target) = app
                 .publish
                 .iter()
-                .map(|p| p.app_port)
-                .find(|port| !reachable(*port))
+                .map(|publish| app.service(publish))
+                .find(|target| !listening.iter().any(|socket| socket.takes(*target)))
             else {
                 return Ok(());
             };
+            let missing = target.port();
             let waited = begun.elapsed();
             if waited >= APP_STARTS_WITHIN {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&listening, missing),
+                    found: describe(&listening, target),
                 });
             }
             tokio::select! {
@@ -599,7 +596,7 @@ impl Ground {
     /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
     async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.plan.published() {
-            let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
+            let target = self.plan.uplink.entry(publish);
             let connect = tokio::time::timeout(
                 Duration::from_secs(5),
                 tokio::net::TcpStream::connect(target),
@@ -626,15 +623,16 @@ impl Ground {
 }
 
 /// What to tell who waits for a port.
-fn describe(listening: &[SocketAddrV4], port: u16) -> String {
+fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     if listening.is_empty() {
         return "it listens on nothing".to_owned();
     }
     let list: Vec<String> = listening.iter().map(ToString::to_string).collect();
-    let hint = if listening.iter().any(|l| l.port() == port) {
-        "; let it bind 0.0.0.0 instead"
-    } else {
-        ""
+    let same_port = |l: &ListeningSocket| l.address.port() == target.port();
+    let hint = match listening.iter().any(same_port) {
+        true if target.is_ipv6() => "; let it bind [::], since it is published at an IPv6 address",
+        true => "; let it bind 0.0.0.0 instead",
+        false => "",
     };
     format!("it listens on {}{hint}", list.join(", "))
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use lrpns::config::{Restart, Rootfs};
 use lrpns::firewall::{
-    EncodeError, Forwarding, LoadError, Socket, encode, encode_owned, forwarding, host_rules,
-    host_table, sidecar_rules, to_text, transact,
+    EncodeError, Forwarding, IpFamily, LoadError, Socket, encode, encode_owned, forwarding,
+    host_rules, host_table, sidecar_rules, to_text, transact,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -172,6 +172,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     let app = |number: u16| AppPlan {
         name: PartName::new(format!("app{number}")).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
+        address6: None,
         mac: Mac([2, 0, 0, 0, 1, number as u8]),
         seccomp: lrpns::seccomp::default(),
         port_link: IfName::new(format!("port{number}")).unwrap(),
@@ -213,14 +214,18 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             name: IfName::new("customerA").unwrap(),
             address: Ipv4Addr::new(172, 18, 0, 10),
             subnet: "172.18.0.0/27".parse().unwrap(),
+            address6: None,
+            prefix6: None,
             mac: Mac([2, 0, 0, 0, 0, 1]),
         },
         uplink: UplinkPlan {
             host_link: IfName::new("lrp0123abcd").unwrap(),
             host_address: Ipv4Addr::new(10, 77, 0, 0),
+            host_address6: None,
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
             sidecar_link: IfName::new("uplink").unwrap(),
             sidecar_address: Ipv4Addr::new(10, 77, 0, 1),
+            sidecar_address6: None,
             sidecar_mac: Mac([2, 0, 0, 0, 0, 3]),
         },
         sidecar: ids,
@@ -598,9 +603,12 @@ fn forwarding_names_what_is_in_the_way() {
     in_netns(|| {
         let set = |value: &str| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).unwrap();
         set("0");
-        assert_eq!(forwarding().unwrap(), closed("net.ipv4.ip_forward is 0"));
+        assert_eq!(
+            forwarding(IpFamily::V4).unwrap(),
+            closed("net.ipv4.ip_forward is 0")
+        );
         set("1");
-        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+        assert_eq!(forwarding(IpFamily::V4).unwrap(), Forwarding::Open);
 
         load(&host_rules(&plan(1, 3, |_| Transport::Dnat)));
         must(
@@ -617,11 +625,11 @@ fn forwarding_names_what_is_in_the_way() {
              add chain ip i empty
              add rule ip i empty drop",
         );
-        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+        assert_eq!(forwarding(IpFamily::V4).unwrap(), Forwarding::Open);
 
         must("nft", &["add", "rule", "inet", "i", "empty", "counter"], "");
         assert_eq!(
-            forwarding().unwrap(),
+            forwarding(IpFamily::V4).unwrap(),
             closed("chain empty of table inet i has rules")
         );
         must("nft", &["flush", "chain", "inet", "i", "empty"], "");
@@ -633,7 +641,7 @@ fn forwarding_names_what_is_in_the_way() {
             &format!("add table ip filter\n{docker}"),
         );
         assert_eq!(
-            forwarding().unwrap(),
+            forwarding(IpFamily::V4).unwrap(),
             closed("chain FORWARD of table ip filter has policy drop")
         );
     });

@@ -78,6 +78,10 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         bridge.subnet,
         from("network.subnet")
     )?;
+    match bridge.prefix6 {
+        Some(prefix) => writeln!(out, "ipv6 {prefix}  ({})", from("network.ipv6"))?,
+        None => writeln!(out, "ipv6 off  ({})", from("network.ipv6"))?,
+    }
     writeln!(
         out,
         "uplink {} {} {}/31 in the {} == {} {} {}/31 in the sidecar's netns",
@@ -93,6 +97,9 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.sidecar_mac,
         uplink.sidecar_address
     )?;
+    if let (Some(host), Some(sidecar)) = (uplink.host_address6, uplink.sidecar_address6) {
+        writeln!(out, "  and {host}/127 == {sidecar}/127")?;
+    }
     writeln!(
         out,
         "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; runs as {} outside; empty read-only root",
@@ -103,6 +110,13 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         from("sidecar.address"),
         plan.host_uid(plan.sidecar)
     )?;
+    if let (Some(address), Some(prefix)) = (bridge.address6, bridge.prefix6) {
+        writeln!(
+            out,
+            "  and {address}/{}  (chosen: the prefix's first)",
+            prefix.prefix_len()
+        )?;
+    }
     limits(out, plan, &plan.sidecar_limits, &|_| "default".to_owned())?;
     for app in &plan.apps {
         let key = |name: &str| {
@@ -128,6 +142,9 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             app.port_link,
             key("address")
         )?;
+        if let Some(address) = app.address6 {
+            writeln!(out, "  and {address}  (chosen: the next of the prefix)")?;
+        }
         writeln!(
             out,
             "  holds no capability; runs as {} inside, {} outside",
@@ -181,13 +198,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             };
             writeln!(
                 out,
-                "  publish {} by {via}, {} -> {}:{} -> {}:{}  ({})",
+                "  publish {} by {via}, {} -> {} -> {}  ({})",
                 publish.listen,
                 publish.why,
-                uplink.sidecar_address,
-                publish.entry_port,
-                app.address,
-                publish.app_port,
+                uplink.entry(publish),
+                app.service(publish),
                 key("publish")
             )?;
         }

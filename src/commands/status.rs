@@ -126,6 +126,16 @@ fn describe(status: &Status) -> String {
         plan.bridge.address,
         plan.bridge.subnet.prefix_len()
     );
+    if let [_, six] = plan.families().as_slice() {
+        let _ = writeln!(
+            text,
+            "ipv6    {}/127 -- {}/127, {}/{}",
+            six.host,
+            six.sidecar,
+            six.bridge,
+            six.subnet.prefix_len()
+        );
+    }
     for (app, publish) in plan.published() {
         let via = match publish.via {
             Transport::Dnat => "dnat",
@@ -133,8 +143,11 @@ fn describe(status: &Status) -> String {
         };
         let _ = writeln!(
             text,
-            "publish {}/tcp -> {} {}:{} by {via} ({})",
-            publish.listen, app.name, app.address, publish.app_port, publish.why
+            "publish {}/tcp -> {} {} by {via} ({})",
+            publish.listen,
+            app.name,
+            app.service(publish),
+            publish.why
         );
     }
     let mut parts = table(&[

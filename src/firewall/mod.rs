@@ -31,7 +31,7 @@ mod text;
 
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, encode, encode_owned};
-pub use forwarding::{Forwarding, ForwardingError, forwarding};
+pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{SIDECAR_TABLE, host_rules, host_table, sidecar_rules};
 pub use text::{TextError, to_text};

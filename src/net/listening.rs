@@ -2,12 +2,14 @@
 //! connections of the machine for it, which costs milliseconds where that table is large.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -18,6 +20,38 @@ use crate::sys;
 
 /// One answer of the kernel is never longer (`NLMSG_GOODSIZE` and what `netlink_dump` makes of it, at most 32 KiB).
 const ANSWER: usize = 32 << 10;
+
+/// A socket that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListeningSocket {
+    /// Where.
+    pub address: SocketAddr,
+    /// IPv6 and nothing else (`IPV6_V6ONLY`, ipv6(7)); an IPv6 wildcard takes IPv4 too, unless it was told not to.
+    pub only: bool,
+}
+
+impl ListeningSocket {
+    /// Whether it takes what comes to `target`.
+    #[must_use]
+    pub fn takes(&self, target: SocketAddr) -> bool {
+        let ours = self.address.ip();
+        let ip = match (ours, target.ip()) {
+            (IpAddr::V6(ours), IpAddr::V4(wanted)) => {
+                !self.only && (ours.is_unspecified() || ours.to_ipv4_mapped() == Some(wanted))
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) => false,
+            (ours, wanted) => ours.is_unspecified() || ours == wanted,
+        };
+        ip && self.address.port() == target.port()
+    }
+}
+
+impl fmt::Display for ListeningSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        f.write_str(if self.only { " (IPv6 only)" } else { "" })
+    }
+}
 
 /// A question about one namespace, to be asked as often as needed.
 pub struct Listening(netlink_sys::Socket);
@@ -31,11 +65,11 @@ impl Listening {
         sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
     }
 
-    /// Where TCP sockets listen. An IPv6 wildcard counts as the IPv4 one: it takes both, unless it was told not to.
+    /// Which TCP sockets listen.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
-    pub fn tcp(&self) -> Result<Vec<SocketAddrV4>, Error> {
+    pub fn tcp(&self) -> Result<Vec<ListeningSocket>, Error> {
         let mut found = vec![];
         for (family, any) in [
             (AF_INET, SocketId::new_v4()),
@@ -47,7 +81,7 @@ impl Listening {
         Ok(found)
     }
 
-    fn dump(&self, family: u8, any: SocketId, found: &mut Vec<SocketAddrV4>) -> io::Result<()> {
+    fn dump(&self, family: u8, any: SocketId, found: &mut Vec<ListeningSocket>) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
@@ -73,10 +107,10 @@ impl Listening {
                 match message.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
                         let id = &socket.header.socket_id;
-                        found.extend(
-                            reachable(id.source_address)
-                                .map(|a| SocketAddrV4::new(a, id.source_port)),
-                        );
+                        found.push(ListeningSocket {
+                            address: SocketAddr::new(id.source_address, id.source_port),
+                            only: socket.nlas.contains(&Nla::SkV6Only(true)),
+                        });
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(e) => {
@@ -97,21 +131,12 @@ impl Listening {
     }
 }
 
-fn reachable(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(address) if address.is_unspecified() => Some(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(address) => address.to_ipv4_mapped(),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_listening_socket_is_found_and_no_other() {
+    fn question() -> Listening {
         let fd = nix::sys::socket::socket(
             nix::sys::socket::AddressFamily::Netlink,
             nix::sys::socket::SockType::Raw,
@@ -119,19 +144,58 @@ mod tests {
             nix::sys::socket::SockProtocol::NetlinkSockDiag,
         )
         .unwrap();
-        let question = Listening::from_fd(fd).unwrap();
+        Listening::from_fd(fd).unwrap()
+    }
+
+    #[test]
+    fn a_listening_socket_is_found_and_no_other() {
+        let question = question();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
-        };
+        let address = listener.local_addr().unwrap();
         let client = std::net::TcpStream::connect(address).unwrap();
-        let std::net::SocketAddr::V4(connected) = client.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
+        let connected = client.local_addr().unwrap();
+        let is_there = |address: SocketAddr| {
+            let found = question.tcp().unwrap();
+            found.iter().any(|socket| socket.address == address)
         };
-        let found = question.tcp().unwrap();
-        assert!(found.contains(&address), "{found:?}");
-        assert!(!found.contains(&connected), "{found:?}");
+        assert!(is_there(address));
+        assert!(!is_there(connected));
         drop(listener);
-        assert!(!question.tcp().unwrap().contains(&address));
+        assert!(!is_there(address));
+    }
+
+    #[test]
+    fn an_ipv6_wildcard_takes_both_families_unless_it_was_told_not_to() {
+        let question = question();
+        let (four, six) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        for (bind, only, takes_four, takes_six) in [
+            ("0.0.0.0:0", false, true, false),
+            ("[::]:0", false, true, true),
+            ("[::]:0", true, false, true),
+            ("[::1]:0", false, false, false),
+            ("127.0.0.1:0", false, false, false),
+        ] {
+            let address: SocketAddr = bind.parse().unwrap();
+            let family = match address {
+                SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+                SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+            };
+            let socket =
+                rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
+            if only {
+                rustix::net::sockopt::set_ipv6_v6only(&socket, true).unwrap();
+            }
+            rustix::net::bind(&socket, &address).unwrap();
+            rustix::net::listen(&socket, 1).unwrap();
+            let socket = std::net::TcpListener::from(socket);
+            let port = socket.local_addr().unwrap().port();
+            let takes = |ip: IpAddr| {
+                let target = SocketAddr::new(ip, port);
+                let found = question.tcp().unwrap();
+                found.iter().any(|socket| socket.takes(target))
+            };
+            assert_eq!(takes(four), takes_four, "{bind}, only {only}: IPv4");
+            assert_eq!(takes(six), takes_six, "{bind}, only {only}: IPv6");
+        }
     }
 }
