@@ -153,8 +153,10 @@ pub enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
-    /// Print the sidecar's ruleset, also without a running stack
-    #[command(after_help = "Example: lrpns rules --format json | nft -j -c -f -")]
+    /// Print the sidecar's ruleset, also without a running stack; or what each rule of a running one has counted
+    #[command(
+        after_help = "Example: lrpns rules --format json | nft -j -c -f -\n         lrpns rules customerA --counters"
+    )]
     Rules {
         /// Where the configuration comes from.
         #[command(flatten)]
@@ -162,6 +164,12 @@ pub enum Command {
         /// How
         #[arg(long, value_enum, default_value_t = RulesFormat::Nft)]
         format: RulesFormat,
+        /// Packets and bytes by rule, of the sidecar's table and the host's; nothing is reset
+        #[arg(long, conflicts_with_all = ["format", "set", "env_file"])]
+        counters: bool,
+        /// The counters as JSON
+        #[arg(long, requires = "counters")]
+        json: bool,
     },
     /// Print what `up` would do and where each value comes from; change nothing
     #[command(after_help = "Example: lrpns plan -f lrpns.toml --json")]

@@ -1,15 +1,36 @@
-//! What a part that only talks may talk to, by Landlock (landlock(7)): for the sidecar and the relay, on top of everything
-//! else, and as far as the kernel has it.
+//! What Landlock (landlock(7)) leaves of the network and the files: for every part, on top of everything else, and as far
+//! as the kernel has it.
 //!
-//! The relay needs this most. It has to be in the host's network namespace, where every service of loopback is in reach;
-//! no capability and no filter of system calls keeps a relay that was broken into from them.
+//! # Theory of operation
+//!
+//! [`TcpOnlyTo`] is for the sidecar and the relay, which only talk. The relay needs it most. It has to be in the host's
+//! network namespace, where every service of loopback is in reach; no capability and no filter of system calls keeps a
+//! relay that was broken into from them.
+//!
+//! [`App`] is for an app. Its pid 1 enters the domain before it drops, so that its command, the audit's prober and what
+//! `lrpns exec` starts are born in it, by the one way that there is; they are of one domain, and so may signal and look
+//! at one another. What it adds to namespaces, mounts and rules is another way to say no, that does not know the others:
+//!
+//! - a connection by TCP ends in the app, with EACCES, before there is a packet for the sidecar's rules to eat;
+//! - a directory or a file from outside the root, should a descriptor of one ever get in (CVE-2024-21626), can't be
+//!   opened, whatever its mode: it is beneath no path that has a rule.
+//!
+//! A socket that was never bound gets a free port when it connects or listens (`ip_local_port_range`); Landlock does not
+//! ask about that, so port 0 needs no rule to connect, and whoever binds port 0 by name is refused.
 #![forbid(unsafe_code)]
 
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
 use landlock::{
-    ABI, Access, AccessNet, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
+
+use crate::plan::AppPlan;
 
 /// What is left of TCP: binding nothing, connecting to these ports only. Abstract sockets and signals end at the part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,9 +43,7 @@ impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
     pub fn of(targets: &[std::net::SocketAddr]) -> Self {
-        let mut ports: Vec<u16> = targets.iter().map(std::net::SocketAddr::port).collect();
-        ports.sort_unstable();
-        ports.dedup();
+        let ports = sorted(targets.iter().map(std::net::SocketAddr::port));
         Self { ports }
     }
 
@@ -33,10 +52,7 @@ impl TcpOnlyTo {
     /// # Errors
     /// What the kernel says other than that it doesn't know Landlock, or not this much of it.
     pub fn enforce(&self) -> Result<Option<String>, RulesetError> {
-        let rules = self
-            .ports
-            .iter()
-            .map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp)));
+        let rules = ports(&self.ports, AccessNet::ConnectTcp);
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessNet::from_all(ABI::V4))?
@@ -54,5 +70,241 @@ impl TcpOnlyTo {
                 Some("no Landlock: this kernel has none, or none for TCP (6.7 has)".to_owned())
             }
         })
+    }
+}
+
+fn sorted(ports: impl IntoIterator<Item = u16>) -> Vec<u16> {
+    let mut ports: Vec<u16> = ports.into_iter().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn ports(
+    ports: &[u16],
+    access: AccessNet,
+) -> impl Iterator<Item = Result<NetPort, RulesetError>> + '_ {
+    ports
+        .iter()
+        .map(move |port| Ok(NetPort::new(*port, access)))
+}
+
+/// What this kernel's Landlock can keep from an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Support {
+    /// Files. Before 5.19 it kept every program from moving files between directories, so there it counts as lacking.
+    pub files: bool,
+    /// `bind(2)` and `connect(2)` by TCP (6.7).
+    pub tcp: bool,
+    /// Abstract sockets and signals (6.12).
+    pub scopes: bool,
+}
+
+impl Support {
+    /// Asks the kernel.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        let strictly = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        Self {
+            files: strictly().handle_access(AccessFs::Refer).is_ok(),
+            tcp: strictly()
+                .handle_access(AccessNet::from_all(ABI::V4))
+                .is_ok(),
+            scopes: strictly().scope(Scope::from_all(ABI::V6)).is_ok(),
+        }
+    }
+
+    /// What is lacking, in a sentence.
+    fn lack(self) -> Option<String> {
+        let mut lacks = vec![];
+        for (has, what) in [
+            (self.files, "files (5.19 has)"),
+            (self.tcp, "TCP (6.7 has)"),
+            (self.scopes, "abstract sockets and signals (6.12 has)"),
+        ] {
+            if !has {
+                lacks.push(what);
+            }
+        }
+        let all = lacks.join(", ");
+        match lacks.len() {
+            0 => None,
+            3 => Some("no Landlock: this kernel has none".to_owned()),
+            _ => Some(format!(
+                "Landlock in part: this kernel has no rules of it for {all}"
+            )),
+        }
+    }
+}
+
+/// Why an app could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// A path of a rule.
+    #[error("open {}: {source}", path.display())]
+    Open {
+        /// The path, inside.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The rules themselves.
+    #[error(transparent)]
+    Ruleset(#[from] RulesetError),
+}
+
+/// What an app may do by TCP; what it may do with files follows from its root ([`App::enforce`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// The ports that it may bind.
+    pub bind: Vec<u16>,
+    /// The ports that it may connect to, wherever: a rule of Landlock knows no addresses, the sidecar's rules do.
+    pub connect: Vec<u16>,
+}
+
+/// What an app has of files, beside reading and executing what is in its root.
+pub struct Writable<'a> {
+    /// Where anything but a device may be made and changed.
+    pub trees: Vec<&'a Path>,
+    /// A program that is executed by its descriptor, since it is beneath no path: our own, for the audit.
+    pub program: BorrowedFd<'a>,
+}
+
+/// The devices, which may be written to although all that is in `/dev` is read-only.
+const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+
+impl App {
+    /// Binds what is published and what the app uses within itself, connects to the latter.
+    #[must_use]
+    pub fn of(app: &AppPlan) -> Self {
+        let published = app.publish.iter().map(|publish| publish.app_port);
+        Self {
+            bind: sorted(published.chain(app.listen.iter().copied())),
+            // An app with egress has those ports here as well.
+            connect: sorted(app.listen.iter().copied()),
+        }
+    }
+
+    /// Puts this process and all that comes of it under it, for good, but for the `without`. Tells, in a sentence, what
+    /// this kernel could not do.
+    ///
+    /// Should be called in the app's root, when it is as the app will find it, with the network namespace joined.
+    ///
+    /// # Errors
+    /// [`ConfineError`]; that the kernel doesn't know Landlock, or not this much of it, is none.
+    pub fn enforce(
+        &self,
+        files: &Writable<'_>,
+        without: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>, ConfineError> {
+        let support = Support::of_this_kernel();
+        let (with_files, with_tcp, with_scopes) = (
+            support.files && !without("files"),
+            support.tcp && !without("tcp"),
+            support.scopes && !without("scopes"),
+        );
+        if !(with_files || with_tcp || with_scopes) {
+            return Ok(support.lack());
+        }
+        let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
+        if with_files {
+            ruleset = ruleset.handle_access(AccessFs::from_all(ABI::V6))?;
+        }
+        if with_tcp {
+            ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4))?;
+        }
+        if with_scopes {
+            ruleset = ruleset.scope(Scope::from_all(ABI::V6))?;
+        }
+        let mut ruleset = ruleset.create()?;
+        if with_files {
+            ruleset = allow_files(ruleset, files)?;
+        }
+        if with_tcp {
+            ruleset = ruleset
+                .add_rules(ports(&self.bind, AccessNet::BindTcp))?
+                .add_rules(ports(&self.connect, AccessNet::ConnectTcp))?;
+        }
+        ruleset.restrict_self()?;
+        Ok(support.lack())
+    }
+}
+
+fn allow_files(
+    mut ruleset: RulesetCreated,
+    files: &Writable<'_>,
+) -> Result<RulesetCreated, ConfineError> {
+    let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = AccessFs::WriteFile | AccessFs::Truncate;
+    let devices = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
+    let allow = |ruleset: RulesetCreated, path: &Path, access: BitFlags<AccessFs>| {
+        let opened = open(path)?;
+        let is_directory = rustix::fs::fstat(&opened)
+            .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode))
+            .is_ok_and(|kind| kind == rustix::fs::FileType::Directory);
+        // What only a directory can have is refused for a file (landlock_add_rule(2), EINVAL).
+        let access = if is_directory {
+            access
+        } else {
+            access & AccessFs::from_file(ABI::V6)
+        };
+        Ok::<_, ConfineError>(ruleset.add_rule(PathBeneath::new(opened, access))?)
+    };
+    ruleset = allow(ruleset, Path::new("/"), read)?;
+    for tree in &files.trees {
+        ruleset = allow(ruleset, tree, AccessFs::from_all(ABI::V6) & !devices)?;
+    }
+    for name in DEVICES {
+        // A request to a device that is none of a terminal's must be told so (ENOTTY): isatty(3).
+        let access = write | AccessFs::ReadFile | AccessFs::IoctlDev;
+        ruleset = allow(ruleset, &Path::new("/dev").join(name), access)?;
+    }
+    // A program's name for its threads, its score for the kernel when memory is short. A root without a /proc of its own
+    // has a directory there, which is read-only.
+    if has_proc() {
+        let access = write | AccessFs::ReadFile | AccessFs::ReadDir;
+        ruleset = allow(ruleset, Path::new("/proc"), access)?;
+    }
+    let run = AccessFs::Execute | AccessFs::ReadFile;
+    Ok(ruleset.add_rule(PathBeneath::new(files.program, run))?)
+}
+
+/// Whether a `/proc` is there.
+fn has_proc() -> bool {
+    rustix::fs::statfs("/proc").is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+fn open(path: &Path) -> Result<std::os::fd::OwnedFd, ConfineError> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| ConfineError::Open {
+        path: path.to_owned(),
+        source: e.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_named_and_what_it_has_is_not() {
+        let all = Support {
+            files: true,
+            tcp: true,
+            scopes: true,
+        };
+        assert_eq!(all.lack(), None);
+        let old = Support {
+            tcp: false,
+            scopes: false,
+            ..all
+        };
+        let said = old.lack().unwrap();
+        assert!(said.contains("TCP") && said.contains("signals") && !said.contains("files"));
+        let none = Support {
+            files: false,
+            ..old
+        };
+        assert!(none.lack().unwrap().starts_with("no Landlock"));
     }
 }

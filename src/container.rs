@@ -219,6 +219,23 @@ impl Container {
         }
     }
 
+    /// Waits until a loader has told how its transaction went, and until it has ended.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work before anything was sent to the kernel. That the kernel
+    /// refused is no error of this process: it is the value.
+    pub async fn loaded(
+        mut self,
+    ) -> Result<Result<(), crate::firewall::LoadError>, ContainerError> {
+        match self.receive().await? {
+            Some((FromStage::Loaded(loaded), _)) => {
+                self.kill().await;
+                Ok(loaded)
+            }
+            _ => Err(self.ended("loading rules")),
+        }
+    }
+
     /// Waits for the next thing that happens to a part that is ready. Cancel safe.
     ///
     /// # Errors

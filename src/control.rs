@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -41,6 +41,23 @@ pub enum Request {
         /// The part.
         part: String,
     },
+    /// Load these rules into the sidecar's namespace. Only debug builds do, for tests: the commands say what the rules
+    /// are to come from, and not what they are.
+    Load {
+        /// One transaction.
+        rules: crate::firewall::Batch,
+    },
+    /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
+    Exec {
+        /// The app.
+        part: String,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// `TERM`, which is of the caller's terminal; the rest of the environment is the app's.
+        term: Option<String>,
+        /// One of the three descriptors is a terminal.
+        terminal: bool,
+    },
     /// Start a prober in an app, as its command was started ([`crate::audit`]).
     Probe {
         /// The app.
@@ -69,7 +86,7 @@ pub enum Reply {
         cgroup: Option<std::path::PathBuf>,
         /// The part's `RLIMIT_NPROC`.
         nproc: Option<u32>,
-        /// What it may talk to; `null` for an app, whose rules are the sidecar's.
+        /// What it may talk to by Landlock; `null` for an app: what goes in by this way is outside of its domain.
         confined: Option<crate::confine::TcpOnlyTo>,
         /// What the command may call, on the way to it and in it.
         seccomp: Box<crate::seccomp::Filters>,
@@ -191,7 +208,15 @@ impl Client {
     /// # Errors
     /// What `sendmsg(2)` says.
     pub fn ask(&self, request: &Request) -> io::Result<()> {
-        protocol::send(&self.0, request, &[])
+        self.ask_with(request, &[])
+    }
+
+    /// As [`Client::ask`], with descriptors.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub fn ask_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        protocol::send(&self.0, request, fds)
     }
 
     /// The next reply; `None` when the supervisor has ended the conversation, or itself.

@@ -172,9 +172,10 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         StackError::HostTable(_) => Some(
             "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT",
         ),
-        StackError::AppEnded { .. } | StackError::NotListening { .. } => {
-            Some("what the app wrote is above; its command, env and rootfs are in `lrpns plan`")
-        }
+        StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
+            "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]",
+        ),
         _ => None,
     }
 }

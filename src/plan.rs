@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -91,6 +91,9 @@ pub struct Plan {
     pub sidecar: IdMap,
     /// The relay's ids.
     pub relay: IdMap,
+    /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
+    #[serde(default)]
+    pub seal: bool,
     /// What the sidecar may use.
     pub sidecar_limits: Limits,
     /// What the relay may use.
@@ -208,6 +211,13 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// TCP ports that it may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
+    /// Whose address it sees.
+    pub source: Source,
+    /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closing: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// Which system calls its command may make.
@@ -316,6 +326,21 @@ pub enum Transport {
 /// The PATH of an app whose environment has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+impl AppPlan {
+    /// The ports whose connections the rules let on: the published ones, and those that are closing.
+    pub fn reachable(&self) -> impl Iterator<Item = &PublishPlan> {
+        self.publish.iter().chain(&self.closing)
+    }
+}
+
+impl PublishPlan {
+    /// Which port of the host it is: no two published ports have this in common.
+    #[must_use]
+    pub fn outside(&self) -> (SocketAddr, Protocol) {
+        (self.listen, self.protocol)
+    }
+}
+
 impl Plan {
     /// Whether both plans ask for the same: what differs between any two runs (names, uplink, ids) aside.
     #[must_use]
@@ -331,6 +356,7 @@ impl Plan {
             plan.cgroup = Placement::default();
             for app in &mut plan.apps {
                 app.ids = self.sidecar;
+                app.closing.clear();
                 for publish in &mut app.publish {
                     // What `auto` came to may have changed with the host; the stack works all the same.
                     publish.via = Transport::Relay;
@@ -372,6 +398,12 @@ impl Plan {
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.bridge.prefix6.is_some()
+    }
+
+    /// The app of that name.
+    #[must_use]
+    pub fn app(&self, name: &PartName) -> Option<&AppPlan> {
+        self.apps.iter().find(|app| app.name == *name)
     }
 
     /// The uid, on the host, of a part with these ids.

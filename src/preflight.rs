@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::Rootfs;
+use crate::config::{Rootfs, Source};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::plan::{AppPlan, Mode, Plan, Transport};
@@ -224,7 +224,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (_, publish) in plan.published() {
+    for (app, publish) in plan.published() {
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -233,6 +233,16 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     host.first_user_port
                 ),
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
+            ));
+        }
+        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
+        {
+            problems.push(problem(
+                format!(
+                    "{}: source = \"client\" does not work by relay yet",
+                    publish.listen
+                ),
+                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
             ));
         }
         if publish.via == Transport::Dnat {

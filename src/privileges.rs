@@ -116,7 +116,36 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privileges, DropError> {
-    drop_for(keep, user, &[], filter)
+    drop_for(keep, keep, user, &[], filter)
+}
+
+/// As [`drop_to`], for a process that is going to give `keep` up by [`seal`]: the bounding set is empty from now on. The
+/// filter must allow `capset(2)`.
+///
+/// # Errors
+/// As [`drop_to`].
+pub fn drop_to_until_sealed(
+    keep: &[Capability],
+    user: u32,
+    filter: &Program,
+) -> Result<Privileges, DropError> {
+    drop_for(keep, &[], user, &[], filter)
+}
+
+/// Gives up what [`drop_to_until_sealed`] has kept, and reads back that nothing is left.
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn seal() -> Result<Privileges, DropError> {
+    clear(CapSet::Effective)?;
+    clear(CapSet::Permitted)?;
+    let held = read()?;
+    compare(&held, &[], &[], &[])?;
+    Ok(held)
+}
+
+fn clear(which: CapSet) -> Result<(), DropError> {
+    caps::set(None, which, &HashSet::new()).map_err(caps_call("give a capability up"))
 }
 
 /// As [`drop_to`], for a process that goes on to execute a program which is to hold `keep` as well: without file
@@ -129,16 +158,17 @@ pub fn drop_to_and_pass_on(
     user: u32,
     filter: &Program,
 ) -> Result<Privileges, DropError> {
-    drop_for(keep, user, keep, filter)
+    drop_for(keep, keep, user, keep, filter)
 }
 
 fn drop_for(
     keep: &[Capability],
+    bound: &[Capability],
     user: u32,
     pass_on: &[Capability],
     filter: &Program,
 ) -> Result<Privileges, DropError> {
-    lock(keep, pass_on)?;
+    lock(bound, pass_on)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -162,7 +192,7 @@ fn drop_for(
         .map_err(call("install the seccomp filter"))?;
 
     let held = read()?;
-    compare(&held, keep, pass_on)?;
+    compare(&held, keep, bound, pass_on)?;
     for (what, found, wanted) in [
         ("the uids", held.uids, [user; 3]),
         ("the gids", held.gids, [user; 3]),
@@ -211,7 +241,7 @@ pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
     lock(&keep, &[])?;
     set(&keep)?;
     let held = read()?;
-    compare(&held, &keep, &[])?;
+    compare(&held, &keep, &keep, &[])?;
     Ok(held)
 }
 
@@ -252,15 +282,17 @@ fn set(keep: &[Capability]) -> Result<(), DropError> {
 fn compare(
     held: &Privileges,
     keep: &[Capability],
+    bound: &[Capability],
     pass_on: &[Capability],
 ) -> Result<(), DropError> {
-    let (mask, passed) = (mask(keep), mask(pass_on));
+    let (bounding, passed) = (mask(bound), mask(pass_on));
+    let mask = mask(keep);
     let securebits = u64::from(securebits().bits());
     for (what, found, wanted) in [
         ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),
         ("the effective set", held.effective, mask),
-        ("the bounding set", held.bounding, mask),
+        ("the bounding set", held.bounding, bounding),
         ("the ambient set", held.ambient, passed),
         ("the securebits", u64::from(held.securebits), securebits),
         ("no_new_privs", u64::from(held.no_new_privs), 1),

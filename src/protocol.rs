@@ -37,6 +37,17 @@ pub enum ToStage {
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
+    /// App: run one command more, as the command was started, for who is at the other end of the last descriptor: told
+    /// [`FromStage::Exited`] or [`FromStage::Failed`] there; should that end first, the command does. Descriptors:
+    /// standard input, output and error, and that conversation.
+    Exec {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// The whole environment.
+        env: BTreeMap<String, String>,
+        /// One of the three is a terminal, and is to be the command's own.
+        terminal: bool,
+    },
     /// App: start our own program as `lrpns probe`, as the command was started. Descriptors: the program, and the
     /// prober's standard input, a socket.
     Probe,
@@ -55,12 +66,19 @@ pub struct Start {
     pub weaken: Option<String>,
 }
 
-/// The three kinds of part.
+/// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
+        rules: crate::firewall::Batch,
+        /// Whether it gives NET_ADMIN up once they are loaded.
+        seal: bool,
+    },
+    /// Loads rules into the sidecar's network namespace, says how that went, and ends. No descriptors.
+    Loader {
+        /// One transaction.
         rules: crate::firewall::Batch,
     },
     /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
@@ -69,7 +87,7 @@ pub enum Role {
         /// Where each listening socket's connections go.
         targets: Vec<SocketAddr>,
     },
-    /// Runs the user's command. Descriptors: standard output, standard error, the mounts of `rootfs`,
+    /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
     App(AppStart),
 }
@@ -89,6 +107,8 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// What it may do by TCP, and with files.
+    pub confined: crate::confine::App,
     /// What it may call, on the way to the command and in it.
     pub seccomp: Box<crate::seccomp::Filters>,
 }
@@ -127,6 +147,8 @@ pub enum FromStage {
         /// What had to be left out and why, in whole sentences (`/proc` where the kernel refuses it).
         notes: Vec<String>,
     },
+    /// Loader: the transaction went through, or nothing has changed; the process ends next.
+    Loaded(Result<(), crate::firewall::LoadError>),
     /// App: the command runs. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.

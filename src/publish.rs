@@ -4,10 +4,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::plan::Plan;
+use crate::plan::{Plan, PublishPlan};
 
 /// Somebody else has begun to listen since the port was bound.
 #[derive(Debug, thiserror::Error)]
@@ -23,14 +24,14 @@ pub struct ListenError {
 ///
 /// It exists whichever way the port is published: by relay it is where clients connect; by DNAT it takes what the
 /// host itself sends, and it keeps everybody else from the port.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// The host's address and port.
     pub address: SocketAddr,
     /// Where the relay takes its connections: the sidecar's end of the uplink.
     pub target: SocketAddr,
     /// The socket, bound.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
 }
 
 impl Listener {
@@ -59,19 +60,25 @@ impl Listener {
         Ok(Self {
             address,
             target,
-            socket,
+            socket: Arc::new(socket),
         })
     }
 
-    /// Begins to listen.
+    /// Begins to listen, also again after [`Listener::close`].
     ///
     /// # Errors
     /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
     pub fn listen(&self) -> Result<(), ListenError> {
-        rustix::net::listen(&self.socket, 4096).map_err(|e| ListenError {
+        rustix::net::listen(&*self.socket, 4096).map_err(|e| ListenError {
             address: self.address,
             source: e.into(),
         })
+    }
+
+    /// Refuses connections from now on; the socket stays bound, as before it listened.
+    pub fn close(&self) {
+        // A socket that doesn't listen yet is closed already.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
 }
 
@@ -80,10 +87,20 @@ impl Listener {
 /// # Errors
 /// Each address with what the kernel said.
 pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
+    bind_new(plan, None)
+}
+
+/// As [`bind_all`], without those that `running` has bound.
+///
+/// # Errors
+/// As [`bind_all`].
+pub fn bind_new(
+    plan: &Plan,
+    running: Option<&Plan>,
+) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
-    for (_, publish) in plan.published() {
-        let target = plan.uplink.entry(publish);
-        match Listener::bind(publish.listen, target) {
+    for publish in new_ports(plan, running) {
+        match Listener::bind(publish.listen, target(plan, publish)) {
             Ok(listener) => bound.push(listener),
             Err(e) => refused.push((publish.listen, e)),
         }
@@ -93,6 +110,26 @@ pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error
     } else {
         Err(refused)
     }
+}
+
+/// The published ports of `plan` that `running` has not.
+pub fn new_ports<'p>(
+    plan: &'p Plan,
+    running: Option<&Plan>,
+) -> impl Iterator<Item = &'p PublishPlan> {
+    let had: Vec<_> = running
+        .into_iter()
+        .flat_map(|running| running.published().map(|(_, publish)| publish.outside()))
+        .collect();
+    plan.published()
+        .map(|(_, publish)| publish)
+        .filter(move |publish| !had.contains(&publish.outside()))
+}
+
+/// Where a published port's connections enter the sidecar.
+#[must_use]
+pub fn target(plan: &Plan, publish: &PublishPlan) -> SocketAddr {
+    plan.uplink.entry(publish)
 }
 
 #[cfg(test)]

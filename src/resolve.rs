@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::Ipv4Net;
 
 use crate::cgroup;
-use crate::config::{self, Config, Limits, Origin, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
@@ -55,6 +55,72 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
+    decide(config, host, EntryPorts::new())
+}
+
+/// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
+/// configuration can say (names, ids, the uplink) is `running`'s.
+///
+/// # Errors
+/// As [`plan`].
+pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanError> {
+    let mut config = config.clone();
+    let mut kept = vec![];
+    let app_key = |app: &config::App, key: &str| format!("{}.{key}", app.name);
+    if config.network.subnet.is_none() {
+        config.network.subnet = Some(running.bridge.subnet);
+        kept.push("network.subnet".to_owned());
+    }
+    if config.sidecar.address.is_none() {
+        config.sidecar.address = Some(running.bridge.address);
+        kept.push("sidecar.address".to_owned());
+    }
+    for app in &mut config.apps {
+        if let (None, Some(before)) = (app.address, running.app(&app.name)) {
+            app.address = Some(before.address);
+            kept.push(app_key(app, "address"));
+        }
+    }
+    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    for key in kept {
+        if let Some(origin) = running.origins.get(&key) {
+            plan.origins.insert(key, origin.clone());
+        }
+    }
+    plan.run.clone_from(&running.run);
+    plan.uplink.clone_from(&running.uplink);
+    plan.cgroup.clone_from(&running.cgroup);
+    (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
+    for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        let Some(before) = running.app(&app.name) else {
+            continue;
+        };
+        app.ids = before.ids;
+        app.port_link.clone_from(&before.port_link);
+        for publish in &mut app.publish {
+            let same = before
+                .publish
+                .iter()
+                .find(|other| other.outside() == publish.outside());
+            // What `auto` came to may have changed with the host; it works all the same.
+            if let (Some(same), Via::Auto) = (same, configured.via) {
+                publish.via = same.via;
+                publish.why.clone_from(&same.why);
+            }
+        }
+        app.closing = before.reachable().cloned().collect();
+        let open: Vec<_> = app
+            .publish
+            .iter()
+            .map(|publish| (publish.entry_port, publish.app_port))
+            .collect();
+        app.closing
+            .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
+    }
+    Ok(plan)
+}
+
+fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -117,7 +183,6 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     };
 
     let mut ids = id_maps(stack, host)?;
-    let mut entries = EntryPorts::new();
     let mut apps = Vec::with_capacity(config.apps.len());
     for (index, app) in config.apps.iter().enumerate() {
         let address = match app.address {
@@ -147,13 +212,20 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
                     PublishPlan {
                         listen: SocketAddr::new(publish.address, host_port),
                         protocol: publish.protocol,
-                        entry_port: entries.take(host_port, address, app_port),
+                        entry_port: entries.take(
+                            SocketAddr::new(publish.address, host_port),
+                            publish.protocol,
+                            (address, app_port),
+                        ),
                         app_port,
                         via,
                         why,
                     }
                 })
                 .collect(),
+            listen: app.listen.clone(),
+            source: app.source,
+            closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
         });
@@ -185,6 +257,7 @@ pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
         uplink,
         sidecar: ids(1),
         relay: ids(1),
+        seal: config.sidecar.seal,
         sidecar_limits: cgroup::SIDECAR,
         relay_limits: cgroup::RELAY,
         apps,
@@ -313,6 +386,9 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
 struct EntryPorts {
     used: BTreeMap<u16, (Ipv4Addr, u16)>,
     spare: u16,
+    /// What a stack that runs has: each published port keeps its own, whoever is behind it now, and none comes to mean
+    /// something else while a connection may still go through it.
+    before: Vec<((SocketAddr, Protocol), u16, (Ipv4Addr, u16))>,
 }
 
 impl EntryPorts {
@@ -320,17 +396,47 @@ impl EntryPorts {
         Self {
             used: BTreeMap::new(),
             spare: 61_000,
+            before: vec![],
         }
     }
 
-    /// The entry port for `host_port` to `app`:`app_port`; two host addresses with the same way in share one.
-    fn take(&mut self, host_port: u16, app: Ipv4Addr, app_port: u16) -> u16 {
-        let target = (app, app_port);
+    fn of(running: &Plan) -> Self {
+        let before = running.apps.iter().flat_map(|app| {
+            app.reachable().map(|publish| {
+                let target = (app.address, publish.app_port);
+                (publish.outside(), publish.entry_port, target)
+            })
+        });
+        Self {
+            before: before.collect(),
+            ..Self::new()
+        }
+    }
+
+    /// The entry port for `listen` to `target`, an app's address and port; two host addresses with the same way in
+    /// share one.
+    fn take(&mut self, listen: SocketAddr, protocol: Protocol, target: (Ipv4Addr, u16)) -> u16 {
+        let before = self
+            .before
+            .iter()
+            .find(|(outside, ..)| *outside == (listen, protocol));
+        let own = before.map(|(_, port, _)| *port);
+        if let Some(port) = own
+            && self.used.get(&port).is_none_or(|used| *used == target)
+        {
+            self.used.insert(port, target);
+            return port;
+        }
         if let Some((port, _)) = self.used.iter().find(|(_, used)| **used == target) {
             return *port;
         }
-        let mut port = host_port;
-        while self.used.contains_key(&port) {
+        let taken = |entries: &Self, port: &u16| {
+            let mut before = entries.before.iter();
+            entries.used.contains_key(port)
+                || before.any(|(_, other, behind)| other == port && *behind != target)
+        };
+        let mut port = listen.port();
+        while taken(self, &port) {
             port = self.spare;
             self.spare += 1;
         }

@@ -69,6 +69,9 @@ pub enum StackError {
     /// The host's table.
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
+    /// New rules for a sidecar that is up; the old ones are in force, all of them.
+    #[error("the sidecar's rules: {0}")]
+    Rules(#[source] firewall::LoadError),
     /// A published port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -127,20 +130,22 @@ pub enum StackError {
     OnRequest(&'static str),
 }
 
-/// What never changes while a stack lives: who starts or restarts a part needs this and nothing else.
+/// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
+/// same namespaces.
+#[derive(Clone)]
 pub struct Ground {
     /// The plan.
     pub plan: Plan,
     /// Our own program, read-only.
-    program: OwnedFd,
+    program: Arc<OwnedFd>,
     /// Where the parts are put.
-    pub cgroups: Cgroups,
-    volumes: Vec<Volumes>,
-    sidecar: Namespaces,
-    relay: Namespaces,
-    apps: Vec<Namespaces>,
+    pub cgroups: Arc<Cgroups>,
+    volumes: Vec<Arc<Volumes>>,
+    sidecar: Arc<Namespaces>,
+    relay: Arc<Namespaces>,
+    apps: Vec<Arc<Namespaces>>,
     /// Where each app's sockets listen.
-    listening: Vec<Listening>,
+    listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
 }
@@ -363,19 +368,20 @@ impl Ground {
         let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
         for (namespaces, sockets) in apps {
             let sockets = sockets.ok_or_else(missing)?;
-            app_namespaces.push(namespaces);
+            app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Listening::from_fd(sockets.diag)?);
+            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
         }
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
+        let volumes = volumes.into_iter().map(Arc::new).collect();
         let ground = Self {
             plan,
-            program,
-            cgroups,
+            program: Arc::new(program),
+            cgroups: Arc::new(cgroups),
             volumes,
-            sidecar: sidecar.0,
-            relay: relay.0,
+            sidecar: Arc::new(sidecar.0),
+            relay: Arc::new(relay.0),
             apps: app_namespaces,
             listening,
             listeners,
@@ -416,7 +422,10 @@ impl Ground {
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
-            role: Role::Sidecar { rules },
+            role: Role::Sidecar {
+                rules,
+                seal: self.plan.seal,
+            },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
@@ -424,6 +433,30 @@ impl Ground {
             .send(&ToStage::Start(Box::new(start)), &[])
             .await?;
         Launched::ready(container).await
+    }
+
+    /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
+    /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
+    ///
+    /// # Errors
+    /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
+    pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        let limits = &self.plan.sidecar_limits;
+        let start = Start {
+            hostname: format!("{}-loader", self.plan.stack),
+            // Beside the sidecar and whoever else loads.
+            nproc: self.plan.cgroup.nproc(limits),
+            role: Role::Loader { rules },
+            weaken: None,
+        };
+        let cgroup = self.cgroups.directory("sidecar");
+        let (title, program) = (self.title("loader"), self.program.as_fd());
+        within("load rules", async {
+            let loader = Container::spawn(&title, &self.sidecar, program, cgroup).await?;
+            loader.send(&ToStage::Start(Box::new(start)), &[]).await?;
+            loader.loaded().await?.map_err(StackError::Rules)
+        })
+        .await
     }
 
     /// Starts the relay's process, which then waits to be told what to carry; `None` when nothing is published.
@@ -509,12 +542,13 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                confined: crate::confine::App::of(app),
                 seccomp: Box::new(app.seccomp.filters()?),
             }),
             weaken: weaken(),
         };
         let volumes = self.volumes[index].detached(app.ids.host_user())?;
-        let mut fds = vec![app_out.as_fd(), app_err.as_fd()];
+        let mut fds = vec![app_out.as_fd(), app_err.as_fd(), self.program.as_fd()];
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
         container

@@ -90,7 +90,7 @@ enum Event {
     /// The pause before a part is started again is over.
     Again { id: PartId, launch: u64 },
     /// A client asks.
-    Asked(Request, Client),
+    Asked(Request, Vec<OwnedFd>, Client),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal,
 }
@@ -122,8 +122,8 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
 enum Order {
     Signal(i32),
     Kill,
-    /// Start a prober: the program, and its standard input.
-    Probe(OwnedFd, OwnedFd),
+    /// Start something in an app: what, and its descriptors.
+    Start(ToStage, Vec<OwnedFd>),
 }
 
 /// A part as the supervisor sees it.
@@ -247,7 +247,7 @@ pub async fn run(
                 stack = &mut bring_up => break stack,
                 Some(event) = events.recv() => match event {
                     Event::Signal => break Err(StackError::Interrupted),
-                    Event::Asked(Request::Down, client) => {
+                    Event::Asked(Request::Down, _, client) => {
                         waiting_for_the_end.push(client);
                         break Err(StackError::Interrupted);
                     }
@@ -321,11 +321,11 @@ impl Supervisor {
             };
             match event {
                 Event::Signal => return Outcome::Stopped,
-                Event::Asked(Request::Down, client) => {
+                Event::Asked(Request::Down, _, client) => {
                     self.waiting_for_the_end.push(client);
                     return Outcome::Stopped;
                 }
-                Event::Asked(request, client) => self.answer(request, client),
+                Event::Asked(request, fds, client) => self.answer(request, fds, client),
                 Event::Part { id, launch, what } => {
                     if self.is_current(id, launch)
                         && let Some(outcome) = self.part_said(id, what)
@@ -547,7 +547,7 @@ impl Supervisor {
         None
     }
 
-    fn answer(&mut self, request: Request, client: Client) {
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Down => unreachable!("run ends the loop with it"),
@@ -576,6 +576,24 @@ impl Supervisor {
                 let replies = vec![reply];
                 return tell(&client, Answer { replies, fd });
             }
+            Request::Load { rules } if cfg!(debug_assertions) => {
+                let ground = Arc::clone(&self.ground);
+                tokio::spawn(async move {
+                    let reply = match ground.load_rules(rules).await {
+                        Ok(()) => Reply::Done,
+                        Err(e) => refused(e.to_string(), None),
+                    };
+                    tell(&client, reply);
+                });
+                return;
+            }
+            Request::Load { .. } => refused("only a debug build does that".to_owned(), None),
+            Request::Exec {
+                part,
+                command,
+                term,
+                terminal,
+            } => self.exec(&part, command, term, terminal, fds),
             Request::Probe { part } => {
                 let (reply, fd) = self.probe(&part);
                 let replies = vec![reply];
@@ -674,6 +692,37 @@ impl Supervisor {
         }
     }
 
+    /// Has an app's pid 1 run a command more; who asked hears from there how it goes.
+    fn exec(
+        &mut self,
+        name: &str,
+        command: Vec<String>,
+        term: Option<String>,
+        terminal: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Reply {
+        let (id, index) = match self.find(name) {
+            Ok(id @ PartId::App(index)) => (id, index),
+            Ok(_) => return refused(format!("{name} is no app"), None),
+            Err(reply) => return *reply,
+        };
+        let mut env = self.ground.plan.apps[index].env.clone();
+        if let Some(term) = term {
+            env.entry("TERM".to_owned()).or_insert(term);
+        }
+        let Some(process) = &self.part(id).process else {
+            return refused(format!("{name} does not run"), None);
+        };
+        let what = ToStage::Exec {
+            command,
+            env,
+            terminal,
+        };
+        // A part that ends now closes the conversation, which tells.
+        let _ = process.orders.send(Order::Start(what, fds));
+        Reply::Done
+    }
+
     /// Starts a prober in an app; the socket to it goes to who asked.
     fn probe(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
         let id = match self.find(name) {
@@ -688,7 +737,9 @@ impl Supervisor {
         match (&self.part(id).process, made) {
             (Some(process), Ok((program, ours, theirs))) => {
                 // A part that ends now closes the socket, which tells.
-                let _ = process.orders.send(Order::Probe(program, theirs));
+                let _ = process
+                    .orders
+                    .send(Order::Start(ToStage::Probe, vec![program, theirs]));
                 (Reply::Probe, Some(ours))
             }
             (None, _) => (refused(format!("{name} does not run"), None), None),
@@ -908,8 +959,9 @@ async fn watch(
             order = orders.recv() => match order {
                 // EPIPE: it has ended, and that comes next.
                 Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
-                Some(Order::Probe(program, socket)) => {
-                    drop(container.send(&ToStage::Probe, &[program.as_fd(), socket.as_fd()]).await);
+                Some(Order::Start(what, fds)) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    drop(container.send(&what, &fds).await);
                 }
                 Some(Order::Kill) | None => {
                     container.kill().await;
@@ -1024,11 +1076,11 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     else {
         return;
     };
-    let Ok(Some((request, _))) = channel.receive::<Request>().await else {
+    let Ok(Some((request, fds))) = channel.receive::<Request>().await else {
         return;
     };
     let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
-    if events.send(Event::Asked(request, answers)).is_err() {
+    if events.send(Event::Asked(request, fds, answers)).is_err() {
         return;
     }
     loop {

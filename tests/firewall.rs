@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lrpns::config::{Restart, Rootfs};
+use lrpns::config::{Restart, Rootfs, Source};
 use lrpns::firewall::{
-    EncodeError, Forwarding, IpFamily, LoadError, Socket, encode, encode_owned, forwarding,
-    host_rules, host_table, sidecar_rules, to_text, transact,
+    EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
+    forwarding, host_rules, host_table, list, sidecar_rules, to_text, transact, update,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -183,6 +183,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         limits: Default::default(),
+        listen: vec![],
         publish: (0..ports)
             .map(|port| PublishPlan {
                 protocol: lrpns::config::Protocol::Tcp,
@@ -201,6 +202,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
                 why: String::new(),
             })
             .collect(),
+        source: Source::Sidecar,
+        closing: vec![],
         restart: Restart::No,
     };
     Plan {
@@ -230,6 +233,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         },
         sidecar: ids,
         relay: ids,
+        seal: false,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -241,6 +245,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
 fn plans() -> Vec<Plan> {
     let mut wide = plan(1, 2, |_| Transport::Dnat);
     wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
+    let mut seeing = plan(2, 2, |_| Transport::Dnat);
+    seeing.apps[1].source = Source::Client;
     vec![
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
@@ -254,6 +260,7 @@ fn plans() -> Vec<Plan> {
         plan(1, 300, |_| Transport::Dnat),
         plan(2, 0, |_| Transport::Dnat),
         wide,
+        seeing,
     ]
 }
 
@@ -430,7 +437,10 @@ fn an_owned_table_is_refused_to_others_can_be_replaced_and_vanishes_with_its_soc
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(errors.contains("Operation not permitted"), "{errors}");
         let error = transact(&Socket::open().unwrap(), &batch).unwrap_err();
-        assert_eq!(error.to_string(), format!("load table inet {table}"));
+        assert_eq!(
+            error.to_string(),
+            format!("load table inet {table}: Operation not permitted (os error 1)")
+        );
         let LoadError::Refused { source, .. } = error else {
             panic!("{error:?}")
         };
@@ -463,7 +473,8 @@ fn a_refused_object_is_named_and_the_old_rules_stay() {
         let socket = Socket::open().unwrap();
         let refused = |broken: &Nftables<'_>, object: &str, errno: i32| {
             let error = transact(&socket, &encode(broken).unwrap()).unwrap_err();
-            assert_eq!(error.to_string(), format!("load {object}"));
+            let named = format!("load {object}: {}", io::Error::from_raw_os_error(errno));
+            assert_eq!(error.to_string(), named);
             let LoadError::Refused { source, .. } = error else {
                 panic!("{error:?}")
             };
@@ -511,7 +522,8 @@ fn net_admin_over_the_namespace_is_enough_and_without_it_nothing_is_loaded() {
             Ok(()) => assert!(permitted),
             Err(error) => {
                 assert!(!permitted, "{error}");
-                assert_eq!(error.to_string(), "load the batch");
+                let named = "load the batch: Operation not permitted (os error 1)";
+                assert_eq!(error.to_string(), named);
                 let LoadError::Refused { source, .. } = error else {
                     panic!("{error:?}")
                 };
@@ -1066,4 +1078,224 @@ fn time_of_encoding_and_loading() {
             );
         }
     }
+}
+
+/// The objects of a ruleset, to change them.
+fn objects<'a>(rules: &'a mut Nftables<'static>) -> &'a mut Vec<NfObject<'static>> {
+    rules.objects.to_mut()
+}
+
+/// Rulesets that differ in all that an update knows: elements, rules, their order, chains, sets and their types.
+fn variants() -> Vec<Nftables<'static>> {
+    let base = sidecar_rules(&plan(3, 40, |_| Transport::Dnat));
+    let mut fewer_rules = base.clone();
+    objects(&mut fewer_rules).retain(|object| {
+        !matches!(object, NfObject::ListObject(NfListObject::Rule(rule))
+            if ["drop-ipv6", "drop-rest", "accept-icmp-error"].contains(&rule.comment.as_deref().unwrap()))
+    });
+    let mut reversed = base.clone();
+    objects(&mut reversed).reverse();
+    // The order of a listing: table, sets, chains, rules.
+    objects(&mut reversed).sort_by_key(|object| match object {
+        NfObject::ListObject(NfListObject::Table(_)) => 0,
+        NfObject::ListObject(NfListObject::Set(_) | NfListObject::Map(_)) => 1,
+        NfObject::ListObject(NfListObject::Chain(_)) => 2,
+        _ => 3,
+    });
+    let mut without_chain = base.clone();
+    objects(&mut without_chain).retain(|object| match object {
+        NfObject::ListObject(NfListObject::Chain(chain)) => chain.name != "forward",
+        NfObject::ListObject(NfListObject::Rule(rule)) => rule.chain != "forward",
+        _ => true,
+    });
+    let mut other_type = base.clone();
+    for object in objects(&mut other_type) {
+        if let NfObject::ListObject(NfListObject::Set(set)) = object
+            && set.name == "apps"
+        {
+            set.set_type =
+                nftables::schema::SetTypeValue::Single(nftables::schema::SetType::InetService);
+            set.elem = None;
+        }
+        // What compares an address with it would no longer load.
+        if let NfObject::ListObject(NfListObject::Rule(rule)) = object
+            && rule.comment.as_deref() == Some("drop-app-spoof")
+        {
+            rule.expr = vec![Statement::Drop(None)].into();
+        }
+    }
+    let mut accepting = base.clone();
+    for object in objects(&mut accepting) {
+        if let NfObject::ListObject(NfListObject::Chain(chain)) = object {
+            chain.policy = Some(nftables::types::NfChainPolicy::Accept);
+        }
+    }
+    let fewer_ports = sidecar_rules(&plan(3, 7, |_| Transport::Dnat));
+    let other_addresses = sidecar_rules(&plan(2, 50, |_| Transport::Dnat));
+    vec![
+        base,
+        fewer_rules,
+        reversed,
+        without_chain,
+        other_type,
+        accepting,
+        fewer_ports,
+        other_addresses,
+    ]
+}
+
+#[test]
+fn an_update_ends_where_a_fresh_load_does_for_every_pair_of_rulesets() {
+    let host: Vec<_> = plans().iter().map(host_rules).collect();
+    for (table, rules) in [
+        ("lrpns".to_owned(), variants()),
+        (host_table(&plans()[0].stack), host),
+    ] {
+        let fresh: Vec<_> = rules
+            .iter()
+            .map(|rules| {
+                in_netns(|| {
+                    load(rules);
+                    list(&Socket::open().unwrap(), &table).unwrap()
+                })
+            })
+            .collect();
+        assert_ne!(
+            fresh[0].differences(&fresh[1]),
+            Vec::<String>::new(),
+            "they do differ"
+        );
+        for (from, old) in rules.iter().enumerate() {
+            for (to, new) in rules.iter().enumerate() {
+                in_netns(|| {
+                    let socket = Socket::open().unwrap();
+                    transact(&socket, &encode_owned(old).unwrap()).unwrap();
+                    let updated = update(&socket, old, new).unwrap();
+                    if from == to {
+                        assert_eq!(updated, Updated::Nothing);
+                    }
+                    let seen = list(&socket, &table).unwrap();
+                    assert_eq!(
+                        seen.differences(&fresh[to]),
+                        Vec::<String>::new(),
+                        "{from} to {to}"
+                    );
+                    assert_eq!(update(&socket, new, new).unwrap(), Updated::Nothing);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn nft_sees_what_an_update_has_made() {
+    let rules = variants();
+    let mut pairs: Vec<_> = (1..rules.len())
+        .flat_map(|other| [(0, other), (other, 0)])
+        .collect();
+    // A new set comes last in nft's listing, and a chain too: only the others are in the order of the model.
+    pairs.retain(|pair| ![3, 4].contains(&pair.0) && ![2, 3, 4].contains(&pair.1) && pair.0 != 2);
+    for (from, to) in pairs {
+        in_netns(|| {
+            load(&rules[from]);
+            update(&Socket::open().unwrap(), &rules[from], &rules[to]).unwrap();
+            assert_same(&listed(), &modelled(&rules[to]));
+        });
+    }
+}
+
+/// The handles of everything in the kernel that has one, with what it is.
+fn identities() -> BTreeMap<String, u64> {
+    let listing: Value =
+        serde_json::from_str(&must("nft", &["-a", "-j", "list", "ruleset"], "")).unwrap();
+    let mut found = BTreeMap::new();
+    for object in listing["nftables"].as_array().unwrap() {
+        let (kind, object) = object.as_object().unwrap().iter().next().unwrap();
+        let name = object
+            .get("comment")
+            .or(object.get("name"))
+            .cloned()
+            .unwrap_or_default();
+        let chain = object.get("chain").cloned().unwrap_or_default();
+        if let Some(handle) = object["handle"].as_u64() {
+            found.insert(format!("{kind} {chain} {name}"), handle);
+        }
+    }
+    found
+}
+
+#[test]
+fn an_update_leaves_every_chain_and_every_rule_that_stays_where_it_is_with_its_count() {
+    in_netns(|| {
+        let [base, fewer_rules] = &variants()[..2] else {
+            panic!("two")
+        };
+        let mut counting = base.clone();
+        let rules = |object: &mut NfObject<'static>, packets| {
+            if let NfObject::ListObject(NfListObject::Rule(rule)) = object {
+                for statement in rule.expr.to_mut() {
+                    if let Statement::Counter(counter) = statement {
+                        *counter = nftables::stmt::Counter::Anonymous(Some(
+                            nftables::stmt::AnonymousCounter {
+                                packets: Some(packets),
+                                bytes: Some(0),
+                            },
+                        ));
+                    }
+                }
+            }
+        };
+        objects(&mut counting)
+            .iter_mut()
+            .for_each(|object| rules(object, 7));
+        load(&counting);
+        let socket = Socket::open().unwrap();
+        let before = identities();
+        update(&socket, base, fewer_rules).unwrap();
+        let fewer = identities();
+        assert!(fewer.len() < before.len());
+        assert!(fewer.iter().all(|(name, handle)| before[name] == *handle));
+        assert_eq!(counted("guard", "drop-app-egress"), 7);
+        update(&socket, fewer_rules, base).unwrap();
+        let after = identities();
+        for (name, handle) in &fewer {
+            assert_eq!(after[name], *handle, "{name}");
+        }
+        assert_eq!(after.len(), before.len());
+        assert_eq!(counted("guard", "drop-app-egress"), 7);
+        assert_eq!(
+            counted("guard", "drop-rest"),
+            0,
+            "a rule that is new begins anew"
+        );
+    });
+}
+
+#[test]
+fn an_update_that_the_kernel_refuses_changes_nothing_and_names_the_object() {
+    in_netns(|| {
+        let rules = variants();
+        load(&rules[0]);
+        let before = listing();
+        let mut bad = rules[6].clone();
+        for object in objects(&mut bad) {
+            if let NfObject::ListObject(NfListObject::Rule(rule)) = object
+                && rule.comment.as_deref() == Some("drop-app-spoof")
+            {
+                let text = serde_json::to_string(&rule.expr)
+                    .unwrap()
+                    .replace("@apps", "@nobody");
+                rule.expr = serde_json::from_str::<Vec<Statement<'static>>>(&text)
+                    .unwrap()
+                    .into();
+            }
+        }
+        let e = update(&Socket::open().unwrap(), &rules[0], &bad).unwrap_err();
+        let said = e.to_string();
+        assert!(
+            said.starts_with("load rule guard/drop-app-spoof: "),
+            "{said}"
+        );
+        assert_eq!(listing(), before);
+    });
 }

@@ -444,8 +444,12 @@ fn a_user_divides_a_cgroup_of_his_own_and_is_told_when_there_is_none() {
     let inside = stack_cgroup(&status);
     assert_eq!(inside.parent(), Some(own.0.as_path()));
     assert_eq!(members(&lab, &inside.join("app")).len(), 2);
+    // In the app it is started by who is there already.
+    let exec = as_user("", "exec web -- cat /proc/self/cgroup");
+    let said = String::from_utf8(exec.stdout).unwrap();
+    assert_eq!(said.lines().last(), Some("0::/"), "{said}");
     // From elsewhere a user can't put a process there, and the command doesn't run without.
-    let exec = "exec web -- /bin/true";
+    let exec = format!("exec web --part sidecar -- {}", program.display());
     let script = format!(
         "setpriv --reuid 4321 --regid 4321 --clear-groups env XDG_RUNTIME_DIR=/run/lab/4321 {} {exec}",
         program.display()
@@ -457,7 +461,7 @@ fn a_user_divides_a_cgroup_of_his_own_and_is_told_when_there_is_none() {
         "{}",
         describe(&refused)
     );
-    as_user(&enter, exec);
+    as_user(&enter, &format!("{exec} --version"));
     as_user("", "down web");
     assert!(!inside.exists());
 }

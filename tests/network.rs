@@ -695,10 +695,11 @@ say(found)
     assert_eq!(
         found,
         json!({
-            "tcp elsewhere": ["ENETUNREACH"],
+            // By Landlock, before there is a packet.
+            "tcp elsewhere": ["EACCES"],
             "udp elsewhere": ["ENETUNREACH"],
-            // These leave the app, and that was it.
-            "tcp sidecar": ["EINPROGRESS", "EINPROGRESS", "EINPROGRESS"],
+            "tcp sidecar": ["EACCES", "EACCES", "EACCES"],
+            // This leaves the app, and that was it.
             "udp sidecar": "OK",
             // A link without ARP sends its broadcasts to itself, and the bridge gives none back.
             "broadcast": "OK",
@@ -708,6 +709,23 @@ say(found)
             "raw6": "EPERM",
             "ipv6": [true, true, true],
         })
+    );
+    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 1)]);
+    // Whoever is not under Landlock there meets the missing route and the rules: neither hides that the other is gone.
+    let found = look::attack_beside(
+        &lab,
+        look::pid(&status, "app"),
+        &format!(
+            "say([sorted({{knock(address, 5000) for address in {elsewhere:?}}}),\n\
+             \x20   [knock('{SIDECAR}', port) for port in (22, 80, 5000)]])"
+        ),
+    );
+    assert_eq!(
+        found,
+        json!([
+            ["ENETUNREACH"],
+            ["EINPROGRESS", "EINPROGRESS", "EINPROGRESS"]
+        ])
     );
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 4)]);
     assert_eq!(
@@ -918,7 +936,7 @@ fn two_apps_of_one_stack_do_not_reach_each_other() {
     let lab = Lab::new();
     let app = |name: &str, port: u16| {
         format!(
-            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{name}\" }}\npublish = [\"{port}:5000\"]\n",
+            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{name}\" }}\npublish = [\"{port}:5000\"]\nlisten = [6000]\n",
             look::toml_list(&[PYTHON, "-c", look::TELLING])
         )
     };
@@ -943,7 +961,15 @@ fn two_apps_of_one_stack_do_not_reach_each_other() {
         "a",
         &format!("say([knock('{theirs}', 5000), knock('{theirs}', 6000), throw('{theirs}', 53)])"),
     );
-    assert_eq!(found, json!(["ENETUNREACH", "ENETUNREACH", "ENETUNREACH"]));
+    // By Landlock; 6000 is a port that it uses within itself, so that only the missing route is left.
+    assert_eq!(found, json!(["EACCES", "ENETUNREACH", "ENETUNREACH"]));
+    // Without Landlock there is none either.
+    let found = look::attack_beside(
+        &lab,
+        a,
+        &format!("say([knock('{theirs}', 5000), knock('{theirs}', 6000)])"),
+    );
+    assert_eq!(found, json!(["ENETUNREACH", "ENETUNREACH"]));
 
     // With the namespace's root: by the bridge, and by the sidecar.
     look::beside(

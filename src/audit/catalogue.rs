@@ -146,7 +146,7 @@ pub const CATALOGUE: &[Probe] = &[
         "sidecar-cap-sets",
         "the five sets of the sidecar",
         "design: NET_ADMIN over its own network namespace, and nothing else",
-        "permitted, effective and bounding are NET_ADMIN or less; the others are empty",
+        "permitted, effective and bounding are NET_ADMIN or less (sealed: all five empty); the others are empty",
     ),
     probe(
         Cap,
@@ -194,6 +194,14 @@ pub const CATALOGUE: &[Probe] = &[
         "sidecar-sys-admin",
         "sethostname in the sidecar, which owns its uts namespace",
         "capabilities(7): CAP_SYS_ADMIN, half of all privileges",
+        REFUSED,
+    ),
+    probe(
+        Cap,
+        Sidecar,
+        "sidecar-rules-change",
+        "load a table in a sealed sidecar",
+        "design: sealed, the sidecar can't change its own rules any more",
         REFUSED,
     ),
     // What they share with nobody.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Probe, Side};
 use super::{Outcome, Verdict};
+use crate::firewall;
 use crate::privileges;
 use crate::sys::attempt::{self, Attempt, SocketOption};
 
@@ -125,6 +126,18 @@ fn named(id: &str, context: &Context) -> Outcome {
                 held.securebits == wanted,
                 format!("{:#x}, meant is {wanted:#x}", held.securebits),
             )
+        }),
+        "sidecar-rules-change" => held(|held| {
+            if held.effective | held.permitted != 0 {
+                return Outcome::not_applicable("the sidecar is not sealed: it holds NET_ADMIN");
+            }
+            // As much of a ruleset as there must be for a refusal; in force it would do nothing.
+            let tried = firewall::Socket::open()
+                .and_then(|socket| firewall::transact(&socket, &firewall::an_empty_table()));
+            match tried {
+                Ok(()) => Outcome::fail("the kernel took it"),
+                Err(e) => Outcome::check(e.is_denied(), e.to_string()),
+            }
         }),
         "app-root-read-only" | "sidecar-root" => root(id == "sidecar-root"),
         "app-dotdot" => dotdot(),

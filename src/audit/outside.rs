@@ -8,6 +8,7 @@ use super::Outcome;
 use super::agent::{Agent, Answer, Ask, Join};
 use super::target::{Findings, Target};
 use crate::cgroup::{Controller, HeldBy};
+use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::namespaces;
@@ -178,7 +179,9 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     findings.add(
         "sidecar-cap-sets",
         "sidecar",
-        all(of("sidecar"), |who| sets(who, NET_ADMIN)),
+        all(of("sidecar"), |who| {
+            sets(who, if plan.seal { 0 } else { NET_ADMIN })
+        }),
     );
     findings.add("sidecar-seccomp", "sidecar", all(of("sidecar"), seccomp));
     findings.add(
@@ -854,16 +857,20 @@ pub fn app_network(
                 let own = route.table == 255 && route.name == "lo"
                     || route.to == app.address && route.prefix == 32;
                 let sidecar = route.to == plan.bridge.address && route.prefix == 32;
+                let everywhere = route.prefix == 0 && app.source == Source::Client;
                 // The kernel's own broadcast routes of the local table lead nowhere else.
                 let kernels = route.table == 255 && route.kind == 3;
-                !(own || sidecar || kernels)
+                !(own || sidecar || everywhere || kernels)
             })
             .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
             .collect();
         Ok(Outcome::check(
             strange.is_empty(),
             if strange.is_empty() {
-                format!("{} only", plan.bridge.address)
+                match app.source {
+                    Source::Sidecar => format!("{} only", plan.bridge.address),
+                    Source::Client => format!("{}, and by it a default one", plan.bridge.address),
+                }
             } else {
                 strange.join(", ")
             },

@@ -21,6 +21,7 @@ use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
 use crate::cgroup::Controller;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
+use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::plan::{AppPlan, Mode, Plan};
 use crate::seccomp::Program;
@@ -249,14 +250,32 @@ fn host_agent(target: &Target) -> Result<Agent, String> {
     let place = match target.status.plan.mode {
         Mode::Root => Join::Stay,
         Mode::Rootless => {
+            // With nothing published only the supervisor is there.
             let relay = target.part("relay").and_then(|part| part.init);
-            let relay = relay
-                .ok_or("rootless and nothing published: nobody else is where the uplink ends")?;
-            uplink_of(relay)
+            uplink_of(relay.unwrap_or(target.status.supervisor))
                 .map_err(|e| format!("find the namespace in which the uplink ends: {e}"))?
         }
     };
     Agent::join(&place).map_err(|e| format!("fork: {e}"))
+}
+
+/// The tables of a running stack as the kernel lists them, with what their rules have counted so far: the sidecar's, then
+/// the host's. Reading changes no count.
+///
+/// # Errors
+/// In words.
+pub fn tables(target: &Target) -> Result<[(String, Listing); 2], String> {
+    let host = firewall::host_table(&target.status.plan.stack);
+    let sidecar = target.enter("sidecar");
+    let in_sidecar = agent(&sidecar, |entered| Join::Network(entered.pidfd.as_fd()))?;
+    let list = |agent: &Agent, table: &str| match agent.ask(&Ask::List(table.to_owned()))? {
+        Answer::Listing(listing) => Ok((table.to_owned(), *listing)),
+        _ => Err("the process inside answered something else".to_owned()),
+    };
+    Ok([
+        list(&in_sidecar, firewall::SIDECAR_TABLE)?,
+        list(&host_agent(target)?, &host)?,
+    ])
 }
 
 /// Runs one probe in a process inside; one that has ended is replaced.

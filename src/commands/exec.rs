@@ -2,9 +2,14 @@
 //!
 //! # Theory of operation
 //!
-//! The supervisor hands out the pidfd of the part's pid 1. A child joins all of its namespaces with one setns(2), a
-//! grandchild is in its pid namespace and drops by the same function as the part itself did, to what the part was read
-//! back to hold. So the command has no more than the part has, by construction and by the same read-back.
+//! In an app, the app's pid 1 starts the command, by the function that started the app's own ([`crate::init::app`]); this
+//! process hands its three standard descriptors over, and waits at the end of a conversation for how it went.
+//!
+//! Sidecar and relay start nothing. There the supervisor hands out the pidfd of the part's pid 1. A child joins all of its
+//! namespaces with one setns(2), a grandchild is in its pid namespace and drops by the same function as the part itself
+//! did, to what the part was read back to hold.
+//!
+//! Either way the command has no more than the part has, by construction.
 //!
 //! No terminal of the host goes in: where one of the three standard descriptors is a terminal, the command gets a
 //! pseudo-terminal of its own, and this process carries the bytes.
@@ -18,7 +23,7 @@ use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, reply};
+use super::{ask, ask_with, reply};
 use crate::confine::TcpOnlyTo;
 use crate::control::{Reply, Request};
 use crate::error::Failure;
@@ -27,7 +32,7 @@ use crate::init::app::Command;
 use crate::init::ceilings;
 use crate::names::StackName;
 use crate::privileges;
-use crate::protocol::Exit;
+use crate::protocol::{self, Exit, FromStage};
 use crate::seccomp::Filters;
 use crate::sys::namespace::{every_kind, setns};
 use crate::sys::process::{
@@ -46,7 +51,73 @@ pub fn exec(
             .plan(stack)
             .map_or_else(|| "app".to_owned(), |plan| plan.apps[0].name.to_string()),
     };
-    let client = ask(stack, &Request::Enter { part: part.clone() })?;
+    match part.as_str() {
+        // The roots of sidecar and relay are empty: what runs there must come from here, and need nothing.
+        "sidecar" | "relay" => enter(stack, &part, command),
+        _ => exec_in_app(stack, part, command),
+    }
+}
+
+/// In an app, by its pid 1.
+fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<ExitCode, Failure> {
+    let unable = |what: &str, e: &dyn std::fmt::Display| {
+        Failure::unable(format!("{stack}/{part}: {what}: {e}"))
+    };
+    let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
+    let (ours, theirs) =
+        crate::namespaces::socketpair().map_err(|e| unable("make a socket pair", &e))?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut fds = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    if let Some(terminal) = &terminal {
+        for (fd, _) in fds
+            .iter_mut()
+            .zip(terminal.instead_of)
+            .filter(|(_, is)| *is)
+        {
+            *fd = terminal.theirs.as_fd();
+        }
+    }
+    fds.push(theirs.as_fd());
+    let request = Request::Exec {
+        part: part.clone(),
+        command: command.to_vec(),
+        term: std::env::var("TERM").ok(),
+        terminal: terminal.is_some(),
+    };
+    let client = ask_with(stack, &request, &fds)?;
+    let (Reply::Done, _) = reply(&client, stack)? else {
+        return Err(Failure::unable(format!(
+            "the supervisor of {stack} answered something else"
+        )));
+    };
+    drop((client, theirs));
+    let told = match terminal {
+        Some(terminal) => terminal.carry(&ours, || protocol::receive(&ours)),
+        None => protocol::receive(&ours),
+    };
+    match told.map_err(|e| unable("wait for the command", &e))? {
+        Some((FromStage::Exited(exit), _)) => Ok(ExitCode::from(exit.code())),
+        Some((FromStage::Failed { step, cause, errno }, _)) => Err(Failure {
+            // As a shell: not found, or found and not executable.
+            code: match errno {
+                Some(libc::ENOENT) => 127,
+                Some(_) => 126,
+                None => crate::error::UNABLE,
+            },
+            ..unable(&step, &cause)
+        }),
+        Some(_) => Err(unable("wait for the command", &"it said something else")),
+        // With its part, whose end the kernel made of all that was in it.
+        None => Ok(ExitCode::from(Exit::Signal(libc::SIGKILL).code())),
+    }
+}
+
+/// In the sidecar or the relay.
+fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, Failure> {
+    let request = Request::Enter {
+        part: part.to_owned(),
+    };
+    let client = ask(stack, &request)?;
     let (
         Reply::Enter {
             user,
@@ -79,11 +150,7 @@ pub fn exec(
     let unable = |what: &str, e: &dyn std::fmt::Display| {
         Failure::unable(format!("{stack}/{part}: {what}: {e}"))
     };
-    // The roots of sidecar and relay are empty: what runs there must come from here, and need nothing.
-    let program = match part.as_str() {
-        "sidecar" | "relay" => Some(open_program(&command[0])?),
-        _ => None,
-    };
+    let program = open_program(&command[0])?;
     let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
@@ -114,7 +181,7 @@ pub fn exec(
     let status = match cloned {
         Cloned::Child => exit_now(entry.enter(terminal.as_ref())),
         Cloned::Parent { pidfd, .. } => match terminal {
-            Some(terminal) => terminal.carry(pidfd),
+            Some(terminal) => terminal.carry(&pidfd, || wait(&pidfd)),
             None => wait(&pidfd),
         },
     };
@@ -149,7 +216,7 @@ struct Entry {
     keep: Vec<Capability>,
     user: u32,
     command: Command,
-    program: Option<OwnedFd>,
+    program: OwnedFd,
     nproc: Option<u32>,
     confined: Option<TcpOnlyTo>,
     seccomp: Box<Filters>,
@@ -206,10 +273,7 @@ impl Entry {
                 if let Err(e) = self.seccomp.command.install() {
                     return complain("install the seccomp filter", &e);
                 }
-                let e = match &self.program {
-                    Some(program) => self.command.exec_from(program.as_fd()),
-                    None => self.command.exec(),
-                };
+                let e = self.command.exec_from(self.program.as_fd());
                 complain("execute the command", &self.command.explain(&e));
                 if e.raw_os_error() == Some(libc::ENOENT) {
                     127
@@ -309,8 +373,9 @@ impl Terminal {
         Ok(())
     }
 
-    /// Carries bytes until the command has ended and said everything.
-    fn carry(mut self, pidfd: OwnedFd) -> io::Result<Exit> {
+    /// Carries bytes until there is something to read of `over`, which is when the command has ended, and everything has
+    /// been said; then `exit` tells how.
+    fn carry<T>(mut self, over: &OwnedFd, exit: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.instead_of[0]
             && let Ok(before) = rustix::termios::tcgetattr(io::stdin())
         {
@@ -331,7 +396,7 @@ impl Terminal {
             let mut ready = [
                 PollFd::from_borrowed_fd(input, PollFlags::IN),
                 PollFd::new(&self.ours, PollFlags::IN),
-                PollFd::new(&pidfd, PollFlags::IN),
+                PollFd::new(over, PollFlags::IN),
             ];
             match rustix::event::poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -347,7 +412,7 @@ impl Terminal {
                 }
             }
             if ended {
-                return wait(&pidfd);
+                return exit();
             }
             if typed {
                 match rustix::io::read(input, &mut chunk) {

@@ -102,7 +102,13 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 verbose,
             )
         }
-        Command::Rules { source, format } => rules::rules(&source, format),
+        Command::Rules {
+            source,
+            counters: true,
+            json,
+            ..
+        } => rules::counters(&target_name(source.stack, source.file.as_deref())?, json),
+        Command::Rules { source, format, .. } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { output } => init::init(&output),
         Command::Gc => down::gc(),
@@ -203,10 +209,19 @@ fn target_name(stack: Option<StackName>, file: Option<&Path>) -> Result<StackNam
 
 /// Connects to a running stack and asks.
 fn ask(stack: &StackName, request: &Request) -> Result<Client, Failure> {
+    ask_with(stack, request, &[])
+}
+
+/// The same, with descriptors.
+fn ask_with(
+    stack: &StackName,
+    request: &Request,
+    fds: &[std::os::fd::BorrowedFd<'_>],
+) -> Result<Client, Failure> {
     let state = Host::state_root();
     let client =
         Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
-    match client.ask(request) {
+    match client.ask_with(request, fds) {
         Ok(()) => Ok(client),
         Err(e) if is_gone(&e) => Err(ended(stack)),
         Err(e) => Err(Failure::unable(format!(

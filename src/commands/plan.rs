@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{configuration, print, print_json};
 use crate::cgroup::{Controller, HeldBy};
 use crate::cli::Source;
-use crate::config::{Limits, Origin, Rootfs};
+use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
@@ -102,12 +102,17 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns, nothing else; runs as {} outside; empty read-only root",
+        "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns{}, nothing else; runs as {} outside; empty read-only root",
         bridge.name,
         bridge.mac,
         bridge.address,
         bridge.subnet.prefix_len(),
         from("sidecar.address"),
+        if plan.seal {
+            " until its rules are loaded"
+        } else {
+            ""
+        },
         plan.host_uid(plan.sidecar)
     )?;
     if let (Some(address), Some(prefix)) = (bridge.address6, bridge.prefix6) {
@@ -153,6 +158,14 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         )?;
         writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
         describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
+        let tcp = crate::confine::App::of(app);
+        writeln!(
+            out,
+            "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
+            ports(&tcp.bind),
+            ports(&tcp.connect),
+            key("listen")
+        )?;
         for tmpfs in &app.tmpfs {
             writeln!(
                 out,
@@ -206,6 +219,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 key("publish")
             )?;
         }
+        let source = match app.source {
+            Seen::Sidecar => "the sidecar's address for every client",
+            Seen::Client => "its clients' own addresses, and has a default route to answer them",
+        };
+        writeln!(out, "  sees {source}  ({})", key("source"))?;
     }
     if plan.published().next().is_some() {
         writeln!(
@@ -244,6 +262,15 @@ fn limits(
         )?;
     }
     Ok(())
+}
+
+/// `5000, 6379`, or `nothing`.
+fn ports(ports: &[u16]) -> String {
+    if ports.is_empty() {
+        return "nothing".to_owned();
+    }
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    ports.join(", ")
 }
 
 /// How many system calls, then their names; rules in full are in `--json`.

@@ -1,13 +1,20 @@
 //! `lrpns rules`.
 #![forbid(unsafe_code)]
 
+use std::fmt::Write;
 use std::process::ExitCode;
 
-use super::{configuration, print, target_name};
+use nftables::schema::{NfListObject, NfObject, Nftables};
+use serde::Serialize;
+
+use super::{configuration, print, print_json, target_name};
+use crate::audit::target::{Target, tables};
 use crate::cli::{RulesFormat, Source};
+use crate::control::{Client, Request};
 use crate::error::Failure;
-use crate::firewall;
+use crate::firewall::{self, Listing};
 use crate::host::Host;
+use crate::names::StackName;
 use crate::resolve;
 
 /// Prints the sidecar's ruleset: the running stack's if it runs, else the one that `up` would load.
@@ -33,4 +40,100 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One rule and what it has counted.
+#[derive(Serialize)]
+struct Counted {
+    chain: String,
+    name: String,
+    packets: u64,
+    bytes: u64,
+}
+
+/// A table's rules, in the order of `lrpns rules`.
+#[derive(Serialize)]
+struct CountedTable {
+    /// `sidecar` or `host`: whose network namespace it is in.
+    namespace: &'static str,
+    table: String,
+    rules: Vec<Counted>,
+}
+
+/// Prints what every rule of a running stack has counted.
+pub fn counters(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
+    // Says who does not run, in the words of every other command.
+    drop::<Client>(super::ask(stack, &Request::Status)?);
+    let unable = |e| Failure::unable(format!("read the counters of {stack}: {e}"));
+    let target = Target::find(&Host::state_root(), stack).map_err(unable)?;
+    let [sidecar, host] = tables(&target).map_err(unable)?;
+    let plan = &target.status.plan;
+    let tables = [
+        counted("sidecar", sidecar, &firewall::sidecar_rules(plan)),
+        counted("host", host, &firewall::host_rules(plan)),
+    ];
+    if json {
+        print_json(&tables)?;
+    } else {
+        print(&describe(&tables))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The counts in the order of the rules; what the kernel has besides comes last.
+fn counted(
+    namespace: &'static str,
+    (table, mut listing): (String, Listing),
+    rules: &Nftables<'_>,
+) -> CountedTable {
+    let known = rules.objects.iter().filter_map(|object| match object {
+        NfObject::ListObject(NfListObject::Rule(rule)) => Some(format!(
+            "{}/{}",
+            rule.chain,
+            rule.comment.as_deref().unwrap_or_default()
+        )),
+        _ => None,
+    });
+    let mut found: Vec<_> = known
+        .filter_map(|path| listing.counters.remove_entry(&path))
+        .collect();
+    found.extend(listing.counters);
+    let rules = found.into_iter().map(|(path, (packets, bytes))| {
+        let (chain, name) = path.split_once('/').unwrap_or(("", &path));
+        Counted {
+            chain: chain.to_owned(),
+            name: name.to_owned(),
+            packets,
+            bytes,
+        }
+    });
+    CountedTable {
+        namespace,
+        table,
+        rules: rules.collect(),
+    }
+}
+
+fn describe(tables: &[CountedTable]) -> String {
+    let mut text = String::new();
+    for table in tables {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "table inet {} ({})", table.table, table.namespace);
+        let mut rows = super::status::table(&["", "PACKETS", "BYTES", "RULE"]);
+        for column in [1, 2] {
+            if let Some(column) = rows.column_mut(column) {
+                column.set_cell_alignment(comfy_table::CellAlignment::Right);
+            }
+        }
+        for rule in &table.rules {
+            rows.add_row([
+                "",
+                &rule.packets.to_string(),
+                &rule.bytes.to_string(),
+                &format!("{}/{}", rule.chain, rule.name),
+            ]);
+        }
+        let _ = writeln!(text, "{}", rows.trim_fmt());
+    }
+    text
 }

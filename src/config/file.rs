@@ -138,6 +138,13 @@ struct ReadApp {
     publish: Vec<Placed<Publish>>,
 }
 
+/// `[sidecar]`, with the place that the checks across addresses need.
+#[derive(Default)]
+struct ReadSidecar {
+    address: Option<Placed<Ipv4Addr>>,
+    seal: bool,
+}
+
 impl Reader<'_> {
     fn config(&mut self, table: &DeTable<'_>) -> Option<Config> {
         let root = Section {
@@ -154,7 +161,7 @@ impl Reader<'_> {
         let value = subnet.as_ref().and_then(Option::as_ref).map(|s| s.value);
         // A subnet that could not be read says nothing about the addresses.
         if let Some(subnet) = subnet {
-            self.addresses(subnet, sidecar.as_ref(), &apps);
+            self.addresses(subnet, sidecar.address.as_ref(), &apps);
         }
         self.publish_twice(&apps);
         // A prefix that could not be read is there all the same.
@@ -172,7 +179,8 @@ impl Reader<'_> {
                 ipv6: ipv6.flatten().map(|placed| placed.value),
             },
             sidecar: Sidecar {
-                address: sidecar.map(|placed| placed.value),
+                address: sidecar.address.map(|placed| placed.value),
+                seal: sidecar.seal,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -269,15 +277,17 @@ impl Reader<'_> {
         )
     }
 
-    fn sidecar(&mut self, root: &Section<'_, '_>) -> Option<Placed<Ipv4Addr>> {
-        let section = self.section(root, keys::SIDECAR)?;
+    fn sidecar(&mut self, root: &Section<'_, '_>) -> ReadSidecar {
+        let Some(section) = self.section(root, keys::SIDECAR) else {
+            return ReadSidecar::default();
+        };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
         self.one(&section, keys::LOG, values::log);
         self.one(&section, keys::RULES, values::rules);
-        if self.flag(&section, keys::SEAL) == Some(true) {
-            self.later(&section, keys::SEAL, "false");
+        ReadSidecar {
+            seal: self.flag(&section, keys::SEAL) == Some(true),
+            address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
         }
-        self.one(&section, keys::SIDECAR_ADDRESS, values::address)
     }
 
     /// `[app]`, or every `[app.NAME]`: a table whose name is no key of an app is an app.
@@ -359,8 +369,9 @@ impl Reader<'_> {
             default_env(&mut env);
         }
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
+        let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
-        self.one(section, keys::SOURCE, values::source);
+        let source = self.one(section, keys::SOURCE, values::source);
         self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
@@ -386,7 +397,9 @@ impl Reader<'_> {
                 .flatten()
                 .map(|placed| placed.value)
                 .collect(),
+            listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
+            source: source.map(|placed| placed.value).unwrap_or_default(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -825,6 +838,43 @@ impl Reader<'_> {
             None => self.key_problem(value.span(), format!("`{path}` is out of range"), key),
         }
         taken
+    }
+
+    /// A list of ports, as numbers or as strings with variables.
+    fn ports(&mut self, section: &Section<'_, '_>, key: Key) -> Vec<u16> {
+        let Some((_, value)) = section.get(key.name) else {
+            return vec![];
+        };
+        let path = section.key_path(key.name);
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(&path, value, "a list of ports", key.example);
+            return vec![];
+        };
+        let (mut ports, mut origin) = (vec![], None);
+        for value in array {
+            let text = match value.get_ref() {
+                DeValue::Integer(n) if n.radix() == 10 => n.as_str().to_owned(),
+                DeValue::String(_) => {
+                    let Some((text, from)) = self.text(&path, value, "a port", key.example) else {
+                        continue;
+                    };
+                    origin = origin.or(from);
+                    text
+                }
+                _ => {
+                    self.wrong_type(&path, value, "a port", key.example);
+                    continue;
+                }
+            };
+            match values::port(&text) {
+                Ok(port) => ports.push(port),
+                Err(error) => {
+                    self.refused_key(value.span(), error, key, &path);
+                }
+            }
+        }
+        self.origin(path, value.span(), origin);
+        ports
     }
 
     fn origin(&mut self, path: String, span: Range<usize>, from: Option<Origin>) {

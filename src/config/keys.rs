@@ -37,6 +37,7 @@ keys! {
     COMMAND = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["/webapp"]"#;
     ENV = "env": "a table of names and strings", r#"env = { PROVIDER = "world" }"#;
     PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
+    LISTEN = "listen": "a list of TCP ports from 1 to 65535", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS:PORT`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
@@ -71,6 +72,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     COMMAND,
     ENV,
     PUBLISH,
+    LISTEN,
     VIA,
     SOURCE,
     EGRESS,

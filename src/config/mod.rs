@@ -208,6 +208,8 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `seal`.
+    pub seal: bool,
 }
 
 /// `[app]` or `[app.NAME]`.
@@ -225,8 +227,12 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `listen`: TCP ports that the app may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
     /// `via`.
     pub via: Via,
+    /// `source`.
+    pub source: Source,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.
@@ -306,6 +312,17 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+}
+
+/// `source`: whose address the app sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The sidecar's, for every client.
+    #[default]
+    Sidecar,
+    /// The client's own.
+    Client,
 }
 
 /// One entry of `tmpfs`: `PATH:SIZE`.

@@ -9,8 +9,8 @@ use super::errors::{ConfigErrors, Place, Problem};
 use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
-    App, Config, Limits, Network, Origin, Publish, Restart, Rootfs, Sidecar, Tmpfs, Via, check,
-    file, keys, values,
+    App, Config, Limits, Network, Origin, Publish, Restart, Rootfs, Sidecar, Source, Tmpfs, Via,
+    check, file, keys, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -74,7 +74,9 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 command,
                 env,
                 publish,
+                listen: vec![],
                 via: via.unwrap_or(Via::Auto),
+                source: Source::Sidecar,
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,

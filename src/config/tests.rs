@@ -70,6 +70,7 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            seal: false,
         },
         apps: vec![App {
             name: PartName::new("app").unwrap(),
@@ -84,7 +85,9 @@ fn the_built_in_example_is_the_original_set_up() {
                 count: 1,
                 protocol: Protocol::Tcp,
             }],
+            listen: vec![],
             via: Via::Auto,
+            source: Source::Sidecar,
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
                 size: 16 << 20,
@@ -374,11 +377,6 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "not supported yet: app.via = `socket`",
         ),
         ("source = \"clinet\"", 10, "the nearest is `client`"),
-        (
-            "source = \"client\"",
-            10,
-            "not supported yet: app.source = `client`",
-        ),
         (
             "restart = false",
             11,
@@ -673,10 +671,10 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ],
         ),
         (
-            "name = \"x\"\n[app.web]\nrootfs = \"builtin:webapp\"\npublish = [\"1:1\"]\n[app.b]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:1:1\"]\nsource = \"client\"",
+            "name = \"x\"\n[app.web]\nrootfs = \"builtin:webapp\"\npublish = [\"1:1\"]\n[app.b]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:1:1\"]\nrate = \"1/second\"",
             &[
                 (7, 12, "published already, by 127.0.0.1:1 on line 4"),
-                (8, 10, "not supported yet: app.b.source"),
+                (8, 8, "not supported yet: app.b.rate"),
             ],
         ),
         (
@@ -759,7 +757,6 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             ),
             &[
                 (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (4, 8, "not supported yet: sidecar.seal = `true`"),
                 (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
             ],
         ),
@@ -795,7 +792,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Protocol, Publish, Restart, Rootfs, Tmpfs, Via, Volume};
+use super::{Protocol, Publish, Restart, Rootfs, Source, Tmpfs, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,7 +104,7 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-fn port(text: &str) -> Result<u16, ValueError> {
+pub(super) fn port(text: &str) -> Result<u16, ValueError> {
     let number =
         number(text).ok_or_else(|| ValueError::said(format!("{} is no port", quoted(text))))?;
     match u16::try_from(number) {
@@ -390,11 +390,11 @@ pub(super) fn via(text: &str) -> Result<Via, ValueError> {
 }
 
 /// `source`.
-pub(super) fn source(text: &str) -> Result<(), ValueError> {
-    match one_of(text, &[("sidecar", false), ("client", true)])? {
-        false => Ok(()),
-        true => Err(ValueError::later(text, "\"sidecar\"")),
-    }
+pub(super) fn source(text: &str) -> Result<Source, ValueError> {
+    one_of(
+        text,
+        &[("sidecar", Source::Sidecar), ("client", Source::Client)],
+    )
 }
 
 /// `restart`.

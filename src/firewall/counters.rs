@@ -166,6 +166,7 @@ pub fn counters(socket: &Socket, name: &str) -> io::Result<BTreeMap<String, (u64
 
 fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
     let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
+    let mut rules = vec![];
     for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
         let rule = attributes_of(&body);
         if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
@@ -195,16 +196,19 @@ fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
             }
             expressions = rest;
         }
-        listing.objects.push(Object {
-            label: format!("rule {path}"),
-            content,
-        });
+        let label = format!("rule {path}");
+        rules.push((chain, Object { label, content }));
     }
+    // Chains are in the order in which they were made, which says nothing.
+    rules.sort_by(|(one, _), (other, _)| one.cmp(other));
+    listing
+        .objects
+        .extend(rules.into_iter().map(|(_, rule)| rule));
     Ok(())
 }
 
 /// What follows the `struct nfgenmsg`.
-fn attributes_of(body: &[u8]) -> &[u8] {
+pub(super) fn attributes_of(body: &[u8]) -> &[u8] {
     body.get(FAMILY_HEADER..).unwrap_or_default()
 }
 
@@ -232,7 +236,7 @@ fn comment(userdata: &[u8]) -> Option<String> {
 }
 
 /// Asks for all objects of a kind; the body of each answer.
-fn dump<R>(
+pub(super) fn dump<R>(
     socket: &Socket,
     kind: libc::c_int,
     family: libc::c_int,

@@ -77,27 +77,29 @@ pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
     encode_with(rules, NFT_TABLE_F_OWNER)
 }
 
-fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
-    let mut encoder = Encoder {
-        batch: Batch {
-            bytes: Vec::new(),
-            labels: Vec::new(),
-        },
-        last: 0,
-        sets: 0,
-        table_flags,
+/// The transaction that makes an empty table of ours: what a test of who may change rules sends.
+#[must_use]
+pub fn an_empty_table() -> Batch {
+    let table = nftables::schema::Table {
+        family: NfFamily::INet,
+        name: "lrpns-probe".into(),
+        ..Default::default()
     };
-    encoder.edge(libc::NFNL_MSG_BATCH_BEGIN, "the batch");
+    encode(&Nftables {
+        objects: vec![NfObject::ListObject(NfListObject::Table(table))].into(),
+    })
+    .expect("a table is encoded")
+}
+
+fn encode_with(rules: &Nftables<'_>, table_flags: u32) -> Result<Batch, EncodeError> {
+    let mut encoder = Encoder::begin(table_flags);
     for object in rules.objects.iter() {
         match object {
             NfObject::ListObject(object) => encoder.object(object)?,
             NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
         }
     }
-    // The kernel answers in the batch's order and reports every error unasked, so the answer to this message is the last.
-    encoder.batch.bytes[encoder.last + FLAGS] |= libc::NLM_F_ACK as u8;
-    encoder.edge(libc::NFNL_MSG_BATCH_END, "the batch's end");
-    Ok(encoder.batch)
+    Ok(encoder.finish())
 }
 
 /// Where the low byte of a message's flags is, `struct nlmsghdr`.
@@ -106,7 +108,17 @@ const FLAGS: usize = if cfg!(target_endian = "little") { 6 } else { 7 };
 /// An attribute's length has 16 bits, and an element of the widest key and value that there is (16 bytes each) takes 44.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
-struct Encoder {
+/// Where a rule goes in its chain.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// At its end.
+    Last,
+    /// Before the rule with this handle.
+    Before(u64),
+}
+
+/// A batch that is being written; `super::update` writes others with it.
+pub(super) struct Encoder {
     batch: Batch,
     /// Where the last message begins.
     last: usize,
@@ -115,7 +127,28 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn object(&mut self, object: &NfListObject<'_>) -> Result<(), EncodeError> {
+    pub(super) fn begin(table_flags: u32) -> Self {
+        let mut encoder = Encoder {
+            batch: Batch {
+                bytes: Vec::new(),
+                labels: Vec::new(),
+            },
+            last: 0,
+            sets: 0,
+            table_flags,
+        };
+        encoder.edge(libc::NFNL_MSG_BATCH_BEGIN, "the batch");
+        encoder
+    }
+
+    pub(super) fn finish(mut self) -> Batch {
+        // The kernel answers in the batch's order and reports every error unasked, so the answer to this message is the last.
+        self.batch.bytes[self.last + FLAGS] |= libc::NLM_F_ACK as u8;
+        self.edge(libc::NFNL_MSG_BATCH_END, "the batch's end");
+        self.batch
+    }
+
+    pub(super) fn object(&mut self, object: &NfListObject<'_>) -> Result<(), EncodeError> {
         match object {
             NfListObject::Table(table) => {
                 only_inet(&format!("table {}", table.name), table.family)?;
@@ -272,26 +305,71 @@ impl Encoder {
                 out.bytes(NFTA_SET_USERDATA, &byte_orders(&key, value.as_ref()));
             },
         );
+        let shapes = (&key, value.as_ref());
+        self.elements(
+            libc::NFT_MSG_NEWSETELEM,
+            object,
+            (table, name, Some(id)),
+            shapes,
+            elements,
+        )
+    }
+
+    /// Adds or deletes elements; `id` is that of a set that this batch makes.
+    fn elements(
+        &mut self,
+        kind: libc::c_int,
+        object: &str,
+        (table, name, id): (&str, &str, Option<u32>),
+        (key, value): (&Shape, Option<&Shape>),
+        elements: &[Expression<'_>],
+    ) -> Result<(), EncodeError> {
+        let create = if kind == libc::NFT_MSG_NEWSETELEM {
+            libc::NLM_F_CREATE
+        } else {
+            0
+        };
         for (chunk, elements) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
             let label = format!(
                 "elements of {object}, from number {} on",
                 chunk * ELEMENTS_PER_MESSAGE
             );
-            self.message(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, label, |out| {
+            self.message(kind, create, label, |out| {
                 out.text(NFTA_SET_ELEM_LIST_TABLE, table);
                 out.text(NFTA_SET_ELEM_LIST_SET, name);
-                out.number(NFTA_SET_ELEM_LIST_SET_ID, id);
+                if let Some(id) = id {
+                    out.number(NFTA_SET_ELEM_LIST_SET_ID, id);
+                }
                 out.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |out| {
-                    elements.iter().try_for_each(|element| {
-                        put_element(out, object, &key, value.as_ref(), element)
-                    })
+                    elements
+                        .iter()
+                        .try_for_each(|element| put_element(out, object, key, value, element))
                 })
             })?;
         }
         Ok(())
     }
 
+    /// Adds or deletes elements of a set or map that is there.
+    pub(super) fn change_elements(
+        &mut self,
+        kind: libc::c_int,
+        object: &str,
+        (table, name): (&str, &str),
+        (key, value): (&SetTypeValue<'_>, Option<&SetTypeValue<'_>>),
+        elements: &[Expression<'_>],
+    ) -> Result<(), EncodeError> {
+        let key = Shape::new(object, key)?;
+        let value = value.map(|value| Shape::new(object, value)).transpose()?;
+        let shapes = (&key, value.as_ref());
+        self.elements(kind, object, (table, name, None), shapes, elements)
+    }
+
     fn rule(&mut self, rule: &Rule<'_>) -> Result<(), EncodeError> {
+        self.rule_at(rule, Place::Last)
+    }
+
+    pub(super) fn rule_at(&mut self, rule: &Rule<'_>, place: Place) -> Result<(), EncodeError> {
         let name = rule.comment.as_deref().unwrap_or("(no comment)");
         let object = format!("rule {}/{name}", rule.chain);
         only_inet(&object, rule.family)?;
@@ -303,10 +381,17 @@ impl Encoder {
             .as_ref()
             .map(|comment| comment_tlv(&object, comment))
             .transpose()?;
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+        let flags = libc::NLM_F_CREATE
+            | match place {
+                Place::Last => libc::NLM_F_APPEND,
+                Place::Before(_) => 0,
+            };
         self.message(libc::NFT_MSG_NEWRULE, flags, object.clone(), |out| {
             out.text(NFTA_RULE_TABLE, &rule.table);
             out.text(NFTA_RULE_CHAIN, &rule.chain);
+            if let Place::Before(handle) = place {
+                out.bytes(NFTA_RULE_POSITION, &handle.to_be_bytes());
+            }
             if let Some(comment) = comment {
                 out.bytes(NFTA_RULE_USERDATA, &comment);
             }
@@ -324,7 +409,7 @@ impl Encoder {
         })
     }
 
-    fn message<R>(
+    pub(super) fn message<R>(
         &mut self,
         kind: libc::c_int,
         flags: libc::c_int,
@@ -936,7 +1021,7 @@ fn only_inet(object: &str, family: NfFamily) -> Result<(), EncodeError> {
     }
 }
 
-fn unsupported(object: &str, what: &impl serde::Serialize) -> EncodeError {
+pub(super) fn unsupported(object: &str, what: &impl serde::Serialize) -> EncodeError {
     EncodeError::Unsupported {
         object: object.to_owned(),
         what: json(what),

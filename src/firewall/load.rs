@@ -4,39 +4,43 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use serde::{Deserialize, Serialize};
 
 use super::Batch;
 use super::netlink::messages;
 
 /// Why a ruleset isn't in the kernel. The old one is, untouched.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum LoadError {
     /// No netfilter netlink socket.
-    #[error("open a netfilter netlink socket")]
+    #[error("open a netfilter netlink socket: {source}")]
     Open {
         /// What the kernel said.
         #[source]
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The batch didn't get to the kernel. `EMSGSIZE`: it is larger than `net.core.wmem_max` allows.
-    #[error("send a ruleset of {size} bytes to the kernel")]
+    #[error("send a ruleset of {size} bytes to the kernel: {source}")]
     Send {
         /// The batch's size in bytes.
         size: usize,
         /// What the kernel said.
         #[source]
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The kernel's answer couldn't be read.
-    #[error("read the kernel's answer to a ruleset")]
+    #[error("read the kernel's answer to a ruleset: {source}")]
     Receive {
         /// What the kernel said.
         #[source]
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The kernel refused one object, and with it all of them. `EPERM`: no `CAP_NET_ADMIN` over this network namespace, or
     /// somebody else owns the table.
-    #[error("load {object}{detail}")]
+    #[error("load {object}{detail}: {source}")]
     Refused {
         /// The first object that was refused, such as `rule forward/accept-published`; `the batch` if it was all of it.
         object: String,
@@ -44,11 +48,41 @@ pub enum LoadError {
         detail: String,
         /// The error number.
         #[source]
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The kernel took the batch and neither refused nor acknowledged it, which it never does (nfnetlink_rcv_batch).
     #[error("the kernel did not answer to a ruleset")]
     NoAnswer,
+}
+
+impl LoadError {
+    /// Whether the kernel said that we may not.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Open { source }
+            | Self::Send { source, .. }
+            | Self::Receive { source }
+            | Self::Refused { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::NoAnswer => false,
+        }
+    }
+}
+
+/// What the kernel said, on its way from the process that loads to the one that tells: its number is all there is to it.
+mod errno {
+    use std::io;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(error: &io::Error, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i32(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<io::Error, D::Error> {
+        i32::deserialize(from).map(io::Error::from_raw_os_error)
+    }
 }
 
 /// A netlink socket for netfilter, in the network namespace where it was opened; wherever the thread goes later.

@@ -7,7 +7,9 @@
 //! 2. [`encode()`] (or [`encode_owned`]) turns a table into one nfnetlink batch that **replaces** the table: add, delete,
 //!    add with all its content, in one transaction. So loading twice is loading once, and a ruleset that the kernel
 //!    refuses changes nothing.
-//! 3. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
+//! 3. [`update`] changes a table that is loaded into another with the least change, so that no packet and no count is
+//!    lost.
+//! 4. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
 //!
 //! [`forwarding()`] reads whether the host forwards and whether somebody else's rules stand in the way.
 //!
@@ -28,10 +30,12 @@ mod load;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;
+mod update;
 
 pub use counters::{Listing, Object, counters, list};
-pub use encode::{Batch, EncodeError, encode, encode_owned};
+pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{SIDECAR_TABLE, host_rules, host_table, sidecar_rules};
 pub use text::{TextError, to_text};
+pub use update::{UpdateError, Updated, update};

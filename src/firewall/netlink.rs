@@ -178,7 +178,9 @@ pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;
+pub(super) const NFTA_RULE_HANDLE: u16 = 3;
 pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(super) const NFTA_RULE_POSITION: u16 = 6;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
 
 pub(super) const NFTA_EXPR_NAME: u16 = 1;

@@ -27,8 +27,9 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
+use crate::config::Source;
 use crate::names::StackName;
-use crate::plan::{Plan, Transport};
+use crate::plan::{AppPlan, Plan, Transport};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -50,18 +51,21 @@ pub fn host_table(stack: &StackName) -> String {
 ///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
 ///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
-///   conntrack would think of them. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
+///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
+///   subnet, from a published port; whether somebody has asked, `forward` knows. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
 ///   anything here use `lo`.
 /// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
 ///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
 /// - `input`: accepts nothing. The sidecar has no socket; what arrives is a port that isn't published, an app that
 ///   speaks out of turn, or a packet that belongs to no connection.
 /// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to a
-///   published port of an app: nothing else is new, so an app starts nothing. ICMP errors about such a connection are
+///   published port of an app: nothing else is new, so an app starts nothing, also not in the words of a reply, and not
+///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
+///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
-/// - `postrouting`: the app sees the sidecar's address, and needs no route.
+/// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let uplink = plan.uplink.sidecar_link.as_str();
@@ -77,8 +81,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
                 .map(|port| (port.entry_port, (app.address, port.app_port)))
         })
         .collect();
-    let services: BTreeSet<(Ipv4Addr, u16)> = entries.values().copied().collect();
+    // Connections through a port that is closing live on, and nothing translates a new one to it.
+    let services: BTreeSet<(Ipv4Addr, u16)> = plan
+        .apps
+        .iter()
+        .flat_map(|app| app.reachable().map(|port| (app.address, port.app_port)))
+        .collect();
     let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
+    let sees_clients: BTreeSet<Ipv4Addr> = plan
+        .apps
+        .iter()
+        .filter(|app| app.source == Source::Client)
+        .map(|app| app.address)
+        .collect();
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
     table.map(
@@ -111,6 +126,11 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         "apps",
         &[SetType::Ipv4Addr],
         apps.iter().map(|app| address(*app)).collect(),
+    );
+    table.set(
+        "sees_clients",
+        &[SetType::Ipv4Addr],
+        sees_clients.iter().map(|app| address(*app)).collect(),
     );
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
@@ -155,6 +175,17 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         accept(),
     );
+    table.rule(
+        "guard",
+        "accept-app-reply-to-client",
+        [
+            from_bridge(),
+            is(ip("saddr"), name("@sees_clients")),
+            is_not(ip("daddr"), subnet(plan.bridge.subnet)),
+            is(concat([ip("saddr"), tcp("sport")]), name("@services")),
+        ],
+        accept(),
+    );
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
@@ -188,6 +219,17 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         "accept-established",
         [has(ct("state"), name("established"))],
         accept(),
+    );
+    table.rule(
+        "forward",
+        "drop-link-local-client",
+        [
+            from_uplink(),
+            is(ip("daddr"), name("@sees_clients")),
+            is(ip("saddr"), subnet(LINK_LOCAL)),
+            has(ct("state"), name("new")),
+        ],
+        drop(),
     );
     table.rule(
         "forward",
@@ -227,7 +269,11 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule(
         "postrouting",
         "snat-published",
-        [to_bridge(), has(ct("status"), name("dnat"))],
+        [
+            to_bridge(),
+            has(ct("status"), name("dnat")),
+            is_not(ip("daddr"), name("@sees_clients")),
+        ],
         snat(address(plan.bridge.address)),
     );
     table.into_rules()
@@ -255,7 +301,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let entries: BTreeSet<u16> = plan
         .apps
         .iter()
-        .flat_map(|app| &app.publish)
+        .flat_map(AppPlan::reachable)
         .map(|port| port.entry_port)
         .collect();
     let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
@@ -398,6 +444,8 @@ const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
+/// RFC 3927; where clouds have the address that tells credentials.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.

@@ -6,6 +6,9 @@
 //! start (pid_namespaces(7)). This process holds nothing either: it has dropped before it starts the command, so the
 //! command has no more than it, and it can't be looked into (not dumpable), although it has the same uid.
 //! When it ends, the kernel ends every process of the namespace.
+//!
+//! What `lrpns exec` and `lrpns audit` run in the app, it starts as well, by the function that started the command: same
+//! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{StageError, drop_privileges, step, weakened};
+use crate::confine::Writable;
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
@@ -39,11 +43,13 @@ pub fn run(
     fds: Vec<OwnedFd>,
 ) -> Result<ExitCode, StageError> {
     let mut fds = fds.into_iter();
-    let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
+    let (Some(out), Some(err), Some(program)) = (fds.next(), fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
-    let notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
+    let mut notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
         .map_err(step("make the root"))?;
+    notes.extend(confine(&start, program.as_fd())?);
+    drop(program);
     let keep: &[Capability] = if weakened("app-capability") {
         &[Capability::CAP_NET_RAW]
     } else {
@@ -68,6 +74,7 @@ pub fn run(
         out: out.as_fd(),
         err: err.as_fd(),
         program: None,
+        terminal: false,
         filter: &start.seccomp.command,
     })?;
     drop((out, err));
@@ -81,6 +88,23 @@ pub fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Landlock, for this process and so for all that it starts; says what the kernel could not do.
+fn confine(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<String>, StageError> {
+    let tmpfs = start.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
+    let volumes = start.volumes.iter().filter(|volume| volume.writable);
+    let files = Writable {
+        trees: tmpfs
+            .chain(volumes.map(|volume| volume.path.as_path()))
+            .collect(),
+        program,
+    };
+    let without = |what: &str| weakened("landlock") || weakened(&format!("landlock-{what}"));
+    start
+        .confined
+        .enforce(&files, without)
+        .map_err(step("confine by Landlock"))
+}
+
 /// SIGCHLD as a descriptor.
 fn watch_children() -> nix::Result<SignalFd> {
     let mut set = SigSet::empty();
@@ -89,30 +113,47 @@ fn watch_children() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Reaps every child, passes signals on; `None` when the supervisor ended first.
+/// A command that `lrpns exec` has asked for.
+struct Visitor {
+    pid: Pid,
+    /// Who waits for its end; `None` when that one has ended first.
+    host: Option<OwnedFd>,
+}
+
+/// Reaps every child, passes signals on, runs what `lrpns exec` asks for; `None` when the supervisor ended first.
 fn tend(
     supervisor: &OwnedFd,
     child_ended: &SignalFd,
     command: Pid,
     start: &AppStart,
 ) -> io::Result<Option<Exit>> {
+    let mut visitors: Vec<Visitor> = vec![];
     loop {
-        let mut ready = [
+        let mut ready = vec![
             PollFd::new(supervisor, PollFlags::IN),
             PollFd::new(child_ended, PollFlags::IN),
         ];
+        let hosts = visitors.iter().filter_map(|visitor| visitor.host.as_ref());
+        ready.extend(hosts.map(|host| PollFd::new(host, PollFlags::IN)));
         match rustix::event::poll(&mut ready, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        let [from_supervisor, from_children] = ready.map(|r| !r.revents().is_empty());
-        if from_children {
+        let ready: Vec<bool> = ready.iter().map(|r| !r.revents().is_empty()).collect();
+        let hosts = visitors.iter_mut().filter(|visitor| visitor.host.is_some());
+        for (visitor, _) in hosts.zip(&ready[2..]).filter(|(_, ready)| **ready) {
+            // A host says nothing: it has ended. The command is the leader of its group.
+            visitor.host = None;
+            let _ = nix::sys::signal::killpg(visitor.pid, Signal::SIGKILL);
+        }
+        if ready[1] {
             while child_ended.read_signal()?.is_some() {}
-            if let Some(exit) = reap(command)? {
+            if let Some(exit) = reap(command, &mut visitors)? {
                 return Ok(Some(exit));
             }
         }
-        if from_supervisor {
+        if ready[0] {
             match protocol::receive(supervisor)? {
                 Some((ToStage::Signal(signal), _)) => {
                     match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
@@ -123,9 +164,56 @@ fn tend(
                 }
                 // A prober that can't be started is one whose socket ends.
                 Some((ToStage::Probe, fds)) => drop(start_prober(start, fds)),
+                Some((
+                    ToStage::Exec {
+                        command,
+                        env,
+                        terminal,
+                    },
+                    fds,
+                )) => visitors.extend(start_visitor(start, &command, &env, terminal, fds)),
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(None),
             }
+        }
+    }
+}
+
+/// Starts a command for `lrpns exec`, by the way that the app's own command took: it can have no more.
+fn start_visitor(
+    start: &AppStart,
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    terminal: bool,
+    fds: Vec<OwnedFd>,
+) -> Option<Visitor> {
+    let [stdin, out, err, host] = <[OwnedFd; 4]>::try_from(fds).ok()?;
+    let started = Command::new(command, env)
+        .map_err(step("read the command"))
+        .and_then(|command| {
+            command.start(&Launch {
+                stdin: Some(stdin.as_fd()),
+                out: out.as_fd(),
+                err: err.as_fd(),
+                program: None,
+                terminal,
+                filter: &start.seccomp.command,
+            })
+        });
+    match started {
+        Ok((pid, _)) => Some(Visitor {
+            pid,
+            host: Some(host),
+        }),
+        Err(e) => {
+            let failed = FromStage::Failed {
+                step: e.step.to_owned(),
+                cause: e.cause,
+                errno: e.errno,
+            };
+            // Should it be gone, there is nobody to tell.
+            let _ = protocol::send(&host, &failed, &[]);
+            None
         }
     }
 }
@@ -146,24 +234,30 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         out: out.as_fd(),
         err: err.as_fd(),
         program: Some(program.as_fd()),
+        terminal: false,
         filter: &start.seccomp.command,
     })?;
     Ok(())
 }
 
-/// Waits for all that have ended; tells how the command did, if it was among them.
-fn reap(command: Pid) -> nix::Result<Option<Exit>> {
+/// Waits for all that have ended, tells the visitors' hosts, and tells how the command did, if it was among them.
+fn reap(command: Pid, visitors: &mut Vec<Visitor>) -> nix::Result<Option<Exit>> {
     loop {
-        match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == command => {
-                return Ok(Some(Exit::Status(status)));
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
-                return Ok(Some(Exit::Signal(signal as i32)));
-            }
+        let (pid, exit) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
             Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(None),
-            Ok(_) | Err(nix::Error::EINTR) => {}
+            Ok(_) | Err(nix::Error::EINTR) => continue,
             Err(e) => return Err(e),
+        };
+        if pid == command {
+            return Ok(Some(exit));
+        }
+        if let Some(at) = visitors.iter().position(|visitor| visitor.pid == pid)
+            && let Some(host) = visitors.swap_remove(at).host
+        {
+            // Should it be gone, there is nobody to tell.
+            let _ = protocol::send(&host, &FromStage::Exited(exit), &[]);
         }
     }
 }
@@ -299,6 +393,8 @@ struct Launch<'a> {
     err: BorrowedFd<'a>,
     /// The open program, if it is not looked up in the root.
     program: Option<BorrowedFd<'a>>,
+    /// Whether one of the three is a terminal that is to be its own.
+    terminal: bool,
     /// What it may call.
     filter: &'a Program,
 }
@@ -313,6 +409,13 @@ fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
     }
     rustix::stdio::dup2_stdout(launch.out)?;
     rustix::stdio::dup2_stderr(launch.err)?;
+    if launch.terminal {
+        let own = |fd: BorrowedFd<'_>| rustix::process::ioctl_tiocsctty(fd);
+        // ENOTTY of those that are none.
+        own(io::stdin().as_fd())
+            .or_else(|_| own(launch.out))
+            .or_else(|_| own(launch.err))?;
+    }
     close_on_exec_from(3)?;
     if weakened("leak-descriptor") {
         std::mem::forget(rustix::io::dup(launch.out)?);

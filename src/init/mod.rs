@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod ceilings;
+mod loader;
 mod sidecar;
 
 use std::fmt::Display;
@@ -123,7 +124,10 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
-        Role::Sidecar { rules } => sidecar::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
+        Role::Sidecar { rules, seal } => {
+            sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
+        }
+        Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay { targets } => {
             rootfs::enter_empty().map_err(step("make the root"))?;
             let filter = seccomp::relay()

@@ -17,7 +17,8 @@
 //! - No link asks for or answers to link-layer addresses (`IFF_NOARP`): each end knows its peers from the start, as
 //!   permanent neighbours. So nobody can claim another's address, an app that tries every address of its subnet
 //!   leaves no entry in the neighbour table, which all namespaces of the machine share, and nothing needs to be flooded.
-//! - No link has a route to its prefix. The app has one route, to the sidecar; the sidecar has one to the host, which is also
+//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it a default one only if it sees its
+//!   clients' own addresses; the sidecar has one to the host, which is also
 //!   its default, and one to each app; the rest of the subnet is unreachable. The host has one, to the sidecar's end of the
 //!   uplink, and none to the subnet.
 //! - Bridge ports are isolated from each other, learn nothing and take no foreign source address.
@@ -52,6 +53,7 @@ pub use self::listening::{Listening, ListeningSocket};
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
+use crate::config::Source;
 use crate::names::{PartName, StackName};
 use crate::plan::{AppPlan, FamilyPlan, Mac, Plan};
 
@@ -406,6 +408,12 @@ async fn configure_app(
             steps.extend(give(ours.eth0, APP_LINK, address, length));
             steps.extend(peer(ours.eth0, family.bridge, bridge.mac));
         }
+            if app.source == Source::Client {
+                steps.push(Step::create(
+                    format!("route everything else to {}", family.bridge),
+                    message::new_default_route(ours.eth0, family.bridge),
+                ));
+            }
     }
     end.rtnl.run(&in_app(app), steps).await?;
     Ok(())

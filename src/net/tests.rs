@@ -278,6 +278,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         },
         sidecar: IDS,
         relay: IDS,
+        seal: false,
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),
@@ -325,6 +326,9 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         volumes: Vec::new(),
         limits: Default::default(),
         publish: Vec::new(),
+        listen: Vec::new(),
+        source: Default::default(),
+        closing: vec![],
         restart: Restart::No,
     }
 }
@@ -1076,11 +1080,11 @@ fn a_refusal_says_what_where_and_in_the_kernels_words() {
         let host = Rtnl::open().unwrap();
         let mut stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
         let links = stack.create(&host).await;
-        stack.plan.uplink.host_address = stack.plan.uplink.sidecar_address;
+        stack.plan.uplink.host_address = Ipv4Addr::new(224, 0, 0, 1);
         let error = configure_and_up(&stack.plan, &host, stack.sidecar(), &stack.apps(), &links)
             .await
             .unwrap_err();
-        assert_eq!(error.to_string(), "sidecar: route everything else to 198.19.0.9");
+        assert_eq!(error.to_string(), "sidecar: route everything else to 224.0.0.1");
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert_eq!(
             source,

@@ -62,6 +62,9 @@ use flow::{Buffers, Tuning};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
 pub const STATS_REQUEST: u8 = b'?';
+/// Written to the control socket, it asks to accept nothing more, and to end with the last connection: another relay has
+/// the listening sockets as well.
+pub const LAST_ORDERS: u8 = b'.';
 
 /// How long the target may take to answer a connection attempt before the client is reset.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,8 +154,10 @@ pub struct Stats {
 /// Each listener, already bound and listening, has the address that its connections are carried to. Listeners may be
 /// shared with other processes; they are made non-blocking.
 ///
-/// `control` is one end of a stream socket pair. End of file, or any byte other than [`STATS_REQUEST`], means stop:
-/// listeners and connections are dropped at once, open connections are reset on both sides.
+/// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
+/// backlog is left to whoever shares it. End of file, or any byte other than these and [`STATS_REQUEST`], means stop:
+/// listeners and connections are dropped at once, open connections are reset on both sides. A listener that is shut down
+/// (shutdown(2)) accepts no more, which is no error.
 ///
 /// # Errors
 /// [`RelayError`]. Nothing that a client or a target does is an error.
@@ -177,18 +182,36 @@ fn run_with(
         .map_err(|source| RelayError::Runtime { source })?;
     // its end drops the runtime, and every connection with it
     runtime.block_on(async {
-        let control = watch_end(control)?;
+        let mut control = watch_end(control)?;
         let relay = Rc::new(Relay::new(places, tuning));
         let mut accepting = JoinSet::new();
         for (listener, target) in listeners {
             let listener = prepare(listener)?;
             accepting.spawn_local(accept_all(listener, target, Rc::clone(&relay)));
         }
-        tokio::select! {
+        let failed = async {
+            while let Some(ended) = accepting.join_next().await {
+                if let Some(error) = ended.expect("it does not panic, and nobody aborts it") {
+                    return error;
+                }
+            }
+            std::future::pending().await
+        };
+        let told = tokio::select! {
             biased;
-            () = serve_control(control, &relay) => Ok(()),
-            Some(ended) = accepting.join_next() => Err(ended.expect("it does not panic, and nobody aborts it")),
+            told = serve_control(&mut control, &relay) => told,
+            error = failed => return Err(error),
+        };
+        if let Told::LastOrders = told {
+            accepting.shutdown().await;
+            tokio::select! {
+                biased;
+                // Said once more it changes nothing; the other word is the end.
+                () = async { while let Told::LastOrders = serve_control(&mut control, &relay).await {} } => {}
+                () = relay.idle() => {}
+            }
         }
+        Ok(())
     })
 }
 
@@ -245,6 +268,13 @@ impl Relay {
     fn count(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.stats.borrow_mut());
     }
+
+    /// Waits until no connection is open; nobody else may wait for [`Relay::closed`].
+    async fn idle(&self) {
+        while self.stats.borrow().open > 0 {
+            self.closed.notified().await;
+        }
+    }
 }
 
 fn prepare(listener: std::net::TcpListener) -> Result<TcpListener, RelayError> {
@@ -278,20 +308,35 @@ fn watch_end(control: OwnedFd) -> Result<UnixStream, RelayError> {
         .map_err(|source| RelayError::Control { source })
 }
 
-/// Answers requests for [`Stats`]; over when the relay is to stop.
-async fn serve_control(mut control: UnixStream, relay: &Relay) {
-    while let Ok(STATS_REQUEST) = control.read_u8().await {
+/// What the relay is told.
+enum Told {
+    Stop,
+    LastOrders,
+}
+
+/// Answers requests for [`Stats`] until there is something else to do.
+async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
+    loop {
+        match control.read_u8().await {
+            Ok(STATS_REQUEST) => {}
+            Ok(LAST_ORDERS) => return Told::LastOrders,
+            _ => return Told::Stop,
+        }
         let stats = *relay.stats.borrow();
         let mut line = serde_json::to_vec(&stats).expect("numbers are JSON");
         line.push(b'\n');
         if control.write_all(&line).await.is_err() {
-            return;
+            return Told::Stop;
         }
     }
 }
 
-/// Accepts for ever; what it returns is why it can't any more.
-async fn accept_all(listener: TcpListener, target: SocketAddr, relay: Rc<Relay>) -> RelayError {
+/// Accepts until the listener is shut down, or can't for another reason, which it returns.
+async fn accept_all(
+    listener: TcpListener,
+    target: SocketAddr,
+    relay: Rc<Relay>,
+) -> Option<RelayError> {
     loop {
         let place = Arc::clone(&relay.places)
             .acquire_owned()
@@ -299,11 +344,13 @@ async fn accept_all(listener: TcpListener, target: SocketAddr, relay: Rc<Relay>)
             .expect("the semaphore is never closed");
         let client = match accept(&listener, &relay).await {
             Ok(client) => client,
+            // accept(2): it isn't listening.
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
             Err(source) => {
                 let listen = listener
                     .local_addr()
                     .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                return RelayError::Accept { listen, source };
+                return Some(RelayError::Accept { listen, source });
             }
         };
         let relay = Rc::clone(&relay);

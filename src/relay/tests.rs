@@ -43,7 +43,10 @@ impl Running {
     }
 
     fn start_with(places: Places, tuning: Tuning) -> Self {
-        let listener = TcpListener::bind(RELAY).unwrap();
+        Self::start_on(TcpListener::bind(RELAY).unwrap(), places, tuning)
+    }
+
+    fn start_on(listener: TcpListener, places: Places, tuning: Tuning) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         let target: SocketAddr = APP.parse().unwrap();
@@ -655,4 +658,50 @@ fn answers(app: &TcpListener, size: usize, count: u32) {
         }
         assert_eq!(client.read(&mut buffer).unwrap(), 0);
     });
+}
+
+#[test]
+fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_connection() {
+    in_netns();
+    let app = TcpListener::bind(APP).unwrap();
+    let listener = TcpListener::bind(RELAY).unwrap();
+    let again = || {
+        let listener = listener.try_clone().unwrap();
+        Running::start_on(listener, Places::share_out(1).unwrap(), Tuning::default())
+    };
+    let mut first = again();
+    let (client, server) = connect(&app);
+    let mut second = again();
+    let control = first.control.as_mut().unwrap();
+    control.get_mut().write_all(&[LAST_ORDERS]).unwrap();
+    // An answer comes after what was told before.
+    assert_eq!(first.stats().open, 1);
+    for _ in 0..20 {
+        drop(connect(&app));
+    }
+    assert_eq!(second.stats_when(|s| s.accepted == 20).refused, 0);
+    assert_eq!(first.stats().accepted, 1);
+    exchange(&client, &server, &noise(100_000, 1), &noise(100_000, 2));
+    drop((client, server));
+    first.thread.take().unwrap().join().unwrap().unwrap();
+}
+
+#[test]
+fn a_listener_that_is_shut_down_ends_no_connection() {
+    in_netns();
+    let app = TcpListener::bind(APP).unwrap();
+    let listener = TcpListener::bind(RELAY).unwrap();
+    let shared = listener.try_clone().unwrap();
+    let mut relay = Running::start_on(shared, Places::share_out(1).unwrap(), Tuning::default());
+    let (client, server) = connect(&app);
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).unwrap();
+    assert_eq!(
+        TcpStream::connect(RELAY).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    exchange(&client, &server, &noise(100_000, 1), &noise(100_000, 2));
+    assert_eq!(relay.stats().accepted, 1);
+    // It opens again.
+    rustix::net::listen(&listener, 10).unwrap();
+    TcpStream::connect(RELAY).unwrap();
 }

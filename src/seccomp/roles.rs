@@ -362,6 +362,14 @@ pub fn sidecar() -> Profile {
     profile("sidecar", calls)
 }
 
+/// The sidecar that gives its capability up when its rules are loaded. The call can't get anything back.
+#[must_use]
+pub fn sealing_sidecar() -> Profile {
+    let mut sidecar = sidecar();
+    sidecar.calls.extend(plain(&[calls![capset]]));
+    sidecar
+}
+
 /// The relay: as the documentation of [`crate::relay`] lists it.
 #[must_use]
 pub fn relay() -> Profile {

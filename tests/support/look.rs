@@ -84,7 +84,7 @@ pub fn telling(stack: &str, token: &str, publish: &str, more: &str) -> String {
         "name = \"{stack}\"\n[network]\nsubnet = \"172.18.0.0/24\"\n\
          [sidecar]\naddress = \"172.18.0.33\"\n\
          [app]\naddress = \"172.18.0.23\"\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{token}\" }}\n\
-         publish = [\"{publish}\"]\n{more}\n",
+         publish = [\"{publish}\"]\nlisten = [6000]\n{more}\n",
         toml_list(&[PYTHON, "-c", TELLING])
     )
 }

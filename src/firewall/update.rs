@@ -1,0 +1,392 @@
+//! From one ruleset to another with the least change, in one transaction.
+//!
+//! # Theory of operation
+//! Replacing a table swaps its base chains one by one: now and then a new connection's SYN meets neither and is lost, which
+//! costs that connection a second. What stays must therefore stay the same object:
+//!
+//! - Of a set or map that stays, only elements come and go.
+//! - Of a chain that stays, only the rules that differ come and go, by their handles, so the others keep their counts. The
+//!   kernel looks at a chain's rules as they were or as they will be, never at something in between
+//!   (`nf_tables_commit_chain`, net/netfilter/nf_tables_api.c).
+//! - A base chain is made or deleted only with its first or last reason to be.
+//!
+//! Everything is in one batch: rules are deleted first, since they hold sets; then sets and chains that aren't wanted any
+//! more; then what is new, in the order in which it needs each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use nftables::expr::Expression;
+use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, SetTypeValue};
+use nftables::stmt::{Counter, Statement};
+
+use super::counters::{attributes_of, dump};
+use super::encode::{Encoder, Place, unsupported};
+use super::load::{LoadError, Socket, transact};
+use super::netlink::*;
+use super::{Batch, EncodeError};
+
+/// Why a ruleset was not changed; it is what it was.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The rules that are in force can't be read.
+    #[error("read the rules of {table}")]
+    Read {
+        /// The table.
+        table: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The new rules can't be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What [`update`] had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Updated {
+    /// Both rulesets are the same.
+    Nothing,
+    /// One transaction of so many bytes.
+    Transaction(usize),
+}
+
+/// Changes the table that `old` was loaded as into `new`: all of it or nothing. Both are one table each, of one name. A
+/// table that belongs to a socket must be changed through that socket; the caller needs `CAP_NET_ADMIN` as
+/// [`Socket::open`] says, the opener of the socket must have had it as well.
+///
+/// # Errors
+/// [`UpdateError`]; the ruleset is then what it was before.
+pub fn update(
+    socket: &Socket,
+    old: &Nftables<'static>,
+    new: &Nftables<'static>,
+) -> Result<Updated, UpdateError> {
+    let (old, new) = (Ruleset::of(old)?, Ruleset::of(new)?);
+    let handles = handles(socket, old.table).map_err(|source| UpdateError::Read {
+        table: old.table.to_owned(),
+        source,
+    })?;
+    match encode_update(&old, &new, &handles)? {
+        None => Ok(Updated::Nothing),
+        Some(batch) => {
+            transact(socket, &batch)?;
+            Ok(Updated::Transaction(batch.size()))
+        }
+    }
+}
+
+/// Of each chain, the handles of its rules, in their order.
+type Handles = BTreeMap<String, Vec<u64>>;
+
+fn handles(socket: &Socket, table: &str) -> io::Result<Handles> {
+    let mut handles = Handles::new();
+    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, table);
+    for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
+        let rule = attributes_of(&body);
+        let handle = attribute(rule, NFTA_RULE_HANDLE)
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .map(u64::from_be_bytes);
+        if text(rule, NFTA_RULE_TABLE).as_deref() == Some(table)
+            && let (Some(chain), Some(handle)) = (text(rule, NFTA_RULE_CHAIN), handle)
+        {
+            handles.entry(chain).or_default().push(handle);
+        }
+    }
+    Ok(handles)
+}
+
+/// A ruleset by kinds of objects.
+struct Ruleset<'a> {
+    table: &'a str,
+    sets: BTreeMap<&'a str, SetOrMap<'a>>,
+    chains: BTreeMap<&'a str, &'a Chain<'static>>,
+    rules: BTreeMap<&'a str, Vec<&'a Rule<'static>>>,
+}
+
+/// A set or a map, without its elements, and its elements.
+struct SetOrMap<'a> {
+    label: String,
+    key: &'a SetTypeValue<'static>,
+    value: Option<&'a SetTypeValue<'static>>,
+    /// With elements, as it is added.
+    whole: &'a NfListObject<'static>,
+    /// Without.
+    bare: NfListObject<'static>,
+    elements: &'a [Expression<'static>],
+}
+
+impl<'a> Ruleset<'a> {
+    fn of(rules: &'a Nftables<'static>) -> Result<Self, EncodeError> {
+        let mut found = Self {
+            table: "",
+            sets: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            rules: BTreeMap::new(),
+        };
+        for object in rules.objects.iter() {
+            let NfObject::ListObject(object) = object else {
+                return Err(unsupported("ruleset", object));
+            };
+            match object {
+                NfListObject::Table(table) => found.table = &table.name,
+                NfListObject::Chain(chain) => {
+                    found.chains.insert(&chain.name, chain);
+                }
+                NfListObject::Rule(rule) => found.rules.entry(&rule.chain).or_default().push(rule),
+                NfListObject::Set(set) => {
+                    let mut bare = set.clone();
+                    bare.elem = None;
+                    let set = SetOrMap {
+                        label: format!("set {}", set.name),
+                        key: &set.set_type,
+                        value: None,
+                        whole: object,
+                        bare: NfListObject::Set(bare),
+                        elements: set.elem.as_deref().unwrap_or_default(),
+                    };
+                    found.sets.insert(name_of(object), set);
+                }
+                NfListObject::Map(map) => {
+                    let mut bare = map.clone();
+                    bare.elem = None;
+                    let map = SetOrMap {
+                        label: format!("map {}", map.name),
+                        key: &map.set_type,
+                        value: Some(&map.map),
+                        whole: object,
+                        bare: NfListObject::Map(bare),
+                        elements: map.elem.as_deref().unwrap_or_default(),
+                    };
+                    found.sets.insert(name_of(object), map);
+                }
+                other => return Err(unsupported("ruleset", other)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn rules(&self, chain: &str) -> &[&'a Rule<'static>] {
+        self.rules.get(chain).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn name_of<'a>(object: &'a NfListObject<'_>) -> &'a str {
+    match object {
+        NfListObject::Set(set) => &set.name,
+        NfListObject::Map(map) => &map.name,
+        _ => "",
+    }
+}
+
+/// The transaction; `None` when there is nothing to change.
+fn encode_update(
+    old: &Ruleset<'_>,
+    new: &Ruleset<'_>,
+    handles: &Handles,
+) -> Result<Option<Batch>, EncodeError> {
+    let mut out = Encoder::begin(0);
+    let mut changed = false;
+
+    // A set of another type is another set: what refers to it has to let go of it first.
+    let renewed: BTreeSet<&str> = old
+        .sets
+        .iter()
+        .filter(|(name, set)| new.sets.get(*name).is_some_and(|new| new.bare != set.bare))
+        .map(|(name, _)| *name)
+        .collect();
+    let stays = |chain: &str| match (old.chains.get(chain), new.chains.get(chain)) {
+        (Some(old), Some(new)) => same_place(old, new),
+        _ => false,
+    };
+
+    let mut new_rules = vec![];
+    let chains: BTreeSet<&str> = old
+        .chains
+        .keys()
+        .chain(new.chains.keys())
+        .copied()
+        .collect();
+    for chain in chains {
+        let (before, after) = (old.rules(chain), new.rules(chain));
+        let known = handles.get(chain).map_or(&[][..], Vec::as_slice);
+        if !stays(chain) || known.len() != before.len() {
+            // All of them: of a chain that goes, or of which something else is in force than we know.
+            if !known.is_empty() {
+                changed = true;
+                delete_rules(&mut out, old.table, chain, None);
+            }
+            new_rules.extend(after.iter().map(|rule| (*rule, Place::Last)));
+            continue;
+        }
+        let kept = common(before, after, |rule| {
+            renewed.iter().any(|set| refers_to(rule, set))
+        });
+        for (index, handle) in known.iter().enumerate() {
+            if !kept.iter().any(|(old, _)| *old == index) {
+                delete_rules(&mut out, old.table, chain, Some(*handle));
+            }
+        }
+        for (index, rule) in after.iter().enumerate() {
+            if !kept.iter().any(|(_, new)| *new == index) {
+                let next = kept.iter().find(|(_, new)| *new > index);
+                let place = next.map_or(Place::Last, |(old, _)| Place::Before(known[*old]));
+                new_rules.push((*rule, place));
+            }
+        }
+        changed |= kept.len() < before.len();
+    }
+    changed |= !new_rules.is_empty();
+
+    for (chain, old_chain) in &old.chains {
+        match new.chains.get(chain) {
+            Some(new_chain) if same_place(old_chain, new_chain) => {}
+            _ => {
+                changed = true;
+                out.message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
+                    a.text(NFTA_CHAIN_TABLE, old.table);
+                    a.text(NFTA_CHAIN_NAME, chain);
+                });
+            }
+        }
+    }
+    for (name, set) in &old.sets {
+        if renewed.contains(name) || !new.sets.contains_key(name) {
+            changed = true;
+            out.message(libc::NFT_MSG_DELSET, 0, set.label.clone(), |a| {
+                a.text(NFTA_SET_TABLE, old.table);
+                a.text(NFTA_SET_NAME, name);
+            });
+        }
+    }
+
+    for (name, chain) in &new.chains {
+        // A policy alone is changed in place.
+        if old.chains.get(name) != Some(chain) {
+            changed = true;
+            out.object(&NfListObject::Chain((*chain).clone()))?;
+        }
+    }
+    for (name, set) in &new.sets {
+        let Some(before) = old.sets.get(name).filter(|_| !renewed.contains(name)) else {
+            changed = true;
+            out.object(set.whole)?;
+            continue;
+        };
+        for (kind, these, those) in [
+            (libc::NFT_MSG_DELSETELEM, before, set),
+            (libc::NFT_MSG_NEWSETELEM, set, before),
+        ] {
+            let only = only(these.elements, those.elements);
+            if !only.is_empty() {
+                changed = true;
+                out.change_elements(
+                    kind,
+                    &set.label,
+                    (new.table, name),
+                    (set.key, set.value),
+                    &only,
+                )?;
+            }
+        }
+    }
+    for (rule, place) in new_rules {
+        out.rule_at(rule, place)?;
+    }
+    Ok(changed.then(|| out.finish()))
+}
+
+/// Whether it is the same chain but for its policy.
+fn same_place(one: &Chain<'_>, other: &Chain<'_>) -> bool {
+    let mut one = one.clone();
+    one.policy = other.policy;
+    one == *other
+}
+
+/// Deletes one rule of a chain, or all.
+fn delete_rules(out: &mut Encoder, table: &str, chain: &str, handle: Option<u64>) {
+    let label = match handle {
+        Some(handle) => format!("rule {handle} of chain {chain}"),
+        None => format!("rules of chain {chain}"),
+    };
+    out.message(libc::NFT_MSG_DELRULE, 0, label, |a| {
+        a.text(NFTA_RULE_TABLE, table);
+        a.text(NFTA_RULE_CHAIN, chain);
+        if let Some(handle) = handle {
+            a.bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
+        }
+    });
+}
+
+/// The elements that only the first of two lists has.
+fn only<'a>(these: &[Expression<'a>], those: &[Expression<'a>]) -> Vec<Expression<'a>> {
+    let those: BTreeSet<String> = those.iter().map(json).collect();
+    these
+        .iter()
+        .filter(|element| !those.contains(&json(element)))
+        .cloned()
+        .collect()
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("the crate's types have string keys only")
+}
+
+/// Whether a rule names this set.
+fn refers_to(rule: &Rule<'_>, set: &str) -> bool {
+    json(&rule.expr).contains(&format!("\"@{set}\""))
+}
+
+/// The pairs of places of rules that stay, as many as can be, in order (a longest common subsequence).
+fn common(
+    before: &[&Rule<'_>],
+    after: &[&Rule<'_>],
+    goes: impl Fn(&Rule<'_>) -> bool,
+) -> Vec<(usize, usize)> {
+    let uncounted = |rules: &[&Rule<'_>]| -> Vec<Option<String>> {
+        rules
+            .iter()
+            .map(|rule| (!goes(rule)).then(|| json(&without_counts(rule))))
+            .collect()
+    };
+    let (before, after) = (uncounted(before), uncounted(after));
+    let same = |i: usize, j: usize| before[i].is_some() && before[i] == after[j];
+    // length[i][j]: of the rules from i and j on.
+    let mut length = vec![vec![0_usize; after.len() + 1]; before.len() + 1];
+    for i in (0..before.len()).rev() {
+        for j in (0..after.len()).rev() {
+            length[i][j] = if same(i, j) {
+                length[i + 1][j + 1] + 1
+            } else {
+                length[i + 1][j].max(length[i][j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut pairs) = (0, 0, vec![]);
+    while i < before.len() && j < after.len() {
+        if same(i, j) {
+            pairs.push((i, j));
+            (i, j) = (i + 1, j + 1);
+        } else if length[i + 1][j] >= length[i][j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    pairs
+}
+
+/// A rule as it is written, whatever it has counted.
+fn without_counts<'a>(rule: &Rule<'a>) -> Rule<'a> {
+    let mut rule = rule.clone();
+    for statement in rule.expr.to_mut() {
+        if let Statement::Counter(Counter::Anonymous(counts)) = statement {
+            *counts = None;
+        }
+    }
+    rule
+}

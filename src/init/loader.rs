@@ -1,0 +1,22 @@
+//! The loader: puts one transaction of rules into the sidecar's network namespace and ends.
+//!
+//! It is the one way in which the rules of a running stack change, whether the sidecar still could or has sealed itself.
+//! It is confined as the sidecar is, holds `NET_ADMIN` for some two milliseconds, and reads nothing but the transaction.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+
+use super::sidecar::confine;
+use super::{StageError, step};
+use crate::firewall::{self, Batch};
+use crate::protocol::{self, FromStage};
+
+/// Loads `rules` and tells how that went. That the kernel refuses them is an answer, and no error of this process.
+///
+/// # Errors
+/// [`StageError`] with the step that did not work.
+pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
+    confine(&[], false)?;
+    let loaded = firewall::Socket::open().and_then(|socket| firewall::transact(&socket, rules));
+    protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
+}
