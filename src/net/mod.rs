@@ -408,12 +408,12 @@ async fn configure_app(
             steps.extend(give(ours.eth0, APP_LINK, address, length));
             steps.extend(peer(ours.eth0, family.bridge, bridge.mac));
         }
-            if app.source == Source::Client {
-                steps.push(Step::create(
-                    format!("route everything else to {}", family.bridge),
-                    message::new_default_route(ours.eth0, family.bridge),
-                ));
-            }
+        if app.source == Source::Client {
+            steps.push(Step::create(
+                format!("route everything else to {}", family.bridge),
+                message::new_default_route(ours.eth0, family.bridge),
+            ));
+        }
     }
     end.rtnl.run(&in_app(app), steps).await?;
     Ok(())

@@ -1077,18 +1077,17 @@ fn a_link_that_stays_down_is_named_with_its_namespace_and_state() {
 #[test]
 fn a_refusal_says_what_where_and_in_the_kernels_words() {
     as_host(async |_| {
-        let host = Rtnl::open().unwrap();
-        let mut stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
-        let links = stack.create(&host).await;
-        stack.plan.uplink.host_address = Ipv4Addr::new(224, 0, 0, 1);
-        let error = configure_and_up(&stack.plan, &host, stack.sidecar(), &stack.apps(), &links)
-            .await
-            .unwrap_err();
-        assert_eq!(error.to_string(), "sidecar: route everything else to 224.0.0.1");
+        let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
+        let steps = give(999, "customerA", stack.plan.bridge.address.into(), 24);
+        let error = stack.sidecar.1.run("sidecar", steps).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sidecar: give link customerA the address 172.18.0.33/24"
+        );
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert_eq!(
             source,
-            "Invalid argument (os error 22): Nexthop has invalid gateway"
+            "No such device (os error 19): ipv4: Device not found"
         );
     });
 }
