@@ -42,8 +42,8 @@ pub struct TcpOnlyTo {
 impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
-    pub fn of(targets: &[std::net::SocketAddr]) -> Self {
-        let ports = sorted(targets.iter().map(std::net::SocketAddr::port));
+    pub fn of(targets: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        let ports = sorted(targets.into_iter().map(|target| target.port()));
         Self { ports }
     }
 

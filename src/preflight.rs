@@ -3,15 +3,15 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Rootfs, Source};
+use crate::config::{Protocol, Rootfs, Source};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -37,6 +37,9 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
     }
 }
 
+/// Of ports that can't be had, so many are shown one by one.
+const REFUSED_SHOWN: usize = 10;
+
 /// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
 /// that they are free.
 ///
@@ -58,9 +61,16 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
     let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
         problems.extend(
             refused
-                .into_iter()
-                .map(|(address, e)| cannot_bind(address, &e, host)),
+                .iter()
+                .take(REFUSED_SHOWN)
+                .map(|(publish, e)| cannot_bind(publish, e, host)),
         );
+        if refused.len() > REFUSED_SHOWN {
+            problems.push(Problem {
+                what: format!("and {} more ports", refused.len() - REFUSED_SHOWN),
+                hint: None,
+            });
+        }
         vec![]
     });
     if problems.is_empty() {
@@ -224,7 +234,8 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for (app, publish) in plan.published() {
+    for range in publish::ranges(plan) {
+        let (app, publish) = (range.app, range.first);
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -253,13 +264,13 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             };
             match (forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
-                    format!("{}: via = \"dnat\" needs root", publish.listen),
+                    format!("{}: via = \"dnat\" needs root", range.listen()),
                     "use via = \"auto\" or \"relay\"",
                 )),
                 (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
                     format!(
                         "{}: via = \"dnat\" does not work on this host: {why}",
-                        publish.listen
+                        range.listen()
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
@@ -275,7 +286,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             problems.push(problem(
                 format!(
                     "{}: no link of this host has the address {address}",
-                    publish.listen
+                    range.listen()
                 ),
                 addresses_hint(host, address),
             ));
@@ -300,23 +311,29 @@ fn addresses_hint(host: &Host, wanted: IpAddr) -> String {
     }
 }
 
-fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
-    let what = format!("listen on {address}: {e}");
+fn cannot_bind(publish: &PublishPlan, e: &io::Error, host: &Host) -> Problem {
+    let address = publish.listen;
+    let (udp, sockets) = match publish.protocol {
+        Protocol::Tcp => ("", "-ltnp"),
+        Protocol::Udp => ("/udp", "-lunp"),
+    };
+    let what = format!("listen on {address}{udp}: {e}");
     match e.kind() {
         io::ErrorKind::AddrInUse => {
             let other = host.others.iter().find(|other| {
-                other.published().any(|(_, publish)| {
-                    publish.listen.port() == address.port()
-                        && publish.listen.is_ipv6() == address.is_ipv6()
-                        && (publish.listen.ip() == address.ip()
-                            || publish.listen.ip().is_unspecified()
+                other.published().any(|(_, theirs)| {
+                    theirs.protocol == publish.protocol
+                        && theirs.listen.port() == address.port()
+                        && theirs.listen.is_ipv6() == address.is_ipv6()
+                        && (theirs.listen.ip() == address.ip()
+                            || theirs.listen.ip().is_unspecified()
                             || address.ip().is_unspecified())
                 })
             });
             let hint = match other {
                 Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
                 None => format!(
-                    "ss -ltnp 'sport = :{}' shows who listens there",
+                    "ss {sockets} 'sport = :{}' shows who listens there",
                     address.port()
                 ),
             };
@@ -325,6 +342,10 @@ fn cannot_bind(address: SocketAddr, e: &io::Error, host: &Host) -> Problem {
         io::ErrorKind::PermissionDenied => problem(
             what,
             "ports below 1024 need root, or net.ipv4.ip_unprivileged_port_start",
+        ),
+        _ if e.raw_os_error() == Some(libc::EMFILE) => problem(
+            what,
+            "each published port takes a descriptor: raise the limit, as with `ulimit -Hn 65536` or LimitNOFILE=",
         ),
         _ => Problem { what, hint: None },
     }

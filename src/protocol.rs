@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::config::{Tmpfs, Volume};
+use crate::config::{Protocol, Tmpfs, Volume};
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -31,6 +31,8 @@ pub const MAX_FDS: usize = 128;
 /// To the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
+    /// Relay: the descriptors that the message before had no room for.
+    More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
     /// App: run the command.
@@ -81,15 +83,24 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
-    /// Carries bytes from the listening sockets to the uplink. Descriptors: the listening sockets, in the order of
-    /// `targets`.
+    /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
+    /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {
-        /// Where each listening socket's connections go.
-        targets: Vec<SocketAddr>,
+        /// What each socket is.
+        carried: Vec<Carried>,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
     App(AppStart),
+}
+
+/// A published socket that the relay is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Where what comes to it goes.
+    pub target: SocketAddr,
 }
 
 /// What an app's stage needs.

@@ -6,9 +6,17 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::plan::{Plan, PublishPlan};
+use crate::config::Protocol;
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkPlan};
+
+/// What a socket of UDP may hold until the relay comes to read it, in bytes: some thousand small datagrams.
+const UDP_BUFFER: usize = 1 << 20;
+
+/// So many published ports need no more descriptors than any process may have.
+const FEW_PORTS: usize = 64;
 
 /// Somebody else has begun to listen since the port was bound.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +36,9 @@ pub struct ListenError {
 pub struct Listener {
     /// The host's address and port.
     pub address: SocketAddr,
-    /// Where the relay takes its connections: the sidecar's end of the uplink.
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Where the relay takes what comes: the sidecar's end of the uplink.
     pub target: SocketAddr,
     /// The socket, bound.
     pub socket: Arc<OwnedFd>,
@@ -36,29 +46,38 @@ pub struct Listener {
 
 impl Listener {
     /// Binds, without listening yet: EADDRINUSE when somebody listens there, and from now on for everybody else who
-    /// wants to.
+    /// wants to. UDP has nothing like listening: what arrives from now on waits, as far as there is room.
     ///
     /// # Errors
     /// What `socket(2)` or `bind(2)` says.
-    pub fn bind(address: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, protocol: Protocol, target: SocketAddr) -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             match address {
                 SocketAddr::V4(_) => AddressFamily::INET,
                 SocketAddr::V6(_) => AddressFamily::INET6,
             },
-            SocketType::STREAM,
+            match protocol {
+                Protocol::Tcp => SocketType::STREAM,
+                Protocol::Udp => SocketType::DGRAM,
+            },
             SocketFlags::CLOEXEC,
             None,
         )?;
-        // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
-        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
         if address.is_ipv6() {
             // `::` is all of IPv6 and nothing else: what is published at 0.0.0.0 is said by itself.
-            rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        match protocol {
+            // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
+            Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
+            // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
+            Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
+                .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
         }
         rustix::net::bind(&socket, &address)?;
         Ok(Self {
             address,
+            protocol,
             target,
             socket: Arc::new(socket),
         })
@@ -69,6 +88,9 @@ impl Listener {
     /// # Errors
     /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
     pub fn listen(&self) -> Result<(), ListenError> {
+        if self.protocol == Protocol::Udp {
+            return Ok(());
+        }
         rustix::net::listen(&*self.socket, 4096).map_err(|e| ListenError {
             address: self.address,
             source: e.into(),
@@ -77,6 +99,10 @@ impl Listener {
 
     /// Refuses connections from now on; the socket stays bound, as before it listened.
     pub fn close(&self) {
+        // Of UDP, what nobody reads stays unread; and a socket that was shut down could not be read again.
+        if self.protocol == Protocol::Udp {
+            return;
+        }
         // A socket that doesn't listen yet is closed already.
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
@@ -86,7 +112,7 @@ impl Listener {
 ///
 /// # Errors
 /// Each address with what the kernel said.
-pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
+pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(&PublishPlan, io::Error)>> {
     bind_new(plan, None)
 }
 
@@ -94,15 +120,18 @@ pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error
 ///
 /// # Errors
 /// As [`bind_all`].
-pub fn bind_new(
-    plan: &Plan,
+pub fn bind_new<'p>(
+    plan: &'p Plan,
     running: Option<&Plan>,
-) -> Result<Vec<Listener>, Vec<(SocketAddr, io::Error)>> {
+) -> Result<Vec<Listener>, Vec<(&'p PublishPlan, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
+    if plan.published().nth(FEW_PORTS).is_some() {
+        more_descriptors();
+    }
     for publish in new_ports(plan, running) {
-        match Listener::bind(publish.listen, target(plan, publish)) {
+        match Listener::bind(publish.listen, publish.protocol, target(plan, publish)) {
             Ok(listener) => bound.push(listener),
-            Err(e) => refused.push((publish.listen, e)),
+            Err(e) => refused.push((publish, e)),
         }
     }
     if refused.is_empty() {
@@ -110,6 +139,110 @@ pub fn bind_new(
     } else {
         Err(refused)
     }
+}
+
+/// As many descriptors as the relay may have, where this process may have that many: raising a soft limit takes no
+/// privilege (getrlimit(2)). What is still too few, bind(2) tells.
+fn more_descriptors() {
+    let now = getrlimit(Resource::Nofile);
+    let wanted = now
+        .maximum
+        .map_or(MOST_DESCRIPTORS, |most| most.min(MOST_DESCRIPTORS));
+    if now.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..now
+        };
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
+const MOST_DESCRIPTORS: u64 = 65_536;
+
+/// Published ports in a row that differ in their numbers only.
+#[derive(Debug, Clone, Copy)]
+pub struct Range<'a> {
+    /// Whose they are.
+    pub app: &'a AppPlan,
+    /// The first one.
+    pub first: &'a PublishPlan,
+    /// The last one.
+    pub last: &'a PublishPlan,
+}
+
+impl Range<'_> {
+    /// The host's address and ports, with the protocol unless it is TCP.
+    #[must_use]
+    pub fn listen(&self) -> String {
+        let protocol = match self.first.protocol {
+            Protocol::Tcp => "",
+            Protocol::Udp => "/udp",
+        };
+        let last = self.last.listen.port();
+        format!(
+            "{}{}{protocol}",
+            self.first.listen,
+            to(self.first.listen.port(), last)
+        )
+    }
+
+    /// The app's ports.
+    #[must_use]
+    pub fn app_ports(&self) -> String {
+        let (first, last) = (self.first.app_port, self.last.app_port);
+        format!("{first}{}", to(first, last))
+    }
+
+    /// The app's address and ports.
+    #[must_use]
+    pub fn service(&self) -> String {
+        let first = self.app.service(self.first);
+        format!("{first}{}", to(first.port(), self.last.app_port))
+    }
+
+    /// The sidecar's uplink address and ports.
+    #[must_use]
+    pub fn entry(&self, uplink: &UplinkPlan) -> String {
+        let first = uplink.entry(self.first);
+        format!("{first}{}", to(first.port(), self.last.entry_port))
+    }
+}
+
+fn to(first: u16, last: u16) -> String {
+    if first == last {
+        String::new()
+    } else {
+        format!("-{last}")
+    }
+}
+
+/// Every published port of the plan, those in a row as one.
+#[must_use]
+pub fn ranges(plan: &Plan) -> Vec<Range<'_>> {
+    let mut ranges: Vec<Range<'_>> = vec![];
+    for (app, publish) in plan.published() {
+        let next = |port: u16| port.checked_add(1);
+        match ranges.last_mut() {
+            Some(range)
+                if range.app.name == app.name
+                    && range.last.listen.ip() == publish.listen.ip()
+                    && range.last.protocol == publish.protocol
+                    && range.last.via == publish.via
+                    && range.last.why == publish.why
+                    && next(range.last.listen.port()) == Some(publish.listen.port())
+                    && next(range.last.entry_port) == Some(publish.entry_port)
+                    && next(range.last.app_port) == Some(publish.app_port) =>
+            {
+                range.last = publish;
+            }
+            _ => ranges.push(Range {
+                app,
+                first: publish,
+                last: publish,
+            }),
+        }
+    }
+    ranges
 }
 
 /// The published ports of `plan` that `running` has not.
@@ -140,9 +273,27 @@ mod tests {
     fn a_port_that_somebody_listens_on_is_refused() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let refused = Listener::bind(address, address).unwrap_err();
+        let refused = Listener::bind(address, Protocol::Tcp, address).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(taken);
-        assert!(Listener::bind(address, address).is_ok());
+        assert!(Listener::bind(address, Protocol::Tcp, address).is_ok());
+    }
+
+    #[test]
+    fn a_port_of_udp_is_nobody_elses_once_it_is_bound() {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let ours = Listener::bind(address, Protocol::Udp, address).unwrap();
+        for shared in [false, true] {
+            let flags = SocketFlags::CLOEXEC;
+            let other =
+                rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
+                    .unwrap();
+            sockopt::set_socket_reuseaddr(&other, shared).unwrap();
+            assert!(rustix::net::bind(&other, &address).is_err());
+        }
+        drop(ours);
+        assert!(Listener::bind(address, Protocol::Udp, address).is_ok());
     }
 }

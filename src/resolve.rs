@@ -3,7 +3,7 @@
 //! Pure but for the facts that it is given: the same [`Config`] and [`Host`] give the same [`Plan`].
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
@@ -189,6 +189,21 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             Some(address) => address,
             None => next_free(app.name.as_str())?,
         };
+        let mut published = vec![];
+        for publish in &app.publish {
+            let (via, why) = transport(publish.address, app.via, host);
+            for (host_port, app_port) in publish.ports() {
+                let listen = SocketAddr::new(publish.address, host_port);
+                published.push(PublishPlan {
+                    listen,
+                    protocol: publish.protocol,
+                    entry_port: entries.take(listen, publish.protocol, (address, app_port)),
+                    app_port,
+                    via,
+                    why: why.clone(),
+                });
+            }
+        }
         apps.push(AppPlan {
             name: app.name.clone(),
             address,
@@ -203,26 +218,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             tmpfs: app.tmpfs.clone(),
             volumes: app.volumes.clone(),
             limits: app_limits(app.limits, host),
-            publish: app
-                .publish
-                .iter()
-                .flat_map(|publish| publish.ports().map(move |ports| (publish, ports)))
-                .map(|(publish, (host_port, app_port))| {
-                    let (via, why) = transport(publish.address, app.via, host);
-                    PublishPlan {
-                        listen: SocketAddr::new(publish.address, host_port),
-                        protocol: publish.protocol,
-                        entry_port: entries.take(
-                            SocketAddr::new(publish.address, host_port),
-                            publish.protocol,
-                            (address, app_port),
-                        ),
-                        app_port,
-                        via,
-                        why,
-                    }
-                })
-                .collect(),
+            publish: published,
             listen: app.listen.clone(),
             source: app.source,
             closing: vec![],
@@ -382,65 +378,70 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     }
 }
 
+/// An app's address and port.
+type Target = (Ipv4Addr, u16);
+
 /// The ports of the sidecar's uplink address: the host's port where it is free, so that a capture reads naturally.
 struct EntryPorts {
-    used: BTreeMap<u16, (Ipv4Addr, u16)>,
-    spare: u16,
+    used: BTreeMap<(Protocol, u16), Target>,
+    by_target: BTreeMap<(Protocol, Target), u16>,
+    /// Where the others come from: the ports above those that programs get by themselves, then those below.
+    spare: Box<dyn Iterator<Item = u16>>,
     /// What a stack that runs has: each published port keeps its own, whoever is behind it now, and none comes to mean
     /// something else while a connection may still go through it.
-    before: Vec<((SocketAddr, Protocol), u16, (Ipv4Addr, u16))>,
+    before: HashMap<(SocketAddr, Protocol), u16>,
+    behind: HashMap<(Protocol, u16), Vec<Target>>,
 }
 
 impl EntryPorts {
     fn new() -> Self {
         Self {
             used: BTreeMap::new(),
-            spare: 61_000,
-            before: vec![],
+            by_target: BTreeMap::new(),
+            spare: Box::new((61_000..=u16::MAX).chain((1..61_000).rev())),
+            before: HashMap::new(),
+            behind: HashMap::new(),
         }
     }
 
     fn of(running: &Plan) -> Self {
-        let before = running.apps.iter().flat_map(|app| {
-            app.reachable().map(|publish| {
-                let target = (app.address, publish.app_port);
-                (publish.outside(), publish.entry_port, target)
-            })
-        });
-        Self {
-            before: before.collect(),
-            ..Self::new()
+        let mut entries = Self::new();
+        for app in &running.apps {
+            for publish in app.reachable() {
+                let port = publish.entry_port;
+                entries.before.entry(publish.outside()).or_insert(port);
+                let behind = entries.behind.entry((publish.protocol, port)).or_default();
+                behind.push((app.address, publish.app_port));
+            }
         }
+        entries
     }
 
     /// The entry port for `listen` to `target`, an app's address and port; two host addresses with the same way in
     /// share one.
-    fn take(&mut self, listen: SocketAddr, protocol: Protocol, target: (Ipv4Addr, u16)) -> u16 {
-        let before = self
+    fn take(&mut self, listen: SocketAddr, protocol: Protocol, target: Target) -> u16 {
+        let own = self
             .before
-            .iter()
-            .find(|(outside, ..)| *outside == (listen, protocol));
-        let own = before.map(|(_, port, _)| *port);
-        if let Some(port) = own
-            && self.used.get(&port).is_none_or(|used| *used == target)
-        {
-            self.used.insert(port, target);
-            return port;
-        }
-        if let Some((port, _)) = self.used.iter().find(|(_, used)| **used == target) {
-            return *port;
-        }
-        let taken = |entries: &Self, port: &u16| {
-            let mut before = entries.before.iter();
-            entries.used.contains_key(port)
-                || before.any(|(_, other, behind)| other == port && *behind != target)
-        };
-        let mut port = listen.port();
-        while taken(self, &port) {
-            port = self.spare;
-            self.spare += 1;
-        }
-        self.used.insert(port, target);
+            .get(&(listen, protocol))
+            .copied()
+            .filter(|port| {
+                let used = self.used.get(&(protocol, *port));
+                used.is_none_or(|used| *used == target)
+            });
+        let port = own.or_else(|| self.by_target.get(&(protocol, target)).copied());
+        let port = port.unwrap_or_else(|| {
+            let (used, behind) = (&self.used, &self.behind);
+            std::iter::once(listen.port())
+                .chain(&mut self.spare)
+                .find(|port| {
+                    let behind = behind.get(&(protocol, *port));
+                    !used.contains_key(&(protocol, *port))
+                        && behind.is_none_or(|all| all.iter().all(|other| *other == target))
+                })
+                .expect("no stack publishes as many ports as there are, nor twice")
+        });
+        self.used.insert((protocol, port), target);
+        self.by_target.entry((protocol, target)).or_insert(port);
         port
     }
 }

@@ -12,6 +12,9 @@
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,14 +24,14 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 
 use crate::cgroup::Cgroups;
-use crate::config::Limits;
+use crate::config::{Limits, Protocol};
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
-use crate::plan::Plan;
+use crate::plan::{Plan, PublishPlan};
 use crate::privileges::Privileges;
-use crate::protocol::{AppStart, Exit, Role, Start, ToStage};
+use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
@@ -39,6 +42,8 @@ const OURS: Duration = Duration::from_secs(20);
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
+const PORTS_TRIED: usize = 16;
 /// How long an app may take to end after SIGTERM.
 pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -84,22 +89,22 @@ pub enum StackError {
         source: io::Error,
     },
     /// The app ended too early.
-    #[error("{app} ended with {exit} before it listened on port {port}")]
+    #[error("{app} ended with {exit} before it listened on {port}")]
     AppEnded {
         /// The app.
         app: String,
         /// How.
         exit: Exit,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
     },
     /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on port {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
     NotListening {
         /// The app.
         app: String,
         /// The first port that nobody listens on.
-        port: u16,
+        port: AppPort,
         /// Where it listens instead.
         found: String,
     },
@@ -467,13 +472,19 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials, for each listening socket.
-    #[must_use]
-    pub fn targets(&self) -> Vec<SocketAddr> {
+    /// Where the relay dials by TCP.
+    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners
             .iter()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
             .map(|listener| listener.target)
-            .collect()
+    }
+
+    /// Whether a port of UDP is published.
+    #[must_use]
+    pub fn carries_udp(&self) -> bool {
+        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
+        self.listeners.iter().any(udp)
     }
 
     /// Tells the relay what to carry.
@@ -482,7 +493,14 @@ impl Ground {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
             role: Role::Relay {
-                targets: self.targets(),
+                carried: self
+                    .listeners
+                    .iter()
+                    .map(|listener| Carried {
+                        protocol: listener.protocol,
+                        target: listener.target,
+                    })
+                    .collect(),
             },
             weaken: None,
         };
@@ -491,9 +509,16 @@ impl Ground {
             .iter()
             .map(|listener| listener.socket.as_fd())
             .collect();
+        let mut batches = fds.chunks(MAX_FDS);
         container
-            .send(&ToStage::Start(Box::new(start)), &fds)
+            .send(
+                &ToStage::Start(Box::new(start)),
+                batches.next().unwrap_or_default(),
+            )
             .await?;
+        for batch in batches {
+            container.send(&ToStage::More, batch).await?;
+        }
         Launched::ready(container).await
     }
 
@@ -590,22 +615,42 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let listening = self.listening[index].tcp()?;
-            let Some(target) = app
-                .publish
+            let mut found = BTreeMap::new();
+            for publish in &app.publish {
+                if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                    unknown.insert(self.listening[index].of(publish.protocol)?);
+                }
+            }
+            let by_port = |sockets: &[ListeningSocket]| {
+                let mut by_port = HashMap::<u16, Vec<ListeningSocket>>::new();
+                for socket in sockets {
+                    by_port.entry(socket.address.port()).or_default().push(*socket);
+                }
+                by_port
+            };
+            let open: BTreeMap<_, _> = found
                 .iter()
-                .map(|publish| app.service(publish))
-                .find(|target| !listening.iter().any(|socket| socket.takes(*target)))
+                .map(|(protocol, sockets)| (*protocol, by_port(sockets)))
+                .collect();
+            let is_open = |publish: &&PublishPlan| {
+                let target = app.service(publish);
+                let sockets = open[&publish.protocol].get(&publish.app_port);
+                sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
+            };
+            let Some(publish) = app.publish.iter().find(|publish| !is_open(publish))
             else {
                 return Ok(());
             };
-            let missing = target.port();
+            let missing = AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            };
             let waited = begun.elapsed();
             if waited >= APP_STARTS_WITHIN {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&listening, target),
+                    found: describe(&found[&missing.protocol], app.service(publish)),
                 });
             }
             tokio::select! {
@@ -627,9 +672,21 @@ impl Ground {
         }
     }
 
-    /// Connects the way the relay does, once to every entry port: what is published has been seen to answer.
+    /// Connects the way the relay does: what is published has been seen to answer.
+    ///
+    /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
+    /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
+    /// there the app would have to answer.
     async fn try_the_path(&self) -> Result<(), StackError> {
-        for (app, publish) in self.plan.published() {
+        let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+        let tried = self.plan.apps.iter().flat_map(|app| {
+            let ports: Vec<&PublishPlan> = app.publish.iter().filter(tcp).collect();
+            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+            let last = ports.last().copied();
+            let some: Vec<_> = ports.into_iter().step_by(step).chain(last).collect();
+            some.into_iter().map(move |publish| (app, publish))
+        });
+        for (app, publish) in tried {
             let target = self.plan.uplink.entry(publish);
             let connect = tokio::time::timeout(
                 Duration::from_secs(5),
@@ -653,6 +710,24 @@ impl Ground {
     /// What `dup(2)` says.
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
+    }
+}
+
+/// A port of an app's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppPort {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+impl fmt::Display for AppPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "port {}", self.port),
+            Protocol::Udp => write!(f, "UDP port {}", self.port),
+        }
     }
 }
 

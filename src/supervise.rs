@@ -657,12 +657,12 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay()),
+            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries_udp())),
         };
         let confined = match id {
             PartId::App(_) => None,
-            PartId::Sidecar => Some(TcpOnlyTo::of(&[])),
-            PartId::Relay => Some(TcpOnlyTo::of(&self.ground.targets())),
+            PartId::Sidecar => Some(TcpOnlyTo::of([])),
+            PartId::Relay => Some(TcpOnlyTo::of(self.ground.tcp_targets())),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),

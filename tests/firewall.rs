@@ -245,11 +245,22 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
 fn plans() -> Vec<Plan> {
     let mut wide = plan(1, 2, |_| Transport::Dnat);
     wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
+    let by_udp = |mut plan: Plan, every: usize| {
+        for app in &mut plan.apps {
+            for published in app.publish.iter_mut().step_by(every) {
+                published.protocol = lrpns::config::Protocol::Udp;
+            }
+        }
+        plan
+    };
     let mut seeing = plan(2, 2, |_| Transport::Dnat);
     seeing.apps[1].source = Source::Client;
     vec![
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
+        by_udp(plan(1, 1, |_| Transport::Dnat), 1),
+        by_udp(plan(1, 1, |_| Transport::Relay), 1),
+        by_udp(plan(2, 30, |_| Transport::Dnat), 2),
         plan(3, 40, |port| {
             if port % 2 == 0 {
                 Transport::Dnat

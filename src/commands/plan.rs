@@ -12,8 +12,8 @@ use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
 use crate::plan::{Mode, Plan, Transport};
-use crate::resolve;
 use crate::seccomp::Profile;
+use crate::{publish, resolve};
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -204,18 +204,19 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             // Values may be secrets; `--json` has them.
             writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
         }
-        for publish in &app.publish {
-            let via = match publish.via {
+        let ranges = publish::ranges(plan);
+        for range in ranges.iter().filter(|range| range.app.name == app.name) {
+            let via = match range.first.via {
                 Transport::Dnat => "dnat",
                 Transport::Relay => "relay",
             };
             writeln!(
                 out,
                 "  publish {} by {via}, {} -> {} -> {}  ({})",
-                publish.listen,
-                publish.why,
-                uplink.entry(publish),
-                app.service(publish),
+                range.listen(),
+                range.first.why,
+                range.entry(uplink),
+                range.service(),
                 key("publish")
             )?;
         }

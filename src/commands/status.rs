@@ -8,11 +8,13 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{ask, print, print_json, reply};
+use crate::config::Protocol;
 use crate::control::{PartState, PartStatus, Reply, Request, Status};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::{Mode, Plan, Transport};
+use crate::publish;
 use crate::state::Liveness;
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
@@ -22,7 +24,7 @@ struct Row {
     /// `up` or `crashed`.
     state: &'static str,
     mode: Option<Mode>,
-    /// Addresses and ports of the host.
+    /// Addresses and ports of the host, ports in a row as `FIRST-LAST`, with `/udp` where it is that.
     published: Vec<String>,
     apps: Vec<String>,
     config: Option<std::path::PathBuf>,
@@ -48,8 +50,9 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
                 state: liveness,
                 mode: plan.as_ref().map(|plan| plan.mode),
                 published: list(|plan| {
-                    plan.published()
-                        .map(|(_, p)| p.listen.to_string())
+                    publish::ranges(plan)
+                        .iter()
+                        .map(|range| range.listen())
                         .collect()
                 }),
                 apps: list(|plan| plan.apps.iter().map(|app| app.name.to_string()).collect()),
@@ -136,18 +139,23 @@ fn describe(status: &Status) -> String {
             six.subnet.prefix_len()
         );
     }
-    for (app, publish) in plan.published() {
-        let via = match publish.via {
+    for range in publish::ranges(plan) {
+        let via = match range.first.via {
             Transport::Dnat => "dnat",
             Transport::Relay => "relay",
         };
         let _ = writeln!(
             text,
-            "publish {}/tcp -> {} {} by {via} ({})",
-            publish.listen,
-            app.name,
-            app.service(publish),
-            publish.why
+            "publish {}{} -> {} {} by {via} ({})",
+            range.listen(),
+            match range.first.protocol {
+                Protocol::Tcp => "/tcp",
+                // It says so itself.
+                Protocol::Udp => "",
+            },
+            range.app.name,
+            range.service(),
+            range.first.why
         );
     }
     let mut parts = table(&[

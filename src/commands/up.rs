@@ -22,7 +22,7 @@ use crate::protocol::Exit;
 use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
-use crate::{preflight, protocol, resolve, rootless};
+use crate::{preflight, protocol, publish, resolve, rootless};
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
 pub fn up(config: Config, detach: bool, strict_limits: bool) -> Result<ExitCode, Failure> {
@@ -373,17 +373,19 @@ fn is_up_but(status: &Status) -> String {
 
 /// One line about a stack that is up.
 fn is_up(status: &Status) -> String {
-    let ports: Vec<String> = status
-        .plan
-        .published()
-        .map(|(app, publish)| {
-            let via = match publish.via {
+    let ports: Vec<String> = publish::ranges(&status.plan)
+        .iter()
+        .map(|range| {
+            let via = match range.first.via {
                 plan::Transport::Dnat => "dnat",
                 plan::Transport::Relay => "relay",
             };
             format!(
                 "{} -> {} port {} by {via}, {}",
-                publish.listen, app.name, publish.app_port, publish.why
+                range.listen(),
+                range.app.name,
+                range.app_ports(),
+                range.first.why
             )
         })
         .collect();

@@ -98,9 +98,26 @@ pub(super) fn collide(a: Publish, b: Publish) -> bool {
     // 0.0.0.0 stands for the addresses of IPv4 and `::` for those of IPv6, which never share a socket.
     let any = a.address.is_ipv6() == b.address.is_ipv6()
         && (a.address.is_unspecified() || b.address.is_unspecified());
-    let meet = a.host_port < b.host_port.saturating_add(b.count)
-        && b.host_port < a.host_port.saturating_add(a.count);
+    let end = |of: Publish| u32::from(of.host_port) + u32::from(of.count);
+    let meet = u32::from(a.host_port) < end(b) && u32::from(b.host_port) < end(a);
     a.protocol == b.protocol && meet && (any || a.address == b.address)
+}
+
+/// No more ports than the start has room for: each is a socket on the host and three elements of the sidecar's rules.
+pub(super) fn ports(all: impl IntoIterator<Item = Publish>) -> Result<(), ValueError> {
+    const MOST: u32 = values::MOST_PORTS as u32;
+    let count: u32 = all
+        .into_iter()
+        .map(|publish| u32::from(publish.count))
+        .sum();
+    if count <= MOST {
+        return Ok(());
+    }
+    Err(ValueError::form(
+        format!("{count} ports are published"),
+        "at most 4096 in a stack",
+        "0.0.0.0:8000-8010:8000-8010/tcp",
+    ))
 }
 
 /// The error for `later`, which collides with `earlier`.

@@ -608,6 +608,12 @@ impl Reader<'_> {
 
     fn publish_twice(&mut self, apps: &[ReadApp]) {
         let all: Vec<&Placed<Publish>> = apps.iter().flat_map(|read| &read.publish).collect();
+        if let (Some(last), Err(error)) = (
+            all.last(),
+            check::ports(all.iter().map(|placed| placed.value)),
+        ) {
+            self.refused(last.span.clone(), error);
+        }
         for (i, later) in all.iter().enumerate() {
             let earlier = all[..i]
                 .iter()

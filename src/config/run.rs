@@ -137,6 +137,9 @@ impl Flags {
     fn publish(&mut self, given: &[String]) -> Vec<Publish> {
         const FLAG: &str = "--publish";
         let all = self.all::<Publish>("app.publish", FLAG, given);
+        if let Err(error) = check::ports(all.iter().copied()) {
+            self.take::<()>("", FLAG, Err(error));
+        }
         for (i, later) in all.iter().enumerate() {
             let earlier = all[..i]
                 .iter()

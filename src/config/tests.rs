@@ -420,14 +420,19 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "0.0.0.0:80 is published already, by 127.0.0.1:80 on line 4",
         ),
         (
-            "publish = [\"80:80/udp\"]",
+            "publish = [\"[::1]:80:80\"]",
             12,
-            "not supported yet: app.publish = `80:80/udp`",
+            "not supported yet: app.publish = `[::1]:80:80`",
         ),
         (
-            "publish = [\"8000-8010:8000-8010\"]",
-            12,
-            "not supported yet: app.publish = `8000-8010:8000-8010`",
+            "publish = [\"80:80/udp\", \"80:80/tcp\", \"70-90:1070-1090/udp\"]",
+            38,
+            "127.0.0.1:70 is published already, by 127.0.0.1:80 on line 4",
+        ),
+        (
+            "publish = [\"1-4096:1-4096\", \"5000:5000\"]",
+            29,
+            "4097 ports are published",
         ),
         ("publish = [\"8000-8010:8000\"]", 12, "not the same length"),
         (
@@ -1001,7 +1006,7 @@ fn run_names_every_flag_that_is_wrong() {
         name: own("a/b"),
         publish: vec![
             own("0:80"),
-            own("1:1/udp"),
+            own("[::1]:1:1"),
             own("80:1"),
             own("0.0.0.0:80:2"),
         ],
@@ -1016,7 +1021,7 @@ fn run_names_every_flag_that_is_wrong() {
     for words in [
         "--name: `a/b` has the character",
         "--publish: port 0",
-        "--publish: not supported yet: --publish `1:1/udp`",
+        "--publish: not supported yet: --publish `[::1]:1:1`",
         "--publish: 0.0.0.0:80 is published already, by 127.0.0.1:80",
         "--rootfs: `hots` is unknown, the nearest is `host`",
         "--env: `A` has no `=`",

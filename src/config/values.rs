@@ -131,8 +131,9 @@ fn ports(text: &str) -> Result<(u16, u16), ValueError> {
 }
 
 /// What `publish` looks like.
-pub(super) const PUBLISH: &str =
-    "[ADDRESS:]HOST_PORT:APP_PORT[/tcp], ports from 1 to 65535; without ADDRESS it is 127.0.0.1";
+pub(super) const PUBLISH: &str = "[ADDRESS:]HOST_PORT:APP_PORT[/tcp|/udp], ports from 1 to 65535 or ranges of them; without ADDRESS it is 127.0.0.1";
+/// No more ports in one stack.
+pub(super) const MOST_PORTS: u16 = 4096;
 /// A right `publish`.
 pub(super) const PUBLISH_EXAMPLE: &str = "0.0.0.0:5000:5000/tcp";
 
@@ -145,9 +146,12 @@ impl FromStr for Publish {
 }
 
 fn publish(text: &str) -> Result<Publish, ValueError> {
-    let (rest, udp) = match text.split_once('/') {
-        None => (text, false),
-        Some((rest, protocol)) => (rest, one_of(protocol, &[("tcp", false), ("udp", true)])?),
+    let (rest, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((rest, protocol)) => {
+            let words = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+            (rest, one_of(protocol, &words)?)
+        }
     };
     let (address, rest) = publish_address(rest)?;
     let Some((host, app)) = rest.split_once(':') else {
@@ -163,16 +167,18 @@ fn publish(text: &str) -> Result<Publish, ValueError> {
             quoted(text)
         )));
     }
-    const NOW: &str = "one TCP port";
-    if udp || host.0 != host.1 {
-        return Err(ValueError::later(text, NOW));
+    if host.1 - host.0 >= MOST_PORTS {
+        return Err(ValueError::said(format!(
+            "the range {}-{} has more than {MOST_PORTS} ports",
+            host.0, host.1
+        )));
     }
     Ok(Publish {
         address,
         host_port: host.0,
         app_port: app.0,
-        count: 1,
-        protocol: Protocol::Tcp,
+        count: host.1 - host.0 + 1,
+        protocol,
     })
 }
 
@@ -670,6 +676,7 @@ mod tests {
             ("8010-8000:8000-8010", "ends before it begins"),
             ("8000-8010:8000-8011", "not the same length"),
             ("8000-:80", "`` is no port"),
+            ("1-4097:1-4097", "more than 4096"),
         ] {
             match text.parse::<Publish>() {
                 Err(ValueError::Form { message, .. }) => {
@@ -678,10 +685,13 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         }
-        for text in ["53:53/udp", "8000-8010:8000-8010"] {
-            let parsed = text.parse::<Publish>();
-            assert!(matches!(parsed, Err(ValueError::Later { .. })), "{text}");
-        }
+        let parsed: Publish = "53:5353/udp".parse().unwrap();
+        assert_eq!((parsed.protocol, parsed.count), (Protocol::Udp, 1));
+        let range: Publish = "8000-8010:9000-9010".parse().unwrap();
+        assert_eq!(range.ports().count(), 11);
+        assert_eq!(range.ports().last(), Some((8010, 9010)));
+        let last: Publish = "61440-65535:61440-65535".parse().unwrap();
+        assert_eq!(last.ports().last(), Some((65535, 65535)));
     }
 
     #[test]

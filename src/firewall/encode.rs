@@ -401,6 +401,7 @@ impl Encoder {
                     list: Attributes(out.0),
                     knows_family: None,
                     knows_tcp: false,
+                    knows_udp: false,
                 };
                 rule.expr
                     .iter()
@@ -473,6 +474,7 @@ struct RuleEncoder<'a> {
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
     knows_family: Option<libc::c_int>,
     knows_tcp: bool,
+    knows_udp: bool,
 }
 
 /// nft's first two registers of 16 bytes. Concatenations use them as four registers of four bytes.
@@ -575,6 +577,7 @@ impl RuleEncoder<'_> {
                 _ => self.knows_family,
             };
             self.knows_tcp |= matches!(kind, Kind::Protocol) && value == "tcp";
+            self.knows_udp |= matches!(kind, Kind::Protocol) && value == "udp";
         }
         Ok(())
     }
@@ -688,6 +691,11 @@ impl RuleEncoder<'_> {
                         self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
                         self.knows_tcp = true;
                     }
+                    "udp" if !self.knows_udp => {
+                        self.meta(libc::NFT_META_L4PROTO, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_UDP as u8]);
+                        self.knows_udp = true;
+                    }
                     _ => {}
                 }
                 Ok(())
@@ -747,6 +755,7 @@ impl RuleEncoder<'_> {
                     MetaKey::Oifname => (libc::NFT_META_OIFNAME, Kind::Link),
                     MetaKey::Nfproto => (libc::NFT_META_NFPROTO, Kind::Family),
                     MetaKey::L4proto => (libc::NFT_META_L4PROTO, Kind::Protocol),
+                    MetaKey::Skuid => (libc::NFT_META_SKUID, Kind::User),
                     _ => return Err(unsupported(self.object, field)),
                 };
                 self.meta(key, register);
@@ -770,8 +779,8 @@ impl RuleEncoder<'_> {
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
                     ("ip6", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 8, Kind::Address6),
                     ("ip6", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 24, Kind::Address6),
-                    ("tcp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
-                    ("tcp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
+                    ("tcp" | "udp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
+                    ("tcp" | "udp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
                     _ => return Err(unsupported(self.object, field)),
                 };
@@ -873,6 +882,7 @@ enum Kind {
     Protocol,
     Family,
     Link,
+    User,
     TcpFlags,
     CtState,
     CtStatus,
@@ -884,7 +894,7 @@ impl Kind {
         match self {
             Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present => 1,
             Kind::Port => 2,
-            Kind::Address | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Address | Kind::User | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
             Kind::Address6 => 16,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
@@ -903,6 +913,7 @@ impl Kind {
             Kind::Protocol => "inet_proto",
             Kind::Family => "nf_proto",
             Kind::Link => "ifname",
+            Kind::User => "uid",
             Kind::TcpFlags => "tcp_flag",
             Kind::CtState => "ct_state",
             Kind::CtStatus => "ct_status",
@@ -917,6 +928,9 @@ impl Kind {
                 .ok()
                 .map(|port| port.to_be_bytes().to_vec()),
             Expression::Boolean(yes) if self == Kind::Present => Some(vec![u8::from(*yes)]),
+            Expression::Number(number) if matches!(self, Kind::User) => {
+                Some(number.to_ne_bytes().to_vec())
+            }
             Expression::String(text) => self.parse(text),
             Expression::List(bits) if self.is_bitmask() => {
                 let mut all = vec![0; self.width() as usize];
@@ -953,6 +967,7 @@ impl Kind {
                 Some(name)
             }
             (Kind::Protocol, "tcp") => byte(libc::IPPROTO_TCP),
+            (Kind::Protocol, "udp") => byte(libc::IPPROTO_UDP),
             (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
             (Kind::Protocol, "ipv6-icmp") => byte(libc::IPPROTO_ICMPV6),
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),

@@ -6,8 +6,8 @@
 //! Every rule is made by [`Table::rule`], which gives it a name (its comment) and a counter. Every filter chain ends in
 //! `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
-//! Published ports are TCP. A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP
-//! will be a second rule with maps of its own rather than a wider key. And a published port is two maps, address and
+//! A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP is a second rule with maps of
+//! its own rather than a wider key; a stack that publishes none has neither. And a published port is two maps, address and
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
@@ -27,9 +27,9 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use crate::config::Source;
+use crate::config::{Protocol, Source};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Plan, Transport};
+use crate::plan::{AppPlan, Plan, PublishPlan, Transport};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -72,21 +72,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let uplink_address = plan.uplink.sidecar_address;
     let bridge = plan.bridge.name.as_str();
 
-    let entries: BTreeMap<u16, (Ipv4Addr, u16)> = plan
-        .apps
-        .iter()
-        .flat_map(|app| {
-            app.publish
-                .iter()
-                .map(|port| (port.entry_port, (app.address, port.app_port)))
-        })
-        .collect();
-    // Connections through a port that is closing live on, and nothing translates a new one to it.
-    let services: BTreeSet<(Ipv4Addr, u16)> = plan
-        .apps
-        .iter()
-        .flat_map(|app| app.reachable().map(|port| (app.address, port.app_port)))
-        .collect();
+    let published = published_by_protocol(plan);
     let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
     let sees_clients: BTreeSet<Ipv4Addr> = plan
         .apps
@@ -96,32 +82,42 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         .collect();
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
-    table.map(
-        "publish_address",
-        &[SetType::InetService],
-        SetType::Ipv4Addr,
-        entries
+    for (of, ports) in &published {
+        let entries: BTreeMap<u16, (Ipv4Addr, u16)> = ports
             .iter()
-            .map(|(entry, (app, _))| pair(port(*entry), address(*app)))
-            .collect(),
-    );
-    table.map(
-        "publish_port",
-        &[SetType::InetService],
-        SetType::InetService,
-        entries
-            .iter()
-            .map(|(entry, (_, app_port))| pair(port(*entry), port(*app_port)))
-            .collect(),
-    );
-    table.set(
-        "services",
-        &[SetType::Ipv4Addr, SetType::InetService],
-        services
-            .iter()
-            .map(|(app, app_port)| concat([address(*app), port(*app_port)]))
-            .collect(),
-    );
+            .map(|(app, port)| (port.entry_port, (app.address, port.app_port)))
+            .collect();
+        // Connections through a port that is closing live on, and nothing translates a new one to it.
+        let services: BTreeSet<(Ipv4Addr, u16)> = reachable(plan, *of)
+            .map(|(app, port)| (app.address, port.app_port))
+            .collect();
+        table.map(
+            of.publish_address,
+            &[SetType::InetService],
+            SetType::Ipv4Addr,
+            entries
+                .iter()
+                .map(|(entry, (app, _))| pair(port(*entry), address(*app)))
+                .collect(),
+        );
+        table.map(
+            of.publish_port,
+            &[SetType::InetService],
+            SetType::InetService,
+            entries
+                .iter()
+                .map(|(entry, (_, app_port))| pair(port(*entry), port(*app_port)))
+                .collect(),
+        );
+        table.set(
+            of.services,
+            &[SetType::Ipv4Addr, SetType::InetService],
+            services
+                .iter()
+                .map(|(app, app_port)| concat([address(*app), port(*app_port)]))
+                .collect(),
+        );
+    }
     table.set(
         "apps",
         &[SetType::Ipv4Addr],
@@ -165,43 +161,48 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [from_bridge(), is_not(ip("saddr"), name("@apps"))],
         drop(),
     );
-    table.rule(
-        "guard",
-        "accept-app-reply",
-        [
-            from_bridge(),
-            is(ip("daddr"), address(plan.bridge.address)),
-            is(concat([ip("saddr"), tcp("sport")]), name("@services")),
-        ],
-        accept(),
-    );
-    table.rule(
-        "guard",
-        "accept-app-reply-to-client",
-        [
-            from_bridge(),
-            is(ip("saddr"), name("@sees_clients")),
-            is_not(ip("daddr"), subnet(plan.bridge.subnet)),
-            is(concat([ip("saddr"), tcp("sport")]), name("@services")),
-        ],
-        accept(),
-    );
+    for (of, _) in &published {
+        let from_service = || is(concat([ip("saddr"), of.sport()]), name(of.services));
+        table.rule(
+            "guard",
+            of.accept_app_reply,
+            [
+                from_bridge(),
+                is(ip("daddr"), address(plan.bridge.address)),
+                from_service(),
+            ],
+            accept(),
+        );
+        table.rule(
+            "guard",
+            of.accept_app_reply_to_client,
+            [
+                from_bridge(),
+                is(ip("saddr"), name("@sees_clients")),
+                is_not(ip("daddr"), subnet(plan.bridge.subnet)),
+                from_service(),
+            ],
+            accept(),
+        );
+    }
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
-    table.rule(
-        "prerouting",
-        "dnat-published",
-        [
-            from_uplink(),
-            is(ip("daddr"), address(uplink_address)),
-            is(meta(MetaKey::L4proto), name("tcp")),
-        ],
-        dnat(
-            lookup(tcp("dport"), "@publish_address"),
-            lookup(tcp("dport"), "@publish_port"),
-        ),
-    );
+    for (of, _) in &published {
+        table.rule(
+            "prerouting",
+            of.dnat_published,
+            [
+                from_uplink(),
+                is(ip("daddr"), address(uplink_address)),
+                is(meta(MetaKey::L4proto), name(of.protocol)),
+            ],
+            dnat(
+                lookup(of.dport(), of.publish_address),
+                lookup(of.dport(), of.publish_port),
+            ),
+        );
+    }
 
     table.rule(
         "input",
@@ -231,18 +232,20 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         ],
         drop(),
     );
-    table.rule(
-        "forward",
-        "accept-published",
-        [
-            from_uplink(),
-            to_bridge(),
-            has(ct("state"), name("new")),
-            has(ct("status"), name("dnat")),
-            is(concat([ip("daddr"), tcp("dport")]), name("@services")),
-        ],
-        accept(),
-    );
+    for (of, _) in &published {
+        table.rule(
+            "forward",
+            of.accept_published,
+            [
+                from_uplink(),
+                to_bridge(),
+                has(ct("state"), name("new")),
+                has(ct("status"), name("dnat")),
+                is(concat([ip("daddr"), of.dport()]), name(of.services)),
+            ],
+            accept(),
+        );
+    }
     table.rule(
         "forward",
         "accept-icmp-error",
@@ -281,13 +284,16 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
-/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port. A stack that
-/// only relays has no rule that makes the kernel track connections. An `accept` here says that we have no objection; the
+/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes from
+/// the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept` here says that we have no objection; the
 /// host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
 ///   and never a SYN without ACK, so nobody in the sidecar opens a connection to the host. Stateless, because that much
-///   needs no state.
+///   needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
+/// - `output`, with UDP only: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
+///   sockets that it makes itself, which are its user's, get out over our link only, and to entry ports. The published
+///   sockets are not among them: they were made by the supervisor, and answer whoever has written to them.
 /// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
 ///   nothing in either direction. So nobody routes around the published address.
 /// - `prerouting`: connections to one of the host's own addresses. Not the loopback's, which the relay serves; and there
@@ -298,39 +304,40 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let link = plan.uplink.host_link.as_str();
     let sidecar = plan.uplink.sidecar_address;
 
-    let entries: BTreeSet<u16> = plan
-        .apps
-        .iter()
-        .flat_map(AppPlan::reachable)
-        .map(|port| port.entry_port)
-        .collect();
-    let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
-    for published in plan.apps.iter().flat_map(|app| &app.publish) {
-        let listen = published.listen;
-        if published.via != Transport::Dnat || listen.ip().is_loopback() {
+    let published = published_by_protocol(plan);
+    let mut translated = vec![];
+    let mut table = Table::new(host_table(&plan.stack));
+    for (of, ports) in &published {
+        let entries: BTreeSet<u16> = reachable(plan, *of)
+            .map(|(_, port)| port.entry_port)
+            .collect();
+        table.set(
+            of.entries,
+            &[SetType::InetService],
+            entries.iter().map(|entry| port(*entry)).collect(),
+        );
+        let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
+        for (_, published) in ports {
+            let listen = published.listen;
+            if published.via != Transport::Dnat || listen.ip().is_loopback() {
+                continue;
+            }
+            match listen.ip() {
+                IpAddr::V4(any_address) if any_address.is_unspecified() => {
+                    any.insert(listen.port(), published.entry_port);
+                }
+                IpAddr::V4(address) => {
+                    exact.insert((address, listen.port()), published.entry_port);
+                }
+                IpAddr::V6(_) => {}
+            }
+        }
+        if exact.is_empty() && any.is_empty() {
             continue;
         }
-        match listen.ip() {
-            IpAddr::V4(any_address) if any_address.is_unspecified() => {
-                any.insert(listen.port(), published.entry_port);
-            }
-            IpAddr::V4(address) => {
-                exact.insert((address, listen.port()), published.entry_port);
-            }
-            IpAddr::V6(_) => {}
-        }
-    }
-    let dnats = !exact.is_empty() || !any.is_empty();
-
-    let mut table = Table::new(host_table(&plan.stack));
-    table.set(
-        "entries",
-        &[SetType::InetService],
-        entries.iter().map(|entry| port(*entry)).collect(),
-    );
-    if dnats {
+        translated.push(*of);
         table.map(
-            "publish",
+            of.publish,
             &[SetType::Ipv4Addr, SetType::InetService],
             SetType::InetService,
             exact
@@ -341,23 +348,32 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
                 .collect(),
         );
         table.map(
-            "publish_any",
+            of.publish_any,
             &[SetType::InetService],
             SetType::InetService,
             any.iter()
                 .map(|(to_port, entry)| pair(port(*to_port), port(*entry)))
                 .collect(),
         );
+    }
+    let dnats = !translated.is_empty();
+    let udp = published
+        .iter()
+        .map(|(of, _)| *of)
+        .find(|of| of.protocol == "udp");
+    if dnats {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     }
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
+    if udp.is_some() {
+        table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
+    }
 
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
 
     if dnats {
-        let over_tcp = || is(meta(MetaKey::L4proto), name("tcp"));
         table.rule(
             "prerouting",
             "return-loopback",
@@ -376,36 +392,47 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             [is_not(fib_type_of_daddr(), name("local"))],
             Statement::Return(None),
         );
-        table.rule(
-            "prerouting",
-            "dnat-exact",
-            // The family is spelled out because nft would do so at the place where it is first needed: after the counter.
-            [is(meta(MetaKey::Nfproto), name("ipv4")), over_tcp()],
-            dnat(
-                address(sidecar),
-                lookup(concat([ip("daddr"), tcp("dport")]), "@publish"),
-            ),
-        );
-        table.rule(
-            "prerouting",
-            "dnat-any",
-            [over_tcp()],
-            dnat(address(sidecar), lookup(tcp("dport"), "@publish_any")),
-        );
+        for of in translated {
+            let speaks = || is(meta(MetaKey::L4proto), name(of.protocol));
+            table.rule(
+                "prerouting",
+                of.dnat_exact,
+                // The family is spelled out because nft would do so at the place where it is first needed: after the
+                // counter.
+                [is(meta(MetaKey::Nfproto), name("ipv4")), speaks()],
+                dnat(
+                    address(sidecar),
+                    lookup(concat([ip("daddr"), of.dport()]), of.publish),
+                ),
+            );
+            table.rule(
+                "prerouting",
+                of.dnat_any,
+                [speaks()],
+                dnat(address(sidecar), lookup(of.dport(), of.publish_any)),
+            );
+        }
     }
 
-    table.rule(
-        "input",
-        "accept-relay-reply",
-        [
-            from_sidecar(),
-            is(ip("saddr"), address(sidecar)),
-            is(ip("daddr"), address(plan.uplink.host_address)),
-            is(tcp("sport"), name("@entries")),
-            is_not(masked(tcp("flags"), ["syn", "ack"]), name("syn")),
-        ],
-        accept(),
-    );
+    for (of, _) in &published {
+        let is_reply = if of.protocol == "tcp" {
+            is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn"))
+        } else {
+            has(ct("state"), name("established"))
+        };
+        table.rule(
+            "input",
+            of.accept_relay_reply,
+            [
+                from_sidecar(),
+                is(ip("saddr"), address(sidecar)),
+                is(ip("daddr"), address(plan.uplink.host_address)),
+                is(of.sport(), name(of.entries)),
+                is_reply,
+            ],
+            accept(),
+        );
+    }
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     if dnats {
@@ -435,7 +462,120 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
     table.rule("forward", "drop-bypass", [to_sidecar()], drop());
+    if let Some(of) = udp {
+        let relay = || is(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id));
+        table.rule(
+            "output",
+            "accept-relay-udp",
+            [
+                to_sidecar(),
+                relay(),
+                is(ip("daddr"), address(sidecar)),
+                is(of.dport(), name(of.entries)),
+            ],
+            accept(),
+        );
+        table.rule(
+            "output",
+            "drop-relay-udp",
+            [is(meta(MetaKey::L4proto), name("udp")), relay()],
+            drop(),
+        );
+    }
     table.into_rules()
+}
+
+/// A transport protocol with the names of what there is for it.
+#[derive(Clone, Copy)]
+struct Of {
+    of: Protocol,
+    /// As nft calls it.
+    protocol: &'static str,
+    publish_address: &'static str,
+    publish_port: &'static str,
+    services: &'static str,
+    entries: &'static str,
+    publish: &'static str,
+    publish_any: &'static str,
+    accept_app_reply: &'static str,
+    accept_app_reply_to_client: &'static str,
+    dnat_published: &'static str,
+    accept_published: &'static str,
+    dnat_exact: &'static str,
+    dnat_any: &'static str,
+    accept_relay_reply: &'static str,
+}
+
+const TCP: Of = Of {
+    of: Protocol::Tcp,
+    protocol: "tcp",
+    publish_address: "@publish_address",
+    publish_port: "@publish_port",
+    services: "@services",
+    entries: "@entries",
+    publish: "@publish",
+    publish_any: "@publish_any",
+    accept_app_reply: "accept-app-reply",
+    accept_app_reply_to_client: "accept-app-reply-to-client",
+    dnat_published: "dnat-published",
+    accept_published: "accept-published",
+    dnat_exact: "dnat-exact",
+    dnat_any: "dnat-any",
+    accept_relay_reply: "accept-relay-reply",
+};
+
+const UDP: Of = Of {
+    of: Protocol::Udp,
+    protocol: "udp",
+    publish_address: "@publish_address_udp",
+    publish_port: "@publish_port_udp",
+    services: "@services_udp",
+    entries: "@entries_udp",
+    publish: "@publish_udp",
+    publish_any: "@publish_any_udp",
+    accept_app_reply: "accept-app-reply-udp",
+    accept_app_reply_to_client: "accept-app-reply-to-client-udp",
+    dnat_published: "dnat-published-udp",
+    accept_published: "accept-published-udp",
+    dnat_exact: "dnat-exact-udp",
+    dnat_any: "dnat-any-udp",
+    accept_relay_reply: "accept-relay-reply-udp",
+};
+
+impl Of {
+    fn field(self, field: &'static str) -> Expression<'static> {
+        header_field(self.protocol, field)
+    }
+
+    fn sport(self) -> Expression<'static> {
+        self.field("sport")
+    }
+
+    fn dport(self) -> Expression<'static> {
+        self.field("dport")
+    }
+}
+
+/// The published ports of TCP, and, if there are any or were, of UDP.
+fn published_by_protocol(plan: &Plan) -> Vec<(Of, Vec<(&AppPlan, &PublishPlan)>)> {
+    let all = |protocol| {
+        plan.published()
+            .filter(|(_, port)| port.protocol == protocol)
+            .collect::<Vec<_>>()
+    };
+    let udp = reachable(plan, UDP).next().is_some();
+    let udp = udp.then(|| (UDP, all(Protocol::Udp)));
+    std::iter::once((TCP, all(Protocol::Tcp)))
+        .chain(udp)
+        .collect()
+}
+
+/// The ports that connections may go through, those that are closing too.
+fn reachable(plan: &Plan, of: Of) -> impl Iterator<Item = (&AppPlan, &PublishPlan)> {
+    plan.apps
+        .iter()
+        .flat_map(|app| app.reachable().map(move |port| (app, port)))
+        .filter(move |(_, port)| port.protocol == of.of)
 }
 
 // Priorities of netfilter_ipv4.h, by nft's names.
@@ -467,11 +607,12 @@ impl Table {
         }
     }
 
+    /// `name` is as rules refer to it, with `@` or without.
     fn set(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
         self.objects.push(NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
             table: self.name.clone().into(),
-            name: name.into(),
+            name: name.trim_start_matches('@').into(),
             set_type: set_type(key),
             elem: unless_empty(elements),
             ..Set::default()
@@ -488,7 +629,7 @@ impl Table {
         self.objects.push(NfListObject::Map(Box::new(Map {
             family: NfFamily::INet,
             table: self.name.clone().into(),
-            name: name.into(),
+            name: name.trim_start_matches('@').into(),
             set_type: set_type(key),
             map: SetTypeValue::Single(value),
             elem: unless_empty(elements),
@@ -614,10 +755,6 @@ fn ct(key: &'static str) -> Expression<'static> {
 
 fn ip(field: &'static str) -> Expression<'static> {
     header_field("ip", field)
-}
-
-fn tcp(field: &'static str) -> Expression<'static> {
-    header_field("tcp", field)
 }
 
 fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {

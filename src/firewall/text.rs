@@ -308,6 +308,7 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                 MetaKey::Oifname => "oifname".to_owned(),
                 MetaKey::Nfproto => "meta nfproto".to_owned(),
                 MetaKey::L4proto => "meta l4proto".to_owned(),
+                MetaKey::Skuid => "meta skuid".to_owned(),
                 _ => return Err(unsupported(what)),
             },
             NamedExpression::CT(ct) if ct.family.is_none() && ct.dir.is_none() => {

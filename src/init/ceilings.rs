@@ -7,15 +7,37 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+const MOST_DESCRIPTORS: u64 = 65_536;
+
 /// What a part's processes may have of each at most: (which, soft, hard).
 const CEILINGS: [(Resource, u64, u64); 3] = [
     // A core is what is in memory, written where the host's core_pattern says.
     (Resource::Core, 0, 0),
     // The kernel's table of descriptors is memory too; programs that need more than the soft limit raise it.
-    (Resource::Nofile, 65_536, 524_288),
+    (Resource::Nofile, MOST_DESCRIPTORS, 524_288),
     // No real-time priority, also where the user who started us may have one.
     (Resource::Rtprio, 0, 0),
 ];
+
+/// Raises this process's soft limit of descriptors to its hard one, which [`lower`] has lowered: for the relay, whose
+/// connections it bounds.
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn all_descriptors() -> io::Result<()> {
+    let now = getrlimit(Resource::Nofile);
+    let most = now
+        .maximum
+        .map_or(MOST_DESCRIPTORS, |most| most.min(MOST_DESCRIPTORS));
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: now.current.max(Some(most)),
+            ..now
+        },
+    )?;
+    Ok(())
+}
 
 /// Lowers this process's limits to those of a part, and its number of processes to `nproc`.
 ///

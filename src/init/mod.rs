@@ -24,9 +24,10 @@ use std::sync::OnceLock;
 
 use caps::Capability;
 
+use crate::config::Protocol;
 use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
-use crate::protocol::{self, FromStage, Role, Start, ToStage};
+use crate::protocol::{self, Carried, FromStage, Role, Start, ToStage};
 use crate::rootfs;
 use crate::seccomp::{self, Program};
 use crate::sys::process::null_standard_descriptors;
@@ -102,6 +103,21 @@ fn take_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// The descriptors of all that the relay carries: the messages that follow have what the first had no room for.
+fn all_of(
+    carried: &[Carried],
+    mut fds: Vec<OwnedFd>,
+    supervisor: &OwnedFd,
+) -> Result<Vec<OwnedFd>, StageError> {
+    while fds.len() < carried.len() {
+        match protocol::receive(supervisor).map_err(step("take the published sockets"))? {
+            Some((ToStage::More, more)) if !more.is_empty() => fds.extend(more),
+            _ => return Err(step("take the published sockets")("there are too few")),
+        }
+    }
+    Ok(fds)
+}
+
 fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     let (start, fds) = match protocol::receive(supervisor).map_err(step("hear what to become"))? {
         Some((ToStage::Start(start), fds)) => (start, fds),
@@ -121,6 +137,9 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
     ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
+    if matches!(role, Role::Relay { .. }) {
+        ceilings::all_descriptors().map_err(step("raise the limit of descriptors"))?;
+    }
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
@@ -128,26 +147,31 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { targets } => {
+        Role::Relay { carried } => {
+            let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
-            let filter = seccomp::relay()
+            let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
+            let filter = seccomp::relay(carried.iter().any(|c| speaks(Protocol::Udp)(&c)))
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
-            let confined = TcpOnlyTo::of(&targets).enforce();
+            let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));
+            let confined = TcpOnlyTo::of(by_tcp.map(|carried| carried.target)).enforce();
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
-            let listeners = fds
-                .into_iter()
-                .map(std::net::TcpListener::from)
-                .zip(targets)
-                .collect();
+            let (mut streams, mut datagrams) = (vec![], vec![]);
+            for (fd, carried) in fds.into_iter().zip(&carried) {
+                match carried.protocol {
+                    Protocol::Tcp => streams.push((fd.into(), carried.target)),
+                    Protocol::Udp => datagrams.push((fd.into(), carried.target)),
+                }
+            }
             let ready = FromStage::Ready {
                 privileges,
                 notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-            crate::relay::run(listeners, shutdown).map_err(step("relay"))?;
+            crate::relay::run(streams, datagrams, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
         }
         Role::App(start) => app::run(supervisor, start, fds),

@@ -60,7 +60,7 @@ pub(super) fn confine(
         seccomp::sidecar()
     };
     let filter = filter.compile().map_err(step("make the seccomp filter"))?;
-    let confined = TcpOnlyTo::of(&[]).enforce();
+    let confined = TcpOnlyTo::of([]).enforce();
     let notes = confined.map_err(step("confine by Landlock"))?;
     let keep = [&[Capability::CAP_NET_ADMIN], more].concat();
     let privileges = if seal {

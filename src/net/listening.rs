@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use rtnetlink::packet_core::{
@@ -16,6 +16,7 @@ use rtnetlink::packet_core::{
 };
 
 use super::Error;
+use crate::config::Protocol;
 use crate::sys;
 
 /// One answer of the kernel is never longer (`NLMSG_GOODSIZE` and what `netlink_dump` makes of it, at most 32 KiB).
@@ -65,30 +66,41 @@ impl Listening {
         sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
     }
 
-    /// Which TCP sockets listen.
+    /// Which TCP sockets listen, or which UDP sockets are bound without being connected to anybody.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
-    pub fn tcp(&self) -> Result<Vec<ListeningSocket>, Error> {
+    pub fn of(&self, protocol: Protocol) -> Result<Vec<ListeningSocket>, Error> {
         let mut found = vec![];
+        let kind = || match protocol {
+            Protocol::Tcp => (IPPROTO_TCP, StateFlags::LISTEN),
+            // What a socket of UDP is when it isn't TCP_ESTABLISHED (net/ipv4/udp.c).
+            Protocol::Udp => (IPPROTO_UDP, StateFlags::CLOSE),
+        };
         for (family, any) in [
             (AF_INET, SocketId::new_v4()),
             (AF_INET6, SocketId::new_v6()),
         ] {
-            self.dump(family, any, &mut found)
+            self.dump(family, any, kind(), &mut found)
                 .map_err(Error::SockDiag)?;
         }
         Ok(found)
     }
 
-    fn dump(&self, family: u8, any: SocketId, found: &mut Vec<ListeningSocket>) -> io::Result<()> {
+    fn dump(
+        &self,
+        family: u8,
+        any: SocketId,
+        (protocol, states): (u8, StateFlags),
+        found: &mut Vec<ListeningSocket>,
+    ) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
             family,
-            protocol: IPPROTO_TCP,
+            protocol,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
+            states,
             socket_id: any,
         };
         let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -148,6 +160,20 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_socket_of_udp_is_found_unless_it_is_connected() {
+        let question = question();
+        let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = bound.local_addr().unwrap();
+        let is_there = || {
+            let found = question.of(Protocol::Udp).unwrap();
+            found.iter().any(|socket| socket.address == address)
+        };
+        assert!(is_there());
+        bound.connect("127.0.0.1:9").unwrap();
+        assert!(!is_there());
+    }
+
+    #[test]
     fn a_listening_socket_is_found_and_no_other() {
         let question = question();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -155,7 +181,7 @@ mod tests {
         let client = std::net::TcpStream::connect(address).unwrap();
         let connected = client.local_addr().unwrap();
         let is_there = |address: SocketAddr| {
-            let found = question.tcp().unwrap();
+            let found = question.of(Protocol::Tcp).unwrap();
             found.iter().any(|socket| socket.address == address)
         };
         assert!(is_there(address));
@@ -191,7 +217,7 @@ mod tests {
             let port = socket.local_addr().unwrap().port();
             let takes = |ip: IpAddr| {
                 let target = SocketAddr::new(ip, port);
-                let found = question.tcp().unwrap();
+                let found = question.of(Protocol::Tcp).unwrap();
                 found.iter().any(|socket| socket.takes(target))
             };
             assert_eq!(takes(four), takes_four, "{bind}, only {only}: IPv4");

@@ -1,4 +1,5 @@
-//! The relay: an unprivileged process that carries bytes from listening sockets on the host to the sidecar's uplink.
+//! The relay: an unprivileged process that carries connections and datagrams from sockets on the host to the sidecar's
+//! uplink.
 //!
 //! # Theory of operation
 //!
@@ -15,6 +16,7 @@
 //! - **Bounded.** `RLIMIT_NOFILE` decides how many connections there are at most; the others wait in the kernel's
 //!   backlog. A waiting connection holds no buffer at all. A stalled one holds, in each direction, one of at most 64
 //!   pipes, or a copy: at most 64 KiB, and 4 KiB once 16 MiB are held together.
+//! - **Datagrams** have no connections: what stands for them is in `udp`.
 //! - **Dead peers** are found by TCP keepalive on both sides: 60 seconds of silence, then 4 probes 15 seconds apart.
 //!   There is no other idle time limit. Data on the wire that nobody acknowledges ends by `tcp_retries2` (tcp(7)).
 //!
@@ -32,12 +34,14 @@
 //! - each connection: `accept4`, `socket`, `setsockopt`, `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
 //!   `close`;
 //! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
+//! - datagrams: `recvmsg`, `sendmsg`, `recvfrom`, `sendto`;
 //! - waking itself: `write` to its eventfd, `futex`.
 #![forbid(unsafe_code)]
 
 mod flow;
 #[cfg(test)]
 mod tests;
+mod udp;
 
 use std::cell::RefCell;
 use std::io;
@@ -143,6 +147,16 @@ pub struct Stats {
     pub reset: u64,
     /// Times that accepting had to rest because descriptors or memory had run out.
     pub exhausted: u64,
+    /// UDP: flows begun.
+    pub flows: u64,
+    /// UDP: flows that had to make room for others.
+    pub evicted: u64,
+    /// UDP: datagrams carried from clients to the target.
+    pub datagrams_in: u64,
+    /// UDP: datagrams carried from the target to clients.
+    pub datagrams_out: u64,
+    /// UDP: datagrams that were not, in either direction.
+    pub dropped: u64,
     /// Bytes carried from clients to the target.
     pub bytes_in: u64,
     /// Bytes carried from the target to clients.
@@ -151,8 +165,8 @@ pub struct Stats {
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
-/// Each listener, already bound and listening, has the address that its connections are carried to. Listeners may be
-/// shared with other processes; they are made non-blocking.
+/// Each listener, already bound and listening, has the address that its connections are carried to, and each socket of
+/// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
 /// backlog is left to whoever shares it. End of file, or any byte other than these and [`STATS_REQUEST`], means stop:
@@ -163,14 +177,16 @@ pub struct Stats {
 /// [`RelayError`]. Nothing that a client or a target does is an error.
 pub fn run(
     listeners: Vec<(std::net::TcpListener, SocketAddr)>,
+    datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
     control: OwnedFd,
 ) -> Result<(), RelayError> {
-    let places = Places::share_out(listeners.len())?;
-    run_with(listeners, control, places, Tuning::default())
+    let places = Places::share_out(listeners.len(), datagrams.len())?;
+    run_with(listeners, datagrams, control, places, Tuning::default())
 }
 
 fn run_with(
     listeners: Vec<(std::net::TcpListener, SocketAddr)>,
+    datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
     control: OwnedFd,
     places: Places,
     tuning: Tuning,
@@ -189,6 +205,16 @@ fn run_with(
             let listener = prepare(listener)?;
             accepting.spawn_local(accept_all(listener, target, Rc::clone(&relay)));
         }
+        if !datagrams.is_empty() {
+            let relay = Rc::clone(&relay);
+            tokio::task::spawn_local(async move { relay.flows.sweep().await });
+        }
+        for (number, (socket, target)) in datagrams.into_iter().enumerate() {
+            let relay = Rc::clone(&relay);
+            accepting.spawn_local(async move {
+                Some(udp::carry_all(number, socket, target, relay).await)
+            });
+        }
         let failed = async {
             while let Some(ended) = accepting.join_next().await {
                 if let Some(error) = ended.expect("it does not panic, and nobody aborts it") {
@@ -204,6 +230,7 @@ fn run_with(
         };
         if let Told::LastOrders = told {
             accepting.shutdown().await;
+            relay.flows.end();
             tokio::select! {
                 biased;
                 // Said once more it changes nothing; the other word is the end.
@@ -220,24 +247,35 @@ fn run_with(
 struct Places {
     connections: usize,
     pipes: usize,
+    /// Of UDP.
+    flows: usize,
 }
 
 impl Places {
-    /// A connection needs two descriptors, and so does a pipe; an eighth of the pairs, 64 at most, are kept for pipes.
-    fn share_out(listeners: usize) -> Result<Self, RelayError> {
+    /// A connection needs two descriptors, and so does a pipe; an eighth of the pairs, 64 at most, are kept for pipes. With
+    /// UDP, a quarter of all goes to its flows, which need one each.
+    fn share_out(listeners: usize, datagrams: usize) -> Result<Self, RelayError> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let pairs = limit.saturating_sub(OTHER_DESCRIPTORS + listeners as u64) / 2;
+        let sockets = (listeners + datagrams) as u64;
+        let left = limit.saturating_sub(OTHER_DESCRIPTORS + sockets);
+        let flows = match datagrams {
+            0 => 0,
+            _ => (left / 4).min(udp::MOST_FLOWS),
+        };
+        let pairs = (left - flows) / 2;
         let pipes = (pairs / 8).min(64);
         // the semaphore's own bound is far above any number of ports
         let connections = (pairs - pipes).min(1 << 20);
         // each listener holds a place while it waits for a client
-        if connections <= listeners as u64 {
+        if connections <= listeners as u64 || (flows == 0 && datagrams > 0) {
+            let listeners = listeners + datagrams;
             return Err(RelayError::Descriptors { limit, listeners });
         }
         let count = |n| usize::try_from(n).expect("it is at most 2^20");
         Ok(Self {
             connections: count(connections),
             pipes: count(pipes),
+            flows: count(flows),
         })
     }
 }
@@ -247,6 +285,7 @@ struct Relay {
     stats: RefCell<Stats>,
     buffers: Buffers,
     places: Arc<Semaphore>,
+    flows: udp::Flows,
     /// Told whenever a connection has closed its descriptors.
     closed: Notify,
 }
@@ -261,6 +300,7 @@ impl Relay {
             stats: RefCell::new(stats),
             buffers: Buffers::new(places.pipes, tuning),
             places: Arc::new(Semaphore::new(places.connections)),
+            flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
         }
     }

@@ -39,7 +39,7 @@ impl Running {
     }
 
     fn start_tuned(tuning: Tuning) -> Self {
-        Self::start_with(Places::share_out(1).unwrap(), tuning)
+        Self::start_with(Places::share_out(1, 0).unwrap(), tuning)
     }
 
     fn start_with(places: Places, tuning: Tuning) -> Self {
@@ -55,6 +55,7 @@ impl Running {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             run_with(
                 vec![(listener, target)],
+                vec![],
                 OwnedFd::from(theirs),
                 places,
                 tuning,
@@ -411,6 +412,7 @@ fn bytes_of_a_dead_connection_never_reach_another() {
     let places = Places {
         connections: 4,
         pipes: 1,
+        flows: 0,
     };
     let mut relay = Running::start_with(places, Tuning::default());
     for _ in 0..3 {
@@ -549,6 +551,7 @@ fn connections_past_the_limit_wait_their_turn() {
     let few = Places {
         connections: 3,
         pipes: 1,
+        flows: 0,
     };
     let mut relay = Running::start_with(few, Tuning::default());
     let mut open: Vec<_> = (0..3).map(|_| connect(&app)).collect();
@@ -568,11 +571,11 @@ fn descriptors_are_shared_out_within_the_limit() {
     ) {
         return;
     }
-    let places = Places::share_out(2).unwrap();
+    let places = Places::share_out(2, 0).unwrap();
     assert_eq!((places.connections, places.pipes), (98, 13));
     let used = 2 * (places.connections + places.pipes) + 2;
     assert!(used as u64 + OTHER_DESCRIPTORS <= 256);
-    let error = Places::share_out(200).unwrap_err();
+    let error = Places::share_out(200, 0).unwrap_err();
     assert!(matches!(
         error,
         RelayError::Descriptors {
@@ -667,7 +670,11 @@ fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_conne
     let listener = TcpListener::bind(RELAY).unwrap();
     let again = || {
         let listener = listener.try_clone().unwrap();
-        Running::start_on(listener, Places::share_out(1).unwrap(), Tuning::default())
+        Running::start_on(
+            listener,
+            Places::share_out(1, 0).unwrap(),
+            Tuning::default(),
+        )
     };
     let mut first = again();
     let (client, server) = connect(&app);
@@ -692,7 +699,7 @@ fn a_listener_that_is_shut_down_ends_no_connection() {
     let app = TcpListener::bind(APP).unwrap();
     let listener = TcpListener::bind(RELAY).unwrap();
     let shared = listener.try_clone().unwrap();
-    let mut relay = Running::start_on(shared, Places::share_out(1).unwrap(), Tuning::default());
+    let mut relay = Running::start_on(shared, Places::share_out(1, 0).unwrap(), Tuning::default());
     let (client, server) = connect(&app);
     rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).unwrap();
     assert_eq!(

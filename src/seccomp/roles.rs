@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET,
     CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_THREAD, NETLINK_NETFILTER,
-    PROT_EXEC, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, SOCK_STREAM,
+    PROT_EXEC, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, SOCK_DGRAM, SOCK_STREAM,
 };
 use syscalls::Sysno;
 
@@ -370,9 +370,9 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it.
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that.
 #[must_use]
-pub fn relay() -> Profile {
+pub fn relay(udp: bool) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -384,7 +384,15 @@ pub fn relay() -> Profile {
         equal(0, AF_INET),
         low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
     ];
-    set(&mut calls, Sysno::socket, vec![allow(tcp)]);
+    let datagrams = [
+        equal(0, AF_INET),
+        low(1, 0xf, Comparison::Eq, SOCK_DGRAM as u32),
+    ];
+    let mut sockets = vec![allow(tcp)];
+    if udp {
+        sockets.push(allow(datagrams));
+    }
+    set(&mut calls, Sysno::socket, sockets);
     set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
     set(&mut calls, Sysno::ioctl, one_of(1, &[libc::FIONBIO]));
     // Limits are read.
@@ -505,7 +513,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(), init()] {
+        for part in [sidecar(), relay(true), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -527,7 +535,11 @@ mod tests {
     #[test]
     fn a_visitor_gets_no_socket_that_the_part_has_not() {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
-        for (part, netfilter) in [(sidecar(), true), (relay(), false)] {
+        for (part, netfilter) in [
+            (sidecar(), true),
+            (relay(false), false),
+            (relay(true), false),
+        ] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));
             for domain in 0..46 {

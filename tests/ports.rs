@@ -1,0 +1,200 @@
+//! What can be published and to whom, with real clients in a namespace of their own: ranges of ports, UDP, `allow` and
+//! `rate`; each by DNAT and by relay.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use serde_json::Value;
+use support::lab::{LAB, Lab, describe};
+use support::look::{self, PYTHON};
+
+/// A server that answers on many ports: by TCP with a line, by UDP with whom it sees, the port and what it was sent.
+const MANY: &str = r#"
+import os, selectors, socket, sys
+token = os.environ["TOKEN"]
+ready = selectors.DefaultSelector()
+for argument in sys.argv[1:]:
+    protocol, first, last = argument.split(",")
+    for port in range(int(first), int(last) + 1):
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        s = socket.socket(socket.AF_INET, kind)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        s.bind(("0.0.0.0", port))
+        if protocol == "tcp":
+            s.listen(1024)
+        ready.register(s, selectors.EVENT_READ, (protocol, port))
+while True:
+    for key, _ in ready.select():
+        protocol, port = key.data
+        if protocol == "tcp":
+            client, peer = key.fileobj.accept()
+            client.sendall(f"{token} {peer[0]} {port}".encode())
+            client.close()
+        else:
+            sent, peer = key.fileobj.recvfrom(65536)
+            key.fileobj.sendto(f"{token} {peer[0]} {port} ".encode() + sent[64:] if len(sent) > 60000 else
+                               f"{token} {peer[0]} {port} ".encode() + sent, peer)
+"#;
+
+/// A stack whose app is [`MANY`] on `ports`, published as `publish`, with `more` lines for the app.
+fn many(token: &str, ports: &[&str], publish: &[&str], more: &str) -> String {
+    let command = [&[PYTHON, "-c", MANY], ports].concat();
+    format!(
+        "name = \"web\"\n[network]\nsubnet = \"172.18.0.0/24\"\n[sidecar]\naddress = \"172.18.0.33\"\n\
+         [app]\naddress = \"172.18.0.23\"\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{token}\" }}\n\
+         publish = {}\n{more}\n",
+        look::toml_list(&command),
+        look::toml_list(publish)
+    )
+}
+
+/// Both ways a port is published, each in a lab of its own that forwards.
+fn both_ways(
+    token: &str,
+    ports: &[&str],
+    publish: &[&str],
+    more: &str,
+) -> Vec<(Lab, &'static str, String)> {
+    ["relay", "dnat"]
+        .into_iter()
+        .map(|via| {
+            let lab = Lab::forwarding();
+            let more = format!("via = \"{via}\"\n{more}");
+            let said = look::up(&lab, &many(token, ports, publish, &more));
+            let status = lab.status("web");
+            assert_eq!(look::planned(&status, "/apps/0/publish/0/via"), via);
+            look::settle(&lab, &status);
+            (lab, via, said)
+        })
+        .collect()
+}
+
+/// Runs Python in the client's namespace, or in the lab; it must succeed.
+fn python(lab: &Lab, from_client: bool, script: &str, arguments: &[&str]) -> String {
+    let command = [&[PYTHON, "-c", script], arguments].concat();
+    let output = if from_client {
+        lab.client(&command)
+    } else {
+        lab.run(&command)
+    };
+    assert!(output.status.success(), "{}", describe(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Asks every port of a range by TCP, and prints who answered.
+const ASK_TCP: &str = r#"
+import socket, sys
+host, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for port in range(first, last + 1):
+    with socket.create_connection((host, port), timeout=10) as s:
+        print(s.makefile().read())
+"#;
+
+#[test]
+fn a_range_of_ports_is_published_port_by_port() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let ways = both_ways(
+        &token,
+        &["tcp,9000,9199"],
+        &["0.0.0.0:8000-8199:9000-9199/tcp"],
+        "",
+    );
+    for (lab, via, said) in ways {
+        assert!(
+            said.contains(&format!("0.0.0.0:8000-8199 -> app port 9000-9199 by {via}")),
+            "{said}"
+        );
+        for (from_client, host) in [(true, LAB), (false, LAB), (false, "127.0.0.1")] {
+            let answers = python(&lab, from_client, ASK_TCP, &[host, "8000", "8199"]);
+            let ports: Vec<_> = answers
+                .lines()
+                .map(|line| line.strip_prefix(&format!("{token} 172.18.0.33 ")).unwrap())
+                .collect();
+            let expected: Vec<_> = (9000..9200).map(|port| port.to_string()).collect();
+            assert_eq!(ports, expected, "{via} {host}");
+        }
+        for port in [7999, 8200, 9000] {
+            let refused = lab.client_get(&format!("http://{LAB}:{port}/"));
+            assert_eq!(refused, Err(7), "{via} {port}");
+        }
+        let status = lab.lrpns_ok(&["status", "web"]);
+        assert_eq!(status.matches("publish ").count(), 1, "{status}");
+        assert!(status.contains("publish 0.0.0.0:8000-8199/tcp -> app 172.18.0.23:9000-9199"));
+        let plans = lab.lrpns_ok(&["ps", "--json"]);
+        let plans: Value = serde_json::from_str(&plans).unwrap();
+        assert_eq!(plans[0]["published"][0], "0.0.0.0:8000-8199");
+    }
+}
+
+/// Sends datagrams of the sizes given as arguments, from one socket, and prints each answer's source, head and length.
+const ASK_UDP: &str = r#"
+import socket, sys
+host, port = sys.argv[1], int(sys.argv[2])
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+for size in map(int, sys.argv[3:]):
+    sent = bytes(i % 251 for i in range(size))
+    s.sendto(sent, (host, port))
+    got, source = s.recvfrom(65536)
+    token, peer, served, rest = got.split(b" ", 3)
+    expected = sent[64:] if size > 60000 else sent
+    print(source[0], source[1], token.decode(), peer.decode(), served.decode(), rest == expected)
+"#;
+
+#[test]
+fn datagrams_of_any_size_are_answered_from_the_address_that_they_were_sent_to() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    for (lab, via, _) in both_ways(&token, &["udp,5300,5300"], &["0.0.0.0:53:5300/udp"], "") {
+        // A second address, which no route prefers.
+        lab.ok(&["ip", "address", "add", "10.99.0.7/24", "dev", "ext0"]);
+        for (from_client, host) in [
+            (true, LAB),
+            (true, "10.99.0.7"),
+            (false, LAB),
+            (false, "10.99.0.7"),
+            (false, "127.0.0.1"),
+            (false, "127.8.8.8"),
+        ] {
+            let sizes = ["0", "1", "512", "1472", "1473", "9000", "65507"];
+            let answers = python(
+                &lab,
+                from_client,
+                ASK_UDP,
+                &[&[host, "53"], &sizes[..]].concat(),
+            );
+            let expected = format!("{host} 53 {token} 172.18.0.33 5300 True\n").repeat(sizes.len());
+            assert_eq!(answers, expected, "{via} {host}");
+        }
+        let status = lab.lrpns_ok(&["status", "web"]);
+        assert!(
+            status.contains(&format!(
+                "publish 0.0.0.0:53/udp -> app 172.18.0.23:5300 by {via}"
+            )),
+            "{status}"
+        );
+    }
+}
+
+#[test]
+fn a_port_may_be_published_by_both_protocols_to_different_ports() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = ["0.0.0.0:53:5301/tcp", "0.0.0.0:53:5302/udp"];
+    for (lab, via, _) in both_ways(&token, &["tcp,5301,5301", "udp,5302,5302"], &publish, "") {
+        let tcp = python(&lab, true, ASK_TCP, &[LAB, "53", "53"]);
+        assert_eq!(tcp.trim(), format!("{token} 172.18.0.33 5301"), "{via}");
+        let udp = python(&lab, true, ASK_UDP, &[LAB, "53", "5"]);
+        assert_eq!(
+            udp.trim(),
+            format!("{LAB} 53 {token} 172.18.0.33 5302 True"),
+            "{via}"
+        );
+    }
+}
