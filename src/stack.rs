@@ -480,11 +480,14 @@ impl Ground {
             .map(|listener| listener.target)
     }
 
-    /// Whether a port of UDP is published.
+    /// What the relay carries.
     #[must_use]
-    pub fn carries_udp(&self) -> bool {
-        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
-        self.listeners.iter().any(udp)
+    pub fn carries(&self) -> crate::seccomp::Carries {
+        let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
+        crate::seccomp::Carries {
+            udp: any(|listener| listener.protocol == Protocol::Udp),
+            ipv6: any(|listener| listener.target.is_ipv6()),
+        }
     }
 
     /// Tells the relay what to carry.
@@ -624,7 +627,10 @@ impl Ground {
             let by_port = |sockets: &[ListeningSocket]| {
                 let mut by_port = HashMap::<u16, Vec<ListeningSocket>>::new();
                 for socket in sockets {
-                    by_port.entry(socket.address.port()).or_default().push(*socket);
+                    by_port
+                        .entry(socket.address.port())
+                        .or_default()
+                        .push(*socket);
                 }
                 by_port
             };
@@ -637,8 +643,7 @@ impl Ground {
                 let sockets = open[&publish.protocol].get(&publish.app_port);
                 sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
             };
-            let Some(publish) = app.publish.iter().find(|publish| !is_open(publish))
-            else {
+            let Some(publish) = app.publish.iter().find(|publish| !is_open(publish)) else {
                 return Ok(());
             };
             let missing = AppPort {

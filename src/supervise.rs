@@ -657,7 +657,7 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries_udp())),
+            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries())),
         };
         let confined = match id {
             PartId::App(_) => None,

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -112,6 +112,10 @@ fn normal(mut document: Value) -> Value {
                 members.remove("handle");
                 if let Some(counter) = members.get_mut("counter") {
                     *counter = json!("counted");
+                }
+                // What the crate writes out although it isn't there.
+                if let Some(Value::Object(header)) = members.get_mut("exthdr") {
+                    header.retain(|_, value| !value.is_null());
                 }
                 if let Some(Value::Array(elements)) = members.get_mut("elem") {
                     elements.sort_by_key(ToString::to_string);
@@ -242,6 +246,34 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     }
 }
 
+/// The same stack with a prefix, each published port at an address of IPv6 as well.
+fn with_ipv6(mut plan: Plan, prefix: &str) -> Plan {
+    let prefix: ipnet::Ipv6Net = prefix.parse().unwrap();
+    let number = |n: u128| Some(Ipv6Addr::from_bits(prefix.network().to_bits() + n));
+    plan.bridge.prefix6 = Some(prefix);
+    plan.bridge.address6 = number(1);
+    plan.uplink.host_address6 = Some(lrpns::net::uplink6(plan.uplink.host_address));
+    plan.uplink.sidecar_address6 = Some(lrpns::net::uplink6(plan.uplink.sidecar_address));
+    for (app, n) in plan.apps.iter_mut().zip(2..) {
+        app.address6 = number(n);
+        let six: Vec<_> = app
+            .publish
+            .iter()
+            .map(|publish| {
+                let mut publish = publish.clone();
+                publish.listen.set_ip(match publish.listen.ip() {
+                    ip if ip.is_unspecified() => Ipv6Addr::UNSPECIFIED.into(),
+                    ip if ip.is_loopback() => Ipv6Addr::LOCALHOST.into(),
+                    _ => "2001:db8::1".parse().unwrap(),
+                });
+                publish
+            })
+            .collect();
+        app.publish.extend(six);
+    }
+    plan
+}
+
 fn plans() -> Vec<Plan> {
     let mut wide = plan(1, 2, |_| Transport::Dnat);
     wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
@@ -255,7 +287,23 @@ fn plans() -> Vec<Plan> {
     };
     let mut seeing = plan(2, 2, |_| Transport::Dnat);
     seeing.apps[1].source = Source::Client;
+    let mut six_only = with_ipv6(plan(1, 3, |_| Transport::Dnat), "2001:db8:1::/64");
+    six_only.apps[0]
+        .publish
+        .retain(|port| port.listen.is_ipv6());
+    let mut six_unpublished = with_ipv6(plan(1, 3, |_| Transport::Dnat), "2001:db8:1::/126");
+    six_unpublished.apps[0]
+        .publish
+        .retain(|port| port.listen.is_ipv4());
+    let mut six_seeing = with_ipv6(plan(2, 2, |_| Transport::Dnat), "fd00:18::/61");
+    six_seeing.apps[1].source = Source::Client;
     vec![
+        with_ipv6(plan(1, 1, |_| Transport::Dnat), "fd00:18::/64"),
+        with_ipv6(plan(1, 3, |_| Transport::Relay), "fd00:18::/64"),
+        with_ipv6(by_udp(plan(2, 30, |_| Transport::Dnat), 2), "fd00:18::/9"),
+        six_only,
+        six_unpublished,
+        six_seeing,
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
         by_udp(plan(1, 1, |_| Transport::Dnat), 1),
@@ -667,6 +715,16 @@ fn forwarding_names_what_is_in_the_way() {
             forwarding(IpFamily::V4).unwrap(),
             closed("chain FORWARD of table ip filter has policy drop")
         );
+
+        // The same of IPv6, to which a table of family ip is nothing.
+        let of_ipv6 = || forwarding(IpFamily::V6).unwrap();
+        assert_eq!(of_ipv6(), closed("net.ipv6.conf.all.forwarding is 0"));
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        assert_eq!(of_ipv6(), closed("chain c of table ip6 f has policy drop"));
+        must("nft", &["delete", "table", "ip6", "f"], "");
+        assert_eq!(of_ipv6(), Forwarding::Open);
+        must("nft", &["add", "rule", "inet", "i", "empty", "counter"], "");
+        assert_eq!(of_ipv6(), closed("chain empty of table inet i has rules"));
     });
 }
 

@@ -297,7 +297,7 @@ pub(super) fn ipv6(text: &str) -> Result<Option<Ipv6Net>, ValueError> {
             )));
         }
     }
-    Err(ValueError::later(text, "\"off\""))
+    Ok(Some(prefix))
 }
 
 /// `sidecar.log`.

@@ -370,9 +370,26 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that.
+/// What a relay carries beside TCP of IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carries {
+    /// UDP.
+    pub udp: bool,
+    /// IPv6.
+    pub ipv6: bool,
+}
+
+#[cfg(test)]
+impl Carries {
+    pub(super) const ALL: Self = Self {
+        udp: true,
+        ipv6: true,
+    };
+}
+
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry that.
 #[must_use]
-pub fn relay(udp: bool) -> Profile {
+pub fn relay(carries: Carries) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -380,17 +397,16 @@ pub fn relay(udp: bool) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
-    let tcp = [
-        equal(0, AF_INET),
-        low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
-    ];
-    let datagrams = [
-        equal(0, AF_INET),
-        low(1, 0xf, Comparison::Eq, SOCK_DGRAM as u32),
-    ];
-    let mut sockets = vec![allow(tcp)];
-    if udp {
-        sockets.push(allow(datagrams));
+    let mut sockets = vec![];
+    let families = [AF_INET, AF_INET6];
+    for family in &families[..if carries.ipv6 { 2 } else { 1 }] {
+        let kinds = [SOCK_STREAM, SOCK_DGRAM];
+        for kind in &kinds[..if carries.udp { 2 } else { 1 }] {
+            sockets.push(allow([
+                equal(0, *family),
+                low(1, 0xf, Comparison::Eq, *kind as u32),
+            ]));
+        }
     }
     set(&mut calls, Sysno::socket, sockets);
     set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
@@ -513,7 +529,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(true), init()] {
+        for part in [sidecar(), relay(Carries::ALL), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -537,8 +553,8 @@ mod tests {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
         for (part, netfilter) in [
             (sidecar(), true),
-            (relay(false), false),
-            (relay(true), false),
+            (relay(Carries::default()), false),
+            (relay(Carries::ALL), false),
         ] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));
