@@ -48,7 +48,8 @@ pub const SIDECAR: Limits = Limits {
 /// their buffers) counts as its memory. It has one thread, so one processor is no limit but for who breaks into it.
 pub const RELAY: Limits = Limits {
     memory: Some(512 << 20),
-    pids: Some(8),
+    // After a live change an earlier relay stays until its last connection has ended.
+    pids: Some(32),
     cpu: Some(Processors::ONE),
 };
 
@@ -419,6 +420,38 @@ impl Cgroups {
                 Err(e)
             }
         }
+    }
+
+    /// Gives a part other limits; what `limits` doesn't have is unlimited from now on.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn change(
+        &self,
+        placement: &Placement,
+        part: &str,
+        limits: &Limits,
+    ) -> Result<(), CgroupError> {
+        let Some(part) = self.part(part) else {
+            return Ok(());
+        };
+        let mut wanted: Vec<(&str, String)> = placement
+            .controllers
+            .iter()
+            .map(|controller| match controller {
+                Controller::Memory => ("memory.max", "max".to_owned()),
+                Controller::Pids => ("pids.max", "max".to_owned()),
+                Controller::Cpu => ("cpu.max", format!("max {PERIOD}")),
+            })
+            .collect();
+        for (file, value) in settings(limits, &placement.controllers) {
+            wanted.retain(|(other, _)| *other != file);
+            wanted.push((file, value));
+        }
+        for (file, value) in wanted {
+            set(&part.path, file, &value)?;
+        }
+        Ok(())
     }
 
     fn part(&self, name: &str) -> Option<&Part> {

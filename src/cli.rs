@@ -103,6 +103,26 @@ pub enum Command {
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Bring a running stack to the changed file with the least change; connections live on
+    #[command(
+        after_help = "Example: lrpns apply customerA --confirm 30\n\nWhat doesn't work is taken back. With --confirm, so is what \
+                      isn't confirmed: by Enter, or without a terminal by a line on standard input; its end, a hangup, \
+                      Ctrl-C and the end of this command mean no. Exit code 1: nothing has changed."
+    )]
+    Apply {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        source: Source,
+        /// Take everything back unless it is confirmed within so many seconds
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+        confirm: Option<u64>,
+        /// Show what would change, as rules and as parts that would start again, and change nothing
+        #[arg(long, conflicts_with = "confirm")]
+        dry_run: bool,
+        /// What has changed, as JSON on standard output
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the log
     #[command(after_help = "Example: lrpns logs -f --part app")]
     Logs {

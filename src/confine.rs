@@ -30,7 +30,8 @@ use landlock::{
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::AppPlan;
+use crate::config::Protocol;
+use crate::plan::{AppPlan, PublishPlan};
 
 /// What is left of TCP: binding nothing, connecting to these ports only. Abstract sockets and signals end at the part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,7 +178,9 @@ impl App {
     /// Binds what is published and what the app uses within itself, connects to the latter.
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
-        let published = app.publish.iter().map(|publish| publish.app_port);
+        let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+        let published = app.publish.iter().filter(tcp);
+        let published = published.map(|publish| publish.app_port);
         Self {
             bind: sorted(published.chain(app.listen.iter().copied())),
             // An app with egress has those ports here as well.

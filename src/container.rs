@@ -184,6 +184,19 @@ impl Container {
             })
     }
 
+    /// Says one byte as it is, for a part that has become what hears nothing else (the relay).
+    ///
+    /// # Errors
+    /// As [`Container::send`].
+    pub async fn say(&self, byte: u8) -> Result<(), ContainerError> {
+        let said = self.channel.say(byte).await;
+        said.map_err(|source| ContainerError::Ours {
+            part: self.part.clone(),
+            what: "say a word",
+            source,
+        })
+    }
+
     async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
         match self.channel.receive().await {
             Ok(Some((FromStage::Failed { step, cause, errno }, _))) => Err(ContainerError::Stage {

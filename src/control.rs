@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -47,6 +47,9 @@ pub enum Request {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
+    /// Bring the stack to another plan; from here on client and supervisor talk to each other: [`Reply::Applying`],
+    /// [`Said`]. Descriptors: a bound socket for each port that is new, in the plan's order.
+    Apply(Box<Apply>),
     /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
     Exec {
         /// The app.
@@ -63,6 +66,50 @@ pub enum Request {
         /// The app.
         part: String,
     },
+}
+
+/// What a live change is to come to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Apply {
+    /// The plan that it was made from: another change meanwhile is a refusal.
+    pub running: Plan,
+    /// The plan that the stack is to have.
+    pub wanted: Plan,
+    /// Take it back unless it is confirmed within so many seconds.
+    pub confirm: Option<u64>,
+}
+
+/// What the client of a live change hears.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Applying {
+    /// A step is done, in words.
+    Step(String),
+    /// The host's table is to change, which is the client's to do: the supervisor has dropped NET_ADMIN. Descriptor: the
+    /// socket that owns the table. Answered by [`Said::Changed`].
+    Host {
+        /// What is in force.
+        old: Box<nftables::schema::Nftables<'static>>,
+        /// What shall be.
+        new: Box<nftables::schema::Nftables<'static>>,
+    },
+    /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
+    Confirm {
+        /// How long there is to answer.
+        seconds: u64,
+    },
+    /// Done, and in force for good.
+    Applied,
+}
+
+/// What the client of a live change says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    /// The host's table is changed, or untouched and why.
+    Changed(Result<(), String>),
+    /// It is to stay.
+    Keep,
+    /// It is not.
+    Revert,
 }
 
 /// What a command gets.
@@ -91,6 +138,8 @@ pub enum Reply {
         /// What the command may call, on the way to it and in it.
         seccomp: Box<crate::seccomp::Filters>,
     },
+    /// To [`Request::Apply`]: how far it is. The last one is [`Applying::Applied`], or else a refusal.
+    Applying(Applying),
     /// To [`Request::Probe`]. Descriptor: the other end of the prober's standard input.
     Probe,
     /// It can't be done.
@@ -115,6 +164,8 @@ pub struct Status {
     pub since: jiff::Timestamp,
     /// Its parts.
     pub parts: Vec<PartStatus>,
+    /// Every process of ours, as the kernel tells when it is asked.
+    pub processes: Vec<crate::processes::Process>,
 }
 
 /// How a part is.
@@ -219,11 +270,25 @@ impl Client {
         protocol::send(&self.0, request, fds)
     }
 
+    /// As [`Client::ask`], with descriptors, or with more to say in the same conversation.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn say(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        protocol::send(&self.0, message, fds)
+    }
+
     /// The next reply; `None` when the supervisor has ended the conversation, or itself.
     ///
     /// # Errors
     /// What `recvmsg(2)` says.
     pub fn reply(&self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
         protocol::receive(&self.0)
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -47,6 +47,9 @@ pub mod control;
 pub mod protocol;
 
 pub mod privileges;
+pub mod processes;
+
+pub mod change;
 
 pub mod confine;
 

@@ -46,8 +46,28 @@ const REFUSED_SHOWN: usize = 10;
 /// # Errors
 /// All problems, never only the first.
 pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listener>, Vec<Problem>> {
-    let mut problems = vec![];
-    problems.extend(limits(plan).filter(|_| strict_limits));
+    let strict = limits(plan).filter(|_| strict_limits);
+    look(plan, None, host, strict.into_iter().collect())
+}
+
+/// As [`check`], for a stack that runs and is to have `plan`; binds the ports that `running` has not.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_change(
+    plan: &Plan,
+    running: &Plan,
+    host: &Host,
+) -> Result<Vec<Listener>, Vec<Problem>> {
+    look(plan, Some(running), host, vec![])
+}
+
+fn look(
+    plan: &Plan,
+    running: Option<&Plan>,
+    host: &Host,
+    mut problems: Vec<Problem>,
+) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| volumes(app, plan.mode)));
     problems.extend(
         plan.apps
@@ -58,12 +78,12 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
     problems.extend(ipv6(plan, host));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
-    let listeners = publish::bind_all(plan).unwrap_or_else(|refused| {
+    let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
                 .iter()
                 .take(REFUSED_SHOWN)
-                .map(|(publish, e)| cannot_bind(publish, e, host)),
+                .map(|(publish, e)| cannot_bind(publish, e, running, host)),
         );
         if refused.len() > REFUSED_SHOWN {
             problems.push(Problem {
@@ -311,7 +331,12 @@ fn addresses_hint(host: &Host, wanted: IpAddr) -> String {
     }
 }
 
-fn cannot_bind(publish: &PublishPlan, e: &io::Error, host: &Host) -> Problem {
+fn cannot_bind(
+    publish: &PublishPlan,
+    e: &io::Error,
+    running: Option<&Plan>,
+    host: &Host,
+) -> Problem {
     let address = publish.listen;
     let (udp, sockets) = match publish.protocol {
         Protocol::Tcp => ("", "-ltnp"),
@@ -330,6 +355,19 @@ fn cannot_bind(publish: &PublishPlan, e: &io::Error, host: &Host) -> Problem {
                             || address.ip().is_unspecified())
                 })
             });
+            let own = running.and_then(|running| {
+                let mut published = running.published();
+                published.find(|(_, publish)| publish.listen.port() == address.port())
+            });
+            if let Some((_, publish)) = own {
+                return problem(
+                    what,
+                    format!(
+                        "the stack itself listens on {}: one port can't move between addresses live",
+                        publish.listen
+                    ),
+                );
+            }
             let hint = match other {
                 Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
                 None => format!(
@@ -354,6 +392,12 @@ fn cannot_bind(publish: &PublishPlan, e: &io::Error, host: &Host) -> Problem {
 /// The problems as one message, and the first hint; further ones follow their problem.
 #[must_use]
 pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
+    describe_as(&format!("{stack} can't be brought up"), problems)
+}
+
+/// As [`describe`], with what can't be done.
+#[must_use]
+pub fn describe_as(what: &str, problems: &[Problem]) -> crate::error::Failure {
     let mut lines = vec![];
     for Problem { what, hint } in problems {
         lines.push(what.clone());
@@ -361,8 +405,7 @@ pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
             lines.extend(hint.as_ref().map(|hint| format!("  hint: {hint}")));
         }
     }
-    let failure =
-        crate::error::Failure::unable(format!("{stack} can't be brought up: {}", lines.join("\n")));
+    let failure = crate::error::Failure::unable(format!("{what}: {}", lines.join("\n")));
     match problems {
         [
             Problem {

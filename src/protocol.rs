@@ -83,6 +83,14 @@ pub enum Role {
         /// One transaction.
         rules: crate::firewall::Batch,
     },
+    /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
+    /// descriptors.
+    Updater {
+        /// What is in force.
+        old: Box<nftables::schema::Nftables<'static>>,
+        /// What shall be.
+        new: Box<nftables::schema::Nftables<'static>>,
+    },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {
@@ -397,6 +405,19 @@ impl Channel {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Sends one byte that is no message.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub async fn say(&self, byte: u8) -> io::Result<()> {
+        self.socket
+            .async_io(tokio::io::Interest::WRITABLE, |socket| {
+                send_some(socket.as_fd(), &[byte], &[])
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Waits for one message; `None` is the other side's end. Cancel safe: what has been read stays.

@@ -89,13 +89,31 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     }
     plan.run.clone_from(&running.run);
     plan.uplink.clone_from(&running.uplink);
+    let six = |end| plan.bridge.prefix6.map(|_| net::uplink6(end));
+    plan.uplink.host_address6 = six(running.uplink.host_address);
+    plan.uplink.sidecar_address6 = six(running.uplink.sidecar_address);
+    // A closing port's connections need the rules of a family and protocol for it, which another port may have.
+    let way = |publish: &PublishPlan| {
+        let family = publish.listen.is_ipv6();
+        (
+            publish.protocol,
+            family,
+            publish.entry_port,
+            publish.app_port,
+        )
+    };
+    let same_prefix = plan.bridge.prefix6 == running.bridge.prefix6;
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        debug_assert_eq!(app.name, configured.name, "in the file's order");
         let Some(before) = running.app(&app.name) else {
             continue;
         };
         app.ids = before.ids;
+        if same_prefix {
+            app.address6 = before.address6;
+        }
         app.port_link.clone_from(&before.port_link);
         for publish in &mut app.publish {
             let same = before
@@ -109,14 +127,20 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             }
         }
         app.closing = before.reachable().cloned().collect();
-        let open: Vec<_> = app
-            .publish
-            .iter()
-            .map(|publish| (publish.entry_port, publish.app_port))
-            .collect();
+        let open: Vec<_> = app.publish.iter().map(way).collect();
         app.closing
-            .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
+            .retain(|publish| publish.listen.is_ipv4() || same_prefix);
+        app.closing.retain(|publish| !open.contains(&way(publish)));
     }
+    // The order of a file means nothing to a stack that runs.
+    let place = |app: &AppPlan| {
+        running
+            .apps
+            .iter()
+            .position(|before| before.name == app.name)
+    };
+    plan.apps
+        .sort_by_key(|app| place(app).unwrap_or(usize::MAX));
     Ok(plan)
 }
 

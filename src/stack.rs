@@ -29,10 +29,10 @@ use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
-use crate::plan::{Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
-use crate::publish::{ListenError, Listener};
+use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
 use crate::volumes::{self, Volumes};
 
@@ -394,6 +394,87 @@ impl Ground {
         Ok((ground, sidecar_route, app_routes))
     }
 
+    /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
+    ///
+    /// # Errors
+    /// [`StackError`] when a volume that is new can't be had.
+    pub async fn changed(&self, plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+        let mut next = self.clone();
+        for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
+            if app.volumes != before.volumes {
+                next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
+            }
+        }
+        next.listeners = plan
+            .published()
+            .filter_map(|(_, publish)| {
+                let mut known = self.listeners.iter().chain(new);
+                let mut listener = known
+                    .find(|listener| listener.address == publish.listen)?
+                    .clone();
+                listener.target = publish::target(&plan, publish);
+                Some(listener)
+            })
+            .collect();
+        next.plan = plan;
+        Ok(next)
+    }
+
+    /// The listening sockets of the published ports, in the plan's order.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Where an app that runs should listen and doesn't, in words; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
+        let app = &self.plan.apps[index];
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.listening[index].of(publish.protocol)?);
+            }
+        }
+        let mut open = HashMap::<(Protocol, u16), Vec<ListeningSocket>>::new();
+        for (protocol, sockets) in &found {
+            for socket in sockets {
+                let port = (*protocol, socket.address.port());
+                open.entry(port).or_default().push(*socket);
+            }
+        }
+        let is_open = |publish: &&PublishPlan| {
+            let sockets = open.get(&(publish.protocol, publish.app_port));
+            let target = app.service(publish);
+            sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
+        };
+        let missing = app.publish.iter().find(|publish| !is_open(publish));
+        Ok(missing.map(|publish| {
+            let port = AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            };
+            let found = describe(&found[&publish.protocol], app.service(publish));
+            (port, found)
+        }))
+    }
+
+    /// Whether somebody answers at an entry port of the sidecar's, the way the relay asks.
+    pub async fn answers(&self, target: SocketAddr, within: Duration) -> bool {
+        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        matches!(connect.await, Ok(Ok(_)))
+    }
+
     fn title(&self, part: &str) -> String {
         format!("{}/{part}", self.plan.stack)
     }
@@ -446,12 +527,32 @@ impl Ground {
     /// # Errors
     /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
     pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        self.load(Role::Loader { rules }).await
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
+        if old == new {
+            return Ok(());
+        }
+        self.load(Role::Updater {
+            old: Box::new(old),
+            new: Box::new(new),
+        })
+        .await
+    }
+
+    async fn load(&self, role: Role) -> Result<(), StackError> {
         let limits = &self.plan.sidecar_limits;
         let start = Start {
             hostname: format!("{}-loader", self.plan.stack),
             // Beside the sidecar and whoever else loads.
             nproc: self.plan.cgroup.nproc(limits),
-            role: Role::Loader { rules },
+            role,
             weaken: None,
         };
         let cgroup = self.cgroups.directory("sidecar");
@@ -618,44 +719,15 @@ impl Ground {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
         loop {
-            let mut found = BTreeMap::new();
-            for publish in &app.publish {
-                if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
-                    unknown.insert(self.listening[index].of(publish.protocol)?);
-                }
-            }
-            let by_port = |sockets: &[ListeningSocket]| {
-                let mut by_port = HashMap::<u16, Vec<ListeningSocket>>::new();
-                for socket in sockets {
-                    by_port
-                        .entry(socket.address.port())
-                        .or_default()
-                        .push(*socket);
-                }
-                by_port
-            };
-            let open: BTreeMap<_, _> = found
-                .iter()
-                .map(|(protocol, sockets)| (*protocol, by_port(sockets)))
-                .collect();
-            let is_open = |publish: &&PublishPlan| {
-                let target = app.service(publish);
-                let sockets = open[&publish.protocol].get(&publish.app_port);
-                sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
-            };
-            let Some(publish) = app.publish.iter().find(|publish| !is_open(publish)) else {
+            let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
-            };
-            let missing = AppPort {
-                protocol: publish.protocol,
-                port: publish.app_port,
             };
             let waited = begun.elapsed();
             if waited >= APP_STARTS_WITHIN {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
-                    found: describe(&found[&missing.protocol], app.service(publish)),
+                    found,
                 });
             }
             tokio::select! {
@@ -682,16 +754,11 @@ impl Ground {
     /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
     /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
     /// there the app would have to answer.
-    async fn try_the_path(&self) -> Result<(), StackError> {
-        let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-        let tried = self.plan.apps.iter().flat_map(|app| {
-            let ports: Vec<&PublishPlan> = app.publish.iter().filter(tcp).collect();
-            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
-            let last = ports.last().copied();
-            let some: Vec<_> = ports.into_iter().step_by(step).chain(last).collect();
-            some.into_iter().map(move |publish| (app, publish))
-        });
-        for (app, publish) in tried {
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path(&self) -> Result<(), StackError> {
+        for (app, publish) in self.ways_to_try() {
             let target = self.plan.uplink.entry(publish);
             let connect = tokio::time::timeout(
                 Duration::from_secs(5),
@@ -707,6 +774,23 @@ impl Ground {
                 })?;
         }
         Ok(())
+    }
+
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            for ipv6 in [false, true] {
+                let by_tcp = |publish: &&PublishPlan| {
+                    publish.protocol == Protocol::Tcp && publish.listen.is_ipv6() == ipv6
+                };
+                let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+                let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+                let last = ports.last().copied();
+                let some = ports.into_iter().step_by(step).chain(last);
+                ways.extend(some.map(|publish| (app, publish)));
+            }
+        }
+        ways
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.

@@ -296,11 +296,7 @@ impl StackDir {
     /// # Errors
     /// [`StateError`].
     pub fn save(&self, plan: &Plan) -> Result<(), StateError> {
-        let path = self.path.join("plan.json");
-        let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &path)(e.into()))?;
-        let new = self.path.join("plan.json.new");
-        std::fs::write(&new, text).map_err(at("write", &new))?;
-        std::fs::rename(&new, &path).map_err(at("write", &path))
+        write_plan(&self.path, plan)
     }
 
     /// Listens on the control socket. A socket that a crash left is replaced: its lock was free.
@@ -316,6 +312,23 @@ impl StackDir {
         }
         std::os::unix::net::UnixListener::bind(&path).map_err(at("listen on", &path))
     }
+}
+
+/// Writes the plan of a stack that has changed, for its supervisor.
+///
+/// # Errors
+/// [`StateError`].
+pub fn save(plan: &Plan) -> Result<(), StateError> {
+    write_plan(&plan.state_dir, plan)
+}
+
+/// Whoever reads it finds the old one or the new one.
+fn write_plan(directory: &Path, plan: &Plan) -> Result<(), StateError> {
+    let path = directory.join("plan.json");
+    let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &path)(e.into()))?;
+    let new = directory.join("plan.json.new");
+    std::fs::write(&new, text).map_err(at("write", &new))?;
+    std::fs::rename(&new, &path).map_err(at("write", &path))
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {

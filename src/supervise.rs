@@ -11,6 +11,8 @@
 //! follows the log and doesn't read is not waited for; it is told how many lines it has missed.
 #![forbid(unsafe_code)]
 
+mod apply;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use caps::Capability;
 use jiff::Timestamp;
+use nftables::schema::Nftables;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -27,13 +30,15 @@ use crate::cgroup::Cgroups;
 use crate::config::Restart;
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
+use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
+use crate::processes::{self, Role};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
+use crate::relay;
 use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
 
@@ -91,6 +96,10 @@ enum Event {
     Again { id: PartId, launch: u64 },
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
+    /// A client wants a live change; the conversation goes on.
+    Apply(Box<Apply>, Vec<OwnedFd>, Channel),
+    /// The task that makes it wants something of the loop.
+    Applying(apply::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal,
 }
@@ -122,6 +131,8 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
 enum Order {
     Signal(i32),
     Kill,
+    /// Relay: accept nothing more, end with the last connection.
+    LastOrders,
     /// Start something in an app: what, and its descriptors.
     Start(ToStage, Vec<OwnedFd>),
 }
@@ -193,8 +204,15 @@ struct Follower {
 pub struct Supervisor {
     privileges: Privileges,
     ground: Arc<Ground>,
-    _host_table: firewall::Socket,
+    /// Dropping it takes the host's table away.
+    host_table: firewall::Socket,
+    /// What the host's table holds.
+    host_rules: Nftables<'static>,
     parts: Vec<Part>,
+    /// Relays that accept no more, and carry their last connections.
+    leaving: Vec<Process>,
+    /// Whether a live change is under way.
+    applying: bool,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
     lines: mpsc::Receiver<LogLine>,
@@ -276,12 +294,16 @@ pub async fn run(
         host_table,
         parts,
     } = stack;
+    let host_rules = firewall::host_rules(&ground.plan);
     let privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
     let mut supervisor = Supervisor {
         privileges,
         ground,
-        _host_table: host_table,
+        host_table,
+        host_rules,
         parts: vec![],
+        leaving: vec![],
+        applying: false,
         events,
         sender,
         lines,
@@ -326,6 +348,12 @@ impl Supervisor {
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, fds, client) => self.answer(request, fds, client),
+                Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
+                Event::Applying(step) => {
+                    if let Some(outcome) = self.step_of_apply(step) {
+                        return outcome;
+                    }
+                }
                 Event::Part { id, launch, what } => {
                     if self.is_current(id, launch)
                         && let Some(outcome) = self.part_said(id, what)
@@ -525,12 +553,7 @@ impl Supervisor {
         part.state = PartState::Ended;
         part.launch += 1;
         if !again {
-            let all_ended = self
-                .parts
-                .iter()
-                .filter(|part| matches!(part.id, PartId::App(_)))
-                .all(|part| part.state == PartState::Ended);
-            return all_ended.then_some(Outcome::AppEnded(exit));
+            return self.all_ended();
         }
         let ran = Timestamp::now().duration_since(part.since).unsigned_abs();
         part.pause = if ran >= STEADY {
@@ -547,10 +570,29 @@ impl Supervisor {
         None
     }
 
+    /// The end, when every app has ended for good; while a live change is under way, that decides.
+    fn all_ended(&self) -> Option<Outcome> {
+        let mut last = None;
+        for app in &self.parts {
+            if !matches!(app.id, PartId::App(_)) {
+                continue;
+            }
+            if app.state != PartState::Ended {
+                return None;
+            }
+            last = app.last_exit;
+        }
+        last.filter(|_| !self.applying).map(Outcome::AppEnded)
+    }
+
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
-            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Status => Reply::Status(Box::new(Status {
+                processes: self.processes(),
+                ..self.status()
+            })),
             Request::Down => unreachable!("run ends the loop with it"),
+            Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
                 if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
@@ -776,7 +818,7 @@ impl Supervisor {
                     .held(self.ground.limits(part.id))
                     .map(|(limit, held_by)| LimitStatus { limit, held_by })
                     .collect(),
-                notes: part.notes.clone(),
+                notes: self.notes(part),
             }
         });
         Status {
@@ -785,7 +827,41 @@ impl Supervisor {
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
             parts: parts.collect(),
+            // Asked for when somebody wants to know: it takes as long as the whole rest.
+            processes: vec![],
         }
+    }
+
+    /// Every process of ours.
+    fn processes(&self) -> Vec<processes::Process> {
+        let own = nix::unistd::getpid().as_raw();
+        let securebits = Some(self.privileges.securebits);
+        let supervisor = processes::Process::look("supervisor", Role::Supervisor, own, securebits);
+        let parts = self.parts.iter().flat_map(|part| {
+            let name = self.ground.name(part.id);
+            let securebits = part.privileges.as_ref().map(|held| held.securebits);
+            let process = part.process.as_ref();
+            let init = process.map(|process| (Role::Init, process.init));
+            let command = process.and_then(|process| Some((Role::Command, process.command?)));
+            let all = init.into_iter().chain(command);
+            all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
+        });
+        supervisor.into_iter().chain(parts).collect()
+    }
+
+    fn notes(&self, part: &Part) -> Vec<String> {
+        let mut notes = part.notes.clone();
+        let leaving = self
+            .leaving
+            .iter()
+            .filter(|process| process.lives())
+            .count();
+        if part.id == PartId::Relay && leaving > 0 {
+            notes.push(format!(
+                "{leaving} more, from before live changes, carry their last connections"
+            ));
+        }
+        notes
     }
 
     /// A line of our own about a part.
@@ -809,10 +885,13 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|part| Some((part.id, part.process.take()?)))
             .partition(|(id, _)| matches!(id, PartId::App(_)));
+        let others = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .chain(others.into_iter().map(|(_, process)| process));
         let (lines, journal, mut launching) = (&mut self.lines, &mut self.journal, self.launching);
         let ending = async move {
             launching.shutdown().await;
-            for (_, process) in others {
+            for process in others {
                 process.end(false).await;
             }
             futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
@@ -916,6 +995,10 @@ impl Part {
 }
 
 impl Process {
+    fn lives(&self) -> bool {
+        !self.orders.is_closed()
+    }
+
     /// Ends it, politely first if it is an app, and waits until it has.
     async fn end(mut self, politely: bool) {
         if politely {
@@ -959,6 +1042,7 @@ async fn watch(
             order = orders.recv() => match order {
                 // EPIPE: it has ended, and that comes next.
                 Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Some(Order::LastOrders) => drop(container.say(relay::LAST_ORDERS).await),
                 Some(Order::Start(what, fds)) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     drop(container.send(&what, &fds).await);
@@ -1078,6 +1162,13 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     };
     let Ok(Some((request, fds))) = channel.receive::<Request>().await else {
         return;
+    };
+    let request = match request {
+        Request::Apply(apply) => {
+            let _ = events.send(Event::Apply(apply, fds, channel));
+            return;
+        }
+        request => request,
     };
     let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
     if events.send(Event::Asked(request, fds, answers)).is_err() {

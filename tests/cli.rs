@@ -377,6 +377,80 @@ fn ps_lists_stacks_as_text_and_as_json() {
 }
 
 #[test]
+fn status_lists_every_process_of_ours_as_proc_has_it() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let status = lab.status("customerA");
+    let processes = status["processes"].as_array().unwrap();
+    let who: Vec<[&str; 2]> = processes
+        .iter()
+        .map(|process| ["part", "role"].map(|key| process[key].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        who,
+        [
+            ["supervisor", "supervisor"],
+            ["sidecar", "init"],
+            ["app", "init"],
+            ["app", "command"],
+            ["relay", "init"],
+        ]
+    );
+    // And there are no others.
+    let ours = lab.ok(&["ps", "-eo", "pid=,args="]);
+    let ours = ours
+        .lines()
+        .filter(|line| line.contains("lrpns") || line.contains("webapp"));
+    assert_eq!(ours.count(), processes.len());
+    for process in processes {
+        let pid = process["pid"].as_i64().unwrap();
+        let text = lab.proc(pid, "status");
+        let field = |name: &str| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        for (name, key) in [
+            ("CapInh:", "inheritable"),
+            ("CapPrm:", "permitted"),
+            ("CapEff:", "effective"),
+            ("CapBnd:", "bounding"),
+            ("CapAmb:", "ambient"),
+        ] {
+            let said = process[key].as_u64().unwrap();
+            assert_eq!(format!("{said:016x}"), field(name), "{key} of {process}");
+        }
+        for (name, key) in [("Uid:", "uids"), ("Gid:", "gids")] {
+            let ids: Vec<String> = process[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(Value::to_string)
+                .collect();
+            assert_eq!(ids.join(" "), field(name), "{key} of {process}");
+        }
+        for (name, key) in [
+            ("Seccomp:", "seccomp"),
+            ("Seccomp_filters:", "seccomp_filters"),
+        ] {
+            assert_eq!(process[key].to_string(), field(name), "{key} of {process}");
+        }
+        let no_new_privs = u8::from(process["no_new_privs"].as_bool().unwrap());
+        assert_eq!(no_new_privs.to_string(), field("NoNewPrivs:"));
+        // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and every lock.
+        assert_eq!(process["securebits"], 0xef, "{process}");
+        let namespaces = process["namespaces"].as_object().unwrap();
+        assert_eq!(namespaces.len(), 8);
+        for (kind, inode) in namespaces {
+            let link = lab.ok(&["readlink", &format!("/proc/{pid}/ns/{kind}")]);
+            assert_eq!(link.trim(), format!("{kind}:[{inode}]"));
+        }
+    }
+}
+
+#[test]
 fn status_has_the_documented_keys_and_agrees_with_proc() {
     let lab = Lab::new();
     lab.lrpns_ok(&["up", "-d"]);
@@ -386,6 +460,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
         [
             "parts",
             "plan",
+            "processes",
             "since",
             "supervisor",
             "supervisor_privileges"

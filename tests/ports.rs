@@ -198,3 +198,106 @@ fn a_port_may_be_published_by_both_protocols_to_different_ports() {
         );
     }
 }
+
+/// Asks a DNS server from many sockets for names that differ, a question at a time on each, none twice; then, for every
+/// line on standard input, the same from the same sockets. Prints how many right answers there were.
+const ASK_DNS: &str = r#"
+import selectors, socket, struct, sys
+host, port, sockets, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+address = socket.inet_aton("192.0.2.7")
+ready = selectors.DefaultSelector()
+def ask(s, number):
+    name = b"".join(bytes([len(l)]) + l for l in (b"q%d" % number, b"test")) + b"\0"
+    s.send(struct.pack(">6H", number & 0xffff, 0x100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1))
+    return name
+all = []
+for i in range(sockets):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.connect((host, port))
+    all.append(s)
+def round():
+    right = 0
+    for i, s in enumerate(all):
+        ready.register(s, selectors.EVENT_READ, [0, i * each, ask(s, i * each)])
+    while ready.get_map():
+        events = ready.select(timeout=10)
+        if not events:
+            break
+        for key, _ in events:
+            state, s = key.data, key.fileobj
+            got = s.recv(4096)
+            right += (got[:2] == struct.pack(">H", state[1] & 0xffff) and state[2] in got and got.endswith(address))
+            state[0] += 1
+            if state[0] == each:
+                ready.unregister(s)
+            else:
+                state[1] += 1
+                state[2] = ask(s, state[1])
+    for key in list(ready.get_map().values()):
+        ready.unregister(key.fileobj)
+    print(right, flush=True)
+round()
+for line in sys.stdin:
+    round()
+"#;
+
+/// Knows all names of one domain by itself, and asks nobody.
+const UNBOUND: &str = r#"
+server:
+  interface-automatic: yes
+  port: 5300
+  do-ip6: no
+  username: ""
+  chroot: ""
+  directory: ""
+  pidfile: ""
+  use-syslog: no
+  do-daemonize: no
+  do-not-query-localhost: yes
+  module-config: "iterator"
+  access-control: 0.0.0.0/0 allow
+  so-rcvbuf: 0
+  local-zone: "test." redirect
+  local-data: "test. 60 IN A 192.0.2.7"
+remote-control:
+  control-enable: no
+"#;
+
+#[test]
+fn a_dns_server_answers_ten_thousand_queries_and_the_same_sockets_again_after_its_restart() {
+    if !look::machine_with(&["unbound"]) {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let config = lab.write("unbound.conf", UNBOUND);
+        let command = look::toml_list(&["unbound", "-d", "-c", "/srv/unbound.conf"]);
+        look::up(
+            &lab,
+            &format!(
+                "name = \"dns\"\n[app]\nrootfs = \"host\"\ncommand = {command}\nvia = \"{via}\"\n\
+                 publish = [\"0.0.0.0:53:5300/udp\", \"0.0.0.0:53:5300/tcp\"]\n\
+                 volumes = [\"{}:/srv/unbound.conf\"]\n",
+                config.display()
+            ),
+        );
+        // As many at a time as the server's own socket has room for: net.core.rmem_default.
+        let mut asking = lab.spawn(&[
+            "ip", "netns", "exec", "client", PYTHON, "-c", ASK_DNS, LAB, "53", "50", "200",
+        ]);
+        let mut told = std::io::BufReader::new(asking.stdout.take().unwrap());
+        let mut answers = || {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut told, &mut line).unwrap();
+            line
+        };
+        assert_eq!(answers(), "10000\n", "{via}");
+        for part in ["app", "relay", "sidecar"] {
+            lab.lrpns_ok(&["restart", "dns", part]);
+            std::io::Write::write_all(asking.stdin.as_mut().unwrap(), b"again\n").unwrap();
+            assert_eq!(answers(), "10000\n", "{via}, {part} was restarted");
+        }
+        drop(asking.stdin.take());
+        assert!(asking.wait().unwrap().success());
+    }
+}

@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
+use super::domain::BAIT;
 use super::inside::{self, Context};
 use super::route::{self, Port, Route};
 use super::{Outcome, catalogue};
@@ -67,6 +68,18 @@ pub enum Ask {
     Ports,
     /// Connect, as a client would.
     Connect(SocketAddrV4),
+    /// Bind a TCP port of every address.
+    Bind(u16),
+    /// Open what is in the directory that comes along, in each way.
+    OpenIn,
+    /// Listen on an abstract socket of that name, until the end.
+    Listen(String),
+    /// Connect to it.
+    ConnectAbstract(String),
+    /// The number of this process, where it is.
+    Whoami,
+    /// Ask whether that process could be signalled.
+    Signal(i32),
 }
 
 /// What it answers.
@@ -90,6 +103,10 @@ pub enum Answer {
     Routes(Vec<Route>),
     /// To [`Ask::Ports`].
     Ports(Vec<Port>),
+    /// What was tried, and the errno of what was refused.
+    Tried(Vec<(String, Option<i32>)>),
+    /// To [`Ask::Whoami`].
+    Pid(i32),
     /// It could not.
     Failed(String),
 }
@@ -189,7 +206,15 @@ impl Agent {
     /// # Errors
     /// In words: what the agent could not do, or that it has ended.
     pub fn ask(&self, ask: &Ask) -> Result<Answer, String> {
-        protocol::send(&self.socket, ask, &[])
+        self.ask_with(ask, &[])
+    }
+
+    /// As [`Agent::ask`], with descriptors.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn ask_with(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<Answer, String> {
+        protocol::send(&self.socket, ask, fds)
             .map_err(|e| format!("ask the process inside: {e}"))?;
         match protocol::receive(&self.socket) {
             Ok(Some((Answer::Failed(why), _))) => Err(why),
@@ -294,7 +319,8 @@ fn serve(socket: &impl AsFd) {
     let inherited = attempt::open_descriptors(1024);
     let mut context = Context::default();
     let mut pending: Option<OwnedFd> = None;
-    while let Ok(Some((ask, _))) = protocol::receive::<Ask>(socket) {
+    let mut listening = vec![];
+    while let Ok(Some((ask, fds))) = protocol::receive::<Ask>(socket) {
         let answer = match ask {
             Ask::Context(new) => {
                 context = *new;
@@ -341,6 +367,33 @@ fn serve(socket: &impl AsFd) {
                 Err(e) => Answer::Failed(format!("list the bridge ports: {e}")),
             },
             Ask::Connect(to) => connect(to),
+            Ask::Bind(port) => {
+                let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+                tried([(format!("bind {port}"), bind(any))])
+            }
+            Ask::OpenIn => match fds.first() {
+                Some(directory) => in_child(|| open_in(directory)),
+                None => Answer::Failed("its descriptor did not come".to_owned()),
+            },
+            Ask::Listen(name) => match abstract_socket(&name)
+                .and_then(|address| std::os::unix::net::UnixListener::bind_addr(&address))
+            {
+                Ok(listener) => {
+                    listening.push(listener);
+                    Answer::Done
+                }
+                Err(e) => Answer::Failed(format!("listen on @{name}: {e}")),
+            },
+            Ask::ConnectAbstract(name) => {
+                let connected = abstract_socket(&name)
+                    .and_then(|address| std::os::unix::net::UnixStream::connect_addr(&address));
+                tried([(format!("@{name}"), connected.map(drop))])
+            }
+            Ask::Whoami => Answer::Pid(std::process::id().cast_signed()),
+            Ask::Signal(pid) => {
+                let signalled = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
+                tried([(format!("process {pid}"), signalled.map_err(io::Error::from))])
+            }
         };
         if protocol::send(socket, &answer, &[]).is_err() {
             return;
@@ -584,6 +637,49 @@ fn connect(to: SocketAddrV4) -> Answer {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Landing(Landing::Reset),
         Err(e) => Answer::Landing(e.raw_os_error().map_or(Landing::Sent, Landing::Refused)),
     }
+}
+
+/// What each came to.
+fn tried(attempts: impl IntoIterator<Item = (String, io::Result<()>)>) -> Answer {
+    Answer::Tried(
+        attempts
+            .into_iter()
+            .map(|(what, result)| {
+                let errno = result.err().map(|e| e.raw_os_error().unwrap_or(libc::EIO));
+                (what, errno)
+            })
+            .collect(),
+    )
+}
+
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(rustix::net::bind(&socket, &address)?)
+}
+
+fn abstract_socket(name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
+    <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
+}
+
+/// What a process would do with a directory that is not of its root.
+fn open_in(directory: &OwnedFd) -> Answer {
+    use rustix::fs::{Mode, OFlags};
+    let ways = [
+        ("list it", ".", OFlags::RDONLY | OFlags::DIRECTORY),
+        ("read a file of it", BAIT, OFlags::RDONLY),
+        ("write to a file of it", BAIT, OFlags::WRONLY),
+        ("make a file in it", "new", OFlags::CREATE | OFlags::RDWR),
+    ];
+    tried(ways.map(|(what, path, flags)| {
+        let mode = Mode::from_raw_mode(0o600);
+        let opened = rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, mode);
+        (what.to_owned(), opened.map(drop).map_err(io::Error::from))
+    }))
 }
 
 fn inject(link: &str, frame: &[u8]) -> io::Result<()> {

@@ -35,6 +35,8 @@ pub enum Side {
     Outside,
     /// Over the network, by [`super::network`].
     Network,
+    /// In each app and beside it, by [`super::domain`].
+    Landlock,
 }
 
 const REFUSED: &str = "EPERM, EACCES or ENOSYS";
@@ -63,7 +65,7 @@ use Group::{
     Capabilities as Cap, Files, Leaks, Mounts, Namespaces as Ns, NetworkIn as In,
     NetworkOut as Out, Process, Resources, Syscalls as Sys,
 };
-use Side::{App, AppCall, Network, Outside, Sidecar, SidecarCall};
+use Side::{App, AppCall, Landlock, Network, Outside, Sidecar, SidecarCall};
 
 /// All probes, in the order of the report.
 pub const CATALOGUE: &[Probe] = &[
@@ -1420,6 +1422,46 @@ pub const CATALOGUE: &[Probe] = &[
         "the place in the host's cgroups, by /proc/self/cgroup",
         "cgroup_namespaces(7)",
         "the root of its own",
+    ),
+    probe(
+        Out,
+        Landlock,
+        "landlock-connect",
+        "connect by TCP to loopback, the sidecar and a foreign address, as the app",
+        "landlock(7): a layer that does not know the rules",
+        "EACCES, and something else without Landlock",
+    ),
+    probe(
+        In,
+        Landlock,
+        "landlock-bind",
+        "bind a TCP port that is neither published nor in `listen`",
+        "landlock(7): a port for whoever comes back later",
+        "EACCES, and success without Landlock",
+    ),
+    probe(
+        Files,
+        Landlock,
+        "landlock-files",
+        "open a directory of the host, of which a descriptor has leaked in, and what is in it",
+        "CVE-2024-21626",
+        "EACCES, and success without Landlock",
+    ),
+    probe(
+        Leaks,
+        Landlock,
+        "landlock-abstract",
+        "connect to an abstract socket of a process that has joined the app's namespaces",
+        "landlock(7), CVE-2020-15257",
+        "EPERM, and success without Landlock",
+    ),
+    probe(
+        Process,
+        Landlock,
+        "landlock-signal",
+        "signal a process that has joined the app's namespaces",
+        "landlock(7), kill(2)",
+        "EPERM, and success without Landlock",
     ),
     probe(
         Leaks,

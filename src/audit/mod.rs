@@ -9,6 +9,9 @@
 //! - From inside the app: the app's pid 1 starts our own program as `lrpns probe` by the very function that started
 //!   the command ([`crate::init::app`]): same clone, same privileges, same filters, same descriptors. What it answers
 //!   is what the app could do. Each probe runs in a child of the prober that is thrown away ([`agent`]).
+//! - Beside it: a child of ours joins all of the app's namespaces and drops as the app did, but is not in its Landlock
+//!   domain. By it the rules are asked, which a connection from the domain never meets; and it is the control of what
+//!   Landlock refuses ([`domain`]).
 //! - From inside the sidecar: a child of ours joins all of its namespaces and drops by the same function as the
 //!   sidecar did, to what the sidecar was read back to hold.
 //! - From outside ([`outside`]): what the kernel tells of the real processes in `/proc`, what is in force in each
@@ -34,6 +37,7 @@
 
 pub mod agent;
 pub mod catalogue;
+pub mod domain;
 pub mod inside;
 pub mod network;
 pub mod outside;

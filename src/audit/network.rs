@@ -10,7 +10,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
 use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
-use super::inside::Context;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
 use crate::firewall::{SIDECAR_TABLE, host_table};
@@ -190,11 +189,13 @@ fn host_address() -> Option<Ipv4Addr> {
     })
 }
 
-/// What an app tries to reach.
+/// What an app tries to reach. Connections are tried by who is `beside` it: those of the app itself end at Landlock, and
+/// would say nothing of the rules.
 pub fn from_app(
     field: &Field<'_>,
     app: &AppPlan,
     prober: &Result<Agent, String>,
+    beside: &Result<Agent, String>,
     findings: &mut Findings,
 ) {
     let plan = field.plan;
@@ -255,6 +256,7 @@ pub fn from_app(
     let name = app.name.as_str();
     for (id, shot, why_not) in shots {
         let outcome = match shot {
+            Some(shot @ Shot::Tcp(_)) => shoot(field, beside, shot),
             Some(shot) => shoot(field, prober, shot),
             None => Outcome::not_applicable(why_not),
         };
@@ -268,7 +270,7 @@ pub fn from_app(
         )
     });
     let outcome = worst(
-        shots.map(|shot| shoot(field, prober, shot)),
+        shots.map(|shot| shoot(field, beside, shot)),
         "the stack has one app",
     );
     findings.add("out-other-app", name, outcome);
@@ -429,7 +431,7 @@ fn inject(field: &Field<'_>, from: &Result<Agent, String>, link: &str, frame: Ve
 /// This stack's apps against another stack, and that one's against this one.
 pub fn other_stack(
     field: &Field<'_>,
-    probers: &[Result<Agent, String>],
+    beside: &[Result<Agent, String>],
     scratch: io::Result<Scratch>,
     state: &StateRoot,
     findings: &mut Findings,
@@ -453,9 +455,9 @@ pub fn other_stack(
                 tcp(plan.uplink.sidecar_address, entry),
             ]
         };
-        let out = probers
+        let out = beside
             .iter()
-            .flat_map(|prober| targets(theirs).map(|shot| shoot(field, prober, shot)));
+            .flat_map(|beside| targets(theirs).map(|shot| shoot(field, beside, shot)));
         let out = worst(out.collect::<Vec<_>>(), "there is no app");
 
         let sidecar = other.enter("sidecar")?;
@@ -465,9 +467,10 @@ pub fn other_stack(
             sidecar: &sidecar,
             host: field.host,
         };
-        let prober = other.prober(theirs.apps[0].name.as_str(), &Context::default());
+        let app = other.enter(theirs.apps[0].name.as_str());
+        let beside = super::target::beside(&app);
         let into = worst(
-            targets(field.plan).map(|shot| shoot(&across, &prober, shot)),
+            targets(field.plan).map(|shot| shoot(&across, &beside, shot)),
             "",
         );
         Ok((out, into))

@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 
 use super::agent::{Agent, Answer, Ask, Join, uplink_of};
 use super::catalogue::{CATALOGUE, Probe, Side, find};
+use super::domain::{self, Pair};
 use super::inside::Context;
 use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
@@ -201,12 +202,7 @@ pub fn run(
         probers.push(prober);
     }
     let inside_sidecar = || {
-        let agent = agent(&sidecar, |entered| Join::Part {
-            pidfd: entered.pidfd.as_fd(),
-            keep: &entered.keep,
-            user: entered.user,
-            filter: &entered.filter,
-        })?;
+        let agent = beside(&sidecar)?;
         agent.ask(&Ask::Context(Box::default()))?;
         Ok(agent)
     };
@@ -224,16 +220,31 @@ pub fn run(
         sidecar: &sidecar_net,
         host: &host_net,
     };
-    for ((app, _), prober) in apps.iter().zip(&probers) {
-        network::from_app(&field, app, prober, &mut findings);
+    let besides: Vec<_> = apps.iter().map(|(_, entered)| beside(entered)).collect();
+    for (((app, _), inside), beside) in apps.iter().zip(&probers).zip(&besides) {
+        network::from_app(&field, app, inside, beside, &mut findings);
+        domain::probe(plan, app, &Pair { inside, beside }, &mut findings);
     }
     network::from_sidecar(&field, &in_sidecar, &mut findings);
     network::from_host(&field, &mut findings);
 
     progress("from another stack");
-    network::other_stack(&field, &probers, scratch, state, &mut findings);
+    network::other_stack(&field, &besides, scratch, state, &mut findings);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Report::new(stack.to_string(), findings.0, milliseconds))
+}
+
+/// An agent in all of a part's namespaces, with what the part holds, and not in its Landlock domain.
+///
+/// # Errors
+/// In words.
+pub fn beside(entered: &Result<Entered, String>) -> Result<Agent, String> {
+    agent(entered, |entered| Join::Part {
+        pidfd: entered.pidfd.as_fd(),
+        keep: &entered.keep,
+        user: entered.user,
+        filter: &entered.filter,
+    })
 }
 
 /// An agent that goes where `place` says.
@@ -436,7 +447,7 @@ impl Scratch {
             })
             .unwrap_or(SUBNETS[0]);
         let text = format!(
-            "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\n"
+            "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nlisten = [5000]\n"
         );
         let mut open = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);

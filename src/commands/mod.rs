@@ -1,7 +1,9 @@
 //! One file per verb, each a short straight line.
 #![forbid(unsafe_code)]
 
+mod apply;
 mod audit;
+mod diff;
 mod down;
 mod exec;
 mod init;
@@ -69,6 +71,19 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             status::status(&target_name(target.stack, target.file.as_deref())?, json)
         }
         Command::Restart { words, file } => restart::restart(words, file.as_deref()),
+        Command::Apply {
+            source,
+            confirm,
+            dry_run,
+            json,
+        } => apply::apply(
+            &source,
+            &apply::Options {
+                confirm,
+                dry_run,
+                json,
+            },
+        ),
         Command::Logs {
             stack,
             file,

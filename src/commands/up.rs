@@ -211,7 +211,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
             break (global, host, plan, claimed);
         }
         drop(global);
-        if let Some(message) = already(&plan, &host)? {
+        if let Some(message) = already(&config, &plan, &host)? {
             return Ok(End::Already(message));
         }
     };
@@ -315,15 +315,18 @@ fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
 /// did not come up, and now it is our turn.
-fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
-    let stack = &wanted.stack;
+fn already(config: &Config, fresh: &Plan, host: &Host) -> Result<Option<String>, Failure> {
+    let stack = &fresh.stack;
     let ask = || -> std::io::Result<_> {
         let client = Client::connect(&host.state.control(stack))?;
         client.ask(&Request::Status)?;
         client.reply()
     };
     match ask() {
-        Ok(Some((Reply::Status(status), _))) if status.plan.asks_for_the_same_as(wanted) => {
+        Ok(Some((Reply::Status(status), _)))
+            if resolve::again(config, host, &status.plan)
+                .is_ok_and(|wanted| status.plan.asks_for_the_same_as(&wanted)) =>
+        {
             Ok(Some(format!(
                 "{}, as before; nothing was changed",
                 is_up(&status)
@@ -332,7 +335,9 @@ fn already(wanted: &Plan, host: &Host) -> Result<Option<String>, Failure> {
         Ok(Some((Reply::Status(_), _))) => Err(Failure::failed(format!(
             "{stack} is up with another configuration; nothing was changed"
         ))
-        .hint(format!("lrpns down {stack}, then up again"))),
+        .hint(format!(
+            "lrpns apply {stack} changes it while it runs; what that can't, down and up do"
+        ))),
         Ok(Some(_)) => Err(Failure::unable(format!(
             "the supervisor of {stack} answered something else"
         ))),

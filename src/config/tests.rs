@@ -422,7 +422,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         (
             "publish = [\"[::1]:80:80\"]",
             12,
-            "not supported yet: app.publish = `[::1]:80:80`",
+            "[::1] is an IPv6 address, and the stack's IPv6 is off",
         ),
         (
             "publish = [\"80:80/udp\", \"80:80/tcp\", \"70-90:1070-1090/udp\"]",
@@ -1021,7 +1021,7 @@ fn run_names_every_flag_that_is_wrong() {
     for words in [
         "--name: `a/b` has the character",
         "--publish: port 0",
-        "--publish: not supported yet: --publish `[::1]:1:1`",
+        "--publish: [::1] is an IPv6 address, and the stack's IPv6 is off",
         "--publish: 0.0.0.0:80 is published already, by 127.0.0.1:80",
         "--rootfs: `hots` is unknown, the nearest is `host`",
         "--env: `A` has no `=`",

@@ -1,6 +1,7 @@
 //! One transaction into the kernel, and what it answers.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -106,6 +107,26 @@ impl Socket {
             Ok(Self(socket))
         };
         open().map_err(|source| LoadError::Open { source })
+    }
+
+    /// The socket itself, to hand to another process: who sends on it needs the capability as well.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The same socket, from another process. What that one has asked and not heard is thrown away.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+        let socket =
+            crate::sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let mut left = Vec::with_capacity(ANSWER);
+        while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
+            left.clear();
+        }
+        Ok(Self(socket))
     }
 
     /// A transaction is one message buffer, of which the socket must be able to hold all.

@@ -6,9 +6,11 @@
 
 use std::os::fd::OwnedFd;
 
+use nftables::schema::Nftables;
+
 use super::sidecar::confine;
 use super::{StageError, step};
-use crate::firewall::{self, Batch};
+use crate::firewall::{self, Batch, UpdateError};
 use crate::protocol::{self, FromStage};
 
 /// Loads `rules` and tells how that went. That the kernel refuses them is an answer, and no error of this process.
@@ -18,5 +20,27 @@ use crate::protocol::{self, FromStage};
 pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     confine(&[], false)?;
     let loaded = firewall::Socket::open().and_then(|socket| firewall::transact(&socket, rules));
+    protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
+}
+
+/// Changes the rules from `old` to `new` and tells how that went.
+///
+/// # Errors
+/// As [`run`].
+pub fn update(
+    supervisor: &OwnedFd,
+    old: &Nftables<'static>,
+    new: &Nftables<'static>,
+) -> Result<(), StageError> {
+    confine(&[], false)?;
+    let updated = match firewall::Socket::open() {
+        Ok(socket) => firewall::update(&socket, old, new),
+        Err(e) => Err(e.into()),
+    };
+    let loaded = match updated {
+        Ok(_) => Ok(()),
+        Err(UpdateError::Load(e)) => Err(e),
+        Err(e) => return Err(step("update the rules")(e)),
+    };
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
 }

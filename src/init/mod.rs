@@ -146,6 +146,9 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Sidecar { rules, seal } => {
             sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
         }
+        Role::Updater { old, new } => {
+            loader::update(supervisor, &old, &new).map(|()| ExitCode::SUCCESS)
+        }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay { carried } => {
             let fds = all_of(&carried, fds, supervisor)?;

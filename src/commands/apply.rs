@@ -1,0 +1,376 @@
+//! `lrpns apply`: configuration -> plan -> what changes -> preflight -> the conversation with the supervisor.
+//!
+//! # Theory of operation
+//! This process reads and asks; a child of its own, in a session of its own, talks to the supervisor and changes the host's
+//! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else. So a hangup, Ctrl-C or the
+//! `kill -9` of the command that somebody waits at is a "no" that the child hears, and it is still there to take the host's
+//! table back. Should somebody kill that one too, the supervisor takes its own part back.
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use caps::Capability;
+use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+use super::diff::{self, Line};
+use super::{ask, configuration, ended, print, print_json, reply};
+use crate::change::{self, Change};
+use crate::cli::Source;
+use crate::control::{Apply, Applying, Client, Reply, Request, Said};
+use crate::error::Failure;
+use crate::firewall;
+use crate::host::Host;
+use crate::names::StackName;
+use crate::plan::{Mode, Plan};
+use crate::publish::Listener;
+use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::{namespaces, preflight, privileges, protocol, resolve};
+
+/// What the command line says.
+pub struct Options {
+    /// Take it back unless confirmed within so many seconds.
+    pub confirm: Option<u64>,
+    /// Change nothing.
+    pub dry_run: bool,
+    /// Say it as JSON.
+    pub json: bool,
+}
+
+/// Brings a running stack to what the configuration says.
+pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
+    let config = configuration(source)?;
+    let stack = &config.name;
+    let (Reply::Status(status), _) = reply(&ask(stack, &Request::Status)?, stack)? else {
+        return Err(answered_something_else(stack));
+    };
+    let running = status.plan;
+    let host = Host::look(stack)?;
+    let wanted = resolve::again(&config, &host, &running)?;
+    let change = change::between(&running, &wanted).map_err(|e| {
+        Failure::failed(format!("{stack}: {e}; nothing was changed"))
+            .hint(format!("lrpns down {stack} && lrpns up {stack}"))
+    })?;
+    let report = Report::new(&running, &wanted, change)?;
+    if !report.changed {
+        eprintln!("{stack} is as the configuration says; nothing was changed");
+        return report.end(options, false);
+    }
+    let _ = anstream::stderr().write_all(report.keys().as_bytes());
+    let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
+        preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
+    })?;
+    if options.dry_run {
+        if !options.json {
+            print(&report.rules())?;
+        }
+        return report.end(options, false);
+    }
+    let order = Apply {
+        running,
+        wanted,
+        confirm: options.confirm,
+    };
+    carry_out(stack, order, &listeners)?;
+    eprintln!("{stack}: done");
+    report.end(options, true)
+}
+
+fn answered_something_else(stack: &StackName) -> Failure {
+    Failure::unable(format!("the supervisor of {stack} answered something else"))
+}
+
+/// The difference, for people and for programs.
+#[derive(Serialize)]
+struct Report {
+    stack: StackName,
+    /// Whether there is a difference.
+    changed: bool,
+    /// Whether it is in force now.
+    applied: bool,
+    #[serde(flatten)]
+    change: Change,
+    rules: Vec<RulesChange>,
+}
+
+/// The difference of one table.
+#[derive(Serialize)]
+struct RulesChange {
+    /// `sidecar` or `host`: whose network namespace it is in.
+    namespace: &'static str,
+    removed: Vec<String>,
+    added: Vec<String>,
+    #[serde(skip)]
+    lines: Vec<Line>,
+}
+
+impl Report {
+    fn new(running: &Plan, wanted: &Plan, change: Change) -> Result<Self, Failure> {
+        let mut rules = vec![];
+        for (namespace, old, new) in [
+            (
+                "sidecar",
+                firewall::sidecar_rules(running),
+                firewall::sidecar_rules(wanted),
+            ),
+            (
+                "host",
+                firewall::host_rules(running),
+                firewall::host_rules(wanted),
+            ),
+        ] {
+            let lines = diff::rules(&old, &new).map_err(Failure::unable)?;
+            let only = |which: fn(&Line) -> Option<&String>| -> Vec<String> {
+                let found = lines.iter().filter_map(which);
+                found.map(|line| line.trim().to_owned()).collect()
+            };
+            rules.push(RulesChange {
+                namespace,
+                removed: only(|line| match line {
+                    Line::Removed(line) => Some(line),
+                    _ => None,
+                }),
+                added: only(|line| match line {
+                    Line::Added(line) => Some(line),
+                    _ => None,
+                }),
+                lines,
+            });
+        }
+        Ok(Self {
+            stack: wanted.stack.clone(),
+            changed: !change.is_empty(),
+            applied: false,
+            change,
+            rules,
+        })
+    }
+
+    /// What changes, in keys and parts.
+    fn keys(&self) -> String {
+        let (bold, plain) = (anstyle::Style::new().bold(), anstyle::Reset);
+        let mut text = String::new();
+        for part in &self.change.restart {
+            let because = part.because.join(", ");
+            text += &format!("{bold}{}{plain} starts again: {because}\n", part.part);
+        }
+        if !self.change.live.is_empty() {
+            text += &format!("live: {}\n", self.change.live.join(", "));
+        }
+        for (what, ports) in [
+            ("opened", &self.change.opened),
+            ("closed", &self.change.closed),
+        ] {
+            if !ports.is_empty() {
+                text += &format!("{what}: {}\n", ports.join(", "));
+            }
+        }
+        text
+    }
+
+    /// What changes in the rules.
+    fn rules(&self) -> String {
+        let (red, green, plain) = (
+            anstyle::AnsiColor::Red.on_default(),
+            anstyle::AnsiColor::Green.on_default(),
+            anstyle::Reset,
+        );
+        let mut text = String::new();
+        for table in self.rules.iter().filter(|table| !table.lines.is_empty()) {
+            text += &format!("# {}\n", table.namespace);
+            for line in &table.lines {
+                text += &match line {
+                    Line::Within(line) => format!(" {line}\n"),
+                    Line::Removed(line) => format!("{red}-{line}{plain}\n"),
+                    Line::Added(line) => format!("{green}+{line}{plain}\n"),
+                };
+            }
+        }
+        text
+    }
+
+    fn end(mut self, options: &Options, applied: bool) -> Result<ExitCode, Failure> {
+        self.applied = applied;
+        if options.json {
+            print_json(&self)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What the child that talks to the supervisor says.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Step(String),
+    Confirm(u64),
+    Done,
+    Failed(Failure),
+}
+
+/// Has it done, and asks who waits whether it is to stay.
+fn carry_out(stack: &StackName, order: Apply, listeners: &[Listener]) -> Result<(), Failure> {
+    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    let client = Client::connect(&Host::state_root().control(stack))
+        .map_err(|e| unable("connect to the supervisor", e))?;
+    let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    match clone3(0).map_err(|e| unable("clone", e))? {
+        Cloned::Child => {
+            drop(ours);
+            exit_now(guard(&client, stack, order, listeners, &theirs))
+        }
+        Cloned::Parent { .. } => {}
+    }
+    // The child's alone: the supervisor is to hear of its end.
+    drop((client, theirs));
+    loop {
+        let told = protocol::receive::<Told>(&ours);
+        match told.map_err(|e| unable("hear from the child", e))? {
+            Some((Told::Step(step), _)) => eprintln!("  {step}"),
+            Some((Told::Confirm(seconds), _)) => {
+                let said = confirmed(seconds, &ours);
+                let said = said.map_err(|e| unable("wait for the confirmation", e))?;
+                // Who has waited too long hears so next.
+                let _ = protocol::send(&ours, &said, &[]);
+            }
+            Some((Told::Done, _)) => return Ok(()),
+            Some((Told::Failed(failure), _)) => return Err(failure),
+            None => {
+                return Err(Failure::unable(
+                    "the process that talked to the supervisor has ended: lrpns status says how things are",
+                ));
+            }
+        }
+    }
+}
+
+/// Waits for a line on standard input, or for what the child says next: then it is too late.
+fn confirmed(seconds: u64, child: &OwnedFd) -> std::io::Result<Said> {
+    let how = if std::io::stdin().is_terminal() {
+        "press Enter"
+    } else {
+        "write a line to standard input"
+    };
+    eprintln!("to keep it, {how} within {seconds} s");
+    let stdin = std::io::stdin();
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
+            PollFd::new(child, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let [line, over] = ready.map(|fd| !fd.revents().is_empty());
+        if over {
+            return Ok(Said::Revert);
+        }
+        if line {
+            let mut chunk = [0; 256];
+            let got = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut chunk))?;
+            if got == 0 {
+                return Ok(Said::Revert);
+            }
+            if chunk[..got].contains(&b'\n') {
+                return Ok(Said::Keep);
+            }
+        }
+    }
+}
+
+/// The child's whole life.
+fn guard(
+    client: &Client,
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    teller: &OwnedFd,
+) -> i32 {
+    let told = match converse(client, stack, order, listeners, teller) {
+        Ok(()) => Told::Done,
+        Err(failure) => Told::Failed(failure),
+    };
+    // Whoever waited may have gone.
+    let _ = protocol::send(teller, &told, &[]);
+    0
+}
+
+fn converse(
+    client: &Client,
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    teller: &OwnedFd,
+) -> Result<(), Failure> {
+    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
+    if order.running.mode == Mode::Root {
+        privileges::keep_only(&[Capability::CAP_NET_ADMIN]).map_err(Failure::unable)?;
+    }
+    let fds: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.socket.as_fd())
+        .collect();
+    client
+        .say(&Request::Apply(Box::new(order)), &fds)
+        .map_err(|e| unable("ask the supervisor", e))?;
+    let mut waiting = true;
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(client.as_fd(), PollFlags::IN),
+            PollFd::new(teller, PollFlags::IN),
+        ];
+        let wanted = if waiting { 2 } else { 1 };
+        match rustix::event::poll(&mut ready[..wanted], None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(unable("wait", e.into())),
+        }
+        let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
+        if supervisor {
+            // A refusal is an error, and the end.
+            let (told, fds) = match reply(client, stack)? {
+                (Reply::Applying(Applying::Host { old, new }), fds) => {
+                    let changed = change_host(fds, &old, &new);
+                    let said = client.say(&Said::Changed(changed), &[]);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
+                (Reply::Applying(Applying::Step(step)), fds) => (Told::Step(step), fds),
+                (Reply::Applying(Applying::Confirm { seconds }), fds) => {
+                    (Told::Confirm(seconds), fds)
+                }
+                (Reply::Applying(Applying::Applied), _) => return Ok(()),
+                _ => return Err(answered_something_else(stack)),
+            };
+            drop(fds);
+            let _ = protocol::send(teller, &told, &[]);
+        } else if user {
+            let said = match protocol::receive::<Said>(teller) {
+                Ok(Some((said, _))) => said,
+                // Who would have confirmed is gone.
+                _ => {
+                    waiting = false;
+                    Said::Revert
+                }
+            };
+            client.say(&said, &[]).map_err(|_| ended(stack))?;
+        }
+    }
+}
+
+/// Changes the host's table on the socket that owns it.
+fn change_host(
+    fds: Vec<OwnedFd>,
+    old: &nftables::schema::Nftables<'static>,
+    new: &nftables::schema::Nftables<'static>,
+) -> Result<(), String> {
+    let socket = fds.into_iter().next().ok_or("no socket came")?;
+    let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
+    firewall::update(&socket, old, new)
+        .map(|_| ())
+        .map_err(|e| e.to_string())
+}

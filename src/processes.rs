@@ -1,0 +1,126 @@
+//! What the kernel tells of a running process, in `/proc` (proc_pid_status(5), namespaces(7)): for `lrpns status`, of which
+//! it is the evidence. Nothing here is remembered from when the process was started, but for the securebits, which
+//! `/proc` has not and which are locked from then on.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// `supervisor`, or the part that it is of.
+    pub part: String,
+    /// What it is there.
+    pub role: Role,
+    /// Its number, where the supervisor is.
+    pub pid: i32,
+    /// Real, effective, saved and file system uid, outside.
+    pub uids: Vec<u32>,
+    /// The same of the gid.
+    pub gids: Vec<u32>,
+    /// CapInh.
+    pub inheritable: u64,
+    /// CapPrm.
+    pub permitted: u64,
+    /// CapEff.
+    pub effective: u64,
+    /// CapBnd.
+    pub bounding: u64,
+    /// CapAmb.
+    pub ambient: u64,
+    /// The securebits, as they were read back when the part had dropped everything.
+    pub securebits: Option<u32>,
+    /// Whether `execve(2)` can't give privileges.
+    pub no_new_privs: bool,
+    /// The seccomp mode: 2 under a filter.
+    pub seccomp: u32,
+    /// How many filters it is under.
+    pub seccomp_filters: u32,
+    /// Its namespaces: type, and the inode that tells one from another.
+    pub namespaces: BTreeMap<String, u64>,
+}
+
+/// What a process is in its part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The supervisor.
+    Supervisor,
+    /// A part's pid 1.
+    Init,
+    /// An app's command.
+    Command,
+}
+
+/// The types of namespaces that there is one of for each process (namespaces(7)).
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+
+impl Process {
+    /// Looks at process `pid`; `None` when it is not there any more.
+    #[must_use]
+    pub fn look(part: &str, role: Role, pid: i32, securebits: Option<u32>) -> Option<Self> {
+        let directory = Path::new("/proc").join(pid.to_string());
+        let status = std::fs::read_to_string(directory.join("status")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.strip_prefix(':')).map(str::trim)
+        };
+        let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
+        let number = |name: &str| field(name)?.parse::<u32>().ok();
+        let ids = |name: &str| -> Option<Vec<u32>> {
+            let numbers = field(name)?.split_whitespace().map(str::parse);
+            numbers.collect::<Result<_, _>>().ok()
+        };
+        let inode = |kind: &&str| {
+            // As in `net:[4026531840]`.
+            let link = std::fs::read_link(directory.join("ns").join(kind)).ok()?;
+            let (_, number) = link.to_str()?.strip_suffix(']')?.split_once(":[")?;
+            Some(((*kind).to_owned(), number.parse().ok()?))
+        };
+        Some(Self {
+            part: part.to_owned(),
+            role,
+            pid,
+            uids: ids("Uid")?,
+            gids: ids("Gid")?,
+            inheritable: set("CapInh")?,
+            permitted: set("CapPrm")?,
+            effective: set("CapEff")?,
+            bounding: set("CapBnd")?,
+            ambient: set("CapAmb")?,
+            securebits,
+            no_new_privs: number("NoNewPrivs")? == 1,
+            seccomp: number("Seccomp")?,
+            seccomp_filters: number("Seccomp_filters").unwrap_or_default(),
+            namespaces: NAMESPACES.iter().filter_map(inode).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_seen_as_it_is() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let seen = Process::look("test", Role::Supervisor, pid, None).unwrap();
+        let uids = nix::unistd::getresuid().unwrap();
+        assert_eq!(
+            seen.uids[..3],
+            [uids.real, uids.effective, uids.saved].map(|id| id.as_raw())
+        );
+        let held = rustix::thread::capabilities(None).unwrap();
+        assert_eq!(seen.effective, held.effective.bits());
+        assert_eq!(seen.no_new_privs, rustix::thread::no_new_privs().unwrap());
+        assert_eq!(seen.namespaces.len(), NAMESPACES.len());
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_none() {
+        assert_eq!(Process::look("test", Role::Command, -1, None), None);
+    }
+}
