@@ -65,6 +65,9 @@ pub enum Command {
         /// Refuse, before anything is made, when a limit can't be enforced here
         #[arg(long)]
         strict_limits: bool,
+        /// Publish only after `lrpns audit` has passed; else take the stack down, say what it found and exit with 1
+        #[arg(long)]
+        gate: bool,
     },
     /// Take a stack down; nothing to take down is success
     #[command(after_help = "Example: lrpns down --all")]

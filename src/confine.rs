@@ -33,19 +33,36 @@ use serde::{Deserialize, Serialize};
 use crate::config::Protocol;
 use crate::plan::{AppPlan, PublishPlan};
 
-/// What is left of TCP: binding nothing, connecting to these ports only. Abstract sockets and signals end at the part.
+/// What is left of TCP: binding nothing if not said otherwise, connecting to these ports only. Abstract sockets and
+/// signals end at the part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpOnlyTo {
     /// The ports.
     pub ports: Vec<u16>,
+    /// Binding to any port is left, too.
+    pub binds: bool,
 }
 
 impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
     pub fn of(targets: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
-        let ports = sorted(targets.into_iter().map(|target| target.port()));
-        Self { ports }
+        Self {
+            ports: sorted(targets.into_iter().map(|target| target.port())),
+            binds: false,
+        }
+    }
+
+    /// What the relay keeps: it binds its sockets if it dials as its clients, whose ports may be any.
+    #[must_use]
+    pub fn relay(
+        targets: impl IntoIterator<Item = std::net::SocketAddr>,
+        as_clients: bool,
+    ) -> Self {
+        Self {
+            binds: as_clients,
+            ..Self::of(targets)
+        }
     }
 
     /// Puts this process and all that comes of it under it, for good. Tells, in a sentence, what this kernel could not do.
@@ -56,7 +73,11 @@ impl TcpOnlyTo {
         let rules = ports(&self.ports, AccessNet::ConnectTcp);
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessNet::from_all(ABI::V4))?
+            .handle_access(if self.binds {
+                AccessNet::ConnectTcp.into()
+            } else {
+                AccessNet::from_all(ABI::V4)
+            })?
             .scope(Scope::from_all(ABI::V6))?
             .create()?
             .add_rules(rules)?
@@ -179,7 +200,8 @@ impl App {
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
         let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-        let published = app.publish.iter().filter(tcp);
+        // A port that is closing was published when the process was started, which is still there.
+        let published = app.reachable().filter(tcp);
         let published = published.map(|publish| publish.app_port);
         Self {
             bind: sorted(published.chain(app.listen.iter().copied())),

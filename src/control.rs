@@ -22,6 +22,8 @@ use crate::protocol;
 pub enum Request {
     /// How the stack is; while it starts, answered when it has started.
     Status,
+    /// The same for the audit: answered while the gate is closed as well.
+    Inspect,
     /// Take everything down.
     Down,
     /// Start a part again; `None` for every app.
@@ -162,6 +164,8 @@ pub struct Status {
     pub supervisor_privileges: Privileges,
     /// When it was up, RFC 3339, UTC.
     pub since: jiff::Timestamp,
+    /// Whether its ports are still closed, since the audit that `up --gate` asks for has not passed yet.
+    pub gated: bool,
     /// Its parts.
     pub parts: Vec<PartStatus>,
     /// Every process of ours, as the kernel tells when it is asked.

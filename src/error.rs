@@ -137,6 +137,7 @@ impl From<StackError> for Failure {
             StackError::AppEnded { .. }
             | StackError::NotListening { .. }
             | StackError::Path { .. }
+            | StackError::Gate { .. }
             | StackError::Interrupted => Self::failed(chain(&e)),
             StackError::Container(ContainerError::Stage {
                 errno: Some(errno), ..

@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
-use crate::sys::namespace::unshare;
+use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Why a part's namespaces could not be made.
@@ -45,6 +45,11 @@ pub enum Network {
         /// IPv6 too.
         ipv6: bool,
     },
+    /// The far end of the uplink, and nothing else.
+    Relay {
+        /// IPv6 too.
+        ipv6: bool,
+    },
     /// The part stays in the supervisor's network namespace (the relay, which dials from there).
     Shared,
 }
@@ -63,8 +68,8 @@ pub struct Namespaces {
 pub struct Sockets {
     /// NETLINK_ROUTE: links, addresses, routes.
     pub route: OwnedFd,
-    /// NETLINK_SOCK_DIAG: who listens.
-    pub diag: OwnedFd,
+    /// NETLINK_SOCK_DIAG: who listens; of [`Network::Relay`], NETLINK_NETFILTER: its rules.
+    pub second: OwnedFd,
 }
 
 /// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's settings on some
@@ -144,12 +149,15 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
         Network::Sidecar { ipv6: true } => (&SIDECAR, &SIDECAR_IPV6),
         Network::App { ipv6: false } => (&APP, &[]),
         Network::App { ipv6: true } => (&APP, &APP_IPV6),
+        Network::Relay { ipv6: false } => (&RELAY, &[]),
+        Network::Relay { ipv6: true } => (&RELAY, &APP_IPV6),
         Network::Shared => (&[], &[]),
     };
     let (common, common6): (&[_], &[_]) = match network {
         Network::Shared => (&[], &[]),
-        Network::Sidecar { ipv6: true } | Network::App { ipv6: true } => (&COMMON, &IPV6),
-        Network::Sidecar { .. } | Network::App { .. } => (&COMMON, &NO_IPV6),
+        Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => {
+            (&COMMON, if ipv6 { &IPV6 } else { &NO_IPV6 })
+        }
     };
     // Forwarding comes before the rest: setting it resets some of that.
     own.iter().chain(own6).chain(common6).chain(common).copied()
@@ -171,6 +179,9 @@ pub(crate) const SIDECAR: [(&str, &str); 4] = [
 
 /// The app forwards nothing.
 pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+
+/// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
+pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];
 
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.
@@ -229,10 +240,65 @@ impl Namespaces {
             .map_err(failed("take the user namespace"))?;
         let net = fds.next();
         let sockets = match (fds.next(), fds.next()) {
-            (Some(route), Some(diag)) => Some(Sockets { route, diag }),
+            (Some(route), Some(second)) => Some(Sockets { route, second }),
             _ => None,
         };
         Ok((Self { user, net }, sockets))
+    }
+
+    /// TCP sockets of `family` that are made inside, by a child that ends at once; at most [`protocol::MAX_FDS`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn tcp_sockets(
+        &self,
+        family: AddressFamily,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let (ours, theirs) = socketpair()?;
+        let pidfd = match clone3(0)? {
+            Cloned::Child => {
+                drop(ours);
+                let message = match self.join_and_open(family, count) {
+                    Ok(fds) => (FromStage::Sockets, fds),
+                    Err(e) => {
+                        let failed = FromStage::Failed {
+                            step: "open TCP sockets".to_owned(),
+                            cause: e.to_string(),
+                            errno: e.raw_os_error(),
+                        };
+                        (failed, vec![])
+                    }
+                };
+                let fds: Vec<_> = message.1.iter().map(AsFd::as_fd).collect();
+                exit_now(i32::from(
+                    protocol::send(&theirs, &message.0, &fds).is_err(),
+                ))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let reply = Channel::new(ours)?.receive::<FromStage>().await;
+        reap(&pidfd).await?;
+        match reply? {
+            Some((FromStage::Sockets, fds)) => Ok(fds),
+            Some((FromStage::Failed { cause, .. }, _)) => Err(io::Error::other(cause)),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn join_and_open(&self, family: AddressFamily, count: usize) -> io::Result<Vec<OwnedFd>> {
+        setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
+        if let Some(net) = &self.net {
+            setns(net, CloneFlags::CLONE_NEWNET)?;
+        }
+        (0..count)
+            .map(|_| {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+                Ok(socket)
+            })
+            .collect()
     }
 }
 
@@ -310,7 +376,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
     let ipv6 = match network {
         Network::Shared => return Ok(fds),
-        Network::Sidecar { ipv6 } | Network::App { ipv6 } => ipv6,
+        Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => ipv6,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
     for (name, value) in sysctls(network) {
@@ -330,8 +396,12 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
             }
         }
     }
+    let second = match network {
+        Network::Relay { .. } => rustix::net::netlink::NETFILTER,
+        _ => rustix::net::netlink::SOCK_DIAG,
+    };
     // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-    for protocol in [None, Some(rustix::net::netlink::SOCK_DIAG)] {
+    for protocol in [None, Some(second)] {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,

@@ -164,6 +164,8 @@ pub struct BridgePlan {
 /// The veth pair between the host's namespace and the sidecar's: a /31 (RFC 3021), with IPv6 a /127 too (RFC 6164).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkPlan {
+    /// Whose namespace the host's end is in.
+    pub ends_at: UplinkEnd,
     /// The end in the host's namespace; its name is unique to this run.
     pub host_link: IfName,
     /// The host's address.
@@ -180,6 +182,17 @@ pub struct UplinkPlan {
     pub sidecar_address6: Option<Ipv6Addr>,
     /// The sidecar end's link-layer address.
     pub sidecar_mac: Mac,
+}
+
+/// Whose network namespace the uplink's end is in that is not the sidecar's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinkEnd {
+    /// The host's; rootless, the supervisor's.
+    #[default]
+    Host,
+    /// The relay's own, in which every address is its own: so it can dial as the client that it carries.
+    Relay,
 }
 
 /// One app.

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::config::{Protocol, Rootfs, Source};
+use crate::config::{Protocol, Rootfs};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -255,7 +255,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
     for range in publish::ranges(plan) {
-        let (app, publish) = (range.app, range.first);
+        let publish = range.first;
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {
             problems.push(problem(
@@ -266,14 +266,13 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
             ));
         }
-        if app.source == Source::Client && publish.via == Transport::Relay && !address.is_loopback()
-        {
+        if address.is_ipv6() && plan.uplink.ends_at == UplinkEnd::Relay {
             problems.push(problem(
                 format!(
-                    "{}: source = \"client\" does not work by relay yet",
-                    publish.listen
+                    "{}: a relay that shows clients' own addresses to an app carries IPv4 only",
+                    range.listen()
                 ),
-                "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
+                "use via = \"dnat\" on a host that forwards, source = \"sidecar\", or IPv4 addresses only",
             ));
         }
         if publish.via == Transport::Dnat {
@@ -294,6 +293,15 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
+                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                    problems.push(problem(
+                        format!(
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            publish.listen
+                        ),
+                        "use via = \"auto\" for both, or two stacks",
+                    ));
+                }
                 (Forwarding::Open, Mode::Root) => {}
             }
         }

@@ -35,7 +35,7 @@ pub enum ToStage {
     More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
-    /// App: run the command.
+    /// App: run the command. Relay: the sockets listen.
     Proceed,
     /// App: send this signal to the command.
     Signal(i32),
@@ -96,6 +96,10 @@ pub enum Role {
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
+        /// It has a network namespace of its own, in which it dials as the client that it carries.
+        as_clients: bool,
+        /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
+        wait: bool,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
@@ -154,6 +158,8 @@ pub enum FromStage {
     /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
     /// socket in it if there is one.
     Namespaces,
+    /// Sockets that were made inside. Descriptors: as many as were asked for.
+    Sockets,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

@@ -45,6 +45,12 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Which port of the host it is ([`PublishPlan::outside`]).
+    #[must_use]
+    pub fn outside(&self) -> (SocketAddr, Protocol) {
+        (self.address, self.protocol)
+    }
+
     /// Binds, without listening yet: EADDRINUSE when somebody listens there, and from now on for everybody else who
     /// wants to. UDP has nothing like listening: what arrives from now on waits, as far as there is room.
     ///

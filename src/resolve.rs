@@ -9,13 +9,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::Ipv4Net;
 
 use crate::cgroup;
-use crate::config::{self, Config, Limits, Origin, Protocol, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, Source, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, StackName};
 use crate::net;
 use crate::plan::{
-    AppPlan, BridgePlan, DEFAULT_PATH, IdMap, Mode, Plan, PublishPlan, Transport, UplinkPlan,
+    AppPlan, BridgePlan, DEFAULT_PATH, IdMap, Mode, Plan, PublishPlan, Transport, UplinkEnd,
+    UplinkPlan,
 };
 
 /// What can't be decided.
@@ -195,7 +196,9 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
     let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
         .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
+    let ends_at = uplink_end(config, host);
     let uplink = UplinkPlan {
+        ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
         host_address: uplink_net.network(),
         host_address6: ipv6.map(|_| net::uplink6(uplink_net.network())),
@@ -215,7 +218,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
         };
         let mut published = vec![];
         for publish in &app.publish {
-            let (via, why) = transport(publish.address, app.via, host);
+            let (via, why) = transport(publish.address, app.via, ends_at, host);
             for (host_port, app_port) in publish.ports() {
                 let listen = SocketAddr::new(publish.address, host_port);
                 published.push(PublishPlan {
@@ -381,8 +384,25 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     }
 }
 
+/// The relay's namespace, if it has to show an app its clients' addresses: to dial as somebody else it needs a place
+/// where that changes nothing for the host.
+fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
+    let relayed_as_client = config.apps.iter().any(|app| {
+        app.source == Source::Client
+            && app.publish.iter().any(|publish| {
+                let (via, _) = transport(publish.address, app.via, UplinkEnd::Host, host);
+                via == Transport::Relay && !publish.address.is_loopback()
+            })
+    });
+    if relayed_as_client {
+        UplinkEnd::Relay
+    } else {
+        UplinkEnd::Host
+    }
+}
+
 /// How a published address gets to the sidecar, and why so.
-fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
+fn transport(address: IpAddr, via: Via, ends_at: UplinkEnd, host: &Host) -> (Transport, String) {
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
@@ -394,6 +414,10 @@ fn transport(address: IpAddr, via: Via, host: &Host) -> (Transport, String) {
     match (via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
+        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
+            Transport::Relay,
+            "the uplink ends at the relay, which shows an app its clients".to_owned(),
+        ),
         (Via::Auto, Forwarding::Open) => (
             Transport::Dnat,
             "the host forwards, and nothing of another owner drops it".to_owned(),

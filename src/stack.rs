@@ -22,14 +22,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
 use crate::config::{Limits, Protocol};
+use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
-use crate::plan::{AppPlan, Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
@@ -127,6 +129,12 @@ pub enum StackError {
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
     Supervisor(#[source] crate::privileges::DropError),
+    /// With `--gate`: the audit did not pass, or could not be made.
+    #[error("not published: {findings}")]
+    Gate {
+        /// What it said.
+        findings: String,
+    },
     /// By `lrpns down` or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -153,6 +161,22 @@ pub struct Ground {
     listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
+}
+
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
 }
 
 /// A part that is ready.
@@ -223,6 +247,14 @@ fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<()
     Ok(())
 }
 
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
 fn weaken() -> Option<String> {
     cfg!(debug_assertions)
@@ -249,7 +281,7 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -257,16 +289,20 @@ impl Stack {
         plan: Plan,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
+        gated: bool,
         output: &(dyn Fn(usize, Output) + Sync),
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let host = Rtnl::open()?;
-        let (ground, sidecar_route, app_routes) = within(
+        let (ground, sidecar_route, app_routes, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
         .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
         done("namespaces", progress)?;
 
         let ground = Arc::new(ground);
@@ -295,10 +331,13 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        let host_table = firewall::Socket::open()?;
         firewall::transact(
             &host_table,
-            &firewall::encode_owned(&firewall::host_rules(plan))?,
+            &firewall::encode_owned(&if gated {
+                firewall::closed_host_rules(plan)
+            } else {
+                firewall::host_rules(plan)
+            })?,
         )?;
         done("rules", progress)?;
 
@@ -324,13 +363,15 @@ impl Stack {
         done("listening", progress)?;
         ground.try_the_path().await?;
         done("path", progress)?;
-        for listener in &ground.listeners {
-            listener.listen()?;
+        if !gated {
+            ground.listen()?;
         }
         if let Some(relay) = relay {
-            parts.push((PartId::Relay, ground.start_relay(relay).await?));
+            parts.push((PartId::Relay, ground.start_relay(relay, gated).await?));
         }
-        done("published", progress)?;
+        if !gated {
+            done("published", progress)?;
+        }
         Ok(Self {
             ground,
             host_table,
@@ -354,11 +395,15 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>), StackError> {
+    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
         let ipv6 = plan.has_ipv6();
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay { ipv6 },
+        };
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }),
-            Namespaces::make("the relay", plan.relay, Network::Shared),
+            Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
@@ -375,8 +420,15 @@ impl Ground {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(Arc::new(namespaces));
             app_routes.push(Rtnl::from_fd(sockets.route)?);
-            listening.push(Arc::new(Listening::from_fd(sockets.diag)?));
+            listening.push(Arc::new(Listening::from_fd(sockets.second)?));
         }
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::made_inside(sockets.second)?,
+            },
+        };
         let open = |app| Volumes::open(app, plan.mode);
         let volumes = try_join_all(plan.apps.iter().map(open)).await?;
         let volumes = volumes.into_iter().map(Arc::new).collect();
@@ -391,7 +443,7 @@ impl Ground {
             listening,
             listeners,
         };
-        Ok((ground, sidecar_route, app_routes))
+        Ok((ground, sidecar_route, app_routes, far))
     }
 
     /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
@@ -410,7 +462,7 @@ impl Ground {
             .filter_map(|(_, publish)| {
                 let mut known = self.listeners.iter().chain(new);
                 let mut listener = known
-                    .find(|listener| listener.address == publish.listen)?
+                    .find(|listener| listener.outside() == publish.outside())?
                     .clone();
                 listener.target = publish::target(&plan, publish);
                 Some(listener)
@@ -573,26 +625,52 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// Where the relay dials by TCP.
-    pub fn tcp_targets(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners
+    /// What the relay may reach.
+    #[must_use]
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        let targets = self
+            .listeners
             .iter()
             .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
     }
 
-    /// What the relay carries.
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
     #[must_use]
-    pub fn carries(&self) -> crate::seccomp::Carries {
+    pub fn relay_profile(&self) -> crate::seccomp::Profile {
         let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
-        crate::seccomp::Carries {
+        crate::seccomp::relay(crate::seccomp::Carries {
             udp: any(|listener| listener.protocol == Protocol::Udp),
             ipv6: any(|listener| listener.target.is_ipv6()),
+            as_clients: self.dials_as_clients(),
+        })
+    }
+
+    /// Lets the bound sockets of the published ports listen.
+    fn listen(&self) -> Result<(), StackError> {
+        for listener in &self.listeners {
+            listener.listen()?;
         }
+        Ok(())
+    }
+
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed.
+    ///
+    /// # Errors
+    /// [`StackError::HostTable`], [`StackError::Listen`].
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<(), StackError> {
+        let rules = firewall::encode_owned(&firewall::host_rules(&self.plan))?;
+        firewall::transact(host_table, &rules)?;
+        self.listen()
     }
 
     /// Tells the relay what to carry.
-    async fn start_relay(&self, container: Container) -> Result<Launched, StackError> {
+    async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -605,6 +683,8 @@ impl Ground {
                         target: listener.target,
                     })
                     .collect(),
+                as_clients: self.dials_as_clients(),
+                wait,
             },
             weaken: None,
         };
@@ -631,8 +711,8 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn relay(&self) -> Result<Launched, StackError> {
-        self.start_relay(self.spawn("relay", &self.relay).await?)
-            .await
+        let container = self.spawn("relay", &self.relay).await?;
+        self.start_relay(container, false).await
     }
 
     /// Starts an app's process up to the point where only its command is missing.
@@ -723,7 +803,7 @@ impl Ground {
                 return Ok(());
             };
             let waited = begun.elapsed();
-            if waited >= APP_STARTS_WITHIN {
+            if waited >= patience() {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     port: missing,
@@ -760,11 +840,7 @@ impl Ground {
     pub async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.ways_to_try() {
             let target = self.plan.uplink.entry(publish);
-            let connect = tokio::time::timeout(
-                Duration::from_secs(5),
-                tokio::net::TcpStream::connect(target),
-            );
-            connect
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -791,6 +867,22 @@ impl Ground {
             }
         }
         ways
+    }
+
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        for socket in self.relay.tcp_sockets(family, 1).await? {
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            socket.connect(target).await?;
+        }
+        Ok(())
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.

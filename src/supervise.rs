@@ -22,6 +22,7 @@ use std::time::Duration;
 use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -168,6 +169,21 @@ struct Process {
     command: Option<i32>,
 }
 
+/// Who audits the stack before its ports open: told `()`, it answers with a [`Judgement`].
+pub struct Gate {
+    /// The conversation with it.
+    pub auditor: OwnedFd,
+}
+
+/// What an audit came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Judgement {
+    /// Whether everything that is claimed was proved.
+    pub passed: bool,
+    /// The report, for people.
+    pub findings: String,
+}
+
 /// Where the apps' output goes besides the log.
 pub enum Tee {
     /// Each line, when it is complete: to the terminal of a foreground `up`.
@@ -208,9 +224,12 @@ pub struct Supervisor {
     host_table: firewall::Socket,
     /// What the host's table holds.
     host_rules: Nftables<'static>,
+    gated: bool,
     parts: Vec<Part>,
     /// Relays that accept no more, and carry their last connections.
     leaving: Vec<Process>,
+    /// The number of the next start of a relay, should there be none now.
+    relays: u64,
     /// Whether a live change is under way.
     applying: bool,
     events: mpsc::UnboundedReceiver<Event>,
@@ -231,11 +250,13 @@ pub struct Supervisor {
 ///
 /// # Errors
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
+#[allow(clippy::too_many_arguments)] // each is of another kind, and there is one caller
 pub async fn run(
     plan: Plan,
     cgroups: Cgroups,
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
+    gate: Option<Gate>,
     tee: Tee,
     progress: &mut dyn FnMut(&'static str),
     ready: impl FnOnce(&Status),
@@ -257,7 +278,14 @@ pub async fn run(
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
         let output = |app: usize, output: Output| pump(&lines_in, &names[app], output, raw);
-        let bring_up = Stack::bring_up(plan, cgroups, listeners, &output, progress);
+        let bring_up = Stack::bring_up(
+            plan,
+            cgroups,
+            listeners,
+            gate.is_some(),
+            &output,
+            &mut *progress,
+        );
         tokio::pin!(bring_up);
         loop {
             tokio::select! {
@@ -294,15 +322,25 @@ pub async fn run(
         host_table,
         parts,
     } = stack;
-    let host_rules = firewall::host_rules(&ground.plan);
-    let privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
+    let host_rules = match &gate {
+        None => firewall::host_rules(&ground.plan),
+        Some(_) => firewall::closed_host_rules(&ground.plan),
+    };
+    // What publishing takes is held until it is done.
+    let privileges = match &gate {
+        None => privileges::keep_only(&KEPT),
+        Some(_) => privileges::read(),
+    }
+    .map_err(StackError::Supervisor)?;
     let mut supervisor = Supervisor {
         privileges,
         ground,
         host_table,
         host_rules,
+        gated: gate.is_some(),
         parts: vec![],
         leaving: vec![],
+        relays: 0,
         applying: false,
         events,
         sender,
@@ -316,6 +354,24 @@ pub async fn run(
     for (id, launched) in parts {
         supervisor.parts.push(Part::new(id));
         supervisor.adopt(id, launched);
+    }
+    if let Some(gate) = gate {
+        let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
+        let opened = supervisor.pass(&mut auditor, &mut early).await;
+        let opened = opened.and_then(|()| {
+            supervisor.privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
+            progress("attacked");
+            progress("published");
+            Ok(())
+        });
+        if let Err(e) = opened {
+            supervisor.journal.show_kept();
+            let _answered_by_the_end = supervisor.take_down().await;
+            // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
+            while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
+            crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            return Err(e);
+        }
     }
     ready(&supervisor.status());
     supervisor.journal.show_kept();
@@ -377,15 +433,74 @@ impl Supervisor {
         }
     }
 
+    /// Has the stack attacked while its ports are closed, and opens them when it has stood that. What else is asked
+    /// meanwhile waits, as during the start.
+    async fn pass(
+        &mut self,
+        auditor: &mut Channel,
+        early: &mut VecDeque<Event>,
+    ) -> Result<(), StackError> {
+        let failed = |findings: String| StackError::Gate { findings };
+        let lost = |e: io::Error| failed(format!("the audit: {e}"));
+        auditor.send(&(), &[]).await.map_err(lost)?;
+        let judgement = loop {
+            tokio::select! {
+                biased;
+                judged = auditor.receive::<Judgement>() => match judged.map_err(lost)? {
+                    Some((judgement, _)) => break judgement,
+                    None => return Err(failed("the audit ended without a word".to_owned())),
+                },
+                Some(event) = self.events.recv() => match event {
+                    Event::Signal => return Err(StackError::Interrupted),
+                    Event::Asked(Request::Down, _, client) => {
+                        self.waiting_for_the_end.push(client);
+                        return Err(StackError::Interrupted);
+                    }
+                    Event::Asked(
+                        request @ (Request::Inspect | Request::Enter { .. } | Request::Probe { .. }),
+                        fds,
+                        client,
+                    ) => self.answer(request, fds, client),
+                    Event::Asked(..) | Event::Apply(..) | Event::Applying(_) => {
+                        early.push_back(event);
+                    }
+                    Event::Part {
+                        what: Ok(ContainerEvent::Started { .. }),
+                        ..
+                    } => {}
+                    // One that starts again is not the one that was attacked.
+                    Event::Part { id, .. } | Event::Again { id, .. } | Event::Launched { id, .. } => {
+                        let name = self.ground.name(id);
+                        return Err(failed(format!("{name} ended while it was attacked")));
+                    }
+                },
+                Some(line) = self.lines.recv() => self.journal.kept.push(line),
+            }
+        };
+        if !judgement.passed {
+            return Err(failed(judgement.findings));
+        }
+        self.ground.publish(&self.host_table)?;
+        self.host_rules = firewall::host_rules(&self.ground.plan);
+        let relay = self.parts.iter().find(|part| part.id == PartId::Relay);
+        if let Some(process) = relay.and_then(|relay| relay.process.as_ref()) {
+            // A relay that has ended meanwhile is started again, without a gate.
+            let _ = process.orders.send(Order::Start(ToStage::Proceed, vec![]));
+        }
+        self.gated = false;
+        Ok(())
+    }
+
     fn part(&mut self, id: PartId) -> &mut Part {
         self.parts
             .iter_mut()
             .find(|part| part.id == id)
-            .expect("parts are never removed while a stack lives")
+            .expect("only the relay is ever removed, and what it said before is not listened to")
     }
 
     fn is_current(&mut self, id: PartId, launch: u64) -> bool {
-        self.part(id).launch == launch
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.id == id && part.launch == launch)
     }
 
     /// Takes over a part that is ready.
@@ -591,6 +706,7 @@ impl Supervisor {
                 processes: self.processes(),
                 ..self.status()
             })),
+            Request::Inspect => Reply::Status(Box::new(self.status())),
             Request::Down => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
@@ -699,12 +815,12 @@ impl Supervisor {
         let seccomp = match id {
             PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&seccomp::relay(self.ground.carries())),
+            PartId::Relay => seccomp::visitor(&self.ground.relay_profile()),
         };
         let confined = match id {
             PartId::App(_) => None,
             PartId::Sidecar => Some(TcpOnlyTo::of([])),
-            PartId::Relay => Some(TcpOnlyTo::of(self.ground.tcp_targets())),
+            PartId::Relay => Some(self.ground.relay_confinement()),
         };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),
@@ -826,6 +942,7 @@ impl Supervisor {
             supervisor: nix::unistd::getpid().as_raw(),
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
+            gated: self.gated,
             parts: parts.collect(),
             // Asked for when somebody wants to know: it takes as long as the whole rest.
             processes: vec![],

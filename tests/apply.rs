@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use std::process::Output;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdout, Output};
 
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe};
@@ -85,9 +86,9 @@ impl Stack {
     }
 
     fn file(&self, publish: &[&str], more: &str) -> String {
-        let list = publish.join("\", \"");
         let more = format!("via = \"{}\"\n{more}", self.via);
-        look::telling("web", "", &list, &more)
+        let file = look::telling("web", "", "PORTS", &more);
+        file.replace("[\"PORTS\"]", &look::toml_list(publish))
     }
 
     /// `lrpns apply` of a file with these ports.
@@ -217,4 +218,604 @@ fn applying_the_same_file_says_so_and_changes_nothing() {
         (&false.into(), &false.into())
     );
     assert_eq!(stack.pids(), pids);
+}
+
+#[test]
+fn a_part_starts_again_only_if_something_that_it_is_made_of_has_changed() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("relay");
+    let before = stack.lab.status("web");
+    let file = stack
+        .file(ONE, "")
+        .replace("TOKEN = \"\"", "TOKEN = \"new\"");
+    let output = stack.apply_file(&file, &["--json"]);
+    assert_done(&output);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["restart"][0]["part"], "app");
+    assert_eq!(
+        told["restart"][0]["because"],
+        serde_json::json!(["app.env.TOKEN"])
+    );
+    let answer = stack.lab.get("http://127.0.0.1:5000/").unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["token"], "new");
+    let after = stack.lab.status("web");
+    assert_ne!(look::pid(&before, "app"), look::pid(&after, "app"));
+    for part in ["sidecar", "relay"] {
+        assert_eq!(look::pid(&before, part), look::pid(&after, part), "{part}");
+    }
+    // What starts an app again is decided by the supervisor: no process knows of it.
+    assert_done(&stack.apply_file(&(file.clone() + "restart = \"no\"\n"), &[]));
+    assert_eq!(stack.pid("app"), look::pid(&after, "app"));
+    // A limit is a file of a cgroup, or, where there is none, of the process: it starts again.
+    assert_done(&stack.apply_file(&(file + "limits = { pids = 100 }\n"), &[]));
+    let limited = stack.lab.status("web");
+    assert_ne!(look::pid(&limited, "app"), look::pid(&after, "app"));
+    assert_eq!(limited["plan"]["apps"][0]["limits"]["pids"], 100);
+    if let Some(cgroup) = look::part(&limited, "app")["cgroup"].as_str()
+        && let Ok(most) = std::fs::read_to_string(format!("{cgroup}/pids.max"))
+    {
+        assert_eq!(most.trim(), "100");
+    }
+}
+
+/// That nothing has changed, whatever was tried.
+struct AsBefore<'s> {
+    stack: &'s Stack,
+    plan: Value,
+    rules: [String; 2],
+    ports: [(bool, bool); 2],
+}
+
+impl<'s> AsBefore<'s> {
+    fn look(stack: &'s Stack) -> Self {
+        Self {
+            stack,
+            plan: stack.lab.status("web")["plan"].clone(),
+            rules: stack.rules(),
+            ports: [stack.get(5000), stack.get(8080)],
+        }
+    }
+
+    fn assert(&self, what: &str) {
+        let now = Self::look(self.stack);
+        assert_eq!(now.plan, self.plan, "{what}");
+        assert_eq!(now.rules, self.rules, "{what}");
+        assert_eq!(now.ports, self.ports, "{what}");
+    }
+}
+
+#[test]
+fn what_does_not_work_is_taken_back_and_said() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let stack = Stack { lab, via };
+        let path = stack.lab.write("web.toml", &stack.file(ONE, ""));
+        let up = ["up", "-d", "-f", path.to_str().unwrap()];
+        let up = stack.lab.lrpns_with(&[("LRPNS_TEST_PATIENCE", "500")], &up);
+        assert!(up.status.success(), "{}", describe(&up));
+        let before = AsBefore::look(&stack);
+        let pids = stack.pids();
+        let file = stack.file(TWO, "");
+        let refused = |file: &str, code: i32, said: &str| {
+            let output = stack.apply_file(file, &[]);
+            assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+            assert!(stderr(&output).contains(said), "{}", describe(&output));
+            before.assert(said);
+        };
+        refused(
+            "name = \"web\"\n[app]\ncomand = [\"/x\"]\n",
+            2,
+            "web.toml:3:1",
+        );
+        refused(
+            &file.replace("172.18.0.0/24", "172.18.0.0/16"),
+            1,
+            "network.subnet can't be changed",
+        );
+        refused(
+            &file.replace("address = \"172.18.0.23\"", "address = \"172.18.0.24\""),
+            1,
+            "app.address",
+        );
+        refused(&(file.clone() + "[app.other]\n"), 2, "web.toml");
+        assert_eq!(stack.pids(), pids, "none of that was tried");
+
+        let ends = file.replace("import http", "import os; os._exit(3); import http");
+        refused(&ends, 1, "exit status 3");
+        let deaf = file.replace("import http", "import time; time.sleep(1000); import http");
+        refused(&deaf, 1, "does not listen on port 5000");
+        let nowhere = file.replace("8080:6000", "8080:7000");
+        refused(&nowhere, 1, "does not listen on port 7000");
+        let mine = stack.lab.listen("0.0.0.0:8080");
+        let output = stack.apply_file(&file, &[]);
+        drop(mine);
+        assert_eq!(output.status.code(), Some(125), "{}", describe(&output));
+        assert!(
+            stderr(&output).contains("0.0.0.0:8080"),
+            "{}",
+            describe(&output)
+        );
+        before.assert("a port that somebody has");
+        let answer = stack.lab.get("http://127.0.0.1:5000/").unwrap();
+        assert!(answer.contains("\"token\": \"\""), "{answer}");
+        // And what does work is not in the way of anything that didn't.
+        assert_done(&stack.apply_file(&file, &[]));
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true)),
+            "{via}"
+        );
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_difference_as_rules_and_changes_nothing() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let (before, pids) = (AsBefore::look(&stack), stack.pids());
+    let output = stack.apply(TWO, "", &["--dry-run"]);
+    assert_done(&output);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in [
+        " table inet lrpns {",
+        "+\t\telement 172.18.0.23 . 6000",
+        "+\t\telement 8080 : 8080",
+        " table inet lrpns-web {",
+    ] {
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is not in\n{text}"
+        );
+    }
+    assert!(!text.lines().any(|line| line.starts_with('-')), "{text}");
+    assert!(
+        stderr(&output).contains("opened: 0.0.0.0:8080/tcp"),
+        "{}",
+        describe(&output)
+    );
+    let output = stack.apply(&[], "", &["--dry-run", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["closed"], serde_json::json!(["0.0.0.0:5000/tcp"]));
+    let removed = told["rules"][0]["removed"].as_array().unwrap();
+    assert!(
+        removed.contains(&"element 5000 : 172.18.0.23".into()),
+        "{told}"
+    );
+    before.assert("a dry run");
+    assert_eq!(stack.pids(), pids);
+}
+
+/// A connection of Python's to a port, which sends a request for every line that it is told, and says how that went.
+const KEEPS: &str = r#"
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
+for line in sys.stdin:
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status, connection.sock.getsockname()[1], flush=True)
+"#;
+
+/// One such connection.
+struct Keeping {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
+
+impl Keeping {
+    fn to(lab: &Lab, client: bool, address: &str, port: &str) -> Self {
+        let netns: &[&str] = if client {
+            &["ip", "netns", "exec", "client"]
+        } else {
+            &[]
+        };
+        let mut child = lab.spawn(&[netns, &[look::PYTHON, "-c", KEEPS, address, port]].concat());
+        let says = BufReader::new(child.stdout.take().unwrap());
+        Self { child, says }
+    }
+
+    /// What came, and from which port of the client's.
+    fn ask(&mut self) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.says.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn connections_live_on_through_a_port_that_closes_and_new_ones_are_refused() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        // An app whose server keeps connections.
+        let keeps = |publish: &[&str]| {
+            let file = stack.file(publish, "");
+            file.replace(
+                "def do_GET",
+                "protocol_version = 'HTTP/1.1'\\n    def do_GET",
+            )
+        };
+        assert_done(&stack.apply_file(&keeps(TWO), &[]));
+        let mut open = vec![];
+        for (client, address) in [(true, LAB), (false, "127.0.0.1")] {
+            for port in ["5000", "8080"] {
+                let mut connection = Keeping::to(&stack.lab, client, address, port);
+                let first = connection.ask();
+                assert!(first.starts_with("200 "), "{first:?}");
+                open.push((connection, first));
+            }
+        }
+        for (publish, is_open) in [(ONE, false), (TWO, true), (&[][..], false), (TWO, true)] {
+            assert_done(&stack.apply_file(&keeps(publish), &[]));
+            assert_eq!(stack.get(8080), (is_open, is_open), "{via} {publish:?}");
+            for (connection, first) in &mut open {
+                assert_eq!(connection.ask(), *first, "{via} {publish:?}");
+            }
+        }
+        // With the last of its connections an earlier relay ends.
+        drop(open);
+        let notes = || {
+            let status = stack.lab.status("web");
+            let relay = look::part(&status, "relay")["notes"].clone();
+            relay
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|note| note.as_str().unwrap().contains("last connections"))
+        };
+        look::eventually("earlier relays", &false, notes);
+        let relays = stack
+            .lab
+            .ok(&["sh", "-c", "ps -eo args | grep -c '[i]nit web/relay'"]);
+        assert_eq!(relays.trim(), "1");
+    }
+}
+
+/// `lrpns apply --confirm` that has come to the question.
+fn asked(stack: &Stack, seconds: &str) -> (Child, BufReader<std::process::ChildStderr>) {
+    let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
+    let args = ["apply", "-f", path.to_str().unwrap(), "--confirm", seconds];
+    let mut child = stack.lab.spawn_lrpns(&args);
+    let mut says = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("to keep it") {
+        let mut line = String::new();
+        assert_ne!(says.read_line(&mut line).unwrap(), 0, "{said}");
+        said += &line;
+    }
+    assert_eq!(stack.get(8080), (true, true), "it is in force already");
+    (child, says)
+}
+
+fn rest(mut child: Child, mut says: BufReader<std::process::ChildStderr>) -> (Option<i32>, String) {
+    let mut text = String::new();
+    says.read_to_string(&mut text).unwrap();
+    (child.wait().unwrap().code(), text)
+}
+
+#[test]
+fn a_change_stays_only_if_it_is_confirmed() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+
+        let (mut child, says) = asked(&stack, "60");
+        let path = stack.lab.dir.path().join("web.toml");
+        let second = stack.lab.lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        assert_eq!(
+            second.status.code(),
+            Some(0),
+            "it is what the file says: {}",
+            describe(&second)
+        );
+        let third = stack.apply(&["0.0.0.0:9090:6000"], "", &[]);
+        assert_eq!(third.status.code(), Some(1), "{}", describe(&third));
+        assert!(
+            stderr(&third).contains("another live change"),
+            "{}",
+            describe(&third)
+        );
+        // The end of its input is a no.
+        drop(child.stdin.take());
+        let (code, said) = rest(child, says);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("not confirmed"), "{said}");
+        before.assert("the end of the input");
+
+        let (child, says) = asked(&stack, "1");
+        let (code, said) = rest(child, says);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("not confirmed within 1 s"), "{said}");
+        before.assert("silence");
+
+        let (mut child, says) = asked(&stack, "60");
+        child.stdin.as_mut().unwrap().write_all(b"yes\n").unwrap();
+        let (code, said) = rest(child, says);
+        assert_eq!((code, said.contains("done")), (Some(0), true), "{said}");
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true))
+        );
+        assert_done(&stack.apply(ONE, "", &[]));
+        // What was there once is closing, and that is all that is left of it.
+        assert_eq!(stack.get(8080), (false, false));
+    }
+}
+
+/// The processes of the lab that are `lrpns apply`, the oldest first.
+fn appliers(lab: &Lab) -> Vec<String> {
+    let list = lab.ok(&["pgrep", "-f", &format!("^{} apply", support::lab::lrpns())]);
+    list.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let before = AsBefore::look(&stack);
+        let (child, says) = asked(&stack, "60");
+        let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
+        // The one that talks to the supervisor holds what it takes to change rules, and is out of the terminal's reach.
+        let status = stack.lab.ok(&["cat", &format!("/proc/{guardian}/status")]);
+        assert!(status.contains("CapPrm:\t0000000000001000"), "{status}");
+        let session = |pid: &str| {
+            stack
+                .lab
+                .ok(&["ps", "-o", "sid=", "-p", pid])
+                .trim()
+                .to_owned()
+        };
+        assert_ne!(session(&command), session(&guardian));
+        stack.lab.ok(&["kill", "-KILL", &command]);
+        drop(says);
+        drop(child);
+        look::eventually("the rules", &before.rules, || stack.rules());
+        look::eventually("who applies", &1, || {
+            stack
+                .lab
+                .run(&["pgrep", "-f", "lrpns apply"])
+                .status
+                .code()
+                .unwrap()
+        });
+        before.assert("kill -9 of the command");
+
+        // And if it is that one: nobody may change the host's table, but what decides comes back.
+        let (child, says) = asked(&stack, "60");
+        let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
+        stack.lab.ok(&["kill", "-KILL", &guardian, &command]);
+        drop((child, says));
+        look::eventually("the sidecar's rules", &before.rules[0], || {
+            stack.rules()[0].clone()
+        });
+        look::eventually("the plan", &before.plan, || {
+            stack.lab.status("web")["plan"].clone()
+        });
+        assert_eq!((stack.get(5000), stack.get(8080).1), ((true, true), false));
+        let through_what_is_left = stack.lab.client(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "1",
+            &format!("http://{LAB}:8080/"),
+        ]);
+        assert!(!through_what_is_left.status.success());
+        // The next change knows what is in the host's table.
+        assert_done(&stack.apply(TWO, "", &[]));
+        assert_eq!(
+            (stack.get(5000), stack.get(8080)),
+            ((true, true), (true, true))
+        );
+        // And so does whoever compares what is in force with the plan.
+        let audit = stack.lab.lrpns(&["audit", "web", "--json"]);
+        let told = String::from_utf8_lossy(&audit.stdout).into_owned();
+        let has = |what: &str| told.contains(what);
+        assert!(
+            has("\"result\": \"pass\"") && !has("\"result\": \"fail\""),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
+    let at_a_terminal = |then: &str| {
+        let code = format!(
+            "import os, pty, signal\n\
+             pid, terminal = pty.fork()\n\
+             if pid == 0:\n    os.execv('{0}', ['{0}', 'apply', '-f', '{1}', '--confirm', '60'])\n\
+             said = b''\n\
+             while b'press Enter' not in said: said += os.read(terminal, 4096)\n\
+             {then}\n\
+             print(os.waitpid(pid, 0)[1])",
+            support::lab::lrpns(),
+            path.to_str().unwrap(),
+        );
+        stack.lab.ok(&[look::PYTHON, "-c", &code]).trim().to_owned()
+    };
+    assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
+    look::eventually("the rules", &before.rules, || stack.rules());
+    look::eventually("the plan", &before.plan, || {
+        stack.lab.status("web")["plan"].clone()
+    });
+    before.assert("a hangup");
+    assert_eq!(at_a_terminal("os.write(terminal, b'\\x03')"), "2", "SIGINT");
+    look::eventually("the rules", &before.rules, || stack.rules());
+    look::eventually("the plan", &before.plan, || {
+        stack.lab.status("web")["plan"].clone()
+    });
+    assert_eq!(at_a_terminal("os.write(terminal, b'\\n')"), "0");
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (true, true))
+    );
+}
+
+/// New connections, one after the other, each with one request, until its input ends: how many, how many failed, the
+/// longest in milliseconds.
+const CONNECTS: &str = r#"
+import select, socket, sys, time
+count = failed = 0
+longest = 0.0
+while count < 2000 or not select.select([sys.stdin], [], [], 0)[0]:
+    begun = time.monotonic()
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = b""
+            while chunk := s.recv(4096):
+                answer += chunk
+        failed += not (answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"world!"))
+    except OSError as e:
+        failed += 1
+        print(e, file=sys.stderr, flush=True)
+    longest = max(longest, time.monotonic() - begun)
+    count += 1
+print(count, failed, longest * 1000)
+"#;
+
+/// What the kernel of the client's namespace has counted by that name (netstat(8)).
+fn netstat(lab: &Lab, name: &str) -> u64 {
+    let text = lab.client(&["cat", "/proc/net/netstat", "/proc/net/snmp"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let pairs = lines
+        .chunks(2)
+        .flat_map(|pair| pair[0].iter().zip(&pair[1]));
+    let mut found = pairs.filter(|(key, _)| **key == name);
+    found.next().unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn fifty_changes_cost_no_request_no_connection_and_no_syn() {
+    if !look::machine_with(&["wrk"]) {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let file = |publish: &[&str]| {
+            format!(
+                "name = \"web\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nvia = \"{via}\"\n\
+                 publish = {}\n",
+                look::toml_list(publish)
+            )
+        };
+        let path = lab.write("web.toml", &file(ONE));
+        let path = path.to_str().unwrap();
+        lab.lrpns_ok(&["up", "-d", "-f", path]);
+        let url = format!("http://{LAB}:5000/");
+        let in_client = ["ip", "netns", "exec", "client"];
+        let before = netstat(&lab, "TCPSynRetrans");
+        // Far longer than it takes; it is interrupted.
+        let wrk = lab.spawn(
+            &[
+                &in_client,
+                &["wrk", "-t1", "-c4", "-d600", "--latency", &url][..],
+            ]
+            .concat(),
+        );
+        let mut new =
+            lab.spawn(&[&in_client, &[look::PYTHON, "-c", CONNECTS, LAB, "5000"][..]].concat());
+        for run in 0..50 {
+            let publish: &[&str] = match run % 4 {
+                0 => &["0.0.0.0:5000:5000", "0.0.0.0:8080:5000"],
+                1 => &[
+                    "0.0.0.0:5000:5000",
+                    "0.0.0.0:8080:5000",
+                    "10.99.0.1:9090:5000",
+                    "127.0.0.1:9091:5000",
+                ],
+                2 => &["127.0.0.1:9091:5000", "0.0.0.0:5000:5000"],
+                _ => ONE,
+            };
+            lab.write("web.toml", &file(publish));
+            assert_done(&lab.lrpns(&["apply", "-f", path]));
+        }
+        drop(new.stdin.take());
+        let new = new.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&new.stdout).into_owned();
+        let told: Vec<f64> = told
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
+        lab.ok(&["pkill", "-INT", "-x", "wrk"]);
+        let wrk = String::from_utf8_lossy(&wrk.wait_with_output().unwrap().stdout).into_owned();
+        let retransmitted = netstat(&lab, "TCPSynRetrans");
+        eprintln!("{via}: new connections, failed, longest ms: {told:?}\n{wrk}");
+        assert!(told[0] >= 2000.0 && told[1] == 0.0, "{}", describe(&new));
+        assert!(
+            !wrk.contains("Socket errors") && !wrk.contains("Non-2xx"),
+            "{wrk}"
+        );
+        let requests = wrk
+            .lines()
+            .find(|line| line.contains("requests in"))
+            .unwrap();
+        let requests: u64 = requests.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(requests >= 10_000, "{wrk}");
+        // A SYN that is lost costs a second.
+        assert_eq!(retransmitted, before, "{via}");
+        assert!(told[2] < 1000.0, "{via}: {told:?}");
+    }
+}
+
+#[test]
+fn a_sealed_sidecar_is_changed_too_and_sealing_starts_it_again() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let seal = |publish: &[&str]| {
+        stack
+            .file(publish, "")
+            .replace("[sidecar]\n", "[sidecar]\nseal = true\n")
+    };
+    let before = stack.lab.status("web");
+    let output = stack.apply_file(&seal(ONE), &["--json"]);
+    assert_done(&output);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        told["restart"],
+        serde_json::json!([{ "part": "sidecar", "because": ["sidecar.seal"] }])
+    );
+    let sealed = stack.lab.status("web");
+    assert_ne!(look::pid(&before, "sidecar"), look::pid(&sealed, "sidecar"));
+    let held = look::capabilities(&stack.lab, look::pid(&sealed, "sidecar"));
+    assert!(held.iter().all(|set| set == "0000000000000000"), "{held:?}");
+    assert_done(&stack.apply_file(&seal(TWO), &[]));
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (true, true))
+    );
+    assert_eq!(stack.pid("sidecar"), look::pid(&sealed, "sidecar"));
 }

@@ -458,6 +458,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
     assert_eq!(
         keys(&status),
         [
+            "gated",
             "parts",
             "plan",
             "processes",

@@ -18,7 +18,7 @@ use lrpns::firewall::{
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
-    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkPlan,
+    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
 };
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use nftables::stmt::Statement;
@@ -226,6 +226,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             mac: Mac([2, 0, 0, 0, 0, 1]),
         },
         uplink: UplinkPlan {
+            ends_at: Default::default(),
             host_link: IfName::new("lrp0123abcd").unwrap(),
             host_address: Ipv4Addr::new(10, 77, 0, 0),
             host_address6: None,
@@ -297,6 +298,9 @@ fn plans() -> Vec<Plan> {
         .retain(|port| port.listen.is_ipv4());
     let mut six_seeing = with_ipv6(plan(2, 2, |_| Transport::Dnat), "fd00:18::/61");
     six_seeing.apps[1].source = Source::Client;
+    let mut relaying = plan(1, 2, |_| Transport::Relay);
+    relaying.apps[0].source = Source::Client;
+    relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
         with_ipv6(plan(1, 1, |_| Transport::Dnat), "fd00:18::/64"),
         with_ipv6(plan(1, 3, |_| Transport::Relay), "fd00:18::/64"),
@@ -320,6 +324,7 @@ fn plans() -> Vec<Plan> {
         plan(2, 0, |_| Transport::Dnat),
         wide,
         seeing,
+        relaying,
     ]
 }
 

@@ -397,3 +397,41 @@ fn users_and_root_have_stacks_of_one_name_side_by_side() {
     assert!(!refused.status.success(), "{}", describe(&refused));
     assert!(lab.client_get(&format!("http://{LAB}:5001/")).is_ok());
 }
+
+#[test]
+fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4_000_031);
+    if !allowed(&user) {
+        return;
+    }
+    let file = |publish: &[&str]| {
+        let file = look::telling("web", "", "PORTS", "");
+        file.replace("[\"PORTS\"]", &look::toml_list(publish))
+    };
+    user.up(&file(&["0.0.0.0:5000:5000"]));
+    let app = look::pid(&user.status("web"), "app");
+    let path = lab.write("rootless.toml", &file(&["0.0.0.0:8080:6000"]));
+    let apply = ["apply", "-f", path.to_str().unwrap()];
+    // Its standard input is the null device.
+    let output = user.lrpns(&[&apply[..], &["--confirm", "60"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+    let get = |port: u16| lab.client_get(&format!("http://{LAB}:{port}/"));
+    assert!(get(5000).is_ok() && get(8080).is_err());
+    user.lrpns_ok(&apply);
+    assert!(get(5000).is_err() && get(8080).is_ok());
+    assert_eq!(look::pid(&user.status("web"), "app"), app);
+    let counters = user.lrpns_ok(&["rules", "web", "--counters", "--json"]);
+    let counters: Value = serde_json::from_str(&counters).unwrap();
+    let rules = counters[1]["rules"].as_array().unwrap();
+    let reply = rules
+        .iter()
+        .find(|rule| rule["name"] == "accept-relay-reply");
+    assert!(
+        reply.unwrap()["packets"].as_u64().unwrap() > 0,
+        "{counters}"
+    );
+}

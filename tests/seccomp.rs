@@ -548,6 +548,7 @@ fn how_long_the_kernel_takes_to_take_a_filter() {
             seccomp::relay(seccomp::Carries {
                 udp: true,
                 ipv6: true,
+                as_clients: true,
             })
             .compile()
             .unwrap(),

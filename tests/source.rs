@@ -48,6 +48,34 @@ fn the_app_sees_the_client_by_dnat() {
 }
 
 #[test]
+fn the_app_sees_the_client_by_relay() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token, status) = seeing(Lab::new(), "relay");
+    for _ in 0..3 {
+        let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+        assert_eq!(answer["peer"], CLIENT);
+        assert_eq!(answer["token"], token.as_str());
+    }
+    // The host's own address is a client's like any other; loopback's leads nowhere else.
+    let answer = told(lab.get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], LAB);
+    let answer = told(lab.get("http://127.0.0.1:5000/"));
+    assert_eq!(
+        answer["peer"],
+        look::planned(&status, "/uplink/host_address")
+    );
+    // The host has no part in it: no link, no rule.
+    let links = look::json(&lab, None, &["ip", "-j", "link"]);
+    assert_eq!(links.as_array().unwrap().len(), 2, "lo and ext0: {links}");
+    assert_eq!(lab.ok(&["nft", "list", "ruleset"]), "");
+    lab.lrpns_ok(&["restart", "web", "relay"]);
+    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], CLIENT, "after a restart of the relay");
+}
+
+#[test]
 fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it() {
     if !look::machine() {
         return;
@@ -87,7 +115,7 @@ fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it()
          def send(packet, to='{to}'):\n    frame('eth0', to, '{from}', packet)\n"
     );
 
-    // With what an app has: its calls work now, and that is all.
+    // With what an app has: Landlock doesn't know the route; the sidecar does not mind it.
     let before = look::counters(&lab, sidecar.0, sidecar.1);
     let found = look::attack(
         &lab,
@@ -97,8 +125,8 @@ fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it()
             "{prelude}say([sorted({{knock(a, 80) for a in anybody}}), sorted({{throw(a, 53) for a in anybody}})])"
         ),
     );
-    assert_eq!(found, json!([["EINPROGRESS"], ["OK"]]));
-    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 16)]);
+    assert_eq!(found, json!([["EACCES"], ["OK"]]));
+    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 8)]);
 
     type Attack = (&'static str, &'static str, &'static [(&'static str, u64)]);
     let attacks: [Attack; 8] = [
@@ -223,7 +251,7 @@ fn one_app_may_see_its_clients_and_another_the_sidecar() {
     let lab = Lab::forwarding();
     let app = |name: &str, port: u16, source: &str| {
         format!(
-            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nsource = \"{source}\"\n",
+            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nsource = \"{source}\"\nlisten = [6000]\n",
             look::toml_list(&[look::PYTHON, "-c", look::TELLING])
         )
     };
@@ -241,4 +269,219 @@ fn one_app_may_see_its_clients_and_another_the_sidecar() {
         let answer = told(lab.client_get(&format!("http://{LAB}:{port}/")));
         assert_eq!(answer["peer"], peer, "{port}");
     }
+}
+
+/// Nginx as Debian has it, with the host's programs, telling in its access log whom it serves.
+const NGINX: &str = r#"
+daemon off;
+worker_processes 1;
+pid /tmp/nginx.pid;
+error_log stderr;
+events {}
+http {
+    client_body_temp_path /tmp/body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
+    log_format short "$remote_addr $status";
+    access_log /dev/stdout short;
+    server {
+        listen 5000;
+        return 200 "from nginx\n";
+    }
+}
+"#;
+
+#[test]
+fn nginx_logs_the_true_client_by_dnat_and_by_relay() {
+    if !look::machine_with(&["nginx"]) {
+        return;
+    }
+    for (lab, via) in [(Lab::forwarding(), "dnat"), (Lab::new(), "relay")] {
+        std::fs::create_dir(lab.dir.path().join("conf")).unwrap();
+        lab.write("conf/nginx.conf", NGINX);
+        look::up(
+            &lab,
+            &format!(
+                "name = \"web\"\n[app]\nrootfs = \"host\"\n\
+                 command = [\"/usr/sbin/nginx\", \"-e\", \"stderr\", \"-c\", \"/conf/nginx.conf\"]\n\
+                 volumes = [\"{}:/conf\"]\npublish = [\"0.0.0.0:5000:5000\"]\nsource = \"client\"\nvia = \"{via}\"\n",
+                lab.dir.path().join("conf").display()
+            ),
+        );
+        let answer = lab.client_get(&format!("http://{LAB}:5000/"));
+        assert_eq!(answer.as_deref(), Ok("from nginx\n"), "{via}");
+        let wanted = format!("{CLIENT} 200");
+        support::lab::until("nginx's access log names the client", || {
+            let log = lab.lrpns_ok(&["logs", "web", "--part", "app"]);
+            log.contains(&wanted).then_some(())
+        });
+    }
+}
+
+#[test]
+fn two_connections_of_one_client_port_to_two_published_ports_both_work() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = look::telling("web", "t", "0.0.0.0:5000:5000", "source = \"client\"").replace(
+        "[\"0.0.0.0:5000:5000\"]",
+        "[\"0.0.0.0:5000:5000\", \"0.0.0.0:6000:6000\"]",
+    );
+    look::up(&lab, &file);
+    // Open at the same time, from one address and port of the client; and each twice, one right after the other.
+    let seen = look::attack_from_client(
+        &lab,
+        &format!(
+            r#"
+def dial(port):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("{CLIENT}", 40000))
+    s.settimeout(5)
+    s.connect(("{LAB}", port))
+    return s
+def ask(s):
+    s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    answer = b""
+    while more := s.recv(4096):
+        answer += more
+    s.close()
+    return json.loads(answer.split(b"\r\n\r\n")[1])["peer"]
+seen = []
+for again in range(3):
+    both = [dial(5000), dial(6000)]
+    seen += [ask(s) for s in both]
+say(seen)
+"#
+        ),
+    );
+    assert_eq!(seen, json!(vec![CLIENT; 6]));
+}
+
+#[test]
+fn where_the_uplink_ends_at_the_relay_it_leads_nowhere_but_to_published_ports() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token, status) = seeing(Lab::forwarding(), "relay");
+    let relay = look::init(&status, "relay");
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let entry = look::planned(&status, "/uplink/sidecar_address");
+    let app = Some(look::pid(&status, "app"));
+    let heard = received(&lab, app, "eth0");
+
+    // A relay that was broken into: everywhere but the sidecar is itself.
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    let found = look::attack_beside(
+        &lab,
+        relay,
+        &format!(
+            r#"
+def dial(address, port):
+    with socket.socket() as s:
+        s.settimeout(5)
+        s.connect((address, port))
+def bind(address):
+    with socket.socket() as s:
+        s.bind((address, 4321))
+say([
+    [tried(dial, a, 22) for a in ("{LAB}", "{CLIENT}", "127.0.0.1", "8.8.8.8")],
+    [tried(bind, a) for a in ("{APP}", "{SIDECAR}", "172.18.0.99", "169.254.169.254", "{entry}")],
+    [knock("{APP}", 5000), knock("169.254.169.254", 80)],
+    [knock("{entry}", 22), throw("{entry}", 5000)],
+])
+"#
+        ),
+    );
+    assert_eq!(
+        found,
+        json!([
+            vec!["ECONNREFUSED"; 4],
+            vec!["EADDRNOTAVAIL"; 5],
+            ["ENETUNREACH", "ENETUNREACH"],
+            ["EINPROGRESS", "OK"],
+        ])
+    );
+    look::assert_dropped(&lab, sidecar, &before, &[("input/drop-unpublished", 2)]);
+    assert_eq!(
+        received(&lab, app, "eth0"),
+        heard,
+        "nothing came to the app"
+    );
+
+    // A sidecar that was broken into, and has lost its rules: nobody is there, and the relay's table says so first.
+    look::beside(&lab, sidecar.0.unwrap(), &["nft", "flush", "ruleset"]);
+    let far = (Some(relay), "lrpns-web");
+    let before = look::counters(&lab, far.0, far.1);
+    look::attack_beside(
+        &lab,
+        sidecar.0.unwrap(),
+        &format!(
+            "for a in ('{LAB}', '{CLIENT}', '8.8.8.8', '{}'):\n    knock(a, 22)\n    throw(a, 53)\nsay(1)",
+            look::planned(&status, "/uplink/host_address")
+        ),
+    );
+    look::assert_dropped(&lab, far, &before, &[("input/drop-from-sidecar", 8)]);
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["token"], token.as_str());
+}
+
+#[test]
+fn a_client_of_the_stacks_subnet_is_reset_by_the_relay() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _, _) = seeing(Lab::new(), "relay");
+    lab.ok(&["ip", "address", "add", "172.18.0.1/24", "dev", "ext0"]);
+    lab.ok(&[
+        "ip",
+        "-n",
+        "client",
+        "address",
+        "add",
+        "172.18.0.99/24",
+        "dev",
+        "eth0",
+    ]);
+    // A reset, at once: while curl still waits for the connection (7), or after (56).
+    let refused = lab.client_get("http://172.18.0.1:5000/");
+    assert!(matches!(refused, Err(7 | 56)), "{refused:?}");
+    assert!(lab.client_get(&format!("http://{LAB}:5000/")).is_ok());
+}
+
+#[test]
+fn dnat_beside_source_client_by_relay_is_refused_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let app = |name: &str, port: u16, more: &str| {
+        format!(
+            "[app.{name}]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:{port}:5000\"]\n{more}\n"
+        )
+    };
+    let a = app("a", 5000, "source = \"client\"\nvia = \"relay\"");
+    let path = lab.write(
+        "both.toml",
+        &format!("name = \"web\"\n{a}{}", app("b", 5001, "via = \"dnat\"")),
+    );
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(code, 125);
+    for words in [
+        "0.0.0.0:5001: via = \"dnat\"",
+        "the uplink ends at the relay",
+        "hint: ",
+    ] {
+        assert!(said.contains(words), "no `{words}` in {said}");
+    }
+    // What is left to lrpns goes the same way as the other.
+    look::up(&lab, &format!("name = \"web\"\n{a}{}", app("b", 5001, "")));
+    let status = lab.status("web");
+    assert_eq!(look::planned(&status, "/uplink/ends_at"), "relay");
+    assert_eq!(look::planned(&status, "/apps/1/publish/0/via"), "relay");
+    assert!(lab.client_get(&format!("http://{LAB}:5001/")).is_ok());
 }

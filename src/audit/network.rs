@@ -61,11 +61,15 @@ fn is_link(counter: &str) -> bool {
     counter.trim_start_matches("sidecar ").starts_with(LINK)
 }
 
-/// The rules that have counted something since.
+/// The rules that have counted something since. A rule that translates counts what is offered to it, by anybody who tries
+/// to get in just now: what it lets through meets a rule that accepts, or drops.
 fn grown(before: &Counters, after: &Counters) -> Vec<String> {
+    let offered = |rule: &str| rule.contains("/dnat-");
     after
         .iter()
-        .filter(|(rule, packets)| before.get(*rule).is_none_or(|old| *packets > old))
+        .filter(|(rule, packets)| {
+            !offered(rule) && before.get(*rule).is_none_or(|old| *packets > old)
+        })
         .map(|(rule, _)| rule.clone())
         .collect()
 }

@@ -547,6 +547,16 @@ fn listeners(target: &Target, findings: &mut Findings) {
                 (file, format!("{address}:{:04X}", publish.listen.port()))
             })
             .collect();
+        if target.status.gated {
+            return Ok(Outcome::check(
+                found.is_empty(),
+                format!(
+                    "{} of {} while the gate is closed",
+                    found.len(),
+                    wanted.len()
+                ),
+            ));
+        }
         Ok(Outcome::check(
             found == wanted,
             format!(
@@ -726,7 +736,11 @@ pub fn rules(
         compare(
             host,
             host_table(&plan.stack),
-            firewall::host_rules(plan),
+            if target.status.gated {
+                firewall::closed_host_rules(plan)
+            } else {
+                firewall::host_rules(plan)
+            },
             false,
         ),
     );

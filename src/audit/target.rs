@@ -24,7 +24,7 @@ use crate::cgroup::Controller;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Mode, Plan};
+use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
 use crate::seccomp::Program;
 use crate::state::StateRoot;
 
@@ -73,7 +73,7 @@ impl Target {
     /// In words.
     pub fn find(state: &StateRoot, stack: &StackName) -> Result<Self, String> {
         let control = state.control(stack);
-        match ask(&control, &Request::Status)? {
+        match ask(&control, &Request::Inspect)? {
             (Reply::Status(status), _) => Ok(Self {
                 status: *status,
                 control,
@@ -258,9 +258,10 @@ fn agent<'a>(
 
 /// An agent where the host's end of the uplink is.
 fn host_agent(target: &Target) -> Result<Agent, String> {
-    let place = match target.status.plan.mode {
-        Mode::Root => Join::Stay,
-        Mode::Rootless => {
+    let plan = &target.status.plan;
+    let place = match (plan.mode, plan.uplink.ends_at) {
+        (Mode::Root, UplinkEnd::Host) => Join::Stay,
+        (Mode::Rootless, _) | (_, UplinkEnd::Relay) => {
             // With nothing published only the supervisor is there.
             let relay = target.part("relay").and_then(|part| part.init);
             uplink_of(relay.unwrap_or(target.status.supervisor))

@@ -48,11 +48,21 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     };
     let running = status.plan;
     let host = Host::look(stack)?;
-    let wanted = resolve::again(&config, &host, &running)?;
+    let mut wanted = resolve::again(&config, &host, &running)?;
     let change = change::between(&running, &wanted).map_err(|e| {
         Failure::failed(format!("{stack}: {e}; nothing was changed"))
             .hint(format!("lrpns down {stack} && lrpns up {stack}"))
     })?;
+    for app in &mut wanted.apps {
+        // Its connections end with it.
+        if change
+            .restart
+            .iter()
+            .any(|part| app.name.as_str() == part.part)
+        {
+            app.closing.clear();
+        }
+    }
     let report = Report::new(&running, &wanted, change)?;
     if !report.changed {
         eprintln!("{stack} is as the configuration says; nothing was changed");
@@ -62,6 +72,14 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
         preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
     })?;
+    if listeners.len() > protocol::MAX_FDS {
+        return Err(Failure::failed(format!(
+            "{stack}: {} ports are new, and at most {} can be opened at once; nothing was changed",
+            listeners.len(),
+            protocol::MAX_FDS
+        ))
+        .hint("open them in several steps, or lrpns down and up"));
+    }
     if options.dry_run {
         if !options.json {
             print(&report.rules())?;

@@ -30,14 +30,22 @@ pub fn rules(old: &Nftables<'_>, new: &Nftables<'_>) -> Result<Vec<Line>, TextEr
 /// One element a line.
 fn by_elements(text: &str) -> Vec<String> {
     let mut lines = vec![];
+    // Of a list that goes on over several lines.
+    let mut list: Option<&str> = None;
     for line in text.lines() {
-        let Some((head, elements)) = line.split_once("elements = { ") else {
-            lines.push(line.to_owned());
-            continue;
+        let (head, elements) = match (list, line.split_once("elements = {")) {
+            (Some(head), _) => (head, line),
+            (None, Some((head, elements))) => (head, elements),
+            (None, None) => {
+                lines.push(line.to_owned());
+                continue;
+            }
         };
-        let elements = elements.trim_end().trim_end_matches('}');
-        for element in elements.split(',') {
-            lines.push(format!("{head}element {}", element.trim()));
+        list = (!elements.contains('}')).then_some(head);
+        for element in elements.split([',', '}']).map(str::trim) {
+            if !element.is_empty() {
+                lines.push(format!("{head}element {element}"));
+            }
         }
     }
     lines
@@ -121,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_difference_says_in_which_block_each_line_is_and_nothing_that_stays() {
-        let old = "table inet t {\n\tset s {\n\t\telements = { 1, 2 }\n\t}\n\tchain c {\n\t\ta\n\t\tb\n\t}\n}";
+        let old = "table inet t {\n\tset s {\n\t\telements = { 1,\n\t\t\t 2 }\n\t}\n\tchain c {\n\t\ta\n\t\tb\n\t}\n}";
         let new = "table inet t {\n\tset s {\n\t\telements = { 2, 3 }\n\t}\n\tchain c {\n\t\ta\n\t\tx\n\t\tb\n\t}\n}";
         let text = |lines: Vec<Line>| -> Vec<String> {
             lines

@@ -6,6 +6,7 @@ mod audit;
 mod diff;
 mod down;
 mod exec;
+mod gate;
 mod init;
 mod logs;
 mod plan;
@@ -38,7 +39,14 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             source,
             detach,
             strict_limits,
-        } => up::up(configuration(&source)?, detach, strict_limits),
+            gate,
+        } => {
+            let wishes = up::Wishes {
+                strict_limits,
+                gate,
+            };
+            up::up(configuration(&source)?, detach, wishes)
+        }
         Command::Run {
             publish,
             rootfs,

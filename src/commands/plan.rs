@@ -11,7 +11,7 @@ use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan::{Mode, Plan, Transport};
+use crate::plan::{Mode, Plan, Transport, UplinkEnd};
 use crate::seccomp::Profile;
 use crate::{publish, resolve};
 
@@ -88,10 +88,10 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.host_link,
         uplink.host_mac,
         uplink.host_address,
-        if plan.mode == Mode::Root {
-            "host's netns"
-        } else {
-            "supervisor's netns"
+        match (plan.uplink.ends_at, plan.mode) {
+            (UplinkEnd::Relay, _) => "relay's netns",
+            (UplinkEnd::Host, Mode::Root) => "host's netns",
+            (UplinkEnd::Host, Mode::Rootless) => "supervisor's netns",
         },
         uplink.sidecar_link,
         uplink.sidecar_mac,

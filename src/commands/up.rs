@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use super::gate;
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::control::{Client, Reply, Request, Status, is_gone};
@@ -24,12 +25,21 @@ use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
 use crate::{preflight, protocol, publish, resolve, rootless};
 
+/// What `up` is asked for beside the configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes {
+    /// `--strict-limits`.
+    pub strict_limits: bool,
+    /// `--gate`.
+    pub gate: bool,
+}
+
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
-pub fn up(config: Config, detach: bool, strict_limits: bool) -> Result<ExitCode, Failure> {
+pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Failure> {
     if detach {
-        return detached(config, strict_limits);
+        return detached(config, wishes);
     }
-    match supervise_here(config, strict_limits, Voice::terminal())? {
+    match supervise_here(config, wishes, Voice::terminal())? {
         End::Already(message) => {
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
@@ -42,7 +52,7 @@ pub fn up(config: Config, detach: bool, strict_limits: bool) -> Result<ExitCode,
 
 /// A stack around one command; its output is the command's, its end too.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
-    match supervise_here(config, false, Voice::command())? {
+    match supervise_here(config, Wishes::default(), Voice::command())? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
@@ -118,11 +128,11 @@ enum Told {
 }
 
 /// Supervises in a child of a session of its own; returns when that child says how it went.
-fn detached(config: Config, strict_limits: bool) -> Result<ExitCode, Failure> {
+fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    let supervisor = detach(theirs, |theirs| background(config, strict_limits, theirs))
+    let supervisor = detach(theirs, |theirs| background(config, wishes, theirs))
         .map_err(|e| unable("clone", e))?;
     let verbose = std::io::stderr().is_terminal();
     loop {
@@ -150,7 +160,7 @@ fn detached(config: Config, strict_limits: bool) -> Result<ExitCode, Failure> {
 }
 
 /// The detached supervisor's whole life.
-fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
+fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
     let teller = std::rc::Rc::new(teller);
     let tell = |message: &Told| {
         // The command that started us may have been interrupted; the stack goes on.
@@ -181,7 +191,7 @@ fn background(config: Config, strict_limits: bool, teller: OwnedFd) -> i32 {
             }
         })),
     };
-    match supervise_here(config, strict_limits, voice) {
+    match supervise_here(config, wishes, voice) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
         Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure)),
@@ -198,7 +208,13 @@ fn leave_terminal() -> std::io::Result<()> {
 }
 
 /// Claims the stack, brings it up and supervises it until its end.
-fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<End, Failure> {
+fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, Failure> {
+    let strict_limits = wishes.strict_limits;
+    // Before there is anything of the stack that it could keep alive.
+    let gate = match wishes.gate {
+        true => Some(gate::auditor(&config.name)?),
+        false => None,
+    };
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state = Host::state_root();
@@ -269,6 +285,7 @@ fn supervise_here(config: Config, strict_limits: bool, voice: Voice) -> Result<E
         cgroups,
         listeners,
         control,
+        gate,
         tee,
         &mut *progress,
         ready,
@@ -359,6 +376,7 @@ fn done(step: &str) -> &str {
         "commands" => "commands run",
         "listening" => "apps listen",
         "path" => "apps answer through the sidecar",
+        "attacked" => "the audit has passed",
         "published" => "ports are published",
         other => other,
     }

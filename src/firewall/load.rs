@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Batch;
 use super::netlink::messages;
+use crate::sys;
 
 /// Why a ruleset isn't in the kernel. The old one is, untouched.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -98,15 +99,27 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`].
     pub fn open() -> Result<Self, LoadError> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            // A refusal need not carry the whole batch back, but its words if it has some.
-            socket.set_cap_ack(true)?;
-            socket.set_ext_ack(true)?;
-            Ok(Self(socket))
-        };
-        open().map_err(|source| LoadError::Open { source })
+        netlink_sys::Socket::new(NETLINK_NETFILTER)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    /// The same by a `NETLINK_NETFILTER` socket that was made inside the namespace that it is to change.
+    ///
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket.
+    pub fn made_inside(fd: OwnedFd) -> Result<Self, LoadError> {
+        sys::netlink::socket(fd)
+            .and_then(Self::prepare)
+            .map_err(|source| LoadError::Open { source })
+    }
+
+    fn prepare(mut socket: netlink_sys::Socket) -> io::Result<Self> {
+        socket.bind_auto()?;
+        // A refusal need not carry the whole batch back, but its words if it has some.
+        socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
+        Ok(Self(socket))
     }
 
     /// The socket itself, to hand to another process: who sends on it needs the capability as well.
@@ -120,8 +133,7 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`]: it is no netlink socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
-        let socket =
-            crate::sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let socket = sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
         let mut left = Vec::with_capacity(ANSWER);
         while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
             left.clear();

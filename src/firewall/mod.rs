@@ -36,6 +36,6 @@ pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
-pub use ruleset::{SIDECAR_TABLE, host_rules, host_table, sidecar_rules};
+pub use ruleset::{SIDECAR_TABLE, closed_host_rules, host_rules, host_table, sidecar_rules};
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, update};

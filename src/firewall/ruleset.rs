@@ -29,7 +29,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::config::{Protocol, Source};
 use crate::names::StackName;
-use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -312,8 +312,9 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 /// host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
-///   and never a SYN without ACK, so nobody in the sidecar opens a connection to the host. Stateless, because that much
-///   needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
+///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
+///   dials as, and there is nobody else), so nobody in the sidecar opens a connection to the host. Stateless, because that
+///   much needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
 /// - `output`, with UDP only: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
 ///   sockets that it makes itself, which are its user's, get out over our link only, and to entry ports. The published
 ///   sockets are not among them: they were made by the supervisor, and answer whoever has written to them.
@@ -350,7 +351,14 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
                 exact.insert(listen, published.entry_port);
             }
         }
-        if exact.is_empty() && any.is_empty() {
+        // What belongs to a connection through a port that is closing is still translated.
+        let mut closing = plan.apps.iter().flat_map(|app| &app.closing);
+        let translates = !exact.is_empty()
+            || !any.is_empty()
+            || closing.any(|port| {
+                of.is(port) && port.via == Transport::Dnat && !port.listen.ip().is_loopback()
+            });
+        if !translates {
             continue;
         }
         translated.push(*of);
@@ -445,18 +453,16 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             Protocol::Tcp => is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn")),
             Protocol::Udp => has(ct("state"), name("established")),
         };
-        table.rule(
-            "input",
-            of.rule("accept-relay-reply"),
-            [
-                from_sidecar(),
-                is(of.family.saddr(), address(of.family.plan.sidecar)),
-                is(of.family.daddr(), address(of.family.plan.host)),
-                is(of.sport(), of.at("entries")),
-                is_reply,
-            ],
-            accept(),
-        );
+        let from = is(of.family.saddr(), address(of.family.plan.sidecar));
+        let from_port = is(of.sport(), of.at("entries"));
+        let matches = match plan.uplink.ends_at {
+            UplinkEnd::Host => {
+                let to = is(of.family.daddr(), address(of.family.plan.host));
+                vec![from_sidecar(), from, to, from_port, is_reply]
+            }
+            UplinkEnd::Relay => vec![from_sidecar(), from, from_port, is_reply],
+        };
+        table.rule("input", of.rule("accept-relay-reply"), matches, accept());
     }
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
@@ -510,6 +516,18 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
     table.into_rules()
+}
+
+/// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
+#[must_use]
+pub fn closed_host_rules(plan: &Plan) -> Nftables<'static> {
+    let mut rules = host_rules(plan);
+    for object in rules.objects.to_mut() {
+        if let NfObject::ListObject(NfListObject::Map(map)) = object {
+            map.elem = None;
+        }
+    }
+    rules
 }
 
 /// An address family: what its header fields are called, and what the stack has of it. Names of what IPv6 has end in 6.
@@ -775,11 +793,11 @@ impl Table {
         }));
     }
 
-    fn rule<const N: usize>(
+    fn rule(
         &mut self,
         chain: &'static str,
         name: impl Into<Cow<'static, str>>,
-        matches: [Statement<'static>; N],
+        matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
         let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {

@@ -150,19 +150,25 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             loader::update(supervisor, &old, &new).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
-        Role::Relay { carried } => {
+        Role::Relay {
+            carried,
+            as_clients,
+            wait,
+        } => {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
             let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
             let carries = seccomp::Carries {
                 udp: carried.iter().any(|c| speaks(Protocol::Udp)(&c)),
+                as_clients,
                 ipv6: carried.iter().any(|c| c.target.is_ipv6()),
             };
             let filter = seccomp::relay(carries)
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
             let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));
-            let confined = TcpOnlyTo::of(by_tcp.map(|carried| carried.target)).enforce();
+            let targets = by_tcp.map(|carried| carried.target);
+            let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
             let notes = confined.map_err(step("confine by Landlock"))?;
             let privileges = drop_privileges(&[], 0, &filter)?;
             let (mut streams, mut datagrams) = (vec![], vec![]);
@@ -177,8 +183,15 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 notes: notes.into_iter().collect(),
             };
             protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+            if wait {
+                match protocol::receive(supervisor).map_err(step("wait for the gate"))? {
+                    Some((ToStage::Proceed, _)) => {}
+                    Some(_) => return Err(step("wait for the gate")("another message came first")),
+                    None => return Ok(ExitCode::SUCCESS),
+                }
+            }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-            crate::relay::run(streams, datagrams, shutdown).map_err(step("relay"))?;
+            crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
         }
         Role::App(start) => app::run(supervisor, start, fds),

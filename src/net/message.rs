@@ -17,6 +17,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::plan::Mac;
@@ -209,28 +210,13 @@ pub(super) fn new_host_route(index: u32, address: IpAddr) -> RouteNetlinkMessage
     RouteNetlinkMessage::NewRoute(host_route(index, address))
 }
 
-/// What comes to `address` is ours.
-pub(super) fn new_local_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {
-    let mut route = host_route(index, address);
-    route.header.kind = RouteType::Local;
-    route.header.scope = RouteScope::Host;
-    route.header.table = libc::RT_TABLE_LOCAL;
-    RouteNetlinkMessage::NewRoute(route)
-}
-
 pub(super) fn delete_host_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelRoute(host_route(index, address))
 }
 
 /// What no narrower route leads to is refused here and not sent along the default route.
 pub(super) fn new_unreachable_route(net: IpNet) -> RouteNetlinkMessage {
-    let net = net.trunc();
-    let mut route = route(net.addr(), RouteType::Unreachable, RouteScope::Universe);
-    route.header.destination_prefix_length = net.prefix_len();
-    route
-        .attributes
-        .push(RouteAttribute::Destination(route_address(net.addr())));
-    RouteNetlinkMessage::NewRoute(route)
+    RouteNetlinkMessage::NewRoute(route_to(net, RouteType::Unreachable, RouteScope::Universe))
 }
 
 pub(super) fn new_default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMessage {
@@ -240,6 +226,35 @@ pub(super) fn new_default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMess
         RouteAttribute::Oif(index),
     ];
     RouteNetlinkMessage::NewRoute(route)
+}
+
+/// Every address of `net` is one of this namespace's own.
+pub(super) fn new_local_route(net: IpNet, index: u32) -> RouteNetlinkMessage {
+    let mut route = route_to(net, RouteType::Local, RouteScope::Host);
+    route.header.table = libc::RT_TABLE_LOCAL;
+    route.attributes.push(RouteAttribute::Oif(index));
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+/// But not these.
+pub(super) fn new_throw_from_local(net: IpNet) -> RouteNetlinkMessage {
+    let mut route = route_to(net, RouteType::Throw, RouteScope::Universe);
+    route.header.table = libc::RT_TABLE_LOCAL;
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+/// Ways to `net` are looked for in the main table, after the rules of lower priority.
+pub(super) fn new_rule_to_main(net: IpNet, priority: u32) -> RouteNetlinkMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family(net.addr());
+    rule.header.dst_len = net.prefix_len();
+    rule.header.table = RouteHeader::RT_TABLE_MAIN;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Destination(net.network()),
+        RuleAttribute::Priority(priority),
+    ];
+    RouteNetlinkMessage::NewRule(rule)
 }
 
 pub(super) fn routes() -> RouteNetlinkMessage {
@@ -288,6 +303,16 @@ fn host_route(index: u32, address: IpAddr) -> RouteMessage {
         RouteAttribute::Destination(route_address(address)),
         RouteAttribute::Oif(index),
     ];
+    route
+}
+
+fn route_to(net: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {
+    let net = net.trunc();
+    let mut route = route(net.addr(), kind, scope);
+    route.header.destination_prefix_length = net.prefix_len();
+    route
+        .attributes
+        .push(RouteAttribute::Destination(route_address(net.addr())));
     route
 }
 

@@ -37,10 +37,11 @@ mod rtnl;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
@@ -55,7 +56,7 @@ use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
 use crate::config::Source;
 use crate::names::{PartName, StackName};
-use crate::plan::{AppPlan, FamilyPlan, Mac, Plan};
+use crate::plan::{AppPlan, FamilyPlan, Mac, Plan, UplinkEnd};
 
 /// What the alias of every link of ours in the host's namespace begins with.
 pub const ALIAS_PREFIX: &str = "lrpns:";
@@ -68,6 +69,9 @@ pub const UP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Loopback's index in every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
 const LOOPBACK: u32 = 1;
+
+/// RFC 3927.
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
 /// The alias of `stack`'s link in the host's namespace.
 #[must_use]
@@ -184,7 +188,8 @@ async fn create_uplink(
         ],
     )
     .await?;
-    if plan.has_ipv6() {
+    // The relay's namespace is set so as a whole.
+    if plan.has_ipv6() && plan.uplink.ends_at == UplinkEnd::Host {
         ipv6_as_planned(near.name)?;
     }
     let [uplink] = sidecar
@@ -381,8 +386,40 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
         steps.extend(give(links.host, name, family.host, family.bits() - 1));
         steps.extend(peer(links.host, family.sidecar, uplink.sidecar_mac));
     }
+    if uplink.ends_at == UplinkEnd::Relay {
+        steps.insert(0, loopback());
+        steps.extend(own_every_address(plan));
+    }
     host.run("host", steps).await?;
     Ok(())
+}
+
+/// In the relay's namespace every address is local but the sidecar's end of the uplink: so the relay may dial as any
+/// client, without a capability and without a sysctl, the answers come back to it, and it reaches nothing but the sidecar.
+/// What is local there is also a source that no packet from outside may have.
+///
+/// Two ranges are left out, as clients that no app is to see: the stack's own subnet, and link-local addresses.
+///
+/// The first rule makes the kernel look into the table of local addresses by itself, before any other: without one it
+/// has merged that table with the main one (`fib_unmerge`, net/ipv4/fib_trie.c).
+fn own_every_address(plan: &Plan) -> Vec<Step> {
+    let sidecar = Ipv4Net::from(plan.uplink.sidecar_address);
+    let mut steps = vec![Step::create(
+        format!("look for {sidecar} in the main table"),
+        message::new_rule_to_main(sidecar.into(), 1),
+    )];
+    let foreign = [sidecar, plan.bridge.subnet, LINK_LOCAL];
+    steps.extend(foreign.map(|net| {
+        Step::create(
+            format!("take {net} out of the local addresses"),
+            message::new_throw_from_local(net.into()),
+        )
+    }));
+    steps.push(Step::create(
+        "make every other address local",
+        message::new_local_route(Ipv4Net::default().into(), LOOPBACK),
+    ));
+    steps
 }
 
 async fn configure_app(
@@ -525,7 +562,7 @@ fn give(index: u32, name: &str, address: IpAddr, prefix: u8) -> Vec<Step> {
     if address.is_ipv6() {
         steps.push(Step::create(
             format!("take what comes to {address}"),
-            message::new_local_route(index, address),
+            message::new_local_route(address.into(), index),
         ));
     }
     steps

@@ -267,6 +267,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             mac: mac(&stack, "bridge"),
         },
         uplink: UplinkPlan {
+            ends_at: Default::default(),
             host_link: IfName::new(format!("lr-{stack}")).unwrap(),
             host_address: uplink.network(),
             host_address6: None,

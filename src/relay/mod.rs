@@ -31,7 +31,7 @@
 //!
 //! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
 //!   (`FIONBIO`), `getsockname`, `getrandom`;
-//! - each connection: `accept4`, `socket`, `setsockopt`, `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
+//! - each connection: `accept4`, `getpeername`, `socket`, `setsockopt`, `bind` (as a client), `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
 //!   `close`;
 //! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
 //! - datagrams: `recvmsg`, `sendmsg`, `recvfrom`, `sendto`;
@@ -173,20 +173,26 @@ pub struct Stats {
 /// listeners and connections are dropped at once, open connections are reset on both sides. A listener that is shut down
 /// (shutdown(2)) accepts no more, which is no error.
 ///
+/// With `as_clients` it dials from the address of the client that it carries, which the network namespace must take for
+/// its own; a client whose address it does not take is reset.
+///
 /// # Errors
 /// [`RelayError`]. Nothing that a client or a target does is an error.
 pub fn run(
     listeners: Vec<(std::net::TcpListener, SocketAddr)>,
     datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
+    as_clients: bool,
     control: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), datagrams.len())?;
-    run_with(listeners, datagrams, control, places, Tuning::default())
+    let tuning = Tuning::default();
+    run_with(listeners, datagrams, as_clients, control, places, tuning)
 }
 
 fn run_with(
     listeners: Vec<(std::net::TcpListener, SocketAddr)>,
     datagrams: Vec<(std::net::UdpSocket, SocketAddr)>,
+    as_clients: bool,
     control: OwnedFd,
     places: Places,
     tuning: Tuning,
@@ -199,7 +205,7 @@ fn run_with(
     // its end drops the runtime, and every connection with it
     runtime.block_on(async {
         let mut control = watch_end(control)?;
-        let relay = Rc::new(Relay::new(places, tuning));
+        let relay = Rc::new(Relay::new(places, tuning, as_clients));
         let mut accepting = JoinSet::new();
         for (listener, target) in listeners {
             let listener = prepare(listener)?;
@@ -282,6 +288,7 @@ impl Places {
 
 /// What all connections share.
 struct Relay {
+    as_clients: bool,
     stats: RefCell<Stats>,
     buffers: Buffers,
     places: Arc<Semaphore>,
@@ -291,12 +298,13 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(places: Places, tuning: Tuning) -> Self {
+    fn new(places: Places, tuning: Tuning, as_clients: bool) -> Self {
         let stats = Stats {
             limit: places.connections as u64,
             ..Stats::default()
         };
         Self {
+            as_clients,
             stats: RefCell::new(stats),
             buffers: Buffers::new(places.pipes, tuning),
             places: Arc::new(Semaphore::new(places.connections)),
@@ -451,9 +459,15 @@ async fn carry(client: TcpStream, target: SocketAddr, relay: &Relay) {
     if set_options(&client).is_err() {
         return relay.count(|s| s.reset += 1);
     }
+    let source = match client.peer_addr() {
+        Ok(peer) if relay.as_clients => source(peer),
+        Ok(_) => None,
+        // It has gone already.
+        Err(_) => return relay.count(|s| s.reset += 1),
+    };
     let dialled = tokio::select! {
         biased;
-        dialled = dial(target) => dialled,
+        dialled = dial_from(source, target) => dialled,
         // nobody waits for the answer any more
         _ = client.ready(Interest::ERROR) => return relay.count(|s| s.reset += 1),
     };
@@ -477,11 +491,41 @@ async fn carry(client: TcpStream, target: SocketAddr, relay: &Relay) {
     }
 }
 
-async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
+/// As whom to dial for this client: itself, unless it is of this machine's loopback, which leads nowhere else.
+fn source(client: SocketAddr) -> Option<SocketAddr> {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    (!client.ip().is_loopback()).then_some(client)
+}
+
+/// Dials from the client's own address, and its port if that is free: two connections of one client to two published
+/// ports may have the same, and the address is what matters.
+async fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+    let dialled = dial(source, target).await;
+    match (source, dialled) {
+        (Some(source), Err(e)) if is_taken(&e) => {
+            dial(Some(SocketAddr::new(source.ip(), 0)), target).await
+        }
+        (_, dialled) => dialled,
+    }
+}
+
+/// bind(2) says the one; connect(2) the other, and bind(2) too, of an address that is not to be had on any port.
+fn is_taken(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
+}
+
+async fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     set_options(&socket)?;
+    if let Some(source) = source {
+        socket.set_reuseaddr(true)?;
+        socket.bind(source)?;
+    }
     tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target)).await?
 }

@@ -56,6 +56,7 @@ impl Running {
             run_with(
                 vec![(listener, target)],
                 vec![],
+                false,
                 OwnedFd::from(theirs),
                 places,
                 tuning,

@@ -302,7 +302,11 @@ impl Door {
             let evicted = relay.flows.evict() as u64;
             relay.count(|s| s.evicted += evicted);
         }
-        let socket = Rc::new(dial(self.target)?);
+        let source = relay
+            .as_clients
+            .then(|| super::source(key.client))
+            .flatten();
+        let socket = Rc::new(dial_from(source, self.target)?);
         let (last, answered) = (Rc::new(Cell::new(Instant::now())), Rc::default());
         let answers = Answers {
             door: self.clone(),
@@ -350,14 +354,28 @@ impl Door {
     }
 }
 
-/// A socket whose other end is the target; it need not be bound, and may not be (`bind` is none of the relay's calls).
-fn dial(target: SocketAddr) -> io::Result<UdpSocket> {
+/// As [`super::dial_from`]: from the client's own address, and its port if that is free.
+fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
+    match (source, dial(source, target)) {
+        (Some(source), Err(e)) if super::is_taken(&e) => {
+            dial(Some(SocketAddr::new(source.ip(), 0)), target)
+        }
+        (_, dialled) => dialled,
+    }
+}
+
+/// A socket whose other end is the target. It need not be bound, and may not be unless the relay dials as its clients
+/// (`bind` is none of its calls then).
+fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
     let family = match target {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &source)?;
+    }
     rustix::net::connect(&socket, &target)?;
     UdpSocket::from_std(socket.into())
 }

@@ -377,6 +377,8 @@ pub struct Carries {
     pub udp: bool,
     /// IPv6.
     pub ipv6: bool,
+    /// Whether it dials from its clients' addresses.
+    pub as_clients: bool,
 }
 
 #[cfg(test)]
@@ -384,10 +386,12 @@ impl Carries {
     pub(super) const ALL: Self = Self {
         udp: true,
         ipv6: true,
+        as_clients: true,
     };
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry that.
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry
+/// that, and it binds only if it dials as its clients.
 #[must_use]
 pub fn relay(carries: Carries) -> Profile {
     let mut calls = stage();
@@ -397,6 +401,9 @@ pub fn relay(carries: Carries) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
+    if carries.as_clients {
+        calls.extend(plain(&[calls![bind]]));
+    }
     let mut sockets = vec![];
     let families = [AF_INET, AF_INET6];
     for family in &families[..if carries.ipv6 { 2 } else { 1 }] {

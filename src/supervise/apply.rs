@@ -123,17 +123,21 @@ impl Supervisor {
         self.leaving.retain(Process::lives);
         let known = self.parts.iter().any(|part| part.id == PartId::Relay);
         if !known && launched.is_some() {
-            self.parts.push(Part::new(PartId::Relay));
+            let mut part = Part::new(PartId::Relay);
+            part.launch = self.relays;
+            self.parts.push(part);
         }
         if known {
             let part = self.part(PartId::Relay);
             // What that process and a start of it still have to say is not the relay's any more.
             part.launch += 1;
             part.launching = false;
+            let launch = part.launch;
             if let Some(process) = part.process.take() {
                 let _ = process.orders.send(Order::LastOrders);
                 self.leaving.push(process);
             }
+            self.relays = launch + 1;
         }
         match launched {
             Some(launched) => {
@@ -438,9 +442,9 @@ fn both(old: &Plan, new: &Plan) -> Plan {
 }
 
 /// What the relay has to know: where it listens, and where that leads.
-fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
+fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
     plan.published()
-        .map(|(_, publish)| (publish.listen, publish.entry_port))
+        .map(|(_, publish)| (publish.listen, publish.protocol, publish.entry_port))
         .collect()
 }
 
@@ -448,7 +452,7 @@ fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, u16)> {
 fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &'g Listener> {
     these.listeners().iter().filter(|listener| {
         let mut those = those.listeners().iter();
-        !those.any(|other| other.address == listener.address)
+        !those.any(|other| other.outside() == listener.outside())
     })
 }
 
