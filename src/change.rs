@@ -20,7 +20,7 @@ const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
 ];
 /// Of the stack: what the sidecar's process is made of.
-const SIDECAR_MADE_OF: [&str; 1] = ["seal"];
+const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
 const NO_CHANGE: [&str; 4] = ["origins", "config", "closing", "address6"];
 
@@ -91,6 +91,10 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             }
             // Its addresses follow from the prefix, of which `bridge` tells.
             "uplink" if old.bridge.prefix6 != new.bridge.prefix6 => {}
+            "uplink" => refused.push(
+                "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
+                    .to_owned(),
+            ),
             "stack" => refused.push("name".to_owned()),
             other => refused.push(other.to_owned()),
         }

@@ -137,12 +137,32 @@ pub enum Command {
         /// Go on with what comes, until Ctrl-C
         #[arg(short, long)]
         follow: bool,
-        /// Only this part's lines
+        /// Only this part's lines; `traffic` for connections and refused packets
         #[arg(long)]
         part: Option<String>,
-        /// One JSON document a line: time, part, stream, text
+        /// One JSON document a line: time, part, stream, text, traffic
         #[arg(long)]
         json: bool,
+    },
+    /// Capture the packets that the sidecar lets through and refuses, with the rule's name
+    #[command(
+        after_help = "Example: lrpns capture customerA -w - port 5000 | tcpdump -n -r -\n\nFILTER is made of `client ADDRESS`, \
+                      `port PORT` and `refused`; without -w there is a line for each packet. A first word that is \
+                      none of these is the stack's name."
+    )]
+    Capture {
+        /// The configuration that names the stack
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Write pcapng there; `-` is standard output
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// End after so many packets
+        #[arg(short, long, value_name = "N")]
+        count: Option<u64>,
+        /// The stack's name; left out, it is the file's, or the built-in example's. Then which packets
+        #[arg(value_name = "STACK|FILTER")]
+        words: Vec<String>,
     },
     /// Run a command with exactly the privileges of a part, never more
     #[command(after_help = "Example: lrpns exec customerA --part app -- /bin/sh")]

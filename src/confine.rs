@@ -196,17 +196,22 @@ pub struct Writable<'a> {
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 impl App {
-    /// Binds what is published and what the app uses within itself, connects to the latter.
+    /// Binds what is published and what the app uses within itself, connects to the latter, and to the ports of its
+    /// `egress`.
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
         let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
         // A port that is closing was published when the process was started, which is still there.
         let published = app.reachable().filter(tcp);
         let published = published.map(|publish| publish.app_port);
+        let by_tcp = app
+            .egress
+            .iter()
+            .filter(|egress| egress.protocol == Protocol::Tcp);
+        let elsewhere = by_tcp.flat_map(|egress| egress.first_port..=egress.last_port);
         Self {
             bind: sorted(published.chain(app.listen.iter().copied())),
-            // An app with egress has those ports here as well.
-            connect: sorted(app.listen.iter().copied()),
+            connect: sorted(app.listen.iter().copied().chain(elsewhere)),
         }
     }
 

@@ -168,6 +168,8 @@ pub struct Status {
     pub gated: bool,
     /// Its parts.
     pub parts: Vec<PartStatus>,
+    /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
+    pub traffic: Option<crate::traffic::Summary>,
     /// Every process of ours, as the kernel tells when it is asked.
     pub processes: Vec<crate::processes::Process>,
 }

@@ -55,6 +55,8 @@ pub mod confine;
 
 pub mod logbuf;
 
+pub mod traffic;
+
 pub mod publish;
 
 // From a configuration and a machine to a plan, and from a plan to links and rules.

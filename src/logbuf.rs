@@ -12,6 +12,9 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::traffic::Record;
+use crate::traffic::line::{Fields, Names};
+
 /// The longest piece of a line, in bytes as they came from the pipe; longer lines are cut.
 pub const MAX_PIECE: usize = 16 * 1024;
 
@@ -28,6 +31,8 @@ pub enum Stream {
     Err,
     /// The supervisor, about the part: started, ended, restarted.
     Event,
+    /// The sidecar, about connections and packets.
+    Traffic,
 }
 
 /// One line of the log. Its fields are the keys of the JSON form, which are stable:
@@ -36,8 +41,9 @@ pub enum Stream {
 /// |---|---|
 /// | `time` | when the line was complete, RFC 3339, UTC |
 /// | `part` | the part's name |
-/// | `stream` | `out`, `err` or `event` |
+/// | `stream` | `out`, `err`, `event` or `traffic` |
 /// | `text` | the line without its end, bytes that are no UTF-8 replaced by U+FFFD |
+/// | `traffic` | [`Fields`]; left out in lines of other streams |
 /// | `continues` | `true` if the next line of the same part and stream belongs to this one; left out otherwise |
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
@@ -52,6 +58,9 @@ pub struct LogLine {
     /// Whether it was cut, and the next line of this part and stream goes on with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
+    /// Of [`Stream::Traffic`]: the same as `text`, for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Box<Fields>>,
 }
 
 impl LogLine {
@@ -206,6 +215,66 @@ impl LogBuf {
     }
 }
 
+/// The traffic log in memory, bounded, the oldest records going first. It has memory of its own: no flood of packets
+/// pushes out what an app has said.
+#[derive(Debug)]
+pub struct TrafficBuf {
+    records: VecDeque<Record>,
+    most: usize,
+    names: Names,
+}
+
+impl TrafficBuf {
+    /// The part's name that its lines have.
+    pub const PART: &'static str = "traffic";
+
+    /// An empty one that takes at most `max_bytes`.
+    #[must_use]
+    pub fn new(max_bytes: usize, names: Names) -> Self {
+        Self {
+            records: VecDeque::new(),
+            most: max_bytes / size_of::<Record>(),
+            names,
+        }
+    }
+
+    /// Adds a record.
+    pub fn push(&mut self, record: Record) {
+        while self.records.len() >= self.most {
+            self.records.pop_front();
+        }
+        self.records.push_back(record);
+    }
+
+    /// A record as a line.
+    #[must_use]
+    pub fn line(&self, record: &Record) -> LogLine {
+        let (time, text, fields) = self.names.line(record);
+        LogLine {
+            time,
+            part: Self::PART.to_owned(),
+            stream: Stream::Traffic,
+            text,
+            continues: false,
+            traffic: Some(Box::new(fields)),
+        }
+    }
+
+    /// Whether `filter` wants any of them.
+    #[must_use]
+    pub fn is_wanted(filter: &Filter) -> bool {
+        filter.part.as_deref().is_none_or(|part| part == Self::PART)
+            && filter.stream.is_none_or(|stream| stream == Stream::Traffic)
+    }
+
+    /// All of them as lines, oldest first, if `filter` wants them.
+    pub fn lines<'a>(&'a self, filter: &Filter) -> impl Iterator<Item = LogLine> + use<'a> {
+        let wanted = Self::is_wanted(filter);
+        let records = self.records.iter().filter(move |_| wanted);
+        records.map(|record| self.line(record))
+    }
+}
+
 /// A line, or a piece of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
@@ -297,6 +366,7 @@ mod tests {
             stream,
             text: text.to_owned(),
             continues: false,
+            traffic: None,
         }
     }
 

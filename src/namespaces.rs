@@ -170,11 +170,17 @@ const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", 
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
-pub(crate) const SIDECAR: [(&str, &str); 4] = [
+pub(crate) const SIDECAR: [(&str, &str); 7] = [
     ("ipv4/ip_forward", "1"),
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
     ("bridge/bridge-nf-call-arptables", "0"),
+    // What a connection has carried is told when conntrack forgets it.
+    ("netfilter/nf_conntrack_acct", "1"),
+    // Nothing is told but what a rule asks for.
+    ("netfilter/nf_conntrack_events", "0"),
+    // Of 120 s: ten thousand connections a second would fill the table with what is over.
+    ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
 ];
 
 /// The app forwards nothing.

@@ -4,7 +4,7 @@
 //! changed afterwards, and is all that the later steps see.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,7 +13,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
-use crate::config::{Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, Volume};
+use crate::config::{
+    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
+};
 use crate::names::{IfName, PartName, StackName};
 
 /// A link-layer address.
@@ -87,6 +89,8 @@ pub struct Plan {
     pub bridge: BridgePlan,
     /// The one link between host and sidecar.
     pub uplink: UplinkPlan,
+    /// What the sidecar says of the traffic.
+    pub log: TrafficLog,
     /// The sidecar's ids.
     pub sidecar: IdMap,
     /// The relay's ids.
@@ -228,6 +232,8 @@ pub struct AppPlan {
     pub listen: Vec<u16>,
     /// Whose address it sees.
     pub source: Source,
+    /// Where it may connect to; empty for nowhere.
+    pub egress: Vec<Egress>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,
@@ -351,6 +357,28 @@ impl PublishPlan {
     #[must_use]
     pub fn outside(&self) -> (SocketAddr, Protocol) {
         (self.listen, self.protocol)
+    }
+}
+
+impl AppPlan {
+    /// The networks that it has a route to, by the sidecar: of what it may connect to, and everything if it sees its
+    /// clients, whom it has to answer.
+    #[must_use]
+    pub fn routes(&self) -> BTreeSet<IpNet> {
+        if self.source == Source::Client {
+            return BTreeSet::from([Ipv4Net::default().into()]);
+        }
+        self.egress.iter().map(|egress| egress.to).collect()
+    }
+
+    /// The resolvers that it may ask: every single address that it may connect to at UDP's port 53.
+    pub fn resolvers(&self) -> impl Iterator<Item = IpAddr> {
+        self.egress
+            .iter()
+            .filter(|egress| {
+                egress.is_single() && egress.covers(Protocol::Udp, egress.to.addr(), 53)
+            })
+            .map(|egress| egress.to.addr())
     }
 }
 

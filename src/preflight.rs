@@ -6,9 +6,10 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::{IpNet, Ipv4Net};
 use rustix::fs::FileType;
 
-use crate::config::{Protocol, Rootfs};
+use crate::config::{Egress, Protocol, Rootfs};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
@@ -78,6 +79,7 @@ fn look(
     problems.extend(ipv6(plan, host));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
+    problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
     let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
@@ -319,6 +321,60 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 addresses_hint(host, address),
             ));
         }
+    }
+    problems
+}
+
+/// Whether an app can get to what it may connect to.
+fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
+    let subnet = IpNet::V4(plan.bridge.subnet);
+    let within = app.egress.iter().find(|egress| subnet.contains(&egress.to));
+    let mut problems: Vec<Problem> = within
+        .map(|egress| {
+            problem(
+                format!(
+                    "egress \"{egress}\" of {}: that is within the stack's own subnet",
+                    app.name
+                ),
+                "apps of a stack don't reach each other: publish a port, and let egress have the host's address",
+            )
+        })
+        .into_iter()
+        .collect();
+    let Some(first) = app.egress.first() else {
+        return problems;
+    };
+    let of = format!("egress \"{first}\" of {}", app.name);
+    if plan.mode == Mode::Rootless {
+        problems.push(problem(
+            format!("{of}: an ordinary user can't forward to it"),
+            "run the stack as root, on a host that forwards",
+        ));
+        return problems;
+    }
+    if plan.uplink.ends_at == UplinkEnd::Relay {
+        problems.push(problem(
+            format!(
+                "{of}: there is no way, since the uplink ends at the relay for source = \"client\""
+            ),
+            "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
+        ));
+        return problems;
+    }
+    // To the host itself nothing needs to be forwarded.
+    let is_host = |egress: &&Egress| {
+        let own = |(_, net): &(_, Ipv4Net)| IpAddr::V4(net.addr()) == egress.to.addr();
+        egress.is_single() && host.net.addresses.iter().any(own)
+    };
+    let beyond = app.egress.iter().find(|egress| !is_host(egress));
+    if let (Some(egress), Forwarding::Closed { why }) = (beyond, &host.forwarding) {
+        problems.push(problem(
+            format!(
+                "egress \"{egress}\" of {}: this host does not forward to it: {why}",
+                app.name
+            ),
+            "open it, such as by sysctl net.ipv4.ip_forward=1; lrpns changes nothing global",
+        ));
     }
     problems
 }

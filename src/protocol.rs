@@ -71,10 +71,13 @@ pub struct Start {
 /// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
-    /// Holds NET_ADMIN over its network namespace, loads the rules. No descriptors.
+    /// Holds NET_ADMIN over its network namespace, loads the rules, watches the traffic. Descriptor: where to tell of it, if
+    /// it is to.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
         rules: crate::firewall::Batch,
+        /// What of the traffic is told; `None` for nothing.
+        traffic: Option<crate::traffic::Settings>,
         /// Whether it gives NET_ADMIN up once they are loaded.
         seal: bool,
     },
@@ -90,6 +93,8 @@ pub enum Role {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
+        forget: Vec<u16>,
     },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.

@@ -56,7 +56,7 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    decide(config, host, EntryPorts::new())
+    decide(config, host, EntryPorts::new(), uplink_end(config, host))
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -82,14 +82,22 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             kept.push(app_key(app, "address"));
         }
     }
-    let mut plan = decide(&config, host, EntryPorts::of(running))?;
+    // What the relay's own namespace is needed for may be gone; it goes on working.
+    let ends_at = match running.uplink.ends_at {
+        UplinkEnd::Relay => UplinkEnd::Relay,
+        UplinkEnd::Host => uplink_end(&config, host),
+    };
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
             plan.origins.insert(key, origin.clone());
         }
     }
     plan.run.clone_from(&running.run);
-    plan.uplink.clone_from(&running.uplink);
+    plan.uplink = UplinkPlan {
+        ends_at,
+        ..running.uplink.clone()
+    };
     let six = |end| plan.bridge.prefix6.map(|_| net::uplink6(end));
     plan.uplink.host_address6 = six(running.uplink.host_address);
     plan.uplink.sidecar_address6 = six(running.uplink.sidecar_address);
@@ -127,7 +135,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 publish.why.clone_from(&same.why);
             }
         }
-        app.closing = before.reachable().cloned().collect();
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
         let open: Vec<_> = app.publish.iter().map(way).collect();
         app.closing
             .retain(|publish| publish.listen.is_ipv4() || same_prefix);
@@ -145,7 +158,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     Ok(plan)
 }
 
-fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan, PlanError> {
+fn decide(
+    config: &Config,
+    host: &Host,
+    mut entries: EntryPorts,
+    ends_at: UplinkEnd,
+) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
         origins.entry(key).or_insert_with(|| Origin::Chosen {
@@ -196,7 +214,6 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
     let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
         .map_err(|e| PlanError::Uplink(e.to_string()))?;
     let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
-    let ends_at = uplink_end(config, host);
     let uplink = UplinkPlan {
         ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
@@ -248,6 +265,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             publish: published,
             listen: app.listen.clone(),
             source: app.source,
+            egress: app.egress.clone(),
             closing: vec![],
             restart: app.restart,
             seccomp: app.seccomp.clone(),
@@ -278,6 +296,7 @@ fn decide(config: &Config, host: &Host, mut entries: EntryPorts) -> Result<Plan,
             mac: net::mac(stack, "bridge"),
         },
         uplink,
+        log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
         seal: config.sidecar.seal,

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -109,7 +110,7 @@ pub fn is_of_the_host(path: &Path) -> bool {
         .any(|name| path.starts_with(Path::new("/").join(name)))
 }
 
-/// Opens what the app's root is made of.
+/// Opens what the app's root is made of; `resolvers` are those that it may ask.
 ///
 /// # Errors
 /// [`RootfsError`] when a source can't be opened.
@@ -117,6 +118,7 @@ pub fn open(
     rootfs: &Rootfs,
     hostname: &str,
     user: u32,
+    resolvers: &[IpAddr],
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => Ok((RootfsStart::Whole, vec![detached(path)?])),
@@ -151,7 +153,7 @@ pub fn open(
             let start = RootfsStart::Assembled {
                 mounts,
                 links,
-                files: minimal_etc(hostname, user),
+                files: minimal_etc(hostname, user, resolvers),
             };
             Ok((start, fds))
         }
@@ -159,7 +161,7 @@ pub fn open(
 }
 
 /// The /etc of a root made from the host's: nothing in it is the host's own.
-fn minimal_etc(hostname: &str, user: u32) -> Vec<(PathBuf, String)> {
+fn minimal_etc(hostname: &str, user: u32, resolvers: &[IpAddr]) -> Vec<(PathBuf, String)> {
     let (app_passwd, app_group) = if user == 0 {
         (String::new(), String::new())
     } else {
@@ -179,7 +181,13 @@ fn minimal_etc(hostname: &str, user: u32) -> Vec<(PathBuf, String)> {
         ("etc/hostname", format!("{hostname}\n")),
         ("etc/hosts", format!("127.0.0.1 localhost {hostname}\n")),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("etc/resolv.conf", String::new()),
+        (
+            "etc/resolv.conf",
+            resolvers
+                .iter()
+                .map(|address| format!("nameserver {address}\n"))
+                .collect(),
+        ),
     ]
     .into_iter()
     .map(|(path, text)| (PathBuf::from(path), text))

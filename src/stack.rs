@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use futures_util::future::try_join_all;
 use rustix::net::AddressFamily;
 
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, Protocol};
+use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::firewall;
@@ -36,6 +36,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::traffic;
 use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
@@ -189,6 +190,8 @@ pub struct Launched {
     pub notes: Vec<String>,
     /// App: the number of its command's process.
     pub command: Option<i32>,
+    /// Sidecar: where it tells of the traffic.
+    pub traffic: Option<OwnedFd>,
 }
 
 /// An app's output, to be read until its end.
@@ -322,7 +325,7 @@ impl Stack {
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
             tokio::try_join!(
-                ground.sidecar(),
+                ground.sidecar(false),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -551,26 +554,60 @@ impl Ground {
         }
     }
 
-    /// Starts the sidecar; when this returns, its rules are in force.
+    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
     ///
     /// # Errors
     /// [`StackError`].
-    pub async fn sidecar(&self) -> Result<Launched, StackError> {
+    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
         let rules = firewall::encode(&firewall::sidecar_rules(&self.plan))?;
+        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
+            packets: self.plan.log == TrafficLog::Packets,
+            again,
+            apps: self
+                .plan
+                .apps
+                .iter()
+                .map(|app| vec![app.address.into()])
+                .collect(),
+        });
+        let pair = || {
+            // Messages, so that none is ever half there.
+            rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = match &traffic {
+            Some(_) => pair()
+                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
+                .map_err(|e| StackError::Io {
+                    what: "make a socket pair for the traffic log",
+                    source: e.into(),
+                })?,
+            None => (None, None),
+        };
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
             role: Role::Sidecar {
                 rules,
                 seal: self.plan.seal,
+                traffic,
             },
             weaken: weaken(),
         };
         let container = self.spawn("sidecar", &self.sidecar).await?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         container
-            .send(&ToStage::Start(Box::new(start)), &[])
+            .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
-        Launched::ready(container).await
+        let launched = Launched::ready(container).await?;
+        Ok(Launched {
+            traffic: ours,
+            ..launched
+        })
     }
 
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
@@ -587,6 +624,7 @@ impl Ground {
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let forget = udp_that_moves(old, new);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new {
             return Ok(());
@@ -594,6 +632,7 @@ impl Ground {
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            forget,
         })
         .await
     }
@@ -740,7 +779,12 @@ impl Ground {
         let (out, app_out) = pipe("make a pipe for the app's output")?;
         let (err, app_err) = pipe("make a pipe for the app's errors")?;
         output(index, Output { out, err });
-        let (rootfs, mounts) = rootfs::open(&app.rootfs, app.name.as_str(), app.ids.user())?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            app.name.as_str(),
+            app.ids.user(),
+            &app.resolvers().collect::<Vec<_>>(),
+        )?;
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
@@ -912,6 +956,21 @@ impl fmt::Display for AppPort {
     }
 }
 
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
+fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
+    let ways = |plan: &Plan| -> HashSet<(u16, SocketAddr)> {
+        plan.published()
+            .filter(|(_, publish)| publish.protocol == Protocol::Udp)
+            .map(|(app, publish)| (publish.entry_port, app.service(publish)))
+            .collect()
+    };
+    let gone: HashSet<u16> = ways(old)
+        .difference(&ways(new))
+        .map(|(entry, _)| *entry)
+        .collect();
+    gone.into_iter().collect()
+}
+
 /// What to tell who waits for a port.
 fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     if listening.is_empty() {
@@ -935,6 +994,7 @@ impl Launched {
             privileges,
             notes,
             command: None,
+            traffic: None,
         })
     }
 

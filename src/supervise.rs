@@ -28,12 +28,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroups;
-use crate::config::Restart;
+use crate::config::{Restart, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream};
+use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream, TrafficBuf};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
 use crate::processes::{self, Role};
@@ -42,6 +42,8 @@ use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
+use crate::traffic::line::Names;
+use crate::traffic::{self, Record};
 
 /// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
 ///
@@ -59,6 +61,10 @@ const KEPT: [Capability; 4] = [
 ];
 /// What the log may take of memory, in bytes.
 const LOG_BYTES: usize = 4 << 20;
+/// What the traffic log may take of memory, in bytes.
+const TRAFFIC_BYTES: usize = 4 << 20;
+/// How many messages of the sidecar's may wait for the loop.
+const TRAFFIC_WAITING: usize = 2;
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
 /// How many answers may wait for a client to read them.
@@ -204,6 +210,7 @@ impl Tee {
 /// What was said: kept, shown and handed to who follows it.
 struct Journal {
     kept: LogBuf,
+    traffic: TrafficBuf,
     tee: Tee,
     followers: Vec<Follower>,
 }
@@ -236,6 +243,9 @@ pub struct Supervisor {
     sender: mpsc::UnboundedSender<Event>,
     lines: mpsc::Receiver<LogLine>,
     lines_in: mpsc::Sender<LogLine>,
+    traffic: mpsc::Receiver<Traffic>,
+    sums: traffic::Sums,
+    traffic_in: mpsc::Sender<Traffic>,
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
     journal: Journal,
@@ -270,9 +280,11 @@ pub async fn run(
     let raw = matches!(tee, Tee::Bytes);
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
+        traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],
     };
+    let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
     let mut waiting_for_the_end = vec![];
     let mut early = VecDeque::new();
     let stack = {
@@ -346,6 +358,9 @@ pub async fn run(
         sender,
         lines,
         lines_in,
+        traffic,
+        sums: traffic::Sums::default(),
+        traffic_in,
         launching: JoinSet::new(),
         journal,
         waiting_for_the_end,
@@ -393,6 +408,10 @@ impl Supervisor {
                     Some(event) = self.events.recv() => event,
                     Some(line) = self.lines.recv() => {
                         self.journal.write(line);
+                        continue;
+                    }
+                    Some(traffic) = self.traffic.recv() => {
+                        self.took(traffic);
                         continue;
                     }
                 },
@@ -513,6 +532,7 @@ impl Supervisor {
             privileges,
             notes,
             command,
+            traffic,
         } = launched;
         let Ok(pidfd) = container.pidfd().try_clone_to_owned() else {
             // Out of descriptors: the part is ended by the container's drop, and started again like any that ended.
@@ -540,6 +560,10 @@ impl Supervisor {
         part.notes.extend(complaint);
         let launch = part.launch;
         tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
+        if let Some(socket) = traffic {
+            self.sums.begin();
+            hear_of_traffic(self.traffic_in.clone(), socket);
+        }
         for client in std::mem::take(&mut self.part(id).waiting) {
             tell(&client, Reply::Done);
         }
@@ -572,7 +596,7 @@ impl Supervisor {
             let output =
                 |app: usize, output| pump(&lines, ground.name(PartId::App(app)), output, raw);
             let result = match id {
-                PartId::Sidecar => ground.sidecar().await,
+                PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
                 PartId::App(index) => ground.relaunch_app(index, &output).await,
             };
@@ -711,11 +735,15 @@ impl Supervisor {
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
-                if let Some(Err(reply)) = filter.part.as_ref().map(|part| self.find(part)) {
+                let part = filter
+                    .part
+                    .as_ref()
+                    .filter(|part| *part != TrafficBuf::PART);
+                if let Some(Err(reply)) = part.map(|part| self.find(part)) {
                     return tell(&client, *reply);
                 }
-                let lines = self.journal.kept.lines(&filter).cloned();
-                let mut replies: Vec<_> = lines.map(Reply::Line).collect();
+                let lines = self.journal.lines(&filter);
+                let mut replies: Vec<_> = lines.into_iter().map(Reply::Line).collect();
                 if !follow {
                     replies.push(Reply::Done);
                 }
@@ -944,6 +972,10 @@ impl Supervisor {
             since: self.since,
             gated: self.gated,
             parts: parts.collect(),
+            traffic: (plan.log > TrafficLog::Off).then(|| {
+                self.sums
+                    .summary(plan.apps.iter().map(|app| app.name.as_str()))
+            }),
             // Asked for when somebody wants to know: it takes as long as the whole rest.
             processes: vec![],
         }
@@ -964,6 +996,13 @@ impl Supervisor {
             all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
         });
         supervisor.into_iter().chain(parts).collect()
+    }
+
+    /// The sidecar has said something.
+    fn took(&mut self, traffic: Traffic) {
+        let Traffic { totals, records } = traffic;
+        self.journal.write_traffic(records);
+        self.sums.set(totals);
     }
 
     fn notes(&self, part: &Part) -> Vec<String> {
@@ -1041,8 +1080,34 @@ impl Journal {
 
     /// Shows what came before there was anybody to show it to.
     fn show_kept(&mut self) {
-        for line in self.kept.lines(&Filter::default()) {
-            self.tee.line(line);
+        for line in self.lines(&Filter::default()) {
+            self.tee.line(&line);
+        }
+    }
+
+    /// What of the log and of the traffic log `filter` wants, in the order of time.
+    fn lines(&self, filter: &Filter) -> Vec<LogLine> {
+        let traffic = self.traffic.lines(filter);
+        let mut lines: Vec<_> = self.kept.lines(filter).cloned().chain(traffic).collect();
+        lines.sort_by_key(|line| line.time);
+        lines
+    }
+
+    /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
+    fn write_traffic(&mut self, records: Vec<Record>) {
+        let followed = self
+            .followers
+            .iter()
+            .any(|follower| TrafficBuf::is_wanted(&follower.filter));
+        let shown = matches!(self.tee, Tee::Lines(_));
+        for record in records {
+            if followed || shown {
+                let line = self.traffic.line(&record);
+                self.tee.line(&line);
+                self.followers
+                    .retain_mut(|follower| follower.hand_on(&line));
+            }
+            self.traffic.push(record);
         }
     }
 }
@@ -1087,6 +1152,7 @@ fn event_line(part: String, text: String) -> LogLine {
         stream: Stream::Event,
         text,
         continues: false,
+        traffic: None,
     }
 }
 
@@ -1175,6 +1241,46 @@ async fn watch(
     let _ = ended.send(());
 }
 
+/// What the sidecar has said at once.
+struct Traffic {
+    totals: traffic::Totals,
+    records: Vec<Record>,
+}
+
+/// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
+/// it can't say. What makes no sense ends the conversation.
+fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
+    let socket = rustix::io::ioctl_fionbio(&socket, true)
+        .map_err(io::Error::from)
+        .and_then(|()| crate::sys::watch::owned(socket));
+    let Ok(socket) = socket else {
+        return;
+    };
+    tokio::spawn(async move {
+        let mut buffer = vec![0; traffic::wire::LARGEST];
+        loop {
+            let receive = |socket: &OwnedFd| {
+                let flags = rustix::net::RecvFlags::empty();
+                let (got, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
+                Ok(got)
+            };
+            let got = match socket
+                .async_io(tokio::io::Interest::READABLE, receive)
+                .await
+            {
+                Ok(got @ 1..) => got,
+                _ => return,
+            };
+            let Some((totals, records)) = traffic::wire::read(&buffer[..got]) else {
+                return;
+            };
+            if heard.send(Traffic { totals, records }).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
 /// Turns an app's pipes into lines; passes the bytes on as they are if `raw`. Reads no further than there is room for what
 /// it has read.
 fn pump(lines: &mpsc::Sender<LogLine>, part: &str, output: Output, raw: bool) {
@@ -1208,6 +1314,7 @@ fn pump(lines: &mpsc::Sender<LogLine>, part: &str, output: Output, raw: bool) {
                         stream,
                         text: piece.text,
                         continues: piece.continues,
+                        traffic: None,
                     };
                     if lines.send(line).await.is_err() {
                         return;
@@ -1222,7 +1329,7 @@ fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     use io::Write;
     match stream {
         Stream::Err => io::stderr().write_all(bytes),
-        Stream::Out | Stream::Event => {
+        Stream::Out | Stream::Event | Stream::Traffic => {
             let mut out = io::stdout();
             out.write_all(bytes).and_then(|()| out.flush())
         }

@@ -819,3 +819,96 @@ fn a_sealed_sidecar_is_changed_too_and_sealing_starts_it_again() {
     );
     assert_eq!(stack.pid("sidecar"), look::pid(&sealed, "sidecar"));
 }
+
+/// A server of UDP on ports 7001 and 7002 that answers with its port; and of TCP on 5000, which is what `up` tries.
+const ECHO: &str = r#"
+import select, socket
+tcp = socket.create_server(("0.0.0.0", 5000))
+ports = {}
+for port in (7001, 7002):
+    ports[port] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ports[port].bind(("0.0.0.0", port))
+while True:
+    for s in select.select([*ports.values()], [], [])[0]:
+        s.sendto(str(s.getsockname()[1]).encode(), s.recvfrom(100)[1])
+"#;
+
+/// A client of UDP with one socket, which sends for every line that it is told, and says what was answered.
+const SENDS: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 45678))
+for line in sys.stdin:
+    s.settimeout(float(line))
+    s.sendto(b"x", (sys.argv[1], 7000))
+    try:
+        print(s.recv(100).decode(), flush=True)
+    except TimeoutError:
+        print("silence", flush=True)
+"#;
+
+#[test]
+fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let stack = Stack { lab, via };
+        let file = |publish: &[&str]| {
+            let publish = [ONE, publish].concat();
+            let file = stack.file(&publish, "");
+            let command = look::toml_list(&[look::PYTHON, "-c", ECHO]);
+            let lines = file
+                .lines()
+                .map(|line| match line.starts_with("command = ") {
+                    true => format!("command = {command}\n"),
+                    false => format!("{line}\n"),
+                });
+            lines.collect::<String>()
+        };
+        let path = stack
+            .lab
+            .write("web.toml", &file(&["0.0.0.0:7000:7001/udp"]));
+        stack
+            .lab
+            .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let app = stack.pid("app");
+        let client = [
+            "ip",
+            "netns",
+            "exec",
+            "client",
+            look::PYTHON,
+            "-c",
+            SENDS,
+            LAB,
+        ];
+        let mut child = stack.lab.spawn(&client);
+        let says = BufReader::new(child.stdout.take().unwrap());
+        let mut flow = Keeping { child, says };
+        let mut ask = |patience: &str| {
+            flow.child
+                .stdin
+                .as_mut()
+                .unwrap()
+                .write_all(patience.as_bytes())
+                .unwrap();
+            let mut line = String::new();
+            flow.says.read_line(&mut line).unwrap();
+            line.trim().to_owned()
+        };
+        assert_eq!(ask("10\n"), "7001", "{via}");
+        for (publish, answer) in [
+            (&["0.0.0.0:7000:7002/udp"][..], "7002"),
+            (&["0.0.0.0:7000:7001/udp"], "7001"),
+            (&[], "silence"),
+            (&["0.0.0.0:7000:7002/udp"], "7002"),
+        ] {
+            assert_done(&stack.apply_file(&file(publish), &[]));
+            let patience = if answer == "silence" { "0.3\n" } else { "10\n" };
+            assert_eq!(ask(patience), answer, "{via} {publish:?}");
+        }
+        assert_eq!(stack.pid("app"), app);
+    }
+}

@@ -231,6 +231,96 @@ fn signals_that_the_starter_ignored_are_not_ignored_inside() {
 }
 
 #[test]
+fn what_exec_runs_holds_what_the_apps_command_holds_and_no_descriptor_more() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    // What of them is the same for all processes that are started alike.
+    let lines = |status: String| -> Vec<String> {
+        let names = ["Groups", "Cap", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk"];
+        let kept = status
+            .lines()
+            .filter(|line| names.iter().any(|name| line.starts_with(name)));
+        kept.map(str::to_owned).collect()
+    };
+    let exec = |command: &[&str]| {
+        let mut child = lab.command(&[&[lrpns(), "exec", "x", "--"], command].concat());
+        // A descriptor of the caller's is nothing of the app's.
+        let output = child
+            .stdin(std::fs::File::open("/").unwrap())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", describe(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let own = lines(exec(&["cat", "/proc/self/status"]));
+    assert_eq!(own, lines(lab.proc(pid, "status")));
+    assert!(own.len() > 8, "{own:?}");
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let link = format!("ns/{kind}");
+        assert_eq!(
+            exec(&["readlink", &format!("/proc/self/{link}")]),
+            lab.ok(&["readlink", &format!("/proc/{pid}/{link}")])
+        );
+    }
+    // The fourth is the directory that ls itself has opened.
+    assert_eq!(exec(&["ls", "/proc/self/fd"]), "0\n1\n2\n3\n");
+    // Two at a time: neither sees the other's.
+    let two = ["sh", "-c", "ls /proc/self/fd; exec sleep infinity"];
+    let (mut first, _said) = start_and_hear(
+        &lab,
+        &[&[lrpns(), "exec", "x", "--"], &two[..]].concat(),
+        "3",
+    );
+    assert_eq!(exec(&["ls", "/proc/self/fd"]), "0\n1\n2\n3\n");
+    killpg(
+        Pid::from_raw(i32::try_from(first.id()).unwrap()),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn an_app_that_kills_what_exec_started_or_ends_itself_ends_exec_in_order() {
+    let lab = Lab::new();
+    let file = shell_app(&lab, "exec sleep infinity", "restart = \"always\"");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let killed = lab.lrpns(&["exec", "x", "--", "sh", "-c", "kill -TERM $$"]);
+    assert_eq!(
+        killed.status.code(),
+        Some(128 + 15),
+        "{}",
+        describe(&killed)
+    );
+    // Its pid 1 can't be reached from inside, so nothing there ends but the one that tries.
+    let tried = lab.lrpns(&[
+        "exec",
+        "x",
+        "--",
+        "sh",
+        "-c",
+        "kill -KILL 1; kill -STOP 1; echo lives",
+    ]);
+    assert!(
+        String::from_utf8_lossy(&tried.stdout).contains("lives"),
+        "{}",
+        describe(&tried)
+    );
+    assert!(lab.lrpns(&["exec", "x", "--", "true"]).status.success());
+    let missing = lab.lrpns(&["exec", "x", "--", "no-such-program"]);
+    assert_eq!(missing.status.code(), Some(127), "{}", describe(&missing));
+    let not_executable = lab.lrpns(&["exec", "x", "--", "/etc/passwd"]);
+    assert_eq!(
+        not_executable.status.code(),
+        Some(126),
+        "{}",
+        describe(&not_executable)
+    );
+}
+
+#[test]
 fn an_exec_that_was_stopped_does_not_keep_the_stack_from_going_down() {
     let lab = Lab::new();
     let file = shell_app(&lab, "exec sleep infinity", "");

@@ -464,7 +464,8 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
             "processes",
             "since",
             "supervisor",
-            "supervisor_privileges"
+            "supervisor_privileges",
+            "traffic"
         ]
     );
     let supervisor = status["supervisor"].as_i64().unwrap();

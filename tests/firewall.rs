@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lrpns::config::{Restart, Rootfs, Source};
+use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
     EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
     forwarding, host_rules, host_table, list, sidecar_rules, to_text, transact, update,
@@ -207,6 +207,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             })
             .collect(),
         source: Source::Sidecar,
+        egress: vec![],
         closing: vec![],
         restart: Restart::No,
     };
@@ -236,6 +237,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             sidecar_address6: None,
             sidecar_mac: Mac([2, 0, 0, 0, 0, 3]),
         },
+        log: lrpns::config::TrafficLog::Connections,
         sidecar: ids,
         relay: ids,
         seal: false,
@@ -298,6 +300,22 @@ fn plans() -> Vec<Plan> {
         .retain(|port| port.listen.is_ipv4());
     let mut six_seeing = with_ipv6(plan(2, 2, |_| Transport::Dnat), "fd00:18::/61");
     six_seeing.apps[1].source = Source::Client;
+    let mut reaching = plan(2, 1, |_| Transport::Dnat);
+    let egress = |protocol, to: &str, first_port, last_port| Egress {
+        protocol,
+        to: to.parse().unwrap(),
+        first_port,
+        last_port,
+    };
+    reaching.apps[0].egress = vec![
+        egress(Protocol::Tcp, "192.0.2.10/32", 5432, 5432),
+        egress(Protocol::Udp, "192.0.2.53/32", 53, 53),
+        egress(Protocol::Tcp, "10.0.0.0/8", 443, 443),
+        egress(Protocol::Tcp, "192.0.2.0/29", 8000, 8010),
+        egress(Protocol::Udp, "0.0.0.0/0", 1, 65535),
+        egress(Protocol::Tcp, "169.254.169.254/32", 80, 80),
+    ];
+    reaching.apps[1].egress = vec![egress(Protocol::Tcp, "0.0.0.0/0", 443, 443)];
     let mut relaying = plan(1, 2, |_| Transport::Relay);
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
@@ -325,6 +343,7 @@ fn plans() -> Vec<Plan> {
         wide,
         seeing,
         relaying,
+        reaching,
     ]
 }
 

@@ -119,7 +119,9 @@ fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
         assert_eq!(counted.get("postrouting/snat-published6"), Some(&1));
         for rule in counted.keys() {
             assert!(
-                rule.ends_with('6') || rule == "forward/accept-established",
+                rule.ends_with('6')
+                    || rule == "forward/accept-established"
+                    || rule.starts_with("forward/note-"),
                 "{via}: {rule}"
             );
         }
@@ -462,4 +464,31 @@ fn the_builtin_app_answers_by_both_families() {
     for host in [&url(LAB), &url("::1"), "http://10.99.0.1:5000/"] {
         assert_eq!(lab.get(host).as_deref(), Ok("Hello world!"), "{host}");
     }
+}
+
+#[test]
+fn an_app_may_see_its_clients_own_ipv6_addresses_by_dnat() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token) = (lab(true), look::token());
+    let more = "source = \"client\"\nvia = \"dnat\"";
+    look::up(&lab, &file("web", &token, &["[::]:5000:5000"], more));
+    assert_eq!(told(lab.client_get(&url(LAB)))["peer"], CLIENT);
+}
+
+#[test]
+fn a_prefix_does_not_change_while_the_stack_runs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    let file = file("web", "", &["[::]:5000:5000"], "");
+    let path = lab.write("web.toml", &file);
+    let path = path.to_str().unwrap();
+    lab.lrpns_ok(&["up", "-d", "-f", path]);
+    std::fs::write(path, file.replace("fd00:18::/64", "fd00:19::/64")).unwrap();
+    let (_, said) = lab.lrpns_err(&["apply", "-f", path]);
+    assert!(said.contains("network.ipv6 can't be changed"), "{said}");
+    assert!(lab.get(&url("::1")).is_ok());
 }

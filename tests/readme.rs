@@ -291,6 +291,7 @@ fn every_key_of_the_json_is_documented() {
         &["ps", "--json"][..],
         &["status", "all", "--json"],
         &["plan", "--json"],
+        &["audit", "all", "--json"],
     ] {
         keys(
             &serde_json::from_str(&lab.lrpns_ok(command)).unwrap(),

@@ -485,3 +485,71 @@ fn dnat_beside_source_client_by_relay_is_refused_before_anything_is_made() {
     assert_eq!(look::planned(&status, "/apps/1/publish/0/via"), "relay");
     assert!(lab.client_get(&format!("http://{LAB}:5001/")).is_ok());
 }
+
+#[test]
+fn an_app_sees_who_writes_to_it_by_udp_too() {
+    if !look::machine() {
+        return;
+    }
+    for (lab, via) in [(Lab::forwarding(), "dnat"), (Lab::new(), "relay")] {
+        let code = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('0.0.0.0', 5000))\n\
+                    while True:\n    _, peer = s.recvfrom(99)\n    s.sendto(peer[0].encode(), peer)\n";
+        look::up(
+            &lab,
+            &format!(
+                "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5000:5000/udp\"]\n\
+                 source = \"client\"\nvia = \"{via}\"\n",
+                look::toml_list(&[look::PYTHON, "-c", code])
+            ),
+        );
+        let seen = look::attack_from_client(
+            &lab,
+            &format!(
+                "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(5)\ns.connect(('{LAB}', 5000))\n\
+                 seen = []\nfor _ in range(3):\n    s.send(b'?')\n    seen.append(s.recv(99).decode())\nsay(seen)"
+            ),
+        );
+        assert_eq!(seen, json!(vec![CLIENT; 3]), "{via}");
+    }
+}
+
+#[test]
+fn a_stack_that_ends_at_the_relay_is_changed_and_counted_like_any_other() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = |publish: &[&str], source: &str| {
+        let file = look::telling("web", "t", "PORTS", &format!("source = \"{source}\""));
+        file.replace("[\"PORTS\"]", &look::toml_list(publish))
+    };
+    look::up(&lab, &file(&["0.0.0.0:5000:5000"], "client"));
+    let more = lab.write(
+        "more.toml",
+        &file(&["0.0.0.0:5000:5000", "0.0.0.0:6000:6000"], "client"),
+    );
+    lab.lrpns_ok(&["apply", "-f", more.to_str().unwrap()]);
+    for port in [5000, 6000] {
+        let answer = told(lab.client_get(&format!("http://{LAB}:{port}/")));
+        assert_eq!(answer["peer"], CLIENT, "{port}");
+    }
+    let counters = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
+    let counters: Value = serde_json::from_str(&counters).unwrap();
+    let rules = counters[1]["rules"].as_array().unwrap();
+    let reply = rules
+        .iter()
+        .find(|rule| rule["name"] == "accept-relay-reply");
+    assert!(
+        reply.unwrap()["packets"].as_u64().unwrap() > 0,
+        "{counters}"
+    );
+    // What would have to be made anew is refused, and nothing is changed.
+    let other = lab.write("other.toml", &file(&["0.0.0.0:5000:5000"], "sidecar"));
+    let (_, said) = lab.lrpns_err(&["apply", "-f", other.to_str().unwrap()]);
+    assert!(said.contains("app.source"), "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    look::up(&lab, &file(&["5000:5000"], "client"));
+    let (_, said) = lab.lrpns_err(&["apply", "-f", more.to_str().unwrap()]);
+    assert!(said.contains("publish by relay with source"), "{said}");
+    assert_eq!(lab.client_get(&format!("http://{LAB}:6000/")), Err(7));
+}

@@ -885,6 +885,14 @@ pub const CATALOGUE: &[Probe] = &[
     probe(
         Out,
         Network,
+        "out-egress-beside",
+        "the port, the protocol and the address next to each destination of the app's egress",
+        "design: exactly what is listed",
+        EATEN,
+    ),
+    probe(
+        Out,
+        Network,
         "out-broadcast",
         "UDP to 255.255.255.255",
         "ip(7): everybody on the link",

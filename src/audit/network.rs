@@ -9,9 +9,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
+use ipnet::IpNet;
+
 use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
+use crate::config::{Egress, Protocol};
 use crate::firewall::{SIDECAR_TABLE, host_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
@@ -193,6 +196,26 @@ fn host_address() -> Option<Ipv4Addr> {
     })
 }
 
+/// What is next to what an app may connect to: the port after the last one, the same port of the other protocol, and of
+/// the address after the last one.
+fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
+    app.egress.iter().flat_map(|egress| {
+        let (here, after) = match egress.to {
+            IpNet::V4(net) => (net.network(), net.broadcast().to_bits().checked_add(1)),
+            IpNet::V6(_) => return vec![],
+        };
+        let (same, other): (fn(_, _) -> _, fn(_, _) -> _) = match egress.protocol {
+            Protocol::Tcp => (tcp, udp),
+            Protocol::Udp => (udp, tcp),
+        };
+        let mut shots = vec![other(here, egress.first_port)];
+        shots.extend(egress.last_port.checked_add(1).map(|port| same(here, port)));
+        let after = after.map(Ipv4Addr::from_bits);
+        shots.extend(after.map(|after| same(after, egress.first_port)));
+        shots
+    })
+}
+
 /// What an app tries to reach. Connections are tried by who is `beside` it: those of the app itself end at Landlock, and
 /// would say nothing of the rules.
 pub fn from_app(
@@ -209,6 +232,24 @@ pub fn from_app(
         .map(|(_, publish)| publish.entry_port)
         .next();
     let foreign = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
+    // What the plan grants is no attack: then it is another port, or there is none.
+    let refused = |shot: Shot| {
+        let (protocol, to) = match &shot {
+            Shot::Tcp(to) => (Protocol::Tcp, *to),
+            Shot::Udp(to) => (Protocol::Udp, *to),
+            _ => return Some(shot),
+        };
+        let granted = |port| {
+            let covers = |egress: &Egress| egress.covers(protocol, to.ip(), port);
+            app.egress.iter().any(covers)
+        };
+        let port = (to.port()..=u16::MAX).find(|port| !granted(*port))?;
+        let to = SocketAddr::new(to.ip(), port);
+        Some(match protocol {
+            Protocol::Tcp => Shot::Tcp(to),
+            Protocol::Udp => Shot::Udp(to),
+        })
+    };
     let v6: IpAddr = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
     let shots = [
         ("out-sidecar-tcp", Some(tcp(bridge, unpublished(plan))), ""),
@@ -258,9 +299,10 @@ pub fn from_app(
     ];
     let name = app.name.as_str();
     for (id, shot, why_not) in shots {
-        let outcome = match shot {
-            Some(shot @ Shot::Tcp(_)) => shoot(field, beside, shot),
-            Some(shot) => shoot(field, prober, shot),
+        let outcome = match shot.map(refused) {
+            Some(Some(shot @ Shot::Tcp(_))) => shoot(field, beside, shot),
+            Some(Some(shot)) => shoot(field, prober, shot),
+            Some(None) => Outcome::not_applicable("the app's egress grants every such port"),
             None => Outcome::not_applicable(why_not),
         };
         findings.add(id, name, outcome);
@@ -287,6 +329,15 @@ pub fn from_app(
     }
     let outcomes = shots.into_iter().map(|shot| shoot(field, prober, shot));
     findings.add("out-ipv6", name, worst(outcomes, ""));
+    let nearby = beside_egress(app).filter_map(refused);
+    let outcome = worst(
+        nearby.map(|shot| match shot {
+            Shot::Tcp(_) => shoot(field, beside, shot),
+            shot => shoot(field, prober, shot),
+        }),
+        "the app may connect to nothing",
+    );
+    findings.add("out-egress-beside", name, outcome);
     let others = plan.apps.iter().filter(|other| other.name != app.name);
     let shots = others.map(|other| {
         tcp(

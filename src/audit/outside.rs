@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::agent::{Agent, Answer, Ask, Join};
 use super::route::Route;
 use super::target::{Findings, Target};
@@ -548,6 +550,8 @@ fn listeners(target: &Target, findings: &mut Findings) {
             })
             .collect();
         if target.status.gated {
+            // A socket of UDP is open as soon as it is bound; what comes waits there for the relay, which waits too.
+            found.retain(|(file, _): &(String, String)| file.starts_with("tcp"));
             return Ok(Outcome::check(
                 found.is_empty(),
                 format!(
@@ -880,6 +884,11 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
+        let granted: BTreeSet<(IpAddr, u8)> = app
+            .routes()
+            .iter()
+            .map(|net: &IpNet| (net.network(), net.prefix_len()))
+            .collect();
         let strange: Vec<String> = routes
             .iter()
             .filter(|route| {
@@ -890,19 +899,24 @@ pub fn app_network(
                     || app.addresses().any(|own| route.to == own) && host;
                 let families = plan.families();
                 let sidecar = families.iter().any(|of| route.to == of.bridge) && host;
-                let everywhere = route.prefix == 0 && app.source == Source::Client;
+                let everywhere =
+                    route.to.is_ipv6() && route.prefix == 0 && app.source == Source::Client;
+                let by_plan = granted.contains(&(route.to, route.prefix)) && route.table != 255;
                 // The kernel's own broadcast routes of the local table lead nowhere else.
                 let kernels = route.table == 255 && route.kind == 3 || is_multicast(route);
-                !(own || sidecar || everywhere || kernels)
+                !(own || sidecar || everywhere || by_plan || kernels)
             })
             .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
             .collect();
         Ok(Outcome::check(
             strange.is_empty(),
             if strange.is_empty() {
-                match app.source {
-                    Source::Sidecar => format!("{} only", plan.bridge.address),
-                    Source::Client => format!("{}, and by it a default one", plan.bridge.address),
+                match granted.len() {
+                    0 => format!("{} only", plan.bridge.address),
+                    more => format!(
+                        "{}, and by it the {more} that are planned",
+                        plan.bridge.address
+                    ),
                 }
             } else {
                 strange.join(", ")

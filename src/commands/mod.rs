@@ -3,6 +3,7 @@
 
 mod apply;
 mod audit;
+mod capture;
 mod diff;
 mod down;
 mod exec;
@@ -99,6 +100,17 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             part,
             json,
         } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
+        Command::Capture {
+            file,
+            write,
+            count,
+            words,
+        } => {
+            let (stack, words) = capture::split(&words)?;
+            let filter = capture::Filter::parse(words)?;
+            let stack = target_name(stack, file.as_deref())?;
+            capture::capture(&stack, write.as_deref(), count, &filter)
+        }
         Command::Exec {
             target,
             part,

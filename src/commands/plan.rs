@@ -225,6 +225,18 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             Seen::Client => "its clients' own addresses, and has a default route to answer them",
         };
         writeln!(out, "  sees {source}  ({})", key("source"))?;
+        match app.egress.as_slice() {
+            [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
+            egress => {
+                let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
+                writeln!(
+                    out,
+                    "  may connect to {}  ({})",
+                    list.join(", "),
+                    key("egress")
+                )?;
+            }
+        }
     }
     if plan.published().next().is_some() {
         writeln!(

@@ -16,6 +16,7 @@ use crate::names::StackName;
 use crate::plan::{Mode, Plan, Transport};
 use crate::publish;
 use crate::state::Liveness;
+use crate::traffic::{Losses, Summary};
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
 #[derive(Serialize)]
@@ -183,12 +184,48 @@ fn describe(status: &Status) -> String {
         ]);
     }
     let _ = writeln!(text, "{parts}");
+    if let Some(traffic) = &status.traffic {
+        describe_traffic(&mut text, traffic);
+    }
     for part in &status.parts {
         for note in &part.notes {
             let _ = writeln!(text, "{}: {note}", part.name);
         }
     }
     text
+}
+
+fn describe_traffic(text: &mut String, traffic: &Summary) {
+    let _ = writeln!(
+        text,
+        "traffic {} connections open, {} accepted; {} packets refused; {} bytes from clients, {} to them",
+        traffic.open,
+        traffic.accepted,
+        traffic.refused,
+        traffic.bytes_from_clients,
+        traffic.bytes_to_clients
+    );
+    if traffic.apps.len() > 1 {
+        for app in &traffic.apps {
+            let _ = writeln!(
+                text,
+                "        {}: {} open, {} accepted, {} bytes from clients, {} to them",
+                app.name.as_deref().unwrap_or("no app"),
+                app.open,
+                app.accepted,
+                app.bytes_from_clients,
+                app.bytes_to_clients
+            );
+        }
+    }
+    let lost = traffic.lost;
+    if lost != Losses::default() {
+        let _ = writeln!(
+            text,
+            "        the log lacks {} packets that the kernel could not hand over, {} lines that were not taken in time, the ends of {} connections",
+            lost.kernel, lost.sidecar, lost.table
+        );
+    }
 }
 
 fn state(state: PartState) -> &'static str {

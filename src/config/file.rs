@@ -15,7 +15,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, Volume,
+    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, Sidecar, Tmpfs, TrafficLog,
+    Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -143,6 +144,7 @@ struct ReadApp {
 struct ReadSidecar {
     address: Option<Placed<Ipv4Addr>>,
     seal: bool,
+    log: TrafficLog,
 }
 
 impl Reader<'_> {
@@ -181,6 +183,7 @@ impl Reader<'_> {
             sidecar: Sidecar {
                 address: sidecar.address.map(|placed| placed.value),
                 seal: sidecar.seal,
+                log: sidecar.log,
             },
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
@@ -282,11 +285,12 @@ impl Reader<'_> {
             return ReadSidecar::default();
         };
         self.unknown_keys(&section, keys::SIDECAR_KEYS);
-        self.one(&section, keys::LOG, values::log);
+        let log = self.one(&section, keys::LOG, values::log);
         self.one(&section, keys::RULES, values::rules);
         ReadSidecar {
             seal: self.flag(&section, keys::SEAL) == Some(true),
             address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
+            log: log.map(|placed| placed.value).unwrap_or_default(),
         }
     }
 
@@ -372,7 +376,7 @@ impl Reader<'_> {
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
-        self.many(section, keys::EGRESS, values::egress);
+        let egress = self.many(section, keys::EGRESS, values::egress);
         if let Some(list) = self.many(section, keys::ALLOW, values::allow)
             && list.is_empty()
         {
@@ -400,6 +404,11 @@ impl Reader<'_> {
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             source: source.map(|placed| placed.value).unwrap_or_default(),
+            egress: egress
+                .into_iter()
+                .flatten()
+                .map(|placed| placed.value)
+                .collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),

@@ -26,7 +26,7 @@ keys! {
     IPV6 = "ipv6": r#""off" or an IPv6 prefix with a length from 8 to 126"#, r#"ipv6 = "fd00:18::/64""#;
 
     SIDECAR_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.33""#;
-    LOG = "log": r#""off", "connections" or "packets""#, r#"log = "off""#;
+    LOG = "log": r#""off", "connections" or "packets""#, r#"log = "connections""#;
     SEAL = "seal": "true or false", "seal = false";
     RULES = "rules": "the path of a file in nft's syntax", r#"rules = "extra.nft""#;
 
@@ -40,7 +40,7 @@ keys! {
     LISTEN = "listen": "a list of TCP ports from 1 to 65535", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
-    EGRESS = "egress": "a list of `PROTOCOL ADDRESS:PORT`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
+    EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
     ALLOW = "allow": "a list of address ranges of clients", r#"allow = ["0.0.0.0/0"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;

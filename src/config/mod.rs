@@ -19,7 +19,7 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::errors::{ConfigErrors, Place, Problem};
@@ -208,8 +208,23 @@ pub struct Network {
 pub struct Sidecar {
     /// `address`; `None` for the subnet's first host address.
     pub address: Option<Ipv4Addr>,
+    /// `log`.
+    pub log: TrafficLog,
     /// `seal`.
     pub seal: bool,
+}
+
+/// `log`: what the sidecar says of the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrafficLog {
+    /// Nothing.
+    Off,
+    /// Each connection at its start and its end, and each packet that was refused.
+    #[default]
+    Connections,
+    /// That, and each packet that was let through.
+    Packets,
 }
 
 /// `[app]` or `[app.NAME]`.
@@ -233,6 +248,8 @@ pub struct App {
     pub via: Via,
     /// `source`.
     pub source: Source,
+    /// `egress`.
+    pub egress: Vec<Egress>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is in another, and none shares a path with a tmpfs.
@@ -312,6 +329,54 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+}
+
+/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, where an app may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Egress {
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// One address, or all of a network; without host bits.
+    pub to: IpNet,
+    /// The first port.
+    pub first_port: u16,
+    /// The last one.
+    pub last_port: u16,
+}
+
+impl Egress {
+    /// Whether it is for one address.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        self.to.prefix_len() == self.to.max_prefix_len()
+    }
+
+    /// Whether it covers a connection. What is link-local must have been listed by itself.
+    #[must_use]
+    pub fn covers(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        let special = matches!(address, IpAddr::V4(address) if address.is_link_local());
+        self.protocol == protocol
+            && self.to.contains(&address)
+            && (self.first_port..=self.last_port).contains(&port)
+            && (!special || self.is_single())
+    }
+}
+
+impl std::fmt::Display for Egress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ", self.protocol)?;
+        match (self.is_single(), self.to) {
+            (true, IpNet::V4(_)) => write!(f, "{}:", self.to.addr())?,
+            (true, IpNet::V6(_)) => write!(f, "[{}]:", self.to.addr())?,
+            (false, IpNet::V4(_)) => write!(f, "{}:", self.to)?,
+            (false, IpNet::V6(_)) => write!(f, "[{}]:", self.to)?,
+        }
+        if self.first_port == self.last_port {
+            write!(f, "{}", self.first_port)
+        } else {
+            write!(f, "{}-{}", self.first_port, self.last_port)
+        }
+    }
 }
 
 /// `source`: whose address the app sees.

@@ -77,6 +77,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 listen: vec![],
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
+                egress: vec![],
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,

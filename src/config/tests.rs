@@ -70,6 +70,7 @@ fn the_built_in_example_is_the_original_set_up() {
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
+            log: TrafficLog::Connections,
             seal: false,
         },
         apps: vec![App {
@@ -88,6 +89,7 @@ fn the_built_in_example_is_the_original_set_up() {
             listen: vec![],
             via: Via::Auto,
             source: Source::Sidecar,
+            egress: vec![],
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
                 size: 16 << 20,
@@ -436,9 +438,21 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         ),
         ("publish = [\"8000-8010:8000\"]", 12, "not the same length"),
         (
-            "egress = [\"tcp 192.0.2.10:5432\"]",
+            "egress = [\"tcp 192.0.2.10/24:5432\"]",
             11,
-            "not supported yet: app.egress = `tcp 192.0.2.10:5432`",
+            "an address within the range `192.0.2.0/24`",
+        ),
+        ("egress = [\"tcp 127.0.0.1:80\"]", 11, "it is reserved"),
+        ("egress = [\"udp 224.0.0.251:5353\"]", 11, "it is reserved"),
+        (
+            "egress = [\"tcp 169.254.0.0/16:80\"]",
+            11,
+            "each address of 169.254.0.0/16 must be listed by itself",
+        ),
+        (
+            "egress = [\"tcp 192.0.2.10:90-80\"]",
+            11,
+            "ends before it begins",
         ),
         ("egress = [\"tcp 192.0.2.10\"]", 11, "no destination"),
         (
@@ -760,10 +774,7 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             &format!(
                 "name = \"x\"\n[sidecar]\nlog = \"packets\"\nseal = true\nrules = \"extra.nft\"\n{app}"
             ),
-            &[
-                (3, 7, "not supported yet: sidecar.log = `packets`"),
-                (5, 9, "not supported yet: sidecar.rules = `extra.nft`"),
-            ],
+            &[(5, 9, "not supported yet: sidecar.rules = `extra.nft`")],
         ),
         (
             &format!("name = \"x\"\n{app}[vars]\nA-B = \"x\"\nC = 1\n"),
@@ -865,7 +876,6 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
     assert_problems(
         text,
         &[
-            (10, 7, "not supported yet: sidecar.log"),
             (12, 9, "not supported yet: sidecar.rules"),
             (27, 1, "not supported yet: app.health"),
         ],

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Protocol, Publish, Restart, Rootfs, Source, Tmpfs, Via, Volume};
+use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -301,14 +301,15 @@ pub(super) fn ipv6(text: &str) -> Result<Option<Ipv6Net>, ValueError> {
 }
 
 /// `sidecar.log`.
-pub(super) fn log(text: &str) -> Result<(), ValueError> {
-    match one_of(
+pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
+    one_of(
         text,
-        &[("off", false), ("connections", true), ("packets", true)],
-    )? {
-        false => Ok(()),
-        true => Err(ValueError::later(text, "\"off\"")),
-    }
+        &[
+            ("off", TrafficLog::Off),
+            ("connections", TrafficLog::Connections),
+            ("packets", TrafficLog::Packets),
+        ],
+    )
 }
 
 /// `sidecar.rules`.
@@ -413,20 +414,47 @@ pub(super) fn restart(text: &str) -> Result<Restart, ValueError> {
     one_of(text, &words)
 }
 
-/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT`.
-pub(super) fn egress(text: &str) -> Result<(), ValueError> {
+/// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`.
+pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
     let bad = || ValueError::said(format!("{} is no destination", quoted(text)));
     let (protocol, rest) = text.split_once(' ').ok_or_else(bad)?;
-    one_of(protocol, &[("tcp", ()), ("udp", ())])?;
+    let protocol = one_of(protocol, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])?;
     let (address, range) = rest.rsplit_once(':').ok_or_else(bad)?;
     let inside = address
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
     let address = inside.unwrap_or(address);
-    range_of_addresses(address)
+    let to = range_of_addresses(address)
         .ok_or_else(|| ValueError::said(format!("{} is no address", quoted(address))))?;
-    ports(range)?;
-    Err(ValueError::later(text, "an empty list"))
+    if to.trunc() != to {
+        return Err(ValueError::said(format!(
+            "`{to}` is an address within the range `{}`",
+            to.trunc()
+        )));
+    }
+    let (first_port, last_port) = ports(range)?;
+    let IpNet::V4(net) = to else {
+        return Err(ValueError::later(text, "a destination by IPv4"));
+    };
+    let first = net.network();
+    let everything = net.prefix_len() == 0;
+    if !everything && (first.octets()[0] == 0 || first.is_loopback() || first.octets()[0] >= 224) {
+        return Err(ValueError::said(format!(
+            "no app can reach `{net}`: it is reserved (0/8, 127/8, 224/3)"
+        )));
+    }
+    // Clouds tell credentials there: who opens it shall have seen the address.
+    if first.is_link_local() && net.prefix_len() != 32 {
+        return Err(ValueError::said(format!(
+            "`{net}` is link-local: each address of 169.254.0.0/16 must be listed by itself"
+        )));
+    }
+    Ok(Egress {
+        protocol,
+        to,
+        first_port,
+        last_port,
+    })
 }
 
 fn range_of_addresses(text: &str) -> Option<IpNet> {

@@ -506,8 +506,49 @@ impl RuleEncoder<'_> {
                 self.verdict(libc::NF_DROP);
                 Ok(())
             }
+            Statement::Mangle(change) => {
+                let Expression::Named(NamedExpression::CT(ct)) = &change.key else {
+                    return Err(unsupported(self.object, statement));
+                };
+                if (ct.key.as_ref(), ct.family, ct.dir) != ("event", None, None) {
+                    return Err(unsupported(self.object, statement));
+                }
+                let events = Kind::CtEvent.bytes(self.object, &change.value)?;
+                self.expression("immediate", |out| {
+                    out.number(NFTA_IMMEDIATE_DREG, FIRST);
+                    out.nest(NFTA_IMMEDIATE_DATA, |out| {
+                        out.bytes(NFTA_DATA_VALUE, &events)
+                    });
+                });
+                self.expression("ct", |out| {
+                    out.number(NFTA_CT_SREG, FIRST);
+                    out.number(NFTA_CT_KEY, libc::NFT_CT_EVENTMASK as u32);
+                });
+                Ok(())
+            }
+            Statement::Log(Some(log)) => {
+                let (Some(prefix), Some(group), None, None, None, None) = (
+                    &log.prefix,
+                    log.group.and_then(|group| u16::try_from(group).ok()),
+                    log.snaplen,
+                    log.queue_threshold,
+                    &log.level,
+                    &log.flags,
+                ) else {
+                    return Err(unsupported(self.object, statement));
+                };
+                self.expression("log", |out| {
+                    out.text(NFTA_LOG_PREFIX, prefix);
+                    out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
+                });
+                Ok(())
+            }
             Statement::Return(_) => {
                 self.verdict(libc::NFT_RETURN);
+                Ok(())
+            }
+            Statement::Masquerade(None) => {
+                self.expression("masq", |_| ());
                 Ok(())
             }
             Statement::DNAT(Some(nat)) => self.nat(libc::NFT_NAT_DNAT, nat, statement),
@@ -555,6 +596,11 @@ impl RuleEncoder<'_> {
         }
         let kind = self.load(field, FIRST)?;
         match (equality, right, bits) {
+            (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
+                let [first, last] = &range.range;
+                self.compare(libc::NFT_CMP_GTE, &kind.bytes(self.object, first)?);
+                self.compare(libc::NFT_CMP_LTE, &kind.bytes(self.object, last)?);
+            }
             (Some(equality), value, Some(bits)) => {
                 self.mask(&kind.bytes(self.object, bits)?);
                 self.compare(equality, &kind.bytes(self.object, value)?);
@@ -886,6 +932,7 @@ enum Kind {
     TcpFlags,
     CtState,
     CtStatus,
+    CtEvent,
     AddressType,
 }
 
@@ -894,7 +941,12 @@ impl Kind {
         match self {
             Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present => 1,
             Kind::Port => 2,
-            Kind::Address | Kind::User | Kind::CtState | Kind::CtStatus | Kind::AddressType => 4,
+            Kind::Address
+            | Kind::User
+            | Kind::CtState
+            | Kind::CtStatus
+            | Kind::CtEvent
+            | Kind::AddressType => 4,
             Kind::Address6 => 16,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
@@ -917,6 +969,7 @@ impl Kind {
             Kind::TcpFlags => "tcp_flag",
             Kind::CtState => "ct_state",
             Kind::CtStatus => "ct_status",
+            Kind::CtEvent => "ct_event",
             Kind::AddressType => "fib_addrtype",
         }
     }
@@ -973,7 +1026,9 @@ impl Kind {
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
             // RFC 9293, 3.1.
+            (Kind::TcpFlags, "fin") => byte(0x01),
             (Kind::TcpFlags, "syn") => byte(0x02),
+            (Kind::TcpFlags, "rst") => byte(0x04),
             (Kind::TcpFlags, "ack") => byte(0x10),
             // NF_CT_STATE_BIT and enum ip_conntrack_status of nf_conntrack_common.h.
             (Kind::CtState, "invalid") => word(1),
@@ -981,6 +1036,9 @@ impl Kind {
             (Kind::CtState, "related") => word(4),
             (Kind::CtState, "new") => word(8),
             (Kind::CtStatus, "dnat") => word(1 << 5),
+            // enum ip_conntrack_events.
+            (Kind::CtEvent, "destroy") => word(1 << 2),
+            (Kind::CtEvent, "label") => word(1 << 10),
             (Kind::AddressType, "local") => word(libc::RTN_LOCAL.into()),
             _ => None,
         }

@@ -92,6 +92,12 @@ mod errno {
 /// Dropping it makes the tables vanish that were loaded through it by [`super::encode_owned`].
 pub struct Socket(pub(super) netlink_sys::Socket);
 
+impl std::os::fd::AsFd for Socket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Socket {
     /// Opens one in the calling thread's network namespace. To load rules, the caller must hold `CAP_NET_ADMIN` in the user
     /// namespace that owns it, when it opens the socket and when it sends; nothing else is needed.

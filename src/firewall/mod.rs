@@ -23,19 +23,25 @@
 //! would be ours anyway. Each expression is tested against what `nft` makes of the same rule, to the instruction.
 #![forbid(unsafe_code)]
 
+mod conntrack;
 mod counters;
 mod encode;
 mod forwarding;
 mod load;
+pub mod logging;
 pub(crate) mod netlink;
 mod ruleset;
 mod text;
 mod update;
 
+pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
-pub use ruleset::{SIDECAR_TABLE, closed_host_rules, host_rules, host_table, sidecar_rules};
+pub use ruleset::{
+    CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules, host_table,
+    sidecar_rules,
+};
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, update};

@@ -1,7 +1,7 @@
 //! Netlink's messages and attributes (netlink(7)), and nf_tables' names for them: as far as needed, and no further.
 
 /// Attributes that are being written: a length, a kind, a value, padded to four bytes.
-pub(super) struct Attributes<'a>(pub &'a mut Vec<u8>);
+pub(crate) struct Attributes<'a>(pub &'a mut Vec<u8>);
 
 impl Attributes<'_> {
     pub fn bytes(&mut self, kind: u16, value: &[u8]) {
@@ -69,10 +69,10 @@ pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
 /// The length of a `struct nlmsghdr`.
 pub(crate) const HEADER: usize = size_of::<libc::nlmsghdr>();
 /// The length of a `struct nfgenmsg`, which comes first in every message of netfilter.
-pub(super) const FAMILY_HEADER: usize = 4;
+pub(crate) const FAMILY_HEADER: usize = 4;
 
 /// Writes one message: `resource` is the second half of its `struct nfgenmsg`.
-pub(super) fn message<R>(
+pub(crate) fn message<R>(
     out: &mut Vec<u8>,
     (kind, flags, sequence): (libc::c_int, libc::c_int, u32),
     (family, resource): (libc::c_int, libc::c_int),
@@ -197,6 +197,7 @@ pub(super) const NFTA_META_KEY: u16 = 2;
 
 pub(super) const NFTA_CT_DREG: u16 = 1;
 pub(super) const NFTA_CT_KEY: u16 = 2;
+pub(super) const NFTA_CT_SREG: u16 = 4;
 
 pub(super) const NFTA_FIB_DREG: u16 = 1;
 pub(super) const NFTA_FIB_RESULT: u16 = 2;
@@ -236,6 +237,9 @@ pub(super) const NFT_LOOKUP_F_INV: u32 = 1;
 
 pub(super) const NFTA_COUNTER_BYTES: u16 = 1;
 pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
+
+pub(super) const NFTA_LOG_GROUP: u16 = 1;
+pub(super) const NFTA_LOG_PREFIX: u16 = 2;
 
 pub(super) const NFTA_NAT_TYPE: u16 = 1;
 pub(super) const NFTA_NAT_FAMILY: u16 = 2;

@@ -3,13 +3,16 @@
 //! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
 //! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
 //!
-//! Every rule is made by [`Table::rule`], which gives it a name (its comment) and a counter. Every filter chain ends in
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what it logs
+//! ([`logging`]). Every filter chain ends in
 //! `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
 //! A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP is a second rule with maps of
 //! its own rather than a wider key; a stack that publishes none has neither. And a published port is two maps, address and
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
+
+mod egress;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -18,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::expr::{
     BinaryOperation, CT, Expression, Exthdr, Fib, FibFlag, FibResult, Map as MapExpression, Meta,
-    MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+    MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetType, SetTypeValue,
@@ -27,7 +30,8 @@ use nftables::schema::{
 use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use crate::config::{Protocol, Source};
+use super::logging;
+use crate::config::{Protocol, Source, TrafficLog};
 use crate::names::StackName;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
@@ -65,8 +69,13 @@ pub fn host_table(stack: &StackName) -> String {
 ///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
 ///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+/// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
+///   logged is said in [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
+///   itself: a wide range does not open it.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -76,6 +85,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let published = published(plan);
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
+    table.log = Some(plan.log);
     for (of, ports) in &published {
         let entries: BTreeMap<u16, SocketAddr> = ports
             .iter()
@@ -200,6 +210,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_guard(&mut table, plan);
     table.rule("guard", "drop-app-egress", [from_bridge()], drop());
     table.rule("guard", "drop-rest", [], drop());
 
@@ -229,6 +240,22 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("input", "drop-from-app", [from_bridge()], drop());
     table.rule("input", "drop-rest", [], drop());
 
+    if plan.log > TrafficLog::Off {
+        let mut note = |name, flags| {
+            table.rule(
+                "forward",
+                name,
+                [
+                    has(ct("state"), self::name("established")),
+                    has(header_field("tcp", "flags"), flags),
+                ],
+                logging::log("forward", name, logging::CONNECTIONS),
+            );
+        };
+        note(logging::NOTE_BEGIN, name("syn"));
+        let last = Expression::List(vec![name("fin"), name("rst")]);
+        note(logging::NOTE_END, last);
+    }
     // The common case first; nothing that is invalid or new matches it.
     table.rule(
         "forward",
@@ -282,6 +309,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [has(ct("state"), name("invalid"))],
         drop(),
     );
+    egress::in_forward(&mut table, plan);
     table.rule("forward", "drop-from-app", [from_bridge()], drop());
     table.rule("forward", "drop-rest", [], drop());
 
@@ -302,6 +330,26 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             family.snat(address(family.plan.bridge)),
         );
     }
+    egress::in_postrouting(&mut table, plan);
+    table.into_rules()
+}
+
+/// What [`capture_rules`] call a packet that was let through.
+pub const CAPTURED: &str = "forward/let-through";
+
+/// The table of `lrpns capture`, in the sidecar's namespace, beside ours and behind it: what comes here has been let
+/// through. What is dropped never does, and is logged where that is done.
+#[must_use]
+pub fn capture_rules() -> Nftables<'static> {
+    let mut table = Table::new("lrpns-capture".to_owned());
+    table.filter(
+        "forward",
+        NfHook::Forward,
+        FILTER + 10,
+        NfChainPolicy::Accept,
+    );
+    let log = logging::log("forward", "let-through", logging::CAPTURE);
+    table.rule("forward", "let-through", [], log);
     table.into_rules()
 }
 
@@ -389,6 +437,8 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         .iter()
         .map(|(of, _)| *of)
         .filter(|of| of.protocol == Protocol::Udp)
+        // In a namespace of its own there is nobody else.
+        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host)
         .collect();
     if dnats {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -398,6 +448,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     if !udp.is_empty() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
+    egress::host_chains(&mut table, plan);
 
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
@@ -464,6 +515,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         };
         table.rule("input", of.rule("accept-relay-reply"), matches, accept());
     }
+    egress::in_host_input(&mut table, plan);
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
     for family in &dnat_families {
@@ -479,6 +531,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             accept(),
         );
     }
+    egress::in_host_forward(&mut table, plan);
     table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
     for family in &dnat_families {
         table.rule(
@@ -515,6 +568,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
+    egress::in_host_postrouting(&mut table, plan);
     table.into_rules()
 }
 
@@ -593,7 +647,7 @@ impl Family {
     }
 
     fn loopback(self) -> Expression<'static> {
-        self.pick(subnet(LOOPBACK.into()), address(Ipv6Addr::LOCALHOST.into()))
+        self.pick(subnet(LOOPBACK), address(Ipv6Addr::LOCALHOST))
     }
 
     fn nat(
@@ -712,6 +766,8 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
+    /// Whether its rules log, and what.
+    log: Option<TrafficLog>,
     objects: Vec<NfListObject<'static>>,
 }
 
@@ -724,6 +780,7 @@ impl Table {
         };
         Self {
             name,
+            log: None,
             objects: vec![NfListObject::Table(table)],
         }
     }
@@ -804,13 +861,24 @@ impl Table {
             packets: Some(0),
             bytes: Some(0),
         })));
-        let statements: Vec<_> = matches.into_iter().chain([counter, verdict]).collect();
+        // A condition that always holds is none.
+        let matches: Vec<_> = matches.into_iter().filter(|m| *m != always()).collect();
+        let name = name.into();
+        let logs = self.log.map_or_else(Vec::new, |level| {
+            logging::statements(level, chain, &name, &matches, &verdict)
+        });
+        let statements: Vec<_> = matches
+            .into_iter()
+            .chain([counter])
+            .chain(logs)
+            .chain([verdict])
+            .collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),
             chain: chain.into(),
             expr: statements.into(),
-            comment: Some(name.into()),
+            comment: Some(name),
             ..Rule::default()
         }));
     }
@@ -839,15 +907,16 @@ fn name(text: &str) -> Expression<'static> {
     Expression::String(text.to_owned().into())
 }
 
-fn address(address: IpAddr) -> Expression<'static> {
-    Expression::String(address.to_string().into())
+fn address(address: impl Into<IpAddr>) -> Expression<'static> {
+    Expression::String(address.into().to_string().into())
 }
 
 fn port(port: u16) -> Expression<'static> {
     Expression::Number(port.into())
 }
 
-fn subnet(net: IpNet) -> Expression<'static> {
+fn subnet(net: impl Into<IpNet>) -> Expression<'static> {
+    let net = net.into();
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(address(net.network())),
         len: net.prefix_len().into(),
@@ -872,6 +941,11 @@ fn ct(key: &'static str) -> Expression<'static> {
         family: None,
         dir: None,
     }))
+}
+
+/// A field of IPv4's header.
+fn ip(field: &'static str) -> Expression<'static> {
+    header_field("ip", field)
 }
 
 fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {
@@ -940,6 +1014,11 @@ fn compare(
     right: Expression<'static>,
 ) -> Statement<'static> {
     Statement::Match(Match { left, right, op })
+}
+
+/// No condition at all.
+fn always() -> Statement<'static> {
+    Statement::Continue(None)
 }
 
 fn accept() -> Statement<'static> {

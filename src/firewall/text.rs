@@ -221,6 +221,27 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
         Statement::Accept(_) => "accept".to_owned(),
         Statement::Drop(_) => "drop".to_owned(),
         Statement::Return(_) => "return".to_owned(),
+        Statement::Masquerade(None) => "masquerade".to_owned(),
+        Statement::Mangle(change) => {
+            format!(
+                "{} set {}",
+                expression(&change.key)?,
+                expression(&change.value)?
+            )
+        }
+        Statement::Log(Some(log)) => {
+            let (Some(prefix), Some(group), None, None, None, None) = (
+                &log.prefix,
+                log.group,
+                log.snaplen,
+                log.queue_threshold,
+                &log.level,
+                &log.flags,
+            ) else {
+                return Err(unsupported(statement));
+            };
+            format!("log prefix \"{prefix}\" group {group}")
+        }
         Statement::DNAT(Some(nat)) => translate("dnat", nat, statement)?,
         Statement::SNAT(Some(nat)) => translate("snat", nat, statement)?,
         other => return Err(unsupported(other)),
@@ -285,6 +306,16 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
         Expression::String(text) => text.clone().into_owned(),
         Expression::Number(number) => number.to_string(),
         Expression::Boolean(true) => "exists".to_owned(),
+        Expression::Range(range) => {
+            let [first, last] = &range.range;
+            format!("{}-{}", expression(first)?, expression(last)?)
+        }
+        // Several bits.
+        Expression::List(bits) => bits
+            .iter()
+            .map(expression)
+            .collect::<Result<Vec<_>, _>>()?
+            .join(","),
         Expression::Named(named) => match named {
             NamedExpression::Concat(parts) => parts
                 .iter()

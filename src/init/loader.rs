@@ -23,7 +23,7 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
 }
 
-/// Changes the rules from `old` to `new` and tells how that went.
+/// Changes the rules from `old` to `new`, forgets the flows of UDP to the ports in `forget`, and tells how that went.
 ///
 /// # Errors
 /// As [`run`].
@@ -31,14 +31,16 @@ pub fn update(
     supervisor: &OwnedFd,
     old: &Nftables<'static>,
     new: &Nftables<'static>,
+    forget: &[u16],
 ) -> Result<(), StageError> {
     confine(&[], false)?;
-    let updated = match firewall::Socket::open() {
-        Ok(socket) => firewall::update(&socket, old, new),
-        Err(e) => Err(e.into()),
-    };
-    let loaded = match updated {
-        Ok(_) => Ok(()),
+    let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
+    let loaded = match firewall::update(&socket, old, new) {
+        // Not before: a datagram that comes in between would be remembered the old way.
+        Ok(_) => {
+            firewall::forget_udp(&socket, forget).map_err(step("forget flows of UDP"))?;
+            Ok(())
+        }
         Err(UpdateError::Load(e)) => Err(e),
         Err(e) => return Err(step("update the rules")(e)),
     };

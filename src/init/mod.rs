@@ -143,11 +143,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     // What is made from here on is the part's own root, which everybody in it may read.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match role {
-        Role::Sidecar { rules, seal } => {
-            sidecar::run(supervisor, &rules, seal).map(|()| ExitCode::SUCCESS)
-        }
-        Role::Updater { old, new } => {
-            loader::update(supervisor, &old, &new).map(|()| ExitCode::SUCCESS)
+        Role::Sidecar {
+            rules,
+            seal,
+            traffic,
+        } => sidecar::run(supervisor, &rules, seal, traffic, fds).map(|()| ExitCode::SUCCESS),
+        Role::Updater { old, new, forget } => {
+            loader::update(supervisor, &old, &new, &forget).map(|()| ExitCode::SUCCESS)
         }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Relay {

@@ -1,4 +1,4 @@
-//! The sidecar: holds the rules, and NET_ADMIN over its own network namespace, and nothing else.
+//! The sidecar: holds the rules, and NET_ADMIN over its own network namespace, and nothing else; tells of the traffic.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -13,6 +13,8 @@ use crate::privileges::{self, Privileges};
 use crate::protocol::{self, FromStage, ToStage};
 use crate::rootfs;
 use crate::seccomp;
+use crate::traffic::Settings;
+use crate::traffic::watch::Watch;
 
 /// Becomes the sidecar: empty root, NET_ADMIN alone, then the rules; ends when the supervisor does.
 ///
@@ -22,7 +24,13 @@ use crate::seccomp;
 ///
 /// # Errors
 /// [`StageError`] with the step that did not work.
-pub fn run(supervisor: &OwnedFd, rules: &Batch, seal: bool) -> Result<(), StageError> {
+pub fn run(
+    supervisor: &OwnedFd,
+    rules: &Batch,
+    seal: bool,
+    traffic: Option<Settings>,
+    fds: Vec<OwnedFd>,
+) -> Result<(), StageError> {
     let more: &[Capability] = if weakened("sidecar-capability") {
         &[Capability::CAP_NET_RAW]
     } else {
@@ -31,12 +39,21 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch, seal: bool) -> Result<(), StageE
     let (mut privileges, notes) = confine(more, seal)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, rules).map_err(step("load the rules"))?;
+    // All of it now: reading needs no privilege, whatever is given up later.
+    let watch = traffic
+        .zip(fds.into_iter().next())
+        .map(|(settings, told)| Watch::open(&settings, told))
+        .transpose()
+        .map_err(step("open the sockets of the traffic log"))?;
     // Here and no later: whatever needs the capability when it is set up must be set up by now.
     if seal && !weakened("seal") {
         privileges = privileges::seal().map_err(step("seal"))?;
     }
     let ready = FromStage::Ready { privileges, notes };
     protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
+    if let Some(mut watch) = watch {
+        watch.run(supervisor).map_err(step("watch the traffic"))?;
+    }
     // Nothing more is ever said to a sidecar; the end of the conversation is the end of it.
     match protocol::receive::<ToStage>(supervisor) {
         Ok(None) => Ok(()),

@@ -220,11 +220,24 @@ pub(super) fn new_unreachable_route(net: IpNet) -> RouteNetlinkMessage {
 }
 
 pub(super) fn new_default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMessage {
-    let mut route = route(gateway, RouteType::Unicast, RouteScope::Universe);
-    route.attributes = vec![
+    let everywhere = match gateway {
+        IpAddr::V4(_) => IpNet::V4(Default::default()),
+        IpAddr::V6(_) => IpNet::V6(Default::default()),
+    };
+    new_route_by(index, everywhere, gateway)
+}
+
+/// A route to `net` by a neighbour.
+pub(super) fn new_route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteNetlinkMessage {
+    let mut route = if net.prefix_len() == 0 {
+        route(gateway, RouteType::Unicast, RouteScope::Universe)
+    } else {
+        route_to(net, RouteType::Unicast, RouteScope::Universe)
+    };
+    route.attributes.extend([
         RouteAttribute::Gateway(route_address(gateway)),
         RouteAttribute::Oif(index),
-    ];
+    ]);
     RouteNetlinkMessage::NewRoute(route)
 }
 

@@ -17,8 +17,8 @@
 //! - No link asks for or answers to link-layer addresses (`IFF_NOARP`): each end knows its peers from the start, as
 //!   permanent neighbours. So nobody can claim another's address, an app that tries every address of its subnet
 //!   leaves no entry in the neighbour table, which all namespaces of the machine share, and nothing needs to be flooded.
-//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it a default one only if it sees its
-//!   clients' own addresses; the sidecar has one to the host, which is also
+//! - No link has a route to its prefix. The app has one route, to the sidecar, and by it those of its `egress`, or a
+//!   default one if it sees its clients' own addresses; the sidecar has one to the host, which is also
 //!   its default, and one to each app; the rest of the subnet is unreachable. The host has one, to the sidecar's end of the
 //!   uplink, and none to the subnet.
 //! - Bridge ports are isolated from each other, learn nothing and take no foreign source address.
@@ -41,7 +41,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
@@ -445,10 +445,15 @@ async fn configure_app(
             steps.extend(give(ours.eth0, APP_LINK, address, length));
             steps.extend(peer(ours.eth0, family.bridge, bridge.mac));
         }
-        if app.source == Source::Client {
+        let routes = app.routes().into_iter();
+        let mut routes: Vec<IpNet> = routes.filter(|net| family.has(net.addr())).collect();
+        if family.bridge.is_ipv6() && app.source == Source::Client {
+            routes.push(IpNet::V6(Default::default()));
+        }
+        for net in routes {
             steps.push(Step::create(
-                format!("route everything else to {}", family.bridge),
-                message::new_default_route(ours.eth0, family.bridge),
+                format!("route {net} to {}", family.bridge),
+                message::new_route_by(ours.eth0, net, family.bridge),
             ));
         }
     }

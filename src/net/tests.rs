@@ -277,6 +277,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             sidecar_address6: None,
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
+        log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
         seal: false,
@@ -329,6 +330,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),
+        egress: vec![],
         closing: vec![],
         restart: Restart::No,
     }

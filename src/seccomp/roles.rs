@@ -350,13 +350,18 @@ fn stage() -> Calls {
     calls
 }
 
-/// The sidecar: opens one netfilter socket, loads its rules, waits for the end.
+/// The sidecar: opens its netfilter sockets, loads its rules, reads and tells of the traffic until the end.
 #[must_use]
 pub fn sidecar() -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
-        bind getsockname getsockopt recvfrom sendto setsockopt
+        bind getsockname getsockopt ppoll recvfrom sendto setsockopt
     ]]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![poll]]));
+    // The name of a link by its number.
+    const SIOCGIFNAME: u32 = 0x8910;
+    set(&mut calls, Sysno::ioctl, one_of(1, &[SIOCGIFNAME]));
     let netfilter = [equal(0, AF_NETLINK), equal(2, NETLINK_NETFILTER)];
     set(&mut calls, Sysno::socket, vec![allow(netfilter)]);
     profile("sidecar", calls)

@@ -1,0 +1,439 @@
+//! `lrpns capture`: the packets that the sidecar lets through and refuses, as pcapng or as lines.
+//!
+//! # Theory of operation
+//!
+//! A child joins the sidecar's user and network namespace, as `exec` does, and there opens two sockets: one reads the NFLOG
+//! group of captures, to which every rule that drops logs anyway; the other owns a table whose one rule logs to it what
+//! has been let through (`NFT_TABLE_F_OWNER`). It hands them to this process and ends. Reading needs no privilege, so this
+//! process gives up what it has. When it ends, however it ends, the kernel takes the table away with its socket.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use caps::Capability;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
+
+use super::{ask, reply};
+use crate::control::{Reply, Request};
+use crate::error::Failure;
+use crate::firewall::{self, logging};
+use crate::logbuf::{Filter as LogFilter, Stream};
+use crate::names::StackName;
+use crate::plan::Plan;
+use crate::privileges;
+use crate::protocol;
+use crate::sys::namespace::setns;
+use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::traffic::kernel::{Group, Logged, Reader};
+use crate::traffic::line::Names;
+use crate::traffic::pcapng::{Way, Writer};
+use crate::traffic::{Event, Name, Packet, Record};
+
+/// Which packets are wanted: all that each word of the command line wants.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    client: Option<IpAddr>,
+    port: Option<u16>,
+    refused: bool,
+}
+
+impl Filter {
+    /// Reads the words of the command line.
+    ///
+    /// # Errors
+    /// What is wrong with them, with an example.
+    pub fn parse(words: &[String]) -> Result<Self, Failure> {
+        let wrong = |what: String| {
+            Failure::usage(what).hint(
+                "a filter is made of `client ADDRESS`, `port PORT` and `refused`: lrpns capture -w - port 5000 refused",
+            )
+        };
+        let mut filter = Self::default();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "refused" => filter.refused = true,
+                "client" => {
+                    let address = words.next().map(|word| word.parse());
+                    let Some(Ok(address)) = address else {
+                        return Err(wrong("`client` wants an address".to_owned()));
+                    };
+                    filter.client = Some(address);
+                }
+                "port" => {
+                    let Some(Ok(port)) = words.next().map(|word| word.parse()) else {
+                        return Err(wrong("`port` wants a number from 0 to 65535".to_owned()));
+                    };
+                    filter.port = Some(port);
+                }
+                other => return Err(wrong(format!("`{other}` is no filter"))),
+            }
+        }
+        Ok(filter)
+    }
+
+    fn wants(&self, packet: &Packet, refused: bool) -> bool {
+        let of = |address| packet.source == address || packet.target == address;
+        let with = |port| {
+            packet
+                .ports
+                .is_some_and(|(from, to)| from == port || to == port)
+        };
+        self.client.is_none_or(of) && self.port.is_none_or(with) && (refused || !self.refused)
+    }
+}
+
+/// The stack, if the first word is its name, and the filter.
+///
+/// # Errors
+/// The first word is neither.
+pub fn split(words: &[String]) -> Result<(Option<StackName>, &[String]), Failure> {
+    match words.split_first() {
+        Some((first, rest)) if !matches!(first.as_str(), "client" | "port" | "refused") => {
+            let stack = StackName::new(first.as_str()).map_err(Failure::usage)?;
+            Ok((Some(stack), rest))
+        }
+        _ => Ok((None, words)),
+    }
+}
+
+/// Captures until it is interrupted, has `count` packets, or the stack ends.
+pub fn capture(
+    stack: &StackName,
+    file: Option<&Path>,
+    count: Option<u64>,
+    filter: &Filter,
+) -> Result<ExitCode, Failure> {
+    let unable =
+        |what: &str, e: &dyn std::fmt::Display| Failure::unable(format!("{stack}: {what}: {e}"));
+    if file == Some(Path::new("-")) && io::stdout().is_terminal() {
+        return Err(
+            Failure::usage("pcapng is nothing for a terminal".to_owned())
+                .hint("into a program: lrpns capture -w - | tcpdump -r -"),
+        );
+    }
+    let (Reply::Status(status), _) = reply(&ask(stack, &Request::Status)?, stack)? else {
+        return Err(unable("ask for its status", &"it answered something else"));
+    };
+    let part = "sidecar".to_owned();
+    let (Reply::Enter { .. }, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)? else {
+        return Err(unable("ask for its sidecar", &"it answered something else"));
+    };
+    let sidecar = fds
+        .into_iter()
+        .next()
+        .ok_or_else(|| unable("ask for its sidecar", &"no pidfd came"))?;
+    // What ends when the stack does: a log that nothing is ever written to.
+    let nothing = LogFilter {
+        part: Some("sidecar".to_owned()),
+        stream: Some(Stream::Out),
+        from: u64::MAX,
+    };
+    let lives = ask(
+        stack,
+        &Request::Logs {
+            filter: nothing,
+            follow: true,
+        },
+    )?;
+
+    let mut end = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        end.add(signal);
+    }
+    end.thread_block()
+        .map_err(|e| unable("block signals", &e))?;
+    let end = SignalFd::with_flags(&end, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|e| unable("watch signals", &e))?;
+
+    let out: Option<Box<dyn Write>> = match file {
+        None => None,
+        Some(path) if path == Path::new("-") => Some(Box::new(io::stdout())),
+        Some(path) => {
+            Some(Box::new(File::create(path).map_err(|e| {
+                unable(&format!("write {}", path.display()), &e)
+            })?))
+        }
+    };
+    let (mut reader, _table) =
+        sockets(&sidecar, filter.refused).map_err(|e| unable("capture in its sidecar", &e))?;
+    drop(sidecar);
+    privileges::keep_only(&[]).map_err(|e| unable("give up privileges", &e))?;
+
+    let sink = match out {
+        Some(out) => Writer::new(out).map(Sink::File),
+        None => Ok(Sink::Lines(Names::of(&status.plan))),
+    };
+    let mut capture = Capture {
+        plan: &status.plan,
+        filter,
+        left: count.unwrap_or(u64::MAX),
+        links: HashMap::new(),
+        interfaces: vec![],
+        sink: match sink {
+            Ok(sink) => sink,
+            Err(e) => return ended(e, &unable),
+        },
+    };
+    if file.is_some() {
+        eprintln!("capturing, until Ctrl-C");
+    }
+    loop {
+        let [read, stop, over] = {
+            let mut ready = [
+                PollFd::from_borrowed_fd(reader.fd(), PollFlags::IN),
+                PollFd::new(&end, PollFlags::IN),
+                PollFd::new(&lives, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(unable("wait for packets", &e)),
+            }
+            ready.map(|fd| !fd.revents().is_empty())
+        };
+        let done = stop || over;
+        if read || done {
+            let links = reader.names();
+            // To the end of what there is, if it is the last time.
+            while reader
+                .packets(|logged| capture.packet(&logged, &links))
+                .map_err(|e| unable("read packets", &e))?
+                && (done || capture.left > 0)
+            {}
+        }
+        let done = done || capture.left == 0;
+        if done {
+            capture.finish(reader.lost);
+        }
+        if let Err(e) = capture.flush() {
+            return ended(e, &unable);
+        }
+        if done {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// A reader that has gone away is an end like any other.
+fn ended(
+    e: io::Error,
+    unable: &dyn Fn(&str, &dyn std::fmt::Display) -> Failure,
+) -> Result<ExitCode, Failure> {
+    match e.kind() {
+        io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        _ => Err(unable("write packets", &e)),
+    }
+}
+
+/// The two sockets, opened in the sidecar's namespaces; the second one's table lives as long as it does.
+fn sockets(sidecar: &OwnedFd, refused_only: bool) -> io::Result<(Reader, Option<OwnedFd>)> {
+    let (ours, theirs) = crate::namespaces::socketpair()?;
+    match clone3(0)? {
+        Cloned::Child => {
+            drop(ours);
+            let said = match open_inside(sidecar, refused_only) {
+                Ok((reader, table)) => {
+                    let fds: Vec<_> = [Some(reader.fd()), table.as_ref().map(AsFd::as_fd)]
+                        .into_iter()
+                        .flatten()
+                        .collect();
+                    protocol::send(&theirs, &Ok::<(), String>(()), &fds)
+                }
+                Err(e) => protocol::send(&theirs, &Err::<(), String>(e), &[]),
+            };
+            exit_now(said.is_err().into())
+        }
+        Cloned::Parent { pidfd, .. } => {
+            drop(theirs);
+            let told = protocol::receive::<Result<(), String>>(&ours)?;
+            super::exec::wait(&pidfd)?;
+            let (told, fds) = told.ok_or(io::ErrorKind::UnexpectedEof)?;
+            told.map_err(io::Error::other)?;
+            let mut fds = fds.into_iter();
+            let reader = fds.next().ok_or(io::ErrorKind::InvalidData)?;
+            Ok((Reader::from_fd(reader)?, fds.next()))
+        }
+    }
+}
+
+/// In the child.
+fn open_inside(
+    sidecar: &OwnedFd,
+    refused_only: bool,
+) -> Result<(Reader, Option<firewall::Socket>), String> {
+    let at = |what: &'static str| move |e: &dyn std::fmt::Display| format!("{what}: {e}");
+    setns(
+        sidecar,
+        CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET,
+    )
+    .map_err(|e| at("join its namespaces")(&e))?;
+    privileges::keep_only(&[Capability::CAP_NET_ADMIN])
+        .map_err(|e| at("keep NET_ADMIN alone")(&e))?;
+    let group = Group {
+        number: logging::CAPTURE,
+        // As much as an attribute holds.
+        snaplen: 0xffff - 4,
+        patience: 1,
+    };
+    let reader = Reader::nflog(&group).map_err(|e| match e.raw_os_error() {
+        // Of a group that another socket reads (nfulnl_recv_config()); NET_ADMIN is held, that was read back.
+        Some(libc::EPERM | libc::EBUSY) => "another capture of this stack goes on".to_owned(),
+        _ => at("listen")(&e),
+    })?;
+    let table = (!refused_only).then(|| {
+        let rules = firewall::encode_owned(&firewall::capture_rules())
+            .map_err(|e| at("make the rules")(&e))?;
+        let socket = firewall::Socket::open().map_err(|e| at("open a socket")(&e))?;
+        firewall::transact(&socket, &rules).map_err(|e| match std::error::Error::source(&e) {
+            Some(source) => format!("{e}: {source}"),
+            None => e.to_string(),
+        })?;
+        Ok::<_, String>(socket)
+    });
+    Ok((reader, table.transpose()?))
+}
+
+/// Where packets go.
+enum Sink {
+    File(Writer<Box<dyn Write>>),
+    Lines(Names),
+}
+
+struct Capture<'a> {
+    plan: &'a Plan,
+    filter: &'a Filter,
+    /// How many packets are still wanted.
+    left: u64,
+    links: HashMap<u32, String>,
+    /// By number in the file.
+    interfaces: Vec<String>,
+    sink: Sink,
+}
+
+impl Capture<'_> {
+    fn packet(&mut self, logged: &Logged<'_>, names: &dyn Fn(u32) -> String) {
+        let refused = logged.rule != firewall::CAPTURED;
+        let Some(packet) = Packet::parse(logged.payload) else {
+            return;
+        };
+        if self.left == 0 || !self.filter.wants(&packet, refused) {
+            return;
+        }
+        self.left -= 1;
+        let time = logged.time.unwrap_or_else(now);
+        let (number, way) = match (logged.from_link, logged.to_link) {
+            (0, to) => (to, Way::Out),
+            (from, _) => (from, Way::In),
+        };
+        let link = self.links.entry(number);
+        let link = link.or_insert_with(|| names(number)).clone();
+        match &mut self.sink {
+            Sink::Lines(lines) => {
+                let record = Record {
+                    time,
+                    event: Event::Packet {
+                        rule: Name::new(logged.rule.as_bytes()),
+                        link: Name::new(link.as_bytes()),
+                        accepted: !refused,
+                        packet,
+                    },
+                };
+                let (time, text, _) = lines.line(&record);
+                // A reader that has gone away is seen when the next batch is flushed.
+                let _ = writeln!(io::stdout(), "{time:.6} {text}");
+            }
+            Sink::File(writer) => {
+                let (name, description) = describe(self.plan, &link, &packet);
+                let known = self.interfaces.iter().position(|known| *known == name);
+                let interface = match known {
+                    Some(at) => at as u32,
+                    None => {
+                        let number = writer.interface(&name, &description);
+                        self.interfaces.push(name);
+                        number
+                    }
+                };
+                let comment = refused.then(|| format!("refused by {}", logged.rule));
+                let at = (interface, way);
+                writer.packet(time, at, packet.length, logged.payload, comment.as_deref());
+            }
+        }
+    }
+
+    fn finish(&mut self, lost: u64) {
+        if let Sink::File(writer) = &mut self.sink
+            && !self.interfaces.is_empty()
+        {
+            writer.lost(now(), 0, lost);
+        }
+        if lost > 0 {
+            eprintln!("{lost} packets are missing: they came faster than they were written");
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.sink {
+            Sink::File(writer) => writer.flush(),
+            Sink::Lines(_) => io::stdout().flush(),
+        }
+    }
+}
+
+/// A link's name in the file, and what it is. What comes by the bridge came by the port of the app whose address it has.
+fn describe(plan: &Plan, link: &str, packet: &Packet) -> (String, String) {
+    if link == plan.uplink.sidecar_link.as_str() {
+        return (link.to_owned(), "uplink, the way to the host".to_owned());
+    }
+    if link == plan.bridge.name.as_str() {
+        let app = plan
+            .apps
+            .iter()
+            .find(|app| IpAddr::from(app.address) == packet.source);
+        return match app {
+            Some(app) => (app.port_link.to_string(), format!("app {}", app.name)),
+            None => (link.to_owned(), "bridge, from no app's address".to_owned()),
+        };
+    }
+    (link.to_owned(), String::new())
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_read_word_by_word() {
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let filter = Filter::parse(&words("client 10.0.0.1 refused port 53")).unwrap();
+        assert_eq!(
+            filter,
+            Filter {
+                client: Some([10, 0, 0, 1].into()),
+                port: Some(53),
+                refused: true
+            }
+        );
+        for wrong in ["port", "port x", "client 300.0.0.1", "udp"] {
+            assert!(Filter::parse(&words(wrong)).is_err(), "{wrong}");
+        }
+    }
+}

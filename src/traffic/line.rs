@@ -1,0 +1,309 @@
+//! Records as lines: for people, and with typed fields for programs.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::packet::{flag_names, protocol_name};
+use super::{Event, Flow, How, LostBy, Record};
+use crate::plan::Plan;
+
+/// What a line says, for programs. The keys are stable; those that don't belong to `event` are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fields {
+    /// What happened.
+    pub event: Kind,
+    /// The protocol, by name if it has one here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// `open`, `end`: address and port of who began the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<SocketAddr>,
+    /// `open`, `end`: address and port of who it is with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<SocketAddr>,
+    /// `relay` where `client` is the relay, and who is behind it is not known here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// The app's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// `end`: bytes of payload from the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_from_client: Option<u64>,
+    /// `end`: bytes of payload to the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_to_client: Option<u64>,
+    /// `end`: how long the connection was open, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// `end`: how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub how: Option<How>,
+    /// `refused`, `accepted`: the rule, as `chain/name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// `refused`, `accepted`: the link that the packet came by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// `refused`, `accepted`, `suppressed`: whom the packet says it is from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// `refused`, `accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    /// `refused`, `accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<IpAddr>,
+    /// `refused`, `accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+    /// `refused`, `accepted`: TCP's flags, such as `syn,ack`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_flags: Option<String>,
+    /// `refused`, `accepted`: ICMP's type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// `refused`, `accepted`: ICMP's code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// `refused`, `accepted`: the packet's length in bytes, headers and all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<u32>,
+    /// `suppressed`, `lost`: how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// `lost`: by whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<LostBy>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A connection began.
+    #[default]
+    Open,
+    /// A connection ended.
+    End,
+    /// A packet was refused.
+    Refused,
+    /// A packet was let through.
+    Accepted,
+    /// Refused packets have no line of their own.
+    Suppressed,
+    /// Something is missing here.
+    Lost,
+}
+
+/// Who is who in a stack.
+#[derive(Debug, Clone)]
+pub struct Names {
+    apps: Vec<(IpAddr, String)>,
+    relay: IpAddr,
+}
+
+impl Names {
+    /// Those of `plan`.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            apps: plan
+                .apps
+                .iter()
+                .map(|app| (app.address.into(), app.name.to_string()))
+                .collect(),
+            relay: plan.uplink.host_address.into(),
+        }
+    }
+
+    fn app(&self, address: IpAddr) -> Option<&str> {
+        let mut apps = self.apps.iter();
+        apps.find(|(of, _)| *of == address)
+            .map(|(_, name)| name.as_str())
+    }
+
+    /// A record as a line: when, in words, and in fields.
+    #[must_use]
+    pub fn line(&self, record: &Record) -> (Timestamp, String, Fields) {
+        let time = Timestamp::from_nanosecond(record.time.into()).unwrap_or_default();
+        let (text, fields) = match &record.event {
+            Event::Open(flow) => {
+                let (text, fields) = self.flow(flow, Kind::Open);
+                (format!("{text} opened"), fields)
+            }
+            Event::End {
+                flow,
+                bytes,
+                duration,
+                how,
+            } => {
+                let (mut text, fields) = self.flow(flow, Kind::End);
+                text += match how {
+                    How::ClosedByClient => " closed by the client",
+                    How::ClosedByApp => " closed by the app",
+                    How::ResetByClient => " reset by the client",
+                    How::ResetByApp => " reset by the app",
+                    How::RefusedByApp => " refused by the app, which does not listen there",
+                    How::Unanswered => " was not answered",
+                    How::TimedOut => " timed out",
+                    How::Unknown => " ended, and nobody saw how",
+                };
+                if let Some(duration) = duration {
+                    say(
+                        &mut text,
+                        format_args!(" after {:.3} s", *duration as f64 / 1e9),
+                    );
+                }
+                let count = |bytes: Option<u64>| {
+                    bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string())
+                };
+                let (from, to) = (count(bytes[0]), count(bytes[1]));
+                say(
+                    &mut text,
+                    format_args!(", {from} bytes from the client, {to} to it"),
+                );
+                (
+                    text,
+                    Fields {
+                        bytes_from_client: bytes[0],
+                        bytes_to_client: bytes[1],
+                        duration_us: duration.map(|nanos| nanos / 1000),
+                        how: Some(*how),
+                        ..fields
+                    },
+                )
+            }
+            Event::Packet {
+                rule,
+                link,
+                accepted,
+                packet,
+            } => {
+                let (source_port, target_port) = packet.ports.unzip();
+                let with_port = |address: IpAddr, port: Option<u16>| match port {
+                    Some(port) => SocketAddr::new(address, port).to_string(),
+                    None => address.to_string(),
+                };
+                let protocol = protocol_name(packet.protocol);
+                let tcp_flags = packet.tcp.map(|tcp| flag_names(tcp.flags));
+                let mut text = format!(
+                    "{} by {}: {protocol} {} -> {}",
+                    if *accepted { "let through" } else { "refused" },
+                    rule.as_str(),
+                    with_port(packet.source, source_port),
+                    with_port(packet.target, target_port),
+                );
+                if let Some(flags) = &tcp_flags {
+                    say(&mut text, format_args!(" {flags}"));
+                }
+                if let Some((kind, code)) = packet.icmp {
+                    say(&mut text, format_args!(" type {kind} code {code}"));
+                }
+                say(&mut text, format_args!(", {} bytes", packet.length));
+                if !link.as_str().is_empty() {
+                    say(&mut text, format_args!(", from link {}", link.as_str()));
+                }
+                (
+                    text,
+                    Fields {
+                        event: if *accepted {
+                            Kind::Accepted
+                        } else {
+                            Kind::Refused
+                        },
+                        protocol: Some(protocol),
+                        app: self
+                            .app(packet.source)
+                            .or_else(|| self.app(packet.target))
+                            .map(str::to_owned),
+                        rule: Some(rule.as_str().to_owned()),
+                        link: (!link.as_str().is_empty()).then(|| link.as_str().to_owned()),
+                        source: Some(packet.source),
+                        source_port,
+                        target: Some(packet.target),
+                        target_port,
+                        tcp_flags,
+                        icmp_type: packet.icmp.map(|(kind, _)| kind),
+                        icmp_code: packet.icmp.map(|(_, code)| code),
+                        length: Some(packet.length),
+                        ..Fields::default()
+                    },
+                )
+            }
+            Event::Suppressed { source, packets } => {
+                let whose = source.map_or_else(|| "other sources".to_owned(), |s| s.to_string());
+                let text = format!("{packets} more refused packets from {whose} are not listed");
+                (
+                    text,
+                    Fields {
+                        event: Kind::Suppressed,
+                        source: *source,
+                        count: Some(*packets),
+                        ..Fields::default()
+                    },
+                )
+            }
+            Event::Lost { by, count } => {
+                let text = match by {
+                    LostBy::Kernel => format!(
+                        "{count} packets are missing here: the kernel's queue for the sidecar was full"
+                    ),
+                    LostBy::Sidecar => format!(
+                        "{count} lines are missing here: they came faster than they were taken"
+                    ),
+                    LostBy::Table => format!(
+                        "the ends of {count} connections will be missing: more were open than are remembered"
+                    ),
+                };
+                (
+                    text,
+                    Fields {
+                        event: Kind::Lost,
+                        count: Some(*count),
+                        by: Some(*by),
+                        ..Fields::default()
+                    },
+                )
+            }
+        };
+        (time, text, fields)
+    }
+
+    fn flow(&self, flow: &Flow, event: Kind) -> (String, Fields) {
+        let app = self
+            .app(flow.server.ip())
+            .or_else(|| self.app(flow.client.ip()))
+            .map(str::to_owned);
+        let relayed = flow.client.ip() == self.relay;
+        let protocol = protocol_name(flow.protocol);
+        let named = |address: SocketAddr| {
+            let name = self.app(address.ip()).map(|name| format!("{name} "));
+            format!("{}{address}", name.unwrap_or_default())
+        };
+        let text = format!(
+            "{protocol} {}{} -> {}",
+            if relayed { "relay " } else { "" },
+            named(flow.client),
+            named(flow.server)
+        );
+        let fields = Fields {
+            event,
+            protocol: Some(protocol),
+            client: Some(flow.client),
+            server: Some(flow.server),
+            via: relayed.then(|| "relay".to_owned()),
+            app,
+            ..Fields::default()
+        };
+        (text, fields)
+    }
+}
+
+fn say(text: &mut String, more: std::fmt::Arguments<'_>) {
+    text.write_fmt(more).expect("a String takes everything");
+}

@@ -1,0 +1,590 @@
+//! `egress`: an app reaches exactly what is listed, and everything else is refused by a rule that counts it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+use support::lab::{CLIENT, LAB, Lab};
+use support::look::{self, PYTHON};
+
+const APP: &str = "172.18.0.23";
+
+/// Somebody else's servers: on each address and port one that tells who asked, by TCP and by UDP.
+const SERVERS: &str = r#"
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for where in sys.argv[1:]:
+    kind, address, port = where.split()
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, int(port)))
+    if kind == "tcp":
+        s.listen()
+    chosen.register(s, selectors.EVENT_READ, kind)
+print("ready", flush=True)
+while True:
+    for key, _ in chosen.select():
+        if key.data == "tcp":
+            c, peer = key.fileobj.accept()
+            c.sendall(peer[0].encode())
+            c.close()
+        else:
+            _, peer = key.fileobj.recvfrom(99)
+            key.fileobj.sendto(peer[0].encode(), peer)
+"#;
+
+/// What an app says to ask such a server.
+const ASK: &str = r#"
+def ask(kind, address, port):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+        s.settimeout(5)
+        try:
+            s.connect((address, port))
+            if kind == "udp":
+                s.send(b"?")
+            return s.recv(99).decode()
+        except OSError as e:
+            return errno.errorcode.get(e.errno, str(e))
+"#;
+
+struct Servers(Child);
+
+impl Servers {
+    /// Starts them in the client's namespace, or in the lab's own.
+    fn start(lab: &Lab, in_client: bool, places: &[&str]) -> Self {
+        let prefix: &[&str] = if in_client {
+            &["ip", "netns", "exec", "client"]
+        } else {
+            &[]
+        };
+        let args = [prefix, &[PYTHON, "-c", SERVERS], places].concat();
+        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A stack whose app may connect to `egress`; and the counters' place.
+fn stack(lab: &Lab, egress: &[&str]) -> Value {
+    let more = format!("egress = {}", look::toml_list(egress));
+    look::up(lab, &look::telling("web", "t", "0.0.0.0:5000:5000", &more));
+    let status = lab.status("web");
+    look::settle(lab, &status);
+    status
+}
+
+fn neighbours(lab: &Lab) {
+    for address in ["10.99.0.3/24", "10.99.0.4/24"] {
+        lab.ok(&[
+            "ip", "-n", "client", "address", "add", address, "dev", "eth0",
+        ]);
+    }
+}
+
+/// The packets that a link has received.
+fn received(lab: &Lab, pid: Option<i64>, link: &str) -> u64 {
+    let links = look::json(lab, pid, &["ip", "-j", "-s", "link", "show", "dev", link]);
+    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}
+
+fn routes(lab: &Lab, pid: i64) -> Vec<String> {
+    let routes = look::json(lab, Some(pid), &["ip", "-j", "route"]);
+    let mut routes: Vec<_> = routes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| route["dst"].as_str().unwrap().to_owned())
+        .collect();
+    routes.sort();
+    routes
+}
+
+#[test]
+fn an_app_reaches_exactly_what_is_listed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    neighbours(&lab);
+    let _servers = Servers::start(
+        &lab,
+        true,
+        &[
+            "tcp 10.99.0.2 5432",
+            "tcp 10.99.0.2 5433",
+            "udp 10.99.0.2 53",
+            "udp 10.99.0.2 5432",
+            "tcp 10.99.0.2 53",
+            "tcp 10.99.0.3 5432",
+        ],
+    );
+    let status = stack(&lab, &["tcp 10.99.0.2:5432", "udp 10.99.0.2:53"]);
+    let app = look::pid(&status, "app");
+    assert_eq!(routes(&lab, app), ["10.99.0.2", "172.18.0.33"]);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+
+    // From within, with all that an app has; the server sees the host.
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        &format!(
+            "{ASK}\nsay([ask('tcp', '{CLIENT}', 5432), ask('udp', '{CLIENT}', 53), \
+             ask('tcp', '{CLIENT}', 5433), ask('tcp', '10.99.0.3', 5432), ask('udp', '10.99.0.3', 53)])"
+        ),
+    );
+    assert_eq!(
+        found,
+        json!([LAB, LAB, "EACCES", "ENETUNREACH", "ENETUNREACH"])
+    );
+    let counted = look::counters(&lab, sidecar.0, sidecar.1);
+    for rule in [
+        "guard/accept-egress-app-0",
+        "forward/accept-egress-app-0",
+        "forward/accept-egress-app-1",
+    ] {
+        assert!(counted[rule] > 0, "{rule}: {counted:?}");
+    }
+    look::settle(&lab, &status);
+
+    // As the owner of its namespace, with a route to everywhere and no Landlock: what is left is the rules.
+    look::beside(
+        &lab,
+        app,
+        &[
+            "ip",
+            "route",
+            "add",
+            "default",
+            "via",
+            "172.18.0.33",
+            "dev",
+            "eth0",
+            "onlink",
+        ],
+    );
+    let uplink = look::planned(&status, "/uplink/host_link").to_owned();
+    let near = look::planned(&status, "/uplink/host_address");
+    let far = look::planned(&status, "/uplink/sidecar_address");
+    let (to, from) = (
+        look::planned(&status, "/bridge/mac"),
+        look::planned(&status, "/apps/0/mac"),
+    );
+    let heard = received(&lab, None, &uplink);
+    let attacks = [
+        (
+            "the port after",
+            "knock('10.99.0.2', 5433)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the port before",
+            "knock('10.99.0.2', 5431)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the other protocol",
+            "throw('10.99.0.2', 5432)\nknock('10.99.0.2', 53)",
+            "guard/drop-app-egress",
+            2,
+        ),
+        (
+            "the address after",
+            "knock('10.99.0.3', 5432)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "an echo request",
+            "send(ping(me, '10.99.0.2'))",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the host",
+            &format!(
+                "for a in ('{LAB}', '{near}', '{far}', '127.0.0.1'):\n    send(tcp(me, a, 9, 5432))"
+            ),
+            "guard/drop-app-egress",
+            4,
+        ),
+        (
+            "the cloud",
+            "knock('169.254.169.254', 80)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "another app",
+            "knock('172.18.0.24', 5432)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "as another app",
+            "send(tcp('172.18.0.24', '10.99.0.2', 9, 5432))",
+            "guard/drop-app-spoof",
+            1,
+        ),
+        (
+            "as the client",
+            "send(tcp('10.99.0.2', '10.99.0.2', 9, 5432))",
+            "guard/drop-app-spoof",
+            1,
+        ),
+    ];
+    for (what, attack, rule, packets) in attacks {
+        println!("{what}");
+        let before = look::counters(&lab, sidecar.0, sidecar.1);
+        look::attack_beside(
+            &lab,
+            app,
+            &format!(
+                "me = '{APP}'\ndef send(packet):\n    frame('eth0', '{to}', '{from}', packet)\n{attack}\nsay(1)"
+            ),
+        );
+        look::assert_counted(&lab, sidecar, &before, &[(rule, packets)]);
+    }
+    assert_eq!(
+        received(&lab, None, &uplink),
+        heard,
+        "nothing came to the host"
+    );
+    // Nor does anybody get in by the way out.
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    look::attack_from_host(
+        &lab,
+        &format!(
+            "frame('{uplink}', '{}', '{}', tcp('10.99.0.2', '{far}', 5432, 9, 18))\n\
+             frame('{uplink}', '{}', '{}', tcp('10.99.0.2', '{APP}', 5432, 9, 18))\nsay(1)",
+            look::planned(&status, "/uplink/sidecar_mac"),
+            look::planned(&status, "/uplink/host_mac"),
+            look::planned(&status, "/uplink/sidecar_mac"),
+            look::planned(&status, "/uplink/host_mac"),
+        ),
+    );
+    look::assert_dropped(
+        &lab,
+        sidecar,
+        &before,
+        &[("input/drop-invalid", 1), ("guard/drop-uplink-bypass", 1)],
+    );
+}
+
+#[test]
+fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_the_link_local() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    neighbours(&lab);
+    lab.ok(&[
+        "ip",
+        "-n",
+        "client",
+        "address",
+        "add",
+        "169.254.169.254/16",
+        "dev",
+        "eth0",
+    ]);
+    lab.ok(&["ip", "route", "add", "169.254.0.0/16", "dev", "ext0"]);
+    let _theirs = Servers::start(
+        &lab,
+        true,
+        &[
+            "tcp 10.99.0.2 8000",
+            "tcp 10.99.0.3 8003",
+            "tcp 10.99.0.4 8000",
+            "tcp 10.99.0.2 8004",
+            "tcp 169.254.169.254 8000",
+        ],
+    );
+    let _hosts = Servers::start(&lab, false, &["tcp 0.0.0.0 8000"]);
+    let ask = |found: &str| look::attack(&lab, "web", "app", &format!("{ASK}\nsay({found})"));
+    let three = "[ask('tcp', '10.99.0.2', 8000), ask('tcp', '10.99.0.3', 8003), ask('tcp', '10.99.0.4', 8000), ask('tcp', '10.99.0.2', 8004)]";
+
+    let status = stack(&lab, &["tcp 10.99.0.2/31:8000-8003"]);
+    assert_eq!(
+        routes(&lab, look::pid(&status, "app")),
+        ["10.99.0.2/31", "172.18.0.33"]
+    );
+    assert_eq!(ask(three), json!([LAB, LAB, "ENETUNREACH", "EACCES"]));
+    lab.lrpns_ok(&["down", "web"]);
+
+    // Everywhere, which is a default route: but the host is not elsewhere, and 169.254.0.0/16 is opened by nothing but
+    // its own address.
+    let status = stack(&lab, &["tcp 0.0.0.0/0:8000"]);
+    let app = look::pid(&status, "app");
+    assert_eq!(routes(&lab, app), ["172.18.0.33", "default"]);
+    assert_eq!(ask("[ask('tcp', '10.99.0.4', 8000)]"), json!([LAB]));
+    look::settle(&lab, &status);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let host = (None, "lrpns-web");
+    let before = [
+        look::counters(&lab, sidecar.0, sidecar.1),
+        look::counters(&lab, host.0, host.1),
+    ];
+    let near = look::planned(&status, "/uplink/host_address");
+    look::attack(
+        &lab,
+        "web",
+        "app",
+        &format!(
+            "say([knock(a, 8000) for a in ('169.254.169.254', '172.18.0.24', '{LAB}', '{near}')])"
+        ),
+    );
+    look::assert_dropped(
+        &lab,
+        sidecar,
+        &before[0],
+        &[
+            ("guard/drop-app-link-local", 1),
+            ("guard/drop-app-subnet", 1),
+        ],
+    );
+    look::assert_dropped(&lab, host, &before[1], &[("input/drop-from-sidecar", 2)]);
+    lab.lrpns_ok(&["down", "web"]);
+
+    // By themselves they are.
+    stack(
+        &lab,
+        &[
+            "tcp 0.0.0.0/0:8000",
+            "tcp 169.254.169.254:8000",
+            &format!("tcp {LAB}:8000"),
+        ],
+    );
+    let found = ask(&format!(
+        "[ask('tcp', a, 8000) for a in ('169.254.169.254', '{LAB}', '10.99.0.2')]"
+    ));
+    let status = lab.status("web");
+    let uplink = look::planned(&status, "/uplink/sidecar_address");
+    assert_eq!(found, json!([LAB, uplink, LAB]));
+}
+
+#[test]
+fn of_two_apps_only_the_one_that_may_gets_out() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let _servers = Servers::start(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let app = |name: &str, port: u16, more: &str| {
+        format!(
+            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nlisten = [6000]\n{more}\n",
+            look::toml_list(&[PYTHON, "-c", look::TELLING])
+        )
+    };
+    look::up(
+        &lab,
+        &format!(
+            "name = \"web\"\n{}{}",
+            app("a", 5000, "egress = [\"tcp 10.99.0.2:5432\"]"),
+            app("b", 5001, "source = \"client\"")
+        ),
+    );
+    let status = lab.status("web");
+    let ask = |app: &str| {
+        let code = format!("{ASK}\nsay(ask('tcp', '{CLIENT}', 5432))");
+        look::attack(&lab, "web", app, &code)
+    };
+    assert_eq!(ask("a"), json!(LAB));
+    assert_eq!(ask("b"), json!("EACCES"));
+    // And without Landlock: by its own address, and by the other's.
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    look::settle(&lab, &status);
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    look::attack_beside(
+        &lab,
+        look::pid(&status, "b"),
+        &format!(
+            "knock('{CLIENT}', 5432)\nframe('eth0', '{}', '{}', tcp('{}', '{CLIENT}', 9, 5432))\nsay(1)",
+            look::planned(&status, "/bridge/mac"),
+            look::planned(&status, "/apps/1/mac"),
+            look::planned(&status, "/apps/0/address"),
+        ),
+    );
+    // The second claims to be an app of this stack, which it is not: the bridge takes an address of the link layer from
+    // one port only, but not so one of the network layer.
+    look::assert_dropped(&lab, sidecar, &before, &[("guard/drop-app-egress", 1)]);
+}
+
+#[test]
+fn a_resolver_is_known_only_if_it_may_be_asked() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    for (egress, wanted) in [
+        (
+            &["udp 10.99.0.2:53", "tcp 10.99.0.3:53"][..],
+            "nameserver 10.99.0.2\n",
+        ),
+        (&["tcp 10.99.0.2:5432", "udp 10.99.0.0/24:53"], ""),
+    ] {
+        stack(&lab, egress);
+        let args = ["exec", "web", "--", "/bin/cat", "/etc/resolv.conf"];
+        assert_eq!(lab.lrpns_ok(&args), wanted, "{egress:?}");
+        lab.lrpns_ok(&["down", "web"]);
+    }
+}
+
+#[test]
+fn egress_is_refused_where_there_is_no_way_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let refused = |lab: &Lab, more: &str, words: &[&str]| {
+        let before = lab.ok(&["ip", "-j", "link"]);
+        let file = look::telling("web", "t", "0.0.0.0:5000:5000", more);
+        let path = lab.write("refused.toml", &file);
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+        assert_eq!(code, 125, "{said}");
+        for word in words {
+            assert!(said.contains(word), "{more}: no `{word}` in {said}");
+        }
+        assert_eq!(lab.ok(&["ip", "-j", "link"]), before);
+    };
+    let lab = Lab::new();
+    refused(
+        &lab,
+        "egress = [\"tcp 10.99.0.2:5432\"]",
+        &[
+            "egress \"tcp 10.99.0.2:5432\" of app",
+            "net.ipv4.ip_forward is 0",
+            "hint: ",
+        ],
+    );
+    // To the host nothing needs to be forwarded.
+    let _hosts = Servers::start(&lab, false, &["tcp 10.99.0.1 8000"]);
+    stack(&lab, &["tcp 10.99.0.1:8000"]);
+    let status = lab.status("web");
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        &format!("{ASK}\nsay(ask('tcp', '{LAB}', 8000))"),
+    );
+    assert_eq!(found, look::planned(&status, "/uplink/sidecar_address"));
+
+    let lab = Lab::forwarding();
+    refused(
+        &lab,
+        "egress = [\"tcp 172.18.0.99:80\"]",
+        &["within the stack's own subnet", "hint: "],
+    );
+    refused(
+        &lab,
+        "egress = [\"tcp 10.99.0.2:80\"]\nsource = \"client\"\nvia = \"relay\"",
+        &["the uplink ends at the relay", "hint: "],
+    );
+}
+
+#[test]
+fn a_sidecar_that_has_lost_its_rules_reaches_what_its_apps_may_and_no_more() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let _servers = Servers::start(&lab, true, &["tcp 10.99.0.2 5432", "tcp 10.99.0.2 5433"]);
+    let status = stack(&lab, &["tcp 10.99.0.2:5432"]);
+    let sidecar = look::init(&status, "sidecar");
+    look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);
+    let host = (None, "lrpns-web");
+    let before = look::counters(&lab, host.0, host.1);
+    let found = look::attack_beside(
+        &lab,
+        sidecar,
+        &format!(
+            "{ASK}\nfirst = ask('tcp', '{CLIENT}', 5432)\n\
+             knock('{CLIENT}', 5433)\nthrow('{CLIENT}', 5432)\nknock('{LAB}', 5432)\nsay(first)"
+        ),
+    );
+    assert_eq!(found, LAB);
+    look::assert_dropped(
+        &lab,
+        host,
+        &before,
+        &[
+            ("forward/drop-from-sidecar", 2),
+            ("input/drop-from-sidecar", 1),
+        ],
+    );
+}
+
+/// What the audit has found wrong or does not know, as `id`.
+fn audit(lab: &Lab) -> Vec<String> {
+    let output = lab.lrpns(&["audit", "web", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let groups = report["groups"].as_array().unwrap().iter();
+    groups
+        .flat_map(|group| group["probes"].as_array().unwrap())
+        .filter(|probe| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap()))
+        .map(|probe| format!("{}: {}", probe["id"].as_str().unwrap(), probe))
+        .collect()
+}
+
+#[test]
+fn the_audit_finds_nothing_in_a_stack_with_egress_and_a_rule_too_many() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let status = stack(
+        &lab,
+        &[
+            "tcp 10.99.0.2:5432",
+            "udp 10.99.0.2:53",
+            "tcp 10.99.0.0/24:8000-8010",
+        ],
+    );
+    assert_eq!(audit(&lab), Vec::<String>::new());
+    // The rule that lets one port more out, in both chains.
+    let sidecar = look::init(&status, "sidecar");
+    for chain in ["guard", "forward"] {
+        look::beside(
+            &lab,
+            sidecar,
+            &[
+                "nft",
+                "insert",
+                "rule",
+                "inet",
+                "lrpns",
+                chain,
+                "ip",
+                "daddr",
+                "10.99.0.2",
+                "tcp",
+                "dport",
+                "5433",
+                "counter",
+                "accept",
+            ],
+        );
+    }
+    let found = audit(&lab);
+    for probe in ["rules-sidecar", "out-egress-beside"] {
+        assert!(
+            found.iter().any(|id| id.starts_with(probe)),
+            "no {probe} in {found:?}"
+        );
+    }
+}

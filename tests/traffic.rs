@@ -1,0 +1,485 @@
+//! The traffic log: what is said of connections and of refused packets, and that no flood makes it lie.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use support::lab::{CLIENT, LAB, Lab, until};
+use support::look::{self, PYTHON};
+
+/// A lab with a telling app that is published by DNAT; `log` as the file has it.
+fn stack(log: &str) -> (Lab, Value) {
+    let lab = Lab::forwarding();
+    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "via = \"dnat\"");
+    let file = file.replace("[sidecar]\n", &format!("[sidecar]\nlog = \"{log}\"\n"));
+    look::up(&lab, &file);
+    let status = lab.status("web");
+    (lab, status)
+}
+
+/// All lines of the traffic log: their typed fields.
+fn lines(lab: &Lab, stack: &str) -> Vec<Value> {
+    let text = lab.lrpns_ok(&["logs", stack, "--part", "traffic", "--json"]);
+    text.lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["part"], "traffic");
+            assert_eq!(line["stream"], "traffic");
+            line["traffic"].clone()
+        })
+        .collect()
+}
+
+/// The lines of one kind that are about the client, once there are `count` of them.
+fn lines_of(lab: &Lab, event: &str, count: usize) -> Vec<Value> {
+    let mine = |line: &Value| {
+        let who = line["client"].as_str().or(line["source"].as_str());
+        line["event"] == event && who.is_some_and(|who| who.starts_with(CLIENT))
+    };
+    until(&format!("{count} lines of {event}"), || {
+        let found: Vec<_> = lines(lab, "web").into_iter().filter(mine).collect();
+        (found.len() >= count).then_some(found)
+    })
+}
+
+/// How many connections the rules have let begin, those of the supervisor that tries its ports among them.
+fn began(lab: &Lab, status: &Value) -> u64 {
+    look::counters(lab, Some(look::init(status, "sidecar")), "lrpns")["forward/accept-published"]
+}
+
+/// Runs Python in the client's namespace.
+fn client(lab: &Lab, code: &str) {
+    let code = format!("import socket, struct, time\nW = ('{LAB}', 5000)\n{code}");
+    let output = lab.client(&[PYTHON, "-c", &code]);
+    assert!(
+        output.status.success(),
+        "{}",
+        support::lab::describe(&output)
+    );
+}
+
+#[test]
+fn a_connection_is_told_of_at_its_start_and_its_end_with_the_bytes_of_both_ways() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _) = stack("connections");
+    let body = lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let open = &lines_of(&lab, "open", 1)[0];
+    let end = &lines_of(&lab, "end", 1)[0];
+    assert_eq!(open["client"], end["client"]);
+    for line in [open, end] {
+        assert_eq!(line["server"], "172.18.0.23:5000");
+        assert_eq!(
+            (&line["app"], &line["protocol"]),
+            (&json!("app"), &json!("tcp"))
+        );
+        assert_eq!(line["via"], Value::Null);
+    }
+    // curl's request and the answer's head are not known to the byte here; the next test's are.
+    assert!(end["bytes_from_client"].as_u64().unwrap() > 50, "{end}");
+    assert!(
+        end["bytes_to_client"].as_u64().unwrap() > body.len() as u64,
+        "{end}"
+    );
+    // Which of the two is first is theirs to decide.
+    let how = end["how"].as_str().unwrap();
+    assert!(how.starts_with("closed-by-"), "{end}");
+}
+
+#[test]
+fn each_way_for_a_connection_to_end_is_told_apart() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    client(
+        &lab,
+        "
+def connect():
+    return socket.create_connection(W)
+s = connect(); s.close()
+s = connect(); s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+n = 0
+while True:
+    got = s.recv(65536)
+    if not got: break
+    n += len(got)
+s.close()
+s = connect(); s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()
+s = connect(); s.sendall(b'x' * 12345); s.shutdown(socket.SHUT_WR)
+while s.recv(65536): pass
+s.close()",
+    );
+    let ends = lines_of(&lab, "end", 4);
+    let how: Vec<_> = ends
+        .iter()
+        .map(|end| end["how"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        how[..3],
+        ["closed-by-client", "closed-by-app", "reset-by-client"]
+    );
+    assert_eq!(ends[0]["bytes_from_client"], 0);
+    assert_eq!(ends[0]["bytes_to_client"], 0);
+    assert_eq!(ends[1]["bytes_from_client"], "GET / HTTP/1.0\r\n\r\n".len());
+    assert!(
+        ends[1]["bytes_to_client"].as_u64().unwrap() > 100,
+        "{}",
+        ends[1]
+    );
+    assert_eq!(ends[3]["bytes_from_client"], 12345, "{}", ends[3]);
+    let sums = until("nothing is open", || {
+        let traffic = lab.status("web")["traffic"].clone();
+        (traffic["open"] == 0).then_some(traffic)
+    });
+    assert_eq!(sums["accepted"], began(&lab, &status));
+    assert_eq!(sums["lost"], json!({"kernel": 0, "sidecar": 0, "table": 0}));
+    let sent: u64 = ends
+        .iter()
+        .map(|end| end["bytes_from_client"].as_u64().unwrap())
+        .sum();
+    assert_eq!(sums["bytes_from_clients"], sent);
+    assert_eq!(sums["apps"][0]["bytes_from_clients"], sent);
+}
+
+#[test]
+fn a_port_on_which_the_app_does_not_listen_any_more_is_refused_by_the_app() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    // What was the app's port is nobody's from here on.
+    lab.ok(&["kill", "-STOP", &status["supervisor"].to_string()]);
+    lab.ok(&["kill", "-9", &look::pid(&status, "app").to_string()]);
+    look::eventually("the app's sockets are gone", &Err(7), || {
+        lab.client_get(&format!("http://{LAB}:5000/")).map(|_| ())
+    });
+    lab.ok(&["kill", "-CONT", &status["supervisor"].to_string()]);
+    let ends = lines_of(&lab, "end", 1);
+    let last = ends.last().unwrap();
+    assert_eq!(last["how"], "refused-by-app", "{ends:?}");
+}
+
+#[test]
+fn a_refused_packet_is_told_of_with_the_rule_that_refused_it() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    let entry = look::planned(&status, "/uplink/sidecar_address").to_owned();
+    look::attack_from_host(
+        &lab,
+        &format!("say([knock('{entry}', 22), throw('{entry}', 5000)])"),
+    );
+    look::attack_beside(
+        &lab,
+        look::pid(&status, "app"),
+        "say([throw('172.18.0.33', 53), knock('172.18.0.33', 80)])",
+    );
+    let refused = until("four refused packets", || {
+        let all = lines(&lab, "web").into_iter();
+        let all: Vec<_> = all.filter(|line| line["event"] == "refused").collect();
+        (all.len() >= 4).then_some(all)
+    });
+    let seen: Vec<_> = refused
+        .iter()
+        .map(|line| {
+            (
+                line["rule"].as_str().unwrap(),
+                line["protocol"].as_str().unwrap(),
+                line["target_port"].as_u64().unwrap(),
+                line["link"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    for line in [
+        ("input/drop-unpublished", "tcp", 22, "uplink"),
+        ("input/drop-unpublished", "udp", 5000, "uplink"),
+        ("guard/drop-app-egress", "udp", 53, "web"),
+        ("guard/drop-app-egress", "tcp", 80, "web"),
+    ] {
+        assert!(seen.contains(&line), "{line:?} is not in {seen:?}");
+    }
+    let syn = refused
+        .iter()
+        .find(|line| line["target_port"] == 22)
+        .unwrap();
+    assert_eq!(
+        (&syn["tcp_flags"], &syn["length"]),
+        (&json!("syn"), &json!(60))
+    );
+    let egress = refused
+        .iter()
+        .find(|line| line["target_port"] == 53)
+        .unwrap();
+    assert_eq!(
+        (&egress["app"], &egress["source"]),
+        (&json!("app"), &json!("172.18.0.23"))
+    );
+    // The kernel's counters say the same.
+    let counted = look::counters(&lab, Some(look::init(&status, "sidecar")), "lrpns");
+    let dropped: u64 = counted
+        .iter()
+        .filter(|(rule, _)| rule.contains("/drop-"))
+        .map(|(_, packets)| packets)
+        .sum();
+    look::eventually("refused in status", &json!(dropped), || {
+        lab.status("web")["traffic"]["refused"].clone()
+    });
+}
+
+#[test]
+fn without_the_log_nothing_is_said_and_nothing_listens() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("off");
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    assert_eq!(status["traffic"], Value::Null);
+    assert_eq!(lines(&lab, "web"), Vec::<Value>::new());
+    let sidecar = look::init(&status, "sidecar");
+    let logs = look::beside(&lab, sidecar, &["cat", "/proc/net/netfilter/nfnetlink_log"]);
+    assert_eq!(logs, "");
+}
+
+#[test]
+fn with_packets_every_packet_that_is_let_through_is_told_of_once() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("packets");
+    look::settle(&lab, &status);
+    let sidecar = Some(look::init(&status, "sidecar"));
+    let accepted = || -> u64 {
+        look::counters(&lab, sidecar, "lrpns")
+            .iter()
+            .filter(|(rule, _)| rule.starts_with("forward/accept-"))
+            .map(|(_, packets)| packets)
+            .sum()
+    };
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    look::settle(&lab, &status);
+    until("as many lines as packets", || {
+        let told = lines(&lab, "web")
+            .into_iter()
+            .filter(|line| line["event"] == "accepted");
+        (told.count() as u64 == accepted()).then_some(())
+    });
+}
+
+#[test]
+fn the_log_goes_on_when_the_sidecar_is_started_again() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    let url = format!("http://{LAB}:5000/");
+    lab.client_get(&url).unwrap();
+    lines_of(&lab, "end", 1);
+    // One that is open meanwhile is not forgotten.
+    let mut held = lab
+        .command(&[
+            "ip", "netns", "exec", "client", PYTHON, "-c",
+            &format!("import socket, sys\ns = socket.create_connection(('{LAB}', 5000))\nprint(flush=True)\nsys.stdin.read()"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut opened = String::new();
+    BufReader::new(held.stdout.take().unwrap())
+        .read_line(&mut opened)
+        .unwrap();
+    lines_of(&lab, "open", 2);
+    let before = began(&lab, &status);
+    lab.lrpns_ok(&["restart", "web", "sidecar"]);
+    look::eventually("open connections", &json!(1), || {
+        lab.status("web")["traffic"]["open"].clone()
+    });
+    drop(held.stdin.take());
+    held.wait().unwrap();
+    let end = lines_of(&lab, "end", 2).pop().unwrap();
+    assert_eq!(
+        (&end["how"], &end["duration_us"]),
+        (&json!("closed-by-client"), &Value::Null)
+    );
+    lab.client_get(&url).unwrap();
+    lines_of(&lab, "end", 3);
+    // What was counted before counts still.
+    assert!(before >= 2);
+    look::eventually(
+        "connections in status",
+        &json!(before + began(&lab, &lab.status("web"))),
+        || lab.status("web")["traffic"]["accepted"].clone(),
+    );
+}
+
+#[test]
+fn a_sidecar_that_holds_nothing_tells_all_the_same() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections\"\nseal = true #\"");
+    let sidecar = look::init(&status, "sidecar");
+    assert_eq!(look::capabilities(&lab, sidecar), ["0000000000000000"; 5]);
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let entry = look::planned(&status, "/uplink/sidecar_address");
+    look::attack_from_host(&lab, &format!("say(knock('{entry}', 22))"));
+    lines_of(&lab, "end", 1);
+    until("a refused packet", || {
+        let mut all = lines(&lab, "web").into_iter();
+        all.find(|line| line["rule"] == "input/drop-unpublished")
+    });
+}
+
+#[test]
+fn a_followed_traffic_log_goes_on() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _) = stack("connections");
+    let mut logs = lab
+        .command(&[
+            support::lab::lrpns(),
+            "logs",
+            "web",
+            "-f",
+            "--part",
+            "traffic",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let mut reader = BufReader::new(logs.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains(&format!("tcp {CLIENT}")) || !said.contains("closed by the client") {
+        assert_ne!(reader.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    logs.kill().unwrap();
+    logs.wait().unwrap();
+}
+
+#[test]
+fn a_flood_from_one_source_gets_few_lines_and_a_count_and_hides_nobody_else() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    let entry = look::planned(&status, "/uplink/sidecar_address").to_owned();
+    look::attack_from_host(
+        &lab,
+        &format!(
+            "
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for i in range(20000):
+    s.sendto(b'x', ('{entry}', 9))
+say('sent')"
+        ),
+    );
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    lines_of(&lab, "end", 1);
+    look::eventually("every packet is counted", &json!(20000), || {
+        lab.status("web")["traffic"]["refused"].clone()
+    });
+    let all = lines(&lab, "web");
+    let listed = all.iter().filter(|line| line["event"] == "refused").count();
+    assert!((1..200).contains(&listed), "{listed} lines");
+    // What has no line is told of as a number, and it all adds up.
+    until("every packet is told of", || {
+        let all = lines(&lab, "web");
+        let listed = all.iter().filter(|line| line["event"] == "refused").count() as u64;
+        let count = |event: &str| -> u64 {
+            all.iter()
+                .filter(|line| line["event"] == event)
+                .map(|line| line["count"].as_u64().unwrap())
+                .sum()
+        };
+        (listed + count("suppressed") + count("lost") == 20000).then_some(())
+    });
+}
+
+#[test]
+fn sources_that_nobody_has_take_no_memory_and_no_lines() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    let entry = look::planned(&status, "/uplink/sidecar_address").to_owned();
+    let (link, to, from) = (
+        look::planned(&status, "/uplink/host_link"),
+        look::planned(&status, "/uplink/sidecar_mac"),
+        look::planned(&status, "/uplink/host_mac"),
+    );
+    look::attack_from_host(
+        &lab,
+        &format!(
+            "
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+    s.bind(('{link}', 0))
+    head = mac('{to}') + mac('{from}') + struct.pack('!H', 0x0800)
+    for i in range(30000):
+        s.send(head + udp('9.%d.%d.%d' % (i >> 16, i >> 8 & 255, i & 255), '{entry}', 7, 7))
+say('sent')"
+        ),
+    );
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    lines_of(&lab, "end", 1);
+    look::eventually("every packet is counted", &json!(30000), || {
+        lab.status("web")["traffic"]["refused"].clone()
+    });
+    let refused = lines(&lab, "web")
+        .into_iter()
+        .filter(|line| line["event"] == "refused");
+    let refused = refused.count();
+    assert!(refused < 2000, "{refused} lines");
+    let memory = look::status_line(&lab, look::init(&status, "sidecar"), "VmRSS");
+    let kilobytes: u64 = memory.split(' ').next().unwrap().parse().unwrap();
+    assert!(kilobytes < 32 << 10, "{memory}");
+}
+
+#[test]
+fn a_supervisor_that_is_stopped_stops_no_connection_and_what_it_missed_is_told() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    lab.lrpns_ok(&["up", "-d"]);
+    let status = lab.status("customerA");
+    let supervisor = status["supervisor"].to_string();
+    lab.ok(&["kill", "-STOP", &supervisor]);
+    client(
+        &lab,
+        "
+for i in range(12000):
+    socket.create_connection(W).close()",
+    );
+    let sidecar = look::init(&status, "sidecar");
+    let memory = look::status_line(&lab, sidecar, "VmRSS");
+    let kilobytes: u64 = memory.split(' ').next().unwrap().parse().unwrap();
+    assert!(kilobytes < 32 << 10, "{memory}");
+    lab.ok(&["kill", "-CONT", &supervisor]);
+    let accepted = began(&lab, &status);
+    assert!(accepted > 12000);
+    look::eventually("connections in status", &json!(accepted), || {
+        lab.status("customerA")["traffic"]["accepted"].clone()
+    });
+    let traffic = until("nothing is open", || {
+        let traffic = lab.status("customerA")["traffic"].clone();
+        (traffic["open"] == 0).then_some(traffic)
+    });
+    let told = until("what is missing is told", || {
+        let all = lines(&lab, "customerA");
+        let lost: u64 = all
+            .iter()
+            .filter(|line| line["event"] == "lost")
+            .map(|line| line["count"].as_u64().unwrap())
+            .sum();
+        (lost == traffic["lost"]["sidecar"].as_u64().unwrap()).then_some(lost)
+    });
+    assert!(told > 0, "{traffic}");
+}
