@@ -893,9 +893,8 @@ pub fn app_network(
             .iter()
             .filter(|route| {
                 let host = route.prefix == if route.to.is_ipv6() { 128 } else { 32 };
-                let own = route.table == 255 && route.name == "lo"
-                    // IPv6 has its route to ::1 here as well.
-                    || route.to.is_loopback() && route.name == "lo"
+                // IPv6 has a route to ::1 in the main table as well.
+                let own = route.name == "lo" && (route.table == 255 || route.to.is_loopback())
                     || app.addresses().any(|own| route.to == own) && host;
                 let families = plan.families();
                 let sidecar = families.iter().any(|of| route.to == of.bridge) && host;

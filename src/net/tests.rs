@@ -713,8 +713,8 @@ fn the_first_connection_loses_nothing(
             plan.uplink.host_link = IfName::new(format!("lr-{round}")).unwrap();
             let stack = Stack::new(plan);
             let address = address(&stack.plan.apps[0]);
-            let family = stack.plan.families().into_iter();
-            let family = family.filter(|family| family.has(address)).next().unwrap();
+            let mut family = stack.plan.families().into_iter();
+            let family = family.find(|family| family.has(address)).unwrap();
             let any: IpAddr = match address {
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
