@@ -22,7 +22,7 @@ const MADE_OF: [&str; 8] = [
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
-const NO_CHANGE: [&str; 3] = ["origins", "config", "closing"];
+const NO_CHANGE: [&str; 4] = ["origins", "config", "closing", "address6"];
 
 /// A part that has to be started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,10 +82,15 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 if old.bridge.address != new.bridge.address {
                     refused.push("sidecar.address".to_owned());
                 }
+                if old.bridge.prefix6 != new.bridge.prefix6 {
+                    refused.push("network.ipv6".to_owned());
+                }
                 if refused.is_empty() {
                     refused.push("name".to_owned());
                 }
             }
+            // Its addresses follow from the prefix, of which `bridge` tells.
+            "uplink" if old.bridge.prefix6 != new.bridge.prefix6 => {}
             "uplink" => refused.push(
                 "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
                     .to_owned(),

@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::cgroup;
-use crate::firewall::{self, Forwarding};
+use crate::firewall::{self, Forwarding, IpFamily};
 use crate::names::StackName;
 use crate::net;
 use crate::plan::{Mode, Plan};
@@ -25,6 +25,10 @@ pub struct Host {
     pub net: net::Facts,
     /// Whether the host forwards, and nothing of another owner drops what it does.
     pub forwarding: Forwarding,
+    /// The same for IPv6.
+    pub forwarding6: Forwarding,
+    /// Why there can be no IPv6 here, if there can't.
+    pub no_ipv6: Option<String>,
     /// The plans of the other stacks here.
     pub others: Vec<Plan>,
     /// The first port that an ordinary user may bind (`net.ipv4.ip_unprivileged_port_start`).
@@ -71,7 +75,7 @@ impl Host {
             .filter(|other| *other != name)
             .filter_map(|other| state.plan(other))
             .collect();
-        let (net, forwarding) = match mode {
+        let (net, [forwarding, forwarding6]) = match mode {
             // The runtime lives for this question only: what follows may unshare, which a process with a runtime
             // should not do.
             Mode::Root => {
@@ -80,16 +84,18 @@ impl Host {
                     .build()
                     .map_err(io("make a runtime"))?;
                 let facts = runtime.block_on(async { net::facts(&net::Rtnl::open()?).await })?;
-                let forwarding = firewall::forwarding()
-                    .unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() });
+                let forwarding = [IpFamily::V4, IpFamily::V6].map(|family| {
+                    firewall::forwarding(family)
+                        .unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() })
+                });
                 (facts, forwarding)
             }
             // The uplink ends in a fresh network namespace that has nothing in it yet.
             Mode::Rootless => (
                 net::Facts::default(),
-                Forwarding::Closed {
+                [(); 2].map(|()| Forwarding::Closed {
                     why: "only root can forward".to_owned(),
-                },
+                }),
             ),
         };
         Ok(Self {
@@ -99,6 +105,8 @@ impl Host {
             run: format!("{:08x}", u32::from_ne_bytes(random)),
             net,
             forwarding,
+            forwarding6,
+            no_ipv6: no_ipv6(),
             others,
             first_user_port: std::fs::read_to_string(
                 "/proc/sys/net/ipv4/ip_unprivileged_port_start",
@@ -116,6 +124,15 @@ impl Host {
     pub fn state_root() -> StateRoot {
         let uid = nix::unistd::geteuid().as_raw();
         StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
+    }
+}
+
+/// Why there can be no IPv6 in this network namespace, and so in none that is reached from it (ip-sysctl.rst).
+fn no_ipv6() -> Option<String> {
+    match std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6") {
+        Ok(off) if off.trim() == "0" => None,
+        Ok(_) => Some("net.ipv6.conf.all.disable_ipv6 is 1".to_owned()),
+        Err(_) => Some("this kernel has no IPv6".to_owned()),
     }
 }
 

@@ -36,11 +36,20 @@ pub struct NamespaceError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
     /// Forwards between uplink and bridge.
-    Sidecar,
-    /// One address, forwards nothing.
-    App,
+    Sidecar {
+        /// IPv6 too.
+        ipv6: bool,
+    },
+    /// One address of each family, forwards nothing.
+    App {
+        /// IPv6 too.
+        ipv6: bool,
+    },
     /// The far end of the uplink, and nothing else.
-    Relay,
+    Relay {
+        /// IPv6 too.
+        ipv6: bool,
+    },
     /// The part stays in the supervisor's network namespace (the relay, which dials from there).
     Shared,
 }
@@ -63,12 +72,10 @@ pub struct Sockets {
     pub second: OwnedFd,
 }
 
-/// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's IPv4 settings on some
-/// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed. IPv6 is off as a whole
-/// unless it is configured (Documentation/networking/ip-sysctl.rst).
-pub(crate) const COMMON: [(&str, &str); 20] = [
-    ("ipv6/conf/all/disable_ipv6", "1"),
-    ("ipv6/conf/default/disable_ipv6", "1"),
+/// Sysctls below /proc/sys/net of every network namespace of ours. A new one copies the host's settings on some
+/// machines (`net.core.devconf_inherit_init_net`), so what matters is set and not assumed
+/// (Documentation/networking/ip-sysctl.rst).
+pub(crate) const COMMON: [(&str, &str); 18] = [
     ("ipv4/conf/all/rp_filter", "1"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_redirects", "0"),
@@ -89,6 +96,72 @@ pub(crate) const COMMON: [(&str, &str); 20] = [
     ("ipv4/conf/all/log_martians", "0"),
     ("ipv4/conf/default/log_martians", "0"),
 ];
+
+/// IPv6 is off as a whole unless the stack has a prefix.
+pub(crate) const NO_IPV6: [(&str, &str); 2] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+];
+
+/// With a prefix, every address, neighbour and route is ours to set: links make none up by themselves (`addr_gen_mode` 1 is
+/// none), believe no router and no redirect, don't ask around, and take no source route of any kind, segment routing and
+/// its relatives included. `all` is what counts for `forwarding`, `default` is what a new link gets.
+pub(crate) const IPV6: [(&str, &str); 21] = [
+    ("ipv6/conf/all/disable_ipv6", "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/use_tempaddr", "0"),
+    ("ipv6/conf/default/autoconf", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/all/accept_redirects", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+    ("ipv6/conf/all/accept_source_route", "-1"),
+    ("ipv6/conf/default/accept_source_route", "-1"),
+    ("ipv6/conf/all/proxy_ndp", "0"),
+    ("ipv6/conf/default/proxy_ndp", "0"),
+    ("ipv6/conf/default/ndisc_notify", "0"),
+    ("ipv6/conf/all/seg6_enabled", "0"),
+    ("ipv6/conf/default/seg6_enabled", "0"),
+    ("ipv6/conf/default/rpl_seg_enabled", "0"),
+    ("ipv6/conf/default/ioam6_enabled", "0"),
+];
+
+/// In the sidecar's namespace packets are forwarded, but no link of it is a router's: that would join groups, and say so by
+/// multicast (`dev_forward_change`, net/ipv6/addrconf.c). In the app's, nothing is.
+pub(crate) const SIDECAR_IPV6: [(&str, &str); 2] = [
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "0"),
+];
+/// See [`SIDECAR_IPV6`].
+pub(crate) const APP_IPV6: [(&str, &str); 2] = [
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv6/conf/default/forwarding", "0"),
+];
+
+/// What is set in a part's network namespace, in this order.
+pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (own, own6): (&[_], &[_]) = match network {
+        Network::Sidecar { ipv6: false } => (&SIDECAR, &[]),
+        Network::Sidecar { ipv6: true } => (&SIDECAR, &SIDECAR_IPV6),
+        Network::App { ipv6: false } => (&APP, &[]),
+        Network::App { ipv6: true } => (&APP, &APP_IPV6),
+        Network::Relay { ipv6: false } => (&RELAY, &[]),
+        Network::Relay { ipv6: true } => (&RELAY, &APP_IPV6),
+        Network::Shared => (&[], &[]),
+    };
+    let (common, common6): (&[_], &[_]) = match network {
+        Network::Shared => (&[], &[]),
+        Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => {
+            (&COMMON, if ipv6 { &IPV6 } else { &NO_IPV6 })
+        }
+    };
+    // Forwarding comes before the rest: setting it resets some of that.
+    own.iter().chain(own6).chain(common6).chain(common).copied()
+}
 
 /// In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
 /// holes of the kernel are reached. No part needs one, and the limit counts in the part's namespace and all below it;
@@ -364,19 +437,20 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
         .map_err(at("forbid further user namespaces"))?;
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
-    let own: &[(&str, &str)] = match network {
+    let ipv6 = match network {
         Network::Shared => return Ok(fds),
-        Network::Sidecar => &SIDECAR,
-        Network::App => &APP,
-        Network::Relay => &RELAY,
+        Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => ipv6,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
-    for (name, value) in own.iter().chain(&COMMON) {
+    for (name, value) in sysctls(network) {
         // /proc/sys/net shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
         match std::fs::write(format!("/proc/sys/net/{name}"), value) {
             Ok(()) => {}
-            // A kernel without IPv6, or without br_netfilter, has nothing to switch off.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !name.starts_with("ipv4/") => {}
+            // A kernel without IPv6, segment routing or br_netfilter has nothing to switch off.
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && !name.starts_with("ipv4/")
+                    && !(ipv6 && name.ends_with("disable_ipv6")) => {}
             Err(e) => {
                 return Err((
                     "set the sysctls",
@@ -386,7 +460,7 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
         }
     }
     let second = match network {
-        Network::Relay => rustix::net::netlink::NETFILTER,
+        Network::Relay { .. } => rustix::net::netlink::NETFILTER,
         _ => rustix::net::netlink::SOCK_DIAG,
     };
     // NETLINK_ROUTE is 0, which is what no protocol at all means too.

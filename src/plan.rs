@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Rate;
@@ -209,11 +209,15 @@ pub struct BridgePlan {
     pub address: Ipv4Addr,
     /// The stack's subnet.
     pub subnet: Ipv4Net,
+    /// The sidecar's IPv6 address, the prefix's first; `None` where IPv6 is off.
+    pub address6: Option<Ipv6Addr>,
+    /// The stack's IPv6 prefix; `None` where IPv6 is off.
+    pub prefix6: Option<Ipv6Net>,
     /// Its link-layer address, fixed, so that neighbours can be permanent.
     pub mac: Mac,
 }
 
-/// The veth pair between the host's namespace and the sidecar's: a /31 (RFC 3021).
+/// The veth pair between the host's namespace and the sidecar's: a /31 (RFC 3021), with IPv6 a /127 too (RFC 6164).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkPlan {
     /// Whose namespace the host's end is in.
@@ -222,12 +226,16 @@ pub struct UplinkPlan {
     pub host_link: IfName,
     /// The host's address.
     pub host_address: Ipv4Addr,
+    /// The host's IPv6 address; `None` where the stack's IPv6 is off.
+    pub host_address6: Option<Ipv6Addr>,
     /// The host end's link-layer address.
     pub host_mac: Mac,
     /// The end in the sidecar's namespace.
     pub sidecar_link: IfName,
     /// The sidecar's address on it.
     pub sidecar_address: Ipv4Addr,
+    /// The sidecar's IPv6 address on it; `None` where the stack's IPv6 is off.
+    pub sidecar_address6: Option<Ipv6Addr>,
     /// The sidecar end's link-layer address.
     pub sidecar_mac: Mac,
 }
@@ -250,6 +258,8 @@ pub struct AppPlan {
     pub name: PartName,
     /// Its address, on the bridge's subnet.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, of the stack's prefix; `None` where IPv6 is off.
+    pub address6: Option<Ipv6Addr>,
     /// The link-layer address of `eth0` in its namespace.
     pub mac: Mac,
     /// The bridge port: the other end of its veth pair, in the sidecar's namespace.
@@ -287,6 +297,78 @@ pub struct AppPlan {
     pub restart: Restart,
     /// Which system calls its command may make.
     pub seccomp: crate::seccomp::Profile,
+}
+
+/// What a stack has of one address family; all four are of the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilyPlan {
+    /// The sidecar's address on the bridge.
+    pub bridge: IpAddr,
+    /// The stack's subnet, or its IPv6 prefix.
+    pub subnet: IpNet,
+    /// The host's address on the uplink.
+    pub host: IpAddr,
+    /// The sidecar's address on the uplink.
+    pub sidecar: IpAddr,
+}
+
+impl FamilyPlan {
+    /// Whether `address` is of this family.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.bridge.is_ipv6() == address.is_ipv6()
+    }
+
+    /// The app's address of this family.
+    #[must_use]
+    pub fn app(&self, app: &AppPlan) -> Option<IpAddr> {
+        app.addresses().find(|address| self.has(*address))
+    }
+
+    /// The bits of an address: 32 or 128.
+    #[must_use]
+    pub fn bits(&self) -> u8 {
+        self.subnet.max_prefix_len()
+    }
+}
+
+impl AppPlan {
+    /// Its addresses: the IPv4 one, and the IPv6 one if it has one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
+    }
+
+    /// Its address of the family of what `publish` listens on, to which clients of that port are taken.
+    ///
+    /// # Panics
+    /// Never for a plan of [`crate::resolve`], which publishes at an IPv6 address only what has one.
+    #[must_use]
+    pub fn service(&self, publish: &PublishPlan) -> SocketAddr {
+        let address = self
+            .addresses()
+            .find(|address| address.is_ipv6() == publish.listen.is_ipv6())
+            .expect("an IPv6 address is published only where there is a prefix");
+        SocketAddr::new(address, publish.app_port)
+    }
+}
+
+impl UplinkPlan {
+    /// Where host and relay send what comes to `publish`: the sidecar's address of the same family.
+    ///
+    /// # Panics
+    /// As [`AppPlan::service`].
+    #[must_use]
+    pub fn entry(&self, publish: &PublishPlan) -> SocketAddr {
+        let address = if publish.listen.is_ipv6() {
+            let address = self.sidecar_address6;
+            address
+                .expect("an IPv6 address is published only where there is a prefix")
+                .into()
+        } else {
+            self.sidecar_address.into()
+        };
+        SocketAddr::new(address, publish.entry_port)
+    }
 }
 
 /// One published port.
@@ -369,6 +451,7 @@ impl Plan {
         let neutral = |plan: &Plan| {
             let mut plan = plan.clone();
             plan.run.clear();
+            // Whether there is IPv6 at all is the bridge's to say.
             plan.uplink = self.uplink.clone();
             plan.sidecar = self.sidecar;
             plan.relay = self.relay;
@@ -386,6 +469,38 @@ impl Plan {
             plan
         };
         neutral(self) == neutral(other)
+    }
+
+    /// What the stack has of each address family: of IPv4 always, of IPv6 where it has a prefix.
+    #[must_use]
+    pub fn families(&self) -> Vec<FamilyPlan> {
+        let (bridge, uplink) = (&self.bridge, &self.uplink);
+        let mut families = vec![FamilyPlan {
+            bridge: bridge.address.into(),
+            subnet: bridge.subnet.into(),
+            host: uplink.host_address.into(),
+            sidecar: uplink.sidecar_address.into(),
+        }];
+        if let (Some(address), Some(prefix), Some(host), Some(sidecar)) = (
+            bridge.address6,
+            bridge.prefix6,
+            uplink.host_address6,
+            uplink.sidecar_address6,
+        ) {
+            families.push(FamilyPlan {
+                bridge: address.into(),
+                subnet: prefix.into(),
+                host: host.into(),
+                sidecar: sidecar.into(),
+            });
+        }
+        families
+    }
+
+    /// Whether the stack has IPv6: a prefix was configured.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.bridge.prefix6.is_some()
     }
 
     /// The app of that name.

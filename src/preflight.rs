@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -78,6 +78,7 @@ fn look(
             .flatten(),
     );
     problems.extend(extra_rules(plan));
+    problems.extend(ipv6(plan, host));
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
     problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
@@ -218,22 +219,52 @@ fn is_static() -> bool {
     cfg!(target_feature = "crt-static")
 }
 
+/// Whether there is IPv6 where the stack has a prefix.
+fn ipv6(plan: &Plan, host: &Host) -> Option<Problem> {
+    let prefix = plan.bridge.prefix6?;
+    let why = host.no_ipv6.as_ref()?;
+    Some(problem(
+        format!("network.ipv6 = \"{prefix}\" needs IPv6 on this host: {why}"),
+        "switch IPv6 on here, or use network.ipv6 = \"off\"",
+    ))
+}
+
+/// The host's addresses, each with its link.
+fn addresses(host: &Host) -> impl Iterator<Item = (&str, IpAddr)> {
+    let net = &host.net;
+    let four = net
+        .addresses
+        .iter()
+        .map(|(link, net)| (link, net.addr().into()));
+    let six = net
+        .addresses6
+        .iter()
+        .map(|(link, address)| (link, IpAddr::V6(*address)));
+    four.chain(six)
+        .map(|(link, address)| (link.as_str(), address))
+}
+
 /// Addresses that only the stack may have.
 fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
-    let ours = std::iter::once(("sidecar", plan.bridge.address))
-        .chain(plan.apps.iter().map(|app| (app.name.as_str(), app.address)));
-    ours.filter_map(|(part, address)| {
-        let (link, _) = host
-            .net
-            .addresses
+    let mut ours: Vec<(&str, IpAddr)> = vec![];
+    ours.extend(
+        plan.families()
             .iter()
-            .find(|(_, net)| net.addr() == address)?;
-        Some(problem(
-            format!("the address {address} of {part} is this host's own, on {link}"),
-            "choose another network.subnet in the configuration",
-        ))
-    })
-    .collect()
+            .map(|family| ("sidecar", family.bridge)),
+    );
+    for app in &plan.apps {
+        ours.extend(app.addresses().map(|address| (app.name.as_str(), address)));
+    }
+    ours.into_iter()
+        .filter_map(|(part, address)| {
+            let (link, _) = addresses(host).find(|(_, other)| *other == address)?;
+            let key = if address.is_ipv6() { "ipv6" } else { "subnet" };
+            Some(problem(
+                format!("the address {address} of {part} is this host's own, on {link}"),
+                format!("choose another network.{key} in the configuration"),
+            ))
+        })
+        .collect()
 }
 
 /// Whether the published ports can work the way they are planned.
@@ -251,8 +282,22 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
             ));
         }
+        if address.is_ipv6() && plan.uplink.ends_at == UplinkEnd::Relay {
+            problems.push(problem(
+                format!(
+                    "{}: a relay that shows clients' own addresses to an app carries IPv4 only",
+                    range.listen()
+                ),
+                "use via = \"dnat\" on a host that forwards, source = \"sidecar\", or IPv4 addresses only",
+            ));
+        }
         if publish.via == Transport::Dnat {
-            match (&host.forwarding, plan.mode) {
+            let forwarding = if address.is_ipv6() {
+                &host.forwarding6
+            } else {
+                &host.forwarding
+            };
+            match (forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
                     format!("{}: via = \"dnat\" needs root", range.listen()),
                     "use via = \"auto\" or \"relay\"",
@@ -278,7 +323,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         }
         let somewhere = address.is_unspecified()
             || address.is_loopback()
-            || host.net.addresses.iter().any(|(_, net)| IpAddr::V4(net.addr()) == address)
+            || addresses(host).any(|(_, ours)| ours == address)
             // An ordinary user's facts are those of an empty namespace; bind(2) tells.
             || plan.mode == Mode::Rootless;
         if !somewhere {
@@ -287,7 +332,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                     "{}: no link of this host has the address {address}",
                     range.listen()
                 ),
-                addresses_hint(host),
+                addresses_hint(host, address),
             ));
         }
     }
@@ -348,17 +393,20 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
     problems
 }
 
-fn addresses_hint(host: &Host) -> String {
-    let mut known: Vec<Ipv4Addr> = host
-        .net
-        .addresses
-        .iter()
-        .map(|(_, net)| net.addr())
+/// Which addresses of the same family there are instead.
+fn addresses_hint(host: &Host, wanted: IpAddr) -> String {
+    let mut known: Vec<IpAddr> = addresses(host)
+        .map(|(_, address)| address)
+        .filter(|address| address.is_ipv6() == wanted.is_ipv6())
         .collect();
     known.sort();
     known.dedup();
     let known: Vec<String> = known.iter().map(ToString::to_string).collect();
-    format!("0.0.0.0 is all of them; this host has {}", known.join(", "))
+    let all = if wanted.is_ipv6() { "[::]" } else { "0.0.0.0" };
+    match known.as_slice() {
+        [] => format!("{all} is all of them; this host has none"),
+        known => format!("{all} is all of them; this host has {}", known.join(", ")),
+    }
 }
 
 fn cannot_bind(
@@ -379,6 +427,7 @@ fn cannot_bind(
                 other.published().any(|(_, theirs)| {
                     theirs.protocol == publish.protocol
                         && theirs.listen.port() == address.port()
+                        && theirs.listen.is_ipv6() == address.is_ipv6()
                         && (theirs.listen.ip() == address.ip()
                             || theirs.listen.ip().is_unspecified()
                             || address.ip().is_unspecified())

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
-use crate::plan::{AppPlan, Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkPlan};
 
 /// What a socket of UDP may hold until the relay comes to read it, in bytes: some thousand small datagrams.
 const UDP_BUFFER: usize = 1 << 20;
@@ -69,6 +69,10 @@ impl Listener {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        if address.is_ipv6() {
+            // `::` is all of IPv6 and nothing else: what is published at 0.0.0.0 is said by itself.
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
         match protocol {
             // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
             Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
@@ -195,11 +199,18 @@ impl Range<'_> {
         format!("{first}{}", to(first, last))
     }
 
-    /// The ports of the sidecar's uplink address.
+    /// The app's address and ports.
     #[must_use]
-    pub fn entry_ports(&self) -> String {
-        let (first, last) = (self.first.entry_port, self.last.entry_port);
-        format!("{first}{}", to(first, last))
+    pub fn service(&self) -> String {
+        let first = self.app.service(self.first);
+        format!("{first}{}", to(first.port(), self.last.app_port))
+    }
+
+    /// The sidecar's uplink address and ports.
+    #[must_use]
+    pub fn entry(&self, uplink: &UplinkPlan) -> String {
+        let first = uplink.entry(self.first);
+        format!("{first}{}", to(first.port(), self.last.entry_port))
     }
 }
 
@@ -257,7 +268,7 @@ pub fn new_ports<'p>(
 /// Where a published port's connections enter the sidecar.
 #[must_use]
 pub fn target(plan: &Plan, publish: &PublishPlan) -> SocketAddr {
-    SocketAddr::new(plan.uplink.sidecar_address.into(), publish.entry_port)
+    plan.uplink.entry(publish)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
@@ -129,6 +129,20 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         ends_at,
         ..running.uplink.clone()
     };
+    let six = |end| plan.bridge.prefix6.map(|_| net::uplink6(end));
+    plan.uplink.host_address6 = six(running.uplink.host_address);
+    plan.uplink.sidecar_address6 = six(running.uplink.sidecar_address);
+    // A closing port's connections need the rules of a family and protocol for it, which another port may have.
+    let way = |publish: &PublishPlan| {
+        let family = publish.listen.is_ipv6();
+        (
+            publish.protocol,
+            family,
+            publish.entry_port,
+            publish.app_port,
+        )
+    };
+    let same_prefix = plan.bridge.prefix6 == running.bridge.prefix6;
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
@@ -137,6 +151,9 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             continue;
         };
         app.ids = before.ids;
+        if same_prefix {
+            app.address6 = before.address6;
+        }
         app.port_link.clone_from(&before.port_link);
         for publish in &mut app.publish {
             let same = before
@@ -155,13 +172,10 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             .filter(|publish| publish.protocol == Protocol::Tcp)
             .cloned()
             .collect();
-        let open: Vec<_> = app
-            .publish
-            .iter()
-            .map(|publish| (publish.entry_port, publish.app_port))
-            .collect();
+        let open: Vec<_> = app.publish.iter().map(way).collect();
         app.closing
-            .retain(|publish| !open.contains(&(publish.entry_port, publish.app_port)));
+            .retain(|publish| publish.listen.is_ipv4() || same_prefix);
+        app.closing.retain(|publish| !open.contains(&way(publish)));
     }
     // The order of a file means nothing to a stack that runs.
     let place = |app: &AppPlan| {
@@ -215,6 +229,13 @@ fn decide(
         chosen("sidecar.address".into(), "the first free one of the subnet");
     }
 
+    let ipv6 = config.network.ipv6;
+    // The first address of a prefix is the routers' (RFC 4291, 2.6.1), so the second is the sidecar's.
+    let address6 = |number: usize| {
+        let first = ipv6?.network().to_bits();
+        Some(Ipv6Addr::from_bits(first + 1 + number as u128))
+    };
+
     let taken_uplinks: Vec<Ipv4Net> = host
         .others
         .iter()
@@ -228,9 +249,11 @@ fn decide(
         ends_at,
         host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
         host_address: uplink_net.network(),
+        host_address6: ipv6.map(|_| net::uplink6(uplink_net.network())),
         host_mac: net::mac(stack, "uplink-host"),
         sidecar_link: IfName::new("uplink").expect("6 letters"),
         sidecar_address: uplink_last,
+        sidecar_address6: ipv6.map(|_| net::uplink6(uplink_last)),
         sidecar_mac: net::mac(stack, "uplink-sidecar"),
     };
 
@@ -259,6 +282,7 @@ fn decide(
         apps.push(AppPlan {
             name: app.name.clone(),
             address,
+            address6: address6(index + 1),
             mac: net::mac(stack, app.name.as_str()),
             port_link: IfName::new(format!("port{index}"))
                 .expect("at most 15 bytes for any number of apps"),
@@ -306,6 +330,8 @@ fn decide(
             name: bridge_name(stack),
             address: sidecar_address,
             subnet,
+            address6: address6(0),
+            prefix6: ipv6,
             mac: net::mac(stack, "bridge"),
         },
         uplink,
@@ -559,7 +585,12 @@ fn transport(
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
-    match (app.via, &host.forwarding) {
+    let forwarding = if address.is_ipv6() {
+        &host.forwarding6
+    } else {
+        &host.forwarding
+    };
+    match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
         (Via::Auto, Forwarding::Open) if app.rate.is_some() => {

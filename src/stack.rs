@@ -16,7 +16,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::container::{Container, ContainerError, Event};
 use crate::extra;
 use crate::firewall;
 use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Listening, Rtnl};
+use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
@@ -427,17 +427,18 @@ impl Ground {
         cgroups: Cgroups,
         listeners: Vec<Listener>,
     ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+        let ipv6 = plan.has_ipv6();
         let relay_network = match plan.uplink.ends_at {
             UplinkEnd::Host => Network::Shared,
-            UplinkEnd::Relay => Network::Relay,
+            UplinkEnd::Relay => Network::Relay { ipv6 },
         };
         let (sidecar, relay, apps) = tokio::try_join!(
-            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar),
+            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }),
             Namespaces::make("the relay", plan.relay, relay_network),
             try_join_all(plan.apps.iter().map(|app| Namespaces::make(
                 app.name.as_str(),
                 app.ids,
-                Network::App
+                Network::App { ipv6 }
             ))),
         )?;
         let missing = || StackError::Io {
@@ -531,30 +532,32 @@ impl Ground {
                 unknown.insert(self.listening[index].of(publish.protocol)?);
             }
         }
-        let reachable: HashSet<AppPort> = found
-            .iter()
-            .flat_map(|(protocol, at)| at.iter().map(|at| (*protocol, at)))
-            .filter(|(_, at)| at.ip().is_unspecified() || *at.ip() == app.address)
-            .map(|(protocol, at)| AppPort {
-                protocol,
-                port: at.port(),
-            })
-            .collect();
-        let missing = app
-            .publish
-            .iter()
-            .map(|publish| AppPort {
+        let mut open = HashMap::<(Protocol, u16), Vec<ListeningSocket>>::new();
+        for (protocol, sockets) in &found {
+            for socket in sockets {
+                let port = (*protocol, socket.address.port());
+                open.entry(port).or_default().push(*socket);
+            }
+        }
+        let is_open = |publish: &&PublishPlan| {
+            let sockets = open.get(&(publish.protocol, publish.app_port));
+            let target = app.service(publish);
+            sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
+        };
+        let missing = app.publish.iter().find(|publish| !is_open(publish));
+        Ok(missing.map(|publish| {
+            let port = AppPort {
                 protocol: publish.protocol,
                 port: publish.app_port,
-            })
-            .find(|port| !reachable.contains(port));
-        Ok(missing.map(|port| (port, describe(&found[&port.protocol], port.port))))
+            };
+            let found = describe(&found[&publish.protocol], app.service(publish));
+            (port, found)
+        }))
     }
 
-    /// Whether somebody answers at an entry port, the way the relay asks.
-    pub async fn answers(&self, entry_port: u16, within: Duration) -> bool {
-        let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, entry_port);
-        let connect = tokio::time::timeout(within, self.connect(target.into()));
+    /// Whether somebody answers at an entry port of the sidecar's, the way the relay asks.
+    pub async fn answers(&self, target: SocketAddr, within: Duration) -> bool {
+        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
         matches!(connect.await, Ok(Ok(_)))
     }
 
@@ -718,8 +721,12 @@ impl Ground {
     /// What the relay may call.
     #[must_use]
     pub fn relay_profile(&self) -> crate::seccomp::Profile {
-        let udp = |listener: &Listener| listener.protocol == Protocol::Udp;
-        crate::seccomp::relay(self.listeners.iter().any(udp), self.dials_as_clients())
+        let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
+        crate::seccomp::relay(crate::seccomp::Carries {
+            udp: any(|listener| listener.protocol == Protocol::Udp),
+            ipv6: any(|listener| listener.target.is_ipv6()),
+            as_clients: self.dials_as_clients(),
+        })
     }
 
     /// Lets the bound sockets of the published ports listen.
@@ -932,8 +939,8 @@ impl Ground {
     /// [`StackError::Path`].
     pub async fn try_the_path(&self) -> Result<(), StackError> {
         for (app, publish) in self.ways_to_try() {
-            let target = SocketAddrV4::new(self.plan.uplink.sidecar_address, publish.entry_port);
-            tokio::time::timeout(Duration::from_secs(5), self.connect(target.into()))
+            let target = self.plan.uplink.entry(publish);
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 .map_err(|source| StackError::Path {
@@ -948,12 +955,16 @@ impl Ground {
     fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
         let mut ways = vec![];
         for app in &self.plan.apps {
-            let by_tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
-            let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
-            let step = ports.len().div_ceil(PORTS_TRIED).max(1);
-            let last = ports.last().copied();
-            let some = ports.into_iter().step_by(step).chain(last);
-            ways.extend(some.map(|publish| (app, publish)));
+            for ipv6 in [false, true] {
+                let by_tcp = |publish: &&PublishPlan| {
+                    publish.protocol == Protocol::Tcp && publish.listen.is_ipv6() == ipv6
+                };
+                let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+                let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+                let last = ports.last().copied();
+                let some = ports.into_iter().step_by(step).chain(last);
+                ways.extend(some.map(|publish| (app, publish)));
+            }
         }
         ways
     }
@@ -1003,29 +1014,30 @@ impl fmt::Display for AppPort {
 
 /// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
 fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
-    let ways = |plan: &Plan| -> HashSet<(u16, Ipv4Addr, u16)> {
+    let ways = |plan: &Plan| -> HashSet<(u16, SocketAddr)> {
         plan.published()
             .filter(|(_, publish)| publish.protocol == Protocol::Udp)
-            .map(|(app, publish)| (publish.entry_port, app.address, publish.app_port))
+            .map(|(app, publish)| (publish.entry_port, app.service(publish)))
             .collect()
     };
     let gone: HashSet<u16> = ways(old)
         .difference(&ways(new))
-        .map(|(entry, ..)| *entry)
+        .map(|(entry, _)| *entry)
         .collect();
     gone.into_iter().collect()
 }
 
 /// What to tell who waits for a port.
-fn describe(listening: &[SocketAddrV4], port: u16) -> String {
+fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     if listening.is_empty() {
         return "it listens on nothing".to_owned();
     }
     let list: Vec<String> = listening.iter().map(ToString::to_string).collect();
-    let hint = if listening.iter().any(|l| l.port() == port) {
-        "; let it bind 0.0.0.0 instead"
-    } else {
-        ""
+    let same_port = |l: &ListeningSocket| l.address.port() == target.port();
+    let hint = match listening.iter().any(same_port) {
+        true if target.is_ipv6() => "; let it bind [::], since it is published at an IPv6 address",
+        true => "; let it bind 0.0.0.0 instead",
+        false => "",
     };
     format!("it listens on {}{hint}", list.join(", "))
 }

@@ -4,7 +4,7 @@
 //! thread and no capability. From the environment it takes
 //!
 //! - `PROVIDER`, the name it greets (default `world`), and
-//! - `PORT`, the TCP port it listens on, at 0.0.0.0 (default 5000).
+//! - `PORT`, the TCP port it listens on (default 5000): at `[::]`, which takes IPv4 too, where there is IPv6, else at 0.0.0.0.
 //!
 //! `GET /` and `HEAD /` are answered by `Hello PROVIDER!` as text/plain, any other path by 404, any other method by 405.
 //! Each request is one line on standard output: method, path, status. SIGTERM and SIGINT end it at once.
@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 use std::env::{self, VarError};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ enum WebappError {
     },
     #[error("listen on {address}")]
     Listen {
-        address: SocketAddrV4,
+        address: SocketAddr,
         #[source]
         source: io::Error,
     },
@@ -91,6 +91,11 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Whether this network namespace has IPv6: only then has loopback the address.
+fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
 fn serve() -> Result<(), WebappError> {
     let greeting = Bytes::from(format!("Hello {}!", variable("PROVIDER", "world")?));
     let port = variable("PORT", "5000")?;
@@ -98,7 +103,12 @@ fn serve() -> Result<(), WebappError> {
         Ok(port) if port != 0 => port,
         _ => return Err(WebappError::Port { value: port }),
     };
-    let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+    let any = if has_ipv6() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    };
+    let address = SocketAddr::new(any, port);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -127,11 +137,14 @@ fn variable(name: &'static str, default: &str) -> Result<String, WebappError> {
     }
 }
 
-fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
     // a restart must not wait for the last run's connections to leave TIME-WAIT
     socket.set_reuseaddr(true)?;
-    socket.bind(address.into())?;
+    socket.bind(address)?;
     socket.listen(1024)
 }
 

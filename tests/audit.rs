@@ -757,3 +757,38 @@ fn mount_new(kind: &str, path: &str, flags: MountAttrFlags, options: &[(&str, &s
     )
     .unwrap();
 }
+
+/// The built-in example with a prefix, and published by both families.
+fn up_with_ipv6() -> Up {
+    up_with(Some(
+        "name = \"customerA\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"builtin:webapp\"\n\
+         publish = [\"[::]:5000:5000\", \"0.0.0.0:5000:5000\"]\n",
+    ))
+}
+
+#[test]
+fn a_stack_with_ipv6_passes() {
+    let up = up_with_ipv6();
+    passes(&up.lab, "customerA");
+}
+
+#[test]
+fn a_rule_that_lets_ipv6_reach_an_app_is_found_by_the_packet_too() {
+    let up = up_with_ipv6();
+    for rule in [
+        "forward counter accept",
+        "guard iifname uplink ip6 daddr fd00:18::2 counter accept",
+    ] {
+        let words = format!("nft insert rule inet lrpns {rule}");
+        up.in_network("sidecar", &words.split(' ').collect::<Vec<_>>());
+    }
+    up.caught(&["in-ipv6", "rules-sidecar"]);
+}
+
+#[test]
+fn an_address_of_ipv6_too_many_in_the_app_is_found() {
+    let up = up_with_ipv6();
+    let words = "ip -6 address add fd00:18::99/128 dev eth0 nodad";
+    up.in_network("app", &words.split(' ').collect::<Vec<_>>());
+    up.caught(&["app-ipv6-off", "app-routes"]);
+}

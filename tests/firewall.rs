@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
-    EncodeError, Forwarding, LoadError, Socket, Updated, encode, encode_owned, forwarding,
-    host_rules, host_table, list, sidecar_rules, to_text, transact, update,
+    EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
+    forwarding, host_rules, host_table, list, sidecar_rules, to_text, transact, update,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -113,6 +113,10 @@ fn normal(mut document: Value) -> Value {
                 if let Some(counter) = members.get_mut("counter") {
                     *counter = json!("counted");
                 }
+                // What the crate writes out although it isn't there.
+                if let Some(Value::Object(header)) = members.get_mut("exthdr") {
+                    header.retain(|_, value| !value.is_null());
+                }
                 if let Some(Value::Array(elements)) = members.get_mut("elem") {
                     elements.sort_by_key(ToString::to_string);
                 }
@@ -172,6 +176,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     let app = |number: u16| AppPlan {
         name: PartName::new(format!("app{number}")).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
+        address6: None,
         mac: Mac([2, 0, 0, 0, 1, number as u8]),
         seccomp: lrpns::seccomp::default(),
         port_link: IfName::new(format!("port{number}")).unwrap(),
@@ -219,15 +224,19 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             name: IfName::new("customerA").unwrap(),
             address: Ipv4Addr::new(172, 18, 0, 10),
             subnet: "172.18.0.0/27".parse().unwrap(),
+            address6: None,
+            prefix6: None,
             mac: Mac([2, 0, 0, 0, 0, 1]),
         },
         uplink: UplinkPlan {
             ends_at: Default::default(),
             host_link: IfName::new("lrp0123abcd").unwrap(),
             host_address: Ipv4Addr::new(10, 77, 0, 0),
+            host_address6: None,
             host_mac: Mac([2, 0, 0, 0, 0, 2]),
             sidecar_link: IfName::new("uplink").unwrap(),
             sidecar_address: Ipv4Addr::new(10, 77, 0, 1),
+            sidecar_address6: None,
             sidecar_mac: Mac([2, 0, 0, 0, 0, 3]),
         },
         log: lrpns::config::TrafficLog::Connections,
@@ -243,6 +252,34 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     }
 }
 
+/// The same stack with a prefix, each published port at an address of IPv6 as well.
+fn with_ipv6(mut plan: Plan, prefix: &str) -> Plan {
+    let prefix: ipnet::Ipv6Net = prefix.parse().unwrap();
+    let number = |n: u128| Some(Ipv6Addr::from_bits(prefix.network().to_bits() + n));
+    plan.bridge.prefix6 = Some(prefix);
+    plan.bridge.address6 = number(1);
+    plan.uplink.host_address6 = Some(lrpns::net::uplink6(plan.uplink.host_address));
+    plan.uplink.sidecar_address6 = Some(lrpns::net::uplink6(plan.uplink.sidecar_address));
+    for (app, n) in plan.apps.iter_mut().zip(2..) {
+        app.address6 = number(n);
+        let six: Vec<_> = app
+            .publish
+            .iter()
+            .map(|publish| {
+                let mut publish = publish.clone();
+                publish.listen.set_ip(match publish.listen.ip() {
+                    ip if ip.is_unspecified() => Ipv6Addr::UNSPECIFIED.into(),
+                    ip if ip.is_loopback() => Ipv6Addr::LOCALHOST.into(),
+                    _ => "2001:db8::1".parse().unwrap(),
+                });
+                publish
+            })
+            .collect();
+        app.publish.extend(six);
+    }
+    plan
+}
+
 fn plans() -> Vec<Plan> {
     let mut wide = plan(1, 2, |_| Transport::Dnat);
     wide.bridge.subnet = "172.16.0.0/12".parse().unwrap();
@@ -256,6 +293,16 @@ fn plans() -> Vec<Plan> {
     };
     let mut seeing = plan(2, 2, |_| Transport::Dnat);
     seeing.apps[1].source = Source::Client;
+    let mut six_only = with_ipv6(plan(1, 3, |_| Transport::Dnat), "2001:db8:1::/64");
+    six_only.apps[0]
+        .publish
+        .retain(|port| port.listen.is_ipv6());
+    let mut six_unpublished = with_ipv6(plan(1, 3, |_| Transport::Dnat), "2001:db8:1::/126");
+    six_unpublished.apps[0]
+        .publish
+        .retain(|port| port.listen.is_ipv4());
+    let mut six_seeing = with_ipv6(plan(2, 2, |_| Transport::Dnat), "fd00:18::/61");
+    six_seeing.apps[1].source = Source::Client;
     let mut reaching = plan(2, 1, |_| Transport::Dnat);
     let egress = |protocol, to: &str, first_port, last_port| Egress {
         protocol,
@@ -288,6 +335,12 @@ fn plans() -> Vec<Plan> {
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
         selective,
+        with_ipv6(plan(1, 1, |_| Transport::Dnat), "fd00:18::/64"),
+        with_ipv6(plan(1, 3, |_| Transport::Relay), "fd00:18::/64"),
+        with_ipv6(by_udp(plan(2, 30, |_| Transport::Dnat), 2), "fd00:18::/9"),
+        six_only,
+        six_unpublished,
+        six_seeing,
         plan(1, 1, |_| Transport::Dnat),
         plan(1, 1, |_| Transport::Relay),
         by_udp(plan(1, 1, |_| Transport::Dnat), 1),
@@ -660,9 +713,12 @@ fn forwarding_names_what_is_in_the_way() {
     in_netns(|| {
         let set = |value: &str| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).unwrap();
         set("0");
-        assert_eq!(forwarding().unwrap(), closed("net.ipv4.ip_forward is 0"));
+        assert_eq!(
+            forwarding(IpFamily::V4).unwrap(),
+            closed("net.ipv4.ip_forward is 0")
+        );
         set("1");
-        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+        assert_eq!(forwarding(IpFamily::V4).unwrap(), Forwarding::Open);
 
         load(&host_rules(&plan(1, 3, |_| Transport::Dnat)));
         must(
@@ -679,11 +735,11 @@ fn forwarding_names_what_is_in_the_way() {
              add chain ip i empty
              add rule ip i empty drop",
         );
-        assert_eq!(forwarding().unwrap(), Forwarding::Open);
+        assert_eq!(forwarding(IpFamily::V4).unwrap(), Forwarding::Open);
 
         must("nft", &["add", "rule", "inet", "i", "empty", "counter"], "");
         assert_eq!(
-            forwarding().unwrap(),
+            forwarding(IpFamily::V4).unwrap(),
             closed("chain empty of table inet i has rules")
         );
         must("nft", &["flush", "chain", "inet", "i", "empty"], "");
@@ -695,9 +751,19 @@ fn forwarding_names_what_is_in_the_way() {
             &format!("add table ip filter\n{docker}"),
         );
         assert_eq!(
-            forwarding().unwrap(),
+            forwarding(IpFamily::V4).unwrap(),
             closed("chain FORWARD of table ip filter has policy drop")
         );
+
+        // The same of IPv6, to which a table of family ip is nothing.
+        let of_ipv6 = || forwarding(IpFamily::V6).unwrap();
+        assert_eq!(of_ipv6(), closed("net.ipv6.conf.all.forwarding is 0"));
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        assert_eq!(of_ipv6(), closed("chain c of table ip6 f has policy drop"));
+        must("nft", &["delete", "table", "ip6", "f"], "");
+        assert_eq!(of_ipv6(), Forwarding::Open);
+        must("nft", &["add", "rule", "inet", "i", "empty", "counter"], "");
+        assert_eq!(of_ipv6(), closed("chain empty of table inet i has rules"));
     });
 }
 

@@ -543,7 +543,16 @@ fn how_long_the_kernel_takes_to_take_a_filter() {
         ("default", seccomp::default().compile().unwrap()),
         ("strict", seccomp::strict().compile().unwrap()),
         ("sidecar", seccomp::sidecar().compile().unwrap()),
-        ("relay", seccomp::relay(true, true).compile().unwrap()),
+        (
+            "relay",
+            seccomp::relay(seccomp::Carries {
+                udp: true,
+                ipv6: true,
+                as_clients: true,
+            })
+            .compile()
+            .unwrap(),
+        ),
         ("init", seccomp::init().compile().unwrap()),
         ("on the way to default", on_the_way),
     ] {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -67,7 +67,7 @@ pub enum Ask {
     /// List the bridge ports.
     Ports,
     /// Connect, as a client would.
-    Connect(SocketAddrV4),
+    Connect(SocketAddr),
     /// Bind a TCP port of every address.
     Bind(u16),
     /// Open what is in the directory that comes along, in each way.
@@ -631,8 +631,8 @@ fn hear(socket: &OwnedFd, milliseconds: u64) -> Landing {
 }
 
 /// A connection as any client makes it; waits for as long as a probe may take.
-fn connect(to: SocketAddrV4) -> Answer {
-    match std::net::TcpStream::connect_timeout(&to.into(), PROBE) {
+fn connect(to: SocketAddr) -> Answer {
+    match std::net::TcpStream::connect_timeout(&to, PROBE) {
         Ok(_) => Answer::Landing(Landing::Answered),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Landing(Landing::Reset),
         Err(e) => Answer::Landing(e.raw_os_error().map_or(Landing::Sent, Landing::Refused)),

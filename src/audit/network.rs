@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
 use ipnet::IpNet;
@@ -320,7 +320,6 @@ pub fn from_app(
             nobody(plan).map(|address| tcp(address, 80)),
             "every address of the subnet is taken",
         ),
-        ("out-ipv6", Some(Shot::Tcp(SocketAddr::new(v6, 80))), ""),
         ("out-ipv6-link", Some(Shot::AllNodes), ""),
     ];
     let name = app.name.as_str();
@@ -333,6 +332,28 @@ pub fn from_app(
         };
         findings.add(id, name, outcome);
     }
+    let mut shots = vec![Shot::Tcp(SocketAddr::new(v6, 80))];
+    if let [_, six] = plan.families().as_slice() {
+        let tcp = |to, port| Shot::Tcp(SocketAddr::new(to, port));
+        let entry = entry.unwrap_or(DISCARD);
+        shots.extend([
+            tcp(six.bridge, unpublished(plan)),
+            tcp(six.bridge, entry),
+            Shot::Udp(SocketAddr::new(six.bridge, 53)),
+            tcp(six.sidecar, entry),
+            tcp(six.host, 22),
+            Shot::Udp(SocketAddr::new(six.host, 53)),
+            Shot::Udp(SocketAddr::new(v6, 53)),
+        ]);
+        let others = plan.apps.iter().filter(|other| other.name != app.name);
+        shots.extend(
+            others
+                .filter_map(|other| six.app(other))
+                .map(|to| tcp(to, 80)),
+        );
+    }
+    let outcomes = shots.into_iter().map(|shot| shoot(field, prober, shot));
+    findings.add("out-ipv6", name, worst(outcomes, ""));
     let nearby = beside_egress(app).filter_map(refused);
     let outcome = worst(
         nearby.map(|shot| match shot {
@@ -396,7 +417,7 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         // Only an app could answer by UDP, and need not.
         .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
         .map(|(_, publish)| {
-            let to = SocketAddrV4::new(there, publish.entry_port);
+            let to = uplink.entry(publish);
             match field
                 .host
                 .as_ref()
@@ -484,13 +505,49 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         "sidecar",
         inject(field, field.host, link, frame),
     );
-    let frame = ethernet(uplink.sidecar_mac, uplink.host_mac, 0x86dd, &ipv6());
-    findings.add("in-ipv6", "sidecar", inject(field, field.host, link, frame));
+    let outcomes = ipv6_attacks(plan).into_iter().map(|packet| {
+        let frame = ethernet(uplink.sidecar_mac, uplink.host_mac, 0x86dd, &packet);
+        inject(field, field.host, link, frame)
+    });
+    findings.add("in-ipv6", "sidecar", worst(outcomes, ""));
 
-    let packet = segment(there, here, 22, SYN);
-    let frame = ethernet(uplink.host_mac, uplink.sidecar_mac, 0x0800, &packet);
-    let outcome = inject(field, field.sidecar, uplink.sidecar_link.as_str(), frame);
-    findings.add("host-guard", "host", outcome);
+    let mut packets = vec![(0x0800, segment(there, here, 22, SYN))];
+    if let (Some(there), Some(here)) = (uplink.sidecar_address6, uplink.host_address6) {
+        packets.push((0x86dd, ipv6(there, here, 17, &UDP_TO_DISCARD)));
+    }
+    let outcomes = packets.into_iter().map(|(kind, packet)| {
+        let frame = ethernet(uplink.host_mac, uplink.sidecar_mac, kind, &packet);
+        inject(field, field.sidecar, uplink.sidecar_link.as_str(), frame)
+    });
+    findings.add("host-guard", "host", worst(outcomes, ""));
+}
+
+/// What comes over the uplink and must get no further: between strangers; and, of a stack that has IPv6, to an app, to a
+/// port that isn't published, in the name of an app, and what a router says to everybody (RFC 4861, 4.2).
+fn ipv6_attacks(plan: &Plan) -> Vec<Vec<u8>> {
+    // RFC 3849.
+    let stranger = |last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+    let mut packets = vec![ipv6(stranger(1), stranger(2), 17, &UDP_TO_DISCARD)];
+    let app = plan.apps[0].address6;
+    if let (Some(app), Some(bridge), Some(there)) =
+        (app, plan.bridge.address6, plan.uplink.sidecar_address6)
+    {
+        let link = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+        let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+        packets.extend([
+            ipv6(stranger(1), app, 17, &UDP_TO_DISCARD),
+            ipv6(stranger(1), bridge, 17, &UDP_TO_DISCARD),
+            ipv6(stranger(1), there, 17, &UDP_TO_DISCARD),
+            ipv6(app, there, 17, &UDP_TO_DISCARD),
+            ipv6(
+                link,
+                all_nodes,
+                58,
+                &[134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
+        ]);
+    }
+    packets
 }
 
 /// Puts a frame on one end of the uplink.
@@ -661,15 +718,17 @@ fn echo(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     ipv4(from, to, 1, &payload)
 }
 
-/// UDP from and to addresses of documentation (RFC 3849); its checksum is nobody's concern before a rule has seen it.
-fn ipv6() -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0, 0, 8, 17, HOPS];
-    for last in [1, 2] {
-        packet.extend([
-            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last,
-        ]);
-    }
-    packet.extend([0x9c, 0x40, 0, 9, 0, 8, 0, 0]);
+/// A header of UDP without data; its checksum is nobody's concern before a rule has seen it.
+const UDP_TO_DISCARD: [u8; 8] = [0x9c, 0x40, 0, 9, 0, 8, 0, 0];
+
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("payloads here are a few bytes");
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([protocol, HOPS]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
     packet
 }
 

@@ -1,18 +1,20 @@
 //! What the kernel tells, outside, of the real processes and of what is in force in each network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::Outcome;
 use super::agent::{Agent, Answer, Ask, Join};
+use super::route::Route;
 use super::target::{Findings, Target};
+use super::{Outcome, Verdict};
 use crate::cgroup::{Controller, HeldBy};
+use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
-use crate::namespaces;
+use crate::namespaces::{self, Network};
 use crate::plan::{APP_ID, AppPlan, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).
@@ -760,7 +762,16 @@ pub fn rules(
             .concat(),
         ),
     );
-    findings.add("sidecar-ipv6-off", "sidecar", ipv6_off(sidecar));
+    let network = Network::Sidecar {
+        ipv6: plan.has_ipv6(),
+    };
+    let own = plan
+        .bridge
+        .address6
+        .into_iter()
+        .chain(plan.uplink.sidecar_address6);
+    let ipv6 = ipv6_as_planned(sidecar, network, own.collect());
+    findings.add("sidecar-ipv6-off", "sidecar", ipv6);
     findings.add(
         "arp-static",
         "sidecar",
@@ -832,11 +843,16 @@ pub fn rules(
         };
         let uplink = &plan.uplink;
         // The kernel's own for the address and its /31 are of the same link.
-        let pair = |to| to == uplink.host_address || to == uplink.sidecar_address;
+        let families = plan.families();
+        let pair = |route: &Route| {
+            families.iter().any(|of| {
+                (route.to == of.host || route.to == of.sidecar) && route.prefix >= of.bits() - 1
+            })
+        };
         let strange: Vec<String> = routes
             .iter()
             .filter(|route| {
-                route.name == uplink.host_link.as_str() && !(pair(route.to) && route.prefix >= 31)
+                route.name == uplink.host_link.as_str() && !pair(route) && !is_multicast(route)
             })
             .map(|route| format!("{}/{} in table {}", route.to, route.prefix, route.table))
             .collect();
@@ -868,24 +884,26 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
-        let granted: BTreeSet<(Ipv4Addr, u8)> = app
+        let granted: BTreeSet<(IpAddr, u8)> = app
             .routes()
             .iter()
-            .filter_map(|net| match net {
-                IpNet::V4(net) => Some((net.network(), net.prefix_len())),
-                IpNet::V6(_) => None,
-            })
+            .map(|net: &IpNet| (net.network(), net.prefix_len()))
             .collect();
         let strange: Vec<String> = routes
             .iter()
             .filter(|route| {
-                let own = route.table == 255 && route.name == "lo"
-                    || route.to == app.address && route.prefix == 32;
-                let sidecar = route.to == plan.bridge.address && route.prefix == 32;
+                let host = route.prefix == if route.to.is_ipv6() { 128 } else { 32 };
+                // IPv6 has a route to ::1 in the main table as well.
+                let own = route.name == "lo" && (route.table == 255 || route.to.is_loopback())
+                    || app.addresses().any(|own| route.to == own) && host;
+                let families = plan.families();
+                let sidecar = families.iter().any(|of| route.to == of.bridge) && host;
+                let everywhere =
+                    route.to.is_ipv6() && route.prefix == 0 && app.source == Source::Client;
                 let by_plan = granted.contains(&(route.to, route.prefix)) && route.table != 255;
                 // The kernel's own broadcast routes of the local table lead nowhere else.
-                let kernels = route.table == 255 && route.kind == 3;
-                !(own || sidecar || by_plan || kernels)
+                let kernels = route.table == 255 && route.kind == 3 || is_multicast(route);
+                !(own || sidecar || everywhere || by_plan || kernels)
             })
             .map(|route| format!("{}/{} over {}", route.to, route.prefix, route.name))
             .collect();
@@ -909,9 +927,18 @@ pub fn app_network(
         name,
         routes().unwrap_or_else(Outcome::unknown),
     );
-    findings.add("app-ipv6-off", name, ipv6_off(net));
+    let network = Network::App {
+        ipv6: plan.has_ipv6(),
+    };
+    let own = app.address6.into_iter().collect();
+    findings.add("app-ipv6-off", name, ipv6_as_planned(net, network, own));
     findings.add("app-forwarding", name, sysctls(net, &namespaces::APP));
     findings.add("app-sysctls", name, sysctls(net, &namespaces::COMMON));
+}
+
+/// The kernel's own for a link's multicast (ff00::/8), in the local table, which leads to that link only.
+fn is_multicast(route: &Route) -> bool {
+    route.table == 255 && route.kind == 5 && route.to.is_multicast()
 }
 
 fn text(agent: &Result<Agent, String>, path: &str, look: impl FnOnce(&str) -> Outcome) -> Outcome {
@@ -937,10 +964,16 @@ fn texts(agent: &Result<Agent, String>, paths: Vec<String>) -> Result<Vec<Option
 
 /// Settings below /proc/sys/net, without IPv6's, which have a probe of their own.
 fn sysctls(agent: &Result<Agent, String>, wanted: &[(&str, &str)]) -> Outcome {
-    let wanted: Vec<&(&str, &str)> = wanted
+    let without: Vec<(&str, &str)> = wanted
         .iter()
         .filter(|(name, _)| !name.starts_with("ipv6/"))
+        .copied()
         .collect();
+    settings(agent, &without)
+}
+
+/// Settings below /proc/sys/net.
+fn settings(agent: &Result<Agent, String>, wanted: &[(&str, &str)]) -> Outcome {
     let paths = wanted
         .iter()
         .map(|(name, _)| format!("/proc/sys/net/{name}"))
@@ -969,6 +1002,42 @@ fn sysctls(agent: &Result<Agent, String>, wanted: &[(&str, &str)]) -> Outcome {
                 },
             )
         }
+    }
+}
+
+/// IPv6 is off as a whole; or, where the stack has a prefix, has the planned addresses, `own`, and every setting as planned.
+fn ipv6_as_planned(
+    agent: &Result<Agent, String>,
+    network: Network,
+    own: BTreeSet<Ipv6Addr>,
+) -> Outcome {
+    if own.is_empty() {
+        return ipv6_off(agent);
+    }
+    let addresses = text(agent, "/proc/self/net/if_inet6", |table| {
+        // Thirty-two digits without colons, and much else (net/ipv6/addrconf.c, if6_seq_show).
+        let found: Option<BTreeSet<Ipv6Addr>> = table
+            .lines()
+            .map(|line| {
+                let digits = line.split_whitespace().next()?;
+                u128::from_str_radix(digits, 16).ok().map(Ipv6Addr::from)
+            })
+            .collect();
+        let Some(mut found) = found else {
+            return Outcome::unknown("the addresses can't be read");
+        };
+        found.remove(&Ipv6Addr::LOCALHOST);
+        Outcome::check(found == own, format!("the addresses {found:?}"))
+    });
+    if addresses.verdict != Verdict::Pass {
+        return addresses;
+    }
+    let wanted = namespaces::sysctls(network).filter(|(name, _)| name.starts_with("ipv6/"));
+    let settings = settings(agent, &wanted.collect::<Vec<_>>());
+    if settings.verdict == Verdict::Pass {
+        addresses
+    } else {
+        settings
     }
 }
 

@@ -4,23 +4,23 @@
 //! namespace that it has joined, and ends.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::netlink::{attribute, messages};
 
-/// One IPv4 route.
+/// One route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where to.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// How many bits of that count.
     pub prefix: u8,
     /// Through which link, by index.
     pub link: u32,
-    /// RTN_UNICAST is 1, RTN_LOCAL 2, RTN_BROADCAST 3 (linux/rtnetlink.h).
+    /// RTN_UNICAST is 1, RTN_LOCAL 2, RTN_BROADCAST 3, RTN_ANYCAST 4, RTN_MULTICAST 5 (linux/rtnetlink.h).
     pub kind: u8,
     /// The table; 255 is the local one.
     pub table: u32,
@@ -53,14 +53,18 @@ const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BRPORT_LOCKED: u16 = 39;
 
-/// Every IPv4 route of every table.
+/// Every route of every table, of both families.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn routes() -> io::Result<Vec<Route>> {
     let mut found = vec![];
     // struct rtmsg is 12 bytes long: family, destination's prefix, ..., table at 4, type at 7.
-    for body in dump(libc::RTM_GETROUTE, libc::AF_INET as u8, 12)? {
+    let mut bodies = dump(libc::RTM_GETROUTE, libc::AF_INET as u8, 12)?;
+    if std::path::Path::new("/proc/self/net/if_inet6").exists() {
+        bodies.extend(dump(libc::RTM_GETROUTE, libc::AF_INET6 as u8, 12)?);
+    }
+    for body in bodies {
         let (Some(header), Some(attributes)) = (body.get(..12), body.get(12..)) else {
             continue;
         };
@@ -69,9 +73,16 @@ pub fn routes() -> io::Result<Vec<Route>> {
                 .and_then(|bytes| bytes.first_chunk().copied())
                 .map(u32::from_ne_bytes)
         };
-        let to = attribute(attributes, RTA_DST)
-            .and_then(|bytes| bytes.first_chunk::<4>().copied())
-            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from);
+        let to = attribute(attributes, RTA_DST);
+        let to = if i32::from(header[0]) == libc::AF_INET6 {
+            to.and_then(|bytes| bytes.first_chunk::<16>().copied())
+                .map_or(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from)
+                .into()
+        } else {
+            to.and_then(|bytes| bytes.first_chunk::<4>().copied())
+                .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from)
+                .into()
+        };
         let link = word(RTA_OIF).unwrap_or_default();
         found.push(Route {
             to,

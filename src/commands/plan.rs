@@ -83,6 +83,10 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         bridge.subnet,
         from("network.subnet")
     )?;
+    match bridge.prefix6 {
+        Some(prefix) => writeln!(out, "ipv6 {prefix}  ({})", from("network.ipv6"))?,
+        None => writeln!(out, "ipv6 off  ({})", from("network.ipv6"))?,
+    }
     writeln!(
         out,
         "uplink {} {} {}/31 in the {} == {} {} {}/31 in the sidecar's netns",
@@ -98,6 +102,9 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.sidecar_mac,
         uplink.sidecar_address
     )?;
+    if let (Some(host), Some(sidecar)) = (uplink.host_address6, uplink.sidecar_address6) {
+        writeln!(out, "  and {host}/127 == {sidecar}/127")?;
+    }
     writeln!(
         out,
         "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns{}, nothing else; runs as {} outside; empty read-only root",
@@ -113,6 +120,13 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         },
         plan.host_uid(plan.sidecar)
     )?;
+    if let (Some(address), Some(prefix)) = (bridge.address6, bridge.prefix6) {
+        writeln!(
+            out,
+            "  and {address}/{}  (chosen: the prefix's first)",
+            prefix.prefix_len()
+        )?;
+    }
     limits(out, plan, &plan.sidecar_limits, &|_| "default".to_owned())?;
     for app in &plan.apps {
         let key = |name: &str| {
@@ -138,6 +152,9 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             app.port_link,
             key("address")
         )?;
+        if let Some(address) = app.address6 {
+            writeln!(out, "  and {address}  (chosen: the next of the prefix)")?;
+        }
         writeln!(
             out,
             "  holds no capability; runs as {} inside, {} outside",
@@ -200,13 +217,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             };
             writeln!(
                 out,
-                "  publish {} by {via}, {} -> {}:{} -> {}:{}  ({})",
+                "  publish {} by {via}, {} -> {} -> {}  ({})",
                 range.listen(),
                 range.first.why,
-                uplink.sidecar_address,
-                range.entry_ports(),
-                app.address,
-                range.app_ports(),
+                range.entry(uplink),
+                range.service(),
                 key("publish")
             )?;
         }

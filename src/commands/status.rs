@@ -130,6 +130,16 @@ fn describe(status: &Status) -> String {
         plan.bridge.address,
         plan.bridge.subnet.prefix_len()
     );
+    if let [_, six] = plan.families().as_slice() {
+        let _ = writeln!(
+            text,
+            "ipv6    {}/127 -- {}/127, {}/{}",
+            six.host,
+            six.sidecar,
+            six.bridge,
+            six.subnet.prefix_len()
+        );
+    }
     for range in publish::ranges(plan) {
         let via = match range.first.via {
             Transport::Dnat => "dnat",
@@ -137,7 +147,7 @@ fn describe(status: &Status) -> String {
         };
         let _ = writeln!(
             text,
-            "publish {}{} -> {} {}:{} by {via} ({})",
+            "publish {}{} -> {} {} by {via} ({})",
             range.listen(),
             match range.first.protocol {
                 Protocol::Tcp => "/tcp",
@@ -145,8 +155,7 @@ fn describe(status: &Status) -> String {
                 Protocol::Udp => "",
             },
             range.app.name,
-            range.app.address,
-            range.app_ports(),
+            range.service(),
             range.first.why
         );
     }

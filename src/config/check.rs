@@ -1,9 +1,9 @@
 //! What can only be judged by looking at several values at once.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
 use super::{Publish, Rootfs, Tmpfs, Volume};
@@ -34,6 +34,32 @@ pub(super) fn room(subnet: Ipv4Net, apps: usize) -> Result<(), ValueError> {
         "a wider subnet",
         "subnet = \"172.18.0.0/24\"",
     ))
+}
+
+/// The prefix has an address for the sidecar and each app; its first is the routers' anycast address (RFC 4291, 2.6.1).
+pub(super) fn room6(prefix: Ipv6Net, apps: usize) -> Result<(), ValueError> {
+    let bits = u32::from(128 - prefix.prefix_len());
+    let hosts = 1_u128.checked_shl(bits).map_or(u128::MAX, |all| all - 1);
+    if (apps as u128) < hosts {
+        return Ok(());
+    }
+    Err(ValueError::form(
+        format!(
+            "`{prefix}` has {hosts} addresses, the sidecar and {apps} apps need {}",
+            apps + 1
+        ),
+        "a wider prefix",
+        "ipv6 = \"fd00:18::/64\"",
+    ))
+}
+
+/// The error for what is published at an IPv6 address of the host's without a prefix for the stack.
+pub(super) fn no_prefix(address: Ipv6Addr) -> ValueError {
+    ValueError::form(
+        format!("[{address}] is an IPv6 address, and the stack's IPv6 is off"),
+        "an IPv4 address, or `ipv6` with a prefix in the file's `[network]`",
+        "ipv6 = \"fd00:18::/64\"",
+    )
 }
 
 /// One address of the stack. `sidecar` is the sidecar's if it was written down, `taken` are those before this one.
@@ -69,7 +95,9 @@ pub(super) fn address<'t>(
 
 /// Whether two published ports can't be listened on at once.
 pub(super) fn collide(a: Publish, b: Publish) -> bool {
-    let any = a.address.is_unspecified() || b.address.is_unspecified();
+    // 0.0.0.0 stands for the addresses of IPv4 and `::` for those of IPv6, which never share a socket.
+    let any = a.address.is_ipv6() == b.address.is_ipv6()
+        && (a.address.is_unspecified() || b.address.is_unspecified());
     let end = |of: Publish| u32::from(of.host_port) + u32::from(of.count);
     let meet = u32::from(a.host_port) < end(b) && u32::from(b.host_port) < end(a);
     a.protocol == b.protocol && meet && (any || a.address == b.address)
@@ -96,8 +124,9 @@ pub(super) fn ports(all: impl IntoIterator<Item = Publish>) -> Result<(), ValueE
 pub(super) fn collision(earlier: Publish, later: Publish, place: &str) -> ValueError {
     ValueError::form(
         format!(
-            "{}:{} is published already, by {}:{} {place}",
-            later.address, later.host_port, earlier.address, earlier.host_port
+            "{} is published already, by {} {place}",
+            std::net::SocketAddr::new(later.address, later.host_port),
+            std::net::SocketAddr::new(earlier.address, earlier.host_port)
         ),
         "every port of an address once; 0.0.0.0 stands for all addresses",
         values::PUBLISH_EXAMPLE,

@@ -1,11 +1,11 @@
 //! Walks the parsed file table by table, so that every key and value keeps its place, and collects every problem.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -158,7 +158,7 @@ impl Reader<'_> {
         self.vars(&root);
         self.unknown_keys(&root, keys::ROOT_KEYS);
         let name = self.name(&root);
-        let subnet = self.network(&root);
+        let (subnet, ipv6) = self.network(&root);
         let sidecar = self.sidecar(&root);
         let apps = self.apps(&root);
         let value = subnet.as_ref().and_then(Option::as_ref).map(|s| s.value);
@@ -167,13 +167,20 @@ impl Reader<'_> {
             self.addresses(subnet, sidecar.address.as_ref(), &apps);
         }
         self.publish_twice(&apps);
+        // A prefix that could not be read is there all the same.
+        if let Some(ipv6) = &ipv6 {
+            self.prefix(ipv6.as_ref(), &apps);
+        }
         Some(Config {
             path: (self.kind == Kind::File).then(|| {
                 let path = self.source.path;
                 std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
             }),
             name: name?,
-            network: Network { subnet: value },
+            network: Network {
+                subnet: value,
+                ipv6: ipv6.flatten().map(|placed| placed.value),
+            },
             sidecar: Sidecar {
                 address: sidecar.address.map(|placed| placed.value),
                 seal: sidecar.seal,
@@ -245,16 +252,34 @@ impl Reader<'_> {
         }
     }
 
-    /// `None` when the subnet is wrong.
-    fn network(&mut self, root: &Section<'_, '_>) -> Option<Option<Placed<Ipv4Net>>> {
+    /// Subnet and IPv6 prefix; `None` for what is wrong.
+    #[allow(clippy::type_complexity)]
+    fn network(
+        &mut self,
+        root: &Section<'_, '_>,
+    ) -> (
+        Option<Option<Placed<Ipv4Net>>>,
+        Option<Option<Placed<Ipv6Net>>>,
+    ) {
         if !root.has(keys::NETWORK) {
-            return Some(None);
+            return (Some(None), Some(None));
         }
-        let section = self.section(root, keys::NETWORK)?;
+        let Some(section) = self.section(root, keys::NETWORK) else {
+            return (None, None);
+        };
         self.unknown_keys(&section, keys::NETWORK_KEYS);
-        self.one(&section, keys::IPV6, values::ipv6);
+        let ipv6 = self.one(&section, keys::IPV6, values::ipv6);
         let subnet = self.one(&section, keys::SUBNET, values::subnet);
-        (subnet.is_some() || !section.has(keys::SUBNET)).then_some(subnet)
+        let on = |placed: Placed<Option<Ipv6Net>>| {
+            placed.value.map(|value| Placed {
+                value,
+                span: placed.span,
+            })
+        };
+        (
+            (subnet.is_some() || !section.has(keys::SUBNET)).then_some(subnet),
+            (ipv6.is_some() || !section.has(keys::IPV6)).then_some(ipv6.and_then(on)),
+        )
     }
 
     fn sidecar(&mut self, root: &Section<'_, '_>) -> ReadSidecar {
@@ -615,6 +640,21 @@ impl Reader<'_> {
                 self.refused(address.span.clone(), error);
             }
             taken.push((owner, address));
+        }
+    }
+
+    /// The prefix has room for all, and nothing is published at an IPv6 address without one.
+    fn prefix(&mut self, prefix: Option<&Placed<Ipv6Net>>, apps: &[ReadApp]) {
+        if let Some(prefix) = prefix {
+            if let Err(error) = check::room6(prefix.value, apps.len()) {
+                self.refused(prefix.span.clone(), error);
+            }
+            return;
+        }
+        for publish in apps.iter().flat_map(|read| &read.publish) {
+            if let IpAddr::V6(address) = publish.value.address {
+                self.refused(publish.span.clone(), check::no_prefix(address));
+            }
         }
     }
 

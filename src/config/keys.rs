@@ -23,7 +23,7 @@ keys! {
     VARS = "vars": "a table of strings", r#"[vars]"#;
 
     SUBNET = "subnet": "an IPv4 network with a prefix length from 8 to 30", r#"subnet = "172.18.0.0/24""#;
-    IPV6 = "ipv6": r#""off" or an IPv6 prefix"#, r#"ipv6 = "off""#;
+    IPV6 = "ipv6": r#""off" or an IPv6 prefix with a length from 8 to 126"#, r#"ipv6 = "fd00:18::/64""#;
 
     SIDECAR_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.33""#;
     LOG = "log": r#""off", "connections" or "packets""#, r#"log = "connections""#;

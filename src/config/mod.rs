@@ -16,10 +16,10 @@ mod vars;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::errors::{ConfigErrors, Place, Problem};
@@ -31,6 +31,11 @@ use crate::names::{PartName, StackName};
 
 /// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
 pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// What the uplinks' IPv6 addresses are taken from: a ULA (RFC 4193) whose global ID is `lrpns` in ASCII. It is never routed
+/// off its machine, so it needn't be unique among machines; what it must not meet is a stack's own prefix.
+pub const UPLINK_POOL6: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd6c, 0x7270, 0x6e73, 0, 0, 0, 0, 0), 48);
 
 /// What takes the place of the path in messages about the built-in example.
 const BUILTIN_PATH: &str = "<built-in example>";
@@ -195,6 +200,8 @@ pub struct Config {
 pub struct Network {
     /// `subnet`, between /8 and /30; `None` lets lrpns choose a /29 (or wider, if there are many apps).
     pub subnet: Option<Ipv4Net>,
+    /// `ipv6`, between /8 and /126; `None` is `off`.
+    pub ipv6: Option<Ipv6Net>,
 }
 
 /// `[sidecar]`.
@@ -310,7 +317,7 @@ impl std::fmt::Display for Protocol {
 /// One entry of `publish`: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publish {
-    /// The host's address to listen on; 0.0.0.0 for all, 127.0.0.1 when it was left out.
+    /// The host's address to listen on; 0.0.0.0 for all of IPv4 and `::` for all of IPv6, 127.0.0.1 when it was left out.
     pub address: IpAddr,
     /// The host's port, the first one of a range.
     pub host_port: u16,

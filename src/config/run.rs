@@ -1,6 +1,7 @@
 //! `lrpns run`: a stack around one command, written down in flags instead of a file.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -149,6 +150,9 @@ impl Flags {
             if let Some(earlier) = earlier {
                 let error = check::collision(*earlier, *later, "of another --publish");
                 self.take::<()>("", FLAG, Err(error));
+            }
+            if let IpAddr::V6(address) = later.address {
+                self.take::<()>("", FLAG, Err(check::no_prefix(address)));
             }
         }
         all

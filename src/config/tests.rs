@@ -66,6 +66,7 @@ fn the_built_in_example_is_the_original_set_up() {
         name: StackName::new("customerA").unwrap(),
         network: Network {
             subnet: Some("172.18.0.0/24".parse().unwrap()),
+            ipv6: None,
         },
         sidecar: Sidecar {
             address: Some([172, 18, 0, 33].into()),
@@ -426,7 +427,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         (
             "publish = [\"[::1]:80:80\"]",
             12,
-            "not supported yet: app.publish = `[::1]:80:80`",
+            "[::1] is an IPv6 address, and the stack's IPv6 is off",
         ),
         (
             "publish = [\"80:80/udp\", \"80:80/tcp\", \"70-90:1070-1090/udp\"]",
@@ -721,10 +722,7 @@ fn every_problem_of_a_whole_file_has_its_line_column_and_words() {
             &format!(
                 "name = \"x\"\n[network]\nsubnet = \"10.0.0.0/31\"\nipv6 = \"fd00::/64\"\n{app}"
             ),
-            &[
-                (3, 10, "the prefix length 31 is not between 8 and 30"),
-                (4, 8, "not supported yet: network.ipv6 = `fd00::/64`"),
-            ],
+            &[(3, 10, "the prefix length 31 is not between 8 and 30")],
         ),
         (
             &format!("name = \"x\"\nnetwork.subnet = \"10.0.0.0\"\n{app}"),
@@ -1034,7 +1032,7 @@ fn run_names_every_flag_that_is_wrong() {
     for words in [
         "--name: `a/b` has the character",
         "--publish: port 0",
-        "--publish: not supported yet: --publish `[::1]:1:1`",
+        "--publish: [::1] is an IPv6 address, and the stack's IPv6 is off",
         "--publish: 0.0.0.0:80 is published already, by 127.0.0.1:80",
         "--rootfs: `hots` is unknown, the nearest is `host`",
         "--env: `A` has no `=`",

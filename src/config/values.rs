@@ -175,11 +175,8 @@ fn publish(text: &str) -> Result<Publish, ValueError> {
             host.0, host.1
         )));
     }
-    let IpAddr::V4(address) = address else {
-        return Err(ValueError::later(text, "an IPv4 address"));
-    };
     Ok(Publish {
-        address: address.into(),
+        address,
         host_port: host.0,
         app_port: app.0,
         count: host.1 - host.0 + 1,
@@ -193,7 +190,18 @@ fn publish_address(text: &str) -> Result<(IpAddr, &str), ValueError> {
     if let Some(inside) = text.strip_prefix('[') {
         let (address, rest) = inside.split_once("]:").ok_or_else(|| no_address(text))?;
         let address: Ipv6Addr = address.parse().map_err(|_| no_address(address))?;
-        return Ok((address.into(), rest));
+        let why_not = if address.is_multicast() {
+            "is for multicast"
+        } else if address.is_unicast_link_local() {
+            "is link-local, which means nothing without its link"
+        } else if address.to_ipv4_mapped().is_some() {
+            "is an IPv4 address, which is written as such"
+        } else {
+            return Ok((address.into(), rest));
+        };
+        return Err(ValueError::said(format!(
+            "{address} is not an address to listen on: it {why_not}"
+        )));
     }
     match text.matches(':').count() {
         0 | 1 => Ok((Ipv4Addr::LOCALHOST.into(), text)),
@@ -251,18 +259,47 @@ pub(super) fn address(text: &str) -> Result<Ipv4Addr, ValueError> {
         .map_err(|_| ValueError::said(format!("{} is no IPv4 address", quoted(text))))
 }
 
-/// `network.ipv6`.
-pub(super) fn ipv6(text: &str) -> Result<(), ValueError> {
+/// `network.ipv6`; `None` is `off`.
+pub(super) fn ipv6(text: &str) -> Result<Option<Ipv6Net>, ValueError> {
     if text == "off" {
-        return Ok(());
+        return Ok(None);
     }
-    let _: Ipv6Net = text.parse().map_err(|_| {
-        ValueError::said(format!(
-            "{} is neither `off` nor an IPv6 prefix",
-            quoted(text)
-        ))
+    let prefix: Ipv6Net = text.parse().map_err(|_| {
+        let lengthless = text.parse::<Ipv6Addr>().is_ok();
+        ValueError::said(if lengthless {
+            format!("{} has no prefix length", quoted(text))
+        } else {
+            format!("{} is neither `off` nor an IPv6 prefix", quoted(text))
+        })
     })?;
-    Err(ValueError::later(text, "\"off\""))
+    if prefix.addr() != prefix.network() {
+        return Err(ValueError::said(format!(
+            "`{prefix}` is an address within the prefix `{}`",
+            prefix.trunc()
+        )));
+    }
+    if !(8..=126).contains(&prefix.prefix_len()) {
+        return Err(ValueError::said(format!(
+            "the prefix length {} is not between 8 and 126",
+            prefix.prefix_len()
+        )));
+    }
+    // RFC 4291, 2.4; below ::/8 are the unspecified address, loopback, IPv4-mapped ones and NAT64's.
+    let reserved =
+        |first, length| Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length);
+    for (reserved, why) in [
+        (reserved(0, 8), "it has loopback and IPv4-mapped addresses"),
+        (reserved(0xfe80, 10), "it is for link-local addresses"),
+        (reserved(0xff00, 8), "it is for multicast"),
+        (super::UPLINK_POOL6, "lrpns takes its uplinks from it"),
+    ] {
+        if reserved.contains(&prefix) || prefix.contains(&reserved) {
+            return Err(ValueError::said(format!(
+                "`{prefix}` meets {reserved}: {why}, and no app can have an address of it"
+            )));
+        }
+    }
+    Ok(Some(prefix))
 }
 
 /// `sidecar.log`.
@@ -666,6 +703,11 @@ mod tests {
             ("::1:80:80", "in brackets"),
             ("[::1:80:80", "no address"),
             ("[::x]:80:80", "no address"),
+            ("[ff02::1]:80:80", "is for multicast"),
+            ("[fe80::1]:80:80", "is link-local"),
+            ("[fe80::1%eth0]:80:80", "no address"),
+            ("[::ffff:10.0.0.1]:80:80", "written as such"),
+            ("[10.0.0.1]:80:80", "no address"),
             ("8010-8000:8000-8010", "ends before it begins"),
             ("8000-8010:8000-8011", "not the same length"),
             ("8000-:80", "`` is no port"),
@@ -678,8 +720,6 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         }
-        let parsed = "[::1]:80:80".parse::<Publish>();
-        assert!(matches!(parsed, Err(ValueError::Later { .. })));
         let parsed: Publish = "53:5353/udp".parse().unwrap();
         assert_eq!((parsed.protocol, parsed.count), (Protocol::Udp, 1));
         let range: Publish = "8000-8010:9000-9010".parse().unwrap();

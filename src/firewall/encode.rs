@@ -4,7 +4,7 @@
 //! How the kernel sees it: include/uapi/linux/netfilter/nf_tables.h. What `nft` needs to print a rule again as it was
 //! written: types of keys and values, comments as libnftnl's TLV "userdata", and the same instructions as nft's own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
@@ -470,7 +470,7 @@ impl Encoder {
                 let mut encoder = RuleEncoder {
                     object: &object,
                     list: Attributes(out.0),
-                    knows_ipv4: false,
+                    knows_family: None,
                     knows_tcp: false,
                     knows_udp: false,
                 };
@@ -563,7 +563,7 @@ struct RuleEncoder<'a> {
     object: &'a str,
     list: Attributes<'a>,
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
-    knows_ipv4: bool,
+    knows_family: Option<libc::c_int>,
     knows_tcp: bool,
     knows_udp: bool,
 }
@@ -712,7 +712,11 @@ impl RuleEncoder<'_> {
         }
         // What nft calls a dependency may as well have been written down.
         if let (Some(libc::NFT_CMP_EQ), Expression::String(value)) = (equality, right) {
-            self.knows_ipv4 |= matches!(kind, Kind::Family) && value == "ipv4";
+            self.knows_family = match (kind, value.as_ref()) {
+                (Kind::Family, "ipv4") => Some(libc::NFPROTO_IPV4),
+                (Kind::Family, "ipv6") => Some(libc::NFPROTO_IPV6),
+                _ => self.knows_family,
+            };
             self.knows_tcp |= matches!(kind, Kind::Protocol) && value == "tcp";
             self.knows_udp |= matches!(kind, Kind::Protocol) && value == "udp";
         }
@@ -726,22 +730,25 @@ impl RuleEncoder<'_> {
         equality: libc::c_int,
         prefix: &Prefix<'_>,
     ) -> Result<(), EncodeError> {
-        let network = Kind::Address.bytes(self.object, &prefix.addr)?;
+        let address = match &prefix.addr.as_ref() {
+            Expression::String(text) if text.contains(':') => Kind::Address6,
+            _ => Kind::Address,
+        };
+        let network = address.bytes(self.object, &prefix.addr)?;
         let (bytes, bits) = (prefix.len / 8, prefix.len % 8);
-        if !(1..=32).contains(&prefix.len) {
+        if !(1..=8 * address.width()).contains(&prefix.len) {
             return Err(unsupported(self.object, prefix));
         }
-        let width = if bits == 0 {
-            bytes
-        } else {
-            Kind::Address.width()
-        };
+        let width = if bits == 0 { bytes } else { address.width() };
         let kind = self.load_bytes(field, FIRST, width)?;
-        if !matches!(kind, Kind::Address) {
+        if kind != address {
             return Err(unsupported(self.object, prefix));
         }
         if bits != 0 {
-            self.mask(&(u32::MAX << (32 - prefix.len)).to_be_bytes());
+            let mut mask = vec![0; width as usize];
+            mask[..bytes as usize].fill(u8::MAX);
+            mask[bytes as usize] = u8::MAX << (8 - bits);
+            self.mask(&mask);
         }
         self.compare(equality, &network[..width as usize]);
         Ok(())
@@ -753,8 +760,12 @@ impl RuleEncoder<'_> {
         nat: &NAT<'_>,
         statement: &Statement<'_>,
     ) -> Result<(), EncodeError> {
-        let (Some(address), Some(NATFamily::IP), None) = (&nat.addr, nat.family, &nat.flags) else {
+        let (Some(address), Some(family), None) = (&nat.addr, nat.family, &nat.flags) else {
             return Err(unsupported(self.object, statement));
+        };
+        let (family, width) = match family {
+            NATFamily::IP => (libc::NFPROTO_IPV4, Kind::Address),
+            NATFamily::IP6 => (libc::NFPROTO_IPV6, Kind::Address6),
         };
         // Questions about protocols go through the first register, so all of them come before it is filled.
         for part in [Some(address), nat.port.as_ref()].into_iter().flatten() {
@@ -762,13 +773,13 @@ impl RuleEncoder<'_> {
                 self.depend(&map.key)?;
             }
         }
-        self.nat_operand(address, Kind::Address, FIRST)?;
+        self.nat_operand(address, width, FIRST)?;
         if let Some(port) = &nat.port {
             self.nat_operand(port, Kind::Port, SECOND)?;
         }
         self.expression("nat", |out| {
             out.number(NFTA_NAT_TYPE, kind as u32);
-            out.number(NFTA_NAT_FAMILY, libc::NFPROTO_IPV4 as u32);
+            out.number(NFTA_NAT_FAMILY, family as u32);
             out.number(NFTA_NAT_REG_ADDR_MIN, FIRST);
             if nat.port.is_some() {
                 out.number(NFTA_NAT_REG_PROTO_MIN, SECOND);
@@ -814,11 +825,8 @@ impl RuleEncoder<'_> {
             }
             Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))) => {
                 match field.protocol.as_ref() {
-                    "ip" if !self.knows_ipv4 => {
-                        self.meta(libc::NFT_META_NFPROTO, FIRST);
-                        self.compare(libc::NFT_CMP_EQ, &[libc::NFPROTO_IPV4 as u8]);
-                        self.knows_ipv4 = true;
-                    }
+                    "ip" => self.depend_on_family(libc::NFPROTO_IPV4),
+                    "ip6" => self.depend_on_family(libc::NFPROTO_IPV6),
                     "tcp" if !self.knows_tcp => {
                         self.meta(libc::NFT_META_L4PROTO, FIRST);
                         self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
@@ -833,21 +841,36 @@ impl RuleEncoder<'_> {
                 }
                 Ok(())
             }
+            Expression::Named(NamedExpression::Exthdr(_)) => {
+                self.depend_on_family(libc::NFPROTO_IPV6);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
-    /// Loads a field, or a concatenation of fields of up to four bytes, each from a register of its own on.
+    fn depend_on_family(&mut self, family: libc::c_int) {
+        if self.knows_family != Some(family) {
+            self.meta(libc::NFT_META_NFPROTO, FIRST);
+            self.compare(libc::NFT_CMP_EQ, &[family as u8]);
+            self.knows_family = Some(family);
+        }
+    }
+
+    /// Loads a field, or a concatenation of fields, each from a register of four bytes on that the one before leaves free.
     fn load_key(&mut self, key: &Expression<'_>, register: u32) -> Result<(), EncodeError> {
         let Expression::Named(NamedExpression::Concat(parts)) = key else {
             return self.load(key, register).map(|_| ());
         };
         let first = libc::NFT_REG32_00 as u32 + 4 * (register - FIRST);
-        for (part, register) in parts.iter().zip(first..) {
-            let kind = self.load(part, register)?;
-            if kind.width() > 4 || parts.len() > 4 {
-                return Err(unsupported(self.object, key));
-            }
+        let mut next = first;
+        for part in parts {
+            let kind = self.load(part, next)?;
+            next += kind.width().div_ceil(4);
+        }
+        // The last of the sixteen is the fifteenth.
+        if next > libc::NFT_REG32_15 as u32 + 1 {
+            return Err(unsupported(self.object, key));
         }
         Ok(())
     }
@@ -895,6 +918,8 @@ impl RuleEncoder<'_> {
                 let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
                     ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
+                    ("ip6", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 8, Kind::Address6),
+                    ("ip6", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 24, Kind::Address6),
                     ("tcp" | "udp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
                     ("tcp" | "udp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
@@ -907,6 +932,20 @@ impl RuleEncoder<'_> {
                     out.number(NFTA_PAYLOAD_LEN, kind.width().min(most));
                 });
                 kind
+            }
+            NamedExpression::Exthdr(header) => {
+                if (header.name.as_ref(), &header.field, header.offset) != ("rt", &None, None) {
+                    return Err(unsupported(self.object, field));
+                }
+                self.expression("exthdr", |out| {
+                    out.number(NFTA_EXTHDR_DREG, register);
+                    out.bytes(NFTA_EXTHDR_TYPE, &[libc::IPPROTO_ROUTING as u8]);
+                    out.number(NFTA_EXTHDR_OFFSET, 0);
+                    out.number(NFTA_EXTHDR_LEN, Kind::Present.width());
+                    out.number(NFTA_EXTHDR_OP, NFT_EXTHDR_OP_IPV6);
+                    out.number(NFTA_EXTHDR_FLAGS, NFT_EXTHDR_F_PRESENT);
+                });
+                Kind::Present
             }
             NamedExpression::Fib(fib) => {
                 if fib.result != FibResult::Type
@@ -986,9 +1025,12 @@ impl RuleEncoder<'_> {
 }
 
 /// What kind of value a field holds: how wide it is, and how a value is written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Address,
+    Address6,
+    /// Whether there is a header.
+    Present,
     Port,
     Protocol,
     Family,
@@ -1004,7 +1046,7 @@ enum Kind {
 impl Kind {
     fn width(self) -> u32 {
         match self {
-            Kind::Protocol | Kind::Family | Kind::TcpFlags => 1,
+            Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present => 1,
             Kind::Port => 2,
             Kind::Address
             | Kind::User
@@ -1012,6 +1054,7 @@ impl Kind {
             | Kind::CtStatus
             | Kind::CtEvent
             | Kind::AddressType => 4,
+            Kind::Address6 => 16,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
     }
@@ -1023,6 +1066,8 @@ impl Kind {
     fn nft_name(self) -> &'static str {
         match self {
             Kind::Address => "ipv4_addr",
+            Kind::Address6 => "ipv6_addr",
+            Kind::Present => "boolean",
             Kind::Port => "inet_service",
             Kind::Protocol => "inet_proto",
             Kind::Family => "nf_proto",
@@ -1042,6 +1087,7 @@ impl Kind {
             Expression::Number(number) if matches!(self, Kind::Port) => u16::try_from(*number)
                 .ok()
                 .map(|port| port.to_be_bytes().to_vec()),
+            Expression::Boolean(yes) if self == Kind::Present => Some(vec![u8::from(*yes)]),
             Expression::Number(number) if matches!(self, Kind::User) => {
                 Some(number.to_ne_bytes().to_vec())
             }
@@ -1071,6 +1117,10 @@ impl Kind {
                 .parse::<Ipv4Addr>()
                 .ok()
                 .map(|address| address.octets().to_vec()),
+            (Kind::Address6, text) => text
+                .parse::<Ipv6Addr>()
+                .ok()
+                .map(|address| address.octets().to_vec()),
             (Kind::Link, text) if text.len() < libc::IFNAMSIZ => {
                 let mut name = text.as_bytes().to_vec();
                 name.resize(libc::IFNAMSIZ, 0);
@@ -1079,6 +1129,7 @@ impl Kind {
             (Kind::Protocol, "tcp") => byte(libc::IPPROTO_TCP),
             (Kind::Protocol, "udp") => byte(libc::IPPROTO_UDP),
             (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
+            (Kind::Protocol, "ipv6-icmp") => byte(libc::IPPROTO_ICMPV6),
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
             // RFC 9293, 3.1.
@@ -1117,6 +1168,7 @@ impl Shape {
     fn new(object: &str, types: &SetTypeValue<'_>) -> Result<Self, EncodeError> {
         let kind = |of: &SetType| match of {
             SetType::Ipv4Addr => Ok(Kind::Address),
+            SetType::Ipv6Addr => Ok(Kind::Address6),
             SetType::InetProto => Ok(Kind::Protocol),
             SetType::InetService => Ok(Kind::Port),
             _ => Err(unsupported(object, of)),
@@ -1137,6 +1189,7 @@ impl Shape {
             id << 6
                 | match kind {
                     Kind::Address => 7,
+                    Kind::Address6 => 8,
                     Kind::Protocol => 12,
                     _ => 13,
                 }
@@ -1146,7 +1199,10 @@ impl Shape {
     fn width(&self) -> u32 {
         match self.0.as_slice() {
             [single] => single.width(),
-            several => 4 * several.len() as u32,
+            several => several
+                .iter()
+                .map(|kind| kind.width().next_multiple_of(4))
+                .sum(),
         }
     }
 
@@ -1186,7 +1242,7 @@ impl Shape {
             }
             _ => return Err(unsupported(object, value)),
         };
-        let mut bytes = Vec::with_capacity(4 * parts.len());
+        let mut bytes = Vec::with_capacity(self.width() as usize);
         for (kind, part) in self.0.iter().zip(parts) {
             bytes.extend(kind.bytes(object, part)?);
             bytes.resize(bytes.len().next_multiple_of(4), 0);

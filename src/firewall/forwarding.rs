@@ -48,49 +48,83 @@ pub enum ForwardingError {
     },
 }
 
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-/// Of this thread: /proc/net is of the process's first, which may live in another network namespace.
-const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// One of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
 
-/// Reads what the network namespace of the calling thread does with packets to be forwarded. Needs `CAP_NET_ADMIN` there.
+impl IpFamily {
+    fn forward(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V4 => ("/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward is 0"),
+            Self::V6 => (
+                "/proc/sys/net/ipv6/conf/all/forwarding",
+                "net.ipv6.conf.all.forwarding is 0",
+            ),
+        }
+    }
+
+    /// Of this thread: /proc/net is of the process's first, which may live in another network namespace.
+    fn legacy_tables(self) -> &'static str {
+        match self {
+            Self::V4 => "/proc/thread-self/net/ip_tables_names",
+            Self::V6 => "/proc/thread-self/net/ip6_tables_names",
+        }
+    }
+
+    fn netfilter(self) -> libc::c_int {
+        match self {
+            Self::V4 => libc::NFPROTO_IPV4,
+            Self::V6 => libc::NFPROTO_IPV6,
+        }
+    }
+}
+
+/// Reads what the network namespace of the calling thread does with packets of a family that are to be forwarded. Needs
+/// `CAP_NET_ADMIN` there.
 ///
 /// Careful rather than clever: a chain of somebody else that is hooked on forward, with policy drop or with any rule at all,
 /// counts as closed, since what its rules make of our packets isn't for us to guess. The relay works in either case.
 ///
 /// # Errors
 /// [`ForwardingError`].
-pub fn forwarding() -> Result<Forwarding, ForwardingError> {
-    let why = closed_by_sysctl()?;
-    let why = why.map_or_else(closed_by_nftables, |why| Ok(Some(why)))?;
-    let why = why.map_or_else(closed_by_legacy_iptables, |why| Ok(Some(why)))?;
+pub fn forwarding(family: IpFamily) -> Result<Forwarding, ForwardingError> {
+    let why = closed_by_sysctl(family)?;
+    let why = why.map_or_else(|| closed_by_nftables(family), |why| Ok(Some(why)))?;
+    let why = why.map_or_else(|| closed_by_legacy_iptables(family), |why| Ok(Some(why)))?;
     Ok(why.map_or(Forwarding::Open, |why| Forwarding::Closed { why }))
 }
 
-fn closed_by_sysctl() -> Result<Option<String>, ForwardingError> {
-    let value = fs::read_to_string(IP_FORWARD).map_err(|source| ForwardingError::Read {
-        path: IP_FORWARD,
-        source,
-    })?;
-    Ok((value.trim() == "0").then(|| "net.ipv4.ip_forward is 0".to_owned()))
+fn closed_by_sysctl(family: IpFamily) -> Result<Option<String>, ForwardingError> {
+    let (path, off) = family.forward();
+    let value =
+        fs::read_to_string(path).map_err(|source| ForwardingError::Read { path, source })?;
+    Ok((value.trim() == "0").then(|| off.to_owned()))
 }
 
-fn closed_by_legacy_iptables() -> Result<Option<String>, ForwardingError> {
-    match fs::read_to_string(LEGACY_TABLES) {
+fn closed_by_legacy_iptables(family: IpFamily) -> Result<Option<String>, ForwardingError> {
+    let path = family.legacy_tables();
+    match fs::read_to_string(path) {
         Ok(tables) if tables.lines().any(|table| table == "filter") => {
-            Ok(Some("table filter of legacy iptables is loaded".to_owned()))
+            let program = match family {
+                IpFamily::V4 => "iptables",
+                IpFamily::V6 => "ip6tables",
+            };
+            Ok(Some(format!("table filter of legacy {program} is loaded")))
         }
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ForwardingError::Read {
-            path: LEGACY_TABLES,
-            source,
-        }),
+        Err(source) => Err(ForwardingError::Read { path, source }),
     }
 }
 
-fn closed_by_nftables() -> Result<Option<String>, ForwardingError> {
+fn closed_by_nftables(family: IpFamily) -> Result<Option<String>, ForwardingError> {
     let socket = Socket::open().map_err(ForwardingError::Open)?;
-    for chain in foreign_forward_chains(&socket)? {
+    for chain in foreign_forward_chains(&socket, family)? {
         let place = format!(
             "chain {} of table {} {}",
             chain.name,
@@ -116,15 +150,18 @@ struct ForwardChain {
 
 impl ForwardChain {
     fn family_name(&self) -> &'static str {
-        if i32::from(self.family) == libc::NFPROTO_INET {
-            "inet"
-        } else {
-            "ip"
+        match i32::from(self.family) {
+            libc::NFPROTO_INET => "inet",
+            libc::NFPROTO_IPV6 => "ip6",
+            _ => "ip",
         }
     }
 }
 
-fn foreign_forward_chains(socket: &Socket) -> Result<Vec<ForwardChain>, ForwardingError> {
+fn foreign_forward_chains(
+    socket: &Socket,
+    family: IpFamily,
+) -> Result<Vec<ForwardChain>, ForwardingError> {
     let chains =
         dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC, |_| ()).map_err(|source| {
             ForwardingError::List {
@@ -134,18 +171,18 @@ fn foreign_forward_chains(socket: &Socket) -> Result<Vec<ForwardChain>, Forwardi
         })?;
     Ok(chains
         .iter()
-        .filter_map(|chain| foreign_forward_chain(chain))
+        .filter_map(|chain| foreign_forward_chain(chain, family))
         .collect())
 }
 
-fn foreign_forward_chain(body: &[u8]) -> Option<ForwardChain> {
+fn foreign_forward_chain(body: &[u8], wanted: IpFamily) -> Option<ForwardChain> {
     let ([family, ..], chain) = body.split_first_chunk::<FAMILY_HEADER>()?;
     let table = text(chain, NFTA_CHAIN_TABLE)?;
     let ours = table == super::SIDECAR_TABLE || table.starts_with("lrpns-");
-    let ipv4 = [libc::NFPROTO_INET, libc::NFPROTO_IPV4].contains(&i32::from(*family));
+    let sees = [libc::NFPROTO_INET, wanted.netfilter()].contains(&i32::from(*family));
     // Only base chains have a hook.
     let hook = number(attribute(chain, NFTA_CHAIN_HOOK)?, NFTA_HOOK_HOOKNUM)?;
-    (!ours && ipv4 && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
+    (!ours && sees && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
     Some(ForwardChain {
         family: *family,
         table,

@@ -40,7 +40,7 @@ pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
 pub use extra::{Snapshot, added, snapshot};
-pub use forwarding::{Forwarding, ForwardingError, forwarding};
+pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{
     CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules, host_table,

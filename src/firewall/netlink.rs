@@ -218,6 +218,15 @@ pub(super) const NFTA_FIB_FLAGS: u16 = 3;
 pub(super) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(super) const NFTA_FIB_F_DADDR: u32 = 2;
 
+pub(super) const NFTA_EXTHDR_DREG: u16 = 1;
+pub(super) const NFTA_EXTHDR_TYPE: u16 = 2;
+pub(super) const NFTA_EXTHDR_OFFSET: u16 = 3;
+pub(super) const NFTA_EXTHDR_LEN: u16 = 4;
+pub(super) const NFTA_EXTHDR_FLAGS: u16 = 5;
+pub(super) const NFTA_EXTHDR_OP: u16 = 6;
+pub(super) const NFT_EXTHDR_F_PRESENT: u32 = 1;
+pub(super) const NFT_EXTHDR_OP_IPV6: u32 = 0;
+
 pub(super) const NFTA_PAYLOAD_DREG: u16 = 1;
 pub(super) const NFTA_PAYLOAD_BASE: u16 = 2;
 pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;

@@ -16,12 +16,12 @@ mod egress;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map as MapExpression, Meta, MetaKey,
-    NamedExpression, Payload, PayloadField, Prefix, Range,
+    BinaryOperation, CT, Expression, Exthdr, Fib, FibFlag, FibResult, Map as MapExpression, Meta,
+    MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range,
 };
 use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
@@ -33,7 +33,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use super::logging;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::names::StackName;
-use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -56,7 +56,9 @@ pub fn host_table(stack: &StackName) -> String {
 ///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
 ///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
-///   subnet, from a published port; whether somebody has asked, `forward` knows. IPv6 ends here, or in `output`; there is no third way into the hooks. Nor does
+///   subnet, from a published port; whether somebody has asked, `forward` knows. Without a prefix, IPv6 ends
+///   here, or in `output`; there is no third way into the hooks. With one, it has the same rules as IPv4, made by the same
+///   lines; nobody needs to discover a neighbour or a router, so no packet of that kind has a rule that lets it in. Nor does
 ///   anything here use `lo`.
 /// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
 ///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
@@ -79,66 +81,62 @@ pub fn host_table(stack: &StackName) -> String {
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let uplink = plan.uplink.sidecar_link.as_str();
-    let uplink_address = plan.uplink.sidecar_address;
     let bridge = plan.bridge.name.as_str();
-
-    let published = published_by_protocol(plan);
-    let apps: BTreeSet<Ipv4Addr> = plan.apps.iter().map(|app| app.address).collect();
-    let sees_clients: BTreeSet<Ipv4Addr> = plan
-        .apps
-        .iter()
-        .filter(|app| app.source == Source::Client)
-        .map(|app| app.address)
-        .collect();
+    let families = families(plan);
+    let published = published(plan);
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
     table.log = Some(plan.log);
     for (of, ports) in &published {
-        let entries: BTreeMap<u16, (Ipv4Addr, u16)> = ports
+        let entries: BTreeMap<u16, SocketAddr> = ports
             .iter()
-            .map(|(app, port)| (port.entry_port, (app.address, port.app_port)))
+            .map(|(app, port)| (port.entry_port, app.service(port)))
             .collect();
         // Connections through a port that is closing live on, and nothing translates a new one to it.
-        let services: BTreeSet<(Ipv4Addr, u16)> = reachable(plan, *of)
-            .map(|(app, port)| (app.address, port.app_port))
+        let services: BTreeSet<SocketAddr> = reachable(plan, *of)
+            .map(|(app, port)| app.service(port))
             .collect();
         table.map(
-            of.publish_address,
+            of.set("publish_address"),
             &[SetType::InetService],
-            SetType::Ipv4Addr,
+            of.family.address_type(),
             entries
                 .iter()
-                .map(|(entry, (app, _))| pair(port(*entry), address(*app)))
+                .map(|(entry, service)| pair(port(*entry), address(service.ip())))
                 .collect(),
         );
         table.map(
-            of.publish_port,
+            of.set("publish_port"),
             &[SetType::InetService],
             SetType::InetService,
             entries
                 .iter()
-                .map(|(entry, (_, app_port))| pair(port(*entry), port(*app_port)))
+                .map(|(entry, service)| pair(port(*entry), port(service.port())))
                 .collect(),
         );
         table.set(
-            of.services,
-            &[SetType::Ipv4Addr, SetType::InetService],
+            of.set("services"),
+            &[of.family.address_type(), SetType::InetService],
             services
                 .iter()
-                .map(|(app, app_port)| concat([address(*app), port(*app_port)]))
+                .map(|service| concat([address(service.ip()), port(service.port())]))
                 .collect(),
         );
     }
-    table.set(
-        "apps",
-        &[SetType::Ipv4Addr],
-        apps.iter().map(|app| address(*app)).collect(),
-    );
-    table.set(
-        "sees_clients",
-        &[SetType::Ipv4Addr],
-        sees_clients.iter().map(|app| address(*app)).collect(),
-    );
+    for family in &families {
+        let addresses = |wanted: &dyn Fn(&AppPlan) -> bool| -> Vec<_> {
+            let apps = plan.apps.iter().filter(|app| wanted(app));
+            let all: BTreeSet<IpAddr> = apps.filter_map(|app| family.app(app)).collect();
+            all.into_iter().map(address).collect()
+        };
+        let set_type = [family.address_type()];
+        table.set(family.set("apps"), &set_type, addresses(&|_| true));
+        table.set(
+            family.set("sees_clients"),
+            &set_type,
+            addresses(&|app| app.source == Source::Client),
+        );
+    }
 
     let allowed = allowed(plan);
     if let Some(allowed) = &allowed {
@@ -168,45 +166,62 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let to_bridge = || is(meta(MetaKey::Oifname), name(bridge));
     let ipv6 = || is(meta(MetaKey::Nfproto), name("ipv6"));
 
-    table.rule("guard", "drop-ipv6", [ipv6()], drop());
-    table.rule(
-        "guard",
-        "drop-uplink-spoof",
-        [from_uplink(), is(ip("saddr"), subnet(plan.bridge.subnet))],
-        drop(),
-    );
-    table.rule(
-        "guard",
-        "accept-uplink",
-        [from_uplink(), is(ip("daddr"), address(uplink_address))],
-        accept(),
-    );
-    table.rule("guard", "drop-uplink-bypass", [from_uplink()], drop());
-    table.rule(
-        "guard",
-        "drop-app-spoof",
-        [from_bridge(), is_not(ip("saddr"), name("@apps"))],
-        drop(),
-    );
-    for (of, _) in &published {
-        let from_service = || is(concat([ip("saddr"), of.sport()]), name(of.services));
+    let has_ipv6 = plan.has_ipv6();
+    if has_ipv6 {
+        // A source route: the kernel's own refusal of it comes later, and may be forgotten (RFC 5095, RFC 8754).
+        table.rule("guard", "drop-routing-header", [routing_header()], drop());
+    } else {
+        table.rule("guard", "drop-ipv6", [ipv6()], drop());
+    }
+    for family in &families {
         table.rule(
             "guard",
-            of.accept_app_reply,
+            family.rule("drop-uplink-spoof"),
+            [
+                from_uplink(),
+                is(family.saddr(), subnet(family.plan.subnet)),
+            ],
+            drop(),
+        );
+        table.rule(
+            "guard",
+            family.rule("accept-uplink"),
+            [
+                from_uplink(),
+                is(family.daddr(), address(family.plan.sidecar)),
+            ],
+            accept(),
+        );
+    }
+    table.rule("guard", "drop-uplink-bypass", [from_uplink()], drop());
+    for family in &families {
+        table.rule(
+            "guard",
+            family.rule("drop-app-spoof"),
+            [from_bridge(), is_not(family.saddr(), family.at("apps"))],
+            drop(),
+        );
+    }
+    for (of, _) in &published {
+        let family = of.family;
+        let from_service = || is(concat([family.saddr(), of.sport()]), of.at("services"));
+        table.rule(
+            "guard",
+            of.rule("accept-app-reply"),
             [
                 from_bridge(),
-                is(ip("daddr"), address(plan.bridge.address)),
+                is(family.daddr(), address(family.plan.bridge)),
                 from_service(),
             ],
             accept(),
         );
         table.rule(
             "guard",
-            of.accept_app_reply_to_client,
+            of.rule("accept-app-reply-to-client"),
             [
                 from_bridge(),
-                is(ip("saddr"), name("@sees_clients")),
-                is_not(ip("daddr"), subnet(plan.bridge.subnet)),
+                is(family.saddr(), family.at("sees_clients")),
+                is_not(family.daddr(), subnet(family.plan.subnet)),
                 from_service(),
             ],
             accept(),
@@ -219,15 +234,15 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for (of, _) in &published {
         table.rule(
             "prerouting",
-            of.dnat_published,
+            of.rule("dnat-published"),
             [
                 from_uplink(),
-                is(ip("daddr"), address(uplink_address)),
-                is(meta(MetaKey::L4proto), name(of.protocol)),
+                is(of.family.daddr(), address(of.family.plan.sidecar)),
+                of.speaks(),
             ],
-            dnat(
-                lookup(of.dport(), of.publish_address),
-                lookup(of.dport(), of.publish_port),
+            of.family.dnat(
+                lookup(of.dport(), of.at("publish_address")),
+                lookup(of.dport(), of.at("publish_port")),
             ),
         );
     }
@@ -249,7 +264,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
                 name,
                 [
                     has(ct("state"), self::name("established")),
-                    has(TCP.field("flags"), flags),
+                    has(header_field("tcp", "flags"), flags),
                 ],
                 logging::log("forward", name, logging::CONNECTIONS),
             );
@@ -265,17 +280,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         [has(ct("state"), name("established"))],
         accept(),
     );
-    table.rule(
-        "forward",
-        "drop-link-local-client",
-        [
-            from_uplink(),
-            is(ip("daddr"), name("@sees_clients")),
-            is(ip("saddr"), subnet(LINK_LOCAL)),
-            has(ct("state"), name("new")),
-        ],
-        drop(),
-    );
+    for family in &families {
+        table.rule(
+            "forward",
+            family.rule("drop-link-local-client"),
+            [
+                from_uplink(),
+                is(family.daddr(), family.at("sees_clients")),
+                is(family.saddr(), subnet(family.link_local())),
+                has(ct("state"), name("new")),
+            ],
+            drop(),
+        );
+    }
     if allowed.is_some() {
         table.rule(
             "forward",
@@ -292,28 +309,30 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for (of, _) in &published {
         table.rule(
             "forward",
-            of.accept_published,
+            of.rule("accept-published"),
             [
                 from_uplink(),
                 to_bridge(),
                 has(ct("state"), name("new")),
                 has(ct("status"), name("dnat")),
-                is(concat([ip("daddr"), of.dport()]), name(of.services)),
+                is(concat([of.family.daddr(), of.dport()]), of.at("services")),
             ],
             accept(),
         );
     }
-    table.rule(
-        "forward",
-        "accept-icmp-error",
-        [
-            from_uplink(),
-            to_bridge(),
-            has(ct("state"), name("related")),
-            is(meta(MetaKey::L4proto), name("icmp")),
-        ],
-        accept(),
-    );
+    for family in &families {
+        table.rule(
+            "forward",
+            family.rule("accept-icmp-error"),
+            [
+                from_uplink(),
+                to_bridge(),
+                has(ct("state"), name("related")),
+                is(meta(MetaKey::L4proto), name(family.icmp())),
+            ],
+            accept(),
+        );
+    }
     table.rule(
         "forward",
         "drop-invalid",
@@ -324,19 +343,23 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("forward", "drop-from-app", [from_bridge()], drop());
     table.rule("forward", "drop-rest", [], drop());
 
-    table.rule("output", "drop-ipv6", [ipv6()], drop());
+    if !has_ipv6 {
+        table.rule("output", "drop-ipv6", [ipv6()], drop());
+    }
     table.rule("output", "drop-rest", [], drop());
 
-    table.rule(
-        "postrouting",
-        "snat-published",
-        [
-            to_bridge(),
-            has(ct("status"), name("dnat")),
-            is_not(ip("daddr"), name("@sees_clients")),
-        ],
-        snat(address(plan.bridge.address)),
-    );
+    for family in &families {
+        table.rule(
+            "postrouting",
+            family.rule("snat-published"),
+            [
+                to_bridge(),
+                has(ct("status"), name("dnat")),
+                is_not(family.daddr(), family.at("sees_clients")),
+            ],
+            family.snat(address(family.plan.bridge)),
+        );
+    }
     egress::in_postrouting(&mut table, plan);
     match plan.rules {
         Some(_) => super::extra::with_places(&table.into_rules()),
@@ -384,9 +407,8 @@ pub fn capture_rules() -> Nftables<'static> {
 #[must_use]
 pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     let link = plan.uplink.host_link.as_str();
-    let sidecar = plan.uplink.sidecar_address;
-
-    let published = published_by_protocol(plan);
+    let families = families(plan);
+    let published = published(plan);
     let mut translated = vec![];
     let mut table = Table::new(host_table(&plan.stack));
     for (of, ports) in &published {
@@ -394,7 +416,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             .map(|(_, port)| port.entry_port)
             .collect();
         table.set(
-            of.entries,
+            of.set("entries"),
             &[SetType::InetService],
             entries.iter().map(|entry| port(*entry)).collect(),
         );
@@ -404,14 +426,10 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             if published.via != Transport::Dnat || listen.ip().is_loopback() {
                 continue;
             }
-            match listen.ip() {
-                IpAddr::V4(any_address) if any_address.is_unspecified() => {
-                    any.insert(listen.port(), published.entry_port);
-                }
-                IpAddr::V4(address) => {
-                    exact.insert((address, listen.port()), published.entry_port);
-                }
-                IpAddr::V6(_) => {}
+            if listen.ip().is_unspecified() {
+                any.insert(listen.port(), published.entry_port);
+            } else {
+                exact.insert(listen, published.entry_port);
             }
         }
         // What belongs to a connection through a port that is closing is still translated.
@@ -419,26 +437,23 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         let translates = !exact.is_empty()
             || !any.is_empty()
             || closing.any(|port| {
-                (port.protocol, port.via) == (of.of, Transport::Dnat)
-                    && !port.listen.ip().is_loopback()
+                of.is(port) && port.via == Transport::Dnat && !port.listen.ip().is_loopback()
             });
         if !translates {
             continue;
         }
         translated.push(*of);
         table.map(
-            of.publish,
-            &[SetType::Ipv4Addr, SetType::InetService],
+            of.set("publish"),
+            &[of.family.address_type(), SetType::InetService],
             SetType::InetService,
             exact
                 .iter()
-                .map(|((to, to_port), entry)| {
-                    pair(concat([address(*to), port(*to_port)]), port(*entry))
-                })
+                .map(|(to, entry)| pair(concat([address(to.ip()), port(to.port())]), port(*entry)))
                 .collect(),
         );
         table.map(
-            of.publish_any,
+            of.set("publish_any"),
             &[SetType::InetService],
             SetType::InetService,
             any.iter()
@@ -447,18 +462,23 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
     let dnats = !translated.is_empty();
-    let udp = published
+    let dnat_families: Vec<Family> = families
+        .into_iter()
+        .filter(|family| translated.iter().any(|of| of.family == *family))
+        .collect();
+    let udp: Vec<Of> = published
         .iter()
         .map(|(of, _)| *of)
-        .find(|of| of.protocol == "udp")
+        .filter(|of| of.protocol == Protocol::Udp)
         // In a namespace of its own there is nobody else.
-        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host);
+        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host)
+        .collect();
     if dnats {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     }
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
-    if udp.is_some() {
+    if !udp.is_empty() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
     egress::host_chains(&mut table, plan);
@@ -473,12 +493,14 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             [is(meta(MetaKey::Iifname), name("lo"))],
             Statement::Return(None),
         );
-        table.rule(
-            "prerouting",
-            "return-loopback-address",
-            [is(ip("daddr"), subnet(LOOPBACK))],
-            Statement::Return(None),
-        );
+        for family in &dnat_families {
+            table.rule(
+                "prerouting",
+                family.rule("return-loopback-address"),
+                [is(family.daddr(), family.loopback())],
+                Statement::Return(None),
+            );
+        }
         table.rule(
             "prerouting",
             "return-foreign-address",
@@ -486,54 +508,56 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             Statement::Return(None),
         );
         for of in translated {
-            let speaks = || is(meta(MetaKey::L4proto), name(of.protocol));
+            let family = of.family;
+            // nft would ask for the family at the place where it is first needed: after the counter.
+            let is_family = || is(meta(MetaKey::Nfproto), name(family.nfproto()));
             table.rule(
                 "prerouting",
-                of.dnat_exact,
-                // The family is spelled out because nft would do so at the place where it is first needed: after the
-                // counter.
-                [is(meta(MetaKey::Nfproto), name("ipv4")), speaks()],
-                dnat(
-                    address(sidecar),
-                    lookup(concat([ip("daddr"), of.dport()]), of.publish),
+                of.rule("dnat-exact"),
+                [is_family(), of.speaks()],
+                family.dnat(
+                    address(family.plan.sidecar),
+                    lookup(concat([family.daddr(), of.dport()]), of.at("publish")),
                 ),
             );
             table.rule(
                 "prerouting",
-                of.dnat_any,
-                [speaks()],
-                dnat(address(sidecar), lookup(of.dport(), of.publish_any)),
+                of.rule("dnat-any"),
+                [is_family(), of.speaks()],
+                family.dnat(
+                    address(family.plan.sidecar),
+                    lookup(of.dport(), of.at("publish_any")),
+                ),
             );
         }
     }
 
     for (of, _) in &published {
-        let is_reply = if of.protocol == "tcp" {
-            is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn"))
-        } else {
-            has(ct("state"), name("established"))
+        let is_reply = match of.protocol {
+            Protocol::Tcp => is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn")),
+            Protocol::Udp => has(ct("state"), name("established")),
         };
-        let from = is(ip("saddr"), address(sidecar));
-        let from_port = is(of.sport(), name(of.entries));
+        let from = is(of.family.saddr(), address(of.family.plan.sidecar));
+        let from_port = is(of.sport(), of.at("entries"));
         let matches = match plan.uplink.ends_at {
             UplinkEnd::Host => {
-                let to = is(ip("daddr"), address(plan.uplink.host_address));
+                let to = is(of.family.daddr(), address(of.family.plan.host));
                 vec![from_sidecar(), from, to, from_port, is_reply]
             }
             UplinkEnd::Relay => vec![from_sidecar(), from, from_port, is_reply],
         };
-        table.rule("input", of.accept_relay_reply, matches, accept());
+        table.rule("input", of.rule("accept-relay-reply"), matches, accept());
     }
     egress::in_host_input(&mut table, plan);
     table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
-    if dnats {
+    for family in &dnat_families {
         table.rule(
             "forward",
-            "accept-published-reply",
+            family.rule("accept-published-reply"),
             [
                 from_sidecar(),
-                is(ip("saddr"), address(sidecar)),
+                is(family.saddr(), address(family.plan.sidecar)),
                 has(ct("state"), name("established")),
                 has(ct("status"), name("dnat")),
             ],
@@ -542,32 +566,34 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     }
     egress::in_host_forward(&mut table, plan);
     table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
-    if dnats {
+    for family in &dnat_families {
         table.rule(
             "forward",
-            "accept-published",
+            family.rule("accept-published"),
             [
                 to_sidecar(),
-                is(ip("daddr"), address(sidecar)),
+                is(family.daddr(), address(family.plan.sidecar)),
                 has(ct("status"), name("dnat")),
             ],
             accept(),
         );
     }
     table.rule("forward", "drop-bypass", [to_sidecar()], drop());
-    if let Some(of) = udp {
-        let relay = || is(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id));
+    let relay = || is(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id));
+    for of in &udp {
         table.rule(
             "output",
-            "accept-relay-udp",
+            of.rule("accept-relay"),
             [
                 to_sidecar(),
                 relay(),
-                is(ip("daddr"), address(sidecar)),
-                is(of.dport(), name(of.entries)),
+                is(of.family.daddr(), address(of.family.plan.sidecar)),
+                is(of.dport(), of.at("entries")),
             ],
             accept(),
         );
+    }
+    if !udp.is_empty() {
         table.rule(
             "output",
             "drop-relay-udp",
@@ -610,66 +636,139 @@ pub fn closed_host_rules(plan: &Plan) -> Nftables<'static> {
     rules
 }
 
-/// A transport protocol with the names of what there is for it.
-#[derive(Clone, Copy)]
-struct Of {
-    of: Protocol,
-    /// As nft calls it.
-    protocol: &'static str,
-    publish_address: &'static str,
-    publish_port: &'static str,
-    services: &'static str,
-    entries: &'static str,
-    publish: &'static str,
-    publish_any: &'static str,
-    accept_app_reply: &'static str,
-    accept_app_reply_to_client: &'static str,
-    dnat_published: &'static str,
-    accept_published: &'static str,
-    dnat_exact: &'static str,
-    dnat_any: &'static str,
-    accept_relay_reply: &'static str,
+/// An address family: what its header fields are called, and what the stack has of it. Names of what IPv6 has end in 6.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Family {
+    plan: FamilyPlan,
 }
 
-const TCP: Of = Of {
-    of: Protocol::Tcp,
-    protocol: "tcp",
-    publish_address: "@publish_address",
-    publish_port: "@publish_port",
-    services: "@services",
-    entries: "@entries",
-    publish: "@publish",
-    publish_any: "@publish_any",
-    accept_app_reply: "accept-app-reply",
-    accept_app_reply_to_client: "accept-app-reply-to-client",
-    dnat_published: "dnat-published",
-    accept_published: "accept-published",
-    dnat_exact: "dnat-exact",
-    dnat_any: "dnat-any",
-    accept_relay_reply: "accept-relay-reply",
-};
+/// The families that the stack has.
+fn families(plan: &Plan) -> Vec<Family> {
+    let families = plan.families().into_iter();
+    families.map(|plan| Family { plan }).collect()
+}
 
-const UDP: Of = Of {
-    of: Protocol::Udp,
-    protocol: "udp",
-    publish_address: "@publish_address_udp",
-    publish_port: "@publish_port_udp",
-    services: "@services_udp",
-    entries: "@entries_udp",
-    publish: "@publish_udp",
-    publish_any: "@publish_any_udp",
-    accept_app_reply: "accept-app-reply-udp",
-    accept_app_reply_to_client: "accept-app-reply-to-client-udp",
-    dnat_published: "dnat-published-udp",
-    accept_published: "accept-published-udp",
-    dnat_exact: "dnat-exact-udp",
-    dnat_any: "dnat-any-udp",
-    accept_relay_reply: "accept-relay-reply-udp",
-};
+impl Family {
+    /// `four` for IPv4, `six` for IPv6.
+    fn pick<T>(self, four: T, six: T) -> T {
+        if self.plan.bridge.is_ipv6() {
+            six
+        } else {
+            four
+        }
+    }
+
+    fn app(self, app: &AppPlan) -> Option<IpAddr> {
+        self.plan.app(app)
+    }
+
+    fn set(self, base: &str) -> String {
+        format!("{base}{}", self.pick("", "6"))
+    }
+
+    fn at(self, base: &str) -> Expression<'static> {
+        name(&format!("@{}", self.set(base)))
+    }
+
+    fn rule(self, base: &str) -> String {
+        format!("{base}{}", self.pick("", "6"))
+    }
+
+    fn saddr(self) -> Expression<'static> {
+        header_field(self.pick("ip", "ip6"), "saddr")
+    }
+
+    fn daddr(self) -> Expression<'static> {
+        header_field(self.pick("ip", "ip6"), "daddr")
+    }
+
+    fn address_type(self) -> SetType {
+        self.pick(SetType::Ipv4Addr, SetType::Ipv6Addr)
+    }
+
+    fn nfproto(self) -> &'static str {
+        self.pick("ipv4", "ipv6")
+    }
+
+    fn icmp(self) -> &'static str {
+        self.pick("icmp", "ipv6-icmp")
+    }
+
+    fn link_local(self) -> IpNet {
+        self.pick(LINK_LOCAL.into(), LINK_LOCAL6.into())
+    }
+
+    fn loopback(self) -> Expression<'static> {
+        self.pick(subnet(LOOPBACK), address(Ipv6Addr::LOCALHOST))
+    }
+
+    fn nat(
+        self,
+        to: Expression<'static>,
+        port: Option<Expression<'static>>,
+    ) -> Option<NAT<'static>> {
+        Some(NAT {
+            addr: Some(to),
+            family: Some(self.pick(NATFamily::IP, NATFamily::IP6)),
+            port,
+            flags: None,
+        })
+    }
+
+    fn dnat(self, to: Expression<'static>, port: Expression<'static>) -> Statement<'static> {
+        Statement::DNAT(self.nat(to, Some(port)))
+    }
+
+    fn snat(self, to: Expression<'static>) -> Statement<'static> {
+        Statement::SNAT(self.nat(to, None))
+    }
+}
+
+/// A transport protocol of an address family, with the names of what there is for it.
+#[derive(Clone, Copy)]
+struct Of {
+    protocol: Protocol,
+    family: Family,
+}
 
 impl Of {
+    fn set(self, base: &str) -> String {
+        self.family.set(&match self.protocol {
+            Protocol::Tcp => base.to_owned(),
+            Protocol::Udp => format!("{base}_udp"),
+        })
+    }
+
+    fn at(self, base: &str) -> Expression<'static> {
+        name(&format!("@{}", self.set(base)))
+    }
+
+    fn rule(self, base: &str) -> String {
+        self.family.rule(&match self.protocol {
+            Protocol::Tcp => base.to_owned(),
+            Protocol::Udp => format!("{base}-udp"),
+        })
+    }
+
+    /// As nft calls it.
+    fn transport(self) -> &'static str {
+        match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+
+    fn speaks(self) -> Statement<'static> {
+        is(meta(MetaKey::L4proto), name(self.transport()))
+    }
+
     fn field(self, field: &'static str) -> Expression<'static> {
-        header_field(self.protocol, field)
+        header_field(self.transport(), field)
+    }
+
+    /// Whether `port` is one of these.
+    fn is(self, port: &PublishPlan) -> bool {
+        port.protocol == self.protocol && self.family.plan.has(port.listen.ip())
     }
 
     fn sport(self) -> Expression<'static> {
@@ -681,18 +780,19 @@ impl Of {
     }
 }
 
-/// The published ports of TCP, and, if there are any or were, of UDP.
-fn published_by_protocol(plan: &Plan) -> Vec<(Of, Vec<(&AppPlan, &PublishPlan)>)> {
-    let all = |protocol| {
-        plan.published()
-            .filter(|(_, port)| port.protocol == protocol)
-            .collect::<Vec<_>>()
-    };
-    let udp = reachable(plan, UDP).next().is_some();
-    let udp = udp.then(|| (UDP, all(Protocol::Udp)));
-    std::iter::once((TCP, all(Protocol::Tcp)))
-        .chain(udp)
-        .collect()
+/// Of each family the published ports of TCP, and, if there are any or were, of UDP.
+fn published(plan: &Plan) -> Vec<(Of, Vec<(&AppPlan, &PublishPlan)>)> {
+    let mut found = vec![];
+    for family in families(plan) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let of = Of { protocol, family };
+            if protocol == Protocol::Tcp || reachable(plan, of).next().is_some() {
+                let ports = plan.published().filter(|(_, port)| of.is(port));
+                found.push((of, ports.collect()));
+            }
+        }
+    }
+    found
 }
 
 /// The ports that connections may go through, those that are closing too.
@@ -700,7 +800,7 @@ fn reachable(plan: &Plan, of: Of) -> impl Iterator<Item = (&AppPlan, &PublishPla
     plan.apps
         .iter()
         .flat_map(|app| app.reachable().map(move |port| (app, port)))
-        .filter(move |(_, port)| port.protocol == of.of)
+        .filter(move |(_, port)| of.is(port))
 }
 
 // Priorities of netfilter_ipv4.h, by nft's names.
@@ -711,6 +811,8 @@ const SRCNAT: i32 = 100;
 
 /// RFC 3927; where clouds have the address that tells credentials.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+/// RFC 4291, 2.5.6.
+const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
@@ -736,11 +838,11 @@ impl Table {
     }
 
     /// `name` is as rules refer to it, with `@` or without.
-    fn set(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
+    fn set(&mut self, name: String, key: &[SetType], elements: Vec<Expression<'static>>) {
         self.objects.push(NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
             table: self.name.clone().into(),
-            name: name.trim_start_matches('@').into(),
+            name: name.into(),
             set_type: set_type(key),
             elem: unless_empty(elements),
             ..Set::default()
@@ -749,7 +851,7 @@ impl Table {
 
     /// A set whose keys are concatenations of ranges.
     fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
-        self.set(name, key, elements);
+        self.set(name.to_owned(), key, elements);
         if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
             set.flags = Some(HashSet::from([SetFlag::Interval]));
         }
@@ -757,7 +859,7 @@ impl Table {
 
     fn map(
         &mut self,
-        name: &'static str,
+        name: String,
         key: &[SetType],
         value: SetType,
         elements: Vec<Expression<'static>>,
@@ -765,7 +867,7 @@ impl Table {
         self.objects.push(NfListObject::Map(Box::new(Map {
             family: NfFamily::INet,
             table: self.name.clone().into(),
-            name: name.trim_start_matches('@').into(),
+            name: name.into(),
             set_type: set_type(key),
             map: SetTypeValue::Single(value),
             elem: unless_empty(elements),
@@ -865,15 +967,16 @@ fn name(text: &str) -> Expression<'static> {
     Expression::String(text.to_owned().into())
 }
 
-fn address(address: Ipv4Addr) -> Expression<'static> {
-    Expression::String(address.to_string().into())
+fn address(address: impl Into<IpAddr>) -> Expression<'static> {
+    Expression::String(address.into().to_string().into())
 }
 
 fn port(port: u16) -> Expression<'static> {
     Expression::Number(port.into())
 }
 
-fn subnet(net: Ipv4Net) -> Expression<'static> {
+fn subnet(net: impl Into<IpNet>) -> Expression<'static> {
+    let net = net.into();
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(address(net.network())),
         len: net.prefix_len().into(),
@@ -900,6 +1003,7 @@ fn ct(key: &'static str) -> Expression<'static> {
     }))
 }
 
+/// A field of IPv4's header.
 fn ip(field: &'static str) -> Expression<'static> {
     header_field("ip", field)
 }
@@ -911,6 +1015,19 @@ fn header_field(protocol: &'static str, field: &'static str) -> Expression<'stat
             field: field.into(),
         },
     )))
+}
+
+/// There is a routing header.
+fn routing_header() -> Statement<'static> {
+    let header = Exthdr {
+        name: "rt".into(),
+        field: None,
+        offset: None,
+    };
+    is(
+        Expression::Named(NamedExpression::Exthdr(header)),
+        Expression::Boolean(true),
+    )
 }
 
 fn fib_type_of_daddr() -> Expression<'static> {
@@ -931,10 +1048,10 @@ fn masked<const N: usize>(
     )))
 }
 
-fn lookup(key: Expression<'static>, map: &'static str) -> Expression<'static> {
+fn lookup(key: Expression<'static>, map: Expression<'static>) -> Expression<'static> {
     Expression::Named(NamedExpression::Map(Box::new(MapExpression {
         key,
-        data: name(map),
+        data: map,
     })))
 }
 
@@ -970,22 +1087,4 @@ fn accept() -> Statement<'static> {
 
 fn drop() -> Statement<'static> {
     Statement::Drop(None)
-}
-
-fn dnat(to: Expression<'static>, to_port: Expression<'static>) -> Statement<'static> {
-    Statement::DNAT(Some(NAT {
-        addr: Some(to),
-        family: Some(NATFamily::IP),
-        port: Some(to_port),
-        flags: None,
-    }))
-}
-
-fn snat(to: Expression<'static>) -> Statement<'static> {
-    Statement::SNAT(Some(NAT {
-        addr: Some(to),
-        family: Some(NATFamily::IP),
-        port: None,
-        flags: None,
-    }))
 }

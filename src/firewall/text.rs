@@ -142,6 +142,7 @@ fn family(family: NfFamily) -> &'static str {
 fn types(types: &SetTypeValue<'_>) -> Result<String, TextError> {
     let name = |of: &SetType| match of {
         SetType::Ipv4Addr => Ok("ipv4_addr"),
+        SetType::Ipv6Addr => Ok("ipv6_addr"),
         SetType::InetProto => Ok("inet_proto"),
         SetType::InetService => Ok("inet_service"),
         other => Err(unsupported(other)),
@@ -256,10 +257,18 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
 }
 
 fn translate(verb: &str, nat: &NAT<'_>, statement: &Statement<'_>) -> Result<String, TextError> {
-    let (Some(address), Some(NATFamily::IP), None) = (&nat.addr, nat.family, &nat.flags) else {
+    let (Some(address), Some(family), None) = (&nat.addr, nat.family, &nat.flags) else {
         return Err(unsupported(statement));
     };
-    let mut text = format!("{verb} ip to {}", expression(address)?);
+    let family = match family {
+        NATFamily::IP => "ip",
+        NATFamily::IP6 => "ip6",
+    };
+    let mut to = expression(address)?;
+    if nat.port.is_some() && matches!(address, Expression::String(text) if text.contains(':')) {
+        to = format!("[{to}]");
+    }
+    let mut text = format!("{verb} {family} to {to}");
     if let Some(port) = &nat.port {
         write!(text, ":{}", expression(port)?).expect("writing to a string can't fail");
     }
@@ -304,6 +313,7 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
     Ok(match what {
         Expression::String(text) => text.clone().into_owned(),
         Expression::Number(number) => number.to_string(),
+        Expression::Boolean(true) => "exists".to_owned(),
         Expression::Range(range) => {
             let [first, last] = &range.range;
             format!("{}-{}", expression(first)?, expression(last)?)
@@ -328,6 +338,9 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
             }
             NamedExpression::Payload(Payload::PayloadField(field)) => {
                 format!("{} {}", field.protocol, field.field)
+            }
+            NamedExpression::Exthdr(header) if header.field.is_none() => {
+                format!("exthdr {}", header.name)
             }
             NamedExpression::Meta(meta) => match meta.key {
                 MetaKey::Iifname => "iifname".to_owned(),

@@ -170,8 +170,12 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let fds = all_of(&carried, fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
             let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
-            let udp = carried.iter().any(|c| speaks(Protocol::Udp)(&c));
-            let filter = seccomp::relay(udp, as_clients)
+            let carries = seccomp::Carries {
+                udp: carried.iter().any(|c| speaks(Protocol::Udp)(&c)),
+                as_clients,
+                ipv6: carried.iter().any(|c| c.target.is_ipv6()),
+            };
+            let filter = seccomp::relay(carries)
                 .compile()
                 .map_err(step("make the seccomp filter"))?;
             let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));

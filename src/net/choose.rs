@@ -4,11 +4,12 @@
 //! captures and neighbours' configurations stay readable; hence a hash that is written out here.
 #![forbid(unsafe_code)]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 
 use super::facts::Facts;
+use crate::config::UPLINK_POOL6;
 use crate::names::StackName;
 use crate::plan::Mac;
 
@@ -55,6 +56,13 @@ pub fn choose_uplink(
         .ok_or_else(|| NoUplink {
             stack: stack.clone(),
         })
+}
+
+/// The IPv6 address at the same end of the uplink as the IPv4 address `end`: of [`UPLINK_POOL6`], with `end` as its last 32
+/// bits. So a /31 that is unique on the host makes a /127 (RFC 6164) that is.
+#[must_use]
+pub fn uplink6(end: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(UPLINK_POOL6.network().to_bits() | u128::from(end.to_bits()))
 }
 
 /// The link-layer address of `what` (such as `bridge` or `app web`) of `stack`: locally administered, unicast, and the

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -13,12 +13,14 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use super::message;
 use super::rtnl::{Error, Rtnl, Step};
 
-/// The links, addresses and routes of a namespace, for IPv4.
+/// The links, addresses and routes of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
-    /// Each link's name and each of its addresses with its prefix; a point-to-point link's peer counts as one.
+    /// Each link's name and each of its IPv4 addresses with its prefix; a point-to-point link's peer counts as one.
     pub addresses: Vec<(String, Ipv4Net)>,
-    /// Where the unicast routes of every routing table lead, without the default routes.
+    /// Each link's name and each of its IPv6 addresses.
+    pub addresses6: Vec<(String, Ipv6Addr)>,
+    /// Where the IPv4 unicast routes of every routing table lead, without the default routes.
     pub routes: Vec<Ipv4Net>,
     /// The links' names.
     pub links: Vec<String>,
@@ -57,6 +59,23 @@ pub async fn facts(host: &Rtnl) -> Result<Facts, Error> {
             for net in networks(&address.attributes, address.header.prefix_len) {
                 facts.addresses.push((name.clone(), net));
             }
+            // On a point-to-point link `Address` is the peer's.
+            let of = |wanted: fn(&AddressAttribute) -> Option<Ipv6Addr>| {
+                address.attributes.iter().find_map(wanted)
+            };
+            let local = of(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V6(address)) => Some(*address),
+                _ => None,
+            });
+            let address6 = local.or_else(|| {
+                of(|attribute| match attribute {
+                    AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
+                    _ => None,
+                })
+            });
+            facts
+                .addresses6
+                .extend(address6.map(|address| (name, address)));
         }
     }
     for answer in host

@@ -2,12 +2,14 @@
 //! connections of the machine for it, which costs milliseconds where that table is large.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -19,6 +21,38 @@ use crate::sys;
 
 /// One answer of the kernel is never longer (`NLMSG_GOODSIZE` and what `netlink_dump` makes of it, at most 32 KiB).
 const ANSWER: usize = 32 << 10;
+
+/// A socket that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListeningSocket {
+    /// Where.
+    pub address: SocketAddr,
+    /// IPv6 and nothing else (`IPV6_V6ONLY`, ipv6(7)); an IPv6 wildcard takes IPv4 too, unless it was told not to.
+    pub only: bool,
+}
+
+impl ListeningSocket {
+    /// Whether it takes what comes to `target`.
+    #[must_use]
+    pub fn takes(&self, target: SocketAddr) -> bool {
+        let ours = self.address.ip();
+        let ip = match (ours, target.ip()) {
+            (IpAddr::V6(ours), IpAddr::V4(wanted)) => {
+                !self.only && (ours.is_unspecified() || ours.to_ipv4_mapped() == Some(wanted))
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) => false,
+            (ours, wanted) => ours.is_unspecified() || ours == wanted,
+        };
+        ip && self.address.port() == target.port()
+    }
+}
+
+impl fmt::Display for ListeningSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        f.write_str(if self.only { " (IPv6 only)" } else { "" })
+    }
+}
 
 /// A question about one namespace, to be asked as often as needed.
 pub struct Listening(netlink_sys::Socket);
@@ -32,12 +66,11 @@ impl Listening {
         sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
     }
 
-    /// Where TCP sockets listen, or UDP sockets are bound without being connected to anybody. An IPv6 wildcard counts as
-    /// the IPv4 one: it takes both, unless it was told not to.
+    /// Which TCP sockets listen, or which UDP sockets are bound without being connected to anybody.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
-    pub fn of(&self, protocol: Protocol) -> Result<Vec<SocketAddrV4>, Error> {
+    pub fn of(&self, protocol: Protocol) -> Result<Vec<ListeningSocket>, Error> {
         let mut found = vec![];
         let kind = || match protocol {
             Protocol::Tcp => (IPPROTO_TCP, StateFlags::LISTEN),
@@ -59,7 +92,7 @@ impl Listening {
         family: u8,
         any: SocketId,
         (protocol, states): (u8, StateFlags),
-        found: &mut Vec<SocketAddrV4>,
+        found: &mut Vec<ListeningSocket>,
     ) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -86,10 +119,10 @@ impl Listening {
                 match message.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
                         let id = &socket.header.socket_id;
-                        found.extend(
-                            reachable(id.source_address)
-                                .map(|a| SocketAddrV4::new(a, id.source_port)),
-                        );
+                        found.push(ListeningSocket {
+                            address: SocketAddr::new(id.source_address, id.source_port),
+                            only: socket.nlas.contains(&Nla::SkV6Only(true)),
+                        });
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(e) => {
@@ -107,14 +140,6 @@ impl Listening {
                 rest = rest.get(length..).unwrap_or_default();
             }
         }
-    }
-}
-
-fn reachable(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(address) if address.is_unspecified() => Some(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(address) => address.to_ipv4_mapped(),
     }
 }
 
@@ -138,29 +163,65 @@ mod tests {
     fn a_bound_socket_of_udp_is_found_unless_it_is_connected() {
         let question = question();
         let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let std::net::SocketAddr::V4(address) = bound.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
+        let address = bound.local_addr().unwrap();
+        let is_there = || {
+            let found = question.of(Protocol::Udp).unwrap();
+            found.iter().any(|socket| socket.address == address)
         };
-        assert!(question.of(Protocol::Udp).unwrap().contains(&address));
+        assert!(is_there());
         bound.connect("127.0.0.1:9").unwrap();
-        assert!(!question.of(Protocol::Udp).unwrap().contains(&address));
+        assert!(!is_there());
     }
 
     #[test]
     fn a_listening_socket_is_found_and_no_other() {
         let question = question();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
-        };
+        let address = listener.local_addr().unwrap();
         let client = std::net::TcpStream::connect(address).unwrap();
-        let std::net::SocketAddr::V4(connected) = client.local_addr().unwrap() else {
-            panic!("an IPv4 address was asked for");
+        let connected = client.local_addr().unwrap();
+        let is_there = |address: SocketAddr| {
+            let found = question.of(Protocol::Tcp).unwrap();
+            found.iter().any(|socket| socket.address == address)
         };
-        let found = question.of(Protocol::Tcp).unwrap();
-        assert!(found.contains(&address), "{found:?}");
-        assert!(!found.contains(&connected), "{found:?}");
+        assert!(is_there(address));
+        assert!(!is_there(connected));
         drop(listener);
-        assert!(!question.of(Protocol::Tcp).unwrap().contains(&address));
+        assert!(!is_there(address));
+    }
+
+    #[test]
+    fn an_ipv6_wildcard_takes_both_families_unless_it_was_told_not_to() {
+        let question = question();
+        let (four, six) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        for (bind, only, takes_four, takes_six) in [
+            ("0.0.0.0:0", false, true, false),
+            ("[::]:0", false, true, true),
+            ("[::]:0", true, false, true),
+            ("[::1]:0", false, false, false),
+            ("127.0.0.1:0", false, false, false),
+        ] {
+            let address: SocketAddr = bind.parse().unwrap();
+            let family = match address {
+                SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+                SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+            };
+            let socket =
+                rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
+            if only {
+                rustix::net::sockopt::set_ipv6_v6only(&socket, true).unwrap();
+            }
+            rustix::net::bind(&socket, &address).unwrap();
+            rustix::net::listen(&socket, 1).unwrap();
+            let socket = std::net::TcpListener::from(socket);
+            let port = socket.local_addr().unwrap().port();
+            let takes = |ip: IpAddr| {
+                let target = SocketAddr::new(ip, port);
+                let found = question.of(Protocol::Tcp).unwrap();
+                found.iter().any(|socket| socket.takes(target))
+            };
+            assert_eq!(takes(four), takes_four, "{bind}, only {only}: IPv4");
+            assert_eq!(takes(six), takes_six, "{bind}, only {only}: IPv6");
+        }
     }
 }

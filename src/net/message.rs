@@ -1,10 +1,10 @@
 //! The rtnetlink messages: pure, one function for each thing that is asked of the kernel.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort,
@@ -138,29 +138,47 @@ pub(super) fn links() -> RouteNetlinkMessage {
 }
 
 /// An address and no route: neither to the prefix (`IFA_F_NOPREFIXROUTE`) nor to a broadcast address, which for a /31
-/// would be the peer.
-pub(super) fn new_address(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlinkMessage {
+/// would be the peer. It can be used at once: nobody else is asked whether they have it (`IFA_F_NODAD`, RFC 4862, 5.4).
+pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(address);
     message.header.prefix_len = prefix;
     message.header.index = index;
+    let flags = if address.is_ipv6() {
+        AddressFlags::Noprefixroute | AddressFlags::Nodad
+    } else {
+        AddressFlags::Noprefixroute
+    };
     message.attributes = vec![
-        AddressAttribute::Local(IpAddr::V4(address)),
-        AddressAttribute::Address(IpAddr::V4(address)),
-        AddressAttribute::Flags(AddressFlags::Noprefixroute),
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(flags),
     ];
     RouteNetlinkMessage::NewAddress(message)
 }
 
+/// Of every family.
 pub(super) fn addresses() -> RouteNetlinkMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    RouteNetlinkMessage::GetAddress(message)
+    RouteNetlinkMessage::GetAddress(AddressMessage::default())
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
 }
 
 /// A permanent neighbour: never asked for, never forgotten, not to be overwritten by an answer nobody asked for, and not
 /// counted against the machine's `gc_thresh3`.
-pub(super) fn new_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: Mac) -> RouteNetlinkMessage {
     let mut message = neighbour(index, address);
     message.header.state = NeighbourState::Permanent;
     message
@@ -169,7 +187,7 @@ pub(super) fn new_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> RouteNet
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-pub(super) fn delete_neighbour(index: u32, address: Ipv4Addr) -> RouteNetlinkMessage {
+pub(super) fn delete_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelNeighbour(neighbour(index, address))
 }
 
@@ -188,39 +206,43 @@ pub(super) fn new_fdb_entry(port: u32, mac: Mac) -> RouteNetlinkMessage {
 }
 
 /// A route to a neighbour.
-pub(super) fn new_host_route(index: u32, address: Ipv4Addr) -> RouteNetlinkMessage {
+pub(super) fn new_host_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(host_route(index, address))
 }
 
-pub(super) fn delete_host_route(index: u32, address: Ipv4Addr) -> RouteNetlinkMessage {
+pub(super) fn delete_host_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelRoute(host_route(index, address))
 }
 
 /// What no narrower route leads to is refused here and not sent along the default route.
-pub(super) fn new_unreachable_route(net: Ipv4Net) -> RouteNetlinkMessage {
+pub(super) fn new_unreachable_route(net: IpNet) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(route_to(net, RouteType::Unreachable, RouteScope::Universe))
 }
 
-pub(super) fn new_default_route(index: u32, gateway: Ipv4Addr) -> RouteNetlinkMessage {
-    new_route_by(index, Ipv4Net::default(), gateway)
+pub(super) fn new_default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMessage {
+    let everywhere = match gateway {
+        IpAddr::V4(_) => IpNet::V4(Default::default()),
+        IpAddr::V6(_) => IpNet::V6(Default::default()),
+    };
+    new_route_by(index, everywhere, gateway)
 }
 
 /// A route to `net` by a neighbour.
-pub(super) fn new_route_by(index: u32, net: Ipv4Net, gateway: Ipv4Addr) -> RouteNetlinkMessage {
+pub(super) fn new_route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteNetlinkMessage {
     let mut route = if net.prefix_len() == 0 {
-        route(RouteType::Unicast, RouteScope::Universe)
+        route(gateway, RouteType::Unicast, RouteScope::Universe)
     } else {
         route_to(net, RouteType::Unicast, RouteScope::Universe)
     };
     route.attributes.extend([
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+        RouteAttribute::Gateway(route_address(gateway)),
         RouteAttribute::Oif(index),
     ]);
     RouteNetlinkMessage::NewRoute(route)
 }
 
 /// Every address of `net` is one of this namespace's own.
-pub(super) fn new_local_route(net: Ipv4Net, index: u32) -> RouteNetlinkMessage {
+pub(super) fn new_local_route(net: IpNet, index: u32) -> RouteNetlinkMessage {
     let mut route = route_to(net, RouteType::Local, RouteScope::Host);
     route.header.table = libc::RT_TABLE_LOCAL;
     route.attributes.push(RouteAttribute::Oif(index));
@@ -228,21 +250,21 @@ pub(super) fn new_local_route(net: Ipv4Net, index: u32) -> RouteNetlinkMessage {
 }
 
 /// But not these.
-pub(super) fn new_throw_from_local(net: Ipv4Net) -> RouteNetlinkMessage {
+pub(super) fn new_throw_from_local(net: IpNet) -> RouteNetlinkMessage {
     let mut route = route_to(net, RouteType::Throw, RouteScope::Universe);
     route.header.table = libc::RT_TABLE_LOCAL;
     RouteNetlinkMessage::NewRoute(route)
 }
 
 /// Ways to `net` are looked for in the main table, after the rules of lower priority.
-pub(super) fn new_rule_to_main(net: Ipv4Net, priority: u32) -> RouteNetlinkMessage {
+pub(super) fn new_rule_to_main(net: IpNet, priority: u32) -> RouteNetlinkMessage {
     let mut rule = RuleMessage::default();
-    rule.header.family = AddressFamily::Inet;
+    rule.header.family = family(net.addr());
     rule.header.dst_len = net.prefix_len();
     rule.header.table = RouteHeader::RT_TABLE_MAIN;
     rule.header.action = RuleAction::ToTable;
     rule.attributes = vec![
-        RuleAttribute::Destination(net.network().into()),
+        RuleAttribute::Destination(net.network()),
         RuleAttribute::Priority(priority),
     ];
     RouteNetlinkMessage::NewRule(rule)
@@ -277,9 +299,9 @@ fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-fn neighbour(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(address);
     message.header.ifindex = index;
     message
         .attributes
@@ -287,30 +309,30 @@ fn neighbour(index: u32, address: Ipv4Addr) -> NeighbourMessage {
     message
 }
 
-fn host_route(index: u32, address: Ipv4Addr) -> RouteMessage {
-    let mut route = route(RouteType::Unicast, RouteScope::Link);
-    route.header.destination_prefix_length = 32;
+fn host_route(index: u32, address: IpAddr) -> RouteMessage {
+    let mut route = route(address, RouteType::Unicast, RouteScope::Link);
+    route.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
     route.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(address)),
+        RouteAttribute::Destination(route_address(address)),
         RouteAttribute::Oif(index),
     ];
     route
 }
 
-fn route_to(net: Ipv4Net, kind: RouteType, scope: RouteScope) -> RouteMessage {
-    let mut route = route(kind, scope);
+fn route_to(net: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {
+    let net = net.trunc();
+    let mut route = route(net.addr(), kind, scope);
     route.header.destination_prefix_length = net.prefix_len();
     route
         .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(
-            net.network(),
-        )));
+        .push(RouteAttribute::Destination(route_address(net.addr())));
     route
 }
 
-fn route(kind: RouteType, scope: RouteScope) -> RouteMessage {
+/// Of the family of `address`.
+fn route(address: IpAddr, kind: RouteType, scope: RouteScope) -> RouteMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
+    route.header.address_family = family(address);
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::Static;
     route.header.kind = kind;

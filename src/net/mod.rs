@@ -37,7 +37,7 @@ mod rtnl;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -47,15 +47,16 @@ use nix::errno::Errno;
 use tokio::time::Instant;
 
 pub(crate) use self::choose::fnv1a;
-pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac};
+pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac, uplink6};
 pub use self::facts::{Facts, facts};
 pub use self::leftovers::{remove_leftover_links, wait_until_gone};
-pub use self::listening::Listening;
+pub use self::listening::{Listening, ListeningSocket};
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
+use crate::config::Source;
 use crate::names::{PartName, StackName};
-use crate::plan::{AppPlan, Mac, Plan, UplinkEnd};
+use crate::plan::{AppPlan, FamilyPlan, Mac, Plan, UplinkEnd};
 
 /// What the alias of every link of ours in the host's namespace begins with.
 pub const ALIAS_PREFIX: &str = "lrpns:";
@@ -187,6 +188,10 @@ async fn create_uplink(
         ],
     )
     .await?;
+    // The relay's namespace is set so as a whole.
+    if plan.has_ipv6() && plan.uplink.ends_at == UplinkEnd::Host {
+        ipv6_as_planned(near.name)?;
+    }
     let [uplink] = sidecar
         .rtnl
         .create_links("sidecar", vec![], [far.name])
@@ -339,28 +344,36 @@ pub async fn up_app(
 
 async fn configure_sidecar(plan: &Plan, sidecar: Endpoint<'_>, links: &Links) -> Result<(), Error> {
     let (bridge, uplink) = (&plan.bridge, &plan.uplink);
-    let mut steps = vec![loopback()];
-    steps.extend(address_and_up(
-        links.bridge,
-        bridge.name.as_str(),
-        bridge.address,
-        bridge.subnet.prefix_len(),
-    ));
-    steps.extend(address_and_up(
-        links.uplink,
-        uplink.sidecar_link.as_str(),
-        uplink.sidecar_address,
-        31,
-    ));
-    steps.extend(peer(links.uplink, uplink.host_address, uplink.host_mac));
-    steps.push(Step::create(
-        format!("route everything else to {}", uplink.host_address),
-        message::new_default_route(links.uplink, uplink.host_address),
-    ));
-    steps.push(Step::create(
-        format!("make the rest of {} unreachable", bridge.subnet),
-        message::new_unreachable_route(bridge.subnet),
-    ));
+    let uplink_name = uplink.sidecar_link.as_str();
+    let mut steps = vec![
+        loopback(),
+        set_up(links.bridge, bridge.name.as_str()),
+        set_up(links.uplink, uplink_name),
+    ];
+    for family in plan.families() {
+        let FamilyPlan {
+            bridge: address,
+            subnet,
+            host,
+            sidecar,
+        } = family;
+        steps.extend(give(
+            links.bridge,
+            bridge.name.as_str(),
+            address,
+            subnet.prefix_len(),
+        ));
+        steps.extend(give(links.uplink, uplink_name, sidecar, family.bits() - 1));
+        steps.extend(peer(links.uplink, host, uplink.host_mac));
+        steps.push(Step::create(
+            format!("route everything else to {host}"),
+            message::new_default_route(links.uplink, host),
+        ));
+        steps.push(Step::create(
+            format!("make the rest of {subnet} unreachable"),
+            message::new_unreachable_route(subnet),
+        ));
+    }
     sidecar.rtnl.run("sidecar", steps).await?;
     Ok(())
 }
@@ -368,8 +381,11 @@ async fn configure_sidecar(plan: &Plan, sidecar: Endpoint<'_>, links: &Links) ->
 async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), Error> {
     let uplink = &plan.uplink;
     let name = uplink.host_link.as_str();
-    let mut steps = Vec::from(address_and_up(links.host, name, uplink.host_address, 31));
-    steps.extend(peer(links.host, uplink.sidecar_address, uplink.sidecar_mac));
+    let mut steps = vec![set_up(links.host, name)];
+    for family in plan.families() {
+        steps.extend(give(links.host, name, family.host, family.bits() - 1));
+        steps.extend(peer(links.host, family.sidecar, uplink.sidecar_mac));
+    }
     if uplink.ends_at == UplinkEnd::Relay {
         steps.insert(0, loopback());
         steps.extend(own_every_address(plan));
@@ -390,18 +406,18 @@ fn own_every_address(plan: &Plan) -> Vec<Step> {
     let sidecar = Ipv4Net::from(plan.uplink.sidecar_address);
     let mut steps = vec![Step::create(
         format!("look for {sidecar} in the main table"),
-        message::new_rule_to_main(sidecar, 1),
+        message::new_rule_to_main(sidecar.into(), 1),
     )];
     let foreign = [sidecar, plan.bridge.subnet, LINK_LOCAL];
     steps.extend(foreign.map(|net| {
         Step::create(
             format!("take {net} out of the local addresses"),
-            message::new_throw_from_local(net),
+            message::new_throw_from_local(net.into()),
         )
     }));
     steps.push(Step::create(
         "make every other address local",
-        message::new_local_route(Ipv4Net::default(), LOOPBACK),
+        message::new_local_route(Ipv4Net::default().into(), LOOPBACK),
     ));
     steps
 }
@@ -417,23 +433,27 @@ async fn configure_app(
     let bridge = &plan.bridge;
 
     let mut steps = vec![set_up(ours.port, app.port_link.as_str())];
-    steps.extend(peer(links.bridge, app.address, app.mac));
+    for address in app.addresses() {
+        steps.extend(peer(links.bridge, address, app.mac));
+    }
     sidecar.rtnl.run("sidecar", steps).await?;
 
-    let mut steps = vec![loopback()];
-    steps.extend(address_and_up(
-        ours.eth0,
-        APP_LINK,
-        app.address,
-        bridge.subnet.prefix_len(),
-    ));
-    steps.extend(peer(ours.eth0, bridge.address, bridge.mac));
-    for net in app.routes() {
-        // None of the other family yet: the configuration takes no such destination.
-        if let IpNet::V4(net) = net {
+    let mut steps = vec![loopback(), set_up(ours.eth0, APP_LINK)];
+    for family in plan.families() {
+        if let Some(address) = family.app(app) {
+            let length = family.subnet.prefix_len();
+            steps.extend(give(ours.eth0, APP_LINK, address, length));
+            steps.extend(peer(ours.eth0, family.bridge, bridge.mac));
+        }
+        let routes = app.routes().into_iter();
+        let mut routes: Vec<IpNet> = routes.filter(|net| family.has(net.addr())).collect();
+        if family.bridge.is_ipv6() && app.source == Source::Client {
+            routes.push(IpNet::V6(Default::default()));
+        }
+        for net in routes {
             steps.push(Step::create(
-                format!("route {net} to {}", bridge.address),
-                message::new_route_by(ours.eth0, net, bridge.address),
+                format!("route {net} to {}", family.bridge),
+                message::new_route_by(ours.eth0, net, family.bridge),
             ));
         }
     }
@@ -451,19 +471,23 @@ pub async fn remove_app(
     sidecar: Endpoint<'_>,
     links: &mut Links,
 ) -> Result<(), Error> {
-    let address = app.address;
-    let mut steps = vec![
-        Step::on(
-            format!("remove the route to {address}"),
-            message::delete_host_route(links.bridge, address),
-        )
-        .or(Errno::ESRCH),
-        Step::on(
-            format!("forget neighbour {address}"),
-            message::delete_neighbour(links.bridge, address),
-        )
-        .or(Errno::ENOENT),
-    ];
+    let mut steps = Vec::new();
+    for address in app.addresses() {
+        steps.push(
+            Step::on(
+                format!("remove the route to {address}"),
+                message::delete_host_route(links.bridge, address),
+            )
+            .or(Errno::ESRCH),
+        );
+        steps.push(
+            Step::on(
+                format!("forget neighbour {address}"),
+                message::delete_neighbour(links.bridge, address),
+            )
+            .or(Errno::ENOENT),
+        );
+    }
     // By index, and from then on unknown: an index comes back as little as a pid does, but it may.
     if let Some(ours) = links.apps.remove(&app.name) {
         steps.push(
@@ -532,19 +556,26 @@ fn set_up(index: u32, name: &str) -> Step {
     Step::on(format!("set link {name} up"), message::up(index, false))
 }
 
-fn address_and_up(index: u32, name: &str, address: Ipv4Addr, prefix: u8) -> [Step; 2] {
-    [
-        Step::create(
-            format!("give link {name} the address {address}/{prefix}"),
-            message::new_address(index, address, prefix),
-        ),
-        set_up(index, name),
-    ]
+/// After the link is up. That packets to an IPv6 address are for us the kernel learns from a worker (`addrconf_dad_work`,
+/// net/ipv6/addrconf.c), also where there is nothing to detect; a connection that comes before that loses its first segment.
+/// So it is said here as well.
+fn give(index: u32, name: &str, address: IpAddr, prefix: u8) -> Vec<Step> {
+    let mut steps = vec![Step::create(
+        format!("give link {name} the address {address}/{prefix}"),
+        message::new_address(index, address, prefix),
+    )];
+    if address.is_ipv6() {
+        steps.push(Step::create(
+            format!("take what comes to {address}"),
+            message::new_local_route(address.into(), index),
+        ));
+    }
+    steps
 }
 
 /// After the link is up: a change of `IFF_NOARP` forgets the link's neighbours (`arp_netdev_event`), and a link that is
 /// down takes no route.
-fn peer(index: u32, address: Ipv4Addr, mac: Mac) -> [Step; 2] {
+fn peer(index: u32, address: IpAddr, mac: Mac) -> [Step; 2] {
     [
         Step::replace(
             format!("bind {address} to {mac}"),
@@ -555,6 +586,33 @@ fn peer(index: u32, address: Ipv4Addr, mac: Mac) -> [Step; 2] {
             message::new_host_route(index, address),
         ),
     ]
+}
+
+/// Our link in the host's namespace was born with the host's defaults for IPv6. It alone is set otherwise: it has IPv6 even
+/// where links have none by default; believes no router; and joins no group of routers, since that sends packets, even
+/// where the host is one. What is forwarded over it is decided by `conf/all` only (`ip6_forward`, net/ipv6/ip6_output.c).
+fn ipv6_as_planned(link: &str) -> Result<(), Error> {
+    for (name, value) in [
+        ("disable_ipv6", "0"),
+        // The second version also reports that a group was left, which the next setting may do.
+        ("force_mld_version", "1"),
+        ("forwarding", "0"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("accept_redirects", "0"),
+        ("accept_dad", "0"),
+        ("proxy_ndp", "0"),
+    ] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{name}"), value).map_err(
+            |source| Error::Setting {
+                name,
+                link: link.to_owned(),
+                value,
+                source,
+            },
+        )?;
+    }
+    Ok(())
 }
 
 /// A kernel that was started without IPv6 has nothing to switch off and says `EAFNOSUPPORT`.

@@ -72,6 +72,19 @@ pub enum Error {
         /// How long it was waited for, in seconds.
         seconds: u64,
     },
+    /// A setting of our link in the host's namespace.
+    #[error("host: set net/ipv6/conf/{link}/{name} to {value}")]
+    Setting {
+        /// The setting, such as `forwarding`.
+        name: &'static str,
+        /// The link's name.
+        link: String,
+        /// What it was to be.
+        value: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel doesn't tell where sockets listen.
     #[error("ask where sockets listen")]
     SockDiag(#[source] io::Error),

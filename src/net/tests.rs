@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -88,6 +90,23 @@ impl Netns {
         netns
     }
 
+    /// The same for a stack with a prefix.
+    fn with_settings_and_ipv6(forwarding: &str) -> Self {
+        let netns = Self::with_settings(forwarding);
+        netns.within(|| {
+            for (name, value) in [
+                ("all/disable_ipv6", "0"),
+                ("default/disable_ipv6", "0"),
+                ("all/forwarding", forwarding),
+                ("default/forwarding", "0"),
+                ("default/accept_ra", "0"),
+            ] {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}"), value).unwrap();
+            }
+        });
+        netns
+    }
+
     /// One that a user namespace of its own owns, with a socket made by its root: what the stack has in the end.
     fn of_a_user_namespace() -> Self {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -135,8 +154,9 @@ impl Netns {
 
     /// Accepts connections for ever, in the background; each is told `word`. The thread ends with the test's process and
     /// holds only its socket, which keeps the namespace: shut it down to let go.
-    fn serve(&self, address: Ipv4Addr, word: &'static str) -> Server {
-        let listener = self.within(|| TcpListener::bind((address, 5000)).unwrap());
+    fn serve(&self, address: impl Into<IpAddr>, word: &'static str) -> Server {
+        let address = SocketAddr::new(address.into(), 5000);
+        let listener = self.within(|| TcpListener::bind(address).unwrap());
         let copy = listener.try_clone().unwrap();
         let thread = thread::spawn(move || {
             while let Ok((mut client, _)) = listener.accept() {
@@ -242,15 +262,19 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
             name: IfName::new(stack.as_str()).unwrap(),
             address: Ipv4Addr::new(172, 18, 0, 33),
             subnet: "172.18.0.0/24".parse().unwrap(),
+            address6: None,
+            prefix6: None,
             mac: mac(&stack, "bridge"),
         },
         uplink: UplinkPlan {
             ends_at: Default::default(),
             host_link: IfName::new(format!("lr-{stack}")).unwrap(),
             host_address: uplink.network(),
+            host_address6: None,
             host_mac: mac(&stack, "uplink host"),
             sidecar_link: IfName::new("uplink").unwrap(),
             sidecar_address: uplink.broadcast(),
+            sidecar_address6: None,
             sidecar_mac: mac(&stack, "uplink sidecar"),
         },
         log: crate::config::TrafficLog::Off,
@@ -270,6 +294,20 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
     }
 }
 
+/// The same plan with the prefix fd00:18::/64.
+fn with_ipv6(mut plan: Plan) -> Plan {
+    let prefix: ipnet::Ipv6Net = "fd00:18::/64".parse().unwrap();
+    let number = |n: u128| Some(Ipv6Addr::from_bits(prefix.network().to_bits() + n));
+    plan.bridge.prefix6 = Some(prefix);
+    plan.bridge.address6 = number(1);
+    plan.uplink.host_address6 = Some(uplink6(plan.uplink.host_address));
+    plan.uplink.sidecar_address6 = Some(uplink6(plan.uplink.sidecar_address));
+    for (app, n) in plan.apps.iter_mut().zip(2..) {
+        app.address6 = number(n);
+    }
+    plan
+}
+
 const IDS: IdMap = IdMap {
     host_id: 100_000,
     count: 2,
@@ -279,6 +317,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
     AppPlan {
         name: PartName::new(name).unwrap(),
         address: Ipv4Addr::new(172, 18, 0, last),
+        address6: None,
         mac: mac(stack, &format!("app {name}")),
         seccomp: crate::seccomp::default(),
         port_link: IfName::new(format!("p-{name}")).unwrap(),
@@ -309,6 +348,9 @@ struct Stack {
 
 impl Stack {
     fn new(plan: Plan) -> Self {
+        if plan.has_ipv6() {
+            return Self::of(plan, Netns::with_settings_and_ipv6);
+        }
         Self::of(plan, Netns::with_settings)
     }
 
@@ -355,8 +397,9 @@ impl Stack {
 }
 
 /// What the other end says.
-fn hear(address: Ipv4Addr) -> String {
-    let mut stream = TcpStream::connect((address, 5000)).unwrap();
+fn hear(address: impl Into<IpAddr>) -> String {
+    let address = SocketAddr::new(address.into(), 5000);
+    let mut stream = TcpStream::connect(address).unwrap();
     let mut word = String::new();
     stream.read_to_string(&mut word).unwrap();
     word
@@ -526,17 +569,160 @@ fn configured_links_are_up_and_know_their_peers_and_nothing_else() {
     });
 }
 
+/// What a link says of its own accord: announcements, solicitations and memberships of ICMPv6 (RFC 4861, RFC 3810) would
+/// be packets that no rule of the stack is for.
+#[test]
+fn links_with_ipv6_have_the_planned_addresses_and_say_nothing_by_themselves() {
+    as_host(async |_| {
+        // The worst that a host may have as defaults.
+        for (name, value) in [
+            ("all/forwarding", "1"),
+            ("default/accept_ra", "2"),
+            ("default/disable_ipv6", "1"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}"), value).unwrap();
+        }
+        let host = Rtnl::open().unwrap();
+        let stack = Stack::new(with_ipv6(plan("customerA", "198.19.0.8/31", &["a", "b"])));
+        let links = stack.up(&host).await;
+        let (sidecar, app) = (&stack.sidecar.0, &stack.apps[0].0);
+
+        let list = |at: &dyn Fn(&str) -> Vec<Value>| {
+            let mut all = vec![];
+            for link in at("ip -j -6 addr") {
+                for address in link["addr_info"].as_array().unwrap() {
+                    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+                    all.push(format!(
+                        "{} {}/{}{}",
+                        text(&link["ifname"]),
+                        text(&address["local"]),
+                        address["prefixlen"],
+                        if address["tentative"] == true {
+                            " tentative"
+                        } else {
+                            ""
+                        }
+                    ));
+                }
+            }
+            for neighbour in at("ip -j -6 neigh show nud all") {
+                if neighbour["state"] != serde_json::json!(["NOARP"]) {
+                    all.push(format!("{} {}", neighbour["dst"], neighbour["state"]));
+                }
+            }
+            for route in at("ip -j -6 route") {
+                all.push(format!(
+                    "{} {}",
+                    route["type"].as_str().unwrap_or("to"),
+                    route["dst"].as_str().unwrap()
+                ));
+            }
+            all.retain(|line| line != "lo ::1/128");
+            all.sort();
+            all
+        };
+        let own = |prefix: &str, last: &str| format!("{prefix}fd6c:7270:6e73::c613:{last}");
+        let sorted = |mut lines: Vec<String>| {
+            lines.sort();
+            lines
+        };
+        assert_eq!(
+            list(&|command| json(command)),
+            sorted(vec![
+                own("lr-customerA ", "8/127"),
+                format!("{:?} [\"PERMANENT\"]", own("", "9")),
+                own("to ", "9"),
+            ])
+        );
+        assert_eq!(
+            list(&|command| sidecar.json(command)),
+            sorted(vec![
+                "customerA fd00:18::1/64".to_owned(),
+                own("uplink ", "9/127"),
+                "\"fd00:18::3\" [\"PERMANENT\"]".to_owned(),
+                "\"fd00:18::2\" [\"PERMANENT\"]".to_owned(),
+                format!("{:?} [\"PERMANENT\"]", own("", "8")),
+                "to fd00:18::2".to_owned(),
+                "to fd00:18::3".to_owned(),
+                "unreachable fd00:18::/64".to_owned(),
+                own("to ", "8"),
+                "to default".to_owned(),
+            ])
+        );
+        assert_eq!(
+            list(&|command| app.json(command)),
+            [
+                "\"fd00:18::1\" [\"PERMANENT\"]",
+                "eth0 fd00:18::2/64",
+                "to fd00:18::1",
+            ]
+        );
+
+        // A connection over every link, and then what each has sent: segments, and nothing that is not one.
+        let route = |index, gateway| {
+            let route = message::new_default_route(index, gateway);
+            vec![Step::replace("route as the test needs it", route)]
+        };
+        let six = stack.plan.families()[1];
+        let eth0 = links.apps[&stack.plan.apps[0].name].eth0;
+        stack.apps[0]
+            .1
+            .run("app", route(eth0, six.bridge))
+            .await
+            .unwrap();
+        host.run("host", route(links.host, six.sidecar))
+            .await
+            .unwrap();
+        let _server = app.serve(Ipv6Addr::UNSPECIFIED, "a");
+        assert_eq!(hear(stack.plan.apps[0].address6.unwrap()), "a");
+        let sent = || {
+            let text = std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+            let count = |name: &str| -> u64 {
+                let mut lines = text.lines().map(|line| line.split_whitespace());
+                let mut line = lines
+                    .find(|line| line.clone().next() == Some(name))
+                    .unwrap();
+                line.nth(1).unwrap().parse().unwrap()
+            };
+            (count("Icmp6OutMsgs"), count("Ip6OutMcastPkts"))
+        };
+        assert_eq!(sent(), (0, 0), "the host");
+        assert_eq!(sidecar.within(sent), (0, 0), "the sidecar");
+        assert_eq!(app.within(sent), (0, 0), "the app");
+    });
+}
+
 /// Loss would show as a second's wait and, without a clock, as a segment sent twice.
 #[test]
 fn the_first_connection_loses_nothing_in_a_hundred_builds() {
+    the_first_connection_loses_nothing(|plan| plan, |app| app.address.into());
+}
+
+/// The same as with IPv4: an address can be used as soon as its link is up, and nobody is asked for a link-layer address.
+#[test]
+fn the_first_ipv6_connection_loses_nothing_in_a_hundred_builds() {
+    the_first_connection_loses_nothing(with_ipv6, |app| app.address6.unwrap().into());
+}
+
+fn the_first_connection_loses_nothing(
+    of: fn(Plan) -> Plan,
+    address: impl Fn(&AppPlan) -> IpAddr + Send + Sync,
+) {
     as_host(async |_| {
         let host = Rtnl::open().unwrap();
         for round in 0..100 {
             // A veth lingers after its namespace, so its name must not come back at once.
-            let mut plan = plan("customerA", "198.19.0.8/31", &["a"]);
+            let mut plan = of(plan("customerA", "198.19.0.8/31", &["a"]));
             plan.uplink.host_link = IfName::new(format!("lr-{round}")).unwrap();
             let stack = Stack::new(plan);
-            let _server = stack.apps[0].0.serve(Ipv4Addr::UNSPECIFIED, "a");
+            let address = address(&stack.plan.apps[0]);
+            let mut family = stack.plan.families().into_iter();
+            let family = family.find(|family| family.has(address)).unwrap();
+            let any: IpAddr = match address {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let _server = stack.apps[0].0.serve(any, "a");
             let links = stack.up(&host).await;
             // In production the host translates the destination and the sidecar the source. Not by `ip`, whose start would
             // give late links the time they need.
@@ -545,11 +731,11 @@ fn the_first_connection_loses_nothing_in_a_hundred_builds() {
                 vec![Step::replace("route as the test needs it", route)]
             };
             let eth0 = links.apps[&stack.plan.apps[0].name].eth0;
-            let to_sidecar = route(eth0, stack.plan.bridge.address);
+            let to_sidecar = route(eth0, family.bridge);
             stack.apps[0].1.run("app", to_sidecar).await.unwrap();
-            let to_sidecar = route(links.host, stack.plan.uplink.sidecar_address);
+            let to_sidecar = route(links.host, family.sidecar);
             host.run("host", to_sidecar).await.unwrap();
-            assert_eq!(hear(Ipv4Addr::new(172, 18, 0, 23)), "a", "round {round}");
+            assert_eq!(hear(address), "a", "round {round}");
             assert_eq!(resent(), 0, "round {round}");
             let app = &stack.apps[0].0;
             app.within(|| assert_eq!(resent(), 0, "round {round}"));
@@ -897,13 +1083,9 @@ fn a_link_that_stays_down_is_named_with_its_namespace_and_state() {
 #[test]
 fn a_refusal_says_what_where_and_in_the_kernels_words() {
     as_host(async |_| {
-        let host = Rtnl::open().unwrap();
         let stack = Stack::new(plan("customerA", "198.19.0.8/31", &["a"]));
-        let mut links = stack.create(&host).await;
-        links.bridge = 999;
-        let error = configure_and_up(&stack.plan, &host, stack.sidecar(), &stack.apps(), &links)
-            .await
-            .unwrap_err();
+        let steps = give(999, "customerA", stack.plan.bridge.address.into(), 24);
+        let error = stack.sidecar.1.run("sidecar", steps).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "sidecar: give link customerA the address 172.18.0.33/24"

@@ -515,11 +515,11 @@ mod tests {
             seccomp::default(),
             seccomp::strict(),
             seccomp::sidecar(),
-            seccomp::relay(true, true),
+            seccomp::relay(seccomp::Carries::ALL),
             seccomp::init(),
             seccomp::roles::on_the_way_to(&seccomp::default()),
             seccomp::roles::visitor(&seccomp::sidecar()),
-            seccomp::roles::visitor(&seccomp::relay(true, true)),
+            seccomp::roles::visitor(&seccomp::relay(seccomp::Carries::ALL)),
         ]
     }
 

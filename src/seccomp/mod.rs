@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
-pub use roles::{default, init, relay, sealing_sidecar, sidecar, strict};
+pub use roles::{Carries, default, init, relay, sealing_sidecar, sidecar, strict};
 
 /// What a call gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

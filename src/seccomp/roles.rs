@@ -375,10 +375,30 @@ pub fn sealing_sidecar() -> Profile {
     sidecar
 }
 
-/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP only if it has to carry that, and it
-/// binds only if it dials as its clients.
+/// What a relay carries beside TCP of IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carries {
+    /// UDP.
+    pub udp: bool,
+    /// IPv6.
+    pub ipv6: bool,
+    /// Whether it dials from its clients' addresses.
+    pub as_clients: bool,
+}
+
+#[cfg(test)]
+impl Carries {
+    pub(super) const ALL: Self = Self {
+        udp: true,
+        ipv6: true,
+        as_clients: true,
+    };
+}
+
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry
+/// that, and it binds only if it dials as its clients.
 #[must_use]
-pub fn relay(udp: bool, as_clients: bool) -> Profile {
+pub fn relay(carries: Carries) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
@@ -386,20 +406,19 @@ pub fn relay(udp: bool, as_clients: bool) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
-    if as_clients {
+    if carries.as_clients {
         calls.extend(plain(&[calls![bind]]));
     }
-    let tcp = [
-        equal(0, AF_INET),
-        low(1, 0xf, Comparison::Eq, SOCK_STREAM as u32),
-    ];
-    let datagrams = [
-        equal(0, AF_INET),
-        low(1, 0xf, Comparison::Eq, SOCK_DGRAM as u32),
-    ];
-    let mut sockets = vec![allow(tcp)];
-    if udp {
-        sockets.push(allow(datagrams));
+    let mut sockets = vec![];
+    let families = [AF_INET, AF_INET6];
+    for family in &families[..if carries.ipv6 { 2 } else { 1 }] {
+        let kinds = [SOCK_STREAM, SOCK_DGRAM];
+        for kind in &kinds[..if carries.udp { 2 } else { 1 }] {
+            sockets.push(allow([
+                equal(0, *family),
+                low(1, 0xf, Comparison::Eq, *kind as u32),
+            ]));
+        }
     }
     set(&mut calls, Sysno::socket, sockets);
     set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
@@ -522,7 +541,7 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(true, true), init()] {
+        for part in [sidecar(), relay(Carries::ALL), init()] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -546,8 +565,8 @@ mod tests {
         let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
         for (part, netfilter) in [
             (sidecar(), true),
-            (relay(false, false), false),
-            (relay(true, true), false),
+            (relay(Carries::default()), false),
+            (relay(Carries::ALL), false),
         ] {
             let visitor = visitor(&part);
             assert!(visitor.may_allow("execve"));

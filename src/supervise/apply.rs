@@ -467,24 +467,25 @@ fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &
 }
 
 /// The entry ports that lead nowhere any more.
-fn entries(old: &Plan, new: &Plan) -> BTreeSet<u16> {
-    let of = |plan: &Plan| -> BTreeSet<u16> {
+fn entries(old: &Plan, new: &Plan) -> BTreeSet<SocketAddr> {
+    let of = |plan: &Plan| -> BTreeSet<SocketAddr> {
         plan.published()
             // Silence is no proof by UDP.
             .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
-            .map(|(_, publish)| publish.entry_port)
+            .map(|(_, publish)| plan.uplink.entry(publish))
             .collect()
     };
     of(old).difference(&of(new)).copied().collect()
 }
 
-async fn still_open(ground: &Ground, entries: &BTreeSet<u16>) -> Vec<String> {
+async fn still_open(ground: &Ground, entries: &BTreeSet<SocketAddr>) -> Vec<String> {
     let asked = join_all(
         entries
             .iter()
-            .map(|port| ground.answers(*port, CLOSED_AFTER)),
+            .map(|entry| ground.answers(*entry, CLOSED_AFTER)),
     )
     .await;
     let open = entries.iter().zip(asked).filter(|(_, open)| *open);
-    open.map(|(port, _)| format!("entry port {port}")).collect()
+    open.map(|(entry, _)| format!("entry port {}", entry.port()))
+        .collect()
 }

@@ -123,7 +123,7 @@ pub(super) fn in_postrouting(table: &mut Table, plan: &Plan) {
             is(meta(MetaKey::Oifname), name(uplink)),
             is(ip("saddr"), name("@apps")),
         ],
-        snat(address(plan.uplink.sidecar_address)),
+        families(plan)[0].snat(address(plan.uplink.sidecar_address)),
     );
 }
 

@@ -1,0 +1,494 @@
+//! A stack with an IPv6 prefix: published, filtered and counted like IPv4, and off where nobody has asked for it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use serde_json::Value;
+use support::lab::{Lab, describe};
+use support::look::{self, PYTHON};
+
+/// The lab's IPv6 address on the client's network, and the client's (RFC 3849).
+const LAB: &str = "2001:db8::1";
+const CLIENT: &str = "2001:db8::2";
+
+const SIDECAR: &str = "fd00:18::1";
+const APP: &str = "fd00:18::2";
+
+/// A lab whose network to the client has IPv6 too; in one that forwards, IPv6 is forwarded as well.
+fn lab(forwarding: bool) -> Lab {
+    let lab = if forwarding {
+        Lab::forwarding()
+    } else {
+        Lab::new()
+    };
+    lab.ok(&[
+        "ip",
+        "-6",
+        "address",
+        "add",
+        &format!("{LAB}/64"),
+        "dev",
+        "ext0",
+        "nodad",
+    ]);
+    let client = format!("{CLIENT}/64");
+    for args in [
+        &[
+            "ip", "-6", "address", "add", &client, "dev", "eth0", "nodad",
+        ][..],
+        &["ip", "-6", "route", "add", "default", "via", LAB],
+    ] {
+        let output = lab.client(args);
+        assert!(output.status.success(), "{}", describe(&output));
+    }
+    if forwarding {
+        lab.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]);
+    }
+    lab
+}
+
+/// As [`look::TELLING`], on all addresses of both families.
+fn telling() -> String {
+    look::TELLING
+        .replace("\"0.0.0.0\", port", "\"::\", port")
+        .replace(
+            "def serve(port):",
+            "class Both(http.server.ThreadingHTTPServer):\n    address_family = __import__('socket').AF_INET6\ndef serve(port):",
+        )
+        .replace("return http.server.ThreadingHTTPServer", "return Both")
+}
+
+/// A stack with a prefix and one telling app.
+fn file(stack: &str, token: &str, publish: &[&str], more: &str) -> String {
+    format!(
+        "name = \"{stack}\"\n[network]\nsubnet = \"172.18.0.0/24\"\nipv6 = \"fd00:18::/64\"\n\
+         [app]\nrootfs = \"host\"\ncommand = {}\nenv = {{ TOKEN = \"{token}\" }}\npublish = {}\nlisten = [5000, 6000]\n{more}\n",
+        look::toml_list(&[PYTHON, "-c", &telling()]),
+        look::toml_list(publish),
+    )
+}
+
+/// Brings one up in a lab, published on all addresses of both families.
+fn up(forwarding: bool, via: &str) -> (Lab, String, Value) {
+    let (lab, token) = (lab(forwarding), look::token());
+    let publish = ["0.0.0.0:5000:5000", "[::]:5000:5000"];
+    look::up(
+        &lab,
+        &file("web", &token, &publish, &format!("via = \"{via}\"")),
+    );
+    let status = lab.status("web");
+    for port in [0, 1] {
+        let planned = look::planned(&status, &format!("/apps/0/publish/{port}/via")).to_owned();
+        assert_eq!(planned, via);
+    }
+    look::settle(&lab, &status);
+    (lab, token, status)
+}
+
+fn told(answer: Result<String, i32>) -> Value {
+    serde_json::from_str(&answer.expect("an answer")).unwrap()
+}
+
+fn url(host: &str) -> String {
+    format!("http://[{host}]:5000/")
+}
+
+#[test]
+fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
+    if !look::machine() {
+        return;
+    }
+    for (forwarding, via) in [(false, "relay"), (true, "dnat")] {
+        let (lab, token, status) = up(forwarding, via);
+        let sidecar = Some(look::init(&status, "sidecar"));
+        let (inside, host) = (
+            look::counters(&lab, sidecar, "lrpns"),
+            look::counters(&lab, None, "lrpns-web"),
+        );
+        let answer = told(lab.client_get(&url(LAB)));
+        assert_eq!(answer["peer"], SIDECAR, "{via}");
+        assert_eq!(answer["token"], token.as_str());
+        let counted = look::since(&host, &look::counters(&lab, None, "lrpns-web"));
+        let translated = counted.contains_key("prerouting/dnat-any6")
+            && counted.contains_key("forward/accept-published6");
+        assert_eq!(translated, via == "dnat", "{counted:?}");
+        // One connection, whichever way it came; nothing was dropped, and no rule of IPv4 has seen it.
+        let counted = look::since(&inside, &look::counters(&lab, sidecar, "lrpns"));
+        assert_eq!(counted.get("prerouting/dnat-published6"), Some(&1));
+        assert_eq!(counted.get("forward/accept-published6"), Some(&1));
+        assert_eq!(counted.get("postrouting/snat-published6"), Some(&1));
+        for rule in counted.keys() {
+            assert!(
+                rule.ends_with('6')
+                    || rule == "forward/accept-established"
+                    || rule.starts_with("forward/note-"),
+                "{via}: {rule}"
+            );
+        }
+        // The host itself, by loopback and by its address.
+        for host in ["::1", LAB] {
+            assert_eq!(told(lab.get(&url(host)))["token"], token.as_str(), "{host}");
+        }
+        // And IPv4 beside it.
+        let four = told(lab.client_get("http://10.99.0.1:5000/"));
+        assert_eq!(
+            four["peer"], "::ffff:172.18.0.1",
+            "a socket of both families"
+        );
+    }
+}
+
+#[test]
+fn an_ipv6_address_is_published_alone_and_0_0_0_0_says_nothing_of_ipv6() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token) = (lab(true), look::token());
+    let loopback = [
+        "0.0.0.0:5000:5000",
+        "[::1]:6000:6000",
+        "[2001:db8::1]:7000:5000",
+    ];
+    look::up(&lab, &file("web", &token, &loopback, ""));
+    assert!(lab.client_get("http://10.99.0.1:5000/").is_ok());
+    assert_eq!(lab.client_get(&url(LAB)), Err(7), "nobody said [::]:5000");
+    assert_eq!(lab.get(&url("::1")), Err(7));
+    assert_eq!(told(lab.get("http://[::1]:6000/"))["port"], 6000);
+    assert_eq!(lab.client_get(&format!("http://[{LAB}]:6000/")), Err(7));
+    assert_eq!(
+        told(lab.client_get(&format!("http://[{LAB}]:7000/")))["port"],
+        5000
+    );
+    assert_eq!(lab.client_get("http://10.99.0.1:7000/"), Err(7));
+}
+
+/// The client's attempts to get past what is published, with exactly the rule that has refused each.
+#[test]
+fn what_is_not_published_is_refused_by_the_rule_for_it() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _, status) = up(true, "dnat");
+    let sidecar = Some(look::init(&status, "sidecar"));
+    let entry = look::planned(&status, "/uplink/sidecar_address6").to_owned();
+    let link = look::planned(&status, "/uplink/host_link").to_owned();
+    let host = || look::counters(&lab, None, "lrpns-web");
+    let inside = || look::counters(&lab, sidecar, "lrpns");
+    let client_pings = |to: &str| {
+        let output = lab.client(&[PYTHON, "-c", SEND_UDP, to]);
+        assert!(output.status.success(), "{}", describe(&output));
+    };
+
+    // By routing to the sidecar's end: the host's own table.
+    let before = host();
+    client_pings(&entry);
+    look::assert_dropped(
+        &lab,
+        (None, "lrpns-web"),
+        &before,
+        &[("forward/drop-bypass", 1)],
+    );
+
+    // The host, with the privilege to route as it likes, to the app itself and to a port that isn't published.
+    lab.ok(&[
+        "ip",
+        "-6",
+        "route",
+        "add",
+        "fd00:18::/64",
+        "via",
+        &entry,
+        "dev",
+        &link,
+    ]);
+    for (to, rule) in [
+        (APP, "guard/drop-uplink-bypass"),
+        (SIDECAR, "guard/drop-uplink-bypass"),
+        (entry.as_str(), "input/drop-unpublished"),
+    ] {
+        let before = inside();
+        lab.ok(&[PYTHON, "-c", SEND_UDP, to]);
+        look::assert_dropped(&lab, (sidecar, "lrpns"), &before, &[(rule, 1)]);
+    }
+
+    // As somebody of the stack's own prefix, and with a source route.
+    lab.ok(&[
+        "ip",
+        "-6",
+        "address",
+        "add",
+        "fd00:18::99/128",
+        "dev",
+        &link,
+        "nodad",
+    ]);
+    for (script, arguments, rule) in [
+        (
+            SEND_UDP_FROM,
+            ["fd00:18::99", &entry],
+            "guard/drop-uplink-spoof6",
+        ),
+        (SEND_ROUTED, [&link, &entry], "guard/drop-routing-header"),
+    ] {
+        let before = inside();
+        lab.ok(&[&[PYTHON, "-c", script], &arguments[..]].concat());
+        look::assert_dropped(&lab, (sidecar, "lrpns"), &before, &[(rule, 1)]);
+    }
+    assert!(lab.client_get(&url(LAB)).is_ok(), "it answers all the same");
+}
+
+/// One datagram to an address.
+const SEND_UDP: &str = r#"
+import socket, sys
+socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b"x", (sys.argv[1], 9))
+"#;
+
+/// One datagram from an address of ours.
+const SEND_UDP_FROM: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+s.sendto(b"x", (sys.argv[2], 9))
+"#;
+
+/// A packet over a link, to an address by its link-layer address, with a routing header of type 4 (RFC 8754).
+const SEND_ROUTED: &str = r#"
+import json, socket, struct, subprocess, sys
+link, to = sys.argv[1:]
+lladdr = next(n["lladdr"] for n in json.loads(subprocess.check_output(["ip", "-6", "-j", "neigh", "show", "dev", link])) if n["dst"] == to)
+header = struct.pack("!BBBBBBH", 17, 2, 4, 0, 0, 0, 0) + socket.inet_pton(socket.AF_INET6, to)
+payload = header + struct.pack("!HHHH", 4000, 5000, 8, 0)
+packet = struct.pack("!IHBB", 6 << 28, len(payload), 43, 4) + socket.inet_pton(socket.AF_INET6, "2001:db8::9") + socket.inet_pton(socket.AF_INET6, to)
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+raw.bind((link, 0))
+raw.send(bytes.fromhex(lladdr.replace(":", "")) + bytes(6) + b"\x86\xdd" + packet + payload)
+"#;
+
+#[test]
+fn an_app_starts_nothing_by_ipv6() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _, status) = up(true, "dnat");
+    let sidecar = Some(look::init(&status, "sidecar"));
+    let app = look::pid(&status, "app");
+    let uplink = look::planned(&status, "/uplink/host_address6").to_owned();
+    // As the app's own user, by UDP, of which Landlock knows nothing: where it has no route, the kernel says so.
+    for to in [LAB, CLIENT, "fd00:18::3", uplink.as_str(), "fe80::1"] {
+        let script = format!(
+            "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\nprint(s.connect_ex(({to:?}, 80)))"
+        );
+        let output = lab.lrpns(&["exec", "web", "--", PYTHON, "-c", &script]);
+        assert!(output.status.success(), "{}", describe(&output));
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(
+            ["101", "113", "22"].contains(&said.as_str()),
+            "{to}: errno {said}"
+        );
+    }
+    // With more than an app has, from its namespace: as itself to its neighbours, as somebody else, and in the words of
+    // neighbour and router discovery. Each is one packet, and each is counted.
+    let add = [
+        "ip",
+        "-6",
+        "address",
+        "add",
+        "fd00:18::77/128",
+        "dev",
+        "eth0",
+        "nodad",
+    ];
+    look::beside(&lab, app, &add);
+    look::beside(
+        &lab,
+        app,
+        &["ip", "-6", "route", "add", "default", "via", SIDECAR],
+    );
+    for (script, arguments, rule) in [
+        (SEND_UDP_FROM, [APP, SIDECAR], "guard/drop-app-egress"),
+        (SEND_UDP_FROM, [APP, CLIENT], "guard/drop-app-egress"),
+        (SEND_UDP_FROM, [APP, &uplink], "guard/drop-app-egress"),
+        (
+            SEND_UDP_FROM,
+            ["fd00:18::77", SIDECAR],
+            "guard/drop-app-spoof6",
+        ),
+        (SEND_ICMP, ["134", "ff02::1"], "guard/drop-app-egress"),
+        (SEND_ICMP, ["135", SIDECAR], "guard/drop-app-egress"),
+        (SEND_ICMP, ["136", SIDECAR], "guard/drop-app-egress"),
+        (SEND_ICMP, ["128", SIDECAR], "guard/drop-app-egress"),
+    ] {
+        let before = look::counters(&lab, sidecar, "lrpns");
+        look::beside(
+            &lab,
+            app,
+            &[&[PYTHON, "-c", script], &arguments[..]].concat(),
+        );
+        look::assert_dropped(&lab, (sidecar, "lrpns"), &before, &[(rule, 1)]);
+    }
+}
+
+/// An ICMPv6 message of a type to an address, from the app's own.
+const SEND_ICMP: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+s.bind(("fd00:18::2", 0))
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("eth0"))
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+s.sendto(bytes([int(sys.argv[1]), 0, 0, 0]) + bytes(20), (sys.argv[2], 0))
+"#;
+
+#[test]
+fn two_stacks_of_the_same_prefix_do_not_meet() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, first, second) = (lab(true), look::token(), look::token());
+    look::up(&lab, &file("one", &first, &["[::]:5000:5000"], ""));
+    look::up(&lab, &file("two", &second, &["[::]:5001:5000"], ""));
+    assert_eq!(told(lab.client_get(&url(LAB)))["token"], first.as_str());
+    let other = lab.client_get(&format!("http://[{LAB}]:5001/"));
+    assert_eq!(told(other)["token"], second.as_str());
+    // The same app's address in both, and no route of the host to either.
+    let routes = lab.ok(&["ip", "-6", "route", "show", "table", "all"]);
+    assert!(!routes.contains("fd00:18:"), "{routes}");
+    let (code, said) = {
+        let path = lab.write("three.toml", &file("three", "", &["[::]:5001:5000"], ""));
+        lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()])
+    };
+    assert_eq!(code, 125, "{said}");
+    assert!(said.contains("listen on [::]:5001"), "{said}");
+}
+
+#[test]
+fn a_restart_of_the_app_loses_no_rule_and_no_address() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token, status) = up(true, "dnat");
+    let sidecar = Some(look::init(&status, "sidecar"));
+    let seen = |status: &Value| {
+        let app = Some(look::pid(status, "app"));
+        let of = |pid, what: &[&str]| look::json(&lab, pid, what).to_string();
+        [
+            of(app, &["ip", "-6", "-j", "address"]),
+            of(app, &["ip", "-6", "-j", "route", "show", "table", "all"]),
+            of(
+                sidecar,
+                &["ip", "-6", "-j", "neigh", "show", "nud", "permanent"],
+            ),
+        ]
+    };
+    let before = seen(&status);
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    let status = lab.status("web");
+    assert_eq!(seen(&status), before);
+    assert_eq!(told(lab.client_get(&url(LAB)))["token"], token.as_str());
+}
+
+#[test]
+fn without_a_prefix_ipv6_is_off_and_said_to_be() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(true);
+    let file = file("web", "", &["[::]:5000:5000"], "").replace("ipv6 = \"fd00:18::/64\"\n", "");
+    let path = lab.write("off.toml", &file);
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(code, 2, "{said}");
+    for words in [
+        "[::] is an IPv6 address",
+        "IPv6 is off",
+        "ipv6 = \"fd00:18::/64\"",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    let path = path.to_str().unwrap();
+    std::fs::write(path, file.replace("[::]:5000:5000", "0.0.0.0:5000:5000")).unwrap();
+    lab.lrpns_ok(&["up", "-d", "-f", path]);
+    assert_eq!(lab.client_get(&url(LAB)), Err(7));
+    let app = look::pid(&lab.status("web"), "app");
+    let addresses = look::json(&lab, Some(app), &["ip", "-6", "-j", "address"]);
+    assert_eq!(addresses, serde_json::json!([]));
+}
+
+#[test]
+fn a_host_without_ipv6_is_told_before_anything_is_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    lab.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1"]);
+    let before = lab.traces();
+    let path = lab.write("web.toml", &file("web", "", &["0.0.0.0:5000:5000"], ""));
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(code, 125, "{said}");
+    for words in [
+        "needs IPv6",
+        "net.ipv6.conf.all.disable_ipv6 is 1",
+        "\"off\"",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert_eq!(lab.traces(), before);
+}
+
+#[test]
+fn an_app_that_listens_on_ipv4_only_is_told_to_listen_on_both() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    let file = file("web", "", &["[::1]:5000:5000"], "restart = \"no\"");
+    // It ends by itself, so that nobody has to wait for what will not come.
+    let server =
+        "import socket, time\ns = socket.create_server((\"0.0.0.0\", 5000))\ntime.sleep(1)";
+    let command = look::toml_list(&[PYTHON, "-c", server]);
+    let begin = file.find("command = ").unwrap();
+    let end = begin + file[begin..].find('\n').unwrap();
+    let file = format!("{}command = {command}{}", &file[..begin], &file[end..]);
+    let path = lab.write("web.toml", &file);
+    let (_, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert!(said.contains("before it listened on port 5000"), "{said}");
+}
+
+#[test]
+fn the_builtin_app_answers_by_both_families() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    let file = "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"builtin:webapp\"\n\
+                publish = [\"[::]:5000:5000\", \"0.0.0.0:5000:5000\"]\n";
+    look::up(&lab, file);
+    for host in [&url(LAB), &url("::1"), "http://10.99.0.1:5000/"] {
+        assert_eq!(lab.get(host).as_deref(), Ok("Hello world!"), "{host}");
+    }
+}
+
+#[test]
+fn an_app_may_see_its_clients_own_ipv6_addresses_by_dnat() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, token) = (lab(true), look::token());
+    let more = "source = \"client\"\nvia = \"dnat\"";
+    look::up(&lab, &file("web", &token, &["[::]:5000:5000"], more));
+    assert_eq!(told(lab.client_get(&url(LAB)))["peer"], CLIENT);
+}
+
+#[test]
+fn a_prefix_does_not_change_while_the_stack_runs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    let file = file("web", "", &["[::]:5000:5000"], "");
+    let path = lab.write("web.toml", &file);
+    let path = path.to_str().unwrap();
+    lab.lrpns_ok(&["up", "-d", "-f", path]);
+    std::fs::write(path, file.replace("fd00:18::/64", "fd00:19::/64")).unwrap();
+    let (_, said) = lab.lrpns_err(&["apply", "-f", path]);
+    assert!(said.contains("network.ipv6 can't be changed"), "{said}");
+    assert!(lab.get(&url("::1")).is_ok());
+}
