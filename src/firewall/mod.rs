@@ -7,7 +7,7 @@
 //! 2. [`encode()`] (or [`encode_owned`]) turns a table into one nfnetlink batch that **replaces** the table: add, delete,
 //!    add with all its content, in one transaction. So loading twice is loading once, and a ruleset that the kernel
 //!    refuses changes nothing.
-//! 3. [`update`] changes a table that is loaded into another with the least change, so that no packet and no count is
+//! 3. [`update()`] changes a table that is loaded into another with the least change, so that no packet and no count is
 //!    lost.
 //! 4. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
 //!
