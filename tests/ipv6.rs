@@ -492,3 +492,69 @@ fn a_prefix_does_not_change_while_the_stack_runs() {
     assert!(said.contains("network.ipv6 can't be changed"), "{said}");
     assert!(lab.get(&url("::1")).is_ok());
 }
+
+/// Connects from an address of the client's, and prints what came of it.
+const ASK_AS: &str = r#"
+import socket, sys
+source, host = sys.argv[1:]
+try:
+    with socket.create_connection((host, 5000), timeout=1, source_address=(source, 0)) as s:
+        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        print("served" if s.recv(100) else "end")
+except OSError as e:
+    print(type(e).__name__)
+"#;
+
+#[test]
+fn an_allow_is_exactly_what_it_lists_in_each_family() {
+    if !look::machine() {
+        return;
+    }
+    const FOUR: &str = "10.99.0.2";
+    const OTHER: &str = "2001:db8::7";
+    for (forwarding, via) in [(false, "relay"), (true, "dnat")] {
+        // What the rules drop is never answered; the relay resets what it has accepted.
+        let refused = match via {
+            "relay" => "ConnectionResetError",
+            _ => "TimeoutError",
+        };
+        for (allow, served) in [
+            ("10.99.0.0/24", &[FOUR][..]),
+            ("0.0.0.0/0", &[FOUR]),
+            (CLIENT, &[CLIENT]),
+            ("::/0", &[CLIENT, OTHER]),
+        ] {
+            let (lab, token) = (lab(forwarding), look::token());
+            let other = format!("{OTHER}/64");
+            let add = ["ip", "-6", "address", "add", &other, "dev", "eth0", "nodad"];
+            assert!(lab.client(&add).status.success());
+            let more = format!("via = \"{via}\"\nallow = [\"{allow}\"]");
+            let publish = ["0.0.0.0:5000:5000", "[::]:5000:5000"];
+            look::up(&lab, &file("web", &token, &publish, &more));
+            let status = lab.status("web");
+            let sidecar = Some(look::init(&status, "sidecar"));
+            for (source, host, rule) in [
+                (FOUR, "10.99.0.1", "forward/drop-not-allowed"),
+                (CLIENT, LAB, "forward/drop-not-allowed6"),
+                (OTHER, LAB, "forward/drop-not-allowed6"),
+            ] {
+                let before = look::counters(&lab, sidecar, "lrpns");
+                let output = lab.client(&[PYTHON, "-c", ASK_AS, source, host]);
+                assert!(output.status.success(), "{}", describe(&output));
+                let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                let expected = if served.contains(&source) {
+                    "served"
+                } else {
+                    refused
+                };
+                assert_eq!(said, expected, "{via} allow {allow} from {source}");
+                let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+                assert_eq!(
+                    counted.contains_key(rule),
+                    expected == "TimeoutError",
+                    "{via} allow {allow} from {source}: {counted:?}"
+                );
+            }
+        }
+    }
+}
