@@ -250,7 +250,7 @@ impl Encoder {
     }
 
     /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
-    fn extra(&mut self, extra: &ExtraObject) {
+    pub(super) fn extra(&mut self, extra: &ExtraObject) {
         let flags = match extra.kind {
             libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
             _ => libc::NLM_F_CREATE,

@@ -39,7 +39,7 @@ mod update;
 pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
-pub use extra::{Snapshot, added, snapshot};
+pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{
@@ -47,4 +47,4 @@ pub use ruleset::{
     sidecar_rules,
 };
 pub use text::{TextError, to_text};
-pub use update::{UpdateError, Updated, update};
+pub use update::{UpdateError, Updated, update, update_sidecar};
