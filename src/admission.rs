@@ -129,7 +129,8 @@ impl Admission {
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
         let IpAddr::V4(client) = client.to_canonical() else {
-            return false;
+            // Ranges are of IPv4: whoever has named some has named no client of IPv6.
+            return self.allow == [(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)];
         };
         let after = self.allow.partition_point(|(first, _)| *first <= client);
         after
@@ -177,6 +178,7 @@ mod tests {
         }
         let all = ["0.0.0.0/0".parse().unwrap()];
         assert!(Admission::of(&all, None).admits([127, 0, 0, 1].into()));
+        assert!(Admission::of(&all, None).admits("::1".parse().unwrap()));
         assert!(!Admission::of(&[], None).admits([127, 0, 0, 1].into()));
     }
 
