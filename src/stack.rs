@@ -598,7 +598,7 @@ impl Ground {
                 .plan
                 .apps
                 .iter()
-                .map(|app| vec![app.address.into()])
+                .map(|app| app.addresses().collect())
                 .collect(),
         });
         let pair = || {
