@@ -238,6 +238,11 @@ impl TrafficBuf {
         }
     }
 
+    /// From now on lines are written with these names.
+    pub fn rename(&mut self, names: Names) {
+        self.names = names;
+    }
+
     /// Adds a record.
     pub fn push(&mut self, record: Record) {
         while self.records.len() >= self.most {
