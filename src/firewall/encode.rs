@@ -618,8 +618,7 @@ impl RuleEncoder<'_> {
                 Ok(())
             }
             Statement::Log(Some(log)) => {
-                let (Some(prefix), Some(group), None, None, None, None) = (
-                    &log.prefix,
+                let (Some(group), None, None, None, None) = (
                     log.group.and_then(|group| u16::try_from(group).ok()),
                     log.snaplen,
                     log.queue_threshold,
@@ -629,7 +628,9 @@ impl RuleEncoder<'_> {
                     return Err(unsupported(self.object, statement));
                 };
                 self.expression("log", |out| {
-                    out.text(NFTA_LOG_PREFIX, prefix);
+                    if let Some(prefix) = &log.prefix {
+                        out.text(NFTA_LOG_PREFIX, prefix);
+                    }
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
                 });
                 Ok(())
