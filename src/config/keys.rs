@@ -94,7 +94,6 @@ impl Key {
     /// An example of what is supported now, for a value that is not.
     pub(super) fn today(&self) -> String {
         match self.name {
-            "egress" => format!("{} = []", self.name),
             "health" => format!("# {}", self.example),
             _ => self.example.to_owned(),
         }
