@@ -243,7 +243,7 @@ impl Encoder {
     }
 
     /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
-    fn extra(&mut self, extra: &ExtraObject) {
+    pub(super) fn extra(&mut self, extra: &ExtraObject) {
         let flags = match extra.kind {
             libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
             _ => libc::NLM_F_CREATE,
@@ -622,8 +622,7 @@ impl RuleEncoder<'_> {
                 Ok(())
             }
             Statement::Log(Some(log)) => {
-                let (Some(prefix), Some(group), None, None, None, None) = (
-                    &log.prefix,
+                let (Some(group), None, None, None, None) = (
                     log.group.and_then(|group| u16::try_from(group).ok()),
                     log.snaplen,
                     log.queue_threshold,
@@ -633,7 +632,9 @@ impl RuleEncoder<'_> {
                     return Err(unsupported(self.object, statement));
                 };
                 self.expression("log", |out| {
-                    out.text(NFTA_LOG_PREFIX, prefix);
+                    if let Some(prefix) = &log.prefix {
+                        out.text(NFTA_LOG_PREFIX, prefix);
+                    }
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
                 });
                 Ok(())

@@ -271,11 +271,12 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             table.rule(
                 "forward",
                 name,
+                // The flags first: every packet of every connection comes here, and few have them.
                 [
-                    has(ct("state"), self::name("established")),
                     has(header_field("tcp", "flags"), flags),
+                    has(ct("state"), self::name("established")),
                 ],
-                logging::log("forward", name, logging::CONNECTIONS),
+                logging::note(),
             );
         };
         note(logging::NOTE_BEGIN, name("syn"));
