@@ -288,7 +288,7 @@ pub struct AppPlan {
     pub egress: Vec<Egress>,
     /// Whose connections are let in: ranges of client addresses, of which none is in another.
     pub allow: Vec<IpNet>,
-    /// How often clients may connect; the relay counts.
+    /// How often clients may connect; the relay counts, and by DNAT the sidecar's rules.
     pub rate: Option<Rate>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

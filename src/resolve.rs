@@ -638,9 +638,6 @@ fn transport(
     match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
-        (Via::Auto, Forwarding::Open) if app.rate.is_some() => {
-            (Transport::Relay, "the relay counts its rate".to_owned())
-        }
         (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
             Transport::Relay,
             "the uplink ends at the relay, which shows an app its clients".to_owned(),

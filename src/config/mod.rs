@@ -266,7 +266,7 @@ pub struct App {
     pub egress: Vec<Egress>,
     /// `allow`; never empty, [everybody](crate::admission::everybody) when it was left out.
     pub allow: Vec<IpNet>,
-    /// `rate`; `None` is `off`. Not together with `dnat`.
+    /// `rate`; `None` is `off`.
     pub rate: Option<Rate>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,

@@ -485,11 +485,6 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "an address within the range `10.0.0.0/8`",
         ),
         ("allow = [\"all\"]", 10, "`all` is no range of addresses"),
-        (
-            "rate = \"200/second per client\"\nvia = \"dnat\"",
-            8,
-            "a rate is counted by the relay, and `via` is \"dnat\"",
-        ),
         ("rate = \"2000000/second\"", 8, "no rate"),
         ("rate = \"200/secnd\"", 8, "the nearest is `second`"),
         ("rate = \"many\"", 8, "`many` is no rate"),

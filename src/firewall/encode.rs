@@ -12,7 +12,7 @@ use nftables::expr::{
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
 };
-use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{Counter, JumpTarget, Limit, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
@@ -180,14 +180,7 @@ impl Encoder {
             NfListObject::Set(set) => {
                 let object = format!("set {}", set.name);
                 only_inet(&object, set.family)?;
-                let extras = (
-                    &set.policy,
-                    set.timeout,
-                    set.gc_interval,
-                    set.size,
-                    &set.comment,
-                );
-                if extras != (&None, None, None, None, &None) {
+                if (&set.policy, set.gc_interval, &set.comment) != (&None, None, &None) {
                     return Err(unsupported(&object, set));
                 }
                 let keys = keys(set).ok_or_else(|| unsupported(&object, set))?;
@@ -351,6 +344,7 @@ impl Encoder {
                         (Some(_), _) => NFT_SET_MAP,
                         (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
                         (None, Keys::Single) => 0,
+                        (None, Keys::Counted { .. }) => NFT_SET_TIMEOUT | NFT_SET_EVAL,
                     },
                 );
                 out.number(NFTA_SET_KEY_TYPE, key.type_id());
@@ -358,6 +352,11 @@ impl Encoder {
                 if let Some(value) = &value {
                     out.number(NFTA_SET_DATA_TYPE, value.type_id());
                     out.number(NFTA_SET_DATA_LEN, value.width());
+                }
+                if let Keys::Counted { most, seconds } = keys {
+                    let milliseconds = u64::from(seconds) * 1000;
+                    out.bytes(NFTA_SET_TIMEOUT, &milliseconds.to_be_bytes());
+                    out.nest(NFTA_SET_DESC, |out| out.number(NFTA_SET_DESC_SIZE, most));
                 }
                 if keys == Keys::Ranges {
                     // Which bytes belong together: each part of a key is a range by itself.
@@ -516,10 +515,15 @@ impl Encoder {
 /// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel
 /// has another form for those of one.
 pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
-    match (&set.flags, &set.set_type) {
-        (None, _) => Some(Keys::Single),
-        (Some(flags), SetTypeValue::Concatenated(_)) => {
-            (flags.len() == 1 && flags.contains(&SetFlag::Interval)).then_some(Keys::Ranges)
+    let only = |flag| set.flags == Some([flag].into());
+    match (&set.flags, &set.set_type, set.size, set.timeout) {
+        (None, _, None, None) => Some(Keys::Single),
+        (_, SetTypeValue::Concatenated(_), None, None) => {
+            only(SetFlag::Interval).then_some(Keys::Ranges)
+        }
+        // nft's JSON knows no "dynamic": it is what a set is that a rule adds to.
+        (_, _, Some(most), Some(seconds)) => {
+            only(SetFlag::Timeout).then_some(Keys::Counted { most, seconds })
         }
         _ => None,
     }
@@ -632,6 +636,31 @@ impl RuleEncoder<'_> {
                         out.text(NFTA_LOG_PREFIX, prefix);
                     }
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
+                });
+                Ok(())
+            }
+            Statement::Limit(limit) => {
+                let limit =
+                    limit_attributes(limit).ok_or_else(|| unsupported(self.object, statement))?;
+                self.expression("limit", |out| out.0.extend(limit));
+                Ok(())
+            }
+            Statement::Meter(meter) => {
+                let Statement::Limit(limit) = meter.stmt.as_ref() else {
+                    return Err(unsupported(self.object, statement));
+                };
+                let limit =
+                    limit_attributes(limit).ok_or_else(|| unsupported(self.object, statement))?;
+                self.depend(&meter.key)?;
+                self.load_key(&meter.key, FIRST)?;
+                self.expression("dynset", |out| {
+                    out.text(NFTA_DYNSET_SET_NAME, &meter.name);
+                    out.number(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+                    out.number(NFTA_DYNSET_SREG_KEY, FIRST);
+                    out.nest(NFTA_DYNSET_EXPR, |out| {
+                        out.text(NFTA_EXPR_NAME, "limit");
+                        out.nest(NFTA_EXPR_DATA, |out| out.0.extend(limit));
+                    });
                 });
                 Ok(())
             }
@@ -1025,6 +1054,28 @@ impl RuleEncoder<'_> {
     }
 }
 
+/// A limit of packets; `None` for any other.
+fn limit_attributes(limit: &Limit<'_>) -> Option<Vec<u8>> {
+    if (&limit.rate_unit, &limit.burst_unit) != (&None, &None) {
+        return None;
+    }
+    let seconds: u64 = match limit.per.as_deref()? {
+        "second" => 1,
+        "minute" => 60,
+        "hour" => 3600,
+        _ => return None,
+    };
+    let over = limit.inv.unwrap_or_default();
+    let mut bytes = vec![];
+    let mut out = Attributes(&mut bytes);
+    out.bytes(NFTA_LIMIT_RATE, &u64::from(limit.rate).to_be_bytes());
+    out.bytes(NFTA_LIMIT_UNIT, &seconds.to_be_bytes());
+    out.number(NFTA_LIMIT_BURST, limit.burst?);
+    out.number(NFTA_LIMIT_TYPE, NFT_LIMIT_PKTS);
+    out.number(NFTA_LIMIT_FLAGS, if over { NFT_LIMIT_F_INV } else { 0 });
+    Some(bytes)
+}
+
 /// What kind of value a field holds: how wide it is, and how a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -1163,6 +1214,13 @@ pub(super) enum Keys {
     Single,
     /// All keys between two.
     Ranges,
+    /// One key each, which rules add.
+    Counted {
+        /// There is no room for more.
+        most: u32,
+        /// It goes when it hasn't been met for so long.
+        seconds: u32,
+    },
 }
 
 impl Shape {

@@ -28,6 +28,7 @@ mod counters;
 mod encode;
 mod extra;
 mod forwarding;
+mod json;
 mod load;
 pub mod logging;
 pub(crate) mod netlink;
@@ -41,6 +42,7 @@ pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
+pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{
     CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules, host_table,

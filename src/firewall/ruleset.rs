@@ -13,6 +13,7 @@
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
 mod egress;
+mod rate;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -71,7 +72,8 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
 ///   logged is said in [`logging`].
-///   Where an app has an `allow`, a client that is in none of its ranges ends here; what comes by the relay it has judged.
+///   Where an app has an `allow`, a client that is in none of its ranges ends here, and where it has a `rate`, one that
+///   connects more often; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
@@ -158,6 +160,8 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             allowed.iter().map(element).collect(),
         );
     }
+
+    rate::sets(&mut table, plan);
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -315,6 +319,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
+    rate::in_forward(&mut table, plan);
     for (of, _) in &published {
         table.rule(
             "forward",
