@@ -4,17 +4,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// The clients of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Admission {
     /// In order, and none in another.
-    allow: Vec<(Ipv4Addr, Ipv4Addr)>,
+    allow: Vec<(IpAddr, IpAddr)>,
     rate: Option<Rate>,
 }
 
@@ -116,8 +116,8 @@ impl Gate {
 impl Admission {
     /// Clients in any of these ranges, as often as `rate` says.
     #[must_use]
-    pub fn of(allow: &[Ipv4Net], rate: Option<Rate>) -> Self {
-        let mut allow: Vec<_> = Ipv4Net::aggregate(&allow.to_vec())
+    pub fn of(allow: &[IpNet], rate: Option<Rate>) -> Self {
+        let mut allow: Vec<_> = IpNet::aggregate(&allow.to_vec())
             .into_iter()
             .map(|net| (net.network(), net.broadcast()))
             .collect();
@@ -128,10 +128,8 @@ impl Admission {
     /// Whether a client may connect; `client` as the socket has it, so that an IPv4 address may be written as an IPv6 one.
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
-        let IpAddr::V4(client) = client.to_canonical() else {
-            // Ranges are of IPv4: whoever has named some has named no client of IPv6.
-            return self.allow == [(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)];
-        };
+        let client = client.to_canonical();
+        // Every address of IPv4 comes before every one of IPv6.
         let after = self.allow.partition_point(|(first, _)| *first <= client);
         after
             .checked_sub(1)
@@ -151,8 +149,9 @@ mod tests {
             "10.0.0.0/8",
             "198.51.100.7/32",
             "10.1.0.0/16",
+            "2001:db8:1::/48",
         ];
-        let nets: Vec<Ipv4Net> = nets.iter().map(|net| net.parse().unwrap()).collect();
+        let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
         let admission = Admission::of(&nets, None);
         for (client, admitted) in [
             ("9.255.255.255", false),
@@ -168,7 +167,11 @@ mod tests {
             ("198.51.100.8", false),
             ("::ffff:10.0.0.1", true),
             ("::ffff:11.0.0.1", false),
-            ("2001:db8::1", false),
+            ("2001:db8:0:ffff::", false),
+            ("2001:db8:1::", true),
+            ("2001:db8:1:ffff:ffff:ffff:ffff:ffff", true),
+            ("2001:db8:2::", false),
+            ("::", false),
         ] {
             assert_eq!(
                 admission.admits(client.parse().unwrap()),
@@ -176,7 +179,7 @@ mod tests {
                 "{client}"
             );
         }
-        let all = ["0.0.0.0/0".parse().unwrap()];
+        let all = crate::config::EVERYBODY;
         assert!(Admission::of(&all, None).admits([127, 0, 0, 1].into()));
         assert!(Admission::of(&all, None).admits("::1".parse().unwrap()));
         assert!(!Admission::of(&[], None).admits([127, 0, 0, 1].into()));

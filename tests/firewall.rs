@@ -208,7 +208,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         egress: vec![],
-        allow: vec!["0.0.0.0/0".parse().unwrap()],
+        allow: lrpns::config::EVERYBODY.to_vec(),
         rate: None,
         closing: vec![],
         restart: Restart::No,

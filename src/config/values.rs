@@ -465,7 +465,7 @@ fn range_of_addresses(text: &str) -> Option<IpNet> {
 }
 
 /// One entry of `allow`.
-pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
+pub(super) fn allow(text: &str) -> Result<IpNet, ValueError> {
     let range = range_of_addresses(text)
         .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
     if range.trunc() != range {
@@ -474,10 +474,7 @@ pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
             range.trunc()
         )));
     }
-    match range {
-        IpNet::V4(range) => Ok(range),
-        IpNet::V6(_) => Err(ValueError::later(text, "ranges of IPv4")),
-    }
+    Ok(range)
 }
 
 /// `rate`: `off` or `NUMBER/UNIT[ per client]`.

@@ -1217,12 +1217,14 @@ impl Shape {
         };
         let end = |last: bool| {
             let parts = parts.iter().map(|part| match part {
-                Expression::Named(NamedExpression::Prefix(prefix)) if prefix.len <= 32 => {
-                    let first = Kind::Address.bytes(object, &prefix.addr)?;
-                    let first = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
-                    let free = u32::MAX.checked_shr(prefix.len).unwrap_or(0);
-                    let address = Ipv4Addr::from(if last { first | free } else { first });
-                    Ok(Expression::String(address.to_string().into()))
+                Expression::Named(NamedExpression::Prefix(prefix)) => {
+                    let Expression::String(text) = &*prefix.addr else {
+                        return Err(unsupported(object, value));
+                    };
+                    let net: Option<ipnet::IpNet> = format!("{text}/{}", prefix.len).parse().ok();
+                    let net = net.ok_or_else(|| unsupported(object, value))?;
+                    let end = if last { net.broadcast() } else { net.network() };
+                    Ok(Expression::String(end.to_string().into()))
                 }
                 part => Ok(part.clone()),
             });

@@ -138,19 +138,19 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
 
-    let allowed = allowed(plan);
-    if let Some(allowed) = &allowed {
-        let element = |(app, net): &(Ipv4Addr, Ipv4Net)| {
-            let clients = match net.prefix_len() {
-                32 => address(net.addr()),
-                _ => subnet(*net),
+    let selective = plan.apps.iter().any(AppPlan::is_selective);
+    for family in families.iter().filter(|_| selective) {
+        let element = |(app, net): (IpAddr, IpNet)| {
+            let clients = match net.prefix_len() == net.max_prefix_len() {
+                true => address(net.addr()),
+                false => subnet(net),
             };
-            concat([address(*app), clients])
+            concat([address(app), clients])
         };
         table.ranges(
-            "allowed",
-            &[SetType::Ipv4Addr, SetType::Ipv4Addr],
-            allowed.iter().map(element).collect(),
+            family.set("allowed"),
+            &[family.address_type(), family.address_type()],
+            (allowed(plan, *family).into_iter()).map(element).collect(),
         );
     }
 
@@ -293,15 +293,18 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
-    if allowed.is_some() {
+    for family in families.iter().filter(|_| selective) {
         table.rule(
             "forward",
-            "drop-not-allowed",
+            family.rule("drop-not-allowed"),
             [
                 from_uplink(),
                 to_bridge(),
                 has(ct("state"), name("new")),
-                is_not(concat([ip("daddr"), ip("saddr")]), name("@allowed")),
+                is_not(
+                    concat([family.daddr(), family.saddr()]),
+                    family.at("allowed"),
+                ),
             ],
             drop(),
         );
@@ -605,23 +608,19 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
-/// Who may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so whatever comes
-/// from its address may.
-fn allowed(plan: &Plan) -> Option<Vec<(Ipv4Addr, Ipv4Net)>> {
-    let relay = Ipv4Net::from(plan.uplink.host_address);
-    plan.apps.iter().any(AppPlan::is_selective).then(|| {
-        plan.apps
-            .iter()
-            .flat_map(|app| {
-                let mut nets = app.allow.clone();
-                nets.push(relay);
-                // The kernel refuses ranges that overlap.
-                Ipv4Net::aggregate(&nets)
-                    .into_iter()
-                    .map(|net| (app.address, net))
-            })
-            .collect()
-    })
+/// Who may be a client of which app. The relay decides itself whom it lets in, so whatever comes from its address may.
+fn allowed(plan: &Plan, family: Family) -> Vec<(IpAddr, IpNet)> {
+    plan.apps
+        .iter()
+        .filter_map(|app| Some((app, family.app(app)?)))
+        .flat_map(|(app, address)| {
+            let nets = app.allow.iter().copied();
+            let mut nets: Vec<_> = nets.filter(|net| family.plan.has(net.addr())).collect();
+            nets.push(family.plan.host.into());
+            // The kernel refuses ranges that overlap.
+            (IpNet::aggregate(&nets).into_iter()).map(move |net| (address, net))
+        })
+        .collect()
 }
 
 /// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
@@ -850,8 +849,8 @@ impl Table {
     }
 
     /// A set whose keys are concatenations of ranges.
-    fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
-        self.set(name.to_owned(), key, elements);
+    fn ranges(&mut self, name: String, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.set(name, key, elements);
         if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
             set.flags = Some(HashSet::from([SetFlag::Interval]));
         }
