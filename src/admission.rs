@@ -7,15 +7,21 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// The clients of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Admission {
-    /// In order, and none in another.
+    /// The first and the last of each range: in order, all of IPv4 before any of IPv6, and none in another.
     allow: Vec<(IpAddr, IpAddr)>,
     rate: Option<Rate>,
+}
+
+/// What `allow` is when it was left out: all of IPv4 and of IPv6.
+#[must_use]
+pub fn everybody() -> Vec<IpNet> {
+    vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
 /// How many new connections, or flows of UDP, there may be in a time.
@@ -129,7 +135,6 @@ impl Admission {
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
-        // Every address of IPv4 comes before every one of IPv6.
         let after = self.allow.partition_point(|(first, _)| *first <= client);
         after
             .checked_sub(1)
@@ -150,6 +155,7 @@ mod tests {
             "198.51.100.7/32",
             "10.1.0.0/16",
             "2001:db8:1::/48",
+            "fd00::7/128",
         ];
         let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
         let admission = Admission::of(&nets, None);
@@ -167,11 +173,16 @@ mod tests {
             ("198.51.100.8", false),
             ("::ffff:10.0.0.1", true),
             ("::ffff:11.0.0.1", false),
-            ("2001:db8:0:ffff::", false),
+            ("255.255.255.255", false),
+            ("::", false),
+            ("2001:db8::1", false),
             ("2001:db8:1::", true),
             ("2001:db8:1:ffff:ffff:ffff:ffff:ffff", true),
             ("2001:db8:2::", false),
-            ("::", false),
+            ("fd00::6", false),
+            ("fd00::7", true),
+            ("fd00::8", false),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", false),
         ] {
             assert_eq!(
                 admission.admits(client.parse().unwrap()),
@@ -179,9 +190,13 @@ mod tests {
                 "{client}"
             );
         }
-        let all = crate::config::EVERYBODY;
-        assert!(Admission::of(&all, None).admits([127, 0, 0, 1].into()));
-        assert!(Admission::of(&all, None).admits("::1".parse().unwrap()));
+        let (four, six) = ("0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap());
+        let (client4, client6) = ("127.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        assert!(Admission::of(&[four], None).admits(client4));
+        assert!(!Admission::of(&[four], None).admits(client6));
+        assert!(!Admission::of(&[six], None).admits(client4));
+        assert!(!Admission::of(&[six], None).admits("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(Admission::of(&[six], None).admits(client6));
         assert!(!Admission::of(&[], None).admits([127, 0, 0, 1].into()));
     }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::admission::Rate;
+use crate::admission::{self, Rate};
 use crate::cgroup::Placement;
 use crate::config::{
     Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
@@ -440,7 +440,7 @@ impl AppPlan {
     /// Whether there are clients that it doesn't let in.
     #[must_use]
     pub fn is_selective(&self) -> bool {
-        self.allow != crate::config::EVERYBODY
+        self.allow != admission::everybody()
     }
 }
 

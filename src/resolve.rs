@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 
 use crate::cgroup;
 use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Via};
@@ -297,7 +297,7 @@ fn decide(
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),
-            allow: IpNet::aggregate(&app.allow),
+            allow: ipnet::IpNet::aggregate(&app.allow),
             rate: app.rate,
             closing: vec![],
             restart: app.restart,

@@ -457,7 +457,7 @@ impl Reader<'_> {
 
     fn allow(&mut self, section: &Section<'_, '_>) -> Vec<IpNet> {
         let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
-            return super::EVERYBODY.to_vec();
+            return crate::admission::everybody();
         };
         if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
             let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";

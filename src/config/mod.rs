@@ -32,12 +32,6 @@ use crate::names::{PartName, StackName};
 /// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// All clients of both families.
-pub const EVERYBODY: [IpNet; 2] = [
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-];
-
 /// What the uplinks' IPv6 addresses are taken from: a ULA (RFC 4193) whose global ID is `lrpns` in ASCII. It is never routed
 /// off its machine, so it needn't be unique among machines; what it must not meet is a stack's own prefix.
 pub const UPLINK_POOL6: Ipv6Net =
@@ -270,7 +264,7 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
-    /// `allow`; never empty, [`EVERYBODY`] when it was left out.
+    /// `allow`; never empty, [everybody](crate::admission::everybody) when it was left out.
     pub allow: Vec<IpNet>,
     /// `rate`; `None` is `off`. Not together with `dnat`.
     pub rate: Option<Rate>,

@@ -474,6 +474,15 @@ pub(super) fn allow(text: &str) -> Result<IpNet, ValueError> {
             range.trunc()
         )));
     }
+    // Of such an address everybody but a socket says that it is IPv4's: a rule would never meet it.
+    if let IpNet::V6(six) = range
+        && let (Some(four), 96..) = (six.addr().to_ipv4_mapped(), six.prefix_len())
+    {
+        let four = Ipv4Net::new(four, six.prefix_len() - 96).expect("at most 128 - 96");
+        return Err(ValueError::said(format!(
+            "`{range}` is IPv4 written as IPv6: write `{four}`"
+        )));
+    }
     Ok(range)
 }
 

@@ -138,19 +138,24 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
 
-    let selective = plan.apps.iter().any(AppPlan::is_selective);
-    for family in families.iter().filter(|_| selective) {
-        let element = |(app, net): (IpAddr, IpNet)| {
-            let clients = match net.prefix_len() == net.max_prefix_len() {
-                true => address(net.addr()),
-                false => subnet(net),
+    let selective: Vec<_> = families
+        .iter()
+        .filter_map(|family| Some((*family, allowed(plan, *family)?)))
+        .collect();
+    for (family, allowed) in &selective {
+        let element = |(app, net): &(IpAddr, IpNet)| {
+            let single = net.prefix_len() == net.max_prefix_len();
+            let clients = if single {
+                address(net.addr())
+            } else {
+                subnet(*net)
             };
-            concat([address(app), clients])
+            concat([address(*app), clients])
         };
         table.ranges(
             family.set("allowed"),
             &[family.address_type(), family.address_type()],
-            (allowed(plan, *family).into_iter()).map(element).collect(),
+            allowed.iter().map(element).collect(),
         );
     }
 
@@ -262,11 +267,12 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             table.rule(
                 "forward",
                 name,
+                // The flags first: every packet of every connection comes here, and few have them.
                 [
-                    has(ct("state"), self::name("established")),
                     has(header_field("tcp", "flags"), flags),
+                    has(ct("state"), self::name("established")),
                 ],
-                logging::log("forward", name, logging::CONNECTIONS),
+                logging::note(),
             );
         };
         note(logging::NOTE_BEGIN, name("syn"));
@@ -293,7 +299,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
-    for family in families.iter().filter(|_| selective) {
+    for (family, _) in &selective {
         table.rule(
             "forward",
             family.rule("drop-not-allowed"),
@@ -608,19 +614,29 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
-/// Who may be a client of which app. The relay decides itself whom it lets in, so whatever comes from its address may.
-fn allowed(plan: &Plan, family: Family) -> Vec<(IpAddr, IpNet)> {
+/// Who of a family may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so
+/// whatever comes from its address may.
+fn allowed(plan: &Plan, family: Family) -> Option<Vec<(IpAddr, IpNet)>> {
+    let all = family.pick(Ipv4Net::default().into(), Ipv6Net::default().into());
+    let relay = IpNet::from(family.plan.host);
     plan.apps
         .iter()
-        .filter_map(|app| Some((app, family.app(app)?)))
-        .flat_map(|(app, address)| {
-            let nets = app.allow.iter().copied();
-            let mut nets: Vec<_> = nets.filter(|net| family.plan.has(net.addr())).collect();
-            nets.push(family.plan.host.into());
-            // The kernel refuses ranges that overlap.
-            (IpNet::aggregate(&nets).into_iter()).map(move |net| (address, net))
+        .any(|app| !app.allow.contains(&all))
+        .then(|| {
+            plan.apps
+                .iter()
+                .filter_map(|app| Some((app, family.app(app)?)))
+                .flat_map(|(app, address)| {
+                    let ours = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4();
+                    let mut nets: Vec<_> = app.allow.iter().filter(ours).copied().collect();
+                    nets.push(relay);
+                    // The kernel refuses ranges that overlap.
+                    IpNet::aggregate(&nets)
+                        .into_iter()
+                        .map(move |net| (address, net))
+                })
+                .collect()
         })
-        .collect()
 }
 
 /// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
