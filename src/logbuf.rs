@@ -244,6 +244,11 @@ impl TrafficBuf {
         }
     }
 
+    /// From now on lines are written with these names.
+    pub fn rename(&mut self, names: Names) {
+        self.names = names;
+    }
+
     /// Adds records as the sidecar writes them. There may be ten thousand a second, and seldom is one read: so they are
     /// bytes until then.
     pub fn push(&mut self, records: &[u8]) {

@@ -92,7 +92,7 @@ pub struct Endpoint<'a> {
 }
 
 /// The indices of a stack's links, made by [`create`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
     /// The uplink's end in the host's namespace.
     pub host: u32,
