@@ -143,6 +143,13 @@ pub(crate) const APP_IPV6: [(&str, &str); 2] = [
     ("ipv6/conf/default/forwarding", "0"),
 ];
 
+/// As the app's; and a socket may be bound to an address that only a route makes local, as it may by IPv4 anyway.
+pub(crate) const RELAY_IPV6: [(&str, &str); 3] = [
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv6/conf/default/forwarding", "0"),
+    ("ipv6/ip_nonlocal_bind", "1"),
+];
+
 /// What is set in a part's network namespace, in this order.
 pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (own, own6): (&[_], &[_]) = match network {
@@ -151,7 +158,7 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
         Network::App { ipv6: false } => (&APP, &[]),
         Network::App { ipv6: true } => (&APP, &APP_IPV6),
         Network::Relay { ipv6: false } => (&RELAY, &[]),
-        Network::Relay { ipv6: true } => (&RELAY, &APP_IPV6),
+        Network::Relay { ipv6: true } => (&RELAY, &RELAY_IPV6),
         Network::Shared => (&[], &[]),
     };
     let (common, common6): (&[_], &[_]) = match network {

@@ -342,7 +342,7 @@ fn decide(
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),
-            allow: Ipv4Net::aggregate(&app.allow),
+            allow: ipnet::IpNet::aggregate(&app.allow),
             rate: app.rate,
             closing: vec![],
             restart: app.restart,

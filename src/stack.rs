@@ -30,7 +30,7 @@ use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::extra;
-use crate::firewall;
+use crate::firewall::{self, ExtraChange};
 use crate::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
 use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
@@ -760,7 +760,7 @@ impl Ground {
                 .plan
                 .apps
                 .iter()
-                .map(|app| vec![app.address.into()])
+                .map(|app| app.addresses().collect())
                 .collect(),
         });
         let pair = || {
@@ -818,21 +818,15 @@ impl Ground {
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
-        if old.rules != new.rules {
-            self.load_rules(firewall::sidecar_batch(new)?).await?;
-            if forget.is_empty() {
-                return Ok(());
-            }
-        }
-        // With the user's rules anew, all of them are in force by now.
-        let old = if old.rules == new.rules { old } else { new };
+        let theirs = ExtraChange::between(old, new);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
-        if old == new && forget.is_empty() {
+        if old == new && theirs.is_none() && forget.is_empty() {
             return Ok(());
         }
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            theirs,
             forget,
         })
         .await

@@ -42,8 +42,8 @@ use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
+use crate::traffic;
 use crate::traffic::line::Names;
-use crate::traffic::{self, Record};
 
 /// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
 ///
@@ -1012,7 +1012,7 @@ impl Supervisor {
     /// The sidecar has said something.
     fn took(&mut self, traffic: Traffic) {
         let Traffic { totals, records } = traffic;
-        self.journal.write_traffic(records);
+        self.journal.write_traffic(&records);
         self.sums.set(totals);
     }
 
@@ -1105,21 +1105,21 @@ impl Journal {
     }
 
     /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
-    fn write_traffic(&mut self, records: Vec<Record>) {
+    fn write_traffic(&mut self, records: &[u8]) {
         let followed = self
             .followers
             .iter()
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
         let shown = matches!(self.tee, Tee::Lines(_));
-        for record in records {
-            if followed || shown {
+        if followed || shown {
+            for record in traffic::wire::records(records) {
                 let line = self.traffic.line(&record);
                 self.tee.line(&line);
                 self.followers
                     .retain_mut(|follower| follower.hand_on(&line));
             }
-            self.traffic.push(record);
         }
+        self.traffic.push(records);
     }
 }
 
@@ -1256,7 +1256,8 @@ async fn watch(
 /// What the sidecar has said at once.
 struct Traffic {
     totals: traffic::Totals,
-    records: Vec<Record>,
+    /// As the sidecar wrote them: see [`traffic::wire::records`].
+    records: Vec<u8>,
 }
 
 /// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
@@ -1286,6 +1287,7 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
             let Some((totals, records)) = traffic::wire::read(&buffer[..got]) else {
                 return;
             };
+            let records = records.to_vec();
             if heard.send(Traffic { totals, records }).await.is_err() {
                 return;
             }

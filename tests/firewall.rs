@@ -208,7 +208,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         egress: vec![],
-        allow: vec!["0.0.0.0/0".parse().unwrap()],
+        allow: lrpns::admission::everybody(),
         rate: None,
         closing: vec![],
         restart: Restart::No,
@@ -330,11 +330,19 @@ fn plans() -> Vec<Plan> {
     .to_vec();
     // Has the relay's own address in it.
     selective.apps[2].allow = vec!["10.0.0.0/8".parse().unwrap()];
+    let mut selective6 = with_ipv6(selective.clone(), "fd00:18::/64");
+    selective6.apps[1].allow = ["2001:db8::/33", "2001:db8:8000::7/128", "::/1"]
+        .map(|net| net.parse().unwrap())
+        .to_vec();
+    let mut six_selective = with_ipv6(plan(2, 1, |_| Transport::Dnat), "fd00:18::/64");
+    six_selective.apps[0].allow = vec!["0.0.0.0/0".parse().unwrap()];
     let mut relaying = plan(1, 2, |_| Transport::Relay);
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
         selective,
+        selective6,
+        six_selective,
         with_ipv6(plan(1, 1, |_| Transport::Dnat), "fd00:18::/64"),
         with_ipv6(plan(1, 3, |_| Transport::Relay), "fd00:18::/64"),
         with_ipv6(by_udp(plan(2, 30, |_| Transport::Dnat), 2), "fd00:18::/9"),

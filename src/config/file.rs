@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -455,9 +455,9 @@ impl Reader<'_> {
         }
     }
 
-    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<Ipv4Net> {
+    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<IpNet> {
         let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
-            return vec![Ipv4Net::default()];
+            return crate::admission::everybody();
         };
         if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
             let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";

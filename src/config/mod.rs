@@ -264,8 +264,8 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
-    /// `allow`; never empty, all of IPv4 when it was left out.
-    pub allow: Vec<Ipv4Net>,
+    /// `allow`; never empty, [everybody](crate::admission::everybody) when it was left out.
+    pub allow: Vec<IpNet>,
     /// `rate`; `None` is `off`. Not together with `dnat`.
     pub rate: Option<Rate>,
     /// `tmpfs`.

@@ -91,7 +91,7 @@ fn the_built_in_example_is_the_original_set_up() {
             via: Via::Auto,
             source: Source::Sidecar,
             egress: vec![],
-            allow: vec!["0.0.0.0/0".parse().unwrap()],
+            allow: crate::admission::everybody(),
             rate: None,
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
@@ -475,9 +475,9 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         ),
         ("allow = []", 1, "nobody could connect"),
         (
-            "allow = [\"2001:db8::/32\"]",
+            "allow = [\"::ffff:10.0.0.0/104\"]",
             10,
-            "not supported yet: app.allow = `2001:db8::/32`",
+            "is IPv4 written as IPv6: write `10.0.0.0/8`",
         ),
         (
             "allow = [\"10.0.0.1/8\"]",
@@ -861,7 +861,7 @@ publish = ["0.0.0.0:5000:5000/tcp"]
 via = "auto"
 source = "sidecar"
 egress = []
-allow = ["0.0.0.0/0"]
+allow = ["0.0.0.0/0", "::/0"]
 rate = "off"
 tmpfs = ["/tmp:16M"]
 volumes = ["/srv/data:/data:ro"]

@@ -4,7 +4,7 @@
 //! How the kernel sees it: include/uapi/linux/netfilter/nf_tables.h. What `nft` needs to print a rule again as it was
 //! written: types of keys and values, comments as libnftnl's TLV "userdata", and the same instructions as nft's own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
@@ -250,7 +250,7 @@ impl Encoder {
     }
 
     /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
-    fn extra(&mut self, extra: &ExtraObject) {
+    pub(super) fn extra(&mut self, extra: &ExtraObject) {
         let flags = match extra.kind {
             libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
             _ => libc::NLM_F_CREATE,
@@ -618,8 +618,7 @@ impl RuleEncoder<'_> {
                 Ok(())
             }
             Statement::Log(Some(log)) => {
-                let (Some(prefix), Some(group), None, None, None, None) = (
-                    &log.prefix,
+                let (Some(group), None, None, None, None) = (
                     log.group.and_then(|group| u16::try_from(group).ok()),
                     log.snaplen,
                     log.queue_threshold,
@@ -629,7 +628,9 @@ impl RuleEncoder<'_> {
                     return Err(unsupported(self.object, statement));
                 };
                 self.expression("log", |out| {
-                    out.text(NFTA_LOG_PREFIX, prefix);
+                    if let Some(prefix) = &log.prefix {
+                        out.text(NFTA_LOG_PREFIX, prefix);
+                    }
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
                 });
                 Ok(())
@@ -1217,12 +1218,16 @@ impl Shape {
         };
         let end = |last: bool| {
             let parts = parts.iter().map(|part| match part {
-                Expression::Named(NamedExpression::Prefix(prefix)) if prefix.len <= 32 => {
-                    let first = Kind::Address.bytes(object, &prefix.addr)?;
-                    let first = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
-                    let free = u32::MAX.checked_shr(prefix.len).unwrap_or(0);
-                    let address = Ipv4Addr::from(if last { first | free } else { first });
-                    Ok(Expression::String(address.to_string().into()))
+                Expression::Named(NamedExpression::Prefix(prefix)) => {
+                    let net = match prefix.addr.as_ref() {
+                        Expression::String(text) => text.parse::<IpAddr>().ok(),
+                        _ => None,
+                    }
+                    .zip(u8::try_from(prefix.len).ok())
+                    .and_then(|(first, len)| ipnet::IpNet::new(first, len).ok())
+                    .ok_or_else(|| unsupported(object, part))?;
+                    let end = if last { net.broadcast() } else { net.addr() };
+                    Ok(Expression::String(end.to_string().into()))
                 }
                 part => Ok(part.clone()),
             });

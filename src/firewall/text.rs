@@ -238,8 +238,7 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
             )
         }
         Statement::Log(Some(log)) => {
-            let (Some(prefix), Some(group), None, None, None, None) = (
-                &log.prefix,
+            let (Some(group), None, None, None, None) = (
                 log.group,
                 log.snaplen,
                 log.queue_threshold,
@@ -248,7 +247,10 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
             ) else {
                 return Err(unsupported(statement));
             };
-            format!("log prefix \"{prefix}\" group {group}")
+            match &log.prefix {
+                Some(prefix) => format!("log prefix \"{prefix}\" group {group}"),
+                None => format!("log group {group}"),
+            }
         }
         Statement::DNAT(Some(nat)) => translate("dnat", nat, statement)?,
         Statement::SNAT(Some(nat)) => translate("snat", nat, statement)?,

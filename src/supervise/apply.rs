@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftables::schema::Nftables;
 use tokio::sync::{mpsc, oneshot};
 
@@ -639,7 +639,7 @@ fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
 }
 
 /// Whom the relay lets in to each app.
-fn clients(plan: &Plan) -> Vec<(&PartName, &[Ipv4Net], Option<Rate>)> {
+fn clients(plan: &Plan) -> Vec<(&PartName, &[IpNet], Option<Rate>)> {
     let apps = plan.apps.iter();
     apps.map(|app| (&app.name, app.allow.as_slice(), app.rate))
         .collect()

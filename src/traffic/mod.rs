@@ -7,7 +7,7 @@
 //! [`track`] makes [`Record`]s of it: it knows the connections that are open, and how many lines a source may fill. Records
 //! go to the supervisor in messages of bounded size ([`wire`]) over a socket of their own; when nobody reads them the
 //! sidecar goes on, and counts what is lost. The supervisor keeps records as they are and makes a line of one when somebody
-//! reads it ([`line`]): there may be ten thousand a second.
+//! reads it ([`mod@line`]): there may be ten thousand a second.
 //!
 //! Whoever has broken into the sidecar can write records that are not true, and can't do more than that: they are numbers,
 //! addresses and short names of known characters, and the log of the apps has memory of its own.
