@@ -43,6 +43,8 @@ pub struct Change {
     pub restart: Vec<PartChange>,
     /// Apps that join.
     pub added: Vec<String>,
+    /// Apps that leave.
+    pub removed: Vec<String>,
     /// Ports of the host that are published now.
     pub opened: Vec<String>,
     /// Ports of the host that are no longer.
@@ -53,7 +55,10 @@ impl Change {
     /// Whether both plans are the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty() && self.added.is_empty()
+        self.live.is_empty()
+            && self.restart.is_empty()
+            && self.added.is_empty()
+            && self.removed.is_empty()
     }
 }
 
@@ -110,7 +115,12 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             false => format!("app.{}.{key}", app.name),
         };
         match new.app(&app.name) {
-            None => refused.push(format!("app.{} (it is no longer there)", app.name)),
+            None => {
+                change.removed.push(app.name.to_string());
+                if new.log > TrafficLog::Off {
+                    sidecar.push(format!("app.{}", app.name));
+                }
+            }
             Some(after) => app_change(app, after, &key, &mut change, &mut refused),
         }
     }

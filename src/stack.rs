@@ -166,6 +166,10 @@ pub struct Ground {
     sidecar: Arc<Namespaces>,
     relay: Arc<Namespaces>,
     apps: Vec<Arc<Namespaces>>,
+    /// The number of each app's [`PartId`], ascending.
+    numbers: Vec<usize>,
+    /// The number of the next one that joins.
+    next_number: usize,
     /// Ways to change the links of the sidecar's namespace…
     sidecar_route: Arc<Rtnl>,
     /// …and of each app's.
@@ -223,7 +227,8 @@ pub enum PartId {
     Sidecar,
     /// The relay.
     Relay,
-    /// The app of that place in the plan.
+    /// An app: a number that it keeps as long as it is there, whatever its place in the plan comes to be
+    /// ([`Ground::place`]).
     App(usize),
 }
 
@@ -470,6 +475,8 @@ impl Ground {
             volumes.push(Arc::new(opened));
         }
         let ground = Self {
+            numbers: (0..plan.apps.len()).collect(),
+            next_number: plan.apps.len(),
             plan,
             program: Arc::new(program),
             cgroups: Arc::new(cgroups),
@@ -540,6 +547,8 @@ impl Ground {
             let (name, network) = (app.name.as_str(), Network::App { ipv6 });
             let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
             let sockets = sockets.ok_or_else(missing)?;
+            next.numbers.push(next.next_number);
+            next.next_number += 1;
             next.apps.push(Arc::new(namespaces));
             next.app_routes
                 .push(Arc::new(Rtnl::from_fd(sockets.route)?));
@@ -586,6 +595,59 @@ impl Ground {
             Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
         })
         .await
+    }
+
+    /// The same without apps, which have ended for good; then [`Ground::remove`] takes away what they had.
+    #[must_use]
+    pub fn without(&self, apps: &[usize]) -> Self {
+        fn others<T: Clone>(all: &[T], apps: &[usize]) -> Vec<T> {
+            let all = all.iter().enumerate();
+            let others = all.filter(|(index, _)| !apps.contains(index));
+            others.map(|(_, one)| one.clone()).collect()
+        }
+        let mut next = self.clone();
+        let mut cgroups = None;
+        for index in apps {
+            let name = &self.plan.apps[*index].name;
+            next.links.apps.remove(name);
+            let left = cgroups.as_ref().unwrap_or(&*self.cgroups);
+            cgroups = Some(left.without(name.as_str()));
+        }
+        if let Some(cgroups) = cgroups {
+            next.cgroups = Arc::new(cgroups);
+        }
+        next.plan.apps = others(&self.plan.apps, apps);
+        next.volumes = others(&self.volumes, apps);
+        next.apps = others(&self.apps, apps);
+        next.numbers = others(&self.numbers, apps);
+        next.app_routes = others(&self.app_routes, apps);
+        next.listening = others(&self.listening, apps);
+        next
+    }
+
+    /// Every app, in the plan's order.
+    pub fn apps(&self) -> impl Iterator<Item = PartId> {
+        self.numbers.iter().map(|number| PartId::App(*number))
+    }
+
+    /// An app's place in the plan; that of a number which no app has is none.
+    #[must_use]
+    pub fn place(&self, number: usize) -> Option<usize> {
+        self.numbers.iter().position(|other| *other == number)
+    }
+
+    /// What the plan has of an app.
+    ///
+    /// # Panics
+    /// It is no app of this plan.
+    #[must_use]
+    pub fn app_plan(&self, id: PartId) -> &AppPlan {
+        let place = match id {
+            PartId::App(number) => self.place(number),
+            PartId::Sidecar | PartId::Relay => None,
+        };
+        let place = place.expect("a part leaves before its app does");
+        &self.plan.apps[place]
     }
 
     /// Takes away links and cgroups of apps that have ended for good; what is gone is no error. All is tried, and the first
@@ -671,7 +733,7 @@ impl Ground {
         match id {
             PartId::Sidecar => "sidecar",
             PartId::Relay => "relay",
-            PartId::App(index) => self.plan.apps[index].name.as_str(),
+            PartId::App(_) => self.app_plan(id).name.as_str(),
         }
     }
 
@@ -681,7 +743,7 @@ impl Ground {
         match id {
             PartId::Sidecar => &self.plan.sidecar_limits,
             PartId::Relay => &self.plan.relay_limits,
-            PartId::App(index) => &self.plan.apps[index].limits,
+            PartId::App(_) => &self.app_plan(id).limits,
         }
     }
 
@@ -964,11 +1026,17 @@ impl Ground {
     ///
     /// # Errors
     /// [`StackError`].
+    ///
+    /// # Panics
+    /// There is no app of that number.
     pub async fn relaunch_app(
         &self,
-        index: usize,
+        number: usize,
         output: &(dyn Fn(usize, Output) + Sync),
     ) -> Result<Launched, StackError> {
+        let index = self
+            .place(number)
+            .expect("a part leaves before its app does");
         let mut launched = self.app(index, output).await?;
         launched.proceed().await?;
         self.wait_until_listening(index, &mut launched.container)

@@ -600,7 +600,7 @@ impl Supervisor {
                 process.end(matches!(id, PartId::App(_))).await;
             }
             let output =
-                |app: usize, output| pump(&lines, ground.name(PartId::App(app)), output, raw);
+                |app: usize, output| pump(&lines, ground.plan.apps[app].name.as_str(), output, raw);
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
@@ -691,7 +691,7 @@ impl Supervisor {
         let again = match id {
             // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
             PartId::Sidecar | PartId::Relay => true,
-            PartId::App(index) => match self.ground.plan.apps[index].restart {
+            PartId::App(_) => match self.ground.app_plan(id).restart {
                 Restart::Always => true,
                 Restart::OnFailure => exit != Exit::Status(0),
                 Restart::No => false,
@@ -823,7 +823,7 @@ impl Supervisor {
                 tell(client, *reply);
                 return;
             }
-            None => (0..self.ground.plan.apps.len()).map(PartId::App).collect(),
+            None => self.ground.apps().collect(),
         };
         for id in ids {
             if self.part(id).privileges.is_some() {
@@ -846,8 +846,8 @@ impl Supervisor {
             Err(reply) => return (*reply, None),
         };
         let (user, env) = match id {
-            PartId::App(index) => {
-                let app = &self.ground.plan.apps[index];
+            PartId::App(_) => {
+                let app = self.ground.app_plan(id);
                 (app.ids.user(), app.env.clone())
             }
             PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
@@ -855,7 +855,7 @@ impl Supervisor {
         let cgroup = self.ground.cgroups.path(name).map(Into::into);
         let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
         let seccomp = match id {
-            PartId::App(index) => self.ground.plan.apps[index].seccomp.filters(),
+            PartId::App(_) => self.ground.app_plan(id).seccomp.filters(),
             PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
             PartId::Relay => seccomp::visitor(&self.ground.relay_profile()),
         };
@@ -901,12 +901,12 @@ impl Supervisor {
         terminal: bool,
         fds: Vec<OwnedFd>,
     ) -> Reply {
-        let (id, index) = match self.find(name) {
-            Ok(id @ PartId::App(index)) => (id, index),
+        let id = match self.find(name) {
+            Ok(id @ PartId::App(_)) => id,
             Ok(_) => return refused(format!("{name} is no app"), None),
             Err(reply) => return *reply,
         };
-        let mut env = self.ground.plan.apps[index].env.clone();
+        let mut env = self.ground.app_plan(id).env.clone();
         if let Some(term) = term {
             env.entry("TERM".to_owned()).or_insert(term);
         }
@@ -953,7 +953,7 @@ impl Supervisor {
             let ids = match part.id {
                 PartId::Sidecar => plan.sidecar,
                 PartId::Relay => plan.relay,
-                PartId::App(index) => plan.apps[index].ids,
+                PartId::App(_) => self.ground.app_plan(part.id).ids,
             };
             let process = part.process.as_ref();
             PartStatus {

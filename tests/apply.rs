@@ -1181,3 +1181,101 @@ fn an_app_that_joins_and_does_not_work_leaves_no_trace() {
         ((true, true), (true, true))
     );
 }
+
+#[test]
+fn an_app_leaves_a_stack_that_runs_and_comes_back() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let empty = lab.traces();
+        let stack = Stack { lab, via };
+        let path = stack.lab.write("web.toml", &several(via, &[SECOND]));
+        let up = ["up", "-d", "-f", path.to_str().unwrap()];
+        stack.lab.lrpns_ok(&up);
+        let alone = room(&stack);
+        assert_done(&stack.apply_file(&several(via, &[SECOND, FIRST]), &[]));
+        let (both, pids) = (room(&stack), [stack.pid("one"), stack.pid("two")]);
+        let mut to_two = Keeping::to(&stack.lab, true, LAB, "8080");
+        let mut to_one = Keeping::to(&stack.lab, true, LAB, "5000");
+        let clients = (to_one.ask(), to_two.ask());
+        assert!(clients.0.starts_with("200"), "{clients:?}");
+
+        // Not confirmed: it was there all the time.
+        let only = several(via, &[FIRST]);
+        let asked = stack.apply_file(&only, &["--confirm", "30"]);
+        assert_eq!(asked.status.code(), Some(1), "{}", describe(&asked));
+        assert_eq!([stack.pid("one"), stack.pid("two")], pids, "{via}");
+        assert_eq!((to_one.ask(), to_two.ask()), clients, "{via}");
+        assert_eq!((stack.get(8080), room(&stack)), ((true, true), both));
+
+        // The first of the plan goes: the other one's place is another now.
+        let output = stack.apply_file(&only, &["--json"]);
+        assert_done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["removed"], serde_json::json!(["two"]), "{told}");
+        assert_eq!(to_one.ask(), clients.0, "{via}");
+        assert_eq!(stack.pid("one"), pids[0]);
+        assert_eq!(stack.get(5000), (true, true), "{via}");
+        assert_eq!(stack.get(8080), (false, false), "{via}");
+        let gone = stack
+            .lab
+            .run(&["test", "-e", &format!("/proc/{}", pids[1])]);
+        assert!(!gone.status.success(), "{via}");
+        let now = room(&stack);
+        assert_eq!(now.0.len(), alone.0.len(), "{now:?}");
+        assert!(!now.1.contains(&"two".to_owned()), "{now:?}");
+        assert!(!stack.rules()[0].contains("172.18.0.24"));
+        let status = stack.lab.status("web");
+        assert_eq!(status["plan"]["apps"].as_array().unwrap().len(), 1);
+        let counted = status["traffic"]["apps"].as_array().unwrap();
+        assert!(counted.iter().all(|app| app["name"] != "two"), "{status}");
+
+        // What ends by itself is started again, under its own name, and so is what is told to.
+        drop((to_one, to_two));
+        stack.lab.lrpns_ok(&["restart", "web"]);
+        assert_eq!(stack.get(5000), (true, true), "{via}");
+        assert_ne!(stack.pid("one"), pids[0]);
+        assert_done(&stack.apply_file(&several(via, &[SECOND, FIRST]), &[]));
+        assert_eq!(stack.get(8080), (true, true), "{via}");
+        let two = stack.pid("two");
+        stack.lab.lrpns_ok(&["restart", "web", "one"]);
+        assert_eq!(stack.pid("two"), two);
+        assert_eq!(stack.get(5000), (true, true), "{via}");
+        stack.lab.lrpns_ok(&["down", "web"]);
+        stack.lab.assert_as(&empty);
+    }
+}
+
+#[test]
+fn a_port_goes_from_an_app_that_leaves_to_one_that_joins() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_several("relay", &[], &[FIRST]);
+    let other = ("two", 24, "0.0.0.0:5000:5000", "");
+    assert_done(&stack.apply_file(&several("relay", &[other]), &[]));
+    assert_eq!(stack.get(5000), (true, true));
+    let names: Vec<String> = stack.pids().into_iter().map(|(name, _)| name).collect();
+    assert!(names.contains(&"two".to_owned()) && !names.contains(&"one".to_owned()));
+}
+
+#[test]
+fn a_volume_that_is_new_comes_with_its_owner_mapped() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("relay");
+    let data = stack.lab.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::chown(&data, Some(4321), Some(4321)).unwrap();
+    let volume = format!("volumes = [\"{}:/data:rw\"]\n", data.display());
+    let file = stack.file(ONE, &volume).replace(
+        "import http",
+        "open('/data/written', 'w').close(); import http",
+    );
+    assert_done(&stack.apply_file(&file, &[]));
+    let owner = std::fs::metadata(data.join("written")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), 4321);
+}

@@ -179,6 +179,9 @@ impl Report {
         for app in &self.change.added {
             text += &format!("{bold}{app}{plain} joins\n");
         }
+        for app in &self.change.removed {
+            text += &format!("{bold}{app}{plain} leaves\n");
+        }
         if !self.change.live.is_empty() {
             text += &format!("live: {}\n", self.change.live.join(", "));
         }

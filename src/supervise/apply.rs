@@ -18,6 +18,7 @@
 //! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its id
 //!   maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up behind rules
 //!   that know it, with what it may reach and without its ports, which are opened when it listens.
+//! - **An app that leaves** runs on until the change is confirmed; until then only its ports are closed.
 //! - **Listening sockets stay**; the relay that takes their connections is another process, since one that is confined to
 //!   its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
@@ -36,13 +37,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
-use crate::change::{self, Change};
+use crate::change::{self, Change, PartChange};
 use crate::config::Protocol;
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall;
 use crate::names::PartName;
 use crate::namespaces::Mapper;
-use crate::plan::Plan;
+use crate::plan::{AppPlan, Plan};
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
 use crate::stack::{Ground, Launched, PartId};
@@ -254,8 +255,9 @@ impl Task {
                 socket: Arc::new(socket),
             })
             .collect();
+        let held = held(&apply.running, apply.wanted);
         let mut mapper = ByClient(&mut self.channel);
-        let changed = self.old.changed(apply.wanted, &new, &mut mapper).await;
+        let changed = self.old.changed(held, &new, &mut mapper).await;
         let reply = match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
             Err(e) => refused(format!("{e}; nothing was changed"), None),
@@ -313,6 +315,10 @@ impl Task {
             .clone()
             .into_iter()
             .partition(|part| part.part == "sidecar");
+        // That an app has gone it is to know when it has.
+        let (_, sidecar): (Vec<_>, Vec<_>) = sidecar
+            .into_iter()
+            .partition(|part| self.only_tells_of_apps(part) && !self.change.removed.is_empty());
         for part in others {
             self.start_again(&part.part, next).await?;
         }
@@ -383,7 +389,7 @@ impl Task {
         updated.map_err(|e| e.to_string())?;
         for index in joining {
             next.join(index).await.map_err(|e| e.to_string())?;
-            let id = PartId::App(index);
+            let id = next.apps().nth(index).ok_or("there is no such app")?;
             self.done.joined.push(id);
             self.tell(Step::Join(id));
             self.restart(id, next).await?;
@@ -466,8 +472,49 @@ impl Task {
         }
     }
 
+    fn only_tells_of_apps(&self, part: &PartChange) -> bool {
+        part.because.iter().all(|key| key.starts_with("app."))
+    }
+
+    /// Ends the apps that leave, and takes away what they had.
+    async fn part_with(&mut self, held: &Arc<Ground>) -> Arc<Ground> {
+        let apps: Vec<usize> = (0..held.plan.apps.len())
+            .filter(|app| {
+                let name = held.plan.apps[*app].name.as_str();
+                self.change.removed.iter().any(|removed| removed == name)
+            })
+            .collect();
+        if apps.is_empty() {
+            return Arc::clone(held);
+        }
+        let next = Arc::new(held.without(&apps));
+        let ids = held.apps().enumerate();
+        let leaving = ids.filter(|(place, _)| apps.contains(place));
+        self.end(leaving.map(|(_, id)| id).collect()).await;
+        self.tell(Step::Ground(Arc::clone(&next)));
+        let mut left = vec![];
+        if next.update_rules(&held.plan, &next.plan).await.is_err() {
+            left.extend(load_whole(&next).await.err());
+        }
+        left.extend(held.remove(apps).await.err().map(|e| e.to_string()));
+        if let Some(sidecar) = find(&next, "sidecar")
+            && self
+                .change
+                .restart
+                .iter()
+                .any(|part| part.part == "sidecar")
+        {
+            left.extend(self.restart(sidecar, &next).await.err());
+        }
+        for why in left {
+            self.note(format!("live change: {why}"));
+        }
+        next
+    }
+
     /// The change stays.
-    async fn settle(&mut self, next: &Ground) {
+    async fn settle(&mut self, next: &Arc<Ground>) {
+        let next = &self.part_with(next).await;
         // A port that is published no more is closed already, by the sidecar.
         if let Err(e) = self.change_host(firewall::host_rules(&next.plan)).await {
             self.note(format!(
@@ -483,6 +530,7 @@ impl Task {
             .live
             .iter()
             .chain(&self.change.added)
+            .chain(&self.change.removed)
             .chain(restarts)
             .map(String::as_str)
             .collect();
@@ -537,11 +585,34 @@ async fn load_whole(ground: &Ground) -> Result<(), String> {
 
 /// The part of that name.
 fn find(ground: &Ground, name: &str) -> Option<PartId> {
-    let apps = (0..ground.plan.apps.len()).map(PartId::App);
     [PartId::Sidecar, PartId::Relay]
         .into_iter()
-        .chain(apps)
+        .chain(ground.apps())
         .find(|id| ground.name(*id) == name)
+}
+
+/// The new plan with the apps that leave, as long as it isn't confirmed: nobody gets in to them any more, and who was in
+/// stays. Those that either plan has keep their places.
+fn held(old: &Plan, new: Plan) -> Plan {
+    let mut held = new;
+    let mut apps = vec![];
+    for before in &old.apps {
+        let place = held.apps.iter().position(|app| app.name == before.name);
+        apps.push(match place {
+            Some(place) => held.apps.remove(place),
+            None => {
+                let closing = before.reachable().cloned();
+                let closing = closing.filter(|publish| publish.protocol == Protocol::Tcp);
+                AppPlan {
+                    closing: closing.collect(),
+                    publish: vec![],
+                    ..before.clone()
+                }
+            }
+        });
+    }
+    apps.append(&mut held.apps);
+    Plan { apps, ..held }
 }
 
 /// The new plan with every port that either has.
