@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
 
 use support::lab::{LAB, Lab, describe, lrpns};
@@ -149,84 +149,4 @@ fn down_is_heard_while_the_gate_is_closed() {
     lab.lrpns_ok(&["down", "customerA"]);
     assert_eq!(up.wait().unwrap().code(), Some(1));
     assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
-}
-
-/// A client by UDP that sends when it is told to, and tells each answer.
-const SENDING: &str = r#"
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(0.2)
-for line in sys.stdin:
-    answer = b"sent"
-    while True:
-        s.sendto(line.strip().encode(), (sys.argv[1], 5353))
-        if not line.startswith("late"):
-            break
-        try:
-            answer = s.recv(100)
-            break
-        except TimeoutError:
-            # What comes at the moment of opening is lost as well.
-            pass
-    print(answer.decode(), flush=True)
-"#;
-
-/// What came while the gate was closed waits in the published socket, and stays unheard.
-#[test]
-fn a_datagram_that_was_sent_at_a_closed_gate_is_never_delivered() {
-    if !look::machine() {
-        return;
-    }
-    let server = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 5353))\n\
-                  while True: s.sendto(*s.recvfrom(100))";
-    for (lab, via) in WAYS {
-        let lab = lab();
-        let file = format!(
-            "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5353:5353/udp\"]\nvia = \"{via}\"\n",
-            look::toml_list(&[look::PYTHON, "-c", server])
-        );
-        let file = lab.write("web.toml", &file);
-        let mut sending = lab
-            .command(&[
-                "ip",
-                "netns",
-                "exec",
-                "client",
-                look::PYTHON,
-                "-c",
-                SENDING,
-                LAB,
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut say = sending.stdin.take().unwrap();
-        let mut answers = BufReader::new(sending.stdout.take().unwrap()).lines();
-        let mut send = |what: &str| {
-            writeln!(say, "{what}").unwrap();
-            answers.next().unwrap().unwrap()
-        };
-        let mut up = lab
-            .command(&[lrpns(), "up", "--gate", "-f", file.to_str().unwrap()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(up.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("apps answer through the sidecar") {
-            line.clear();
-            assert!(said.read_line(&mut line).unwrap() > 0);
-        }
-        assert_eq!(send("early"), "sent");
-        // Answered when the gate is open.
-        assert_eq!(lab.status("web")["gated"], false, "{via}");
-        // Each is answered in its order: an answer to `early` would be first.
-        let answer = send("late");
-        lab.lrpns_ok(&["down", "web"]);
-        up.wait().unwrap();
-        drop(say);
-        sending.wait().unwrap();
-        assert_eq!(answer, "late", "{via}");
-    }
 }
