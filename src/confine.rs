@@ -8,8 +8,9 @@
 //! relay that was broken into from them.
 //!
 //! [`App`] is for an app. Its pid 1 enters the domain before it drops, so that its command, the audit's prober and what
-//! `lrpns exec` starts are born in it, by the one way that there is; they are of one domain, and so may signal and look
-//! at one another. What it adds to namespaces, mounts and rules is another way to say no, that does not know the others:
+//! `lrpns exec` starts are born in it, by the one way that there is, and so may signal one another. The command goes one
+//! domain deeper ([`apart`]): exec looks at it, and it does not look at exec, whose descriptors are the operator's.
+//! What it adds to namespaces, mounts and rules is another way to say no, that does not know the others:
 //!
 //! - a connection by TCP ends in the app, with EACCES, before there is a packet for the sidecar's rules to eat;
 //! - a directory or a file from outside the root, should a descriptor of one ever get in (CVE-2024-21626), can't be
@@ -258,6 +259,26 @@ impl App {
         ruleset.restrict_self()?;
         Ok(support.lack())
     }
+}
+
+/// Puts this process and all that comes of it into a domain below the one that it is in, which takes nothing away but
+/// the sight of who is in that one and not in this: whoever is in a domain can look into those below it, and into no other
+/// process (landlock(7), "Ptrace restrictions"; that is what /proc/PID/fd asks for as well).
+///
+/// # Errors
+/// What the kernel says other than that it doesn't know Landlock, or not this much of it.
+pub fn apart() -> Result<(), ConfineError> {
+    if !Support::of_this_kernel().files {
+        return Ok(());
+    }
+    // A layer has to handle something. This is what every layer denies that does not allow it, and so it is allowed.
+    let allow = PathBeneath::new(open(Path::new("/"))?, AccessFs::Refer);
+    Ruleset::default()
+        .handle_access(AccessFs::Refer)?
+        .create()?
+        .add_rule(allow)?
+        .restrict_self()?;
+    Ok(())
 }
 
 fn allow_files(

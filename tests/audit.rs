@@ -4,10 +4,15 @@
 
 mod support;
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use nix::sched::CloneFlags;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use rustix::fs::CWD;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 use serde_json::Value;
@@ -791,4 +796,53 @@ fn an_address_of_ipv6_too_many_in_the_app_is_found() {
     let words = "ip -6 address add fd00:18::99/128 dev eth0 nodad";
     up.in_network("app", &words.split(' ').collect::<Vec<_>>());
     up.caught(&["app-ipv6-off", "app-routes"]);
+}
+
+#[test]
+fn an_audit_during_a_capture_takes_its_table_for_what_it_is_and_no_other() {
+    let up = up();
+    let mut capture = up
+        .lab
+        .command(&[
+            support::lab::lrpns(),
+            "capture",
+            "customerA",
+            "-w",
+            "/dev/null",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(capture.stderr.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert!(said.starts_with("capturing"), "{said}");
+    up.caught(&[]);
+    up.in_network("sidecar", &["nft", "add", "table", "ip", "lrpns-capture"]);
+    up.caught(&["rules-sidecar"]);
+    capture.kill().unwrap();
+    capture.wait().unwrap();
+}
+
+#[test]
+fn an_audit_that_is_interrupted_or_killed_leaves_no_scratch_stack() {
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let stacks = || {
+        let ps: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
+        ps.as_array().unwrap().len()
+    };
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let mut audit = lab
+            .command(&[support::lab::lrpns(), "audit", "customerA"])
+            .process_group(0)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        support::lab::until("the scratch stack", || (stacks() == 2).then_some(()));
+        killpg(Pid::from_raw(i32::try_from(audit.id()).unwrap()), signal).unwrap();
+        audit.wait().unwrap();
+        support::lab::until("its end", || (stacks() == 1).then_some(()));
+    }
 }

@@ -58,7 +58,8 @@ impl Servers {
         let prefix: &[&str] = if in_client {
             &["ip", "netns", "exec", "client"]
         } else {
-            &[]
+            // A service of the host is a user of its own.
+            &["setpriv", "--reuid", "4321", "--clear-groups"]
         };
         let args = [prefix, &[PYTHON, "-c", SERVERS], places].concat();
         let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();

@@ -624,3 +624,47 @@ fn time_of_up_by_number_of_ports_and_rate_of_queries_by_way() {
         println!("{way}: median {:.0} queries per second", rates[2]);
     }
 }
+
+#[test]
+fn an_allow_is_not_gone_around_by_who_has_an_account_on_the_host() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
+    let ports = ["tcp,9000,9000", "udp,9000,9000"];
+    for (lab, via, _) in both_ways(&token, &ports, &publish, "allow = [\"10.99.0.2\"]") {
+        let status = lab.status("web");
+        let sidecar = look::planned(&status, "/uplink/sidecar_address");
+        let entry = |at: usize| &status["plan"]["apps"][0]["publish"][at]["entry_port"];
+        let (tcp, udp) = (entry(0), entry(1));
+        let as_user = |uid| {
+            look::attack_from_host(
+                &lab,
+                &format!(
+                    "os.setuid({uid})\nsay([knock('{sidecar}', {tcp}), throw('{sidecar}', {udp})])"
+                ),
+            )
+        };
+        let before = look::counters(&lab, None, "lrpns-web");
+        assert_eq!(
+            as_user(0),
+            serde_json::json!(["EINPROGRESS", "OK"]),
+            "{via}"
+        );
+        let none = look::since(&before, &look::counters(&lab, None, "lrpns-web"));
+        assert_eq!(none.get("output/drop-local-user"), None, "{via}");
+        let tried = as_user(4321);
+        assert_eq!(tried, serde_json::json!(["EINPROGRESS", "EPERM"]), "{via}");
+        let counted = look::since(&before, &look::counters(&lab, None, "lrpns-web"));
+        // A datagram, and a SYN or more.
+        assert!(counted["output/drop-local-user"] >= 2, "{via}: {counted:?}");
+        // Whom it is for gets in.
+        let ask = ["10.99.0.2", LAB, "8000", "10"];
+        assert_eq!(
+            python(&lab, true, ASK_AS, &ask),
+            "served\nserved\n",
+            "{via}"
+        );
+    }
+}

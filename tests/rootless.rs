@@ -588,3 +588,46 @@ fn an_ordinary_users_stack_is_published_by_ipv6_and_its_app_sees_whom_it_is_to_s
         user.lrpns_ok(&["down", "web"]);
     }
 }
+
+/// Waits for the number of a process, and reads what is piped into that.
+const SPY: &str = "mkfifo /tmp/go /tmp/got; read pid </tmp/go; head -c 6 /proc/$$pid/fd/0 >/tmp/got 2>&1; exec sleep infinity";
+
+/// Of an ordinary user, every part has one uid, and a pipe is its owner's to open by /proc.
+#[test]
+fn an_app_can_not_take_what_is_piped_into_an_exec() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    user.up(&format!(
+        "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = [\"sh\", \"-c\", '{SPY}']\n"
+    ));
+    let visit = "until [ -p /tmp/got ]; do :; done; echo $$ >/tmp/go; cat /tmp/got";
+    let program = user.program();
+    let piped = format!("echo secret | {program} exec x -- sh -c '{visit}'");
+    let output = user.run(&["timeout", "60", "sh", "-c", &piped]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("head:"), "{}", describe(&output));
+}
+
+#[test]
+fn an_ordinary_users_stack_stands_its_audit_before_its_gate_opens() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !allowed(&user) {
+        return;
+    }
+    let said = describe(&user.lrpns(&["up", "--gate", "-d"]));
+    let answer = lab.client_get(&format!("http://{LAB}:5000/"));
+    assert_eq!(answer.as_deref(), Ok("Hello world!"), "{said}");
+    assert_eq!(user.status("customerA")["gated"], false);
+    user.lrpns_ok(&["down"]);
+    assert_eq!(user.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+}

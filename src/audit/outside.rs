@@ -682,6 +682,23 @@ pub fn held(part: Option<&PartStatus>, limit: Controller) -> Result<HeldBy, Stri
     }
 }
 
+/// Whether this table is the one that a capture under way has put there, and as it is put there.
+fn is_captures(agent: &Agent, here: &Result<Agent, String>, table: &str) -> bool {
+    let (Ok(here), Ok(meant)) = (here, firewall::encode(&firewall::capture_rules())) else {
+        return false;
+    };
+    let name = table.to_owned();
+    let (Ok(Answer::Listing(found)), Ok(Answer::Listing(meant))) = (
+        agent.ask(&Ask::List(name.clone())),
+        here.ask(&Ask::Meant(meant, name)),
+    ) else {
+        return false;
+    };
+    // One of another family has the same name, and no rule of it was compared.
+    let namesake = found.other_tables.iter().any(|other| other == table);
+    table == firewall::CAPTURE_TABLE && !namesake && found.differences(&meant).is_empty()
+}
+
 /// The rules in force, the sidecar's network and the host's.
 pub fn rules(
     target: &Target,
@@ -692,6 +709,7 @@ pub fn rules(
     let plan = &target.status.plan;
     // Who has joined another user namespace can't make one below it: its own id is not mapped there.
     let here = Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}"));
+    let here = &here;
     let compare = |agent: &Result<Agent, String>,
                    table: String,
                    batch: Result<firewall::Batch, firewall::EncodeError>,
@@ -709,10 +727,10 @@ pub fn rules(
             };
             let mut wrong = found.differences(&meant);
             if alone {
+                let others = found.other_tables.iter();
                 wrong.extend(
-                    found
-                        .other_tables
-                        .iter()
+                    others
+                        .filter(|other| !is_captures(agent, here, other))
                         .map(|other| format!("there is another table, {other}")),
                 );
             }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -27,6 +28,7 @@ use crate::names::StackName;
 use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
 use crate::seccomp::Program;
 use crate::state::StateRoot;
+use crate::sys::process::{detach, null_standard_descriptors};
 
 /// What the supervisor hands out about a part.
 pub struct Entered {
@@ -429,7 +431,10 @@ pub struct Scratch {
     pub name: StackName,
     /// `lrpns up -d`, while it runs.
     up: Option<Child>,
-    file: PathBuf,
+    /// Its end is the sign to take the stack down, whatever becomes of this process.
+    here: OwnedFd,
+    /// Who does that.
+    keeper: OwnedFd,
 }
 
 impl Scratch {
@@ -453,32 +458,22 @@ impl Scratch {
         let mut open = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);
         io::Write::write_all(&mut open.open(&file)?, text.as_bytes())?;
-        let mut scratch = Self {
+        let (here, there) = crate::namespaces::socketpair()?;
+        let scratch = (name.clone(), file.clone());
+        let keeper = detach(there, move |there| keep(&there, &scratch.0, &scratch.1))?;
+        let up = command("up")
+            .args(["-d", "-f"])
+            .arg(&file)
+            .stderr(Stdio::piped())
+            // Ctrl-C at the audit is none for it.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
             name,
-            up: None,
-            file,
-        };
-        scratch.up = Some(
-            scratch
-                .command("up")
-                .args(["-d", "-f"])
-                .arg(&scratch.file)
-                .stderr(Stdio::piped())
-                .spawn()?,
-        );
-        Ok(scratch)
-    }
-
-    fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg(verb)
-            // What weakens the stack under audit is not to be in the one that helps.
-            .env_remove("LRPNS_TEST_WEAKEN")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        command
+            up: Some(up),
+            here,
+            keeper,
+        })
     }
 
     /// Waits until it is up.
@@ -504,9 +499,40 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // `down` waits for an `up` under way.
         let _ = self.wait();
-        let _ = self.command("down").arg(self.name.as_str()).status();
-        let _ = std::fs::remove_file(&self.file);
+        // Said, not only closed: the agents were forked with it.
+        let _ = rustix::net::shutdown(&self.here, rustix::net::Shutdown::Both);
+        let _ = rustix::io::retry_on_intr(|| {
+            rustix::process::waitid(
+                rustix::process::WaitId::PidFd(self.keeper.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            )
+        });
     }
+}
+
+/// One of our own commands.
+fn command(verb: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg(verb)
+        // What weakens the stack under audit is not to be in the one that helps.
+        .env_remove("LRPNS_TEST_WEAKEN")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// The life of a process that outlives an audit which is interrupted or killed: takes the scratch stack down when the
+/// audit is over.
+fn keep(audit: &OwnedFd, name: &StackName, file: &Path) -> i32 {
+    // Nobody waits for these to end.
+    let quiet = null_standard_descriptors().is_ok() && rustix::process::setsid().is_ok();
+    // Nothing is ever said: it ends.
+    let _ = rustix::io::retry_on_intr(|| rustix::io::read(audit, &mut [0; 1]));
+    // `down` waits for an `up` under way.
+    let down = command("down").arg(name.as_str()).status();
+    let removed = std::fs::remove_file(file);
+    i32::from(!(quiet && down.is_ok() && removed.is_ok()))
 }

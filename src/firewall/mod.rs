@@ -45,8 +45,8 @@ pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{
-    CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules, host_table,
-    sidecar_rules,
+    CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
+    host_table, sidecar_rules,
 };
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, update, update_sidecar};

@@ -34,7 +34,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use super::logging;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::names::StackName;
-use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, FamilyPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -384,11 +384,14 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 /// What [`capture_rules`] call a packet that was let through.
 pub const CAPTURED: &str = "forward/let-through";
 
+/// The table of [`capture_rules`].
+pub const CAPTURE_TABLE: &str = "lrpns-capture";
+
 /// The table of `lrpns capture`, in the sidecar's namespace, beside ours and behind it: what comes here has been let
 /// through. What is dropped never does, and is logged where that is done.
 #[must_use]
 pub fn capture_rules() -> Nftables<'static> {
-    let mut table = Table::new("lrpns-capture".to_owned());
+    let mut table = Table::new(CAPTURE_TABLE.to_owned());
     table.filter(
         "forward",
         NfHook::Forward,
@@ -410,7 +413,9 @@ pub fn capture_rules() -> Nftables<'static> {
 ///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
 ///   dials as, and there is nobody else), so nobody in the sidecar opens a connection to the host. Stateless, because that
 ///   much needs no state; UDP has no such mark, so there a reply is what conntrack knows as one.
-/// - `output`, with UDP only: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
+/// - `output`, on a host with users: over our link, root and the relay send, and no other user of the host, whom the
+///   sidecar could not tell from the relay (so `allow` would be nothing to them). What has no socket is the kernel's own.
+/// - `output`, with UDP: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
 ///   sockets that it makes itself, which are its user's, get out over our link only, and to entry ports. The published
 ///   sockets are not among them: they were made by the supervisor, and answer whoever has written to them.
 /// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
@@ -492,7 +497,9 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     }
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
-    if !udp.is_empty() {
+    // Where others can be: rootless, or beside the relay alone, there is nobody else.
+    let has_users = plan.mode == Mode::Root && plan.uplink.ends_at == UplinkEnd::Host;
+    if has_users || !udp.is_empty() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
     egress::host_chains(&mut table, plan);
@@ -612,6 +619,19 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             "output",
             "drop-relay-udp",
             [is(meta(MetaKey::L4proto), name("udp")), relay()],
+            drop(),
+        );
+    }
+    if has_users {
+        egress::in_host_output(&mut table, plan);
+        table.rule(
+            "output",
+            "drop-local-user",
+            [
+                to_sidecar(),
+                is_not(meta(MetaKey::Skuid), Expression::Number(0)),
+                is_not(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id)),
+            ],
             drop(),
         );
     }

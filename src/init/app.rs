@@ -8,7 +8,8 @@
 //! When it ends, the kernel ends every process of the namespace.
 //!
 //! What `lrpns exec` and `lrpns audit` run in the app, it starts as well, by the function that started the command: same
-//! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees.
+//! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees. The
+//! command itself is in a domain below that one and can't look back: what comes with a visitor is not the app's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{StageError, drop_privileges, step, weakened};
-use crate::confine::Writable;
+use crate::confine::{self, Writable};
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
@@ -48,7 +49,7 @@ pub fn run(
     };
     let mut notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
         .map_err(step("make the root"))?;
-    notes.extend(confine(&start, program.as_fd())?);
+    notes.extend(enter_domain(&start, program.as_fd())?);
     drop(program);
     let keep: &[Capability] = if weakened("app-capability") {
         &[Capability::CAP_NET_RAW]
@@ -75,6 +76,7 @@ pub fn run(
         err: err.as_fd(),
         program: None,
         terminal: false,
+        apart: !weakened("landlock"),
         filter: &start.seccomp.command,
     })?;
     drop((out, err));
@@ -89,7 +91,7 @@ pub fn run(
 }
 
 /// Landlock, for this process and so for all that it starts; says what the kernel could not do.
-fn confine(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<String>, StageError> {
+fn enter_domain(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<String>, StageError> {
     let tmpfs = start.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
     let volumes = start.volumes.iter().filter(|volume| volume.writable);
     let files = Writable {
@@ -197,6 +199,7 @@ fn start_visitor(
                 err: err.as_fd(),
                 program: None,
                 terminal,
+                apart: false,
                 filter: &start.seccomp.command,
             })
         });
@@ -235,6 +238,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         err: err.as_fd(),
         program: Some(program.as_fd()),
         terminal: false,
+        apart: false,
         filter: &start.seccomp.command,
     })?;
     Ok(())
@@ -395,6 +399,9 @@ pub(super) struct Launch<'a> {
     pub(super) program: Option<BorrowedFd<'a>>,
     /// Whether one of the three is a terminal that is to be its own.
     pub(super) terminal: bool,
+    /// Whether it is to see nothing of what else is started here: neither a visitor's descriptors, which are those of who
+    /// runs `lrpns exec`, nor the prober's.
+    pub(super) apart: bool,
     /// What it may call.
     pub(super) filter: &'a Program,
 }
@@ -415,6 +422,9 @@ fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
         own(io::stdin().as_fd())
             .or_else(|_| own(launch.out))
             .or_else(|_| own(launch.err))?;
+    }
+    if launch.apart {
+        confine::apart().map_err(io::Error::other)?;
     }
     close_on_exec_from(3)?;
     if weakened("leak-descriptor") {

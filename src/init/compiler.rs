@@ -50,6 +50,7 @@ pub fn run(
         err: say.as_fd(),
         program: None,
         terminal: false,
+        apart: false,
         filter: &filters.command,
     })?;
     drop(say);

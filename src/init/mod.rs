@@ -212,6 +212,9 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                     Some(_) => return Err(step("wait for the gate")("another message came first")),
                     None => return Ok(ExitCode::SUCCESS),
                 }
+                for (socket, _) in &datagrams {
+                    crate::relay::forget_what_waits(socket);
+                }
             }
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
             crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;

@@ -177,6 +177,20 @@ pub struct Stats {
     pub bytes_out: u64,
 }
 
+/// Throws away the datagrams that have come to a published socket so far, and no more than a socket can hold: a flood does
+/// not keep the relay from starting.
+pub fn forget_what_waits(socket: &std::net::UdpSocket) {
+    // `net.core.rmem_max` is some hundred thousand bytes, and a datagram costs at least 500 of them.
+    const MOST: u32 = 1 << 16;
+    let _last = (0..MOST).find(|_| {
+        let none: &mut [u8] = &mut [];
+        match rustix::net::recv(socket, none, rustix::net::RecvFlags::DONTWAIT) {
+            Err(e) => e == Errno::AGAIN,
+            Ok(_) => false,
+        }
+    });
+}
+
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
 /// Each listener, already bound and listening, has the way that its connections are carried, and each socket of

@@ -722,3 +722,18 @@ fn a_listener_that_is_shut_down_ends_no_connection() {
     rustix::net::listen(&listener, 10).unwrap();
     TcpStream::connect(RELAY).unwrap();
 }
+
+#[test]
+fn what_waits_in_a_socket_is_forgotten_and_what_comes_later_is_not() {
+    let published = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = published.local_addr().unwrap();
+    for early in 0..3 {
+        client.send_to(&[early; 100], address).unwrap();
+    }
+    super::forget_what_waits(&published);
+    client.send_to(b"late", address).unwrap();
+    let mut heard = [0; 100];
+    let length = published.recv(&mut heard).unwrap();
+    assert_eq!(&heard[..length], b"late");
+}

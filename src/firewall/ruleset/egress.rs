@@ -147,6 +147,17 @@ pub(super) fn in_host_input(table: &mut Table, plan: &Plan) {
     }
 }
 
+/// What a service of the host answers an app: the service is a user of the host's, too.
+pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
+    if granted(plan).any(|(_, grant)| grant.egress.is_single()) {
+        let conditions = [
+            is(meta(MetaKey::Oifname), name(plan.uplink.host_link.as_str())),
+            has(ct("state"), name("established")),
+        ];
+        table.rule("output", "accept-egress-reply", conditions, accept());
+    }
+}
+
 pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
     let link = plan.uplink.host_link.as_str();
     let sidecar = plan.uplink.sidecar_address;
