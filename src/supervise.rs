@@ -194,8 +194,10 @@ pub struct Judgement {
 
 /// Where the apps' output goes besides the log.
 pub enum Tee {
-    /// Each line, when it is complete: to the terminal of a foreground `up`.
-    Lines(Box<dyn FnMut(&LogLine)>),
+    /// Each line, when it is complete: to the terminal of a foreground `up`. `false` when nobody hears any more.
+    Lines(Box<dyn FnMut(&LogLine) -> bool>),
+    /// Nobody, who costs nothing: no line is made of what the traffic log has if there is no reader.
+    Nobody,
     /// Each byte, as it is, to standard output and standard error of this process. An app whose reader has gone away
     /// meets a closed pipe, as it would without us.
     Bytes,
@@ -203,8 +205,10 @@ pub enum Tee {
 
 impl Tee {
     fn line(&mut self, line: &LogLine) {
-        if let Tee::Lines(write) = self {
-            write(line);
+        if let Tee::Lines(write) = self
+            && !write(line)
+        {
+            *self = Tee::Nobody;
         }
     }
 }

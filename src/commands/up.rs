@@ -103,6 +103,7 @@ impl Voice {
             tee: Tee::Lines(Box::new(move |line| {
                 // A reader that has gone away doesn't end the stack.
                 let _ = writeln!(out, "{}", line.human(colour)).and_then(|()| out.flush());
+                true
             })),
         }
     }
@@ -186,9 +187,11 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
             heard.set(false);
         }),
         tee: Tee::Lines(Box::new(move |line| {
-            if still_heard.get() {
+            let heard = still_heard.get();
+            if heard {
                 let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
             }
+            heard
         })),
     };
     match supervise_here(config, wishes, voice) {
