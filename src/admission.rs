@@ -4,18 +4,24 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// The clients of one app.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Admission {
-    /// In order, and none in another.
-    allow: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// The first and the last of each range: in order, all of IPv4 before any of IPv6, and none in another.
+    allow: Vec<(IpAddr, IpAddr)>,
     rate: Option<Rate>,
+}
+
+/// What `allow` is when it was left out: all of IPv4 and of IPv6.
+#[must_use]
+pub fn everybody() -> Vec<IpNet> {
+    vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
 /// How many new connections, or flows of UDP, there may be in a time.
@@ -116,8 +122,8 @@ impl Gate {
 impl Admission {
     /// Clients in any of these ranges, as often as `rate` says.
     #[must_use]
-    pub fn of(allow: &[Ipv4Net], rate: Option<Rate>) -> Self {
-        let mut allow: Vec<_> = Ipv4Net::aggregate(&allow.to_vec())
+    pub fn of(allow: &[IpNet], rate: Option<Rate>) -> Self {
+        let mut allow: Vec<_> = IpNet::aggregate(&allow.to_vec())
             .into_iter()
             .map(|net| (net.network(), net.broadcast()))
             .collect();
@@ -128,9 +134,7 @@ impl Admission {
     /// Whether a client may connect; `client` as the socket has it, so that an IPv4 address may be written as an IPv6 one.
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
-        let IpAddr::V4(client) = client.to_canonical() else {
-            return false;
-        };
+        let client = client.to_canonical();
         let after = self.allow.partition_point(|(first, _)| *first <= client);
         after
             .checked_sub(1)
@@ -150,8 +154,10 @@ mod tests {
             "10.0.0.0/8",
             "198.51.100.7/32",
             "10.1.0.0/16",
+            "2001:db8:1::/48",
+            "fd00::7/128",
         ];
-        let nets: Vec<Ipv4Net> = nets.iter().map(|net| net.parse().unwrap()).collect();
+        let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
         let admission = Admission::of(&nets, None);
         for (client, admitted) in [
             ("9.255.255.255", false),
@@ -167,7 +173,16 @@ mod tests {
             ("198.51.100.8", false),
             ("::ffff:10.0.0.1", true),
             ("::ffff:11.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::", false),
             ("2001:db8::1", false),
+            ("2001:db8:1::", true),
+            ("2001:db8:1:ffff:ffff:ffff:ffff:ffff", true),
+            ("2001:db8:2::", false),
+            ("fd00::6", false),
+            ("fd00::7", true),
+            ("fd00::8", false),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", false),
         ] {
             assert_eq!(
                 admission.admits(client.parse().unwrap()),
@@ -175,8 +190,13 @@ mod tests {
                 "{client}"
             );
         }
-        let all = ["0.0.0.0/0".parse().unwrap()];
-        assert!(Admission::of(&all, None).admits([127, 0, 0, 1].into()));
+        let (four, six) = ("0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap());
+        let (client4, client6) = ("127.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        assert!(Admission::of(&[four], None).admits(client4));
+        assert!(!Admission::of(&[four], None).admits(client6));
+        assert!(!Admission::of(&[six], None).admits(client4));
+        assert!(!Admission::of(&[six], None).admits("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(Admission::of(&[six], None).admits(client6));
         assert!(!Admission::of(&[], None).admits([127, 0, 0, 1].into()));
     }
 

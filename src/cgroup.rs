@@ -28,6 +28,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -395,7 +396,7 @@ struct Part {
 
 /// A stack's cgroups.
 #[derive(Debug, Default)]
-pub struct Cgroups(Vec<Part>);
+pub struct Cgroups(Vec<Arc<Part>>);
 
 impl Cgroups {
     /// Makes the stack's cgroup and one for each part, with its limits. Returns the placement as it came out: a
@@ -454,8 +455,48 @@ impl Cgroups {
         Ok(())
     }
 
+    /// These and one more, for a part that joins a stack which is up.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; then it is not there.
+    pub fn with(
+        &self,
+        placement: &Placement,
+        part: &str,
+        limits: &Limits,
+    ) -> Result<Self, CgroupError> {
+        let mut parts = self.0.clone();
+        if let Some(path) = &placement.path {
+            match one(path, &placement.controllers, part, limits) {
+                Ok(part) => parts.push(Arc::new(part)),
+                Err(e) => {
+                    // The first error is the one to tell.
+                    let _ = remove_one(&path.join(part));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(Self(parts))
+    }
+
+    /// Kills what is in a part's cgroup and removes it.
+    ///
+    /// # Errors
+    /// As [`remove`].
+    pub fn remove(&self, part: &str) -> Result<(), CgroupError> {
+        self.part(part).map_or(Ok(()), |part| remove(&part.path))
+    }
+
+    /// These without one.
+    #[must_use]
+    pub fn without(&self, part: &str) -> Self {
+        let others = self.0.iter().filter(|other| other.name != part);
+        Self(others.cloned().collect())
+    }
+
     fn part(&self, name: &str) -> Option<&Part> {
-        self.0.iter().find(|part| part.name == name)
+        let part = self.0.iter().find(|part| part.name == name)?;
+        Some(part)
     }
 
     /// The directory of a part's cgroup, for [`crate::sys::process::clone3_into`]; `None` where there is none.
@@ -489,7 +530,7 @@ fn divide(
     path: &Path,
     placement: &mut Placement,
     parts: &[(&str, Limits)],
-) -> Result<Vec<Part>, CgroupError> {
+) -> Result<Vec<Arc<Part>>, CgroupError> {
     let base = path.parent().unwrap_or(Path::new("/"));
     let mut chain = vec![base, path];
     if let Some(supervisor) = &placement.supervisor {
@@ -522,22 +563,30 @@ fn divide(
     }
     parts
         .iter()
-        .map(|(name, limits)| {
-            let path = path.join(name);
-            directory(&path)?;
-            for (file, value) in settings(limits, &placement.controllers) {
-                set(&path, file, &value)?;
-            }
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            Ok(Part {
-                name: (*name).to_owned(),
-                directory: rustix::fs::open(&path, flags, Mode::empty())
-                    .map_err(at("open the cgroup", &path))?,
-                path,
-                ended: AtomicU64::new(0),
-            })
-        })
+        .map(|(name, limits)| one(path, &placement.controllers, name, limits).map(Arc::new))
         .collect()
+}
+
+/// Makes one part's, with its limits.
+fn one(
+    stack: &Path,
+    controllers: &[Controller],
+    name: &str,
+    limits: &Limits,
+) -> Result<Part, CgroupError> {
+    let path = stack.join(name);
+    directory(&path)?;
+    for (file, value) in settings(limits, controllers) {
+        set(&path, file, &value)?;
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(Part {
+        name: name.to_owned(),
+        directory: rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(at("open the cgroup", &path))?,
+        path,
+        ended: AtomicU64::new(0),
+    })
 }
 
 /// Makes a cgroup unless it is there.
@@ -800,7 +849,7 @@ mod tests {
     }
 
     /// As [`Cgroups::make`], in a tree whose directories are there.
-    fn remake(tree: &Tree, placement: &Placement) -> (Vec<Part>, Placement) {
+    fn remake(tree: &Tree, placement: &Placement) -> (Vec<Arc<Part>>, Placement) {
         let mut placement = placement.clone();
         let path = placement.path.clone().unwrap();
         assert!(path.starts_with(tree.0.path()));

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::config::TrafficLog;
 use crate::confine;
 use crate::plan::{AppPlan, Plan};
 
@@ -40,6 +41,8 @@ pub struct Change {
     pub live: Vec<String>,
     /// The parts to start again.
     pub restart: Vec<PartChange>,
+    /// Apps that join.
+    pub added: Vec<String>,
     /// Ports of the host that are published now.
     pub opened: Vec<String>,
     /// Ports of the host that are no longer.
@@ -50,7 +53,7 @@ impl Change {
     /// Whether both plans are the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty()
+        self.live.is_empty() && self.restart.is_empty() && self.added.is_empty()
     }
 }
 
@@ -100,12 +103,6 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             other => refused.push(other.to_owned()),
         }
     }
-    if !sidecar.is_empty() {
-        change.restart.push(PartChange {
-            part: "sidecar".to_owned(),
-            because: sidecar,
-        });
-    }
     let of_one = old.apps.len() == 1 && old.apps[0].name.as_str() == "app";
     for app in &old.apps {
         let key = |key: &str| match of_one {
@@ -119,8 +116,18 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
     }
     for app in &new.apps {
         if old.app(&app.name).is_none() {
-            refused.push(format!("app.{} (it is new)", app.name));
+            change.added.push(app.name.to_string());
+            // Whose the traffic is it knows from its start.
+            if new.log > TrafficLog::Off {
+                sidecar.push(format!("app.{}", app.name));
+            }
         }
+    }
+    if !sidecar.is_empty() {
+        change.restart.push(PartChange {
+            part: "sidecar".to_owned(),
+            because: sidecar,
+        });
     }
     let ports = |plan: &Plan| -> BTreeSet<String> {
         plan.published()

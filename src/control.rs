@@ -94,6 +94,15 @@ pub enum Applying {
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
     },
+    /// Write the maps of a user namespace that was just made (user_namespaces(7)): the supervisor has dropped what that
+    /// takes. Descriptors: the directory of /proc of a process in it, and the user namespace that it was made in. Answered
+    /// by [`Said::Changed`].
+    Map {
+        /// The lines of `uid_map`.
+        uids: String,
+        /// The lines of `gid_map`.
+        gids: String,
+    },
     /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
     Confirm {
         /// How long there is to answer.
@@ -106,7 +115,7 @@ pub enum Applying {
 /// What the client of a live change says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Said {
-    /// The host's table is changed, or untouched and why.
+    /// What was asked for is done, or not and why.
     Changed(Result<(), String>),
     /// It is to stay.
     Keep,

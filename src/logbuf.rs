@@ -12,8 +12,8 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::traffic::Record;
 use crate::traffic::line::{Fields, Names};
+use crate::traffic::{Record, wire};
 
 /// The longest piece of a line, in bytes as they came from the pipe; longer lines are cut.
 pub const MAX_PIECE: usize = 16 * 1024;
@@ -215,12 +215,17 @@ impl LogBuf {
     }
 }
 
+/// How many bytes of the traffic log are forgotten at once.
+const PIECE_OF_TRAFFIC: usize = wire::LARGEST;
+
 /// The traffic log in memory, bounded, the oldest records going first. It has memory of its own: no flood of packets
 /// pushes out what an app has said.
 #[derive(Debug)]
 pub struct TrafficBuf {
-    records: VecDeque<Record>,
-    most: usize,
+    /// Records as the sidecar wrote them, in pieces of at most [`PIECE_OF_TRAFFIC`] bytes; the oldest piece goes first.
+    pieces: VecDeque<Vec<u8>>,
+    size: usize,
+    max: usize,
     names: Names,
 }
 
@@ -232,18 +237,31 @@ impl TrafficBuf {
     #[must_use]
     pub fn new(max_bytes: usize, names: Names) -> Self {
         Self {
-            records: VecDeque::new(),
-            most: max_bytes / size_of::<Record>(),
+            pieces: VecDeque::new(),
+            size: 0,
+            max: max_bytes,
             names,
         }
     }
 
-    /// Adds a record.
-    pub fn push(&mut self, record: Record) {
-        while self.records.len() >= self.most {
-            self.records.pop_front();
+    /// From now on lines are written with these names.
+    pub fn rename(&mut self, names: Names) {
+        self.names = names;
+    }
+
+    /// Adds records as the sidecar writes them. There may be ten thousand a second, and seldom is one read: so they are
+    /// bytes until then.
+    pub fn push(&mut self, records: &[u8]) {
+        self.size += records.len();
+        match self.pieces.back_mut() {
+            Some(last) if last.len() + records.len() <= PIECE_OF_TRAFFIC => last.extend(records),
+            _ => self.pieces.push_back(records.to_vec()),
         }
-        self.records.push_back(record);
+        while self.size > self.max
+            && let Some(oldest) = self.pieces.pop_front()
+        {
+            self.size -= oldest.len();
+        }
     }
 
     /// A record as a line.
@@ -270,8 +288,9 @@ impl TrafficBuf {
     /// All of them as lines, oldest first, if `filter` wants them.
     pub fn lines<'a>(&'a self, filter: &Filter) -> impl Iterator<Item = LogLine> + use<'a> {
         let wanted = Self::is_wanted(filter);
-        let records = self.records.iter().filter(move |_| wanted);
-        records.map(|record| self.line(record))
+        let pieces = self.pieces.iter().filter(move |_| wanted);
+        let records = pieces.flat_map(|piece| wire::records(piece));
+        records.map(|record| self.line(&record))
     }
 }
 

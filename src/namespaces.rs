@@ -13,9 +13,10 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::plan::IdMap;
@@ -142,6 +143,13 @@ pub(crate) const APP_IPV6: [(&str, &str); 2] = [
     ("ipv6/conf/default/forwarding", "0"),
 ];
 
+/// As the app's; and a socket may be bound to an address that only a route makes local, as it may by IPv4 anyway.
+pub(crate) const RELAY_IPV6: [(&str, &str); 3] = [
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv6/conf/default/forwarding", "0"),
+    ("ipv6/ip_nonlocal_bind", "1"),
+];
+
 /// What is set in a part's network namespace, in this order.
 pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (own, own6): (&[_], &[_]) = match network {
@@ -150,7 +158,7 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
         Network::App { ipv6: false } => (&APP, &[]),
         Network::App { ipv6: true } => (&APP, &APP_IPV6),
         Network::Relay { ipv6: false } => (&RELAY, &[]),
-        Network::Relay { ipv6: true } => (&RELAY, &APP_IPV6),
+        Network::Relay { ipv6: true } => (&RELAY, &RELAY_IPV6),
         Network::Shared => (&[], &[]),
     };
     let (common, common6): (&[_], &[_]) = match network {
@@ -189,6 +197,44 @@ pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
 /// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
 pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];
 
+/// Who writes the two maps of a user namespace that has just been made (user_namespaces(7)): that takes CAP_SETUID and
+/// CAP_SETGID over the namespace that it was made in, of the writer and of whoever has opened the file.
+pub trait Mapper {
+    /// Writes `uid_map` and `gid_map` below `process`, a directory of /proc.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn map(
+        &mut self,
+        process: BorrowedFd<'_>,
+        uids: &str,
+        gids: &str,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// This process.
+pub struct Itself;
+
+impl Mapper for Itself {
+    async fn map(&mut self, process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
+        write_maps(process, uids, gids)
+    }
+}
+
+/// As [`Mapper::map`], by who calls it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
+    for (file, lines) in [("uid_map", uids), ("gid_map", gids)] {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(process, file, flags, Mode::empty())?;
+        // One call: the kernel takes a map whole, and once.
+        rustix::io::write(&file, lines.as_bytes())?;
+    }
+    Ok(())
+}
+
 impl Namespaces {
     /// Makes the namespaces of `part` and maps its ids.
     ///
@@ -200,13 +246,27 @@ impl Namespaces {
         ids: IdMap,
         network: Network,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        Self::make_mapped(part, (&ids.lines(), &ids.lines()), network).await
+        Self::make_by(part, ids, network, &mut Itself).await
+    }
+
+    /// As [`Namespaces::make`], with the ids mapped by somebody else.
+    ///
+    /// # Errors
+    /// As [`Namespaces::make`].
+    pub async fn make_by(
+        part: &str,
+        ids: IdMap,
+        network: Network,
+        mapper: &mut impl Mapper,
+    ) -> Result<(Self, Option<Sockets>), NamespaceError> {
+        Self::make_mapped(part, (&ids.lines(), &ids.lines()), network, mapper).await
     }
 
     async fn make_mapped(
         part: &str,
         maps: (&str, &str),
         network: Network,
+        mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let failed = |what: &'static str| {
             move |source: io::Error| NamespaceError {
@@ -226,16 +286,16 @@ impl Namespaces {
         drop(theirs);
         let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
         let reply = channel.receive::<FromStage>().await;
-        let made = reply.and_then(|reply| match reply {
-            Some((FromStage::Namespaces, fds)) => {
-                write_id_map(pid, maps)?;
-                Ok(fds)
+        let made = match reply {
+            Ok(Some((FromStage::Namespaces, fds))) => {
+                map_ids(pid, maps, mapper).await.map(|()| fds)
             }
-            Some((FromStage::Failed { step, cause, .. }, _)) => {
+            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
                 Err(io::Error::other(format!("{step}: {cause}")))
             }
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        });
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) => Err(e),
+        };
         // The end of the conversation ends the child; then there is nothing left of it.
         drop(channel);
         reap(&pidfd).await.map_err(failed("wait for the child"))?;
@@ -354,8 +414,13 @@ impl Namespaces {
 ///
 /// # Errors
 /// As [`Namespaces::make`].
-pub async fn id_map(part: &str, uids: &str, gids: &str) -> Result<OwnedFd, NamespaceError> {
-    let made = Namespaces::make_mapped(part, (uids, gids), Network::Shared).await;
+pub async fn id_map(
+    part: &str,
+    uids: &str,
+    gids: &str,
+    mapper: &mut impl Mapper,
+) -> Result<OwnedFd, NamespaceError> {
+    let made = Namespaces::make_mapped(part, (uids, gids), Network::Shared, mapper).await;
     made.map(|(namespaces, _)| namespaces.user)
 }
 
@@ -476,9 +541,10 @@ fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
     Ok(fds)
 }
 
-/// Writes the id maps of a child that waits for it (user_namespaces(7)); `pid` is ours and not yet waited for, so
-/// the number can't have been given to another.
-fn write_id_map(pid: i32, (uids, gids): (&str, &str)) -> io::Result<()> {
-    std::fs::write(format!("/proc/{pid}/uid_map"), uids)?;
-    std::fs::write(format!("/proc/{pid}/gid_map"), gids)
+/// Has the ids of a child mapped that waits for it; `pid` is ours and not yet waited for, so the number can't have been
+/// given to another.
+async fn map_ids(pid: i32, (uids, gids): (&str, &str), mapper: &mut impl Mapper) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let process = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
+    mapper.map(process.as_fd(), uids, gids).await
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::admission::Rate;
+use crate::admission::{self, Rate};
 use crate::cgroup::Placement;
 use crate::config::{
     Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
@@ -287,8 +287,8 @@ pub struct AppPlan {
     /// Where it may connect to; empty for nowhere.
     pub egress: Vec<Egress>,
     /// Whose connections are let in: ranges of client addresses, of which none is in another.
-    pub allow: Vec<Ipv4Net>,
-    /// How often clients may connect; the relay counts.
+    pub allow: Vec<IpNet>,
+    /// How often clients may connect; the relay counts, and by DNAT the sidecar's rules.
     pub rate: Option<Rate>,
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -440,7 +440,7 @@ impl AppPlan {
     /// Whether there are clients that it doesn't let in.
     #[must_use]
     pub fn is_selective(&self) -> bool {
-        self.allow != [Ipv4Net::default()]
+        self.allow != admission::everybody()
     }
 }
 

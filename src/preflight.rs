@@ -282,15 +282,6 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 "publish a higher one, or lower net.ipv4.ip_unprivileged_port_start",
             ));
         }
-        if address.is_ipv6() && plan.uplink.ends_at == UplinkEnd::Relay {
-            problems.push(problem(
-                format!(
-                    "{}: a relay that shows clients' own addresses to an app carries IPv4 only",
-                    range.listen()
-                ),
-                "use via = \"dnat\" on a host that forwards, source = \"sidecar\", or IPv4 addresses only",
-            ));
-        }
         if publish.via == Transport::Dnat {
             let forwarding = if address.is_ipv6() {
                 &host.forwarding6

@@ -104,6 +104,8 @@ pub enum Role {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// What becomes of the user's; `None` if they stay.
+        theirs: Option<crate::firewall::ExtraChange>,
         /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
         forget: Vec<u16>,
     },

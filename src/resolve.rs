@@ -12,7 +12,7 @@ use crate::cgroup;
 use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::names::{IfName, StackName};
+use crate::names::{IfName, PartName, StackName};
 use crate::net;
 use crate::plan::{
     AppPlan, BridgePlan, DEFAULT_PATH, ExtraRules, IdMap, Mode, Plan, PublishPlan, Transport,
@@ -145,9 +145,11 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     let same_prefix = plan.bridge.prefix6 == running.bridge.prefix6;
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
+    let mut new = vec![];
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
         debug_assert_eq!(app.name, configured.name, "in the file's order");
         let Some(before) = running.app(&app.name) else {
+            new.push(app.name.clone());
             continue;
         };
         app.ids = before.ids;
@@ -177,6 +179,9 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             .retain(|publish| publish.listen.is_ipv4() || same_prefix);
         app.closing.retain(|publish| !open.contains(&way(publish)));
     }
+    for (index, name) in new.iter().enumerate() {
+        join(name, &new[..index], &mut plan, running);
+    }
     // The order of a file means nothing to a stack that runs.
     let place = |app: &AppPlan| {
         running
@@ -187,6 +192,46 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     plan.apps
         .sort_by_key(|app| place(app).unwrap_or(usize::MAX));
     Ok(plan)
+}
+
+/// Gives an app that is new in a stack that runs what no other app of it has: the file's order has said who is which until
+/// now, and another may have been there before.
+fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
+    let others: Vec<AppPlan> = running
+        .apps
+        .iter()
+        .chain(plan.apps.iter().filter(|app| joined.contains(&app.name)))
+        .cloned()
+        .collect();
+    let sidecar = plan.sidecar;
+    let prefix6 = plan.bridge.prefix6;
+    let Some(app) = plan.apps.iter_mut().find(|app| app.name == *name) else {
+        return;
+    };
+    if app.ids.count > 1 {
+        let first = sidecar.host_id - sidecar.host_id % IDS_PER_STACK;
+        let of_parts = [sidecar, running.relay];
+        let taken: Vec<IdMap> = others.iter().map(|app| app.ids).chain(of_parts).collect();
+        let free = (first..first + IDS_PER_STACK).step_by(2).find(|id| {
+            let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < id + 2;
+            !taken.iter().any(meets)
+        });
+        app.ids.host_id = free.unwrap_or(app.ids.host_id);
+    }
+    let links: Vec<&str> = others.iter().map(|app| app.port_link.as_str()).collect();
+    let names = (0..=others.len()).map(|number| format!("port{number}"));
+    let free = names
+        .into_iter()
+        .find(|name| !links.contains(&name.as_str()));
+    if let Some(link) = free.and_then(|name| IfName::new(name).ok()) {
+        app.port_link = link;
+    }
+    if let Some(prefix) = prefix6 {
+        let first = prefix.network().to_bits() + 2;
+        app.address6 = (first..)
+            .map(Ipv6Addr::from_bits)
+            .find(|address| others.iter().all(|app| app.address6 != Some(*address)));
+    }
 }
 
 fn decide(
@@ -297,7 +342,7 @@ fn decide(
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),
-            allow: Ipv4Net::aggregate(&app.allow),
+            allow: ipnet::IpNet::aggregate(&app.allow),
             rate: app.rate,
             closing: vec![],
             restart: app.restart,
@@ -593,9 +638,6 @@ fn transport(
     match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
-        (Via::Auto, Forwarding::Open) if app.rate.is_some() => {
-            (Transport::Relay, "the relay counts its rate".to_owned())
-        }
         (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
             Transport::Relay,
             "the uplink ends at the relay, which shows an app its clients".to_owned(),

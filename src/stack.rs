@@ -30,9 +30,9 @@ use crate::config::{Limits, Protocol, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::extra;
-use crate::firewall;
-use crate::namespaces::{NamespaceError, Namespaces, Network};
-use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
+use crate::firewall::{self, ExtraChange};
+use crate::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
+use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
@@ -61,6 +61,9 @@ pub enum StackError {
     /// A part's namespaces.
     #[error(transparent)]
     Namespaces(#[from] NamespaceError),
+    /// The cgroup of a part that joins.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// A root file system.
     #[error("root file system: {0}")]
     Rootfs(#[from] rootfs::RootfsError),
@@ -163,6 +166,12 @@ pub struct Ground {
     sidecar: Arc<Namespaces>,
     relay: Arc<Namespaces>,
     apps: Vec<Arc<Namespaces>>,
+    /// Ways to change the links of the sidecar's namespace…
+    sidecar_route: Arc<Rtnl>,
+    /// …and of each app's.
+    app_routes: Vec<Arc<Rtnl>>,
+    /// The links; none before they are made.
+    links: Links,
     /// Where each app's sockets listen.
     listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
@@ -302,7 +311,7 @@ impl Stack {
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
-        let (mut ground, sidecar_route, app_routes, far) = within(
+        let (mut ground, far) = within(
             "namespaces",
             Ground::make(plan, program, cgroups, listeners),
         )
@@ -320,19 +329,10 @@ impl Stack {
         } = &mut ground;
         compile(plan, program.as_fd(), sidecar).await?;
 
-        let ground = Arc::new(ground);
         let plan = &ground.plan;
-        let sidecar_end = Endpoint {
-            rtnl: &sidecar_route,
-            netns: net_of(&ground.sidecar),
-        };
-        let app_ends: Vec<Endpoint<'_>> = app_routes
-            .iter()
-            .zip(&ground.apps)
-            .map(|(rtnl, namespaces)| Endpoint {
-                rtnl,
-                netns: net_of(namespaces),
-            })
+        let sidecar_end = ground.sidecar_end();
+        let app_ends: Vec<Endpoint<'_>> = (0..plan.apps.len())
+            .map(|index| ground.app_end(index))
             .collect();
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
@@ -387,8 +387,9 @@ impl Stack {
         if !gated {
             done("published", progress)?;
         }
+        ground.links = links;
         Ok(Self {
-            ground,
+            ground: Arc::new(ground),
             host_table,
             parts,
         })
@@ -411,6 +412,13 @@ async fn compile(
     Ok(())
 }
 
+fn missing() -> StackError {
+    StackError::Io {
+        what: "take a namespace's sockets",
+        source: io::ErrorKind::InvalidData.into(),
+    }
+}
+
 fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
     namespaces
         .net
@@ -426,7 +434,7 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
-    ) -> Result<(Self, Rtnl, Vec<Rtnl>, FarEnd), StackError> {
+    ) -> Result<(Self, FarEnd), StackError> {
         let ipv6 = plan.has_ipv6();
         let relay_network = match plan.uplink.ends_at {
             UplinkEnd::Host => Network::Shared,
@@ -441,16 +449,12 @@ impl Ground {
                 Network::App { ipv6 }
             ))),
         )?;
-        let missing = || StackError::Io {
-            what: "take a namespace's sockets",
-            source: io::ErrorKind::InvalidData.into(),
-        };
-        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        let sidecar_route = Arc::new(Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?);
         let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
         for (namespaces, sockets) in apps {
             let sockets = sockets.ok_or_else(missing)?;
             app_namespaces.push(Arc::new(namespaces));
-            app_routes.push(Rtnl::from_fd(sockets.route)?);
+            app_routes.push(Arc::new(Rtnl::from_fd(sockets.route)?));
             listening.push(Arc::new(Listening::from_fd(sockets.second)?));
         }
         let far = match relay.1 {
@@ -460,9 +464,11 @@ impl Ground {
                 rules: firewall::Socket::made_inside(sockets.second)?,
             },
         };
-        let open = |app| Volumes::open(app, plan.mode);
-        let volumes = try_join_all(plan.apps.iter().map(open)).await?;
-        let volumes = volumes.into_iter().map(Arc::new).collect();
+        let mut volumes = vec![];
+        for app in &plan.apps {
+            let opened = Volumes::open(app, plan.mode, &mut Itself).await?;
+            volumes.push(Arc::new(opened));
+        }
         let ground = Self {
             plan,
             program: Arc::new(program),
@@ -471,24 +477,48 @@ impl Ground {
             sidecar: Arc::new(sidecar.0),
             relay: Arc::new(relay.0),
             apps: app_namespaces,
+            sidecar_route,
+            app_routes,
+            links: Links::default(),
             listening,
             listeners,
         };
-        Ok((ground, sidecar_route, app_routes, far))
+        Ok((ground, far))
     }
 
-    /// The same namespaces for another plan of the same stack. `listeners` are those of its new ports.
+    fn sidecar_end(&self) -> Endpoint<'_> {
+        Endpoint {
+            rtnl: &self.sidecar_route,
+            netns: net_of(&self.sidecar),
+        }
+    }
+
+    fn app_end(&self, index: usize) -> Endpoint<'_> {
+        Endpoint {
+            rtnl: &self.app_routes[index],
+            netns: net_of(&self.apps[index]),
+        }
+    }
+
+    /// The same namespaces for another plan of the same stack, and more for the apps that are new, whose links are down.
+    /// `new` are the listeners of its new ports; `mapper` maps ids.
     ///
     /// # Errors
-    /// [`StackError`] when a volume that is new can't be had.
-    pub async fn changed(&self, mut plan: Plan, new: &[Listener]) -> Result<Self, StackError> {
+    /// [`StackError`] when a volume that is new can't be had, or something of a new app's; then nothing is left of it.
+    pub async fn changed(
+        &self,
+        mut plan: Plan,
+        new: &[Listener],
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, StackError> {
         let mut next = self.clone();
         if plan.rules != self.plan.rules {
             compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
         }
         for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
             if app.volumes != before.volumes {
-                next.volumes[index] = Arc::new(Volumes::open(app, plan.mode).await?);
+                let opened = Volumes::open(app, plan.mode, mapper).await?;
+                next.volumes[index] = Arc::new(opened);
             }
         }
         next.listeners = plan
@@ -502,8 +532,78 @@ impl Ground {
                 Some(listener)
             })
             .collect();
+        let ipv6 = plan.has_ipv6();
         next.plan = plan;
-        Ok(next)
+        let joining = self.plan.apps.len()..next.plan.apps.len();
+        for index in joining {
+            let app = &next.plan.apps[index];
+            let (name, network) = (app.name.as_str(), Network::App { ipv6 });
+            let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
+            let sockets = sockets.ok_or_else(missing)?;
+            next.apps.push(Arc::new(namespaces));
+            next.app_routes
+                .push(Arc::new(Rtnl::from_fd(sockets.route)?));
+            let listening = Listening::from_fd(sockets.second)?;
+            next.listening.push(Arc::new(listening));
+            let volumes = Volumes::open(app, next.plan.mode, mapper).await?;
+            next.volumes.push(Arc::new(volumes));
+        }
+        let made = next.make_room(self.plan.apps.len()).await;
+        if made.is_err() {
+            let _ = next
+                .remove(self.plan.apps.len()..next.plan.apps.len())
+                .await;
+        }
+        made.map(|()| next)
+    }
+
+    /// What apps need beside their namespaces, from the given one on.
+    async fn make_room(&mut self, first: usize) -> Result<(), StackError> {
+        for index in first..self.plan.apps.len() {
+            let app = &self.plan.apps[index];
+            let name = app.name.as_str();
+            let cgroups = self.cgroups.with(&self.plan.cgroup, name, &app.limits)?;
+            self.cgroups = Arc::new(cgroups);
+            let mut links = self.links.clone();
+            let made = within("make the links", async {
+                let (sidecar, end) = (self.sidecar_end(), self.app_end(index));
+                Ok(net::create_app(app, sidecar, end, &mut links).await?)
+            });
+            made.await?;
+            self.links = links;
+        }
+        Ok(())
+    }
+
+    /// Lets packets through the links of an app that joins; the rules must be in force.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn join(&self, index: usize) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        let (sidecar, end) = (self.sidecar_end(), self.app_end(index));
+        within("links", async {
+            Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
+        })
+        .await
+    }
+
+    /// Takes away links and cgroups of apps that have ended for good; what is gone is no error. All is tried, and the first
+    /// error told.
+    ///
+    /// # Errors
+    /// [`StackError::Net`], [`StackError::Cgroup`].
+    pub async fn remove(&self, apps: impl IntoIterator<Item = usize>) -> Result<(), StackError> {
+        let mut first = Ok(());
+        for index in apps {
+            let app = &self.plan.apps[index];
+            let mut links = self.links.clone();
+            let removed = net::remove_app(app, self.sidecar_end(), &mut links).await;
+            first = first.and(removed.map_err(StackError::from));
+            let removed = self.cgroups.remove(app.name.as_str());
+            first = first.and(removed.map_err(StackError::from));
+        }
+        first
     }
 
     /// The listening sockets of the published ports, in the plan's order.
@@ -598,7 +698,7 @@ impl Ground {
                 .plan
                 .apps
                 .iter()
-                .map(|app| vec![app.address.into()])
+                .map(|app| app.addresses().collect())
                 .collect(),
         });
         let pair = || {
@@ -656,21 +756,15 @@ impl Ground {
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
-        if old.rules != new.rules {
-            self.load_rules(firewall::sidecar_batch(new)?).await?;
-            if forget.is_empty() {
-                return Ok(());
-            }
-        }
-        // With the user's rules anew, all of them are in force by now.
-        let old = if old.rules == new.rules { old } else { new };
+        let theirs = ExtraChange::between(old, new);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
-        if old == new && forget.is_empty() {
+        if old == new && theirs.is_none() && forget.is_empty() {
             return Ok(());
         }
         self.load(Role::Updater {
             old: Box::new(old),
             new: Box::new(new),
+            theirs,
             forget,
         })
         .await

@@ -25,7 +25,7 @@ use nftables::schema::Nftables;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::cgroup::Cgroups;
 use crate::config::{Restart, TrafficLog};
@@ -42,8 +42,8 @@ use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
 use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
+use crate::traffic;
 use crate::traffic::line::Names;
-use crate::traffic::{self, Record};
 
 /// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
 ///
@@ -161,6 +161,8 @@ struct Part {
     notes: Vec<String>,
     /// A task is starting it again.
     launching: bool,
+    /// That task.
+    starting: Option<AbortHandle>,
     /// Who waits for that.
     waiting: Vec<Client>,
     /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
@@ -516,7 +518,7 @@ impl Supervisor {
         self.parts
             .iter_mut()
             .find(|part| part.id == id)
-            .expect("only the relay is ever removed, and what it said before is not listened to")
+            .expect("what a part that is removed has said before is not listened to")
     }
 
     fn is_current(&mut self, id: PartId, launch: u64) -> bool {
@@ -563,7 +565,8 @@ impl Supervisor {
         let launch = part.launch;
         tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
         if let Some(socket) = traffic {
-            self.sums.begin();
+            let apps = self.ground.plan.apps.iter();
+            self.sums.begin(apps.map(|app| app.name.as_str()));
             hear_of_traffic(self.traffic_in.clone(), socket);
         }
         for client in std::mem::take(&mut self.part(id).waiting) {
@@ -581,7 +584,8 @@ impl Supervisor {
         part.launching = true;
         part.state = PartState::Starting;
         part.launch += 1;
-        part.restarts += 1;
+        // One that has never been there is started for the first time.
+        part.restarts += u32::from(part.privileges.is_some());
         let launch = part.launch;
         let old = part.process.take();
         let raw = matches!(self.journal.tee, Tee::Bytes);
@@ -591,7 +595,7 @@ impl Supervisor {
             self.sender.clone(),
             self.lines_in.clone(),
         );
-        self.launching.spawn(async move {
+        let starting = self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
@@ -608,6 +612,7 @@ impl Supervisor {
                 result: Box::new(result),
             });
         });
+        self.part(id).starting = Some(starting);
     }
 
     /// A part is there again, or is not.
@@ -618,7 +623,12 @@ impl Supervisor {
         let outcome = match result {
             Ok(launched) => {
                 self.adopt(id, launched);
-                self.note(id, "started again".to_owned());
+                let again = if self.part(id).restarts > 0 {
+                    " again"
+                } else {
+                    ""
+                };
+                self.note(id, format!("started{again}"));
                 None
             }
             Err(e) => {
@@ -816,7 +826,9 @@ impl Supervisor {
             None => (0..self.ground.plan.apps.len()).map(PartId::App).collect(),
         };
         for id in ids {
-            self.note(id, "restart asked for".to_owned());
+            if self.part(id).privileges.is_some() {
+                self.note(id, "restart asked for".to_owned());
+            }
             let part = self.part(id);
             part.pause = Duration::ZERO;
             if part.launching {
@@ -974,10 +986,7 @@ impl Supervisor {
             since: self.since,
             gated: self.gated,
             parts: parts.collect(),
-            traffic: (plan.log > TrafficLog::Off).then(|| {
-                self.sums
-                    .summary(plan.apps.iter().map(|app| app.name.as_str()))
-            }),
+            traffic: (plan.log > TrafficLog::Off).then(|| self.sums.summary()),
             // Asked for when somebody wants to know: it takes as long as the whole rest.
             processes: vec![],
         }
@@ -1003,7 +1012,7 @@ impl Supervisor {
     /// The sidecar has said something.
     fn took(&mut self, traffic: Traffic) {
         let Traffic { totals, records } = traffic;
-        self.journal.write_traffic(records);
+        self.journal.write_traffic(&records);
         self.sums.set(totals);
     }
 
@@ -1096,21 +1105,21 @@ impl Journal {
     }
 
     /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
-    fn write_traffic(&mut self, records: Vec<Record>) {
+    fn write_traffic(&mut self, records: &[u8]) {
         let followed = self
             .followers
             .iter()
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
         let shown = matches!(self.tee, Tee::Lines(_));
-        for record in records {
-            if followed || shown {
+        if followed || shown {
+            for record in traffic::wire::records(records) {
                 let line = self.traffic.line(&record);
                 self.tee.line(&line);
                 self.followers
                     .retain_mut(|follower| follower.hand_on(&line));
             }
-            self.traffic.push(record);
         }
+        self.traffic.push(records);
     }
 }
 
@@ -1173,6 +1182,7 @@ impl Part {
             privileges: None,
             notes: vec![],
             launching: false,
+            starting: None,
             waiting: vec![],
             waiting_for_next: vec![],
         }
@@ -1246,7 +1256,8 @@ async fn watch(
 /// What the sidecar has said at once.
 struct Traffic {
     totals: traffic::Totals,
-    records: Vec<Record>,
+    /// As the sidecar wrote them: see [`traffic::wire::records`].
+    records: Vec<u8>,
 }
 
 /// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
@@ -1276,6 +1287,7 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
             let Some((totals, records)) = traffic::wire::read(&buffer[..got]) else {
                 return;
             };
+            let records = records.to_vec();
             if heard.send(Traffic { totals, records }).await.is_err() {
                 return;
             }

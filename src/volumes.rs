@@ -22,7 +22,7 @@ use rustix::fs::{Access, CWD, FileType, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::mount::OpenTreeFlags;
 
 use crate::config::Volume;
-use crate::namespaces::{self, NamespaceError};
+use crate::namespaces::{self, Mapper, NamespaceError};
 use crate::plan::{AppPlan, Mode};
 use crate::sys;
 
@@ -193,11 +193,15 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
 }
 
 impl Volumes {
-    /// Opens the volumes of `app`. Should be called in the mount namespace that the app's mounts come from.
+    /// Opens the volumes of `app`; `mapper` maps their owners. Should be called in the mount namespace that the app's mounts come from.
     ///
     /// # Errors
     /// [`VolumeError`].
-    pub async fn open(app: &AppPlan, mode: Mode) -> Result<Self, VolumeError> {
+    pub async fn open(
+        app: &AppPlan,
+        mode: Mode,
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, VolumeError> {
         let mut opened = Vec::with_capacity(app.volumes.len());
         for volume in &app.volumes {
             let (source, look) = look(volume, app, mode)?;
@@ -214,7 +218,7 @@ impl Volumes {
             let map = if volume.writable && mode == Mode::Root && (uid, gid) != (id, id) {
                 let line = |owner: u32| format!("{owner} {id} 1\n");
                 let what = format!("the volume {}", volume.host.display());
-                Some(namespaces::id_map(&what, &line(uid), &line(gid)).await?)
+                Some(namespaces::id_map(&what, &line(uid), &line(gid), mapper).await?)
             } else {
                 None
             };

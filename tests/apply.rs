@@ -1011,3 +1011,173 @@ fn rules_that_would_lock_everybody_out_are_taken_back() {
         assert_eq!(stack.pids(), pids, "{via}");
     }
 }
+
+/// A file of telling apps: each its name, the last byte of its address, what it publishes, and more keys.
+fn several(via: &str, apps: &[(&str, u8, &str, &str)]) -> String {
+    let file = look::telling("web", "", "PORTS", "MORE");
+    let (head, app) = file.split_once("[app]").unwrap();
+    let apps = apps.iter().map(|(name, address, publish, more)| {
+        let list: Vec<&str> = publish.split_whitespace().collect();
+        format!("[app.{name}]{app}")
+            .replace("172.18.0.23", &format!("172.18.0.{address}"))
+            .replace("[\"PORTS\"]", &look::toml_list(&list))
+            .replace("MORE", &format!("via = \"{via}\"\n{more}"))
+            .replace(
+                "def do_GET",
+                "protocol_version = 'HTTP/1.1'\\n    def do_GET",
+            )
+    });
+    head.to_owned() + &apps.collect::<String>()
+}
+
+const FIRST: (&str, u8, &str, &str) = ("one", 23, "0.0.0.0:5000:5000", "");
+const SECOND: (&str, u8, &str, &str) = ("two", 24, "0.0.0.0:8080:5000", "");
+
+/// The links in the sidecar's network namespace, and the cgroups of the stack.
+fn room(stack: &Stack) -> (Vec<String>, Vec<String>) {
+    let status = stack.lab.status("web");
+    let init = look::init(&status, "sidecar");
+    let links = look::json(&stack.lab, Some(init), &["ip", "-j", "link"]);
+    let mut links: Vec<String> = links
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| link["ifname"].as_str().unwrap().to_owned())
+        .collect();
+    links.sort();
+    let mut cgroups = vec![];
+    if let Some(own) = look::part(&status, "sidecar")["cgroup"].as_str() {
+        let stack = std::path::Path::new(own).parent().unwrap();
+        for entry in std::fs::read_dir(stack).into_iter().flatten().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                cgroups.push(entry.file_name().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    cgroups.sort();
+    (links, cgroups)
+}
+
+fn up_several(via: &'static str, more: &[(&str, &str)], apps: &[(&str, u8, &str, &str)]) -> Stack {
+    let stack = Stack {
+        lab: Lab::forwarding(),
+        via,
+    };
+    let path = stack.lab.write("web.toml", &several(via, apps));
+    let up = ["up", "-d", "-f", path.to_str().unwrap()];
+    let up = stack.lab.lrpns_with(more, &up);
+    assert!(up.status.success(), "{}", describe(&up));
+    stack
+}
+
+#[test]
+fn an_app_joins_a_stack_that_runs_and_nothing_else_notices() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let empty = lab.traces();
+        let stack = Stack { lab, via };
+        let path = stack.lab.write("web.toml", &several(via, &[FIRST]));
+        stack
+            .lab
+            .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let (one, before) = (stack.pid("one"), room(&stack));
+        let mut keeping = Keeping::to(&stack.lab, true, LAB, "5000");
+        let client = keeping.ask();
+        assert!(client.starts_with("200"), "{client:?}");
+        // In the file the new one comes first.
+        let output = stack.apply_file(&several(via, &[SECOND, FIRST]), &["--json"]);
+        assert_done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["added"], serde_json::json!(["two"]), "{told}");
+        assert_eq!(stack.get(5000), (true, true), "{via}");
+        assert_eq!(stack.get(8080), (true, true), "{via}");
+        assert_eq!(stack.pid("one"), one, "{via}");
+        assert_eq!(keeping.ask(), client, "{via}");
+        let status = stack.lab.status("web");
+        let two = look::part(&status, "two");
+        assert_eq!(two["restarts"], 0);
+        assert_eq!(two["privileges"]["permitted"], 0);
+        let ids = |app: usize| {
+            status["plan"]["apps"][app]["ids"]["host_id"]
+                .as_u64()
+                .unwrap()
+        };
+        assert_ne!(ids(0), ids(1));
+        let uid = stack
+            .lab
+            .ok(&["stat", "-c", "%u", &format!("/proc/{}", two["pid"])]);
+        assert_eq!(uid.trim(), (ids(1) + 1).to_string());
+        let after = room(&stack);
+        assert_eq!(after.0.len(), before.0.len() + 1, "{after:?}");
+        if !before.1.is_empty() {
+            assert!(after.1.contains(&"two".to_owned()), "{after:?}");
+        }
+        // Apps don't reach each other.
+        let other = ["curl", "-s", "-m", "1", "http://172.18.0.23:5000/"];
+        let init = look::init(&status, "two");
+        let netns = format!("--net=/proc/{init}/ns/net");
+        let asked = stack.lab.run(&[&["nsenter", &netns][..], &other].concat());
+        assert!(!asked.status.success(), "{}", describe(&asked));
+        stack.lab.lrpns_ok(&["restart", "web", "two"]);
+        assert_eq!(stack.get(8080), (true, true), "{via}");
+        drop(keeping);
+        stack.lab.lrpns_ok(&["down", "web"]);
+        stack.lab.assert_as(&empty);
+    }
+}
+
+#[test]
+fn an_app_that_joins_and_does_not_work_leaves_no_trace() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_several("relay", &[("LRPNS_TEST_PATIENCE", "500")], &[FIRST]);
+    let (before, pids, rooms) = (AsBefore::look(&stack), stack.pids(), room(&stack));
+    let file = several("relay", &[FIRST, SECOND]);
+    let (one, two) = file.split_at(file.rfind("[app.two]").unwrap());
+    let processes = || {
+        stack
+            .lab
+            .run(&["pgrep", "-cf", "web/two|import http"])
+            .stdout
+    };
+    let running = processes();
+    for (new, said) in [
+        ("import os; os._exit(3); import http", "exit status 3"),
+        (
+            "import time; time.sleep(1000); import http",
+            "two does not listen on port 5000",
+        ),
+    ] {
+        let two = two.replace("import http", new);
+        let output = stack.apply_file(&format!("{one}{two}"), &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+        assert!(stderr(&output).contains(said), "{}", describe(&output));
+        before.assert(said);
+        assert_eq!(stack.pids(), pids);
+        assert_eq!(room(&stack), rooms, "{said}");
+        assert_eq!(processes(), running, "{said}");
+    }
+    // One that works and isn't wanted after all, and then is.
+    let unwanted = stack.apply_file(&file, &["--confirm", "30"]);
+    assert_eq!(unwanted.status.code(), Some(1), "{}", describe(&unwanted));
+    let mut now = stack.pids();
+    let mut then = pids.clone();
+    // The relay has changed there and back, and the sidecar was told of apps.
+    for pids in [&mut now, &mut then] {
+        pids.retain(|(part, _)| part == "one");
+    }
+    assert_eq!((now, room(&stack)), (then, rooms));
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (false, false))
+    );
+    assert_done(&stack.apply_file(&file, &[]));
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (true, true))
+    );
+}

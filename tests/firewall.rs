@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lrpns::admission::Rate;
 use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
     EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
-    forwarding, host_rules, host_table, list, sidecar_rules, to_text, transact, update,
+    forwarding, host_rules, host_table, list, sidecar_rules, to_json, to_text, transact, update,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -102,7 +103,7 @@ fn listed() -> Value {
 }
 
 fn modelled(rules: &Nftables<'_>) -> Value {
-    normal(serde_json::to_value(rules).unwrap())
+    normal(to_json(rules))
 }
 
 fn normal(mut document: Value) -> Value {
@@ -208,7 +209,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         egress: vec![],
-        allow: vec!["0.0.0.0/0".parse().unwrap()],
+        allow: lrpns::admission::everybody(),
         rate: None,
         closing: vec![],
         restart: Restart::No,
@@ -330,11 +331,38 @@ fn plans() -> Vec<Plan> {
     .to_vec();
     // Has the relay's own address in it.
     selective.apps[2].allow = vec!["10.0.0.0/8".parse().unwrap()];
+    let mut selective6 = with_ipv6(selective.clone(), "fd00:18::/64");
+    selective6.apps[1].allow = ["2001:db8::/33", "2001:db8:8000::7/128", "::/1"]
+        .map(|net| net.parse().unwrap())
+        .to_vec();
+    let mut six_selective = with_ipv6(plan(2, 1, |_| Transport::Dnat), "fd00:18::/64");
+    six_selective.apps[0].allow = vec!["0.0.0.0/0".parse().unwrap()];
+    let mut rated = with_ipv6(plan(3, 2, |_| Transport::Dnat), "fd00:18::/64");
+    for (app, (count, seconds, per_client)) in
+        rated
+            .apps
+            .iter_mut()
+            .zip([(5, 3600, true), (1_000_000, 1, true), (60, 60, false)])
+    {
+        app.rate = Some(Rate {
+            count,
+            seconds,
+            per_client,
+        });
+    }
+    let mut rated_otherwise = rated.clone();
+    rated_otherwise.apps[0].rate = rated.apps[2].rate;
+    rated_otherwise.apps[1].rate = rated.apps[0].rate;
+    rated_otherwise.apps[2].rate = None;
     let mut relaying = plan(1, 2, |_| Transport::Relay);
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
         selective,
+        selective6,
+        six_selective,
+        rated,
+        rated_otherwise,
         with_ipv6(plan(1, 1, |_| Transport::Dnat), "fd00:18::/64"),
         with_ipv6(plan(1, 3, |_| Transport::Relay), "fd00:18::/64"),
         with_ipv6(by_udp(plan(2, 30, |_| Transport::Dnat), 2), "fd00:18::/9"),
@@ -384,11 +412,7 @@ fn the_kernel_holds_what_the_model_says_when_we_load_it() {
 fn the_kernel_holds_what_the_model_says_when_nft_loads_our_json() {
     for rules in rulesets() {
         in_netns(|| {
-            must(
-                "nft",
-                &["-j", "-f", "-"],
-                &serde_json::to_string(&rules).unwrap(),
-            );
+            must("nft", &["-j", "-f", "-"], &to_json(&rules).to_string());
             assert_same(&listed(), &modelled(&rules));
         });
     }

@@ -3,13 +3,12 @@
 
 mod support;
 
-use serde_json::Value;
-use support::lab::{Lab, describe};
-use support::look::{self, PYTHON};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
-/// The lab's IPv6 address on the client's network, and the client's (RFC 3849).
-const LAB: &str = "2001:db8::1";
-const CLIENT: &str = "2001:db8::2";
+use serde_json::{Value, json};
+use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, describe, lrpns, until};
+use support::look::{self, PYTHON};
 
 const SIDECAR: &str = "fd00:18::1";
 const APP: &str = "fd00:18::2";
@@ -21,30 +20,7 @@ fn lab(forwarding: bool) -> Lab {
     } else {
         Lab::new()
     };
-    lab.ok(&[
-        "ip",
-        "-6",
-        "address",
-        "add",
-        &format!("{LAB}/64"),
-        "dev",
-        "ext0",
-        "nodad",
-    ]);
-    let client = format!("{CLIENT}/64");
-    for args in [
-        &[
-            "ip", "-6", "address", "add", &client, "dev", "eth0", "nodad",
-        ][..],
-        &["ip", "-6", "route", "add", "default", "via", LAB],
-    ] {
-        let output = lab.client(args);
-        assert!(output.status.success(), "{}", describe(&output));
-    }
-    if forwarding {
-        lab.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]);
-    }
-    lab
+    lab.with_ipv6()
 }
 
 /// As [`look::TELLING`], on all addresses of both families.
@@ -467,14 +443,363 @@ fn the_builtin_app_answers_by_both_families() {
 }
 
 #[test]
-fn an_app_may_see_its_clients_own_ipv6_addresses_by_dnat() {
+fn an_app_sees_its_clients_own_addresses_of_both_families() {
     if !look::machine() {
         return;
     }
-    let (lab, token) = (lab(true), look::token());
-    let more = "source = \"client\"\nvia = \"dnat\"";
-    look::up(&lab, &file("web", &token, &["[::]:5000:5000"], more));
-    assert_eq!(told(lab.client_get(&url(LAB)))["peer"], CLIENT);
+    for (forwarding, via) in [(true, "dnat"), (false, "relay")] {
+        let (lab, token) = (lab(forwarding), look::token());
+        let more = format!("source = \"client\"\nvia = \"{via}\"");
+        let publish = ["0.0.0.0:5000:5000", "[::]:5000:5000"];
+        look::up(&lab, &file("web", &token, &publish, &more));
+        let status = lab.status("web");
+        for _ in 0..3 {
+            let answer = told(lab.client_get(&url(LAB)));
+            assert_eq!(answer["peer"], CLIENT, "{via}");
+            assert_eq!(answer["token"], token.as_str());
+        }
+        let four = told(lab.client_get("http://10.99.0.1:5000/"));
+        assert_eq!(four["peer"], "::ffff:10.99.0.2", "{via}");
+        if via == "relay" {
+            assert_eq!(look::planned(&status, "/uplink/ends_at"), "relay");
+            // The host's own address is a client's like any other; loopback's leads nowhere else.
+            assert_eq!(told(lab.get(&url(LAB)))["peer"], LAB);
+            let near = look::planned(&status, "/uplink/host_address6");
+            assert_eq!(told(lab.get(&url("::1")))["peer"], near);
+            lab.lrpns_ok(&["restart", "web", "relay"]);
+            assert_eq!(told(lab.client_get(&url(LAB)))["peer"], CLIENT);
+        }
+    }
+}
+
+#[test]
+fn a_client_of_the_stacks_prefix_or_with_a_link_local_address_is_reset_by_the_relay() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(false);
+    look::up(
+        &lab,
+        &file("web", "", &["[::]:5000:5000"], "source = \"client\""),
+    );
+    let status = lab.status("web");
+    let sidecar = Some(look::init(&status, "sidecar"));
+    let before = look::counters(&lab, sidecar, "lrpns");
+    for (host, client) in [("fd00:18::1", "fd00:18::99"), ("fe80::1", "fe80::99")] {
+        let add =
+            |address: &str, link: &str| format!("ip -6 address add {address}/64 dev {link} nodad");
+        lab.ok(&["sh", "-c", &add(host, "ext0")]);
+        let added = lab.client(&["sh", "-c", &add(client, "eth0")]);
+        assert!(added.status.success(), "{}", describe(&added));
+        // Whether the reset comes before the connection is known to be made, or after.
+        let told = look::attack_from_client(
+            &lab,
+            &format!(
+                "link = socket.if_nametoindex('eth0') if '{host}'[:2] == 'fe' else 0\n\
+                 def ask():\n    s = socket.socket(socket.AF_INET6)\n    s.settimeout(5)\n\
+                 \x20   s.bind(('{client}', 0, 0, link))\n    s.connect(('{host}', 5000, 0, link))\n    s.recv(1)\n\
+                 say(tried(ask))"
+            ),
+        );
+        assert_eq!(told, "ECONNRESET", "{client}");
+    }
+    let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+    assert!(counted.is_empty(), "the sidecar heard of it: {counted:?}");
+    assert!(lab.client_get(&url(LAB)).is_ok());
+}
+
+#[test]
+fn a_relay_that_dials_as_its_clients_reaches_nothing_but_the_sidecar_by_ipv6() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab(true);
+    look::up(
+        &lab,
+        &file(
+            "web",
+            "",
+            &["[::]:5000:5000"],
+            "source = \"client\"\nvia = \"relay\"",
+        ),
+    );
+    let status = lab.status("web");
+    let relay = look::init(&status, "relay");
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let entry = look::planned(&status, "/uplink/sidecar_address6");
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    let found = look::attack_beside(
+        &lab,
+        relay,
+        &format!(
+            r#"
+def dial(address, port, source="::"):
+    with socket.socket(socket.AF_INET6) as s:
+        s.settimeout(5)
+        s.bind((source, 0))
+        s.connect((address, port))
+def throw6(address, port):
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b"x", (address, port))
+say([
+    [tried(dial, a, 22) for a in ("{LAB}", "{CLIENT}", "::1", "2606:4700:4700::1111")],
+    [tried(dial, "{entry}", 22, a) for a in ("{APP}", "{SIDECAR}", "fd00:18::99")],
+    [tried(dial, a, 5000) for a in ("{APP}", "{SIDECAR}")],
+    [tried(throw6, "{entry}", 5000)],
+])
+"#
+        ),
+    );
+    assert_eq!(
+        found,
+        json!([
+            vec!["ECONNREFUSED"; 4],
+            vec!["ENETUNREACH"; 3],
+            vec!["ENETUNREACH"; 2],
+            ["OK"],
+        ])
+    );
+    look::assert_dropped(&lab, sidecar, &before, &[("input/drop-unpublished", 1)]);
+
+    // A sidecar that was broken into, and has lost its rules: the relay's table drops what it begins.
+    look::beside(&lab, sidecar.0.unwrap(), &["nft", "flush", "ruleset"]);
+    let far = (Some(relay), "lrpns-web");
+    let before = look::counters(&lab, far.0, far.1);
+    let near = look::planned(&status, "/uplink/host_address6");
+    for to in [LAB, CLIENT, near] {
+        look::beside(&lab, sidecar.0.unwrap(), &[PYTHON, "-c", SEND_UDP, to]);
+    }
+    look::assert_dropped(&lab, far, &before, &[("input/drop-from-sidecar", 3)]);
+}
+
+/// Nginx as Debian has it, with the host's programs, telling in its access log whom it serves.
+const NGINX: &str = r#"
+daemon off;
+worker_processes 1;
+pid /tmp/nginx.pid;
+error_log stderr;
+events {}
+http {
+    client_body_temp_path /tmp/body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
+    log_format short "$remote_addr $status";
+    access_log /dev/stdout short;
+    server {
+        listen 5000;
+        listen [::]:5000;
+        return 200 "from nginx\n";
+    }
+}
+"#;
+
+#[test]
+fn nginx_logs_the_true_ipv6_client_by_dnat_and_by_relay() {
+    if !look::machine_with(&["nginx"]) {
+        return;
+    }
+    for (forwarding, via) in [(true, "dnat"), (false, "relay")] {
+        let lab = lab(forwarding);
+        let conf = lab.dir.path().join("conf");
+        std::fs::create_dir(&conf).unwrap();
+        lab.write("conf/nginx.conf", NGINX);
+        look::up(
+            &lab,
+            &format!(
+                "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\n\
+                 command = [\"/usr/sbin/nginx\", \"-e\", \"stderr\", \"-c\", \"/conf/nginx.conf\"]\n\
+                 volumes = [\"{}:/conf\"]\npublish = [\"0.0.0.0:5000:5000\", \"[::]:5000:5000\"]\n\
+                 source = \"client\"\nvia = \"{via}\"\n",
+                conf.display()
+            ),
+        );
+        for (url, client) in [
+            (url(LAB), CLIENT),
+            ("http://10.99.0.1:5000/".to_owned(), "10.99.0.2"),
+        ] {
+            let answer = lab.client_get(&url);
+            assert_eq!(answer.as_deref(), Ok("from nginx\n"), "{via} {url}");
+            let wanted = format!("{client} 200");
+            until("nginx's access log names the client", || {
+                let log = lab.lrpns_ok(&["logs", "web", "--part", "app"]);
+                log.contains(&wanted).then_some(())
+            });
+        }
+    }
+}
+
+/// A server of datagrams that answers with whom it sees.
+const WHO: &str = "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind((\"::\", 5000))\nwhile True:\n    sent, peer = s.recvfrom(9999)\n    s.sendto(peer[0].encode() + b\" \" + sent, peer)\n";
+
+/// Asks one of these, and prints its answers.
+const ASK: &str = "import socket, sys\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.settimeout(10)\ns.connect((sys.argv[1], 5000))\nfor n in range(3):\n    s.send(b\"%d\" % n)\n    print(s.recv(9999).decode())\n";
+
+#[test]
+fn datagrams_are_published_by_ipv6_and_the_app_sees_whom_it_is_to_see() {
+    if !look::machine() {
+        return;
+    }
+    for (forwarding, via) in [(true, "dnat"), (false, "relay")] {
+        for (source, peer) in [("sidecar", SIDECAR), ("client", CLIENT)] {
+            let lab = lab(forwarding);
+            let file = format!(
+                "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+                 publish = [\"[::]:5000:5000/udp\"]\nsource = \"{source}\"\nvia = \"{via}\"\n",
+                look::toml_list(&[PYTHON, "-c", WHO])
+            );
+            look::up(&lab, &file);
+            let output = lab.client(&[PYTHON, "-c", ASK, LAB]);
+            assert!(output.status.success(), "{}", describe(&output));
+            let said = String::from_utf8_lossy(&output.stdout);
+            let wanted = format!("{peer} 0\n{peer} 1\n{peer} 2\n");
+            assert_eq!(said, wanted, "{via} {source}");
+            // From the host itself, too.
+            for host in ["::1", LAB] {
+                lab.ok(&[PYTHON, "-c", ASK, host]);
+            }
+            // By TCP nobody is there.
+            assert_eq!(lab.client_get(&url(LAB)), Err(7), "{via} {source}");
+        }
+    }
+}
+
+/// The lines of the traffic log of one kind, once there is one of them that `mine` takes.
+fn line_of(lab: &Lab, event: &str, mine: impl Fn(&Value) -> bool) -> Value {
+    until(&format!("a line of {event}"), || {
+        let text = lab.lrpns_ok(&["logs", "web", "--part", "traffic", "--json"]);
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["traffic"].clone())
+            .find(|line| line["event"] == event && mine(line))
+    })
+}
+
+#[test]
+fn connections_and_refused_packets_of_ipv6_are_told_of_like_ipv4s() {
+    if !look::machine() {
+        return;
+    }
+    for (forwarding, via) in [(true, "dnat"), (false, "relay")] {
+        let (lab, _, status) = up(forwarding, via);
+        let entry = look::planned(&status, "/uplink/sidecar_address6");
+        let near = look::planned(&status, "/uplink/host_address6");
+        let client = if via == "dnat" { CLIENT } else { near };
+        let script = format!(
+            "import socket\ns = socket.create_connection((\"{LAB}\", 5000))\ns.sendall(b\"x\" * 12345)\n\
+             s.shutdown(socket.SHUT_WR)\nwhile s.recv(65536): pass\n"
+        );
+        let output = lab.client(&[PYTHON, "-c", &script]);
+        assert!(output.status.success(), "{}", describe(&output));
+        let of_client = |line: &Value| {
+            let who = line["client"].as_str().unwrap();
+            who.starts_with(&format!("[{client}]"))
+        };
+        let sent = |line: &Value| of_client(line) && line["bytes_from_client"] == 12345;
+        let end = line_of(&lab, "end", sent);
+        let open = line_of(&lab, "open", |line| line["client"] == end["client"]);
+        for line in [&open, &end] {
+            assert_eq!(line["server"], format!("[{APP}]:5000"));
+            assert_eq!(line["app"], "app");
+            assert_eq!(line["protocol"], "tcp");
+            let relay = if via == "relay" {
+                json!("relay")
+            } else {
+                Value::Null
+            };
+            assert_eq!(line["via"], relay);
+        }
+        assert!(end["bytes_to_client"].as_u64().unwrap() > 0, "{end}");
+        assert!(end["how"].is_string(), "{end}");
+        look::eventually("the app's sum", &json!(12345), || {
+            lab.status("web")["traffic"]["apps"][0]["bytes_from_clients"].clone()
+        });
+
+        // From the host to what is not published; and from the app to somebody, with its name.
+        lab.ok(&[PYTHON, "-c", SEND_UDP, entry]);
+        let refused = line_of(&lab, "refused", |line| line["target"] == entry);
+        assert_eq!(refused["rule"], "input/drop-unpublished");
+        assert_eq!(refused["link"], "uplink");
+        assert_eq!(refused["source"], near);
+        assert_eq!(refused["target_port"], 9);
+        assert_eq!(refused["length"], 40 + 8 + 1);
+        let app = look::pid(&status, "app");
+        look::beside(&lab, app, &[PYTHON, "-c", SEND_UDP, SIDECAR]);
+        let refused = line_of(&lab, "refused", |line| line["source"] == APP);
+        assert_eq!(refused["rule"], "guard/drop-app-egress");
+        assert_eq!(refused["app"], "app");
+        assert_eq!(refused["target"], SIDECAR);
+    }
+}
+
+#[test]
+fn a_capture_holds_the_packets_of_ipv6() {
+    if !look::machine_with(&["tshark"]) {
+        return;
+    }
+    let (lab, _, status) = up(true, "dnat");
+    let sidecar = look::init(&status, "sidecar");
+    let entry = look::planned(&status, "/uplink/sidecar_address6");
+    let file = lab.dir.path().join("six.pcapng");
+    let file = file.to_str().unwrap();
+    let accepted = || -> u64 {
+        look::counters(&lab, Some(sidecar), "lrpns")
+            .iter()
+            .filter(|(rule, _)| rule.starts_with("forward/accept-"))
+            .map(|(_, packets)| packets)
+            .sum()
+    };
+    let before = accepted();
+    let mut capture = lab
+        .command(&[lrpns(), "capture", "web", "-w", file])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let stderr = capture.stderr.as_mut().unwrap();
+    BufReader::new(stderr).read_line(&mut said).unwrap();
+    assert!(said.starts_with("capturing"), "{said}");
+    told(lab.client_get(&url(LAB)));
+    lab.ok(&[PYTHON, "-c", SEND_UDP, entry]);
+    look::settle(&lab, &status);
+    let forwarded = accepted() - before;
+    let pid = lab.ok(&["pgrep", "-f", "^[^ ]*lrpns capture web"]);
+    lab.ok(&["kill", "-INT", pid.trim()]);
+    assert!(capture.wait().unwrap().success());
+
+    let fields = [
+        "ipv6.src",
+        "ipv6.dst",
+        "frame.interface_name",
+        "frame.comment",
+        "tcp.dstport",
+        "udp.dstport",
+    ];
+    let mut args = vec!["tshark", "-n", "-r", file, "-T", "fields"];
+    fields.iter().for_each(|field| args.extend(["-e", field]));
+    let packets = lab.ok(&args);
+    let packets: Vec<Vec<&str>> = packets.lines().map(|p| p.split('\t').collect()).collect();
+    let (refused, let_through): (Vec<_>, Vec<_>) =
+        packets.iter().partition(|packet| !packet[3].is_empty());
+    let near = look::planned(&status, "/uplink/host_address6");
+    assert_eq!(
+        refused,
+        [&[
+            near,
+            entry,
+            "uplink",
+            "refused by input/drop-unpublished",
+            "",
+            "9"
+        ]]
+    );
+    assert_eq!(let_through.len() as u64, forwarded);
+    assert!(forwarded >= 8, "{packets:?}");
+    for packet in let_through {
+        match packet[0] {
+            CLIENT => assert_eq!(packet[..3], [CLIENT, APP, "uplink"]),
+            _ => assert_eq!(packet[..3], [APP, CLIENT, "port0"]),
+        }
+    }
 }
 
 #[test]
@@ -491,4 +816,70 @@ fn a_prefix_does_not_change_while_the_stack_runs() {
     let (_, said) = lab.lrpns_err(&["apply", "-f", path]);
     assert!(said.contains("network.ipv6 can't be changed"), "{said}");
     assert!(lab.get(&url("::1")).is_ok());
+}
+
+/// Connects from an address of the client's, and prints what came of it.
+const ASK_AS: &str = r#"
+import socket, sys
+source, host = sys.argv[1:]
+try:
+    with socket.create_connection((host, 5000), timeout=1, source_address=(source, 0)) as s:
+        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        print("served" if s.recv(100) else "end")
+except OSError as e:
+    print(type(e).__name__)
+"#;
+
+#[test]
+fn an_allow_is_exactly_what_it_lists_in_each_family() {
+    if !look::machine() {
+        return;
+    }
+    const FOUR: &str = "10.99.0.2";
+    const OTHER: &str = "2001:db8::7";
+    for (forwarding, via) in [(false, "relay"), (true, "dnat")] {
+        // What the rules drop is never answered; the relay resets what it has accepted.
+        let refused = match via {
+            "relay" => "ConnectionResetError",
+            _ => "TimeoutError",
+        };
+        for (allow, served) in [
+            ("10.99.0.0/24", &[FOUR][..]),
+            ("0.0.0.0/0", &[FOUR]),
+            (CLIENT, &[CLIENT]),
+            ("::/0", &[CLIENT, OTHER]),
+        ] {
+            let (lab, token) = (lab(forwarding), look::token());
+            let other = format!("{OTHER}/64");
+            let add = ["ip", "-6", "address", "add", &other, "dev", "eth0", "nodad"];
+            assert!(lab.client(&add).status.success());
+            let more = format!("via = \"{via}\"\nallow = [\"{allow}\"]");
+            let publish = ["0.0.0.0:5000:5000", "[::]:5000:5000"];
+            look::up(&lab, &file("web", &token, &publish, &more));
+            let status = lab.status("web");
+            let sidecar = Some(look::init(&status, "sidecar"));
+            for (source, host, rule) in [
+                (FOUR, "10.99.0.1", "forward/drop-not-allowed"),
+                (CLIENT, LAB, "forward/drop-not-allowed6"),
+                (OTHER, LAB, "forward/drop-not-allowed6"),
+            ] {
+                let before = look::counters(&lab, sidecar, "lrpns");
+                let output = lab.client(&[PYTHON, "-c", ASK_AS, source, host]);
+                assert!(output.status.success(), "{}", describe(&output));
+                let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                let expected = if served.contains(&source) {
+                    "served"
+                } else {
+                    refused
+                };
+                assert_eq!(said, expected, "{via} allow {allow} from {source}");
+                let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+                assert_eq!(
+                    counted.contains_key(rule),
+                    expected == "TimeoutError",
+                    "{via} allow {allow} from {source}: {counted:?}"
+                );
+            }
+        }
+    }
 }

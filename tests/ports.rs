@@ -407,7 +407,7 @@ def begin(kind):
     s.settimeout(1)
     try:
         s.connect((host, port))
-    except ConnectionResetError:
+    except OSError:
         pass
     return s
 def served(s, kind):
@@ -434,22 +434,91 @@ fn of_more_new_connections_than_the_rate_the_rest_are_refused_for_each_client_or
         ("5/hour", "4\n1\nTrue\n", "0\n0\nFalse\n"),
     ] {
         let token = look::token();
-        let lab = Lab::forwarding();
-        let add = ["ip", "address", "add", "10.99.0.3/24", "dev", "eth0"];
-        assert!(lab.client(&add).status.success());
         let publish = ["0.0.0.0:8000:9000/tcp", "0.0.0.0:8000:9000/udp"];
         let rate = format!("rate = \"{rate}\"");
         let ports = ["tcp,9000,9000", "udp,9000,9000"];
-        let said = look::up(&lab, &many(&token, &ports, &publish, &rate));
-        assert!(
-            said.contains("by relay, the relay counts its rate"),
-            "{said}"
-        );
-        for (source, expected) in [("10.99.0.2", first), ("10.99.0.3", second)] {
-            let answer = python(&lab, true, BEGIN, &[source, LAB, "8000", "4"]);
-            assert_eq!(answer, expected, "{rate} {source}");
+        for (lab, via, _) in both_ways(&token, &ports, &publish, &rate) {
+            let add = ["ip", "address", "add", "10.99.0.3/24", "dev", "eth0"];
+            assert!(lab.client(&add).status.success());
+            let status = lab.status("web");
+            let sidecar = Some(look::init(&status, "sidecar"));
+            let before = look::counters(&lab, sidecar, "lrpns");
+            for (source, expected) in [("10.99.0.2", first), ("10.99.0.3", second)] {
+                let answer = python(&lab, true, BEGIN, &[source, LAB, "8000", "4"]);
+                assert_eq!(answer, expected, "{via} {rate} {source}");
+            }
+            let counted = look::since(&before, &look::counters(&lab, sidecar, "lrpns"));
+            let refused = counted.contains_key("forward/drop-rate-app");
+            assert_eq!(refused, via == "dnat", "{counted:?}");
+            assert!(
+                !counted.contains_key("forward/drop-crowd-app"),
+                "{counted:?}"
+            );
         }
     }
+}
+
+/// The relay's own connections come from one address, and are not counted again.
+#[test]
+fn what_the_relay_has_let_in_no_rule_counts_again() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let lab = Lab::forwarding();
+    let publish = ["0.0.0.0:8000:9000/tcp"];
+    let more = "via = \"dnat\"\nrate = \"5/hour per client\"";
+    look::up(&lab, &many(&token, &["tcp,9000,9000"], &publish, more));
+    // The host's own addresses are clients of the relay, one by one.
+    for source in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+        let answer = python(&lab, false, BEGIN, &[source, "127.0.0.1", "8000", "9"]);
+        assert!(answer.starts_with("5\n"), "{source}: {answer}");
+    }
+}
+
+#[test]
+fn clients_that_there_is_no_room_to_count_are_counted_together_and_the_others_as_before() {
+    if !look::machine() {
+        return;
+    }
+    let token = look::token();
+    let lab = Lab::forwarding();
+    let publish = ["0.0.0.0:8000:9000/tcp"];
+    let more = "via = \"dnat\"\nrate = \"5/hour per client\"";
+    look::up(&lab, &many(&token, &["tcp,9000,9000"], &publish, more));
+    for address in ["10.99.0.3/24", "10.99.0.4/24"] {
+        let add = ["ip", "address", "add", address, "dev", "eth0"];
+        assert!(lab.client(&add).status.success());
+    }
+    let begin = |source: &str, count: &str| -> u32 {
+        let answer = python(&lab, true, BEGIN, &[source, LAB, "8000", count]);
+        answer.lines().next().unwrap().parse().unwrap()
+    };
+    assert_eq!(begin("10.99.0.2", "3"), 3);
+    let status = lab.status("web");
+    let sidecar = look::init(&status, "sidecar");
+    let others: Vec<_> = (0..65_535)
+        .map(|other| std::net::Ipv4Addr::from(0x0a00_0000 + other).to_string())
+        .collect();
+    let fill = format!(
+        "add element inet lrpns rate-5-hour-app {{ {} }}\n",
+        others.join(", ")
+    );
+    let fill = lab.write("fill.nft", &fill);
+    look::beside(&lab, sidecar, &["nft", "-f", fill.to_str().unwrap()]);
+    let before = look::counters(&lab, Some(sidecar), "lrpns");
+    assert_eq!(begin("10.99.0.3", "3") + begin("10.99.0.4", "4"), 5);
+    assert_eq!(
+        begin("10.99.0.2", "3"),
+        2,
+        "who was known has his own count"
+    );
+    let counted = look::since(&before, &look::counters(&lab, Some(sidecar), "lrpns"));
+    assert!(
+        counted.contains_key("forward/drop-crowd-app"),
+        "{counted:?}"
+    );
+    assert!(counted.contains_key("forward/drop-rate-app"), "{counted:?}");
 }
 
 #[test]

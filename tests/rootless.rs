@@ -5,7 +5,7 @@ mod support;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use support::lab::{LAB, Lab, describe, lrpns};
+use support::lab::{CLIENT6, LAB, LAB6, Lab, describe, lrpns};
 use support::look::{self, PYTHON};
 use support::skip;
 
@@ -594,4 +594,40 @@ fn an_ordinary_users_stack_stands_its_audit_before_its_gate_opens() {
     assert_eq!(user.status("customerA")["gated"], false);
     user.lrpns_ok(&["down"]);
     assert_eq!(user.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn an_ordinary_users_stack_is_published_by_ipv6_and_its_app_sees_whom_it_is_to_see() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new().with_ipv6();
+    let user = User::new(&lab, 4_000_042);
+    if !allowed(&user) {
+        return;
+    }
+    // By TCP and by UDP: whom it sees.
+    let code = "import socket, threading\n\
+                t = socket.create_server(('::', 5000), family=socket.AF_INET6)\n\
+                u = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\nu.bind(('::', 5000))\n\
+                def datagrams():\n    while True:\n        _, peer = u.recvfrom(99)\n        u.sendto(peer[0].encode(), peer)\n\
+                threading.Thread(target=datagrams, daemon=True).start()\n\
+                while True:\n    c, peer = t.accept()\n    c.sendall(peer[0].encode())\n    c.close()\n";
+    let ask = format!(
+        "import socket\nfor kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):\n\
+         \x20   s = socket.socket(socket.AF_INET6, kind)\n    s.settimeout(10)\n    s.connect(('{LAB6}', 5000))\n\
+         \x20   if kind == socket.SOCK_DGRAM: s.send(b'?')\n    print(s.recv(99).decode())\n"
+    );
+    for (source, peer) in [("sidecar", "fd00:18::1"), ("client", CLIENT6)] {
+        user.up(&format!(
+            "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+             publish = [\"[::]:5000:5000\", \"[::]:5000:5000/udp\"]\nsource = \"{source}\"\n",
+            look::toml_list(&[PYTHON, "-c", code])
+        ));
+        let output = lab.client(&[PYTHON, "-c", &ask]);
+        assert!(output.status.success(), "{}", describe(&output));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, format!("{peer}\n{peer}\n"), "{source}");
+        user.lrpns_ok(&["down", "web"]);
+    }
 }

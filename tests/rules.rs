@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lrpns::control::{Client, Reply, Request};
@@ -627,4 +628,100 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
     assert_eq!(look::init(&lab.status("web"), "sidecar"), sidecar);
     let again = lab.lrpns_ok(&["apply", "-f", &file, "--json"]);
     assert!(again.contains("\"changed\": false"), "{again}");
+}
+
+/// Of lrpns' own rules, by their handles: chain and text without counts, and what they have counted.
+fn own_rules(lab: &Lab, sidecar: i64) -> BTreeMap<u64, (String, u64)> {
+    let list = ["nft", "-j", "-a", "list", "table", "inet", "lrpns"];
+    let table: Value = serde_json::from_str(&look::beside(lab, sidecar, &list)).unwrap();
+    let rules = table["nftables"].as_array().unwrap().iter();
+    let own = rules
+        .filter_map(|object| object.get("rule"))
+        .filter(|rule| {
+            !["before", "after", "nat", "odd", "more"].contains(&rule["chain"].as_str().unwrap())
+        });
+    own.map(|rule| {
+        let mut packets = 0;
+        let mut plain = rule["expr"].clone();
+        for statement in plain.as_array_mut().unwrap() {
+            if let Some(counter) = statement.get_mut("counter") {
+                packets = counter["packets"].as_u64().unwrap();
+                *counter = Value::Null;
+            }
+        }
+        let text = format!("{} {} {plain}", rule["chain"], rule["comment"]);
+        (rule["handle"].as_u64().unwrap(), (text, packets))
+    })
+    .collect()
+}
+
+#[test]
+fn a_change_of_the_users_rules_touches_none_of_ours() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let vars = "[vars]\nBLOCKED = \"{ 192.0.2.1, 192.0.2.128/25 }\"\n";
+    let file = with_rules(&lab, ALL_KINDS, vars);
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let sidecar = look::init(&lab.status("web"), "sidecar");
+    let loaded = |lab: &Lab| {
+        let text = ruleset(lab, &lab.status("web"));
+        let mut lines: Vec<String> = text
+            .lines()
+            .filter(|line| !line.contains("elements = { 198.19."))
+            .map(|line| line.trim().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    };
+
+    // Names stay and mean something else: an object, a chain, a set of another type, a map without its set.
+    let other = "counter seen {\n}\nset blocked { type inet_service; elements = { 9, 7 }; }\n\
+         chain odd { tcp dport { 1, 2 } counter drop; }\n\
+         chain more { jump odd; }\n\
+         chain before { tcp dport @blocked drop; tcp dport { 3, 4 } jump more; counter name seen; }\n";
+    let changed_variable = text.replace("192.0.2.1,", "192.0.2.7,");
+    let no_rules = text.replace("rules = \"extra.nft\"\n", "");
+    let mut seen = vec![];
+    for (what, rules, file_text) in [
+        ("another file", other, &text),
+        ("the first one", ALL_KINDS, &text),
+        ("another value of a variable", ALL_KINDS, &changed_variable),
+        ("none", ALL_KINDS, &no_rules),
+        ("some again", other, &text),
+    ] {
+        let before = own_rules(&lab, sidecar);
+        assert!(before.values().any(|(_, packets)| *packets > 0));
+        lab.write("extra.nft", rules);
+        std::fs::write(&file, file_text).unwrap();
+        lab.lrpns_ok(&["apply", "-f", &file]);
+
+        let after = own_rules(&lab, sidecar);
+        for (handle, (text, packets)) in &before {
+            // Where there are none of the user's, nothing jumps there.
+            if what == "none" && text.contains("jump-") {
+                assert!(!after.contains_key(handle), "{what}: {text}");
+                continue;
+            }
+            let (now, count) = after
+                .get(handle)
+                .unwrap_or_else(|| panic!("{what}: {text}"));
+            assert_eq!(now, text, "{what}");
+            assert!(count >= packets, "{what}: {text} counts anew");
+        }
+        lab.get("http://127.0.0.1:5000/").unwrap();
+        seen.push((what, rules, file_text, loaded(&lab)));
+    }
+
+    // A fresh load comes to the same.
+    for (what, rules, file_text, changed) in seen {
+        lab.write("extra.nft", rules);
+        std::fs::write(&file, file_text).unwrap();
+        lab.lrpns_ok(&["apply", "-f", &file]);
+        lab.lrpns_ok(&["restart", "web", "sidecar"]);
+        assert_eq!(loaded(&lab), changed, "{what}");
+    }
 }

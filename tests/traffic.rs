@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -482,4 +482,94 @@ for i in range(12000):
         (lost == traffic["lost"]["sidecar"].as_u64().unwrap()).then_some(lost)
     });
     assert!(told > 0, "{traffic}");
+}
+
+/// Answers datagrams on port 5300 with what they say, twice.
+const TWICE: &str = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("0.0.0.0", 5300))
+while True:
+    said, who = s.recvfrom(65536)
+    s.sendto(said * 2, who)
+"#;
+
+/// For each line on its standard input, sends 100 bytes until it gets an answer; prints how often it had to.
+const ASKS: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(1)
+for line in sys.stdin:
+    for tries in range(1, 60):
+        s.sendto(b"q" * 100, (sys.argv[1], 53))
+        try:
+            s.recv(65536)
+        except OSError:
+            continue
+        break
+    print(tries, flush=True)
+"#;
+
+#[test]
+fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_again_meanwhile() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let file = look::telling("web", "x", "0.0.0.0:53:5300/udp", "via = \"dnat\"");
+    let command = look::toml_list(&[PYTHON, "-c", TWICE]);
+    let file: String = file
+        .lines()
+        .filter(|line| !line.starts_with("listen = "))
+        .map(|line| match line.starts_with("command = ") {
+            true => format!("command = {command}\n"),
+            false => format!("{line}\n"),
+        })
+        .collect();
+    look::up(&lab, &file);
+    let status = lab.status("web");
+    let mut asks = lab
+        .command(&["ip", "netns", "exec", "client", PYTHON, "-c", ASKS, LAB])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut orders = asks.stdin.take().unwrap();
+    let mut answers = BufReader::new(asks.stdout.take().unwrap());
+    let mut ask = || {
+        orders.write_all(b"\n").unwrap();
+        let mut tries = String::new();
+        answers.read_line(&mut tries).unwrap();
+        tries.trim().parse::<u64>().unwrap()
+    };
+    let mut sent = ask();
+    let open = lines_of(&lab, "open", 1).remove(0);
+    assert_eq!(open["protocol"], "udp", "{open}");
+    assert_eq!(open["server"], "172.18.0.23:5300");
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    sent += ask();
+    // From the next datagram on, the kernel forgets the flow after a second of silence.
+    let sidecar = look::init(&status, "sidecar");
+    for timeout in ["udp_timeout", "udp_timeout_stream"] {
+        let set = format!("echo 1 >/proc/sys/net/netfilter/nf_conntrack_{timeout}");
+        look::beside(&lab, sidecar, &["sh", "-c", &set]);
+    }
+    assert!(lines(&lab, "web").iter().all(|line| line["event"] != "end"));
+    sent += ask();
+    let end = until("the end of the flow", || {
+        // Who looks at the table has what is over thrown out of it; by itself the kernel takes its time.
+        look::beside(&lab, sidecar, &["cat", "/proc/net/nf_conntrack"]);
+        let mut all = lines(&lab, "web").into_iter();
+        all.find(|line| line["event"] == "end")
+    });
+    drop(orders);
+    asks.wait().unwrap();
+    assert_eq!(
+        (&end["client"], &end["how"]),
+        (&open["client"], &json!("timed-out"))
+    );
+    assert_eq!(end["bytes_from_client"], 100 * sent, "{end}");
+    assert_eq!(end["bytes_to_client"], 200 * 3, "{end}");
+    assert!(end["duration_us"].is_u64(), "{end}");
+    assert_eq!(lines_of(&lab, "open", 1).len(), 1);
 }

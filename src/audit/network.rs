@@ -207,7 +207,10 @@ fn outsider(plan: &Plan, app: &AppPlan) -> Option<Ipv4Addr> {
         .map(Ipv4Addr::from)
         .into_iter()
         .find(|address| {
-            let allowed = app.allow.iter().any(|net| net.contains(address));
+            let allowed = app
+                .allow
+                .iter()
+                .any(|net| net.contains(&IpAddr::V4(*address)));
             !allowed && !plan.bridge.subnet.contains(address)
         })
 }

@@ -2,7 +2,8 @@
 //!
 //! # Theory of operation
 //! This process reads and asks; a child of its own, in a session of its own, talks to the supervisor and changes the host's
-//! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else. So a hangup, Ctrl-C or the
+//! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else; for an app that joins, or a volume that
+//! comes, also with SETUID and SETGID, which the id maps of a new user namespace take. So a hangup, Ctrl-C or the
 //! `kill -9` of the command that somebody waits at is a "no" that the child hears, and it is still there to take the host's
 //! table back. Should somebody kill that one too, the supervisor takes its own part back.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use caps::Capability;
+use nix::sched::CloneFlags;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,7 @@ use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::{Mode, Plan};
 use crate::publish::Listener;
+use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 use crate::{namespaces, preflight, privileges, protocol, resolve};
 
@@ -86,12 +89,18 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         }
         return report.end(options, false);
     }
+    // An app that joins, or a volume that comes, is a user namespace more.
+    let maps = !report.change.added.is_empty()
+        || report.change.restart.iter().any(|part| {
+            let mut keys = part.because.iter();
+            keys.any(|key| key.ends_with(".volumes"))
+        });
     let order = Apply {
         running,
         wanted,
         confirm: options.confirm,
     };
-    carry_out(stack, order, &listeners)?;
+    carry_out(stack, order, &listeners, maps)?;
     eprintln!("{stack}: done");
     report.end(options, true)
 }
@@ -167,6 +176,9 @@ impl Report {
             let because = part.because.join(", ");
             text += &format!("{bold}{}{plain} starts again: {because}\n", part.part);
         }
+        for app in &self.change.added {
+            text += &format!("{bold}{app}{plain} joins\n");
+        }
         if !self.change.live.is_empty() {
             text += &format!("live: {}\n", self.change.live.join(", "));
         }
@@ -221,7 +233,12 @@ enum Told {
 }
 
 /// Has it done, and asks who waits whether it is to stay.
-fn carry_out(stack: &StackName, order: Apply, listeners: &[Listener]) -> Result<(), Failure> {
+fn carry_out(
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    maps: bool,
+) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let client = Client::connect(&Host::state_root().control(stack))
         .map_err(|e| unable("connect to the supervisor", e))?;
@@ -229,7 +246,7 @@ fn carry_out(stack: &StackName, order: Apply, listeners: &[Listener]) -> Result<
     match clone3(0).map_err(|e| unable("clone", e))? {
         Cloned::Child => {
             drop(ours);
-            exit_now(guard(&client, stack, order, listeners, &theirs))
+            exit_now(guard(&client, stack, order, listeners, &theirs, maps))
         }
         Cloned::Parent { .. } => {}
     }
@@ -299,8 +316,9 @@ fn guard(
     order: Apply,
     listeners: &[Listener],
     teller: &OwnedFd,
+    maps: bool,
 ) -> i32 {
-    let told = match converse(client, stack, order, listeners, teller) {
+    let told = match converse(client, stack, order, listeners, teller, maps) {
         Ok(()) => Told::Done,
         Err(failure) => Told::Failed(failure),
     };
@@ -315,11 +333,16 @@ fn converse(
     order: Apply,
     listeners: &[Listener],
     teller: &OwnedFd,
+    maps: bool,
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
     if order.running.mode == Mode::Root {
-        privileges::keep_only(&[Capability::CAP_NET_ADMIN]).map_err(Failure::unable)?;
+        let mut keep = vec![Capability::CAP_NET_ADMIN];
+        if maps {
+            keep.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
+        }
+        privileges::keep_only(&keep).map_err(Failure::unable)?;
     }
     let fds: Vec<_> = listeners
         .iter()
@@ -350,6 +373,12 @@ fn converse(
                     said.map_err(|e| unable("answer the supervisor", e))?;
                     continue;
                 }
+                (Reply::Applying(Applying::Map { uids, gids }), fds) => {
+                    let mapped = map(fds, &uids, &gids);
+                    let said = client.say(&Said::Changed(mapped), &[]);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
                 (Reply::Applying(Applying::Step(step)), fds) => (Told::Step(step), fds),
                 (Reply::Applying(Applying::Confirm { seconds }), fds) => {
                     (Told::Confirm(seconds), fds)
@@ -370,6 +399,38 @@ fn converse(
             };
             client.say(&said, &[]).map_err(|_| ended(stack))?;
         }
+    }
+}
+
+/// Maps the ids of the supervisor's child, in the namespace that it was made in: rootless that is not ours, but we own it.
+fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
+    let Ok([process, user]) = <[OwnedFd; 2]>::try_from(fds) else {
+        return Err("no namespace came".to_owned());
+    };
+    let ours = rustix::fs::stat("/proc/self/ns/user").map_err(|e| e.to_string())?;
+    let its = rustix::fs::fstat(&user).map_err(|e| e.to_string())?;
+    if (ours.st_dev, ours.st_ino) == (its.st_dev, its.st_ino) {
+        return namespaces::write_maps(process.as_fd(), uids, gids).map_err(|e| e.to_string());
+    }
+    let child = match clone3(0).map_err(|e| e.to_string())? {
+        Cloned::Child => {
+            let mapped = setns(&user, CloneFlags::CLONE_NEWUSER)
+                .and_then(|()| namespaces::write_maps(process.as_fd(), uids, gids));
+            exit_now(mapped.err().map_or(0, |e| e.raw_os_error().unwrap_or(255)))
+        }
+        Cloned::Parent { pidfd, .. } => pidfd,
+    };
+    let ended = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(child.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    );
+    match ended
+        .map_err(|e| e.to_string())?
+        .and_then(|end| end.exit_status())
+    {
+        Some(0) => Ok(()),
+        Some(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
+        None => Err("the child that maps the ids was killed".to_owned()),
     }
 }
 

@@ -398,7 +398,7 @@ fn describe(plan: &Plan, link: &str, packet: &Packet) -> (String, String) {
         let app = plan
             .apps
             .iter()
-            .find(|app| IpAddr::from(app.address) == packet.source);
+            .find(|app| app.addresses().any(|address| address == packet.source));
         return match app {
             Some(app) => (app.port_link.to_string(), format!("app {}", app.name)),
             None => (link.to_owned(), "bridge, from no app's address".to_owned()),

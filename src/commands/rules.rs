@@ -40,7 +40,10 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
             let ours = firewall::to_text(&rules).map_err(Failure::unable)?;
             ours + &plan.rules.as_ref().map_or_else(String::new, extra)
         }
-        RulesFormat::Json => serde_json::to_string_pretty(&rules).map_err(Failure::unable)? + "\n",
+        RulesFormat::Json => {
+            serde_json::to_string_pretty(&firewall::to_json(&rules)).map_err(Failure::unable)?
+                + "\n"
+        }
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)

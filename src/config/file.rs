@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -16,7 +16,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
-    TrafficLog, Via, Volume,
+    TrafficLog, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -402,17 +402,6 @@ impl Reader<'_> {
         let egress = self.many(section, keys::EGRESS, values::egress);
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
-        let by_dnat = via.as_ref().is_some_and(|via| via.value == Via::Dnat);
-        if let Some(Placed {
-            value: Some(_),
-            span,
-        }) = &rate
-            && by_dnat
-        {
-            let message = "a rate is counted by the relay, and `via` is \"dnat\"".to_owned();
-            let expected = "via = \"auto\" or \"relay\", or no rate";
-            self.problem(span.clone(), message, expected, "via = \"relay\"");
-        }
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
@@ -455,9 +444,9 @@ impl Reader<'_> {
         }
     }
 
-    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<Ipv4Net> {
+    fn allow(&mut self, section: &Section<'_, '_>) -> Vec<IpNet> {
         let Some(list) = self.many(section, keys::ALLOW, values::allow) else {
-            return vec![Ipv4Net::default()];
+            return crate::admission::everybody();
         };
         if let (true, Some((span, _))) = (list.is_empty(), section.get(keys::ALLOW.name)) {
             let message = "`allow` is empty, so nobody could connect; an app without clients has no `publish`";

@@ -41,7 +41,7 @@ keys! {
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
-    ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "127.0.0.1"]"#;
+    ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "2001:db8::/64", "127.0.0.1"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
@@ -94,7 +94,6 @@ impl Key {
     /// An example of what is supported now, for a value that is not.
     pub(super) fn today(&self) -> String {
         match self.name {
-            "egress" => format!("{} = []", self.name),
             "health" => format!("# {}", self.example),
             _ => self.example.to_owned(),
         }

@@ -264,9 +264,9 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
-    /// `allow`; never empty, all of IPv4 when it was left out.
-    pub allow: Vec<Ipv4Net>,
-    /// `rate`; `None` is `off`. Not together with `dnat`.
+    /// `allow`; never empty, [everybody](crate::admission::everybody) when it was left out.
+    pub allow: Vec<IpNet>,
+    /// `rate`; `None` is `off`.
     pub rate: Option<Rate>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,

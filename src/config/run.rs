@@ -78,7 +78,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
                 egress: vec![],
-                allow: vec![ipnet::Ipv4Net::default()],
+                allow: crate::admission::everybody(),
                 rate: None,
                 tmpfs,
                 volumes: vec![],

@@ -465,7 +465,7 @@ fn range_of_addresses(text: &str) -> Option<IpNet> {
 }
 
 /// One entry of `allow`.
-pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
+pub(super) fn allow(text: &str) -> Result<IpNet, ValueError> {
     let range = range_of_addresses(text)
         .ok_or_else(|| ValueError::said(format!("{} is no range of addresses", quoted(text))))?;
     if range.trunc() != range {
@@ -474,10 +474,16 @@ pub(super) fn allow(text: &str) -> Result<Ipv4Net, ValueError> {
             range.trunc()
         )));
     }
-    match range {
-        IpNet::V4(range) => Ok(range),
-        IpNet::V6(_) => Err(ValueError::later(text, "ranges of IPv4")),
+    // Of such an address everybody but a socket says that it is IPv4's: a rule would never meet it.
+    if let IpNet::V6(six) = range
+        && let (Some(four), 96..) = (six.addr().to_ipv4_mapped(), six.prefix_len())
+    {
+        let four = Ipv4Net::new(four, six.prefix_len() - 96).expect("at most 128 - 96");
+        return Err(ValueError::said(format!(
+            "`{range}` is IPv4 written as IPv6: write `{four}`"
+        )));
     }
+    Ok(range)
 }
 
 /// `rate`: `off` or `NUMBER/UNIT[ per client]`.

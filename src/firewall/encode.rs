@@ -4,7 +4,7 @@
 //! How the kernel sees it: include/uapi/linux/netfilter/nf_tables.h. What `nft` needs to print a rule again as it was
 //! written: types of keys and values, comments as libnftnl's TLV "userdata", and the same instructions as nft's own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
@@ -12,7 +12,7 @@ use nftables::expr::{
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
 };
-use nftables::stmt::{Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{Counter, JumpTarget, Limit, Match, NAT, NATFamily, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
@@ -180,14 +180,7 @@ impl Encoder {
             NfListObject::Set(set) => {
                 let object = format!("set {}", set.name);
                 only_inet(&object, set.family)?;
-                let extras = (
-                    &set.policy,
-                    set.timeout,
-                    set.gc_interval,
-                    set.size,
-                    &set.comment,
-                );
-                if extras != (&None, None, None, None, &None) {
+                if (&set.policy, set.gc_interval, &set.comment) != (&None, None, &None) {
                     return Err(unsupported(&object, set));
                 }
                 let keys = keys(set).ok_or_else(|| unsupported(&object, set))?;
@@ -250,7 +243,7 @@ impl Encoder {
     }
 
     /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.
-    fn extra(&mut self, extra: &ExtraObject) {
+    pub(super) fn extra(&mut self, extra: &ExtraObject) {
         let flags = match extra.kind {
             libc::NFT_MSG_NEWRULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
             _ => libc::NLM_F_CREATE,
@@ -351,6 +344,7 @@ impl Encoder {
                         (Some(_), _) => NFT_SET_MAP,
                         (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
                         (None, Keys::Single) => 0,
+                        (None, Keys::Counted { .. }) => NFT_SET_TIMEOUT | NFT_SET_EVAL,
                     },
                 );
                 out.number(NFTA_SET_KEY_TYPE, key.type_id());
@@ -358,6 +352,11 @@ impl Encoder {
                 if let Some(value) = &value {
                     out.number(NFTA_SET_DATA_TYPE, value.type_id());
                     out.number(NFTA_SET_DATA_LEN, value.width());
+                }
+                if let Keys::Counted { most, seconds } = keys {
+                    let milliseconds = u64::from(seconds) * 1000;
+                    out.bytes(NFTA_SET_TIMEOUT, &milliseconds.to_be_bytes());
+                    out.nest(NFTA_SET_DESC, |out| out.number(NFTA_SET_DESC_SIZE, most));
                 }
                 if keys == Keys::Ranges {
                     // Which bytes belong together: each part of a key is a range by itself.
@@ -516,10 +515,15 @@ impl Encoder {
 /// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel
 /// has another form for those of one.
 pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
-    match (&set.flags, &set.set_type) {
-        (None, _) => Some(Keys::Single),
-        (Some(flags), SetTypeValue::Concatenated(_)) => {
-            (flags.len() == 1 && flags.contains(&SetFlag::Interval)).then_some(Keys::Ranges)
+    let only = |flag| set.flags == Some([flag].into());
+    match (&set.flags, &set.set_type, set.size, set.timeout) {
+        (None, _, None, None) => Some(Keys::Single),
+        (_, SetTypeValue::Concatenated(_), None, None) => {
+            only(SetFlag::Interval).then_some(Keys::Ranges)
+        }
+        // nft's JSON knows no "dynamic": it is what a set is that a rule adds to.
+        (_, _, Some(most), Some(seconds)) => {
+            only(SetFlag::Timeout).then_some(Keys::Counted { most, seconds })
         }
         _ => None,
     }
@@ -618,8 +622,7 @@ impl RuleEncoder<'_> {
                 Ok(())
             }
             Statement::Log(Some(log)) => {
-                let (Some(prefix), Some(group), None, None, None, None) = (
-                    &log.prefix,
+                let (Some(group), None, None, None, None) = (
                     log.group.and_then(|group| u16::try_from(group).ok()),
                     log.snaplen,
                     log.queue_threshold,
@@ -629,8 +632,35 @@ impl RuleEncoder<'_> {
                     return Err(unsupported(self.object, statement));
                 };
                 self.expression("log", |out| {
-                    out.text(NFTA_LOG_PREFIX, prefix);
+                    if let Some(prefix) = &log.prefix {
+                        out.text(NFTA_LOG_PREFIX, prefix);
+                    }
                     out.bytes(NFTA_LOG_GROUP, &group.to_be_bytes());
+                });
+                Ok(())
+            }
+            Statement::Limit(limit) => {
+                let limit =
+                    limit_attributes(limit).ok_or_else(|| unsupported(self.object, statement))?;
+                self.expression("limit", |out| out.0.extend(limit));
+                Ok(())
+            }
+            Statement::Meter(meter) => {
+                let Statement::Limit(limit) = meter.stmt.as_ref() else {
+                    return Err(unsupported(self.object, statement));
+                };
+                let limit =
+                    limit_attributes(limit).ok_or_else(|| unsupported(self.object, statement))?;
+                self.depend(&meter.key)?;
+                self.load_key(&meter.key, FIRST)?;
+                self.expression("dynset", |out| {
+                    out.text(NFTA_DYNSET_SET_NAME, &meter.name);
+                    out.number(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+                    out.number(NFTA_DYNSET_SREG_KEY, FIRST);
+                    out.nest(NFTA_DYNSET_EXPR, |out| {
+                        out.text(NFTA_EXPR_NAME, "limit");
+                        out.nest(NFTA_EXPR_DATA, |out| out.0.extend(limit));
+                    });
                 });
                 Ok(())
             }
@@ -1024,6 +1054,28 @@ impl RuleEncoder<'_> {
     }
 }
 
+/// A limit of packets; `None` for any other.
+fn limit_attributes(limit: &Limit<'_>) -> Option<Vec<u8>> {
+    if (&limit.rate_unit, &limit.burst_unit) != (&None, &None) {
+        return None;
+    }
+    let seconds: u64 = match limit.per.as_deref()? {
+        "second" => 1,
+        "minute" => 60,
+        "hour" => 3600,
+        _ => return None,
+    };
+    let over = limit.inv.unwrap_or_default();
+    let mut bytes = vec![];
+    let mut out = Attributes(&mut bytes);
+    out.bytes(NFTA_LIMIT_RATE, &u64::from(limit.rate).to_be_bytes());
+    out.bytes(NFTA_LIMIT_UNIT, &seconds.to_be_bytes());
+    out.number(NFTA_LIMIT_BURST, limit.burst?);
+    out.number(NFTA_LIMIT_TYPE, NFT_LIMIT_PKTS);
+    out.number(NFTA_LIMIT_FLAGS, if over { NFT_LIMIT_F_INV } else { 0 });
+    Some(bytes)
+}
+
 /// What kind of value a field holds: how wide it is, and how a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -1162,6 +1214,13 @@ pub(super) enum Keys {
     Single,
     /// All keys between two.
     Ranges,
+    /// One key each, which rules add.
+    Counted {
+        /// There is no room for more.
+        most: u32,
+        /// It goes when it hasn't been met for so long.
+        seconds: u32,
+    },
 }
 
 impl Shape {
@@ -1217,12 +1276,16 @@ impl Shape {
         };
         let end = |last: bool| {
             let parts = parts.iter().map(|part| match part {
-                Expression::Named(NamedExpression::Prefix(prefix)) if prefix.len <= 32 => {
-                    let first = Kind::Address.bytes(object, &prefix.addr)?;
-                    let first = u32::from_be_bytes([first[0], first[1], first[2], first[3]]);
-                    let free = u32::MAX.checked_shr(prefix.len).unwrap_or(0);
-                    let address = Ipv4Addr::from(if last { first | free } else { first });
-                    Ok(Expression::String(address.to_string().into()))
+                Expression::Named(NamedExpression::Prefix(prefix)) => {
+                    let net = match prefix.addr.as_ref() {
+                        Expression::String(text) => text.parse::<IpAddr>().ok(),
+                        _ => None,
+                    }
+                    .zip(u8::try_from(prefix.len).ok())
+                    .and_then(|(first, len)| ipnet::IpNet::new(first, len).ok())
+                    .ok_or_else(|| unsupported(object, part))?;
+                    let end = if last { net.broadcast() } else { net.addr() };
+                    Ok(Expression::String(end.to_string().into()))
                 }
                 part => Ok(part.clone()),
             });

@@ -8,6 +8,9 @@
 //! that the sidecar loads ([`super::sidecar_batch`]). So what the file may do is judged by what came of it and not by its
 //! words; nft sees nothing of a running stack; and there is one transaction, at the start, at a restart and at a change.
 //!
+//! At a live change of them ([`ExtraChange`]) the user's objects alone are deleted and made anew, in one transaction: our
+//! chains, which are hooked, stay the same objects, and the kernel looks at the user's as they were or as they will be.
+//!
 //! The file's rules are in three chains of ours, and our base chains jump there:
 //!
 //! - `before`: first in `forward`, each packet of each connection. `guard` has had its say by then, and what it drops
@@ -21,10 +24,13 @@ use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule};
 use nftables::stmt::{AnonymousCounter, Counter, JumpTarget, Statement};
 use nftables::types::NfFamily;
 
+use serde::{Deserialize, Serialize};
+
 use super::counters::{attributes_of, comment, dump, next};
+use super::encode::Encoder;
 use super::netlink::*;
 use super::{SIDECAR_TABLE, Socket};
-use crate::plan::ExtraObject;
+use crate::plan::{ExtraObject, Plan};
 
 /// The table's name, in every kind of message.
 pub(super) const TABLE: u16 = 1;
@@ -39,6 +45,81 @@ const PLACES: [(&str, &str, &str); 3] = [
 /// Whether a chain is one of the places.
 pub(super) fn is_place(chain: &str) -> bool {
     PLACES.iter().any(|(place, ..)| *place == chain)
+}
+
+/// The user's objects that are in force, and those that shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraChange {
+    /// What has to be deleted by name: chains, sets, objects.
+    pub(super) old: Vec<ExtraObject>,
+    /// All that is to be there instead.
+    pub(super) new: Vec<ExtraObject>,
+}
+
+impl ExtraChange {
+    /// What lies between two plans, both as they were or are to be loaded; `None` if that is nothing.
+    #[must_use]
+    pub fn between(old: &Plan, new: &Plan) -> Option<Self> {
+        let of = |plan: &Plan| -> Vec<ExtraObject> {
+            let rules = plan.rules.as_ref();
+            rules.map_or_else(Vec::new, |rules| rules.compiled.clone())
+        };
+        let (mut old, new) = (of(old), of(new));
+        if old == new {
+            return None;
+        }
+        old.retain(|object| {
+            // Rules go with a chain's content, elements and sets without a name with what they are of.
+            !matches!(
+                object.kind,
+                libc::NFT_MSG_NEWRULE | libc::NFT_MSG_NEWSETELEM
+            ) && !is_anonymous(object)
+        });
+        Some(Self { old, new })
+    }
+
+    /// Deletes what was the user's, in the order in which one holds the other; `filled` says which chains have rules.
+    pub(super) fn delete(&self, out: &mut Encoder, filled: impl Fn(&str) -> bool) {
+        let named = |kind: libc::c_int, name: u16| {
+            let objects = self.old.iter().filter(move |object| object.kind == kind);
+            objects.filter_map(move |object| Some((object, text(&object.attributes, name)?)))
+        };
+        let chains = || named(libc::NFT_MSG_NEWCHAIN, NFTA_CHAIN_NAME);
+        let places = PLACES.iter().map(|(place, ..)| (*place).to_owned());
+        for chain in chains().map(|(_, name)| name).chain(places) {
+            if filled(&chain) {
+                super::update::delete_rules(out, SIDECAR_TABLE, &chain, None);
+            }
+        }
+        for (object, name) in named(libc::NFT_MSG_NEWSET, NFTA_SET_NAME) {
+            out.message(libc::NFT_MSG_DELSET, 0, object.label.clone(), |a| {
+                a.text(NFTA_SET_TABLE, SIDECAR_TABLE);
+                a.text(NFTA_SET_NAME, &name);
+            });
+        }
+        for (object, name) in chains() {
+            out.message(libc::NFT_MSG_DELCHAIN, 0, object.label.clone(), |a| {
+                a.text(NFTA_CHAIN_TABLE, SIDECAR_TABLE);
+                a.text(NFTA_CHAIN_NAME, &name);
+            });
+        }
+        for (object, name) in named(libc::NFT_MSG_NEWOBJ, NFTA_OBJ_NAME) {
+            let kind = attribute(&object.attributes, NFTA_OBJ_TYPE).unwrap_or_default();
+            out.message(libc::NFT_MSG_DELOBJ, 0, object.label.clone(), |a| {
+                a.text(TABLE, SIDECAR_TABLE);
+                a.text(NFTA_OBJ_NAME, &name);
+                a.bytes(NFTA_OBJ_TYPE, kind);
+            });
+        }
+    }
+}
+
+/// Whether it is a set that a rule brings along.
+fn is_anonymous(object: &ExtraObject) -> bool {
+    object.kind == libc::NFT_MSG_NEWSET
+        && attribute(&object.attributes, NFTA_SET_FLAGS)
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .is_some_and(|bytes| u32::from_be_bytes(bytes) & NFT_SET_ANONYMOUS != 0)
 }
 
 /// Adds the places to our rules; the chains are empty.

@@ -23,7 +23,8 @@ pub(super) const NOTE_BEGIN: &str = "note-begin";
 /// The rule that logs how a TCP connection ends.
 pub(super) const NOTE_END: &str = "note-end";
 
-/// What a rule does between its counter and its verdict. The prefix of what it logs is the rule's name, `chain/name`.
+/// What a rule does between its counter and its verdict. The prefix of what it logs is the rule's name, `chain/name`,
+/// but in [`CONNECTIONS`].
 ///
 /// A rule that drops logs what it drops. One that accepts logs the packet that begins a connection, and with
 /// [`TrafficLog::Packets`] every packet; but not in `guard`, where nothing is let through for good. Of TCP the answer to
@@ -52,7 +53,7 @@ pub(super) fn statements(
             if level > TrafficLog::Off && matches.iter().any(begins_a_connection) {
                 all.push(tell_of("destroy"));
                 if !matches.iter().any(is_about_tcp) {
-                    all.push(log(CONNECTIONS));
+                    all.push(note());
                 }
             }
             if level == TrafficLog::Packets {
@@ -97,6 +98,12 @@ pub(super) fn log(chain: &str, name: &str, group: u16) -> Statement<'static> {
         prefix: Some(format!("{chain}/{name}").into()),
         ..Log::new(Some(group.into()))
     }))
+}
+
+/// Logs a packet that begins or ends a connection. Which rule did is seen by the packet, and a prefix is printed and copied
+/// for each.
+pub(super) fn note() -> Statement<'static> {
+    Statement::Log(Some(Log::new(Some(CONNECTIONS.into()))))
 }
 
 /// Whether this is `ct state new`.

@@ -7,7 +7,7 @@
 //! 2. [`encode()`] (or [`encode_owned`]) turns a table into one nfnetlink batch that **replaces** the table: add, delete,
 //!    add with all its content, in one transaction. So loading twice is loading once, and a ruleset that the kernel
 //!    refuses changes nothing.
-//! 3. [`update`] changes a table that is loaded into another with the least change, so that no packet and no count is
+//! 3. [`update()`] changes a table that is loaded into another with the least change, so that no packet and no count is
 //!    lost.
 //! 4. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
 //!
@@ -28,6 +28,7 @@ mod counters;
 mod encode;
 mod extra;
 mod forwarding;
+mod json;
 mod load;
 pub mod logging;
 pub(crate) mod netlink;
@@ -39,12 +40,13 @@ mod update;
 pub use conntrack::forget_udp;
 pub use counters::{Listing, Object, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
-pub use extra::{Snapshot, added, snapshot};
+pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
+pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
     host_table, sidecar_rules,
 };
 pub use text::{TextError, to_text};
-pub use update::{UpdateError, Updated, update};
+pub use update::{UpdateError, Updated, update, update_sidecar};

@@ -13,6 +13,7 @@
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
 mod egress;
+mod rate;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -71,7 +72,8 @@ pub fn host_table(stack: &StackName) -> String {
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
 /// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
 ///   logged is said in [`logging`].
-///   Where an app has an `allow`, a client that is in none of its ranges ends here; what comes by the relay it has judged.
+///   Where an app has an `allow`, a client that is in none of its ranges ends here, and where it has a `rate`, one that
+///   connects more often; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
@@ -138,21 +140,28 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
 
-    let allowed = allowed(plan);
-    if let Some(allowed) = &allowed {
-        let element = |(app, net): &(Ipv4Addr, Ipv4Net)| {
-            let clients = match net.prefix_len() {
-                32 => address(net.addr()),
-                _ => subnet(*net),
+    let selective: Vec<_> = families
+        .iter()
+        .filter_map(|family| Some((*family, allowed(plan, *family)?)))
+        .collect();
+    for (family, allowed) in &selective {
+        let element = |(app, net): &(IpAddr, IpNet)| {
+            let single = net.prefix_len() == net.max_prefix_len();
+            let clients = if single {
+                address(net.addr())
+            } else {
+                subnet(*net)
             };
             concat([address(*app), clients])
         };
         table.ranges(
-            "allowed",
-            &[SetType::Ipv4Addr, SetType::Ipv4Addr],
+            family.set("allowed"),
+            &[family.address_type(), family.address_type()],
             allowed.iter().map(element).collect(),
         );
     }
+
+    rate::sets(&mut table, plan);
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -262,11 +271,12 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             table.rule(
                 "forward",
                 name,
+                // The flags first: every packet of every connection comes here, and few have them.
                 [
-                    has(ct("state"), self::name("established")),
                     has(header_field("tcp", "flags"), flags),
+                    has(ct("state"), self::name("established")),
                 ],
-                logging::log("forward", name, logging::CONNECTIONS),
+                logging::note(),
             );
         };
         note(logging::NOTE_BEGIN, name("syn"));
@@ -293,19 +303,23 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             drop(),
         );
     }
-    if allowed.is_some() {
+    for (family, _) in &selective {
         table.rule(
             "forward",
-            "drop-not-allowed",
+            family.rule("drop-not-allowed"),
             [
                 from_uplink(),
                 to_bridge(),
                 has(ct("state"), name("new")),
-                is_not(concat([ip("daddr"), ip("saddr")]), name("@allowed")),
+                is_not(
+                    concat([family.daddr(), family.saddr()]),
+                    family.at("allowed"),
+                ),
             ],
             drop(),
         );
     }
+    rate::in_forward(&mut table, plan);
     for (of, _) in &published {
         table.rule(
             "forward",
@@ -625,23 +639,29 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     table.into_rules()
 }
 
-/// Who may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so whatever comes
-/// from its address may.
-fn allowed(plan: &Plan) -> Option<Vec<(Ipv4Addr, Ipv4Net)>> {
-    let relay = Ipv4Net::from(plan.uplink.host_address);
-    plan.apps.iter().any(AppPlan::is_selective).then(|| {
-        plan.apps
-            .iter()
-            .flat_map(|app| {
-                let mut nets = app.allow.clone();
-                nets.push(relay);
-                // The kernel refuses ranges that overlap.
-                Ipv4Net::aggregate(&nets)
-                    .into_iter()
-                    .map(|net| (app.address, net))
-            })
-            .collect()
-    })
+/// Who of a family may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so
+/// whatever comes from its address may.
+fn allowed(plan: &Plan, family: Family) -> Option<Vec<(IpAddr, IpNet)>> {
+    let all = family.pick(Ipv4Net::default().into(), Ipv6Net::default().into());
+    let relay = IpNet::from(family.plan.host);
+    plan.apps
+        .iter()
+        .any(|app| !app.allow.contains(&all))
+        .then(|| {
+            plan.apps
+                .iter()
+                .filter_map(|app| Some((app, family.app(app)?)))
+                .flat_map(|(app, address)| {
+                    let ours = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4();
+                    let mut nets: Vec<_> = app.allow.iter().filter(ours).copied().collect();
+                    nets.push(relay);
+                    // The kernel refuses ranges that overlap.
+                    IpNet::aggregate(&nets)
+                        .into_iter()
+                        .map(move |net| (address, net))
+                })
+                .collect()
+        })
 }
 
 /// [`host_rules`] while nothing is published yet: every rule, and nothing in the maps by which they translate.
@@ -870,8 +890,8 @@ impl Table {
     }
 
     /// A set whose keys are concatenations of ranges.
-    fn ranges(&mut self, name: &'static str, key: &[SetType], elements: Vec<Expression<'static>>) {
-        self.set(name.to_owned(), key, elements);
+    fn ranges(&mut self, name: String, key: &[SetType], elements: Vec<Expression<'static>>) {
+        self.set(name, key, elements);
         if let Some(NfListObject::Set(set)) = self.objects.last_mut() {
             set.flags = Some(HashSet::from([SetFlag::Interval]));
         }

@@ -44,22 +44,22 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                 open = true;
             }
             NfListObject::Set(set) => {
-                let extras = (
-                    &set.policy,
-                    set.timeout,
-                    set.gc_interval,
-                    set.size,
-                    &set.comment,
-                );
-                if extras != (&None, None, None, None, &None) {
+                if (&set.policy, set.gc_interval, &set.comment) != (&None, None, &None) {
                     return Err(unsupported(set));
                 }
-                let flags = match &set.flags {
-                    None => "",
-                    Some(flags) if flags.len() == 1 && flags.contains(&SetFlag::Interval) => {
-                        "\n\t\tflags interval"
+                let only = |flag| set.flags == Some([flag].into());
+                let flags = match (set.size, set.timeout) {
+                    (None, None) if set.flags.is_none() => String::new(),
+                    (None, None) if only(SetFlag::Interval) => "\n\t\tflags interval".to_owned(),
+                    (Some(most), Some(seconds)) if only(SetFlag::Timeout) => {
+                        let time = match seconds {
+                            3600 => "1h".to_owned(),
+                            60 => "1m".to_owned(),
+                            _ => format!("{seconds}s"),
+                        };
+                        format!("\n\t\tsize {most}\n\t\tflags dynamic,timeout\n\t\ttimeout {time}")
                     }
-                    Some(_) => return Err(unsupported(set)),
+                    _ => return Err(unsupported(set)),
                 };
                 let elements = set.elem.as_deref().unwrap_or_default();
                 let elements = elements
@@ -238,8 +238,7 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
             )
         }
         Statement::Log(Some(log)) => {
-            let (Some(prefix), Some(group), None, None, None, None) = (
-                &log.prefix,
+            let (Some(group), None, None, None, None) = (
                 log.group,
                 log.snaplen,
                 log.queue_threshold,
@@ -248,8 +247,34 @@ fn statement(statement: &Statement<'_>) -> Result<String, TextError> {
             ) else {
                 return Err(unsupported(statement));
             };
-            format!("log prefix \"{prefix}\" group {group}")
+            match &log.prefix {
+                Some(prefix) => format!("log prefix \"{prefix}\" group {group}"),
+                None => format!("log group {group}"),
+            }
         }
+        Statement::Limit(limit) => {
+            let (None, None, Some(per), Some(burst), Some(true)) = (
+                &limit.rate_unit,
+                &limit.burst_unit,
+                &limit.per,
+                limit.burst,
+                limit.inv,
+            ) else {
+                return Err(unsupported(statement));
+            };
+            let mut text = format!("limit rate over {}/{per}", limit.rate);
+            // nft leaves out what it would take anyway.
+            if burst != 5 {
+                write!(text, " burst {burst} packets").expect("writing to a string can't fail");
+            }
+            text
+        }
+        Statement::Meter(meter) => format!(
+            "update @{} {{ {} {} }}",
+            meter.name,
+            expression(&meter.key)?,
+            self::statement(&meter.stmt)?
+        ),
         Statement::DNAT(Some(nat)) => translate("dnat", nat, statement)?,
         Statement::SNAT(Some(nat)) => translate("snat", nat, statement)?,
         other => return Err(unsupported(other)),

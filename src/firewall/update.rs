@@ -11,7 +11,8 @@
 //! - A base chain is made or deleted only with its first or last reason to be.
 //!
 //! Everything is in one batch: rules are deleted first, since they hold sets; then sets and chains that aren't wanted any
-//! more; then what is new, in the order in which it needs each other.
+//! more; then what is new, in the order in which it needs each other. The user's objects ([`ExtraChange`]) go before all
+//! that and come after it, since they may hold ours and ours don't hold them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,7 +25,7 @@ use super::counters::{attributes_of, dump};
 use super::encode::{self, Encoder, Place, unsupported};
 use super::load::{LoadError, Socket, transact};
 use super::netlink::*;
-use super::{Batch, EncodeError};
+use super::{Batch, EncodeError, ExtraChange};
 
 /// Why a ruleset was not changed; it is what it was.
 #[derive(Debug, thiserror::Error)]
@@ -66,12 +67,34 @@ pub fn update(
     old: &Nftables<'static>,
     new: &Nftables<'static>,
 ) -> Result<Updated, UpdateError> {
+    change(socket, old, new, None)
+}
+
+/// As [`update`], for the sidecar's table; `theirs` changes the user's objects in the same transaction.
+///
+/// # Errors
+/// As [`update`].
+pub fn update_sidecar(
+    socket: &Socket,
+    old: &Nftables<'static>,
+    new: &Nftables<'static>,
+    theirs: Option<&ExtraChange>,
+) -> Result<Updated, UpdateError> {
+    change(socket, old, new, theirs)
+}
+
+fn change(
+    socket: &Socket,
+    old: &Nftables<'static>,
+    new: &Nftables<'static>,
+    theirs: Option<&ExtraChange>,
+) -> Result<Updated, UpdateError> {
     let (old, new) = (Ruleset::of(old)?, Ruleset::of(new)?);
     let handles = handles(socket, old.table).map_err(|source| UpdateError::Read {
         table: old.table.to_owned(),
         source,
     })?;
-    match encode_update(&old, &new, &handles)? {
+    match encode_update(&old, &new, &handles, theirs)? {
         None => Ok(Updated::Nothing),
         Some(batch) => {
             transact(socket, &batch)?;
@@ -191,9 +214,13 @@ fn encode_update(
     old: &Ruleset<'_>,
     new: &Ruleset<'_>,
     handles: &Handles,
+    theirs: Option<&ExtraChange>,
 ) -> Result<Option<Batch>, EncodeError> {
     let mut out = Encoder::begin(0);
-    let mut changed = false;
+    let mut changed = theirs.is_some();
+    if let Some(theirs) = theirs {
+        theirs.delete(&mut out, |chain| handles.contains_key(chain));
+    }
 
     // A set of another type is another set: what refers to it has to let go of it first.
     let renewed: BTreeSet<&str> = old
@@ -305,6 +332,9 @@ fn encode_update(
     for (rule, place) in new_rules {
         out.rule_at(rule, place)?;
     }
+    for object in theirs.iter().flat_map(|theirs| &theirs.new) {
+        out.extra(object);
+    }
     Ok(changed.then(|| out.finish()))
 }
 
@@ -316,7 +346,7 @@ fn same_place(one: &Chain<'_>, other: &Chain<'_>) -> bool {
 }
 
 /// Deletes one rule of a chain, or all.
-fn delete_rules(out: &mut Encoder, table: &str, chain: &str, handle: Option<u64>) {
+pub(super) fn delete_rules(out: &mut Encoder, table: &str, chain: &str, handle: Option<u64>) {
     let label = match handle {
         Some(handle) => format!("rule {handle} of chain {chain}"),
         None => format!("rules of chain {chain}"),

@@ -1,7 +1,7 @@
 //! The loader: puts one transaction of rules into the sidecar's network namespace and ends.
 //!
 //! It is the one way in which the rules of a running stack change, whether the sidecar still could or has sealed itself.
-//! It is confined as the sidecar is, holds `NET_ADMIN` for some two milliseconds, and reads nothing but the transaction.
+//! It is confined as the sidecar is, holds `NET_ADMIN` until it ends, and reads nothing but the transaction.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use nftables::schema::Nftables;
 
 use super::sidecar::confine;
 use super::{StageError, step};
-use crate::firewall::{self, Batch, UpdateError};
+use crate::firewall::{self, Batch, ExtraChange, UpdateError};
 use crate::protocol::{self, FromStage};
 
 /// Loads `rules` and tells how that went. That the kernel refuses them is an answer, and no error of this process.
@@ -23,19 +23,19 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
 }
 
-/// Changes the rules from `old` to `new`, forgets the flows of UDP to the ports in `forget`, and tells how that went.
+/// Changes the rules from `old` to `new`, and the user's as `theirs` says, forgets the flows of UDP to the ports in `forget`, and tells how that went.
 ///
 /// # Errors
 /// As [`run`].
 pub fn update(
     supervisor: &OwnedFd,
-    old: &Nftables<'static>,
-    new: &Nftables<'static>,
+    (old, new): (&Nftables<'static>, &Nftables<'static>),
+    theirs: Option<&ExtraChange>,
     forget: &[u16],
 ) -> Result<(), StageError> {
     confine(&[], false)?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
-    let loaded = match firewall::update(&socket, old, new) {
+    let loaded = match firewall::update_sidecar(&socket, old, new, theirs) {
         // Not before: a datagram that comes in between would be remembered the old way.
         Ok(_) => {
             firewall::forget_udp(&socket, forget).map_err(step("forget flows of UDP"))?;

@@ -152,9 +152,13 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             seal,
             traffic,
         } => sidecar::run(supervisor, &rules, seal, traffic, fds).map(|()| ExitCode::SUCCESS),
-        Role::Updater { old, new, forget } => {
-            loader::update(supervisor, &old, &new, &forget).map(|()| ExitCode::SUCCESS)
-        }
+        Role::Updater {
+            old,
+            new,
+            theirs,
+            forget,
+        } => loader::update(supervisor, (&old, &new), theirs.as_ref(), &forget)
+            .map(|()| ExitCode::SUCCESS),
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Compiler {
             ours,

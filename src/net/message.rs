@@ -270,6 +270,19 @@ pub(super) fn new_rule_to_main(net: IpNet, priority: u32) -> RouteNetlinkMessage
     RouteNetlinkMessage::NewRule(rule)
 }
 
+/// Whoever has a source of `net` is told that there is no way.
+pub(super) fn new_rule_unreachable_from(net: IpNet, priority: u32) -> RouteNetlinkMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family(net.addr());
+    rule.header.src_len = net.prefix_len();
+    rule.header.action = RuleAction::Unreachable;
+    rule.attributes = vec![
+        RuleAttribute::Source(net.network()),
+        RuleAttribute::Priority(priority),
+    ];
+    RouteNetlinkMessage::NewRule(rule)
+}
+
 pub(super) fn routes() -> RouteNetlinkMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = AddressFamily::Inet;

@@ -37,11 +37,11 @@ mod rtnl;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::time::Instant;
@@ -73,6 +73,9 @@ const LOOPBACK: u32 = 1;
 /// RFC 3927.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
+/// RFC 4291, 2.5.6.
+const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+
 /// The alias of `stack`'s link in the host's namespace.
 #[must_use]
 pub fn alias(stack: &StackName) -> String {
@@ -89,7 +92,7 @@ pub struct Endpoint<'a> {
 }
 
 /// The indices of a stack's links, made by [`create`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
     /// The uplink's end in the host's namespace.
     pub host: u32,
@@ -395,30 +398,49 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
 }
 
 /// In the relay's namespace every address is local but the sidecar's end of the uplink: so the relay may dial as any
-/// client, without a capability and without a sysctl, the answers come back to it, and it reaches nothing but the sidecar.
-/// What is local there is also a source that no packet from outside may have.
+/// client, without a capability, the answers come back to it, and it reaches nothing but the sidecar. What is local there
+/// is also an IPv4 source that no packet from outside may have.
 ///
-/// Two ranges are left out, as clients that no app is to see: the stack's own subnet, and link-local addresses.
+/// Two ranges of each family are left out, as clients that no app is to see: the stack's own, and link-local addresses.
 ///
 /// The first rule makes the kernel look into the table of local addresses by itself, before any other: without one it
 /// has merged that table with the main one (`fib_unmerge`, net/ipv4/fib_trie.c).
+///
+/// IPv6 takes no address for its own that only a route makes local (`ipv6_chk_addr`, net/ipv6/addrconf.c), so there
+/// `net.ipv6.ip_nonlocal_bind` lets the relay bind any (`crate::namespaces`); what is left out is refused by rules to
+/// whoever dials with it, at once.
 fn own_every_address(plan: &Plan) -> Vec<Step> {
-    let sidecar = Ipv4Net::from(plan.uplink.sidecar_address);
-    let mut steps = vec![Step::create(
-        format!("look for {sidecar} in the main table"),
-        message::new_rule_to_main(sidecar.into(), 1),
-    )];
-    let foreign = [sidecar, plan.bridge.subnet, LINK_LOCAL];
-    steps.extend(foreign.map(|net| {
-        Step::create(
-            format!("take {net} out of the local addresses"),
-            message::new_throw_from_local(net.into()),
-        )
-    }));
-    steps.push(Step::create(
-        "make every other address local",
-        message::new_local_route(Ipv4Net::default().into(), LOOPBACK),
-    ));
+    let mut steps = vec![];
+    for family in plan.families() {
+        let sidecar = IpNet::from(family.sidecar);
+        steps.push(Step::create(
+            format!("look for {sidecar} in the main table"),
+            message::new_rule_to_main(sidecar, 2),
+        ));
+        let (everywhere, link_local): (_, IpNet) = match sidecar {
+            IpNet::V4(_) => (IpNet::V4(Default::default()), LINK_LOCAL.into()),
+            IpNet::V6(_) => (IpNet::V6(Default::default()), LINK_LOCAL6.into()),
+        };
+        let foreign = [family.subnet, link_local];
+        for net in [sidecar].into_iter().chain(foreign) {
+            steps.push(Step::create(
+                format!("take {net} out of the local addresses"),
+                message::new_throw_from_local(net),
+            ));
+        }
+        if sidecar.addr().is_ipv6() {
+            for net in foreign {
+                steps.push(Step::create(
+                    format!("refuse what has a source of {net}"),
+                    message::new_rule_unreachable_from(net, 1),
+                ));
+            }
+        }
+        steps.push(Step::create(
+            "make every other address local",
+            message::new_local_route(everywhere, LOOPBACK),
+        ));
+    }
     steps
 }
 

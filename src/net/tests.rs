@@ -332,7 +332,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         listen: Vec::new(),
         source: Default::default(),
         egress: vec![],
-        allow: vec![ipnet::Ipv4Net::default()],
+        allow: vec![ipnet::IpNet::default()],
         rate: None,
         closing: vec![],
         restart: Restart::No,

@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! ```text
-//! another Ground -> parts that have changed start again -> the sidecar's rules -> the host's table -> the path is tried
+//! another Ground -> parts that have changed start again -> apps that are new start, behind rules without their ports
+//!     -> the sidecar's rules -> the host's table -> the path is tried
 //!     -> listen, another relay, what is closed refuses -> that is tried -> confirmed -> the host's table loses the rest
 //! ```
 //!
@@ -14,6 +15,9 @@
 //!   namespace, and the kernel looks at who sends as well as at who opened the socket (`netlink_net_capable()`). So until
 //!   the change is confirmed the host's table only gains: should the client be gone when the old rules have to come back,
 //!   what is left over in it leads to a port of the sidecar that nobody answers.
+//! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its id
+//!   maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up behind rules
+//!   that know it, with what it may reach and without its ports, which are opened when it listens.
 //! - **Listening sockets stay**; the relay that takes their connections is another process, since one that is confined to
 //!   its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
@@ -21,27 +25,29 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftables::schema::Nftables;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused};
+use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
 use crate::change::{self, Change};
 use crate::config::Protocol;
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall;
 use crate::names::PartName;
+use crate::namespaces::Mapper;
 use crate::plan::Plan;
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
 use crate::stack::{Ground, Launched, PartId};
 use crate::state;
+use crate::traffic::line::Names;
 
 /// How long a port that must be closed may take to turn out to be open: a connection within this machine takes a
 /// thousandth of it.
@@ -55,6 +61,10 @@ const LEAVING: usize = 24;
 pub(super) enum Step {
     /// What is started from now on is started on this.
     Ground(Arc<Ground>),
+    /// There is a part more, to be started.
+    Join(PartId),
+    /// These parts end for good; when they have, it is said.
+    Leave(Vec<PartId>, oneshot::Sender<()>),
     /// Another relay has the published ports, or, with none published, there is no relay any more.
     Relay(Option<Box<Launched>>),
     /// The host's table holds this now.
@@ -109,7 +119,12 @@ impl Supervisor {
     /// Does what the task wants.
     pub(super) fn step_of_apply(&mut self, step: Step) -> Option<Outcome> {
         match step {
-            Step::Ground(ground) => self.ground = ground,
+            Step::Ground(ground) => {
+                self.journal.traffic.rename(Names::of(&ground.plan));
+                self.ground = ground;
+            }
+            Step::Join(id) => self.parts.push(Part::new(id)),
+            Step::Leave(ids, ended) => self.leave(&ids, ended),
             Step::Relay(launched) => self.take_over(launched.map(|launched| *launched)),
             Step::Host(rules) => self.host_rules = *rules,
             Step::Note(text) => self.note(PartId::Sidecar, text),
@@ -119,6 +134,29 @@ impl Supervisor {
             }
         }
         None
+    }
+
+    fn leave(&mut self, ids: &[PartId], ended: oneshot::Sender<()>) {
+        let (gone, stay) = std::mem::take(&mut self.parts)
+            .into_iter()
+            .partition::<Vec<_>, _>(|part| ids.contains(&part.id));
+        self.parts = stay;
+        let mut ending = vec![];
+        for part in gone {
+            let name = self.ground.name(part.id);
+            for client in part.waiting.iter().chain(&part.waiting_for_next) {
+                tell(client, refused(format!("{name} is gone"), None));
+            }
+            // With it goes what it has started.
+            if let Some(starting) = part.starting {
+                starting.abort();
+            }
+            ending.extend(part.process);
+        }
+        self.launching.spawn(async move {
+            join_all(ending.into_iter().map(|process| process.end(true))).await;
+            let _ = ended.send(());
+        });
     }
 
     /// The relay that was takes last orders, another one is the relay.
@@ -152,11 +190,43 @@ impl Supervisor {
     }
 }
 
+/// Maps ids by way of the client: this process has dropped what that takes.
+struct ByClient<'c>(&'c mut Channel);
+
+impl Mapper for ByClient<'_> {
+    async fn map(&mut self, process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
+        let own = std::fs::File::open("/proc/self/ns/user")?;
+        let order = Reply::Applying(Applying::Map {
+            uids: uids.to_owned(),
+            gids: gids.to_owned(),
+        });
+        self.0.send(&order, &[process, own.as_fd()]).await?;
+        answered(self.0).await.map_err(io::Error::other)
+    }
+}
+
+/// Waits until the client has done what it was asked for.
+async fn answered(channel: &mut Channel) -> Result<(), String> {
+    let answered = async {
+        loop {
+            match channel.receive::<Said>().await {
+                Ok(Some((Said::Changed(changed), _))) => return changed,
+                // It has thought better of it; but what it was asked for comes first.
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err("the client is gone".to_owned()),
+            }
+        }
+    };
+    let answer = tokio::time::timeout(CLIENT_WITHIN, answered).await;
+    answer.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
+}
+
 /// How far it has come, which is what has to be taken back.
 #[derive(Default)]
 struct Done {
     ground: bool,
     restarted: Vec<PartId>,
+    joined: Vec<PartId>,
     rules: bool,
     host: bool,
     relay: bool,
@@ -184,7 +254,9 @@ impl Task {
                 socket: Arc::new(socket),
             })
             .collect();
-        let reply = match self.old.changed(apply.wanted, &new).await {
+        let mut mapper = ByClient(&mut self.channel);
+        let changed = self.old.changed(apply.wanted, &new, &mut mapper).await;
+        let reply = match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
             Err(e) => refused(format!("{e}; nothing was changed"), None),
         };
@@ -235,12 +307,16 @@ impl Task {
         let (old_plan, new_plan) = (&old.plan, &next.plan);
         self.done.ground = true;
         self.tell(Step::Ground(Arc::clone(next)));
-        for part in self.change.restart.clone() {
-            let id = find(next, &part.part).ok_or("there is no such part")?;
-            self.done.restarted.push(id);
-            self.restart(id, next).await?;
-            self.say(format!("{} is started again", part.part)).await;
+        let (sidecar, others): (Vec<_>, Vec<_>) = self
+            .change
+            .restart
+            .clone()
+            .into_iter()
+            .partition(|part| part.part == "sidecar");
+        for part in others {
+            self.start_again(&part.part, next).await?;
         }
+        let between = self.join(next).await?;
         for index in 0..new_plan.apps.len() {
             if let Some(deaf) = next.deaf(index).map_err(|e| e.to_string())? {
                 return Err(deaf);
@@ -248,9 +324,12 @@ impl Task {
         }
 
         self.done.rules = true;
-        let updated = next.update_rules(old_plan, new_plan).await;
+        let updated = next.update_rules(&between, new_plan).await;
         updated.map_err(|e| e.to_string())?;
         self.say("the sidecar's rules are in force").await;
+        for part in sidecar {
+            self.start_again(&part.part, next).await?;
+        }
         self.done.host = true;
         let more = firewall::host_rules(&both(old_plan, new_plan));
         self.change_host(more).await?;
@@ -276,6 +355,49 @@ impl Task {
             Some(seconds) => self.confirmed(seconds).await,
             None => Ok(()),
         }
+    }
+
+    async fn start_again(&mut self, part: &str, next: &Ground) -> Result<(), String> {
+        let id = find(next, part).ok_or("there is no such part")?;
+        self.done.restarted.push(id);
+        self.restart(id, next).await?;
+        self.say(format!("{part} is started again")).await;
+        Ok(())
+    }
+
+    /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet. Gives back the plan
+    /// that the sidecar's rules are of then.
+    async fn join(&mut self, next: &Ground) -> Result<Plan, String> {
+        let mut between = self.old.plan.clone();
+        let joining = between.apps.len()..next.plan.apps.len();
+        if joining.is_empty() {
+            return Ok(between);
+        }
+        for app in &next.plan.apps[joining.clone()] {
+            let mut app = app.clone();
+            app.publish.clear();
+            between.apps.push(app);
+        }
+        self.done.rules = true;
+        let updated = next.update_rules(&self.old.plan, &between).await;
+        updated.map_err(|e| e.to_string())?;
+        for index in joining {
+            next.join(index).await.map_err(|e| e.to_string())?;
+            let id = PartId::App(index);
+            self.done.joined.push(id);
+            self.tell(Step::Join(id));
+            self.restart(id, next).await?;
+            self.say(format!("{} is started", next.name(id))).await;
+        }
+        Ok(between)
+    }
+
+    /// Ends apps for good, and waits until they have.
+    async fn end(&self, apps: Vec<PartId>) {
+        let (ended, all) = oneshot::channel();
+        self.tell(Step::Leave(apps, ended));
+        // Without an answer the loop is gone, and they with it.
+        let _ = all.await;
     }
 
     /// Starts a part again on the ground that is current, with its limits.
@@ -311,20 +433,8 @@ impl Task {
         let gone = |_: io::Error| "the client is gone".to_owned();
         let socket = self.host_socket.as_fd();
         self.channel.send(&order, &[socket]).await.map_err(gone)?;
-        let answered = async {
-            loop {
-                match self.channel.receive::<Said>().await {
-                    Ok(Some((Said::Changed(changed), _))) => return changed,
-                    // It has thought better of it; but what it was asked for comes first.
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => return Err("the client is gone".to_owned()),
-                }
-            }
-        };
-        let answer = tokio::time::timeout(CLIENT_WITHIN, answered).await;
-        answer
-            .unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
-            .map_err(|e| format!("change the host's table: {e}"))?;
+        let answer = answered(&mut self.channel).await;
+        answer.map_err(|e| format!("change the host's table: {e}"))?;
         self.host_rules = new.clone();
         self.tell(Step::Host(Box::new(new)));
         Ok(())
@@ -372,6 +482,7 @@ impl Task {
             .change
             .live
             .iter()
+            .chain(&self.change.added)
             .chain(restarts)
             .map(String::as_str)
             .collect();
@@ -382,13 +493,18 @@ impl Task {
     async fn back(&mut self, next: &Arc<Ground>) -> Vec<String> {
         let old = Arc::clone(&self.old);
         let mut left = vec![];
-        if self.done.ground {
-            self.tell(Step::Ground(Arc::clone(&old)));
-        }
         if self.done.rules && old.update_rules(&next.plan, &old.plan).await.is_err() {
             // Whatever is in force, by now or still.
             left.extend(load_whole(&old).await.err());
         }
+        // While they are there the ground has to be one that knows them.
+        let joined = std::mem::take(&mut self.done.joined);
+        self.end(joined).await;
+        if self.done.ground {
+            self.tell(Step::Ground(Arc::clone(&old)));
+        }
+        let joined = old.plan.apps.len()..next.plan.apps.len();
+        left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
         for id in std::mem::take(&mut self.done.restarted) {
             left.extend(self.restart(id, &old).await.err());
         }
@@ -452,7 +568,7 @@ fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
 }
 
 /// Whom the relay lets in to each app.
-fn clients(plan: &Plan) -> Vec<(&PartName, &[Ipv4Net], Option<Rate>)> {
+fn clients(plan: &Plan) -> Vec<(&PartName, &[IpNet], Option<Rate>)> {
     let apps = plan.apps.iter();
     apps.map(|app| (&app.name, app.allow.as_slice(), app.rate))
         .collect()

@@ -22,10 +22,11 @@ const NFULNL_MSG_PACKET: libc::c_int = libc::NFNL_SUBSYS_ULOG << 8;
 const IPCTNL_MSG_CT_DELETE: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8 | 2;
 const NFNLGRP_CONNTRACK_DESTROY: u32 = 3;
 
-/// What the kernel gathers before it wakes a reader: this many bytes…
-const BATCH_BYTES: u32 = 32 << 10;
-/// …or this many packets…
-const BATCH_PACKETS: u32 = 200;
+/// What the kernel gathers before it wakes a reader: this many bytes, which fill, with what it keeps beside them, the
+/// pages that it takes for them…
+const BATCH_BYTES: u32 = (64 << 10) - 1024;
+/// …or this many packets, more than it takes to fill that…
+const BATCH_PACKETS: u32 = 500;
 /// What a reader's buffer holds: more than the kernel puts into one message.
 const BUFFER: usize = 128 << 10;
 /// What a socket may hold for us, if `net.core.rmem_max` allows for it.

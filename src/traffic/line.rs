@@ -104,7 +104,8 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub struct Names {
     apps: Vec<(IpAddr, String)>,
-    relay: IpAddr,
+    /// The relay's addresses, one of each family.
+    relay: Vec<IpAddr>,
 }
 
 impl Names {
@@ -115,9 +116,9 @@ impl Names {
             apps: plan
                 .apps
                 .iter()
-                .map(|app| (app.address.into(), app.name.to_string()))
+                .flat_map(|app| (app.addresses()).map(|address| (address, app.name.to_string())))
                 .collect(),
-            relay: plan.uplink.host_address.into(),
+            relay: (plan.families().iter()).map(|family| family.host).collect(),
         }
     }
 
@@ -279,7 +280,7 @@ impl Names {
             .app(flow.server.ip())
             .or_else(|| self.app(flow.client.ip()))
             .map(str::to_owned);
-        let relayed = flow.client.ip() == self.relay;
+        let relayed = self.relay.contains(&flow.client.ip());
         let protocol = protocol_name(flow.protocol);
         let named = |address: SocketAddr| {
             let name = self.app(address.ip()).map(|name| format!("{name} "));

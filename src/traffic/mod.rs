@@ -7,7 +7,7 @@
 //! [`track`] makes [`Record`]s of it: it knows the connections that are open, and how many lines a source may fill. Records
 //! go to the supervisor in messages of bounded size ([`wire`]) over a socket of their own; when nobody reads them the
 //! sidecar goes on, and counts what is lost. The supervisor keeps records as they are and makes a line of one when somebody
-//! reads it ([`line`]): there may be ten thousand a second.
+//! reads it ([`mod@line`]): there may be ten thousand a second.
 //!
 //! Whoever has broken into the sidecar can write records that are not true, and can't do more than that: they are numbers,
 //! addresses and short names of known characters, and the log of the apps has memory of its own.
@@ -244,6 +244,8 @@ pub struct AppSummary {
 /// The totals of a sidecar, and of those before it.
 #[derive(Debug, Default)]
 pub struct Sums {
+    /// Whose the totals are, in their order; what is nobody's comes last.
+    names: Vec<String>,
     before: Totals,
     now: Totals,
 }
@@ -254,13 +256,23 @@ impl Sums {
         self.now = totals;
     }
 
-    /// Another sidecar begins.
-    pub fn begin(&mut self) {
-        self.before = self.sum();
+    /// Another sidecar begins, which knows the apps of these names in this order.
+    pub fn begin<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        let sum = self.sum();
+        let of = |name: Option<&String>| {
+            let index = match name {
+                None => self.names.len(),
+                Some(name) => self.names.iter().position(|other| other == name)?,
+            };
+            let app = sum.apps.get(index).copied()?;
+            Some(AppTotals { open: 0, ..app })
+        };
+        let apps = names.iter().map(Some).chain([None]);
+        let apps = apps.map(|name| of(name).unwrap_or_default()).collect();
+        self.before = Totals { apps, ..sum };
         self.now = Totals::default();
-        for app in &mut self.before.apps {
-            app.open = 0;
-        }
+        self.names = names;
     }
 
     /// They are a part's words: no number of them is too large.
@@ -285,10 +297,11 @@ impl Sums {
         }
     }
 
-    /// All of it; `names` are the apps' in the plan's order.
-    pub fn summary<'a>(&self, names: impl Iterator<Item = &'a str>) -> Summary {
+    /// All of it.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
         let sum = self.sum();
-        let names = names.map(|name| Some(name.to_owned())).chain([None]);
+        let names = self.names.iter().cloned().map(Some).chain([None]);
         let mut apps = sum.apps.iter();
         let apps: Vec<_> = names
             .map(|name| {

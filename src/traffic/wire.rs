@@ -126,16 +126,22 @@ fn put_name(out: &mut Vec<u8>, name: &Name) {
     out.extend(name.as_str().as_bytes());
 }
 
-/// Reads a message; `None` when it is none.
+/// Reads a message: the totals, and the bytes of its [`records`], which are all whole; `None` when it is none.
 #[must_use]
-pub fn read(bytes: &[u8]) -> Option<(Totals, Vec<Record>)> {
+pub fn read(bytes: &[u8]) -> Option<(Totals, &[u8])> {
     let mut rest = Rest(bytes);
     let totals = rest.totals()?;
-    let mut records = vec![];
+    let kept = rest.0;
     while !rest.0.is_empty() {
-        records.push(rest.record()?);
+        rest.record()?;
     }
-    Some((totals, records))
+    Some((totals, kept))
+}
+
+/// The records that these bytes are, up to what is none.
+pub fn records(bytes: &[u8]) -> impl Iterator<Item = Record> {
+    let mut rest = Rest(bytes);
+    std::iter::from_fn(move || rest.record())
 }
 
 /// What has not been read yet.
@@ -371,7 +377,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let (totals, bytes) = message();
-        assert_eq!(read(&bytes), Some((totals, records())));
+        let (told, kept) = read(&bytes).unwrap();
+        assert_eq!(told, totals);
+        assert_eq!(super::records(kept).collect::<Vec<_>>(), records());
     }
 
     #[test]

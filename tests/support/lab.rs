@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 pub const LAB: &str = "10.99.0.1";
 /// The client's.
 pub const CLIENT: &str = "10.99.0.2";
+/// The lab's IPv6 address there, and the client's (RFC 3849), where [`Lab::with_ipv6`] was called.
+pub const LAB6: &str = "2001:db8::1";
+pub const CLIENT6: &str = "2001:db8::2";
 
 /// What makes a lab, in its namespaces: it says "ready" and holds them until its standard input ends.
 const SETUP: &str = r#"
@@ -92,6 +95,25 @@ impl Lab {
         let lab = Self::new();
         lab.ok(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
         lab
+    }
+
+    /// The same lab, whose network to the client has IPv6 too; one that forwards IPv4 forwards IPv6 as well.
+    pub fn with_ipv6(self) -> Self {
+        let (lab, client) = (format!("{LAB6}/64"), format!("{CLIENT6}/64"));
+        self.ok(&["ip", "-6", "address", "add", &lab, "dev", "ext0", "nodad"]);
+        for args in [
+            &[
+                "ip", "-6", "address", "add", &client, "dev", "eth0", "nodad",
+            ][..],
+            &["ip", "-6", "route", "add", "default", "via", LAB6],
+        ] {
+            let output = self.client(args);
+            assert!(output.status.success(), "{}", describe(&output));
+        }
+        if self.ok(&["sysctl", "-n", "net.ipv4.ip_forward"]).trim() == "1" {
+            self.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]);
+        }
+        self
     }
 
     /// The lab's root directory, seen from outside: its own /proc and /run are below it.
