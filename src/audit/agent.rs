@@ -225,11 +225,28 @@ impl Agent {
     }
 }
 
+/// How long an agent may take to end; one that is stuck in a probe is killed.
+const ENDS_WITHIN: rustix::event::Timespec = rustix::event::Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
+
 impl Drop for Agent {
     fn drop(&mut self) {
         let Some(child) = &self.child else { return };
-        // The end of the conversation ends it, but who is stuck would be waited for.
-        let _ = rustix::process::pidfd_send_signal(child, rustix::process::Signal::KILL);
+        // The end of the conversation ends it, and first its child in a part's pid namespace, which it reaps. A child
+        // whose parent is killed is left to the machine's pid 1, and the part's own pid 1 can't end before that has
+        // reaped it (zap_pid_ns_processes(), kernel/pid_namespace.c). Said, not only closed: later agents were forked
+        // with this socket.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        let mut ends = [rustix::event::PollFd::new(
+            child,
+            rustix::event::PollFlags::IN,
+        )];
+        let ended = rustix::event::poll(&mut ends, Some(&ENDS_WITHIN));
+        if !matches!(ended, Ok(1..)) {
+            let _ = rustix::process::pidfd_send_signal(child, rustix::process::Signal::KILL);
+        }
         let _ = rustix::process::waitid(
             rustix::process::WaitId::PidFd(child.as_fd()),
             rustix::process::WaitIdOptions::EXITED,

@@ -135,15 +135,20 @@ pub fn beside(lab: &Lab, pid: i64, args: &[&str]) -> String {
 
 /// What a command prints in the network namespace of `pid`, as JSON; `None` is the lab's own.
 pub fn json(lab: &Lab, pid: Option<i64>, args: &[&str]) -> Value {
-    let text = match pid {
+    let ask = || match pid {
         Some(pid) => beside(lab, pid, args),
         None => lab.ok(args),
     };
-    // `ip -j` prints nothing at all for an empty list on some versions.
-    if text.trim().is_empty() {
-        return Value::Array(vec![]);
-    }
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+    let parse = |text: &str| match text.trim() {
+        // `ip -j` prints nothing at all for an empty list on some versions.
+        "" => Ok(Value::Array(vec![])),
+        text => serde_json::from_str(text),
+    };
+    // nft 1.0.6 has been seen to stop in the middle of its JSON, and to call that a success: once in some ten thousand.
+    parse(&ask()).unwrap_or_else(|_| {
+        let text = ask();
+        parse(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+    })
 }
 
 /// Packets counted by each rule of our table, by `CHAIN/RULE`.
