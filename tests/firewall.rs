@@ -320,6 +320,15 @@ fn plans() -> Vec<Plan> {
         egress(Protocol::Tcp, "169.254.169.254/32", 80, 80),
     ];
     reaching.apps[1].egress = vec![egress(Protocol::Tcp, "0.0.0.0/0", 443, 443)];
+    let mut reaching6 = with_ipv6(reaching.clone(), "fd00:18::/64");
+    reaching6.apps[0].egress.extend([
+        egress(Protocol::Tcp, "2001:db8::10/128", 5432, 5432),
+        egress(Protocol::Udp, "2001:db8:1::/48", 8000, 8010),
+        egress(Protocol::Tcp, "fd00:ec2::254/128", 80, 80),
+        egress(Protocol::Tcp, "::/0", 443, 443),
+    ]);
+    let mut six_reaching = with_ipv6(plan(2, 1, |_| Transport::Relay), "fd00:18::/64");
+    six_reaching.apps[1].egress = vec![egress(Protocol::Udp, "2001:db8::/33", 1, 65535)];
     let mut selective = plan(3, 2, |_| Transport::Dnat);
     selective.apps[0].allow = [
         "192.0.2.0/24",
@@ -387,6 +396,8 @@ fn plans() -> Vec<Plan> {
         seeing,
         relaying,
         reaching,
+        reaching6,
+        six_reaching,
     ]
 }
 

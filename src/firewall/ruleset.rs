@@ -162,6 +162,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     }
 
     rate::sets(&mut table, plan);
+    egress::sets(&mut table, plan);
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -853,6 +854,8 @@ const SRCNAT: i32 = 100;
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 /// RFC 4291, 2.5.6.
 const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+/// RFC 4291, 2.7.
+const MULTICAST6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
@@ -1041,11 +1044,6 @@ fn ct(key: &'static str) -> Expression<'static> {
         family: None,
         dir: None,
     }))
-}
-
-/// A field of IPv4's header.
-fn ip(field: &'static str) -> Expression<'static> {
-    header_field("ip", field)
 }
 
 fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {

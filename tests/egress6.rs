@@ -1,0 +1,487 @@
+//! `egress` by IPv6: exactly what is listed, as by IPv4, whatever is put before the ports, and by no other way.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, describe};
+use support::look::{self, PYTHON};
+
+const SIDECAR: &str = "fd00:18::1";
+const APP: &str = "fd00:18::2";
+
+/// Somebody else's servers: on each address and port one that tells who asked and how much was said until then, by TCP
+/// and by UDP.
+const SERVERS: &str = r#"
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for where in sys.argv[1:]:
+    kind, address, port = where.split()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, int(port)))
+    if kind == "tcp":
+        s.listen()
+    chosen.register(s, selectors.EVENT_READ, kind)
+print("ready", flush=True)
+while True:
+    for key, _ in chosen.select():
+        if key.data == "tcp":
+            c, peer = key.fileobj.accept()
+            heard = 0
+            while part := c.recv(1 << 16):
+                heard += len(part)
+            c.sendall(("%s %d" % (peer[0], heard)).encode())
+            c.close()
+        else:
+            said, peer = key.fileobj.recvfrom(1 << 16)
+            key.fileobj.sendto(("%s %d" % (peer[0], len(said))).encode(), peer)
+"#;
+
+/// What an app says to ask such a server.
+const ASK: &str = r#"
+def ask(kind, address, port, size=1):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+        s.settimeout(20)
+        try:
+            s.connect((address, port))
+            s.sendall(b"x" * size)
+            if kind == "tcp":
+                s.shutdown(socket.SHUT_WR)
+            return s.recv(99).decode()
+        except OSError as e:
+            return errno.errorcode.get(e.errno, str(e))
+"#;
+
+/// Packets of IPv6 by hand, beside those of [`look::ATTACKS`]; `knock6` sends one SYN, `throw6` one datagram.
+const SIX: &str = r#"
+def at(address):
+    return socket.inet_pton(socket.AF_INET6, address)
+def six(source, target, protocol, payload):
+    return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + at(source) + at(target) + payload
+def summed(source, target, protocol, payload, place):
+    pseudo = at(source) + at(target) + struct.pack("!II", len(payload), protocol)
+    return payload[:place] + struct.pack("!H", checksum(pseudo + payload)) + payload[place + 2:]
+def segment(source, target, sport, dport, flags=2):
+    head = struct.pack("!HHIIBBHHH", sport, dport, 1, 1 if flags & 16 else 0, 0x50, flags, 64240, 0, 0)
+    return summed(source, target, 6, head, 16)
+def datagram(source, target, sport, dport, payload=b"x"):
+    return summed(source, target, 17, struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload, 6)
+def control(source, target, payload):
+    return summed(source, target, 58, payload, 2)
+def tcp6(source, target, sport, dport, flags=2):
+    return six(source, target, 6, segment(source, target, sport, dport, flags))
+def udp6(source, target, sport, dport, payload=b"x"):
+    return six(source, target, 17, datagram(source, target, sport, dport, payload))
+def icmp6(source, target, payload):
+    return six(source, target, 58, control(source, target, payload))
+def fragment(kind, offset, more, number=7):
+    return struct.pack("!BBHI", kind, 0, offset * 8 | more, number)
+def options(kind, what=b"\x01\x04\0\0\0\0"):
+    return struct.pack("!BB", kind, (len(what) + 2) // 8 - 1) + what
+def knock6(address, port):
+    s = socket.socket(socket.AF_INET6)
+    kept.append(s)
+    s.setblocking(False)
+    return errno.errorcode.get(s.connect_ex((address, port)), "OK")
+def throw6(address, port, size=1):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+        return tried(s.sendto, b"x" * size, (address, port))
+"#;
+
+struct Servers(Child);
+
+impl Servers {
+    /// Starts them in a namespace of `ip netns`, or, as a user of their own, in the lab's own.
+    fn start(lab: &Lab, namespace: Option<&str>, places: &[&str]) -> Self {
+        let prefix = match namespace {
+            Some(name) => vec!["ip", "netns", "exec", name],
+            None => vec!["setpriv", "--reuid", "4321", "--clear-groups"],
+        };
+        let args = [&prefix[..], &[PYTHON, "-c", SERVERS], places].concat();
+        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A lab that forwards both families, whose client has two addresses more.
+fn lab() -> Lab {
+    let lab = Lab::forwarding().with_ipv6();
+    for last in [3, 4] {
+        give(&lab, &format!("2001:db8::{last}/64"));
+    }
+    lab
+}
+
+/// Gives the client an address.
+fn give(lab: &Lab, address: &str) {
+    let add = [
+        "ip", "-6", "address", "add", address, "dev", "eth0", "nodad",
+    ];
+    let output = lab.client(&add);
+    assert!(output.status.success(), "{}", describe(&output));
+}
+
+fn file(stack: &str, egress: &[&str], more: &str) -> String {
+    let more = format!("egress = {}\n{more}", look::toml_list(egress));
+    look::telling(stack, "t", "0.0.0.0:5000:5000", &more)
+        .replace("[network]\n", "[network]\nipv6 = \"fd00:18::/64\"\n")
+}
+
+/// A stack whose app may connect to `egress`.
+fn stack(lab: &Lab, egress: &[&str]) -> Value {
+    look::up(lab, &file("web", egress, ""));
+    let status = lab.status("web");
+    look::settle(lab, &status);
+    status
+}
+
+/// What an app's Python finds, with what the app has.
+fn from_app(lab: &Lab, app: &str, found: &str) -> Value {
+    look::attack(lab, "web", app, &format!("{ASK}\nsay({found})"))
+}
+
+/// Everything of a network namespace that somebody could have told it: routes of every table, and neighbours.
+fn ways(lab: &Lab, pid: i64) -> String {
+    let all = |of: &[&str]| look::json(lab, Some(pid), of).to_string();
+    all(&["ip", "-6", "-j", "route", "show", "table", "all"])
+        + &all(&["ip", "-6", "-j", "neigh", "show", "nud", "all"])
+        + &all(&["ip", "-6", "-j", "address"])
+}
+
+fn routes(lab: &Lab, pid: i64, family: &str) -> Vec<String> {
+    let routes = look::json(lab, Some(pid), &["ip", family, "-j", "route"]);
+    let mut routes: Vec<_> = routes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| route["dst"].as_str().unwrap().to_owned())
+        .filter(|to| to != "::1")
+        .collect();
+    routes.sort();
+    routes
+}
+
+/// As the owner of the app's namespace, with a route to everywhere: what is left is the rules.
+fn free(lab: &Lab, app: i64) {
+    let add = [
+        "ip", "-6", "route", "replace", "default", "via", SIDECAR, "dev", "eth0", "onlink",
+    ];
+    look::beside(lab, app, &add);
+}
+
+/// Runs Python there; `send` puts a packet on the app's link to the sidecar.
+fn attack_beside(lab: &Lab, status: &Value, app: &str, code: &str) {
+    let to = look::planned(status, "/bridge/mac");
+    let apps = status["plan"]["apps"].as_array().unwrap();
+    let from = apps.iter().find(|plan| plan["name"] == app).unwrap();
+    let from = from["mac"].as_str().unwrap();
+    look::attack_beside(
+        lab,
+        look::pid(status, app),
+        &format!(
+            "{SIX}\nme = '{APP}'\ndef send(packet):\n    frame('eth0', '{to}', '{from}', packet, 0x86dd)\n{code}\nsay(1)"
+        ),
+    );
+}
+
+#[test]
+fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let _servers = Servers::start(
+        &lab,
+        Some("client"),
+        &[
+            "tcp 2001:db8::2 5432",
+            "tcp 2001:db8::2 5433",
+            "udp 2001:db8::2 53",
+            "tcp 2001:db8::2 53",
+            "udp 2001:db8::2 5432",
+            "tcp 2001:db8::3 5432",
+            "tcp 10.99.0.2 5432",
+        ],
+    );
+    let status = stack(&lab, &["tcp [2001:db8::2]:5432", "udp [2001:db8::2]:53"]);
+    let app = look::pid(&status, "app");
+    assert_eq!(routes(&lab, app, "-6"), [CLIENT, SIDECAR]);
+    assert_eq!(routes(&lab, app, "-4"), ["172.18.0.33"]);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+
+    // From within, with all that an app has; the server sees the host.
+    let served = format!("{LAB} 1");
+    assert_eq!(
+        from_app(
+            &lab,
+            "app",
+            "[ask('tcp', '2001:db8::2', 5432), ask('udp', '2001:db8::2', 53), ask('tcp', '2001:db8::2', 5433), \
+             ask('tcp', '2001:db8::3', 5432), ask('udp', '2001:db8::3', 53), ask('tcp', '10.99.0.2', 5432)]"
+        ),
+        json!([
+            served,
+            served,
+            "EACCES",
+            "ENETUNREACH",
+            "ENETUNREACH",
+            "ENETUNREACH"
+        ])
+    );
+    let counted = look::counters(&lab, sidecar.0, sidecar.1);
+    for rule in [
+        "guard/accept-egress-app-0",
+        "forward/accept-egress-app-0",
+        "forward/accept-egress-app-1",
+        "postrouting/snat-egress6",
+    ] {
+        assert!(counted[rule] > 0, "{rule}: {counted:?}");
+    }
+    assert!(!counted.contains_key("postrouting/snat-egress"));
+    look::settle(&lab, &status);
+
+    free(&lab, app);
+    let near = look::planned(&status, "/uplink/host_address6");
+    let far = look::planned(&status, "/uplink/sidecar_address6");
+    let attacks = [
+        (
+            "the port after",
+            "knock6('2001:db8::2', 5433)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the port before",
+            "knock6('2001:db8::2', 5431)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the other protocol",
+            "throw6('2001:db8::2', 5432)\nknock6('2001:db8::2', 53)",
+            "guard/drop-app-egress",
+            2,
+        ),
+        (
+            "the address after",
+            "knock6('2001:db8::3', 5432)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "an echo request",
+            "send(icmp6(me, '2001:db8::2', bytes([128, 0, 0, 0, 0, 7, 0, 7])))",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "the host and the sidecar",
+            &format!(
+                "for a in ('{LAB}', '{near}', '{far}', '{SIDECAR}', '::1'):\n    send(tcp6(me, a, 9, 5432))"
+            ),
+            // The kernel takes no packet to ::1 from a link (ip6_rcv_core(), net/ipv6/ip6_input.c).
+            "guard/drop-app-egress",
+            4,
+        ),
+        (
+            "the link's own addresses",
+            "for a in ('fe80::1', 'ff02::1', 'ff05::2', 'ff0e::1'):\n    send(udp6(me, a, 9, 53))",
+            "guard/drop-app-egress",
+            4,
+        ),
+        (
+            "the cloud",
+            "knock6('fd00:ec2::254', 80)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "another app",
+            "knock6('fd00:18::3', 5432)",
+            "guard/drop-app-egress",
+            1,
+        ),
+        (
+            "as another app",
+            "send(tcp6('fd00:18::3', '2001:db8::2', 9, 5432))",
+            "guard/drop-app-spoof6",
+            1,
+        ),
+        (
+            "as the client",
+            "send(tcp6('2001:db8::2', '2001:db8::2', 9, 5432))",
+            "guard/drop-app-spoof6",
+            1,
+        ),
+        (
+            "from the link",
+            "send(tcp6('fe80::2', '2001:db8::2', 9, 5432))",
+            "guard/drop-app-spoof6",
+            1,
+        ),
+    ];
+    let uplink = look::planned(&status, "/uplink/host_link").to_owned();
+    let heard = received(&lab, &uplink);
+    for (what, attack, rule, packets) in attacks {
+        println!("{what}");
+        let before = look::counters(&lab, sidecar.0, sidecar.1);
+        attack_beside(&lab, &status, "app", attack);
+        look::assert_counted(&lab, sidecar, &before, &[(rule, packets)]);
+    }
+    assert_eq!(received(&lab, &uplink), heard, "nothing came to the host");
+
+    // Nor does anybody get in by the way out.
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    from_host(
+        &lab,
+        &status,
+        &format!(
+            "send(tcp6('2001:db8::2', '{far}', 5432, 9, 18))\nsend(tcp6('2001:db8::2', me, 5432, 9, 18))"
+        ),
+    );
+    look::assert_dropped(
+        &lab,
+        sidecar,
+        &before,
+        &[("input/drop-invalid", 1), ("guard/drop-uplink-bypass", 1)],
+    );
+}
+
+/// The packets that a link of the lab's has received.
+fn received(lab: &Lab, link: &str) -> u64 {
+    let links = look::json(lab, None, &["ip", "-j", "-s", "link", "show", "dev", link]);
+    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}
+
+/// Runs Python on the host; `send` puts a packet on the uplink to the sidecar.
+fn from_host(lab: &Lab, status: &Value, code: &str) {
+    let (link, to, from) = (
+        look::planned(status, "/uplink/host_link"),
+        look::planned(status, "/uplink/sidecar_mac"),
+        look::planned(status, "/uplink/host_mac"),
+    );
+    look::attack_from_host(
+        lab,
+        &format!(
+            "{SIX}\nme = '{APP}'\ndef send(packet):\n    frame('{link}', '{to}', '{from}', packet, 0x86dd)\n{code}\nsay(1)"
+        ),
+    );
+}
+
+#[test]
+fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_credentials() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    give(&lab, "fd00:ec2::254/64");
+    lab.ok(&["ip", "-6", "route", "add", "fd00:ec2::/64", "dev", "ext0"]);
+    let _theirs = Servers::start(
+        &lab,
+        Some("client"),
+        &[
+            "tcp 2001:db8::2 8000",
+            "tcp 2001:db8::3 8003",
+            "tcp 2001:db8::4 8000",
+            "tcp 2001:db8::2 8004",
+            "tcp fd00:ec2::254 8000",
+        ],
+    );
+    let _hosts = Servers::start(&lab, None, &["tcp :: 8000"]);
+    let served = json!(format!("{LAB} 1"));
+
+    let status = stack(&lab, &["tcp [2001:db8::2/127]:8000-8003"]);
+    assert_eq!(
+        routes(&lab, look::pid(&status, "app"), "-6"),
+        ["2001:db8::2/127", SIDECAR]
+    );
+    assert_eq!(
+        from_app(
+            &lab,
+            "app",
+            "[ask('tcp', '2001:db8::2', 8000), ask('tcp', '2001:db8::3', 8003), \
+             ask('tcp', '2001:db8::4', 8000), ask('tcp', '2001:db8::2', 8004)]"
+        ),
+        json!([served, served, "ENETUNREACH", "EACCES"])
+    );
+    lab.lrpns_ok(&["down", "web"]);
+
+    // Everywhere, which is a default route: but the host is not elsewhere.
+    let status = stack(&lab, &["tcp [::/0]:8000"]);
+    let app = look::pid(&status, "app");
+    assert_eq!(routes(&lab, app, "-6"), ["default", SIDECAR]);
+    assert_eq!(routes(&lab, app, "-4"), ["172.18.0.33"]);
+    assert_eq!(
+        from_app(&lab, "app", "ask('tcp', '2001:db8::4', 8000)"),
+        served
+    );
+    look::settle(&lab, &status);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let host = (None, "lrpns-web");
+    let before = [
+        look::counters(&lab, sidecar.0, sidecar.1),
+        look::counters(&lab, host.0, host.1),
+    ];
+    let near = look::planned(&status, "/uplink/host_address6");
+    attack_beside(
+        &lab,
+        &status,
+        "app",
+        &format!(
+            "for a in ('fd00:ec2::254', 'fd00:18::3', '{SIDECAR}', 'fe80::1', 'ff02::1', 'ff0e::1', '{LAB}', '{near}'):\n    \
+             send(tcp6(me, a, 9, 8000))"
+        ),
+    );
+    look::assert_dropped(
+        &lab,
+        sidecar,
+        &before[0],
+        &[
+            ("guard/drop-app-metadata6", 1),
+            ("guard/drop-app-subnet6", 2),
+            ("guard/drop-app-link-local6", 1),
+            ("guard/drop-app-multicast6", 2),
+        ],
+    );
+    look::assert_dropped(&lab, host, &before[1], &[("input/drop-from-sidecar", 2)]);
+    lab.lrpns_ok(&["down", "web"]);
+
+    // By themselves they are.
+    stack(
+        &lab,
+        &[
+            "tcp [::/0]:8000",
+            "tcp [fd00:ec2::254]:8000",
+            &format!("tcp [{LAB}]:8000"),
+        ],
+    );
+    let status = lab.status("web");
+    let uplink = look::planned(&status, "/uplink/sidecar_address6");
+    let found = from_app(
+        &lab,
+        "app",
+        &format!(
+            "[ask('tcp', a, 8000).split()[0] for a in ('{LAB}', '2001:db8::2', 'fd00:ec2::254')]"
+        ),
+    );
+    assert_eq!(found[0], uplink);
+    assert_eq!(found[1], LAB);
+    assert_eq!(found[2], LAB);
+}
