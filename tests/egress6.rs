@@ -485,3 +485,92 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
     assert_eq!(found[1], LAB);
     assert_eq!(found[2], LAB);
 }
+
+/// Two apps of one stack, by their names, each with what it may connect to.
+fn two(lab: &Lab, a: &[&str], b: &[&str]) -> Value {
+    let app = |name: &str, port: u16, egress: &[&str]| {
+        format!(
+            "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nlisten = [6000]\negress = {}\n",
+            look::toml_list(&[PYTHON, "-c", look::TELLING]),
+            look::toml_list(egress)
+        )
+    };
+    let apps = app("a", 5000, a) + &app("b", 5001, b);
+    look::up(
+        lab,
+        &format!("name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n{apps}"),
+    );
+    let status = lab.status("web");
+    look::settle(lab, &status);
+    status
+}
+
+#[test]
+fn of_two_apps_each_has_the_ways_of_its_own_egress_and_its_own_family() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let _servers = Servers::start(
+        &lab,
+        Some("client"),
+        &["tcp 2001:db8::2 5432", "tcp 10.99.0.2 5432"],
+    );
+    let status = two(&lab, &["tcp [2001:db8::2]:5432"], &["tcp 10.99.0.2:5432"]);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let bridge = look::planned(&status, "/bridge/address").to_owned();
+    let (a, b) = (look::pid(&status, "a"), look::pid(&status, "b"));
+    assert_eq!(routes(&lab, a, "-6"), [CLIENT, SIDECAR]);
+    assert_eq!(routes(&lab, a, "-4"), [bridge.as_str()]);
+    assert_eq!(routes(&lab, b, "-6"), [SIDECAR]);
+    assert_eq!(routes(&lab, b, "-4"), ["10.99.0.2", bridge.as_str()]);
+    let both = "[ask('tcp', '2001:db8::2', 5432), ask('tcp', '10.99.0.2', 5432)]";
+    assert_eq!(
+        from_app(&lab, "a", both),
+        json!([format!("{LAB} 1"), "ENETUNREACH"])
+    );
+    assert_eq!(
+        from_app(&lab, "b", both),
+        json!(["ENETUNREACH", "10.99.0.1 1"])
+    );
+    look::settle(&lab, &status);
+
+    // With a route to everywhere.
+    let add = [
+        "ip", "route", "replace", "default", "via", &bridge, "dev", "eth0", "onlink",
+    ];
+    look::beside(&lab, a, &add);
+    free(&lab, b);
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    attack_beside(&lab, &status, "a", "knock('10.99.0.2', 5432)");
+    attack_beside(&lab, &status, "b", "knock6('2001:db8::2', 5432)");
+    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 2)]);
+}
+
+/// IPv6 lets anybody bind an address that is not theirs (`ipv6_can_nonlocal_bind`, include/net/ipv6.h), and sends from it.
+#[test]
+fn an_app_does_not_speak_with_the_address_of_another_that_may() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let status = two(&lab, &["udp [2001:db8::2]:53"], &["udp [2001:db8::2]:54"]);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    let first = look::planned(&status, "/apps/0/address6");
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    let found = look::attack(
+        &lab,
+        "web",
+        "b",
+        &format!(
+            "def lie():\n    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:\n        \
+             s.setsockopt(socket.IPPROTO_IPV6, 78, 1)\n        s.bind(('{first}', 9009))\n        \
+             s.sendto(b'x', ('2001:db8::2', 53))\nsay(tried(lie))"
+        ),
+    );
+    assert_eq!(
+        found, "OK",
+        "whoever can't even try says nothing of the rules"
+    );
+    look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-spoof6", 1)]);
+}

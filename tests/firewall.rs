@@ -851,8 +851,10 @@ impl Stack {
             ));
             // The default route and the second address are what an attacker would like to have.
             app.ip(&format!(
-                "link set lo up\naddr add {}/27 dev eth0\naddr add 172.18.0.{}/27 dev eth0\nlink set eth0 up
+                "link set lo up\nlink set eth0 address {}
+                 addr add {}/27 dev eth0\naddr add 172.18.0.{}/27 dev eth0\nlink set eth0 up
                  route add default via 172.18.0.10",
+                stack.plan.apps[number].mac,
                 stack.plan.apps[number].address,
                 5 + number
             ));
@@ -1427,7 +1429,7 @@ fn an_update_that_the_kernel_refuses_changes_nothing_and_names_the_object() {
             {
                 let text = serde_json::to_string(&rule.expr)
                     .unwrap()
-                    .replace("@apps", "@nobody");
+                    .replace("@senders", "@nobody");
                 rule.expr = serde_json::from_str::<Vec<Statement<'static>>>(&text)
                     .unwrap()
                     .into();

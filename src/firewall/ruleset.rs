@@ -54,7 +54,8 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `guard` (raw, before conntrack, after defragmentation: fragments are whole packets again or never arrive): who may
 ///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the stack's
 ///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
-///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
+///   app's own address, which is its own by the link-layer address that the bridge takes from its port alone (IPv6 lets
+///   anybody bind an address that is not theirs, `ipv6_can_nonlocal_bind`), from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
 ///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
 ///   subnet, from a published port; whether somebody has asked, `forward` knows. Without a prefix, IPv6 ends
@@ -133,6 +134,18 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         };
         let set_type = [family.address_type()];
         table.set(family.set("apps"), &set_type, addresses(&|_| true));
+        let senders = plan.apps.iter();
+        let senders: BTreeSet<_> = senders
+            .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
+            .collect();
+        table.set(
+            family.set("senders"),
+            &[family.address_type(), SetType::EtherAddr],
+            senders
+                .iter()
+                .map(|(app, mac)| concat([address(*app), name(mac)]))
+                .collect(),
+        );
         table.set(
             family.set("sees_clients"),
             &set_type,
@@ -208,7 +221,13 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         table.rule(
             "guard",
             family.rule("drop-app-spoof"),
-            [from_bridge(), is_not(family.saddr(), family.at("apps"))],
+            [
+                from_bridge(),
+                is_not(
+                    concat([family.saddr(), header_field("ether", "saddr")]),
+                    family.at("senders"),
+                ),
+            ],
             drop(),
         );
     }
