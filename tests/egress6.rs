@@ -574,3 +574,38 @@ fn an_app_does_not_speak_with_the_address_of_another_that_may() {
     );
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-spoof6", 1)]);
 }
+
+/// Wherever the other stack's port is translated to: a range opens neither the host nor what is behind it.
+#[test]
+fn a_range_does_not_open_another_stack_that_the_host_publishes_by_dnat() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    look::up(
+        &lab,
+        "name = \"other\"\n[network]\nipv6 = \"fd00:19::/64\"\n[app]\nrootfs = \"builtin:webapp\"\n\
+         publish = [\"0.0.0.0:7000:5000\", \"[::]:7000:5000\"]\nvia = \"dnat\"\n",
+    );
+    let other = lab.status("other");
+    let status = stack(&lab, &["tcp [::/0]:7000", "tcp 0.0.0.0/0:7000"]);
+    let tables = [(None, "lrpns-web"), (None, "lrpns-other")];
+    let before = tables.map(|(pid, table)| look::counters(&lab, pid, table));
+    attack_beside(
+        &lab,
+        &status,
+        "app",
+        &format!(
+            "knock6('{LAB}', 7000)\nknock('10.99.0.1', 7000)\nknock6('{}', 7000)\nknock('{}', 7000)",
+            look::planned(&other, "/uplink/sidecar_address6"),
+            look::planned(&other, "/uplink/sidecar_address"),
+        ),
+    );
+    // To where it is published, and to where it is.
+    for (table, before, rule) in [
+        (tables[0], &before[0], "forward/drop-egress-translated"),
+        (tables[1], &before[1], "forward/drop-bypass"),
+    ] {
+        look::assert_dropped(&lab, table, before, &[(rule, 2)]);
+    }
+}

@@ -206,18 +206,27 @@ pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
     }
 }
 
+/// What the host translates was said to one of its own addresses, such as a port that another stack or Docker publishes
+/// there. To a range that may look like any destination; an address that was listed by itself is not it any more.
 pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
     let link = plan.uplink.host_link.as_str();
-    for grant in granted(plan) {
-        let family = grant.family;
-        let conditions = [
-            is(meta(MetaKey::Iifname), name(link)),
-            is(family.saddr(), address(family.plan.sidecar)),
-            grant.to(),
-            grant.ports(),
-        ];
-        table.rule("forward", grant.name, conditions, accept());
+    let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
+    let accept_all = |table: &mut Table, grants: Vec<Grant>| {
+        for grant in grants {
+            let from = is(grant.family.saddr(), address(grant.family.plan.sidecar));
+            let conditions = [from_sidecar(), from, grant.to(), grant.ports()];
+            table.rule("forward", grant.name, conditions, accept());
+        }
+    };
+    let (single, ranges): (Vec<_>, Vec<_>) =
+        granted(plan).partition(|grant| grant.egress.is_single());
+    accept_all(table, single);
+    if !ranges.is_empty() {
+        let translated = has(ct("status"), name("dnat"));
+        let conditions = [from_sidecar(), translated];
+        table.rule("forward", "drop-egress-translated", conditions, drop());
     }
+    accept_all(table, ranges);
     for family in granted_families(plan) {
         for (rule, state) in [
             ("accept-egress-reply", "established"),
