@@ -158,13 +158,19 @@ fn from_app(lab: &Lab, app: &str, found: &str) -> Value {
     look::attack(lab, "web", app, &format!("{ASK}\nsay({found})"))
 }
 
-/// Everything of a network namespace that somebody could have told it: routes of every table, and neighbours.
+/// Everything of a network namespace that somebody could have told it: routes of every table, addresses, and neighbours,
+/// without those that the kernel itself makes of whom it answers.
 fn ways(lab: &Lab, pid: i64) -> String {
-    let all = |of: &[&str]| look::json(lab, Some(pid), of).to_string();
-    all(&["ip", "-6", "-j", "route", "show", "table", "all"])
-        + &all(&["ip", "-6", "-j", "neigh", "show", "nud", "all"])
-        + &all(&["ip", "-6", "-j", "address"])
+    let all = |of: &[&str]| look::json(lab, Some(pid), of);
+    let mut neighbours = all(&["ip", "-6", "-j", "neigh", "show", "nud", "all"]);
+    let told = |of: &Value| of["state"] != json!(["NOARP"]) || of["lladdr"] == LIAR;
+    neighbours.as_array_mut().unwrap().retain(told);
+    let routes = all(&["ip", "-6", "-j", "route", "show", "table", "all"]);
+    json!([routes, neighbours, all(&["ip", "-6", "-j", "address"])]).to_string()
 }
+
+/// The link-layer address of whoever claims to be somebody.
+const LIAR: &str = "02:00:00:00:00:66";
 
 fn routes(lab: &Lab, pid: i64, family: &str) -> Vec<String> {
     let routes = look::json(lab, Some(pid), &["ip", family, "-j", "route"]);
@@ -608,4 +614,450 @@ fn a_range_does_not_open_another_stack_that_the_host_publishes_by_dnat() {
     ] {
         look::assert_dropped(&lab, table, before, &[(rule, 2)]);
     }
+}
+
+/// Ports are where a rule looks for them, whatever comes before: options, routes, fragments, fragments of fragments.
+#[test]
+fn what_is_put_before_the_ports_goes_around_no_rule() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let _servers = Servers::start(
+        &lab,
+        Some("client"),
+        &[
+            "udp 2001:db8::2 53",
+            "udp 2001:db8::2 54",
+            "tcp 2001:db8::2 5432",
+        ],
+    );
+    let status = stack(&lab, &["udp [2001:db8::2]:53", "tcp [2001:db8::2]:5432"]);
+    let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
+    // What is longer than a packet gets there, in pieces.
+    assert_eq!(
+        from_app(&lab, "app", "ask('udp', '2001:db8::2', 53, 5000)"),
+        json!(format!("{LAB} 5000"))
+    );
+    look::settle(&lab, &status);
+    free(&lab, look::pid(&status, "app"));
+    let uplink = look::planned(&status, "/uplink/host_link").to_owned();
+    let heard = received(&lab, &uplink);
+    let (ports, spoof, source_route) = (
+        "guard/drop-app-egress",
+        "guard/drop-app-spoof6",
+        "guard/drop-routing-header",
+    );
+    let attacks = [
+        ("in pieces", "throw6(to, 54, 5000)", Some((ports, 1))),
+        (
+            "one fragment that is all of it",
+            "send(six(me, to, 44, fragment(17, 0, 0) + datagram(me, to, 9, 54)))",
+            Some((ports, 1)),
+        ),
+        (
+            "ports in the second fragment only",
+            "send(six(me, to, 44, fragment(60, 0, 1) + options(17)))\n\
+             send(six(me, to, 44, fragment(60, 1, 0) + datagram(me, to, 9, 53)))",
+            // The first is no fragment to the kernel (RFC 8200, 4.5), and has no ports; the second waits for it.
+            Some((ports, 1)),
+        ),
+        (
+            "a fragment whose first never comes",
+            "send(six(me, to, 44, fragment(17, 8, 0, 8) + datagram(me, to, 9, 53)))",
+            None,
+        ),
+        (
+            "fragments that overlap",
+            "send(six(me, to, 44, fragment(17, 0, 1, 9) + datagram(me, to, 9, 53, bytes(24))))\n\
+             send(six(me, to, 44, fragment(17, 2, 0, 9) + bytes(32)))",
+            None,
+        ),
+        (
+            "a fragment twice, the second with the right port",
+            "whole = [datagram(me, to, 9, port, bytes(32)) for port in (54, 53)]\n\
+             for piece in whole: send(six(me, to, 44, fragment(17, 0, 1, 10) + piece[:32]))\n\
+             send(six(me, to, 44, fragment(17, 4, 0, 10) + whole[1][32:]))",
+            Some((ports, 1)),
+        ),
+        (
+            "a fragment in a fragment",
+            "send(six(me, to, 44, fragment(44, 0, 0) + fragment(17, 1, 0, 8) + datagram(me, to, 9, 53)))",
+            None,
+        ),
+        (
+            "options of the destination",
+            "send(six(me, to, 60, options(6) + segment(me, to, 9, 5433)))",
+            Some((ports, 1)),
+        ),
+        (
+            "options of every hop",
+            "send(six(me, to, 0, options(60) + options(6) + segment(me, to, 9, 5433)))",
+            Some((ports, 1)),
+        ),
+        (
+            "a home address",
+            "send(six(me, to, 60, options(6, b'\\xc9\\x10' + at('fd00:18::3') + b'\\x01\\x02\\0\\0') + segment(me, to, 9, 5433)))",
+            Some((ports, 1)),
+        ),
+        (
+            "routes",
+            "for kind in (0, 2, 3, 4):\n    \
+             send(six(me, to, 43, struct.pack('!BBBBI', 6, 2, kind, 1, 0) + at('2001:db8::3') + segment(me, to, 9, 5432)))",
+            Some((source_route, 4)),
+        ),
+        (
+            "a route that is used up",
+            "send(six(me, to, 43, struct.pack('!BBBBI', 6, 2, 0, 0, 0) + at('2001:db8::3') + segment(me, to, 9, 5432)))",
+            Some((source_route, 1)),
+        ),
+        (
+            "a route behind options and a fragment",
+            "send(six(me, to, 60, options(44) + fragment(43, 0, 0) + struct.pack('!BBBBI', 6, 2, 4, 1, 0) + at('2001:db8::3') + segment(me, to, 9, 5432)))",
+            Some((source_route, 1)),
+        ),
+        (
+            "other protocols with the same ports",
+            "for protocol in (4, 33, 41, 47, 50, 59, 132, 136):\n    send(six(me, to, protocol, datagram(me, to, 9, 53)))",
+            Some((ports, 8)),
+        ),
+        (
+            "in pieces as somebody else",
+            "for offset, more, piece in ((0, 1, datagram('fd00:18::3', to, 9, 53, bytes(8))), (2, 0, bytes(8))):\n    \
+             send(six('fd00:18::3', to, 44, fragment(17, offset, more) + piece))",
+            Some((spoof, 1)),
+        ),
+    ];
+    for (what, attack, rule) in attacks {
+        println!("{what}");
+        let before = look::counters(&lab, sidecar.0, sidecar.1);
+        attack_beside(
+            &lab,
+            &status,
+            "app",
+            &format!("to = '2001:db8::2'\n{attack}"),
+        );
+        let expected: Vec<_> = rule.into_iter().collect();
+        look::assert_counted(&lab, sidecar, &before, &expected);
+    }
+    assert_eq!(received(&lab, &uplink), heard, "nothing came to the host");
+    // Options are no crime: before the right port they get there.
+    let before = look::counters(&lab, sidecar.0, sidecar.1);
+    attack_beside(
+        &lab,
+        &status,
+        "app",
+        "send(six(me, '2001:db8::2', 60, options(17) + datagram(me, '2001:db8::2', 9, 53)))",
+    );
+    look::eventually("let through", &Some(1), || {
+        let now = look::counters(&lab, sidecar.0, sidecar.1);
+        look::since(&before, &now)
+            .get("forward/accept-egress-app-0")
+            .copied()
+    });
+}
+
+/// A network behind the client, whose last link takes less than the others.
+const BEHIND: &str = r#"
+set -e
+ip netns add far
+ip -n client link add r0 mtu 1280 type veth peer name eth0 netns far
+ip -n client -6 address add 2001:db8:1::1/64 dev r0 nodad
+ip -n far -6 address add 2001:db8:1::2/64 dev eth0 nodad
+ip -n client link set r0 up
+ip -n far link set lo up
+ip -n far link set eth0 up
+ip -n far -6 route add default via 2001:db8:1::1
+ip netns exec client sysctl -qw net.ipv6.conf.all.forwarding=1
+ip -6 route add 2001:db8:1::/64 via 2001:db8::2
+"#;
+
+#[test]
+fn an_app_is_told_how_much_a_path_takes_and_by_nobody_else() {
+    if !look::machine() {
+        return;
+    }
+    for (narrow, to) in [("a router", "2001:db8:1::2"), ("the host", CLIENT)] {
+        let lab = lab();
+        lab.ok(&["sh", "-c", BEHIND]);
+        let place = if narrow == "the host" {
+            lab.ok(&["ip", "link", "set", "ext0", "mtu", "1280"]);
+            "client"
+        } else {
+            "far"
+        };
+        let served = format!("tcp {to} 5432");
+        let _servers = Servers::start(&lab, Some(place), &[&served]);
+        let status = stack(&lab, &[&format!("tcp [{to}]:5432")]);
+        let (sidecar, app) = (look::init(&status, "sidecar"), look::pid(&status, "app"));
+        let inside = (Some(sidecar), "lrpns");
+        let before = look::counters(&lab, inside.0, inside.1);
+
+        // What nobody has sent, nobody is told of.
+        let (near, far) = (
+            look::planned(&status, "/uplink/host_address6"),
+            look::planned(&status, "/uplink/sidecar_address6"),
+        );
+        let too_big = |about: &str| {
+            format!("send(icmp6('{near}', '{far}', struct.pack('!BBHI', 2, 0, 0, 1280) + {about}))")
+        };
+        from_host(
+            &lab,
+            &status,
+            &too_big(&format!("tcp6('{far}', '{to}', 999, 5432)")),
+        );
+        look::assert_dropped(&lab, inside, &before, &[("input/drop-invalid", 1)]);
+
+        let found = from_app(&lab, "app", &format!("ask('tcp', '{to}', 5432, 300000)"));
+        assert_eq!(found, json!(format!("{LAB} 300000")), "{narrow}");
+        let counted = look::since(&before, &look::counters(&lab, inside.0, inside.1));
+        assert!(
+            counted["forward/accept-icmp-error6"] > 0,
+            "{narrow}: {counted:?}"
+        );
+        if place == "far" {
+            let counted = look::counters(&lab, None, "lrpns-web");
+            assert!(counted["forward/accept-egress-error6"] > 0, "{counted:?}");
+        }
+        let route = look::json(&lab, Some(app), &["ip", "-6", "-j", "route", "get", to]);
+        assert_eq!(route[0]["metrics"][0]["mtu"], 1280, "{narrow}: {route}");
+    }
+}
+
+/// What a router says to those who listen (RFC 4861, 4.2), what anybody may claim (4.4) and a better way (4.5).
+const CLAIMS: &str = r#"
+def of_link(packet):
+    return packet[:7] + b"\xff" + packet[8:]
+prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xc0, 1800, 1800, 0) + at("2001:db8:bad::")
+ra = of_link(icmp6("fe80::1", "ff02::1", struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix))
+claims = [
+    ra,
+    of_link(icmp6("fe80::1", to, ra[40:42] + bytes(2) + ra[44:])),
+    of_link(icmp6("fe80::1", to, struct.pack("!BBHI", 137, 0, 0, 0) + at("2001:db8::66") + at("2001:db8::2"))),
+    of_link(icmp6(gateway, to, struct.pack("!BBHI", 136, 0, 0, 0x60000000) + at(gateway) + b"\x02\x01\x02\0\0\0\0\x66")),
+    of_link(icmp6("fe80::1", to, struct.pack("!BBHI", 135, 0, 0, 0) + at(to) + b"\x01\x01\x02\0\0\0\0\x66")),
+]
+"#;
+
+#[test]
+fn no_part_learns_a_way_a_neighbour_or_an_address_from_a_packet() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let status = stack(&lab, &["udp [2001:db8::2]:53"]);
+    let (sidecar, app) = (look::init(&status, "sidecar"), look::pid(&status, "app"));
+    let before = [ways(&lab, sidecar), ways(&lab, app)];
+    let (near, far) = (
+        look::planned(&status, "/uplink/host_address6"),
+        look::planned(&status, "/uplink/sidecar_address6"),
+    );
+
+    // From the host to the sidecar.
+    let counters = look::counters(&lab, Some(sidecar), "lrpns");
+    from_host(
+        &lab,
+        &status,
+        &format!("to, gateway = '{far}', '{near}'\n{CLAIMS}\nfor claim in claims: send(claim)"),
+    );
+    look::assert_dropped(
+        &lab,
+        (Some(sidecar), "lrpns"),
+        &counters,
+        &[
+            ("guard/drop-uplink-bypass", 1),
+            ("input/drop-unpublished", 3),
+            // Of these kinds conntrack takes a redirect for an answer to nothing.
+            ("input/drop-invalid", 1),
+        ],
+    );
+    // From an app to the sidecar.
+    let counters = look::counters(&lab, Some(sidecar), "lrpns");
+    attack_beside(
+        &lab,
+        &status,
+        "app",
+        &format!("to, gateway = '{SIDECAR}', me\n{CLAIMS}\nfor claim in claims: send(claim)"),
+    );
+    look::assert_dropped(
+        &lab,
+        (Some(sidecar), "lrpns"),
+        &counters,
+        &[("guard/drop-app-spoof6", 4), ("guard/drop-app-egress", 1)],
+    );
+    // From a sidecar that was broken into, to an app, which has no rules.
+    let claim = || {
+        look::attack_beside(
+            &lab,
+            sidecar,
+            &format!(
+                "{SIX}\nto, gateway = '{APP}', '{SIDECAR}'\n{CLAIMS}\n\
+                 for claim in claims: frame('port0', '{}', '{}', claim, 0x86dd)\nsay(1)",
+                look::planned(&status, "/apps/0/mac"),
+                look::planned(&status, "/bridge/mac"),
+            ),
+        )
+    };
+    claim();
+    assert_eq!([ways(&lab, sidecar), ways(&lab, app)], before);
+    // Who listens would have learned.
+    look::beside(
+        &lab,
+        app,
+        &["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=2"],
+    );
+    claim();
+    look::eventually("a route by the router", &true, || {
+        routes(&lab, app, "-6").contains(&"default".to_owned())
+    });
+}
+
+#[test]
+fn a_sidecar_that_has_lost_its_rules_reaches_by_ipv6_what_its_apps_may_and_no_more() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let _servers = Servers::start(
+        &lab,
+        Some("client"),
+        &["tcp 2001:db8::2 5432", "tcp 2001:db8::2 5433"],
+    );
+    let status = stack(&lab, &["tcp [2001:db8::2]:5432"]);
+    let sidecar = look::init(&status, "sidecar");
+    look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);
+    let host = (None, "lrpns-web");
+    let before = look::counters(&lab, host.0, host.1);
+    let found = look::attack_beside(
+        &lab,
+        sidecar,
+        &format!(
+            "{ASK}\n{SIX}\nfirst = ask('tcp', '{CLIENT}', 5432)\n\
+             knock6('{CLIENT}', 5433)\nthrow6('{CLIENT}', 5432)\nknock6('{LAB}', 5432)\nsay(first)"
+        ),
+    );
+    assert_eq!(found, format!("{LAB} 1"));
+    look::assert_dropped(
+        &lab,
+        host,
+        &before,
+        &[
+            ("forward/drop-from-sidecar", 2),
+            ("input/drop-from-sidecar", 1),
+        ],
+    );
+}
+
+#[test]
+fn a_resolver_is_known_by_its_ipv6_address_if_it_may_be_asked() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    stack(
+        &lab,
+        &[
+            "udp [2001:db8::2]:53",
+            "udp [2001:db8::/64]:53",
+            "udp 10.99.0.2:53",
+        ],
+    );
+    let args = ["exec", "web", "--", "/bin/cat", "/etc/resolv.conf"];
+    assert_eq!(
+        lab.lrpns_ok(&args),
+        "nameserver 2001:db8::2\nnameserver 10.99.0.2\n"
+    );
+}
+
+#[test]
+fn egress_by_ipv6_is_refused_where_there_is_no_way_with_what_is_missing() {
+    if !look::machine() {
+        return;
+    }
+    let refused = |lab: &Lab, file: &str, words: &[&str]| {
+        let before = lab.ok(&["ip", "-j", "link"]);
+        let path = lab.write("refused.toml", file);
+        let (_, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+        for word in words {
+            assert!(said.contains(word), "no `{word}` in {said}");
+        }
+        assert_eq!(lab.ok(&["ip", "-j", "link"]), before);
+    };
+    let beyond = file("web", &["tcp [2001:db8::2]:5432"], "");
+
+    // IPv4 alone is forwarded.
+    let lab = Lab::new().with_ipv6();
+    lab.ok(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+    refused(
+        &lab,
+        &beyond,
+        &[
+            "egress \"tcp [2001:db8::2]:5432\" of app",
+            "net.ipv6.conf.all.forwarding is 0",
+            "hint: open it, such as by sysctl net.ipv6.conf.all.forwarding=1; lrpns changes nothing global",
+        ],
+    );
+    // A host that knows its way from a router would forget it.
+    let learn = [
+        "ip",
+        "-6",
+        "route",
+        "add",
+        "default",
+        "via",
+        "2001:db8::2",
+        "dev",
+        "ext0",
+        "proto",
+        "ra",
+    ];
+    lab.ok(&learn);
+    refused(
+        &lab,
+        &beyond,
+        &["sysctl net.ipv6.conf.ext0.accept_ra=2 net.ipv6.conf.all.forwarding=1"],
+    );
+    // To the host nothing needs to be forwarded.
+    let _hosts = Servers::start(&lab, None, &["tcp 2001:db8::1 8000"]);
+    let status = stack(&lab, &[&format!("tcp [{LAB}]:8000")]);
+    let uplink = look::planned(&status, "/uplink/sidecar_address6");
+    assert_eq!(
+        from_app(&lab, "app", &format!("ask('tcp', '{LAB}', 8000)")),
+        json!(format!("{uplink} 1"))
+    );
+
+    // One that forwards and has lost it.
+    let lab = self::lab();
+    refused(
+        &lab,
+        &file(
+            "web",
+            &["tcp [2001:db8::2]:5432", "tcp [2001:db8:5::1]:80"],
+            "",
+        ),
+        &[
+            "egress \"tcp [2001:db8:5::1]:80\" of app: this host has no route to it",
+            "link ext0 does not listen to routers, since the host forwards",
+            "hint: add a route, or sysctl net.ipv6.conf.ext0.accept_ra=2",
+        ],
+    );
+    refused(
+        &lab,
+        &file("web", &["tcp [fd00:18::99]:80"], ""),
+        &["within the stack's own subnet", "hint: "],
+    );
+    refused(
+        &lab,
+        &file(
+            "web",
+            &["tcp [2001:db8::2]:80"],
+            "source = \"client\"\nvia = \"relay\"",
+        ),
+        &["the uplink ends at the relay", "hint: "],
+    );
+    refused(
+        &lab,
+        &beyond.replace("ipv6 = \"fd00:18::/64\"\n", ""),
+        &["`tcp [2001:db8::2]:5432` is IPv6, and the stack's IPv6 is off"],
+    );
 }
