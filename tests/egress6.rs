@@ -1061,3 +1061,54 @@ fn egress_by_ipv6_is_refused_where_there_is_no_way_with_what_is_missing() {
         &["`tcp [2001:db8::2]:5432` is IPv6, and the stack's IPv6 is off"],
     );
 }
+
+/// What the audit has found wrong or does not know, as `id: PROBE`; and how many probes it has had.
+fn audit(lab: &Lab) -> (Vec<String>, usize) {
+    let output = lab.lrpns(&["audit", "web", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let groups = report["groups"].as_array().unwrap().iter();
+    let probes: Vec<_> = groups
+        .flat_map(|group| group["probes"].as_array().unwrap())
+        .collect();
+    let bad = |probe: &&&Value| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap());
+    let found = probes.iter().filter(bad);
+    let found = found.map(|probe| format!("{}: {probe}", probe["id"].as_str().unwrap()));
+    (found.collect(), probes.len())
+}
+
+#[test]
+fn the_audit_finds_nothing_in_a_stack_with_egress_by_ipv6_and_a_rule_too_many() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    // Of a range, of which the probes' own addresses are a part, too.
+    stack(&lab, &["tcp [::/0]:443", "udp [::/0]:53", "tcp [::/0]:22"]);
+    assert_eq!(audit(&lab).0, Vec::<String>::new());
+    lab.lrpns_ok(&["down", "web"]);
+
+    let status = stack(
+        &lab,
+        &[
+            "tcp [2001:db8::2]:5432",
+            "udp [2001:db8::2]:53",
+            "tcp [2001:db8::/64]:8000-8010",
+        ],
+    );
+    assert_eq!(audit(&lab).0, Vec::<String>::new());
+    // The rule that lets one port more out, in both chains.
+    let sidecar = look::init(&status, "sidecar");
+    for chain in ["guard", "forward"] {
+        let rule = "ip6 daddr 2001:db8::2 tcp dport 5433 counter accept";
+        let insert = ["nft", "insert", "rule", "inet", "lrpns", chain];
+        let args: Vec<_> = insert.into_iter().chain(rule.split(' ')).collect();
+        look::beside(&lab, sidecar, &args);
+    }
+    let (found, _) = audit(&lab);
+    for probe in ["rules-sidecar", "out-egress-beside"] {
+        assert!(
+            found.iter().any(|id| id.starts_with(probe)),
+            "no {probe} in {found:?}"
+        );
+    }
+}

@@ -78,8 +78,9 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
-///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
-///   itself: a wide range does not open it.
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
+///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
+///   and multicast addresses nothing opens.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
