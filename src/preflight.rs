@@ -13,7 +13,6 @@ use crate::config::{Egress, Protocol, Rootfs};
 use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::net::Facts;
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
@@ -396,7 +395,7 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
     }
     match (by(true), &host.forwarding6) {
         (Some(egress), Forwarding::Closed { why }) => {
-            problems.push(problem(closed(egress, why), open6(&host.net)));
+            problems.push(problem(closed(egress, why), open6(host)));
         }
         (Some(_), Forwarding::Open) => problems.extend(no_way6(app, &beyond, host)),
         (None, _) => {}
@@ -406,8 +405,8 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
 
 /// How IPv6 is forwarded, without the host losing what routers have told it: a kernel that forwards doesn't listen to
 /// them, unless `accept_ra` is 2 (ip-sysctl.rst).
-fn open6(net: &Facts) -> String {
-    let mut settings: Vec<String> = (net.told_by_routers.iter())
+fn open6(host: &Host) -> String {
+    let mut settings: Vec<String> = (host.net.told_by_routers.iter())
         .map(|link| format!("net.ipv6.conf.{link}.accept_ra=2"))
         .collect();
     let why = match settings.is_empty() {
