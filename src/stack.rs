@@ -1140,11 +1140,9 @@ impl Ground {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
         };
-        for socket in self.relay.tcp_sockets(family, 1).await? {
-            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-            socket.connect(target).await?;
-        }
-        Ok(())
+        let socket = self.relay.tcp_socket(family).await?;
+        let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+        socket.connect(target).await.map(drop)
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.
