@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, try_join_all};
+use nftables::schema::Nftables;
 use rustix::net::AddressFamily;
 
 use crate::admission::Admission;
@@ -273,6 +274,8 @@ pub struct Stack {
     pub ground: Arc<Ground>,
     /// Dropping it takes the host's table away.
     pub host_table: firewall::Socket,
+    /// What it holds.
+    pub host_rules: Nftables<'static>,
     /// The parts, in the order in which they were started.
     pub parts: Vec<(PartId, Launched)>,
 }
@@ -338,7 +341,8 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes
+    /// each app's pipes as soon as they exist. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -384,14 +388,11 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        firewall::transact(
-            &host_table,
-            &firewall::encode_owned(&if gated {
-                firewall::closed_host_rules(plan)
-            } else {
-                firewall::host_rules(plan)
-            })?,
-        )?;
+        let host_rules = match gated {
+            true => firewall::closed_host_rules(plan),
+            false => firewall::host_rules(plan),
+        };
+        firewall::transact(&host_table, &firewall::encode_owned(&host_rules)?)?;
         done("rules", progress)?;
 
         within("links", async {
@@ -429,6 +430,7 @@ impl Stack {
         Ok(Self {
             ground: Arc::new(ground),
             host_table,
+            host_rules,
             parts,
         })
     }
@@ -883,14 +885,16 @@ impl Ground {
         Ok(())
     }
 
-    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed.
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives
+    /// back what the host's table holds then.
     ///
     /// # Errors
     /// [`StackError::HostTable`], [`StackError::Listen`].
-    pub fn publish(&self, host_table: &firewall::Socket) -> Result<(), StackError> {
-        let rules = firewall::encode_owned(&firewall::host_rules(&self.plan))?;
-        firewall::transact(host_table, &rules)?;
-        self.listen()
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<Nftables<'static>, StackError> {
+        let rules = firewall::host_rules(&self.plan);
+        firewall::transact(host_table, &firewall::encode_owned(&rules)?)?;
+        self.listen()?;
+        Ok(rules)
     }
 
     /// Tells the relay what to carry.

@@ -340,12 +340,9 @@ pub async fn run(
     let Stack {
         ground,
         host_table,
+        host_rules,
         parts,
     } = stack;
-    let host_rules = match &gate {
-        None => firewall::host_rules(&ground.plan),
-        Some(_) => firewall::closed_host_rules(&ground.plan),
-    };
     // What publishing takes is held until it is done.
     let privileges = match &gate {
         None => privileges::keep_only(&KEPT),
@@ -507,8 +504,7 @@ impl Supervisor {
         if !judgement.passed {
             return Err(failed(judgement.findings));
         }
-        self.ground.publish(&self.host_table)?;
-        self.host_rules = firewall::host_rules(&self.ground.plan);
+        self.host_rules = self.ground.publish(&self.host_table)?;
         let relay = self.parts.iter().find(|part| part.id == PartId::Relay);
         if let Some(process) = relay.and_then(|relay| relay.process.as_ref()) {
             // A relay that has ended meanwhile is started again, without a gate.
