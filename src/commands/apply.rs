@@ -354,6 +354,10 @@ fn converse(
     client
         .say(&Request::Apply(Box::new(order)), &fds)
         .map_err(|e| unable("ask the supervisor", e))?;
+    let done = |done: Result<(), String>| {
+        let said = client.say(&Said::Changed(done), &[]);
+        said.map_err(|e| unable("answer the supervisor", e))
+    };
     let mut waiting = true;
     loop {
         let mut ready = [
@@ -369,27 +373,22 @@ fn converse(
         let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
         if supervisor {
             // A refusal is an error, and the end.
-            let (told, fds) = match reply(client, stack)? {
-                (Reply::Applying(Applying::Host { old, new }), fds) => {
-                    let changed = change_host(fds, &old, &new);
-                    let said = client.say(&Said::Changed(changed), &[]);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
-                    continue;
-                }
-                (Reply::Applying(Applying::Map { uids, gids }), fds) => {
-                    let mapped = map(fds, &uids, &gids);
-                    let said = client.say(&Said::Changed(mapped), &[]);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
-                    continue;
-                }
-                (Reply::Applying(Applying::Step(step)), fds) => (Told::Step(step), fds),
-                (Reply::Applying(Applying::Confirm { seconds }), fds) => {
-                    (Told::Confirm(seconds), fds)
-                }
-                (Reply::Applying(Applying::Applied), _) => return Ok(()),
-                _ => return Err(answered_something_else(stack)),
+            let (Reply::Applying(order), fds) = reply(client, stack)? else {
+                return Err(answered_something_else(stack));
             };
-            drop(fds);
+            let told = match order {
+                Applying::Host { old, new } => {
+                    done(change_host(fds, &old, &new))?;
+                    continue;
+                }
+                Applying::Map { uids, gids } => {
+                    done(map(fds, &uids, &gids))?;
+                    continue;
+                }
+                Applying::Step(step) => Told::Step(step),
+                Applying::Confirm { seconds } => Told::Confirm(seconds),
+                Applying::Applied => return Ok(()),
+            };
             let _ = protocol::send(teller, &told, &[]);
         } else if user {
             let said = match protocol::receive::<Said>(teller) {
