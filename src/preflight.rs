@@ -281,11 +281,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             ));
         }
         if publish.via == Transport::Dnat {
-            let forwarding = if address.is_ipv6() {
-                &host.forwarding6
-            } else {
-                &host.forwarding
-            };
+            let forwarding = host.forwards(address);
             match (forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
                     format!("{}: via = \"dnat\" needs root", range.listen()),

@@ -27,10 +27,11 @@ use crate::firewall;
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::{Mode, Plan};
+use crate::protocol::{self, Exit};
 use crate::publish::Listener;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
-use crate::{namespaces, preflight, privileges, protocol, resolve};
+use crate::{namespaces, preflight, privileges, resolve};
 
 /// What the command line says.
 pub struct Options {
@@ -422,17 +423,10 @@ fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
         }
         Cloned::Parent { pidfd, .. } => pidfd,
     };
-    let ended = rustix::process::waitid(
-        rustix::process::WaitId::PidFd(child.as_fd()),
-        rustix::process::WaitIdOptions::EXITED,
-    );
-    match ended
-        .map_err(|e| e.to_string())?
-        .and_then(|end| end.exit_status())
-    {
-        Some(0) => Ok(()),
-        Some(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
-        None => Err("the child that maps the ids was killed".to_owned()),
+    match super::exec::wait(&child).map_err(|e| e.to_string())? {
+        Exit::Status(0) => Ok(()),
+        Exit::Status(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
+        Exit::Signal(_) => Err("the child that maps the ids was killed".to_owned()),
     }
 }
 
