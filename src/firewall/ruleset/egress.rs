@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Egress, METADATA6, Protocol};
+use crate::config::{Egress, METADATA6};
 
 /// Every destination with the app that may connect to it, and a number by which the rules of it are known: its place in
 /// the app's list.
@@ -52,17 +52,13 @@ impl Grant {
         match to.prefix_len() {
             // All of the family, which a rule's other address says.
             0 => always(),
-            _ if self.egress.is_single() => is(daddr, address(to.addr())),
             _ => is(daddr, subnet(to)),
         }
     }
 
     /// Its protocol and ports.
     fn ports(&self) -> Statement<'static> {
-        let field = match self.egress.protocol {
-            Protocol::Tcp => header_field("tcp", "dport"),
-            Protocol::Udp => header_field("udp", "dport"),
-        };
+        let field = header_field(self.egress.protocol.name(), "dport");
         let (first, last) = (self.egress.first_port, self.egress.last_port);
         if first == last {
             is(field, port(first))
