@@ -245,7 +245,11 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
             let control = claimed.listen()?;
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
-                rootless::become_root_of_own_namespaces()
+                let net = match plan.egress_relay() {
+                    Some(_) => rootless::Net::Hosts,
+                    None => rootless::Net::Own,
+                };
+                rootless::become_root_of_own_namespaces(net)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
             Ok((listeners, control, cgroups))

@@ -4,8 +4,7 @@
 //! The carrier then leaves the network namespace, in which the dialer stays, for an empty one.
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -13,17 +12,19 @@ use std::rc::Rc;
 use nix::sched::CloneFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::{StageError, drop_privileges, step, weakened};
+use super::{StageError, drop_privileges, step};
 use crate::admission::{Admission, Gate};
 use crate::config::{Egress, Protocol};
 use crate::confine::TcpOnlyTo;
-use crate::protocol::{self, Door, FromStage};
+use crate::plan::Door;
+use crate::privileges::Privileges;
+use crate::protocol::{self, FromStage};
 use crate::relay::Way;
 use crate::relay::egress::{self, dialer};
 use crate::rootfs;
 use crate::seccomp;
 use crate::sys::namespace::unshare;
-use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::sys::process::detach_with;
 
 /// What is granted, and the sockets by which it is asked for.
 pub(super) struct Out {
@@ -44,20 +45,10 @@ pub(super) struct Out {
 pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError> {
     rootfs::enter_empty().map_err(step("make the root"))?;
     let (mut streams, mut datagrams) = (vec![], vec![]);
-    let gate = Rc::new(Gate::new(out.clients));
     for (socket, door) in out.sockets.into_iter().zip(&out.doors) {
-        let any = if door.ipv6 {
-            [0u16; 8].into()
-        } else {
-            [0u8; 4].into()
-        };
-        let way = Way {
-            target: SocketAddr::new(any, door.port),
-            gate: Rc::clone(&gate),
-        };
         match door.protocol {
-            Protocol::Tcp => streams.push((socket.into(), way)),
-            Protocol::Udp => datagrams.push((socket.into(), way)),
+            Protocol::Tcp => streams.push((socket, *door)),
+            Protocol::Udp => datagrams.push((socket, *door)),
         }
     }
     let (ours, theirs) = rustix::net::socketpair(
@@ -68,15 +59,11 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
     )
     .map_err(step("make a socket pair"))?;
     let (told, tell) = crate::namespaces::socketpair().map_err(step("make a socket pair"))?;
-    // The dialer's pidfd is not kept: it ends with this process, which is pid 1 of both.
-    let dialer = match clone3(0).map_err(step("clone the dialer"))? {
-        Cloned::Child => {
-            drop((ours, told, streams));
-            exit_now(dial(&out.grants, datagrams, theirs, tell, supervisor))
-        }
-        Cloned::Parent { pidfd, .. } => pidfd,
-    };
-    drop((theirs, tell, datagrams));
+    let (sockets, doors): (Vec<_>, Vec<Door>) = datagrams.into_iter().unzip();
+    let mut kept = vec![theirs, tell];
+    kept.extend(sockets);
+    let dialer = detach_with(kept, |kept| dial(&out.grants, &doors, &out.clients, kept))
+        .map_err(step("clone the dialer"))?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(step("leave the network namespace"))?;
     let confined = TcpOnlyTo::of([]).enforce();
     let notes = confined.map_err(step("confine by Landlock"))?;
@@ -84,10 +71,14 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
         .compile()
         .map_err(step("make the seccomp filter"))?;
     let privileges = drop_privileges(&[], 0, &filter)?;
-    // It has said what did not work itself; then there is nothing to say here but to end.
     match protocol::receive::<FromStage>(&told).map_err(step("hear from the dialer"))? {
         Some((FromStage::Ready { .. }, _)) => {}
-        Some((FromStage::Failed { step: what, cause, .. }, _)) => {
+        Some((
+            FromStage::Failed {
+                step: what, cause, ..
+            },
+            _,
+        )) => {
             return Err(step("start the dialer")(format!("{what}: {cause}")));
         }
         _ => return Err(step("start the dialer")("it ended")),
@@ -101,19 +92,35 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
         .map_err(step("hand the dialer up"))?;
     drop(dialer);
     let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-    egress::carry(streams, ours, shutdown).map_err(step("carry"))?;
+    egress::carry(ways(&out.clients, streams), ours, shutdown).map_err(step("carry"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The dialer's whole life.
-fn dial(
-    grants: &[Egress],
-    datagrams: Vec<(std::net::UdpSocket, Way)>,
-    carrier: OwnedFd,
-    tell: OwnedFd,
-    _supervisor: &OwnedFd,
-) -> i32 {
-    let (message, ready) = match become_dialer(grants) {
+/// Each socket with the way to whatever address was asked for.
+fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) -> Vec<(S, Way)> {
+    let gate = Rc::new(Gate::new(clients.clone()));
+    let any = |door: Door| match door.ipv6 {
+        true => IpAddr::from([0u16; 8]),
+        false => IpAddr::from([0u8; 4]),
+    };
+    let way = |door: Door| Way {
+        target: SocketAddr::new(any(door), door.port),
+        gate: Rc::clone(&gate),
+    };
+    let sockets = sockets.into_iter();
+    sockets
+        .map(|(socket, door)| (socket.into(), way(door)))
+        .collect()
+}
+
+/// The dialer's whole life. `kept` are the carrier's end of the conversation, where to say that it is ready, and the sockets
+/// of UDP in the order of `doors`.
+fn dial(grants: &[Egress], doors: &[Door], clients: &Admission, kept: Vec<OwnedFd>) -> i32 {
+    let mut kept = kept.into_iter();
+    let (Some(carrier), Some(tell)) = (kept.next(), kept.next()) else {
+        return 125;
+    };
+    let (message, grants) = match become_dialer(grants) {
         Ok((grants, privileges)) => {
             let notes = vec![];
             (FromStage::Ready { privileges, notes }, Some(grants))
@@ -129,10 +136,28 @@ fn dial(
     };
     let told = protocol::send(&tell, &message, &[]);
     drop(tell);
-    match ready {
+    match grants {
         Some(grants) if told.is_ok() => {
-            i32::from(dialer::run(grants, datagrams, carrier).is_err())
+            let sockets = kept.zip(doors.iter().copied()).collect();
+            i32::from(dialer::run(grants, ways(clients, sockets), carrier).is_err())
         }
         _ => 125,
     }
+}
+
+/// Drops to nothing.
+fn become_dialer(list: &[Egress]) -> Result<(dialer::Grants, Privileges), StageError> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(step("set the parent-death signal"))?;
+    let grants = dialer::Grants::new(list.to_vec()).map_err(step("open a NETLINK_ROUTE socket"))?;
+    let by_tcp = list.iter().filter(|grant| grant.protocol == Protocol::Tcp);
+    let ports = by_tcp.flat_map(|grant| grant.first_port..=grant.last_port);
+    let confined = TcpOnlyTo::ports(ports).enforce();
+    confined.map_err(step("confine by Landlock"))?;
+    let udp = list.iter().any(|grant| grant.protocol == Protocol::Udp);
+    let ipv6 = list.iter().any(|grant| grant.to.addr().is_ipv6());
+    let filter = seccomp::dialer(udp, ipv6).compile();
+    let filter = filter.map_err(step("make the seccomp filter"))?;
+    let privileges = drop_privileges(&[], 0, &filter)?;
+    Ok((grants, privileges))
 }

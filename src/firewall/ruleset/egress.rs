@@ -127,16 +127,29 @@ pub(super) fn in_postrouting(table: &mut Table, plan: &Plan) {
     );
 }
 
+/// Whether the host forwards what is granted; else the relay's namespace is where it ends.
+fn by_host(plan: &Plan) -> bool {
+    plan.uplink.ends_at == UplinkEnd::Host && granted(plan).next().is_some()
+}
+
 pub(super) fn host_chains(table: &mut Table, plan: &Plan) {
-    if granted(plan).next().is_some() {
+    if by_host(plan) {
         table.nat("postrouting", NfHook::Postrouting, SRCNAT);
     }
 }
 
 /// To the host itself only by an address that was listed by itself: a range of addresses does not open the host. The
 /// host's own rules still have their say.
+///
+/// In the relay's namespace every address is local, so all that is granted is let in; but from the sidecar only, and not
+/// from the relay, which could write to the same sockets.
 pub(super) fn in_host_input(table: &mut Table, plan: &Plan) {
-    for (_, grant) in granted(plan).filter(|(_, grant)| grant.egress.is_single()) {
+    let by_relay = plan.egress_relay().is_some();
+    if by_relay {
+        let within = is(meta(MetaKey::Iifname), name("lo"));
+        table.rule("input", "drop-within", [within], drop());
+    }
+    for (_, grant) in granted(plan).filter(|(_, grant)| by_relay || grant.egress.is_single()) {
         let conditions = [
             is(meta(MetaKey::Iifname), name(plan.uplink.host_link.as_str())),
             is(ip("saddr"), address(plan.uplink.sidecar_address)),
@@ -149,7 +162,7 @@ pub(super) fn in_host_input(table: &mut Table, plan: &Plan) {
 
 /// What a service of the host answers an app: the service is a user of the host's, too.
 pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
-    if granted(plan).any(|(_, grant)| grant.egress.is_single()) {
+    if by_host(plan) && granted(plan).any(|(_, grant)| grant.egress.is_single()) {
         let conditions = [
             is(meta(MetaKey::Oifname), name(plan.uplink.host_link.as_str())),
             has(ct("state"), name("established")),
@@ -159,6 +172,9 @@ pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
 }
 
 pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
+    if !by_host(plan) {
+        return;
+    }
     let link = plan.uplink.host_link.as_str();
     let sidecar = plan.uplink.sidecar_address;
     let mut some = false;
@@ -189,7 +205,7 @@ pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
 
 /// Nobody beyond the host knows the uplink's addresses.
 pub(super) fn in_host_postrouting(table: &mut Table, plan: &Plan) {
-    if granted(plan).next().is_none() {
+    if !by_host(plan) {
         return;
     }
     let link = plan.uplink.host_link.as_str();

@@ -88,7 +88,8 @@ pub fn run(
         .build_local(LocalOptions::default())
         .map_err(|source| RelayError::Runtime { source })?;
     runtime.block_on(async {
-        let carrier = AsyncFd::register(carrier).map_err(|source| RelayError::Control { source })?;
+        let carrier =
+            crate::sys::watch::owned(carrier).map_err(|source| RelayError::Control { source })?;
         let carrier = Rc::new(carrier);
         let relay = Relay::new(places, Tuning::default(), Dials::Granted(grants))
             .map_err(|source| RelayError::Control { source })?;

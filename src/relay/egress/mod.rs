@@ -157,7 +157,7 @@ impl Drop for Asked<'_> {
 impl Asker {
     pub(super) fn new(dialer: OwnedFd) -> io::Result<Self> {
         Ok(Self {
-            socket: AsyncFd::register(dialer)?,
+            socket: crate::sys::watch::owned(dialer)?,
             waiting: RefCell::default(),
             next: Cell::new(0),
         })
