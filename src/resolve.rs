@@ -643,9 +643,6 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
     if config.apps.iter().any(wants) {
         return by_relay("as configured");
     }
-    if ends_at == UplinkEnd::Relay {
-        return by_relay("the uplink ends at the relay, which shows an app its clients");
-    }
     // To the host itself nothing needs to be forwarded.
     let is_host = |egress: &config::Egress| {
         let addresses = host.net.addresses.iter();
@@ -654,7 +651,14 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
     };
     match &host.forwarding {
         Forwarding::Closed { why } if !granted.all(is_host) => by_relay(why),
-        _ => Some((
+        _ if ends_at == UplinkEnd::Relay => {
+            by_relay("the uplink ends at the relay, which shows an app its clients")
+        }
+        Forwarding::Closed { .. } => Some((
+            EgressVia::Nat,
+            "to the host itself nothing needs to be forwarded".to_owned(),
+        )),
+        Forwarding::Open => Some((
             EgressVia::Nat,
             "the host forwards, and nothing of another owner drops it".to_owned(),
         )),

@@ -855,9 +855,9 @@ impl Ground {
         .await
     }
 
-    /// Starts the relay's process, which then waits to be told what to carry; `None` when nothing is published.
+    /// Starts the relay's process, which then waits to be told what to carry; `None` without one.
     async fn spawn_relay(&self) -> Result<Option<Container>, StackError> {
-        if self.listeners.is_empty() {
+        if !self.plan.has_relay() {
             return Ok(None);
         }
         self.spawn("relay", &self.relay).await.map(Some)

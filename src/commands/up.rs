@@ -419,8 +419,12 @@ fn is_up(status: &Status) -> String {
             )
         })
         .collect();
+    let egress = match &status.plan.egress {
+        Some(egress) => format!("; {egress}"),
+        None => String::new(),
+    };
     if ports.is_empty() {
-        return format!("{} is up, nothing is published", status.plan.stack);
+        return format!("{} is up, nothing is published{egress}", status.plan.stack);
     }
-    format!("{} is up: {}", status.plan.stack, ports.join("; "))
+    format!("{} is up: {}{egress}", status.plan.stack, ports.join("; "))
 }

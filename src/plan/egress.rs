@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,16 @@ pub enum EgressVia {
     Relay,
 }
 
+impl fmt::Display for EgressPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let via = match self.via {
+            EgressVia::Nat => "nat",
+            EgressVia::Relay => "relay",
+        };
+        write!(f, "egress by {via}, {}", self.why)
+    }
+}
+
 /// A socket by which a granted port is asked for, at whatever address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Door {
@@ -54,6 +65,13 @@ impl Plan {
     pub fn egress_relay(&self) -> Option<&EgressPlan> {
         let by_relay = |egress: &&EgressPlan| egress.via == EgressVia::Relay;
         self.egress.as_ref().filter(by_relay)
+    }
+
+    /// Whether there is a relay: with nothing published it has nothing to do, but keeps its namespace in sight, in which egress
+    /// by relay begins.
+    #[must_use]
+    pub fn has_relay(&self) -> bool {
+        self.published().next().is_some() || self.egress_relay().is_some()
     }
 
     /// The sockets by which the granted ports are asked for; none unless egress is by relay.
