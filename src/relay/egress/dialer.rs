@@ -155,3 +155,79 @@ async fn connect(relay: &Relay, to: SocketAddr) -> io::Result<std::net::TcpStrea
     relay.permit(Protocol::Tcp, to)?;
     dial(None, to).await?.into_std()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ipnet::IpNet;
+
+    use super::*;
+
+    fn grant(protocol: Protocol, to: &str, first_port: u16, last_port: u16) -> Egress {
+        Egress {
+            protocol,
+            to: to.parse::<IpNet>().unwrap(),
+            first_port,
+            last_port,
+        }
+    }
+
+    #[test]
+    fn only_what_is_granted_is_dialled_and_the_machine_only_by_its_own_address() {
+        let ip = |args: &[&str]| {
+            let done = std::process::Command::new("ip").args(args).status();
+            assert!(done.unwrap().success(), "{args:?}");
+        };
+        // Of this thread alone.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["link", "add", "a", "type", "veth", "peer", "name", "b"]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "a"]);
+        ip(&["address", "add", "192.0.2.9/24", "dev", "a"]);
+        ip(&["link", "set", "a", "up"]);
+        ip(&["link", "set", "b", "up"]);
+        ip(&["route", "add", "default", "via", "192.0.2.254"]);
+        let grants = Grants::new(vec![
+            grant(Protocol::Tcp, "192.0.2.0/28", 8000, 8003),
+            grant(Protocol::Tcp, "192.0.2.9/32", 7000, 7000),
+            grant(Protocol::Udp, "192.0.2.2/32", 53, 53),
+            grant(Protocol::Tcp, "0.0.0.0/0", 443, 443),
+            grant(Protocol::Tcp, "169.254.1.1/32", 80, 80),
+        ])
+        .unwrap();
+        use Protocol::{Tcp, Udp};
+        for (protocol, to, may) in [
+            (Tcp, "192.0.2.2:8000", true),
+            (Tcp, "192.0.2.2:8003", true),
+            (Tcp, "192.0.2.2:7999", false),
+            (Tcp, "192.0.2.2:8004", false),
+            (Tcp, "192.0.2.16:8000", false),
+            (Udp, "192.0.2.2:8000", false),
+            // The machine's own, the second one too.
+            (Tcp, "192.0.2.1:8000", false),
+            (Tcp, "192.0.2.9:8000", false),
+            (Tcp, "192.0.2.9:7000", true),
+            (Udp, "192.0.2.2:53", true),
+            (Udp, "192.0.2.3:53", false),
+            (Tcp, "192.0.2.2:53", false),
+            (Tcp, "198.51.100.1:443", true),
+            (Tcp, "192.0.2.1:443", false),
+            // Everywhere is neither here, nor at all machines, nor in the next room.
+            (Tcp, "127.0.0.1:443", false),
+            (Tcp, "127.1.2.3:443", false),
+            (Tcp, "0.0.0.0:443", false),
+            (Tcp, "255.255.255.255:443", false),
+            (Tcp, "192.0.2.255:443", false),
+            (Tcp, "224.0.0.1:443", false),
+            (Tcp, "169.254.169.254:443", false),
+            (Tcp, "169.254.1.1:80", true),
+            (Tcp, "[::1]:443", false),
+            (Tcp, "[::ffff:127.0.0.1]:443", false),
+            (Tcp, "[::ffff:198.51.100.1]:443", false),
+            (Tcp, "[2001:db8::1]:443", false),
+        ] {
+            let permitted = grants.permit(protocol, to.parse().unwrap());
+            assert_eq!(permitted.is_ok(), may, "{protocol} {to}: {permitted:?}");
+        }
+    }
+}
