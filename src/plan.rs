@@ -101,7 +101,7 @@ pub struct Plan {
     /// The relay's ids.
     pub relay: IdMap,
     /// How what apps connect to leaves this machine; `None` where no app has any `egress`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub egress: Option<EgressPlan>,
     /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
     #[serde(default)]

@@ -343,6 +343,8 @@ fn an_ordinary_users_app_reaches_exactly_what_is_listed() {
     ] {
         assert!(log.contains(words), "no `{words}` in {log}");
     }
+    // Which it would find.
+    look::beside(&lab, app, &["ip", "route", "del", "default"]);
     assert_eq!(user.audit(), Vec::<String>::new());
 
     user.ok(&["down", "web"]);

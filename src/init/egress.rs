@@ -51,14 +51,9 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
             Protocol::Udp => datagrams.push((socket, *door)),
         }
     }
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .map_err(step("make a socket pair"))?;
-    let (told, tell) = crate::namespaces::socketpair().map_err(step("make a socket pair"))?;
+    // Whatever waits for the dialer's answers mustn't block; whoever waits for its first word may.
+    let (ours, theirs) = pair(SocketType::SEQPACKET, SocketFlags::NONBLOCK)?;
+    let (told, tell) = pair(SocketType::STREAM, SocketFlags::empty())?;
     let (sockets, doors): (Vec<_>, Vec<Door>) = datagrams.into_iter().unzip();
     let mut kept = vec![theirs, tell];
     kept.extend(sockets);
@@ -94,6 +89,12 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
     let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
     egress::carry(ways(&out.clients, streams), ours, shutdown).map_err(step("carry"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn pair(kind: SocketType, more: SocketFlags) -> Result<(OwnedFd, OwnedFd), StageError> {
+    let flags = SocketFlags::CLOEXEC | more;
+    rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)
+        .map_err(step("make a socket pair"))
 }
 
 /// Each socket with the way to whatever address was asked for.
