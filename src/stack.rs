@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, try_join_all};
 use nftables::schema::Nftables;
-use rustix::net::AddressFamily;
+use rustix::net::SocketAddrAny;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
@@ -1144,10 +1144,7 @@ impl Ground {
         if self.plan.uplink.ends_at == UplinkEnd::Host {
             return tokio::net::TcpStream::connect(target).await.map(drop);
         }
-        let family = match target {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
+        let family = SocketAddrAny::from(target).address_family();
         let socket = self.relay.tcp_socket(family).await?;
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
         socket.connect(target).await.map(drop)
