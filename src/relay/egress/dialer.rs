@@ -181,11 +181,13 @@ mod tests {
         // Of this thread alone.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         ip(&["link", "set", "lo", "up"]);
-        ip(&["link", "add", "a", "type", "veth", "peer", "name", "b"]);
-        ip(&["address", "add", "192.0.2.1/24", "dev", "a"]);
-        ip(&["address", "add", "192.0.2.9/24", "dev", "a"]);
-        ip(&["link", "set", "a", "up"]);
-        ip(&["link", "set", "b", "up"]);
+        ip(&[
+            "link", "add", "left", "type", "veth", "peer", "name", "right",
+        ]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "left"]);
+        ip(&["address", "add", "192.0.2.9/24", "dev", "left"]);
+        ip(&["link", "set", "left", "up"]);
+        ip(&["link", "set", "right", "up"]);
         ip(&["route", "add", "default", "via", "192.0.2.254"]);
         let grants = Grants::new(vec![
             grant(Protocol::Tcp, "192.0.2.0/28", 8000, 8003),

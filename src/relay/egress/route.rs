@@ -78,20 +78,22 @@ mod tests {
         // Of this thread alone.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         ip(&["link", "set", "lo", "up"]);
-        ip(&["link", "add", "a", "type", "veth", "peer", "name", "b"]);
-        ip(&["address", "add", "192.0.2.1/24", "dev", "a"]);
-        ip(&["address", "add", "192.0.2.2/24", "dev", "a"]);
+        ip(&[
+            "link", "add", "left", "type", "veth", "peer", "name", "right",
+        ]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "left"]);
+        ip(&["address", "add", "192.0.2.2/24", "dev", "left"]);
         ip(&[
             "-6",
             "address",
             "add",
             "2001:db8::1/64",
             "dev",
-            "a",
+            "left",
             "nodad",
         ]);
-        ip(&["link", "set", "a", "up"]);
-        ip(&["link", "set", "b", "up"]);
+        ip(&["link", "set", "left", "up"]);
+        ip(&["link", "set", "right", "up"]);
         let routes = Routes::open().unwrap();
         let away = |address: &str| routes.lead_away(address.parse().unwrap()).ok();
         for own in [
