@@ -644,24 +644,30 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
         return by_relay("as configured");
     }
     // To the host itself nothing needs to be forwarded.
-    let is_host = |egress: &config::Egress| {
-        let addresses = host.net.addresses.iter();
-        let mut own = addresses.map(|(_, net)| IpAddr::V4(net.addr()));
+    let is_host = |egress: &&config::Egress| {
+        let (four, six) = (&host.net.addresses, &host.net.addresses6);
+        let four = four.iter().map(|(_, net)| IpAddr::V4(net.addr()));
+        let mut own = four.chain(six.iter().map(|(_, address)| IpAddr::V6(*address)));
         egress.is_single() && own.any(|own| own == egress.to.addr())
     };
-    match &host.forwarding {
-        Forwarding::Closed { why } if !granted.all(is_host) => by_relay(why),
-        _ if ends_at == UplinkEnd::Relay => {
+    let mut beyond = granted.filter(|egress| !is_host(egress)).peekable();
+    let needs_nothing = beyond.peek().is_none();
+    let closed = beyond.find_map(|egress| match host.forwards(egress.to.addr()) {
+        Forwarding::Closed { why } => Some(why),
+        Forwarding::Open => None,
+    });
+    match closed {
+        Some(why) => by_relay(why),
+        None if ends_at == UplinkEnd::Relay => {
             by_relay("the uplink ends at the relay, which shows an app its clients")
         }
-        Forwarding::Closed { .. } => Some((
-            EgressVia::Nat,
-            "to the host itself nothing needs to be forwarded".to_owned(),
-        )),
-        Forwarding::Open => Some((
-            EgressVia::Nat,
-            "the host forwards, and nothing of another owner drops it".to_owned(),
-        )),
+        None => {
+            let why = match needs_nothing {
+                true => "to the host itself nothing needs to be forwarded",
+                false => "the host forwards, and nothing of another owner drops it",
+            };
+            Some((EgressVia::Nat, why.to_owned()))
+        }
     }
 }
 

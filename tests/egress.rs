@@ -422,9 +422,12 @@ fn of_two_apps_only_the_one_that_may_gets_out() {
             look::planned(&status, "/apps/0/address"),
         ),
     );
-    // The second claims to be an app of this stack, which it is not: the bridge takes an address of the link layer from
-    // one port only, but not so one of the network layer.
-    look::assert_dropped(&lab, sidecar, &before, &[("guard/drop-app-egress", 1)]);
+    look::assert_dropped(
+        &lab,
+        sidecar,
+        &before,
+        &[("guard/drop-app-egress", 1), ("guard/drop-app-spoof", 1)],
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, Lab, describe, lrpns};
+use support::lab::{CLIENT, LAB, LAB6, Lab, describe, lrpns};
 use support::look::{self, PYTHON};
 use support::skip;
 
@@ -26,7 +26,8 @@ def count(c, peer):
 chosen = selectors.DefaultSelector()
 for where in sys.argv[1:]:
     kind, address, port = where.split()
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     s.bind((address, int(port)))
     if kind == "tcp":
@@ -45,7 +46,8 @@ while True:
 /// What an app says to ask such a server: `more` bytes, then, by TCP, that there are no more.
 const ASK: &str = r#"
 def ask(kind, address, port, more=1, source=0):
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
         s.settimeout(20)
         try:
             if source:
@@ -616,4 +618,74 @@ fn more_ports_than_there_are_sockets_for_are_refused_with_a_hint() {
     assert!(!output.status.success());
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("egress"), "{told}");
+}
+
+#[test]
+fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new().with_ipv6();
+    let Some(user) = Runner::user(&lab) else {
+        return;
+    };
+    for address in ["2001:db8::3/64", "fd00:ec2::254/128"] {
+        lab.ok(&[
+            "ip", "-n", "client", "-6", "address", "add", address, "dev", "eth0", "nodad",
+        ]);
+    }
+    lab.ok(&["ip", "-6", "route", "add", "fd00:ec2::254", "dev", "ext0"]);
+    let _theirs = Servers::start(
+        &lab,
+        true,
+        &[
+            "tcp 2001:db8::2 5432",
+            "tcp 2001:db8::2 5433",
+            "udp 2001:db8::2 53",
+            "tcp 2001:db8::3 8003",
+            "tcp fd00:ec2::254 8003",
+        ],
+    );
+    let _hosts = Servers::start(&lab, false, &["tcp :: 8003", "tcp :: 7000"]);
+    let file = format!(
+        "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"1000\"]\negress = {}\n",
+        look::toml_list(&[
+            "tcp [2001:db8::2]:5432",
+            "udp [2001:db8::2]:53",
+            "tcp [::/0]:8000-8003",
+            &format!("tcp [{LAB6}]:7000"),
+        ])
+    );
+    let output = user.up_file(&file);
+    assert!(output.status.success(), "{}", describe(&output));
+    let found = user.attack(&format!(
+        "say([ask('tcp', '2001:db8::2', 5432, 100000), ask('udp', '2001:db8::2', 53, 1000), \
+         ask('tcp', '2001:db8::3', 8003), ask('tcp', '{LAB6}', 7000), ask('tcp', '{LAB6}', 8003), \
+         ask('tcp', '2001:db8::2', 5433)])"
+    ));
+    let told = |bytes: usize| json!(format!("{bytes} {LAB6}"));
+    // The range is not the host, whose own address it has in it.
+    assert_eq!(
+        found,
+        json!([
+            told(100_000),
+            told(1000),
+            told(1),
+            told(1),
+            "ECONNRESET",
+            "EACCES"
+        ])
+    );
+    // Nor where a cloud tells its credentials.
+    let status = user.status();
+    look::settle(&lab, &status);
+    let before = look::counters(&lab, sidecar(&status).0, "lrpns");
+    look::attack_beside(
+        &lab,
+        look::pid(&status, "app"),
+        "s = socket.socket(socket.AF_INET6)\ns.setblocking(False)\ns.connect_ex(('fd00:ec2::254', 8003))\nsay(1)",
+    );
+    let dropped = [("guard/drop-app-metadata6", 1)];
+    look::assert_counted(&lab, sidecar(&status), &before, &dropped);
+    assert_eq!(user.audit(), Vec::<String>::new());
 }

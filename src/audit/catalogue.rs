@@ -942,7 +942,7 @@ pub const CATALOGUE: &[Probe] = &[
         Out,
         Network,
         "out-ipv6",
-        "IPv6 to a foreign address (2001:db8::1, RFC 3849); with a prefix, also to sidecar, host and other apps",
+        "IPv6 to a foreign address (2001:db8::1, RFC 3849); with a prefix, also to sidecar, host, other apps and where clouds tell credentials",
         "design: never open by omission",
         EATEN,
     ),
