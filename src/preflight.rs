@@ -13,7 +13,7 @@ use crate::config::{Egress, Protocol, Rootfs};
 use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -297,7 +297,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
                     problems.push(problem(
                         format!(
-                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay or egress by relay, for which the uplink ends at the relay",
                             publish.listen
                         ),
                         "use via = \"auto\" for both, or two stacks",
@@ -345,20 +345,18 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
         return problems;
     };
     let of = format!("egress \"{first}\" of {}", app.name);
-    if plan.mode == Mode::Rootless {
-        problems.push(problem(
-            format!("{of}: an ordinary user can't forward to it"),
-            "run the stack as root, on a host that forwards",
-        ));
-        return problems;
-    }
-    if plan.uplink.ends_at == UplinkEnd::Relay {
+    let doors = plan.doors().len();
+    if doors > MOST_DOORS {
+        let why = plan.egress_relay().map(|egress| egress.why.as_str());
         problems.push(problem(
             format!(
-                "{of}: there is no way, since the uplink ends at the relay for source = \"client\""
+                "{of}: egress by relay takes a socket for each port, and {doors} are more than {MOST_DOORS} ({})",
+                why.unwrap_or_default()
             ),
-            "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
+            "list the ports that are needed, such as \"tcp 192.0.2.10:443\"; as root, a host that forwards (net.ipv4.ip_forward=1) takes any number",
         ));
+    }
+    if plan.egress_relay().is_some() {
         return problems;
     }
     // To the host itself nothing needs to be forwarded.

@@ -19,7 +19,8 @@ use lrpns::firewall::{
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
-    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
+    AppPlan, BridgePlan, EgressPlan, EgressVia, IdMap, Mac, Mode, Plan, PublishPlan, Transport,
+    UplinkEnd, UplinkPlan,
 };
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use nftables::stmt::Statement;
@@ -243,6 +244,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         log: lrpns::config::TrafficLog::Connections,
         sidecar: ids,
         relay: ids,
+        egress: None,
         seal: false,
         rules: None,
         sidecar_limits: Default::default(),
@@ -327,6 +329,13 @@ fn plans() -> Vec<Plan> {
         egress(Protocol::Tcp, "fd00:ec2::254/128", 80, 80),
         egress(Protocol::Tcp, "::/0", 443, 443),
     ]);
+    let mut reaching_by_relay = reaching6.clone();
+    reaching_by_relay.uplink.ends_at = UplinkEnd::Relay;
+    reaching_by_relay.egress = Some(EgressPlan {
+        via: EgressVia::Relay,
+        why: "a test".to_owned(),
+        ids: reaching.relay,
+    });
     let mut six_reaching = with_ipv6(plan(2, 1, |_| Transport::Relay), "fd00:18::/64");
     six_reaching.apps[1].egress = vec![egress(Protocol::Udp, "2001:db8::/33", 1, 65535)];
     let mut selective = plan(3, 2, |_| Transport::Dnat);
@@ -367,6 +376,7 @@ fn plans() -> Vec<Plan> {
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
+        reaching_by_relay,
         selective,
         selective6,
         six_selective,

@@ -29,7 +29,7 @@ pub(super) enum Kind {
 }
 
 /// Names that an app can't have, because lrpns has parts, logs or users of that name.
-const RESERVED: [&str; 5] = ["sidecar", "relay", "host", "traffic", "lrpns"];
+const RESERVED: [&str; 6] = ["sidecar", "relay", "egress", "host", "traffic", "lrpns"];
 
 /// Files in this directory are named after their stack.
 const SYSTEM_DIR: &str = "/etc/lrpns";
@@ -373,7 +373,7 @@ impl Reader<'_> {
                 self.problem(
                     key.span(),
                     escaped(&message),
-                    "a name of letters, digits, `-` and `_`, at most 32, and not `sidecar`, `relay`, `host`, `traffic` or `lrpns`",
+                    "a name of letters, digits, `-` and `_`, at most 32, and not `sidecar`, `relay`, `egress`, `host`, `traffic` or `lrpns`",
                     "[app.web]",
                 );
                 PartName::new("app").expect("`app` is a name")

@@ -170,16 +170,29 @@ pub(super) fn in_postrouting(table: &mut Table, plan: &Plan) {
     }
 }
 
+/// Whether the host forwards what is granted; else the relay's namespace is where it ends.
+fn by_host(plan: &Plan) -> bool {
+    plan.uplink.ends_at == UplinkEnd::Host && granted(plan).next().is_some()
+}
+
 pub(super) fn host_chains(table: &mut Table, plan: &Plan) {
-    if granted(plan).next().is_some() {
+    if by_host(plan) {
         table.nat("postrouting", NfHook::Postrouting, SRCNAT);
     }
 }
 
 /// To the host itself only by an address that was listed by itself: a range of addresses does not open the host. The
 /// host's own rules still have their say.
+///
+/// In the relay's namespace every address is local, so all that is granted is let in; but from the sidecar only, and not
+/// from the relay, which could write to the same sockets.
 pub(super) fn in_host_input(table: &mut Table, plan: &Plan) {
-    for grant in granted(plan).filter(|grant| grant.egress.is_single()) {
+    let by_relay = plan.egress_relay().is_some();
+    if by_relay {
+        let within = is(meta(MetaKey::Iifname), name("lo"));
+        table.rule("input", "drop-within", [within], drop());
+    }
+    for grant in granted(plan).filter(|grant| by_relay || grant.egress.is_single()) {
         let family = grant.family;
         let conditions = [
             is(meta(MetaKey::Iifname), name(plan.uplink.host_link.as_str())),
@@ -193,7 +206,7 @@ pub(super) fn in_host_input(table: &mut Table, plan: &Plan) {
 
 /// What a service of the host answers an app: the service is a user of the host's, too.
 pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
-    if granted(plan).any(|grant| grant.egress.is_single()) {
+    if by_host(plan) && granted(plan).any(|grant| grant.egress.is_single()) {
         let conditions = [
             is(meta(MetaKey::Oifname), name(plan.uplink.host_link.as_str())),
             has(ct("state"), name("established")),
@@ -205,6 +218,9 @@ pub(super) fn in_host_output(table: &mut Table, plan: &Plan) {
 /// What the host translates was said to one of its own addresses, such as a port that another stack or Docker publishes
 /// there. To a range that may look like any destination; an address that was listed by itself is not it any more.
 pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
+    if !by_host(plan) {
+        return;
+    }
     let link = plan.uplink.host_link.as_str();
     let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
     let accept_all = |table: &mut Table, grants: Vec<Grant>| {
@@ -240,6 +256,9 @@ pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
 
 /// Nobody beyond the host knows the uplink's addresses.
 pub(super) fn in_host_postrouting(table: &mut Table, plan: &Plan) {
+    if !by_host(plan) {
+        return;
+    }
     let link = plan.uplink.host_link.as_str();
     for family in granted_families(plan) {
         table.rule(
