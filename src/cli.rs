@@ -251,7 +251,7 @@ pub enum Command {
     /// Run a stack around one command, no file needed; ends with the command's exit code
     #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
     Run {
-        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT`
+        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp|udp]`, an IPv6 address in brackets
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,
         /// host, builtin:webapp or dir:PATH
