@@ -1,11 +1,14 @@
 //! The command line, as types only.
 #![forbid(unsafe_code)]
 
+mod help;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::names::StackName;
+pub use help::command;
 
 /// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
 #[derive(Debug, Parser)]
