@@ -1,11 +1,14 @@
 //! The command line, as types only.
 #![forbid(unsafe_code)]
 
+mod help;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::names::StackName;
+pub use help::command;
 
 /// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
 #[derive(Debug, Parser)]
@@ -251,7 +254,7 @@ pub enum Command {
     /// Run a stack around one command, no file needed; ends with the command's exit code
     #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
     Run {
-        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT`
+        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp|udp]`, an IPv6 address in brackets
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,
         /// host, builtin:webapp or dir:PATH

@@ -256,6 +256,32 @@ fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
         ),
         "{text}"
     );
+
+    // A capture holds as little, and shows the same.
+    let mut capture = user
+        .command(&[
+            user.program().as_str(),
+            "capture",
+            "-c",
+            "1",
+            "web",
+            "refused",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let listens = || {
+        let groups = look::beside(&lab, sidecar, &["cat", "/proc/net/netfilter/nfnetlink_log"]);
+        groups.lines().count() > 1
+    };
+    look::eventually("the capture listens beside the log", &true, listens);
+    let found = lab.ok(&["pgrep", "-f", "^[^ ]*lrpns capture"]);
+    let pid = found.trim().parse().unwrap();
+    let held = || look::capabilities(&lab, pid);
+    look::eventually("held", &vec!["0000000000000000".to_owned(); 5], held);
+    assert_eq!(look::status_line(&lab, pid, "NoNewPrivs"), "1");
+    capture.kill().unwrap();
+    capture.wait().unwrap();
 }
 
 /// What the client got doesn't matter.

@@ -168,7 +168,7 @@ pub fn capture(
     let (mut reader, _table) =
         sockets(&sidecar, filter.refused).map_err(|e| unable("capture in its sidecar", &e))?;
     drop(sidecar);
-    privileges::keep_only(&[]).map_err(|e| unable("give up privileges", &e))?;
+    privileges::keep_nothing().map_err(|e| unable("give up privileges", &e))?;
 
     let sink = match out {
         Some(out) => Writer::new(out).map(Sink::File),

@@ -122,7 +122,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             json,
         } => {
             let question = trace::Question {
-                client,
+                client: client.to_canonical(),
                 port,
                 udp,
                 within: std::time::Duration::from_secs(within),

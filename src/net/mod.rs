@@ -31,6 +31,7 @@ mod choose;
 mod facts;
 mod leftovers;
 mod listening;
+mod lookup;
 mod message;
 mod rtnl;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac, uplink6};
 pub use self::facts::{Facts, facts};
 pub use self::leftovers::{remove_leftover_links, wait_until_gone};
 pub use self::listening::{Listening, ListeningSocket};
+pub use self::lookup::{Route, Routes};
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
