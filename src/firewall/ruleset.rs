@@ -3,9 +3,8 @@
 //! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
 //! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
 //!
-//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what it logs
-//! ([`logging`]). Every filter chain ends in
-//! `drop-rest`, so nothing is eaten by a policy uncounted.
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what
+//! it logs ([`logging`]). Every filter chain ends in `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
 //! A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP is a second rule with maps of
 //! its own rather than a wider key; a stack that publishes none has neither. And a published port is two maps, address and
@@ -54,7 +53,8 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `guard` (raw, before conntrack, after defragmentation: fragments are whole packets again or never arrive): who may
 ///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the stack's
 ///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
-///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
+///   app's own address, which is its own by the link-layer address that the bridge takes from its port alone (IPv6 lets
+///   anybody bind an address that is not theirs, `ipv6_can_nonlocal_bind`), from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
 ///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
 ///   subnet, from a published port; whether somebody has asked, `forward` knows. Without a prefix, IPv6 ends
@@ -77,8 +77,9 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
-///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
-///   itself: a wide range does not open it.
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
+///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
+///   and multicast addresses nothing opens.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -133,6 +134,18 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         };
         let set_type = [family.address_type()];
         table.set(family.set("apps"), &set_type, addresses(&|_| true));
+        let senders = plan.apps.iter();
+        let senders: BTreeSet<_> = senders
+            .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
+            .collect();
+        table.set(
+            family.set("senders"),
+            &[family.address_type(), SetType::EtherAddr],
+            senders
+                .iter()
+                .map(|(app, mac)| concat([address(*app), name(mac)]))
+                .collect(),
+        );
         table.set(
             family.set("sees_clients"),
             &set_type,
@@ -145,15 +158,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         .filter_map(|family| Some((*family, allowed(plan, *family)?)))
         .collect();
     for (family, allowed) in &selective {
-        let element = |(app, net): &(IpAddr, IpNet)| {
-            let single = net.prefix_len() == net.max_prefix_len();
-            let clients = if single {
-                address(net.addr())
-            } else {
-                subnet(*net)
-            };
-            concat([address(*app), clients])
-        };
+        let element = |(app, net): &(IpAddr, IpNet)| concat([address(*app), subnet(*net)]);
         table.ranges(
             family.set("allowed"),
             &[family.address_type(), family.address_type()],
@@ -162,6 +167,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     }
 
     rate::sets(&mut table, plan);
+    egress::sets(&mut table, plan);
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -207,7 +213,13 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         table.rule(
             "guard",
             family.rule("drop-app-spoof"),
-            [from_bridge(), is_not(family.saddr(), family.at("apps"))],
+            [
+                from_bridge(),
+                is_not(
+                    concat([family.saddr(), header_field("ether", "saddr")]),
+                    family.at("senders"),
+                ),
+            ],
             drop(),
         );
     }
@@ -405,9 +417,9 @@ pub fn capture_rules() -> Nftables<'static> {
 
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
-/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes from
-/// the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept` here says that we have no objection; the
-/// host's own rules still have their say, as do a drop of ours and theirs.
+/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes
+/// from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept`
+/// here says that we have no objection; the host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
 ///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
@@ -790,20 +802,12 @@ impl Of {
         })
     }
 
-    /// As nft calls it.
-    fn transport(self) -> &'static str {
-        match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        }
-    }
-
     fn speaks(self) -> Statement<'static> {
-        is(meta(MetaKey::L4proto), name(self.transport()))
+        is(meta(MetaKey::L4proto), name(self.protocol.name()))
     }
 
     fn field(self, field: &'static str) -> Expression<'static> {
-        header_field(self.transport(), field)
+        header_field(self.protocol.name(), field)
     }
 
     /// Whether `port` is one of these.
@@ -853,6 +857,8 @@ const SRCNAT: i32 = 100;
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 /// RFC 4291, 2.5.6.
 const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+/// RFC 4291, 2.7.
+const MULTICAST6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
@@ -1015,8 +1021,12 @@ fn port(port: u16) -> Expression<'static> {
     Expression::Number(port.into())
 }
 
+/// An address by itself is no prefix: nft lists none of full length.
 fn subnet(net: impl Into<IpNet>) -> Expression<'static> {
     let net = net.into();
+    if net.prefix_len() == net.max_prefix_len() {
+        return address(net.addr());
+    }
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(address(net.network())),
         len: net.prefix_len().into(),
@@ -1041,11 +1051,6 @@ fn ct(key: &'static str) -> Expression<'static> {
         family: None,
         dir: None,
     }))
-}
-
-/// A field of IPv4's header.
-fn ip(field: &'static str) -> Expression<'static> {
-    header_field("ip", field)
 }
 
 fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {

@@ -33,11 +33,13 @@ use nix::sys::socket::{
     sockopt,
 };
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+
+use crate::config::Protocol;
 
 use super::{EXHAUSTED_PAUSE, Relay, RelayError, Way};
 
@@ -310,6 +312,8 @@ impl Door {
 
     /// A new flow.
     fn begin(self: &Rc<Self>, key: Key, relay: &Rc<Relay>) -> io::Result<Rc<UdpSocket>> {
+        let target = self.way.to(key.ours);
+        relay.permit(Protocol::Udp, target)?;
         if relay.flows.count() >= relay.flows.most {
             let evicted = relay.flows.evict() as u64;
             relay.count(|s| s.evicted += evicted);
@@ -318,7 +322,7 @@ impl Door {
             .as_clients
             .then(|| super::source(key.client))
             .flatten();
-        let socket = Rc::new(dial_from(source, self.way.target)?);
+        let socket = Rc::new(dial_from(source, target)?);
         let (last, answered) = (Rc::new(Cell::new(Instant::now())), Rc::default());
         let answers = Answers {
             door: self.clone(),
@@ -368,21 +372,13 @@ impl Door {
 
 /// As [`super::dial_from`]: from the client's own address, and its port if that is free.
 fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
-    match (source, dial(source, target)) {
-        (Some(source), Err(e)) if super::is_taken(&e) => {
-            dial(Some(SocketAddr::new(source.ip(), 0)), target)
-        }
-        (_, dialled) => dialled,
-    }
+    dial(source, target).or_else(|e| dial(super::at_any_port(source, e)?, target))
 }
 
 /// A socket whose other end is the target. It need not be bound, and may not be unless the relay dials as its clients
 /// (`bind` is none of its calls then).
 fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
-    let family = match target {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
+    let family = SocketAddrAny::from(target).address_family();
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
     if let Some(source) = source {
