@@ -68,8 +68,6 @@ pub const MARKED_IN: &str = "in";
 pub const MARKED_OUT: &str = "out";
 /// Priority of the marking chains: after fragments are put together (-400), before everything that is usual (raw, -300).
 const FIRST: i32 = -350;
-/// `NFT_META_SREG` has the number of `NFTA_META_SREG`, linux/netfilter/nf_tables.h.
-const NFTA_META_SREG: u16 = 3;
 const NFTA_TRACE_TABLE: u16 = 1;
 const NFTA_TRACE_CHAIN: u16 = 2;
 const NFTA_TRACE_RULE_HANDLE: u16 = 3;
