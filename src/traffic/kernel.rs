@@ -24,9 +24,9 @@ const NFNLGRP_CONNTRACK_DESTROY: u32 = 3;
 
 /// What the kernel gathers before it wakes a reader: this many bytes, which fill, with what it keeps beside them, the
 /// pages that it takes for them…
-const BATCH_BYTES: u32 = (64 << 10) - 1024;
+const BATCH_BYTES: u32 = (128 << 10) - 1024;
 /// …or this many packets, more than it takes to fill that…
-const BATCH_PACKETS: u32 = 500;
+const BATCH_PACKETS: u32 = 1000;
 /// What a reader's buffer holds: more than the kernel puts into one message.
 const BUFFER: usize = 128 << 10;
 /// What a socket may hold for us, if `net.core.rmem_max` allows for it.
