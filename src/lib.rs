@@ -83,5 +83,7 @@ pub mod seccomp;
 
 pub mod names;
 
+pub mod text;
+
 // The only unsafe code.
 pub mod sys;

@@ -273,9 +273,13 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// One `sendmsg(2)`; the descriptors go with its first byte.
 fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if fds.is_empty() {
+        // Who has no descriptor to send needs no call that could: the sidecar and the relay are not allowed any.
+        return Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "too many descriptors",
@@ -446,6 +450,22 @@ impl Channel {
                 .await?;
         }
         Ok(())
+    }
+
+    /// From now on no descriptor comes in, whatever the other side sends.
+    ///
+    /// Closing the last descriptor of a socket takes as long as whoever made it wants (`SO_LINGER` of socket(7)), and who
+    /// closes one that was sent to us, wanted or not, is this process.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says: ENOPROTOOPT before Linux 6.16.
+    pub fn refuse_descriptors(&self) -> io::Result<()> {
+        let socket = self.socket.get_ref();
+        Ok(nix::sys::socket::setsockopt(
+            socket,
+            crate::sys::socket::PassRights,
+            &false,
+        )?)
     }
 
     /// Sends one byte that is no message.
