@@ -554,6 +554,56 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_was_tampered_with_is_an_error_or_another_message() {
+        let ready = serde_json::json!({"Ready": {"privileges": crate::privileges::read().unwrap(), "notes": ["a", "b"]}});
+        let failed = serde_json::json!({"Failed": {"step": "s", "cause": "\u{1b}", "errno": -1}});
+        let mut whole = vec![];
+        for message in [ready, failed, "Started".into()] {
+            whole.extend(encode(&message).unwrap());
+        }
+        let mut chance = 0x6c72_706e_7300_0001_u64;
+        let mut below = |most: usize| {
+            chance ^= chance >> 12;
+            chance ^= chance << 25;
+            chance ^= chance >> 27;
+            usize::try_from(chance.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % most
+        };
+        let (mut errors, mut messages) = (0, 0);
+        for _ in 0..3000 {
+            let mut bytes = whole.clone();
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes[at] ^= 1 << below(8),
+                1 => bytes[at] = [0, 0xff, b'"', b'}', b'9', b'[', b'\\'][below(7)],
+                2 => bytes.truncate(at),
+                _ => bytes.insert(at, b'['),
+            }
+            let (a, b) = pair();
+            rustix::io::write(&a, &bytes).unwrap();
+            drop(a);
+            // As much as there is, and then the end, whatever was read before.
+            loop {
+                match receive::<FromStage>(&b) {
+                    Ok(Some(_)) => messages += 1,
+                    Ok(None) => break,
+                    Err(_) => {
+                        errors += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(errors > 500 && messages > 500, "{errors} {messages}");
+        // Deeper than anything that is meant: an error, and not the end of the stack.
+        let (a, b) = pair();
+        let nested = "[".repeat(100_000);
+        let mut bytes = u32::try_from(nested.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend(nested.as_bytes());
+        rustix::io::write(&a, &bytes).unwrap();
+        assert!(receive::<FromStage>(&b).is_err());
+    }
+
+    #[test]
     fn an_end_in_the_middle_of_a_message_is_an_error() {
         let (a, b) = pair();
         rustix::io::write(&a, &[9, 0, 0, 0, b'x']).unwrap();
