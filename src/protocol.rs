@@ -468,6 +468,15 @@ impl Channel {
         )?)
     }
 
+    /// Ends the conversation, which the other side sees at once; what was sent before can still be read.
+    ///
+    /// # Errors
+    /// What `shutdown(2)` says.
+    pub fn end(&self) -> io::Result<()> {
+        let both = rustix::net::Shutdown::Both;
+        Ok(rustix::net::shutdown(self.socket.get_ref(), both)?)
+    }
+
     /// Sends one byte that is no message.
     ///
     /// # Errors

@@ -226,7 +226,12 @@ async fn answered(channel: &mut Channel) -> Result<(), String> {
         }
     };
     let answer = tokio::time::timeout(CLIENT_WITHIN, answered).await;
-    answer.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
+    answer.unwrap_or_else(|_| {
+        // A client that was stopped would do it late. It must see that nobody waits for that any more, or there is another
+        // table than this process remembers.
+        let _ = channel.end();
+        Err("the client doesn't answer".to_owned())
+    })
 }
 
 /// How far it has come, which is what has to be taken back.
