@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
@@ -58,10 +58,7 @@ impl Listener {
     /// What `socket(2)` or `bind(2)` says.
     pub fn bind(address: SocketAddr, protocol: Protocol, target: SocketAddr) -> io::Result<Self> {
         let socket = rustix::net::socket_with(
-            match address {
-                SocketAddr::V4(_) => AddressFamily::INET,
-                SocketAddr::V6(_) => AddressFamily::INET6,
-            },
+            SocketAddrAny::from(address).address_family(),
             match protocol {
                 Protocol::Tcp => SocketType::STREAM,
                 Protocol::Udp => SocketType::DGRAM,
@@ -274,6 +271,7 @@ pub fn target(plan: &Plan, publish: &PublishPlan) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::AddressFamily;
 
     #[test]
     fn a_port_that_somebody_listens_on_is_refused() {
