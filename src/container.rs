@@ -180,7 +180,7 @@ impl Container {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ContainerError> {
         if let ToStage::Start(start) = message
-            && !matches!(start.role, Role::App(_))
+            && !matches!(start.role, Role::App(_) | Role::Egress { .. })
         {
             self.wants_no_descriptors();
         }
