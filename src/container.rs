@@ -20,9 +20,14 @@ use rustix::process::Signal;
 
 use crate::namespaces::{Namespaces, reap, socketpair};
 use crate::privileges::Privileges;
-use crate::protocol::{self, Channel, Compiled, Exit, FromStage, ToStage};
+use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
+use crate::text::harmless;
+
+/// How much of a sentence that a part says is kept, in bytes, and how many of its notes.
+const SENTENCE: usize = 4096;
+const NOTES: usize = 16;
 
 /// Why a part could not be started, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +179,11 @@ impl Container {
         message: &ToStage,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ContainerError> {
+        if let ToStage::Start(start) = message
+            && !matches!(start.role, Role::App(_) | Role::Egress { .. })
+        {
+            self.wants_no_descriptors();
+        }
         self.channel
             .send(message, fds)
             .await
@@ -197,12 +207,18 @@ impl Container {
         })
     }
 
+    /// Neither wants nor takes any from now on. An earlier kernel doesn't know that; there the filters of the parts that
+    /// only talk have no call that sends one, but for a relay that carries UDP.
+    fn wants_no_descriptors(&self) {
+        let _ = self.channel.refuse_descriptors();
+    }
+
     async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
         match self.channel.receive().await {
             Ok(Some((FromStage::Failed { step, cause, errno }, _))) => Err(ContainerError::Stage {
                 part: self.part.clone(),
-                step,
-                cause,
+                step: harmless(&step, SENTENCE),
+                cause: harmless(&cause, SENTENCE),
                 errno,
             }),
             Ok(message) => Ok(message),
@@ -227,7 +243,11 @@ impl Container {
     /// [`ContainerError::Stage`] names the step that did not work.
     pub async fn ready(&mut self) -> Result<(Privileges, Vec<String>), ContainerError> {
         match self.receive().await? {
-            Some((FromStage::Ready { privileges, notes }, _)) => Ok((privileges, notes)),
+            Some((FromStage::Ready { privileges, notes }, _)) => {
+                let notes = notes.iter().take(NOTES);
+                let notes = notes.map(|note| harmless(note, SENTENCE)).collect();
+                Ok((privileges, notes))
+            }
             _ => Err(self.ended("getting ready")),
         }
     }
@@ -270,6 +290,7 @@ impl Container {
     pub async fn next(&mut self) -> Result<Event, ContainerError> {
         Ok(match self.receive().await? {
             Some((FromStage::Started, fds)) if !std::mem::replace(&mut self.said.started, true) => {
+                self.wants_no_descriptors();
                 Event::Started {
                     pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
                 }

@@ -84,5 +84,7 @@ pub mod seccomp;
 
 pub mod names;
 
+pub mod text;
+
 // The only unsafe code.
 pub mod sys;

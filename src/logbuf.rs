@@ -12,6 +12,7 @@ use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::text::is_hostile;
 use crate::traffic::line::{Fields, Names};
 use crate::traffic::{Record, wire};
 
@@ -119,13 +120,6 @@ fn part_style(part: &str) -> Style {
     ];
     let sum: usize = part.bytes().map(usize::from).sum();
     COLOURS[sum % COLOURS.len()].on_default()
-}
-
-/// Whether a character does something else to a terminal than to stand there. All are of the basic multilingual plane,
-/// so four hexadecimal digits do.
-fn is_hostile(c: char) -> bool {
-    let bidirectional = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}') || bidirectional
 }
 
 /// Text that a terminal shows and does not obey.

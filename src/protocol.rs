@@ -281,9 +281,13 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// One `sendmsg(2)`; the descriptors go with its first byte.
 fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if fds.is_empty() {
+        // Who has no descriptor to send needs no call that could: the sidecar and the relay are not allowed any.
+        return Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "too many descriptors",
@@ -456,6 +460,31 @@ impl Channel {
         Ok(())
     }
 
+    /// From now on no descriptor comes in, whatever the other side sends.
+    ///
+    /// Closing the last descriptor of a socket takes as long as whoever made it wants (`SO_LINGER` of socket(7)), and who
+    /// closes one that was sent to us, wanted or not, is this process.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says: ENOPROTOOPT before Linux 6.16.
+    pub fn refuse_descriptors(&self) -> io::Result<()> {
+        let socket = self.socket.get_ref();
+        Ok(nix::sys::socket::setsockopt(
+            socket,
+            crate::sys::socket::PassRights,
+            &false,
+        )?)
+    }
+
+    /// Ends the conversation, which the other side sees at once; what was sent before can still be read.
+    ///
+    /// # Errors
+    /// What `shutdown(2)` says.
+    pub fn end(&self) -> io::Result<()> {
+        let both = rustix::net::Shutdown::Both;
+        Ok(rustix::net::shutdown(self.socket.get_ref(), both)?)
+    }
+
     /// Sends one byte that is no message.
     ///
     /// # Errors
@@ -539,6 +568,56 @@ mod tests {
             receive::<FromStage>(&b).unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
+    }
+
+    #[test]
+    fn a_message_that_was_tampered_with_is_an_error_or_another_message() {
+        let ready = serde_json::json!({"Ready": {"privileges": crate::privileges::read().unwrap(), "notes": ["a", "b"]}});
+        let failed = serde_json::json!({"Failed": {"step": "s", "cause": "\u{1b}", "errno": -1}});
+        let mut whole = vec![];
+        for message in [ready, failed, "Started".into()] {
+            whole.extend(encode(&message).unwrap());
+        }
+        let mut chance = 0x6c72_706e_7300_0001_u64;
+        let mut below = |most: usize| {
+            chance ^= chance >> 12;
+            chance ^= chance << 25;
+            chance ^= chance >> 27;
+            usize::try_from(chance.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % most
+        };
+        let (mut errors, mut messages) = (0, 0);
+        for _ in 0..3000 {
+            let mut bytes = whole.clone();
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes[at] ^= 1 << below(8),
+                1 => bytes[at] = [0, 0xff, b'"', b'}', b'9', b'[', b'\\'][below(7)],
+                2 => bytes.truncate(at),
+                _ => bytes.insert(at, b'['),
+            }
+            let (a, b) = pair();
+            rustix::io::write(&a, &bytes).unwrap();
+            drop(a);
+            // As much as there is, and then the end, whatever was read before.
+            loop {
+                match receive::<FromStage>(&b) {
+                    Ok(Some(_)) => messages += 1,
+                    Ok(None) => break,
+                    Err(_) => {
+                        errors += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(errors > 500 && messages > 500, "{errors} {messages}");
+        // Deeper than anything that is meant: an error, and not the end of the stack.
+        let (a, b) = pair();
+        let nested = "[".repeat(100_000);
+        let mut bytes = u32::try_from(nested.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend(nested.as_bytes());
+        rustix::io::write(&a, &bytes).unwrap();
+        assert!(receive::<FromStage>(&b).is_err());
     }
 
     #[test]

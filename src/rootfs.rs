@@ -279,7 +279,13 @@ pub fn enter(
         attach(&mount, &root, path)?;
     }
     for tmp in writable {
-        let mount = tmpfs(&tmp.path, &tmp.size.to_string(), "1777")?;
+        let (size, inodes) = (tmp.size.to_string(), inodes(tmp.size).to_string());
+        let options = [
+            ("size", size.as_str()),
+            ("nr_inodes", &inodes),
+            ("mode", "1777"),
+        ];
+        let mount = new_mount("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
         attach(&mount, &root, &tmp.path)?;
     }
     sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
@@ -320,14 +326,21 @@ fn pivot(root: OwnedFd) -> Result<(), RootfsError> {
 
 /// A new tmpfs, detached: nosuid, nodev, noexec.
 fn tmpfs(path: &Path, size: &str, mode: &str) -> Result<OwnedFd, RootfsError> {
-    new_mount("tmpfs", [("size", size), ("mode", mode)]).map_err(at("make a tmpfs for", path))
+    new_mount("tmpfs", &[("size", size), ("mode", mode)]).map_err(at("make a tmpfs for", path))
+}
+
+/// How many files and directories a tmpfs of so many bytes may have. Each takes about a KiB of the kernel's memory, however
+/// small it is; what the kernel allows if nobody says otherwise (half as many as the machine has pages) is far more memory
+/// than the size of the tmpfs, and not all machines can limit an app's memory.
+fn inodes(size: u64) -> u64 {
+    (size / 1024).max(1024)
 }
 
 /// A new file system of that type, detached: nosuid, nodev, noexec.
-fn new_mount(kind: &str, options: [(&str, &str); 2]) -> rustix::io::Result<OwnedFd> {
+fn new_mount(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (name, value) in options {
-        rustix::mount::fsconfig_set_string(&fs, name, value)?;
+        rustix::mount::fsconfig_set_string(&fs, *name, *value)?;
     }
     rustix::mount::fsconfig_create(&fs)?;
     rustix::mount::fsmount(
@@ -341,7 +354,7 @@ fn new_mount(kind: &str, options: [(&str, &str); 2]) -> rustix::io::Result<Owned
 
 /// The app's own /proc: nothing but its own processes (proc(5), `hidepid` and `subset`).
 fn own_proc(root: &OwnedFd) -> Result<(), RootfsError> {
-    let proc = new_mount("proc", [("hidepid", "invisible"), ("subset", "pid")])
+    let proc = new_mount("proc", &[("hidepid", "invisible"), ("subset", "pid")])
         .map_err(at("make", "/proc"))?;
     attach(&proc, root, Path::new("proc"))
 }

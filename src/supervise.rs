@@ -137,7 +137,6 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
 /// What can be asked of the task that owns a part's process.
 enum Order {
     Signal(i32),
-    Kill,
     /// Relay: accept nothing more, end with the last connection.
     LastOrders,
     /// Start something in an app: what, and its descriptors.
@@ -171,6 +170,8 @@ struct Part {
 
 struct Process {
     orders: mpsc::UnboundedSender<Order>,
+    /// Dropped, it kills; apart from the orders, since a part that doesn't hear can keep those waiting.
+    life: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
     pidfd: OwnedFd,
     init: i32,
@@ -549,8 +550,10 @@ impl Supervisor {
         };
         let (orders, orders_in) = mpsc::unbounded_channel();
         let (ended_in, ended) = oneshot::channel();
+        let (life, life_in) = oneshot::channel();
         part.process = Some(Process {
             orders,
+            life,
             ended,
             pidfd,
             init: container.pid(),
@@ -563,7 +566,14 @@ impl Supervisor {
         part.notes = notes;
         part.notes.extend(complaint);
         let launch = part.launch;
-        tokio::spawn(watch(id, launch, container, orders_in, ended_in, sender));
+        tokio::spawn(watch(
+            (id, launch),
+            container,
+            orders_in,
+            life_in,
+            ended_in,
+            sender,
+        ));
         if let Some(socket) = traffic {
             let apps = self.ground.plan.apps.iter();
             self.sums.begin(apps.map(|app| app.name.as_str()));
@@ -1023,9 +1033,17 @@ impl Supervisor {
 
     /// The sidecar has said something.
     fn took(&mut self, traffic: Traffic) {
-        let Traffic { totals, records } = traffic;
-        self.journal.write_traffic(&records);
-        self.sums.set(totals);
+        match traffic {
+            Traffic::Told { totals, records } => {
+                self.journal.write_traffic(&records);
+                self.sums.set(totals);
+            }
+            Traffic::Nonsense => self.note(
+                PartId::Sidecar,
+                "told of the traffic what makes no sense: the traffic log ends here, until the sidecar is started again"
+                    .to_owned(),
+            ),
+        }
     }
 
     fn notes(&self, part: &Part) -> Vec<String> {
@@ -1216,7 +1234,7 @@ impl Process {
                 return;
             }
         }
-        let _ = self.orders.send(Order::Kill);
+        drop(self.life);
         let _ = self.ended.await;
     }
 }
@@ -1227,48 +1245,64 @@ fn refused(why: String, hint: Option<String>) -> Reply {
 
 /// Owns a part's process until its end.
 async fn watch(
-    id: PartId,
-    launch: u64,
+    (id, launch): (PartId, u64),
     mut container: Container,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    life: oneshot::Receiver<()>,
     ended: oneshot::Sender<()>,
     events: mpsc::UnboundedSender<Event>,
 ) {
-    loop {
-        tokio::select! {
-            said = container.next() => {
-                let over = matches!(said, Ok(ContainerEvent::Gone) | Err(_));
-                if over {
-                    container.kill().await;
-                    let _ = events.send(Event::Part { id, launch, what: said });
-                    break;
-                }
-                let _ = events.send(Event::Part { id, launch, what: said });
-            }
-            order = orders.recv() => match order {
-                // EPIPE: it has ended, and that comes next.
-                Some(Order::Signal(signal)) => drop(container.send(&ToStage::Signal(signal), &[]).await),
-                Some(Order::LastOrders) => drop(container.say(relay::LAST_ORDERS).await),
-                Some(Order::Start(what, fds)) => {
-                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                    drop(container.send(&what, &fds).await);
-                }
-                Some(Order::Kill) | None => {
-                    container.kill().await;
-                    break;
-                }
-            }
-        }
+    let tell = |what| drop(events.send(Event::Part { id, launch, what }));
+    let last = tokio::select! {
+        biased;
+        // Nothing is ever sent by it.
+        _ = life => None,
+        last = tend(&mut container, orders, tell) => Some(last),
+    };
+    container.kill().await;
+    if let Some(last) = last {
+        tell(last);
     }
     // Nobody may be waiting for it.
     let _ = ended.send(());
 }
 
+/// Hears what a part says and tells it what it is to do, until its end; that is what it gives back.
+async fn tend(
+    container: &mut Container,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    tell: impl Fn(Result<ContainerEvent, ContainerError>),
+) -> Result<ContainerEvent, ContainerError> {
+    loop {
+        tokio::select! {
+            said = container.next() => match said {
+                Ok(ContainerEvent::Gone) | Err(_) => return said,
+                said => tell(said),
+            },
+            // Without anybody to give orders its life is over as well.
+            Some(order) = orders.recv() => match order {
+                // EPIPE: it has ended, and that comes next.
+                Order::Signal(signal) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
+                Order::Start(what, fds) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    drop(container.send(&what, &fds).await);
+                }
+            },
+        }
+    }
+}
+
 /// What the sidecar has said at once.
-struct Traffic {
-    totals: traffic::Totals,
-    /// As the sidecar wrote them: see [`traffic::wire::records`].
-    records: Vec<u8>,
+enum Traffic {
+    /// A message of its.
+    Told {
+        totals: traffic::Totals,
+        /// As the sidecar wrote them: see [`traffic::wire::records`].
+        records: Vec<u8>,
+    },
+    /// What it never says. It is not listened to any more: it may have been broken into.
+    Nonsense,
 }
 
 /// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
@@ -1295,11 +1329,15 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
                 Ok(got @ 1..) => got,
                 _ => return,
             };
-            let Some((totals, records)) = traffic::wire::read(&buffer[..got]) else {
-                return;
+            let told = match traffic::wire::read(&buffer[..got]) {
+                Some((totals, records)) => Traffic::Told {
+                    totals,
+                    records: records.to_vec(),
+                },
+                None => Traffic::Nonsense,
             };
-            let records = records.to_vec();
-            if heard.send(Traffic { totals, records }).await.is_err() {
+            let over = matches!(told, Traffic::Nonsense);
+            if heard.send(told).await.is_err() || over {
                 return;
             }
         }

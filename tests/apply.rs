@@ -659,6 +659,34 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
 }
 
 #[test]
+fn a_client_that_was_stopped_does_nothing_late() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let (child, says) = asked(&stack, "1");
+    let [_, guardian] = appliers(&stack.lab).try_into().unwrap();
+    stack.lab.ok(&["kill", "-STOP", &guardian]);
+    support::lab::until("the supervisor goes on alone", || {
+        let log = stack.lab.lrpns_ok(&["logs", "web"]);
+        log.contains("the client doesn't answer").then_some(())
+    });
+    let left = stack.rules();
+    assert_ne!(left, before.rules, "nothing was left to be done late");
+    stack.lab.ok(&["kill", "-CONT", &guardian]);
+    let (code, said) = rest(child, says);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("gone on without it"), "{said}");
+    assert_eq!(stack.rules(), left);
+    // What is in the host's table is what the next change takes it for.
+    assert_done(&stack.apply(TWO, "", &[]));
+    let map = ["nft", "list", "map", "inet", "lrpns-web", "publish_any"];
+    let map = stack.lab.ok(&map);
+    assert!(map.contains("8080 : "), "{map}");
+}
+
+#[test]
 fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     if !look::machine() {
         return;

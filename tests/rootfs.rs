@@ -327,11 +327,25 @@ def fill(directory):
                 written += big.write(bytes(65536))
         except OSError as e:
             return [written, errno.errorcode[e.errno]]
-say([fill("/data"), fill("/var/lib/deep"), tried(lambda: open("/var/lib/x", "w")), os.path.exists("/tmp")])
+def many(directory):
+    # A file that is empty takes the kernel's memory, too.
+    for count in range(1 << 20):
+        made = tried(lambda: open("%s/%d" % (directory, count), "x").close())
+        if made != "OK":
+            return [count <= 1024 * (1 + (directory != "/data")), made]
+    return count
+say([fill("/data"), fill("/var/lib/deep"), many("/data"), many("/var/lib/deep"), tried(lambda: open("/var/lib/x", "w")), os.path.exists("/tmp")])
 "#;
     assert_eq!(
         look::attack(&lab, "web", "app", fill),
-        json!([[1 << 20, "ENOSPC"], [2 << 20, "ENOSPC"], "EROFS", false])
+        json!([
+            [1 << 20, "ENOSPC"],
+            [2 << 20, "ENOSPC"],
+            [true, "ENOSPC"],
+            [true, "ENOSPC"],
+            "EROFS",
+            false
+        ])
     );
     // A restart begins with empty ones.
     lab.lrpns_ok(&["restart", "web"]);

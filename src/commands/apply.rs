@@ -379,7 +379,18 @@ fn converse(
             };
             let told = match order {
                 Applying::Host { old, new } => {
-                    done(change_host(fds, &old, &new))?;
+                    if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
+                        return Err(too_late(stack));
+                    }
+                    let changed = change_host(&fds, &old, &new);
+                    let undo = changed.is_ok();
+                    if done(changed).is_err() {
+                        // Whoever asked for it takes it for not done.
+                        if undo {
+                            change_host(&fds, &new, &old).map_err(Failure::unable)?;
+                        }
+                        return Err(too_late(stack));
+                    }
                     continue;
                 }
                 Applying::Map { uids, gids } => {
@@ -403,6 +414,22 @@ fn converse(
             client.say(&said, &[]).map_err(|_| ended(stack))?;
         }
     }
+}
+
+/// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and what
+/// it is asked for there is asked for no more.
+fn given_up(client: &Client) -> std::io::Result<bool> {
+    let mut now = [PollFd::new(client, PollFlags::IN)];
+    let none = rustix::event::Timespec::default();
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut now, Some(&none)))?;
+    Ok(now[0].revents().contains(PollFlags::HUP))
+}
+
+fn too_late(stack: &StackName) -> Failure {
+    Failure::failed(format!(
+        "{stack}: the supervisor has waited too long for this process, and gone on without it"
+    ))
+    .hint(format!("lrpns status {stack} says how it is"))
 }
 
 /// Maps the ids of the supervisor's child, in the namespace that it was made in: rootless that is not ours, but we own it.
@@ -432,11 +459,12 @@ fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
 
 /// Changes the host's table on the socket that owns it.
 fn change_host(
-    fds: Vec<OwnedFd>,
+    fds: &[OwnedFd],
     old: &nftables::schema::Nftables<'static>,
     new: &nftables::schema::Nftables<'static>,
 ) -> Result<(), String> {
-    let socket = fds.into_iter().next().ok_or("no socket came")?;
+    let socket = fds.first().ok_or("no socket came")?;
+    let socket = socket.try_clone().map_err(|e| e.to_string())?;
     let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
     firewall::update(&socket, old, new)
         .map(|_| ())

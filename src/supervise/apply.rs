@@ -111,6 +111,7 @@ impl Supervisor {
             events: self.sender.clone(),
             host_socket,
             host_rules: self.host_rules.clone(),
+            deaf: false,
             done: Done::default(),
         };
         while self.launching.try_join_next().is_some() {}
@@ -201,9 +202,15 @@ impl Mapper for ByClient<'_> {
             uids: uids.to_owned(),
             gids: gids.to_owned(),
         });
-        self.0.send(&order, &[process, own.as_fd()]).await?;
+        send(self.0, &order, &[process, own.as_fd()]).await?;
         answered(self.0).await.map_err(io::Error::other)
     }
+}
+
+/// Tells the client something. One that was stopped doesn't read, and must not keep a change between two plans.
+async fn send(channel: &Channel, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let sent = tokio::time::timeout(CLIENT_WITHIN, channel.send(reply, fds)).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Waits until the client has done what it was asked for.
@@ -219,7 +226,12 @@ async fn answered(channel: &mut Channel) -> Result<(), String> {
         }
     };
     let answer = tokio::time::timeout(CLIENT_WITHIN, answered).await;
-    answer.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
+    answer.unwrap_or_else(|_| {
+        // A client that was stopped would do it late. It must see that nobody waits for that any more, or there is another
+        // table than this process remembers.
+        let _ = channel.end();
+        Err("the client doesn't answer".to_owned())
+    })
 }
 
 /// How far it has come, which is what has to be taken back.
@@ -253,6 +265,8 @@ struct Task {
     events: mpsc::UnboundedSender<Event>,
     host_socket: OwnedFd,
     host_rules: Nftables<'static>,
+    /// The client reads no more: what it is told would come late, or in pieces.
+    deaf: bool,
     done: Done,
 }
 
@@ -310,9 +324,19 @@ impl Task {
         self.tell(Step::Note(text));
     }
 
-    async fn say(&self, step: impl Into<String>) {
-        let said = Reply::Applying(Applying::Step(step.into()));
-        let _ = self.channel.send(&said, &[]).await;
+    async fn say(&mut self, step: impl Into<String>) {
+        let _ = self.send(Applying::Step(step.into()), &[]).await;
+    }
+
+    /// Tells the client how far it is, or what it is to do.
+    async fn send(&mut self, what: Applying, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let gone = || "the client is gone".to_owned();
+        if self.deaf {
+            return Err(gone());
+        }
+        let sent = send(&self.channel, &Reply::Applying(what), fds).await;
+        self.deaf = sent.is_err();
+        sent.map_err(|_| gone())
     }
 
     /// All but the last step; what is about to be done is noted first.
@@ -444,13 +468,12 @@ impl Task {
         if self.host_rules == new {
             return Ok(());
         }
-        let order = Reply::Applying(Applying::Host {
+        let order = Applying::Host {
             old: Box::new(self.host_rules.clone()),
             new: Box::new(new.clone()),
-        });
-        let gone = |_: io::Error| "the client is gone".to_owned();
-        let socket = self.host_socket.as_fd();
-        self.channel.send(&order, &[socket]).await.map_err(gone)?;
+        };
+        let socket = self.host_socket.try_clone().map_err(|e| e.to_string())?;
+        self.send(order, &[socket.as_fd()]).await?;
         let answer = answered(&mut self.channel).await;
         answer.map_err(|e| format!("change the host's table: {e}"))?;
         self.host_rules = new.clone();
@@ -472,10 +495,7 @@ impl Task {
 
     /// Asks whether it is to stay, and waits for the answer.
     async fn confirmed(&mut self, seconds: u64) -> Result<(), String> {
-        let question = Reply::Applying(Applying::Confirm { seconds });
-        if self.channel.send(&question, &[]).await.is_err() {
-            return Err("the client is gone".to_owned());
-        }
+        self.send(Applying::Confirm { seconds }, &[]).await?;
         let answer = self.channel.receive::<Said>();
         match tokio::time::timeout(Duration::from_secs(seconds), answer).await {
             Err(_) => Err(format!("not confirmed within {seconds} s")),

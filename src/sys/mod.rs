@@ -9,6 +9,7 @@
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket from a descriptor
 //! - [`seccomp`][]: `seccomp(2)`
+//! - [`socket`][]: socket options that no crate has
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
 pub mod attempt;
@@ -17,4 +18,5 @@ pub mod namespace;
 pub mod netlink;
 pub mod process;
 pub mod seccomp;
+pub mod socket;
 pub mod watch;

@@ -397,6 +397,74 @@ mod tests {
         }
     }
 
+    /// xorshift64*: the same numbers each time.
+    struct Chance(u64);
+
+    impl Chance {
+        fn below(&mut self, most: usize) -> usize {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            let mixed = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+            usize::try_from(mixed).expect("31 bits") % most
+        }
+    }
+
+    #[test]
+    fn what_is_taken_of_a_message_that_was_tampered_with_is_bounded_and_clean() {
+        let (_, whole) = message();
+        let mut chance = Chance(0x6c72_706e_7300_0001);
+        let interesting = [0, 1, 4, 6, 0x7f, 0x80, 0xff, b'\x1b', b'\n'];
+        let mut taken = 0;
+        for _ in 0..60_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..=chance.below(3) {
+                let at = chance.below(bytes.len());
+                match chance.below(6) {
+                    0 => bytes[at] ^= 1 << chance.below(8),
+                    1 => bytes[at] = interesting[chance.below(interesting.len())],
+                    2 => bytes.truncate(at + 1),
+                    3 => drop(bytes.remove(at)),
+                    4 => bytes.insert(at, interesting[chance.below(interesting.len())]),
+                    _ => {
+                        let from = chance.below(bytes.len());
+                        let piece = bytes[from.min(at)..from.max(at)].to_vec();
+                        bytes.extend(piece);
+                    }
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+            }
+            let Some((totals, kept)) = read(&bytes) else {
+                continue;
+            };
+            taken += 1;
+            assert!(totals.apps.len() <= MOST_APPS + 1);
+            let found: Vec<Record> = super::records(kept).collect();
+            // All of it was read, and means the same when it is written again.
+            let mut again = vec![];
+            for record in &found {
+                let before = again.len();
+                put_record(&mut again, record);
+                assert!(again.len() - before <= RECORD);
+                if let Event::Packet { rule, link, .. } = &record.event {
+                    let shown = |c: char| c.is_ascii_graphic() || c == ' ';
+                    assert!(
+                        rule.as_str()
+                            .chars()
+                            .chain(link.as_str().chars())
+                            .all(shown)
+                    );
+                }
+            }
+            assert_eq!(again.len(), kept.len());
+            assert_eq!(super::records(&again).collect::<Vec<_>>(), found);
+        }
+        // Else it would show nothing.
+        assert!(taken > 1000, "{taken}");
+    }
+
     #[test]
     fn a_name_has_no_characters_that_a_terminal_obeys() {
         assert_eq!(Name::new(b"a\x1b[2J\xff").as_str(), "a??2J?");

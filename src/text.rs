@@ -1,0 +1,51 @@
+//! Text that came from a part, made so that it can be shown.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+/// Whether a character does something else to a terminal than to stand there. All are of the basic multilingual plane,
+/// so four hexadecimal digits do.
+#[must_use]
+pub fn is_hostile(c: char) -> bool {
+    let bidirectional = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}') || bidirectional
+}
+
+/// At most `most` bytes of `text`, on one line, that a terminal shows and does not obey.
+#[must_use]
+pub fn harmless(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        let before = shown.len();
+        if is_hostile(c) {
+            write!(shown, "{}", c.escape_unicode()).expect("a String takes everything");
+        } else {
+            shown.push(c);
+        }
+        if shown.len() > most {
+            shown.truncate(before);
+            shown.push('…');
+            break;
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_part_says_is_one_line_of_bounded_length_that_no_terminal_obeys() {
+        assert_eq!(
+            harmless("mount /proc\t: ünfein", 100),
+            "mount /proc\t: ünfein"
+        );
+        assert_eq!(
+            harmless("a\nb\x1b]0;owned\x07\u{202e}", 100),
+            r"a\u{a}b\u{1b}]0;owned\u{7}\u{202e}"
+        );
+        assert_eq!(harmless("ääää", 5), "ää…");
+        assert_eq!(harmless("\n\n", 6), r"\u{a}…");
+    }
+}
