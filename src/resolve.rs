@@ -80,7 +80,8 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// # Errors
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
-    decide(config, host, EntryPorts::new(), uplink_end(config, host))
+    let ends_at = uplink_end(config, host, None);
+    decide(config, host, EntryPorts::new(), ends_at)
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -109,7 +110,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     // What the relay's own namespace is needed for may be gone; it goes on working.
     let ends_at = match running.uplink.ends_at {
         UplinkEnd::Relay => UplinkEnd::Relay,
-        UplinkEnd::Host => uplink_end(&config, host),
+        UplinkEnd::Host => uplink_end(&config, host, running.egress.as_ref()),
     };
     let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
@@ -614,8 +615,9 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
 }
 
 /// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody else,
-/// and to be called as somebody else, takes a place where that changes nothing for the host.
-fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
+/// and to be called as somebody else, takes a place where that changes nothing for the host. `egress` is that of a stack that
+/// runs, and stays what it is.
+fn uplink_end(config: &Config, host: &Host, egress: Option<&EgressPlan>) -> UplinkEnd {
     let relayed_as_client = config.apps.iter().any(|app| {
         app.source == Source::Client
             && app.publish.iter().any(|publish| {
@@ -623,8 +625,9 @@ fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
                 via == Transport::Relay && !publish.address.is_loopback()
             })
     });
-    let egress = egress_way(config, host, UplinkEnd::Host);
-    if relayed_as_client || egress.is_some_and(|(via, _)| via == EgressVia::Relay) {
+    let decided = || egress_way(config, host, UplinkEnd::Host).map(|(via, _)| via);
+    let egress = egress.map(|egress| egress.via).or_else(decided);
+    if relayed_as_client || egress == Some(EgressVia::Relay) {
         UplinkEnd::Relay
     } else {
         UplinkEnd::Host

@@ -689,3 +689,24 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
     look::assert_counted(&lab, sidecar(&status), &before, &dropped);
     assert_eq!(user.audit(), Vec::<String>::new());
 }
+
+#[test]
+fn a_host_that_has_ceased_to_forward_makes_no_other_stack_of_one_that_runs() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let root = Runner::root(&lab);
+    let more = "egress = [\"tcp 10.99.0.2:5432\"]";
+    let file = look::telling("web", "t", "0.0.0.0:5000:5000", more);
+    let path = lab.write("web.toml", &file);
+    let up = || root.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let output = up();
+    assert!(output.status.success(), "{}", describe(&output));
+    assert_eq!(look::planned(&root.status(), "/egress/via"), "nat");
+    lab.ok(&["sysctl", "-qw", "net.ipv4.ip_forward=0"]);
+    let again = up();
+    let told = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success(), "{told}");
+    assert!(told.contains("nothing was changed"), "{told}");
+}
