@@ -942,45 +942,301 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
     }
 }
 
-#[test]
-fn egress_to_the_same_address_changes_by_rules_and_what_landlock_forbids_starts_the_app_again() {
-    if !look::machine() {
-        return;
-    }
-    let stack = Stack::up("relay");
-    let egress = |list: &[&str]| stack.file(ONE, &format!("egress = {}\n", look::toml_list(list)));
-    let refused = stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]);
-    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
-    assert!(
-        stderr(&refused).contains("app.egress (to other addresses) can't"),
-        "{}",
-        describe(&refused)
-    );
+/// Somebody else's server, in the client's namespace: it echoes, and for every line that it is told it says something to
+/// everybody who has ever talked to it.
+const ECHOES: &str = r#"
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+peers = {}
+for where in sys.argv[1:]:
+    kind, address, port = where.split()
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, int(port)))
+    if kind == "tcp":
+        s.listen()
+    chosen.register(s, selectors.EVENT_READ, "listen" if kind == "tcp" else "udp")
+chosen.register(sys.stdin, selectors.EVENT_READ, "stdin")
+print("ready", flush=True)
+while True:
+    for key, _ in chosen.select():
+        s = key.fileobj
+        try:
+            if key.data == "stdin":
+                if not sys.stdin.readline():
+                    sys.exit()
+                for say in list(peers.values()):
+                    say(b"news")
+                print("said", flush=True)
+            elif key.data == "listen":
+                c, peer = s.accept()
+                peers[peer] = c.sendall
+                chosen.register(c, selectors.EVENT_READ, "tcp")
+            elif key.data == "udp":
+                data, peer = s.recvfrom(99)
+                peers[peer] = lambda data, s=s, peer=peer: s.sendto(data, peer)
+                s.sendto(data, peer)
+            else:
+                data = s.recv(99)
+                if data:
+                    s.sendall(data)
+                else:
+                    chosen.unregister(s)
+                    s.close()
+        except OSError as e:
+            print(e, file=sys.stderr)
+"#;
 
-    stack.lab.lrpns_ok(&["down", "web"]);
-    let path = stack
-        .lab
-        .write("web.toml", &egress(&["udp 10.99.0.2:5353"]));
+/// A connection out of an app, with all that an app has: for every line it says what came of it. `ask` sends and waits,
+/// `hear` waits.
+const TALKS: &str = r#"
+import errno, socket, sys
+kind, address, port = sys.argv[1:]
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect((address, int(port)))
+for line in sys.stdin:
+    try:
+        if line == "ask\n":
+            s.settimeout(1)
+            s.send(b"echo")
+        else:
+            s.settimeout(0.3)
+        print(s.recv(99).decode(), flush=True)
+    except TimeoutError:
+        print("silence", flush=True)
+    except OSError as e:
+        print(errno.errorcode[e.errno], flush=True)
+"#;
+
+/// A process that answers lines.
+struct Answering {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
+
+impl Answering {
+    fn new(mut child: Child) -> Self {
+        let says = BufReader::new(child.stdout.take().unwrap());
+        Self { child, says }
+    }
+
+    fn server(lab: &Lab, places: &[&str]) -> Self {
+        let python = ["ip", "netns", "exec", "client", look::PYTHON, "-c", ECHOES];
+        let mut server = Self::new(lab.spawn(&[&python, places].concat()));
+        assert_eq!(server.line(), "ready");
+        server
+    }
+
+    fn out_of(lab: &Lab, app: &str, way: &str) -> Self {
+        let python = [
+            "exec",
+            "web",
+            "--part",
+            app,
+            "--",
+            look::PYTHON,
+            "-c",
+            TALKS,
+        ];
+        let way: Vec<&str> = way.split(' ').collect();
+        Self::new(lab.spawn_lrpns(&[&python, &way[..]].concat()))
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.says.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self, what: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a process has routes to.
+fn routes(stack: &Stack, part: &str) -> Vec<String> {
+    let pid = Some(stack.pid(part));
+    let routes = look::json(&stack.lab, pid, &["ip", "-j", "route"]);
+    let routes = routes.as_array().unwrap().iter();
+    let mut routes: Vec<_> = routes
+        .map(|route| route["dst"].as_str().unwrap().to_owned())
+        .collect();
+    routes.sort();
+    routes
+}
+
+/// What conntrack has, in a namespace, of connections that were begun by `from` with the port `to`.
+fn tracked(stack: &Stack, part: Option<&str>, from: &str, to: &str) -> Vec<String> {
+    let status = stack.lab.status("web");
+    let list = ["cat", "/proc/net/nf_conntrack"];
+    let text = match part {
+        Some(part) => look::beside(&stack.lab, look::init(&status, part), &list),
+        None => stack.lab.ok(&list),
+    };
+    let of = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let mut first = |key: &str| {
+            let word = words.find(|word| word.starts_with(key));
+            word.map(|word| word[key.len()..].to_owned())
+        };
+        first("src=").is_some_and(|source| source == from)
+            && first("dport=").is_some_and(|port| port == to)
+    };
+    text.lines().filter(of).map(str::to_owned).collect()
+}
+
+/// Two apps, of which the first may connect to `one`, and the second to port 7000; two more neighbours in the client's
+/// namespace.
+fn with_egress(one: &[&str]) -> String {
+    let one = format!("egress = {}\n", look::toml_list(one));
+    let two = "egress = [\"tcp 10.99.0.2:7000\"]\n";
+    several(
+        "dnat",
+        &[
+            ("one", 23, "0.0.0.0:5000:5000", &one),
+            ("two", 24, "0.0.0.0:8080:5000", two),
+        ],
+    )
+}
+
+fn up_with_egress(one: &[&str]) -> Stack {
+    let stack = Stack {
+        lab: Lab::forwarding(),
+        via: "dnat",
+    };
+    stack.lab.ok(&[
+        "ip",
+        "-n",
+        "client",
+        "address",
+        "add",
+        "10.99.0.3/24",
+        "dev",
+        "eth0",
+    ]);
+    let path = stack.lab.write("web.toml", &with_egress(one));
     stack
         .lab
         .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
-    let (app, before) = (stack.pid("app"), stack.rules());
-    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353", "udp 10.99.0.2:5354"]), &[]));
-    assert_ne!(stack.rules()[0], before[0]);
-    assert_eq!(stack.pid("app"), app);
-    let output = stack.apply_file(
-        &egress(&["udp 10.99.0.2:5353", "tcp 10.99.0.2:5432"]),
-        &["--json"],
-    );
-    assert_done(&output);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    stack
+}
+
+const SERVED: &[&str] = &[
+    "tcp 10.99.0.2 6000",
+    "tcp 10.99.0.3 6000",
+    "udp 10.99.0.2 6000",
+    "tcp 10.99.0.2 7000",
+];
+
+#[test]
+fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_with_egress(&[]);
+    let lab = &stack.lab;
+    let mut server = Answering::server(lab, SERVED);
+    let mut keeping = Keeping::to(lab, true, LAB, "5000");
+    let client = keeping.ask();
+    let mut others = Answering::out_of(lab, "two", "tcp 10.99.0.2 7000");
+    assert_eq!(others.ask("ask"), "echo");
+    let (pids, before) = (stack.pids(), stack.rules());
+    let mut as_ever = |keeping: &mut Keeping, what: &str| {
+        assert_eq!(others.ask("ask"), "echo", "{what}");
+        assert_eq!(keeping.ask(), client, "{what}");
+        assert_eq!(stack.pids(), pids, "{what}");
+    };
+    let try_once = |way: &str| {
+        let python = [
+            "exec",
+            "web",
+            "--part",
+            "one",
+            "--",
+            look::PYTHON,
+            "-c",
+            TALKS,
+        ];
+        let way: Vec<&str> = way.split(' ').collect();
+        let output = lab.lrpns(&[&python, &way[..]].concat());
+        output.status.success()
+    };
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert!(!try_once("tcp 10.99.0.2 6000"));
+
+    // From nothing. Landlock lets it connect to its own port 6000, wherever that is, and knows no UDP.
+    let (tcp, udp) = ("tcp 10.99.0.2:6000", "udp 10.99.0.2:6000");
+    assert_done(&stack.apply_file(&with_egress(&[tcp, udp]), &[]));
+    assert_eq!(routes(&stack, "one"), ["10.99.0.2", "172.18.0.33"]);
+    let mut by_tcp = Answering::out_of(lab, "one", "tcp 10.99.0.2 6000");
+    let mut by_udp = Answering::out_of(lab, "one", "udp 10.99.0.2 6000");
     assert_eq!(
-        told["restart"][0]["because"],
-        serde_json::json!(["app.egress"])
+        (by_tcp.ask("ask"), by_udp.ask("ask")),
+        ("echo".into(), "echo".into())
     );
-    assert_ne!(stack.pid("app"), app);
-    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]));
-    assert_eq!(stack.rules()[0], before[0]);
+    assert!(!try_once("tcp 10.99.0.3 6000"));
+    as_ever(&mut keeping, "from nothing");
+
+    // To another address; what is left of the first one goes on.
+    assert_done(&stack.apply_file(&with_egress(&[udp, "tcp 10.99.0.3:6000"]), &[]));
+    assert_eq!(
+        routes(&stack, "one"),
+        ["10.99.0.2", "10.99.0.3", "172.18.0.33"]
+    );
+    assert_eq!(by_udp.ask("ask"), "echo");
+    assert!(try_once("tcp 10.99.0.3 6000") && !try_once("tcp 10.99.0.2 6000"));
+    assert_eq!(server.ask("say"), "said");
+    assert_eq!(by_udp.ask("hear"), "news");
+    assert_eq!(by_tcp.ask("hear"), "silence", "the far end is not heard");
+    assert_ne!(by_tcp.ask("ask"), "echo");
+    let uplink = look::planned(&lab.status("web"), "/uplink/sidecar_address").to_owned();
+    let seen = |from: &str, to: &str| {
+        let tcp = |lines: Vec<String>| lines.iter().filter(|line| line.contains(" tcp ")).count();
+        (
+            tcp(tracked(&stack, Some("sidecar"), from, to)),
+            tcp(tracked(&stack, None, &uplink, to)),
+        )
+    };
+    assert_eq!(seen("172.18.0.24", "7000"), (1, 1));
+    let first = tracked(&stack, Some("sidecar"), "172.18.0.23", "6000");
+    assert!(
+        !first
+            .iter()
+            .any(|line| line.contains(" tcp ") && line.contains("dst=10.99.0.2 ")),
+        "{first:?}"
+    );
+    as_ever(&mut keeping, "to another address");
+
+    // By UDP, too, the far end is not heard any more, however often it tries.
+    assert_done(&stack.apply_file(&with_egress(&[]), &[]));
+    assert_eq!(server.ask("say"), "said");
+    assert_eq!(
+        (by_udp.ask("hear"), by_udp.ask("ask")),
+        ("silence".into(), "ENETUNREACH".into())
+    );
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert_eq!(
+        tracked(&stack, Some("sidecar"), "172.18.0.23", "6000"),
+        [""; 0]
+    );
+    assert_eq!(tracked(&stack, None, &uplink, "6000"), [""; 0]);
+    assert_eq!(stack.rules(), before);
+    as_ever(&mut keeping, "to nothing");
+    let audit = lab.lrpns(&["audit", "web", "--json"]);
+    let told = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(
+        told.contains("\"result\": \"pass\"") && !told.contains("\"result\": \"fail\""),
+        "{told}"
+    );
 }
 
 #[test]
