@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -88,6 +89,16 @@ impl Listener {
             address: self.address,
             source: e.into(),
         })
+    }
+
+    /// Whether somebody has connected whom nobody has accepted yet; [`Listener::close`] would reset that connection.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        let mut ready = [PollFd::new(&*self.socket, PollFlags::IN)];
+        let now = rustix::event::Timespec::default();
+        self.protocol == Protocol::Tcp
+            && rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0)
+            && ready[0].revents() == PollFlags::IN
     }
 
     /// Refuses connections from now on; the socket stays bound, as before it listened.

@@ -39,7 +39,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use ipnet::IpNet;
@@ -66,6 +66,8 @@ use crate::traffic::line::Names;
 const CLOSED_AFTER: Duration = Duration::from_millis(100);
 /// How long the client may take for the host's table.
 const CLIENT_WITHIN: Duration = Duration::from_secs(20);
+/// How long a relay may take to accept who has connected.
+const ACCEPTED_WITHIN: Duration = Duration::from_millis(100);
 /// Of addresses that are listened on no more, so many are tried.
 const PORTS_TRIED: usize = 16;
 /// Of what an app may reach no more, so much is tried.
@@ -452,10 +454,7 @@ impl Task {
             for listener in listeners(next, &old) {
                 listener.listen().map_err(|e| e.to_string())?;
             }
-            self.replace_relay(next).await?;
-            for listener in listeners(&old, next) {
-                listener.close();
-            }
+            self.replace_relay(next, &old).await?;
             self.share_ports(false);
             self.say("ports are published").await;
         }
@@ -602,14 +601,18 @@ impl Task {
         Ok(())
     }
 
-    /// Starts another relay, for the ports of `ground`, and lets the one that is there take last orders.
-    async fn replace_relay(&self, ground: &Ground) -> Result<(), String> {
+    /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is there
+    /// take last orders.
+    async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
         let launched = if ground.listeners().is_empty() {
             None
         } else {
             let launched = ground.relay().await.map_err(|e| e.to_string())?;
             Some(Box::new(launched))
         };
+        for listener in listeners(other, ground) {
+            close(listener).await;
+        }
         self.tell(Step::Relay(launched));
         Ok(())
     }
@@ -722,11 +725,8 @@ impl Task {
             for listener in listeners(&old, next) {
                 left.extend(listener.listen().err().map(|e| e.to_string()));
             }
-            for listener in listeners(next, &old) {
-                listener.close();
-            }
+            left.extend(self.replace_relay(&old, next).await.err());
             self.share_ports(false);
-            left.extend(self.replace_relay(&old).await.err());
         }
         if self.done.host
             && let Err(e) = self
@@ -746,6 +746,15 @@ async fn load_whole(ground: &Ground) -> Result<(), String> {
     let rules = firewall::sidecar_batch(&ground.plan);
     let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
     loaded.map_err(|e| e.to_string())
+}
+
+/// Closes a port that a relay still accepts at, when it has accepted who is there.
+async fn close(listener: &Listener) {
+    let until = Instant::now() + ACCEPTED_WITHIN;
+    while listener.has_waiting() && Instant::now() < until {
+        tokio::task::yield_now().await;
+    }
+    listener.close();
 }
 
 /// The part of that name.
