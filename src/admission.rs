@@ -35,15 +35,22 @@ pub struct Rate {
     pub per_client: bool,
 }
 
-impl std::fmt::Display for Rate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit = match self.seconds {
+impl Rate {
+    /// The time as nft and the configuration call it: `second`, `minute` or `hour`.
+    #[must_use]
+    pub fn unit(&self) -> &'static str {
+        match self.seconds {
             1 => "second",
             60 => "minute",
             _ => "hour",
-        };
+        }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let per_client = if self.per_client { " per client" } else { "" };
-        write!(f, "{}/{unit}{per_client}", self.count)
+        write!(f, "{}/{}{per_client}", self.count, self.unit())
     }
 }
 

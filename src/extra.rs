@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! A process of its own, in the sidecar's user namespace and a network namespace that is made for it and empty, loads our rules, runs the real
-//! `nft` on the file as the content of our table, and hands up what has come to be (`crate::init`'s compiler and
-//! [`crate::firewall::added`]). nft holds NET_ADMIN over that namespace, sees the host's programs and libraries and one
-//! file, and is gone before anything is made that a client could reach.
+//! A process of its own, in the sidecar's user namespace and a network namespace that is made for it and empty, loads
+//! our rules, runs the real `nft` on the file as the content of our table, and hands up what has come to be
+//! (`crate::init`'s compiler and [`crate::firewall::added`]). nft holds NET_ADMIN over that namespace, sees the host's
+//! programs and libraries and one file, and is gone before anything is made that a client could reach.
 //!
 //! nft is needed by who uses the key, and by nobody else; not even by them at a restart of the sidecar, which loads what
 //! was compiled at the start.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::IpAddr;
 
 use crate::cgroup;
 use crate::firewall::{self, Forwarding, IpFamily};
@@ -56,6 +57,15 @@ pub enum HostError {
 }
 
 impl Host {
+    /// Whether it forwards packets of this address's family.
+    #[must_use]
+    pub fn forwards(&self, address: IpAddr) -> &Forwarding {
+        match address {
+            IpAddr::V4(_) => &self.forwarding,
+            IpAddr::V6(_) => &self.forwarding6,
+        }
+    }
+
     /// Looks at the machine on behalf of the stack `name`.
     ///
     /// # Errors

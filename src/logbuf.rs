@@ -156,6 +156,15 @@ pub struct Filter {
     pub from: u64,
 }
 
+impl Filter {
+    /// Whether it wants lines of this part and stream.
+    #[must_use]
+    pub fn wants(&self, part: &str, stream: Stream) -> bool {
+        self.part.as_deref().is_none_or(|wanted| wanted == part)
+            && self.stream.is_none_or(|wanted| wanted == stream)
+    }
+}
+
 /// A bounded log in memory. Lines have numbers, from 0 on; the oldest go first.
 #[derive(Debug)]
 pub struct LogBuf {
@@ -198,8 +207,7 @@ impl LogBuf {
         self.lines
             .iter()
             .skip(skip)
-            .filter(|l| filter.part.as_ref().is_none_or(|p| *p == l.part))
-            .filter(|l| filter.stream.is_none_or(|s| s == l.stream))
+            .filter(|line| filter.wants(&line.part, line.stream))
     }
 
     /// How many lines were dropped to make room; also the number of the oldest line that is left.
@@ -281,8 +289,7 @@ impl TrafficBuf {
     /// Whether `filter` wants any of them.
     #[must_use]
     pub fn is_wanted(filter: &Filter) -> bool {
-        filter.part.as_deref().is_none_or(|part| part == Self::PART)
-            && filter.stream.is_none_or(|stream| stream == Stream::Traffic)
+        filter.wants(Self::PART, Stream::Traffic)
     }
 
     /// All of them as lines, oldest first, if `filter` wants them.

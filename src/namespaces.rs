@@ -12,6 +12,7 @@
 //! nowhere else (network_namespaces(7)).
 #![forbid(unsafe_code)]
 
+use std::future::ready;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -268,42 +269,12 @@ impl Namespaces {
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        let failed = |what: &'static str| {
-            move |source: io::Error| NamespaceError {
-                part: part.to_owned(),
-                what,
-                source,
-            }
-        };
-        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
-        let (pid, pidfd) = match clone3(0).map_err(failed("clone"))? {
-            Cloned::Child => {
-                drop(ours);
-                exit_now(maker(&theirs, network))
-            }
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
-        };
-        drop(theirs);
-        let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
-        let reply = channel.receive::<FromStage>().await;
-        let made = match reply {
-            Ok(Some((FromStage::Namespaces, fds))) => {
-                map_ids(pid, maps, mapper).await.map(|()| fds)
-            }
-            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
-                Err(io::Error::other(format!("{step}: {cause}")))
-            }
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(e) => Err(e),
-        };
-        // The end of the conversation ends the child; then there is nothing left of it.
-        drop(channel);
-        reap(&pidfd).await.map_err(failed("wait for the child"))?;
-        let mut fds = made.map_err(failed("in the child"))?.into_iter();
+        let made = from_child(|| make(network), |pid| map_ids(pid, maps, mapper)).await;
+        let mut fds = made.map_err(failed(part))?.into_iter();
         let user = fds
             .next()
-            .ok_or_else(|| io::ErrorKind::InvalidData.into())
-            .map_err(failed("take the user namespace"))?;
+            .ok_or_else(|| ("take the user namespace", io::ErrorKind::InvalidData.into()))
+            .map_err(failed(part))?;
         let net = fds.next();
         let sockets = match (fds.next(), fds.next()) {
             (Some(route), Some(second)) => Some(Sockets { route, second }),
@@ -312,63 +283,6 @@ impl Namespaces {
         Ok((Self { user, net }, sockets))
     }
 
-    /// TCP sockets of `family` that are made inside, by a child that ends at once; at most [`protocol::MAX_FDS`].
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub async fn tcp_sockets(
-        &self,
-        family: AddressFamily,
-        count: usize,
-    ) -> io::Result<Vec<OwnedFd>> {
-        let (ours, theirs) = socketpair()?;
-        let pidfd = match clone3(0)? {
-            Cloned::Child => {
-                drop(ours);
-                let message = match self.join_and_open(family, count) {
-                    Ok(fds) => (FromStage::Sockets, fds),
-                    Err(e) => {
-                        let failed = FromStage::Failed {
-                            step: "open TCP sockets".to_owned(),
-                            cause: e.to_string(),
-                            errno: e.raw_os_error(),
-                        };
-                        (failed, vec![])
-                    }
-                };
-                let fds: Vec<_> = message.1.iter().map(AsFd::as_fd).collect();
-                exit_now(i32::from(
-                    protocol::send(&theirs, &message.0, &fds).is_err(),
-                ))
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
-        drop(theirs);
-        let reply = Channel::new(ours)?.receive::<FromStage>().await;
-        reap(&pidfd).await?;
-        match reply? {
-            Some((FromStage::Sockets, fds)) => Ok(fds),
-            Some((FromStage::Failed { cause, .. }, _)) => Err(io::Error::other(cause)),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-
-    fn join_and_open(&self, family: AddressFamily, count: usize) -> io::Result<Vec<OwnedFd>> {
-        setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
-        if let Some(net) = &self.net {
-            setns(net, CloneFlags::CLONE_NEWNET)?;
-        }
-        (0..count)
-            .map(|_| {
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-                Ok(socket)
-            })
-            .collect()
-    }
-}
-
-impl Namespaces {
     /// Another network namespace, empty and without a link that is up, owned by the same user namespace.
     ///
     /// Needs no id map, so who has dropped what that takes can make one.
@@ -376,36 +290,31 @@ impl Namespaces {
     /// # Errors
     /// [`NamespaceError`]; joining a user namespace that is not our own child needs CAP_SYS_ADMIN over it.
     pub async fn with_empty_network(&self, part: &str) -> Result<Self, NamespaceError> {
-        let failed = |what: &'static str| {
-            move |source: io::Error| NamespaceError {
-                part: part.to_owned(),
-                what,
-                source,
-            }
-        };
-        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
-        let pidfd = match clone3(0).map_err(failed("clone"))? {
-            Cloned::Child => {
-                drop(ours);
-                exit_now(tell(&theirs, empty_network(&self.user)))
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
-        drop(theirs);
-        let mut channel = Channel::new(ours).map_err(failed("watch the child"))?;
-        let made = match channel.receive::<FromStage>().await {
-            Ok(Some((FromStage::Namespaces, fds))) => Ok(fds),
-            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
-                Err(io::Error::other(format!("{step}: {cause}")))
-            }
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(e) => Err(e),
-        };
-        drop(channel);
-        reap(&pidfd).await.map_err(failed("wait for the child"))?;
-        let user = self.user.try_clone().map_err(failed("copy a descriptor"))?;
-        let net = made.map_err(failed("in the child"))?.into_iter().next();
+        let made = from_child(|| empty_network(&self.user), |_| ready(Ok(()))).await;
+        let net = made.map_err(failed(part))?.into_iter().next();
+        let user = self.user.try_clone();
+        let user = user.map_err(|e| failed(part)(("copy a descriptor", e)))?;
         Ok(Self { user, net })
+    }
+
+    /// A TCP socket of `family` that is made inside.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn tcp_socket(&self, family: AddressFamily) -> io::Result<OwnedFd> {
+        let made = from_child(|| self.join_and_open(family), |_| ready(Ok(()))).await;
+        let socket = made.map_err(|(_, e)| e)?.pop();
+        socket.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn join_and_open(&self, family: AddressFamily) -> Made {
+        setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(|e| ("join the user namespace", e))?;
+        if let Some(net) = &self.net {
+            setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        Ok(vec![socket.map_err(|e| ("open a TCP socket", e.into()))?])
     }
 }
 
@@ -451,15 +360,52 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// The child's whole life.
-fn maker(supervisor: &OwnedFd, network: Network) -> i32 {
-    tell(supervisor, make(network))
+/// What a child has made, or the step that failed.
+type Made = Result<Vec<OwnedFd>, (&'static str, io::Error)>;
+
+fn failed(part: &str) -> impl Fn((&'static str, io::Error)) -> NamespaceError {
+    move |(what, source)| NamespaceError {
+        part: part.to_owned(),
+        what,
+        source,
+    }
 }
 
-/// Hands up what was made, and waits until that has been taken.
-fn tell(supervisor: &OwnedFd, made: Result<Vec<OwnedFd>, (&'static str, io::Error)>) -> i32 {
+/// Has a short-lived child `make` descriptors and hand them up. It exists until `meanwhile`, which is told its number, is
+/// done.
+async fn from_child<F: Future<Output = io::Result<()>>>(
+    make: impl FnOnce() -> Made,
+    meanwhile: impl FnOnce(i32) -> F,
+) -> Made {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    let (ours, theirs) = socketpair().map_err(at("make a socket pair"))?;
+    let (pid, pidfd) = match clone3(0).map_err(at("clone"))? {
+        Cloned::Child => {
+            drop(ours);
+            exit_now(hand_up(&theirs, make()))
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs);
+    let mut channel = Channel::new(ours).map_err(at("watch the child"))?;
+    let made = match channel.receive::<FromStage>().await {
+        Ok(Some((FromStage::Made, fds))) => meanwhile(pid).await.map(|()| fds),
+        Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
+            Err(io::Error::other(format!("{step}: {cause}")))
+        }
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(e) => Err(e),
+    };
+    // The end of the conversation ends the child; then there is nothing left of it.
+    drop(channel);
+    reap(&pidfd).await.map_err(at("wait for the child"))?;
+    made.map_err(at("in the child"))
+}
+
+/// The rest of the child's life: hands up what was made, and waits until that has been taken.
+fn hand_up(supervisor: &OwnedFd, made: Made) -> i32 {
     let (message, fds) = match made {
-        Ok(fds) => (FromStage::Namespaces, fds),
+        Ok(fds) => (FromStage::Made, fds),
         Err((step, e)) => (
             FromStage::Failed {
                 step: step.to_owned(),
@@ -478,10 +424,9 @@ fn tell(supervisor: &OwnedFd, made: Result<Vec<OwnedFd>, (&'static str, io::Erro
     0
 }
 
-fn empty_network(user: &OwnedFd) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
+fn empty_network(user: &OwnedFd) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
-    crate::sys::namespace::setns(user, CloneFlags::CLONE_NEWUSER)
-        .map_err(|e| ("join the user namespace", e))?;
+    setns(user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
@@ -489,7 +434,7 @@ fn empty_network(user: &OwnedFd) -> Result<Vec<OwnedFd>, (&'static str, io::Erro
     Ok(vec![net.map_err(at("open the network namespace"))?.into()])
 }
 
-fn make(network: Network) -> Result<Vec<OwnedFd>, (&'static str, io::Error)> {
+fn make(network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))?;

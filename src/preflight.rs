@@ -71,12 +71,7 @@ fn look(
     mut problems: Vec<Problem>,
 ) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| volumes(app, plan.mode)));
-    problems.extend(
-        plan.apps
-            .iter()
-            .filter_map(|app| root(&app.rootfs, app))
-            .flatten(),
-    );
+    problems.extend(plan.apps.iter().flat_map(root));
     problems.extend(extra_rules(plan));
     problems.extend(ipv6(plan, host));
     problems.extend(own_addresses(plan, host));
@@ -104,12 +99,13 @@ fn look(
     }
 }
 
-/// Whether the user's own rules can be read by anybody.
+/// Whether there is an nft to read the user's own rules.
 fn extra_rules(plan: &Plan) -> Option<Problem> {
-    let file = &plan.rules.as_ref()?.file;
-    let missing = extra::nft()
-        .is_none()
-        .then(|| ExtraError::NoNft { file: file.clone() })?;
+    let file = plan.rules.as_ref()?.file.clone();
+    if extra::nft().is_some() {
+        return None;
+    }
+    let missing = ExtraError::NoNft { file };
     Some(problem(
         missing.to_string(),
         missing.hint().unwrap_or_default(),
@@ -129,21 +125,23 @@ pub fn limits(plan: &Plan) -> Option<Problem> {
 }
 
 /// Whether an app's root can be made.
-fn root(rootfs: &Rootfs, app: &crate::plan::AppPlan) -> Option<Vec<Problem>> {
-    match rootfs {
-        Rootfs::Host => None,
-        Rootfs::BuiltinWebapp => (!is_static()).then(|| {
-            vec![problem(
-                "this lrpns is linked dynamically, and the root of builtin:webapp has no libraries",
-                "build it as scripts/quickstart does, with -C target-feature=+crt-static, or use rootfs = \"host\"",
-            )]
-        }),
+fn root(app: &AppPlan) -> Vec<Problem> {
+    match &app.rootfs {
+        Rootfs::BuiltinWebapp if !is_static() => vec![problem(
+            "this lrpns is linked dynamically, and the root of builtin:webapp has no libraries",
+            "build it as scripts/quickstart does, with -C target-feature=+crt-static, or use rootfs = \"host\"",
+        )],
+        Rootfs::Host | Rootfs::BuiltinWebapp => vec![],
         Rootfs::Dir(path) => {
             if !path.is_dir() {
-                return Some(vec![problem(
-                    format!("rootfs of {}: {} is not a directory", app.name, path.display()),
+                return vec![problem(
+                    format!(
+                        "rootfs of {}: {} is not a directory",
+                        app.name,
+                        path.display()
+                    ),
                     "scripts/rootfs builds one",
-                )]);
+                )];
             }
             let missing = rootfs::mount_points(&app.tmpfs).filter_map(|point| {
                 let inside = path.join(point.strip_prefix("/").unwrap_or(point));
@@ -160,7 +158,7 @@ fn root(rootfs: &Rootfs, app: &crate::plan::AppPlan) -> Option<Vec<Problem>> {
                     )
                 })
             });
-            Some(missing.collect())
+            missing.collect()
         }
     }
 }
@@ -283,11 +281,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
             ));
         }
         if publish.via == Transport::Dnat {
-            let forwarding = if address.is_ipv6() {
-                &host.forwarding6
-            } else {
-                &host.forwarding
-            };
+            let forwarding = host.forwards(address);
             match (forwarding, plan.mode) {
                 (_, Mode::Rootless) => problems.push(problem(
                     format!("{}: via = \"dnat\" needs root", range.listen()),

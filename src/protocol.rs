@@ -183,11 +183,8 @@ pub enum RootfsStart {
 /// From the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromStage {
-    /// The namespace maker has made them. Descriptors: user namespace, then network namespace and a NETLINK_ROUTE
-    /// socket in it if there is one.
-    Namespaces,
-    /// Sockets that were made inside. Descriptors: as many as were asked for.
-    Sockets,
+    /// A maker has made what it was forked for: the descriptors.
+    Made,
     /// The part's process exists. Descriptor: its pidfd.
     Spawned {
         /// Its number in the supervisor's pid namespace.

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
@@ -118,10 +118,7 @@ impl Listener {
 /// As [`Listener::bind`].
 pub fn bound(address: SocketAddr, protocol: Protocol, shared: bool) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(
-        match address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        },
+        SocketAddrAny::from(address).address_family(),
         match protocol {
             Protocol::Tcp => SocketType::STREAM,
             Protocol::Udp => SocketType::DGRAM,
@@ -349,6 +346,7 @@ pub fn target(plan: &Plan, publish: &PublishPlan) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::AddressFamily;
 
     #[test]
     fn a_port_that_somebody_listens_on_is_refused() {

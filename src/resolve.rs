@@ -630,11 +630,7 @@ fn transport(
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
-    let forwarding = if address.is_ipv6() {
-        &host.forwarding6
-    } else {
-        &host.forwarding
-    };
+    let forwarding = host.forwards(address);
     match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),

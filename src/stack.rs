@@ -21,8 +21,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
-use rustix::net::AddressFamily;
+use futures_util::future::{TryFutureExt, try_join_all};
+use nftables::schema::Nftables;
+use rustix::net::SocketAddrAny;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
@@ -162,24 +163,59 @@ pub struct Ground {
     program: Arc<OwnedFd>,
     /// Where the parts are put.
     pub cgroups: Arc<Cgroups>,
-    volumes: Vec<Arc<Volumes>>,
     sidecar: Arc<Namespaces>,
-    relay: Arc<Namespaces>,
-    apps: Vec<Arc<Namespaces>>,
-    /// The number of each app's [`PartId`], ascending.
-    numbers: Vec<usize>,
-    /// The number of the next one that joins.
-    next_number: usize,
-    /// Ways to change the links of the sidecar's namespace…
+    /// A way to change the links of the sidecar's namespace.
     sidecar_route: Arc<Rtnl>,
-    /// …and of each app's.
-    app_routes: Vec<Arc<Rtnl>>,
+    relay: Arc<Namespaces>,
+    /// In the plan's order.
+    apps: Vec<AppGround>,
+    /// The number of the next app that joins.
+    next_number: usize,
     /// The links; none before they are made.
     links: Links,
-    /// Where each app's sockets listen.
-    listening: Vec<Arc<Listening>>,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
+}
+
+/// What an app needs beside its plan.
+#[derive(Clone)]
+struct AppGround {
+    /// Of its [`PartId`]; who joins has a higher one than all before.
+    number: usize,
+    namespaces: Arc<Namespaces>,
+    /// A way to change the links of its namespace.
+    route: Arc<Rtnl>,
+    /// Where its sockets listen.
+    listening: Arc<Listening>,
+    volumes: Arc<Volumes>,
+}
+
+impl AppGround {
+    async fn make(
+        number: usize,
+        app: &AppPlan,
+        plan: &Plan,
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, StackError> {
+        let ipv6 = plan.has_ipv6();
+        let (name, network) = (app.name.as_str(), Network::App { ipv6 });
+        let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
+        let sockets = sockets.ok_or_else(missing)?;
+        Ok(Self {
+            number,
+            namespaces: Arc::new(namespaces),
+            route: Arc::new(Rtnl::from_fd(sockets.route)?),
+            listening: Arc::new(Listening::from_fd(sockets.second)?),
+            volumes: Arc::new(Volumes::open(app, plan.mode, mapper).await?),
+        })
+    }
+
+    fn end(&self) -> Endpoint<'_> {
+        Endpoint {
+            rtnl: &self.route,
+            netns: net_of(&self.namespaces),
+        }
+    }
 }
 
 /// Ways to change the network namespace in which the uplink ends.
@@ -238,6 +274,8 @@ pub struct Stack {
     pub ground: Arc<Ground>,
     /// Dropping it takes the host's table away.
     pub host_table: firewall::Socket,
+    /// What it holds.
+    pub host_rules: Nftables<'static>,
     /// The parts, in the order in which they were started.
     pub parts: Vec<(PartId, Launched)>,
 }
@@ -303,7 +341,8 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes
+    /// each app's pipes as soon as they exist. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -336,9 +375,7 @@ impl Stack {
 
         let plan = &ground.plan;
         let sidecar_end = ground.sidecar_end();
-        let app_ends: Vec<Endpoint<'_>> = (0..plan.apps.len())
-            .map(|index| ground.app_end(index))
-            .collect();
+        let app_ends: Vec<Endpoint<'_>> = ground.apps.iter().map(AppGround::end).collect();
         // The images load and drop on the other cores while this thread waits for the kernel to make links.
         let parts = async {
             tokio::try_join!(
@@ -351,14 +388,11 @@ impl Stack {
         let (sidecar, apps, relay, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
-        firewall::transact(
-            &host_table,
-            &firewall::encode_owned(&if gated {
-                firewall::closed_host_rules(plan)
-            } else {
-                firewall::host_rules(plan)
-            })?,
-        )?;
+        let host_rules = match gated {
+            true => firewall::closed_host_rules(plan),
+            false => firewall::host_rules(plan),
+        };
+        firewall::transact(&host_table, &firewall::encode_owned(&host_rules)?)?;
         done("rules", progress)?;
 
         within("links", async {
@@ -396,6 +430,7 @@ impl Stack {
         Ok(Self {
             ground: Arc::new(ground),
             host_table,
+            host_rules,
             parts,
         })
     }
@@ -445,23 +480,13 @@ impl Ground {
             UplinkEnd::Host => Network::Shared,
             UplinkEnd::Relay => Network::Relay { ipv6 },
         };
+        let app = async |(number, app)| AppGround::make(number, app, &plan, &mut Itself).await;
         let (sidecar, relay, apps) = tokio::try_join!(
-            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }),
-            Namespaces::make("the relay", plan.relay, relay_network),
-            try_join_all(plan.apps.iter().map(|app| Namespaces::make(
-                app.name.as_str(),
-                app.ids,
-                Network::App { ipv6 }
-            ))),
+            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }).err_into(),
+            Namespaces::make("the relay", plan.relay, relay_network).err_into(),
+            try_join_all(plan.apps.iter().enumerate().map(app)),
         )?;
-        let sidecar_route = Arc::new(Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?);
-        let (mut app_namespaces, mut app_routes, mut listening) = (vec![], vec![], vec![]);
-        for (namespaces, sockets) in apps {
-            let sockets = sockets.ok_or_else(missing)?;
-            app_namespaces.push(Arc::new(namespaces));
-            app_routes.push(Arc::new(Rtnl::from_fd(sockets.route)?));
-            listening.push(Arc::new(Listening::from_fd(sockets.second)?));
-        }
+        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
         let far = match relay.1 {
             None => FarEnd::here()?,
             Some(sockets) => FarEnd {
@@ -469,25 +494,16 @@ impl Ground {
                 rules: firewall::Socket::made_inside(sockets.second)?,
             },
         };
-        let mut volumes = vec![];
-        for app in &plan.apps {
-            let opened = Volumes::open(app, plan.mode, &mut Itself).await?;
-            volumes.push(Arc::new(opened));
-        }
         let ground = Self {
-            numbers: (0..plan.apps.len()).collect(),
-            next_number: plan.apps.len(),
             plan,
             program: Arc::new(program),
             cgroups: Arc::new(cgroups),
-            volumes,
             sidecar: Arc::new(sidecar.0),
+            sidecar_route: Arc::new(sidecar_route),
             relay: Arc::new(relay.0),
-            apps: app_namespaces,
-            sidecar_route,
-            app_routes,
+            next_number: apps.len(),
+            apps,
             links: Links::default(),
-            listening,
             listeners,
         };
         Ok((ground, far))
@@ -497,13 +513,6 @@ impl Ground {
         Endpoint {
             rtnl: &self.sidecar_route,
             netns: net_of(&self.sidecar),
-        }
-    }
-
-    fn app_end(&self, index: usize) -> Endpoint<'_> {
-        Endpoint {
-            rtnl: &self.app_routes[index],
-            netns: net_of(&self.apps[index]),
         }
     }
 
@@ -522,10 +531,9 @@ impl Ground {
         if plan.rules != self.plan.rules {
             compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
         }
-        for (index, (app, before)) in plan.apps.iter().zip(&self.plan.apps).enumerate() {
+        for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
             if app.volumes != before.volumes {
-                let opened = Volumes::open(app, plan.mode, mapper).await?;
-                next.volumes[index] = Arc::new(opened);
+                ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
             }
         }
         next.listeners = plan
@@ -539,24 +547,12 @@ impl Ground {
                 Some(listener)
             })
             .collect();
-        let ipv6 = plan.has_ipv6();
-        next.plan = plan;
-        let joining = self.plan.apps.len()..next.plan.apps.len();
-        for index in joining {
-            let app = &next.plan.apps[index];
-            let (name, network) = (app.name.as_str(), Network::App { ipv6 });
-            let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
-            let sockets = sockets.ok_or_else(missing)?;
-            next.numbers.push(next.next_number);
+        for app in &plan.apps[self.apps.len()..] {
+            let app = AppGround::make(next.next_number, app, &plan, mapper).await?;
             next.next_number += 1;
-            next.apps.push(Arc::new(namespaces));
-            next.app_routes
-                .push(Arc::new(Rtnl::from_fd(sockets.route)?));
-            let listening = Listening::from_fd(sockets.second)?;
-            next.listening.push(Arc::new(listening));
-            let volumes = Volumes::open(app, next.plan.mode, mapper).await?;
-            next.volumes.push(Arc::new(volumes));
+            next.apps.push(app);
         }
+        next.plan = plan;
         let made = next.make_room(self.plan.apps.len()).await;
         if made.is_err() {
             let _ = next
@@ -575,7 +571,7 @@ impl Ground {
             self.cgroups = Arc::new(cgroups);
             let mut links = self.links.clone();
             let made = within("make the links", async {
-                let (sidecar, end) = (self.sidecar_end(), self.app_end(index));
+                let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
                 Ok(net::create_app(app, sidecar, end, &mut links).await?)
             });
             made.await?;
@@ -590,7 +586,7 @@ impl Ground {
     /// [`StackError::Net`].
     pub async fn join(&self, index: usize) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
-        let (sidecar, end) = (self.sidecar_end(), self.app_end(index));
+        let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
         within("links", async {
             Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
         })
@@ -603,7 +599,7 @@ impl Ground {
     /// [`StackError::Net`].
     pub async fn add_routes(&self, other: &Ground) -> Result<(), StackError> {
         for (index, app, (own, its)) in self.routes_beside(other) {
-            let (end, all) = (self.app_end(index), &own | &its);
+            let (end, all) = (self.apps[index].end(), &own | &its);
             within("routes", async {
                 Ok(net::change_routes(app, end, &self.links, &its, &all).await?)
             })
@@ -618,7 +614,7 @@ impl Ground {
     /// [`StackError::Net`].
     pub async fn only_own_routes(&self, other: &Ground) -> Result<(), StackError> {
         for (index, app, (own, its)) in self.routes_beside(other) {
-            let (end, all) = (self.app_end(index), &own | &its);
+            let (end, all) = (self.apps[index].end(), &own | &its);
             within("routes", async {
                 Ok(net::change_routes(app, end, &self.links, &all, &own).await?)
             })
@@ -667,20 +663,16 @@ impl Ground {
         within: Duration,
     ) -> Result<Option<SocketAddr>, StackError> {
         for target in targets {
-            let family = match target {
-                SocketAddr::V4(_) => AddressFamily::INET,
-                SocketAddr::V6(_) => AddressFamily::INET6,
-            };
-            let sockets = self.apps[index].tcp_sockets(family, 1).await;
-            for socket in sockets.map_err(|source| StackError::Io {
+            let family = SocketAddrAny::from(*target).address_family();
+            let socket = self.apps[index].namespaces.tcp_socket(family).await;
+            let socket = socket.map_err(|source| StackError::Io {
                 what: "make a socket in an app's network namespace",
                 source,
-            })? {
-                let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-                let connected = tokio::time::timeout(within, socket.connect(*target)).await;
-                if matches!(connected, Ok(Ok(_))) {
-                    return Ok(Some(*target));
-                }
+            })?;
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            let connected = tokio::time::timeout(within, socket.connect(*target)).await;
+            if matches!(connected, Ok(Ok(_))) {
+                return Ok(Some(*target));
             }
         }
         Ok(None)
@@ -706,23 +698,19 @@ impl Ground {
             next.cgroups = Arc::new(cgroups);
         }
         next.plan.apps = others(&self.plan.apps, apps);
-        next.volumes = others(&self.volumes, apps);
         next.apps = others(&self.apps, apps);
-        next.numbers = others(&self.numbers, apps);
-        next.app_routes = others(&self.app_routes, apps);
-        next.listening = others(&self.listening, apps);
         next
     }
 
     /// Every app, in the plan's order.
     pub fn apps(&self) -> impl Iterator<Item = PartId> {
-        self.numbers.iter().map(|number| PartId::App(*number))
+        self.apps.iter().map(|app| PartId::App(app.number))
     }
 
     /// An app's place in the plan; that of a number which no app has is none.
     #[must_use]
     pub fn place(&self, number: usize) -> Option<usize> {
-        self.numbers.iter().position(|other| *other == number)
+        self.apps.iter().position(|app| app.number == number)
     }
 
     /// What the plan has of an app.
@@ -780,7 +768,7 @@ impl Ground {
         let mut found = BTreeMap::new();
         for publish in &app.publish {
             if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
-                unknown.insert(self.listening[index].of(publish.protocol)?);
+                unknown.insert(self.apps[index].listening.of(publish.protocol)?);
             }
         }
         let mut open = HashMap::<(Protocol, u16), Vec<ListeningSocket>>::new();
@@ -982,14 +970,16 @@ impl Ground {
         Ok(())
     }
 
-    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed.
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives
+    /// back what the host's table holds then.
     ///
     /// # Errors
     /// [`StackError::HostTable`], [`StackError::Listen`].
-    pub fn publish(&self, host_table: &firewall::Socket) -> Result<(), StackError> {
-        let rules = firewall::encode_owned(&firewall::host_rules(&self.plan))?;
-        firewall::transact(host_table, &rules)?;
-        self.listen()
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<Nftables<'static>, StackError> {
+        let rules = firewall::host_rules(&self.plan);
+        firewall::transact(host_table, &firewall::encode_owned(&rules)?)?;
+        self.listen()?;
+        Ok(rules)
     }
 
     /// Tells the relay what to carry.
@@ -1101,10 +1091,12 @@ impl Ground {
             }),
             weaken: weaken(),
         };
-        let volumes = self.volumes[index].detached(app.ids.host_user())?;
+        let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
         let mut fds = vec![app_out.as_fd(), app_err.as_fd(), self.program.as_fd()];
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
-        let container = self.spawn(app.name.as_str(), &self.apps[index]).await?;
+        let container = self
+            .spawn(app.name.as_str(), &self.apps[index].namespaces)
+            .await?;
         container
             .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
@@ -1225,15 +1217,10 @@ impl Ground {
         if self.plan.uplink.ends_at == UplinkEnd::Host {
             return tokio::net::TcpStream::connect(target).await.map(drop);
         }
-        let family = match target {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        for socket in self.relay.tcp_sockets(family, 1).await? {
-            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-            socket.connect(target).await?;
-        }
-        Ok(())
+        let family = SocketAddrAny::from(target).address_family();
+        let socket = self.relay.tcp_socket(family).await?;
+        let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+        socket.connect(target).await.map(drop)
     }
 
     /// Our own program, for a prober in an app: a mount of its own for each, read-only.

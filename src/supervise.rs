@@ -13,7 +13,7 @@
 
 mod apply;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -340,12 +340,9 @@ pub async fn run(
     let Stack {
         ground,
         host_table,
+        host_rules,
         parts,
     } = stack;
-    let host_rules = match &gate {
-        None => firewall::host_rules(&ground.plan),
-        Some(_) => firewall::closed_host_rules(&ground.plan),
-    };
     // What publishing takes is held until it is done.
     let privileges = match &gate {
         None => privileges::keep_only(&KEPT),
@@ -507,8 +504,7 @@ impl Supervisor {
         if !judgement.passed {
             return Err(failed(judgement.findings));
         }
-        self.ground.publish(&self.host_table)?;
-        self.host_rules = firewall::host_rules(&self.ground.plan);
+        self.host_rules = self.ground.publish(&self.host_table)?;
         let relay = self.parts.iter().find(|part| part.id == PartId::Relay);
         if let Some(process) = relay.and_then(|relay| relay.process.as_ref()) {
             // A relay that has ended meanwhile is started again, without a gate.
@@ -806,18 +802,22 @@ impl Supervisor {
     }
 
     fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
-        let known = || self.parts.iter().map(|part| self.ground.name(part.id));
-        self.parts
-            .iter()
-            .map(|part| part.id)
-            .find(|id| self.ground.name(*id) == name)
-            .ok_or_else(|| {
-                let names: Vec<_> = known().collect();
-                Box::new(refused(
-                    format!("{} has no part `{name}`", self.ground.plan.stack),
-                    Some(format!("its parts are {}", names.join(", "))),
-                ))
-            })
+        let ids = || self.parts.iter().map(|part| part.id);
+        let found = ids().find(|id| self.ground.name(*id) == name);
+        found.ok_or_else(|| {
+            let names: Vec<_> = ids().map(|id| self.ground.name(id)).collect();
+            Box::new(refused(
+                format!("{} has no part `{name}`", self.ground.plan.stack),
+                Some(format!("its parts are {}", names.join(", "))),
+            ))
+        })
+    }
+
+    fn find_app(&self, name: &str) -> Result<PartId, Box<Reply>> {
+        match self.find(name)? {
+            id @ PartId::App(_) => Ok(id),
+            _ => Err(Box::new(refused(format!("{name} is no app"), None))),
+        }
     }
 
     fn restart(&mut self, part: Option<&str>, client: &Client) {
@@ -849,25 +849,24 @@ impl Supervisor {
             Ok(id) => id,
             Err(reply) => return (*reply, None),
         };
-        let (user, env) = match id {
+        let (user, env, confined, seccomp) = match id {
             PartId::App(_) => {
                 let app = self.ground.app_plan(id);
-                (app.ids.user(), app.env.clone())
+                let (user, env) = (app.ids.user(), app.env.clone());
+                (user, env, None, app.seccomp.filters())
             }
-            PartId::Sidecar | PartId::Relay => (0, std::collections::BTreeMap::new()),
+            PartId::Sidecar => {
+                let seccomp = seccomp::visitor(&seccomp::sidecar());
+                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+            }
+            PartId::Relay => {
+                let seccomp = seccomp::visitor(&self.ground.relay_profile());
+                let confined = self.ground.relay_confinement();
+                (0, BTreeMap::new(), Some(confined), seccomp)
+            }
         };
         let cgroup = self.ground.cgroups.path(name).map(Into::into);
         let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
-        let seccomp = match id {
-            PartId::App(_) => self.ground.app_plan(id).seccomp.filters(),
-            PartId::Sidecar => seccomp::visitor(&seccomp::sidecar()),
-            PartId::Relay => seccomp::visitor(&self.ground.relay_profile()),
-        };
-        let confined = match id {
-            PartId::App(_) => None,
-            PartId::Sidecar => Some(TcpOnlyTo::of([])),
-            PartId::Relay => Some(self.ground.relay_confinement()),
-        };
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),
             Err(e) => return (refused(e.to_string(), None), None),
@@ -905,9 +904,8 @@ impl Supervisor {
         terminal: bool,
         fds: Vec<OwnedFd>,
     ) -> Reply {
-        let id = match self.find(name) {
-            Ok(id @ PartId::App(_)) => id,
-            Ok(_) => return refused(format!("{name} is no app"), None),
+        let id = match self.find_app(name) {
+            Ok(id) => id,
             Err(reply) => return *reply,
         };
         let mut env = self.ground.app_plan(id).env.clone();
@@ -929,9 +927,8 @@ impl Supervisor {
 
     /// Starts a prober in an app; the socket to it goes to who asked.
     fn probe(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
-        let id = match self.find(name) {
-            Ok(id @ PartId::App(_)) => id,
-            Ok(_) => return (refused(format!("{name} is no app"), None), None),
+        let id = match self.find_app(name) {
+            Ok(id) => id,
             Err(reply) => return (*reply, None),
         };
         let made = self.ground.own_program().and_then(|program| {
@@ -1130,16 +1127,7 @@ impl Journal {
 impl Follower {
     /// Hands a line on if it is wanted and there is room for it; `false` when the client has gone.
     fn hand_on(&mut self, line: &LogLine) -> bool {
-        let wanted = self
-            .filter
-            .part
-            .as_ref()
-            .is_none_or(|part| *part == line.part)
-            && self
-                .filter
-                .stream
-                .is_none_or(|stream| stream == line.stream);
-        if !wanted {
+        if !self.filter.wants(&line.part, line.stream) {
             return true;
         }
         let mut replies = vec![];

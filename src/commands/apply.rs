@@ -30,10 +30,11 @@ use crate::firewall;
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::{Mode, Plan};
+use crate::protocol::{self, Exit};
 use crate::publish::Listener;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
-use crate::{namespaces, preflight, privileges, protocol, publish, resolve};
+use crate::{namespaces, preflight, privileges, publish, resolve};
 
 /// What the command line says.
 pub struct Options {
@@ -363,6 +364,10 @@ fn converse(
         .map_err(|e| unable("ask the supervisor", e))?;
     // Who has refused takes no more, and has said why.
     let _ = say_more(client, rest);
+    let done = |done: Result<(), String>| {
+        let said = client.say(&Said::Changed(done), &[]);
+        said.map_err(|e| unable("answer the supervisor", e))
+    };
     let mut waiting = true;
     loop {
         let mut ready = [
@@ -378,32 +383,27 @@ fn converse(
         let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
         if supervisor {
             // A refusal is an error, and the end.
-            let (told, fds) = match reply(client, stack)? {
-                (Reply::Applying(Applying::Host { old, new, grants }), fds) => {
-                    let changed = change_host(fds, &old, &new, &grants);
-                    let said = client.say(&Said::Changed(changed), &[]);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
+            let (Reply::Applying(order), fds) = reply(client, stack)? else {
+                return Err(answered_something_else(stack));
+            };
+            let told = match order {
+                Applying::Host { old, new, grants } => {
+                    done(change_host(fds, &old, &new, &grants))?;
                     continue;
                 }
-                (Reply::Applying(Applying::Bind { ports }), _) => {
+                Applying::Bind { ports } => {
                     let said = bind(client, &ports);
                     said.map_err(|e| unable("answer the supervisor", e))?;
                     continue;
                 }
-                (Reply::Applying(Applying::Map { uids, gids }), fds) => {
-                    let mapped = map(fds, &uids, &gids);
-                    let said = client.say(&Said::Changed(mapped), &[]);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
+                Applying::Map { uids, gids } => {
+                    done(map(fds, &uids, &gids))?;
                     continue;
                 }
-                (Reply::Applying(Applying::Step(step)), fds) => (Told::Step(step), fds),
-                (Reply::Applying(Applying::Confirm { seconds }), fds) => {
-                    (Told::Confirm(seconds), fds)
-                }
-                (Reply::Applying(Applying::Applied), _) => return Ok(()),
-                _ => return Err(answered_something_else(stack)),
+                Applying::Step(step) => Told::Step(step),
+                Applying::Confirm { seconds } => Told::Confirm(seconds),
+                Applying::Applied => return Ok(()),
             };
-            drop(fds);
             let _ = protocol::send(teller, &told, &[]);
         } else if user {
             let said = match protocol::receive::<Said>(teller) {
@@ -458,17 +458,10 @@ fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
         }
         Cloned::Parent { pidfd, .. } => pidfd,
     };
-    let ended = rustix::process::waitid(
-        rustix::process::WaitId::PidFd(child.as_fd()),
-        rustix::process::WaitIdOptions::EXITED,
-    );
-    match ended
-        .map_err(|e| e.to_string())?
-        .and_then(|end| end.exit_status())
-    {
-        Some(0) => Ok(()),
-        Some(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
-        None => Err("the child that maps the ids was killed".to_owned()),
+    match super::exec::wait(&child).map_err(|e| e.to_string())? {
+        Exit::Status(0) => Ok(()),
+        Exit::Status(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
+        Exit::Signal(_) => Err("the child that maps the ids was killed".to_owned()),
     }
 }
 

@@ -66,41 +66,20 @@ fn by_elements(text: &str) -> Vec<String> {
 }
 
 fn lines(old: &[String], new: &[String]) -> Vec<Line> {
-    let same = |a: usize, b: usize| old[a] == new[b];
-    let before = (0..old.len().min(new.len()))
-        .take_while(|at| same(*at, *at))
-        .count();
-    let after = (0..old.len().min(new.len()) - before)
-        .take_while(|at| same(old.len() - 1 - at, new.len() - 1 - at))
-        .count();
-    let (i_end, j_end) = (old.len() - after, new.len() - after);
-    // length[i][j]: of the longest common subsequence from i and j on, between what is common at both ends.
-    let mut length = vec![vec![0_usize; j_end - before + 1]; i_end - before + 1];
-    for i in (before..i_end).rev() {
-        for j in (before..j_end).rev() {
-            length[i - before][j - before] = if same(i, j) {
-                length[i + 1 - before][j + 1 - before] + 1
-            } else {
-                length[i + 1 - before][j - before].max(length[i - before][j + 1 - before])
-            };
-        }
-    }
+    let both = firewall::common(old.len(), new.len(), |i, j| old[i] == new[j]);
     let mut found = Found::default();
-    found.pass(&old[..before]);
-    let (mut i, mut j) = (before, before);
-    while i < i_end || j < j_end {
-        if i < i_end && j < j_end && same(i, j) {
-            found.pass(&old[i..=i]);
-            (i, j) = (i + 1, j + 1);
-        } else if j == j_end
-            || i < i_end && length[i + 1 - before][j - before] >= length[i - before][j + 1 - before]
-        {
-            found.say(Line::Removed(old[i].clone()));
-            i += 1;
-        } else {
-            found.say(Line::Added(new[j].clone()));
-            j += 1;
+    let (mut i, mut j) = (0, 0);
+    for (next_i, next_j) in both.into_iter().chain([(old.len(), new.len())]) {
+        for line in &old[i..next_i] {
+            found.say(Line::Removed(line.clone()));
         }
+        for line in &new[j..next_j] {
+            found.say(Line::Added(line.clone()));
+        }
+        if let Some(line) = old.get(next_i) {
+            found.pass(line);
+        }
+        (i, j) = (next_i + 1, next_j + 1);
     }
     found.lines
 }
@@ -114,14 +93,12 @@ struct Found {
 }
 
 impl Found {
-    fn pass(&mut self, lines: &[String]) {
-        for line in lines {
-            if line.ends_with('{') {
-                self.open.push(line.clone());
-            } else if line.trim() == "}" {
-                self.open.pop();
-                self.said = self.said.min(self.open.len());
-            }
+    fn pass(&mut self, line: &str) {
+        if line.ends_with('{') {
+            self.open.push(line.to_owned());
+        } else if line.trim() == "}" {
+            self.open.pop();
+            self.said = self.said.min(self.open.len());
         }
     }
 

@@ -11,12 +11,12 @@
 //! At a live change of them ([`ExtraChange`]) the user's objects alone are deleted and made anew, in one transaction: our
 //! chains, which are hooked, stay the same objects, and the kernel looks at the user's as they were or as they will be.
 //!
-//! The file's rules are in three chains of ours, and our base chains jump there:
+//! The file's rules are in three chains, and our base chains jump there:
 //!
 //! - `before`: first in `forward`, each packet of each connection. `guard` has had its say by then, and what it drops
 //!   stays dropped: no rule of the user's can open what keeps apps and uplink from spoofing or bypassing.
 //! - `after`: right before `drop-rest` at the end of `forward`: what nothing else has accepted or dropped.
-//! - `nat`: first in `prerouting`, the first packet of each connection from the uplink.
+//! - `nat`: first in `prerouting`, the first packet of each connection: from the uplink, and, with egress, from an app.
 
 use std::io;
 

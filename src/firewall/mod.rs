@@ -49,4 +49,4 @@ pub use ruleset::{
     host_table, sidecar_rules,
 };
 pub use text::{TextError, to_text};
-pub use update::{UpdateError, Updated, update, update_sidecar};
+pub use update::{UpdateError, Updated, common, update, update_sidecar};

@@ -3,9 +3,8 @@
 //! Base chains are fixed, and everything that depends on the plan's apps and ports is an element of a set or a map: a
 //! replaced base chain costs some new connection its SYN now and then, a changed element costs nothing.
 //!
-//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what it logs
-//! ([`logging`]). Every filter chain ends in
-//! `drop-rest`, so nothing is eaten by a policy uncounted.
+//! Every rule is made by [`Table::rule`], which gives it a name (its comment), a counter, and in the sidecar's table what
+//! it logs ([`logging`]). Every filter chain ends in `drop-rest`, so nothing is eaten by a policy uncounted.
 //!
 //! A port in a `dnat` needs a transport protocol that is known from the rule (nft(8)), so UDP is a second rule with maps of
 //! its own rather than a wider key; a stack that publishes none has neither. And a published port is two maps, address and
@@ -145,15 +144,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         .filter_map(|family| Some((*family, allowed(plan, *family)?)))
         .collect();
     for (family, allowed) in &selective {
-        let element = |(app, net): &(IpAddr, IpNet)| {
-            let single = net.prefix_len() == net.max_prefix_len();
-            let clients = if single {
-                address(net.addr())
-            } else {
-                subnet(*net)
-            };
-            concat([address(*app), clients])
-        };
+        let element = |(app, net): &(IpAddr, IpNet)| concat([address(*app), subnet(*net)]);
         table.ranges(
             family.set("allowed"),
             &[family.address_type(), family.address_type()],
@@ -405,9 +396,9 @@ pub fn capture_rules() -> Nftables<'static> {
 
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
-/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes from
-/// the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept` here says that we have no objection; the
-/// host's own rules still have their say, as do a drop of ours and theirs.
+/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes
+/// from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept`
+/// here says that we have no objection; the host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
 ///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay
@@ -790,20 +781,12 @@ impl Of {
         })
     }
 
-    /// As nft calls it.
-    fn transport(self) -> &'static str {
-        match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        }
-    }
-
     fn speaks(self) -> Statement<'static> {
-        is(meta(MetaKey::L4proto), name(self.transport()))
+        is(meta(MetaKey::L4proto), name(self.protocol.name()))
     }
 
     fn field(self, field: &'static str) -> Expression<'static> {
-        header_field(self.transport(), field)
+        header_field(self.protocol.name(), field)
     }
 
     /// Whether `port` is one of these.
@@ -1015,8 +998,12 @@ fn port(port: u16) -> Expression<'static> {
     Expression::Number(port.into())
 }
 
+/// An address by itself is no prefix: nft lists none of full length.
 fn subnet(net: impl Into<IpNet>) -> Expression<'static> {
     let net = net.into();
+    if net.prefix_len() == net.max_prefix_len() {
+        return address(net.addr());
+    }
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(address(net.network())),
         len: net.prefix_len().into(),

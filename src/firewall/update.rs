@@ -67,7 +67,7 @@ pub fn update(
     old: &Nftables<'static>,
     new: &Nftables<'static>,
 ) -> Result<Updated, UpdateError> {
-    change(socket, old, new, None)
+    update_sidecar(socket, old, new, None)
 }
 
 /// As [`update`], for the sidecar's table; `theirs` changes the user's objects in the same transaction.
@@ -75,15 +75,6 @@ pub fn update(
 /// # Errors
 /// As [`update`].
 pub fn update_sidecar(
-    socket: &Socket,
-    old: &Nftables<'static>,
-    new: &Nftables<'static>,
-    theirs: Option<&ExtraChange>,
-) -> Result<Updated, UpdateError> {
-    change(socket, old, new, theirs)
-}
-
-fn change(
     socket: &Socket,
     old: &Nftables<'static>,
     new: &Nftables<'static>,
@@ -257,7 +248,7 @@ fn encode_update(
             new_rules.extend(after.iter().map(|rule| (*rule, Place::Last)));
             continue;
         }
-        let kept = common(before, after, |rule| {
+        let kept = kept(before, after, |rule| {
             renewed.iter().any(|set| refers_to(rule, set))
         });
         for (index, handle) in known.iter().enumerate() {
@@ -276,17 +267,12 @@ fn encode_update(
     }
     changed |= !new_rules.is_empty();
 
-    for (chain, old_chain) in &old.chains {
-        match new.chains.get(chain) {
-            Some(new_chain) if same_place(old_chain, new_chain) => {}
-            _ => {
-                changed = true;
-                out.message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
-                    a.text(NFTA_CHAIN_TABLE, old.table);
-                    a.text(NFTA_CHAIN_NAME, chain);
-                });
-            }
-        }
+    for chain in old.chains.keys().filter(|chain| !stays(chain)) {
+        changed = true;
+        out.message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
+            a.text(NFTA_CHAIN_TABLE, old.table);
+            a.text(NFTA_CHAIN_NAME, chain);
+        });
     }
     for (name, set) in &old.sets {
         if renewed.contains(name) || !new.sets.contains_key(name) {
@@ -379,8 +365,8 @@ fn refers_to(rule: &Rule<'_>, set: &str) -> bool {
     json(&rule.expr).contains(&format!("\"@{set}\""))
 }
 
-/// The pairs of places of rules that stay, as many as can be, in order (a longest common subsequence).
-fn common(
+/// The pairs of places of rules that stay.
+fn kept(
     before: &[&Rule<'_>],
     after: &[&Rule<'_>],
     goes: impl Fn(&Rule<'_>) -> bool,
@@ -392,29 +378,50 @@ fn common(
             .collect()
     };
     let (before, after) = (uncounted(before), uncounted(after));
-    let same = |i: usize, j: usize| before[i].is_some() && before[i] == after[j];
-    // length[i][j]: of the rules from i and j on.
-    let mut length = vec![vec![0_usize; after.len() + 1]; before.len() + 1];
-    for i in (0..before.len()).rev() {
-        for j in (0..after.len()).rev() {
-            length[i][j] = if same(i, j) {
-                length[i + 1][j + 1] + 1
+    common(before.len(), after.len(), |i, j| {
+        before[i].is_some() && before[i] == after[j]
+    })
+}
+
+/// The pairs of places that are the `same` in two lists of these lengths, as many as can be, in order (a longest common
+/// subsequence).
+pub fn common(
+    before: usize,
+    after: usize,
+    same: impl Fn(usize, usize) -> bool,
+) -> Vec<(usize, usize)> {
+    // What both begin and end with needs no table.
+    let shorter = before.min(after);
+    let first = (0..shorter).take_while(|at| same(*at, *at)).count();
+    let last = (0..shorter - first)
+        .take_while(|at| same(before - 1 - at, after - 1 - at))
+        .count();
+    let (before_last, after_last) = (before - last, after - last);
+    // length[i][j]: of the one from first + i and first + j on.
+    let mut length = vec![vec![0_usize; after_last - first + 1]; before_last - first + 1];
+    for i in (first..before_last).rev() {
+        for j in (first..after_last).rev() {
+            let (row, column) = (i - first, j - first);
+            length[row][column] = if same(i, j) {
+                length[row + 1][column + 1] + 1
             } else {
-                length[i + 1][j].max(length[i][j + 1])
+                length[row + 1][column].max(length[row][column + 1])
             };
         }
     }
-    let (mut i, mut j, mut pairs) = (0, 0, vec![]);
-    while i < before.len() && j < after.len() {
+    let mut pairs: Vec<_> = (0..first).map(|at| (at, at)).collect();
+    let (mut i, mut j) = (first, first);
+    while i < before_last && j < after_last {
         if same(i, j) {
             pairs.push((i, j));
             (i, j) = (i + 1, j + 1);
-        } else if length[i + 1][j] >= length[i][j + 1] {
+        } else if length[i - first + 1][j - first] >= length[i - first][j - first + 1] {
             i += 1;
         } else {
             j += 1;
         }
     }
+    pairs.extend((before_last..before).zip(after_last..after));
     pairs
 }
 

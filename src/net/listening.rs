@@ -202,10 +202,7 @@ mod tests {
             ("127.0.0.1:0", false, false, false),
         ] {
             let address: SocketAddr = bind.parse().unwrap();
-            let family = match address {
-                SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
-                SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
-            };
+            let family = rustix::net::SocketAddrAny::from(address).address_family();
             let socket =
                 rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
             if only {

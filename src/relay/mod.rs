@@ -31,8 +31,8 @@
 //!
 //! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
 //!   (`FIONBIO`), `getsockname`, `getrandom`;
-//! - each connection: `accept4`, `getpeername`, `socket`, `setsockopt`, `bind` (as a client), `connect`, `getsockopt` (`SO_ERROR`), `epoll_ctl`, `shutdown`,
-//!   `close`;
+//! - each connection: `accept4`, `getpeername`, `socket`, `setsockopt`, `bind` (as a client), `connect`, `getsockopt`
+//!   (`SO_ERROR`), `epoll_ctl`, `shutdown`, `close`;
 //! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
 //! - datagrams: `recvmsg`, `sendmsg`, `recvfrom`, `sendto`;
 //! - waking itself: `write` to its eventfd, `futex`.
@@ -536,21 +536,21 @@ fn source(client: SocketAddr) -> Option<SocketAddr> {
 /// Dials from the client's own address, and its port if that is free: two connections of one client to two published
 /// ports may have the same, and the address is what matters.
 async fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
-    let dialled = dial(source, target).await;
-    match (source, dialled) {
-        (Some(source), Err(e)) if is_taken(&e) => {
-            dial(Some(SocketAddr::new(source.ip(), 0)), target).await
-        }
-        (_, dialled) => dialled,
+    match dial(source, target).await {
+        Err(e) => dial(at_any_port(source, e)?, target).await,
+        dialled => dialled,
     }
 }
 
-/// bind(2) says the one; connect(2) the other, and bind(2) too, of an address that is not to be had on any port.
-fn is_taken(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
-    )
+/// The same address with any port, if the error was that the port is taken; else the error. bind(2) says the one; connect(2)
+/// the other, and bind(2) too, of an address that is not to be had on any port.
+fn at_any_port(source: Option<SocketAddr>, e: io::Error) -> io::Result<Option<SocketAddr>> {
+    match (source, e.kind()) {
+        (Some(source), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
+            Ok(Some(SocketAddr::new(source.ip(), 0)))
+        }
+        _ => Err(e),
+    }
 }
 
 async fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {

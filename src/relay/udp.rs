@@ -33,7 +33,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
@@ -368,21 +368,13 @@ impl Door {
 
 /// As [`super::dial_from`]: from the client's own address, and its port if that is free.
 fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
-    match (source, dial(source, target)) {
-        (Some(source), Err(e)) if super::is_taken(&e) => {
-            dial(Some(SocketAddr::new(source.ip(), 0)), target)
-        }
-        (_, dialled) => dialled,
-    }
+    dial(source, target).or_else(|e| dial(super::at_any_port(source, e)?, target))
 }
 
 /// A socket whose other end is the target. It need not be bound, and may not be unless the relay dials as its clients
 /// (`bind` is none of its calls then).
 fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
-    let family = match target {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
+    let family = SocketAddrAny::from(target).address_family();
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
     if let Some(source) = source {

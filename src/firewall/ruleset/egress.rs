@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Egress, Protocol};
+use crate::config::Egress;
 use crate::plan::AppPlan;
 
 /// Every destination with the app that may connect to it, and a number by which the rules of it are known: its place in
@@ -42,10 +42,7 @@ impl Grant {
 
     /// Its protocol and ports.
     fn ports(&self) -> Statement<'static> {
-        let field = match self.egress.protocol {
-            Protocol::Tcp => header_field("tcp", "dport"),
-            Protocol::Udp => header_field("udp", "dport"),
-        };
+        let field = header_field(self.egress.protocol.name(), "dport");
         let (first, last) = (self.egress.first_port, self.egress.last_port);
         if first == last {
             is(field, port(first))

@@ -33,11 +33,7 @@ fn counted(plan: &Plan) -> Vec<Counted<'_>> {
                 .reachable()
                 .any(|port| port.via == Transport::Dnat && family.plan.has(port.listen.ip()));
             if let (Some(rate), Some(address), true) = (app.rate, family.app(app), by_dnat) {
-                let unit = match rate.seconds {
-                    1 => "second",
-                    60 => "minute",
-                    _ => "hour",
-                };
+                let unit = rate.unit();
                 found.push(Counted {
                     family,
                     app,
