@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{SocketAddrAny, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
@@ -109,6 +109,29 @@ impl Listener {
         }
         // A socket that doesn't listen yet is closed already.
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
+    }
+}
+
+/// Has the kernel forget that a port of this network namespace was shared, when nobody shares it any more: by what it
+/// remembers of the port (`fastreuseport`, net/ipv4/inet_connection_sock.c) it would let one more of the same user listen
+/// there without looking. Whoever binds the port and doesn't share ends that; so somebody does, of the other family, where
+/// nobody is in the way. That this doesn't work where it is another's namespace or a port below 1024 is no error.
+pub fn end_of_sharing(port: u16) {
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let flags = SocketFlags::CLOEXEC;
+        let Ok(socket) = rustix::net::socket_with(family, SocketType::STREAM, flags, None) else {
+            continue;
+        };
+        let all: std::net::IpAddr = match family {
+            AddressFamily::INET => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            _ => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        if all.is_ipv6() && sockopt::set_ipv6_v6only(&socket, true).is_err() {
+            continue;
+        }
+        if rustix::net::bind(&socket, &SocketAddr::new(all, port)).is_ok() {
+            return;
+        }
     }
 }
 

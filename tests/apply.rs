@@ -1534,7 +1534,11 @@ fn a_port_moves_between_one_address_and_all_of_them_while_it_is_asked() {
         // Nobody else may have the port: neither root, nor a user who would share it.
         let steal = "import os, socket, sys\nos.setuid(int(sys.argv[1]))\ns = socket.socket()\n\
              s.setsockopt(socket.SOL_SOCKET, int(sys.argv[2]), 1)\ns.bind(('127.0.0.1', 5000))\ns.listen()";
-        for (user, option) in [("0", libc::SO_REUSEADDR), ("1234", libc::SO_REUSEPORT)] {
+        for (user, option) in [
+            ("0", libc::SO_REUSEADDR),
+            ("0", libc::SO_REUSEPORT),
+            ("1234", libc::SO_REUSEPORT),
+        ] {
             let option = option.to_string();
             let stolen = lab.run(&[look::PYTHON, "-c", steal, user, &option]);
             let said = stderr(&stolen);

@@ -342,6 +342,11 @@ impl Task {
                 let _ = listener.share(shared);
             }
         }
+        if !shared {
+            for (address, _) in &self.moves {
+                publish::end_of_sharing(address.port());
+            }
+        }
     }
 
     async fn change(&mut self, apply: Apply, sockets: Vec<OwnedFd>) -> Reply {
