@@ -106,11 +106,11 @@ pub enum Applying {
         /// The lines of `gid_map`.
         gids: String,
     },
-    /// Bind these ports, which the supervisor's own sockets share for now ([`crate::publish::bound`]). Answered by as many
+    /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::publish::bound`]). Answered by as many
     /// [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
     Bind {
         /// The host's addresses and ports.
-        ports: Vec<(std::net::SocketAddr, crate::config::Protocol)>,
+        ports: Vec<std::net::SocketAddr>,
     },
     /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
     Confirm {

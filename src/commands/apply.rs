@@ -426,11 +426,11 @@ fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
 }
 
 /// Binds ports that the supervisor has let us share, and hands them over.
-fn bind(client: &Client, ports: &[(SocketAddr, Protocol)]) -> std::io::Result<()> {
+fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
     let bound: Result<Vec<OwnedFd>, String> = ports
         .iter()
-        .map(|(address, protocol)| {
-            let socket = publish::bound(*address, *protocol, true);
+        .map(|address| {
+            let socket = publish::bound(*address, Protocol::Tcp, true);
             socket.map_err(|e| format!("listen on {address}: {e}"))
         })
         .collect();

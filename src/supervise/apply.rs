@@ -273,8 +273,8 @@ struct Task {
     events: mpsc::UnboundedSender<Event>,
     host_socket: OwnedFd,
     host_rules: Nftables<'static>,
-    /// The ports that move to another address, of which one is all of them…
-    moves: Vec<(SocketAddr, Protocol)>,
+    /// The ports of TCP that move to another address, of which one is all of them…
+    moves: Vec<SocketAddr>,
     /// …and their sockets.
     moved: Vec<Listener>,
     done: Done,
@@ -303,7 +303,7 @@ impl Task {
         self.take_more(&mut first, count).await?;
         let moved = publish::moved_ports(&apply.wanted, &apply.running);
         if !moved.is_empty() {
-            self.moves = moved.iter().map(|publish| publish.outside()).collect();
+            self.moves = moved.iter().map(|publish| publish.listen).collect();
             self.share_ports(true);
             let ports = self.moves.clone();
             let order = Reply::Applying(Applying::Bind { ports });
@@ -334,7 +334,7 @@ impl Task {
     fn share_ports(&self, shared: bool) {
         let ports = |address: &SocketAddr| {
             let mut moves = self.moves.iter();
-            moves.any(|(moved, _)| moved.port() == address.port())
+            moves.any(|moved| moved.port() == address.port())
         };
         for listener in self.old.listeners().iter().chain(&self.moved) {
             if listener.protocol == Protocol::Tcp && ports(&listener.address) {
@@ -343,7 +343,7 @@ impl Task {
             }
         }
         if !shared {
-            for (address, _) in &self.moves {
+            for address in &self.moves {
                 publish::end_of_sharing(address.port());
             }
         }
@@ -361,7 +361,9 @@ impl Task {
                 socket: Arc::new(socket),
             })
             .collect();
-        let moves = |listener: &&Listener| self.moves.contains(&listener.outside());
+        let moves = |listener: &&Listener| {
+            listener.protocol == Protocol::Tcp && self.moves.contains(&listener.address)
+        };
         self.moved = new.iter().filter(moves).cloned().collect();
         let held = held(&apply.running, apply.wanted);
         let mut mapper = ByClient(&mut self.channel);
