@@ -26,6 +26,7 @@ const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 const NO_CHANGE: [&str; 4] = ["origins", "config", "closing", "address6"];
 
 const ANOTHER_STACK: &str = "a stack of another name is another stack";
+const BY_RELAY: &str = "the processes that carry it are made with a socket for each port that is granted, and all that goes through them would end with them";
 /// Of a key that is in no list.
 const UNKNOWN: &str = "what depends on it is made once, when the stack is brought up";
 
@@ -128,6 +129,9 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
         match key.as_str() {
             "apps" => {}
             key if NO_CHANGE.contains(&key) => {}
+            // By the host, it comes of the apps' own.
+            "egress" if old.egress_relay().is_none() && new.egress_relay().is_none() => {}
+            "egress" => refused.push(refusal("app.egress (by relay)", BY_RELAY)),
             key if SIDECAR_MADE_OF.contains(&key) => sidecar.push(format!("sidecar.{key}")),
             "bridge" => {
                 if old.bridge.subnet != new.bridge.subnet {
@@ -154,6 +158,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             }
             // Its addresses follow from the prefix, of which `bridge` tells.
             "uplink" if old.bridge.prefix6 != new.bridge.prefix6 => {}
+            "uplink" if old.egress_relay().is_none() && new.egress_relay().is_some() => {}
             "uplink" => refused.push(Refused {
                 key: "source = \"client\" by the relay".to_owned(),
                 why: "the uplink would have to end at the relay and not at the host, and every open connection goes through it",
@@ -194,6 +199,12 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 sidecar.push(format!("app.{}", app.name));
             }
         }
+    }
+    // Carrier and dialer are made with all that is granted.
+    let granted = |plan: &Plan| plan.granted().copied().collect::<BTreeSet<_>>();
+    let by_relay = old.egress_relay().is_some() && new.egress_relay().is_some();
+    if by_relay && granted(old) != granted(new) {
+        refused.push(refusal("app.egress (by relay)", BY_RELAY));
     }
     if !sidecar.is_empty() {
         change.restart.push(PartChange {

@@ -291,9 +291,9 @@ pub(super) fn new_rule_unreachable_from(net: IpNet, priority: u32) -> RouteNetli
     RouteNetlinkMessage::NewRule(rule)
 }
 
-pub(super) fn routes() -> RouteNetlinkMessage {
+pub(super) fn routes(family: AddressFamily) -> RouteNetlinkMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
+    route.header.address_family = family;
     RouteNetlinkMessage::GetRoute(route)
 }
 

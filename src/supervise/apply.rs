@@ -611,7 +611,7 @@ impl Task {
     /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is there
     /// take last orders.
     async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
-        let launched = if ground.listeners().is_empty() {
+        let launched = if !ground.plan.has_relay() {
             None
         } else {
             let launched = ground.relay().await.map_err(|e| e.to_string())?;
@@ -817,6 +817,7 @@ fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPla
 /// The old plan with what the new one grants besides, and the apps that join, to whom nobody comes yet.
 fn wide(old: &Plan, new: &Plan) -> Plan {
     let mut wide = old.clone();
+    wide.egress = wide.egress.or_else(|| new.egress.clone());
     for app in &new.apps {
         match wide.apps.iter_mut().find(|known| known.name == app.name) {
             Some(known) => also_grant(known, app),
