@@ -1613,6 +1613,11 @@ fn what_cannot_change_live_says_why_and_what_to_do_instead() {
             &["source", "every open connection", "via = \"dnat\""],
         ),
         (
+            "listen = [6000]",
+            "listen = [6000]\negress = [\"tcp 10.99.0.2:6000\"]",
+            &["app.egress (by relay)", "a socket for each port"],
+        ),
+        (
             "[sidecar]",
             "ipv6 = \"fd00:1::/64\"\n[sidecar]",
             &["network.ipv6", "made with IPv6 or without"],
