@@ -1,11 +1,14 @@
 //! The command line, as types only.
 #![forbid(unsafe_code)]
 
+mod help;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::names::StackName;
+pub use help::command;
 
 /// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
 #[derive(Debug, Parser)]
@@ -158,7 +161,7 @@ pub enum Command {
         #[arg(short, long, value_name = "FILE")]
         write: Option<PathBuf>,
         /// End after so many packets
-        #[arg(short, long, value_name = "N")]
+        #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
         /// The stack's name; left out, it is the file's, or the built-in example's. Then which packets
         #[arg(value_name = "STACK|FILTER")]
@@ -172,6 +175,7 @@ pub enum Command {
         /// The client's address
         client: std::net::IpAddr,
         /// The port of this host that it wants
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
         /// The stack's name; left out, it is the file's, or the built-in example's
         stack: Option<StackName>,
@@ -182,7 +186,7 @@ pub enum Command {
         #[arg(long)]
         udp: bool,
         /// How long to wait for a packet
-        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
         within: u64,
         /// As JSON
         #[arg(long)]
@@ -251,7 +255,7 @@ pub enum Command {
     /// Run a stack around one command, no file needed; ends with the command's exit code
     #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
     Run {
-        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT`
+        /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp|udp]`, an IPv6 address in brackets
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,
         /// host, builtin:webapp or dir:PATH

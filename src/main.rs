@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 fn main() -> ExitCode {
     lrpns::sys::process::default_sigchld();
@@ -23,7 +23,10 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    match lrpns::commands::run(lrpns::cli::Cli::parse().command) {
+    let matches = lrpns::cli::command().get_matches();
+    // They were made by these very types.
+    let cli = lrpns::cli::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    match lrpns::commands::run(cli.command) {
         Ok(code) => code,
         Err(failure) => failure.print(),
     }

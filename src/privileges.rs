@@ -229,6 +229,32 @@ fn drop_for(
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
+    keep_and_pass(keep, false)
+}
+
+/// Drops everything, from a command that goes on as who it is. An ordinary user's holds nothing, and may not even say that it
+/// never will: in a user namespace of its own, which nobody else is ever in, it may (user_namespaces(7)).
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn keep_nothing() -> Result<Privileges, DropError> {
+    let held = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
+    if !held.effective.contains(CapabilitySet::SETPCAP) {
+        crate::sys::namespace::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)
+            .map_err(call("make a user namespace to drop everything in"))?;
+    }
+    keep_only(&[])
+}
+
+/// As [`keep_only`], for a process that also executes programs which are to hold `keep`.
+///
+/// # Errors
+/// As [`keep_only`].
+pub fn keep_only_and_pass_on(keep: &[Capability]) -> Result<Privileges, DropError> {
+    keep_and_pass(keep, true)
+}
+
+fn keep_and_pass(keep: &[Capability], pass_on: bool) -> Result<Privileges, DropError> {
     let permitted = rustix::thread::capabilities(None)
         .map_err(call("read the capability sets"))?
         .permitted
@@ -238,10 +264,11 @@ pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
         .copied()
         .filter(|cap| permitted & cap.bitmask() != 0)
         .collect();
-    lock(&keep, &[])?;
+    let pass_on = if pass_on { keep.as_slice() } else { &[] };
+    lock(&keep, pass_on)?;
     set(&keep)?;
     let held = read()?;
-    compare(&held, &keep, &keep, &[])?;
+    compare(&held, &keep, &keep, pass_on)?;
     Ok(held)
 }
 

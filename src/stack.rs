@@ -641,7 +641,7 @@ impl Ground {
         Item = (
             usize,
             &'g AppPlan,
-            (BTreeSet<net::Route>, BTreeSet<net::Route>),
+            (BTreeSet<net::AppRoute>, BTreeSet<net::AppRoute>),
         ),
     > {
         let pairs = self.plan.apps.iter().zip(&other.plan.apps).enumerate();

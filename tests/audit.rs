@@ -791,6 +791,30 @@ fn a_rule_that_lets_ipv6_reach_an_app_is_found_by_the_packet_too() {
 }
 
 #[test]
+fn a_client_of_either_family_that_is_let_in_without_allow_is_found() {
+    for (rule, family) in [
+        ("ip saddr 192.0.2.0/24", "[::]:5000:5000"),
+        ("ip6 saddr 2001:db8::/48", "0.0.0.0:5000:5000"),
+    ] {
+        let file = |publish: &str| {
+            format!(
+                "name = \"customerA\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"builtin:webapp\"\n\
+                 publish = [{publish}]\nallow = [\"10.99.0.0/24\", \"2001:db8:1::/48\"]\n"
+            )
+        };
+        let up = up_with(Some(&file("\"[::]:5000:5000\", \"0.0.0.0:5000:5000\"")));
+        assert_eq!(up.before, BTreeSet::new());
+        let words = format!("nft insert rule inet lrpns forward {rule} counter accept");
+        up.in_network("sidecar", &words.split(' ').collect::<Vec<_>>());
+        up.caught(&["in-not-allowed", "rules-sidecar"]);
+        // Where nothing of that family is published there is nobody to be let in.
+        let up = up_with(Some(&file(&format!("\"{family}\""))));
+        up.in_network("sidecar", &words.split(' ').collect::<Vec<_>>());
+        up.caught(&["rules-sidecar"]);
+    }
+}
+
+#[test]
 fn an_address_of_ipv6_too_many_in_the_app_is_found() {
     let up = up_with_ipv6();
     let words = "ip -6 address add fd00:18::99/128 dev eth0 nodad";

@@ -309,6 +309,36 @@ fn run_ends_when_nobody_reads_its_output_any_more() {
 }
 
 #[test]
+fn run_publishes_at_ipv6_addresses_as_up_does() {
+    let client = |lab: &Lab, host: &str| {
+        let url = format!("http://{host}:8080/");
+        lab.client(&["curl", "-sS", "--max-time", "5", &url])
+    };
+    for lab in [Lab::new().with_ipv6(), Lab::forwarding().with_ipv6()] {
+        let run = lab.spawn_lrpns(&[
+            "run",
+            "--name",
+            "job",
+            "-p",
+            "[::]:8080:8000",
+            "--",
+            "sh",
+            "-c",
+            "cd /tmp && echo job >index.html && exec busybox httpd -f -p [::]:8000",
+        ]);
+        until("the port answers", || lab.get("http://[::1]:8080/").ok());
+        let six = client(&lab, &format!("[{}]", support::lab::LAB6));
+        assert_eq!(String::from_utf8_lossy(&six.stdout), "job\n");
+        assert!(!client(&lab, support::lab::LAB).status.success());
+        let status = lab.status("job");
+        assert!(status["plan"]["bridge"]["prefix6"].is_string());
+        assert_eq!(status["plan"]["origins"]["network.ipv6"]["from"], "chosen");
+        lab.lrpns_ok(&["down", "job"]);
+        drop(run.wait_with_output().unwrap());
+    }
+}
+
+#[test]
 fn run_publishes_a_port_and_ends_with_a_signal() {
     let lab = Lab::new();
     let before = lab.traces();
@@ -830,6 +860,10 @@ fn what_is_not_understood_ends_with_2_and_says_what_would_be() {
         &["up", "-f", "/no/such/file.toml"],
         &["up", "--set", "NOVALUE"],
         &["plan", "nosuchstack"],
+        &["capture", "--count", "0"],
+        &["capture", "port", "0"],
+        &["trace", "192.0.2.7", "0"],
+        &["trace", "192.0.2.7", "5000", "--within", "0"],
     ] {
         let output = bare(args);
         assert_code(&output, 2);

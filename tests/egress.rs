@@ -547,6 +547,15 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_and_a_rule_too_many() {
         ],
     );
     assert_eq!(audit(&lab), Vec::<String>::new());
+
+    // A grant so wide that the other stack of the audit is within it: its ports that aren't granted are tried.
+    let wide = Lab::forwarding();
+    // With a way there: else the host says that there is none, whoever asks.
+    wide.ok(&["ip", "route", "add", "default", "via", "10.99.0.2"]);
+    stack(&wide, &["tcp 198.0.0.0/8:5000", "tcp 0.0.0.0/0:80-443"]);
+    assert_eq!(audit(&wide), Vec::<String>::new());
+    drop(wide);
+
     // The rule that lets one port more out, in both chains.
     let sidecar = look::init(&status, "sidecar");
     for chain in ["guard", "forward"] {

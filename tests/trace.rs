@@ -5,7 +5,7 @@ mod support;
 use std::io::{BufRead, BufReader, Read};
 
 use serde_json::Value;
-use support::lab::{CLIENT, Lab};
+use support::lab::{CLIENT, CLIENT6, LAB6, Lab};
 use support::look;
 
 /// A lab in which the stack `web` runs, its port 5000 published by `via`; `sidecar` are lines for its sidecar.
@@ -322,10 +322,11 @@ fn an_app_that_listens_no_more_is_found() {
     };
     look::eventually("it listens no more", &false, listens);
     let (answer, _) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
-    assert_eq!(answer["outcome"], "lost", "{answer}");
-    assert!(
-        sentence(&answer).contains("nobody listens there: app port 5000"),
-        "{answer}"
+    assert_eq!(answer["outcome"], "refused", "{answer}");
+    assert_eq!(
+        sentence(&answer),
+        "reaches app port 5000, where nobody listens: its kernel answers with a reset; accepted in the sidecar by table inet \
+         lrpns, chain forward, rule `accept-published`"
     );
 }
 
@@ -368,4 +369,406 @@ fn a_trace_that_is_killed_leaves_no_table() {
     lab.ok(&["pkill", "-KILL", "-f", "lrpns trace"]);
     child.wait().unwrap();
     assert_gone(&lab);
+}
+
+#[test]
+fn it_holds_nothing_while_it_waits() {
+    if !look::machine() {
+        return;
+    }
+    let lab = web(Lab::forwarding(), "dnat", "");
+    let mut child = lab.spawn_lrpns(&["trace", CLIENT, "5000", "web", "--json"]);
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let found = lab.ok(&["pgrep", "-f", "^[^ ]*lrpns trace"]);
+    // One process, which is no opener that has stayed.
+    let pid: i64 = found.trim().parse().unwrap();
+    let held = look::capabilities(&lab, pid);
+    assert!(held.iter().all(|set| set == "0000000000000000"), "{held:?}");
+    assert_eq!(look::status_line(&lab, pid, "NoNewPrivs"), "1");
+    // Nor a way back to privileges by a descriptor: sockets, pipes and what it was started with.
+    for (number, target) in look::links(&lab, pid, "fd") {
+        let harmless = ["socket:", "pipe:", "/dev/null"];
+        assert!(
+            harmless.iter().any(|kind| target.starts_with(kind)),
+            "{number}: {target}"
+        );
+    }
+    // And it works all the same, with the names of rules.
+    knock(&lab, 5000);
+    let mut text = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["by"]["rule"], "accept-published");
+    child.wait().unwrap();
+    assert_gone(&lab);
+}
+
+/// A lab with a stack of both address families, whose app answers on both; `more` are lines for its app.
+fn both(lab: Lab, more: &str) -> Lab {
+    let lab = lab.with_ipv6();
+    let telling = look::TELLING
+        .replace("\"0.0.0.0\", port", "\"::\", port")
+        .replace(
+            "def serve(port):",
+            "class Both(http.server.ThreadingHTTPServer):\n    address_family = __import__('socket').AF_INET6\n\
+             def serve(port):",
+        )
+        .replace("return http.server.ThreadingHTTPServer", "return Both");
+    let file = format!(
+        "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+         publish = [\"0.0.0.0:5000:5000\", \"[::]:5000:5000\"]\nlisten = [6000]\n{more}\n",
+        look::toml_list(&[look::PYTHON, "-c", &telling]),
+    );
+    look::up(&lab, &file);
+    lab
+}
+
+/// The client knocks at port 5000 by IPv6.
+fn knock6(lab: &Lab) {
+    let url = format!("http://[{LAB6}]:5000/");
+    drop(lab.client(&["curl", "-s", "--max-time", "1", &url]));
+}
+
+#[test]
+fn ipv6_is_followed_to_the_app_by_every_way() {
+    if !look::machine() {
+        return;
+    }
+    for (more, spaces) in [
+        ("via = \"dnat\"", &["host", "sidecar"][..]),
+        ("via = \"relay\"", &["host", "sidecar"]),
+        ("via = \"relay\"\nsource = \"client\"", &["sidecar"]),
+    ] {
+        let lab = both(Lab::forwarding(), more);
+        let (answer, code) = trace(&lab, &[CLIENT6, "5000", "web"], || knock6(&lab));
+        assert_eq!(
+            (answer["outcome"].as_str(), code),
+            (Some("arrives"), 0),
+            "{more}: {answer}"
+        );
+        assert_eq!(
+            sentence(&answer),
+            "arrives at app port 5000: accepted in the sidecar by table inet lrpns, chain forward, rule \
+             `accept-published6`"
+        );
+        let evidence = answer["evidence"].as_array().unwrap();
+        for space in spaces {
+            assert!(
+                evidence.iter().any(|step| step["namespace"] == *space),
+                "{more}: {answer}"
+            );
+        }
+        let dials = evidence.iter().any(|step| step["packet"] == "dial");
+        assert_eq!(dials, more.contains("relay"), "{answer}");
+        assert_gone(&lab);
+    }
+}
+
+#[test]
+fn drops_of_ipv6_are_named_wherever_they_are() {
+    if !look::machine() {
+        return;
+    }
+    let lab = both(Lab::forwarding(), "via = \"dnat\"");
+    lab.ok(&[
+        "nft",
+        "add table ip6 mine; add chain ip6 mine way { type filter hook forward priority 5; }; \
+         add rule ip6 mine way ip6 saddr 2001:db8::/64 drop",
+    ]);
+    let (answer, _) = trace(&lab, &[CLIENT6, "5000", "web"], || knock6(&lab));
+    assert_eq!(
+        sentence(&answer),
+        "dropped in the host by table ip6 mine, chain way, rule `ip6 saddr 2001:db8::/64 drop`"
+    );
+    lab.ok(&["nft", "delete table ip6 mine"]);
+
+    // IPv4 beside it is another matter.
+    let (answer, _) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
+    assert_eq!(answer["outcome"], "arrives", "{answer}");
+
+    lab.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=0"]);
+    let (answer, _) = trace(&lab, &[CLIENT6, "5000", "web"], || knock6(&lab));
+    assert_eq!(
+        sentence(&answer),
+        "lost in the host: it doesn't forward any more, net.ipv6.conf.all.forwarding is 0"
+    );
+    lab.ok(&["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]);
+
+    // Without a route to the sidecar's end of the uplink.
+    let status = lab.status("web");
+    let entry = look::planned(&status, "/uplink/sidecar_address6").to_owned();
+    lab.ok(&["ip", "-6", "route", "del", &format!("{entry}/128")]);
+    let (answer, _) = trace(&lab, &[CLIENT6, "5000", "web"], || knock6(&lab));
+    assert!(
+        sentence(&answer).starts_with("lost in the host: there is no route for it from ext0 to"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn the_answers_way_back_is_looked_at_too() {
+    if !look::machine() {
+        return;
+    }
+    let lab = both(Lab::forwarding(), "via = \"dnat\"");
+    let drop = |hook: &str, rule: &str| {
+        let table = format!(
+            "add table inet mine; flush table inet mine; add chain inet mine back {{ type filter hook {hook} priority 5; }}; \
+             add rule inet mine back {rule}"
+        );
+        lab.ok(&["nft", &table]);
+    };
+    drop("forward", "tcp flags & (syn | ack) == syn | ack drop");
+    for (client, knock) in [
+        (CLIENT, &(|| knock(&lab, 5000)) as &dyn Fn()),
+        (CLIENT6, &|| knock6(&lab)),
+    ] {
+        let (answer, code) = trace(&lab, &[client, "5000", "web"], knock);
+        assert_eq!(
+            (answer["outcome"].as_str(), code),
+            (Some("answer-dropped"), 1),
+            "{answer}"
+        );
+        assert!(
+            sentence(&answer).starts_with(
+                "arrives at app port 5000, but its answer is dropped in the host by table inet mine, chain back, rule `tcp flags"
+            ),
+            "{answer}"
+        );
+        assert_eq!(answer["by"]["packet"], "answer");
+    }
+}
+
+#[test]
+fn what_the_relay_refuses_is_said_to_be_its_doing() {
+    if !look::machine() {
+        return;
+    }
+    // Somebody who is let in comes right after: his connection is not taken for the client's.
+    let lab = both(
+        Lab::new(),
+        "via = \"relay\"\nallow = [\"10.99.0.77/32\", \"2001:db8::77/128\"]",
+    );
+    for address in ["10.99.0.77/32", "2001:db8::77/128"] {
+        let output = lab.client(&["ip", "address", "add", address, "dev", "eth0", "nodad"]);
+        assert!(output.status.success());
+    }
+    for (client, friend, url, allow) in [
+        (
+            CLIENT,
+            "10.99.0.77",
+            "http://10.99.0.1:5000/".to_owned(),
+            "10.99.0.77/32, 2001:db8::77/128",
+        ),
+        (
+            CLIENT6,
+            "2001:db8::77",
+            format!("http://[{LAB6}]:5000/"),
+            "10.99.0.77/32, 2001:db8::77/128",
+        ),
+    ] {
+        let (answer, code) = trace(&lab, &[client, "5000", "web"], || {
+            for from in [client, friend] {
+                drop(lab.client(&["curl", "-s", "--interface", from, "--max-time", "1", &url]));
+            }
+        });
+        assert_eq!(
+            (answer["outcome"].as_str(), code),
+            (Some("refused"), 1),
+            "{answer}"
+        );
+        assert_eq!(
+            sentence(&answer),
+            format!(
+                "refused by the relay: {client} is in no range of `allow` of app, which has {allow}"
+            )
+        );
+        let (answer, _) = trace(&lab, &[friend, "5000", "web"], || {
+            drop(lab.client(&["curl", "-s", "--interface", friend, "--max-time", "1", &url]));
+        });
+        assert_eq!(answer["outcome"], "arrives", "{answer}");
+    }
+
+    let lab = both(Lab::new(), "via = \"relay\"\nrate = \"1/hour per client\"");
+    for (client, knock) in [
+        (CLIENT, &(|| knock(&lab, 5000)) as &dyn Fn()),
+        (CLIENT6, &|| knock6(&lab)),
+    ] {
+        let (answer, _) = trace(&lab, &[client, "5000", "web"], knock);
+        assert_eq!(answer["outcome"], "arrives", "{answer}");
+        let (answer, _) = trace(&lab, &[client, "5000", "web"], knock);
+        assert_eq!(
+            sentence(&answer),
+            "refused by the relay: `rate` of app, 1/hour per client, lets nobody more in at the moment"
+        );
+    }
+}
+
+#[test]
+fn a_rule_in_the_relays_own_namespace_is_found() {
+    if !look::machine() {
+        return;
+    }
+    let lab = both(Lab::new(), "via = \"relay\"\nsource = \"client\"");
+    let relay = look::init(&lab.status("web"), "relay");
+    look::beside(
+        &lab,
+        relay,
+        &[
+            "nft",
+            "add table inet mine; add chain inet mine out { type filter hook output priority 5; }; \
+             add rule inet mine out tcp flags syn drop comment \"drop-strange\"",
+        ],
+    );
+    for (client, knock) in [
+        (CLIENT, &(|| knock(&lab, 5000)) as &dyn Fn()),
+        (CLIENT6, &|| knock6(&lab)),
+    ] {
+        let (answer, _) = trace(&lab, &[client, "5000", "web"], knock);
+        assert_eq!(
+            sentence(&answer),
+            "dropped in the relay by table inet mine, chain out, rule `tcp flags syn drop comment \"drop-strange\"`"
+        );
+        assert_eq!(answer["by"]["namespace"], "relay");
+        assert_eq!(answer["by"]["packet"], "dial");
+    }
+    let tables = look::beside(&lab, relay, &["nft", "list", "tables"]);
+    assert!(!tables.contains("trace"), "{tables}");
+}
+
+#[test]
+fn a_source_that_rp_filter_refuses_is_no_rules_doing() {
+    if !look::machine() {
+        return;
+    }
+    let stranger = "192.0.2.50";
+    for via in ["relay", "dnat"] {
+        let lab = web(Lab::forwarding(), via, "");
+        for args in [
+            &[
+                "ip", "link", "add", "other", "type", "veth", "peer", "name", "other1",
+            ][..],
+            &["ip", "link", "set", "other", "up"],
+            &["ip", "link", "set", "other1", "up"],
+            &["ip", "route", "add", "192.0.2.0/24", "dev", "other"],
+            &["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"],
+            &[
+                "ip",
+                "-n",
+                "client",
+                "addr",
+                "add",
+                "192.0.2.50/32",
+                "dev",
+                "eth0",
+            ],
+        ] {
+            lab.ok(args);
+        }
+        // Else it would not even be told the lab's link-layer address.
+        knock(&lab, 5000);
+        let attempt = || {
+            let url = "http://10.99.0.1:5000/";
+            drop(lab.client(&[
+                "curl",
+                "-s",
+                "--interface",
+                stranger,
+                "--max-time",
+                "1",
+                url,
+            ]));
+        };
+        let (answer, _) = trace(&lab, &[stranger, "5000", "web"], attempt);
+        assert_eq!(answer["outcome"], "lost", "{answer}");
+        assert_eq!(
+            sentence(&answer),
+            "lost in the host: it took the source for a wrong one, since its way to 192.0.2.50 is not by ext0 \
+             (net.ipv4.conf.all.rp_filter is 1)"
+        );
+    }
+}
+
+#[test]
+fn a_datagram_is_followed_and_so_is_that_nobody_takes_it() {
+    if !look::machine() {
+        return;
+    }
+    let code = "import socket, time\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind((\"::\", 5353))\n\
+        while s.recv(99) != b\"over\":\n    pass\ns.close()\ntime.sleep(1000)";
+    let send = "import socket, sys\nsocket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 5353))";
+    for (lab, via) in [(Lab::new(), "relay"), (Lab::forwarding(), "dnat")] {
+        let lab = lab.with_ipv6();
+        let file = format!(
+            "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+             publish = [\"0.0.0.0:5353:5353/udp\", \"[::]:5353:5353/udp\"]\nvia = \"{via}\"\n",
+            look::toml_list(&[look::PYTHON, "-c", code]),
+        );
+        look::up(&lab, &file);
+        let say = |to: &str, what: &str| {
+            assert!(
+                lab.client(&[look::PYTHON, "-c", send, to, what])
+                    .status
+                    .success()
+            );
+        };
+        let ends = [(CLIENT, "::ffff:10.99.0.1", ""), (CLIENT6, LAB6, "6")];
+        for (client, to, rule) in ends {
+            let args = [client, "5353", "web", "--udp"];
+            let (answer, code) = trace(&lab, &args, || say(to, "hello"));
+            assert_eq!(
+                (answer["outcome"].as_str(), code),
+                (Some("arrives"), 0),
+                "{via}: {answer}"
+            );
+            assert!(
+                sentence(&answer).contains(&format!("rule `accept-published-udp{rule}`")),
+                "{via}: {answer}"
+            );
+        }
+        say(LAB6, "over");
+        let app = look::pid(&lab.status("web"), "app");
+        let is_bound = || lab.proc(app, "net/udp6").contains(":14E9 ");
+        look::eventually("its socket is there", &false, is_bound);
+        for (client, to, _) in ends {
+            let args = [client, "5353", "web", "--udp"];
+            let (answer, code) = trace(&lab, &args, || say(to, "hello"));
+            assert_eq!(
+                (answer["outcome"].as_str(), code),
+                (Some("refused"), 1),
+                "{via}: {answer}"
+            );
+            assert!(
+                sentence(&answer).starts_with("reaches app port 5353, where nobody listens"),
+                "{via}: {answer}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_hosts_own_packets_are_followed_too() {
+    if !look::machine() {
+        return;
+    }
+    let lab = both(Lab::forwarding(), "via = \"dnat\"");
+    for (client, url) in [
+        ("127.0.0.1", "http://127.0.0.1:5000/"),
+        ("::1", "http://[::1]:5000/"),
+    ] {
+        let (answer, code) = trace(&lab, &[client, "5000", "web"], || drop(lab.get(url)));
+        assert_eq!(
+            (answer["outcome"].as_str(), code),
+            (Some("arrives"), 0),
+            "{client}: {answer}"
+        );
+    }
 }

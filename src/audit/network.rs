@@ -206,13 +206,23 @@ fn outsider(plan: &Plan, app: &AppPlan) -> Option<Ipv4Addr> {
     [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]]
         .map(Ipv4Addr::from)
         .into_iter()
-        .find(|address| {
-            let allowed = app
-                .allow
-                .iter()
-                .any(|net| net.contains(&IpAddr::V4(*address)));
-            !allowed && !plan.bridge.subnet.contains(address)
-        })
+        .find(|address| !is_client(app, *address) && !plan.bridge.subnet.contains(address))
+}
+
+/// The same by IPv6 (RFC 3849 and RFC 9637).
+fn outsider6(plan: &Plan, app: &AppPlan) -> Option<Ipv6Addr> {
+    let prefix = plan.bridge.prefix6?;
+    [
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+        Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1),
+    ]
+    .into_iter()
+    .find(|address| !is_client(app, *address) && !prefix.contains(address))
+}
+
+fn is_client(app: &AppPlan, address: impl Into<IpAddr>) -> bool {
+    let address = address.into();
+    app.allow.iter().any(|net| net.contains(&address))
 }
 
 /// The host's own addresses that are neither loopback's nor an uplink's, nor a link's alone.
@@ -289,6 +299,25 @@ fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
     })
 }
 
+/// Why there is no such attack.
+const ALL_GRANTED: &str = "the app's egress grants every such port";
+
+/// What the plan grants an app is no attack: then it is another port, or there is none.
+fn not_granted(app: &AppPlan, plan: &Plan, hosts: &[IpAddr], shot: Shot) -> Option<Shot> {
+    let (protocol, to) = match &shot {
+        Shot::Tcp(to) => (Protocol::Tcp, *to),
+        Shot::Udp(to) => (Protocol::Udp, *to),
+        _ => return Some(shot),
+    };
+    let granted = |port| grants(app, plan, hosts, protocol, SocketAddr::new(to.ip(), port));
+    let port = (to.port()..=u16::MAX).find(|port| !granted(*port))?;
+    let to = SocketAddr::new(to.ip(), port);
+    Some(match protocol {
+        Protocol::Tcp => Shot::Tcp(to),
+        Protocol::Udp => Shot::Udp(to),
+    })
+}
+
 /// What an app tries to reach. Connections are tried by who is `beside` it: those of the app itself end at Landlock, and
 /// would say nothing of the rules.
 pub fn from_app(
@@ -306,24 +335,7 @@ pub fn from_app(
         .next();
     let foreign = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
     let hosts = host_addresses();
-    // What the plan grants is no attack: then it is another port, or there is none.
-    let refused = |shot: Shot| {
-        let (protocol, to) = match &shot {
-            Shot::Tcp(to) => (Protocol::Tcp, *to),
-            Shot::Udp(to) => (Protocol::Udp, *to),
-            _ => return Some(shot),
-        };
-        let granted = |port| {
-            let to = SocketAddr::new(to.ip(), port);
-            grants(app, plan, &hosts, protocol, to)
-        };
-        let port = (to.port()..=u16::MAX).find(|port| !granted(*port))?;
-        let to = SocketAddr::new(to.ip(), port);
-        Some(match protocol {
-            Protocol::Tcp => Shot::Tcp(to),
-            Protocol::Udp => Shot::Udp(to),
-        })
-    };
+    let refused = |shot| not_granted(app, plan, &hosts, shot);
     let v6 = IpAddr::from(STRANGER6);
     let shots = [
         ("out-sidecar-tcp", Some(tcp(bridge, unpublished(plan))), ""),
@@ -382,7 +394,7 @@ pub fn from_app(
     for (id, shot, why_not) in shots {
         let outcome = match shot.map(refused) {
             Some(Some(shot)) => fire(shot),
-            Some(None) => Outcome::not_applicable("the app's egress grants every such port"),
+            Some(None) => Outcome::not_applicable(ALL_GRANTED),
             None => Outcome::not_applicable(why_not),
         };
         findings.add(id, name, outcome);
@@ -539,13 +551,18 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         findings.add(id, "sidecar", outcome);
     }
     let outsiders = plan.published().filter_map(|(app, publish)| {
-        let (from, entry) = (outsider(plan, app)?, publish.entry_port);
-        Some(match publish.protocol {
-            Protocol::Tcp => segment(from, there, entry, SYN),
-            Protocol::Udp => datagram(from, there, entry),
-        })
+        let entry = publish.entry_port;
+        let payload = match publish.protocol {
+            Protocol::Tcp => tcp_header(entry, SYN),
+            Protocol::Udp => udp_header(entry),
+        };
+        let (kind, packet) = match uplink.entry(publish).ip() {
+            IpAddr::V4(there) => (0x0800, covered(outsider(plan, app)?, there, payload)),
+            IpAddr::V6(there) => (0x86dd, covered6(outsider6(plan, app)?, there, payload)),
+        };
+        Some(ethernet(uplink.sidecar_mac, uplink.host_mac, kind, &packet))
     });
-    let refused = outsiders.map(|packet| inject(field, field.host, link, frame(packet)));
+    let refused = outsiders.map(|frame| inject(field, field.host, link, frame));
     findings.add(
         "in-not-allowed",
         "sidecar",
@@ -645,6 +662,7 @@ pub fn other_stack(
     state: &StateRoot,
     findings: &mut Findings,
 ) {
+    let hosts = host_addresses();
     let attack = || -> Result<(Outcome, Outcome), String> {
         let mut scratch = scratch.map_err(|e| format!("start a scratch stack: {e}"))?;
         scratch.wait()?;
@@ -664,10 +682,17 @@ pub fn other_stack(
                 tcp(plan.uplink.sidecar_address, entry),
             ]
         };
-        let out = beside
+        let out = field
+            .plan
+            .apps
             .iter()
-            .flat_map(|beside| targets(theirs).map(|shot| shoot(field, beside, shot)));
-        let out = worst(out.collect::<Vec<_>>(), "there is no app");
+            .zip(beside)
+            .flat_map(|(app, beside)| {
+                let shots = targets(theirs).into_iter();
+                let shots = shots.filter_map(|shot| not_granted(app, field.plan, &hosts, shot));
+                shots.map(|shot| shoot(field, beside, shot))
+            });
+        let out = worst(out.collect::<Vec<_>>(), ALL_GRANTED);
 
         let sidecar = other.enter("sidecar")?;
         let sidecar = Agent::join(&Join::Network(sidecar.pidfd.as_fd())).map_err(|e| e.to_string());
@@ -732,20 +757,49 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// A payload whose checksum, at `at`, covers the pseudo-header too.
-fn covered(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, mut payload: Vec<u8>, at: usize) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).expect("payloads here are a few bytes");
-    let mut all = [from.octets(), to.octets()].concat();
-    all.extend([0, protocol]);
-    all.extend(length.to_be_bytes());
-    all.extend(&payload);
-    let sum = checksum(&all);
-    payload[at..at + 2].copy_from_slice(&sum);
-    ipv4(from, to, protocol, &payload)
+/// What a packet carries, whose checksum covers the pseudo-header too.
+struct Payload {
+    protocol: u8,
+    bytes: Vec<u8>,
+    /// Where its checksum is.
+    at: usize,
+}
+
+impl Payload {
+    /// Over the addresses, the protocol and the length; in what order they come doesn't matter to the sum (RFC 793, 3.1, and
+    /// RFC 8200, 8.1).
+    fn sum(mut self, addresses: &[u8]) -> Self {
+        let length = u16::try_from(self.bytes.len()).expect("payloads here are a few bytes");
+        let mut all = addresses.to_vec();
+        all.extend([0, self.protocol]);
+        all.extend(length.to_be_bytes());
+        all.extend(&self.bytes);
+        let sum = checksum(&all);
+        self.bytes[self.at..self.at + 2].copy_from_slice(&sum);
+        self
+    }
+}
+
+fn covered(from: Ipv4Addr, to: Ipv4Addr, payload: Payload) -> Vec<u8> {
+    let payload = payload.sum(&[from.octets(), to.octets()].concat());
+    ipv4(from, to, payload.protocol, &payload.bytes)
+}
+
+fn covered6(from: Ipv6Addr, to: Ipv6Addr, payload: Payload) -> Vec<u8> {
+    let payload = payload.sum(&[from.octets(), to.octets()].concat());
+    ipv6(from, to, payload.protocol, &payload.bytes)
+}
+
+fn segment(from: Ipv4Addr, to: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
+    covered(from, to, tcp_header(port, flags))
+}
+
+fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    covered(from, to, udp_header(port))
 }
 
 /// TCP without data.
-fn segment(from: Ipv4Addr, to: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
+fn tcp_header(port: u16, flags: u8) -> Payload {
     // Another source port each time, or the kernel would take the second for a repetition of the first.
     let mut random = [0; 2];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
@@ -753,15 +807,23 @@ fn segment(from: Ipv4Addr, to: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
     payload.extend((u16::from_ne_bytes(random) | 0x8000).to_be_bytes());
     payload.extend(port.to_be_bytes());
     payload.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, flags, 0x10, 0, 0, 0, 0, 0]);
-    covered(from, to, 6, payload, 16)
+    Payload {
+        protocol: 6,
+        bytes: payload,
+        at: 16,
+    }
 }
 
-fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+fn udp_header(port: u16) -> Payload {
     let mut payload = vec![0x9c, 0x40];
     payload.extend(port.to_be_bytes());
     payload.extend([0, 12, 0, 0]);
     payload.extend(b"lrps");
-    covered(from, to, 17, payload, 6)
+    Payload {
+        protocol: 17,
+        bytes: payload,
+        at: 6,
+    }
 }
 
 fn echo(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {

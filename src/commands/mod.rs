@@ -122,7 +122,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             json,
         } => {
             let question = trace::Question {
-                client,
+                // No packet has an IPv4 address written as IPv6.
+                client: client.to_canonical(),
                 port,
                 udp,
                 within: std::time::Duration::from_secs(within),

@@ -1,9 +1,11 @@
 //! `lrpns run`: a stack around one command, written down in flags instead of a file.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::str::FromStr;
+
+use ipnet::Ipv6Net;
 
 use super::errors::{ConfigErrors, Place, Problem};
 use super::values::ValueError;
@@ -13,6 +15,11 @@ use super::{
     check, file, keys, values,
 };
 use crate::names::{PartName, StackName};
+
+/// The IPv6 prefix of a stack that publishes at an IPv6 address: a ULA (RFC 4193) whose global ID is `lrrun` in ASCII, the
+/// same for all, since two stacks of one prefix never meet.
+const PREFIX: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd6c, 0x7272, 0x756e, 0, 0, 0, 0, 0), 64);
 
 /// The flags of `lrpns run` as they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +72,13 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         (Some(name), Some(rootfs)) if flags.problems.is_empty() => Ok(Config {
             path: None,
             name,
-            network: Network::default(),
+            network: Network {
+                ipv6: publish
+                    .iter()
+                    .any(|publish| publish.address.is_ipv6())
+                    .then_some(PREFIX),
+                ..Network::default()
+            },
             sidecar: Sidecar::default(),
             apps: vec![App {
                 name: PartName::new("app").expect("`app` is a name"),
@@ -151,9 +164,11 @@ impl Flags {
                 let error = check::collision(*earlier, *later, "of another --publish");
                 self.take::<()>("", FLAG, Err(error));
             }
-            if let IpAddr::V6(address) = later.address {
-                self.take::<()>("", FLAG, Err(check::no_prefix(address)));
-            }
+        }
+        if all.iter().any(|publish| publish.address.is_ipv6()) {
+            let how = "a port is published at an IPv6 address".to_owned();
+            self.origins
+                .insert("network.ipv6".to_owned(), Origin::Chosen { how });
         }
         all
     }

@@ -1031,6 +1031,19 @@ fn run_makes_a_stack_of_its_flags() {
         name: "--publish".into(),
     };
     assert_eq!(config.origins["app.publish"], flag);
+    assert_eq!(config.network.ipv6, None, "nobody asked for it");
+    let six = RunOptions {
+        publish: vec!["[::1]:80:8080".into(), "[::]:81-82:81-82/udp".into()],
+        ..options()
+    };
+    let config = run(&six, Path::new("/base")).unwrap();
+    let prefix = config.network.ipv6.unwrap();
+    // As good as one of a file's.
+    assert_eq!(values::ipv6(&prefix.to_string()).unwrap(), Some(prefix));
+    assert!(matches!(
+        config.origins["network.ipv6"],
+        Origin::Chosen { .. }
+    ));
     let webapp = RunOptions {
         rootfs: "builtin:webapp".into(),
         command: vec![],
@@ -1048,7 +1061,7 @@ fn run_names_every_flag_that_is_wrong() {
         name: own("a/b"),
         publish: vec![
             own("0:80"),
-            own("[::1]:1:1"),
+            own("[::1]:0:1"),
             own("80:1"),
             own("0.0.0.0:80:2"),
         ],
@@ -1063,7 +1076,7 @@ fn run_names_every_flag_that_is_wrong() {
     for words in [
         "--name: `a/b` has the character",
         "--publish: port 0",
-        "--publish: [::1] is an IPv6 address, and the stack's IPv6 is off",
+        "--publish: port 0",
         "--publish: 0.0.0.0:80 is published already, by 127.0.0.1:80",
         "--rootfs: `hots` is unknown, the nearest is `host`",
         "--env: `A` has no `=`",

@@ -291,6 +291,23 @@ pub(super) fn new_rule_unreachable_from(net: IpNet, priority: u32) -> RouteNetli
     RouteNetlinkMessage::NewRule(rule)
 }
 
+/// What `RTM_GETROUTE` asks of one packet: its target, and of one that has come in its source and by which link.
+pub(super) fn route_of(target: IpAddr, came: Option<(IpAddr, u32)>) -> RouteMessage {
+    let bits = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+    let mut route = RouteMessage::default();
+    route.header.address_family = family(target);
+    route.header.destination_prefix_length = bits(target);
+    route.attributes = vec![RouteAttribute::Destination(route_address(target))];
+    if let Some((source, link)) = came {
+        route.header.source_prefix_length = bits(source);
+        route.attributes.extend([
+            RouteAttribute::Source(route_address(source)),
+            RouteAttribute::Iif(link),
+        ]);
+    }
+    route
+}
+
 pub(super) fn routes(family: AddressFamily) -> RouteNetlinkMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = family;

@@ -31,6 +31,7 @@ mod choose;
 mod facts;
 mod leftovers;
 mod listening;
+mod lookup;
 mod message;
 mod rtnl;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use self::choose::{NoUplink, UPLINK_POOL, choose_uplink, mac, uplink6};
 pub use self::facts::{Facts, facts};
 pub use self::leftovers::{remove_leftover_links, wait_until_gone};
 pub use self::listening::{Listening, ListeningSocket};
+pub use self::lookup::{Route, Routes};
 use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
@@ -493,12 +495,12 @@ async fn configure_app(
 
 /// A route of an app's, by the sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
+pub struct AppRoute {
     net: IpNet,
     gateway: IpAddr,
 }
 
-impl Route {
+impl AppRoute {
     fn add(self, link: u32) -> Step {
         Step::create(
             format!("route {} to {}", self.net, self.gateway),
@@ -516,7 +518,7 @@ impl Route {
 
 /// Where an app has a route to, by the sidecar.
 #[must_use]
-pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<Route> {
+pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
     let mut found = BTreeSet::new();
     for family in plan.families() {
         let nets = app.routes().into_iter();
@@ -525,7 +527,7 @@ pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<Route> {
             nets.push(IpNet::V6(Default::default()));
         }
         let gateway = family.bridge;
-        found.extend(nets.into_iter().map(|net| Route { net, gateway }));
+        found.extend(nets.into_iter().map(|net| AppRoute { net, gateway }));
     }
     found
 }
@@ -542,8 +544,8 @@ pub async fn change_routes(
     app: &AppPlan,
     end: Endpoint<'_>,
     links: &Links,
-    old: &BTreeSet<Route>,
-    new: &BTreeSet<Route>,
+    old: &BTreeSet<AppRoute>,
+    new: &BTreeSet<AppRoute>,
 ) -> Result<(), Error> {
     let link = links.apps[&app.name].eth0;
     let add = new.difference(old);

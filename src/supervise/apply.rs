@@ -265,6 +265,18 @@ enum Rules {
     Unknown,
 }
 
+/// What could not even begin. What nft says of a user's rules has lines of its own, and the cure is the same as for `up`.
+fn untouched(e: &StackError) -> Reply {
+    let why = e.to_string();
+    let after = if why.contains('\n') { "\n" } else { "; " };
+    let hint = match e {
+        StackError::Extra(e) => e.hint().map(str::to_owned),
+        StackError::Volume(e) => e.hint(),
+        _ => None,
+    };
+    refused(format!("{why}{after}nothing was changed"), hint)
+}
+
 /// A live change.
 struct Task {
     old: Arc<Ground>,
@@ -370,7 +382,7 @@ impl Task {
         let changed = self.old.changed(held, &new, &mut mapper).await;
         match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
-            Err(e) => refused(format!("{e}; nothing was changed"), None),
+            Err(e) => untouched(&e),
         }
     }
 

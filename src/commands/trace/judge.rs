@@ -1,0 +1,923 @@
+//! From what was seen to one sentence.
+//!
+//! Nothing here asks for a privilege: what the kernel tells anybody (routes, who listens, settings) is asked for when it is
+//! needed.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::Question;
+use super::place::{Place, Seen, Site};
+use crate::admission::Admission;
+use crate::config::Protocol;
+use crate::control::{PartState, Status};
+use crate::firewall::trace::{Content, Hop, Packets, Step, Verdict};
+use crate::firewall::{SIDECAR_TABLE, host_table};
+use crate::net::Listening;
+use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
+
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Outcome {
+    /// At the app.
+    Arrives,
+    /// By a rule or a policy.
+    Dropped,
+    /// By the relay, or by the app's kernel, since nobody listens.
+    Refused,
+    /// By something else than a rule.
+    Lost,
+    /// It arrives, but the answer was dropped by a rule or a policy.
+    AnswerDropped,
+    /// No packet came.
+    NotSeen,
+}
+
+/// Which of the packets that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Which {
+    /// The client's.
+    Request,
+    /// What the relay makes of it.
+    Dial,
+    /// What is answered.
+    Answer,
+}
+
+/// What one rule or policy did.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Evidence {
+    namespace: Site,
+    packet: Which,
+    family: String,
+    table: String,
+    chain: String,
+    /// Its name or text; `null` for a policy, the end of a chain, and a rule of which nobody tells more than the handle.
+    rule: Option<String>,
+    handle: Option<u64>,
+    verdict: String,
+}
+
+impl Evidence {
+    fn new(place: &Place, packet: Which, step: &Step) -> Self {
+        let verdict = match &step.verdict {
+            Verdict::Accept => "accept".to_owned(),
+            Verdict::Drop => "drop".to_owned(),
+            Verdict::Continue => "continue".to_owned(),
+            Verdict::Return => "return".to_owned(),
+            Verdict::Jump(chain) => format!("jump {chain}"),
+            Verdict::Queue => "queue".to_owned(),
+        };
+        Self {
+            namespace: place.site,
+            packet,
+            family: step.family.clone(),
+            table: step.table.clone(),
+            chain: step.chain.clone(),
+            rule: place.named(step),
+            handle: step.rule,
+            verdict,
+        }
+    }
+
+    /// Table, chain and rule, in words.
+    fn place(&self) -> String {
+        let rule = match (&self.rule, self.handle) {
+            (Some(rule), _) => format!("rule `{rule}`"),
+            (None, Some(handle)) => format!("the rule with handle {handle}"),
+            (None, None) => "its policy".to_owned(),
+        };
+        format!(
+            "table {} {}, chain {}, {rule}",
+            self.family, self.table, self.chain
+        )
+    }
+}
+
+/// How it went, in one sentence, and what decided.
+type Conclusion = (Outcome, String, Option<Evidence>);
+
+/// What `trace` says.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    client: IpAddr,
+    port: u16,
+    protocol: &'static str,
+    pub(super) outcome: Outcome,
+    /// The answer in one sentence.
+    sentence: String,
+    /// What decided; `null` if it was no rule.
+    by: Option<Evidence>,
+    evidence: Vec<Evidence>,
+}
+
+impl Answer {
+    pub(super) fn text(&self) -> String {
+        let mut text = format!("{}\n", self.sentence);
+        for step in &self.evidence {
+            let of = match step.packet {
+                Which::Answer => "answer: ",
+                Which::Request | Which::Dial => "",
+            };
+            text += &format!(
+                "  {:7} {of}{}: {}\n",
+                step.namespace.name(),
+                step.place(),
+                step.verdict
+            );
+        }
+        text
+    }
+}
+
+/// What is known of the stack and of the question.
+pub(super) struct Case<'a> {
+    question: &'a Question,
+    status: &'a Status,
+    /// The ports that may be meant: which it is, the packet's target tells.
+    candidates: Vec<(&'a AppPlan, &'a PublishPlan)>,
+    /// What the stack has of the client's address family.
+    family: Option<FamilyPlan>,
+    /// Who listens in the host; nobody tells without root.
+    pub(super) host_listening: Option<Listening>,
+    /// Who listens in each app that runs, by its name.
+    pub(super) app_listening: Vec<(String, Listening)>,
+}
+
+/// The packets that belong together.
+struct Trail<'s> {
+    published: Option<usize>,
+    /// The client's packet in the host; a second one if it was sent from the host itself and came back.
+    request: Vec<(&'s Place, &'s Seen)>,
+    /// The relay's on its way out.
+    dial: Option<(&'s Place, &'s Seen)>,
+    /// What came to the sidecar.
+    arriving: Option<(&'s Place, &'s Seen)>,
+    /// What the app says to that.
+    answer: Option<(&'s Place, &'s Seen)>,
+    /// What the host says to the client, and what goes through it to the client.
+    to_client: Vec<(&'s Place, &'s Seen)>,
+}
+
+impl<'a> Case<'a> {
+    pub(super) fn new(question: &'a Question, status: &'a Status) -> Self {
+        let protocol = if question.udp {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        };
+        let is_candidate = |publish: &PublishPlan| {
+            publish.listen.port() == question.port
+                && publish.protocol == protocol
+                && publish.listen.is_ipv6() == question.client.is_ipv6()
+        };
+        let families = status.plan.families();
+        Self {
+            question,
+            status,
+            candidates: status
+                .plan
+                .published()
+                .filter(|(_, publish)| is_candidate(publish))
+                .collect(),
+            family: families.into_iter().find(|it| it.has(question.client)),
+            host_listening: None,
+            app_listening: vec![],
+        }
+    }
+
+    fn plan(&self) -> &'a Plan {
+        &self.status.plan
+    }
+
+    /// The apps that may be meant.
+    pub(super) fn apps(&self) -> impl Iterator<Item = &'a AppPlan> {
+        let mut found: Vec<&AppPlan> = vec![];
+        for (app, _) in &self.candidates {
+            if !found.iter().any(|known| known.name == app.name) {
+                found.push(app);
+            }
+        }
+        found.into_iter()
+    }
+
+    /// Whether the relay has a network namespace of its own.
+    pub(super) fn relay_is_apart(&self) -> bool {
+        self.plan().uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What is to be marked at a place.
+    pub(super) fn marks(&self, site: Site) -> Vec<Packets> {
+        let Question {
+            client, port, udp, ..
+        } = *self.question;
+        let to = |from, port| Packets::To { from, port, udp };
+        let mut marks = vec![];
+        if site == Site::Host {
+            marks.push(to(client, port));
+            if !udp {
+                marks.push(Packets::Answers {
+                    from: None,
+                    port,
+                    to: Some(client),
+                });
+            }
+        }
+        for (app, publish) in &self.candidates {
+            let entry = publish.entry_port;
+            let dialled = self.family.map(|family| to(family.host, entry));
+            match site {
+                Site::Host => {
+                    marks.extend(dialled);
+                    if let (Some(family), false) = (self.family, udp) {
+                        marks.push(Packets::Answers {
+                            from: Some(family.sidecar),
+                            port: entry,
+                            to: Some(client),
+                        });
+                    }
+                }
+                Site::Relay => marks.extend(dialled.into_iter().chain([to(client, entry)])),
+                Site::Sidecar => {
+                    marks.extend(dialled.into_iter().chain([to(client, entry)]));
+                    let service = app.service(publish);
+                    if !udp {
+                        marks.push(Packets::Answers {
+                            from: Some(service.ip()),
+                            port: service.port(),
+                            to: None,
+                        });
+                    }
+                    marks.push(Packets::Errors { from: service.ip() });
+                }
+            }
+        }
+        if marks.is_empty() {
+            // Nothing of that port comes here; a table that marks nothing is of no use, but asks for no other way either.
+            marks.push(to(client, port));
+        }
+        marks
+    }
+
+    /// Whether the first packet has been seen.
+    pub(super) fn has_begun(&self, places: &[Place]) -> bool {
+        let trail = self.trail(places);
+        !trail.request.is_empty() || trail.arriving.is_some()
+    }
+
+    /// Whether there is nothing to wait for any more.
+    pub(super) fn is_over(&self, places: &[Place]) -> bool {
+        let trail = self.trail(places);
+        let all = trail.all();
+        if all.iter().any(|(_, _, seen)| seen.drop().is_some()) {
+            return true;
+        }
+        let content = |seen: Option<(&Place, &Seen)>| seen.map(|(_, seen)| seen.headers.content);
+        match content(trail.answer) {
+            Some(Content::SynAck) => {
+                let by_dnat = trail.is_forwarded();
+                let left = |(_, seen): &(&Place, &Seen)| seen.met(Hop::Leaves);
+                let host = places.iter().any(|place| place.site == Site::Host);
+                return trail.answer.is_some_and(|it| left(&it))
+                    && (!by_dnat || !host || trail.to_client.iter().any(left));
+            }
+            Some(_) => return true,
+            None => {}
+        }
+        let reset = |(_, seen): &(&Place, &Seen)| seen.headers.content == Content::Reset;
+        if trail.arriving.is_none() && trail.to_client.iter().any(reset) {
+            return true;
+        }
+        self.question.udp
+            && trail.reached_app()
+            && trail
+                .published
+                .is_some_and(|at| self.app_listens(at) == Some(true))
+    }
+
+    /// Finds what belongs together.
+    fn trail<'s>(&self, places: &'s [Place]) -> Trail<'s> {
+        let Question { client, port, .. } = *self.question;
+        let at = |site| places.iter().find(|place| place.site == site);
+        let begins = |seen: &Seen| matches!(seen.headers.content, Content::Syn | Content::Datagram);
+        let mut trail = Trail {
+            published: None,
+            request: vec![],
+            dial: None,
+            arriving: None,
+            answer: None,
+            to_client: vec![],
+        };
+        let mut after = 0;
+        let mut tuple = None;
+        let mut to = None;
+        if let Some(host) = at(Site::Host) {
+            let is_request = |seen: &&Seen| {
+                let Headers { source, target } = ends(seen);
+                begins(seen) && source.ip() == client && target.port() == port
+            };
+            let mut requests = host.seen.iter().filter(is_request);
+            let Some(first) = requests.next() else {
+                return trail;
+            };
+            trail.request.push((host, first));
+            if first.hops.first() == Some(&Hop::Sent) {
+                let comes_back = |seen: &&Seen| {
+                    seen.hops.first() == Some(&Hop::ComesIn)
+                        && (seen.headers.source, seen.headers.target)
+                            == (first.headers.source, first.headers.target)
+                };
+                trail
+                    .request
+                    .extend(requests.find(comes_back).map(|seen| (host, seen)));
+            }
+            after = first.order;
+            tuple = Some(first.headers.source);
+            to = Some(first.headers.target.ip());
+            let is_to_client = |seen: &&Seen| {
+                seen.order > after
+                    && seen.headers.target == first.headers.source
+                    && matches!(seen.headers.content, Content::SynAck | Content::Reset)
+            };
+            let all = host.seen.iter().filter(is_to_client);
+            trail.to_client = all.map(|seen| (host, seen)).collect();
+        }
+        let meant = |(_, publish): &(&AppPlan, &PublishPlan)| match to {
+            Some(to) => publish.listen.ip() == to || publish.listen.ip().is_unspecified(),
+            None => true,
+        };
+        let exact = self
+            .candidates
+            .iter()
+            .position(|(_, publish)| Some(publish.listen.ip()) == to);
+        trail.published = exact.or_else(|| self.candidates.iter().position(meant));
+        let Some(mut published) = trail.published else {
+            return trail;
+        };
+        let Some(family) = self.family else {
+            return trail;
+        };
+        let from_here = |address: IpAddr| address == client || address == family.host;
+        let is_entry = |seen: &Seen, at: usize| {
+            let (_, publish) = self.candidates[at];
+            seen.headers.target == SocketAddr::new(family.sidecar, publish.entry_port)
+        };
+        let admits = |at: usize| {
+            let (app, _) = self.candidates[at];
+            Admission::of(&app.allow, None).admits(client)
+        };
+        let forwarded = trail.is_forwarded();
+        if !forwarded && admits(published) {
+            let is_dial = |place: &Place, seen: &Seen| {
+                let sent = seen.hops.first() == Some(&Hop::Sent);
+                place.site != Site::Sidecar
+                    && begins(seen)
+                    && sent
+                    && seen.order > after
+                    && is_entry(seen, published)
+                    && from_here(seen.headers.source.ip())
+            };
+            let dials = || {
+                let all = places.iter().flat_map(|place| {
+                    let seen = place.seen.iter();
+                    seen.map(move |seen| (place, seen))
+                });
+                all.filter(|(place, seen)| is_dial(place, seen))
+            };
+            let same = dials().find(|(_, seen)| Some(seen.headers.source) == tuple);
+            trail.dial = same.or_else(|| dials().next());
+        }
+        let Some(sidecar) = at(Site::Sidecar) else {
+            return trail;
+        };
+        let is_whole = at(Site::Host).is_some();
+        let arrives = |seen: &Seen| {
+            let source = seen.headers.source;
+            begins(seen)
+                && seen.order > after
+                && match (trail.dial, tuple) {
+                    (Some((_, dial)), _) => source == dial.headers.source,
+                    (None, Some(tuple)) if forwarded => source == tuple,
+                    _ => !is_whole && from_here(source.ip()),
+                }
+        };
+        // Without the host's side it is the entry that tells which port is meant.
+        let entries: Vec<usize> = match to {
+            Some(_) => vec![published],
+            None => (0..self.candidates.len()).collect(),
+        };
+        for seen in sidecar.seen.iter().filter(|seen| arrives(seen)) {
+            if let Some(at) = entries.iter().find(|at| is_entry(seen, **at)) {
+                published = *at;
+                trail.arriving = Some((sidecar, seen));
+                break;
+            }
+        }
+        trail.published = Some(published);
+        let Some((_, arriving)) = trail.arriving else {
+            return trail;
+        };
+        let (app, publish) = self.candidates[published];
+        let service = app.service(publish);
+        let answers = |seen: &&Seen| {
+            let Headers { source, target } = ends(seen);
+            let same = match (seen.connection, arriving.connection) {
+                (Some(one), Some(other)) => one == other,
+                _ => {
+                    seen.headers.content == Content::Unreachable
+                        || target.port() == arriving.headers.source.port()
+                }
+            };
+            let of_app = match seen.headers.content {
+                Content::SynAck | Content::Reset => source == service,
+                Content::Unreachable => source.ip() == service.ip(),
+                _ => false,
+            };
+            seen.order > arriving.order && of_app && same
+        };
+        trail.answer = sidecar
+            .seen
+            .iter()
+            .find(answers)
+            .map(|seen| (sidecar, seen));
+        trail
+    }
+
+    pub(super) fn answer(&self, places: &[Place]) -> Answer {
+        let trail = self.trail(places);
+        let mut evidence = vec![];
+        for (which, place, seen) in trail.all() {
+            let steps = seen.steps.iter();
+            evidence.extend(steps.map(|step| Evidence::new(place, which, step)));
+        }
+        let (outcome, sentence, by) = self.conclude(places, &trail);
+        Answer {
+            client: self.question.client,
+            port: self.question.port,
+            protocol: if self.question.udp { "udp" } else { "tcp" },
+            outcome,
+            sentence,
+            by,
+            evidence,
+        }
+    }
+
+    fn conclude(&self, places: &[Place], trail: &Trail<'_>) -> Conclusion {
+        let on_its_way = trail.all().into_iter();
+        let on_its_way = on_its_way.filter(|(which, _, _)| *which != Which::Answer);
+        for (which, place, seen) in on_its_way {
+            if let Some(step) = seen.drop() {
+                let by = Evidence::new(place, which, step);
+                let sentence = format!("dropped in the {} by {}", place.site.name(), by.place());
+                return (Outcome::Dropped, sentence, Some(by));
+            }
+        }
+        if trail.reached_app() {
+            return self.at_app(trail);
+        }
+        if let Some((place, seen)) = trail.arriving {
+            let last = last_met(place, seen);
+            let sentence = if seen.met(Hop::Routing) && !seen.met(Hop::Forwarded) {
+                let target = trail.published.map(|at| self.candidates[at]);
+                let target = target.map_or(seen.headers.target, |(app, to)| app.service(to));
+                let why = unrouted(place, seen, target.ip());
+                format!("lost in the sidecar after {last}: {why}")
+            } else {
+                format!("lost in the sidecar after {last}: no rule dropped it")
+            };
+            return (Outcome::Lost, sentence, None);
+        }
+        let Question { client, port, .. } = self.question;
+        let within = self.question.within.as_secs();
+        if places.iter().all(|place| place.site != Site::Host) {
+            let sentence = format!(
+                "no packet for {client} and port {port} reached the sidecar within {within} s; what the host does before that \
+                 can be traced by root only"
+            );
+            return (Outcome::NotSeen, sentence, None);
+        }
+        if trail.request.is_empty() {
+            let sentence =
+                format!("no packet of {client} to port {port} reached the host within {within} s");
+            return (Outcome::NotSeen, sentence, None);
+        }
+        self.in_host(trail)
+    }
+
+    /// It has gone through the sidecar.
+    fn at_app(&self, trail: &Trail<'_>) -> Conclusion {
+        let (place, arriving) = trail.arriving.expect("it reached the app");
+        let accepted = arriving.steps.iter().find(|step| {
+            step.table == SIDECAR_TABLE
+                && step.chain == "forward"
+                && step.verdict == Verdict::Accept
+        });
+        let which = trail.arriving_is();
+        let by = accepted.map(|step| Evidence::new(place, which, step));
+        let rule = by.as_ref().map_or_else(String::new, Evidence::place);
+        let at = trail
+            .published
+            .expect("what arrives is for a published port");
+        let (app, publish) = self.candidates[at];
+        let words = format!("{} port {}", app.name, publish.app_port);
+        let accepted = format!("accepted in the sidecar by {rule}");
+        match trail.answer.map(|(_, seen)| seen.headers.content) {
+            Some(Content::Reset | Content::Unreachable) => {
+                let how = if self.question.udp {
+                    "port unreachable"
+                } else {
+                    "a reset"
+                };
+                let sentence = format!(
+                    "reaches {words}, where nobody listens: its kernel answers with {how}; {accepted}"
+                );
+                return (Outcome::Refused, sentence, by);
+            }
+            Some(_) => {
+                for (which, place, seen) in trail.all() {
+                    if which == Which::Answer
+                        && let Some(step) = seen.drop()
+                    {
+                        let by = Evidence::new(place, which, step);
+                        let sentence = format!(
+                            "arrives at {words}, but its answer is dropped in the {} by {}",
+                            place.site.name(),
+                            by.place()
+                        );
+                        return (Outcome::AnswerDropped, sentence, Some(by));
+                    }
+                }
+                return (
+                    Outcome::Arrives,
+                    format!("arrives at {words}: {accepted}"),
+                    by,
+                );
+            }
+            None => {}
+        }
+        let part = self.part(app.name.as_str());
+        if part.is_none_or(|part| part.init.is_none()) {
+            let sentence = format!("reaches {words}, but {} does not run; {accepted}", app.name);
+            return (Outcome::Lost, sentence, by);
+        }
+        match (self.app_listens(at), self.question.udp) {
+            (Some(false), _) => {
+                let sentence = format!("reaches {words}, where nobody listens; {accepted}");
+                (Outcome::Refused, sentence, by)
+            }
+            (Some(true), false) => {
+                let sentence = format!(
+                    "reaches {words}, where somebody listens, but nobody answers: its backlog is full, or it has no way back; \
+                     {accepted}"
+                );
+                (Outcome::Lost, sentence, by)
+            }
+            _ => (
+                Outcome::Arrives,
+                format!("arrives at {words}: {accepted}"),
+                by,
+            ),
+        }
+    }
+
+    /// It reached the host, was not dropped by a rule there, and never came to the sidecar.
+    fn in_host(&self, trail: &Trail<'_>) -> Conclusion {
+        let plan = self.plan();
+        let lost = |text: String| (Outcome::Lost, format!("lost in the host: {text}"), None);
+        let Some((app, publish)) = trail.published.map(|at| self.candidates[at]) else {
+            return lost(self.unpublished());
+        };
+        let (place, seen) = *trail.request.last().expect("it reached the host");
+        let table = host_table(&plan.stack);
+        let translated = seen.steps.iter().any(|step| {
+            step.table == table
+                && step.chain == "prerouting"
+                && step.verdict == Verdict::Accept
+                && step.rule.is_some()
+        });
+        if seen.met(Hop::Forwarded) {
+            return if !seen.met(Hop::Leaves) {
+                lost(format!(
+                    "after {}: no rule dropped it",
+                    last_met(place, seen)
+                ))
+            } else if translated {
+                let link = &plan.uplink.host_link;
+                let text = format!("lost between host and sidecar: it left the host by {link}");
+                (Outcome::Lost, text, None)
+            } else {
+                lost("it is forwarded, not to the sidecar: somebody else translates it".to_owned())
+            };
+        }
+        if !seen.met(Hop::ForUs) {
+            let stopped_here = if seen.met(Hop::Routing) {
+                let target = match (translated, self.family) {
+                    (true, Some(family)) => family.sidecar,
+                    _ => seen.headers.target.ip(),
+                };
+                unrouted(place, seen, target)
+            } else if seen.met(Hop::Tracked) {
+                "something in its prerouting hook that is no rule of nftables has taken it"
+                    .to_owned()
+            } else if seen.met(Hop::ComesIn) {
+                untracked()
+            } else {
+                "it was sent from here, and has not come in".to_owned()
+            };
+            return lost(stopped_here);
+        }
+        if !seen.met(Hop::Delivered) {
+            return lost(
+                "something in its input hook that is no rule of nftables has taken it".to_owned(),
+            );
+        }
+        if translated && publish.via == Transport::Dnat {
+            return lost("it was translated, and is for the host itself all the same".to_owned());
+        }
+        self.at_relay(trail, app, publish)
+    }
+
+    /// It came to the relay's socket.
+    fn at_relay(&self, trail: &Trail<'_>, app: &AppPlan, publish: &PublishPlan) -> Conclusion {
+        let Question {
+            client, port, udp, ..
+        } = *self.question;
+        let lost = |text: String| (Outcome::Lost, text, None);
+        let refused = |text: String| {
+            (
+                Outcome::Refused,
+                format!("refused by the relay: {text}"),
+                None,
+            )
+        };
+        let relay = self.part("relay");
+        if relay.is_none_or(|relay| relay.state != PartState::Running) {
+            return lost("lost in the host: it is for the relay, which does not run".to_owned());
+        }
+        let mine = |seen: &Seen| seen.headers.source.port() == port;
+        let said = |content| {
+            let mut all = trail.to_client.iter();
+            all.any(|(_, seen)| mine(seen) && seen.headers.content == content)
+        };
+        let listening = self
+            .host_listening
+            .as_ref()
+            .and_then(|host| host.of(publish.protocol).ok());
+        let nobody =
+            listening.is_some_and(|all| !all.iter().any(|socket| socket.takes(publish.listen)));
+        if nobody || (said(Content::Reset) && !said(Content::SynAck)) {
+            return lost(format!("lost in the host: nobody listens on port {port}"));
+        }
+        if !Admission::of(&app.allow, None).admits(client) {
+            let ranges: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
+            let ranges = match ranges.as_slice() {
+                [] => "nothing".to_owned(),
+                ranges => ranges.join(", "),
+            };
+            return refused(format!(
+                "{client} is in no range of `allow` of {}, which has {ranges}",
+                app.name
+            ));
+        }
+        if let Some((place, dial)) = trail.dial {
+            let link = &self.plan().uplink.host_link;
+            return lost(if dial.met(Hop::Leaves) {
+                format!(
+                    "lost between relay and sidecar: the relay has dialled, and it left by {link}"
+                )
+            } else {
+                let last = last_met(place, dial);
+                format!(
+                    "lost in the {} after {last}: the relay has dialled",
+                    place.site.name()
+                )
+            });
+        }
+        // A datagram has no handshake, of which a reset would be seen.
+        if let Some(rate) = app.rate
+            && (udp || said(Content::Reset))
+        {
+            return refused(format!(
+                "`rate` of {}, {rate}, lets nobody more in at the moment",
+                app.name
+            ));
+        }
+        if said(Content::Reset) {
+            return refused("it could not dial for it".to_owned());
+        }
+        let answer_dropped = trail
+            .to_client
+            .iter()
+            .find_map(|(place, seen)| Some((place, seen.drop()?)));
+        if let Some((place, step)) = answer_dropped {
+            let by = Evidence::new(place, Which::Answer, step);
+            let sentence = format!(
+                "reaches the relay's port {port}, whose answer is dropped in the host by {}",
+                by.place()
+            );
+            return (Outcome::AnswerDropped, sentence, Some(by));
+        }
+        if said(Content::SynAck) {
+            return lost(format!(
+                "reaches the relay's port {port}, which has answered and not dialled: the answer doesn't get back to {client}, \
+                 or the relay has no place for more connections"
+            ));
+        }
+        let what = if udp {
+            "not carried it on"
+        } else {
+            "not answered"
+        };
+        lost(format!(
+            "reaches the relay's port {port}, which has {what}: it has more to do than it can"
+        ))
+    }
+
+    /// That a port isn't published, and what is.
+    fn unpublished(&self) -> String {
+        let Question { port, .. } = *self.question;
+        let plan = self.plan();
+        let all: Vec<&PublishPlan> = plan.published().map(|(_, publish)| publish).collect();
+        let near = all.iter().any(|publish| publish.listen.port() == port);
+        let words = all.iter().map(|publish| {
+            let protocol = match publish.protocol {
+                Protocol::Tcp => "",
+                Protocol::Udp => "/udp",
+            };
+            if near {
+                format!("{}{protocol}", publish.listen)
+            } else {
+                format!("{}{protocol}", publish.listen.port())
+            }
+        });
+        let words: Vec<String> = words.collect();
+        let what = match (near, self.question.udp) {
+            (false, _) => format!("port {port}"),
+            (true, udp) => {
+                let family = if self.question.client.is_ipv6() { 6 } else { 4 };
+                let protocol = if udp { "udp" } else { "tcp" };
+                format!("{protocol} port {port} of that IPv{family} address")
+            }
+        };
+        if words.is_empty() {
+            return format!("{} publishes no port", plan.stack);
+        }
+        format!(
+            "{} doesn't publish {what}; its ports are {}",
+            plan.stack,
+            words.join(", ")
+        )
+    }
+
+    fn part(&self, name: &str) -> Option<&crate::control::PartStatus> {
+        self.status.parts.iter().find(|part| part.name == name)
+    }
+
+    /// Whether the app listens where the packet goes; `None` if nobody tells.
+    fn app_listens(&self, published: usize) -> Option<bool> {
+        let (app, publish) = self.candidates[published];
+        let mut all = self.app_listening.iter();
+        let (_, listening) = all.find(|(name, _)| name == app.name.as_str())?;
+        let sockets = listening.of(publish.protocol).ok()?;
+        let service = app.service(publish);
+        Some(sockets.iter().any(|socket| socket.takes(service)))
+    }
+}
+
+impl<'s> Trail<'s> {
+    /// Whether the host has sent the client's packet itself on: by DNAT.
+    fn is_forwarded(&self) -> bool {
+        self.request
+            .iter()
+            .any(|(_, seen)| seen.met(Hop::Forwarded))
+    }
+
+    /// Whether it has left the sidecar.
+    fn reached_app(&self) -> bool {
+        self.arriving.is_some_and(|(_, seen)| {
+            seen.met(Hop::Leaves) && seen.drop().is_none() && seen.met(Hop::Forwarded)
+        })
+    }
+
+    fn arriving_is(&self) -> Which {
+        if self.dial.is_some() || self.request.is_empty() {
+            Which::Dial
+        } else {
+            Which::Request
+        }
+    }
+
+    /// All, in the order in which things happen.
+    fn all(&self) -> Vec<(Which, &'s Place, &'s Seen)> {
+        let mut all = vec![];
+        let mut add = |which, (place, seen): (&'s Place, &'s Seen)| all.push((which, place, seen));
+        self.request.iter().for_each(|it| add(Which::Request, *it));
+        self.dial.iter().for_each(|it| add(Which::Dial, *it));
+        let arriving = self.arriving_is();
+        self.arriving.iter().for_each(|it| add(arriving, *it));
+        self.answer.iter().for_each(|it| add(Which::Answer, *it));
+        self.to_client.iter().for_each(|it| add(Which::Answer, *it));
+        all
+    }
+}
+
+/// The two ends of a packet.
+struct Headers {
+    source: SocketAddr,
+    target: SocketAddr,
+}
+
+fn ends(seen: &Seen) -> Headers {
+    Headers {
+        source: seen.headers.source,
+        target: seen.headers.target,
+    }
+}
+
+/// What a packet has met last, in words.
+fn last_met(place: &Place, seen: &Seen) -> String {
+    let last = seen.steps.last();
+    last.map_or_else(
+        || "it came in".to_owned(),
+        |step| Evidence::new(place, Which::Request, step).place(),
+    )
+}
+
+/// Why a packet that every rule before its route has let through has met none after it.
+fn unrouted(place: &Place, seen: &Seen, target: IpAddr) -> String {
+    let client = seen.headers.source.ip();
+    let Some(link) = seen.link else {
+        return "no rule dropped it, so the kernel had no way for it".to_owned();
+    };
+    // Of the namespace in which the socket was made.
+    let name = rustix::net::netdevice::index_to_name(&place.routes, link);
+    let name = name.unwrap_or_else(|_| format!("link {link}"));
+    let unreachable = || match place.routes.of(client, target, link) {
+        Err(e) => format!("there is no route for it from {name} to {target}: {e}"),
+        Ok(_) => "no rule dropped it, so the kernel had no way for it".to_owned(),
+    };
+    // The settings that can be read are the host's.
+    if place.site != Site::Host {
+        return unreachable();
+    }
+    let back = place.routes.to(client);
+    if client.is_ipv4() {
+        let of = |link: &str| setting(&format!("ipv4/conf/{link}/rp_filter")).unwrap_or(0);
+        let filter = of("all").max(of(&name));
+        let by_other = match (&back, filter) {
+            (Ok(route), 1) => route.is_local || route.link != Some(link),
+            (Ok(route), 2) => route.is_local,
+            (Err(_), 1 | 2) => true,
+            _ => false,
+        };
+        if by_other {
+            let whose = if of("all") < filter { &name } else { "all" };
+            return format!(
+                "it took the source for a wrong one, since its way to {client} is not by {name} \
+                 (net.ipv4.conf.{whose}.rp_filter is {filter})"
+            );
+        }
+    }
+    if let Ok(route) = back
+        && route.is_local
+    {
+        return format!("{client} is an address of its own, and came in by {name} (a martian)");
+    }
+    if let IpAddr::V6(address) = client
+        && address.is_unicast_link_local()
+    {
+        return format!("{client} is link-local, and such an address is not forwarded");
+    }
+    let forwards = if client.is_ipv4() {
+        ("ipv4/ip_forward", "net.ipv4.ip_forward")
+    } else {
+        ("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding")
+    };
+    if setting(forwards.0) == Some(0) {
+        return format!("it doesn't forward any more, {} is 0", forwards.1);
+    }
+    unreachable()
+}
+
+/// Why a packet didn't get past conntrack.
+fn untracked() -> String {
+    let (now, most) = (
+        setting("netfilter/nf_conntrack_count"),
+        setting("netfilter/nf_conntrack_max"),
+    );
+    match (now, most) {
+        (Some(now), Some(most)) if now >= most => format!(
+            "its connection table is full, with {now} of {most} (net.netfilter.nf_conntrack_max)"
+        ),
+        _ => "no rule dropped it, so conntrack or something else that is no rule of nftables has"
+            .to_owned(),
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?;
+    text.trim().parse().ok()
+}

@@ -1,0 +1,357 @@
+//! One network namespace, what is marked there, and what came of it.
+//!
+//! A short-lived child opens what it takes to look into it, as the one of `capture` does: it joins the part's user and
+//! network namespace (the host's needs no joining), keeps `NET_ADMIN` and nothing else, makes the table that marks, takes
+//! down how the rules are called, and hands its sockets up. Reading them needs no privilege, and the table lives as long as
+//! the last descriptor of the socket that owns it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+
+use caps::Capability;
+use nix::sched::CloneFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
+use rustix::fs::MemfdFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::extra;
+use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
+use crate::firewall::{self, SIDECAR_TABLE};
+use crate::net::{Listening, Routes};
+use crate::privileges;
+use crate::protocol;
+use crate::sys::namespace::setns;
+use crate::sys::process::{Cloned, clone3, exit_now};
+
+/// Nobody looks at more packets of one place: a flood is no reason to run out of memory.
+const MOST: usize = 4096;
+
+/// Which network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Site {
+    /// The host's.
+    Host,
+    /// The relay's own, where it has one.
+    Relay,
+    /// The sidecar's.
+    Sidecar,
+}
+
+impl Site {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Relay => "relay",
+            Self::Sidecar => "sidecar",
+        }
+    }
+}
+
+/// A packet that was marked.
+pub(super) struct Seen {
+    id: u32,
+    /// Its place among all that were heard of, of any namespace.
+    pub(super) order: usize,
+    /// What it was before anybody changed it.
+    pub(super) headers: Headers,
+    /// The index of the link that it came by.
+    pub(super) link: Option<u32>,
+    /// Which connection, if the kernel tells.
+    pub(super) connection: Option<u32>,
+    /// How far it came, in order.
+    pub(super) hops: Vec<Hop>,
+    /// What it met of others.
+    pub(super) steps: Vec<Step>,
+}
+
+impl Seen {
+    pub(super) fn met(&self, hop: Hop) -> bool {
+        self.hops.contains(&hop)
+    }
+
+    pub(super) fn drop(&self) -> Option<&Step> {
+        self.steps.iter().find(|step| step.verdict == Verdict::Drop)
+    }
+}
+
+/// The name or the text of a rule, by the table's family, the table and its handle.
+type Names = BTreeMap<(String, String, u64), String>;
+
+/// One network namespace.
+pub(super) struct Place {
+    pub(super) site: Site,
+    pub(super) tracer: Tracer,
+    pub(super) routes: Routes,
+    comments: Names,
+    texts: Names,
+    /// In the order in which they were first heard of.
+    pub(super) seen: Vec<Seen>,
+}
+
+/// What the child tells about the rules that there are.
+#[derive(Serialize, Deserialize)]
+struct Rules {
+    comments: Vec<RuleName>,
+    texts: Vec<RuleName>,
+}
+
+impl Place {
+    /// Opens one; `part` is the pidfd of the process whose namespaces they are, `None` for our own.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub(super) fn open(
+        site: Site,
+        part: Option<&OwnedFd>,
+        packets: &[Packets],
+    ) -> Result<Self, String> {
+        let number = std::process::id();
+        let work = || -> Result<Vec<OwnedFd>, String> {
+            let tracer = Tracer::start(packets, number).map_err(|e| words(&e))?;
+            let routes = Routes::open().map_err(|e| words(&e))?;
+            let socket = firewall::Socket::open().map_err(|e| words(&e))?;
+            let rules = Rules {
+                comments: rule_names(&socket)
+                    .map_err(|e| format!("ask how the rules are called: {e}"))?,
+                texts: rule_texts().unwrap_or_default(),
+            };
+            let told = in_memory(&rules).map_err(|e| format!("tell how rules are called: {e}"))?;
+            let [table, events] = tracer.sockets();
+            let fds =
+                [table, events, routes.as_fd(), told.as_fd()].map(|fd| fd.try_clone_to_owned());
+            let fds: io::Result<Vec<_>> = fds.into_iter().collect();
+            fds.map_err(|e| format!("copy a descriptor: {e}"))
+        };
+        let fds = from_inside(part, &[Capability::CAP_NET_ADMIN], work)?;
+        let [table, events, routes, told]: [OwnedFd; 4] = fds
+            .try_into()
+            .map_err(|_| "the opener handed up something else".to_owned())?;
+        let rules: Rules = serde_json::from_reader(io::BufReader::new(File::from(told)))
+            .map_err(|e| format!("read how the rules are called: {e}"))?;
+        let by_place = |rules: Vec<RuleName>| {
+            let pairs = rules.into_iter();
+            pairs
+                .map(|rule| ((rule.family, rule.table, rule.handle), rule.name))
+                .collect()
+        };
+        Ok(Self {
+            site,
+            tracer: Tracer::made_of([table, events], number).map_err(|e| words(&e))?,
+            routes: Routes::from_fd(routes).map_err(|e| words(&e))?,
+            comments: by_place(rules.comments),
+            texts: by_place(rules.texts),
+            seen: vec![],
+        })
+    }
+
+    /// Takes what has come; `order` counts the packets of all places.
+    pub(super) fn take(&mut self, order: &mut usize) -> Result<(), firewall::LoadError> {
+        for step in self.tracer.steps()? {
+            let hop = self.tracer.hop(&step);
+            let begins = matches!(hop, Some(Hop::ComesIn | Hop::Sent));
+            let known = self.seen.iter().rposition(|seen| seen.id == step.packet);
+            // The kernel's numbers come back: nobody begins twice.
+            let known = known.filter(|at| {
+                let last = self.seen[*at].hops.last();
+                !begins || last == hop.as_ref()
+            });
+            let at = match (known, step.headers) {
+                (Some(at), _) => at,
+                (None, Some(headers)) if begins && self.seen.len() < MOST => {
+                    *order += 1;
+                    self.seen.push(Seen {
+                        id: step.packet,
+                        order: *order,
+                        headers,
+                        link: step.link,
+                        connection: None,
+                        hops: vec![],
+                        steps: vec![],
+                    });
+                    self.seen.len() - 1
+                }
+                _ => continue,
+            };
+            let seen = &mut self.seen[at];
+            seen.connection = seen.connection.or(step.connection);
+            match hop {
+                Some(hop) if seen.hops.last() != Some(&hop) => seen.hops.push(hop),
+                Some(_) => {}
+                None => seen.steps.push(step),
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of a rule: its comment in a table of ours, its text in another's, if there was an nft to tell it.
+    pub(super) fn named(&self, step: &Step) -> Option<String> {
+        let key = (step.family.clone(), step.table.clone(), step.rule?);
+        let (comment, text) = (self.comments.get(&key), self.texts.get(&key));
+        let ours = step.table == SIDECAR_TABLE || step.table.starts_with("lrpns-");
+        let name = if ours {
+            comment.or(text)
+        } else {
+            text.or(comment)
+        };
+        name.cloned()
+    }
+}
+
+/// Who listens in a part's network namespace, to be asked at any time.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(super) fn listening(part: Option<&OwnedFd>) -> Result<Listening, String> {
+    let fds = from_inside(part, &[], || {
+        let socket = nix::sys::socket::socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        );
+        let socket = socket.map_err(|e| format!("open a socket: {e}"))?;
+        Ok(vec![socket])
+    })?;
+    let fd = fds.into_iter().next().ok_or("no descriptor came")?;
+    Listening::from_fd(fd).map_err(|e| words(&e))
+}
+
+/// Does something in a child that has joined the part's namespaces and holds no more than `keep` over them.
+fn from_inside(
+    part: Option<&OwnedFd>,
+    keep: &[Capability],
+    work: impl FnOnce() -> Result<Vec<OwnedFd>, String>,
+) -> Result<Vec<OwnedFd>, String> {
+    let (ours, theirs) =
+        crate::namespaces::socketpair().map_err(|e| format!("make a socket pair: {e}"))?;
+    match clone3(0).map_err(|e| format!("start a process: {e}"))? {
+        Cloned::Child => {
+            drop(ours);
+            let inside = || {
+                if let Some(part) = part {
+                    setns(part, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+                        .map_err(|e| format!("join its namespaces: {e}"))?;
+                }
+                privileges::keep_only_and_pass_on(keep)
+                    .map_err(|e| format!("drop privileges: {e}"))?;
+                work()
+            };
+            let said = match inside() {
+                Ok(fds) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    protocol::send(&theirs, &Ok::<(), String>(()), &fds)
+                }
+                Err(e) => protocol::send(&theirs, &Err::<(), String>(e), &[]),
+            };
+            exit_now(said.is_err().into())
+        }
+        Cloned::Parent { pidfd, .. } => {
+            drop(theirs);
+            let told = protocol::receive::<Result<(), String>>(&ours);
+            super::super::exec::wait(&pidfd).map_err(|e| format!("wait for the opener: {e}"))?;
+            let told = told.map_err(|e| format!("hear from the opener: {e}"))?;
+            let (told, fds) = told.ok_or("the opener has ended")?;
+            told.map(|()| fds)
+        }
+    }
+}
+
+/// An error with what it comes from.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text += &format!(": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A file in memory, read from its beginning: how rules are called may be more than a message holds.
+fn in_memory(rules: &Rules) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("rules", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    let mut writer = io::BufWriter::new(&mut file);
+    serde_json::to_writer(&mut writer, rules)?;
+    writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Every rule's text, as nft lists it in this network namespace; `None` without an nft that does.
+fn rule_texts() -> Option<Vec<RuleName>> {
+    let output = std::process::Command::new(extra::nft()?)
+        .args(["-a", "list", "ruleset"])
+        .env_clear()
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    Some(parse_texts(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_texts(listing: &str) -> Vec<RuleName> {
+    let mut table = None;
+    let mut texts = vec![];
+    for line in listing.lines() {
+        if let Some(rest) = line.strip_prefix("table ") {
+            let mut words = rest.split_whitespace();
+            table = words.next().zip(words.next());
+        }
+        let (Some((family, name)), Some((text, handle))) = (table, line.rsplit_once(" # handle "))
+        else {
+            continue;
+        };
+        if text.ends_with('{') {
+            continue;
+        }
+        if let Ok(handle) = handle.trim().parse() {
+            texts.push(RuleName {
+                family: family.to_owned(),
+                table: name.to_owned(),
+                handle,
+                name: text.trim().to_owned(),
+            });
+        }
+    }
+    texts
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rules_of_a_listing_are_found_by_family_table_and_handle() {
+        let listing = "table inet mine { # handle 3\n\tset s { # handle 7\n\t\ttype ipv4_addr\n\t}\n\n\tchain in { # handle 1\n\t\t\
+            type filter hook input priority 5; policy accept;\n\t\ttcp dport 5000 drop comment \"a # handle 9\" # handle 2\n\t}\n}\n\
+            table ip6 other { # progname x # handle 4\n\tchain c { # handle 1\n\t\tdrop # handle 2\n\t}\n}\n";
+        let found: Vec<_> = parse_texts(listing)
+            .into_iter()
+            .map(|rule| (rule.family, rule.table, rule.handle, rule.name))
+            .collect();
+        let rule = |family: &str, table: &str, text: &str| {
+            (family.to_owned(), table.to_owned(), 2, text.to_owned())
+        };
+        assert_eq!(
+            found,
+            [
+                rule(
+                    "inet",
+                    "mine",
+                    "tcp dport 5000 drop comment \"a # handle 9\""
+                ),
+                rule("ip6", "other", "drop"),
+            ]
+        );
+    }
+}
