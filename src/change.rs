@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::TrafficLog;
+use crate::config::{Source, TrafficLog};
 use crate::confine;
 use crate::plan::{AppPlan, Plan};
 
-/// Of an app: what is rules, sockets, or the supervisor's own business.
-const LIVE: [&str; 4] = ["publish", "allow", "rate", "restart"];
+/// Of an app: what is rules, routes, sockets, or the supervisor's own business.
+const LIVE: [&str; 6] = ["publish", "allow", "rate", "restart", "egress", "source"];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
@@ -25,6 +25,11 @@ const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
 const NO_CHANGE: [&str; 4] = ["origins", "config", "closing", "address6"];
 
+const ANOTHER_STACK: &str = "a stack of another name is another stack";
+const BY_RELAY: &str = "the processes that carry it are made with a socket for each port that is granted, and all that goes through them would end with them";
+/// Of a key that is in no list.
+const UNKNOWN: &str = "what depends on it is made once, when the stack is brought up";
+
 /// A part that has to be started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PartChange {
@@ -32,6 +37,9 @@ pub struct PartChange {
     pub part: String,
     /// The keys that have changed.
     pub because: Vec<String>,
+    /// Why that can't be done while it runs, where it isn't plain that the part is made of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
 }
 
 /// What there is to do.
@@ -62,12 +70,51 @@ impl Change {
     }
 }
 
+/// A key that can't change while the stack runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// By the name that the configuration has for it.
+    pub key: String,
+    /// Why not.
+    pub why: &'static str,
+    /// What can be done instead, if something can.
+    pub instead: Option<&'static str>,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} can't be changed while the stack runs: {}",
+            self.key, self.why
+        )
+    }
+}
+
 /// The keys that can't change while the stack runs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} can't be changed while the stack runs", .keys.join(", "))]
+#[error("{}", .keys.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct NotLive {
-    /// By the names that the configuration has for them.
-    pub keys: Vec<String>,
+    /// Each with its reason.
+    pub keys: Vec<Refused>,
+}
+
+impl NotLive {
+    /// What can be done instead, if there is something for each.
+    #[must_use]
+    pub fn instead(&self) -> Option<String> {
+        let all: Option<BTreeSet<&str>> = self.keys.iter().map(|key| key.instead).collect();
+        let all: Vec<&str> = all?.into_iter().collect();
+        Some(all.join("; "))
+    }
+}
+
+fn refusal(key: impl Into<String>, why: &'static str) -> Refused {
+    Refused {
+        key: key.into(),
+        why,
+        instead: None,
+    }
 }
 
 /// What changes from `old` to `new`, which should be made by [`crate::resolve::again`].
@@ -84,32 +131,48 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             key if NO_CHANGE.contains(&key) => {}
             // By the host, it comes of the apps' own.
             "egress" if old.egress_relay().is_none() && new.egress_relay().is_none() => {}
-            "egress" => refused.push("app.egress (by relay)".to_owned()),
+            "egress" => refused.push(refusal("app.egress (by relay)", BY_RELAY)),
             key if SIDECAR_MADE_OF.contains(&key) => sidecar.push(format!("sidecar.{key}")),
             "bridge" => {
                 if old.bridge.subnet != new.bridge.subnet {
-                    refused.push("network.subnet".to_owned());
+                    refused.push(refusal(
+                        "network.subnet",
+                        "every address of the stack is of it, and so is one end of every open connection",
+                    ));
                 }
                 if old.bridge.address != new.bridge.address {
-                    refused.push("sidecar.address".to_owned());
+                    refused.push(refusal(
+                        "sidecar.address",
+                        "to the apps it is the other end of every open connection, and their one way out",
+                    ));
                 }
                 if old.bridge.prefix6 != new.bridge.prefix6 {
-                    refused.push("network.ipv6".to_owned());
+                    refused.push(refusal(
+                        "network.ipv6",
+                        "a network namespace is made with IPv6 or without, and each of its addresses is one end of open connections",
+                    ));
                 }
                 if refused.is_empty() {
-                    refused.push("name".to_owned());
+                    refused.push(refusal("name", ANOTHER_STACK));
                 }
             }
             // Its addresses follow from the prefix, of which `bridge` tells.
             "uplink" if old.bridge.prefix6 != new.bridge.prefix6 => {}
             "uplink" if old.egress_relay().is_none() && new.egress_relay().is_some() => {}
-            "uplink" => refused.push(
-                "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
-                    .to_owned(),
-            ),
+            "uplink" => refused.push(Refused {
+                key: "source = \"client\" by the relay".to_owned(),
+                why: "the uplink would have to end at the relay and not at the host, and every open connection goes through it",
+                instead: Some(
+                    "via = \"dnat\" on a host that forwards, which shows an app its clients without that",
+                ),
+            }),
             "rules" => change.live.push("sidecar.rules".to_owned()),
-            "stack" => refused.push("name".to_owned()),
-            other => refused.push(other.to_owned()),
+            "stack" => refused.push(refusal("name", ANOTHER_STACK)),
+            "mode" | "owner" | "state_dir" => refused.push(refusal(
+                key,
+                "who runs a stack is who brought it up",
+            )),
+            other => refused.push(refusal(other, UNKNOWN)),
         }
     }
     let of_one = old.apps.len() == 1 && old.apps[0].name.as_str() == "app";
@@ -141,12 +204,13 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
     let granted = |plan: &Plan| plan.granted().copied().collect::<BTreeSet<_>>();
     let by_relay = old.egress_relay().is_some() && new.egress_relay().is_some();
     if by_relay && granted(old) != granted(new) {
-        refused.push("app.egress (by relay)".to_owned());
+        refused.push(refusal("app.egress (by relay)", BY_RELAY));
     }
     if !sidecar.is_empty() {
         change.restart.push(PartChange {
             part: "sidecar".to_owned(),
             because: sidecar,
+            why: vec![],
         });
     }
     let ports = |plan: &Plan| -> BTreeSet<String> {
@@ -169,28 +233,50 @@ fn app_change(
     new: &AppPlan,
     key: &dyn Fn(&str) -> String,
     change: &mut Change,
-    refused: &mut Vec<String>,
+    refused: &mut Vec<Refused>,
 ) {
-    let mut because = vec![];
+    let (mut because, mut why) = (vec![], vec![]);
     let (had, has) = (confine::App::of(old), confine::App::of(new));
-    let more = |had: &[u16], has: &[u16]| has.iter().any(|port| !had.contains(port));
-    // Landlock gives nothing back to a process that is there.
-    if more(&had.bind, &has.bind) {
+    let more = |had: &[u16], has: &[u16]| -> Vec<u16> {
+        let new = has.iter().filter(|port| !had.contains(port));
+        new.copied().collect()
+    };
+    let domain = |does: &str, ports: &[u16]| {
+        format!(
+            "a Landlock domain can't be widened: {does} {}",
+            named(ports)
+        )
+    };
+    let bind = more(&had.bind, &has.bind);
+    if !bind.is_empty() {
         because.push(key("publish"));
+        why.push(domain("it binds", &bind));
     }
-    if more(&had.connect, &has.connect) && old.egress != new.egress {
+    let connect = more(&had.connect, &has.connect);
+    if !connect.is_empty() && old.egress != new.egress {
         because.push(key("egress"));
+        why.push(domain("it connects to", &connect));
     }
-    // Routes and the list of resolvers are made once.
-    let same_way = old.routes() == new.routes() && old.resolvers().eq(new.resolvers());
+    if !old.resolvers().eq(new.resolvers()) {
+        because.push(key("egress"));
+        why.push("its /etc/resolv.conf is made when it starts".to_owned());
+    }
+    if old.source == Source::Client && new.source == Source::Sidecar {
+        because.push(key("source"));
+        why.push("its open connections are with clients to whom it has no route then".to_owned());
+    }
+    because.dedup();
     for name in differing(&object(old), &object(new)) {
         match name.as_str() {
             name if NO_CHANGE.contains(&name) => {}
-            "egress" if !same_way => {
-                refused.push(format!("{} (to other addresses)", key("egress")))
-            }
             name if because.contains(&key(name)) => {}
-            "egress" => change.live.push(key("egress")),
+            "address" => refused.push(Refused {
+                key: key(name.as_str()),
+                why: "it is one end of the app's open connections, and whom its neighbours know",
+                instead: Some(
+                    "give the app another name too: then one leaves and the other joins, live",
+                ),
+            }),
             name if LIVE.contains(&name) => change.live.push(key(name)),
             "env" => {
                 let mut names: BTreeSet<&String> = old.env.keys().collect();
@@ -199,14 +285,24 @@ fn app_change(
                 because.extend(names.iter().map(|name| key(&format!("env.{name}"))));
             }
             name if MADE_OF.contains(&name) => because.push(key(name)),
-            other => refused.push(key(other)),
+            other => refused.push(refusal(key(other), UNKNOWN)),
         }
     }
     if !because.is_empty() {
         change.restart.push(PartChange {
             part: old.name.to_string(),
             because,
+            why,
         });
+    }
+}
+
+/// Ports, in words.
+fn named(ports: &[u16]) -> String {
+    match ports {
+        [] => "no TCP port".to_owned(),
+        [one] => format!("TCP port {one}"),
+        [one, rest @ ..] => format!("TCP port {one} and {} more", rest.len()),
     }
 }
 

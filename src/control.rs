@@ -50,7 +50,8 @@ pub enum Request {
         rules: crate::firewall::Batch,
     },
     /// Bring the stack to another plan; from here on client and supervisor talk to each other: [`Reply::Applying`],
-    /// [`Said`]. Descriptors: a bound socket for each port that is new, in the plan's order.
+    /// [`Said`]. Descriptors: a bound socket for each port that is new, in the plan's order; what one message has no room
+    /// for comes by [`Said::More`].
     Apply(Box<Apply>),
     /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
     Exec {
@@ -93,6 +94,8 @@ pub enum Applying {
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.
         new: Box<nftables::schema::Nftables<'static>>,
+        /// Then connections are forgotten that are not of these.
+        grants: Vec<crate::firewall::Grants>,
     },
     /// Write the maps of a user namespace that was just made (user_namespaces(7)): the supervisor has dropped what that
     /// takes. Descriptors: the directory of /proc of a process in it, and the user namespace that it was made in. Answered
@@ -102,6 +105,12 @@ pub enum Applying {
         uids: String,
         /// The lines of `gid_map`.
         gids: String,
+    },
+    /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::publish::bound`]). Answered by as many
+    /// [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
+    Bind {
+        /// The host's addresses and ports.
+        ports: Vec<std::net::SocketAddr>,
     },
     /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
     Confirm {
@@ -117,6 +126,8 @@ pub enum Applying {
 pub enum Said {
     /// What was asked for is done, or not and why.
     Changed(Result<(), String>),
+    /// Descriptors: sockets, in the order of what they were asked for by, or belong to.
+    More,
     /// It is to stay.
     Keep,
     /// It is not.

@@ -475,15 +475,18 @@ fn cannot_bind(
             });
             let own = running.and_then(|running| {
                 let mut published = running.published();
-                published.find(|(_, publish)| publish.listen.port() == address.port())
+                published.find(|(_, running)| publish::overlap(running, publish))
             });
             if let Some((_, publish)) = own {
+                let listen = publish.listen;
                 return problem(
                     what,
-                    format!(
-                        "the stack itself listens on {}: one port can't move between addresses live",
-                        publish.listen
-                    ),
+                    match publish.protocol {
+                        Protocol::Tcp => format!("the stack itself listens on {listen}"),
+                        Protocol::Udp => format!(
+                            "the stack itself has {listen}/udp, and what is sent to a socket of UDP waits there, read or not, so a port of UDP can't be taken back: apply without it first, then with it where it is to be"
+                        ),
+                    },
                 );
             }
             let hint = match other {

@@ -110,6 +110,12 @@ pub enum Role {
         /// Entry ports of UDP that lead elsewhere now, or nowhere: their flows are forgotten.
         forget: Vec<u16>,
     },
+    /// Forgets, in the sidecar's network namespace, the connections that apps have made and may make no more, says how
+    /// that went, and ends. No descriptors.
+    Forgetter {
+        /// What they may.
+        grants: Vec<crate::firewall::Grants>,
+    },
     /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
     /// many [`ToStage::More`] follow as it takes to hand over all.
     Relay {

@@ -1,12 +1,14 @@
 //! Ports on the host: bound before anything is made, listening when everything is ready.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::net::{SocketAddrAny, SocketFlags, SocketType, sockopt};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
@@ -57,33 +59,22 @@ impl Listener {
     /// # Errors
     /// What `socket(2)` or `bind(2)` says.
     pub fn bind(address: SocketAddr, protocol: Protocol, target: SocketAddr) -> io::Result<Self> {
-        let socket = rustix::net::socket_with(
-            SocketAddrAny::from(address).address_family(),
-            match protocol {
-                Protocol::Tcp => SocketType::STREAM,
-                Protocol::Udp => SocketType::DGRAM,
-            },
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        if address.is_ipv6() {
-            // `::` is all of IPv6 and nothing else: what is published at 0.0.0.0 is said by itself.
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
-        match protocol {
-            // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
-            Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
-            // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
-            Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
-                .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
-        }
-        rustix::net::bind(&socket, &address)?;
+        let socket = bound(address, protocol, false)?;
         Ok(Self {
             address,
             protocol,
             target,
             socket: Arc::new(socket),
         })
+    }
+
+    /// Whether another socket of the same user may have the port as well, if that one says so too (`SO_REUSEPORT`,
+    /// socket(7)): as long as a port moves from one address to another of which one is all of them.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says.
+    pub fn share(&self, shared: bool) -> io::Result<()> {
+        Ok(sockopt::set_socket_reuseport(&*self.socket, shared)?)
     }
 
     /// Begins to listen, also again after [`Listener::close`].
@@ -100,6 +91,16 @@ impl Listener {
         })
     }
 
+    /// Whether somebody has connected whom nobody has accepted yet; [`Listener::close`] would reset that connection.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        let mut ready = [PollFd::new(&*self.socket, PollFlags::IN)];
+        let now = rustix::event::Timespec::default();
+        self.protocol == Protocol::Tcp
+            && rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0)
+            && ready[0].revents() == PollFlags::IN
+    }
+
     /// Refuses connections from now on; the socket stays bound, as before it listened.
     pub fn close(&self) {
         // Of UDP, what nobody reads stays unread; and a socket that was shut down could not be read again.
@@ -109,6 +110,61 @@ impl Listener {
         // A socket that doesn't listen yet is closed already.
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
+}
+
+/// Has the kernel forget that a port of this network namespace was shared, when nobody shares it any more: by what it
+/// remembers of the port (`fastreuseport`, net/ipv4/inet_connection_sock.c) it would let one more of the same user listen
+/// there without looking. Whoever binds the port and doesn't share ends that; so somebody does, of the other family, where
+/// nobody is in the way. That this doesn't work where it is another's namespace or a port below 1024 is no error.
+pub fn end_of_sharing(port: u16) {
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let flags = SocketFlags::CLOEXEC;
+        let Ok(socket) = rustix::net::socket_with(family, SocketType::STREAM, flags, None) else {
+            continue;
+        };
+        let all: std::net::IpAddr = match family {
+            AddressFamily::INET => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            _ => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        if all.is_ipv6() && sockopt::set_ipv6_v6only(&socket, true).is_err() {
+            continue;
+        }
+        if rustix::net::bind(&socket, &SocketAddr::new(all, port)).is_ok() {
+            return;
+        }
+    }
+}
+
+/// A socket for a published port, bound; `shared` as [`Listener::share`] says.
+///
+/// # Errors
+/// As [`Listener::bind`].
+pub fn bound(address: SocketAddr, protocol: Protocol, shared: bool) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(
+        SocketAddrAny::from(address).address_family(),
+        match protocol {
+            Protocol::Tcp => SocketType::STREAM,
+            Protocol::Udp => SocketType::DGRAM,
+        },
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if address.is_ipv6() {
+        // `::` is all of IPv6 and nothing else: what is published at 0.0.0.0 is said by itself.
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    match protocol {
+        // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
+        Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
+        // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
+        Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
+    }
+    if shared {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
 }
 
 /// Binds every published port of the plan; all that can't be bound are told, not only the first.
@@ -128,9 +184,7 @@ pub fn bind_new<'p>(
     running: Option<&Plan>,
 ) -> Result<Vec<Listener>, Vec<(&'p PublishPlan, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
-    if plan.published().nth(FEW_PORTS).is_some() {
-        more_descriptors();
-    }
+    make_room_for(plan);
     for publish in new_ports(plan, running) {
         match Listener::bind(publish.listen, publish.protocol, target(plan, publish)) {
             Ok(listener) => bound.push(listener),
@@ -141,6 +195,13 @@ pub fn bind_new<'p>(
         Ok(bound)
     } else {
         Err(refused)
+    }
+}
+
+/// So that this process may have a socket for each published port of the plan.
+pub fn make_room_for(plan: &Plan) {
+    if plan.published().nth(FEW_PORTS).is_some() {
+        more_descriptors();
     }
 }
 
@@ -248,18 +309,55 @@ pub fn ranges(plan: &Plan) -> Vec<Range<'_>> {
     ranges
 }
 
-/// The published ports of `plan` that `running` has not.
+/// The published ports of `plan` that `running` has not, but for those that [move](moved_ports).
 pub fn new_ports<'p>(
     plan: &'p Plan,
     running: Option<&Plan>,
 ) -> impl Iterator<Item = &'p PublishPlan> {
-    let had: Vec<_> = running
+    let moved: Vec<_> = running
+        .into_iter()
+        .flat_map(|running| moved_ports(plan, running))
+        .map(PublishPlan::outside)
+        .collect();
+    unknown(plan, running).filter(move |publish| !moved.contains(&publish.outside()))
+}
+
+fn unknown<'p>(plan: &'p Plan, running: Option<&Plan>) -> impl Iterator<Item = &'p PublishPlan> {
+    let had: HashSet<_> = running
         .into_iter()
         .flat_map(|running| running.published().map(|(_, publish)| publish.outside()))
         .collect();
     plan.published()
         .map(|(_, publish)| publish)
         .filter(move |publish| !had.contains(&publish.outside()))
+}
+
+/// The published ports of `plan` that can't be bound as long as one that goes is listened on: it is the same port at all
+/// addresses, or at one of them. By TCP only: what is sent to a bound socket of UDP waits there, so a port of UDP can't be
+/// taken and given back.
+pub fn moved_ports<'p>(plan: &'p Plan, running: &Plan) -> Vec<&'p PublishPlan> {
+    let stays: HashSet<_> = plan.published().map(|(_, p)| p.outside()).collect();
+    let going: Vec<_> = running
+        .published()
+        .map(|(_, publish)| publish)
+        .filter(|publish| publish.protocol == Protocol::Tcp && !stays.contains(&publish.outside()))
+        .collect();
+    if going.is_empty() {
+        return vec![];
+    }
+    unknown(plan, Some(running))
+        .filter(|new| going.iter().any(|old| overlap(old, new)))
+        .collect()
+}
+
+/// Whether it is one port, at all addresses of a family and at one of them.
+#[must_use]
+pub fn overlap(one: &PublishPlan, other: &PublishPlan) -> bool {
+    let (a, b) = (one.listen, other.listen);
+    one.protocol == other.protocol
+        && a.port() == b.port()
+        && a.is_ipv6() == b.is_ipv6()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 /// Where a published port's connections enter the sidecar.

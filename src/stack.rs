@@ -15,7 +15,7 @@
 mod egress;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use rustix::net::SocketAddrAny;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
-use crate::config::{Limits, Protocol, TrafficLog};
+use crate::config::{Limits, Protocol, Source, TrafficLog};
 use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event};
 use crate::extra;
@@ -601,6 +601,91 @@ impl Ground {
             Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
         })
         .await
+    }
+
+    /// Gives every app that `other` has too, in the same place, the routes of both; what is there already is no error.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn add_routes(&self, other: &Ground) -> Result<(), StackError> {
+        for (index, app, (own, its)) in self.routes_beside(other) {
+            let (end, all) = (self.apps[index].end(), &own | &its);
+            within("routes", async {
+                Ok(net::change_routes(app, end, &self.links, &its, &all).await?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The end of [`Ground::add_routes`]: of the routes of both, ours are left.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn only_own_routes(&self, other: &Ground) -> Result<(), StackError> {
+        for (index, app, (own, its)) in self.routes_beside(other) {
+            let (end, all) = (self.apps[index].end(), &own | &its);
+            within("routes", async {
+                Ok(net::change_routes(app, end, &self.links, &all, &own).await?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The apps whose routes differ, each with ours and the other's.
+    fn routes_beside<'g>(
+        &'g self,
+        other: &'g Ground,
+    ) -> impl Iterator<
+        Item = (
+            usize,
+            &'g AppPlan,
+            (BTreeSet<net::AppRoute>, BTreeSet<net::AppRoute>),
+        ),
+    > {
+        let pairs = self.plan.apps.iter().zip(&other.plan.apps).enumerate();
+        pairs
+            .map(|(index, (app, its))| {
+                let routes = (net::routes(&self.plan, app), net::routes(&other.plan, its));
+                (index, app, routes)
+            })
+            .filter(|(_, _, (own, its))| own != its)
+    }
+
+    /// Forgets the connections that apps have made and by this plan may make no more; its rules must be in force.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn forget_ungranted(&self) -> Result<(), StackError> {
+        let grants = firewall::grants(&self.plan);
+        self.load(Role::Forgetter { grants }).await
+    }
+
+    /// The first address and port of these that somebody in an app's network namespace can connect to by TCP.
+    ///
+    /// # Errors
+    /// [`StackError::Io`] when no socket is to be had.
+    pub async fn reached(
+        &self,
+        index: usize,
+        targets: &[SocketAddr],
+        within: Duration,
+    ) -> Result<Option<SocketAddr>, StackError> {
+        for target in targets {
+            let family = SocketAddrAny::from(*target).address_family();
+            let socket = self.apps[index].namespaces.tcp_socket(family).await;
+            let socket = socket.map_err(|source| StackError::Io {
+                what: "make a socket in an app's network namespace",
+                source,
+            })?;
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            let connected = tokio::time::timeout(within, socket.connect(*target)).await;
+            if matches!(connected, Ok(Ok(_))) {
+                return Ok(Some(*target));
+            }
+        }
+        Ok(None)
     }
 
     /// The same without apps, which have ended for good; then [`Ground::remove`] takes away what they had.
@@ -1177,17 +1262,20 @@ impl fmt::Display for AppPort {
     }
 }
 
-/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan.
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan, or to an app that is to see others there.
 fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
-    let ways = |plan: &Plan| -> HashSet<(u16, SocketAddr)> {
+    let ways = |plan: &Plan| -> HashSet<(u16, SocketAddr, bool)> {
         plan.published()
             .filter(|(_, publish)| publish.protocol == Protocol::Udp)
-            .map(|(app, publish)| (publish.entry_port, app.service(publish)))
+            .map(|(app, publish)| {
+                let sees_clients = app.source == Source::Client;
+                (publish.entry_port, app.service(publish), sees_clients)
+            })
             .collect()
     };
     let gone: HashSet<u16> = ways(old)
         .difference(&ways(new))
-        .map(|(entry, _)| *entry)
+        .map(|(entry, _, _)| *entry)
         .collect();
     gone.into_iter().collect()
 }

@@ -501,7 +501,18 @@ fn connections_live_on_through_a_port_that_closes_and_new_ones_are_refused() {
 
 /// `lrpns apply --confirm` that has come to the question.
 fn asked(stack: &Stack, seconds: &str) -> (Child, BufReader<std::process::ChildStderr>) {
-    let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
+    let asked = asked_about(stack, &stack.file(TWO, ""), seconds);
+    assert_eq!(stack.get(8080), (true, true), "it is in force already");
+    asked
+}
+
+/// The same for any file.
+fn asked_about(
+    stack: &Stack,
+    file: &str,
+    seconds: &str,
+) -> (Child, BufReader<std::process::ChildStderr>) {
+    let path = stack.lab.write("web.toml", file);
     let args = ["apply", "-f", path.to_str().unwrap(), "--confirm", seconds];
     let mut child = stack.lab.spawn_lrpns(&args);
     let mut says = BufReader::new(child.stderr.take().unwrap());
@@ -511,7 +522,6 @@ fn asked(stack: &Stack, seconds: &str) -> (Child, BufReader<std::process::ChildS
         assert_ne!(says.read_line(&mut line).unwrap(), 0, "{said}");
         said += &line;
     }
-    assert_eq!(stack.get(8080), (true, true), "it is in force already");
     (child, says)
 }
 
@@ -970,45 +980,689 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
     }
 }
 
+/// Somebody else's server, in the client's namespace: it echoes, and for every line that it is told it says something to
+/// everybody who has ever talked to it but at port 7000.
+const ECHOES: &str = r#"
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+peers = {}
+for where in sys.argv[1:]:
+    kind, address, port = where.split()
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((address, int(port)))
+    if kind == "tcp":
+        s.listen()
+    chosen.register(s, selectors.EVENT_READ, "listen" if kind == "tcp" else "udp")
+chosen.register(sys.stdin, selectors.EVENT_READ, "stdin")
+print("ready", flush=True)
+while True:
+    for key, _ in chosen.select():
+        s = key.fileobj
+        try:
+            if key.data == "stdin":
+                if not sys.stdin.readline():
+                    sys.exit()
+                for say in list(peers.values()):
+                    try:
+                        say(b"news")
+                    except OSError:
+                        pass
+                print("said", flush=True)
+            elif key.data == "listen":
+                c, peer = s.accept()
+                if c.getsockname()[1] != 7000:
+                    peers[peer] = c.sendall
+                chosen.register(c, selectors.EVENT_READ, "tcp")
+            elif key.data == "udp":
+                data, peer = s.recvfrom(99)
+                peers[peer] = lambda data, s=s, peer=peer: s.sendto(data, peer)
+                s.sendto(data, peer)
+            else:
+                data = s.recv(99)
+                if data:
+                    s.sendall(data)
+                else:
+                    chosen.unregister(s)
+                    s.close()
+        except OSError as e:
+            print(e, file=sys.stderr)
+"#;
+
+/// A connection out of an app, with all that an app has: for every line it says what came of it. `ask` sends and waits,
+/// `hear` waits.
+const TALKS: &str = r#"
+import errno, socket, sys
+kind, address, port = sys.argv[1:]
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect((address, int(port)))
+for line in sys.stdin:
+    try:
+        if line == "ask\n":
+            s.settimeout(1)
+            s.send(b"echo")
+        else:
+            s.settimeout(0.3)
+        print(s.recv(99).decode(), flush=True)
+    except TimeoutError:
+        print("silence", flush=True)
+    except OSError as e:
+        print(errno.errorcode[e.errno], flush=True)
+"#;
+
+/// A process that answers lines.
+struct Answering {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
+
+impl Answering {
+    fn new(mut child: Child) -> Self {
+        let says = BufReader::new(child.stdout.take().unwrap());
+        Self { child, says }
+    }
+
+    fn server(lab: &Lab, places: &[&str]) -> Self {
+        let python = ["ip", "netns", "exec", "client", look::PYTHON, "-c", ECHOES];
+        let mut server = Self::new(lab.spawn(&[&python, places].concat()));
+        assert_eq!(server.line(), "ready");
+        server
+    }
+
+    fn out_of(lab: &Lab, app: &str, way: &str) -> Self {
+        let python = [
+            "exec",
+            "web",
+            "--part",
+            app,
+            "--",
+            look::PYTHON,
+            "-c",
+            TALKS,
+        ];
+        let way: Vec<&str> = way.split(' ').collect();
+        Self::new(lab.spawn_lrpns(&[&python, &way[..]].concat()))
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.says.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self, what: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{what}").unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a process has routes to.
+fn routes(stack: &Stack, part: &str) -> Vec<String> {
+    let pid = Some(stack.pid(part));
+    let routes = look::json(&stack.lab, pid, &["ip", "-j", "route"]);
+    let routes = routes.as_array().unwrap().iter();
+    let mut routes: Vec<_> = routes
+        .map(|route| route["dst"].as_str().unwrap().to_owned())
+        .collect();
+    routes.sort();
+    routes
+}
+
+/// What conntrack has, in a namespace, of connections that were begun by `from` with the port `to`.
+fn tracked(stack: &Stack, part: Option<&str>, from: &str, to: &str) -> Vec<String> {
+    let status = stack.lab.status("web");
+    let list = ["cat", "/proc/net/nf_conntrack"];
+    let text = match part {
+        Some(part) => look::beside(&stack.lab, look::init(&status, part), &list),
+        None => stack.lab.ok(&list),
+    };
+    let of = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let mut first = |key: &str| {
+            let word = words.find(|word| word.starts_with(key));
+            word.map(|word| word[key.len()..].to_owned())
+        };
+        first("src=").is_some_and(|source| source == from)
+            && first("dport=").is_some_and(|port| port == to)
+    };
+    text.lines().filter(of).map(str::to_owned).collect()
+}
+
+/// Two apps, of which the first may connect to `one`, and the second to port 7000; two more neighbours in the client's
+/// namespace.
+fn with_egress(one: &[&str]) -> String {
+    let one = format!("egress = {}\n", look::toml_list(one));
+    let two = "egress = [\"tcp 10.99.0.2:7000\"]\n";
+    several(
+        "dnat",
+        &[
+            ("one", 23, "0.0.0.0:5000:5000", &one),
+            ("two", 24, "0.0.0.0:8080:5000", two),
+        ],
+    )
+}
+
+fn up_with_egress(one: &[&str]) -> Stack {
+    let stack = Stack {
+        lab: Lab::forwarding(),
+        via: "dnat",
+    };
+    stack.lab.ok(&[
+        "ip",
+        "-n",
+        "client",
+        "address",
+        "add",
+        "10.99.0.3/24",
+        "dev",
+        "eth0",
+    ]);
+    let path = stack.lab.write("web.toml", &with_egress(one));
+    stack
+        .lab
+        .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+    stack
+}
+
+const SERVED: &[&str] = &[
+    "tcp 10.99.0.2 6000",
+    "tcp 10.99.0.3 6000",
+    "udp 10.99.0.2 6000",
+    "tcp 10.99.0.2 7000",
+];
+
 #[test]
-fn egress_to_the_same_address_changes_by_rules_and_what_landlock_forbids_starts_the_app_again() {
+fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_with_egress(&[]);
+    let lab = &stack.lab;
+    let mut server = Answering::server(lab, SERVED);
+    let mut keeping = Keeping::to(lab, true, LAB, "5000");
+    let client = keeping.ask();
+    let mut others = Answering::out_of(lab, "two", "tcp 10.99.0.2 7000");
+    assert_eq!(others.ask("ask"), "echo");
+    let (pids, before) = (stack.pids(), stack.rules());
+    let mut as_ever = |keeping: &mut Keeping, what: &str| {
+        assert_eq!(others.ask("ask"), "echo", "{what}");
+        assert_eq!(keeping.ask(), client, "{what}");
+        assert_eq!(stack.pids(), pids, "{what}");
+    };
+    let try_once = |way: &str| {
+        let python = [
+            "exec",
+            "web",
+            "--part",
+            "one",
+            "--",
+            look::PYTHON,
+            "-c",
+            TALKS,
+        ];
+        let way: Vec<&str> = way.split(' ').collect();
+        let output = lab.lrpns(&[&python, &way[..]].concat());
+        output.status.success()
+    };
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert!(!try_once("tcp 10.99.0.2 6000"));
+
+    // From nothing. Landlock lets it connect to its own port 6000, wherever that is, and knows no UDP.
+    let (tcp, udp) = ("tcp 10.99.0.2:6000", "udp 10.99.0.2:6000");
+    assert_done(&stack.apply_file(&with_egress(&[tcp, udp]), &[]));
+    assert_eq!(routes(&stack, "one"), ["10.99.0.2", "172.18.0.33"]);
+    let mut by_tcp = Answering::out_of(lab, "one", "tcp 10.99.0.2 6000");
+    let mut by_udp = Answering::out_of(lab, "one", "udp 10.99.0.2 6000");
+    assert_eq!(
+        (by_tcp.ask("ask"), by_udp.ask("ask")),
+        ("echo".into(), "echo".into())
+    );
+    assert!(!try_once("tcp 10.99.0.3 6000"));
+    as_ever(&mut keeping, "from nothing");
+
+    // To another address; what is left of the first one goes on.
+    assert_done(&stack.apply_file(&with_egress(&[udp, "tcp 10.99.0.3:6000"]), &[]));
+    assert_eq!(
+        routes(&stack, "one"),
+        ["10.99.0.2", "10.99.0.3", "172.18.0.33"]
+    );
+    assert_eq!(by_udp.ask("ask"), "echo");
+    assert!(try_once("tcp 10.99.0.3 6000") && !try_once("tcp 10.99.0.2 6000"));
+    assert_eq!(server.ask("say"), "said");
+    assert_eq!(by_udp.ask("hear"), "news");
+    assert_eq!(by_tcp.ask("hear"), "silence", "the far end is not heard");
+    assert_ne!(by_tcp.ask("ask"), "echo");
+    let uplink = look::planned(&lab.status("web"), "/uplink/sidecar_address").to_owned();
+    let seen = |from: &str, to: &str| {
+        let tcp = |lines: Vec<String>| lines.iter().filter(|line| line.contains(" tcp ")).count();
+        (
+            tcp(tracked(&stack, Some("sidecar"), from, to)),
+            tcp(tracked(&stack, None, &uplink, to)),
+        )
+    };
+    assert_eq!(seen("172.18.0.24", "7000"), (1, 1));
+    let first = tracked(&stack, Some("sidecar"), "172.18.0.23", "6000");
+    assert!(
+        !first
+            .iter()
+            .any(|line| line.contains(" tcp ") && line.contains("dst=10.99.0.2 ")),
+        "{first:?}"
+    );
+    as_ever(&mut keeping, "to another address");
+
+    // By UDP, too, the far end is not heard any more, however often it tries.
+    assert_done(&stack.apply_file(&with_egress(&[]), &[]));
+    assert_eq!(server.ask("say"), "said");
+    assert_eq!(
+        (by_udp.ask("hear"), by_udp.ask("ask")),
+        ("silence".into(), "ENETUNREACH".into())
+    );
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert_eq!(
+        tracked(&stack, Some("sidecar"), "172.18.0.23", "6000"),
+        [""; 0]
+    );
+    assert_eq!(tracked(&stack, None, &uplink, "6000"), [""; 0]);
+    assert_eq!(stack.rules(), before);
+    as_ever(&mut keeping, "to nothing");
+    let audit = lab.lrpns(&["audit", "web", "--json"]);
+    let told = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(
+        told.contains("\"result\": \"pass\"") && !told.contains("\"result\": \"fail\""),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_change_of_egress_that_is_not_confirmed_gives_back_routes_rules_and_connections() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_with_egress(&["tcp 10.99.0.2:6000"]);
+    let lab = &stack.lab;
+    let _server = Answering::server(lab, SERVED);
+    let mut held = Answering::out_of(lab, "one", "tcp 10.99.0.2 6000");
+    assert_eq!(held.ask("ask"), "echo");
+    let (pids, rules, before) = (stack.pids(), stack.rules(), routes(&stack, "one"));
+    let other = with_egress(&["tcp 10.99.0.3:6000"]);
+    for how in ["the end of its input", "the command's death", "both deaths"] {
+        let (mut child, says) = asked_about(&stack, &other, "60");
+        assert_eq!(routes(&stack, "one"), ["10.99.0.3", "172.18.0.33"], "{how}");
+        assert_eq!(held.ask("ask"), "silence", "{how}");
+        match how {
+            "the end of its input" => drop(child.stdin.take()),
+            "the command's death" => drop(lab.ok(&["kill", "-KILL", &appliers(lab)[0]])),
+            _ => {
+                let [command, guardian] = appliers(lab).try_into().unwrap();
+                for (signal, pid) in [
+                    ("-STOP", &guardian),
+                    ("-KILL", &command),
+                    ("-KILL", &guardian),
+                ] {
+                    lab.ok(&["kill", signal, pid]);
+                }
+            }
+        }
+        drop(says);
+        let _ = child.wait();
+        look::eventually("the routes", &before, || routes(&stack, "one"));
+        look::eventually("the sidecar's rules", &rules[0], || {
+            stack.rules()[0].clone()
+        });
+        // What was sent meanwhile is sent again by TCP.
+        look::eventually(how, &true, || held.ask("ask").contains("echo"));
+        assert_eq!(stack.pids(), pids, "{how}");
+        look::eventually("the plan", &"10.99.0.2/32".to_owned(), || {
+            let plan = stack.lab.status("web")["plan"].clone();
+            plan["apps"][0]["egress"][0]["to"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        });
+    }
+    // What is left over in the host's table is known to the next change.
+    assert_done(&stack.apply_file(&other, &[]));
+    assert_done(&stack.apply_file(&with_egress(&["tcp 10.99.0.2:6000"]), &[]));
+    assert_eq!(stack.rules(), rules);
+}
+
+#[test]
+fn a_dry_run_says_why_an_app_starts_again_for_its_egress() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_with_egress(&[]);
+    let pids = stack.pids();
+    for (egress, why) in [
+        (
+            &["tcp 10.99.0.2:5432"][..],
+            "a Landlock domain can't be widened: it connects to TCP port 5432",
+        ),
+        (
+            &["tcp 10.99.0.2:5000-5009"],
+            "a Landlock domain can't be widened: it connects to TCP port 5000 and 9 more",
+        ),
+        (
+            &["udp 10.99.0.2:53"],
+            "its /etc/resolv.conf is made when it starts",
+        ),
+    ] {
+        let output = stack.apply_file(&with_egress(egress), &["--dry-run", "--json"]);
+        assert_done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            told["restart"],
+            serde_json::json!([{ "part": "one", "because": ["app.one.egress"], "why": [why] }])
+        );
+        let said = stderr(&output);
+        assert!(
+            said.contains(&format!("one starts again: app.one.egress\n  {why}\n")),
+            "{said}"
+        );
+        for rules in told["rules"].as_array().unwrap() {
+            let added = rules["added"].as_array().unwrap();
+            let is = |line: &&Value| line.as_str().unwrap().contains("accept-egress-one-0");
+            assert!(added.iter().any(|line| is(&line)), "{told}");
+        }
+    }
+    // An address more, and no port: nothing starts again.
+    let output = stack.apply_file(
+        &with_egress(&["tcp 10.99.0.2:6000"]),
+        &["--dry-run", "--json"],
+    );
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["restart"], serde_json::json!([]));
+    assert_eq!(told["live"], serde_json::json!(["app.one.egress"]));
+    assert_eq!(stack.pids(), pids);
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+}
+
+#[test]
+fn an_app_that_starts_again_or_joins_reaches_from_its_start_what_it_is_granted() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_with_egress(&[]);
+    let _server = Answering::server(&stack.lab, &["tcp 10.99.0.2 5432"]);
+    // It ends if it doesn't reach it, and is not waited for.
+    let needs = |file: String, app: &str| {
+        let (head, rest) = file.split_once(&format!("[app.{app}]")).unwrap();
+        let needs = "import socket; socket.create_connection(('10.99.0.2', 5432), 5)\\n";
+        let rest = rest.replacen("import http", &format!("{needs}import http"), 1);
+        format!("{head}[app.{app}]{rest}")
+    };
+    let granted = with_egress(&["tcp 10.99.0.2:5432"]);
+    let refused = stack.apply_file(&needs(with_egress(&[]), "one"), &[]);
+    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
+    assert_done(&stack.apply_file(&needs(granted.clone(), "one"), &[]));
+    assert_eq!(stack.get(5000), (true, true));
+    let third = granted.split_once("[app.two]").unwrap().1;
+    let third = third
+        .replace("172.18.0.24", "172.18.0.25")
+        .replace("8080", "9090")
+        .replace(":7000\"]", ":5432\"]");
+    let three = format!("{}[app.three]{third}", needs(granted, "one"));
+    assert_done(&stack.apply_file(&needs(three, "three"), &[]));
+    assert_eq!(stack.get(9090), (true, true));
+}
+
+/// Whom the app behind a port of the lab's sees, when the client asks.
+fn seen_at(stack: &Stack, port: u16) -> String {
+    let answer = stack.lab.client_get(&format!("http://{LAB}:{port}/"));
+    let answer: Value = serde_json::from_str(&answer.unwrap()).unwrap();
+    answer["peer"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_app_comes_to_see_its_clients_live_and_starts_again_to_see_them_no_more() {
+    if !look::machine() {
+        return;
+    }
+    // By the relay its clients can be seen only if the uplink ends there, which is so from the start.
+    for (via, begins) in [("dnat", "sidecar"), ("relay", "client")] {
+        let file = |source: &str| {
+            let one = (
+                "one",
+                23,
+                "0.0.0.0:5000:5000",
+                format!("source = \"{source}\"\n"),
+            );
+            several(via, &[(one.0, one.1, one.2, &one.3), SECOND])
+        };
+        let stack = Stack {
+            lab: Lab::forwarding(),
+            via,
+        };
+        let path = stack.lab.write("web.toml", &file(begins));
+        stack
+            .lab
+            .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let mut other = Keeping::to(&stack.lab, true, LAB, "8080");
+        let others = other.ask();
+        assert!(others.starts_with("200"), "{others:?}");
+        if begins == "client" {
+            assert_done(&stack.apply_file(&file("sidecar"), &[]));
+        }
+        // Where the uplink ends at the relay the host has no table.
+        let rules = || (via == "dnat").then(|| stack.rules());
+        let before = (rules(), routes(&stack, "one"));
+        assert_eq!(before.1, ["172.18.0.33"]);
+        let mut own = Keeping::to(&stack.lab, true, LAB, "5000");
+        let owns = own.ask();
+        let pids = stack.pids();
+        assert_eq!(seen_at(&stack, 5000), "172.18.0.33");
+
+        assert_done(&stack.apply_file(&file("client"), &[]));
+        assert_eq!(seen_at(&stack, 5000), support::lab::CLIENT, "{via}");
+        assert_eq!(seen_at(&stack, 8080), "172.18.0.33", "{via}");
+        assert_eq!(routes(&stack, "one"), ["172.18.0.33", "default"]);
+        assert_eq!((own.ask(), other.ask()), (owns, others.clone()), "{via}");
+        assert_eq!(stack.pids(), pids, "{via}");
+
+        let (child, says) = asked_about(&stack, &file("sidecar"), "60");
+        assert_eq!(seen_at(&stack, 5000), "172.18.0.33", "{via}");
+        assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+        stack.lab.ok(&["kill", "-KILL", &appliers(&stack.lab)[0]]);
+        drop((child, says));
+        look::eventually("no change under way", &true, || {
+            stack.lab.run(&["pgrep", "-f", "lrpns apply"]).status.code() == Some(1)
+        });
+        let plan = stack.lab.status("web")["plan"].clone();
+        assert_eq!(plan["apps"][0]["source"], "client");
+        assert_eq!(routes(&stack, "one"), ["172.18.0.33", "default"]);
+        assert_eq!(seen_at(&stack, 5000), support::lab::CLIENT, "{via}");
+
+        let output = stack.apply_file(&file("sidecar"), &["--json"]);
+        assert_done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            told["restart"][0]["because"],
+            serde_json::json!(["app.one.source"])
+        );
+        assert_eq!(seen_at(&stack, 5000), "172.18.0.33", "{via}");
+        assert_eq!((rules(), routes(&stack, "one")), before, "{via}");
+        assert_eq!(other.ask(), others, "{via}");
+        let pid = |name: &str| pids.iter().find(|(part, _)| part == name).unwrap().1;
+        assert_eq!(stack.pid("two"), pid("two"));
+        assert_ne!(stack.pid("one"), pid("one"));
+    }
+}
+
+/// Connections from the lab itself to one port, one after the other, until its input ends: how many, and how many failed.
+const HAMMERS: &str = r#"
+import select, socket, sys
+count = failed = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s:
+            s.settimeout(5)
+            s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            failed += not s.recv(4096)
+    except OSError as e:
+        failed += 1
+        print(e, file=sys.stderr, flush=True)
+    count += 1
+    if count == 1:
+        print("begun", flush=True)
+print(count, failed, flush=True)
+"#;
+
+#[test]
+fn a_port_moves_between_one_address_and_all_of_them_while_it_is_asked() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let stack = Stack::up(via);
+        let lab = &stack.lab;
+        let (app, sidecar) = (stack.pid("app"), stack.pid("sidecar"));
+        let hammer = lab.spawn(&[look::PYTHON, "-c", HAMMERS, "127.0.0.1", "5000"]);
+        let mut hammer = Answering::new(hammer);
+        assert_eq!(hammer.line(), "begun");
+        let listens = || {
+            let list = lab.ok(&["ss", "-Hltn", "sport = :5000"]);
+            let mut at: Vec<String> = list
+                .lines()
+                .map(|line| line.split_whitespace().nth(3).unwrap().to_owned())
+                .collect();
+            at.sort();
+            at
+        };
+        for (publish, outside) in [
+            (&["127.0.0.1:5000:5000"][..], false),
+            (ONE, true),
+            (&["127.0.0.1:5000:5000", "10.99.0.1:5000:5000"], true),
+            (ONE, true),
+        ] {
+            assert_done(&stack.apply(publish, "", &[]));
+            assert_eq!(stack.get(5000), (outside, true), "{via} {publish:?}");
+            let mut expected: Vec<_> = publish
+                .iter()
+                .map(|publish| publish.rsplit_once(':').unwrap().0.to_owned())
+                .collect();
+            expected.sort();
+            assert_eq!(listens(), expected, "{via} {publish:?}");
+        }
+        let before = AsBefore::look(&stack);
+        let (mut child, says) =
+            asked_about(&stack, &stack.file(&["127.0.0.1:5000:5000"], ""), "60");
+        drop(child.stdin.take());
+        let (code, said) = rest(child, says);
+        assert_eq!(code, Some(1), "{said}");
+        before.assert("not confirmed");
+        assert_eq!(listens(), ["0.0.0.0:5000"], "{via}");
+        // Nobody else may have the port: neither root, nor a user who would share it.
+        let steal = "import os, socket, sys\nos.setuid(int(sys.argv[1]))\ns = socket.socket()\n\
+             s.setsockopt(socket.SOL_SOCKET, int(sys.argv[2]), 1)\ns.bind(('127.0.0.1', 5000))\ns.listen()";
+        for (user, option) in [
+            ("0", libc::SO_REUSEADDR),
+            ("0", libc::SO_REUSEPORT),
+            ("1234", libc::SO_REUSEPORT),
+        ] {
+            let option = option.to_string();
+            let stolen = lab.run(&[look::PYTHON, "-c", steal, user, &option]);
+            let said = stderr(&stolen);
+            assert!(
+                said.contains("Address already in use"),
+                "{via} {user}: {said}"
+            );
+        }
+        drop(hammer.child.stdin.take());
+        let told = hammer.line();
+        let (count, failed) = told.split_once(' ').unwrap();
+        assert!(
+            count.parse::<u32>().unwrap() > 10 && failed == "0",
+            "{via}: {told}"
+        );
+        assert_eq!((stack.pid("app"), stack.pid("sidecar")), (app, sidecar));
+    }
+}
+
+#[test]
+fn hundreds_of_ports_are_opened_at_once() {
     if !look::machine() {
         return;
     }
     let stack = Stack::up("relay");
-    let egress = |list: &[&str]| stack.file(ONE, &format!("egress = {}\n", look::toml_list(list)));
-    let refused = stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]);
-    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
-    assert!(
-        stderr(&refused).contains("app.egress (to other addresses) can't"),
-        "{}",
-        describe(&refused)
-    );
-
-    stack.lab.lrpns_ok(&["down", "web"]);
-    let path = stack
-        .lab
-        .write("web.toml", &egress(&["udp 10.99.0.2:5353"]));
-    stack
-        .lab
-        .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
-    let (app, before) = (stack.pid("app"), stack.rules());
-    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353", "udp 10.99.0.2:5354"]), &[]));
-    assert_ne!(stack.rules()[0], before[0]);
-    assert_eq!(stack.pid("app"), app);
-    let output = stack.apply_file(
-        &egress(&["udp 10.99.0.2:5353", "tcp 10.99.0.2:5432"]),
-        &["--json"],
-    );
-    assert_done(&output);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let many: Vec<String> = (0..300)
+        .map(|port| format!("0.0.0.0:{}:5000", 8000 + port))
+        .collect();
+    let many: Vec<&str> = ONE
+        .iter()
+        .copied()
+        .chain(many.iter().map(String::as_str))
+        .collect();
+    assert_done(&stack.apply(&many, "", &[]));
+    for port in [5000, 8000, 8127, 8128, 8255, 8256, 8299] {
+        assert_eq!(stack.get(port), (true, true), "{port}");
+    }
+    assert_done(&stack.apply(ONE, "", &[]));
     assert_eq!(
-        told["restart"][0]["because"],
-        serde_json::json!(["app.egress"])
+        (stack.get(5000), stack.get(8128)),
+        ((true, true), (false, false))
     );
-    assert_ne!(stack.pid("app"), app);
-    assert_done(&stack.apply_file(&egress(&["udp 10.99.0.2:5353"]), &[]));
-    assert_eq!(stack.rules()[0], before[0]);
+}
+
+#[test]
+fn what_cannot_change_live_says_why_and_what_to_do_instead() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("relay");
+    let before = AsBefore::look(&stack);
+    let file = stack.file(ONE, "");
+    for (old, new, says) in [
+        (
+            "172.18.0.0/24",
+            "172.18.0.0/16",
+            &["network.subnet", "every address of the stack"][..],
+        ),
+        (
+            "\"172.18.0.33\"",
+            "\"172.18.0.34\"",
+            &["sidecar.address", "one way out"],
+        ),
+        (
+            "\"172.18.0.23\"",
+            "\"172.18.0.24\"",
+            &["app.address", "another name too"],
+        ),
+        (
+            "listen = [6000]",
+            "listen = [6000]\nsource = \"client\"",
+            &["source", "every open connection", "via = \"dnat\""],
+        ),
+        (
+            "listen = [6000]",
+            "listen = [6000]\negress = [\"tcp 10.99.0.2:6000\"]",
+            &["app.egress (by relay)", "a socket for each port"],
+        ),
+        (
+            "[sidecar]",
+            "ipv6 = \"fd00:1::/64\"\n[sidecar]",
+            &["network.ipv6", "made with IPv6 or without"],
+        ),
+    ] {
+        let output = stack.apply_file(&file.replace(old, new), &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
+        let said = stderr(&output);
+        for part in says {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(
+            said.contains("nothing was changed") && said.contains("lrpns down web && lrpns up web"),
+            "{said}"
+        );
+    }
+    before.assert("what is refused");
 }
 
 #[test]

@@ -3,13 +3,15 @@
 //! # Theory of operation
 //! This process reads and asks; a child of its own, in a session of its own, talks to the supervisor and changes the host's
 //! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else; for an app that joins, or a volume that
-//! comes, also with SETUID and SETGID, which the id maps of a new user namespace take. So a hangup, Ctrl-C or the
+//! comes, also with SETUID and SETGID, which the id maps of a new user namespace take; for a port below 1024 that moves to
+//! another address, with NET_BIND_SERVICE. So a hangup, Ctrl-C or the
 //! `kill -9` of the command that somebody waits at is a "no" that the child hears, and it is still there to take the host's
 //! table back. Should somebody kill that one too, the supervisor takes its own part back.
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use caps::Capability;
@@ -21,6 +23,7 @@ use super::diff::{self, Line};
 use super::{ask, configuration, ended, print, print_json, reply};
 use crate::change::{self, Change};
 use crate::cli::Source;
+use crate::config::Protocol;
 use crate::control::{Apply, Applying, Client, Reply, Request, Said};
 use crate::error::Failure;
 use crate::firewall;
@@ -31,7 +34,7 @@ use crate::protocol::{self, Exit};
 use crate::publish::Listener;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
-use crate::{namespaces, preflight, privileges, resolve};
+use crate::{namespaces, preflight, privileges, publish, resolve};
 
 /// What the command line says.
 pub struct Options {
@@ -54,8 +57,11 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let host = Host::look(stack)?;
     let mut wanted = resolve::again(&config, &host, &running)?;
     let change = change::between(&running, &wanted).map_err(|e| {
-        Failure::failed(format!("{stack}: {e}; nothing was changed"))
-            .hint(format!("lrpns down {stack} && lrpns up {stack}"))
+        let hint = format!("lrpns down {stack} && lrpns up {stack}");
+        Failure::failed(format!("{stack}: {e}; nothing was changed")).hint(match e.instead() {
+            Some(instead) => format!("{instead}, or {hint}"),
+            None => hint,
+        })
     })?;
     for app in &mut wanted.apps {
         // Its connections end with it.
@@ -76,14 +82,6 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
         preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
     })?;
-    if listeners.len() > protocol::MAX_FDS {
-        return Err(Failure::failed(format!(
-            "{stack}: {} ports are new, and at most {} can be opened at once; nothing was changed",
-            listeners.len(),
-            protocol::MAX_FDS
-        ))
-        .hint("open them in several steps, or lrpns down and up"));
-    }
     if options.dry_run {
         if !options.json {
             print(&report.rules())?;
@@ -96,12 +94,20 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
             let mut keys = part.because.iter();
             keys.any(|key| key.ends_with(".volumes"))
         });
+    let mut keep = vec![];
+    if maps {
+        keep.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
+    }
+    let mut moved = publish::moved_ports(&wanted, &running).into_iter();
+    if moved.any(|publish| publish.listen.port() < host.first_user_port) {
+        keep.push(Capability::CAP_NET_BIND_SERVICE);
+    }
     let order = Apply {
         running,
         wanted,
         confirm: options.confirm,
     };
-    carry_out(stack, order, &listeners, maps)?;
+    carry_out(stack, order, &listeners, &keep)?;
     eprintln!("{stack}: done");
     report.end(options, true)
 }
@@ -176,6 +182,9 @@ impl Report {
         for part in &self.change.restart {
             let because = part.because.join(", ");
             text += &format!("{bold}{}{plain} starts again: {because}\n", part.part);
+            for why in &part.why {
+                text += &format!("  {why}\n");
+            }
         }
         for app in &self.change.added {
             text += &format!("{bold}{app}{plain} joins\n");
@@ -241,7 +250,7 @@ fn carry_out(
     stack: &StackName,
     order: Apply,
     listeners: &[Listener],
-    maps: bool,
+    keep: &[Capability],
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let client = Client::connect(&Host::state_root().control(stack))
@@ -250,7 +259,7 @@ fn carry_out(
     match clone3(0).map_err(|e| unable("clone", e))? {
         Cloned::Child => {
             drop(ours);
-            exit_now(guard(&client, stack, order, listeners, &theirs, maps))
+            exit_now(guard(&client, stack, order, listeners, &theirs, keep))
         }
         Cloned::Parent { .. } => {}
     }
@@ -320,9 +329,9 @@ fn guard(
     order: Apply,
     listeners: &[Listener],
     teller: &OwnedFd,
-    maps: bool,
+    keep: &[Capability],
 ) -> i32 {
-    let told = match converse(client, stack, order, listeners, teller, maps) {
+    let told = match converse(client, stack, order, listeners, teller, keep) {
         Ok(()) => Told::Done,
         Err(failure) => Told::Failed(failure),
     };
@@ -337,24 +346,24 @@ fn converse(
     order: Apply,
     listeners: &[Listener],
     teller: &OwnedFd,
-    maps: bool,
+    keep: &[Capability],
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
     if order.running.mode == Mode::Root {
-        let mut keep = vec![Capability::CAP_NET_ADMIN];
-        if maps {
-            keep.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
-        }
+        let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
         privileges::keep_only(&keep).map_err(Failure::unable)?;
     }
     let fds: Vec<_> = listeners
         .iter()
         .map(|listener| listener.socket.as_fd())
         .collect();
+    let (first, rest) = fds.split_at(fds.len().min(protocol::MAX_FDS));
     client
-        .say(&Request::Apply(Box::new(order)), &fds)
+        .say(&Request::Apply(Box::new(order)), first)
         .map_err(|e| unable("ask the supervisor", e))?;
+    // Who has refused takes no more, and has said why.
+    let _ = say_more(client, rest);
     let done = |done: Result<(), String>| {
         let said = client.say(&Said::Changed(done), &[]);
         said.map_err(|e| unable("answer the supervisor", e))
@@ -378,19 +387,24 @@ fn converse(
                 return Err(answered_something_else(stack));
             };
             let told = match order {
-                Applying::Host { old, new } => {
+                Applying::Host { old, new, grants } => {
                     if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
                         return Err(too_late(stack));
                     }
-                    let changed = change_host(&fds, &old, &new);
+                    let changed = change_host(&fds, &old, &new, &grants);
                     let undo = changed.is_ok();
                     if done(changed).is_err() {
                         // Whoever asked for it takes it for not done.
                         if undo {
-                            change_host(&fds, &new, &old).map_err(Failure::unable)?;
+                            change_host(&fds, &new, &old, &[]).map_err(Failure::unable)?;
                         }
                         return Err(too_late(stack));
                     }
+                    continue;
+                }
+                Applying::Bind { ports } => {
+                    let said = bind(client, &ports);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
                     continue;
                 }
                 Applying::Map { uids, gids } => {
@@ -432,6 +446,27 @@ fn too_late(stack: &StackName) -> Failure {
     .hint(format!("lrpns status {stack} says how it is"))
 }
 
+/// Sends descriptors, as many messages as it takes.
+fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let mut batches = fds.chunks(protocol::MAX_FDS);
+    batches.try_for_each(|batch| client.say(&Said::More, batch))
+}
+
+/// Binds ports that the supervisor has let us share, and hands them over.
+fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
+    let bound: Result<Vec<OwnedFd>, String> = ports
+        .iter()
+        .map(|address| {
+            let socket = publish::bound(*address, Protocol::Tcp, true);
+            socket.map_err(|e| format!("listen on {address}: {e}"))
+        })
+        .collect();
+    match bound {
+        Ok(sockets) => say_more(client, &sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
+        Err(why) => client.say(&Said::Changed(Err(why)), &[]),
+    }
+}
+
 /// Maps the ids of the supervisor's child, in the namespace that it was made in: rootless that is not ours, but we own it.
 fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
     let Ok([process, user]) = <[OwnedFd; 2]>::try_from(fds) else {
@@ -457,16 +492,20 @@ fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
     }
 }
 
-/// Changes the host's table on the socket that owns it.
+/// Changes the host's table on the socket that owns it, and forgets what is not granted any more.
 fn change_host(
     fds: &[OwnedFd],
     old: &nftables::schema::Nftables<'static>,
     new: &nftables::schema::Nftables<'static>,
+    grants: &[firewall::Grants],
 ) -> Result<(), String> {
     let socket = fds.first().ok_or("no socket came")?;
     let socket = socket.try_clone().map_err(|e| e.to_string())?;
     let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
-    firewall::update(&socket, old, new)
-        .map(|_| ())
-        .map_err(|e| e.to_string())
+    firewall::update(&socket, old, new).map_err(|e| e.to_string())?;
+    if grants.is_empty() {
+        return Ok(());
+    }
+    firewall::forget_ungranted(&socket, grants)
+        .map_err(|e| format!("forget connections that are not granted: {e}"))
 }

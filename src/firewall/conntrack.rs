@@ -2,15 +2,31 @@
 //!
 //! UDP has no connections, but conntrack treats datagrams between two ports as one as long as they keep coming: a client
 //! that goes on sending stays translated to where its first datagram went, whatever the rules say by now.
+//!
+//! And what belongs to a connection is let through as such: once what it was made by is granted no more, it has to be
+//! forgotten, or its far end could go on talking.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
+
+use super::counters;
 use super::load::{ANSWER, Socket};
 use super::netlink::*;
+use crate::config::{Egress, Protocol};
+use crate::plan::Plan;
 
 // Of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+const IPCTNL_MSG_CT_GET: libc::c_int = 1;
 const IPCTNL_MSG_CT_DELETE: libc::c_int = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_ID: u16 = 12;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
@@ -47,18 +63,143 @@ pub fn forget_udp(socket: &Socket, ports: &[u16]) -> io::Result<()> {
                     });
                 },
             );
-            socket.0.send(&request, 0)?;
-            let mut buffer = Vec::with_capacity(ANSWER);
-            socket.0.recv(&mut buffer, 0)?;
-            let error = messages(&buffer)
-                .find(|message| message.kind == libc::NLMSG_ERROR)
-                .map_or(libc::EBADMSG, |message| message.error());
-            match error {
-                // There was none.
-                0 | libc::ENOENT => {}
-                number => return Err(io::Error::from_raw_os_error(number)),
-            }
+            ask_to_forget(socket, &request)?;
         }
     }
     Ok(())
+}
+
+/// Sends a request to forget, and hears how it went; that there is nothing to forget is success.
+fn ask_to_forget(socket: &Socket, request: &[u8]) -> io::Result<()> {
+    socket.0.send(request, 0)?;
+    let mut buffer = Vec::with_capacity(ANSWER);
+    socket.0.recv(&mut buffer, 0)?;
+    let error = messages(&buffer)
+        .find(|message| message.kind == libc::NLMSG_ERROR)
+        .map_or(libc::EBADMSG, |message| message.error());
+    match error {
+        0 | libc::ENOENT => Ok(()),
+        number => Err(io::Error::from_raw_os_error(number)),
+    }
+}
+
+/// Who may connect to what: what is not in `to` is not granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// The addresses that connections come from.
+    pub from: Vec<IpAddr>,
+    /// What they may go to.
+    pub to: Vec<Egress>,
+}
+
+/// What each app may connect to, as it is seen in the sidecar.
+#[must_use]
+pub fn grants(plan: &Plan) -> Vec<Grants> {
+    let apps = plan.apps.iter();
+    apps.map(|app| Grants {
+        from: app.addresses().collect(),
+        to: app.egress.clone(),
+    })
+    .collect()
+}
+
+/// The same as it is seen in the host's namespace, where all of it comes from the sidecar.
+#[must_use]
+pub fn host_grants(plan: &Plan) -> Vec<Grants> {
+    let families = plan.families().into_iter();
+    vec![Grants {
+        from: families.map(|family| family.sidecar).collect(),
+        to: plan
+            .apps
+            .iter()
+            .flat_map(|app| app.egress.clone())
+            .collect(),
+    }]
+}
+
+/// Forgets every connection that one of these has made to what it may not connect to, in the network namespace in which
+/// `socket` was opened: what comes to one that is forgotten belongs to nothing, and the rules drop it. Afterwards no such
+/// connection comes back: the rules mustn't let a packet of it out any more.
+///
+/// # Errors
+/// What `sendmsg(2)`, `recvmsg(2)` or the kernel says.
+pub fn forget_ungranted(socket: &Socket, grants: &[Grants]) -> io::Result<()> {
+    let kind = libc::NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
+    // All first: a list is under way as long as its end has not been read.
+    let all = counters::dump_of(socket, kind, libc::AF_UNSPEC, |_| ())?;
+    for connection in all {
+        let (Some(family), attributes) = (connection.first(), counters::attributes_of(&connection))
+        else {
+            continue;
+        };
+        let Some(tuple) = attribute(attributes, CTA_TUPLE_ORIG) else {
+            continue;
+        };
+        let Some(way) = Way::of(tuple) else { continue };
+        let mut its = grants
+            .iter()
+            .filter(|grants| grants.from.contains(&way.from));
+        if its.next().is_none_or(|grants| grants.cover(&way)) {
+            continue;
+        }
+        let mut request = vec![];
+        let kind = libc::NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+        message(
+            &mut request,
+            (kind, libc::NLM_F_ACK, 0),
+            (libc::c_int::from(*family), 0),
+            |out| {
+                out.nest(CTA_TUPLE_ORIG, |out| out.0.extend(tuple));
+                // One that has been made anew meanwhile, of the same addresses and ports, has another.
+                if let Some(id) = attribute(attributes, CTA_ID) {
+                    out.bytes(CTA_ID, id);
+                }
+            },
+        );
+        ask_to_forget(socket, &request)?;
+    }
+    Ok(())
+}
+
+impl Grants {
+    fn cover(&self, way: &Way) -> bool {
+        let protocol = match libc::c_int::from(way.protocol) {
+            libc::IPPROTO_TCP => Protocol::Tcp,
+            libc::IPPROTO_UDP => Protocol::Udp,
+            _ => return false,
+        };
+        let mut to = self.to.iter();
+        to.any(|egress| egress.covers(protocol, way.to, way.port))
+    }
+}
+
+/// Who has begun a connection, and to whom.
+struct Way {
+    from: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    port: u16,
+}
+
+impl Way {
+    fn of(tuple: &[u8]) -> Option<Self> {
+        let ip = attribute(tuple, CTA_TUPLE_IP)?;
+        let address = |four, six| {
+            let four = attribute(ip, four).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+            let six = attribute(ip, six).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+            let six = six.map(|bytes| IpAddr::from(Ipv6Addr::from(bytes)));
+            four.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)))
+                .or(six)
+        };
+        let proto = attribute(tuple, CTA_TUPLE_PROTO)?;
+        let port = attribute(proto, CTA_PROTO_DST_PORT)
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .map_or(0, u16::from_be_bytes);
+        Some(Self {
+            from: address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
+            to: address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
+            protocol: *attribute(proto, CTA_PROTO_NUM)?.first()?,
+            port,
+        })
+    }
 }

@@ -256,10 +256,20 @@ pub(super) fn dump<R>(
     family: libc::c_int,
     attributes: impl FnOnce(&mut Attributes<'_>) -> R,
 ) -> io::Result<Vec<Vec<u8>>> {
+    dump_of(socket, nft(kind), family, attributes)
+}
+
+/// As [`dump`], of any of netfilter's subsystems: `kind` names that, too.
+pub(super) fn dump_of<R>(
+    socket: &Socket,
+    kind: libc::c_int,
+    family: libc::c_int,
+    attributes: impl FnOnce(&mut Attributes<'_>) -> R,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut request = vec![];
     message(
         &mut request,
-        (nft(kind), libc::NLM_F_DUMP, 0),
+        (kind, libc::NLM_F_DUMP, 0),
         (family, 0),
         attributes,
     );

@@ -1,7 +1,8 @@
 //! The loader: puts one transaction of rules into the sidecar's network namespace and ends.
 //!
 //! It is the one way in which the rules of a running stack change, whether the sidecar still could or has sealed itself.
-//! It is confined as the sidecar is, holds `NET_ADMIN` until it ends, and reads nothing but the transaction.
+//! It is confined as the sidecar is, holds `NET_ADMIN` until it ends, and reads nothing but the transaction; or what apps
+//! may connect to, and then it has the kernel forget the connections that are not of these.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use nftables::schema::Nftables;
 
 use super::sidecar::confine;
 use super::{StageError, step};
-use crate::firewall::{self, Batch, ExtraChange, UpdateError};
+use crate::firewall::{self, Batch, ExtraChange, Grants, UpdateError};
 use crate::protocol::{self, FromStage};
 
 /// Loads `rules` and tells how that went. That the kernel refuses them is an answer, and no error of this process.
@@ -45,4 +46,16 @@ pub fn update(
         Err(e) => return Err(step("update the rules")(e)),
     };
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
+}
+
+/// Forgets the connections that apps have made and may make no more, and tells so.
+///
+/// # Errors
+/// As [`run`].
+pub fn forget(supervisor: &OwnedFd, grants: &[Grants]) -> Result<(), StageError> {
+    confine(&[], false)?;
+    let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
+    firewall::forget_ungranted(&socket, grants)
+        .map_err(step("forget connections that are not granted"))?;
+    protocol::send(supervisor, &FromStage::Loaded(Ok(())), &[]).map_err(step("say how it went"))
 }

@@ -160,6 +160,9 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             forget,
         } => loader::update(supervisor, (&old, &new), theirs.as_ref(), &forget)
             .map(|()| ExitCode::SUCCESS),
+        Role::Forgetter { grants } => {
+            loader::forget(supervisor, &grants).map(|()| ExitCode::SUCCESS)
+        }
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Compiler {
             ours,

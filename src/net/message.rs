@@ -229,6 +229,14 @@ pub(super) fn new_default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMess
 
 /// A route to `net` by a neighbour.
 pub(super) fn new_route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewRoute(route_by(index, net, gateway))
+}
+
+pub(super) fn delete_route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelRoute(route_by(index, net, gateway))
+}
+
+fn route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteMessage {
     let mut route = if net.prefix_len() == 0 {
         route(gateway, RouteType::Unicast, RouteScope::Universe)
     } else {
@@ -238,7 +246,7 @@ pub(super) fn new_route_by(index: u32, net: IpNet, gateway: IpAddr) -> RouteNetl
         RouteAttribute::Gateway(route_address(gateway)),
         RouteAttribute::Oif(index),
     ]);
-    RouteNetlinkMessage::NewRoute(route)
+    route
 }
 
 /// Every address of `net` is one of this namespace's own.

@@ -486,18 +486,72 @@ async fn configure_app(
             steps.extend(give(ours.eth0, APP_LINK, address, length));
             steps.extend(peer(ours.eth0, family.bridge, bridge.mac));
         }
-        let routes = app.routes().into_iter();
-        let mut routes: Vec<IpNet> = routes.filter(|net| family.has(net.addr())).collect();
-        if family.bridge.is_ipv6() && app.source == Source::Client {
-            routes.push(IpNet::V6(Default::default()));
-        }
-        for net in routes {
-            steps.push(Step::create(
-                format!("route {net} to {}", family.bridge),
-                message::new_route_by(ours.eth0, net, family.bridge),
-            ));
-        }
     }
+    let mine = routes(plan, app);
+    steps.extend(mine.iter().map(|route| route.add(ours.eth0)));
+    end.rtnl.run(&in_app(app), steps).await?;
+    Ok(())
+}
+
+/// A route of an app's, by the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AppRoute {
+    net: IpNet,
+    gateway: IpAddr,
+}
+
+impl AppRoute {
+    fn add(self, link: u32) -> Step {
+        Step::create(
+            format!("route {} to {}", self.net, self.gateway),
+            message::new_route_by(link, self.net, self.gateway),
+        )
+    }
+
+    fn delete(self, link: u32) -> Step {
+        Step::on(
+            format!("remove the route of {} to {}", self.net, self.gateway),
+            message::delete_route_by(link, self.net, self.gateway),
+        )
+    }
+}
+
+/// Where an app has a route to, by the sidecar.
+#[must_use]
+pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
+    let mut found = BTreeSet::new();
+    for family in plan.families() {
+        let nets = app.routes().into_iter();
+        let mut nets: Vec<IpNet> = nets.filter(|net| family.has(net.addr())).collect();
+        if family.bridge.is_ipv6() && app.source == Source::Client {
+            nets.push(IpNet::V6(Default::default()));
+        }
+        let gateway = family.bridge;
+        found.extend(nets.into_iter().map(|net| AppRoute { net, gateway }));
+    }
+    found
+}
+
+/// Gives an app that is up the routes of `new` in place of those of `old`; what is so already is no error. New ones come
+/// before others go.
+///
+/// # Errors
+/// [`Error`] names the step.
+///
+/// # Panics
+/// `links` has no such app.
+pub async fn change_routes(
+    app: &AppPlan,
+    end: Endpoint<'_>,
+    links: &Links,
+    old: &BTreeSet<AppRoute>,
+    new: &BTreeSet<AppRoute>,
+) -> Result<(), Error> {
+    let link = links.apps[&app.name].eth0;
+    let add = new.difference(old);
+    let mut steps: Vec<Step> = add.map(|r| r.add(link).or(Errno::EEXIST)).collect();
+    let delete = old.difference(new);
+    steps.extend(delete.map(|r| r.delete(link).or(Errno::ESRCH)));
     end.rtnl.run(&in_app(app), steps).await?;
     Ok(())
 }

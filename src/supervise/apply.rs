@@ -3,9 +3,11 @@
 //! # Theory of operation
 //!
 //! ```text
-//! another Ground -> parts that have changed start again -> apps that are new start, behind rules without their ports
-//!     -> the sidecar's rules -> the host's table -> the path is tried
-//!     -> listen, another relay, what is closed refuses -> that is tried -> confirmed -> the host's table loses the rest
+//! another Ground -> rules and routes to what is granted besides
+//!     -> parts that have changed start again -> apps that are new start, behind rules without their ports
+//!     -> the sidecar's rules -> routes to what is granted no more go -> the host's table -> the path is tried
+//!     -> listen, another relay, what is closed refuses -> that is tried -> confirmed
+//!     -> connections that are not granted are forgotten -> the host's table loses the rest
 //! ```
 //!
 //! Whatever doesn't work, or isn't confirmed, takes back what was done.
@@ -18,17 +20,26 @@
 //! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its id
 //!   maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up behind rules
 //!   that know it, with what it may reach and without its ports, which are opened when it listens.
+//! - **What an app may reach** it may reach before it starts again, since it may need it to start, and so does one that
+//!   joins. What it may reach no more it has no route to, and the sidecar drops it before conntrack is asked (`guard`). What
+//!   comes back on a connection that was made is let in as its answer until that is forgotten, by a process as the loader,
+//!   and in the host's namespace by the client: when the change is confirmed, so that a connection which must come back has
+//!   only lost some packets. The routes are changed by the sockets that were made with an app's network namespace, as those
+//!   of an app that joins are: the namespace's owner made this process.
+//! - **An app that sees its clients no more** starts again: it has no route to them then. Between its start and the rules
+//!   nobody is let in to it, who would be lost.
 //! - **An app that leaves** runs on until the change is confirmed; until then only its ports are closed.
-//! - **Listening sockets stay**; the relay that takes their connections is another process, since one that is confined to
+//! - **Listening sockets stay**; a port that moves from one address to all of them, or back, is at both (`SO_REUSEPORT`) until
+//!   the other relay has it. The relay that takes their connections is another process, since one that is confined to
 //!   its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use ipnet::IpNet;
@@ -38,12 +49,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
 use crate::change::{self, Change, PartChange};
-use crate::config::Protocol;
+use crate::config::{Egress, Protocol, Source};
 use crate::control::{Apply, Applying, Reply, Request, Said};
-use crate::firewall;
+use crate::firewall::{self, Grants};
 use crate::names::PartName;
 use crate::namespaces::Mapper;
-use crate::plan::{AppPlan, Plan};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
 use crate::stack::{Ground, Launched, PartId, StackError};
@@ -55,6 +66,12 @@ use crate::traffic::line::Names;
 const CLOSED_AFTER: Duration = Duration::from_millis(100);
 /// How long the client may take for the host's table.
 const CLIENT_WITHIN: Duration = Duration::from_secs(20);
+/// How long a relay may take to accept who has connected.
+const ACCEPTED_WITHIN: Duration = Duration::from_millis(100);
+/// Of addresses that are listened on no more, so many are tried.
+const PORTS_TRIED: usize = 16;
+/// Of what an app may reach no more, so much is tried.
+const REVOKED_TRIED: usize = 8;
 /// How many earlier relays there may be: each is a process of the relay's cgroup.
 const LEAVING: usize = 24;
 
@@ -112,6 +129,8 @@ impl Supervisor {
             host_socket,
             host_rules: self.host_rules.clone(),
             deaf: false,
+            moves: vec![],
+            moved: vec![],
             done: Done::default(),
         };
         while self.launching.try_join_next().is_some() {}
@@ -240,9 +259,22 @@ struct Done {
     ground: bool,
     restarted: Vec<PartId>,
     joined: Vec<PartId>,
-    rules: bool,
+    rules: Rules,
+    routes: bool,
     host: bool,
     relay: bool,
+}
+
+/// Which rules are in force in the sidecar.
+#[derive(Default)]
+enum Rules {
+    /// Those from before.
+    #[default]
+    Old,
+    /// Those of this plan.
+    Of(Box<Plan>),
+    /// One or the other: who was to change them didn't say.
+    Unknown,
 }
 
 /// What could not even begin. What nft says of a user's rules has lines of its own, and the cure is the same as for `up`.
@@ -267,12 +299,85 @@ struct Task {
     host_rules: Nftables<'static>,
     /// The client reads no more: what it is told would come late, or in pieces.
     deaf: bool,
+    /// The ports of TCP that move to another address, of which one is all of them…
+    moves: Vec<SocketAddr>,
+    /// …and their sockets.
+    moved: Vec<Listener>,
     done: Done,
 }
 
 impl Task {
     async fn run(mut self, apply: Apply, sockets: Vec<OwnedFd>) {
+        let reply = match self.sockets(&apply, sockets).await {
+            Ok(sockets) => self.change(apply, sockets).await,
+            Err(why) => refused(format!("{why}; nothing was changed"), None),
+        };
+        self.share_ports(false);
+        self.tell(Step::Over);
+        // Should the client be gone, nobody hears.
+        let _ = self.channel.send(&reply, &[]).await;
+    }
+
+    /// A bound socket for each port that is new and for each that moves, of which this process has the `first` ones.
+    async fn sockets(
+        &mut self,
+        apply: &Apply,
+        mut first: Vec<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>, String> {
+        publish::make_room_for(&apply.wanted);
+        let count = publish::new_ports(&apply.wanted, Some(&apply.running)).count();
+        self.take_more(&mut first, count).await?;
+        let moved = publish::moved_ports(&apply.wanted, &apply.running);
+        if !moved.is_empty() {
+            self.moves = moved.iter().map(|publish| publish.listen).collect();
+            self.share_ports(true);
+            let ports = self.moves.clone();
+            let order = Applying::Bind { ports };
+            self.send(order, &[]).await?;
+            self.take_more(&mut first, count + self.moves.len()).await?;
+        }
+        Ok(first)
+    }
+
+    /// Takes sockets from the client until there are as many.
+    async fn take_more(&mut self, taken: &mut Vec<OwnedFd>, count: usize) -> Result<(), String> {
+        let taking = async {
+            while taken.len() < count {
+                match self.channel.receive::<Said>().await {
+                    Ok(Some((Said::More, more))) if !more.is_empty() => taken.extend(more),
+                    Ok(Some((Said::Changed(Err(why)), _))) => return Err(why),
+                    _ => return Err("the client has handed over too few sockets".to_owned()),
+                }
+            }
+            Ok(())
+        };
+        let taken = tokio::time::timeout(CLIENT_WITHIN, taking).await;
+        taken.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
+    }
+
+    /// Lets the ports that move be at both of their addresses, or not any more.
+    fn share_ports(&self, shared: bool) {
+        let ports = |address: &SocketAddr| {
+            let mut moves = self.moves.iter();
+            moves.any(|moved| moved.port() == address.port())
+        };
+        for listener in self.old.listeners().iter().chain(&self.moved) {
+            if listener.protocol == Protocol::Tcp && ports(&listener.address) {
+                // What fails because of it says so.
+                let _ = listener.share(shared);
+            }
+        }
+        if !shared {
+            for address in &self.moves {
+                publish::end_of_sharing(address.port());
+            }
+        }
+    }
+
+    async fn change(&mut self, apply: Apply, sockets: Vec<OwnedFd>) -> Reply {
+        let moved = publish::moved_ports(&apply.wanted, &apply.running);
         let new: Vec<Listener> = publish::new_ports(&apply.wanted, Some(&apply.running))
+            .chain(moved)
             .zip(sockets)
             .map(|(publish, socket)| Listener {
                 address: publish.listen,
@@ -281,16 +386,17 @@ impl Task {
                 socket: Arc::new(socket),
             })
             .collect();
+        let moves = |listener: &&Listener| {
+            listener.protocol == Protocol::Tcp && self.moves.contains(&listener.address)
+        };
+        self.moved = new.iter().filter(moves).cloned().collect();
         let held = held(&apply.running, apply.wanted);
         let mut mapper = ByClient(&mut self.channel);
         let changed = self.old.changed(held, &new, &mut mapper).await;
-        let reply = match changed {
+        match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
             Err(e) => untouched(&e),
-        };
-        self.tell(Step::Over);
-        // Should the client be gone, nobody hears.
-        let _ = self.channel.send(&reply, &[]).await;
+        }
     }
 
     /// There, or there and back.
@@ -355,26 +461,33 @@ impl Task {
         let (_, sidecar): (Vec<_>, Vec<_>) = sidecar
             .into_iter()
             .partition(|part| self.only_tells_of_apps(part) && !self.change.removed.is_empty());
+        let wide = wide(old_plan, new_plan);
+        let between = behind_closed_ports(&wide, new_plan);
+        self.rules(next, old_plan, &between).await?;
+        self.done.host = true;
+        self.change_host(firewall::host_rules(&wide), vec![])
+            .await?;
+        self.done.routes = true;
+        next.add_routes(&old).await.map_err(|e| e.to_string())?;
         for part in others {
             self.start_again(&part.part, next).await?;
         }
-        let between = self.join(next).await?;
+        self.join(next).await?;
         for index in 0..new_plan.apps.len() {
             if let Some(deaf) = next.deaf(index).map_err(|e| e.to_string())? {
                 return Err(deaf);
             }
         }
 
-        self.done.rules = true;
-        let updated = next.update_rules(&between, new_plan).await;
-        updated.map_err(|e| e.to_string())?;
+        self.rules(next, &between, new_plan).await?;
         self.say("the sidecar's rules are in force").await;
+        let routes = next.only_own_routes(&old).await;
+        routes.map_err(|e| e.to_string())?;
         for part in sidecar {
             self.start_again(&part.part, next).await?;
         }
-        self.done.host = true;
         let more = firewall::host_rules(&both(old_plan, new_plan));
-        self.change_host(more).await?;
+        self.change_host(more, vec![]).await?;
         next.try_the_path().await.map_err(|e| e.to_string())?;
         self.say("apps answer through the sidecar").await;
 
@@ -383,20 +496,77 @@ impl Task {
             for listener in listeners(next, &old) {
                 listener.listen().map_err(|e| e.to_string())?;
             }
-            self.replace_relay(next).await?;
-            for listener in listeners(&old, next) {
-                listener.close();
-            }
+            self.replace_relay(next, &old).await?;
+            self.share_ports(false);
             self.say("ports are published").await;
         }
-        let open = still_open(next, &entries(old_plan, new_plan)).await;
+        let mut open = still_open(next, &entries(old_plan, new_plan)).await;
+        for address in gone(old_plan, new_plan) {
+            if next.answers(address, CLOSED_AFTER).await {
+                open.push(address.to_string());
+            }
+        }
         if !open.is_empty() {
             return Err(format!("open, and should be closed: {}", open.join(", ")));
         }
-        match confirm {
-            Some(seconds) => self.confirmed(seconds).await,
-            None => Ok(()),
+        self.try_what_is_revoked(next).await?;
+        if let Some(seconds) = confirm {
+            self.confirmed(seconds).await?;
         }
+        let last = self.without_who_leaves(new_plan);
+        let revokes = revoked(old_plan, new_plan).next().is_some();
+        if revokes {
+            let forgotten = next.forget_ungranted().await;
+            forgotten.map_err(|e| e.to_string())?;
+        }
+        // By now who would have to take it back is known to be there.
+        let grants = revokes.then(|| firewall::host_grants(&last));
+        self.change_host(firewall::host_rules(&last), grants.unwrap_or_default())
+            .await
+    }
+
+    /// Changes the sidecar's rules from those of one plan to those of another.
+    async fn rules(&mut self, ground: &Ground, from: &Plan, to: &Plan) -> Result<(), String> {
+        let updated = ground.update_rules(from, to).await;
+        match &updated {
+            Ok(()) => self.done.rules = Rules::Of(Box::new(to.clone())),
+            // The kernel has refused: all is as it was.
+            Err(StackError::Rules(_)) => {}
+            Err(_) => self.done.rules = Rules::Unknown,
+        }
+        updated.map_err(|e| e.to_string())
+    }
+
+    /// Tries to connect, from the apps' network namespaces, to what is granted no more. By UDP silence is no proof.
+    async fn try_what_is_revoked(&self, next: &Ground) -> Result<(), String> {
+        for index in 0..self.old.plan.apps.len() {
+            let name = &self.old.plan.apps[index].name;
+            let targets: Vec<SocketAddr> = revoked(&self.old.plan, &next.plan)
+                .filter(|(app, egress)| app.name == *name && egress.protocol == Protocol::Tcp)
+                .map(|(_, egress)| SocketAddr::new(within_reach_of(egress), egress.first_port))
+                .filter(|to| {
+                    let mut granted = next.plan.apps[index].egress.iter();
+                    !granted.any(|egress| egress.covers(Protocol::Tcp, to.ip(), to.port()))
+                })
+                .take(REVOKED_TRIED)
+                .collect();
+            let reached = next.reached(index, &targets, CLOSED_AFTER).await;
+            if let Some(target) = reached.map_err(|e| e.to_string())? {
+                return Err(format!("{name} still reaches {target}, and should not"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan without the apps that leave.
+    fn without_who_leaves(&self, held: &Plan) -> Plan {
+        let mut last = held.clone();
+        let leaves = |app: &AppPlan| {
+            let mut removed = self.change.removed.iter();
+            removed.any(|name| name == app.name.as_str())
+        };
+        last.apps.retain(|app| !leaves(app));
+        last
     }
 
     async fn start_again(&mut self, part: &str, next: &Ground) -> Result<(), String> {
@@ -407,23 +577,9 @@ impl Task {
         Ok(())
     }
 
-    /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet. Gives back the plan
-    /// that the sidecar's rules are of then.
-    async fn join(&mut self, next: &Ground) -> Result<Plan, String> {
-        let mut between = self.old.plan.clone();
-        let joining = between.apps.len()..next.plan.apps.len();
-        if joining.is_empty() {
-            return Ok(between);
-        }
-        for app in &next.plan.apps[joining.clone()] {
-            let mut app = app.clone();
-            app.publish.clear();
-            between.apps.push(app);
-        }
-        self.done.rules = true;
-        let updated = next.update_rules(&self.old.plan, &between).await;
-        updated.map_err(|e| e.to_string())?;
-        for index in joining {
+    /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet.
+    async fn join(&mut self, next: &Ground) -> Result<(), String> {
+        for index in self.old.plan.apps.len()..next.plan.apps.len() {
             next.join(index).await.map_err(|e| e.to_string())?;
             let id = next.apps().nth(index).ok_or("there is no such app")?;
             self.done.joined.push(id);
@@ -431,7 +587,7 @@ impl Task {
             self.restart(id, next).await?;
             self.say(format!("{} is started", next.name(id))).await;
         }
-        Ok(between)
+        Ok(())
     }
 
     /// Ends apps for good, and waits until they have.
@@ -463,14 +619,19 @@ impl Task {
         }
     }
 
-    /// Has the client change the host's table.
-    async fn change_host(&mut self, new: Nftables<'static>) -> Result<(), String> {
-        if self.host_rules == new {
+    /// Has the client change the host's table, and forget what is not of these grants, if there are any.
+    async fn change_host(
+        &mut self,
+        new: Nftables<'static>,
+        grants: Vec<Grants>,
+    ) -> Result<(), String> {
+        if self.host_rules == new && grants.is_empty() {
             return Ok(());
         }
         let order = Applying::Host {
             old: Box::new(self.host_rules.clone()),
             new: Box::new(new.clone()),
+            grants,
         };
         let socket = self.host_socket.try_clone().map_err(|e| e.to_string())?;
         self.send(order, &[socket.as_fd()]).await?;
@@ -481,14 +642,18 @@ impl Task {
         Ok(())
     }
 
-    /// Starts another relay, for the ports of `ground`, and lets the one that is there take last orders.
-    async fn replace_relay(&self, ground: &Ground) -> Result<(), String> {
+    /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is there
+    /// take last orders.
+    async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
         let launched = if !ground.plan.has_relay() {
             None
         } else {
             let launched = ground.relay().await.map_err(|e| e.to_string())?;
             Some(Box::new(launched))
         };
+        for listener in listeners(other, ground) {
+            close(listener).await;
+        }
         self.tell(Step::Relay(launched));
         Ok(())
     }
@@ -547,12 +712,6 @@ impl Task {
     /// The change stays.
     async fn settle(&mut self, next: &Arc<Ground>) {
         let next = &self.part_with(next).await;
-        // A port that is published no more is closed already, by the sidecar.
-        if let Err(e) = self.change_host(firewall::host_rules(&next.plan)).await {
-            self.note(format!(
-                "live change: {e}; what is left in it leads nowhere"
-            ));
-        }
         if let Err(e) = state::save(&next.plan) {
             self.note(format!("live change: {e}"));
         }
@@ -573,9 +732,20 @@ impl Task {
     async fn back(&mut self, next: &Arc<Ground>) -> Vec<String> {
         let old = Arc::clone(&self.old);
         let mut left = vec![];
-        if self.done.rules && old.update_rules(&next.plan, &old.plan).await.is_err() {
+        let rules = match &self.done.rules {
+            Rules::Old => true,
+            Rules::Of(plan) => old.update_rules(plan, &old.plan).await.is_ok(),
+            Rules::Unknown => false,
+        };
+        if !rules {
             // Whatever is in force, by now or still.
             left.extend(load_whole(&old).await.err());
+        }
+        if self.done.routes {
+            // What is there already is no error, so this is all of them.
+            for routes in [old.add_routes(next).await, old.only_own_routes(next).await] {
+                left.extend(routes.err().map(|e| e.to_string()));
+            }
         }
         // While they are there the ground has to be one that knows them.
         let joined = std::mem::take(&mut self.done.joined);
@@ -589,16 +759,17 @@ impl Task {
             left.extend(self.restart(id, &old).await.err());
         }
         if self.done.relay {
-            for listener in listeners(next, &old) {
-                listener.close();
-            }
+            self.share_ports(true);
             for listener in listeners(&old, next) {
                 left.extend(listener.listen().err().map(|e| e.to_string()));
             }
-            left.extend(self.replace_relay(&old).await.err());
+            left.extend(self.replace_relay(&old, next).await.err());
+            self.share_ports(false);
         }
         if self.done.host
-            && let Err(e) = self.change_host(firewall::host_rules(&old.plan)).await
+            && let Err(e) = self
+                .change_host(firewall::host_rules(&old.plan), vec![])
+                .await
         {
             self.note(format!(
                 "live change: {e}; what is left in it leads nowhere"
@@ -613,6 +784,15 @@ async fn load_whole(ground: &Ground) -> Result<(), String> {
     let rules = firewall::sidecar_batch(&ground.plan);
     let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
     loaded.map_err(|e| e.to_string())
+}
+
+/// Closes a port that a relay still accepts at, when it has accepted who is there.
+async fn close(listener: &Listener) {
+    let until = Instant::now() + ACCEPTED_WITHIN;
+    while listener.has_waiting() && Instant::now() < until {
+        tokio::task::yield_now().await;
+    }
+    listener.close();
 }
 
 /// The part of that name.
@@ -647,7 +827,74 @@ fn held(old: &Plan, new: Plan) -> Plan {
     Plan { apps, ..held }
 }
 
-/// The new plan with every port that either has.
+/// What the old plan grants and the new one doesn't.
+fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPlan, &'p Egress)> {
+    old.apps.iter().flat_map(|app| {
+        let after = new.app(&app.name).map(|app| app.egress.as_slice());
+        let after = after.unwrap_or_default();
+        let gone = app.egress.iter().filter(|egress| {
+            let still = |after: &Egress| {
+                after.protocol == egress.protocol
+                    && after.to.contains(&egress.to)
+                    && after.first_port <= egress.first_port
+                    && egress.last_port <= after.last_port
+            };
+            !after.iter().any(still)
+        });
+        gone.map(move |egress| (app, egress))
+    })
+}
+
+/// The old plan with what the new one grants besides, and the apps that join, to whom nobody comes yet.
+fn wide(old: &Plan, new: &Plan) -> Plan {
+    let mut wide = old.clone();
+    wide.egress = wide.egress.or_else(|| new.egress.clone());
+    for app in &new.apps {
+        match wide.apps.iter_mut().find(|known| known.name == app.name) {
+            Some(known) => also_grant(known, app),
+            None => wide.apps.push(AppPlan {
+                publish: vec![],
+                ..app.clone()
+            }),
+        }
+    }
+    wide
+}
+
+fn also_grant(app: &mut AppPlan, other: &AppPlan) {
+    let new = other.egress.iter();
+    let new: Vec<Egress> = new
+        .filter(|egress| !app.egress.contains(egress))
+        .copied()
+        .collect();
+    app.egress.extend(new);
+}
+
+/// The same with closed ports for those who see their clients no more.
+fn behind_closed_ports(wide: &Plan, new: &Plan) -> Plan {
+    let mut plan = wide.clone();
+    for app in &mut plan.apps {
+        let after = new.app(&app.name).map(|app| app.source);
+        if app.source == Source::Client && after == Some(Source::Sidecar) {
+            app.closing.append(&mut app.publish);
+        }
+    }
+    plan
+}
+
+/// An address of these, to try; whatever comes of it, it isn't one of the app's own.
+fn within_reach_of(egress: &Egress) -> IpAddr {
+    match egress.to {
+        // RFC 5737, RFC 3849.
+        IpNet::V4(net) if net.prefix_len() == 0 => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpNet::V6(net) if net.prefix_len() == 0 => {
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+        }
+        net => net.addr(),
+    }
+}
+
+/// The new plan with every port and every grant that either has.
 fn both(old: &Plan, new: &Plan) -> Plan {
     let mut both = new.clone();
     let known: Vec<_> = new
@@ -655,6 +902,9 @@ fn both(old: &Plan, new: &Plan) -> Plan {
         .map(|(_, publish)| publish.outside())
         .collect();
     for app in &mut both.apps {
+        if let Some(before) = old.app(&app.name) {
+            also_grant(app, before);
+        }
         let before = old.app(&app.name).map(|app| app.publish.as_slice());
         let closing = before.unwrap_or_default().iter();
         app.publish
@@ -683,6 +933,39 @@ fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &
         let mut those = those.listeners().iter();
         !those.any(|other| other.outside() == listener.outside())
     })
+}
+
+/// Where the relay listens no more, as far as that can be tried from here: not at an address that it still listens on, and
+/// of all addresses at the one that only the host has.
+fn gone(old: &Plan, new: &Plan) -> Vec<SocketAddr> {
+    if new.mode != Mode::Root || new.uplink.ends_at != UplinkEnd::Host {
+        return vec![];
+    }
+    let uplink = &new.uplink;
+    let tried = |publish: &PublishPlan| match publish.listen {
+        SocketAddr::V4(all) if all.ip().is_unspecified() => {
+            Some(SocketAddr::new(uplink.host_address.into(), all.port()))
+        }
+        SocketAddr::V6(all) if all.ip().is_unspecified() => uplink
+            .host_address6
+            .map(|address| SocketAddr::new(address.into(), all.port())),
+        one => Some(one),
+    };
+    let by_tcp = old
+        .published()
+        .map(|(_, publish)| publish)
+        .filter(|publish| publish.protocol == Protocol::Tcp);
+    let tried = by_tcp.filter_map(|publish| {
+        let listen = tried(publish)?;
+        let at = PublishPlan {
+            listen,
+            ..publish.clone()
+        };
+        let mut stays = new.published();
+        let stays = stays.any(|(_, publish)| publish::overlap(publish, &at));
+        (!stays).then_some(listen)
+    });
+    tried.take(PORTS_TRIED).collect()
 }
 
 /// The entry ports that lead nowhere any more.
