@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
 
-use support::lab::{LAB, Lab, describe, lrpns};
+use support::lab::{LAB, LAB6, Lab, describe, lrpns};
 use support::look;
 
 /// Somebody who tries to get in all the time, says so once, and at the end how often he has tried, and got in.
@@ -132,8 +132,8 @@ fn a_stack_that_stands_its_audit_answers_and_was_closed_until_then() {
 /// An app that keeps of each sender when its earliest datagram was sent, and tells who asks.
 const KEEPING: &str = r#"
 import json, socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind(("0.0.0.0", 5353))
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", 5353))
 first = {}
 while True:
     data, peer = s.recvfrom(99)
@@ -149,7 +149,7 @@ while True:
 const SENDING: &str = r#"
 import socket, sys, time
 who, to = sys.argv[1:]
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(0.001)
 said = False
 while True:
@@ -173,10 +173,13 @@ fn no_datagram_that_was_sent_before_the_gate_opened_ever_reaches_the_app() {
         return;
     }
     for (lab, way) in WAYS {
-        let lab = lab();
+        let lab = lab().with_ipv6();
+        let client = &["ip", "netns", "exec", "client"][..];
         let senders: Vec<_> = [
-            (LAB, &["ip", "netns", "exec", "client"][..]),
+            (LAB, client),
+            (LAB6, client),
             ("127.0.0.1", &[]),
+            ("::1", &[]),
         ]
         .into_iter()
         .enumerate()
@@ -192,7 +195,8 @@ fn no_datagram_that_was_sent_before_the_gate_opened_ever_reaches_the_app() {
         })
         .collect();
         let file = format!(
-            "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5353:5353/udp\"]\nvia = \"{way}\"\n",
+            "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+             publish = [\"0.0.0.0:5353:5353/udp\", \"[::]:5353:5353/udp\"]\nvia = \"{way}\"\n",
             look::toml_list(&[look::PYTHON, "-c", KEEPING]),
         );
         lab.write("lrpns.toml", &file);
