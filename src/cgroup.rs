@@ -54,6 +54,13 @@ pub const RELAY: Limits = Limits {
     cpu: Some(Processors::ONE),
 };
 
+/// What carrier and dialer of egress may use together; as [`RELAY`].
+pub const EGRESS: Limits = Limits {
+    memory: Some(512 << 20),
+    pids: Some(8),
+    cpu: Some(Processors::ONE),
+};
+
 /// How many processes and threads an app may have when nothing is said.
 pub const APP_PIDS: u32 = 512;
 

@@ -82,6 +82,9 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
         match key.as_str() {
             "apps" => {}
             key if NO_CHANGE.contains(&key) => {}
+            // By the host, it comes of the apps' own.
+            "egress" if old.egress_relay().is_none() && new.egress_relay().is_none() => {}
+            "egress" => refused.push("app.egress (by relay)".to_owned()),
             key if SIDECAR_MADE_OF.contains(&key) => sidecar.push(format!("sidecar.{key}")),
             "bridge" => {
                 if old.bridge.subnet != new.bridge.subnet {
@@ -99,6 +102,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             }
             // Its addresses follow from the prefix, of which `bridge` tells.
             "uplink" if old.bridge.prefix6 != new.bridge.prefix6 => {}
+            "uplink" if old.egress_relay().is_none() && new.egress_relay().is_some() => {}
             "uplink" => refused.push(
                 "app.publish (by the relay, to an app that sees its clients, where no port is so yet)"
                     .to_owned(),
@@ -132,6 +136,12 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 sidecar.push(format!("app.{}", app.name));
             }
         }
+    }
+    // Carrier and dialer are made with all that is granted.
+    let granted = |plan: &Plan| plan.granted().copied().collect::<BTreeSet<_>>();
+    let by_relay = old.egress_relay().is_some() && new.egress_relay().is_some();
+    if by_relay && granted(old) != granted(new) {
+        refused.push("app.egress (by relay)".to_owned());
     }
     if !sidecar.is_empty() {
         change.restart.push(PartChange {

@@ -48,8 +48,14 @@ impl TcpOnlyTo {
     /// To the ports of these addresses: a rule of Landlock knows ports only.
     #[must_use]
     pub fn of(targets: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        Self::ports(targets.into_iter().map(|target| target.port()))
+    }
+
+    /// To these ports.
+    #[must_use]
+    pub fn ports(ports: impl IntoIterator<Item = u16>) -> Self {
         Self {
-            ports: sorted(targets.into_iter().map(|target| target.port())),
+            ports: sorted(ports),
             binds: false,
         }
     }

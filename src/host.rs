@@ -28,6 +28,8 @@ pub struct Host {
     pub forwarding: Forwarding,
     /// The same for IPv6.
     pub forwarding6: Forwarding,
+    /// The links whose routers this host does not listen to, since it forwards: the kernel would if `accept_ra` were 2.
+    pub deaf_to_routers: Vec<String>,
     /// Why there can be no IPv6 here, if there can't.
     pub no_ipv6: Option<String>,
     /// The plans of the other stacks here.
@@ -108,6 +110,7 @@ impl Host {
                 }),
             ),
         };
+        let links = net.links.clone();
         Ok(Self {
             mode,
             uid,
@@ -116,6 +119,7 @@ impl Host {
             net,
             forwarding,
             forwarding6,
+            deaf_to_routers: deaf_to_routers(&links),
             no_ipv6: no_ipv6(),
             others,
             first_user_port: std::fs::read_to_string(
@@ -144,6 +148,18 @@ fn no_ipv6() -> Option<String> {
         Ok(_) => Some("net.ipv6.conf.all.disable_ipv6 is 1".to_owned()),
         Err(_) => Some("this kernel has no IPv6".to_owned()),
     }
+}
+
+/// As `ipv6_accept_ra` has it (include/net/ipv6.h).
+fn deaf_to_routers(links: &[String]) -> Vec<String> {
+    let is = |link: &str, name: &str, value: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{link}/{name}");
+        std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+    };
+    let deaf = |link: &&String| {
+        link.as_str() != "lo" && is(link, "forwarding", "1") && is(link, "accept_ra", "1")
+    };
+    links.iter().filter(deaf).cloned().collect()
 }
 
 /// This machine's memory in bytes (proc_meminfo(5)).

@@ -302,19 +302,30 @@ impl Namespaces {
     /// # Errors
     /// What the kernel says.
     pub async fn tcp_socket(&self, family: AddressFamily) -> io::Result<OwnedFd> {
-        let made = from_child(|| self.join_and_open(family), |_| ready(Ok(()))).await;
-        let socket = made.map_err(|(_, e)| e)?.pop();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let open = || rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        let socket = self.open_inside(|| Ok(vec![open()?])).await?.pop();
         socket.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    fn join_and_open(&self, family: AddressFamily) -> Made {
+    /// Descriptors, at most [`protocol::MAX_FDS`], of what `open` opens inside, where it has every capability.
+    ///
+    /// # Errors
+    /// What `open` says, or the kernel.
+    pub async fn open_inside(
+        &self,
+        open: impl FnOnce() -> io::Result<Vec<OwnedFd>>,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let made = from_child(|| self.join_and_open(open), |_| ready(Ok(()))).await;
+        made.map_err(|(_, e)| e)
+    }
+
+    fn join_and_open(&self, open: impl FnOnce() -> io::Result<Vec<OwnedFd>>) -> Made {
         setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(|e| ("join the user namespace", e))?;
         if let Some(net) = &self.net {
             setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
         }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
-        Ok(vec![socket.map_err(|e| ("open a TCP socket", e.into()))?])
+        open().map_err(|e| ("open sockets", e))
     }
 }
 

@@ -4,6 +4,8 @@
 //! changed afterwards, and is all that the later steps see.
 #![forbid(unsafe_code)]
 
+mod egress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,11 +15,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::{self, Rate};
-use crate::cgroup::Placement;
+use crate::cgroup::{self, Placement};
 use crate::config::{
     Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
 };
 use crate::names::{IfName, PartName, StackName};
+
+pub use egress::{Door, EgressPlan, EgressVia, MOST_DOORS};
 
 /// A link-layer address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,6 +100,9 @@ pub struct Plan {
     pub sidecar: IdMap,
     /// The relay's ids.
     pub relay: IdMap,
+    /// How what apps connect to leaves this machine; `None` where no app has any `egress`.
+    #[serde(default)]
+    pub egress: Option<EgressPlan>,
     /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
     #[serde(default)]
     pub seal: bool,
@@ -247,7 +254,8 @@ pub enum UplinkEnd {
     /// The host's; rootless, the supervisor's.
     #[default]
     Host,
-    /// The relay's own, in which every address is its own: so it can dial as the client that it carries.
+    /// The relay's own, in which every address is its own: so it can dial as the client that it carries, and egress by
+    /// relay is asked for at the address that is meant.
     Relay,
 }
 
@@ -455,6 +463,7 @@ impl Plan {
             plan.uplink = self.uplink.clone();
             plan.sidecar = self.sidecar;
             plan.relay = self.relay;
+            plan.egress.clone_from(&self.egress);
             plan.origins.clear();
             plan.cgroup = Placement::default();
             for app in &mut plan.apps {
@@ -524,8 +533,9 @@ impl Plan {
             ("sidecar", &self.sidecar_limits),
             ("relay", &self.relay_limits),
         ];
+        let egress = self.egress_relay().map(|_| ("egress", &cgroup::EGRESS));
         let apps = self.apps.iter().map(|app| (app.name.as_str(), &app.limits));
-        ours.into_iter().chain(apps)
+        ours.into_iter().chain(egress).chain(apps)
     }
 
     /// Every published port with its app.

@@ -6,14 +6,14 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use rustix::fs::FileType;
 
 use crate::config::{Egress, Protocol, Rootfs};
 use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::publish::{self, Listener};
 use crate::{rootfs, volumes};
 
@@ -297,7 +297,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
                     problems.push(problem(
                         format!(
-                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay, for which the uplink ends at the relay",
+                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay or egress by relay, for which the uplink ends at the relay",
                             publish.listen
                         ),
                         "use via = \"auto\" for both, or two stacks",
@@ -326,8 +326,9 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
 
 /// Whether an app can get to what it may connect to.
 fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
-    let subnet = IpNet::V4(plan.bridge.subnet);
-    let within = app.egress.iter().find(|egress| subnet.contains(&egress.to));
+    let families = plan.families();
+    let own = |egress: &&Egress| families.iter().any(|of| of.subnet.contains(&egress.to));
+    let within = app.egress.iter().find(own);
     let mut problems: Vec<Problem> = within
         .map(|egress| {
             problem(
@@ -344,38 +345,92 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
         return problems;
     };
     let of = format!("egress \"{first}\" of {}", app.name);
-    if plan.mode == Mode::Rootless {
-        problems.push(problem(
-            format!("{of}: an ordinary user can't forward to it"),
-            "run the stack as root, on a host that forwards",
-        ));
-        return problems;
-    }
-    if plan.uplink.ends_at == UplinkEnd::Relay {
+    let doors = plan.doors().len();
+    if doors > MOST_DOORS {
+        let why = plan.egress_relay().map(|egress| egress.why.as_str());
         problems.push(problem(
             format!(
-                "{of}: there is no way, since the uplink ends at the relay for source = \"client\""
+                "{of}: egress by relay takes a socket for each port, and {doors} are more than {MOST_DOORS} ({})",
+                why.unwrap_or_default()
             ),
-            "use source = \"sidecar\", or via = \"dnat\" on a host that forwards",
+            "list the ports that are needed, such as \"tcp 192.0.2.10:443\"; as root, a host that forwards (net.ipv4.ip_forward=1) takes any number",
         ));
+    }
+    if plan.egress_relay().is_some() {
         return problems;
     }
     // To the host itself nothing needs to be forwarded.
     let is_host = |egress: &&Egress| {
-        let own = |(_, net): &(_, Ipv4Net)| IpAddr::V4(net.addr()) == egress.to.addr();
-        egress.is_single() && host.net.addresses.iter().any(own)
+        egress.is_single() && addresses(host).any(|(_, own)| own == egress.to.addr())
     };
-    let beyond = app.egress.iter().find(|egress| !is_host(egress));
-    if let (Some(egress), Forwarding::Closed { why }) = (beyond, &host.forwarding) {
+    let beyond: Vec<&Egress> = app
+        .egress
+        .iter()
+        .filter(|egress| !is_host(egress))
+        .collect();
+    let by = |six| {
+        beyond
+            .iter()
+            .find(move |egress| egress.to.addr().is_ipv6() == six)
+    };
+    let closed = |egress: &Egress, why: &str| {
+        format!(
+            "egress \"{egress}\" of {}: this host does not forward to it: {why}",
+            app.name
+        )
+    };
+    if let (Some(egress), Forwarding::Closed { why }) = (by(false), &host.forwarding) {
         problems.push(problem(
-            format!(
-                "egress \"{egress}\" of {}: this host does not forward to it: {why}",
-                app.name
-            ),
+            closed(egress, why),
             "open it, such as by sysctl net.ipv4.ip_forward=1; lrpns changes nothing global",
         ));
     }
+    match (by(true), &host.forwarding6) {
+        (Some(egress), Forwarding::Closed { why }) => {
+            problems.push(problem(closed(egress, why), open6(host)));
+        }
+        (Some(_), Forwarding::Open) => problems.extend(no_way6(app, &beyond, host)),
+        (None, _) => {}
+    }
     problems
+}
+
+/// How IPv6 is forwarded, without the host losing what routers have told it: a kernel that forwards doesn't listen to
+/// them, unless `accept_ra` is 2 (ip-sysctl.rst).
+fn open6(host: &Host) -> String {
+    let mut settings: Vec<String> = (host.net.told_by_routers.iter())
+        .map(|link| format!("net.ipv6.conf.{link}.accept_ra=2"))
+        .collect();
+    let why = match settings.is_empty() {
+        true => "",
+        false => ", of which the former keeps the routes that routers tell the host",
+    };
+    settings.push("net.ipv6.conf.all.forwarding=1".to_owned());
+    format!(
+        "open it, such as by sysctl {}{why}; lrpns changes nothing global",
+        settings.join(" ")
+    )
+}
+
+/// A host that forwards, and so doesn't hear the routers that would have told it the way.
+fn no_way6(app: &AppPlan, beyond: &[&Egress], host: &Host) -> Option<Problem> {
+    let deaf = host.deaf_to_routers.first()?;
+    let has_way = |to: &IpNet| {
+        let mut routes = host.net.routes6.iter();
+        routes.any(|route| IpNet::V6(*route).contains(to) || to.contains(&IpNet::V6(*route)))
+    };
+    let egress = beyond
+        .iter()
+        .find(|egress| egress.to.addr().is_ipv6() && !has_way(&egress.to))?;
+    Some(problem(
+        format!(
+            "egress \"{egress}\" of {}: this host has no route to it, and its link {deaf} does not listen to routers, since the host forwards",
+            app.name
+        ),
+        format!(
+            "add a route, or sysctl net.ipv6.conf.{deaf}.accept_ra=2; lrpns changes nothing global"
+        ),
+    ))
 }
 
 /// Which addresses of the same family there are instead.

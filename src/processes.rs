@@ -53,6 +53,8 @@ pub enum Role {
     Init,
     /// An app's command.
     Command,
+    /// Egress by relay: who connects for the carrier, its pid 1.
+    Dialer,
 }
 
 /// The types of namespaces that there is one of for each process (namespaces(7)).

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::admission::Admission;
-use crate::config::{Protocol, Tmpfs, Volume};
+use crate::config::{Egress, Protocol, Tmpfs, Volume};
+use crate::plan::Door;
 use crate::privileges::Privileges;
 
 /// No message is longer, in bytes.
@@ -32,7 +33,7 @@ pub const MAX_FDS: usize = 128;
 /// To the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToStage {
-    /// Relay: the descriptors that the message before had no room for.
+    /// Relay, egress: the descriptors that the message before had no room for.
     More,
     /// The first message: what to become. Descriptors: as [`Start`] lists them.
     Start(Box<Start>),
@@ -121,6 +122,16 @@ pub enum Role {
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
         wait: bool,
     },
+    /// Carries out what apps connect to. Descriptors: the sockets, in the order of `doors`; as many [`ToStage::More`] follow
+    /// as it takes to hand over all.
+    Egress {
+        /// What may be connected to.
+        grants: Vec<Egress>,
+        /// What each socket is.
+        doors: Vec<Door>,
+        /// Who may ask: the sidecar.
+        clients: Admission,
+    },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
     /// the mounts of `volumes`.
     App(AppStart),
@@ -195,7 +206,7 @@ pub enum FromStage {
     Loaded(Result<(), crate::firewall::LoadError>),
     /// Compiler: how it went; the process ends next.
     Compiled(Compiled),
-    /// App: the command runs. Descriptor: its pidfd.
+    /// App: the command runs. Egress: the dialer does. Descriptor: its pidfd.
     Started,
     /// App: the command ended; the stage ends next.
     Exited(Exit),

@@ -15,8 +15,8 @@ use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
 use crate::net;
 use crate::plan::{
-    AppPlan, BridgePlan, DEFAULT_PATH, ExtraRules, IdMap, Mode, Plan, PublishPlan, Transport,
-    UplinkEnd, UplinkPlan,
+    AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap, Mode, Plan,
+    PublishPlan, Transport, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -145,6 +145,10 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     let same_prefix = plan.bridge.prefix6 == running.bridge.prefix6;
     plan.cgroup.clone_from(&running.cgroup);
     (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
+    // What was decided for the host as it was then works still.
+    if let (Some(egress), Some(before)) = (&mut plan.egress, &running.egress) {
+        egress.clone_from(before);
+    }
     let mut new = vec![];
     for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
         debug_assert_eq!(app.name, configured.name, "in the file's order");
@@ -210,7 +214,8 @@ fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
     };
     if app.ids.count > 1 {
         let first = sidecar.host_id - sidecar.host_id % IDS_PER_STACK;
-        let of_parts = [sidecar, running.relay];
+        let egress = running.egress.as_ref().map(|egress| egress.ids);
+        let of_parts = [sidecar, running.relay].into_iter().chain(egress);
         let taken: Vec<IdMap> = others.iter().map(|app| app.ids).chain(of_parts).collect();
         let free = (first..first + IDS_PER_STACK).step_by(2).find(|id| {
             let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < id + 2;
@@ -383,6 +388,11 @@ fn decide(
         log: config.sidecar.log,
         sidecar: ids(1),
         relay: ids(1),
+        egress: egress_way(config, host, ends_at).map(|(via, why)| EgressPlan {
+            via,
+            why,
+            ids: ids(1),
+        }),
         seal: config.sidecar.seal,
         rules,
         sidecar_limits: cgroup::SIDECAR,
@@ -603,8 +613,8 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     }
 }
 
-/// The relay's namespace, if it has to show an app its clients' addresses: to dial as somebody else it needs a place
-/// where that changes nothing for the host.
+/// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody else,
+/// and to be called as somebody else, takes a place where that changes nothing for the host.
 fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
     let relayed_as_client = config.apps.iter().any(|app| {
         app.source == Source::Client
@@ -613,10 +623,51 @@ fn uplink_end(config: &Config, host: &Host) -> UplinkEnd {
                 via == Transport::Relay && !publish.address.is_loopback()
             })
     });
-    if relayed_as_client {
+    let egress = egress_way(config, host, UplinkEnd::Host);
+    if relayed_as_client || egress.is_some_and(|(via, _)| via == EgressVia::Relay) {
         UplinkEnd::Relay
     } else {
         UplinkEnd::Host
+    }
+}
+
+/// How what apps connect to leaves this machine, and why so; `None` if none of them connects to anything.
+fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(EgressVia, String)> {
+    let mut granted = config.apps.iter().flat_map(|app| &app.egress).peekable();
+    granted.peek()?;
+    let by_relay = |why: &str| Some((EgressVia::Relay, why.to_owned()));
+    if host.mode == Mode::Rootless {
+        return by_relay("an ordinary user can't have the host forward");
+    }
+    let wants = |app: &config::App| app.via == Via::Relay && !app.egress.is_empty();
+    if config.apps.iter().any(wants) {
+        return by_relay("as configured");
+    }
+    // To the host itself nothing needs to be forwarded.
+    let is_host = |egress: &&config::Egress| {
+        let (four, six) = (&host.net.addresses, &host.net.addresses6);
+        let four = four.iter().map(|(_, net)| IpAddr::V4(net.addr()));
+        let mut own = four.chain(six.iter().map(|(_, address)| IpAddr::V6(*address)));
+        egress.is_single() && own.any(|own| own == egress.to.addr())
+    };
+    let mut beyond = granted.filter(|egress| !is_host(egress)).peekable();
+    let needs_nothing = beyond.peek().is_none();
+    let closed = beyond.find_map(|egress| match host.forwards(egress.to.addr()) {
+        Forwarding::Closed { why } => Some(why),
+        Forwarding::Open => None,
+    });
+    match closed {
+        Some(why) => by_relay(why),
+        None if ends_at == UplinkEnd::Relay => {
+            by_relay("the uplink ends at the relay, which shows an app its clients")
+        }
+        None => {
+            let why = match needs_nothing {
+                true => "to the host itself nothing needs to be forwarded",
+                false => "the host forwards, and nothing of another owner drops it",
+            };
+            Some((EgressVia::Nat, why.to_owned()))
+        }
     }
 }
 
@@ -636,7 +687,7 @@ fn transport(
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
         (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
             Transport::Relay,
-            "the uplink ends at the relay, which shows an app its clients".to_owned(),
+            "the uplink ends at the relay, for source = \"client\" or egress by relay".to_owned(),
         ),
         (Via::Auto, Forwarding::Open) => (
             Transport::Dnat,

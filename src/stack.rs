@@ -12,6 +12,8 @@
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
+mod egress;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -167,6 +169,8 @@ pub struct Ground {
     /// A way to change the links of the sidecar's namespace.
     sidecar_route: Arc<Rtnl>,
     relay: Arc<Namespaces>,
+    /// Where egress is by relay.
+    egress: Option<Arc<egress::Way>>,
     /// In the plan's order.
     apps: Vec<AppGround>,
     /// The number of the next app that joins.
@@ -263,6 +267,8 @@ pub enum PartId {
     Sidecar,
     /// The relay.
     Relay,
+    /// Carrier and dialer of what apps connect to, where that is by relay.
+    Egress,
     /// An app: a number that it keeps as long as it is there, whatever its place in the plan comes to be
     /// ([`Ground::place`]).
     App(usize),
@@ -382,10 +388,11 @@ impl Stack {
                 ground.sidecar(false),
                 try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
                 ground.spawn_relay(),
+                ground.start_egress(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
             )
         };
-        let (sidecar, apps, relay, links) = within("parts", parts).await?;
+        let (sidecar, apps, relay, egress, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
         let host_rules = match gated {
@@ -402,6 +409,7 @@ impl Stack {
         done("links", progress)?;
 
         let mut parts = vec![(PartId::Sidecar, sidecar)];
+        parts.extend(egress.map(|egress| (PartId::Egress, egress)));
         for (index, mut app) in apps.into_iter().enumerate() {
             app.proceed().await?;
             parts.push((PartId::App(index), app));
@@ -494,12 +502,14 @@ impl Ground {
                 rules: firewall::Socket::made_inside(sockets.second)?,
             },
         };
+        let egress = egress::Way::make(&plan, &relay.0).await?;
         let ground = Self {
             plan,
             program: Arc::new(program),
             cgroups: Arc::new(cgroups),
             sidecar: Arc::new(sidecar.0),
             sidecar_route: Arc::new(sidecar_route),
+            egress,
             relay: Arc::new(relay.0),
             next_number: apps.len(),
             apps,
@@ -636,7 +646,7 @@ impl Ground {
     pub fn app_plan(&self, id: PartId) -> &AppPlan {
         let place = match id {
             PartId::App(number) => self.place(number),
-            PartId::Sidecar | PartId::Relay => None,
+            PartId::Sidecar | PartId::Relay | PartId::Egress => None,
         };
         let place = place.expect("a part leaves before its app does");
         &self.plan.apps[place]
@@ -725,6 +735,7 @@ impl Ground {
         match id {
             PartId::Sidecar => "sidecar",
             PartId::Relay => "relay",
+            PartId::Egress => "egress",
             PartId::App(_) => self.app_plan(id).name.as_str(),
         }
     }
@@ -735,6 +746,7 @@ impl Ground {
         match id {
             PartId::Sidecar => &self.plan.sidecar_limits,
             PartId::Relay => &self.plan.relay_limits,
+            PartId::Egress => &crate::cgroup::EGRESS,
             PartId::App(_) => &self.app_plan(id).limits,
         }
     }
@@ -843,9 +855,9 @@ impl Ground {
         .await
     }
 
-    /// Starts the relay's process, which then waits to be told what to carry; `None` when nothing is published.
+    /// Starts the relay's process, which then waits to be told what to carry; `None` without one.
     async fn spawn_relay(&self) -> Result<Option<Container>, StackError> {
-        if self.listeners.is_empty() {
+        if !self.plan.has_relay() {
             return Ok(None);
         }
         self.spawn("relay", &self.relay).await.map(Some)

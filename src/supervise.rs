@@ -604,6 +604,7 @@ impl Supervisor {
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
+                PartId::Egress => ground.egress().await,
                 PartId::App(index) => ground.relaunch_app(index, &output).await,
             };
             let _ = sender.send(Event::Launched {
@@ -690,7 +691,7 @@ impl Supervisor {
     fn ended(&mut self, id: PartId, exit: Exit) -> Option<Outcome> {
         let again = match id {
             // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
-            PartId::Sidecar | PartId::Relay => true,
+            PartId::Sidecar | PartId::Relay | PartId::Egress => true,
             PartId::App(_) => match self.ground.app_plan(id).restart {
                 Restart::Always => true,
                 Restart::OnFailure => exit != Exit::Status(0),
@@ -864,6 +865,10 @@ impl Supervisor {
                 let confined = self.ground.relay_confinement();
                 (0, BTreeMap::new(), Some(confined), seccomp)
             }
+            PartId::Egress => {
+                let seccomp = seccomp::visitor(&seccomp::carrier());
+                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+            }
         };
         let cgroup = self.ground.cgroups.path(name).map(Into::into);
         let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
@@ -954,6 +959,8 @@ impl Supervisor {
             let ids = match part.id {
                 PartId::Sidecar => plan.sidecar,
                 PartId::Relay => plan.relay,
+                // It runs as these; a plan without has no such part.
+                PartId::Egress => plan.egress.as_ref().map_or(plan.relay, |egress| egress.ids),
                 PartId::App(_) => self.ground.app_plan(part.id).ids,
             };
             let process = part.process.as_ref();
@@ -1003,7 +1010,11 @@ impl Supervisor {
             let securebits = part.privileges.as_ref().map(|held| held.securebits);
             let process = part.process.as_ref();
             let init = process.map(|process| (Role::Init, process.init));
-            let command = process.and_then(|process| Some((Role::Command, process.command?)));
+            let second = match part.id {
+                PartId::Egress => Role::Dialer,
+                _ => Role::Command,
+            };
+            let command = process.and_then(|process| Some((second, process.command?)));
             let all = init.into_iter().chain(command);
             all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
         });
@@ -1045,7 +1056,8 @@ impl Supervisor {
         let order = |id: PartId| match id {
             PartId::Relay => 0,
             PartId::App(_) => 1,
-            PartId::Sidecar => 2,
+            PartId::Egress => 2,
+            PartId::Sidecar => 3,
         };
         self.parts.sort_by_key(|part| order(part.id));
         let (apps, others): (Vec<_>, Vec<_>) = self
@@ -1053,6 +1065,10 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|part| Some((part.id, part.process.take()?)))
             .partition(|(id, _)| matches!(id, PartId::App(_)));
+        // An app that ends in order may have to say so elsewhere.
+        let (egress, others): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|(id, _)| *id == PartId::Egress);
         let others = std::mem::take(&mut self.leaving)
             .into_iter()
             .chain(others.into_iter().map(|(_, process)| process));
@@ -1064,6 +1080,9 @@ impl Supervisor {
             }
             futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
                 .await;
+            for (_, process) in egress {
+                process.end(false).await;
+            }
         };
         tokio::pin!(ending);
         loop {

@@ -19,7 +19,8 @@ use lrpns::firewall::{
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
-    AppPlan, BridgePlan, IdMap, Mac, Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
+    AppPlan, BridgePlan, EgressPlan, EgressVia, IdMap, Mac, Mode, Plan, PublishPlan, Transport,
+    UplinkEnd, UplinkPlan,
 };
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use nftables::stmt::Statement;
@@ -243,6 +244,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         log: lrpns::config::TrafficLog::Connections,
         sidecar: ids,
         relay: ids,
+        egress: None,
         seal: false,
         rules: None,
         sidecar_limits: Default::default(),
@@ -320,6 +322,22 @@ fn plans() -> Vec<Plan> {
         egress(Protocol::Tcp, "169.254.169.254/32", 80, 80),
     ];
     reaching.apps[1].egress = vec![egress(Protocol::Tcp, "0.0.0.0/0", 443, 443)];
+    let mut reaching6 = with_ipv6(reaching.clone(), "fd00:18::/64");
+    reaching6.apps[0].egress.extend([
+        egress(Protocol::Tcp, "2001:db8::10/128", 5432, 5432),
+        egress(Protocol::Udp, "2001:db8:1::/48", 8000, 8010),
+        egress(Protocol::Tcp, "fd00:ec2::254/128", 80, 80),
+        egress(Protocol::Tcp, "::/0", 443, 443),
+    ]);
+    let mut reaching_by_relay = reaching6.clone();
+    reaching_by_relay.uplink.ends_at = UplinkEnd::Relay;
+    reaching_by_relay.egress = Some(EgressPlan {
+        via: EgressVia::Relay,
+        why: "a test".to_owned(),
+        ids: reaching.relay,
+    });
+    let mut six_reaching = with_ipv6(plan(2, 1, |_| Transport::Relay), "fd00:18::/64");
+    six_reaching.apps[1].egress = vec![egress(Protocol::Udp, "2001:db8::/33", 1, 65535)];
     let mut selective = plan(3, 2, |_| Transport::Dnat);
     selective.apps[0].allow = [
         "192.0.2.0/24",
@@ -358,6 +376,7 @@ fn plans() -> Vec<Plan> {
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
     vec![
+        reaching_by_relay,
         selective,
         selective6,
         six_selective,
@@ -387,6 +406,8 @@ fn plans() -> Vec<Plan> {
         seeing,
         relaying,
         reaching,
+        reaching6,
+        six_reaching,
     ]
 }
 
@@ -840,8 +861,10 @@ impl Stack {
             ));
             // The default route and the second address are what an attacker would like to have.
             app.ip(&format!(
-                "link set lo up\naddr add {}/27 dev eth0\naddr add 172.18.0.{}/27 dev eth0\nlink set eth0 up
+                "link set lo up\nlink set eth0 address {}
+                 addr add {}/27 dev eth0\naddr add 172.18.0.{}/27 dev eth0\nlink set eth0 up
                  route add default via 172.18.0.10",
+                stack.plan.apps[number].mac,
                 stack.plan.apps[number].address,
                 5 + number
             ));
@@ -1416,7 +1439,7 @@ fn an_update_that_the_kernel_refuses_changes_nothing_and_names_the_object() {
             {
                 let text = serde_json::to_string(&rule.expr)
                     .unwrap()
-                    .replace("@apps", "@nobody");
+                    .replace("@senders", "@nobody");
                 rule.expr = serde_json::from_str::<Vec<Statement<'static>>>(&text)
                     .unwrap()
                     .into();

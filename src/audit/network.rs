@@ -9,18 +9,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
-use ipnet::IpNet;
-
 use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
-use crate::config::{Egress, Protocol};
+use crate::config::{Egress, METADATA6, Protocol};
 use crate::firewall::{SIDECAR_TABLE, host_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
 
 /// How long something that did not meet a rule is waited for, in milliseconds.
 const PATIENCE: u64 = 50;
+/// An address that documentation is free to use (RFC 3849).
+const STRANGER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// A port on which nothing is published; `discard`.
 const DISCARD: u16 = 9;
 
@@ -225,39 +225,76 @@ fn is_client(app: &AppPlan, address: impl Into<IpAddr>) -> bool {
     app.allow.iter().any(|net| net.contains(&address))
 }
 
-/// One of the host's own addresses that is neither loopback's nor the uplink's.
-fn host_address() -> Option<Ipv4Addr> {
-    nix::ifaddrs::getifaddrs().ok()?.find_map(|link| {
-        let address = link.address?.as_sockaddr_in()?.ip();
+/// The host's own addresses that are neither loopback's nor an uplink's, nor a link's alone.
+fn host_addresses() -> Vec<IpAddr> {
+    let links = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let address = |link: nix::ifaddrs::InterfaceAddress| {
+        let address = link.address?;
+        let four = address.as_sockaddr_in().map(|to| IpAddr::V4(to.ip()));
+        let six = address.as_sockaddr_in6().map(|to| IpAddr::V6(to.ip()));
         let uplink = link.interface_name.starts_with("lrp");
-        (!uplink && !address.is_loopback()).then_some(address)
-    })
+        four.or(six).filter(|address| {
+            let of_link = matches!(address, IpAddr::V6(six) if six.is_unicast_link_local());
+            !uplink && !address.is_loopback() && !of_link
+        })
+    };
+    links.filter_map(address).collect()
+}
+
+/// Whether an app's egress grants a connection. A range of addresses grants neither the host's own, nor anything of the
+/// stack.
+fn grants(
+    app: &AppPlan,
+    plan: &Plan,
+    hosts: &[IpAddr],
+    protocol: Protocol,
+    to: SocketAddr,
+) -> bool {
+    let own = hosts.contains(&to.ip())
+        || plan
+            .families()
+            .iter()
+            .any(|of| of.subnet.contains(&to.ip()) || to.ip() == of.host || to.ip() == of.sidecar);
+    let covers = |egress: &Egress| {
+        egress.covers(protocol, to.ip(), to.port()) && (egress.is_single() || !own)
+    };
+    app.egress.iter().any(covers)
 }
 
 /// What is next to what an app may connect to: the port after the last one, the same port of the other protocol, and of
 /// the address after the last one.
 fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
     app.egress.iter().flat_map(|egress| {
-        let (here, after) = match egress.to {
-            // 0.0.0.0/8 is "this host" (RFC 1122, 3.2.1.3): then it is one of documentation's (RFC 5737).
-            IpNet::V4(net) => (
-                if net.network().octets()[0] == 0 {
-                    Ipv4Addr::new(192, 0, 2, 1)
-                } else {
-                    net.network()
-                },
-                net.broadcast().to_bits().checked_add(1),
-            ),
-            IpNet::V6(_) => return vec![],
+        let last = egress.to.broadcast();
+        let here = match egress.to.network() {
+            // To a socket that is its own host (ip(7)): another of everywhere (RFC 5737, RFC 3849).
+            here if here == Ipv4Addr::UNSPECIFIED => Ipv4Addr::new(192, 0, 2, 1).into(),
+            here if here == Ipv6Addr::UNSPECIFIED => STRANGER6.into(),
+            here => here,
         };
-        let (same, other): (fn(_, _) -> _, fn(_, _) -> _) = match egress.protocol {
-            Protocol::Tcp => (tcp, udp),
-            Protocol::Udp => (udp, tcp),
+        let after: Option<IpAddr> = match last {
+            IpAddr::V4(last) => last
+                .to_bits()
+                .checked_add(1)
+                .map(|next| Ipv4Addr::from_bits(next).into()),
+            IpAddr::V6(last) => last
+                .to_bits()
+                .checked_add(1)
+                .map(|next| Ipv6Addr::from_bits(next).into()),
         };
-        let mut shots = vec![other(here, egress.first_port)];
-        shots.extend(egress.last_port.checked_add(1).map(|port| same(here, port)));
-        let after = after.map(Ipv4Addr::from_bits);
-        shots.extend(after.map(|after| same(after, egress.first_port)));
+        let (same, other): (fn(_) -> _, fn(_) -> _) = match egress.protocol {
+            Protocol::Tcp => (Shot::Tcp, Shot::Udp),
+            Protocol::Udp => (Shot::Udp, Shot::Tcp),
+        };
+        let at = SocketAddr::new;
+        let mut shots = vec![other(at(here, egress.first_port))];
+        shots.extend(
+            egress
+                .last_port
+                .checked_add(1)
+                .map(|port| same(at(here, port))),
+        );
+        shots.extend(after.map(|after| same(at(after, egress.first_port))));
         shots
     })
 }
@@ -266,16 +303,13 @@ fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
 const ALL_GRANTED: &str = "the app's egress grants every such port";
 
 /// What the plan grants an app is no attack: then it is another port, or there is none.
-fn not_granted(app: &AppPlan, shot: Shot) -> Option<Shot> {
+fn not_granted(app: &AppPlan, plan: &Plan, hosts: &[IpAddr], shot: Shot) -> Option<Shot> {
     let (protocol, to) = match &shot {
         Shot::Tcp(to) => (Protocol::Tcp, *to),
         Shot::Udp(to) => (Protocol::Udp, *to),
         _ => return Some(shot),
     };
-    let granted = |port| {
-        let covers = |egress: &Egress| egress.covers(protocol, to.ip(), port);
-        app.egress.iter().any(covers)
-    };
+    let granted = |port| grants(app, plan, hosts, protocol, SocketAddr::new(to.ip(), port));
     let port = (to.port()..=u16::MAX).find(|port| !granted(*port))?;
     let to = SocketAddr::new(to.ip(), port);
     Some(match protocol {
@@ -300,8 +334,9 @@ pub fn from_app(
         .map(|(_, publish)| publish.entry_port)
         .next();
     let foreign = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
-    let refused = |shot| not_granted(app, shot);
-    let v6: IpAddr = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+    let hosts = host_addresses();
+    let refused = |shot| not_granted(app, plan, &hosts, shot);
+    let v6 = IpAddr::from(STRANGER6);
     let shots = [
         ("out-sidecar-tcp", Some(tcp(bridge, unpublished(plan))), ""),
         (
@@ -319,7 +354,10 @@ pub fn from_app(
         ("out-gateway", Some(tcp(uplink.host_address, 22)), ""),
         (
             "out-host",
-            host_address().map(|address| tcp(address, 22)),
+            hosts.iter().find_map(|address| match address {
+                IpAddr::V4(address) => Some(tcp(*address, 22)),
+                IpAddr::V6(_) => None,
+            }),
             "the host has no address but loopback's",
         ),
         ("out-lan", Some(tcp(foreign(192, 0, 2, 1), 80)), ""),
@@ -349,10 +387,13 @@ pub fn from_app(
         ("out-ipv6-link", Some(Shot::AllNodes), ""),
     ];
     let name = app.name.as_str();
+    let fire = |shot| match shot {
+        Shot::Tcp(_) => shoot(field, beside, shot),
+        shot => shoot(field, prober, shot),
+    };
     for (id, shot, why_not) in shots {
         let outcome = match shot.map(refused) {
-            Some(Some(shot @ Shot::Tcp(_))) => shoot(field, beside, shot),
-            Some(Some(shot)) => shoot(field, prober, shot),
+            Some(Some(shot)) => fire(shot),
             Some(None) => Outcome::not_applicable(ALL_GRANTED),
             None => Outcome::not_applicable(why_not),
         };
@@ -361,6 +402,10 @@ pub fn from_app(
     let mut shots = vec![Shot::Tcp(SocketAddr::new(v6, 80))];
     if let [_, six] = plan.families().as_slice() {
         let tcp = |to, port| Shot::Tcp(SocketAddr::new(to, port));
+        let clouds = METADATA6.into_iter().map(|to| tcp(to.into(), 80));
+        shots.extend(clouds);
+        let ours = hosts.iter().filter(|address| address.is_ipv6()).take(4);
+        shots.extend(ours.map(|address| tcp(*address, 22)));
         let entry = entry.unwrap_or(DISCARD);
         shots.extend([
             tcp(six.bridge, unpublished(plan)),
@@ -378,16 +423,10 @@ pub fn from_app(
                 .map(|to| tcp(to, 80)),
         );
     }
-    let outcomes = shots.into_iter().map(|shot| shoot(field, prober, shot));
+    let outcomes = shots.into_iter().filter_map(refused).map(fire);
     findings.add("out-ipv6", name, worst(outcomes, ""));
     let nearby = beside_egress(app).filter_map(refused);
-    let outcome = worst(
-        nearby.map(|shot| match shot {
-            Shot::Tcp(_) => shoot(field, beside, shot),
-            shot => shoot(field, prober, shot),
-        }),
-        "the app may connect to nothing",
-    );
+    let outcome = worst(nearby.map(fire), "the app may connect to nothing");
     findings.add("out-egress-beside", name, outcome);
     let others = plan.apps.iter().filter(|other| other.name != app.name);
     let shots = others.map(|other| {
@@ -642,6 +681,7 @@ pub fn other_stack(
                 tcp(plan.uplink.sidecar_address, entry),
             ]
         };
+        let hosts = host_addresses();
         let out = field
             .plan
             .apps
@@ -649,7 +689,7 @@ pub fn other_stack(
             .zip(beside)
             .flat_map(|(app, beside)| {
                 let shots = targets(theirs).into_iter();
-                let shots = shots.filter_map(|shot| not_granted(app, shot));
+                let shots = shots.filter_map(|shot| not_granted(app, field.plan, &hosts, shot));
                 shots.map(|shot| shoot(field, beside, shot))
             });
         let out = worst(out.collect::<Vec<_>>(), ALL_GRANTED);

@@ -146,6 +146,8 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     }
     let of =
         |name: &str| -> Vec<&Who<'_>> { everybody.iter().filter(|who| who.part == name).collect() };
+    // Carrier and dialer are relays of the other direction.
+    let relays = || [of("relay"), of("egress")].concat();
     let relay_runs = target.part("relay").is_some();
     let relay = |outcome: &dyn Fn() -> Outcome| {
         if relay_runs {
@@ -190,13 +192,9 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     findings.add(
         "relay-cap-sets",
         "relay",
-        relay(&|| all(of("relay"), |who| sets(who, 0))),
+        relay(&|| all(relays(), |who| sets(who, 0))),
     );
-    findings.add(
-        "relay-seccomp",
-        "relay",
-        relay(&|| all(of("relay"), seccomp)),
-    );
+    findings.add("relay-seccomp", "relay", relay(&|| all(relays(), seccomp)));
     findings.add(
         "parts-no-new-privs",
         "all",
@@ -244,9 +242,14 @@ pub fn processes(target: &Target, findings: &mut Findings) {
         "relay",
         relay(&|| {
             all(["user", "mnt", "pid", "ipc", "uts", "cgroup"], |kind| {
-                of("relay")
-                    .first()
-                    .map_or_else(|| Err("it does not run".into()), |who| apart(who, kind))
+                let apart = |who| apart(who, kind);
+                let mut looked = relays().into_iter().map(apart);
+                let first = looked.next();
+                let first = first.unwrap_or_else(|| Err("it does not run".into()))?;
+                looked.try_fold(first, |(good, last), next| {
+                    let (is_good, happened) = next?;
+                    Ok((good && is_good, if good { happened } else { last }))
+                })
             })
         }),
     );
@@ -260,7 +263,7 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     );
     let roots: Vec<&Who<'_>> = everybody
         .iter()
-        .filter(|who| matches!(who.part, "sidecar" | "relay"))
+        .filter(|who| matches!(who.part, "sidecar" | "relay" | "egress"))
         .collect();
     findings.add(
         "empty-roots",
@@ -371,6 +374,7 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
         .or(match who.part {
             "sidecar" => Some(plan.sidecar),
             "relay" => Some(plan.relay),
+            "egress" => plan.egress.as_ref().map(|egress| egress.ids),
             _ => None,
         });
     let words = found

@@ -53,7 +53,7 @@ pub fn exec(
     };
     match part.as_str() {
         // The roots of sidecar and relay are empty: what runs there must come from here, and need nothing.
-        "sidecar" | "relay" => enter(stack, &part, command),
+        "sidecar" | "relay" | "egress" => enter(stack, &part, command),
         _ => exec_in_app(stack, part, command),
     }
 }

@@ -255,7 +255,20 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
             )?;
         }
     }
-    if plan.published().next().is_some() {
+    if let Some(egress) = &plan.egress {
+        writeln!(out, "\n{egress}")?;
+    }
+    if plan.egress_relay().is_some() {
+        writeln!(
+            out,
+            "  two processes, carrier and dialer; they hold no capability; run as {} outside; empty read-only root",
+            plan.egress
+                .as_ref()
+                .map_or(0, |egress| plan.host_uid(egress.ids))
+        )?;
+        limits(out, plan, &crate::cgroup::EGRESS, &|_| "default".to_owned())?;
+    }
+    if plan.has_relay() {
         writeln!(
             out,
             "\nrelay\n  holds no capability; runs as {} outside; empty read-only root",

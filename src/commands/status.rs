@@ -159,6 +159,9 @@ fn describe(status: &Status) -> String {
             range.first.why
         );
     }
+    if let Some(egress) = &plan.egress {
+        let _ = writeln!(text, "{egress}");
+    }
     let mut parts = table(&[
         "",
         "PART",

@@ -245,7 +245,11 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
             let control = claimed.listen()?;
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
-                rootless::become_root_of_own_namespaces()
+                let net = match plan.egress_relay() {
+                    Some(_) => rootless::Net::Hosts,
+                    None => rootless::Net::Own,
+                };
+                rootless::become_root_of_own_namespaces(net)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
             Ok((listeners, control, cgroups))
@@ -415,8 +419,12 @@ fn is_up(status: &Status) -> String {
             )
         })
         .collect();
+    let egress = match &status.plan.egress {
+        Some(egress) => format!("; {egress}"),
+        None => String::new(),
+    };
     if ports.is_empty() {
-        return format!("{} is up, nothing is published", status.plan.stack);
+        return format!("{} is up, nothing is published{egress}", status.plan.stack);
     }
-    format!("{} is up: {}", status.plan.stack, ports.join("; "))
+    format!("{} is up: {}{egress}", status.plan.stack, ports.join("; "))
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
-use super::{Publish, Rootfs, Tmpfs, Volume};
+use super::{Egress, Publish, Rootfs, Tmpfs, Volume};
 
 /// A value and the bytes of the file that it stands in.
 #[derive(Debug, Clone)]
@@ -58,6 +58,15 @@ pub(super) fn no_prefix(address: Ipv6Addr) -> ValueError {
     ValueError::form(
         format!("[{address}] is an IPv6 address, and the stack's IPv6 is off"),
         "an IPv4 address, or `ipv6` with a prefix in the file's `[network]`",
+        "ipv6 = \"fd00:18::/64\"",
+    )
+}
+
+/// The error for what an app connects to by IPv6 in a stack without a prefix.
+pub(super) fn no_prefix_for(egress: Egress) -> ValueError {
+    ValueError::form(
+        format!("`{egress}` is IPv6, and the stack's IPv6 is off"),
+        "an IPv4 destination, or `ipv6` with a prefix in the file's `[network]`",
         "ipv6 = \"fd00:18::/64\"",
     )
 }

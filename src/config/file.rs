@@ -15,8 +15,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar, Tmpfs,
-    TrafficLog, Volume,
+    App, Config, Egress, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar,
+    Tmpfs, TrafficLog, Volume,
 };
 use crate::names::{NameError, PartName, StackName};
 use crate::seccomp;
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 }
 
 /// Names that an app can't have, because lrpns has parts, logs or users of that name.
-const RESERVED: [&str; 5] = ["sidecar", "relay", "host", "traffic", "lrpns"];
+const RESERVED: [&str; 6] = ["sidecar", "relay", "egress", "host", "traffic", "lrpns"];
 
 /// Files in this directory are named after their stack.
 const SYSTEM_DIR: &str = "/etc/lrpns";
@@ -137,6 +137,7 @@ struct ReadApp {
     app: Option<App>,
     address: Option<Placed<Ipv4Addr>>,
     publish: Vec<Placed<Publish>>,
+    egress: Vec<Placed<Egress>>,
 }
 
 /// `[sidecar]`, with the place that the checks across addresses need.
@@ -372,7 +373,7 @@ impl Reader<'_> {
                 self.problem(
                     key.span(),
                     escaped(&message),
-                    "a name of letters, digits, `-` and `_`, at most 32, and not `sidecar`, `relay`, `host`, `traffic` or `lrpns`",
+                    "a name of letters, digits, `-` and `_`, at most 32, and not `sidecar`, `relay`, `egress`, `host`, `traffic` or `lrpns`",
                     "[app.web]",
                 );
                 PartName::new("app").expect("`app` is a name")
@@ -400,6 +401,7 @@ impl Reader<'_> {
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
         let egress = self.many(section, keys::EGRESS, values::egress);
+        let egress = egress.unwrap_or_default();
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
@@ -425,11 +427,7 @@ impl Reader<'_> {
             allow,
             rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
-            egress: egress
-                .into_iter()
-                .flatten()
-                .map(|placed| placed.value)
-                .collect(),
+            egress: egress.iter().map(|placed| placed.value).collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -441,6 +439,7 @@ impl Reader<'_> {
             app,
             address,
             publish: publish.unwrap_or_default(),
+            egress,
         }
     }
 
@@ -632,7 +631,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The prefix has room for all, and nothing is published at an IPv6 address without one.
+    /// The prefix has room for all, and without one nothing is published at an IPv6 address, nor connected to.
     fn prefix(&mut self, prefix: Option<&Placed<Ipv6Net>>, apps: &[ReadApp]) {
         if let Some(prefix) = prefix {
             if let Err(error) = check::room6(prefix.value, apps.len()) {
@@ -643,6 +642,11 @@ impl Reader<'_> {
         for publish in apps.iter().flat_map(|read| &read.publish) {
             if let IpAddr::V6(address) = publish.value.address {
                 self.refused(publish.span.clone(), check::no_prefix(address));
+            }
+        }
+        for egress in apps.iter().flat_map(|read| &read.egress) {
+            if egress.value.to.addr().is_ipv6() {
+                self.refused(egress.span.clone(), check::no_prefix_for(egress.value));
             }
         }
     }

@@ -40,7 +40,7 @@ keys! {
     LISTEN = "listen": "a list of TCP ports from 1 to 65535", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
-    EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`", r#"egress = ["tcp 192.0.2.10:5432"]"#;
+    EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, the address of IPv6 in brackets", r#"egress = ["tcp 192.0.2.10:5432"]"#;
     ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "2001:db8::/64", "127.0.0.1"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;

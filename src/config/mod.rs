@@ -37,6 +37,16 @@ pub const EXAMPLE: &str = include_str!("example.toml");
 pub const UPLINK_POOL6: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd6c, 0x7270, 0x6e73, 0, 0, 0, 0, 0), 48);
 
+/// Where clouds tell an instance its credentials by IPv6: Amazon's EC2 and EKS Pod Identity, Google's, Oracle's and
+/// Scaleway's. By IPv4 it is 169.254.0.0/16.
+pub const METADATA6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
+
 /// What takes the place of the path in messages about the built-in example.
 const BUILTIN_PATH: &str = "<built-in example>";
 
@@ -377,14 +387,21 @@ impl Egress {
         self.to.prefix_len() == self.to.max_prefix_len()
     }
 
-    /// Whether it covers a connection. What is link-local must have been listed by itself.
+    /// Whether it covers a connection. Where clouds tell credentials (169.254.0.0/16 and [`METADATA6`]) must have been
+    /// listed by itself; IPv6's link-local and multicast addresses are covered by nothing.
     #[must_use]
     pub fn covers(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
-        let special = matches!(address, IpAddr::V4(address) if address.is_link_local());
+        let reaches = match address {
+            IpAddr::V4(address) => !address.is_link_local() || self.is_single(),
+            IpAddr::V6(address) => {
+                let never = address.is_unicast_link_local() || address.is_multicast();
+                !never && (!METADATA6.contains(&address) || self.is_single())
+            }
+        };
         self.protocol == protocol
             && self.to.contains(&address)
             && (self.first_port..=self.last_port).contains(&port)
-            && (!special || self.is_single())
+            && reaches
     }
 }
 

@@ -471,7 +471,43 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         (
             "egress = [\"tcp [2001:db8::1]:1\"]",
             11,
-            "not supported yet",
+            "`tcp [2001:db8::1]:1` is IPv6, and the stack's IPv6 is off",
+        ),
+        (
+            "egress = [\"tcp 2001:db8::1:80\"]",
+            11,
+            "needs brackets before its port: `[2001:db8::1]:80`",
+        ),
+        (
+            "egress = [\"tcp [2001:db8::1/64]:80\"]",
+            11,
+            "an address within the range `2001:db8::/64`",
+        ),
+        (
+            "egress = [\"tcp [2001:db8::1]/64:80\"]",
+            11,
+            "is no address",
+        ),
+        ("egress = [\"tcp [::1]:80\"]", 11, "within ::/96"),
+        (
+            "egress = [\"udp [ff02::fb]:5353\"]",
+            11,
+            "no app can reach `ff02::fb/128`: it is within ff00::/8, it is for multicast",
+        ),
+        (
+            "egress = [\"tcp [fe80::a9fe:a9fe]:80\"]",
+            11,
+            "it is for link-local addresses",
+        ),
+        (
+            "egress = [\"tcp [fd6c:7270:6e73::1]:80\"]",
+            11,
+            "lrpns takes its uplinks from it",
+        ),
+        (
+            "egress = [\"tcp [::ffff:10.0.0.0/104]:80\"]",
+            11,
+            "is IPv4 written as IPv6: write `10.0.0.0/8`",
         ),
         ("allow = []", 1, "nobody could connect"),
         (

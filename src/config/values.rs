@@ -428,6 +428,12 @@ pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
     let address = inside.unwrap_or(address);
     let to = range_of_addresses(address)
         .ok_or_else(|| ValueError::said(format!("{} is no address", quoted(address))))?;
+    // Without brackets nobody sees where the address ends.
+    if to.addr().is_ipv6() && inside.is_none() {
+        return Err(ValueError::said(format!(
+            "an IPv6 address needs brackets before its port: `[{address}]:{range}`"
+        )));
+    }
     if to.trunc() != to {
         return Err(ValueError::said(format!(
             "`{to}` is an address within the range `{}`",
@@ -435,9 +441,19 @@ pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
         )));
     }
     let (first_port, last_port) = ports(range)?;
-    let IpNet::V4(net) = to else {
-        return Err(ValueError::later(text, "a destination by IPv4"));
-    };
+    match to {
+        IpNet::V4(net) => destination(net)?,
+        IpNet::V6(net) => destination6(net)?,
+    }
+    Ok(Egress {
+        protocol,
+        to,
+        first_port,
+        last_port,
+    })
+}
+
+fn destination(net: Ipv4Net) -> Result<(), ValueError> {
     let first = net.network();
     let everything = net.prefix_len() == 0;
     if !everything && (first.octets()[0] == 0 || first.is_loopback() || first.octets()[0] >= 224) {
@@ -451,12 +467,39 @@ pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
             "`{net}` is link-local: each address of 169.254.0.0/16 must be listed by itself"
         )));
     }
-    Ok(Egress {
-        protocol,
-        to,
-        first_port,
-        last_port,
-    })
+    Ok(())
+}
+
+/// A wider range than what is reserved is right: rules take out of it what it may not open.
+fn destination6(net: Ipv6Net) -> Result<(), ValueError> {
+    not_mapped(net)?;
+    // RFC 4291, 2.4 and 2.5; what begins with 64:ff9b:: leads to IPv4 by NAT64 (RFC 6052) and may be reached.
+    let reserved =
+        |first: u128, length| Ipv6Net::new_assert(Ipv6Addr::from_bits(first << 112), length);
+    for (reserved, why) in [
+        (reserved(0, 96), "it has no address of anybody's but ::1"),
+        (reserved(0xfe80, 10), "it is for link-local addresses"),
+        (reserved(0xff00, 8), "it is for multicast"),
+        (super::UPLINK_POOL6, "lrpns takes its uplinks from it"),
+    ] {
+        if reserved.contains(&net) {
+            return Err(ValueError::said(format!(
+                "no app can reach `{net}`: it is within {reserved}, {why}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Of such an address everybody but a socket says that it is IPv4's: a rule would never meet it.
+fn not_mapped(net: Ipv6Net) -> Result<(), ValueError> {
+    if let (Some(four), 96..) = (net.addr().to_ipv4_mapped(), net.prefix_len()) {
+        let four = Ipv4Net::new(four, net.prefix_len() - 96).expect("at most 128 - 96");
+        return Err(ValueError::said(format!(
+            "`{net}` is IPv4 written as IPv6: write `{four}`"
+        )));
+    }
+    Ok(())
 }
 
 fn range_of_addresses(text: &str) -> Option<IpNet> {
@@ -474,14 +517,8 @@ pub(super) fn allow(text: &str) -> Result<IpNet, ValueError> {
             range.trunc()
         )));
     }
-    // Of such an address everybody but a socket says that it is IPv4's: a rule would never meet it.
-    if let IpNet::V6(six) = range
-        && let (Some(four), 96..) = (six.addr().to_ipv4_mapped(), six.prefix_len())
-    {
-        let four = Ipv4Net::new(four, six.prefix_len() - 96).expect("at most 128 - 96");
-        return Err(ValueError::said(format!(
-            "`{range}` is IPv4 written as IPv6: write `{four}`"
-        )));
+    if let IpNet::V6(six) = range {
+        not_mapped(six)?;
     }
     Ok(range)
 }

@@ -472,6 +472,7 @@ impl Encoder {
                     knows_family: None,
                     knows_tcp: false,
                     knows_udp: false,
+                    knows_ether: false,
                 };
                 rule.expr
                     .iter()
@@ -570,6 +571,8 @@ struct RuleEncoder<'a> {
     knows_family: Option<libc::c_int>,
     knows_tcp: bool,
     knows_udp: bool,
+    /// Nor one of the link layer's before it has asked which.
+    knows_ether: bool,
 }
 
 /// nft's first two registers of 16 bytes. Concatenations use them as four registers of four bytes.
@@ -857,6 +860,11 @@ impl RuleEncoder<'_> {
                 match field.protocol.as_ref() {
                     "ip" => self.depend_on_family(libc::NFPROTO_IPV4),
                     "ip6" => self.depend_on_family(libc::NFPROTO_IPV6),
+                    "ether" if !self.knows_ether => {
+                        self.meta(libc::NFT_META_IIFTYPE, FIRST);
+                        self.compare(libc::NFT_CMP_EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
+                        self.knows_ether = true;
+                    }
                     "tcp" if !self.knows_tcp => {
                         self.meta(libc::NFT_META_L4PROTO, FIRST);
                         self.compare(libc::NFT_CMP_EQ, &[libc::IPPROTO_TCP as u8]);
@@ -946,6 +954,7 @@ impl RuleEncoder<'_> {
             }
             NamedExpression::Payload(Payload::PayloadField(header)) => {
                 let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
+                    ("ether", "saddr") => (libc::NFT_PAYLOAD_LL_HEADER, 6, Kind::Ether),
                     ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
                     ("ip6", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 8, Kind::Address6),
@@ -1081,6 +1090,8 @@ fn limit_attributes(limit: &Limit<'_>) -> Option<Vec<u8>> {
 enum Kind {
     Address,
     Address6,
+    /// Of the link layer.
+    Ether,
     /// Whether there is a header.
     Present,
     Port,
@@ -1106,6 +1117,7 @@ impl Kind {
             | Kind::CtStatus
             | Kind::CtEvent
             | Kind::AddressType => 4,
+            Kind::Ether => 6,
             Kind::Address6 => 16,
             Kind::Link => libc::IFNAMSIZ as u32,
         }
@@ -1119,6 +1131,7 @@ impl Kind {
         match self {
             Kind::Address => "ipv4_addr",
             Kind::Address6 => "ipv6_addr",
+            Kind::Ether => "ether_addr",
             Kind::Present => "boolean",
             Kind::Port => "inet_service",
             Kind::Protocol => "inet_proto",
@@ -1173,6 +1186,13 @@ impl Kind {
                 .parse::<Ipv6Addr>()
                 .ok()
                 .map(|address| address.octets().to_vec()),
+            (Kind::Ether, text) => {
+                let bytes: Option<Vec<u8>> = text
+                    .split(':')
+                    .map(|byte| u8::from_str_radix(byte, 16).ok())
+                    .collect();
+                bytes.filter(|bytes| bytes.len() == 6)
+            }
             (Kind::Link, text) if text.len() < libc::IFNAMSIZ => {
                 let mut name = text.as_bytes().to_vec();
                 name.resize(libc::IFNAMSIZ, 0);
@@ -1228,6 +1248,7 @@ impl Shape {
         let kind = |of: &SetType| match of {
             SetType::Ipv4Addr => Ok(Kind::Address),
             SetType::Ipv6Addr => Ok(Kind::Address6),
+            SetType::EtherAddr => Ok(Kind::Ether),
             SetType::InetProto => Ok(Kind::Protocol),
             SetType::InetService => Ok(Kind::Port),
             _ => Err(unsupported(object, of)),
@@ -1249,6 +1270,7 @@ impl Shape {
                 | match kind {
                     Kind::Address => 7,
                     Kind::Address6 => 8,
+                    Kind::Ether => 9,
                     Kind::Protocol => 12,
                     _ => 13,
                 }

@@ -53,7 +53,8 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `guard` (raw, before conntrack, after defragmentation: fragments are whole packets again or never arrive): who may
 ///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the stack's
 ///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
-///   app's own address, from a port that is published, to the sidecar's address, which is where `postrouting` makes
+///   app's own address, which is its own by the link-layer address that the bridge takes from its port alone (IPv6 lets
+///   anybody bind an address that is not theirs, `ipv6_can_nonlocal_bind`), from a port that is published, to the sidecar's address, which is where `postrouting` makes
 ///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
 ///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
 ///   subnet, from a published port; whether somebody has asked, `forward` knows. Without a prefix, IPv6 ends
@@ -76,8 +77,9 @@ pub fn host_table(stack: &StackName) -> String {
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
-///   each has its counter; in `postrouting` it gets the sidecar's uplink address. What is link-local must be listed by
-///   itself: a wide range does not open it.
+///   each has its counter; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
+///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
+///   and multicast addresses nothing opens.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -132,6 +134,18 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         };
         let set_type = [family.address_type()];
         table.set(family.set("apps"), &set_type, addresses(&|_| true));
+        let senders = plan.apps.iter();
+        let senders: BTreeSet<_> = senders
+            .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
+            .collect();
+        table.set(
+            family.set("senders"),
+            &[family.address_type(), SetType::EtherAddr],
+            senders
+                .iter()
+                .map(|(app, mac)| concat([address(*app), name(mac)]))
+                .collect(),
+        );
         table.set(
             family.set("sees_clients"),
             &set_type,
@@ -153,6 +167,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     }
 
     rate::sets(&mut table, plan);
+    egress::sets(&mut table, plan);
 
     table.filter("guard", NfHook::Prerouting, RAW, NfChainPolicy::Drop);
     table.nat("prerouting", NfHook::Prerouting, DSTNAT);
@@ -198,7 +213,13 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         table.rule(
             "guard",
             family.rule("drop-app-spoof"),
-            [from_bridge(), is_not(family.saddr(), family.at("apps"))],
+            [
+                from_bridge(),
+                is_not(
+                    concat([family.saddr(), header_field("ether", "saddr")]),
+                    family.at("senders"),
+                ),
+            ],
             drop(),
         );
     }
@@ -836,6 +857,8 @@ const SRCNAT: i32 = 100;
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 /// RFC 4291, 2.5.6.
 const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+/// RFC 4291, 2.7.
+const MULTICAST6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
@@ -1028,11 +1051,6 @@ fn ct(key: &'static str) -> Expression<'static> {
         family: None,
         dir: None,
     }))
-}
-
-/// A field of IPv4's header.
-fn ip(field: &'static str) -> Expression<'static> {
-    header_field("ip", field)
 }
 
 fn header_field(protocol: &'static str, field: &'static str) -> Expression<'static> {

@@ -143,6 +143,7 @@ fn types(types: &SetTypeValue<'_>) -> Result<String, TextError> {
     let name = |of: &SetType| match of {
         SetType::Ipv4Addr => Ok("ipv4_addr"),
         SetType::Ipv6Addr => Ok("ipv6_addr"),
+        SetType::EtherAddr => Ok("ether_addr"),
         SetType::InetProto => Ok("inet_proto"),
         SetType::InetService => Ok("inet_service"),
         other => Err(unsupported(other)),

@@ -14,6 +14,7 @@
 pub mod app;
 pub mod ceilings;
 mod compiler;
+mod egress;
 mod loader;
 mod sidecar;
 
@@ -107,13 +108,13 @@ fn take_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The descriptors of all that the relay carries: the messages that follow have what the first had no room for.
+/// The descriptors of all that relay and carrier have to hold: the messages that follow have what the first had no room for.
 fn all_of(
-    carried: &[Carried],
+    count: usize,
     mut fds: Vec<OwnedFd>,
     supervisor: &OwnedFd,
 ) -> Result<Vec<OwnedFd>, StageError> {
-    while fds.len() < carried.len() {
+    while fds.len() < count {
         match protocol::receive(supervisor).map_err(step("take the published sockets"))? {
             Some((ToStage::More, more)) if !more.is_empty() => fds.extend(more),
             _ => return Err(step("take the published sockets")("there are too few")),
@@ -141,7 +142,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
     nix::unistd::sethostname(&hostname).map_err(step("set the host name"))?;
     rustix::process::setsid().map_err(step("start a session"))?;
     ceilings::lower(nproc).map_err(step("lower the resource limits"))?;
-    if matches!(role, Role::Relay { .. }) {
+    if matches!(role, Role::Relay { .. } | Role::Egress { .. }) {
         ceilings::all_descriptors().map_err(step("raise the limit of descriptors"))?;
     }
     // What is made from here on is the part's own root, which everybody in it may read.
@@ -171,7 +172,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             as_clients,
             wait,
         } => {
-            let fds = all_of(&carried, fds, supervisor)?;
+            let fds = all_of(carried.len(), fds, supervisor)?;
             rootfs::enter_empty().map_err(step("make the root"))?;
             let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
             let carries = seccomp::Carries {
@@ -219,6 +220,20 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
             crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
             Ok(ExitCode::SUCCESS)
+        }
+        Role::Egress {
+            grants,
+            doors,
+            clients,
+        } => {
+            let sockets = all_of(doors.len(), fds, supervisor)?;
+            let out = egress::Out {
+                grants,
+                doors,
+                clients,
+                sockets,
+            };
+            egress::run(supervisor, out)
         }
         Role::App(start) => app::run(supervisor, start, fds),
     }

@@ -1,14 +1,17 @@
 //! What the host has already, read once and judged elsewhere.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 
 use super::message;
 use super::rtnl::{Error, Rtnl, Step};
@@ -22,6 +25,10 @@ pub struct Facts {
     pub addresses6: Vec<(String, Ipv6Addr)>,
     /// Where the IPv4 unicast routes of every routing table lead, without the default routes.
     pub routes: Vec<Ipv4Net>,
+    /// Where the IPv6 unicast routes of every routing table lead, with the default routes and without what is link-local.
+    pub routes6: Vec<Ipv6Net>,
+    /// The links of which the kernel has a route by a router's advertisement.
+    pub told_by_routers: BTreeSet<String>,
     /// The links' names.
     pub links: Vec<String>,
 }
@@ -78,15 +85,35 @@ pub async fn facts(host: &Rtnl) -> Result<Facts, Error> {
                 .extend(address6.map(|address| (name, address)));
         }
     }
-    for answer in host
-        .run(
-            "host",
-            vec![Step::dump("list the routes", message::routes())],
-        )
-        .await?
-    {
-        if let RouteNetlinkMessage::NewRoute(route) = answer {
-            facts.routes.extend(destination(&route));
+    // The kernel does one dump of a socket at a time.
+    let mut routes = vec![];
+    for (what, family) in [
+        ("list the routes", AddressFamily::Inet),
+        ("list the IPv6 routes", AddressFamily::Inet6),
+    ] {
+        let list = Step::dump(what, message::routes(family));
+        routes.extend(host.run("host", vec![list]).await?);
+    }
+    for answer in routes {
+        let RouteNetlinkMessage::NewRoute(route) = answer else {
+            continue;
+        };
+        match destination(&route) {
+            Some(IpNet::V4(net)) if net.prefix_len() > 0 => facts.routes.push(net),
+            Some(IpNet::V6(net)) if !net.addr().is_unicast_link_local() => {
+                facts.routes6.push(net);
+            }
+            _ => {}
+        }
+        if route.header.protocol == RouteProtocol::Ra {
+            let link = route
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => names.get(index).cloned(),
+                    _ => None,
+                });
+            facts.told_by_routers.extend(link);
         }
     }
     facts.links = names.into_values().collect();
@@ -115,19 +142,25 @@ fn networks(attributes: &[AddressAttribute], prefix: u8) -> Vec<Ipv4Net> {
     }
 }
 
-fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
-    // A prefix of no bits is a default route, in whichever table. What `unreachable` and `blackhole` cover may be used:
-    // our route is the narrower one.
-    if route.header.kind != RouteType::Unicast || route.header.destination_prefix_length == 0 {
+/// `None` for what `unreachable` and `blackhole` cover, which may be used: our route is the narrower one.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    if route.header.kind != RouteType::Unicast {
         return None;
     }
-    route
+    let length = route.header.destination_prefix_length;
+    let to = route
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                Ipv4Net::new(*address, route.header.destination_prefix_length).ok()
-            }
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
             _ => None,
-        })
+        });
+    // A prefix of no bits is a default route, in whichever table, and has no destination.
+    let everywhere: Option<IpAddr> = match (length, route.header.address_family) {
+        (0, AddressFamily::Inet) => Some(Ipv4Addr::UNSPECIFIED.into()),
+        (0, AddressFamily::Inet6) => Some(Ipv6Addr::UNSPECIFIED.into()),
+        _ => None,
+    };
+    IpNet::new(to.or(everywhere)?, length).ok()
 }

@@ -300,9 +300,9 @@ pub(super) fn route_of(target: IpAddr, came: Option<(IpAddr, u32)>) -> RouteMess
     route
 }
 
-pub(super) fn routes() -> RouteNetlinkMessage {
+pub(super) fn routes(family: AddressFamily) -> RouteNetlinkMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
+    route.header.address_family = family;
     RouteNetlinkMessage::GetRoute(route)
 }
 

@@ -37,7 +37,7 @@ mod rtnl;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -438,12 +438,29 @@ fn own_every_address(plan: &Plan) -> Vec<Step> {
                 ));
             }
         }
+        // A link-local destination is one that was listed by itself.
+        for granted in egress_nets(plan).filter(|net| link_local.contains(net)) {
+            steps.push(Step::create(
+                format!("make {granted} local"),
+                message::new_local_route(granted, LOOPBACK),
+            ));
+        }
         steps.push(Step::create(
             "make every other address local",
             message::new_local_route(everywhere, LOOPBACK),
         ));
     }
     steps
+}
+
+/// The destinations of egress by relay, each once.
+fn egress_nets(plan: &Plan) -> impl Iterator<Item = IpNet> {
+    let by_relay = plan.egress_relay().is_some();
+    let nets = plan
+        .granted()
+        .filter(move |_| by_relay)
+        .map(|egress| egress.to);
+    nets.collect::<BTreeSet<IpNet>>().into_iter()
 }
 
 async fn configure_app(

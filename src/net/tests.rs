@@ -280,6 +280,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         log: crate::config::TrafficLog::Off,
         sidecar: IDS,
         relay: IDS,
+        egress: None,
         seal: false,
         rules: None,
         sidecar_limits: Default::default(),

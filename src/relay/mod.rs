@@ -38,6 +38,7 @@
 //! - waking itself: `write` to its eventfd, `futex`.
 #![forbid(unsafe_code)]
 
+pub mod egress;
 mod flow;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ mod udp;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -63,6 +64,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::admission::Gate;
+use crate::config::Protocol;
 use flow::{Buffers, Tuning};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
@@ -122,6 +124,13 @@ pub enum RelayError {
         #[source]
         source: io::Error,
     },
+    /// Egress: who dials has ended, or says what makes no sense.
+    #[error("ask the dialer")]
+    Dialer {
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
     /// A listening socket has failed for good.
     #[error("accept on {listen}")]
     Accept {
@@ -136,10 +145,20 @@ pub enum RelayError {
 /// Where what comes to a socket goes, and from whom it may come.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The address that is dialled.
+    /// The address that is dialled; with an unspecified one (`0.0.0.0`), the port of whichever address the client wrote to.
     pub target: SocketAddr,
     /// The clients; all others are reset before a byte, or, by UDP, not heard.
     pub gate: Rc<Gate>,
+}
+
+impl Way {
+    /// Where a client is taken who wrote to `ours`.
+    fn to(&self, ours: IpAddr) -> SocketAddr {
+        match self.target.ip().is_unspecified() {
+            true => SocketAddr::new(ours, self.target.port()),
+            false => self.target,
+        }
+    }
 }
 
 /// What the relay has done since it started; the answer to [`STATS_REQUEST`], as one line of JSON with these keys.
@@ -214,13 +233,14 @@ pub fn run(
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), datagrams.len())?;
     let tuning = Tuning::default();
-    run_with(listeners, datagrams, as_clients, control, places, tuning)
+    let dials = Dials::Itself { as_clients };
+    run_with(listeners, datagrams, dials, control, places, tuning)
 }
 
 fn run_with(
     listeners: Vec<(std::net::TcpListener, Way)>,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
-    as_clients: bool,
+    dials: Dials,
     control: OwnedFd,
     places: Places,
     tuning: Tuning,
@@ -233,7 +253,8 @@ fn run_with(
     // its end drops the runtime, and every connection with it
     runtime.block_on(async {
         let mut control = watch_end(control)?;
-        let relay = Rc::new(Relay::new(places, tuning, as_clients));
+        let relay = Relay::new(places, tuning, dials);
+        let relay = Rc::new(relay.map_err(|source| RelayError::Dialer { source })?);
         let mut accepting = JoinSet::new();
         for (listener, way) in listeners {
             let listener = prepare(listener)?;
@@ -261,6 +282,7 @@ fn run_with(
             biased;
             told = serve_control(&mut control, &relay) => told,
             error = failed => return Err(error),
+            error = relay.dialer_ended() => return Err(error),
         };
         if let Told::LastOrders = told {
             accepting.shutdown().await;
@@ -314,9 +336,23 @@ impl Places {
     }
 }
 
+/// Who dials.
+enum Dials {
+    /// The relay, from the client's address if so.
+    Itself { as_clients: bool },
+    /// Another process, which is asked at this socket.
+    Asks(OwnedFd),
+    /// We do, but only to what is granted.
+    Granted(egress::dialer::Grants),
+}
+
 /// What all connections share.
 struct Relay {
     as_clients: bool,
+    /// Who is asked to dial.
+    dialer: Option<egress::Asker>,
+    /// All that may be dialled, if not everything may.
+    grants: Option<egress::dialer::Grants>,
     stats: RefCell<Stats>,
     buffers: Buffers,
     places: Arc<Semaphore>,
@@ -326,18 +362,42 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(places: Places, tuning: Tuning, as_clients: bool) -> Self {
+    fn new(places: Places, tuning: Tuning, dials: Dials) -> io::Result<Self> {
+        let (mut as_clients, mut dialer, mut grants) = (false, None, None);
+        match dials {
+            Dials::Itself { as_clients: does } => as_clients = does,
+            Dials::Asks(socket) => dialer = Some(egress::Asker::new(socket)?),
+            Dials::Granted(list) => grants = Some(list),
+        }
         let stats = Stats {
             limit: places.connections as u64,
             ..Stats::default()
         };
-        Self {
+        Ok(Self {
             as_clients,
+            dialer,
+            grants,
             stats: RefCell::new(stats),
             buffers: Buffers::new(places.pipes, tuning),
             places: Arc::new(Semaphore::new(places.connections)),
             flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
+        })
+    }
+
+    /// EACCES for what may not be dialled.
+    fn permit(&self, protocol: Protocol, to: SocketAddr) -> io::Result<()> {
+        let permit = |grants: &egress::dialer::Grants| grants.permit(protocol, to);
+        self.grants.as_ref().map_or(Ok(()), permit)
+    }
+
+    /// Takes the dialer's answers until its end; for ever, if there is none.
+    async fn dialer_ended(&self) -> RelayError {
+        match &self.dialer {
+            Some(dialer) => RelayError::Dialer {
+                source: dialer.take_answers().await,
+            },
+            None => std::future::pending().await,
         }
     }
 
@@ -426,10 +486,10 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
             }
         };
         let relay = Rc::clone(&relay);
-        let target = way.target;
+        let way = way.clone();
         tokio::task::spawn_local(async move {
             // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
-            tokio::task::coop::unconstrained(carry(client, target, &relay)).await;
+            tokio::task::coop::unconstrained(carry(client, &way, &relay)).await;
             relay.count(|s| s.open -= 1);
             drop(place);
             relay.closed.notify_one();
@@ -490,20 +550,28 @@ async fn accept(listener: &TcpListener, gate: &Gate, relay: &Relay) -> io::Resul
 
 /// Carries one connection to its end. Whatever way it returns, both sockets are closed, by a reset unless both sides
 /// had ended their streams.
-async fn carry(client: TcpStream, target: SocketAddr, relay: &Relay) {
+async fn carry(client: TcpStream, way: &Way, relay: &Relay) {
     // Not inherited from the listener: clients may have connected before this process was there to set them.
     if set_options(&client).is_err() {
         return relay.count(|s| s.reset += 1);
     }
-    let source = match client.peer_addr() {
-        Ok(peer) if relay.as_clients => source(peer),
-        Ok(_) => None,
+    let (source, target) = match (client.peer_addr(), client.local_addr()) {
+        (Ok(peer), Ok(ours)) => {
+            let source = relay.as_clients.then(|| source(peer)).flatten();
+            (source, way.to(ours.ip()))
+        }
         // It has gone already.
-        Err(_) => return relay.count(|s| s.reset += 1),
+        _ => return relay.count(|s| s.reset += 1),
+    };
+    let dial = async {
+        match &relay.dialer {
+            Some(dialer) => dialer.dial(target).await,
+            None => dial_from(source, target).await,
+        }
     };
     let dialled = tokio::select! {
         biased;
-        dialled = dial_from(source, target) => dialled,
+        dialled = dial => dialled,
         // nobody waits for the answer any more
         _ = client.ready(Interest::ERROR) => return relay.count(|s| s.reset += 1),
     };

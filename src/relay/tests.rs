@@ -65,7 +65,7 @@ impl Running {
             run_with(
                 vec![(listener, everybody(target))],
                 vec![],
-                false,
+                Dials::Itself { as_clients: false },
                 OwnedFd::from(theirs),
                 places,
                 tuning,

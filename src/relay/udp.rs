@@ -39,6 +39,8 @@ use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::config::Protocol;
+
 use super::{EXHAUSTED_PAUSE, Relay, RelayError, Way};
 
 /// No more flows at once, however many descriptors there are: well below the number of ephemeral ports, of which each
@@ -310,6 +312,8 @@ impl Door {
 
     /// A new flow.
     fn begin(self: &Rc<Self>, key: Key, relay: &Rc<Relay>) -> io::Result<Rc<UdpSocket>> {
+        let target = self.way.to(key.ours);
+        relay.permit(Protocol::Udp, target)?;
         if relay.flows.count() >= relay.flows.most {
             let evicted = relay.flows.evict() as u64;
             relay.count(|s| s.evicted += evicted);
@@ -318,7 +322,7 @@ impl Door {
             .as_clients
             .then(|| super::source(key.client))
             .flatten();
-        let socket = Rc::new(dial_from(source, self.way.target)?);
+        let socket = Rc::new(dial_from(source, target)?);
         let (last, answered) = (Rc::new(Cell::new(Instant::now())), Rc::default());
         let answers = Answers {
             door: self.clone(),

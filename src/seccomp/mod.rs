@@ -16,7 +16,7 @@
 //! - `default`: what servers call. Near Docker's default profile, less what no web app needs.
 //! - `strict`: one process with any number of threads, no other sockets than the Internet's.
 //! - a file: Docker's format ([`docker`]).
-//! - [`sidecar`], [`sealing_sidecar`], [`relay`], [`init`]: what these really call.
+//! - [`sidecar`], [`sealing_sidecar`], [`relay`], [`carrier`], [`dialer`], [`init`]: what these really call.
 #![forbid(unsafe_code)]
 
 mod compile;
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
-pub use roles::{Carries, default, init, relay, sealing_sidecar, sidecar, strict};
+pub use roles::{Carries, carrier, default, dialer, init, relay, sealing_sidecar, sidecar, strict};
 
 /// What a call gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

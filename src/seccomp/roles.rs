@@ -402,8 +402,19 @@ pub fn relay(carries: Carries) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
-        recvfrom sendto setsockopt shutdown splice
+        recvfrom setsockopt shutdown splice
     ]]));
+    // It connects, and Landlock is not asked (tcp(7), "TCP Fast Open").
+    set(
+        &mut calls,
+        Sysno::sendto,
+        vec![allow([without(3, libc::MSG_FASTOPEN)])],
+    );
+    set(
+        &mut calls,
+        Sysno::sendmsg,
+        vec![allow([without(2, libc::MSG_FASTOPEN)])],
+    );
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
     if carries.as_clients {
@@ -432,6 +443,46 @@ pub fn relay(carries: Carries) -> Profile {
     };
     set(&mut calls, Sysno::prlimit64, vec![allow([reading])]);
     profile("relay", calls)
+}
+
+/// The carrier of what apps connect to: a relay that has its sockets from another process. It makes none of the Internet,
+/// connects none, and sends to no address, so the other end of a socket stays what it was when the socket was handed over.
+#[must_use]
+pub fn carrier() -> Profile {
+    let mut carrier = relay(Carries::default());
+    for call in [Sysno::socket, Sysno::connect] {
+        carrier.calls.remove(&number(call));
+    }
+    // connect(2) is not the only call that connects.
+    let nowhere = Test {
+        arg: 4,
+        mask: u64::MAX,
+        is: Comparison::Eq,
+        value: 0,
+    };
+    let already = vec![allow([without(3, libc::MSG_FASTOPEN), nowhere])];
+    set(&mut carrier.calls, Sysno::sendto, already);
+    Profile {
+        name: "carrier".to_owned(),
+        ..carrier
+    }
+}
+
+/// The dialer of what apps connect to: as [`crate::relay::egress::dialer`] lists it.
+#[must_use]
+pub fn dialer(udp: bool, ipv6: bool) -> Profile {
+    let mut dialer = relay(Carries {
+        udp,
+        ipv6,
+        as_clients: false,
+    });
+    for call in [Sysno::accept4, Sysno::splice, Sysno::pipe2] {
+        dialer.calls.remove(&number(call));
+    }
+    Profile {
+        name: "dialer".to_owned(),
+        ..dialer
+    }
 }
 
 /// What the app's pid 1 does while its command runs: waits, reaps, passes signals on. It stays under the wider filter of
@@ -541,7 +592,13 @@ mod tests {
 
     #[test]
     fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
-        for part in [sidecar(), relay(Carries::ALL), init()] {
+        for part in [
+            sidecar(),
+            relay(Carries::ALL),
+            init(),
+            carrier(),
+            dialer(true, true),
+        ] {
             for never in [
                 "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
             ] {
@@ -558,6 +615,25 @@ mod tests {
                 assert!(part.answer(number(call), [0, 4096, 3, 0x22, 0, 0]).allows());
             }
         }
+    }
+
+    #[test]
+    fn a_carrier_reaches_nothing_but_what_it_was_handed() {
+        let carrier = carrier();
+        for never in ["socket", "connect", "bind", "listen", "sendmmsg"] {
+            assert!(!carrier.may_allow(never), "{never}");
+        }
+        let fast = libc::MSG_FASTOPEN as u64;
+        let answer = |call, args| carrier.answer(number(call), args).allows();
+        for (flags, address, may) in [(0, 0, true), (fast, 0, false), (0, 4096, false)] {
+            assert_eq!(answer(Sysno::sendto, [3, 4096, 1, flags, address, 16]), may);
+        }
+        assert!(answer(Sysno::sendmsg, [3, 4096, 0, 0, 0, 0]));
+        for part in [carrier.clone(), dialer(true, true), relay(Carries::ALL)] {
+            let fast_open = part.answer(number(Sysno::sendmsg), [3, 4096, fast, 0, 0, 0]);
+            assert_eq!(fast_open, EPERM, "{}", part.name);
+        }
+        assert!(!dialer(true, true).may_allow("accept4"));
     }
 
     #[test]

@@ -448,7 +448,7 @@ impl Task {
 
     /// Starts another relay, for the ports of `ground`, and lets the one that is there take last orders.
     async fn replace_relay(&self, ground: &Ground) -> Result<(), String> {
-        let launched = if ground.listeners().is_empty() {
+        let launched = if !ground.plan.has_relay() {
             None
         } else {
             let launched = ground.relay().await.map_err(|e| e.to_string())?;

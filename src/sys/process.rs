@@ -91,6 +91,14 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// As [`detach_with`], with one descriptor.
+///
+/// # Errors
+/// As [`clone3`].
+pub fn detach(kept: OwnedFd, life: impl FnOnce(OwnedFd) -> i32) -> io::Result<OwnedFd> {
+    detach_with([kept], |[kept]| life(kept))
+}
+
 /// Clones this process for good: the child lives `life` with no other descriptor from 3 on than `kept`, and ends with the
 /// status that it returns. The pidfd of the child is for the caller, who has `kept` no more.
 ///
@@ -99,16 +107,24 @@ pub fn exit_now(status: i32) -> ! {
 ///
 /// # Errors
 /// As [`clone3`].
-pub fn detach(kept: OwnedFd, life: impl FnOnce(OwnedFd) -> i32) -> io::Result<OwnedFd> {
+pub fn detach_with<K: AsRef<[OwnedFd]>>(
+    kept: K,
+    life: impl FnOnce(K) -> i32,
+) -> io::Result<OwnedFd> {
     match clone3(0)? {
         Cloned::Parent { pidfd, .. } => Ok(pidfd),
         Cloned::Child => {
-            let number = kept.as_raw_fd().cast_unsigned();
-            // The lower side first: there may be no upper one.
-            if number > 3 {
-                close_range(3, number - 1);
+            let fds = kept.as_ref().iter();
+            let mut numbers: Vec<u32> = fds.map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+            numbers.sort_unstable();
+            let mut next = 3;
+            for number in numbers {
+                if number > next {
+                    close_range(next, number - 1);
+                }
+                next = next.max(number + 1);
             }
-            close_range(number + 1, u32::MAX);
+            close_range(next, u32::MAX);
             exit_now(life(kept))
         }
     }
