@@ -773,3 +773,37 @@ fn the_hosts_own_packets_are_followed_too() {
         );
     }
 }
+
+#[test]
+fn a_link_local_client_is_followed_by_relay_and_is_none_for_dnat() {
+    if !look::machine() {
+        return;
+    }
+    for (lab, via) in [(Lab::new(), "relay"), (Lab::forwarding(), "dnat")] {
+        let lab = both(lab, &format!("via = \"{via}\""));
+        for (netns, link, address) in [("client", "eth0", "fe80::c/64"), ("", "ext0", "fe80::a/64")]
+        {
+            let namespace: &[&str] = if netns.is_empty() {
+                &[]
+            } else {
+                &["-n", netns]
+            };
+            let add = ["-6", "address", "add", address, "dev", link, "nodad"];
+            lab.ok(&[&["ip"], namespace, &add].concat());
+        }
+        let attempt = || {
+            let code = "import socket\ns = socket.socket(socket.AF_INET6)\ns.settimeout(1)\n\
+                s.bind(('fe80::c', 0, 0, socket.if_nametoindex('eth0')))\n\
+                s.connect(('fe80::a', 5000, 0, socket.if_nametoindex('eth0')))";
+            drop(lab.client(&[look::PYTHON, "-c", code]));
+        };
+        let (answer, _) = trace(&lab, &["fe80::c", "5000", "web"], attempt);
+        match via {
+            "relay" => assert_eq!(answer["outcome"], "arrives", "{answer}"),
+            _ => assert_eq!(
+                sentence(&answer),
+                "lost in the host: fe80::c is link-local, and such an address is not forwarded"
+            ),
+        }
+    }
+}
