@@ -161,7 +161,7 @@ pub enum Command {
         #[arg(short, long, value_name = "FILE")]
         write: Option<PathBuf>,
         /// End after so many packets
-        #[arg(short, long, value_name = "N")]
+        #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
         /// The stack's name; left out, it is the file's, or the built-in example's. Then which packets
         #[arg(value_name = "STACK|FILTER")]
@@ -175,6 +175,7 @@ pub enum Command {
         /// The client's address
         client: std::net::IpAddr,
         /// The port of this host that it wants
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
         /// The stack's name; left out, it is the file's, or the built-in example's
         stack: Option<StackName>,
@@ -185,7 +186,7 @@ pub enum Command {
         #[arg(long)]
         udp: bool,
         /// How long to wait for a packet
-        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
         within: u64,
         /// As JSON
         #[arg(long)]

@@ -78,10 +78,19 @@ impl ExtraError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoNft { .. } => Some("apt install nftables, or leave sidecar.rules out"),
+            Self::Refused { problems } if problems.contains("Message too long") => Some(
+                "all rules go to the kernel in one message, of about 200 kB without privilege: some 600 rules, or some 5,000 \
+                 elements; a set with one rule takes less than a rule for each address, and a range less than its addresses",
+            ),
+            Self::Refused { problems } if problems.contains("include") => Some(
+                "nft sees this file and no other of yours, so `include` has nothing to include",
+            ),
+            // What the line says can't be done, wherever it stands.
             Self::Refused { problems }
-                if problems.contains("File not found") || problems.contains("o such file") =>
+                if problems.contains("Could not process rule")
+                    || problems.contains("o such file") =>
             {
-                Some("nft sees this file and no other, so `include` has nothing to include")
+                None
             }
             Self::Refused { .. } => Some(
                 "the file is the inside of a table: `chain before { ... }`, `chain after { ... }`, `chain nat { ... }`, and sets and chains that these use",

@@ -57,6 +57,7 @@ pub mod change;
 pub mod confine;
 
 pub mod logbuf;
+pub mod screen;
 
 pub mod traffic;
 

@@ -860,6 +860,10 @@ fn what_is_not_understood_ends_with_2_and_says_what_would_be() {
         &["up", "-f", "/no/such/file.toml"],
         &["up", "--set", "NOVALUE"],
         &["plan", "nosuchstack"],
+        &["capture", "--count", "0"],
+        &["capture", "port", "0"],
+        &["trace", "192.0.2.7", "0"],
+        &["trace", "192.0.2.7", "5000", "--within", "0"],
     ] {
         let output = bare(args);
         assert_code(&output, 2);

@@ -1281,7 +1281,9 @@ fn variants() -> Vec<Nftables<'static>> {
     }
     let mut accepting = base.clone();
     for object in objects(&mut accepting) {
-        if let NfObject::ListObject(NfListObject::Chain(chain)) = object {
+        if let NfObject::ListObject(NfListObject::Chain(chain)) = object
+            && chain.hook.is_some()
+        {
             chain.policy = Some(nftables::types::NfChainPolicy::Accept);
         }
     }

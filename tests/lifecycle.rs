@@ -4,7 +4,7 @@
 mod support;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe, difference, lrpns, until};
@@ -230,6 +230,62 @@ fn foreground_up_shows_progress_then_the_log_and_each_signal_takes_all_down() {
         assert!(log.contains(" app | ") && log.contains("GET /"), "{log}");
         lab.assert_as(&before);
     }
+}
+
+/// Says many more bytes than a pipe or a terminal takes, then serves.
+const TALKATIVE: &str = r#"
+name = "talks"
+[app]
+rootfs = "host"
+command = ["sh", "-c", "i=0; while [ $$i -lt 3000 ]; do i=$$((i+1)); echo line $$i of many that nobody reads; done; exec python3 -m http.server 5000"]
+publish = ["127.0.0.1:5000:5000"]
+"#;
+
+#[test]
+fn a_foreground_up_that_nobody_reads_answers_all_the_same_and_loses_no_line() {
+    let lab = Lab::new();
+    lab.write("talks.toml", TALKATIVE);
+    let mut up = lab.spawn_lrpns(&["up", "-f", "talks.toml"]);
+    heard(&mut up, "Ctrl-C");
+    // Nobody has read its standard output so far, nor does anybody now.
+    let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
+    assert!(said.contains("line 3000 of many"), "{said}");
+    assert_eq!(lab.status("talks")["parts"][1]["state"], "running");
+    // Whoever reads at last gets all of it, in order.
+    let mut lines = BufReader::new(up.stdout.take().unwrap()).lines();
+    let mut next = 1;
+    while next <= 3000 {
+        let line = lines.next().unwrap().unwrap();
+        if line.contains(" of many that nobody reads") {
+            assert!(line.contains(&format!("| line {next} of many")), "{line}");
+            next += 1;
+        }
+    }
+    lab.lrpns_ok(&["down", "talks"]);
+    assert_eq!(up.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_foreground_up_at_a_terminal_that_is_stopped_can_be_taken_down() {
+    let lab = Lab::new();
+    lab.write("talks.toml", TALKATIVE);
+    let before = lab.traces();
+    let terminal = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR).unwrap();
+    rustix::pty::grantpt(&terminal).unwrap();
+    rustix::pty::unlockpt(&terminal).unwrap();
+    let name = rustix::pty::ptsname(&terminal, vec![]).unwrap();
+    let open = std::fs::OpenOptions::new().write(true).to_owned();
+    let screen = open.open(name.to_str().unwrap()).unwrap();
+    // Nobody reads what the terminal is to show.
+    let mut up = lab.command(&[support::lab::lrpns(), "up", "-f", "talks.toml"]);
+    let mut up = up.stdout(screen).stderr(Stdio::piped()).spawn().unwrap();
+    heard(&mut up, "Ctrl-C");
+    let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
+    assert!(said.contains("line 3000 of many"), "{said}");
+    lab.lrpns_ok(&["down", "talks"]);
+    assert_eq!(up.wait().unwrap().code(), Some(0));
+    drop(terminal);
+    lab.assert_as(&before);
 }
 
 #[test]

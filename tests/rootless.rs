@@ -538,6 +538,86 @@ fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
 }
 
 #[test]
+fn an_app_joins_a_users_stack_that_runs_and_leaves_it_again() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4_000_032);
+    if !allowed(&user) {
+        return;
+    }
+    let app = |name: &str, port: u16| {
+        format!(
+            "[app.{name}]\nrootfs = \"builtin:webapp\"\nenv = {{ PROVIDER = \"{name}\", PORT = \"5000\" }}\n\
+             publish = [\"0.0.0.0:{port}:5000\"]\n"
+        )
+    };
+    let first = format!("name = \"web\"\n{}", app("first", 5001));
+    let both = format!("{first}{}", app("second", 5002));
+    user.up(&first);
+    let alone = user.status("web");
+    let get = |port: u16| lab.client_get(&format!("http://{LAB}:{port}/"));
+    let apply = |file: &str| {
+        let path = lab.write("rootless.toml", file);
+        user.lrpns(&["apply", "-f", path.to_str().unwrap()])
+    };
+    for _ in 0..2 {
+        let joined = apply(&both);
+        assert!(joined.status.success(), "{}", describe(&joined));
+        assert_eq!(get(5001).unwrap(), "Hello first!");
+        assert_eq!(get(5002).unwrap(), "Hello second!");
+        let status = user.status("web");
+        assert_eq!(look::pid(&status, "first"), look::pid(&alone, "first"));
+        let second = status["parts"].as_array().unwrap();
+        let second = second.iter().find(|part| part["name"] == "second").unwrap();
+        for set in [
+            "inheritable",
+            "permitted",
+            "effective",
+            "bounding",
+            "ambient",
+        ] {
+            assert_eq!(second["privileges"][set], 0, "{set}: {second}");
+        }
+        // Neither reaches the other, by whichever address.
+        let address = status["plan"]["apps"][1]["address"].as_str().unwrap();
+        let reach = lab.run(&[
+            "nsenter",
+            "--net",
+            "--target",
+            &look::init(&status, "first").to_string(),
+            "curl",
+            "-sS",
+            "--max-time",
+            "1",
+            &format!("http://{address}:5000/"),
+        ]);
+        assert!(!reach.status.success(), "{}", describe(&reach));
+        let left = apply(&first);
+        assert!(left.status.success(), "{}", describe(&left));
+        assert_eq!(get(5001).unwrap(), "Hello first!");
+        assert!(get(5002).is_err());
+        assert_eq!(
+            user.status("web")["plan"]["apps"].as_array().unwrap().len(),
+            1
+        );
+    }
+    // One that doesn't work leaves no trace.
+    let broken = both.replace(
+        "PORT = \"5000\" }\npublish = [\"0.0.0.0:5002",
+        "PORT = \"0\" }\npublish = [\"0.0.0.0:5002",
+    );
+    assert_ne!(broken, both);
+    let refused = apply(&broken);
+    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
+    assert_eq!(get(5001).unwrap(), "Hello first!");
+    assert!(get(5002).is_err());
+    user.lrpns_ok(&["down", "web"]);
+    assert_eq!(user.processes(), [""; 0]);
+}
+
+#[test]
 fn an_ordinary_users_app_sees_its_clients() {
     if !machine() {
         return;

@@ -425,6 +425,8 @@ fn what_nft_refuses_is_told_with_file_line_and_column_and_nothing_is_up() {
         return;
     }
     let lab = Lab::new();
+    let many: String = (0..4000).map(|_| "ip saddr 192.0.2.1 drop\n").collect();
+    let too_many = format!("chain before {{\n{many}}}\n");
     for (rules, vars, place, hint) in [
         (
             "chain before {\n    ip saddr $A drop\n    ip sddr 192.0.2.1 drop\n}\n",
@@ -452,6 +454,18 @@ fn what_nft_refuses_is_told_with_file_line_and_column_and_nothing_is_up() {
             "",
         ),
         (
+            "set known { type ipv4_addr; }\nchain before {\n  ip saddr @knwon drop\n}\n",
+            "",
+            "extra.nft:3:12: No such file or directory; did you mean set",
+            "",
+        ),
+        (
+            &too_many,
+            "",
+            "Message too long",
+            "a set with one rule takes less than a rule for each address",
+        ),
+        (
             "include \"/etc/hostname.nft\"\n",
             "",
             "extra.nft:1:",
@@ -469,6 +483,12 @@ fn what_nft_refuses_is_told_with_file_line_and_column_and_nothing_is_up() {
         assert!(
             said.contains(place) && said.contains(hint),
             "{rules}\n{said}"
+        );
+        // No hint is better than one that leads astray.
+        assert_eq!(
+            said.contains("include"),
+            rules.contains("include"),
+            "{said}"
         );
         assert_eq!(code, 2, "{said}");
         assert!(lab.get("http://127.0.0.1:5000/").is_err());
@@ -526,6 +546,12 @@ fn rules_that_reach_beyond_their_places_are_refused() {
         assert!(
             said.contains("extra.nft") && said.contains(why),
             "{rules}\n{said}"
+        );
+        // No hint is better than one that leads astray.
+        assert_eq!(
+            said.contains("include"),
+            rules.contains("include"),
+            "{said}"
         );
         assert_eq!(code, 2, "{said}");
     }
@@ -609,6 +635,13 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
     lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
     let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
     assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
+    // On lines of their own, below nft's caret.
+    let after: Vec<_> = said
+        .lines()
+        .skip_while(|line| !line.ends_with('^'))
+        .collect();
+    assert_eq!(after.get(1), Some(&"nothing was changed"), "{said}");
+    assert!(said.contains("hint: the file is the inside"), "{said}");
     assert_eq!(look::beside(&lab, sidecar, &place), before);
 
     lab.write("extra.nft", &rules.replace("192.0.2.1", "10.99.0.2"));

@@ -662,6 +662,7 @@ pub fn other_stack(
     state: &StateRoot,
     findings: &mut Findings,
 ) {
+    let hosts = host_addresses();
     let attack = || -> Result<(Outcome, Outcome), String> {
         let mut scratch = scratch.map_err(|e| format!("start a scratch stack: {e}"))?;
         scratch.wait()?;

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -64,17 +65,23 @@ impl Filter {
             match word.as_str() {
                 "refused" => filter.refused = true,
                 "client" => {
-                    let address = words.next().map(|word| word.parse());
+                    let address = words.next().map(|word| word.parse::<IpAddr>());
                     let Some(Ok(address)) = address else {
                         return Err(wrong("`client` wants an address".to_owned()));
                     };
-                    filter.client = Some(address);
+                    // No packet has an IPv4 address written as IPv6.
+                    if filter.client.replace(address.to_canonical()).is_some() {
+                        return Err(wrong("there can be one `client`".to_owned()));
+                    }
                 }
                 "port" => {
-                    let Some(Ok(port)) = words.next().map(|word| word.parse()) else {
-                        return Err(wrong("`port` wants a number from 0 to 65535".to_owned()));
+                    let port = words.next().map(|word| word.parse::<NonZeroU16>());
+                    let Some(Ok(port)) = port else {
+                        return Err(wrong("`port` wants a number from 1 to 65535".to_owned()));
                     };
-                    filter.port = Some(port);
+                    if filter.port.replace(port.get()).is_some() {
+                        return Err(wrong("there can be one `port`".to_owned()));
+                    }
                 }
                 other => return Err(wrong(format!("`{other}` is no filter"))),
             }
@@ -432,7 +439,17 @@ mod tests {
                 refused: true
             }
         );
-        for wrong in ["port", "port x", "client 300.0.0.1", "udp"] {
+        let mapped = Filter::parse(&words("client ::ffff:10.0.0.1")).unwrap();
+        assert_eq!(mapped.client, filter.client);
+        for wrong in [
+            "port",
+            "port x",
+            "port 0",
+            "port 1 port 2",
+            "client 300.0.0.1",
+            "client 10.0.0.1 client 10.0.0.2",
+            "udp",
+        ] {
             assert!(Filter::parse(&words(wrong)).is_err(), "{wrong}");
         }
     }

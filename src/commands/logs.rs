@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::{ask, next_reply};
+use super::{ask, cannot_print, next_reply};
 use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::logbuf::Filter;
@@ -37,8 +37,11 @@ pub fn logs(
         } else {
             line.human(colour)
         };
-        if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
-            return Ok(ExitCode::SUCCESS);
+        match writeln!(out, "{text}").and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // Whoever read it has seen enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            Err(e) => return Err(cannot_print(e)),
         }
     }
 }

@@ -122,6 +122,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             json,
         } => {
             let question = trace::Question {
+                // No packet has an IPv4 address written as IPv6.
                 client: client.to_canonical(),
                 port,
                 udp,

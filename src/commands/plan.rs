@@ -312,8 +312,14 @@ fn ports(ports: &[u16]) -> String {
     if ports.is_empty() {
         return "nothing".to_owned();
     }
-    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-    ports.join(", ")
+    let runs = ports.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+    let runs: Vec<String> = runs
+        .map(|run| match run {
+            [first, .., last] => format!("{first}-{last}"),
+            [] | [_] => run.iter().map(u16::to_string).collect(),
+        })
+        .collect();
+    runs.join(", ")
 }
 
 /// How many system calls, then their names; rules in full are in `--json`.
@@ -353,4 +359,18 @@ fn wrap(out: &mut String, title: &str, words: &[&str]) -> std::fmt::Result {
         write!(line, " {word}")?;
     }
     writeln!(out, "{line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ports;
+
+    #[test]
+    fn ports_in_a_row_are_a_range() {
+        assert_eq!(ports(&[]), "nothing");
+        assert_eq!(
+            ports(&[80, 443, 8000, 8001, 8002, 65534, 65535]),
+            "80, 443, 8000-8002, 65534-65535"
+        );
+    }
 }

@@ -20,6 +20,7 @@ use crate::logbuf::LogLine;
 use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
+use crate::screen::Screen;
 use crate::stack::StackError;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
@@ -39,7 +40,11 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     if detach {
         return detached(config, wishes);
     }
-    match supervise_here(config, wishes, Voice::terminal())? {
+    let screen = Screen::new(std::io::stdout())
+        .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
+    let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()));
+    screen.finish();
+    match ended? {
         End::Already(message) => {
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
@@ -82,10 +87,11 @@ struct Voice {
 
 impl Voice {
     /// A foreground `up`: progress on standard error, the log on standard output.
-    fn terminal() -> Self {
-        let colour = std::io::stdout().is_terminal();
+    fn terminal(screen: Screen) -> Self {
+        let stdout = std::io::stdout();
+        let colour = stdout.is_terminal()
+            && anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
         let begun = std::time::Instant::now();
-        let mut out = anstream::stdout();
         Self {
             progress: Box::new(move |step| {
                 {
@@ -101,8 +107,7 @@ impl Voice {
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
-                // A reader that has gone away doesn't end the stack.
-                let _ = writeln!(out, "{}", line.human(colour)).and_then(|()| out.flush());
+                screen.line(&line.human(colour));
                 true
             })),
         }

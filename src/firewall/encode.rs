@@ -7,12 +7,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nftables::expr::{
-    BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload, Prefix,
+    BinaryOperation, CT, Expression, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
+    PayloadBase, PayloadRaw, Prefix,
 };
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
 };
-use nftables::stmt::{Counter, JumpTarget, Limit, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{
+    Counter, JumpTarget, Limit, Mangle, Match, NAT, NATFamily, Operator, Statement,
+};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::netlink::*;
@@ -604,26 +607,7 @@ impl RuleEncoder<'_> {
                 self.verdict(libc::NF_DROP);
                 Ok(())
             }
-            Statement::Mangle(change) => {
-                let Expression::Named(NamedExpression::CT(ct)) = &change.key else {
-                    return Err(unsupported(self.object, statement));
-                };
-                if (ct.key.as_ref(), ct.family, ct.dir) != ("event", None, None) {
-                    return Err(unsupported(self.object, statement));
-                }
-                let events = Kind::CtEvent.bytes(self.object, &change.value)?;
-                self.expression("immediate", |out| {
-                    out.number(NFTA_IMMEDIATE_DREG, FIRST);
-                    out.nest(NFTA_IMMEDIATE_DATA, |out| {
-                        out.bytes(NFTA_DATA_VALUE, &events)
-                    });
-                });
-                self.expression("ct", |out| {
-                    out.number(NFTA_CT_SREG, FIRST);
-                    out.number(NFTA_CT_KEY, libc::NFT_CT_EVENTMASK as u32);
-                });
-                Ok(())
-            }
+            Statement::Mangle(change) => self.set(change, statement),
             Statement::Log(Some(log)) => {
                 let (Some(group), None, None, None, None) = (
                     log.group.and_then(|group| u16::try_from(group).ok()),
@@ -685,12 +669,58 @@ impl RuleEncoder<'_> {
         }
     }
 
+    /// Writes into what is kept beside a packet or a connection. A mark has no order of bytes: who writes a field of a header
+    /// into it has that field's.
+    fn set(&mut self, change: &Mangle<'_>, statement: &Statement<'_>) -> Result<(), EncodeError> {
+        let (expression, number, register, key) = match &change.key {
+            Expression::Named(NamedExpression::CT(CT {
+                key,
+                family: None,
+                dir: None,
+            })) => {
+                let key = match key.as_ref() {
+                    "event" => libc::NFT_CT_EVENTMASK,
+                    "mark" => libc::NFT_CT_MARK,
+                    _ => return Err(unsupported(self.object, statement)),
+                };
+                ("ct", NFTA_CT_KEY, NFTA_CT_SREG, key)
+            }
+            Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })) => {
+                ("meta", NFTA_META_KEY, NFTA_META_SREG, libc::NFT_META_MARK)
+            }
+            _ => return Err(unsupported(self.object, statement)),
+        };
+        if key == libc::NFT_CT_EVENTMASK && expression == "ct" {
+            let events = Kind::CtEvent.bytes(self.object, &change.value)?;
+            self.immediate(&events, FIRST);
+        } else {
+            self.depend(&change.value)?;
+            let kind = self.load(&change.value, FIRST)?;
+            if kind.width() != 4 {
+                return Err(unsupported(self.object, statement));
+            }
+        }
+        self.expression(expression, |out| {
+            out.number(register, FIRST);
+            out.number(number, key as u32);
+        });
+        Ok(())
+    }
+
+    fn immediate(&mut self, value: &[u8], register: u32) {
+        self.expression("immediate", |out| {
+            out.number(NFTA_IMMEDIATE_DREG, register);
+            out.nest(NFTA_IMMEDIATE_DATA, |out| out.bytes(NFTA_DATA_VALUE, value));
+        });
+    }
+
     fn comparison(&mut self, comparison: &Match<'_>) -> Result<(), EncodeError> {
         let Match { left, right, op } = comparison;
         let refuse = |encoder: &Self| Err(unsupported(encoder.object, comparison));
         let equality = match op {
             Operator::EQ => Some(libc::NFT_CMP_EQ),
             Operator::NEQ => Some(libc::NFT_CMP_NEQ),
+            Operator::GEQ => Some(libc::NFT_CMP_GTE),
             Operator::IN => None,
             _ => return refuse(self),
         };
@@ -723,6 +753,18 @@ impl RuleEncoder<'_> {
             return self.prefix(field, equality, prefix);
         }
         let kind = self.load(field, FIRST)?;
+        if kind == Kind::Time {
+            // The kernel's is in its own order, and compares as memcmp(3) does.
+            self.expression("byteorder", |out| {
+                out.number(NFTA_BYTEORDER_SREG, FIRST);
+                out.number(NFTA_BYTEORDER_DREG, FIRST);
+                out.number(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON);
+                out.number(NFTA_BYTEORDER_LEN, kind.width());
+                out.number(NFTA_BYTEORDER_SIZE, kind.width());
+            });
+        } else if equality == Some(libc::NFT_CMP_GTE) {
+            return refuse(self);
+        }
         match (equality, right, bits) {
             (Some(libc::NFT_CMP_EQ), Expression::Range(range), None) => {
                 let [first, last] = &range.range;
@@ -830,12 +872,7 @@ impl RuleEncoder<'_> {
     ) -> Result<(), EncodeError> {
         let Expression::Named(NamedExpression::Map(map)) = operand else {
             let value = kind.bytes(self.object, operand)?;
-            self.expression("immediate", |out| {
-                out.number(NFTA_IMMEDIATE_DREG, register);
-                out.nest(NFTA_IMMEDIATE_DATA, |out| {
-                    out.bytes(NFTA_DATA_VALUE, &value)
-                });
-            });
+            self.immediate(&value, register);
             return Ok(());
         };
         let Some(name) = set_name(&map.data) else {
@@ -944,6 +981,8 @@ impl RuleEncoder<'_> {
                 let (key, kind) = match (ct.key.as_ref(), ct.family, ct.dir) {
                     ("state", None, None) => (libc::NFT_CT_STATE, Kind::CtState),
                     ("status", None, None) => (libc::NFT_CT_STATUS, Kind::CtStatus),
+                    ("mark", None, None) => (libc::NFT_CT_MARK, Kind::Mark),
+                    ("expiration", None, None) => (libc::NFT_CT_EXPIRATION, Kind::Time),
                     _ => return Err(unsupported(self.object, field)),
                 };
                 self.expression("ct", |out| {
@@ -964,13 +1003,16 @@ impl RuleEncoder<'_> {
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
                     _ => return Err(unsupported(self.object, field)),
                 };
-                self.expression("payload", |out| {
-                    out.number(NFTA_PAYLOAD_DREG, register);
-                    out.number(NFTA_PAYLOAD_BASE, base as u32);
-                    out.number(NFTA_PAYLOAD_OFFSET, offset);
-                    out.number(NFTA_PAYLOAD_LEN, kind.width().min(most));
-                });
+                self.payload(base, offset, kind.width().min(most), register);
                 kind
+            }
+            NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw {
+                base: PayloadBase::TH,
+                offset,
+                len: 32,
+            })) if offset % 8 == 0 => {
+                self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, offset / 8, 4, register);
+                Kind::Word
             }
             NamedExpression::Exthdr(header) => {
                 if (header.name.as_ref(), &header.field, header.offset) != ("rt", &None, None) {
@@ -1003,6 +1045,16 @@ impl RuleEncoder<'_> {
             _ => return Err(unsupported(self.object, field)),
         };
         Ok(kind)
+    }
+
+    /// Loads so many bytes from `offset` on.
+    fn payload(&mut self, base: libc::c_int, offset: u32, width: u32, register: u32) {
+        self.expression("payload", |out| {
+            out.number(NFTA_PAYLOAD_DREG, register);
+            out.number(NFTA_PAYLOAD_BASE, base as u32);
+            out.number(NFTA_PAYLOAD_OFFSET, offset);
+            out.number(NFTA_PAYLOAD_LEN, width);
+        });
     }
 
     fn meta(&mut self, key: libc::c_int, register: u32) {
@@ -1104,6 +1156,12 @@ enum Kind {
     CtStatus,
     CtEvent,
     AddressType,
+    /// Of a header, and nothing more is known of it.
+    Word,
+    /// The kernel's, which means what somebody wants it to.
+    Mark,
+    /// In milliseconds.
+    Time,
 }
 
 impl Kind {
@@ -1116,7 +1174,10 @@ impl Kind {
             | Kind::CtState
             | Kind::CtStatus
             | Kind::CtEvent
-            | Kind::AddressType => 4,
+            | Kind::AddressType
+            | Kind::Word
+            | Kind::Mark
+            | Kind::Time => 4,
             Kind::Ether => 6,
             Kind::Address6 => 16,
             Kind::Link => libc::IFNAMSIZ as u32,
@@ -1143,6 +1204,9 @@ impl Kind {
             Kind::CtStatus => "ct_status",
             Kind::CtEvent => "ct_event",
             Kind::AddressType => "fib_addrtype",
+            Kind::Word => "integer",
+            Kind::Mark => "mark",
+            Kind::Time => "time",
         }
     }
 
@@ -1152,6 +1216,10 @@ impl Kind {
             Expression::Number(number) if matches!(self, Kind::Port) => u16::try_from(*number)
                 .ok()
                 .map(|port| port.to_be_bytes().to_vec()),
+            Expression::Number(number) if self == Kind::Word => Some(number.to_be_bytes().to_vec()),
+            Expression::Number(seconds) if self == Kind::Time => seconds
+                .checked_mul(1000)
+                .map(|milliseconds| milliseconds.to_be_bytes().to_vec()),
             Expression::Boolean(yes) if self == Kind::Present => Some(vec![u8::from(*yes)]),
             Expression::Number(number) if matches!(self, Kind::User) => {
                 Some(number.to_ne_bytes().to_vec())

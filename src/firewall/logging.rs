@@ -18,21 +18,18 @@ pub const ACCEPTED: u16 = 3;
 /// Packets that a rule refused, for `lrpns capture`; what is let through is logged there by its own table.
 pub const CAPTURE: u16 = 4;
 
-/// The rule that logs how a TCP connection was answered: what was accepted is told of when the answer comes.
-pub(super) const NOTE_BEGIN: &str = "note-begin";
-/// The rule that logs how a TCP connection ends.
-pub(super) const NOTE_END: &str = "note-end";
+/// What a message about a connection has for a prefix if its mark is not ours.
+pub const OTHERS_MARKS: &str = "marked";
 
 /// What a rule does between its counter and its verdict. The prefix of what it logs is the rule's name, `chain/name`,
 /// but in [`CONNECTIONS`].
 ///
 /// A rule that drops logs what it drops. One that accepts logs the packet that begins a connection, and with
 /// [`TrafficLog::Packets`] every packet; but not in `guard`, where nothing is let through for good. Of TCP the answer to
-/// the first packet says more than it does, and is logged instead.
+/// the first packet says more than it does, and is logged instead (`ruleset::edges`).
 ///
 /// Of all that conntrack could tell only the end of a connection that never closed is wanted: so who accepts a connection
-/// asks for that (nothing else is said, `nf_conntrack_events` is 0), and who sees it close takes that back, by asking for a
-/// change of labels, which there are none of.
+/// asks for that; nothing else is said, `nf_conntrack_events` is 0.
 pub(super) fn statements(
     level: TrafficLog,
     chain: &str,
@@ -51,7 +48,7 @@ pub(super) fn statements(
         }
         Statement::Accept(_) if chain != "guard" => {
             if level > TrafficLog::Off && matches.iter().any(begins_a_connection) {
-                all.push(tell_of("destroy"));
+                all.push(tell_of_the_end());
                 if !matches.iter().any(is_about_tcp) {
                     all.push(note());
                 }
@@ -60,21 +57,20 @@ pub(super) fn statements(
                 all.push(log(ACCEPTED));
             }
         }
-        Statement::Log(_) if name == NOTE_END => all.push(tell_of("label")),
         _ => {}
     }
     all
 }
 
 /// What conntrack tells of this connection from here on.
-fn tell_of(event: &'static str) -> Statement<'static> {
+fn tell_of_the_end() -> Statement<'static> {
     Statement::Mangle(Mangle {
         key: Expression::Named(NamedExpression::CT(CT {
             key: "event".into(),
             family: None,
             dir: None,
         })),
-        value: Expression::String(event.into()),
+        value: Expression::String("destroy".into()),
     })
 }
 
@@ -100,7 +96,7 @@ pub(super) fn log(chain: &str, name: &str, group: u16) -> Statement<'static> {
     }))
 }
 
-/// Logs a packet that begins or ends a connection. Which rule did is seen by the packet, and a prefix is printed and copied
+/// Logs a packet that begins or ends a connection. Which is seen by the packet, and a prefix is printed and copied
 /// for each.
 pub(super) fn note() -> Statement<'static> {
     Statement::Log(Some(Log::new(Some(CONNECTIONS.into()))))

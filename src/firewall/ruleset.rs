@@ -11,6 +11,7 @@
 //! port, because nft 1.0.6 lists a map with a concatenation as its *value* but refuses to read that JSON again. A packet
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
+mod edges;
 mod egress;
 mod rate;
 
@@ -27,7 +28,9 @@ use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
     Table as NfTable,
 };
-use nftables::stmt::{AnonymousCounter, Counter, Match, NAT, NATFamily, Operator, Statement};
+use nftables::stmt::{
+    AnonymousCounter, Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement,
+};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use super::logging;
@@ -70,8 +73,8 @@ pub fn host_table(stack: &StackName) -> String {
 ///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
 ///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
 ///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
-/// - A connection's handshake and its end are logged in `forward` by `note-begin` and `note-end`, which decide nothing; what else is
-///   logged is said in [`logging`].
+/// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
+///   [`logging`].
 ///   Where an app has an `allow`, a client that is in none of its ranges ends here, and where it has a `rate`, one that
 ///   connects more often; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
@@ -175,6 +178,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Drop);
     table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Drop);
     table.nat("postrouting", NfHook::Postrouting, SRCNAT);
+    edges::chain(&mut table, plan);
 
     let from_uplink = || is(meta(MetaKey::Iifname), name(uplink));
     let from_bridge = || is(meta(MetaKey::Iifname), name(bridge));
@@ -278,23 +282,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.rule("input", "drop-from-app", [from_bridge()], drop());
     table.rule("input", "drop-rest", [], drop());
 
-    if plan.log > TrafficLog::Off {
-        let mut note = |name, flags| {
-            table.rule(
-                "forward",
-                name,
-                // The flags first: every packet of every connection comes here, and few have them.
-                [
-                    has(header_field("tcp", "flags"), flags),
-                    has(ct("state"), self::name("established")),
-                ],
-                logging::note(),
-            );
-        };
-        note(logging::NOTE_BEGIN, name("syn"));
-        let last = Expression::List(vec![name("fin"), name("rst")]);
-        note(logging::NOTE_END, last);
-    }
+    edges::in_forward(&mut table, plan);
     // The common case first; nothing that is invalid or new matches it.
     table.rule(
         "forward",
@@ -387,6 +375,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         );
     }
     egress::in_postrouting(&mut table, plan);
+    edges::rules(&mut table, plan);
     match plan.rules {
         Some(_) => super::extra::with_places(&table.into_rules()),
         None => table.into_rules(),
@@ -944,15 +933,21 @@ impl Table {
         priority: i32,
         policy: NfChainPolicy,
     ) {
-        self.objects.push(NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: self.name.clone().into(),
+        self.add_chain(Chain {
             name: name.into(),
             _type: Some(kind),
             hook: Some(hook),
             prio: Some(priority),
             policy: Some(policy),
             ..Chain::default()
+        });
+    }
+
+    fn add_chain(&mut self, chain: Chain<'static>) {
+        self.objects.push(NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            ..chain
         }));
     }
 
@@ -963,6 +958,17 @@ impl Table {
         matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
+        self.rule_doing(chain, name, matches, [verdict]);
+    }
+
+    /// A rule that does several things, of which the last is its verdict, if it has one.
+    fn rule_doing<const N: usize>(
+        &mut self,
+        chain: &'static str,
+        name: impl Into<Cow<'static, str>>,
+        matches: impl IntoIterator<Item = Statement<'static>>,
+        actions: [Statement<'static>; N],
+    ) {
         let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {
             packets: Some(0),
             bytes: Some(0),
@@ -970,14 +976,18 @@ impl Table {
         // A condition that always holds is none.
         let matches: Vec<_> = matches.into_iter().filter(|m| *m != always()).collect();
         let name = name.into();
-        let logs = self.log.map_or_else(Vec::new, |level| {
-            logging::statements(level, chain, &name, &matches, &verdict)
-        });
+        let verdict = actions.last();
+        let logs = self
+            .log
+            .zip(verdict)
+            .map_or_else(Vec::new, |(level, verdict)| {
+                logging::statements(level, chain, &name, &matches, verdict)
+            });
         let statements: Vec<_> = matches
             .into_iter()
             .chain([counter])
             .chain(logs)
-            .chain([verdict])
+            .chain(actions)
             .collect();
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,

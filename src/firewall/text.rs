@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload,
+    PayloadBase, PayloadRaw,
 };
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
@@ -306,9 +307,16 @@ fn compare(comparison: &Match<'_>) -> Result<String, TextError> {
     let not = match op {
         Operator::EQ | Operator::IN => "",
         Operator::NEQ => "!= ",
+        Operator::GEQ => ">= ",
         _ => return Err(unsupported(comparison)),
     };
     if let Expression::BinaryOperation(operation) = left {
+        if let BinaryOperation::AND(field, Expression::Number(bits)) = operation.as_ref()
+            && let Expression::Number(value) = right
+        {
+            let field = expression(field)?;
+            return Ok(format!("{field} & {bits:#x} {not}{value:#x}"));
+        }
         let BinaryOperation::AND(field, Expression::List(bits)) = operation.as_ref() else {
             return Err(unsupported(comparison));
         };
@@ -328,8 +336,13 @@ fn compare(comparison: &Match<'_>) -> Result<String, TextError> {
         Expression::Named(NamedExpression::Meta(meta)) if matches!(meta.key, MetaKey::Iifname | MetaKey::Oifname)
     );
     let quote = if link { "\"" } else { "" };
+    let time = matches!(
+        left,
+        Expression::Named(NamedExpression::CT(ct)) if ct.key == "expiration"
+    );
+    let unit = if time { "s" } else { "" };
     Ok(format!(
-        "{} {not}{quote}{}{quote}",
+        "{} {not}{quote}{}{unit}{quote}",
         expression(left)?,
         expression(right)?
     ))
@@ -365,6 +378,11 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
             NamedExpression::Payload(Payload::PayloadField(field)) => {
                 format!("{} {}", field.protocol, field.field)
             }
+            NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw {
+                base: PayloadBase::TH,
+                offset,
+                len,
+            })) => format!("@th,{offset},{len}"),
             NamedExpression::Exthdr(header) if header.field.is_none() => {
                 format!("exthdr {}", header.name)
             }
@@ -374,6 +392,7 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                 MetaKey::Nfproto => "meta nfproto".to_owned(),
                 MetaKey::L4proto => "meta l4proto".to_owned(),
                 MetaKey::Skuid => "meta skuid".to_owned(),
+                MetaKey::Mark => "meta mark".to_owned(),
                 _ => return Err(unsupported(what)),
             },
             NamedExpression::CT(ct) if ct.family.is_none() && ct.dir.is_none() => {

@@ -183,8 +183,7 @@ impl Hop {
         }
     }
 }
-/// `NFT_META_SREG` has the number of `NFTA_META_SREG`, linux/netfilter/nf_tables.h.
-const NFTA_META_SREG: u16 = 3;
+
 const NFTA_TRACE_TABLE: u16 = 1;
 const NFTA_TRACE_CHAIN: u16 = 2;
 const NFTA_TRACE_RULE_HANDLE: u16 = 3;

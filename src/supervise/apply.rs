@@ -46,7 +46,7 @@ use crate::namespaces::Mapper;
 use crate::plan::{AppPlan, Plan};
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
-use crate::stack::{Ground, Launched, PartId};
+use crate::stack::{Ground, Launched, PartId, StackError};
 use crate::state;
 use crate::traffic::line::Names;
 
@@ -233,6 +233,18 @@ struct Done {
     relay: bool,
 }
 
+/// What could not even begin. What nft says of a user's rules has lines of its own, and the cure is the same as for `up`.
+fn untouched(e: &StackError) -> Reply {
+    let why = e.to_string();
+    let after = if why.contains('\n') { "\n" } else { "; " };
+    let hint = match e {
+        StackError::Extra(e) => e.hint().map(str::to_owned),
+        StackError::Volume(e) => e.hint(),
+        _ => None,
+    };
+    refused(format!("{why}{after}nothing was changed"), hint)
+}
+
 /// A live change.
 struct Task {
     old: Arc<Ground>,
@@ -260,7 +272,7 @@ impl Task {
         let changed = self.old.changed(held, &new, &mut mapper).await;
         let reply = match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
-            Err(e) => refused(format!("{e}; nothing was changed"), None),
+            Err(e) => untouched(&e),
         };
         self.tell(Step::Over);
         // Should the client be gone, nobody hears.

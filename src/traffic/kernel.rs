@@ -24,9 +24,9 @@ const NFNLGRP_CONNTRACK_DESTROY: u32 = 3;
 
 /// What the kernel gathers before it wakes a reader: this many bytes, which fill, with what it keeps beside them, the
 /// pages that it takes for them…
-const BATCH_BYTES: u32 = (64 << 10) - 1024;
+const BATCH_BYTES: u32 = (128 << 10) - 1024;
 /// …or this many packets, more than it takes to fill that…
-const BATCH_PACKETS: u32 = 500;
+const BATCH_PACKETS: u32 = 1000;
 /// What a reader's buffer holds: more than the kernel puts into one message.
 const BUFFER: usize = 128 << 10;
 /// What a socket may hold for us, if `net.core.rmem_max` allows for it.
@@ -280,6 +280,8 @@ pub struct Logged<'a> {
     pub rule: &'a str,
     /// From the network header on, as much as was asked for.
     pub payload: &'a [u8],
+    /// What the rule has marked it with; 0 is none.
+    pub mark: u32,
     /// When the kernel saw it first, in nanoseconds since 1970, if it was asked for times.
     pub time: Option<i64>,
     pub(super) number: Option<u32>,
@@ -287,6 +289,7 @@ pub struct Logged<'a> {
 
 impl<'a> Logged<'a> {
     fn parse(body: &'a [u8]) -> Option<Self> {
+        const NFULA_MARK: u16 = 2;
         const NFULA_TIMESTAMP: u16 = 3;
         const NFULA_IFINDEX_INDEV: u16 = 4;
         const NFULA_IFINDEX_OUTDEV: u16 = 5;
@@ -303,6 +306,7 @@ impl<'a> Logged<'a> {
                         i64::try_from(nanos.checked_mul(1000)?).ok()
                     });
                 }
+                NFULA_MARK => logged.mark = be32(value).unwrap_or_default(),
                 NFULA_IFINDEX_INDEV => logged.from_link = be32(value).unwrap_or_default(),
                 NFULA_IFINDEX_OUTDEV => logged.to_link = be32(value).unwrap_or_default(),
                 NFULA_PAYLOAD => logged.payload = value,
@@ -460,6 +464,7 @@ mod tests {
         let mut body = vec![2, 0, 0, 2];
         let out = &mut Attributes(&mut body);
         out.text(10, "guard/drop-rest");
+        out.number(2, 0x0102_0304);
         out.number(4, 7);
         out.number(12, 41);
         out.bytes(3, &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
@@ -481,6 +486,7 @@ mod tests {
         let read = Logged::parse(&body).unwrap();
         assert_eq!(read.rule, "guard/drop-rest");
         assert_eq!((read.from_link, read.number), (7, Some(41)));
+        assert_eq!(read.mark, 0x0102_0304);
         assert_eq!(read.time, Some(1_000_002_000));
         assert_eq!(read.payload, [0x45, 0]);
     }

@@ -6,6 +6,10 @@
 //! The bytes of a TCP connection come from its sequence numbers: those of SYN and FIN differ by the bytes between them, so
 //! nothing has to be counted, and the end of a connection is known at once; conntrack would tell of it when it has waited
 //! for stray packets and its next collection comes. That difference has 32 bits: bytes are told modulo 4 GiB.
+//!
+//! Of the packets at the end only the last FIN is seen, or a reset. It acknowledges the other's FIN, unless that was under way
+//! at the same moment; so its mark is the number of the first FIN (`firewall::ruleset::edges`), which has whatever that
+//! packet brought besides on top. What nobody has acknowledged of that last packet is not counted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,6 +17,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::kernel::{Forgotten, Logged};
 use super::packet::{ACK, FIN, Packet, RST, SYN, Tcp};
+use crate::firewall::logging;
+
 use super::{AppTotals, Event, Flow, How, LostBy, Name, Record, Settings, Totals};
 
 /// How many open connections are remembered: some 10 MiB.
@@ -29,19 +35,10 @@ const BURST_OF_ALL: u32 = 200;
 const PER_SECOND: u32 = 1;
 /// As [`PER_SECOND`], of all sources together.
 const PER_SECOND_OF_ALL: u32 = 50;
-/// How long a connection may be open one way, in nanoseconds: an hour.
-const HALF_CLOSED: u64 = 3_600_000_000_000;
+/// Of a full table, the part that is forgotten to make room.
+const FORGOTTEN: usize = MOST_CONNECTIONS / 8;
 /// How many sources are named when it is told what has no line.
 const NAMED: usize = 5;
-
-/// Of a side of a connection.
-#[derive(Debug, Clone, Copy, Default)]
-struct Side {
-    /// The number of its SYN.
-    first: Option<u32>,
-    /// The number of its FIN, when it has closed.
-    last: Option<u32>,
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Connection {
@@ -49,12 +46,34 @@ struct Connection {
     opened: Option<i64>,
     /// Which of [`Totals::apps`].
     app: u16,
-    /// The client, then the server.
-    sides: [Side; 2],
-    /// Who has closed first.
-    closer: Option<u8>,
-    /// When, monotonic, in nanoseconds.
-    closed: u64,
+    /// The numbers of the SYNs, the client's and the server's.
+    first: [Option<u32>; 2],
+}
+
+/// How much went from the client, and to it.
+enum Sent {
+    /// Somebody has counted.
+    Counted([u64; 2]),
+    /// Up to these numbers, which are those of FINs; `None` where it isn't known.
+    Until([Option<u32>; 2]),
+}
+
+/// What `from` has, and the other, as the client's and the server's.
+fn in_order<T>(from: usize, ours: T, theirs: T) -> [T; 2] {
+    if from == 0 {
+        [ours, theirs]
+    } else {
+        [theirs, ours]
+    }
+}
+
+/// The number of the FIN of who didn't send this packet, as far as it and the first FIN tell.
+fn last_of_the_other(tcp: Tcp, first_fin: Option<u32>) -> Option<u32> {
+    let acknowledged = (tcp.flags & ACK != 0).then(|| tcp.acknowledged.wrapping_sub(1));
+    match (acknowledged, first_fin) {
+        (Some(seen), Some(fin)) if (seen.wrapping_sub(fin) as i32) < 0 => Some(fin),
+        (seen, fin) => seen.or(fin),
+    }
 }
 
 /// Fills by so many lines a second, up to so many.
@@ -203,22 +222,17 @@ impl Tracker {
                 let client = tcp.acknowledged.wrapping_sub(1);
                 self.open(now, back, [Some(client), Some(tcp.sequence)]);
             }
-            flags if flags & RST != 0 => {
+            flags if flags & (RST | FIN) != 0 => {
                 let there_is = self.connections.contains_key(&there);
                 let (flow, from) = if there_is { (there, 0) } else { (back, 1) };
-                self.reset(now, flow, from, tcp);
-            }
-            flags if flags & FIN != 0 => {
-                let from = if self.connections.contains_key(&there) {
-                    0
-                } else if self.connections.contains_key(&back) {
-                    1
+                // It is the header's four bytes as they were, which a mark takes for a number of this machine.
+                let ours = logged.mark != 0 && logged.rule != logging::OTHERS_MARKS;
+                let first_fin = ours.then(|| u32::from_be_bytes(logged.mark.to_ne_bytes()));
+                if flags & RST != 0 {
+                    self.reset(now, flow, from, tcp, first_fin);
                 } else {
-                    // It was said already that it has ended.
-                    return;
-                };
-                let flow = if from == 0 { there } else { back };
-                self.close(now, flow, from, tcp);
+                    self.close(now, flow, from, tcp, first_fin);
+                }
             }
             _ => {}
         }
@@ -227,17 +241,17 @@ impl Tracker {
     /// A SYN, or the answer to one, or the first packet of a protocol that has none.
     fn open(&mut self, now: Now, flow: Flow, first: [Option<u32>; 2]) {
         if let Some(known) = self.connections.get_mut(&flow) {
-            let same = match (known.sides[0].first, first[0]) {
+            let same = match (known.first[0], first[0]) {
                 (Some(known), Some(seen)) => known == seen,
                 _ => true,
             };
             if same {
-                for (side, first) in known.sides.iter_mut().zip(first) {
-                    side.first = side.first.or(first);
+                for (known, first) in known.first.iter_mut().zip(first) {
+                    *known = known.or(first);
                 }
                 return;
             }
-            self.end(now, &flow, How::Unknown, None);
+            self.end(now, &flow, How::Unknown, Sent::Until([None; 2]));
         }
         let app = self.app_of(&flow);
         self.app(app).opened += 1;
@@ -246,9 +260,7 @@ impl Tracker {
             Connection {
                 opened: Some(now.wall),
                 app,
-                sides: first.map(|first| Side { first, last: None }),
-                closer: None,
-                closed: 0,
+                first,
             },
         );
         self.tell(now.wall, Event::Open(flow));
@@ -258,96 +270,78 @@ impl Tracker {
         if self.connections.len() >= MOST_CONNECTIONS {
             self.make_room();
         }
-        if self.connections.len() >= MOST_CONNECTIONS {
-            self.totals.lost_by_table += 1;
-            return;
-        }
         self.app(connection.app).open += 1;
         self.connections.insert(flow, connection);
     }
 
-    /// Ends connections of which one side has closed long ago: conntrack, which has been told not to tell of them, waits for
-    /// two minutes.
-    fn end_half_closed(&mut self, now: Now) {
-        let over = |known: &Connection| {
-            known.closer.is_some() && now.ticks.saturating_sub(known.closed) > HALF_CLOSED
-        };
-        let all = self.connections.iter();
-        let over: Vec<Flow> = all
-            .filter(|(_, known)| over(known))
-            .map(|(flow, _)| *flow)
-            .collect();
-        for flow in over {
-            self.end(now, &flow, How::TimedOut, None);
-        }
-    }
-
-    /// Forgets connections of which one side has closed: of those the end may have been missed.
+    /// Forgets those that began first: the end of many of them was missed, or there would not be so many.
     fn make_room(&mut self) {
-        let (apps, totals) = (&mut self.totals.apps, &mut self.totals.lost_by_table);
+        let mut begun: Vec<_> = self
+            .connections
+            .values()
+            .map(|known| known.opened)
+            .collect();
+        let (_, last, _) = begun.select_nth_unstable(FORGOTTEN - 1);
+        let (last, mut left) = (*last, FORGOTTEN);
+        let apps = &mut self.totals.apps;
         self.connections.retain(|_, known| {
-            if known.closer.is_some() {
+            let goes = known.opened <= last && left > 0;
+            if goes {
+                left -= 1;
                 apps[usize::from(known.app)].open -= 1;
-                *totals += 1;
             }
-            known.closer.is_none()
+            !goes
         });
+        self.totals.lost_by_table += FORGOTTEN as u64;
     }
 
-    fn close(&mut self, now: Now, flow: Flow, from: u8, tcp: Tcp) {
-        let Some(known) = self.connections.get_mut(&flow) else {
-            return;
+    /// The last FIN.
+    fn close(&mut self, now: Now, flow: Flow, from: usize, tcp: Tcp, first_fin: Option<u32>) {
+        // The other was the first.
+        let how = match from {
+            0 => How::ClosedByApp,
+            _ => How::ClosedByClient,
         };
-        let last = tcp.sequence.wrapping_add(tcp.payload);
-        known.sides[usize::from(from)].last = Some(last);
-        if known.closer.is_none() {
-            known.closed = now.ticks;
-        }
-        let closer = *known.closer.get_or_insert(from);
-        if known.sides.iter().all(|side| side.last.is_some()) {
-            let how = if closer == 0 {
-                How::ClosedByClient
-            } else {
-                How::ClosedByApp
-            };
-            self.end(now, &flow, how, None);
-        }
+        let ours = tcp.sequence.wrapping_add(tcp.payload);
+        let last = in_order(from, Some(ours), last_of_the_other(tcp, first_fin));
+        self.end(now, &flow, how, Sent::Until(last));
     }
 
-    fn reset(&mut self, now: Now, flow: Flow, from: u8, tcp: Tcp) {
+    fn reset(&mut self, now: Now, flow: Flow, from: usize, tcp: Tcp, first_fin: Option<u32>) {
         // The answer to a first packet that nobody listens for (RFC 9293, 3.10.7.1).
         let refused = from == 1 && tcp.sequence == 0 && tcp.flags & ACK != 0;
         if refused && !self.connections.contains_key(&flow) {
             self.open(now, flow, [Some(tcp.acknowledged.wrapping_sub(1)), None]);
         }
         // What follows the end of a connection is no news.
-        let Some(known) = self.connections.get_mut(&flow) else {
+        let Some(known) = self.connections.get(&flow) else {
             return;
         };
-        let (ours, theirs) = (usize::from(from), usize::from(1 - from));
         let how = match from {
-            1 if known.sides[1].first.is_none() => How::RefusedByApp,
+            1 if known.first[1].is_none() => How::RefusedByApp,
             1 => How::ResetByApp,
             _ => How::ResetByClient,
         };
-        let sent = &mut known.sides[ours];
-        sent.last = sent.last.or(Some(tcp.sequence));
-        if tcp.flags & ACK != 0 {
-            let got = &mut known.sides[theirs];
-            got.last = got.last.or(Some(tcp.acknowledged));
-        }
-        self.end(now, &flow, how, None);
+        // Who resets after a FIN of its own says the number that follows that; the other's numbers are far from it.
+        let is_own = |fin: &u32| tcp.sequence.wrapping_sub(*fin) <= 1 << 16;
+        let (ours, theirs) = match first_fin {
+            Some(fin) if is_own(&fin) => (fin, last_of_the_other(tcp, None)),
+            other => (tcp.sequence, last_of_the_other(tcp, other)),
+        };
+        let last = in_order(from, Some(ours), theirs);
+        self.end(now, &flow, how, Sent::Until(last));
     }
 
-    /// Takes a connection out and tells of it. `counted` are bytes that somebody else has counted.
-    fn end(&mut self, now: Now, flow: &Flow, how: How, counted: Option<[Option<u64>; 2]>) {
+    /// Takes a connection out and tells of it.
+    fn end(&mut self, now: Now, flow: &Flow, how: How, sent: Sent) {
         let Entry::Occupied(known) = self.connections.entry(*flow) else {
             return;
         };
         let known = known.remove();
-        let bytes = counted.unwrap_or_else(|| {
-            known.sides.map(|side| {
-                let sent = side.last?.wrapping_sub(side.first?).wrapping_sub(1);
+        let bytes = match sent {
+            Sent::Counted(bytes) => bytes.map(Some),
+            Sent::Until(last) => [0, 1].map(|side| {
+                let sent = last[side]?.wrapping_sub(known.first[side]?).wrapping_sub(1);
                 // A reset may say any number; more than half of them is none that was reached.
                 let impossible = sent > u32::MAX / 2
                     && matches!(
@@ -355,8 +349,8 @@ impl Tracker {
                         How::ResetByApp | How::ResetByClient | How::RefusedByApp
                     );
                 Some(if impossible { 0 } else { sent.into() })
-            })
-        });
+            }),
+        };
         let app = self.app(known.app);
         app.open -= 1;
         for (sum, bytes) in app.bytes.iter_mut().zip(bytes) {
@@ -382,9 +376,7 @@ impl Tracker {
         let unseen = Connection {
             opened: None,
             app: self.app_of(&flow),
-            sides: [Side::default(); 2],
-            closer: None,
-            closed: 0,
+            first: [None; 2],
         };
         self.remember(flow, unseen);
     }
@@ -416,8 +408,8 @@ impl Tracker {
                 _ => 0,
             };
         let counted = [forgotten.from_client, forgotten.to_client]
-            .map(|(packets, bytes)| Some(bytes.saturating_sub(packets.saturating_mul(header))));
-        self.end(now, &flow, how, Some(counted));
+            .map(|(packets, bytes)| bytes.saturating_sub(packets.saturating_mul(header)));
+        self.end(now, &flow, how, Sent::Counted(counted));
     }
 
     /// A packet that was refused.
@@ -481,7 +473,6 @@ impl Tracker {
             return;
         }
         self.told = at;
-        self.end_half_closed(now);
         let mut left: Vec<(u64, IpAddr)> = vec![];
         self.sources.retain(|source, bucket| {
             let suppressed = std::mem::take(&mut bucket.suppressed);
@@ -562,6 +553,23 @@ mod tests {
         tracker.edge(now, &logged);
     }
 
+    /// The last FIN, or a reset, of a connection whose first FIN had this number.
+    fn see_marked(tracker: &mut Tracker, now: Now, payload: &[u8], first_fin: u32) {
+        let logged = Logged {
+            payload,
+            mark: u32::from_ne_bytes(first_fin.to_be_bytes()),
+            ..Logged::default()
+        };
+        tracker.edge(now, &logged);
+    }
+
+    fn end(tracker: &mut Tracker) -> ([Option<u64>; 2], How) {
+        match tracker.records.pop_back().unwrap().event {
+            Event::End { bytes, how, .. } => (bytes, how),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn bytes_are_right_when_sequence_numbers_wrap() {
         let mut tracker = tracker();
@@ -570,8 +578,8 @@ mod tests {
             at(0),
             &tcp(1, false, SYN | ACK, u32::MAX - 1, u32::MAX),
         );
-        see(&mut tracker, at(1), &tcp(1, true, FIN | ACK, 9, 0));
-        see(&mut tracker, at(2), &tcp(1, false, FIN | ACK, 99, 10));
+        let last = tcp(1, false, FIN | ACK, 99, 10);
+        see_marked(&mut tracker, at(2), &last, 9);
         let end = tracker.records.pop_back().unwrap();
         let Event::End {
             bytes,
@@ -587,11 +595,55 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_right_however_a_connection_is_closed() {
+        let mut tracker = tracker();
+        // The client's SYN is 100, the app's 200; each sends 10 bytes, so their FINs are 111 and 211.
+        let cases = [
+            // In turn, the last one with and without bytes of its own, the first as well.
+            (tcp(1, true, FIN | ACK, 111, 212), 211, How::ClosedByApp),
+            (tcp(1, true, FIN | ACK, 111, 212), 206, How::ClosedByApp),
+            (tcp(1, false, FIN | ACK, 211, 112), 111, How::ClosedByClient),
+            // At the same moment: neither acknowledges the other's, or all that came before it.
+            (tcp(1, true, FIN | ACK, 111, 211), 211, How::ClosedByApp),
+            (tcp(1, true, FIN | ACK, 111, 205), 211, How::ClosedByApp),
+            (tcp(1, false, FIN | ACK, 211, 111), 111, How::ClosedByClient),
+            // Nobody saw the first, or it had the number that is no mark.
+            (tcp(1, true, FIN | ACK, 111, 212), 0, How::ClosedByApp),
+            // Resets: after one's own FIN, after the other's, after none; with an ACK and without.
+            (tcp(1, true, RST | ACK, 112, 212), 111, How::ResetByClient),
+            (tcp(1, true, RST, 111, 0), 211, How::ResetByClient),
+            (tcp(1, true, RST | ACK, 111, 211), 211, How::ResetByClient),
+            (tcp(1, false, RST | ACK, 211, 112), 0, How::ResetByApp),
+        ];
+        for (packet, first_fin, how) in cases {
+            see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 200, 101));
+            see_marked(&mut tracker, at(1), &packet, first_fin);
+            let (bytes, ended) = end(&mut tracker);
+            let packet = Packet::parse(&packet);
+            assert_eq!(bytes, [Some(10), Some(10)], "{first_fin}, {packet:?}");
+            assert_eq!(ended, how, "{first_fin}, {packet:?}");
+        }
+    }
+
+    #[test]
+    fn what_others_mark_is_no_number() {
+        let mut tracker = tracker();
+        see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 200, 101));
+        let logged = Logged {
+            payload: &tcp(1, true, FIN | ACK, 111, 212),
+            mark: u32::from_ne_bytes(4_000_u32.to_be_bytes()),
+            rule: logging::OTHERS_MARKS,
+            ..Logged::default()
+        };
+        tracker.edge(at(1), &logged);
+        assert_eq!(end(&mut tracker).0, [Some(10), Some(10)]);
+    }
+
+    #[test]
     fn what_comes_after_the_end_opens_nothing() {
         let mut tracker = tracker();
         see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 0, 1));
         for _ in 0..3 {
-            see(&mut tracker, at(1), &tcp(1, true, FIN | ACK, 1, 1));
             see(&mut tracker, at(1), &tcp(1, false, FIN | ACK, 1, 2));
             see(&mut tracker, at(1), &tcp(1, false, RST, 2, 0));
         }
@@ -609,23 +661,14 @@ mod tests {
         for number in 0..MOST_CONNECTIONS as u32 + 100 {
             let mut packet = tcp(number as u16, false, SYN | ACK, 0, 1);
             packet[18] = (number >> 16) as u8;
-            see(&mut tracker, at(0), &packet);
+            see(&mut tracker, at(number.into()), &packet);
         }
-        assert_eq!(tracker.connections.len(), MOST_CONNECTIONS);
-        assert_eq!(tracker.totals.lost_by_table, 100);
+        let left = MOST_CONNECTIONS + 100 - FORGOTTEN;
+        assert_eq!(tracker.connections.len(), left);
+        assert_eq!(tracker.totals.apps[0].open, left as u64);
+        assert_eq!(tracker.totals.lost_by_table, FORGOTTEN as u64);
         assert_eq!(tracker.records.len(), MOST_RECORDS);
         assert_eq!(tracker.totals.apps[0].opened, MOST_CONNECTIONS as u64 + 100);
-    }
-
-    #[test]
-    fn a_connection_that_is_closed_one_way_ends_at_last() {
-        let mut tracker = tracker();
-        see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, 0, 1));
-        see(&mut tracker, at(20), &tcp(1, true, FIN | ACK, 1, 1));
-        tracker.tick(at(3000));
-        assert!(tracker.is_waiting());
-        tracker.tick(at(4000));
-        assert!(!tracker.is_waiting());
     }
 
     #[test]
