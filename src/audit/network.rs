@@ -682,7 +682,6 @@ pub fn other_stack(
                 tcp(plan.uplink.sidecar_address, entry),
             ]
         };
-        let hosts = host_addresses();
         let out = field
             .plan
             .apps
