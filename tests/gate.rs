@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
 
-use support::lab::{LAB, Lab, describe, lrpns};
+use support::lab::{LAB, LAB6, Lab, describe, lrpns};
 use support::look;
 
 /// Somebody who tries to get in all the time, says so once, and at the end how often he has tried, and got in.
@@ -126,6 +126,113 @@ fn a_stack_that_stands_its_audit_answers_and_was_closed_until_then() {
             "Hello world!"
         );
         lab.lrpns_ok(&["down", "customerA"]);
+    }
+}
+
+/// An app that keeps of each sender when its earliest datagram was sent, and tells who asks.
+const KEEPING: &str = r#"
+import json, socket
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", 5353))
+first = {}
+while True:
+    data, peer = s.recvfrom(99)
+    if data == b"tell":
+        s.sendto(json.dumps(first).encode(), peer)
+    else:
+        who, sent = data.decode().split()
+        first[who] = min(int(sent), first.get(who, int(sent)))
+"#;
+
+/// Somebody who sends all the time, each time what the clock says; in the end, once
+/// the app has heard him, what it tells.
+const SENDING: &str = r#"
+import socket, sys, time
+who, to = sys.argv[1:]
+s = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.001)
+said = False
+while True:
+    try:
+        s.sendto(f"{who} {time.time_ns()}".encode(), (to, 5353))
+        s.sendto(b"tell", (to, 5353))
+        answer = s.recv(999).decode()
+        if f'"{who}"' in answer:
+            print(answer, flush=True)
+            break
+    except OSError:
+        pass
+    if not said:
+        said = True
+        print("sending", flush=True)
+"#;
+
+#[test]
+fn no_datagram_that_was_sent_before_the_gate_opened_ever_reaches_the_app() {
+    if !look::machine() {
+        return;
+    }
+    for (lab, way) in WAYS {
+        let lab = lab().with_ipv6();
+        let client = &["ip", "netns", "exec", "client"][..];
+        let senders: Vec<_> = [
+            (LAB, client),
+            (LAB6, client),
+            ("127.0.0.1", &[]),
+            ("::1", &[]),
+        ]
+        .into_iter()
+        .enumerate()
+        .map(|(who, (to, prefix))| {
+            let who = format!("who{who}");
+            let args = [prefix, &[look::PYTHON, "-c", SENDING, &who, to]].concat();
+            let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+            let mut said = BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            said.read_line(&mut line).unwrap();
+            assert_eq!(line, "sending\n");
+            (who, child, said)
+        })
+        .collect();
+        let file = format!(
+            "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+             publish = [\"0.0.0.0:5353:5353/udp\", \"[::]:5353:5353/udp\"]\nvia = \"{way}\"\n",
+            look::toml_list(&[look::PYTHON, "-c", KEEPING]),
+        );
+        lab.write("lrpns.toml", &file);
+        let mut up = lab
+            .command(&[lrpns(), "up", "--gate"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // What waits in a socket is what came first: long before the audit, which begins when this is said.
+        let mut said = BufReader::new(up.stderr.take().unwrap());
+        let (mut line, mut closed_until) = (String::new(), 0);
+        while !line.contains("is up") {
+            if line.contains("apps answer through the sidecar") {
+                let now = std::time::SystemTime::now();
+                let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+                closed_until = i64::try_from(now.as_nanos()).unwrap();
+            }
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0);
+        }
+        assert!(closed_until > 0, "nothing was said of the apps");
+        for (who, mut child, mut said) in senders {
+            let mut line = String::new();
+            said.read_line(&mut line).unwrap();
+            child.wait().unwrap();
+            let told: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let first = told[&who].as_i64().unwrap();
+            assert!(
+                first >= closed_until,
+                "{way}: {who} was heard with what he sent {} ms before the gate opened",
+                (closed_until - first) / 1_000_000
+            );
+        }
+        lab.lrpns_ok(&["down", "web"]);
+        up.wait().unwrap();
     }
 }
 
