@@ -147,6 +147,71 @@ s.close()",
 }
 
 #[test]
+fn bytes_are_right_when_both_close_at_the_same_moment() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _) = stack("connections");
+    // The app's FIN is kept from the client until the client has sent its own.
+    let code = "
+import subprocess
+def nft(text):
+    subprocess.run(['nft', '-f', '-'], input=text, text=True, check=True)
+nft('table ip hold { chain c { type filter hook input priority 0; tcp flags fin counter drop; }; }')
+s = socket.create_connection(W); s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+while 'packets 0' in subprocess.check_output(['nft', 'list', 'table', 'ip', 'hold'], text=True): pass
+got = len(s.recv(65536))
+s.shutdown(socket.SHUT_WR)
+print(got)
+nft('delete table ip hold')
+while s.recv(65536): pass
+s.close()";
+    let code = format!("import socket\nW = ('{LAB}', 5000)\n{code}");
+    let output = lab.client(&[PYTHON, "-c", &code]);
+    assert!(
+        output.status.success(),
+        "{}",
+        support::lab::describe(&output)
+    );
+    let got: u64 = String::from_utf8_lossy(&output.stdout)
+        .trim()
+        .parse()
+        .unwrap();
+    let end = &lines_of(&lab, "end", 1)[0];
+    assert_eq!(end["how"], "closed-by-app", "{end}");
+    assert_eq!(end["bytes_from_client"], "GET / HTTP/1.0\r\n\r\n".len());
+    assert_eq!(end["bytes_to_client"], got, "{end}");
+}
+
+#[test]
+fn marks_that_the_users_rules_may_set_are_left_to_them() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "via = \"dnat\"");
+    let file = file.replace("[sidecar]\n", "[sidecar]\nrules = \"extra.nft\"\n");
+    lab.write("extra.nft", "chain before { ct mark set 7; }\n");
+    look::up(&lab, &file);
+    let status = lab.status("web");
+    client(
+        &lab,
+        "s = socket.create_connection(W); s.sendall(b'x' * 12345); s.shutdown(socket.SHUT_WR)
+while s.recv(65536): pass",
+    );
+    let end = &lines_of(&lab, "end", 1)[0];
+    assert_eq!(end["bytes_from_client"], 12345, "{end}");
+    let sidecar = format!("--target={}", look::init(&status, "sidecar"));
+    let rules = lab.ok(&["nsenter", &sidecar, "--net", "nft", "list", "ruleset"]);
+    let marks: Vec<_> = rules
+        .lines()
+        .filter(|line| line.contains("mark set"))
+        .collect();
+    assert_eq!(marks.len(), 1, "{marks:?}");
+    assert!(rules.contains("note-end"), "{rules}");
+}
+
+#[test]
 fn a_port_on_which_the_app_does_not_listen_any_more_is_refused_by_the_app() {
     if !look::machine() {
         return;
