@@ -305,6 +305,7 @@ fn parse_texts(listing: &str) -> Vec<RuleName> {
         if let Some(rest) = line.strip_prefix("table ") {
             let mut words = rest.split_whitespace();
             table = words.next().zip(words.next());
+            continue;
         }
         let (Some((family, name)), Some((text, handle))) = (table, line.rsplit_once(" # handle "))
         else {
