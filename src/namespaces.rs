@@ -162,6 +162,10 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
         Network::Relay { ipv6: true } => (&RELAY, &RELAY_IPV6),
         Network::Shared => (&[], &[]),
     };
+    let ports: &[_] = match network {
+        Network::App { .. } => &APP_PORTS,
+        _ => &[],
+    };
     let (common, common6): (&[_], &[_]) = match network {
         Network::Shared => (&[], &[]),
         Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => {
@@ -169,7 +173,8 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
         }
     };
     // Forwarding comes before the rest: setting it resets some of that.
-    own.iter().chain(own6).chain(common6).chain(common).copied()
+    let own = own.iter().chain(own6).chain(ports);
+    own.chain(common6).chain(common).copied()
 }
 
 /// In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
@@ -194,6 +199,9 @@ pub(crate) const SIDECAR: [(&str, &str); 7] = [
 
 /// The app forwards nothing.
 pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+
+/// It listens where it likes, at port 80 as well: its ports are its own, and who reaches them the rules say.
+const APP_PORTS: [(&str, &str); 1] = [("ipv4/ip_unprivileged_port_start", "0")];
 
 /// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
 pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];

@@ -320,6 +320,31 @@ fn a_server_of_the_host_answers_the_client_and_loopback_by_relay_and_by_dnat() {
 }
 
 #[test]
+fn an_app_with_nothing_listens_on_port_80_of_its_own() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let command = look::toml_list(&[PYTHON, "-m", "http.server", "80", "--directory", "/etc"]);
+    look::up(
+        &lab,
+        &format!(
+            "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {command}\npublish = [\"0.0.0.0:5000:80\"]\n"
+        ),
+    );
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    // Of the host's ports below 1024 that says nothing.
+    let status = lab.status("web");
+    let start = |target: &[&str]| {
+        let read = ["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"];
+        lab.ok(&[target, &read].concat())
+    };
+    let app = format!("--target={}", look::init(&status, "app"));
+    assert_eq!(start(&["nsenter", &app, "--net"]), "0\n");
+    assert_ne!(start(&[]), "0\n");
+}
+
+#[test]
 fn the_flask_root_answers_the_client_and_loopback_by_relay_and_by_dnat() {
     if !look::machine() {
         return;

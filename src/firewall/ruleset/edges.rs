@@ -24,7 +24,7 @@ use super::*;
 const CHAIN: &str = "log-connections";
 
 /// In seconds: how long conntrack waits for the last ACK (`tcp_timeouts`, net/netfilter/nf_conntrack_proto_tcp.c). In any state
-/// before both sides have closed it waits longer. A network namespace begins with these times, and nobody changes them.
+/// before both sides have closed it waits longer. Every network namespace begins with this, and ours keeps it.
 const LAST_ACK: u32 = 30;
 
 /// Flags of TCP (RFC 9293, 3.1) in the word of its header that has them.
