@@ -97,7 +97,8 @@ fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
             assert!(
                 rule.ends_with('6')
                     || rule == "forward/accept-established"
-                    || rule.starts_with("forward/note-"),
+                    || rule == "forward/note-edge"
+                    || rule.starts_with("log-connections/"),
                 "{via}: {rule}"
             );
         }
