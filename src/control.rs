@@ -106,8 +106,8 @@ pub enum Applying {
         /// The lines of `gid_map`.
         gids: String,
     },
-    /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::publish::bound`]). Answered by as many
-    /// [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
+    /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::publish::bound`]). Answered
+    /// by as many [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
     Bind {
         /// The host's addresses and ports.
         ports: Vec<std::net::SocketAddr>,

@@ -232,8 +232,8 @@ pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
     keep_and_pass(keep, false)
 }
 
-/// Drops everything, from a command that goes on as who it is. An ordinary user's holds nothing, and may not even say that it
-/// never will: in a user namespace of its own, which nobody else is ever in, it may (user_namespaces(7)).
+/// Drops everything, from a command that goes on as who it is. An ordinary user's holds nothing, and may not even say
+/// that it never will: in a user namespace of its own, which nobody else is ever in, it may (user_namespaces(7)).
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.

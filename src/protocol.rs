@@ -73,8 +73,8 @@ pub struct Start {
 /// The three kinds of part, and what works for one of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Role {
-    /// Holds NET_ADMIN over its network namespace, loads the rules, watches the traffic. Descriptor: where to tell of it, if
-    /// it is to.
+    /// Holds NET_ADMIN over its network namespace, loads the rules, watches the traffic. Descriptor: where to tell of
+    /// it, if it is to.
     Sidecar {
         /// The ruleset as netlink bytes, made by [`crate::firewall::encode`].
         rules: crate::firewall::Batch,
@@ -128,8 +128,8 @@ pub enum Role {
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
         wait: bool,
     },
-    /// Carries out what apps connect to. Descriptors: the sockets, in the order of `doors`; as many [`ToStage::More`] follow
-    /// as it takes to hand over all.
+    /// Carries out what apps connect to. Descriptors: the sockets, in the order of `doors`; as many [`ToStage::More`]
+    /// follow as it takes to hand over all.
     Egress {
         /// What may be connected to.
         grants: Vec<Egress>,

@@ -614,9 +614,9 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     }
 }
 
-/// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody else,
-/// and to be called as somebody else, takes a place where that changes nothing for the host. `egress` is that of a stack that
-/// runs, and stays what it is.
+/// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody
+/// else, and to be called as somebody else, takes a place where that changes nothing for the host. `egress` is that of
+/// a stack that runs, and stays what it is.
 fn uplink_end(config: &Config, host: &Host, egress: Option<&EgressPlan>) -> UplinkEnd {
     let relayed_as_client = config.apps.iter().any(|app| {
         app.source == Source::Client

@@ -193,7 +193,8 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
 }
 
 impl Volumes {
-    /// Opens the volumes of `app`; `mapper` maps their owners. Should be called in the mount namespace that the app's mounts come from.
+    /// Opens the volumes of `app`; `mapper` maps their owners. Should be called in the mount namespace that the app's
+    /// mounts come from.
     ///
     /// # Errors
     /// [`VolumeError`].

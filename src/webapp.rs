@@ -4,7 +4,8 @@
 //! thread and no capability. From the environment it takes
 //!
 //! - `PROVIDER`, the name it greets (default `world`), and
-//! - `PORT`, the TCP port it listens on (default 5000): at `[::]`, which takes IPv4 too, where there is IPv6, else at 0.0.0.0.
+//! - `PORT`, the TCP port it listens on (default 5000): at `[::]`, which takes IPv4 too, where there is IPv6, else at
+//!   0.0.0.0.
 //!
 //! `GET /` and `HEAD /` are answered by `Hello PROVIDER!` as text/plain, any other path by 404, any other method by 405.
 //! Each request is one line on standard output: method, path, status. SIGTERM and SIGINT end it at once.

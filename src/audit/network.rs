@@ -766,8 +766,8 @@ struct Payload {
 }
 
 impl Payload {
-    /// Over the addresses, the protocol and the length; in what order they come doesn't matter to the sum (RFC 793, 3.1, and
-    /// RFC 8200, 8.1).
+    /// Over the addresses, the protocol and the length; in what order they come doesn't matter to the sum (RFC 793,
+    /// 3.1, and RFC 8200, 8.1).
     fn sum(mut self, addresses: &[u8]) -> Self {
         let length = u16::try_from(self.bytes.len()).expect("payloads here are a few bytes");
         let mut all = addresses.to_vec();

@@ -1027,7 +1027,8 @@ fn settings(agent: &Result<Agent, String>, wanted: &[(&str, &str)]) -> Outcome {
     }
 }
 
-/// IPv6 is off as a whole; or, where the stack has a prefix, has the planned addresses, `own`, and every setting as planned.
+/// IPv6 is off as a whole; or, where the stack has a prefix, has the planned addresses, `own`, and every setting as
+/// planned.
 fn ipv6_as_planned(
     agent: &Result<Agent, String>,
     network: Network,

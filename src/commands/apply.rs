@@ -430,8 +430,8 @@ fn converse(
     }
 }
 
-/// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and what
-/// it is asked for there is asked for no more.
+/// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and
+/// what it is asked for there is asked for no more.
 fn given_up(client: &Client) -> std::io::Result<bool> {
     let mut now = [PollFd::new(client, PollFlags::IN)];
     let none = rustix::event::Timespec::default();

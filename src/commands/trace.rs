@@ -3,11 +3,11 @@
 //! # Theory of operation
 //!
 //! It takes a packet of that client, so this waits for one. Before that it marks, by a temporary table each
-//! ([`crate::firewall::trace`]), in the host's network namespace, in the relay's where it has one, and in the sidecar's:
-//! what the client sends to the port, what the relay makes of it, and what is answered. The kernel then tells each rule that
-//! the packets meet, whoever made it, and by the table's own empty chains how far they came. What netfilter didn't decide (no
-//! forwarding, no route, nobody listens, the relay's `allow` and `rate`) is found by where the trace ends and by who answers
-//! (`judge`).
+//! ([`crate::firewall::trace`]), in the host's network namespace, in the relay's where it has one, and in the
+//! sidecar's: what the client sends to the port, what the relay makes of it, and what is answered. The kernel then
+//! tells each rule that the packets meet, whoever made it, and by the table's own empty chains how far they came. What
+//! netfilter didn't decide (no forwarding, no route, nobody listens, the relay's `allow` and `rate`) is found by where
+//! the trace ends and by who answers (`judge`).
 //!
 //! Short-lived children open the sockets (`place`), and this process gives up all privileges before it waits. A packet by
 //! relay has another source than its client's, unless the app sees its clients: then the next one that the relay sends is

@@ -32,8 +32,8 @@ use crate::names::{PartName, StackName};
 /// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// What the uplinks' IPv6 addresses are taken from: a ULA (RFC 4193) whose global ID is `lrpns` in ASCII. It is never routed
-/// off its machine, so it needn't be unique among machines; what it must not meet is a stack's own prefix.
+/// What the uplinks' IPv6 addresses are taken from: a ULA (RFC 4193) whose global ID is `lrpns` in ASCII. It is never
+/// routed off its machine, so it needn't be unique among machines; what it must not meet is a stack's own prefix.
 pub const UPLINK_POOL6: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd6c, 0x7270, 0x6e73, 0, 0, 0, 0, 0), 48);
 

@@ -165,7 +165,8 @@ impl Encoder {
     }
 
     pub(super) fn finish(mut self) -> Batch {
-        // The kernel answers in the batch's order and reports every error unasked, so the answer to this message is the last.
+        // The kernel answers in the batch's order and reports every error unasked, so the answer to this message is the
+        // last.
         self.batch.bytes[self.last + FLAGS] |= libc::NLM_F_ACK as u8;
         self.edge(libc::NFNL_MSG_BATCH_END, "the batch's end");
         self.batch
@@ -669,8 +670,8 @@ impl RuleEncoder<'_> {
         }
     }
 
-    /// Writes into what is kept beside a packet or a connection. A mark has no order of bytes: who writes a field of a header
-    /// into it has that field's.
+    /// Writes into what is kept beside a packet or a connection. A mark has no order of bytes: who writes a field of a
+    /// header into it has that field's.
     fn set(&mut self, change: &Mangle<'_>, statement: &Statement<'_>) -> Result<(), EncodeError> {
         let (expression, number, register, key) = match &change.key {
             Expression::Named(NamedExpression::CT(CT {

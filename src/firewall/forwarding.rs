@@ -87,8 +87,9 @@ impl IpFamily {
 /// Reads what the network namespace of the calling thread does with packets of a family that are to be forwarded. Needs
 /// `CAP_NET_ADMIN` there.
 ///
-/// Careful rather than clever: a chain of somebody else that is hooked on forward, with policy drop or with any rule at all,
-/// counts as closed, since what its rules make of our packets isn't for us to guess. The relay works in either case.
+/// Careful rather than clever: a chain of somebody else that is hooked on forward, with policy drop or with any rule at
+/// all, counts as closed, since what its rules make of our packets isn't for us to guess. The relay works in either
+/// case.
 ///
 /// # Errors
 /// [`ForwardingError`].

@@ -54,25 +54,26 @@ pub fn host_table(stack: &StackName) -> String {
 /// What each chain is for, and what an attacker finds there:
 ///
 /// - `guard` (raw, before conntrack, after defragmentation: fragments are whole packets again or never arrive): who may
-///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the stack's
-///   subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only an
-///   app's own address, which is its own by the link-layer address that the bridge takes from its port alone (IPv6 lets
-///   anybody bind an address that is not theirs, `ipv6_can_nonlocal_bind`), from a port that is published, to the sidecar's address, which is where `postrouting` makes
-///   all connections come from: so an app has no words for the host, 169.254/16, a broadcast, or another app, whatever
-///   conntrack would think of them. An app that sees its clients (`source = "client"`) may answer anybody outside of the
-///   subnet, from a published port; whether somebody has asked, `forward` knows. Without a prefix, IPv6 ends
-///   here, or in `output`; there is no third way into the hooks. With one, it has the same rules as IPv4, made by the same
-///   lines; nobody needs to discover a neighbour or a router, so no packet of that kind has a rule that lets it in. Nor does
-///   anything here use `lo`.
+///   say what at all. From the uplink, only packets to the uplink's address, and none that claim to come from the
+///   stack's subnet: so an app's address is not reachable by routing to it, and nobody plays app. From the bridge, only
+///   an app's own address, which is its own by the link-layer address that the bridge takes from its port alone (IPv6
+///   lets anybody bind an address that is not theirs, `ipv6_can_nonlocal_bind`), from a port that is published, to the
+///   sidecar's address, which is where `postrouting` makes all connections come from: so an app has no words for the
+///   host, 169.254/16, a broadcast, or another app, whatever conntrack would think of them. An app that sees its
+///   clients (`source = "client"`) may answer anybody outside of the subnet, from a published port; whether somebody
+///   has asked, `forward` knows. Without a prefix, IPv6 ends here, or in `output`; there is no third way into the
+///   hooks. With one, it has the same rules as IPv4, made by the same lines; nobody needs to discover a neighbour or a
+///   router, so no packet of that kind has a rule that lets it in. Nor does anything here use `lo`.
 /// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
 ///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
 /// - `input`: accepts nothing. The sidecar has no socket; what arrives is a port that isn't published, an app that
 ///   speaks out of turn, or a packet that belongs to no connection.
-/// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to a
-///   published port of an app: nothing else is new, so an app starts nothing, also not in the words of a reply, and not
-///   by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address beyond the
-///   uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors about such a connection are
-///   let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and owe nobody one.
+/// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to
+///   a published port of an app: nothing else is new, so an app starts nothing, also not in the words of a reply, and
+///   not by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address
+///   beyond the uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors
+///   about such a connection are let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and
+///   owe nobody one.
 /// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
 ///   [`logging`].
 ///   Where an app has an `allow`, a client that is in none of its ranges ends here, and where it has a `rate`, one that

@@ -214,8 +214,8 @@ impl AsFd for Tracer {
 }
 
 impl Tracer {
-    /// Begins in the calling thread's network namespace; needs `CAP_NET_ADMIN` over it. `number` is in the table's name, and
-    /// keeps two of them apart.
+    /// Begins in the calling thread's network namespace; needs `CAP_NET_ADMIN` over it. `number` is in the table's
+    /// name, and keeps two of them apart.
     ///
     /// # Errors
     /// [`LoadError`].

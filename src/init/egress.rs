@@ -114,8 +114,8 @@ fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) ->
         .collect()
 }
 
-/// The dialer's whole life. `kept` are the carrier's end of the conversation, where to say that it is ready, and the sockets
-/// of UDP in the order of `doors`.
+/// The dialer's whole life. `kept` are the carrier's end of the conversation, where to say that it is ready, and the
+/// sockets of UDP in the order of `doors`.
 fn dial(grants: &[Egress], doors: &[Door], clients: &Admission, kept: Vec<OwnedFd>) -> i32 {
     let mut kept = kept.into_iter();
     let (Some(carrier), Some(tell)) = (kept.next(), kept.next()) else {

@@ -24,7 +24,8 @@ pub fn run(supervisor: &OwnedFd, rules: &Batch) -> Result<(), StageError> {
     protocol::send(supervisor, &FromStage::Loaded(loaded), &[]).map_err(step("say how it went"))
 }
 
-/// Changes the rules from `old` to `new`, and the user's as `theirs` says, forgets the flows of UDP to the ports in `forget`, and tells how that went.
+/// Changes the rules from `old` to `new`, and the user's as `theirs` says, forgets the flows of UDP to the ports in
+/// `forget`, and tells how that went.
 ///
 /// # Errors
 /// As [`run`].

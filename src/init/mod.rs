@@ -108,7 +108,8 @@ fn take_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The descriptors of all that relay and carrier have to hold: the messages that follow have what the first had no room for.
+/// The descriptors of all that relay and carrier have to hold: the messages that follow have what the first had no room
+/// for.
 fn all_of(
     count: usize,
     mut fds: Vec<OwnedFd>,

@@ -651,9 +651,9 @@ fn set_up(index: u32, name: &str) -> Step {
     Step::on(format!("set link {name} up"), message::up(index, false))
 }
 
-/// After the link is up. That packets to an IPv6 address are for us the kernel learns from a worker (`addrconf_dad_work`,
-/// net/ipv6/addrconf.c), also where there is nothing to detect; a connection that comes before that loses its first segment.
-/// So it is said here as well.
+/// After the link is up. That packets to an IPv6 address are for us the kernel learns from a worker
+/// (`addrconf_dad_work`, net/ipv6/addrconf.c), also where there is nothing to detect; a connection that comes before
+/// that loses its first segment. So it is said here as well.
 fn give(index: u32, name: &str, address: IpAddr, prefix: u8) -> Vec<Step> {
     let mut steps = vec![Step::create(
         format!("give link {name} the address {address}/{prefix}"),

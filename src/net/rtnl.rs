@@ -203,8 +203,9 @@ impl Step {
     }
 }
 
-/// How many steps go into one datagram. All their answers wait in the socket's buffer at once, some 4 kB for a link, and what
-/// finds no room there (212,992 bytes by default) is dropped, acknowledgements too: nothing would ever end the waiting.
+/// How many steps go into one datagram. All their answers wait in the socket's buffer at once, some 4 kB for a link,
+/// and what finds no room there (212,992 bytes by default) is dropped, acknowledgements too: nothing would ever end the
+/// waiting.
 const BATCH: usize = 16;
 
 type Incoming = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);

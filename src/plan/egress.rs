@@ -67,8 +67,8 @@ impl Plan {
         self.egress.as_ref().filter(by_relay)
     }
 
-    /// Whether there is a relay: with nothing published it has nothing to do, but keeps its namespace in sight, in which egress
-    /// by relay begins.
+    /// Whether there is a relay: with nothing published it has nothing to do, but keeps its namespace in sight, in
+    /// which egress by relay begins.
     #[must_use]
     pub fn has_relay(&self) -> bool {
         self.published().next().is_some() || self.egress_relay().is_some()

@@ -610,8 +610,8 @@ async fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result
     }
 }
 
-/// The same address with any port, if the error was that the port is taken; else the error. bind(2) says the one; connect(2)
-/// the other, and bind(2) too, of an address that is not to be had on any port.
+/// The same address with any port, if the error was that the port is taken; else the error. bind(2) says the one;
+/// connect(2) the other, and bind(2) too, of an address that is not to be had on any port.
 fn at_any_port(source: Option<SocketAddr>, e: io::Error) -> io::Result<Option<SocketAddr>> {
     match (source, e.kind()) {
         (Some(source), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {

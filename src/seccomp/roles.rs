@@ -176,9 +176,9 @@ const NEW_NAMESPACES: i32 = CLONE_NEWNS
     | CLONE_NEWPID
     | CLONE_NEWNET;
 
-/// Landlock asks about TCP where connect(2) and bind(2) are called on its sockets. MPTCP's are other sockets, which speak
-/// TCP with whoever knows no MPTCP (`current_check_access_socket()` of security/landlock/net.c); so nobody gets one. Programs
-/// that prefer it (Go's listeners do) are told what a kernel without it says, and go on by TCP.
+/// Landlock asks about TCP where connect(2) and bind(2) are called on its sockets. MPTCP's are other sockets, which
+/// speak TCP with whoever knows no MPTCP (`current_check_access_socket()` of security/landlock/net.c); so nobody gets
+/// one. Programs that prefer it (Go's listeners do) are told what a kernel without it says, and go on by TCP.
 const MPTCP: i32 = libc::IPPROTO_MPTCP;
 /// The second way past it: send(2) with this flag connects, and no hook is asked about that (`tcp_sendmsg_fastopen()` of
 /// net/ipv4/tcp.c). The answer is the one of a kernel whose `net.ipv4.tcp_fastopen` says no.

@@ -13,25 +13,25 @@
 //! Whatever doesn't work, or isn't confirmed, takes back what was done.
 //!
 //! - **What decides is the sidecar's rules**, which this process can change and change back by itself (a loader, see
-//!   [`Ground::load_rules`]). The host's table is the client's to change: this process has dropped NET_ADMIN over the host's
-//!   namespace, and the kernel looks at who sends as well as at who opened the socket (`netlink_net_capable()`). So until
-//!   the change is confirmed the host's table only gains: should the client be gone when the old rules have to come back,
-//!   what is left over in it leads to a port of the sidecar that nobody answers.
-//! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its id
-//!   maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up behind rules
-//!   that know it, with what it may reach and without its ports, which are opened when it listens.
+//!   [`Ground::load_rules`]). The host's table is the client's to change: this process has dropped NET_ADMIN over the
+//!   host's namespace, and the kernel looks at who sends as well as at who opened the socket (`netlink_net_capable()`).
+//!   So until the change is confirmed the host's table only gains: should the client be gone when the old rules have to
+//!   come back, what is left over in it leads to a port of the sidecar that nobody answers.
+//! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its
+//!   id maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up
+//!   behind rules that know it, with what it may reach and without its ports, which are opened when it listens.
 //! - **What an app may reach** it may reach before it starts again, since it may need it to start, and so does one that
-//!   joins. What it may reach no more it has no route to, and the sidecar drops it before conntrack is asked (`guard`). What
-//!   comes back on a connection that was made is let in as its answer until that is forgotten, by a process as the loader,
-//!   and in the host's namespace by the client: when the change is confirmed, so that a connection which must come back has
-//!   only lost some packets. The routes are changed by the sockets that were made with an app's network namespace, as those
-//!   of an app that joins are: the namespace's owner made this process.
+//!   joins. What it may reach no more it has no route to, and the sidecar drops it before conntrack is asked (`guard`).
+//!   What comes back on a connection that was made is let in as its answer until that is forgotten, by a process as the
+//!   loader, and in the host's namespace by the client: when the change is confirmed, so that a connection which must
+//!   come back has only lost some packets. The routes are changed by the sockets that were made with an app's network
+//!   namespace, as those of an app that joins are: the namespace's owner made this process.
 //! - **An app that sees its clients no more** starts again: it has no route to them then. Between its start and the rules
 //!   nobody is let in to it, who would be lost.
 //! - **An app that leaves** runs on until the change is confirmed; until then only its ports are closed.
-//! - **Listening sockets stay**; a port that moves from one address to all of them, or back, is at both (`SO_REUSEPORT`) until
-//!   the other relay has it. The relay that takes their connections is another process, since one that is confined to
-//!   its targets can't be given more. The earlier one takes last orders.
+//! - **Listening sockets stay**; a port that moves from one address to all of them, or back, is at both
+//!   (`SO_REUSEPORT`) until the other relay has it. The relay that takes their connections is another process, since
+//!   one that is confined to its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
 
 use std::collections::BTreeSet;
@@ -642,8 +642,8 @@ impl Task {
         Ok(())
     }
 
-    /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is there
-    /// take last orders.
+    /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is
+    /// there take last orders.
     async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
         let launched = if !ground.plan.has_relay() {
             None

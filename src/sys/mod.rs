@@ -5,7 +5,8 @@
 //!
 //! - [`attempt`][]: calls that the audit hopes to be refused
 //! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`
-//! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by `.clippy.toml`
+//! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by
+//!   `.clippy.toml`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket from a descriptor
 //! - [`seccomp`][]: `seccomp(2)`

@@ -7,9 +7,9 @@
 //! nothing has to be counted, and the end of a connection is known at once; conntrack would tell of it when it has waited
 //! for stray packets and its next collection comes. That difference has 32 bits: bytes are told modulo 4 GiB.
 //!
-//! Of the packets at the end only the last FIN is seen, or a reset. It acknowledges the other's FIN, unless that was under way
-//! at the same moment; so its mark is the number of the first FIN (`firewall::ruleset::edges`), which has whatever that
-//! packet brought besides on top. What nobody has acknowledged of that last packet is not counted.
+//! Of the packets at the end only the last FIN is seen, or a reset. It acknowledges the other's FIN, unless that was
+//! under way at the same moment; so its mark is the number of the first FIN (`firewall::ruleset::edges`), which has
+//! whatever that packet brought besides on top. What nobody has acknowledged of that last packet is not counted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -11,9 +11,9 @@
 //!
 //! A mark of a connection is 32 bits, and there is one. If the user's own rules may use it, it is theirs.
 //!
-//! The rule in `forward` is asked by every packet of every connection. It looks at four bytes where TCP has its flags, whatever the
-//! protocol: words of that size the kernel compares without a call (`nft_do_chain()`, net/netfilter/nf_tables_core.c),
-//! and the chain then asks whether it is TCP.
+//! The rule in `forward` is asked by every packet of every connection. It looks at four bytes where TCP has its flags,
+//! whatever the protocol: words of that size the kernel compares without a call (`nft_do_chain()`,
+//! net/netfilter/nf_tables_core.c), and the chain then asks whether it is TCP.
 
 use nftables::expr::{PayloadBase, PayloadRaw};
 use nftables::stmt::{Log, Mangle};
@@ -23,8 +23,9 @@ use super::*;
 /// The chain that packets with SYN, FIN or RST of an established connection go through.
 const CHAIN: &str = "log-connections";
 
-/// In seconds: how long conntrack waits for the last ACK (`tcp_timeouts`, net/netfilter/nf_conntrack_proto_tcp.c). In any state
-/// before both sides have closed it waits longer. Every network namespace begins with this, and ours keeps it.
+/// In seconds: how long conntrack waits for the last ACK (`tcp_timeouts`, net/netfilter/nf_conntrack_proto_tcp.c). In
+/// any state before both sides have closed it waits longer. Every network namespace begins with this, and ours keeps
+/// it.
 const LAST_ACK: u32 = 30;
 
 /// Flags of TCP (RFC 9293, 3.1) in the word of its header that has them.

@@ -21,8 +21,8 @@
 //!
 //! # The conversation
 //!
-//! Messages on a socket pair of type SOCK_SEQPACKET, any number at a time: a request is a number, an address and a port; its
-//! answer is the same number, and the error number with nothing or 0 with the connected socket.
+//! Messages on a socket pair of type SOCK_SEQPACKET, any number at a time: a request is a number, an address and a
+//! port; its answer is the same number, and the error number with nothing or 0 with the connected socket.
 
 pub mod dialer;
 mod route;
