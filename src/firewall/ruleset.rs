@@ -137,13 +137,13 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
             all.into_iter().map(address).collect()
         };
         let set_type = [family.address_type()];
-        table.set(family.set("apps"), &set_type, addresses(&|_| true));
+        table.set(family.named("apps"), &set_type, addresses(&|_| true));
         let senders = plan.apps.iter();
         let senders: BTreeSet<_> = senders
             .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
             .collect();
         table.set(
-            family.set("senders"),
+            family.named("senders"),
             &[family.address_type(), SetType::EtherAddr],
             senders
                 .iter()
@@ -151,7 +151,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
                 .collect(),
         );
         table.set(
-            family.set("sees_clients"),
+            family.named("sees_clients"),
             &set_type,
             addresses(&|app| app.source == Source::Client),
         );
@@ -164,7 +164,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for (family, allowed) in &selective {
         let element = |(app, net): &(IpAddr, IpNet)| concat([address(*app), subnet(*net)]);
         table.ranges(
-            family.set("allowed"),
+            family.named("allowed"),
             &[family.address_type(), family.address_type()],
             allowed.iter().map(element).collect(),
         );
@@ -196,7 +196,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for family in &families {
         table.rule(
             "guard",
-            family.rule("drop-uplink-spoof"),
+            family.named("drop-uplink-spoof"),
             [
                 from_uplink(),
                 is(family.saddr(), subnet(family.plan.subnet)),
@@ -205,7 +205,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
         );
         table.rule(
             "guard",
-            family.rule("accept-uplink"),
+            family.named("accept-uplink"),
             [
                 from_uplink(),
                 is(family.daddr(), address(family.plan.sidecar)),
@@ -217,7 +217,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for family in &families {
         table.rule(
             "guard",
-            family.rule("drop-app-spoof"),
+            family.named("drop-app-spoof"),
             [
                 from_bridge(),
                 is_not(
@@ -294,7 +294,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for family in &families {
         table.rule(
             "forward",
-            family.rule("drop-link-local-client"),
+            family.named("drop-link-local-client"),
             [
                 from_uplink(),
                 is(family.daddr(), family.at("sees_clients")),
@@ -307,7 +307,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for (family, _) in &selective {
         table.rule(
             "forward",
-            family.rule("drop-not-allowed"),
+            family.named("drop-not-allowed"),
             [
                 from_uplink(),
                 to_bridge(),
@@ -338,7 +338,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for family in &families {
         table.rule(
             "forward",
-            family.rule("accept-icmp-error"),
+            family.named("accept-icmp-error"),
             [
                 from_uplink(),
                 to_bridge(),
@@ -366,7 +366,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     for family in &families {
         table.rule(
             "postrouting",
-            family.rule("snat-published"),
+            family.named("snat-published"),
             [
                 to_bridge(),
                 has(ct("status"), name("dnat")),
@@ -519,7 +519,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         for family in &dnat_families {
             table.rule(
                 "prerouting",
-                family.rule("return-loopback-address"),
+                family.named("return-loopback-address"),
                 [is(family.daddr(), family.loopback())],
                 Statement::Return(None),
             );
@@ -577,7 +577,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     for family in &dnat_families {
         table.rule(
             "forward",
-            family.rule("accept-published-reply"),
+            family.named("accept-published-reply"),
             [
                 from_sidecar(),
                 is(family.saddr(), address(family.plan.sidecar)),
@@ -592,7 +592,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
     for family in &dnat_families {
         table.rule(
             "forward",
-            family.rule("accept-published"),
+            family.named("accept-published"),
             [
                 to_sidecar(),
                 is(family.daddr(), address(family.plan.sidecar)),
@@ -704,16 +704,13 @@ impl Family {
         self.plan.app(app)
     }
 
-    fn set(self, base: &str) -> String {
+    /// The name of a set or a rule that there is for both families.
+    fn named(self, base: &str) -> String {
         format!("{base}{}", self.pick("", "6"))
     }
 
     fn at(self, base: &str) -> Expression<'static> {
-        name(&format!("@{}", self.set(base)))
-    }
-
-    fn rule(self, base: &str) -> String {
-        format!("{base}{}", self.pick("", "6"))
+        name(&format!("@{}", self.named(base)))
     }
 
     fn saddr(self) -> Expression<'static> {
@@ -775,7 +772,7 @@ struct Of {
 
 impl Of {
     fn set(self, base: &str) -> String {
-        self.family.set(&match self.protocol {
+        self.family.named(&match self.protocol {
             Protocol::Tcp => base.to_owned(),
             Protocol::Udp => format!("{base}_udp"),
         })
@@ -786,7 +783,7 @@ impl Of {
     }
 
     fn rule(self, base: &str) -> String {
-        self.family.rule(&match self.protocol {
+        self.family.named(&match self.protocol {
             Protocol::Tcp => base.to_owned(),
             Protocol::Udp => format!("{base}-udp"),
         })

@@ -127,7 +127,7 @@ pub(super) fn in_guard(table: &mut Table, plan: &Plan) {
         for (rule, net) in special {
             if others.iter().any(|grant| grant.opens(net)) {
                 let to = is(family.daddr(), subnet(net));
-                table.rule("guard", family.rule(rule), [from_bridge(), to], drop());
+                table.rule("guard", family.named(rule), [from_bridge(), to], drop());
             }
         }
     }
@@ -160,7 +160,7 @@ pub(super) fn in_postrouting(table: &mut Table, plan: &Plan) {
     for family in granted_families(plan) {
         table.rule(
             "postrouting",
-            family.rule("snat-egress"),
+            family.named("snat-egress"),
             [
                 is(meta(MetaKey::Oifname), name(uplink)),
                 is(family.saddr(), family.at("apps")),
@@ -249,7 +249,7 @@ pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
                 is(family.daddr(), address(family.plan.sidecar)),
                 has(ct("state"), name(state)),
             ];
-            table.rule("forward", family.rule(rule), conditions, accept());
+            table.rule("forward", family.named(rule), conditions, accept());
         }
     }
 }
@@ -263,7 +263,7 @@ pub(super) fn in_host_postrouting(table: &mut Table, plan: &Plan) {
     for family in granted_families(plan) {
         table.rule(
             "postrouting",
-            family.rule("masquerade-egress"),
+            family.named("masquerade-egress"),
             [
                 is(family.saddr(), address(family.plan.sidecar)),
                 is_not(meta(MetaKey::Oifname), name(link)),

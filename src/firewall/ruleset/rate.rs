@@ -48,7 +48,12 @@ fn counted(plan: &Plan) -> Vec<Counted<'_>> {
                     },
                     per_client: rate.per_client,
                     seconds: rate.seconds,
-                    set: format!("{}-{}-{unit}-{}", family.set("rate"), rate.count, app.name),
+                    set: format!(
+                        "{}-{}-{unit}-{}",
+                        family.named("rate"),
+                        rate.count,
+                        app.name
+                    ),
                 });
             }
         }
@@ -91,7 +96,7 @@ pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
                 is_not(family.saddr(), address(family.plan.host)),
             ];
             matches.extend(over);
-            let name = format!("{}-{}", family.rule(name), counted.app.name);
+            let name = format!("{}-{}", family.named(name), counted.app.name);
             table.rule("forward", name, matches, drop());
         };
         let limit = || Statement::Limit(counted.over.clone());
