@@ -521,10 +521,10 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             "an address within the range `10.0.0.0/8`",
         ),
         ("allow = [\"all\"]", 10, "`all` is no range of addresses"),
-        ("rate = \"2000000/second\"", 8, "no rate"),
+        ("rate = \"2000000/second\"", 8, "from 1 to 1000000"),
         ("rate = \"200/secnd\"", 8, "the nearest is `second`"),
         ("rate = \"many\"", 8, "`many` is no rate"),
-        ("rate = \"0/second\"", 8, "no rate"),
+        ("rate = \"0/second\"", 8, "from 1 to 1000000"),
         ("tmpfs = [\"/tmp\"]", 10, "`/tmp` has no size"),
         (
             "tmpfs = [\"/proc/x:1M\"]",

@@ -531,10 +531,11 @@ pub(super) fn rate(text: &str) -> Result<Option<Rate>, ValueError> {
     let bad = || ValueError::said(format!("{} is no rate", quoted(text)));
     let (count, unit) = text.split_once('/').ok_or_else(bad)?;
     let per_client = unit.strip_suffix(" per client");
-    let count = number(count).and_then(|count| u32::try_from(count).ok());
+    let count = u32::try_from(number(count).ok_or_else(bad)?).ok();
     let count = count.filter(|count| (1..=1_000_000).contains(count));
+    let beyond = || ValueError::said("a rate counts from 1 to 1000000");
     Ok(Some(Rate {
-        count: count.ok_or_else(bad)?,
+        count: count.ok_or_else(beyond)?,
         seconds: one_of(
             per_client.unwrap_or(unit),
             &[("second", 1), ("minute", 60), ("hour", 3600)],
