@@ -704,11 +704,14 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     let stack = Stack::up("dnat");
     let before = AsBefore::look(&stack);
     let path = stack.lab.write("web.toml", &stack.file(TWO, ""));
-    let at_a_terminal = |then: &str| {
+    let typed = |first: &str, then: &str| {
         let code = format!(
             "import os, pty, signal\n\
+             ready, go = os.pipe()\n\
              pid, terminal = pty.fork()\n\
-             if pid == 0:\n    os.execv('{0}', ['{0}', 'apply', '-f', '{1}', '--confirm', '60'])\n\
+             if pid == 0:\n    os.read(ready, 1)\n    os.execv('{0}', ['{0}', 'apply', '-f', '{1}', '--confirm', '60'])\n\
+             {first}\n\
+             os.write(go, b'x')\n\
              said = b''\n\
              while b'press Enter' not in said: said += os.read(terminal, 4096)\n\
              {then}\n\
@@ -718,6 +721,11 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
         );
         stack.lab.ok(&[look::PYTHON, "-c", &code]).trim().to_owned()
     };
+    let at_a_terminal = |then: &str| typed("pass", then);
+    let enter = "os.write(terminal, b'\\n')";
+    let said = typed(enter, "os.write(terminal, b'\\x03')");
+    assert_eq!(said, "2", "before the question, Enter says nothing");
+    look::eventually("the rules", &before.rules, || stack.rules());
     assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
@@ -729,7 +737,7 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
     });
-    assert_eq!(at_a_terminal("os.write(terminal, b'\\n')"), "0");
+    assert_eq!(at_a_terminal(enter), "0");
     assert_eq!(
         (stack.get(5000), stack.get(8080)),
         ((true, true), (true, true))

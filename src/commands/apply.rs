@@ -293,8 +293,12 @@ fn confirmed(seconds: u64, child: &OwnedFd) -> std::io::Result<Said> {
     } else {
         "write a line to standard input"
     };
-    eprintln!("to keep it, {how} within {seconds} s");
     let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        // What was typed before the question answers something else.
+        rustix::termios::tcflush(&stdin, rustix::termios::QueueSelector::IFlush)?;
+    }
+    eprintln!("to keep it, {how} within {seconds} s");
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
