@@ -31,10 +31,12 @@ use crate::sys::attempt;
 use crate::sys::namespace::{every_kind, setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
-/// How long a probe inside may take.
-const PROBE: Duration = Duration::from_millis(600);
+/// How long a probe inside may take: one that starts as many processes as it may does so on a busy machine, too.
+const PROBE: Duration = Duration::from_secs(5);
+/// How long an answer to a connection may take.
+const CONNECT: Duration = Duration::from_millis(600);
 /// How long an answer of an agent may take; longer than any probe.
-const ANSWER: Duration = Duration::from_millis(1500);
+const ANSWER: Duration = Duration::from_secs(6);
 
 /// What an agent is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -649,7 +651,7 @@ fn hear(socket: &OwnedFd, milliseconds: u64) -> Landing {
 
 /// A connection as any client makes it; waits for as long as a probe may take.
 fn connect(to: SocketAddr) -> Answer {
-    match std::net::TcpStream::connect_timeout(&to, PROBE) {
+    match std::net::TcpStream::connect_timeout(&to, CONNECT) {
         Ok(_) => Answer::Landing(Landing::Answered),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Landing(Landing::Reset),
         Err(e) => Answer::Landing(e.raw_os_error().map_or(Landing::Sent, Landing::Refused)),
