@@ -3,11 +3,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, Lab};
+use support::lab::{CLIENT, LAB, Lab, Running};
 use support::look::{self, PYTHON};
 
 const APP: &str = "172.18.0.23";
@@ -50,33 +47,15 @@ def ask(kind, address, port):
             return errno.errorcode.get(e.errno, str(e))
 "#;
 
-struct Servers(Child);
-
-impl Servers {
-    /// Starts them in the client's namespace, or in the lab's own.
-    fn start(lab: &Lab, in_client: bool, places: &[&str]) -> Self {
-        let prefix: &[&str] = if in_client {
-            &["ip", "netns", "exec", "client"]
-        } else {
-            // A service of the host is a user of its own.
-            &["setpriv", "--reuid", "4321", "--clear-groups"]
-        };
-        let args = [prefix, &[PYTHON, "-c", SERVERS], places].concat();
-        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts them in the client's namespace, or in the lab's own.
+fn servers(lab: &Lab, in_client: bool, places: &[&str]) -> Running {
+    let prefix: &[&str] = if in_client {
+        &["ip", "netns", "exec", "client"]
+    } else {
+        // A service of the host is a user of its own.
+        &["setpriv", "--reuid", "4321", "--clear-groups"]
+    };
+    lab.start(&[prefix, &[PYTHON, "-c", SERVERS], places].concat())
 }
 
 /// A stack whose app may connect to `egress`; and the counters' place.
@@ -121,7 +100,7 @@ fn an_app_reaches_exactly_what_is_listed() {
     }
     let lab = Lab::forwarding();
     neighbours(&lab);
-    let _servers = Servers::start(
+    let _servers = servers(
         &lab,
         true,
         &[
@@ -306,7 +285,7 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
         "eth0",
     ]);
     lab.ok(&["ip", "route", "add", "169.254.0.0/16", "dev", "ext0"]);
-    let _theirs = Servers::start(
+    let _theirs = servers(
         &lab,
         true,
         &[
@@ -317,7 +296,7 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
             "tcp 169.254.169.254 8000",
         ],
     );
-    let _hosts = Servers::start(&lab, false, &["tcp 0.0.0.0 8000"]);
+    let _hosts = servers(&lab, false, &["tcp 0.0.0.0 8000"]);
     let ask = |found: &str| look::attack(&lab, "web", "app", &format!("{ASK}\nsay({found})"));
     let three = "[ask('tcp', '10.99.0.2', 8000), ask('tcp', '10.99.0.3', 8003), ask('tcp', '10.99.0.4', 8000), ask('tcp', '10.99.0.2', 8004)]";
 
@@ -386,7 +365,7 @@ fn of_two_apps_only_the_one_that_may_gets_out() {
         return;
     }
     let lab = Lab::forwarding();
-    let _servers = Servers::start(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _servers = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
     let app = |name: &str, port: u16, more: &str| {
         format!(
             "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nlisten = [6000]\n{more}\n",
@@ -468,7 +447,7 @@ fn what_no_egress_can_be_is_refused_before_anything_is_made() {
     };
     // To the host nothing needs to be forwarded.
     let lab = Lab::new();
-    let _hosts = Servers::start(&lab, false, &["tcp 10.99.0.1 8000"]);
+    let _hosts = servers(&lab, false, &["tcp 10.99.0.1 8000"]);
     stack(&lab, &["tcp 10.99.0.1:8000"]);
     let status = lab.status("web");
     assert_eq!(look::planned(&status, "/egress/via"), "nat");
@@ -494,7 +473,7 @@ fn a_sidecar_that_has_lost_its_rules_reaches_what_its_apps_may_and_no_more() {
         return;
     }
     let lab = Lab::forwarding();
-    let _servers = Servers::start(&lab, true, &["tcp 10.99.0.2 5432", "tcp 10.99.0.2 5433"]);
+    let _servers = servers(&lab, true, &["tcp 10.99.0.2 5432", "tcp 10.99.0.2 5433"]);
     let status = stack(&lab, &["tcp 10.99.0.2:5432"]);
     let sidecar = look::init(&status, "sidecar");
     look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);

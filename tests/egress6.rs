@@ -3,11 +3,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-
 use serde_json::{Value, json};
-use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, describe};
+use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, Running, describe};
 use support::look::{self, PYTHON};
 
 const SIDECAR: &str = "fd00:18::1";
@@ -94,31 +91,13 @@ def throw6(address, port, size=1):
         return tried(s.sendto, b"x" * size, (address, port))
 "#;
 
-struct Servers(Child);
-
-impl Servers {
-    /// Starts them in a namespace of `ip netns`, or, as a user of their own, in the lab's own.
-    fn start(lab: &Lab, namespace: Option<&str>, places: &[&str]) -> Self {
-        let prefix = match namespace {
-            Some(name) => vec!["ip", "netns", "exec", name],
-            None => vec!["setpriv", "--reuid", "4321", "--clear-groups"],
-        };
-        let args = [&prefix[..], &[PYTHON, "-c", SERVERS], places].concat();
-        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts them in a namespace of `ip netns`, or, as a user of their own, in the lab's own.
+fn servers(lab: &Lab, namespace: Option<&str>, places: &[&str]) -> Running {
+    let prefix = match namespace {
+        Some(name) => vec!["ip", "netns", "exec", name],
+        None => vec!["setpriv", "--reuid", "4321", "--clear-groups"],
+    };
+    lab.start(&[&prefix[..], &[PYTHON, "-c", SERVERS], places].concat())
 }
 
 /// A lab that forwards both families, whose client has two addresses more.
@@ -214,7 +193,7 @@ fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
         return;
     }
     let lab = lab();
-    let _servers = Servers::start(
+    let _servers = servers(
         &lab,
         Some("client"),
         &[
@@ -399,7 +378,7 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
     let lab = lab();
     give(&lab, "fd00:ec2::254/64");
     lab.ok(&["ip", "-6", "route", "add", "fd00:ec2::/64", "dev", "ext0"]);
-    let _theirs = Servers::start(
+    let _theirs = servers(
         &lab,
         Some("client"),
         &[
@@ -410,7 +389,7 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
             "tcp fd00:ec2::254 8000",
         ],
     );
-    let _hosts = Servers::start(&lab, None, &["tcp :: 8000"]);
+    let _hosts = servers(&lab, None, &["tcp :: 8000"]);
     let served = json!(format!("{LAB} 1"));
 
     let status = stack(&lab, &["tcp [2001:db8::2/127]:8000-8003"]);
@@ -517,7 +496,7 @@ fn of_two_apps_each_has_the_ways_of_its_own_egress_and_its_own_family() {
         return;
     }
     let lab = lab();
-    let _servers = Servers::start(
+    let _servers = servers(
         &lab,
         Some("client"),
         &["tcp 2001:db8::2 5432", "tcp 10.99.0.2 5432"],
@@ -623,7 +602,7 @@ fn what_is_put_before_the_ports_goes_around_no_rule() {
         return;
     }
     let lab = lab();
-    let _servers = Servers::start(
+    let _servers = servers(
         &lab,
         Some("client"),
         &[
@@ -787,7 +766,7 @@ fn an_app_is_told_how_much_a_path_takes_and_by_nobody_else() {
             "far"
         };
         let served = format!("tcp {to} 5432");
-        let _servers = Servers::start(&lab, Some(place), &[&served]);
+        let _servers = servers(&lab, Some(place), &[&served]);
         let status = stack(&lab, &[&format!("tcp [{to}]:5432")]);
         let inside = (Some(look::init(&status, "sidecar")), "lrpns");
         let before = look::counters(&lab, inside.0, inside.1);
@@ -926,7 +905,7 @@ fn a_sidecar_that_has_lost_its_rules_reaches_by_ipv6_what_its_apps_may_and_no_mo
         return;
     }
     let lab = lab();
-    let _servers = Servers::start(
+    let _servers = servers(
         &lab,
         Some("client"),
         &["tcp 2001:db8::2 5432", "tcp 2001:db8::2 5433"],
@@ -1003,7 +982,7 @@ fn egress_by_ipv6_is_refused_where_there_is_no_way_with_what_is_missing() {
     assert_eq!(why, "net.ipv6.conf.all.forwarding is 0");
     lab.lrpns_ok(&["down", "web"]);
     // To the host nothing needs to be forwarded.
-    let _hosts = Servers::start(&lab, None, &["tcp 2001:db8::1 8000"]);
+    let _hosts = servers(&lab, None, &["tcp 2001:db8::1 8000"]);
     let status = stack(&lab, &[&format!("tcp [{LAB}]:8000")]);
     let uplink = look::planned(&status, "/uplink/sidecar_address6");
     assert_eq!(

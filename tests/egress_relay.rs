@@ -3,11 +3,10 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Output, Stdio};
+use std::process::Output;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, LAB6, Lab, describe, lrpns};
+use support::lab::{CLIENT, LAB, LAB6, Lab, Running, describe, lrpns};
 use support::look::{self, PYTHON};
 use support::skip;
 
@@ -66,32 +65,14 @@ def ask(kind, address, port, more=1, source=0):
             return errno.errorcode.get(e.errno, str(e))
 "#;
 
-struct Servers(Child);
-
-impl Servers {
-    /// Starts them in the client's namespace, or in the lab's own.
-    fn start(lab: &Lab, in_client: bool, places: &[&str]) -> Self {
-        let prefix: &[&str] = if in_client {
-            &["ip", "netns", "exec", "client"]
-        } else {
-            &[]
-        };
-        let args = [prefix, &[PYTHON, "-c", SERVERS], places].concat();
-        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts them in the client's namespace, or in the lab's own.
+fn servers(lab: &Lab, in_client: bool, places: &[&str]) -> Running {
+    let prefix: &[&str] = if in_client {
+        &["ip", "netns", "exec", "client"]
+    } else {
+        &[]
+    };
+    lab.start(&[prefix, &[PYTHON, "-c", SERVERS], places].concat())
 }
 
 /// Who runs stacks in a lab: the superuser, or an ordinary user.
@@ -240,7 +221,7 @@ fn an_ordinary_users_app_reaches_exactly_what_is_listed() {
         return;
     };
     neighbours(&lab);
-    let _theirs = Servers::start(
+    let _theirs = servers(
         &lab,
         true,
         &[
@@ -428,7 +409,7 @@ fn whoever_breaks_into_sidecar_or_relay_reaches_what_the_apps_may_at_most() {
         return;
     };
     neighbours(&lab);
-    let _theirs = Servers::start(
+    let _theirs = servers(
         &lab,
         true,
         &[
@@ -438,7 +419,7 @@ fn whoever_breaks_into_sidecar_or_relay_reaches_what_the_apps_may_at_most() {
             "udp 10.99.0.3 53",
         ],
     );
-    let _hosts = Servers::start(&lab, false, &["tcp 0.0.0.0 5432", "udp 0.0.0.0 53"]);
+    let _hosts = servers(&lab, false, &["tcp 0.0.0.0 5432", "udp 0.0.0.0 53"]);
     let status = user.up(&["tcp 10.99.0.0/30:5432", "udp 10.99.0.2:53"], "");
     let uplink = look::planned(&status, "/uplink/host_address").to_owned();
 
@@ -483,7 +464,7 @@ fn the_ends_of_a_connection_are_passed_on_as_they_were() {
     let Some(user) = Runner::user(&lab) else {
         return;
     };
-    let _theirs = Servers::start(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
     user.up(&["tcp 10.99.0.2:5432-5433", "udp 10.99.0.2:5433"], "");
     // An end of one direction: the server answers after it, in `ask`. Nobody listens at the other port.
     let found =
@@ -531,8 +512,8 @@ fn as_root_egress_is_by_relay_where_the_host_does_not_forward_or_the_file_says_s
         ),
     ] {
         let root = Runner::root(&lab);
-        let _theirs = Servers::start(&lab, true, &["tcp 10.99.0.2 5432", "udp 10.99.0.2 53"]);
-        let _hosts = Servers::start(&lab, false, &["tcp 0.0.0.0 7000"]);
+        let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432", "udp 10.99.0.2 53"]);
+        let _hosts = servers(&lab, false, &["tcp 0.0.0.0 7000"]);
         let forwards = lab.ok(&["sysctl", "-n", "net.ipv4.ip_forward"]);
         let status = root.up(
             &[
@@ -573,7 +554,7 @@ fn an_app_that_publishes_nothing_has_egress_and_stands_its_audit() {
     let Some(user) = Runner::user(&lab) else {
         return;
     };
-    let _theirs = Servers::start(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
     let output = user.up_file(
         "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"1000\"]\negress = [\"tcp 10.99.0.2:5432\"]\n",
     );
@@ -606,7 +587,7 @@ fn more_ports_than_there_are_sockets_for_are_refused_with_a_hint() {
     // As many as there may be: the last one works.
     let output = up("1001-2024");
     assert!(output.status.success(), "{}", describe(&output));
-    let _theirs = Servers::start(&lab, true, &["tcp 10.99.0.2 2024"]);
+    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 2024"]);
     assert_eq!(user.attack("say(ask('tcp', '10.99.0.2', 2024))"), said(1));
     // A change of it needs a new start.
     let more = "egress = [\"tcp 10.99.0.2:2000\"]";
@@ -635,7 +616,7 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
         ]);
     }
     lab.ok(&["ip", "-6", "route", "add", "fd00:ec2::254", "dev", "ext0"]);
-    let _theirs = Servers::start(
+    let _theirs = servers(
         &lab,
         true,
         &[
@@ -646,7 +627,7 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
             "tcp fd00:ec2::254 8003",
         ],
     );
-    let _hosts = Servers::start(&lab, false, &["tcp :: 8003", "tcp :: 7000"]);
+    let _hosts = servers(&lab, false, &["tcp :: 8003", "tcp :: 7000"]);
     let file = format!(
         "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"1000\"]\negress = {}\n",
         look::toml_list(&[

@@ -572,29 +572,6 @@ say([
     look::assert_dropped(&lab, far, &before, &[("input/drop-from-sidecar", 3)]);
 }
 
-/// Nginx as Debian has it, with the host's programs, telling in its access log whom it serves.
-const NGINX: &str = r#"
-daemon off;
-worker_processes 1;
-pid /tmp/nginx.pid;
-error_log stderr;
-events {}
-http {
-    client_body_temp_path /tmp/body;
-    proxy_temp_path /tmp/proxy;
-    fastcgi_temp_path /tmp/fastcgi;
-    uwsgi_temp_path /tmp/uwsgi;
-    scgi_temp_path /tmp/scgi;
-    log_format short "$remote_addr $status";
-    access_log /dev/stdout short;
-    server {
-        listen 5000;
-        listen [::]:5000;
-        return 200 "from nginx\n";
-    }
-}
-"#;
-
 #[test]
 fn nginx_logs_the_true_ipv6_client_by_dnat_and_by_relay() {
     if !look::machine_with(&["nginx"]) {
@@ -604,7 +581,7 @@ fn nginx_logs_the_true_ipv6_client_by_dnat_and_by_relay() {
         let lab = lab(forwarding);
         let conf = lab.dir.path().join("conf");
         std::fs::create_dir(&conf).unwrap();
-        lab.write("conf/nginx.conf", NGINX);
+        lab.write("conf/nginx.conf", look::NGINX);
         look::up(
             &lab,
             &format!(

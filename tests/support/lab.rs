@@ -50,6 +50,16 @@ pub struct Lab {
     pub dir: tempfile::TempDir,
 }
 
+/// A program in a lab, until this is dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Lab {
     /// A lab in which the host doesn't forward: `via = "auto"` comes to the relay.
     pub fn new() -> Self {
@@ -119,6 +129,22 @@ impl Lab {
     /// The lab's root directory, seen from outside: its own /proc and /run are below it.
     pub fn root(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+
+    /// Starts a program that says `ready` when it is, and ends with what is returned.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut child = self
+            .command(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a program");
+        let mut line = String::new();
+        let said = child.stdout.take().expect("it is a pipe");
+        BufReader::new(said)
+            .read_line(&mut line)
+            .expect("read what it says");
+        assert_eq!(line, "ready\n", "{args:?}");
+        Running(child)
     }
 
     /// A command in the lab, in its directory, with a clean environment but for PATH.

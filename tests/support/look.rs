@@ -97,6 +97,29 @@ pub fn up(lab: &Lab, file: &str) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Nginx as Debian has it, with the host's programs, telling in its access log whom it serves.
+pub const NGINX: &str = r#"
+daemon off;
+worker_processes 1;
+pid /tmp/nginx.pid;
+error_log stderr;
+events {}
+http {
+    client_body_temp_path /tmp/body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
+    log_format short "$remote_addr $status";
+    access_log /dev/stdout short;
+    server {
+        listen 5000;
+        listen [::]:5000;
+        return 200 "from nginx\n";
+    }
+}
+"#;
+
 /// A part of a status.
 pub fn part<'a>(status: &'a Value, name: &str) -> &'a Value {
     let parts = status["parts"].as_array().unwrap();
