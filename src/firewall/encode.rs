@@ -673,39 +673,52 @@ impl RuleEncoder<'_> {
     /// Writes into what is kept beside a packet or a connection. A mark has no order of bytes: who writes a field of a
     /// header into it has that field's.
     fn set(&mut self, change: &Mangle<'_>, statement: &Statement<'_>) -> Result<(), EncodeError> {
-        let (expression, number, register, key) = match &change.key {
-            Expression::Named(NamedExpression::CT(CT {
-                key,
-                family: None,
-                dir: None,
-            })) => {
-                let key = match key.as_ref() {
-                    "event" => libc::NFT_CT_EVENTMASK,
-                    "mark" => libc::NFT_CT_MARK,
-                    _ => return Err(unsupported(self.object, statement)),
-                };
-                ("ct", NFTA_CT_KEY, NFTA_CT_SREG, key)
+        if let Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })) = &change.key {
+            self.load_word(&change.value, statement)?;
+            self.expression("meta", |out| {
+                out.number(NFTA_META_SREG, FIRST);
+                out.number(NFTA_META_KEY, libc::NFT_META_MARK as u32);
+            });
+            return Ok(());
+        }
+        let Expression::Named(NamedExpression::CT(CT {
+            key,
+            family: None,
+            dir: None,
+        })) = &change.key
+        else {
+            return Err(unsupported(self.object, statement));
+        };
+        let key = match key.as_ref() {
+            "event" => {
+                let events = Kind::CtEvent.bytes(self.object, &change.value)?;
+                self.immediate(&events, FIRST);
+                libc::NFT_CT_EVENTMASK
             }
-            Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })) => {
-                ("meta", NFTA_META_KEY, NFTA_META_SREG, libc::NFT_META_MARK)
+            "mark" => {
+                self.load_word(&change.value, statement)?;
+                libc::NFT_CT_MARK
             }
             _ => return Err(unsupported(self.object, statement)),
         };
-        if key == libc::NFT_CT_EVENTMASK && expression == "ct" {
-            let events = Kind::CtEvent.bytes(self.object, &change.value)?;
-            self.immediate(&events, FIRST);
-        } else {
-            self.depend(&change.value)?;
-            let kind = self.load(&change.value, FIRST)?;
-            if kind.width() != 4 {
-                return Err(unsupported(self.object, statement));
-            }
-        }
-        self.expression(expression, |out| {
-            out.number(register, FIRST);
-            out.number(number, key as u32);
+        self.expression("ct", |out| {
+            out.number(NFTA_CT_SREG, FIRST);
+            out.number(NFTA_CT_KEY, key as u32);
         });
         Ok(())
+    }
+
+    /// Loads a field of four bytes.
+    fn load_word(
+        &mut self,
+        field: &Expression<'_>,
+        statement: &Statement<'_>,
+    ) -> Result<(), EncodeError> {
+        self.depend(field)?;
+        match self.load(field, FIRST)?.width() {
+            4 => Ok(()),
+            _ => Err(unsupported(self.object, statement)),
+        }
     }
 
     fn immediate(&mut self, value: &[u8], register: u32) {
