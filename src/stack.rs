@@ -806,7 +806,7 @@ impl Ground {
 
     /// Whether somebody answers at an entry port of the sidecar's, the way the relay asks.
     pub async fn answers(&self, target: SocketAddr, within: Duration) -> bool {
-        let connect = tokio::time::timeout(within, tokio::net::TcpStream::connect(target));
+        let connect = tokio::time::timeout(within, self.connect(target));
         matches!(connect.await, Ok(Ok(_)))
     }
 
