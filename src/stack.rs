@@ -697,15 +697,10 @@ impl Ground {
             others.map(|(_, one)| one.clone()).collect()
         }
         let mut next = self.clone();
-        let mut cgroups = None;
         for index in apps {
             let name = &self.plan.apps[*index].name;
             next.links.apps.remove(name);
-            let left = cgroups.as_ref().unwrap_or(&*self.cgroups);
-            cgroups = Some(left.without(name.as_str()));
-        }
-        if let Some(cgroups) = cgroups {
-            next.cgroups = Arc::new(cgroups);
+            next.cgroups = Arc::new(next.cgroups.without(name.as_str()));
         }
         next.plan.apps = others(&self.plan.apps, apps);
         next.apps = others(&self.apps, apps);

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use super::{Ground, Launched, StackError};
 use crate::admission::Admission;
 use crate::config::Protocol;
-use crate::namespaces::{Itself, Mapper, Namespaces, Network};
+use crate::namespaces::{Namespaces, Network};
 use crate::plan::{Door, Plan};
 use crate::protocol::{MAX_FDS, Role, Start, ToStage};
 
@@ -32,19 +32,10 @@ impl Way {
         plan: &Plan,
         relay: &Namespaces,
     ) -> Result<Option<Arc<Self>>, StackError> {
-        Self::make_by(plan, relay, &mut Itself).await
-    }
-
-    async fn make_by(
-        plan: &Plan,
-        relay: &Namespaces,
-        mapper: &mut impl Mapper,
-    ) -> Result<Option<Arc<Self>>, StackError> {
         let Some(egress) = plan.egress_relay() else {
             return Ok(None);
         };
-        let (namespaces, _) =
-            Namespaces::make_by("egress", egress.ids, Network::Shared, mapper).await?;
+        let (namespaces, _) = Namespaces::make("egress", egress.ids, Network::Shared).await?;
         let doors = plan.doors();
         let mut sockets = vec![];
         for some in doors.chunks(MAX_FDS) {

@@ -48,7 +48,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
-use crate::change::{self, Change, PartChange};
+use crate::change::{self, Change};
 use crate::config::{Egress, Protocol, Source};
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall::{self, Grants};
@@ -451,16 +451,17 @@ impl Task {
         let (old_plan, new_plan) = (&old.plan, &next.plan);
         self.done.ground = true;
         self.tell(Step::Ground(Arc::clone(next)));
-        let (sidecar, others): (Vec<_>, Vec<_>) = self
+        let (mut sidecar, others): (Vec<_>, Vec<_>) = self
             .change
             .restart
             .clone()
             .into_iter()
             .partition(|part| part.part == "sidecar");
         // That an app has gone it is to know when it has.
-        let (_, sidecar): (Vec<_>, Vec<_>) = sidecar
-            .into_iter()
-            .partition(|part| self.only_tells_of_apps(part) && !self.change.removed.is_empty());
+        if !self.change.removed.is_empty() {
+            let of_app = |key: &String| key.starts_with("app.");
+            sidecar.retain(|part| !part.because.iter().all(of_app));
+        }
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
         self.rules(next, old_plan, &between).await?;
@@ -561,12 +562,13 @@ impl Task {
     /// The plan without the apps that leave.
     fn without_who_leaves(&self, held: &Plan) -> Plan {
         let mut last = held.clone();
-        let leaves = |app: &AppPlan| {
-            let mut removed = self.change.removed.iter();
-            removed.any(|name| name == app.name.as_str())
-        };
-        last.apps.retain(|app| !leaves(app));
+        last.apps.retain(|app| !self.leaves(app));
         last
+    }
+
+    fn leaves(&self, app: &AppPlan) -> bool {
+        let mut removed = self.change.removed.iter();
+        removed.any(|name| name == app.name.as_str())
     }
 
     async fn start_again(&mut self, part: &str, next: &Ground) -> Result<(), String> {
@@ -669,17 +671,10 @@ impl Task {
         }
     }
 
-    fn only_tells_of_apps(&self, part: &PartChange) -> bool {
-        part.because.iter().all(|key| key.starts_with("app."))
-    }
-
     /// Ends the apps that leave, and takes away what they had.
     async fn part_with(&mut self, held: &Arc<Ground>) -> Arc<Ground> {
         let apps: Vec<usize> = (0..held.plan.apps.len())
-            .filter(|app| {
-                let name = held.plan.apps[*app].name.as_str();
-                self.change.removed.iter().any(|removed| removed == name)
-            })
+            .filter(|app| self.leaves(&held.plan.apps[*app]))
             .collect();
         if apps.is_empty() {
             return Arc::clone(held);
