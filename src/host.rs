@@ -68,6 +68,20 @@ impl Host {
         }
     }
 
+    /// Its addresses, each with its link.
+    pub fn addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        let four = self.net.addresses.iter();
+        let four = four.map(|(link, net)| (link.as_str(), IpAddr::V4(net.addr())));
+        let six = self.net.addresses6.iter();
+        four.chain(six.map(|(link, address)| (link.as_str(), IpAddr::V6(*address))))
+    }
+
+    /// Whether it has this address.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses().any(|(_, own)| own == address)
+    }
+
     /// Looks at the machine on behalf of the stack `name`.
     ///
     /// # Errors
@@ -110,16 +124,15 @@ impl Host {
                 }),
             ),
         };
-        let links = net.links.clone();
         Ok(Self {
             mode,
             uid,
             state,
             run: format!("{:08x}", u32::from_ne_bytes(random)),
+            deaf_to_routers: deaf_to_routers(&net.links),
             net,
             forwarding,
             forwarding6,
-            deaf_to_routers: deaf_to_routers(&links),
             no_ipv6: no_ipv6(),
             others,
             first_user_port: std::fs::read_to_string(

@@ -227,21 +227,6 @@ fn ipv6(plan: &Plan, host: &Host) -> Option<Problem> {
     ))
 }
 
-/// The host's addresses, each with its link.
-fn addresses(host: &Host) -> impl Iterator<Item = (&str, IpAddr)> {
-    let net = &host.net;
-    let four = net
-        .addresses
-        .iter()
-        .map(|(link, net)| (link, net.addr().into()));
-    let six = net
-        .addresses6
-        .iter()
-        .map(|(link, address)| (link, IpAddr::V6(*address)));
-    four.chain(six)
-        .map(|(link, address)| (link.as_str(), address))
-}
-
 /// Addresses that only the stack may have.
 fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut ours: Vec<(&str, IpAddr)> = vec![];
@@ -255,7 +240,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
     }
     ours.into_iter()
         .filter_map(|(part, address)| {
-            let (link, _) = addresses(host).find(|(_, other)| *other == address)?;
+            let (link, _) = host.addresses().find(|(_, other)| *other == address)?;
             let key = if address.is_ipv6() { "ipv6" } else { "subnet" };
             Some(problem(
                 format!("the address {address} of {part} is this host's own, on {link}"),
@@ -308,7 +293,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         }
         let somewhere = address.is_unspecified()
             || address.is_loopback()
-            || addresses(host).any(|(_, ours)| ours == address)
+            || host.has(address)
             // An ordinary user's facts are those of an empty namespace; bind(2) tells.
             || plan.mode == Mode::Rootless;
         if !somewhere {
@@ -360,9 +345,7 @@ fn egress(app: &AppPlan, plan: &Plan, host: &Host) -> Vec<Problem> {
         return problems;
     }
     // To the host itself nothing needs to be forwarded.
-    let is_host = |egress: &&Egress| {
-        egress.is_single() && addresses(host).any(|(_, own)| own == egress.to.addr())
-    };
+    let is_host = |egress: &Egress| egress.is_single() && host.has(egress.to.addr());
     let beyond: Vec<&Egress> = app
         .egress
         .iter()
@@ -435,7 +418,8 @@ fn no_way6(app: &AppPlan, beyond: &[&Egress], host: &Host) -> Option<Problem> {
 
 /// Which addresses of the same family there are instead.
 fn addresses_hint(host: &Host, wanted: IpAddr) -> String {
-    let mut known: Vec<IpAddr> = addresses(host)
+    let mut known: Vec<IpAddr> = host
+        .addresses()
         .map(|(_, address)| address)
         .filter(|address| address.is_ipv6() == wanted.is_ipv6())
         .collect();

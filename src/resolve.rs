@@ -647,12 +647,7 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
         return by_relay("as configured");
     }
     // To the host itself nothing needs to be forwarded.
-    let is_host = |egress: &&config::Egress| {
-        let (four, six) = (&host.net.addresses, &host.net.addresses6);
-        let four = four.iter().map(|(_, net)| IpAddr::V4(net.addr()));
-        let mut own = four.chain(six.iter().map(|(_, address)| IpAddr::V6(*address)));
-        egress.is_single() && own.any(|own| own == egress.to.addr())
-    };
+    let is_host = |egress: &config::Egress| egress.is_single() && host.has(egress.to.addr());
     let mut beyond = granted.filter(|egress| !is_host(egress)).peekable();
     let needs_nothing = beyond.peek().is_none();
     let closed = beyond.find_map(|egress| match host.forwards(egress.to.addr()) {
