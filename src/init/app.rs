@@ -209,11 +209,7 @@ fn start_visitor(
             host: Some(host),
         }),
         Err(e) => {
-            let failed = FromStage::Failed {
-                step: e.step.to_owned(),
-                cause: e.cause,
-                errno: e.errno,
-            };
+            let failed = FromStage::from(e);
             // Should it be gone, there is nobody to tell.
             let _ = protocol::send(&host, &failed, &[]);
             None

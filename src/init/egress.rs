@@ -126,14 +126,7 @@ fn dial(grants: &[Egress], doors: &[Door], clients: &Admission, kept: Vec<OwnedF
             let notes = vec![];
             (FromStage::Ready { privileges, notes }, Some(grants))
         }
-        Err(e) => {
-            let failed = FromStage::Failed {
-                step: e.step.to_owned(),
-                cause: e.cause,
-                errno: None,
-            };
-            (failed, None)
-        }
+        Err(e) => (e.into(), None),
     };
     let told = protocol::send(&tell, &message, &[]);
     drop(tell);

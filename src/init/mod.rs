@@ -47,6 +47,16 @@ pub struct StageError {
     errno: Option<i32>,
 }
 
+impl From<StageError> for FromStage {
+    fn from(e: StageError) -> Self {
+        Self::Failed {
+            step: e.step.to_owned(),
+            cause: e.cause,
+            errno: e.errno,
+        }
+    }
+}
+
 /// Names the step that an error belongs to.
 pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageError {
     move |e| StageError {
@@ -90,11 +100,7 @@ pub fn run() -> ExitCode {
         Ok(code) => return code,
         Err(e) => e,
     };
-    let told = FromStage::Failed {
-        step: failed.step.to_owned(),
-        cause: failed.cause,
-        errno: failed.errno,
-    };
+    let told = FromStage::from(failed);
     // Should the supervisor be gone, there is nobody to tell.
     let _ = protocol::send(&supervisor, &told, &[]);
     ExitCode::from(125)
