@@ -12,7 +12,7 @@ use super::place::{Place, Seen, Site};
 use crate::admission::Admission;
 use crate::config::Protocol;
 use crate::control::{PartState, Status};
-use crate::firewall::trace::{Content, Hop, Packets, Step, Verdict};
+use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};
 use crate::firewall::{SIDECAR_TABLE, host_table};
 use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
@@ -316,7 +316,7 @@ impl<'a> Case<'a> {
         let mut to = None;
         if let Some(host) = at(Site::Host) {
             let is_request = |seen: &&Seen| {
-                let Headers { source, target } = ends(seen);
+                let Headers { source, target, .. } = seen.headers;
                 begins(seen) && source.ip() == client && target.port() == port
             };
             let mut requests = host.seen.iter().filter(is_request);
@@ -423,7 +423,7 @@ impl<'a> Case<'a> {
         let (app, publish) = self.candidates[published];
         let service = app.service(publish);
         let answers = |seen: &&Seen| {
-            let Headers { source, target } = ends(seen);
+            let Headers { source, target, .. } = seen.headers;
             let same = match (seen.connection, arriving.connection) {
                 (Some(one), Some(other)) => one == other,
                 _ => {
@@ -821,19 +821,6 @@ impl<'s> Trail<'s> {
         self.answer.iter().for_each(|it| add(Which::Answer, *it));
         self.to_client.iter().for_each(|it| add(Which::Answer, *it));
         all
-    }
-}
-
-/// The two ends of a packet.
-struct Headers {
-    source: SocketAddr,
-    target: SocketAddr,
-}
-
-fn ends(seen: &Seen) -> Headers {
-    Headers {
-        source: seen.headers.source,
-        target: seen.headers.target,
     }
 }
 

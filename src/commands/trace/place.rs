@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::error::chain;
 use crate::extra;
 use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
 use crate::firewall::{self, SIDECAR_TABLE};
@@ -110,9 +111,9 @@ impl Place {
     ) -> Result<Self, String> {
         let number = std::process::id();
         let work = || -> Result<Vec<OwnedFd>, String> {
-            let tracer = Tracer::start(packets, number).map_err(|e| words(&e))?;
-            let routes = Routes::open().map_err(|e| words(&e))?;
-            let socket = firewall::Socket::open().map_err(|e| words(&e))?;
+            let tracer = Tracer::start(packets, number).map_err(|e| chain(&e))?;
+            let routes = Routes::open().map_err(|e| chain(&e))?;
+            let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
             let rules = Rules {
                 comments: rule_names(&socket)
                     .map_err(|e| format!("ask how the rules are called: {e}"))?,
@@ -139,8 +140,8 @@ impl Place {
         };
         Ok(Self {
             site,
-            tracer: Tracer::made_of([table, events], number).map_err(|e| words(&e))?,
-            routes: Routes::from_fd(routes).map_err(|e| words(&e))?,
+            tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
+            routes: Routes::from_fd(routes).map_err(|e| chain(&e))?,
             comments: by_place(rules.comments),
             texts: by_place(rules.texts),
             seen: vec![],
@@ -216,7 +217,7 @@ pub(super) fn listening(part: Option<&OwnedFd>) -> Result<Listening, String> {
         Ok(vec![socket])
     })?;
     let fd = fds.into_iter().next().ok_or("no descriptor came")?;
-    Listening::from_fd(fd).map_err(|e| words(&e))
+    Listening::from_fd(fd).map_err(|e| chain(&e))
 }
 
 /// Does something in a child that has joined the part's namespaces and holds no more than `keep` over them.
@@ -257,20 +258,6 @@ fn from_inside(
             told.map(|()| fds)
         }
     }
-}
-
-/// An error with what it comes from.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text += &format!(": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A file in memory, read from its beginning: how rules are called may be more than a message holds.
