@@ -348,12 +348,8 @@ fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
 }
 
 fn host_route(index: u32, address: IpAddr) -> RouteMessage {
-    let mut route = route(address, RouteType::Unicast, RouteScope::Link);
-    route.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
-    route.attributes = vec![
-        RouteAttribute::Destination(route_address(address)),
-        RouteAttribute::Oif(index),
-    ];
+    let mut route = route_to(address.into(), RouteType::Unicast, RouteScope::Link);
+    route.attributes.push(RouteAttribute::Oif(index));
     route
 }
 
