@@ -7,7 +7,7 @@
 //! forgotten, or its far end could go on talking.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,11 +22,6 @@ const IPCTNL_MSG_CT_GET: libc::c_int = 1;
 const IPCTNL_MSG_CT_DELETE: libc::c_int = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_ID: u16 = 12;
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
@@ -183,22 +178,12 @@ struct Way {
 
 impl Way {
     fn of(tuple: &[u8]) -> Option<Self> {
-        let ip = attribute(tuple, CTA_TUPLE_IP)?;
-        let address = |four, six| {
-            let four = attribute(ip, four).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-            let six = attribute(ip, six).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-            let six = six.map(|bytes| IpAddr::from(Ipv6Addr::from(bytes)));
-            four.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)))
-                .or(six)
-        };
-        let proto = attribute(tuple, CTA_TUPLE_PROTO)?;
-        let port = attribute(proto, CTA_PROTO_DST_PORT)
-            .and_then(|bytes| bytes.first_chunk().copied())
-            .map_or(0, u16::from_be_bytes);
+        let (protocol, (from, _)) = end(tuple, SOURCE)?;
+        let (_, (to, port)) = end(tuple, DESTINATION)?;
         Some(Self {
-            from: address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
-            to: address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
-            protocol: *attribute(proto, CTA_PROTO_NUM)?.first()?,
+            from,
+            to,
+            protocol,
             port,
         })
     }

@@ -1,5 +1,7 @@
 //! Netlink's messages and attributes (netlink(7)), and nf_tables' names for them: as far as needed, and no further.
 
+use std::net::IpAddr;
+
 /// Attributes that are being written: a length, a kind, a value, padded to four bytes.
 pub(crate) struct Attributes<'a>(pub &'a mut Vec<u8>);
 
@@ -50,6 +52,32 @@ pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
+}
+
+/// Which attributes of conntrack's tuple are about one end of a connection: its address by IPv4 and by IPv6, its port
+/// (linux/netfilter/nfnetlink_conntrack.h).
+pub(crate) type End = [u16; 3];
+/// `CTA_IP_V4_SRC`, `CTA_IP_V6_SRC`, `CTA_PROTO_SRC_PORT`.
+pub(crate) const SOURCE: End = [1, 3, 2];
+/// The same of the destination.
+pub(crate) const DESTINATION: End = [2, 4, 3];
+
+/// The protocol of a tuple, and one end; a protocol without ports has port 0.
+pub(crate) fn end(tuple: &[u8], [four, six, port]: End) -> Option<(u8, (IpAddr, u16))> {
+    const CTA_TUPLE_IP: u16 = 1;
+    const CTA_TUPLE_PROTO: u16 = 2;
+    const CTA_PROTO_NUM: u16 = 1;
+    let ip = attribute(tuple, CTA_TUPLE_IP)?;
+    let four = attribute(ip, four).and_then(|bytes| bytes.first_chunk::<4>());
+    let six = attribute(ip, six).and_then(|bytes| bytes.first_chunk::<16>());
+    let address = match (four, six) {
+        (Some(bytes), _) => IpAddr::from(*bytes),
+        (None, bytes) => IpAddr::from(*bytes?),
+    };
+    let proto = attribute(tuple, CTA_TUPLE_PROTO)?;
+    let port = attribute(proto, port).and_then(|bytes| bytes.first_chunk().copied());
+    let protocol = *attribute(proto, CTA_PROTO_NUM)?.first()?;
+    Some((protocol, (address, port.map_or(0, u16::from_be_bytes))))
 }
 
 /// A number in network order.

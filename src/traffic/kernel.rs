@@ -5,7 +5,7 @@
 //! Both are read into buffers of a fixed size; a message that is none is skipped.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::Socket;
@@ -257,10 +257,6 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn be16(bytes: &[u8]) -> Option<u16> {
-    bytes.first_chunk().map(|b| u16::from_be_bytes(*b))
-}
-
 fn be32(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|b| u32::from_be_bytes(*b))
 }
@@ -361,8 +357,8 @@ impl Forgotten {
         let (mut from_client, mut to_client) = ((0, 0), (0, 0));
         for (kind, value) in attributes(body.get(FAMILY_HEADER..)?) {
             match kind {
-                CTA_TUPLE_ORIG => client = source(value),
-                CTA_TUPLE_REPLY => server = source(value),
+                CTA_TUPLE_ORIG => client = netlink::end(value, netlink::SOURCE),
+                CTA_TUPLE_REPLY => server = netlink::end(value, netlink::SOURCE),
                 CTA_PROTOINFO => is_over = tcp_state(value).is_some_and(|state| state >= LAST_ACK),
                 CTA_COUNTERS_ORIG => from_client = counters(value),
                 CTA_COUNTERS_REPLY => to_client = counters(value),
@@ -379,35 +375,6 @@ impl Forgotten {
             is_over,
         })
     }
-}
-
-/// The protocol and the source of a tuple.
-fn source(tuple: &[u8]) -> Option<(u8, (IpAddr, u16))> {
-    const CTA_TUPLE_IP: u16 = 1;
-    const CTA_TUPLE_PROTO: u16 = 2;
-    const CTA_IP_V4_SRC: u16 = 1;
-    const CTA_IP_V6_SRC: u16 = 3;
-    const CTA_PROTO_NUM: u16 = 1;
-    const CTA_PROTO_SRC_PORT: u16 = 2;
-    let (mut address, mut protocol, mut port) = (None, None, 0);
-    for (kind, value) in attributes(tuple) {
-        for (inner, value) in attributes(value) {
-            match (kind, inner) {
-                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => {
-                    let octets: Option<&[u8; 4]> = value.first_chunk();
-                    address = octets.map(|octets| IpAddr::V4(Ipv4Addr::from(*octets)));
-                }
-                (CTA_TUPLE_IP, CTA_IP_V6_SRC) => {
-                    let octets: Option<&[u8; 16]> = value.first_chunk();
-                    address = octets.map(|octets| IpAddr::V6(Ipv6Addr::from(*octets)));
-                }
-                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = value.first().copied(),
-                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => port = be16(value).unwrap_or_default(),
-                _ => {}
-            }
-        }
-    }
-    Some((protocol?, (address?, port)))
 }
 
 /// `TCP_CONNTRACK_LAST_ACK` of nf_conntrack_tcp.h; TIME_WAIT and CLOSE follow.
