@@ -1938,6 +1938,33 @@ fn an_app_leaves_a_stack_that_runs_and_comes_back() {
     }
 }
 
+/// What makes the sidecar start again by itself is no reason to do so once more when the app has gone; that it counts the
+/// traffic by the apps' places is.
+#[test]
+fn an_app_that_leaves_together_with_a_key_of_the_sidecar_starts_it_again_once() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_several("relay", &[], &[FIRST, SECOND]);
+    let starts = || {
+        let logs = stack.lab.lrpns_ok(&["logs", "web", "--part", "sidecar"]);
+        logs.lines().filter(|line| line.contains("started")).count()
+    };
+    let quiet = |apps| {
+        let file = several("relay", apps);
+        file.replace("[sidecar]\n", "[sidecar]\nlog = \"off\"\n")
+    };
+    let before = starts();
+    assert_done(&stack.apply_file(&quiet(&[FIRST]), &[]));
+    assert_eq!(starts(), before + 1);
+    assert_done(&stack.apply_file(&quiet(&[FIRST, SECOND]), &[]));
+    assert_eq!(starts(), before + 1);
+    assert_done(&stack.apply_file(&several("relay", &[FIRST, SECOND]), &[]));
+    assert_eq!(starts(), before + 2);
+    assert_done(&stack.apply_file(&several("relay", &[FIRST]), &[]));
+    assert_eq!(starts(), before + 3);
+}
+
 #[test]
 fn a_port_goes_from_an_app_that_leaves_to_one_that_joins() {
     if !look::machine() {

@@ -48,7 +48,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
-use crate::change::{self, Change};
+use crate::change::{self, Change, PartChange};
 use crate::config::{Egress, Protocol, Source};
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall::{self, Grants};
@@ -459,8 +459,7 @@ impl Task {
             .partition(|part| part.part == "sidecar");
         // That an app has gone it is to know when it has.
         if !self.change.removed.is_empty() {
-            let of_app = |key: &String| key.starts_with("app.");
-            sidecar.retain(|part| !part.because.iter().all(of_app));
+            sidecar.retain(|part| !part.because.iter().all(is_of_app));
         }
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
@@ -689,14 +688,12 @@ impl Task {
             left.extend(load_whole(&next).await.err());
         }
         left.extend(held.remove(apps).await.err().map(|e| e.to_string()));
-        if let Some(sidecar) = find(&next, "sidecar")
-            && self
-                .change
-                .restart
-                .iter()
-                .any(|part| part.part == "sidecar")
-        {
-            left.extend(self.restart(sidecar, &next).await.err());
+        // For its own keys it has been started again already.
+        let restarts = &self.change.restart;
+        let counts_by_place =
+            |part: &PartChange| part.part == "sidecar" && part.because.iter().any(is_of_app);
+        if restarts.iter().any(counts_by_place) {
+            left.extend(self.restart(PartId::Sidecar, &next).await.err());
         }
         for why in left {
             self.note(format!("live change: {why}"));
@@ -788,6 +785,11 @@ async fn close(listener: &Listener) {
         tokio::task::yield_now().await;
     }
     listener.close();
+}
+
+/// Of the sidecar's reasons to start again: which apps there are, of which it counts the traffic by their places.
+fn is_of_app(key: &String) -> bool {
+    key.starts_with("app.")
 }
 
 /// The part of that name.
