@@ -49,6 +49,12 @@ pub fn host_table(stack: &StackName) -> String {
     format!("lrpns-{stack}")
 }
 
+/// Whether a table is one of ours by its name, whichever stack's: also the short-lived ones of `capture` and `trace`.
+#[must_use]
+pub fn is_ours(table: &str) -> bool {
+    table == SIDECAR_TABLE || table.starts_with("lrpns-")
+}
+
 /// The rules in the sidecar's namespace, the same however a port gets there.
 ///
 /// What each chain is for, and what an attacker finds there:
