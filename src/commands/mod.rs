@@ -10,6 +10,7 @@ mod exec;
 mod gate;
 mod init;
 mod logs;
+mod opener;
 mod plan;
 mod restart;
 mod rules;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
-use crate::config::{self, Config, Vars};
+use crate::config::{self, Config, Protocol, Vars};
 use crate::control::{Client, Reply, Request, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
@@ -125,7 +126,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 // No packet has an IPv4 address written as IPv6.
                 client: client.to_canonical(),
                 port,
-                udp,
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 within: std::time::Duration::from_secs(within),
             };
             trace::trace(&target_name(stack, file.as_deref())?, &question, json)

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{ask, print, print_json, reply};
+use crate::config::Protocol;
 use crate::control::{Reply, Request};
 use crate::error::Failure;
 use crate::names::StackName;
@@ -43,8 +44,8 @@ pub struct Question {
     pub client: IpAddr,
     /// To which port of the host.
     pub port: u16,
-    /// UDP instead of TCP.
-    pub udp: bool,
+    /// By which transport protocol.
+    pub protocol: Protocol,
     /// How long to wait for a packet.
     pub within: Duration,
 }
@@ -85,11 +86,11 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
     }
     privileges::keep_nothing().map_err(|e| unable("give up privileges", &e))?;
 
-    let protocol = if question.udp { "udp" } else { "tcp" };
     eprintln!(
-        "waiting {} s for a packet of {} to {protocol} port {}: try now",
+        "waiting {} s for a packet of {} to {} port {}: try now",
         question.within.as_secs(),
         question.client,
+        question.protocol,
         question.port
     );
     watch(&case, &mut places, question.within).map_err(|e| unable("hear of a packet", &e))?;

@@ -459,7 +459,7 @@ impl Task {
             .partition(|part| part.part == "sidecar");
         // That an app has gone it is to know when it has.
         if !self.change.removed.is_empty() {
-            sidecar.retain(|part| !part.because.iter().all(is_of_app));
+            sidecar.retain(|part| !part.because.iter().all(|key| is_of_app(key)));
         }
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
@@ -690,8 +690,9 @@ impl Task {
         left.extend(held.remove(apps).await.err().map(|e| e.to_string()));
         // For its own keys it has been started again already.
         let restarts = &self.change.restart;
-        let counts_by_place =
-            |part: &PartChange| part.part == "sidecar" && part.because.iter().any(is_of_app);
+        let counts_by_place = |part: &PartChange| {
+            part.part == "sidecar" && part.because.iter().any(|key| is_of_app(key))
+        };
         if restarts.iter().any(counts_by_place) {
             left.extend(self.restart(PartId::Sidecar, &next).await.err());
         }
@@ -788,7 +789,7 @@ async fn close(listener: &Listener) {
 }
 
 /// Of the sidecar's reasons to start again: which apps there are, of which it counts the traffic by their places.
-fn is_of_app(key: &String) -> bool {
+fn is_of_app(key: &str) -> bool {
     key.starts_with("app.")
 }
 
