@@ -353,6 +353,12 @@ pub fn difference(before: &Traces, now: &Traces) -> String {
     format!("\n{}{}", only(&before, &now, "-"), only(&now, &before, "+"))
 }
 
+/// Asserts that nothing has changed.
+#[track_caller]
+pub fn assert_unchanged(before: &Traces, now: &Traces) {
+    assert!(before == now, "changed: {}", difference(before, now));
+}
+
 /// What makes up the state of a machine, and ways to compare it.
 impl Lab {
     /// Runs lrpns with variables in its environment.
