@@ -753,7 +753,6 @@ fn wait_until_empty(cgroup: &Path) -> Result<(), CgroupError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

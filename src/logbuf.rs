@@ -375,7 +375,6 @@ impl LineSplitter {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
+use nix::sys::socket::SockProtocol;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -489,18 +490,12 @@ fn make(network: Network) -> Made {
         }
     }
     let second = match network {
-        Network::Relay { .. } => rustix::net::netlink::NETFILTER,
-        _ => rustix::net::netlink::SOCK_DIAG,
+        Network::Relay { .. } => SockProtocol::NetlinkNetFilter,
+        _ => SockProtocol::NetlinkSockDiag,
     };
-    // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-    for protocol in [None, Some(second)] {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        );
-        fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
+    for protocol in [SockProtocol::NetlinkRoute, second] {
+        let socket = crate::sys::netlink::open(protocol);
+        fds.push(socket.map_err(|e| ("open a netlink socket", e))?);
     }
     Ok(fds)
 }

@@ -710,7 +710,6 @@ pub(super) fn interval(text: &str) -> Result<(), ValueError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -416,7 +416,6 @@ fn offset(distance: usize) -> u32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::{self as seccomp, always};
     use super::*;

@@ -9,7 +9,7 @@ use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
 use caps::Capability;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::SockProtocol;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +109,7 @@ impl Place {
         let give_up = || privileges::keep_only_and_pass_on(&[Capability::CAP_NET_ADMIN]);
         let open = || -> Result<Vec<OwnedFd>, String> {
             let tracer = Tracer::start(packets, number).map_err(|e| chain(&e))?;
-            let routes = Routes::open().map_err(|e| chain(&e))?;
+            let routes = Routes::open().map_err(|e| format!("open an rtnetlink socket: {e}"))?;
             let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
             let rules = Rules {
                 comments: rule_names(&socket)
@@ -138,7 +138,7 @@ impl Place {
         Ok(Self {
             site,
             tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
-            routes: Routes::from_fd(routes).map_err(|e| chain(&e))?,
+            routes: Routes::from_fd(routes).map_err(|e| format!("take its socket: {e}"))?,
             comments: by_place(rules.comments),
             texts: by_place(rules.texts),
             seen: vec![],
@@ -206,12 +206,7 @@ pub(super) fn listening(part: Option<&OwnedFd>) -> Result<Listening, String> {
         part,
         || privileges::keep_only(&[]),
         || {
-            let socket = nix::sys::socket::socket(
-                AddressFamily::Netlink,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::NetlinkSockDiag,
-            );
+            let socket = crate::sys::netlink::open(SockProtocol::NetlinkSockDiag);
             let socket = socket.map_err(|e| format!("open a socket: {e}"))?;
             Ok(vec![socket])
         },
@@ -274,7 +269,6 @@ fn parse_texts(listing: &str) -> Vec<RuleName> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
