@@ -463,12 +463,7 @@ impl Task {
         }
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
-        self.rules(next, old_plan, &between).await?;
-        self.done.host = true;
-        self.change_host(firewall::host_rules(&wide), vec![])
-            .await?;
-        self.done.routes = true;
-        next.add_routes(&old).await.map_err(|e| e.to_string())?;
+        self.widen(next, &wide, &between).await?;
         for part in others {
             self.start_again(&part.part, next).await?;
         }
@@ -491,35 +486,66 @@ impl Task {
         next.try_the_path().await.map_err(|e| e.to_string())?;
         self.say("apps answer through the sidecar").await;
 
-        if ports(old_plan) != ports(new_plan) || clients(old_plan) != clients(new_plan) {
-            self.done.relay = true;
-            for listener in listeners(next, &old) {
-                listener.listen().map_err(|e| e.to_string())?;
-            }
-            self.replace_relay(next, &old).await?;
-            self.share_ports(false);
-            self.say("ports are published").await;
-        }
-        let mut open = still_open(next, &entries(old_plan, new_plan)).await;
-        for address in gone(old_plan, new_plan) {
-            if next.answers(address, CLOSED_AFTER).await {
-                open.push(address.to_string());
-            }
-        }
-        if !open.is_empty() {
-            return Err(format!("open, and should be closed: {}", open.join(", ")));
-        }
+        self.publish(next).await?;
+        self.try_what_is_closed(next).await?;
         self.try_what_is_revoked(next).await?;
         if let Some(seconds) = confirm {
             self.confirmed(seconds).await?;
         }
-        let last = self.without_who_leaves(new_plan);
-        let revokes = revoked(old_plan, new_plan).next().is_some();
+        self.revoke(next).await
+    }
+
+    /// Rules, the host's too, and routes to what is granted besides: `between` is `wide` as the sidecar is to have it.
+    async fn widen(&mut self, next: &Ground, wide: &Plan, between: &Plan) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        self.rules(next, &old.plan, between).await?;
+        self.done.host = true;
+        self.change_host(firewall::host_rules(wide), vec![]).await?;
+        self.done.routes = true;
+        next.add_routes(&old).await.map_err(|e| e.to_string())
+    }
+
+    /// Another relay, if what it has to know has changed.
+    async fn publish(&mut self, next: &Ground) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        let (before, after) = (&old.plan, &next.plan);
+        if ports(before) == ports(after) && clients(before) == clients(after) {
+            return Ok(());
+        }
+        self.done.relay = true;
+        for listener in listeners(next, &old) {
+            listener.listen().map_err(|e| e.to_string())?;
+        }
+        self.replace_relay(next, &old).await?;
+        self.share_ports(false);
+        self.say("ports are published").await;
+        Ok(())
+    }
+
+    /// Tries to connect where nobody listens any more, on the host and in the sidecar.
+    async fn try_what_is_closed(&self, next: &Ground) -> Result<(), String> {
+        let (before, after) = (&self.old.plan, &next.plan);
+        let mut open = still_open(next, &entries(before, after)).await;
+        for address in gone(before, after) {
+            if next.answers(address, CLOSED_AFTER).await {
+                open.push(address.to_string());
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        Err(format!("open, and should be closed: {}", open.join(", ")))
+    }
+
+    /// The last step, by which connections that are granted no more end: who would have to take it back is known to be
+    /// there.
+    async fn revoke(&mut self, next: &Ground) -> Result<(), String> {
+        let last = self.without_who_leaves(&next.plan);
+        let revokes = revoked(&self.old.plan, &next.plan).next().is_some();
         if revokes {
             let forgotten = next.forget_ungranted().await;
             forgotten.map_err(|e| e.to_string())?;
         }
-        // By now who would have to take it back is known to be there.
         let grants = revokes.then(|| firewall::host_grants(&last));
         self.change_host(firewall::host_rules(&last), grants.unwrap_or_default())
             .await

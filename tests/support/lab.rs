@@ -7,7 +7,6 @@
 //!
 //! Nothing in a lab has a route to anywhere else. When it is dropped its pid namespace ends, and with it everything
 //! that was started in it.
-#![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};

@@ -1,5 +1,4 @@
 //! Other eyes to look at a stack with: `ip -j`, `nft -j`, `/proc`, and Python, inside the app and beside it.
-#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
 //! Somebody else's servers, which an app may be let to reach, and how it asks them.
-#![allow(dead_code)]
 
 use super::lab::{Lab, Running};
 use super::look::PYTHON;

@@ -1,5 +1,4 @@
 //! An ordinary user in a lab, who runs lrpns without root.
-#![allow(dead_code)]
 
 use std::process::{Command, Output};
 
