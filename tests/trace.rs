@@ -219,7 +219,7 @@ fn a_foreign_rule_in_the_host_is_named_by_its_text() {
     let handle = answer["by"]["handle"].as_u64().unwrap();
     let script = format!(
         "mount --bind /dev/null $(readlink -f $(which nft)) && exec {} trace {CLIENT} 5000 web --json",
-        look::program_under_test()
+        support::lab::lrpns()
     );
     let mut child = lab.spawn(&["unshare", "--mount", "sh", "-c", &script]);
     let mut line = String::new();

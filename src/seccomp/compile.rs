@@ -386,7 +386,6 @@ struct Word {
     value: u32,
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "halves are what is wanted")]
 impl Word {
     fn low(test: &Test) -> Self {
         // Little endian, as both architectures are.

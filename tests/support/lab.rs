@@ -291,11 +291,6 @@ fn body(output: &Output) -> Result<String, i32> {
     }
 }
 
-/// Whether a path is there.
-pub fn exists(path: impl AsRef<Path>) -> bool {
-    path.as_ref().exists()
-}
-
 /// How long a test waits for something that comes by itself before it fails; no test takes this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 

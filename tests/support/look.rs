@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::lab::{Lab, describe, lrpns};
+use super::lab::{Lab, describe};
 use super::{program, skip};
 
 /// Python inside an app with `rootfs = "host"`, and in a lab.
@@ -522,11 +522,6 @@ pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
             }
         })
         .collect()
-}
-
-/// The program under test, for an argument list.
-pub fn program_under_test() -> &'static str {
-    lrpns()
 }
 
 /// The kinds of namespaces that every part has for itself; the network is another matter.
