@@ -23,9 +23,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags};
 
-use super::opener::open_inside;
-use super::{ask, reply};
-use crate::control::{Reply, Request};
+use super::opener::{open_inside, part_of};
+use super::{ask, status_of};
+use crate::control::Request;
 use crate::error::{Failure, chain};
 use crate::firewall::{self, logging};
 use crate::logbuf::{Filter as LogFilter, Stream};
@@ -126,17 +126,8 @@ pub fn capture(
                 .hint("into a program: lrpns capture -w - | tcpdump -r -"),
         );
     }
-    let (Reply::Status(status), _) = reply(&ask(stack, &Request::Status)?, stack)? else {
-        return Err(unable("ask for its status", &"it answered something else"));
-    };
-    let part = "sidecar".to_owned();
-    let (Reply::Enter { .. }, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)? else {
-        return Err(unable("ask for its sidecar", &"it answered something else"));
-    };
-    let sidecar = fds
-        .into_iter()
-        .next()
-        .ok_or_else(|| unable("ask for its sidecar", &"no pidfd came"))?;
+    let status = status_of(stack)?;
+    let sidecar = part_of(stack, "sidecar")?;
     // What ends when the stack does: a log that nothing is ever written to.
     let nothing = LogFilter {
         part: Some("sidecar".to_owned()),

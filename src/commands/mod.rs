@@ -26,7 +26,7 @@ use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
 use crate::config::{self, Config, Protocol, Vars};
-use crate::control::{Client, Reply, Request, is_gone};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -283,6 +283,18 @@ fn ask_with(
             "ask the supervisor of {stack}: {e}"
         ))),
     }
+}
+
+/// The status of a running stack.
+fn status_of(stack: &StackName) -> Result<Box<Status>, Failure> {
+    match reply(&ask(stack, &Request::Status)?, stack)?.0 {
+        Reply::Status(status) => Ok(status),
+        _ => Err(answered_something_else(stack)),
+    }
+}
+
+fn answered_something_else(stack: &StackName) -> Failure {
+    Failure::unable(format!("the supervisor of {stack} answered something else"))
 }
 
 fn ended(stack: &StackName) -> Failure {

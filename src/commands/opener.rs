@@ -9,11 +9,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sched::CloneFlags;
 
 use super::exec::wait;
+use super::{ask, reply};
+use crate::control::Request;
+use crate::error::Failure;
+use crate::names::StackName;
 use crate::namespaces;
 use crate::privileges::{DropError, Privileges};
 use crate::protocol;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
+
+/// The pidfd of the pid 1 of a part, whose namespaces are meant.
+pub(super) fn part_of(stack: &StackName, part: &str) -> Result<OwnedFd, Failure> {
+    let part = part.to_owned();
+    let what = format!("no pidfd came for {part}");
+    let (_, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)?;
+    fds.into_iter().next().ok_or_else(|| Failure::unable(what))
+}
 
 /// What `open` opens in a child that has joined the user and network namespace of `part`, a pidfd, and called `give_up`
 /// there; without a part, in our own namespaces.
