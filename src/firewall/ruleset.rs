@@ -95,7 +95,7 @@ pub fn is_ours(table: &str) -> bool {
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let side = Sidecar::of(plan);
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
-    table.log = Some((plan.log, logging::conntrack_is_asked(plan)));
+    table.log = Some(plan.log);
     side.sets(&mut table);
     rate::sets(&mut table, plan);
     egress::sets(&mut table, plan);
@@ -959,8 +959,8 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
-    /// Whether its rules log, and what; and whether [`logging::conntrack_is_asked`].
-    log: Option<(TrafficLog, bool)>,
+    /// Whether its rules log, and what.
+    log: Option<TrafficLog>,
     objects: Vec<NfListObject<'static>>,
 }
 
@@ -1064,16 +1064,16 @@ impl Table {
         matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
-        self.rule_doing(chain, name, matches, vec![verdict]);
+        self.rule_doing(chain, name, matches, [verdict]);
     }
 
     /// A rule that does several things, of which the last is its verdict, if it has one.
-    fn rule_doing(
+    fn rule_doing<const N: usize>(
         &mut self,
         chain: &'static str,
         name: impl Into<Cow<'static, str>>,
         matches: impl IntoIterator<Item = Statement<'static>>,
-        actions: Vec<Statement<'static>>,
+        actions: [Statement<'static>; N],
     ) {
         let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {
             packets: Some(0),
@@ -1086,8 +1086,8 @@ impl Table {
         let logs = self
             .log
             .zip(verdict)
-            .map_or_else(Vec::new, |(wanted, verdict)| {
-                logging::statements(wanted, chain, &name, &matches, verdict)
+            .map_or_else(Vec::new, |(level, verdict)| {
+                logging::statements(level, chain, &name, &matches, verdict)
             });
         let statements: Vec<_> = matches
             .into_iter()
