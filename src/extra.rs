@@ -256,7 +256,6 @@ fn place_of(line: &str) -> Option<((usize, usize), &str)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

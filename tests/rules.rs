@@ -595,7 +595,7 @@ fn without_nft_the_key_is_refused_before_anything_is_made() {
     // In a mount namespace in which it is covered.
     let script = format!(
         "mount --bind /dev/null $(readlink -f $(which nft)) && exec {} up -d -f {file}",
-        look::program_under_test()
+        support::lab::lrpns()
     );
     let refused = lab.run(&["unshare", "--mount", "sh", "-c", &script]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -582,15 +582,7 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     }
     let lab = Lab::forwarding();
     let file = look::telling("web", "x", "0.0.0.0:53:5300/udp", "via = \"dnat\"");
-    let command = look::toml_list(&[PYTHON, "-c", TWICE]);
-    let file: String = file
-        .lines()
-        .filter(|line| !line.starts_with("listen = "))
-        .map(|line| match line.starts_with("command = ") {
-            true => format!("command = {command}\n"),
-            false => format!("{line}\n"),
-        })
-        .collect();
+    let file = look::with_program(&file.replace("listen = [6000]\n", ""), TWICE);
     look::up(&lab, &file);
     let status = lab.status("web");
     let mut asks = lab

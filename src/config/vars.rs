@@ -416,7 +416,6 @@ fn unquote(text: &str, quote: char) -> Result<String, (usize, &'static str)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
