@@ -130,6 +130,8 @@ const FLAGS: usize = if cfg!(target_endian = "little") { 6 } else { 7 };
 
 /// An attribute's length has 16 bits, and an element of the widest key and value that there is (16 bytes each) takes 44.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
+/// As that: two keys of 36 bytes and a comment of 128 take 228.
+const NAMED_PER_MESSAGE: usize = 250;
 
 /// Where a rule goes in its chain.
 #[derive(Debug, Clone, Copy)]
@@ -346,7 +348,9 @@ impl Encoder {
                     NFTA_SET_FLAGS,
                     match (&value, keys) {
                         (Some(_), _) => NFT_SET_MAP,
-                        (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
+                        (None, Keys::Ranges | Keys::NamedRanges) => {
+                            NFT_SET_INTERVAL | NFT_SET_CONCAT
+                        }
                         (None, Keys::Single) => 0,
                         (None, Keys::Counted { .. }) => NFT_SET_TIMEOUT | NFT_SET_EVAL,
                     },
@@ -362,7 +366,14 @@ impl Encoder {
                     out.bytes(NFTA_SET_TIMEOUT, &milliseconds.to_be_bytes());
                     out.nest(NFTA_SET_DESC, |out| out.number(NFTA_SET_DESC_SIZE, most));
                 }
-                if keys == Keys::Ranges {
+                if keys == Keys::NamedRanges {
+                    // Every element gets one.
+                    out.nest(NFTA_SET_EXPR, |out| {
+                        out.text(NFTA_EXPR_NAME, "counter");
+                        out.nest(NFTA_EXPR_DATA, |out| put_counter(out, 0, 0));
+                    });
+                }
+                if matches!(keys, Keys::Ranges | Keys::NamedRanges) {
                     // Which bytes belong together: each part of a key is a range by itself.
                     out.nest(NFTA_SET_DESC, |out| {
                         out.nest(NFTA_SET_DESC_CONCAT, |out| {
@@ -401,11 +412,12 @@ impl Encoder {
         } else {
             0
         };
-        for (chunk, elements) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
-            let label = format!(
-                "elements of {object}, from number {} on",
-                chunk * ELEMENTS_PER_MESSAGE
-            );
+        let most = match key.1 {
+            Keys::NamedRanges => NAMED_PER_MESSAGE,
+            _ => ELEMENTS_PER_MESSAGE,
+        };
+        for (chunk, elements) in elements.chunks(most).enumerate() {
+            let label = format!("elements of {object}, from number {} on", chunk * most);
             self.message(kind, create, label, |out| {
                 out.text(NFTA_SET_ELEM_LIST_TABLE, table);
                 out.text(NFTA_SET_ELEM_LIST_SET, name);
@@ -524,7 +536,11 @@ pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
     match (&set.flags, &set.set_type, set.size, set.timeout) {
         (None, _, None, None) => Some(Keys::Single),
         (_, SetTypeValue::Concatenated(_), None, None) => {
-            only(SetFlag::Interval).then_some(Keys::Ranges)
+            let keys = match set.elem.as_deref().and_then(<[_]>::first) {
+                Some(Expression::Named(NamedExpression::Elem(_))) => Keys::NamedRanges,
+                _ => Keys::Ranges,
+            };
+            only(SetFlag::Interval).then_some(keys)
         }
         // nft's JSON knows no "dynamic": it is what a set is that a rule adds to.
         (_, _, Some(most), Some(seconds)) => {
@@ -542,11 +558,24 @@ fn put_element(
     value: Option<&Shape>,
     element: &Expression<'_>,
 ) -> Result<(), EncodeError> {
-    if key.1 == Keys::Ranges {
+    if matches!(key.1, Keys::Ranges | Keys::NamedRanges) {
+        let (element, comment) = match (key.1, element) {
+            (Keys::NamedRanges, Expression::Named(NamedExpression::Elem(named))) => {
+                let (None, None, Some(comment)) = (named.timeout, named.expires, &named.comment)
+                else {
+                    return Err(unsupported(object, element));
+                };
+                (named.val.as_ref(), Some(comment_tlv(object, comment)?))
+            }
+            _ => (element, None),
+        };
         let (from, to) = key.range(object, element)?;
         out.nest(NFTA_LIST_ELEM, |out| {
             out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &from));
             out.nest(NFTA_SET_ELEM_KEY_END, |out| out.bytes(NFTA_DATA_VALUE, &to));
+            if let Some(comment) = comment {
+                out.bytes(NFTA_SET_ELEM_USERDATA, &comment);
+            }
         });
         return Ok(());
     }
@@ -565,6 +594,11 @@ fn put_element(
         }
     });
     Ok(())
+}
+
+fn put_counter(out: &mut Attributes<'_>, packets: u64, bytes: u64) {
+    out.bytes(NFTA_COUNTER_BYTES, &bytes.to_be_bytes());
+    out.bytes(NFTA_COUNTER_PACKETS, &packets.to_be_bytes());
 }
 
 /// Writes the expressions of one rule.
@@ -595,8 +629,7 @@ impl RuleEncoder<'_> {
                     )
                 });
                 self.expression("counter", |out| {
-                    out.bytes(NFTA_COUNTER_BYTES, &(bytes as u64).to_be_bytes());
-                    out.bytes(NFTA_COUNTER_PACKETS, &(packets as u64).to_be_bytes());
+                    put_counter(out, packets as u64, bytes as u64)
                 });
                 Ok(())
             }
@@ -1316,6 +1349,8 @@ pub(super) enum Keys {
     Single,
     /// All keys between two.
     Ranges,
+    /// The same, each with a comment and a counter.
+    NamedRanges,
     /// One key each, which rules add.
     Counted {
         /// There is no room for more.
@@ -1391,6 +1426,7 @@ impl Shape {
                     let end = if last { net.broadcast() } else { net.addr() };
                     Ok(Expression::String(end.to_string().into()))
                 }
+                Expression::Range(range) => Ok(range.range[usize::from(last)].clone()),
                 part => Ok(part.clone()),
             });
             let parts = parts.collect::<Result<Vec<_>, EncodeError>>()?;
