@@ -351,7 +351,7 @@ impl Encoder {
                         (None, Keys::Ranges | Keys::NamedRanges) => {
                             NFT_SET_INTERVAL | NFT_SET_CONCAT
                         }
-                        (None, Keys::Single) => 0,
+                        (None, Keys::Single | Keys::Named) => 0,
                         (None, Keys::Counted { .. }) => NFT_SET_TIMEOUT | NFT_SET_EVAL,
                     },
                 );
@@ -366,14 +366,14 @@ impl Encoder {
                     out.bytes(NFTA_SET_TIMEOUT, &milliseconds.to_be_bytes());
                     out.nest(NFTA_SET_DESC, |out| out.number(NFTA_SET_DESC_SIZE, most));
                 }
-                if keys == Keys::NamedRanges {
+                if keys.are_named() {
                     // Every element gets one.
                     out.nest(NFTA_SET_EXPR, |out| {
                         out.text(NFTA_EXPR_NAME, "counter");
                         out.nest(NFTA_EXPR_DATA, |out| put_counter(out, 0, 0));
                     });
                 }
-                if matches!(keys, Keys::Ranges | Keys::NamedRanges) {
+                if keys.are_ranges() {
                     // Which bytes belong together: each part of a key is a range by itself.
                     out.nest(NFTA_SET_DESC, |out| {
                         out.nest(NFTA_SET_DESC_CONCAT, |out| {
@@ -412,9 +412,9 @@ impl Encoder {
         } else {
             0
         };
-        let most = match key.1 {
-            Keys::NamedRanges => NAMED_PER_MESSAGE,
-            _ => ELEMENTS_PER_MESSAGE,
+        let most = match key.1.are_named() {
+            true => NAMED_PER_MESSAGE,
+            false => ELEMENTS_PER_MESSAGE,
         };
         for (chunk, elements) in elements.chunks(most).enumerate() {
             let label = format!("elements of {object}, from number {} on", chunk * most);
@@ -533,12 +533,17 @@ impl Encoder {
 /// has another form for those of one.
 pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
     let only = |flag| set.flags == Some([flag].into());
+    let named = matches!(
+        set.elem.as_deref().and_then(<[_]>::first),
+        Some(Expression::Named(NamedExpression::Elem(_)))
+    );
     match (&set.flags, &set.set_type, set.size, set.timeout) {
+        (None, _, None, None) if named => Some(Keys::Named),
         (None, _, None, None) => Some(Keys::Single),
         (_, SetTypeValue::Concatenated(_), None, None) => {
-            let keys = match set.elem.as_deref().and_then(<[_]>::first) {
-                Some(Expression::Named(NamedExpression::Elem(_))) => Keys::NamedRanges,
-                _ => Keys::Ranges,
+            let keys = match named {
+                true => Keys::NamedRanges,
+                false => Keys::Ranges,
             };
             only(SetFlag::Interval).then_some(keys)
         }
@@ -558,28 +563,22 @@ fn put_element(
     value: Option<&Shape>,
     element: &Expression<'_>,
 ) -> Result<(), EncodeError> {
-    if matches!(key.1, Keys::Ranges | Keys::NamedRanges) {
-        let (element, comment) = match (key.1, element) {
-            (Keys::NamedRanges, Expression::Named(NamedExpression::Elem(named))) => {
-                let (None, None, Some(comment)) = (named.timeout, named.expires, &named.comment)
-                else {
-                    return Err(unsupported(object, element));
-                };
-                (named.val.as_ref(), Some(comment_tlv(object, comment)?))
-            }
-            _ => (element, None),
-        };
-        let (from, to) = key.range(object, element)?;
-        out.nest(NFTA_LIST_ELEM, |out| {
-            out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &from));
-            out.nest(NFTA_SET_ELEM_KEY_END, |out| out.bytes(NFTA_DATA_VALUE, &to));
-            if let Some(comment) = comment {
-                out.bytes(NFTA_SET_ELEM_USERDATA, &comment);
-            }
-        });
-        return Ok(());
-    }
+    let (element, comment) = match element {
+        Expression::Named(NamedExpression::Elem(named)) if key.1.are_named() => {
+            let (None, None, Some(comment)) = (named.timeout, named.expires, &named.comment) else {
+                return Err(unsupported(object, element));
+            };
+            (named.val.as_ref(), Some(comment_tlv(object, comment)?))
+        }
+        _ => (element, None),
+    };
+    let mut end = None;
     let (key, value) = match (value, element) {
+        (None, element) if key.1.are_ranges() => {
+            let (first, last) = key.range(object, element)?;
+            end = Some(last);
+            (first, None)
+        }
         (None, element) => (key.bytes(object, element)?, None),
         (Some(value), Expression::List(pair)) if pair.len() == 2 => (
             key.bytes(object, &pair[0])?,
@@ -591,6 +590,14 @@ fn put_element(
         out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &key));
         if let Some(value) = value {
             out.nest(NFTA_SET_ELEM_DATA, |out| out.bytes(NFTA_DATA_VALUE, &value));
+        }
+        if let Some(end) = end {
+            out.nest(NFTA_SET_ELEM_KEY_END, |out| {
+                out.bytes(NFTA_DATA_VALUE, &end)
+            });
+        }
+        if let Some(comment) = comment {
+            out.bytes(NFTA_SET_ELEM_USERDATA, &comment);
         }
     });
     Ok(())
@@ -1347,9 +1354,11 @@ struct Shape(Vec<Kind>, Keys);
 pub(super) enum Keys {
     /// One key each.
     Single,
+    /// The same, with a comment and a counter.
+    Named,
     /// All keys between two.
     Ranges,
-    /// The same, each with a comment and a counter.
+    /// The same, with a comment and a counter.
     NamedRanges,
     /// One key each, which rules add.
     Counted {
@@ -1358,6 +1367,16 @@ pub(super) enum Keys {
         /// It goes when it hasn't been met for so long.
         seconds: u32,
     },
+}
+
+impl Keys {
+    fn are_ranges(self) -> bool {
+        matches!(self, Self::Ranges | Self::NamedRanges)
+    }
+
+    fn are_named(self) -> bool {
+        matches!(self, Self::Named | Self::NamedRanges)
+    }
 }
 
 impl Shape {
