@@ -15,8 +15,10 @@ mod values;
 mod vars;
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::fs::FileType;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -94,7 +96,7 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
         })
     };
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
+    open_regular(path)
         .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
         .map_err(|error| problem(format!("read the file: {error}")))?;
     if bytes.len() as u64 > LARGEST {
@@ -113,6 +115,32 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
             example: "iconv -f latin1 -t utf-8".to_owned(),
         })
     })
+}
+
+/// Opens a file that somebody has named, if it is one and no pipe, for whose writer `open(2)` waits, and no device, where
+/// opening may do something.
+///
+/// # Errors
+/// What it is instead, or what the kernel says.
+pub fn open_regular(path: &Path) -> io::Result<std::fs::File> {
+    let check = |kind: FileType| {
+        let what = match () {
+            () if kind.is_file() => return Ok(()),
+            () if kind.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            () if kind.is_fifo() => "a pipe",
+            () if kind.is_socket() => "a socket",
+            () => "a device",
+        };
+        Err(io::Error::other(format!("it is {what}, no file")))
+    };
+    check(std::fs::metadata(path)?.file_type())?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    // It may be another by now.
+    check(file.metadata()?.file_type())?;
+    Ok(file)
 }
 
 /// Reads a seccomp profile in Docker's format.
