@@ -54,13 +54,15 @@ const BUILTIN_PATH: &str = "<built-in example>";
 
 /// The largest file that is read, in bytes: far above any real one, far below what hurts.
 const LARGEST: u64 = 1 << 20;
+/// The same of rules, which a program may have written.
+const LARGEST_RULES: u64 = 4 << 20;
 
 /// Reads the file at `path`.
 ///
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong: with reading the file, with the file, with its variables.
 pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
-    let text = read_text(path).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
+    let text = read_text(path, LARGEST).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
     parse(path, &text, vars)
 }
 
@@ -82,8 +84,8 @@ pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
     file::read(source, vars, file::Kind::Builtin)
 }
 
-/// Reads a whole file of text.
-fn read_text(path: &Path) -> Result<String, Box<Problem>> {
+/// Reads a whole file of text, of at most so many bytes.
+fn read_text(path: &Path, most: u64) -> Result<String, Box<Problem>> {
     let problem = |message: String| {
         Box::new(Problem {
             place: Place::File {
@@ -97,10 +99,10 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
     };
     let mut bytes = Vec::new();
     open_regular(path)
-        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
         .map_err(|error| problem(format!("read the file: {error}")))?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(problem(format!("the file has more than {LARGEST} bytes")));
+    if bytes.len() as u64 > most {
+        return Err(problem(format!("the file has more than {most} bytes")));
     }
     String::from_utf8(bytes).map_err(|error| {
         let start = error.utf8_error().valid_up_to();
@@ -156,7 +158,7 @@ fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
         example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
     }
     };
-    let text = read_text(path).map_err(|error| problem(error.place, error.message))?;
+    let text = read_text(path, LARGEST).map_err(|error| problem(error.place, error.message))?;
     let name = path.to_string_lossy();
     let profile = docker::parse(&name, &text, Kernel::running()).map_err(|error| {
         let source = errors::Source::new(path, &text);

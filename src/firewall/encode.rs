@@ -48,6 +48,7 @@ pub enum EncodeError {
 /// [`super::transact`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Batch {
+    #[serde(with = "crate::plan::hexadecimal")]
     pub(super) bytes: Vec<u8>,
     /// By sequence number.
     pub(super) labels: Vec<String>,

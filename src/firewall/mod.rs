@@ -32,6 +32,7 @@ mod json;
 mod load;
 pub mod logging;
 pub(crate) mod netlink;
+mod pieces;
 mod ruleset;
 mod text;
 pub mod trace;
@@ -44,6 +45,7 @@ pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
+pub use pieces::Pieces;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
     host_table, sidecar_rules,

@@ -1,28 +1,37 @@
 //! The compiler: lets nft add the user's rules to ours in a network namespace that is its own and empty, and tells what
 //! came of it. What that is good for is said by [`crate::extra`].
 //!
-//! nft gets a root with the host's programs and libraries and the one file, NET_ADMIN over that network namespace, and no
+//! nft gets a root with the host's programs and libraries and the one file, in pieces if it has to, NET_ADMIN over that network namespace, and no
 //! socket but netfilter's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use caps::Capability;
 
 use super::app::{Command, Launch};
 use super::{StageError, step};
-use crate::firewall::{self, Batch};
+use crate::config::Tmpfs;
+use crate::firewall::{self, Batch, Pieces};
 use crate::privileges;
 use crate::protocol::{self, Compiled, FromStage, RootfsStart};
 use crate::rootfs;
-use crate::seccomp;
+use crate::seccomp::{self, Filters};
 
 /// What nft may say, in bytes.
 const LONGEST: u64 = 64 << 10;
 
-/// Loads `ours`, runs `command`, which adds to that, and tells the difference.
+/// Where nft's file is: a tmpfs of its own.
+const DIRECTORY: &str = "/tmp";
+/// There is room for the largest file that is read, and some.
+const ROOM: u64 = 16 << 20;
+/// How many rules and elements the pieces of a file that is too large for one message begin with: some 200 kB.
+const PIECE: usize = 500;
+
+/// Loads `ours`, runs `command` on a file with `text` (its last argument), which adds to that, and tells the difference.
 ///
 /// # Errors
 /// [`StageError`] with the step that did not work; that nft or the kernel refuses the user's rules is an answer.
@@ -30,10 +39,14 @@ pub fn run(
     supervisor: &OwnedFd,
     ours: &Batch,
     root: &RootfsStart,
-    command: &[String],
+    (text, command): (&str, &[String]),
     fds: Vec<OwnedFd>,
 ) -> Result<(), StageError> {
-    rootfs::enter(root, fds, &[], &[]).map_err(step("make the root"))?;
+    let writable = Tmpfs {
+        path: DIRECTORY.into(),
+        size: ROOM,
+    };
+    rootfs::enter(root, fds, &[writable], &[]).map_err(step("make the root"))?;
     let filters = seccomp::visitor(&seccomp::sidecar()).map_err(step("make the seccomp filter"))?;
     privileges::drop_to_and_pass_on(&[Capability::CAP_NET_ADMIN], 0, &filters.stage)
         .map_err(step("drop privileges"))?;
@@ -41,6 +54,56 @@ pub fn run(
     firewall::transact(&socket, ours).map_err(step("load our own rules"))?;
     let before = firewall::snapshot(&socket).map_err(step("list our own rules"))?;
 
+    let pieces = Pieces::of(text);
+    let run = |piece: Range<usize>| run_nft(command, &pieces.piece(piece), &filters);
+    let refused = load(&run, 0..pieces.count())?;
+    let compiled = match refused {
+        None => {
+            let now = firewall::snapshot(&socket).map_err(step("list the rules"))?;
+            match firewall::added(&before, &now) {
+                Ok(objects) => Compiled::Objects(objects),
+                Err(why) => Compiled::NotAllowed(why),
+            }
+        }
+        Some(words) => Compiled::NftSays(words),
+    };
+    protocol::send(supervisor, &FromStage::Compiled(compiled), &[]).map_err(step("say how it went"))
+}
+
+/// Loads those rules and elements, in as few messages as it takes; what nft says if it refuses them.
+fn load(
+    run: &impl Fn(Range<usize>) -> Result<Option<String>, StageError>,
+    all: Range<usize>,
+) -> Result<Option<String>, StageError> {
+    let refused = run(all.clone())?;
+    let size = match all.len() {
+        0 | 1 => return Ok(refused),
+        len if len > PIECE => PIECE,
+        len => len.div_ceil(2),
+    };
+    if !refused
+        .as_ref()
+        .is_some_and(|words| words.contains("Message too long"))
+    {
+        return Ok(refused);
+    }
+    for first in all.clone().step_by(size) {
+        let refused = load(run, first..all.end.min(first + size))?;
+        if refused.is_some() {
+            return Ok(refused);
+        }
+    }
+    Ok(None)
+}
+
+/// Runs nft on `text`; what it says if it refuses it.
+fn run_nft(
+    command: &[String],
+    text: &str,
+    filters: &Filters,
+) -> Result<Option<String>, StageError> {
+    let file = command.last().map_or("", String::as_str);
+    std::fs::write(file, text).map_err(step("write the file for nft"))?;
     let (said, say) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
     let nft = Command::new(command, &BTreeMap::new()).map_err(step("read the command"))?;
@@ -60,14 +123,6 @@ pub fn run(
         .read_to_end(&mut words)
         .map_err(step("hear what nft says"))?;
     let status = nix::sys::wait::waitpid(pid, None).map_err(step("wait for nft"))?;
-    let compiled = if status == nix::sys::wait::WaitStatus::Exited(pid, 0) {
-        let now = firewall::snapshot(&socket).map_err(step("list the rules"))?;
-        match firewall::added(&before, &now) {
-            Ok(objects) => Compiled::Objects(objects),
-            Err(why) => Compiled::NotAllowed(why),
-        }
-    } else {
-        Compiled::NftSays(String::from_utf8_lossy(&words).into_owned())
-    };
-    protocol::send(supervisor, &FromStage::Compiled(compiled), &[]).map_err(step("say how it went"))
+    let done = status == nix::sys::wait::WaitStatus::Exited(pid, 0);
+    Ok((!done).then(|| String::from_utf8_lossy(&words).into_owned()))
 }
