@@ -131,7 +131,12 @@ const SLACK: usize = 64 << 10;
 /// How large a message of ours to the kernel may be, in bytes, in a user namespace (socket(7), `netlink_sendmsg()`).
 fn largest_message() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/sys/net/core/wmem_max").ok()?;
-    Some((2 * text.trim().parse::<usize>().ok()?).saturating_sub(SLACK))
+    Some(most_with(text.trim().parse().ok()?))
+}
+
+/// The same with that `net.core.wmem_max`.
+fn most_with(wmem_max: usize) -> usize {
+    (2 * wmem_max).saturating_sub(SLACK)
 }
 
 /// Where nft is.
@@ -300,6 +305,24 @@ fn place_of(line: &str) -> Option<((usize, usize), &str)> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_too_many_rules_hears_which_setting_would_do() {
+        let error = ExtraError::TooLarge {
+            file: "extra.nft".into(),
+            size: 1_000_000,
+            most: 360_416,
+        };
+        assert_eq!(
+            error.to_string(),
+            "extra.nft: rules of 1000000 bytes in the kernel's form, and a message to it has at most 360416"
+        );
+        let hint = error.hint().unwrap();
+        let (_, value) = hint.rsplit_once("net.core.wmem_max=").unwrap();
+        let value: usize = value.trim_end_matches('`').parse().unwrap();
+        assert_eq!(most_with(value), 1_000_000);
+        assert!(most_with(212_992) < 1_000_000);
+    }
 
     #[test]
     fn what_nft_says_of_its_lines_is_said_of_the_users() {

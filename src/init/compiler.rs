@@ -28,8 +28,6 @@ const LONGEST: u64 = 64 << 10;
 const DIRECTORY: &str = "/tmp";
 /// There is room for the largest file that is read, and some.
 const ROOM: u64 = 16 << 20;
-/// How many rules and elements the pieces of a file that is too large for one message begin with: some 200 kB.
-const PIECE: usize = 500;
 
 /// Loads `ours`, runs `command` on a file with `text` (its last argument), which adds to that, and tells the difference.
 ///
@@ -56,7 +54,13 @@ pub fn run(
 
     let pieces = Pieces::of(text);
     let run = |piece: Range<usize>| run_nft(command, &pieces.piece(piece), &filters);
-    let refused = load(&run, 0..pieces.count())?;
+    let mut refused = None;
+    for piece in pieces.split() {
+        refused = load(&run, piece)?;
+        if refused.is_some() {
+            break;
+        }
+    }
     let compiled = match refused {
         None => {
             let now = firewall::snapshot(&socket).map_err(step("list the rules"))?;
@@ -70,30 +74,21 @@ pub fn run(
     protocol::send(supervisor, &FromStage::Compiled(compiled), &[]).map_err(step("say how it went"))
 }
 
-/// Loads those rules and elements, in as few messages as it takes; what nft says if it refuses them.
+/// Loads those rules and elements, in halves if they are too large for one message; what nft says if it refuses them.
 fn load(
     run: &impl Fn(Range<usize>) -> Result<Option<String>, StageError>,
     all: Range<usize>,
 ) -> Result<Option<String>, StageError> {
     let refused = run(all.clone())?;
-    let size = match all.len() {
-        0 | 1 => return Ok(refused),
-        len if len > PIECE => PIECE,
-        len => len.div_ceil(2),
-    };
-    if !refused
-        .as_ref()
-        .is_some_and(|words| words.contains("Message too long"))
-    {
+    let too_long = |words: &String| words.contains("Message too long");
+    if all.len() < 2 || !refused.as_ref().is_some_and(too_long) {
         return Ok(refused);
     }
-    for first in all.clone().step_by(size) {
-        let refused = load(run, first..all.end.min(first + size))?;
-        if refused.is_some() {
-            return Ok(refused);
-        }
+    let middle = all.start + all.len() / 2;
+    match load(run, all.start..middle)? {
+        None => load(run, middle..all.end),
+        refused => Ok(refused),
     }
-    Ok(None)
 }
 
 /// Runs nft on `text`; what it says if it refuses it.
