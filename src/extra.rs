@@ -103,7 +103,7 @@ impl ExtraError {
             }
             Self::NoNft { .. } => Some("apt install nftables, or leave sidecar.rules out"),
             Self::Refused { problems } if problems.contains("Message too long") => Some(
-                "one rule goes to the kernel in one message, of about 200 kB: some 4,000 addresses in braces; a named set \
+                "one rule goes to the kernel in one message, of about 200 kB: some 10,000 addresses in braces; a named set \
                  may have any number",
             ),
             Self::Refused { problems } if problems.contains("include") => Some(

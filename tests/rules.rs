@@ -425,7 +425,7 @@ fn what_nft_refuses_is_told_with_file_line_and_column_and_nothing_is_up() {
         return;
     }
     let lab = Lab::new();
-    let many: String = (0..10_000)
+    let many: String = (0..20_000)
         .map(|n| format!("10.{}.{}.1, ", n / 256, n % 256))
         .collect();
     let too_many = format!("chain before {{\nip saddr {{ {many} }} drop\n}}\n");
