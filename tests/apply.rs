@@ -117,17 +117,29 @@ impl Stack {
     fn rules(&self) -> [String; 2] {
         let status = self.lab.status("web");
         let sidecar = look::init(&status, "sidecar");
+        // The elements of a set are listed in the order in which they came.
+        let sorted = |list: &str| -> String {
+            let (elements, rest) = list.split_once('}').unwrap();
+            let mut elements: Vec<_> = elements.split(',').map(str::trim).collect();
+            elements.sort_unstable();
+            format!("{}}}{rest}", elements.join(", "))
+        };
         let plain = |text: String| -> String {
+            let mut lists = text.split("elements = {");
+            let mut text = lists.next().unwrap().to_owned();
+            for list in lists {
+                text += &format!("elements = {{{}", sorted(list));
+            }
             let words = text.split_whitespace().collect::<Vec<_>>();
             let mut kept = vec![];
             let mut skip = 0;
-            for word in words {
+            for (place, word) in words.iter().enumerate() {
                 if skip > 0 {
                     skip -= 1;
-                } else if word == "counter" {
+                } else if words[place..].starts_with(&["counter", "packets"]) {
                     skip = 4;
                 } else {
-                    kept.push(word);
+                    kept.push(*word);
                 }
             }
             kept.join(" ")

@@ -200,7 +200,8 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
         code: 127,
         ..Failure::unable(format!("{name}: not found on this host"))
     };
-    let file = std::fs::File::open(path.ok_or_else(not_found)?).map_err(|_| not_found())?;
+    let path = path.ok_or_else(not_found)?;
+    let file = crate::config::open_regular(&path).map_err(|_| not_found())?;
     Ok(file.into())
 }
 

@@ -300,7 +300,7 @@ impl Reader<'_> {
     }
 
     fn rules(&mut self, path: PathBuf) -> Option<RulesFile> {
-        match super::read_text(&path) {
+        match super::read_text(&path, super::LARGEST_RULES) {
             Ok(text) => Some(RulesFile {
                 path,
                 text,

@@ -12,7 +12,7 @@
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
 mod edges;
-mod egress;
+pub(super) mod egress;
 mod rate;
 
 use std::borrow::Cow;
@@ -86,8 +86,8 @@ pub fn is_ours(table: &str) -> bool {
 ///   connects more often; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
-/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
-///   each has its counter; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by an element of a set
+///   each, so that each has its counter, and a thousand cost a packet as much as one; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
 ///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
 ///   and multicast addresses nothing opens.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
@@ -956,7 +956,7 @@ const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 
 const MULTICAST6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
-/// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
+/// A table that is being written. It ends in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
     /// Whether its rules log, and what.
@@ -1105,7 +1105,13 @@ impl Table {
         }));
     }
 
-    fn into_rules(self) -> Nftables<'static> {
+    fn into_rules(mut self) -> Nftables<'static> {
+        self.objects.sort_by_key(|object| match object {
+            NfListObject::Table(_) => 0,
+            NfListObject::Set(_) | NfListObject::Map(_) => 1,
+            NfListObject::Chain(_) => 2,
+            _ => 3,
+        });
         let objects: Vec<_> = self.objects.into_iter().map(NfObject::ListObject).collect();
         Nftables {
             objects: objects.into(),

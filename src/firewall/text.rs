@@ -63,6 +63,10 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     _ => return Err(unsupported(set)),
                 };
                 let elements = set.elem.as_deref().unwrap_or_default();
+                let counted = match elements.first() {
+                    Some(Expression::Named(NamedExpression::Elem(_))) => "\n\t\tcounter",
+                    _ => "",
+                };
                 let elements = elements
                     .iter()
                     .map(expression)
@@ -71,7 +75,7 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     &mut out,
                     "set",
                     &set.name,
-                    &format!("{}{flags}", types(&set.set_type)?),
+                    &format!("{}{flags}{counted}", types(&set.set_type)?),
                     &elements,
                 );
             }
@@ -363,6 +367,21 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                 .join(" . "),
             NamedExpression::Prefix(prefix) => {
                 format!("{}/{}", expression(&prefix.addr)?, prefix.len)
+            }
+            NamedExpression::Elem(element) => {
+                let (None, None, Some(comment), Some(counter)) = (
+                    element.timeout,
+                    element.expires,
+                    &element.comment,
+                    &element.counter,
+                ) else {
+                    return Err(unsupported(what));
+                };
+                format!(
+                    "{} {} comment \"{comment}\"",
+                    expression(&element.val)?,
+                    statement(&Statement::Counter(counter.clone()))?
+                )
             }
             NamedExpression::Map(map) => {
                 format!("{} map {}", expression(&map.key)?, expression(&map.data)?)

@@ -169,8 +169,10 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Compiler {
             ours,
             rootfs,
+            text,
             command,
-        } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
+        } => compiler::run(supervisor, &ours, &rootfs, (&text, &command), fds)
+            .map(|()| ExitCode::SUCCESS),
         Role::Relay {
             carried,
             admissions,

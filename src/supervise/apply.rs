@@ -34,6 +34,7 @@
 //!   one that is confined to its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -282,7 +283,7 @@ fn untouched(e: &StackError) -> Reply {
     let why = e.to_string();
     let after = if why.contains('\n') { "\n" } else { "; " };
     let hint = match e {
-        StackError::Extra(e) => e.hint().map(str::to_owned),
+        StackError::Extra(e) => e.hint().map(Cow::into_owned),
         StackError::Volume(e) => e.hint(),
         _ => None,
     };

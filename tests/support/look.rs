@@ -248,6 +248,10 @@ pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
         if let Some(name) = line.strip_prefix("chain ") {
             chain = name.trim_end_matches(" {");
         }
+        // A set of grants is called by the chain that asks it, and each of its elements counts like a rule.
+        if let Some(name) = line.strip_prefix("set ") {
+            chain = name.split('_').next().unwrap();
+        }
         let Some((rule, comment)) = line.split_once(" comment \"") else {
             continue;
         };
@@ -255,7 +259,7 @@ pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
             let number = rest.split(' ').next().unwrap();
             number.parse::<u64>().unwrap()
         });
-        let name = format!("{chain}/{}", comment.trim_end_matches('"'));
+        let name = format!("{chain}/{}", comment.split('"').next().unwrap());
         counters.insert(name, packets.sum());
     }
     assert!(!counters.is_empty(), "{text}");
