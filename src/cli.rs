@@ -253,8 +253,17 @@ pub enum Command {
         json: bool,
     },
     /// Run a stack around one command, no file needed; ends with the command's exit code
-    #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
+    #[command(
+        after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000\n         lrpns run -t -- sh\n\n\
+                      Standard input is read ahead and passed on, unless it is a terminal; `< /dev/null` leaves it alone."
+    )]
     Run {
+        /// A pseudo-terminal in the place of each standard stream that is a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// Pass standard input on although it is a terminal; with --tty it is in any case
+        #[arg(short, long)]
+        interactive: bool,
         /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp|udp]`, an IPv6 address in brackets
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,

@@ -41,6 +41,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::stdio::Streams;
 use crate::traffic;
 use crate::volumes::{self, Volumes};
 
@@ -252,13 +253,8 @@ pub struct Launched {
     pub traffic: Option<OwnedFd>,
 }
 
-/// An app's output, to be read until its end.
-pub struct Output {
-    /// Its standard output.
-    pub out: OwnedFd,
-    /// Its standard error.
-    pub err: OwnedFd,
-}
+/// Makes the streams of an app, given its place in the plan.
+pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
 
 /// Which part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,8 +343,8 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes
-    /// each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `streams`
+    /// makes each app's. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -357,7 +353,7 @@ impl Stack {
         cgroups: Cgroups,
         listeners: Vec<Listener>,
         gated: bool,
-        output: &(dyn Fn(usize, Output) + Sync),
+        streams: MakeStreams<'_>,
         progress: &mut dyn FnMut(&'static str),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
@@ -386,7 +382,7 @@ impl Stack {
         let parts = async {
             tokio::try_join!(
                 ground.sidecar(false),
-                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
+                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, streams))),
                 ground.spawn_relay(),
                 ground.start_egress(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -1053,30 +1049,18 @@ impl Ground {
     }
 
     /// Starts an app's process up to the point where only its command is missing.
-    async fn app(
-        &self,
-        index: usize,
-        output: &(dyn Fn(usize, Output) + Sync),
-    ) -> Result<Launched, StackError> {
+    async fn app(&self, index: usize, streams: MakeStreams<'_>) -> Result<Launched, StackError> {
         let app = &self.plan.apps[index];
-        let pipe =
-            |what| {
-                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-                    .map_err(|e| StackError::Io {
-                        what,
-                        source: e.into(),
-                    })?;
-                // /dev/stdout inside is this pipe by way of /proc/self/fd, and opening it there asks for the owner.
-                let owner = Some(rustix::process::Uid::from_raw(app.ids.host_user()));
-                rustix::fs::fchown(&write, owner, None).map_err(|e| StackError::Io {
-                    what,
-                    source: e.into(),
-                })?;
-                Ok::<_, StackError>((read, write))
-            };
-        let (out, app_out) = pipe("make a pipe for the app's output")?;
-        let (err, app_err) = pipe("make a pipe for the app's errors")?;
-        output(index, Output { out, err });
+        let streams = streams(index).map_err(|source| StackError::Io {
+            what: "make the app's standard streams",
+            source,
+        })?;
+        streams
+            .belong_to(app.ids.host_user())
+            .map_err(|source| StackError::Io {
+                what: "give the app its standard streams",
+                source,
+            })?;
         let (rootfs, mounts) = rootfs::open(
             &app.rootfs,
             app.name.as_str(),
@@ -1093,13 +1077,20 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                stdin: streams.stdin.is_some(),
+                terminal: streams.terminal,
                 confined: crate::confine::App::of(app),
                 seccomp: Box::new(app.seccomp.filters()?),
             }),
             weaken: weaken(),
         };
         let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
-        let mut fds = vec![app_out.as_fd(), app_err.as_fd(), self.program.as_fd()];
+        let mut fds = vec![
+            streams.out.as_fd(),
+            streams.err.as_fd(),
+            self.program.as_fd(),
+        ];
+        fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self
             .spawn(app.name.as_str(), &self.apps[index].namespaces)
@@ -1120,12 +1111,12 @@ impl Ground {
     pub async fn relaunch_app(
         &self,
         number: usize,
-        output: &(dyn Fn(usize, Output) + Sync),
+        streams: MakeStreams<'_>,
     ) -> Result<Launched, StackError> {
         let index = self
             .place(number)
             .expect("a part leaves before its app does");
-        let mut launched = self.app(index, output).await?;
+        let mut launched = self.app(index, streams).await?;
         launched.proceed().await?;
         self.wait_until_listening(index, &mut launched.container)
             .await?;

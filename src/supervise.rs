@@ -41,7 +41,8 @@ use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
-use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
+use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Stack, StackError};
+use crate::stdio::{self, Attached, Said, Streams};
 use crate::traffic;
 use crate::traffic::line::Names;
 
@@ -69,6 +70,8 @@ const TRAFFIC_WAITING: usize = 2;
 const LINES_WAITING: usize = 256;
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
+/// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
+const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 /// A part that ends again and again is started again after this pause, doubled each time…
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// …up to this one…
@@ -199,12 +202,20 @@ pub enum Tee {
     Lines(Box<dyn FnMut(&LogLine) -> bool>),
     /// Nobody, who costs nothing: no line is made of what the traffic log has if there is no reader.
     Nobody,
-    /// Each byte, as it is, to standard output and standard error of this process. An app whose reader has gone away
-    /// meets a closed pipe, as it would without us.
-    Bytes,
+    /// Each byte, as it is, to standard output and standard error of this process, and from its standard input. An app
+    /// whose reader has gone away meets a closed pipe, as it would without us.
+    Bytes(Arc<Attached>),
 }
 
 impl Tee {
+    /// Whom an app's streams are joined to.
+    fn user(&self) -> Option<Arc<Attached>> {
+        match self {
+            Tee::Bytes(user) => Some(Arc::clone(user)),
+            Tee::Lines(_) | Tee::Nobody => None,
+        }
+    }
+
     fn line(&mut self, line: &LogLine) {
         if let Tee::Lines(write) = self
             && !write(line)
@@ -284,7 +295,7 @@ pub async fn run(
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
-    let raw = matches!(tee, Tee::Bytes);
+    let user = tee.user();
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
@@ -296,13 +307,13 @@ pub async fn run(
     let mut early = VecDeque::new();
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-        let output = |app: usize, output: Output| pump(&lines_in, &names[app], output, raw);
+        let streams = |app: usize| hear(&lines_in, &names[app], user.as_ref());
         let bring_up = Stack::bring_up(
             plan,
             cgroups,
             listeners,
             gate.is_some(),
-            &output,
+            &streams,
             &mut *progress,
         );
         tokio::pin!(bring_up);
@@ -330,9 +341,9 @@ pub async fn run(
             drop(gate);
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
-            while let Some(line) = lines.recv().await {
-                journal.kept.push(line);
-            }
+            let hurry = matches!(e, StackError::Interrupted);
+            let keep = |line| journal.kept.push(line);
+            let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
@@ -387,7 +398,7 @@ pub async fn run(
         });
         if let Err(e) = opened {
             supervisor.journal.show_kept();
-            let _answered_by_the_end = supervisor.take_down().await;
+            let _answered_by_the_end = supervisor.take_down(true).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
@@ -397,7 +408,8 @@ pub async fn run(
     ready(&supervisor.status());
     supervisor.journal.show_kept();
     let outcome = supervisor.run(early).await;
-    let _answered_by_the_end = supervisor.take_down().await;
+    let hurry = matches!(outcome, Outcome::Stopped);
+    let _answered_by_the_end = supervisor.take_down(hurry).await;
     crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
@@ -598,7 +610,7 @@ impl Supervisor {
         part.restarts += u32::from(part.privileges.is_some());
         let launch = part.launch;
         let old = part.process.take();
-        let raw = matches!(self.journal.tee, Tee::Bytes);
+        let user = self.journal.tee.user();
         while self.launching.try_join_next().is_some() {}
         let (ground, sender, lines) = (
             Arc::clone(&self.ground),
@@ -609,13 +621,13 @@ impl Supervisor {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let output =
-                |app: usize, output| pump(&lines, ground.plan.apps[app].name.as_str(), output, raw);
+            let streams =
+                |app: usize| hear(&lines, ground.plan.apps[app].name.as_str(), user.as_ref());
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
                 PartId::Egress => ground.egress().await,
-                PartId::App(index) => ground.relaunch_app(index, &output).await,
+                PartId::App(index) => ground.relaunch_app(index, &streams).await,
             };
             let _ = sender.send(Event::Launched {
                 id,
@@ -1069,8 +1081,8 @@ impl Supervisor {
 
     /// Ends every part: the relay first, so that no port is open on what is going away; apps get SIGTERM and time.
     /// What they write meanwhile is still read: an app that ends in order may have much to say. Gives back who has to
-    /// be kept waiting until the very end.
-    async fn take_down(mut self) -> Vec<Client> {
+    /// be kept waiting until the very end. In a `hurry`, see [`hear_out`].
+    async fn take_down(mut self, hurry: bool) -> Vec<Client> {
         let order = |id: PartId| match id {
             PartId::Relay => 0,
             PartId::App(_) => 1,
@@ -1112,10 +1124,39 @@ impl Supervisor {
         }
         // The pumps have the other senders, and end with the apps.
         drop(self.lines_in);
-        while let Some(line) = lines.recv().await {
-            journal.write(line);
-        }
+        let events = &mut self.events;
+        let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
+        self.waiting_for_the_end.extend(asked);
         self.waiting_for_the_end
+    }
+}
+
+/// Takes what apps that have ended still have to say, which is at its end when their user has it all. In a `hurry`, or as
+/// soon as the end is asked for, a user who takes nothing is not waited for. Gives back who has asked.
+async fn hear_out(
+    lines: &mut mpsc::Receiver<LogLine>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    mut hurry: bool,
+    mut take: impl FnMut(LogLine),
+) -> Vec<Client> {
+    let mut asked = vec![];
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.recv() => match line {
+                Some(line) => take(line),
+                None => return asked,
+            },
+            Some(event) = events.recv() => match event {
+                Event::Signal => hurry = true,
+                Event::Asked(Request::Down, _, client) => {
+                    asked.push(client);
+                    hurry = true;
+                }
+                _ => {}
+            },
+            () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => return asked,
+        }
     }
 }
 
@@ -1344,58 +1385,50 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
     });
 }
 
-/// Turns an app's pipes into lines; passes the bytes on as they are if `raw`. Reads no further than there is room for what
-/// it has read.
-fn pump(lines: &mpsc::Sender<LogLine>, part: &str, output: Output, raw: bool) {
-    for (stream, pipe) in [(Stream::Out, output.out), (Stream::Err, output.err)] {
-        let (lines, part) = (lines.clone(), part.to_owned());
-        tokio::spawn(async move {
-            let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
-                return;
-            };
-            let mut splitter = LineSplitter::new();
-            let mut chunk = vec![0; 16 << 10];
-            let mut more = true;
-            while more {
-                let mut pieces = vec![];
-                // An error is an end as well: nothing more will come of this pipe.
-                match tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
-                    Ok(got @ 1..) => {
-                        splitter.push(&chunk[..got], |piece| pieces.push(piece));
-                        more = !raw || pass_on(stream, &chunk[..got]).is_ok();
-                    }
-                    _ => {
-                        splitter.finish(|piece| pieces.push(piece));
-                        more = false;
-                    }
-                }
-                let time = Timestamp::now();
-                for piece in pieces {
-                    let line = LogLine {
-                        time,
-                        part: part.clone(),
-                        stream,
-                        text: piece.text,
-                        continues: piece.continues,
-                        traffic: None,
-                    };
-                    if lines.send(line).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
+/// Makes an app's streams, and hears what it writes: as lines, and as bytes for the user if there is one.
+fn hear(
+    lines: &mpsc::Sender<LogLine>,
+    part: &str,
+    user: Option<&Arc<Attached>>,
+) -> io::Result<Streams> {
+    let (streams, said) = match user {
+        Some(user) => user.streams()?,
+        None => stdio::alone()?,
+    };
+    for said in said {
+        tokio::spawn(pump(said, lines.clone(), part.to_owned()));
     }
+    Ok(streams)
 }
 
-fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
-    use io::Write;
-    match stream {
-        Stream::Err => io::stderr().write_all(bytes),
-        Stream::Out | Stream::Event | Stream::Traffic => {
-            let mut out = io::stdout();
-            out.write_all(bytes).and_then(|()| out.flush())
+/// Turns what an app writes into lines. Reads no further than there is room for what it has read.
+async fn pump(said: Said, lines: mpsc::Sender<LogLine>, part: String) {
+    let mut splitter = LineSplitter::new();
+    let mut chunk = vec![0; 16 << 10];
+    let mut more = true;
+    while more {
+        let mut pieces = vec![];
+        // An error is an end as well: nothing more will come of this pipe.
+        let got = said.read(&mut chunk).await.unwrap_or(0);
+        match got {
+            0 => splitter.finish(|piece| pieces.push(piece)),
+            got => splitter.push(&chunk[..got], |piece| pieces.push(piece)),
         }
+        let time = Timestamp::now();
+        for piece in pieces {
+            let line = LogLine {
+                time,
+                part: part.clone(),
+                stream: said.stream,
+                text: piece.text,
+                continues: piece.continues,
+                traffic: None,
+            };
+            if lines.send(line).await.is_err() {
+                return;
+            }
+        }
+        more = got > 0 && said.pass_on(&chunk[..got]).await.is_ok();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod support;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
@@ -306,6 +307,294 @@ fn run_ends_when_nobody_reads_its_output_any_more() {
     let run = run.wait_with_output().unwrap();
     // As in a shell: 128 and SIGPIPE.
     assert_code(&run, 141);
+}
+
+#[test]
+fn run_passes_standard_input_on_and_its_end_whatever_it_is() {
+    let lab = Lab::new();
+    let much: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(lab.dir.path().join("much"), &much).unwrap();
+    for shell in [
+        "cat much | lrpns run -- cat",
+        "lrpns run -- cat <much",
+        // By a named pipe, which is open for writing as well.
+        "mkfifo fifo; cat much >fifo & lrpns run -- cat <fifo",
+    ] {
+        let shell = shell.replace("lrpns", lrpns());
+        let run = lab.run(&["sh", "-c", &shell]);
+        assert!(run.stdout == much, "{shell}: {} bytes", run.stdout.len());
+        assert_eq!(err(&run), "", "{shell}");
+    }
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut run = lab.command(&[lrpns(), "run", "--", "cat"]);
+    let run = run.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped());
+    let run = run.spawn().unwrap();
+    (&ours).write_all(b"by a socket\n").unwrap();
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(out(&run.wait_with_output().unwrap()), "by a socket\n");
+    // Who reads a line alone ends when it has that, not at the end of what there is.
+    let mut run = lab.spawn_lrpns(&["run", "--", "head", "-n", "1"]);
+    run.stdin.as_mut().unwrap().write_all(b"1\n2\n").unwrap();
+    let mut first = String::new();
+    let mut said = BufReader::new(run.stdout.take().unwrap());
+    said.read_to_string(&mut first).unwrap();
+    assert_eq!(first, "1\n");
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    let none = lab.lrpns(&["run", "--", "cat"]);
+    assert_eq!((out(&none), none.status.code()), (String::new(), Some(0)));
+}
+
+#[test]
+fn run_hands_no_descriptor_of_its_users_in() {
+    let lab = Lab::new();
+    let seen = "readlink /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2; ls /proc/self/fd/0/ 2>&1";
+    let shell = format!("{} run -- sh -c '{seen}' </", lrpns());
+    let run = lab.run(&["sh", "-c", &shell]);
+    let text = out(&run);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[..3].iter().all(|line| line.starts_with("pipe:")),
+        "{text}"
+    );
+    assert!(!text.contains("etc"), "{text}");
+    assert!(
+        err(&run).contains("read standard input: Is a directory"),
+        "{}",
+        describe(&run)
+    );
+    // Nor is what the user has open changed for others who have it.
+    let (ours, _theirs) = std::io::pipe().unwrap();
+    let theirs = OwnedFd::from(ours.try_clone().unwrap());
+    let mut run = lab.command(&[lrpns(), "run", "--", "true"]);
+    assert!(run.stdin(theirs).status().unwrap().success());
+    let flags = rustix::fs::fcntl_getfl(&ours).unwrap();
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+}
+
+/// A terminal, and what is shown on it.
+struct Screen {
+    ours: std::fs::File,
+    theirs: OwnedFd,
+    shown: String,
+}
+
+impl Screen {
+    fn new() -> Self {
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let ours = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::grantpt(&ours).unwrap();
+        rustix::pty::unlockpt(&ours).unwrap();
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags).unwrap();
+        let size = rustix::termios::Winsize {
+            ws_row: 33,
+            ws_col: 77,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&ours, size).unwrap();
+        Self {
+            ours: ours.into(),
+            theirs,
+            shown: String::new(),
+        }
+    }
+
+    fn fd(&self) -> Stdio {
+        self.theirs.try_clone().unwrap().into()
+    }
+
+    /// Starts lrpns in a session of its own, with this as its terminal.
+    fn start(&self, lab: &Lab, args: &[&str]) -> Child {
+        let args = [&["setsid", "--ctty", "--wait", lrpns()], args].concat();
+        let mut command = lab.command(&args);
+        command.env("TERM", "xterm-lab").stdin(self.fd());
+        command.stdout(self.fd()).stderr(self.fd()).spawn().unwrap()
+    }
+
+    fn types(&mut self, text: &str) {
+        self.ours.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Reads what is shown until these words have come.
+    fn waits_for(&mut self, words: &str) {
+        let mut chunk = [0; 4096];
+        while !self.shown.contains(words) {
+            let got = self.ours.read(&mut chunk).unwrap();
+            self.shown += &String::from_utf8_lossy(&chunk[..got]);
+        }
+    }
+
+    fn modes(&self) -> String {
+        format!("{:?}", rustix::termios::tcgetattr(&self.theirs).unwrap())
+    }
+}
+
+#[test]
+fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
+    let lab = Lab::new();
+    let mut screen = Screen::new();
+    let modes = screen.modes();
+    let host = rustix::termios::ttyname(&screen.theirs, vec![]).unwrap();
+    let host = host.to_str().unwrap().to_owned();
+    let look = "for i in 0 1 2; do test -t $i && echo yes; readlink /proc/$$/fd/$i; done";
+    // Without a flag the terminal is left alone.
+    let mut run = screen.start(
+        &lab,
+        &["run", "--", "sh", "-c", &format!("{look}; cat; echo over")],
+    );
+    screen.waits_for("over");
+    assert!(screen.shown.contains("/null\r\n"), "{}", screen.shown);
+    assert_eq!(screen.shown.matches("pipe:").count(), 2, "{}", screen.shown);
+    assert!(run.wait().unwrap().success());
+    // With -i what is typed is passed on, a line at a time, up to Ctrl-D.
+    screen.shown.clear();
+    let mut run = screen.start(
+        &lab,
+        &[
+            "run",
+            "-i",
+            "--",
+            "sh",
+            "-c",
+            &format!("{look}; cat; echo over"),
+        ],
+    );
+    screen.waits_for("pipe:");
+    screen.types("typed\n\u{4}");
+    screen.waits_for("over");
+    assert_eq!(screen.shown.matches("typed").count(), 2, "{}", screen.shown);
+    assert!(!screen.shown.contains("yes"), "{}", screen.shown);
+    assert!(run.wait().unwrap().success());
+    // With -t there is a terminal, and it is not the host's.
+    screen.shown.clear();
+    let mut run = screen.start(&lab, &["run", "-it", "--", "sh"]);
+    until("keys are handed on", || {
+        (screen.modes() != modes).then_some(())
+    });
+    screen.types(&format!("{look}; stty size; echo $TERM; echo o''ver\n"));
+    screen.waits_for("over");
+    assert_eq!(
+        screen.shown.matches("yes\r\n").count(),
+        3,
+        "{}",
+        screen.shown
+    );
+    assert!(!screen.shown.contains(&host), "{}", screen.shown);
+    assert!(screen.shown.contains("33 77"), "{}", screen.shown);
+    assert!(screen.shown.contains("xterm-lab"), "{}", screen.shown);
+    assert_ne!(screen.modes(), modes);
+    // Ctrl-C is the command's to hear, and job control works.
+    screen.shown.clear();
+    screen.types("sleep 600; echo gone $?\n");
+    until("it sleeps", || {
+        lab.run(&["pgrep", "-x", "sleep"])
+            .status
+            .success()
+            .then_some(())
+    });
+    screen.types("\u{3}");
+    screen.types("echo o''ver\nexit 7\n");
+    screen.waits_for("over");
+    assert_eq!(run.wait().unwrap().code(), Some(7));
+    assert_eq!(screen.modes(), modes);
+}
+
+#[test]
+fn a_terminal_is_given_back_as_it_was_however_a_run_ends() {
+    let lab = Lab::new();
+    let mut screen = Screen::new();
+    let modes = screen.modes();
+    for signal in ["INT", "TERM", "HUP"] {
+        screen.shown.clear();
+        let mut run = screen.start(
+            &lab,
+            &[
+                "run",
+                "--name",
+                "job",
+                "-t",
+                "--",
+                "sh",
+                "-c",
+                "echo up; exec sleep 600",
+            ],
+        );
+        screen.waits_for("up");
+        assert_ne!(screen.modes(), modes);
+        lab.kill(signal, &lab.status("job")["supervisor"]);
+        run.wait().unwrap();
+        assert_eq!(screen.modes(), modes);
+    }
+    screen.shown.clear();
+    let mut run = screen.start(&lab, &["run", "-t", "--", "/no/such/program"]);
+    screen.waits_for("/no/such/program: No such file");
+    assert_eq!(run.wait().unwrap().code(), Some(127));
+    assert_eq!(screen.modes(), modes);
+}
+
+#[test]
+fn what_a_terminal_echoes_gets_into_no_file() {
+    let lab = host_app();
+    for verb in [&["exec", "--"][..], &["run", "-t", "--"]] {
+        let mut screen = Screen::new();
+        let modes = screen.modes();
+        let mut command =
+            lab.command(&[&["setsid", "--ctty", "--wait", lrpns()], verb, &["cat"]].concat());
+        let file = std::fs::File::create(lab.dir.path().join("file")).unwrap();
+        let mut child = command
+            .stdin(screen.fd())
+            .stdout(file)
+            .stderr(screen.fd())
+            .spawn()
+            .unwrap();
+        // Before, Ctrl-D would be the end of a line that it is no part of.
+        until("keys are handed on as they are", || {
+            (screen.modes() != modes).then_some(())
+        });
+        screen.types("typed\n\u{4}");
+        screen.waits_for("typed");
+        assert!(child.wait().unwrap().success());
+        let text = std::fs::read_to_string(lab.dir.path().join("file")).unwrap();
+        assert_eq!(text, "typed\n", "{verb:?}");
+    }
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_answers_and_can_be_taken_down() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let mut run = lab.spawn_lrpns(&["run", "--name", "job", "--", "yes"]);
+    let pid = until("it runs", || {
+        let status = lab.lrpns(&["status", "job", "--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).ok()?;
+        status["parts"][1]["pid"].as_i64()
+    });
+    // It has filled its pipe and ours, and waits.
+    until("it waits for a reader", || {
+        let waits = lab.proc(pid, "wchan");
+        (waits.contains("pipe_write")).then_some(())
+    });
+    assert_eq!(lab.status("job")["parts"][1]["state"], "running");
+    lab.lrpns_ok(&["down", "job"]);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    lab.assert_as(&before);
+}
+
+#[test]
+fn a_slow_reader_gets_all_that_a_run_has_said() {
+    let lab = Lab::new();
+    let script = "head -c 100000 /dev/zero; echo ended >&2";
+    let mut run = lab.spawn_lrpns(&["run", "--", "sh", "-c", script]);
+    // When nobody has read anything yet: it is in pipes, or on its way.
+    let mut line = String::new();
+    let mut errors = BufReader::new(run.stderr.take().unwrap());
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "ended\n");
+    let mut all = vec![];
+    run.stdout.take().unwrap().read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 100_000);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             up::up(configuration(&source)?, detach, wishes)
         }
         Command::Run {
+            tty,
+            interactive,
             publish,
             rootfs,
             env,
@@ -66,11 +68,12 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 env,
                 tmpfs,
                 via,
+                term: std::env::var("TERM").ok().filter(|_| tty),
                 command,
             };
             let here = std::env::current_dir()
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
-            up::run(config::run(&options, &here)?)
+            up::run(config::run(&options, &here)?, tty, interactive)
         }
         Command::Down { all: true, .. } => down::all(),
         Command::Down { target, .. } => {

@@ -7,6 +7,7 @@
 use std::io::{IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::screen::Screen;
 use crate::stack::StackError;
+use crate::stdio::Attached;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
 use crate::{preflight, protocol, publish, resolve, rootless};
@@ -55,9 +57,14 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     }
 }
 
-/// A stack around one command; its output is the command's, its end too.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
-    match supervise_here(config, Wishes::default(), Voice::command())? {
+/// A stack around one command; its standard streams are the command's, its end too.
+pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Failure> {
+    let user = Attached::new(tty, interactive)
+        .map_err(|e| Failure::unable(format!("open the standard streams: {e}")))?;
+    let user = Arc::new(user);
+    let ended = supervise_here(config, Wishes::default(), Voice::command(user.clone()));
+    user.detach();
+    match ended? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
@@ -114,11 +121,11 @@ impl Voice {
     }
 
     /// `run`: the command's own output and nothing else, but for what goes wrong.
-    fn command() -> Self {
+    fn command(user: Arc<Attached>) -> Self {
         Self {
             progress: Box::new(|_| {}),
             ready: Box::new(|_| {}),
-            tee: Tee::Bytes,
+            tee: Tee::Bytes(user),
         }
     }
 }
