@@ -5,10 +5,13 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use nix::sys::signal::Signal;
+
 use crate::config::ConfigErrors;
 use crate::container::ContainerError;
 use crate::extra::ExtraError;
 use crate::host::HostError;
+use crate::protocol::Exit;
 use crate::resolve::PlanError;
 use crate::stack::StackError;
 use crate::state::StateError;
@@ -19,6 +22,12 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// lrpns could not do it.
 pub const UNABLE: u8 = 125;
+
+/// The exit code of a command that a signal has kept from its work, as a shell would show it.
+#[must_use]
+pub fn interrupted_by(signal: Signal) -> u8 {
+    Exit::Signal(signal as i32).code()
+}
 
 /// Why a command ends with another code than 0.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -139,7 +148,11 @@ impl From<StackError> for Failure {
             | StackError::NotListening { .. }
             | StackError::Path { .. }
             | StackError::Gate { .. }
-            | StackError::Interrupted => Self::failed(chain(&e)),
+            | StackError::Interrupted { by: None } => Self::failed(chain(&e)),
+            StackError::Interrupted { by: Some(signal) } => Self {
+                code: interrupted_by(*signal),
+                ..Self::failed(chain(&e))
+            },
             StackError::Container(ContainerError::Stage {
                 errno: Some(errno), ..
             }) => Self {

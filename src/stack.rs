@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, try_join_all};
 use nftables::schema::Nftables;
+use nix::sys::signal::Signal;
 use rustix::net::SocketAddrAny;
+use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
@@ -148,9 +150,18 @@ pub enum StackError {
         /// What it said.
         findings: String,
     },
-    /// By `lrpns down` or a signal.
-    #[error("interrupted")]
-    Interrupted,
+    /// By a signal, or else by `lrpns down`.
+    #[error("interrupted by {}: all that was made is undone", by.map_or("lrpns down", Signal::as_str))]
+    Interrupted {
+        /// The signal.
+        by: Option<Signal>,
+    },
+    /// The change that it was started for is taken back.
+    #[error("{app}: ended before it listened: the change is taken back")]
+    GivenUp {
+        /// The app.
+        app: String,
+    },
     /// A test asked for it (debug builds only).
     #[error("step {0}: failed on request")]
     OnRequest(&'static str),
@@ -1101,7 +1112,8 @@ impl Ground {
         Launched::ready(container).await
     }
 
-    /// Starts an app again in its namespaces and waits until it listens.
+    /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come
+    /// to listen has ended when this returns.
     ///
     /// # Errors
     /// [`StackError`].
@@ -1112,15 +1124,24 @@ impl Ground {
         &self,
         number: usize,
         streams: MakeStreams<'_>,
+        given_up: oneshot::Receiver<()>,
     ) -> Result<Launched, StackError> {
         let index = self
             .place(number)
             .expect("a part leaves before its app does");
         let mut launched = self.app(index, streams).await?;
         launched.proceed().await?;
-        self.wait_until_listening(index, &mut launched.container)
-            .await?;
-        Ok(launched)
+        let listens = tokio::select! {
+            listens = self.wait_until_listening(index, &mut launched.container) => listens,
+            _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),
+        };
+        match listens {
+            Ok(()) => Ok(launched),
+            Err(e) => {
+                launched.container.kill().await;
+                Err(e)
+            }
+        }
     }
 
     async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {

@@ -22,6 +22,7 @@ use std::time::Duration;
 use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -111,7 +112,7 @@ enum Event {
     /// The task that makes it wants something of the loop.
     Applying(apply::Step),
     /// SIGTERM, SIGINT or SIGHUP.
-    Signal,
+    Signal(Signal),
 }
 
 /// Who asked, and how to answer. When it is dropped the conversation ends.
@@ -165,6 +166,8 @@ struct Part {
     launching: bool,
     /// That task.
     starting: Option<AbortHandle>,
+    /// Dropped, it doesn't wait for the app to listen, and ends it.
+    give_up: Option<oneshot::Sender<()>>,
     /// Who waits for that.
     waiting: Vec<Client>,
     /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
@@ -322,10 +325,10 @@ pub async fn run(
                 biased;
                 stack = &mut bring_up => break stack,
                 Some(event) = events.recv() => match event {
-                    Event::Signal => break Err(StackError::Interrupted),
+                    Event::Signal(signal) => break Err(StackError::Interrupted { by: Some(signal) }),
                     Event::Asked(Request::Down, _, client) => {
                         waiting_for_the_end.push(client);
-                        break Err(StackError::Interrupted);
+                        break Err(StackError::Interrupted { by: None });
                     }
                     event => early.push_back(event),
                 },
@@ -341,7 +344,7 @@ pub async fn run(
             drop(gate);
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
-            let hurry = matches!(e, StackError::Interrupted);
+            let hurry = matches!(e, StackError::Interrupted { .. });
             let keep = |line| journal.kept.push(line);
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
@@ -435,7 +438,7 @@ impl Supervisor {
                 },
             };
             match event {
-                Event::Signal => return Outcome::Stopped,
+                Event::Signal(_) => return Outcome::Stopped,
                 Event::Asked(Request::Down, _, client) => {
                     self.waiting_for_the_end.push(client);
                     return Outcome::Stopped;
@@ -488,10 +491,10 @@ impl Supervisor {
                     None => return Err(failed("the audit ended without a word".to_owned())),
                 },
                 Some(event) = self.events.recv() => match event {
-                    Event::Signal => return Err(StackError::Interrupted),
+                    Event::Signal(signal) => return Err(StackError::Interrupted { by: Some(signal) }),
                     Event::Asked(Request::Down, _, client) => {
                         self.waiting_for_the_end.push(client);
-                        return Err(StackError::Interrupted);
+                        return Err(StackError::Interrupted { by: None });
                     }
                     Event::Asked(
                         request @ (Request::Inspect | Request::Enter { .. } | Request::Probe { .. }),
@@ -617,6 +620,7 @@ impl Supervisor {
             self.sender.clone(),
             self.lines_in.clone(),
         );
+        let (give_up, given_up) = oneshot::channel();
         let starting = self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
@@ -627,7 +631,7 @@ impl Supervisor {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
                 PartId::Egress => ground.egress().await,
-                PartId::App(index) => ground.relaunch_app(index, &streams).await,
+                PartId::App(index) => ground.relaunch_app(index, &streams, given_up).await,
             };
             let _ = sender.send(Event::Launched {
                 id,
@@ -635,7 +639,9 @@ impl Supervisor {
                 result: Box::new(result),
             });
         });
-        self.part(id).starting = Some(starting);
+        let part = self.part(id);
+        part.starting = Some(starting);
+        part.give_up = Some(give_up);
     }
 
     /// A part is there again, or is not.
@@ -1148,7 +1154,7 @@ async fn hear_out(
                 None => return asked,
             },
             Some(event) = events.recv() => match event {
-                Event::Signal => hurry = true,
+                Event::Signal(_) => hurry = true,
                 Event::Asked(Request::Down, _, client) => {
                     asked.push(client);
                     hurry = true;
@@ -1253,6 +1259,7 @@ impl Part {
             notes: vec![],
             launching: false,
             starting: None,
+            give_up: None,
             waiting: vec![],
             waiting_for_next: vec![],
         }
@@ -1432,20 +1439,26 @@ async fn pump(said: Said, lines: mpsc::Sender<LogLine>, part: String) {
     }
 }
 
+/// The signals that end a stack.
+const END: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The same as a set, to be held back as long as their plain effect, the end of this process, would leave something.
+#[must_use]
+pub fn the_end() -> SigSet {
+    END.into_iter().collect()
+}
+
+/// Makes events of them, also of what was held back ([`the_end`]).
 fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
-    for kind in [
-        SignalKind::terminate(),
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-    ] {
-        let (mut signals, events) = (signal(kind)?, events.clone());
+    for kind in END {
+        let (mut signals, events) = (signal(SignalKind::from_raw(kind as i32))?, events.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                let _ = events.send(Event::Signal);
+                let _ = events.send(Event::Signal(kind));
             }
         });
     }
-    Ok(())
+    Ok(the_end().thread_unblock()?)
 }
 
 /// Answers the control socket.

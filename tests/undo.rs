@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -481,22 +482,58 @@ fn an_up_that_is_interrupted_while_it_waits_for_the_app_leaves_nothing() {
     // It never listens.
     let app = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\npublish = [\"5000:5000\"]";
     let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
-    for signal in ["INT", "TERM"] {
-        let up = lab.spawn_lrpns(&["up", "-f", file.to_str().unwrap()]);
-        let supervisor = until("the app runs", || {
-            let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
-            let found = pgrep.status.success();
-            let own = format!("^{} up -f", lrpns());
-            found.then(|| lab.ok(&["pgrep", "-o", "-f", &own]))
-        });
-        lab.ok(&["kill", "-s", signal, supervisor.trim()]);
+    // As a shell shows the end by a signal.
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        for detach in [&[][..], &["-d"]] {
+            let args = [&["up"], detach, &["-f", file.to_str().unwrap()]].concat();
+            let up = lab.spawn_lrpns(&args);
+            until("the app runs", || {
+                let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+                pgrep.status.success().then_some(())
+            });
+            // The one that a person started is the first.
+            let first = lab.ok(&["pgrep", "-o", "-f", &format!("^{} up", lrpns())]);
+            lab.ok(&["kill", "-s", signal, first.trim()]);
+            // Whoever is impatient ends with the same.
+            let _ = lab.run(&["kill", "-s", signal, first.trim()]);
+            let up = up.wait_with_output().unwrap();
+            assert_eq!(up.status.code(), Some(code), "{}", describe(&up));
+            let said = String::from_utf8_lossy(&up.stderr);
+            let words = format!("interrupted by SIG{signal}: all that was made is undone");
+            assert!(said.contains(&words), "{}", describe(&up));
+            lab.assert_as(&before);
+        }
+    }
+}
+
+#[test]
+fn an_up_that_is_interrupted_before_it_can_hear_of_it_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    for detach in [&[][..], &["-d"]] {
+        // As long as another command holds the lock, this one waits for it, ahead of all that it makes.
+        lab.ok(&["mkdir", "-m", "700", "/run/lrpns"]);
+        let mut holder = lab.spawn(&["flock", "/run/lrpns/.lock", "sh", "-c", "echo held; cat"]);
+        let mut line = String::new();
+        let mut said = BufReader::new(holder.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        let up = lab.spawn_lrpns(&[&["up"], detach].concat());
+        let waits = || {
+            // Of two with -d the last is the one that waits.
+            let found = lab.run(&["pgrep", "-f", &format!("^{} up", lrpns())]);
+            let all = String::from_utf8_lossy(&found.stdout).into_owned();
+            let pids: Vec<&str> = all.split_whitespace().collect();
+            let (first, last) = (pids.first()?, pids.last()?);
+            let stack = lab.run(&["cat", &format!("/proc/{last}/wchan")]);
+            let waits = String::from_utf8_lossy(&stack.stdout).contains("lock");
+            (waits && pids.len() == 1 + detach.len()).then(|| (*first).to_owned())
+        };
+        let first = until("it waits for the lock", waits);
+        lab.ok(&["kill", "-s", "INT", &first]);
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
         let up = up.wait_with_output().unwrap();
-        assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
-        assert!(
-            String::from_utf8_lossy(&up.stderr).contains("interrupted"),
-            "{}",
-            describe(&up)
-        );
+        assert_eq!(up.status.code(), Some(130), "{}", describe(&up));
         lab.assert_as(&before);
     }
 }

@@ -9,6 +9,7 @@ mod down;
 mod exec;
 mod gate;
 mod init;
+mod interrupt;
 mod logs;
 mod plan;
 mod restart;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::gate;
+use super::interrupt::{Heard, Interrupts, tell};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::control::{Client, Reply, Request, Status, is_gone};
@@ -144,30 +145,63 @@ enum Told {
 fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    let interrupts = Interrupts::watch().map_err(|e| unable("watch signals", e))?;
+    let stack = config.name.clone();
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
     let supervisor = detach(theirs, |theirs| background(config, wishes, theirs))
         .map_err(|e| unable("clone", e))?;
+    let its_end = || super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e));
     let verbose = std::io::stderr().is_terminal();
+    let mut interrupted = None;
     loop {
+        match interrupts
+            .or_message(&ours)
+            .map_err(|e| unable("hear from the supervisor", e))?
+        {
+            Heard::Interrupt(_) if interrupted.is_some() => {
+                tell(&format!("the start of {stack} is being undone"));
+                continue;
+            }
+            Heard::Interrupt(signal) => {
+                tell(&format!(
+                    "interrupted by {signal}: undoing the start of {stack}"
+                ));
+                interrupted = Some(signal);
+                // ESRCH: it has ended, and what it had to say comes next.
+                let signal = rustix::process::Signal::from_named_raw(signal as i32);
+                let _ =
+                    signal.map(|signal| rustix::process::pidfd_send_signal(&supervisor, signal));
+                continue;
+            }
+            Heard::Message => {}
+        }
         match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {
-            Some((Told::Step(step), _)) if verbose => eprintln!("  {}", done(&step)),
+            Some((Told::Step(step), _)) if verbose => tell(&format!("  {}", done(&step))),
             Some((Told::Step(_), _)) => {}
-            Some((Told::Line(line), _)) => eprintln!("{}", line.human(verbose)),
+            Some((Told::Line(line), _)) => tell(&line.human(verbose)),
+            // It came up just before it heard of the signal, and goes down.
+            Some((Told::Ready(_), _)) if interrupted.is_some() => {}
             Some((Told::Ready(message), _)) => {
-                eprintln!("{message}");
+                tell(&message);
                 return Ok(ExitCode::SUCCESS);
             }
             // These two it says last; when it has ended, really nothing is left of it.
             Some((Told::Already(message), _)) => {
-                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
-                eprintln!("{message}");
+                its_end()?;
+                tell(&message);
                 return Ok(ExitCode::SUCCESS);
             }
             Some((Told::Failed(failure), _)) => {
-                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                its_end()?;
                 return Err(failure);
             }
-            None => return Err(Failure::unable("the supervisor ended without a word")),
+            None => {
+                its_end()?;
+                return Err(match interrupted {
+                    Some(by) => StackError::Interrupted { by: Some(by) }.into(),
+                    None => Failure::unable("the supervisor ended without a word"),
+                });
+            }
         }
     }
 }
@@ -217,6 +251,7 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
 /// A session of our own, and the null device on the three standard descriptors.
 fn leave_terminal() -> std::io::Result<()> {
     rustix::process::setsid()?;
+    supervise::the_end().thread_unblock()?;
     null_standard_descriptors()?;
     rustix::process::chdir("/")?;
     Ok(())
@@ -233,15 +268,17 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state = Host::state_root();
-    let (global, host, mut plan, claimed) = loop {
+    let (global, host, mut plan, claimed, _held_back) = loop {
+        let held_back = HeldBack::signals()?;
         let global = state.lock()?;
         state.settle(&config.name, &global)?;
         let host = Host::look(&config.name)?;
         let plan = resolve::plan(&config, &host)?;
         if let Some(claimed) = state.claim(&config.name, &global)? {
-            break (global, host, plan, claimed);
+            // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
+            break (global, host, plan, claimed, held_back);
         }
-        drop(global);
+        drop((global, held_back));
         if let Some(message) = already(&config, &plan, &host)? {
             return Ok(End::Already(message));
         }
@@ -333,6 +370,24 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
     };
     removed?;
     Ok(end)
+}
+
+/// Signals that would end this process wait as long as this lives, unless the supervisor takes them.
+struct HeldBack;
+
+impl HeldBack {
+    fn signals() -> Result<Self, Failure> {
+        let held = supervise::the_end().thread_block();
+        held.map_err(|e| Failure::unable(format!("hold signals back: {e}")))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        // It is refused for nothing but an argument that is wrong.
+        let _ = supervise::the_end().thread_unblock();
+    }
 }
 
 /// Makes the stack's cgroups; what they can't hold after all is no longer in the plan.
