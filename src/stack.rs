@@ -51,6 +51,10 @@ use crate::volumes::{self, Volumes};
 const OURS: Duration = Duration::from_secs(20);
 /// How long an app may take until it listens.
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// A wait is told of after this…
+const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
+/// …and then as often as this.
+const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
@@ -293,6 +297,47 @@ pub struct Stack {
     pub parts: Vec<(PartId, Launched)>,
 }
 
+/// How a start goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'p> {
+    /// One of [`STEPS`] is done.
+    Done(&'static str),
+    /// Something takes its time: what, and how long by now.
+    Waits(&'p str),
+}
+
+/// When it is told that something takes its time: after two seconds, then every ten.
+pub struct Wait {
+    begun: tokio::time::Instant,
+    told: u32,
+}
+
+impl Wait {
+    /// Begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self {
+            begun: tokio::time::Instant::now(),
+            told: 0,
+        }
+    }
+
+    /// When it is to be told next.
+    #[must_use]
+    pub fn next(&self) -> tokio::time::Instant {
+        self.begun + WAIT_TOLD_AFTER + self.told * WAIT_TOLD_EVERY
+    }
+
+    /// How long it has taken, if that is to be told now.
+    pub fn due(&mut self) -> Option<Duration> {
+        let now = tokio::time::Instant::now();
+        (now >= self.next()).then(|| {
+            self.told += 1;
+            now - self.begun
+        })
+    }
+}
+
 /// Every step of [`Stack::bring_up`], in order; a debug build can be told to fail, or die, at each.
 pub const STEPS: [&str; 8] = [
     "namespaces",
@@ -306,9 +351,9 @@ pub const STEPS: [&str; 8] = [
 ];
 
 /// The end of a step: says it, and, in debug builds, fails or dies there if a test has asked for it.
-fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<(), StackError> {
+fn done(step: &'static str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), StackError> {
     debug_assert!(STEPS.contains(&step));
-    progress(step);
+    progress(Progress::Done(step));
     if cfg!(debug_assertions) {
         if std::env::var("LRPNS_TEST_FAIL_AT").as_deref() == Ok(step) {
             return Err(StackError::OnRequest(step));
@@ -365,7 +410,7 @@ impl Stack {
         listeners: Vec<Listener>,
         gated: bool,
         streams: MakeStreams<'_>,
-        progress: &mut dyn FnMut(&'static str),
+        progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
         let (mut ground, far) = within(
@@ -425,7 +470,9 @@ impl Stack {
         for (id, part) in &mut parts {
             if let PartId::App(index) = *id {
                 ground
-                    .wait_until_listening(index, &mut part.container)
+                    .wait_until_listening(index, &mut part.container, |what| {
+                        progress(Progress::Waits(what));
+                    })
                     .await?;
             }
         }
@@ -775,6 +822,15 @@ impl Ground {
     }
 
     /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    /// The same of an app that is being started, for who waits.
+    #[must_use]
+    pub fn not_yet(&self, id: PartId, since: Duration) -> Option<String> {
+        let PartId::App(number) = id else { return None };
+        let index = self.place(number)?;
+        let (port, found) = self.deaf_port(index).ok()??;
+        Some(not_yet(&self.plan.apps[index], port, &found, since))
+    }
+
     fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
         let app = &self.plan.apps[index];
         let mut found = BTreeMap::new();
@@ -1132,7 +1188,7 @@ impl Ground {
         let mut launched = self.app(index, streams).await?;
         launched.proceed().await?;
         let listens = tokio::select! {
-            listens = self.wait_until_listening(index, &mut launched.container) => listens,
+            listens = self.wait_until_listening(index, &mut launched.container, |_| {}) => listens,
             _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),
         };
         match listens {
@@ -1157,13 +1213,18 @@ impl Ground {
         &self,
         index: usize,
         container: &mut Container,
+        mut waits: impl FnMut(&str),
     ) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
+        let mut wait = Wait::begin();
         loop {
             let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
+            if let Some(since) = wait.due() {
+                waits(&not_yet(app, missing, &found, since));
+            }
             let waited = begun.elapsed();
             if waited >= patience() {
                 return Err(StackError::NotListening {
@@ -1288,6 +1349,13 @@ fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
 }
 
 /// What to tell who waits for a port.
+fn not_yet(app: &AppPlan, port: AppPort, found: &str, since: Duration) -> String {
+    let (name, seconds, most) = (&app.name, since.as_secs(), APP_STARTS_WITHIN.as_secs());
+    format!(
+        "waiting for {name} to listen on {port}, for {seconds} s of at most {most}; {found} so far"
+    )
+}
+
 fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     if listening.is_empty() {
         return "it listens on nothing".to_owned();

@@ -42,7 +42,7 @@ use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
-use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Stack, StackError};
+use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Progress, Stack, StackError};
 use crate::stdio::{self, Attached, Said, Streams};
 use crate::traffic;
 use crate::traffic::line::Names;
@@ -289,7 +289,7 @@ pub async fn run(
     control: std::os::unix::net::UnixListener,
     gate: Option<Gate>,
     tee: Tee,
-    progress: &mut dyn FnMut(&'static str),
+    progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status),
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
@@ -395,8 +395,8 @@ pub async fn run(
         let opened = supervisor.pass(&mut auditor, &mut early).await;
         let opened = opened.and_then(|()| {
             supervisor.privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
-            progress("attacked");
-            progress("published");
+            progress(Progress::Done("attacked"));
+            progress(Progress::Done("published"));
             Ok(())
         });
         if let Err(e) = opened {

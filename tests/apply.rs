@@ -696,21 +696,25 @@ fn a_change_that_is_interrupted_while_an_app_does_not_listen_is_taken_back_at_on
         (joined, "KILL", -1),
     ] {
         let path = stack.lab.write("web.toml", &file);
-        let apply = stack
+        let mut apply = stack
             .lab
             .spawn_lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        let mut says = BufReader::new(apply.stderr.take().unwrap());
         support::lab::until("the app that doesn't listen runs", || {
             let found = stack.lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
             found.status.success().then_some(())
         });
+        let mut line = String::new();
+        while signal == "INT" && !line.contains("waiting for app to listen on port 5000, for 2 s") {
+            assert_ne!(says.read_line(&mut line).unwrap(), 0, "{line}");
+        }
         let command = appliers(&stack.lab)[0].clone();
         stack.lab.ok(&["kill", "-s", signal, &command]);
         // Whoever is impatient ends with the same.
         let _ = stack.lab.run(&["kill", "-s", signal, &command]);
-        let apply = apply.wait_with_output().unwrap();
-        let said = stderr(&apply);
+        let (ended, said) = rest(apply, says);
         if code > 0 {
-            assert_eq!(apply.status.code(), Some(code), "{said}");
+            assert_eq!(ended, Some(code), "{said}");
             assert!(said.contains("all is as it was before"), "{said}");
         }
         look::eventually("the plan", &before.plan, || {

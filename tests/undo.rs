@@ -507,6 +507,42 @@ fn an_up_that_is_interrupted_while_it_waits_for_the_app_leaves_nothing() {
 }
 
 #[test]
+fn a_wait_for_an_app_is_told_of_without_a_terminal_too() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let app = "rootfs = \"host\"\ncommand = [\"busybox\", \"httpd\", \"-f\", \"-p\", \"0.0.0.0:6000\"]\npublish = [\"5000:5000\"]\nlisten = [6000]";
+    lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    let mut ups = [&["up"][..], &["up", "-d"]].map(|args| lab.spawn_lrpns(args));
+    // One makes the stack, the other waits for that.
+    let words = [
+        "waiting for app to listen on port 5000, for 2 s of at most 60; it listens on 0.0.0.0:6000 so far",
+        "waiting for x, which is being started already, for 2 s",
+    ];
+    let mut heard: Vec<String> = ups
+        .iter_mut()
+        .map(|up| {
+            let mut says = BufReader::new(up.stderr.take().unwrap());
+            let mut said = String::new();
+            while !said.contains("waiting") {
+                assert_ne!(says.read_line(&mut said).unwrap(), 0, "{said}");
+            }
+            said
+        })
+        .collect();
+    heard.sort_by_key(|line| !line.contains(words[0]));
+    for (line, words) in heard.iter().zip(words) {
+        assert!(line.contains(words), "{heard:?}");
+    }
+    lab.lrpns_ok(&["down", "x"]);
+    for mut up in ups {
+        // Whose turn it is then, is interrupted.
+        let _ = lab.run(&["pkill", "-INT", "-f", &format!("^{} up", lrpns())]);
+        up.wait().unwrap();
+    }
+    lab.assert_as(&before);
+}
+
+#[test]
 fn an_up_that_is_interrupted_before_it_can_hear_of_it_leaves_nothing() {
     let lab = Lab::new();
     let before = lab.traces();

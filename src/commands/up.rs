@@ -4,7 +4,7 @@
 //! runtime (locks, ports, and rootless our own namespaces); then the runtime.
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::screen::Screen;
-use crate::stack::StackError;
+use crate::stack::{Progress, StackError, Wait};
 use crate::stdio::Attached;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
@@ -88,7 +88,7 @@ enum End {
 
 /// Whom the supervisor tells.
 struct Voice {
-    progress: Box<dyn FnMut(&'static str)>,
+    progress: Box<dyn FnMut(Progress<'_>)>,
     ready: Box<dyn FnOnce(&Status)>,
     tee: Tee,
 }
@@ -101,17 +101,13 @@ impl Voice {
             && anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
         let begun = std::time::Instant::now();
         Self {
-            progress: Box::new(move |step| {
-                {
-                    let elapsed = begun.elapsed().as_secs_f64() * 1e3;
-                    // One write: standard error has no buffer.
-                    let line = format!(
-                        "{elapsed:>8.1} ms  {}
-",
-                        done(step)
-                    );
-                    let _ = std::io::stderr().write_all(line.as_bytes());
-                }
+            progress: Box::new(move |progress| {
+                let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+                let what = match progress {
+                    Progress::Done(step) => done(step),
+                    Progress::Waits(what) => what,
+                };
+                tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
@@ -135,6 +131,7 @@ impl Voice {
 #[derive(Serialize, Deserialize)]
 enum Told {
     Step(String),
+    Waits(String),
     Line(LogLine),
     Ready(String),
     Already(String),
@@ -178,6 +175,7 @@ fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
         match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {
             Some((Told::Step(step), _)) if verbose => tell(&format!("  {}", done(&step))),
             Some((Told::Step(_), _)) => {}
+            Some((Told::Waits(what), _)) => tell(&what),
             Some((Told::Line(line), _)) => tell(&line.human(verbose)),
             // It came up just before it heard of the signal, and goes down.
             Some((Told::Ready(_), _)) if interrupted.is_some() => {}
@@ -223,8 +221,12 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
     let heard = std::rc::Rc::new(std::cell::Cell::new(true));
     let still_heard = heard.clone();
     let voice = Voice {
-        progress: Box::new(move |step| {
-            let _ = protocol::send(&*steps, &Told::Step(step.to_owned()), &[]);
+        progress: Box::new(move |progress| {
+            let told = match progress {
+                Progress::Done(step) => Told::Step(step.to_owned()),
+                Progress::Waits(what) => Told::Waits(what.to_owned()),
+            };
+            let _ = protocol::send(&*steps, &told, &[]);
         }),
         ready: Box::new(move |status| {
             let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
@@ -258,7 +260,7 @@ fn leave_terminal() -> std::io::Result<()> {
 }
 
 /// Claims the stack, brings it up and supervises it until its end.
-fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, Failure> {
+fn supervise_here(config: Config, wishes: Wishes, mut voice: Voice) -> Result<End, Failure> {
     let strict_limits = wishes.strict_limits;
     // Before there is anything of the stack that it could keep alive.
     let gate = match wishes.gate {
@@ -279,7 +281,7 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
             break (global, host, plan, claimed, held_back);
         }
         drop((global, held_back));
-        if let Some(message) = already(&config, &plan, &host)? {
+        if let Some(message) = already(&config, &plan, &host, &mut voice.progress)? {
             return Ok(End::Already(message));
         }
     };
@@ -406,11 +408,25 @@ fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
 /// did not come up, and now it is our turn.
-fn already(config: &Config, fresh: &Plan, host: &Host) -> Result<Option<String>, Failure> {
+fn already(
+    config: &Config,
+    fresh: &Plan,
+    host: &Host,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<String>, Failure> {
     let stack = &fresh.stack;
-    let ask = || -> std::io::Result<_> {
+    let mut ask = || -> std::io::Result<_> {
         let client = Client::connect(&host.state.control(stack))?;
         client.ask(&Request::Status)?;
+        let mut wait = Wait::begin();
+        while !client.has_answered_by(wait.next())? {
+            if let Some(since) = wait.due() {
+                let since = since.as_secs();
+                let what =
+                    format!("waiting for {stack}, which is being started already, for {since} s");
+                progress(Progress::Waits(&what));
+            }
+        }
         client.reply()
     };
     match ask() {

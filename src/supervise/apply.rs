@@ -57,7 +57,7 @@ use crate::namespaces::Mapper;
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
-use crate::stack::{Ground, Launched, PartId, StackError};
+use crate::stack::{Ground, Launched, PartId, StackError, Wait};
 use crate::state;
 use crate::traffic::line::Names;
 
@@ -645,9 +645,17 @@ impl Task {
         let events = self.events.clone();
         let restart = restart(&events, id, ground);
         tokio::pin!(restart);
-        let why = tokio::select! {
-            done = &mut restart => return done,
-            why = given_up(&mut self.channel) => why,
+        let mut wait = Wait::begin();
+        let why = loop {
+            tokio::select! {
+                done = &mut restart => return done,
+                why = given_up(&mut self.channel) => break why,
+                () = tokio::time::sleep_until(wait.next()) => {}
+            }
+            let what = wait.due().and_then(|since| ground.not_yet(id, since));
+            if let Some(what) = what {
+                self.say(what).await;
+            }
         };
         self.tell(Step::GiveUp(id));
         // It has not come up, or it has just done so: either way it starts again as it was.
