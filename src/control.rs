@@ -170,6 +170,8 @@ pub enum Reply {
         why: String,
         /// What to do about it.
         hint: Option<String>,
+        /// It is the configuration that is wrong, and not the stack.
+        configuration: bool,
     },
 }
 

@@ -171,6 +171,15 @@ pub enum StackError {
     OnRequest(&'static str),
 }
 
+impl StackError {
+    /// Whether what is wrong is what the user has written.
+    #[must_use]
+    pub fn is_of_the_configuration(&self) -> bool {
+        use extra::ExtraError as E;
+        matches!(self, Self::Extra(E::Refused { .. } | E::NotAllowed { .. }))
+    }
+}
+
 /// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
 /// same namespaces.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream, TrafficBuf};
+use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Reader, Stream, TrafficBuf};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
 use crate::processes::{self, Role};
@@ -69,6 +69,8 @@ const TRAFFIC_BYTES: usize = 4 << 20;
 const TRAFFIC_WAITING: usize = 2;
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
+/// How many lines of the log a client is given at once.
+const LINES_AT_ONCE: usize = 256;
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
@@ -107,6 +109,8 @@ enum Event {
     Again { id: PartId, launch: u64 },
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
+    /// A client has taken what it was given of the log.
+    ReadOn(Reader, bool, Client),
     /// A client wants a live change; the conversation goes on.
     Apply(Box<Apply>, Vec<OwnedFd>, Channel),
     /// The task that makes it wants something of the loop.
@@ -122,6 +126,8 @@ type Client = mpsc::Sender<Answer>;
 struct Answer {
     replies: Vec<Reply>,
     fd: Option<OwnedFd>,
+    /// Dropped when they are sent.
+    sent: Option<oneshot::Sender<()>>,
 }
 
 impl From<Reply> for Answer {
@@ -129,6 +135,7 @@ impl From<Reply> for Answer {
         Self {
             replies: vec![reply],
             fd: None,
+            sent: None,
         }
     }
 }
@@ -444,6 +451,7 @@ impl Supervisor {
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, fds, client) => self.answer(request, fds, client),
+                Event::ReadOn(reader, follow, client) => self.read_on(reader, follow, client),
                 Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
                 Event::Applying(step) => {
                     if let Some(outcome) = self.step_of_apply(step) {
@@ -501,7 +509,10 @@ impl Supervisor {
                         fds,
                         client,
                     ) => self.answer(request, fds, client),
-                    Event::Asked(..) | Event::Apply(..) | Event::Applying(_) => {
+                    Event::Asked(..)
+                    | Event::ReadOn(..)
+                    | Event::Apply(..)
+                    | Event::Applying(_) => {
                         early.push_back(event);
                     }
                     Event::Part {
@@ -783,25 +794,17 @@ impl Supervisor {
                 if let Some(Err(reply)) = part.map(|part| self.find(part)) {
                     return tell(&client, *reply);
                 }
-                let lines = self.journal.lines(&filter);
-                let mut replies: Vec<_> = lines.into_iter().map(Reply::Line).collect();
-                if !follow {
-                    replies.push(Reply::Done);
-                }
-                tell(&client, Answer { replies, fd: None });
-                if follow {
-                    self.journal.followers.push(Follower {
-                        filter,
-                        client,
-                        missed: 0,
-                    });
-                }
-                return;
+                let journal = &self.journal;
+                let reader = Reader::new(filter, &journal.kept, &journal.traffic, follow);
+                return self.read_on(reader, follow, client);
             }
             Request::Enter { part } => {
                 let (reply, fd) = self.enter(&part);
-                let replies = vec![reply];
-                return tell(&client, Answer { replies, fd });
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
             }
             Request::Load { rules } if cfg!(debug_assertions) => {
                 let ground = Arc::clone(&self.ground);
@@ -823,11 +826,48 @@ impl Supervisor {
             } => self.exec(&part, command, term, terminal, fds),
             Request::Probe { part } => {
                 let (reply, fd) = self.probe(&part);
-                let replies = vec![reply];
-                return tell(&client, Answer { replies, fd });
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
             }
         };
         tell(&client, reply);
+    }
+
+    /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
+    /// ever on their way.
+    fn read_on(&mut self, mut reader: Reader, follow: bool, client: Client) {
+        let journal = &mut self.journal;
+        let lines = reader.read(&journal.kept, &journal.traffic, LINES_AT_ONCE);
+        if lines.is_empty() {
+            if !follow {
+                return tell(&client, Reply::Done);
+            }
+            return journal.followers.push(Follower {
+                filter: reader.filter().clone(),
+                client,
+                missed: 0,
+            });
+        }
+        let (sent, is_sent) = oneshot::channel();
+        let answer = Answer {
+            replies: lines.into_iter().map(Reply::Line).collect(),
+            fd: None,
+            sent: Some(sent),
+        };
+        if client.try_send(answer).is_err() {
+            return;
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            // Dropped with the answer, sent or not.
+            let _ = is_sent.await;
+            if !client.is_closed() {
+                let _ = events.send(Event::ReadOn(reader, follow, client));
+            }
+        });
     }
 
     fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
@@ -1176,17 +1216,16 @@ impl Journal {
 
     /// Shows what came before there was anybody to show it to.
     fn show_kept(&mut self) {
-        for line in self.lines(&Filter::default()) {
-            self.tee.line(&line);
+        let mut reader = Reader::new(Filter::default(), &self.kept, &self.traffic, false);
+        loop {
+            let lines = reader.read(&self.kept, &self.traffic, LINES_AT_ONCE);
+            if lines.is_empty() {
+                return;
+            }
+            for line in lines {
+                self.tee.line(&line);
+            }
         }
-    }
-
-    /// What of the log and of the traffic log `filter` wants, in the order of time.
-    fn lines(&self, filter: &Filter) -> Vec<LogLine> {
-        let traffic = self.traffic.lines(filter);
-        let mut lines: Vec<_> = self.kept.lines(filter).cloned().chain(traffic).collect();
-        lines.sort_by_key(|line| line.time);
-        lines
     }
 
     /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
@@ -1223,7 +1262,12 @@ impl Follower {
             replies.push(Reply::Line(event_line(line.part.clone(), text)));
         }
         replies.push(Reply::Line(line.clone()));
-        match self.client.try_send(Answer { replies, fd: None }) {
+        let answer = Answer {
+            replies,
+            fd: None,
+            sent: None,
+        };
+        match self.client.try_send(answer) {
             Ok(()) => self.missed = 0,
             Err(mpsc::error::TrySendError::Full(_)) => self.missed += 1,
             Err(mpsc::error::TrySendError::Closed(_)) => return false,
@@ -1288,7 +1332,12 @@ impl Process {
 }
 
 fn refused(why: String, hint: Option<String>) -> Reply {
-    Reply::Refused { why, hint }
+    let configuration = false;
+    Reply::Refused {
+        why,
+        hint,
+        configuration,
+    }
 }
 
 /// Owns a part's process until its end.
@@ -1510,7 +1559,7 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     loop {
         tokio::select! {
             answer = to_send.recv() => {
-                let Some(Answer { replies, fd }) = answer else { return };
+                let Some(Answer { replies, fd, sent }) = answer else { return };
                 let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
                 for (index, reply) in replies.iter().enumerate() {
                     let fds = if index == 0 { fds.as_slice() } else { &[] };
@@ -1518,6 +1567,7 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
                         return;
                     }
                 }
+                drop(sent);
             }
             // A client says nothing more; its end is all there is to hear.
             _ = channel.receive::<Request>() => return,

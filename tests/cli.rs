@@ -877,6 +877,76 @@ fn logs_show_each_stream_and_part_as_text_and_as_json() {
     assert!(said.contains("sidecar, app, relay"), "{said}");
 }
 
+const URL: &str = "http://localhost:5000/";
+
+/// An app that says this much, and then serves.
+fn talkative(lab: &Lab, says: &str) -> i64 {
+    let file = HOST.replace("echo to out; echo to err >&2", says);
+    lab.write("lrpns.toml", &file);
+    lab.lrpns_ok(&["up", "-d"]);
+    lab.status("web")["supervisor"].as_i64().unwrap()
+}
+
+#[test]
+fn a_full_log_is_shown_whole_and_in_order_and_costs_the_supervisor_no_memory() {
+    let lab = Lab::new();
+    let supervisor = talkative(&lab, "seq 1 100000");
+    for _ in 0..50 {
+        lab.get(URL).unwrap();
+    }
+    let memory = |key: &str| -> u64 {
+        let status = lab.proc(supervisor, "status");
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    // Resets the highest that it was (proc_pid_clear_refs(5)).
+    lab.ok(&[
+        "sh",
+        "-c",
+        &format!("echo 5 >/proc/{supervisor}/clear_refs"),
+    ]);
+    let before = memory("VmRSS");
+    let text = lab.lrpns_ok(&["logs"]);
+    let grown = memory("VmHWM") - before;
+    assert!(grown < 2048, "{grown} KiB for {} bytes", text.len());
+    let numbers: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.split(" app | ").nth(1)?.parse().ok())
+        .collect();
+    assert!(numbers.len() > 10_000, "{}", numbers.len());
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+    assert_eq!(numbers.last(), Some(&100_000));
+    assert!(text.matches(" opened\n").count() >= 50);
+    let times: Vec<&str> = text.lines().map(|line| &line[..24]).collect();
+    assert!(times.is_sorted());
+    let json = lab.lrpns_ok(&["logs", "--json"]);
+    assert!(json.lines().count() >= text.lines().count());
+    for line in json.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+}
+
+#[test]
+fn a_log_ends_where_it_ended_when_it_was_asked_for_and_with_its_reader() {
+    let lab = Lab::new();
+    talkative(&lab, "(while :; do echo more; done) & true");
+    lab.lrpns_ok(&["logs"]);
+    lab.lrpns_ok(&["down"]);
+    let lab = host_app();
+    for args in ["", "-f", "--json -f", "-f --part traffic"] {
+        // Of the last there is no line, and who reads it closes at once.
+        let read = if args.ends_with("traffic") {
+            "exec <&-"
+        } else {
+            "head -n 1"
+        };
+        let pipe = format!("set -o pipefail; {} logs {args} | {read}", lrpns());
+        let output = lab.run(&["bash", "-c", &pipe]);
+        assert_code(&output, 0);
+        assert_eq!(err(&output), "", "{args}");
+    }
+}
+
 #[test]
 fn a_followed_log_goes_on_and_ends_when_the_stack_does() {
     let lab = Lab::new();
@@ -1136,6 +1206,44 @@ fn completions_and_the_man_page_are_printed_and_a_closed_pipe_is_no_failure() {
         assert_code(&ended, 0);
         assert_eq!(err(&ended), "");
     }
+}
+
+#[test]
+fn a_broken_file_ends_every_command_that_reads_it_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lrpns.toml");
+    std::fs::write(&file, "name = \"web\"\n[app]\npublsh = []\n").unwrap();
+    let file = file.to_str().unwrap();
+    let mut read = 0;
+    for verb in Cli::command().get_subcommands() {
+        if !verb
+            .get_arguments()
+            .any(|arg| arg.get_long() == Some("file"))
+        {
+            continue;
+        }
+        let more: &[&str] = match verb.get_name() {
+            "trace" => &["192.0.2.7", "5000"],
+            "exec" => &["--", "true"],
+            _ => &[],
+        };
+        let args = [&[verb.get_name(), "--file", file], more].concat();
+        let output = bare(&args);
+        assert_code(&output, 2);
+        let said = err(&output);
+        let line = format!("{file}:3:1");
+        for words in [
+            "`publsh`",
+            "nearest known key is `publish`",
+            &line,
+            "example:",
+        ] {
+            assert!(said.contains(words), "{args:?}: {said}");
+        }
+        assert!(out(&output).is_empty(), "{args:?}");
+        read += 1;
+    }
+    assert!(read >= 12, "{read} commands read a file");
 }
 
 #[test]

@@ -215,7 +215,8 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
                 "{} is for the stack {}, not for {stack}",
                 file.display(),
                 config.name
-            ))),
+            ))
+            .hint(format!("-f {} alone is enough", file.display()))),
             _ => Ok(config),
         };
     }
@@ -306,8 +307,18 @@ fn next_reply(
     stack: &StackName,
 ) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     match client.reply() {
-        Ok(Some((Reply::Refused { why, hint }, _))) => {
-            let failure = Failure::failed(why);
+        Ok(Some((
+            Reply::Refused {
+                why,
+                hint,
+                configuration,
+            },
+            _,
+        ))) => {
+            let failure = match configuration {
+                true => Failure::usage(why),
+                false => Failure::failed(why),
+            };
             Err(match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,

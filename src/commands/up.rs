@@ -47,7 +47,7 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
         .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
     let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()));
     screen.finish();
-    match ended? {
+    match ended.map_err(Failure::of_the_stack)? {
         End::Already(message) => {
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
@@ -245,7 +245,7 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
     match supervise_here(config, wishes, voice) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
-        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure)),
+        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
     }
     0
 }

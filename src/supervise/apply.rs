@@ -309,7 +309,11 @@ fn untouched(e: &StackError) -> Reply {
         StackError::Volume(e) => e.hint(),
         _ => None,
     };
-    refused(format!("{why}{after}nothing was changed"), hint)
+    Reply::Refused {
+        why: format!("{why}{after}nothing was changed"),
+        hint,
+        configuration: e.is_of_the_configuration(),
+    }
 }
 
 /// A live change.
@@ -434,9 +438,13 @@ impl Task {
             Err(why) => why,
         };
         self.note(format!("live change: {why}; the old rules come back"));
+        let started = [&self.done.restarted, &self.done.joined];
+        let started = started.iter().any(|parts| !parts.is_empty());
         let left = self.back(next).await;
         if left.is_empty() {
-            return refused(format!("{why}; all is as it was before"), None);
+            let stack = &next.plan.stack;
+            let hint = started.then(|| format!("lrpns logs {stack} has what the parts said"));
+            return refused(format!("{why}; all is as it was before"), hint);
         }
         let left = left.join("; ");
         self.note(format!("live change: not taken back in full: {left}"));
