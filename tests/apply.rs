@@ -665,6 +665,64 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
     }
 }
 
+/// An app of the host's programs, which never listens.
+const DEAF: &str = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\n";
+
+#[test]
+fn a_change_that_is_interrupted_while_an_app_does_not_listen_is_taken_back_at_once() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let text = stack.file(ONE, "");
+    let changed = |text: &str| {
+        let start = text.find("rootfs =").unwrap();
+        let end = text.find("publish =").unwrap();
+        format!("{}{DEAF}{}", &text[..start], &text[end..])
+    };
+    let joined = format!(
+        "{}\n[app.other]\n{DEAF}publish = [\"0.0.0.0:9090:9090\"]\n",
+        text.replace("[app]", "[app.app]")
+    );
+    for (file, signal, code) in [
+        (changed(&text), "INT", 130),
+        (joined.clone(), "TERM", 143),
+        (changed(&text), "HUP", 129),
+        // Not even a word of goodbye.
+        (joined, "KILL", -1),
+    ] {
+        let path = stack.lab.write("web.toml", &file);
+        let mut apply = stack
+            .lab
+            .spawn_lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        let mut says = BufReader::new(apply.stderr.take().unwrap());
+        support::lab::until("the app that doesn't listen runs", || {
+            let found = stack.lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+            found.status.success().then_some(())
+        });
+        let mut line = String::new();
+        while signal == "INT" && !line.contains("waiting for app to listen on port 5000, for 2 s") {
+            assert_ne!(says.read_line(&mut line).unwrap(), 0, "{line}");
+        }
+        let command = appliers(&stack.lab)[0].clone();
+        stack.lab.ok(&["kill", "-s", signal, &command]);
+        // Whoever is impatient ends with the same.
+        let _ = stack.lab.run(&["kill", "-s", signal, &command]);
+        let (ended, said) = rest(apply, says);
+        if code > 0 {
+            assert_eq!(ended, Some(code), "{said}");
+            assert!(said.contains("all is as it was before"), "{said}");
+        }
+        look::eventually("the plan", &before.plan, || {
+            stack.lab.status("web")["plan"].clone()
+        });
+        look::eventually("the app", &(true, true), || stack.get(5000));
+        look::eventually("the rules", &before.rules, || stack.rules());
+        assert!(!stack.lab.run(&["pgrep", "-x", "sleep"]).status.success());
+    }
+}
+
 #[test]
 fn a_client_that_was_stopped_does_nothing_late() {
     if !look::machine() {
@@ -721,15 +779,20 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     let at_a_terminal = |then: &str| typed("pass", then);
     let enter = "os.write(terminal, b'\\n')";
     let said = typed(enter, "os.write(terminal, b'\\x03')");
-    assert_eq!(said, "2", "before the question, Enter says nothing");
+    // 130 and 129 by exit(2), as waitpid(2) has them.
+    assert_eq!(said, "33280", "before the question, Enter says nothing");
     look::eventually("the rules", &before.rules, || stack.rules());
-    assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
+    assert_eq!(at_a_terminal("os.close(terminal)"), "33024", "SIGHUP");
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
     });
     before.assert("a hangup");
-    assert_eq!(at_a_terminal("os.write(terminal, b'\\x03')"), "2", "SIGINT");
+    assert_eq!(
+        at_a_terminal("os.write(terminal, b'\\x03')"),
+        "33280",
+        "SIGINT"
+    );
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()

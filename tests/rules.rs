@@ -700,7 +700,8 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
 
     // A broken file changes nothing, and says where it is broken.
     lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
-    let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    let (code, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    assert_eq!(code, 2, "as of `up`: {said}");
     assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
     // On lines of their own, below nft's caret.
     let after: Vec<_> = said

@@ -9,6 +9,7 @@ mod down;
 mod exec;
 mod gate;
 mod init;
+mod interrupt;
 mod logs;
 mod opener;
 mod plan;
@@ -51,6 +52,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             up::up(configuration(&source)?, detach, wishes)
         }
         Command::Run {
+            tty,
+            interactive,
             publish,
             rootfs,
             env,
@@ -67,11 +70,12 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 env,
                 tmpfs,
                 via,
+                term: std::env::var("TERM").ok().filter(|_| tty),
                 command,
             };
             let here = std::env::current_dir()
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
-            up::run(config::run(&options, &here)?)
+            up::run(config::run(&options, &here)?, tty, interactive)
         }
         Command::Down { all: true, .. } => down::all(),
         Command::Down { target, .. } => {
@@ -212,7 +216,8 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
                 "{} is for the stack {}, not for {stack}",
                 file.display(),
                 config.name
-            ))),
+            ))
+            .hint(format!("-f {} alone is enough", file.display()))),
             _ => Ok(config),
         };
     }
@@ -315,8 +320,18 @@ fn next_reply(
     stack: &StackName,
 ) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     match client.reply() {
-        Ok(Some((Reply::Refused { why, hint }, _))) => {
-            let failure = Failure::failed(why);
+        Ok(Some((
+            Reply::Refused {
+                why,
+                hint,
+                configuration,
+            },
+            _,
+        ))) => {
+            let failure = match configuration {
+                true => Failure::usage(why),
+                false => Failure::failed(why),
+            };
             Err(match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,
