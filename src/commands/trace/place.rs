@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::chain;
 use crate::extra;
 use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
-use crate::firewall::{self, SIDECAR_TABLE};
+use crate::firewall::{self, Fill, SIDECAR_TABLE};
 use crate::net::{Listening, Routes};
 use crate::privileges;
 use crate::protocol;
@@ -86,15 +86,18 @@ pub(super) struct Place {
     pub(super) site: Site,
     pub(super) tracer: Tracer,
     pub(super) routes: Routes,
+    /// How full its connection table was when the waiting began, if the kernel has told.
+    pub(super) connections: Option<Fill>,
     comments: Names,
     texts: Names,
     /// In the order in which they were first heard of.
     pub(super) seen: Vec<Seen>,
 }
 
-/// What the child tells about the rules that there are.
+/// What the child tells about the rules that there are, and of connections.
 #[derive(Serialize, Deserialize)]
 struct Rules {
+    connections: Option<Fill>,
     comments: Vec<RuleName>,
     texts: Vec<RuleName>,
 }
@@ -115,6 +118,7 @@ impl Place {
             let routes = Routes::open().map_err(|e| chain(&e))?;
             let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
             let rules = Rules {
+                connections: Fill::ask(&socket).ok(),
                 comments: rule_names(&socket)
                     .map_err(|e| format!("ask how the rules are called: {e}"))?,
                 texts: rule_texts().unwrap_or_default(),
@@ -142,6 +146,7 @@ impl Place {
             site,
             tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
             routes: Routes::from_fd(routes).map_err(|e| chain(&e))?,
+            connections: rules.connections,
             comments: by_place(rules.comments),
             texts: by_place(rules.texts),
             seen: vec![],
