@@ -1041,6 +1041,61 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
     }
 }
 
+#[test]
+fn a_flow_of_udp_that_goes_on_shows_its_client_as_source_says_now() {
+    if !look::machine() {
+        return;
+    }
+    for (via, begins) in [("dnat", "sidecar"), ("dnat", "client"), ("relay", "client")] {
+        let stack = Stack {
+            lab: Lab::forwarding(),
+            via,
+        };
+        let tells = ECHO.replace(
+            "s.sendto(str(s.getsockname()[1]).encode(), s.recvfrom(100)[1])",
+            "peer = s.recvfrom(100)[1]; s.sendto(peer[0].encode(), peer)",
+        );
+        assert_ne!(tells, ECHO);
+        let file = |source: &str| {
+            let publish = [ONE, &["0.0.0.0:7000:7001/udp"]].concat();
+            let file = stack.file(&publish, &format!("source = \"{source}\"\n"));
+            let command = look::toml_list(&[look::PYTHON, "-c", &tells]);
+            let lines = file
+                .lines()
+                .map(|line| match line.starts_with("command = ") {
+                    true => format!("command = {command}\n"),
+                    false => format!("{line}\n"),
+                });
+            lines.collect::<String>()
+        };
+        let path = stack.lab.write("web.toml", &file(begins));
+        stack
+            .lab
+            .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let client = ["ip", "netns", "exec", "client"];
+        let client = [&client[..], &[look::PYTHON, "-c", SENDS, LAB]].concat();
+        let mut child = stack.lab.spawn(&client);
+        let says = BufReader::new(child.stdout.take().unwrap());
+        let mut flow = Keeping { child, says };
+        let mut ask = || {
+            let input = flow.child.stdin.as_mut().unwrap();
+            input.write_all(b"10\n").unwrap();
+            let mut line = String::new();
+            flow.says.read_line(&mut line).unwrap();
+            line.trim().to_owned()
+        };
+        let seen = |source: &str| match source {
+            "client" => support::lab::CLIENT,
+            _ => "172.18.0.33",
+        };
+        assert_eq!(ask(), seen(begins), "{via}");
+        for source in ["sidecar", "client", "sidecar"] {
+            assert_done(&stack.apply_file(&file(source), &[]));
+            assert_eq!(ask(), seen(source), "{via}, began with {begins}");
+        }
+    }
+}
+
 /// Somebody else's server, in the client's namespace: it echoes, and for every line that it is told it says something to
 /// everybody who has ever talked to it but at port 7000.
 const ECHOES: &str = r#"
