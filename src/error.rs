@@ -184,7 +184,8 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         ),
         StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
-                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]",
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
+                 refused (Operation not permitted: netlink, say) takes a profile that has it: seccomp = \"FILE\"",
         ),
         _ => None,
     }
