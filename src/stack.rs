@@ -840,6 +840,7 @@ impl Ground {
         let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
             packets: self.plan.log == TrafficLog::Packets,
             again,
+            asks: firewall::conntrack_is_asked(&self.plan),
             apps: self
                 .plan
                 .apps

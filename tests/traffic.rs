@@ -638,3 +638,120 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     assert!(end["duration_us"].is_u64(), "{end}");
     assert_eq!(lines_of(&lab, "open", 1).len(), 1);
 }
+
+/// Two connections of TCP: one that neither side closes, and one that the app doesn't answer. `sealed`: who asks the
+/// kernel about them, and who is told.
+fn connections_that_end_without_a_word(seal: bool) {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "via = \"dnat\"");
+    let file = file.replace("[sidecar]\n", &format!("[sidecar]\nseal = {seal}\n"));
+    look::up(&lab, &file);
+    let status = lab.status("web");
+    let sidecar = look::init(&status, "sidecar");
+    let set = |name: &str, seconds: u32| {
+        let set =
+            format!("echo {seconds} >/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+        look::beside(&lab, sidecar, &["sh", "-c", &set]);
+    };
+    // Longer than it is between two questions, or nobody would have counted.
+    set("established", 8);
+    let mut silent = lab
+        .command(&["ip", "netns", "exec", "client", PYTHON, "-c", SILENT, LAB])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(silent.stdout.take().unwrap());
+    let mut connected = String::new();
+    said.read_line(&mut connected).unwrap();
+    let port = |line: &Value| {
+        let client = line["client"].as_str().unwrap();
+        client.rsplit_once(':').unwrap().1.to_owned()
+    };
+    let ends = || {
+        // As in the test of UDP.
+        look::beside(&lab, sidecar, &["cat", "/proc/net/nf_conntrack"]);
+        let all = lines(&lab, "web").into_iter();
+        all.filter(|line| line["event"] == "end" && line["how"] != "closed-by-client")
+            .collect::<Vec<_>>()
+    };
+    let end = until("the end of the silent one", || ends().pop());
+    assert_eq!(end["how"], "timed-out");
+    assert_eq!(port(&end), connected.trim());
+    // A SYN has more options than other packets, up to 20 bytes more.
+    let near = |key: &str| end[key].as_u64().unwrap() / 30;
+    assert_eq!(
+        (near("bytes_from_client"), near("bytes_to_client")),
+        (0, 0),
+        "{end}"
+    );
+    assert!(end["bytes_from_client"].as_u64() >= Some(10), "{end}");
+    assert!(end["duration_us"].is_u64(), "{end}");
+
+    // A sealed one is told when it is over, the other finds it: as soon as that if there is another connection.
+    set("established", 3600);
+    set("syn_sent", if seal { 1 } else { 60 });
+    let app = look::init(&status, "app");
+    let mut orders = silent.stdin.take().unwrap();
+    let mut go_on = || {
+        orders.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line
+    };
+    go_on();
+    let deaf = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; policy drop; }";
+    look::beside(&lab, app, &["nft", deaf]);
+    let connecting = go_on();
+    let of = |event: &str| {
+        let found = lines_of(&lab, event, 1).into_iter();
+        found
+            .filter(|line| port(line) == connecting.trim())
+            .collect::<Vec<_>>()
+    };
+    until("the one without an answer", || {
+        ends();
+        of("open").pop()
+    });
+    if seal {
+        let end = until("its end", || {
+            ends();
+            of("end").pop()
+        });
+        assert_eq!(
+            (&end["how"], &end["bytes_to_client"]),
+            (&json!("unanswered"), &json!(0))
+        );
+    }
+    silent.kill().unwrap();
+    silent.wait().unwrap();
+}
+
+/// Connects, sends ten bytes and says its port; told so, connects again and says that port.
+const SILENT: &str = r#"
+import socket, sys
+one = socket.create_connection((sys.argv[1], 5000))
+one.sendall(b'0123456789')
+print(one.getsockname()[1], flush=True)
+sys.stdin.readline()
+other = socket.create_connection((sys.argv[1], 5000))
+print(flush=True)
+sys.stdin.readline()
+two = socket.socket()
+two.bind(('', 0))
+print(two.getsockname()[1], flush=True)
+two.connect((sys.argv[1], 5000))
+"#;
+
+#[test]
+fn connections_that_end_without_a_word_are_asked_for() {
+    connections_that_end_without_a_word(false);
+}
+
+#[test]
+fn a_sealed_sidecar_is_told_of_connections_that_end_without_a_word() {
+    connections_that_end_without_a_word(true);
+}

@@ -1235,7 +1235,7 @@ impl Kind {
                 .checked_mul(1000)
                 .map(|milliseconds| milliseconds.to_be_bytes().to_vec()),
             Expression::Boolean(yes) if self == Kind::Present => Some(vec![u8::from(*yes)]),
-            Expression::Number(number) if matches!(self, Kind::User) => {
+            Expression::Number(number) if matches!(self, Kind::User | Kind::Mark) => {
                 Some(number.to_ne_bytes().to_vec())
             }
             Expression::String(text) => self.parse(text),

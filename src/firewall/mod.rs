@@ -44,6 +44,7 @@ pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
+pub use logging::conntrack_is_asked;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
     host_table, sidecar_rules,

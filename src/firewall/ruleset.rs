@@ -93,7 +93,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     let published = published(plan);
 
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
-    table.log = Some(plan.log);
+    table.log = Some((plan.log, logging::conntrack_is_asked(plan)));
     for (of, ports) in &published {
         let entries: BTreeMap<u16, SocketAddr> = ports
             .iter()
@@ -851,8 +851,8 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 /// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
-    /// Whether its rules log, and what.
-    log: Option<TrafficLog>,
+    /// Whether its rules log, and what; and whether [`logging::conntrack_is_asked`].
+    log: Option<(TrafficLog, bool)>,
     objects: Vec<NfListObject<'static>>,
 }
 
@@ -956,16 +956,16 @@ impl Table {
         matches: impl IntoIterator<Item = Statement<'static>>,
         verdict: Statement<'static>,
     ) {
-        self.rule_doing(chain, name, matches, [verdict]);
+        self.rule_doing(chain, name, matches, vec![verdict]);
     }
 
     /// A rule that does several things, of which the last is its verdict, if it has one.
-    fn rule_doing<const N: usize>(
+    fn rule_doing(
         &mut self,
         chain: &'static str,
         name: impl Into<Cow<'static, str>>,
         matches: impl IntoIterator<Item = Statement<'static>>,
-        actions: [Statement<'static>; N],
+        actions: Vec<Statement<'static>>,
     ) {
         let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter {
             packets: Some(0),
@@ -978,8 +978,8 @@ impl Table {
         let logs = self
             .log
             .zip(verdict)
-            .map_or_else(Vec::new, |(level, verdict)| {
-                logging::statements(level, chain, &name, &matches, verdict)
+            .map_or_else(Vec::new, |(wanted, verdict)| {
+                logging::statements(wanted, chain, &name, &matches, verdict)
             });
         let statements: Vec<_> = matches
             .into_iter()

@@ -331,21 +331,23 @@ fn compare(comparison: &Match<'_>) -> Result<String, TextError> {
             expression(right)?
         ));
     }
-    let link = matches!(
-        left,
-        Expression::Named(NamedExpression::Meta(meta)) if matches!(meta.key, MetaKey::Iifname | MetaKey::Oifname)
-    );
-    let quote = if link { "\"" } else { "" };
-    let time = matches!(
-        left,
-        Expression::Named(NamedExpression::CT(ct)) if ct.key == "expiration"
-    );
-    let unit = if time { "s" } else { "" };
-    Ok(format!(
-        "{} {not}{quote}{}{unit}{quote}",
-        expression(left)?,
-        expression(right)?
-    ))
+    let value = match (left, right) {
+        (Expression::Named(NamedExpression::CT(ct)), Expression::Number(mark))
+            if ct.key == "mark" =>
+        {
+            format!("{mark:#010x}")
+        }
+        (Expression::Named(NamedExpression::CT(ct)), time) if ct.key == "expiration" => {
+            format!("{}s", expression(time)?)
+        }
+        (Expression::Named(NamedExpression::Meta(meta)), link)
+            if matches!(meta.key, MetaKey::Iifname | MetaKey::Oifname) =>
+        {
+            format!("\"{}\"", expression(link)?)
+        }
+        (_, value) => expression(value)?,
+    };
+    Ok(format!("{} {not}{value}", expression(left)?))
 }
 
 fn expression(what: &Expression<'_>) -> Result<String, TextError> {
