@@ -180,7 +180,8 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             Some("the lrpns binary must be readable and executable by everybody: chmod 755")
         }
         StackError::HostTable(_) => Some(
-            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT",
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
+             that name: nft delete table inet NAME",
         ),
         StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
