@@ -47,7 +47,7 @@ use crate::volumes::{self, Volumes};
 /// How long the kernel may take for everything but the app.
 const OURS: Duration = Duration::from_secs(20);
 /// How long an app may take until it listens.
-pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
@@ -840,7 +840,6 @@ impl Ground {
         let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
             packets: self.plan.log == TrafficLog::Packets,
             again,
-            asks: firewall::conntrack_is_asked(&self.plan),
             apps: self
                 .plan
                 .apps

@@ -582,15 +582,7 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     }
     let lab = Lab::forwarding();
     let file = look::telling("web", "x", "0.0.0.0:53:5300/udp", "via = \"dnat\"");
-    let command = look::toml_list(&[PYTHON, "-c", TWICE]);
-    let file: String = file
-        .lines()
-        .filter(|line| !line.starts_with("listen = "))
-        .map(|line| match line.starts_with("command = ") {
-            true => format!("command = {command}\n"),
-            false => format!("{line}\n"),
-        })
-        .collect();
+    let file = look::with_program(&file.replace("listen = [6000]\n", ""), TWICE);
     look::up(&lab, &file);
     let status = lab.status("web");
     let mut asks = lab
@@ -639,25 +631,20 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     assert_eq!(lines_of(&lab, "open", 1).len(), 1);
 }
 
-/// Two connections of TCP: one that neither side closes, and one that the app doesn't answer. `sealed`: who asks the
-/// kernel about them, and who is told.
-fn connections_that_end_without_a_word(seal: bool) {
+/// One that neither side closes, and one that the app doesn't answer.
+#[test]
+fn connections_that_end_without_a_word_are_told_of() {
     if !look::machine() {
         return;
     }
-    let lab = Lab::forwarding();
-    let file = look::telling("web", "x", "0.0.0.0:5000:5000", "via = \"dnat\"");
-    let file = file.replace("[sidecar]\n", &format!("[sidecar]\nseal = {seal}\n"));
-    look::up(&lab, &file);
-    let status = lab.status("web");
+    let (lab, status) = stack("connections");
     let sidecar = look::init(&status, "sidecar");
     let set = |name: &str, seconds: u32| {
         let set =
             format!("echo {seconds} >/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
         look::beside(&lab, sidecar, &["sh", "-c", &set]);
     };
-    // Longer than it is between two questions, or nobody would have counted.
-    set("established", 8);
+    set("established", 1);
     let mut silent = lab
         .command(&["ip", "netns", "exec", "client", PYTHON, "-c", SILENT, LAB])
         .stdin(Stdio::piped())
@@ -691,67 +678,32 @@ fn connections_that_end_without_a_word(seal: bool) {
     assert!(end["bytes_from_client"].as_u64() >= Some(10), "{end}");
     assert!(end["duration_us"].is_u64(), "{end}");
 
-    // A sealed one is told when it is over, the other finds it: as soon as that if there is another connection.
-    set("established", 3600);
-    set("syn_sent", if seal { 1 } else { 60 });
+    set("syn_sent", 1);
     let app = look::init(&status, "app");
-    let mut orders = silent.stdin.take().unwrap();
-    let mut go_on = || {
-        orders.write_all(b"\n").unwrap();
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        line
-    };
-    go_on();
     let deaf = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; policy drop; }";
     look::beside(&lab, app, &["nft", deaf]);
-    let connecting = go_on();
-    let of = |event: &str| {
-        let found = lines_of(&lab, event, 1).into_iter();
-        found
-            .filter(|line| port(line) == connecting.trim())
-            .collect::<Vec<_>>()
-    };
-    until("the one without an answer", || {
-        ends();
-        of("open").pop()
+    drop(silent.stdin.take());
+    let mut connecting = String::new();
+    said.read_line(&mut connecting).unwrap();
+    let end = until("the end of the one without an answer", || {
+        let mut all = ends().into_iter();
+        all.find(|line| port(line) == connecting.trim())
     });
-    if seal {
-        let end = until("its end", || {
-            ends();
-            of("end").pop()
-        });
-        assert_eq!(
-            (&end["how"], &end["bytes_to_client"]),
-            (&json!("unanswered"), &json!(0))
-        );
-    }
+    assert_eq!(end["how"], "unanswered");
+    assert_eq!(end["bytes_to_client"], 0, "{end}");
     silent.kill().unwrap();
     silent.wait().unwrap();
 }
 
-/// Connects, sends ten bytes and says its port; told so, connects again and says that port.
+/// Connects, sends ten bytes and says its port; when its input ends it connects again and says that port.
 const SILENT: &str = r#"
 import socket, sys
 one = socket.create_connection((sys.argv[1], 5000))
 one.sendall(b'0123456789')
 print(one.getsockname()[1], flush=True)
-sys.stdin.readline()
-other = socket.create_connection((sys.argv[1], 5000))
-print(flush=True)
-sys.stdin.readline()
+sys.stdin.read()
 two = socket.socket()
 two.bind(('', 0))
 print(two.getsockname()[1], flush=True)
 two.connect((sys.argv[1], 5000))
 "#;
-
-#[test]
-fn connections_that_end_without_a_word_are_asked_for() {
-    connections_that_end_without_a_word(false);
-}
-
-#[test]
-fn a_sealed_sidecar_is_told_of_connections_that_end_without_a_word() {
-    connections_that_end_without_a_word(true);
-}

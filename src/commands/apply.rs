@@ -20,7 +20,9 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use super::diff::{self, Line};
-use super::{ask, configuration_or, ended, print, print_json, reply};
+use super::{
+    answered_something_else, configuration_or, ended, print, print_json, reply, status_of,
+};
 use crate::change::{self, Change};
 use crate::cli::Source;
 use crate::config::Protocol;
@@ -49,9 +51,10 @@ pub struct Options {
 /// Brings a running stack to what the configuration says.
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     // Where nothing else is said, what it was made from: the built-in example would be a great change to it.
-    let config = configuration_or(source, |stack| Ok(plan_of(stack)?.config))?;
+    let config = configuration_or(source, |stack| Ok(status_of(stack)?.plan.config))?;
     let stack = &config.name;
-    let running = plan_of(stack)?;
+    let status = status_of(stack)?;
+    let running = status.plan;
     let host = Host::look(stack)?;
     let mut wanted = resolve::again(&config, &host, &running)?;
     let change = change::between(&running, &wanted).map_err(|e| {
@@ -108,18 +111,6 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     carry_out(stack, order, &listeners, &keep)?;
     eprintln!("{stack}: done");
     report.end(options, true)
-}
-
-/// What a stack that runs is.
-fn plan_of(stack: &StackName) -> Result<Plan, Failure> {
-    match reply(&ask(stack, &Request::Status)?, stack)? {
-        (Reply::Status(status), _) => Ok(status.plan),
-        _ => Err(answered_something_else(stack)),
-    }
-}
-
-fn answered_something_else(stack: &StackName) -> Failure {
-    Failure::unable(format!("the supervisor of {stack} answered something else"))
 }
 
 /// The difference, for people and for programs.

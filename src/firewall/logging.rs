@@ -8,7 +8,6 @@ use nftables::expr::{CT, Expression, NamedExpression, Payload};
 use nftables::stmt::{Log, Mangle, Match, Operator, Statement};
 
 use crate::config::TrafficLog;
-use crate::plan::Plan;
 
 /// The beginnings and ends of connections.
 pub const CONNECTIONS: u16 = 1;
@@ -22,13 +21,6 @@ pub const CAPTURE: u16 = 4;
 /// What a message about a connection has for a prefix if its mark is not ours.
 pub const OTHERS_MARKS: &str = "marked";
 
-/// Whether the sidecar asks conntrack now and then which connections of TCP it still has ([`crate::traffic::watch`]),
-/// instead of having it tell of each that it forgets. Asking takes NET_ADMIN, which a sealed one has not.
-#[must_use]
-pub const fn conntrack_is_asked(plan: &Plan) -> bool {
-    !plan.seal
-}
-
 /// What a rule does between its counter and its verdict. The prefix of what it logs is the rule's name, `chain/name`,
 /// but in [`CONNECTIONS`].
 ///
@@ -37,10 +29,9 @@ pub const fn conntrack_is_asked(plan: &Plan) -> bool {
 /// the first packet says more than it does, and is logged instead (`ruleset::edges`).
 ///
 /// Of all that conntrack could tell only the end of a connection that never closed is wanted: so who accepts a connection
-/// asks for that; nothing else is said, `nf_conntrack_events` is 0. Not of TCP where the sidecar [asks](conntrack_is_asked):
-/// what can be told of takes memory, and a look from each of its packets, which is a third of what the log costs.
+/// asks for that; nothing else is said, `nf_conntrack_events` is 0.
 pub(super) fn statements(
-    (level, asked): (TrafficLog, bool),
+    level: TrafficLog,
     chain: &str,
     name: &str,
     matches: &[Statement<'_>],
@@ -57,11 +48,8 @@ pub(super) fn statements(
         }
         Statement::Accept(_) if chain != "guard" => {
             if level > TrafficLog::Off && matches.iter().any(begins_a_connection) {
-                let is_tcp = matches.iter().any(is_about_tcp);
-                if !(is_tcp && asked) {
-                    all.push(tell_of_the_end());
-                }
-                if !is_tcp {
+                all.push(tell_of_the_end());
+                if !matches.iter().any(is_about_tcp) {
                     all.push(note());
                 }
             }

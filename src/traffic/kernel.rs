@@ -113,6 +113,40 @@ impl Reader {
         }
     }
 
+    /// The connections that there are: those that began before we were there. Asks, so it needs NET_ADMIN.
+    ///
+    /// # Errors
+    /// As [`Reader::nflog`].
+    pub fn existing(mut each: impl FnMut(Forgotten)) -> io::Result<()> {
+        const IPCTNL_MSG_CT_NEW: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8;
+        const IPCTNL_MSG_CT_GET: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8 | 1;
+        let mut reader = Self::new()?;
+        let mut request = vec![];
+        let kind = (IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, 0);
+        netlink::message(&mut request, kind, (libc::AF_UNSPEC, 0), |_| ());
+        reader.socket.send(&request, 0)?;
+        loop {
+            reader.buffer.clear();
+            reader.socket.recv(&mut reader.buffer, 0)?;
+            for message in netlink::messages(&reader.buffer) {
+                match message.kind {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => {
+                        return Err(io::Error::from_raw_os_error(message.error()));
+                    }
+                    IPCTNL_MSG_CT_NEW => {
+                        if let Some(found) = Forgotten::parse(message.body)
+                            && !found.is_over
+                        {
+                            each(found);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Hears of connections that the kernel forgets.
     ///
     /// # Errors
@@ -199,74 +233,15 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::packets`].
-    pub fn forgotten(&mut self, mut each: impl FnMut(Tracked)) -> io::Result<bool> {
+    pub fn forgotten(&mut self, mut each: impl FnMut(Forgotten)) -> io::Result<bool> {
         if self.receive()?.is_none() {
             return Ok(false);
         }
         netlink::messages(&self.buffer)
             .filter(|message| message.kind == IPCTNL_MSG_CT_DELETE)
-            .filter_map(|message| Tracked::parse(message.body))
+            .filter_map(|message| Forgotten::parse(message.body))
             .for_each(&mut each);
         Ok(true)
-    }
-}
-
-/// The connections that conntrack has in this network namespace, asked for over a socket of its own.
-pub struct Table(Reader);
-
-impl Table {
-    /// Asks for nothing yet.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn open() -> io::Result<Self> {
-        Reader::new().map(Self)
-    }
-
-    /// Asks for all of them.
-    ///
-    /// # Errors
-    /// What `sendmsg(2)` says: EPERM without NET_ADMIN over the namespace, now and when the socket was made.
-    pub fn ask(&mut self) -> io::Result<()> {
-        const IPCTNL_MSG_CT_GET: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8 | 1;
-        let mut request = vec![];
-        let kind = (IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, 0);
-        netlink::message(&mut request, kind, (libc::AF_UNSPEC, 0), |_| ());
-        self.0.socket.send(&request, 0)?;
-        Ok(())
-    }
-
-    /// Reads the next part of the answer; the kernel makes it while it is read, so there is no waiting for it. `true`
-    /// when that was all.
-    ///
-    /// # Errors
-    /// What `recvmsg(2)` or the kernel says.
-    pub fn read(&mut self, mut each: impl FnMut(Tracked)) -> io::Result<bool> {
-        const IPCTNL_MSG_CT_NEW: libc::c_int = libc::NFNL_SUBSYS_CTNETLINK << 8;
-        if self.0.receive()?.is_none() {
-            return Ok(false);
-        }
-        for message in netlink::messages(&self.0.buffer) {
-            match message.kind {
-                libc::NLMSG_DONE => return Ok(true),
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                IPCTNL_MSG_CT_NEW => {
-                    if let Some(found) = Tracked::parse(message.body)
-                        && !found.is_over
-                    {
-                        each(found);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// The socket, to wait for.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
     }
 }
 
@@ -343,9 +318,9 @@ impl<'a> Logged<'a> {
     }
 }
 
-/// What conntrack knows of a connection, as the forward hook sees it.
+/// A connection that conntrack has no entry for any more, as the forward hook saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tracked {
+pub struct Forgotten {
     /// The protocol's number.
     pub protocol: u8,
     /// Who began it.
@@ -360,8 +335,8 @@ pub struct Tracked {
     pub is_over: bool,
 }
 
-impl Tracked {
-    /// Which connection it is.
+impl Forgotten {
+    /// Which connection it was.
     #[must_use]
     pub fn flow(&self) -> Flow {
         Flow {
@@ -466,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_connection_is_read() {
-        let read = Tracked::parse(&destroyed()).unwrap();
+        let read = Forgotten::parse(&destroyed()).unwrap();
         assert_eq!(read.client, ([10, 0, 0, 9].into(), 40_000));
         assert_eq!(read.server, ([172, 18, 0, 23].into(), 5000));
         assert_eq!((read.from_client, read.to_client), ((3, 300), (2, 200)));
@@ -487,14 +462,14 @@ mod tests {
     fn whatever_is_cut_off_or_flipped_is_no_panic() {
         for body in [destroyed(), logged()] {
             for length in 0..=body.len() {
-                let _ = Tracked::parse(&body[..length]);
+                let _ = Forgotten::parse(&body[..length]);
                 let _ = Logged::parse(&body[..length]);
             }
             for at in 0..body.len() {
                 for value in 0..=255 {
                     let mut changed = body.clone();
                     changed[at] = value;
-                    let _ = Tracked::parse(&changed);
+                    let _ = Forgotten::parse(&changed);
                     let _ = Logged::parse(&changed);
                 }
             }

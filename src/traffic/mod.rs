@@ -3,8 +3,7 @@
 //! # Theory of operation
 //!
 //! The rules log by NFLOG ([`crate::firewall::logging`]): the packets that begin and end a connection, and those that are
-//! refused. Conntrack tells which connections it forgets, or of TCP, unless the sidecar is sealed, which it still has when
-//! it is asked. In the sidecar [`watch`] reads both ([`kernel`], [`packet`]) and
+//! refused. Conntrack tells which connections it forgets. In the sidecar [`watch`] reads both ([`kernel`], [`packet`]) and
 //! [`track`] makes [`Record`]s of it: it knows the connections that are open, and how many lines a source may fill. Records
 //! go to the supervisor in messages of bounded size ([`wire`]) over a socket of their own; when nobody reads them the
 //! sidecar goes on, and counts what is lost. The supervisor keeps records as they are and makes a line of one when somebody
@@ -33,8 +32,6 @@ pub struct Settings {
     pub packets: bool,
     /// Whether there are connections from before it.
     pub again: bool,
-    /// Whether it may ask conntrack later, too: that takes NET_ADMIN.
-    pub asks: bool,
     /// The apps, in the plan's order: totals are kept for each.
     pub apps: Vec<Vec<IpAddr>>,
 }

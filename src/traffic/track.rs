@@ -10,25 +10,16 @@
 //! Of the packets at the end only the last FIN is seen, or a reset. It acknowledges the other's FIN, unless that was
 //! under way at the same moment; so its mark is the number of the first FIN (`firewall::ruleset::edges`), which has
 //! whatever that packet brought besides on top. What nobody has acknowledged of that last packet is not counted.
-//!
-//! A connection that ends without a word has ended when conntrack has forgotten it. Of TCP it is asked for all that it has
-//! now and then, in rounds ([`Tracker::there`]): two rounds without a connection are its end. One is not enough, since the
-//! answer is not of one moment, and neither is what rules tell, a tenth of a second late. For the same reason one that has
-//! no answer yet is told of when it is seen for the second time. Of other protocols, and of all where conntrack may not be
-//! asked, it tells by itself ([`Tracker::forgotten`]).
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::kernel::{Logged, Tracked};
+use super::kernel::{Forgotten, Logged};
 use super::packet::{ACK, FIN, Packet, RST, SYN, Tcp};
 use crate::firewall::logging;
 
 use super::{AppTotals, Event, Flow, How, LostBy, Name, Record, Settings, Totals};
-
-const TCP: u8 = libc::IPPROTO_TCP as u8;
-const UDP: u8 = libc::IPPROTO_UDP as u8;
 
 /// How many open connections are remembered: some 10 MiB.
 const MOST_CONNECTIONS: usize = 1 << 16;
@@ -57,12 +48,6 @@ struct Connection {
     app: u16,
     /// The numbers of the SYNs, the client's and the server's.
     first: [Option<u32>; 2],
-    /// In which round conntrack had it last.
-    round: u32,
-    /// What it had counted then: bytes of payload, from the client and to it.
-    counted: Option<[u64; 2]>,
-    /// Whether it had, by then, seen an answer to the first packet.
-    answered: bool,
 }
 
 /// How much went from the client, and to it.
@@ -89,29 +74,6 @@ fn last_of_the_other(tcp: Tcp, first_fin: Option<u32>) -> Option<u32> {
         (Some(seen), Some(fin)) if (seen.wrapping_sub(fin) as i32) < 0 => Some(fin),
         (seen, fin) => seen.or(fin),
     }
-}
-
-/// How a connection ended that nobody has ended.
-fn how_it_was_left(answered: bool) -> How {
-    if answered {
-        How::TimedOut
-    } else {
-        How::Unanswered
-    }
-}
-
-/// What conntrack counts, from the client and to it, without the headers: of the network, and of TCP with its time
-/// stamps, or UDP.
-fn payload(of: &Tracked) -> [u64; 2] {
-    let network = if of.client.0.is_ipv4() { 20 } else { 40 };
-    let header = network
-        + match of.protocol {
-            TCP => 32,
-            UDP => 8,
-            _ => 0,
-        };
-    [of.from_client, of.to_client]
-        .map(|(packets, bytes)| bytes.saturating_sub(packets.saturating_mul(header)))
 }
 
 /// Fills by so many lines a second, up to so many.
@@ -161,10 +123,6 @@ pub struct Now {
 /// See the module.
 pub struct Tracker {
     connections: HashMap<Flow, Connection>,
-    /// Which round of questions this is.
-    round: u32,
-    /// Which connections of TCP had no answer in the last round, or have none in this.
-    unanswered: [HashSet<Flow>; 2],
     apps: HashMap<IpAddr, u16>,
     sources: HashMap<IpAddr, Bucket>,
     others: Bucket,
@@ -186,8 +144,6 @@ impl Tracker {
         let others = apps.len();
         Self {
             connections: HashMap::new(),
-            round: 0,
-            unanswered: Default::default(),
             apps: apps
                 .enumerate()
                 .flat_map(|(index, addresses)| {
@@ -267,17 +223,15 @@ impl Tracker {
                 self.open(now, back, [Some(client), Some(tcp.sequence)]);
             }
             flags if flags & (RST | FIN) != 0 => {
-                let (flow, from, known) = match self.connections.remove(&there) {
-                    Some(known) => (there, 0, Some(known)),
-                    None => (back, 1, self.connections.remove(&back)),
-                };
+                let there_is = self.connections.contains_key(&there);
+                let (flow, from) = if there_is { (there, 0) } else { (back, 1) };
                 // It is the header's four bytes as they were, which a mark takes for a number of this machine.
                 let ours = logged.mark != 0 && logged.rule != logging::OTHERS_MARKS;
                 let first_fin = ours.then(|| u32::from_be_bytes(logged.mark.to_ne_bytes()));
                 if flags & RST != 0 {
-                    self.reset(now, (flow, known), from, tcp, first_fin);
-                } else if let Some(known) = known {
-                    self.close(now, (flow, known), from, tcp, first_fin);
+                    self.reset(now, flow, from, tcp, first_fin);
+                } else {
+                    self.close(now, flow, from, tcp, first_fin);
                 }
             }
             _ => {}
@@ -297,50 +251,26 @@ impl Tracker {
                 }
                 return;
             }
-            if let Some(known) = self.connections.remove(&flow) {
-                self.end(now, (flow, known), How::Unknown, Sent::Until([None; 2]));
-            }
+            self.end(now, &flow, How::Unknown, Sent::Until([None; 2]));
         }
-        let connection = self.begun(now, flow, Some(now.wall), first);
-        self.remember(flow, connection);
-    }
-
-    /// Tells of one that begins.
-    fn begun(
-        &mut self,
-        now: Now,
-        flow: Flow,
-        opened: Option<i64>,
-        first: [Option<u32>; 2],
-    ) -> Connection {
-        let connection = self.one_more(&flow, opened, first);
-        self.app(connection.app).opened += 1;
+        let app = self.app_of(&flow);
+        self.app(app).opened += 1;
+        self.remember(
+            flow,
+            Connection {
+                opened: Some(now.wall),
+                app,
+                first,
+            },
+        );
         self.tell(now.wall, Event::Open(flow));
-        connection
-    }
-
-    fn one_more(
-        &mut self,
-        flow: &Flow,
-        opened: Option<i64>,
-        first: [Option<u32>; 2],
-    ) -> Connection {
-        let app = self.app_of(flow);
-        self.app(app).open += 1;
-        Connection {
-            opened,
-            app,
-            first,
-            round: self.round,
-            counted: None,
-            answered: false,
-        }
     }
 
     fn remember(&mut self, flow: Flow, connection: Connection) {
         if self.connections.len() >= MOST_CONNECTIONS {
             self.make_room();
         }
+        self.app(connection.app).open += 1;
         self.connections.insert(flow, connection);
     }
 
@@ -366,14 +296,7 @@ impl Tracker {
     }
 
     /// The last FIN.
-    fn close(
-        &mut self,
-        now: Now,
-        ended: (Flow, Connection),
-        from: usize,
-        tcp: Tcp,
-        first_fin: Option<u32>,
-    ) {
+    fn close(&mut self, now: Now, flow: Flow, from: usize, tcp: Tcp, first_fin: Option<u32>) {
         // The other was the first.
         let how = match from {
             0 => How::ClosedByApp,
@@ -381,26 +304,17 @@ impl Tracker {
         };
         let ours = tcp.sequence.wrapping_add(tcp.payload);
         let last = in_order(from, Some(ours), last_of_the_other(tcp, first_fin));
-        self.end(now, ended, how, Sent::Until(last));
+        self.end(now, &flow, how, Sent::Until(last));
     }
 
-    /// A reset, of a connection that we know or of none.
-    fn reset(
-        &mut self,
-        now: Now,
-        (flow, known): (Flow, Option<Connection>),
-        from: usize,
-        tcp: Tcp,
-        first_fin: Option<u32>,
-    ) {
+    fn reset(&mut self, now: Now, flow: Flow, from: usize, tcp: Tcp, first_fin: Option<u32>) {
         // The answer to a first packet that nobody listens for (RFC 9293, 3.10.7.1).
         let refused = from == 1 && tcp.sequence == 0 && tcp.flags & ACK != 0;
-        let known = known.or_else(|| {
-            let first = [Some(tcp.acknowledged.wrapping_sub(1)), None];
-            refused.then(|| self.begun(now, flow, Some(now.wall), first))
-        });
+        if refused && !self.connections.contains_key(&flow) {
+            self.open(now, flow, [Some(tcp.acknowledged.wrapping_sub(1)), None]);
+        }
         // What follows the end of a connection is no news.
-        let Some(known) = known else {
+        let Some(known) = self.connections.get(&flow) else {
             return;
         };
         let how = match from {
@@ -415,11 +329,15 @@ impl Tracker {
             other => (tcp.sequence, last_of_the_other(tcp, other)),
         };
         let last = in_order(from, Some(ours), theirs);
-        self.end(now, (flow, known), how, Sent::Until(last));
+        self.end(now, &flow, how, Sent::Until(last));
     }
 
-    /// Tells of one that is remembered no more.
-    fn end(&mut self, now: Now, (flow, known): (Flow, Connection), how: How, sent: Sent) {
+    /// Takes a connection out and tells of it.
+    fn end(&mut self, now: Now, flow: &Flow, how: How, sent: Sent) {
+        let Entry::Occupied(known) = self.connections.entry(*flow) else {
+            return;
+        };
+        let known = known.remove();
         let bytes = match sent {
             Sent::Counted(bytes) => bytes.map(Some),
             Sent::Until(last) => [0, 1].map(|side| {
@@ -441,7 +359,7 @@ impl Tracker {
         self.tell(
             now.wall,
             Event::End {
-                flow,
+                flow: *flow,
                 bytes,
                 // A clock that was set back in between makes it none.
                 duration: known
@@ -453,68 +371,45 @@ impl Tracker {
     }
 
     /// A connection from before we were there.
-    pub fn existing(&mut self, found: &Tracked) {
+    pub fn existing(&mut self, found: &Forgotten) {
         let flow = found.flow();
-        let unseen = self.one_more(&flow, None, [None; 2]);
+        let unseen = Connection {
+            opened: None,
+            app: self.app_of(&flow),
+            first: [None; 2],
+        };
         self.remember(flow, unseen);
     }
 
     /// A connection that conntrack has forgotten. Most have ended before.
-    pub fn forgotten(&mut self, now: Now, forgotten: &Tracked) {
+    pub fn forgotten(&mut self, now: Now, forgotten: &Forgotten) {
         let flow = forgotten.flow();
-        let answered = forgotten.to_client.0 > 0;
-        let known = self.connections.remove(&flow);
-        // If there was no answer, there was nothing to begin with.
-        let known = known.or_else(|| (!answered).then(|| self.begun(now, flow, None, [None; 2])));
-        if let Some(known) = known {
-            let how = how_it_was_left(answered);
-            self.end(now, (flow, known), how, Sent::Counted(payload(forgotten)));
-        }
-    }
-
-    /// A connection that conntrack has, in this round of questions.
-    pub fn there(&mut self, now: Now, found: &Tracked) {
-        if found.protocol != TCP {
-            return;
-        }
-        let flow = found.flow();
-        if let Some(known) = self.connections.get_mut(&flow) {
-            known.round = self.round;
-            known.counted = Some(payload(found));
-            known.answered = found.to_client.0 > 0;
-        } else if found.to_client.0 == 0 {
-            let [before, these] = &mut self.unanswered;
-            if before.contains(&flow) {
-                let begun = self.begun(now, flow, None, [None; 2]);
-                let counted = Some(payload(found));
-                self.remember(flow, Connection { counted, ..begun });
-            } else if these.len() < MOST_CONNECTIONS {
-                these.insert(flow);
+        if !self.connections.contains_key(&flow) {
+            if forgotten.to_client.0 > 0 {
+                return;
+            }
+            // There was no answer to begin with.
+            self.open(now, flow, [None; 2]);
+            if let Some(known) = self.connections.get_mut(&flow) {
+                known.opened = None;
             }
         }
-    }
-
-    /// Conntrack has told of all that it has.
-    pub fn round_ends(&mut self, now: Now) {
-        let round = self.round;
-        let is_gone = |flow: &Flow, known: &mut Connection| {
-            flow.protocol == TCP && round.wrapping_sub(known.round) >= 2
+        let how = if forgotten.to_client.0 == 0 {
+            How::Unanswered
+        } else {
+            How::TimedOut
         };
-        let gone: Vec<_> = self.connections.extract_if(is_gone).collect();
-        for (flow, known) in gone {
-            let how = how_it_was_left(known.answered || known.first[1].is_some());
-            let sent = known.counted.map_or(Sent::Until([None; 2]), Sent::Counted);
-            self.end(now, (flow, known), how, sent);
-        }
-        let [before, these] = &mut self.unanswered;
-        *before = std::mem::take(these);
-        self.round = round.wrapping_add(1);
-    }
-
-    /// Whether the next round may tell something new.
-    #[must_use]
-    pub fn is_curious(&self) -> bool {
-        self.is_waiting() || !self.unanswered[0].is_empty()
+        // What conntrack counts has headers in it: of the network, and of TCP with its time stamps, or UDP.
+        let network = if flow.client.is_ipv4() { 20 } else { 40 };
+        let header = network
+            + match forgotten.protocol {
+                6 => 32,
+                17 => 8,
+                _ => 0,
+            };
+        let counted = [forgotten.from_client, forgotten.to_client]
+            .map(|(packets, bytes)| bytes.saturating_sub(packets.saturating_mul(header)));
+        self.end(now, &flow, how, Sent::Counted(counted));
     }
 
     /// A packet that was refused.
@@ -758,71 +653,6 @@ mod tests {
             (tracker.totals.apps[0].open, tracker.totals.apps[0].opened),
             (0, 1)
         );
-    }
-
-    fn seen(port: u16, packets: [u64; 2]) -> Tracked {
-        Tracked {
-            protocol: TCP,
-            client: ([10, 0, 0, 9].into(), port),
-            server: ([172, 18, 0, 23].into(), 5000),
-            from_client: (packets[0], packets[0] * 100),
-            to_client: (packets[1], packets[1] * 100),
-            is_over: false,
-        }
-    }
-
-    #[test]
-    fn a_connection_that_conntrack_has_not_in_two_rounds_has_ended() {
-        let mut tracker = tracker();
-        for port in [1, 2] {
-            see(&mut tracker, at(0), &tcp(port, false, SYN | ACK, 0, 1));
-        }
-        tracker.there(at(1), &seen(1, [2, 3]));
-        for round in 1..3 {
-            tracker.round_ends(at(round));
-            assert_eq!(tracker.records.len(), 2, "{round}");
-            tracker.there(at(round), &seen(2, [1, 1]));
-        }
-        tracker.round_ends(at(3));
-        let one = tracker.records.pop_back().unwrap();
-        let Event::End { flow, duration, .. } = one.event else {
-            panic!("{one:?}");
-        };
-        assert_eq!((flow.client.port(), duration), (1, Some(3_000_000_000)));
-        tracker.records.push_back(one);
-        assert_eq!(end(&mut tracker), ([Some(96), Some(144)], How::TimedOut));
-        assert_eq!(tracker.totals.apps[0].open, 1);
-        // What it has again is no news; nor is what is over and was told of.
-        tracker.there(at(4), &seen(1, [2, 3]));
-        assert_eq!(tracker.records.len(), 2);
-    }
-
-    #[test]
-    fn a_connection_without_an_answer_begins_when_it_is_seen_twice() {
-        let mut tracker = tracker();
-        assert!(!tracker.is_curious());
-        for round in 0..2 {
-            assert!(tracker.records.is_empty());
-            tracker.there(at(round), &seen(1, [1, 0]));
-            tracker.round_ends(at(round));
-            assert!(tracker.is_curious());
-        }
-        assert_eq!(tracker.records.len(), 1);
-        for round in 2..4 {
-            tracker.round_ends(at(round));
-        }
-        assert_eq!(end(&mut tracker), ([Some(48), Some(0)], How::Unanswered));
-        assert!(!tracker.is_curious());
-        assert_eq!(tracker.totals.apps[0].opened, 1);
-
-        // Seen twice, but not in a row: it has been answered, closed and opened again.
-        for round in 4..7 {
-            if round != 5 {
-                tracker.there(at(round), &seen(1, [1, 0]));
-            }
-            tracker.round_ends(at(round));
-        }
-        assert_eq!(tracker.records.len(), 1);
     }
 
     #[test]

@@ -11,20 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SendFlags;
 
-use super::kernel::{Group, HEAD, Logged, Reader, Table};
+use super::kernel::{Group, HEAD, Logged, Reader};
 use super::track::{Now, Tracker};
 use super::{LostBy, Name, Settings, Totals, wire};
 use crate::firewall::logging;
 
 /// How often conntrack is looked at while connections are open, and how soon it is told what was left out.
 const TICK: Duration = Duration::from_secs(1);
-/// How long conntrack is not asked after it was, while there are connections that might end without a word…
-const ROUND: Duration = Duration::from_secs(5);
-/// …and while there are none; it waits for an answer to the first packet of a connection for twice as long
-/// (`tcp_timeouts[TCP_CONNTRACK_SYN_SENT]`, net/netfilter/nf_conntrack_proto_tcp.c)…
-const ROUND_OF_NONE: Duration = Duration::from_secs(60);
-/// …and so many times as long as it took, where that is longer: the table may be large.
-const REST: u32 = 500;
 /// How often one socket is read before the others have their turn.
 const TURN: usize = 64;
 /// How many links have their names kept; a sidecar has one for each app, and two.
@@ -36,7 +29,6 @@ pub struct Watch {
     refused: Reader,
     accepted: Option<Reader>,
     forgotten: Reader,
-    rounds: Option<Rounds>,
     links: Links,
     tracker: Tracker,
     /// Where records go.
@@ -74,65 +66,6 @@ impl Links {
     }
 }
 
-/// Conntrack is asked now and then which connections of TCP it still has.
-struct Rounds {
-    table: Table,
-    under_way: bool,
-    /// When the last one ended, monotonic, in nanoseconds.
-    ended: u64,
-    /// How long it took, or this one so far.
-    spent: Duration,
-}
-
-impl Rounds {
-    fn new(table: Table) -> Self {
-        Self {
-            table,
-            under_way: false,
-            ended: 0,
-            spent: Duration::ZERO,
-        }
-    }
-
-    /// When there is something to do next, monotonic, in nanoseconds.
-    fn due(&self, tracker: &Tracker) -> u64 {
-        if self.under_way {
-            // The kernel has the next part of the answer ready.
-            return 0;
-        }
-        let pause = match tracker.is_curious() {
-            true => ROUND,
-            false => ROUND_OF_NONE,
-        };
-        self.ended + nanoseconds(pause.max(self.spent * REST))
-    }
-
-    /// Asks, or reads a part of the answer: packets must not be kept waiting for all of it.
-    fn go_on(&mut self, now: Now, tracker: &mut Tracker) -> io::Result<()> {
-        if now.ticks < self.due(tracker) {
-            return Ok(());
-        }
-        if !self.under_way {
-            self.table.ask()?;
-            self.under_way = true;
-            self.spent = Duration::ZERO;
-        }
-        let begun = Instant::now();
-        let was_all = self.table.read(|found| tracker.there(now, &found))?;
-        self.spent += begun.elapsed();
-        if was_all {
-            tracker.round_ends(now);
-            self.under_way = false;
-            self.ended = now.ticks;
-        }
-        Ok(())
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl Watch {
     /// Opens and configures everything.
     ///
@@ -149,11 +82,8 @@ impl Watch {
         let mut tracker = Tracker::new(settings);
         if settings.again {
             // After those sockets: what ends meanwhile is heard of.
-            let mut table = Table::open()?;
-            table.ask()?;
-            while !table.read(|found| tracker.existing(&found))? {}
+            Reader::existing(|found| tracker.existing(&found))?;
         }
-        let rounds = settings.asks.then(Table::open).transpose()?;
         Ok(Self {
             connections,
             refused: Reader::nflog(&group(logging::REFUSED))?,
@@ -162,7 +92,6 @@ impl Watch {
                 .then(|| Reader::nflog(&group(logging::ACCEPTED)))
                 .transpose()?,
             forgotten,
-            rounds: rounds.map(Rounds::new),
             links: Links(HashMap::new()),
             tracker,
             told,
@@ -182,7 +111,9 @@ impl Watch {
     /// What poll(2) or recvfrom(2) says.
     pub fn run(&mut self, supervisor: &OwnedFd) -> io::Result<()> {
         loop {
-            let patience = self.patience();
+            let tick = self
+                .owes()
+                .then(|| Timespec::try_from(TICK).expect("a second is a time"));
             let to_send = !self.tracker.records.is_empty();
             let ready = {
                 let mut fds = vec![
@@ -193,10 +124,14 @@ impl Watch {
                 if let Some(accepted) = &self.accepted {
                     fds.push(PollFd::from_borrowed_fd(accepted.fd(), PollFlags::IN));
                 }
+                if tick.is_none() {
+                    // The end of one that was never answered, so that nothing is known of it.
+                    fds.push(PollFd::from_borrowed_fd(self.forgotten.fd(), PollFlags::IN));
+                }
                 if to_send {
                     fds.push(PollFd::new(&self.told, PollFlags::OUT));
                 }
-                match rustix::event::poll(&mut fds, patience.as_ref()) {
+                match rustix::event::poll(&mut fds, tick.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(e) => return Err(e.into()),
                 }
@@ -210,21 +145,11 @@ impl Watch {
         }
     }
 
-    /// How long to wait at most for something to read.
-    fn patience(&self) -> Option<Timespec> {
-        let tick = self.owes().then_some(TICK);
-        let now = nanoseconds(self.begun.elapsed());
-        let due = self.rounds.as_ref().map(|rounds| rounds.due(&self.tracker));
-        let round = due.map(|due| Duration::from_nanos(due.saturating_sub(now)));
-        let patience = tick.into_iter().chain(round).min()?;
-        Some(Timespec::try_from(patience).expect("minutes are a time"))
-    }
-
     fn now(&self) -> Now {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Now {
             wall: wall.map_or(0, |wall| wall.as_nanos() as i64),
-            ticks: nanoseconds(self.begun.elapsed()),
+            ticks: self.begun.elapsed().as_nanos() as u64,
         }
     }
 
@@ -267,9 +192,6 @@ impl Watch {
             .forgotten
             .forgotten(|forgotten| tracker.forgotten(now, &forgotten))?
         {}
-        if let Some(rounds) = &mut self.rounds {
-            rounds.go_on(now, tracker)?;
-        }
         tracker.tick(now);
 
         // What the kernel could not hand over of them was refused as well.

@@ -13,7 +13,7 @@
 //!
 //! The rule in `forward` is asked by every packet of every connection. It looks at four bytes where TCP has its flags,
 //! whatever the protocol: words of that size the kernel compares without a call (`nft_do_chain()`,
-//! net/netfilter/nf_tables_core.c). Only then it asks whether it is TCP.
+//! net/netfilter/nf_tables_core.c), and the chain then asks whether it is TCP.
 
 use nftables::expr::{PayloadBase, PayloadRaw};
 use nftables::stmt::{Log, Mangle};
@@ -71,7 +71,6 @@ pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
         [
             flags(FIN | SYN | RST),
             has(ct("state"), name("established")),
-            is(meta(MetaKey::L4proto), name("tcp")),
         ],
         Statement::Jump(JumpTarget {
             target: CHAIN.into(),
@@ -83,30 +82,34 @@ pub(super) fn rules(table: &mut Table, plan: &Plan) {
     if plan.log == TrafficLog::Off {
         return;
     }
-    let begin = vec![logging::note(), back()];
+    let other = is_not(meta(MetaKey::L4proto), name("tcp"));
+    table.rule(CHAIN, "skip-other-protocols", [other], back());
+    let begin = [logging::note(), back()];
     table.rule_doing(CHAIN, "note-begin", [flags(SYN)], begin);
-    let mut end = vec![];
-    if !logging::conntrack_is_asked(plan) {
-        // Who sees a connection close takes back what was asked for when it was accepted, by asking for a change of
-        // labels, which there are none of.
-        end.push(set(ct("event"), name("label")));
-    }
+    let first = [
+        flags(FIN),
+        compare(
+            ct("expiration"),
+            Operator::GEQ,
+            Expression::Number(LAST_ACK + 1),
+        ),
+    ];
+    // Who sees a connection close takes back what was asked for when it was accepted, by asking for a change of labels,
+    // which there are none of.
+    let quiet = set(ct("event"), name("label"));
     if marks_are_free(plan) {
-        let unmarked = is(ct("mark"), Expression::Number(0));
         let keep = set(ct("mark"), transport_word(1));
-        let first = [flags(FIN), unmarked];
-        table.rule_doing(CHAIN, "note-first-fin", first, vec![keep, back()]);
-        end.extend([set(meta(MetaKey::Mark), ct("mark")), logging::note()]);
+        table.rule_doing(CHAIN, "note-first-fin", first, [keep, back()]);
+        let tell = set(meta(MetaKey::Mark), ct("mark"));
+        table.rule_doing(CHAIN, "note-end", [], [tell, quiet, logging::note()]);
     } else {
-        end.push(Statement::Log(Some(Log {
+        table.rule(CHAIN, "skip-first-fin", first, back());
+        let note = Statement::Log(Some(Log {
             prefix: Some(logging::OTHERS_MARKS.into()),
             ..Log::new(Some(logging::CONNECTIONS.into()))
-        })));
+        }));
+        table.rule_doing(CHAIN, "note-end", [], [quiet, note]);
     }
-    let wait = Expression::Number(LAST_ACK + 1);
-    let first = [flags(FIN), compare(ct("expiration"), Operator::GEQ, wait)];
-    table.rule(CHAIN, "skip-first-fin", first, back());
-    table.rule_doing(CHAIN, "note-end", [], end);
 }
 
 /// Whether the user's rules can't know of marks: nft's language has one word for them, and a variable may hold it.
