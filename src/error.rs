@@ -211,11 +211,13 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             ..
         }) => Some("a program is looked for in the app's rootfs, with the PATH of its env"),
         StackError::HostTable(_) => Some(
-            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT",
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
+             that name: nft delete table inet NAME",
         ),
         StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
-                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]",
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
+                 refused (Operation not permitted: netlink, say) takes a profile that has it: seccomp = \"FILE\"",
         ),
         _ => None,
     }

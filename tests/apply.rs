@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Output};
 
 use serde_json::Value;
-use support::lab::{LAB, Lab, describe};
+use support::lab::{LAB, Lab, describe, lrpns};
 use support::look;
 
 /// `lrpns rules --counters --json`: packets by `chain/name` of one namespace's table.
@@ -1772,6 +1772,32 @@ fn what_cannot_change_live_says_why_and_what_to_do_instead() {
         );
     }
     before.assert("what is refused");
+}
+
+#[test]
+fn without_a_file_it_is_the_one_that_the_stack_was_made_from_and_not_the_example() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for name in ["customerA", "web"] {
+        let of = |publish: &[&str]| {
+            let file = look::telling(name, "", "PORTS", "");
+            file.replace("[\"PORTS\"]", &look::toml_list(publish))
+        };
+        let path = lab.write("a file.toml", &of(ONE));
+        lab.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        lab.write("a file.toml", &of(TWO));
+        let elsewhere = |args: &[&str]| lab.run(&[&["env", "-C", "/", lrpns()], args].concat());
+        assert_done(&elsewhere(&["apply", name]));
+        let open = |port: u16| lab.get(&format!("http://localhost:{port}/")).is_ok();
+        assert_eq!((open(5000), open(8080)), (true, true), "{name}");
+        lab.write("a file.toml", &of(ONE).replace(name, "other"));
+        let output = elsewhere(&["apply", name]);
+        assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+        assert!(stderr(&output).contains("is for the stack other now"));
+        lab.lrpns_ok(&["down", name]);
+    }
 }
 
 #[test]

@@ -244,6 +244,23 @@ fn exec_in_what_is_not_there_is_refused() {
     assert!(said.contains("other does not run"), "{said}");
 }
 
+#[test]
+fn restart_says_what_it_took_one_word_for_and_what_became_of_the_program() {
+    let lab = Lab::new();
+    let (code, said) = lab.lrpns_err(&["restart", "nobody"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("no stack nobody runs either"), "{said}");
+
+    let copy = lab.dir.path().join("copy of lrpns");
+    std::fs::copy(lrpns(), &copy).unwrap();
+    lab.ok(&[copy.to_str().unwrap(), "up", "-d"]);
+    std::fs::remove_file(copy).unwrap();
+    lab.lrpns_ok(&["restart", "customerA", "sidecar"]);
+    let (_, said) = lab.lrpns_err(&["restart", "app"]);
+    assert!(said.contains("removed or replaced"), "{said}");
+    lab.lrpns_ok(&["down"]);
+}
+
 // run
 
 #[test]

@@ -23,7 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use super::diff::{self, Line};
 use super::interrupt::{Heard, Interrupts, tell};
-use super::{answered_something_else, configuration, ended, print, print_json, reply, status_of};
+use super::{
+    answered_something_else, configuration_or, ended, print, print_json, reply, status_of,
+};
 use crate::change::{self, Change};
 use crate::cli::Source;
 use crate::config::Protocol;
@@ -51,7 +53,8 @@ pub struct Options {
 
 /// Brings a running stack to what the configuration says.
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
-    let config = configuration(source)?;
+    // Where nothing else is said, what it was made from: the built-in example would be a great change to it.
+    let config = configuration_or(source, |stack| Ok(status_of(stack)?.plan.config))?;
     let stack = &config.name;
     let status = status_of(stack)?;
     let running = status.plan;

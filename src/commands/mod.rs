@@ -20,7 +20,7 @@ mod trace;
 mod up;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -208,6 +208,14 @@ fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
 /// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
 /// example.
 fn configuration(source: &Source) -> Result<Config, Failure> {
+    configuration_or(source, |_| Ok(None))
+}
+
+/// The same, but that `instead` is asked before the built-in example for the file of the stack of this name.
+fn configuration_or(
+    source: &Source,
+    instead: impl FnOnce(&StackName) -> Result<Option<PathBuf>, Failure>,
+) -> Result<Config, Failure> {
     let vars = Vars::from_process(&source.set, source.env_file.as_deref())?;
     if let Some(file) = &source.file {
         let config = config::load(file, &vars)?;
@@ -237,6 +245,18 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
         }
     }
     let builtin = config::builtin(&vars)?;
+    let stack = source.stack.as_ref().unwrap_or(&builtin.name);
+    if let Some(file) = instead(stack)? {
+        let config = config::load(&file, &vars)?;
+        if config.name != *stack {
+            return Err(Failure::usage(format!(
+                "{}, which {stack} was made from, is for the stack {} now",
+                file.display(),
+                config.name
+            )));
+        }
+        return Ok(config);
+    }
     match &source.stack {
         Some(stack) if *stack != builtin.name => {
             let other = passed_over.map_or(String::new(), |name| {
