@@ -302,7 +302,6 @@ fn place_of(line: &str) -> Option<((usize, usize), &str)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -12,22 +12,7 @@ use support::look;
 /// `lrpns rules --counters --json`: packets by `chain/name` of one namespace's table.
 fn counted(lab: &Lab, namespace: &str) -> look::Counters {
     let tables = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let tables: Value = serde_json::from_str(&tables).unwrap();
-    let mut tables = tables.as_array().unwrap().iter();
-    let table = tables
-        .find(|table| table["namespace"] == namespace)
-        .unwrap();
-    let rules = table["rules"].as_array().unwrap().iter();
-    rules
-        .map(|rule| {
-            let name = format!(
-                "{}/{}",
-                rule["chain"].as_str().unwrap(),
-                rule["name"].as_str().unwrap()
-            );
-            (name, rule["packets"].as_u64().unwrap())
-        })
-        .collect()
+    look::told_counters(&tables, namespace)
 }
 
 #[test]
@@ -680,6 +665,64 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
     }
 }
 
+/// An app of the host's programs, which never listens.
+const DEAF: &str = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\n";
+
+#[test]
+fn a_change_that_is_interrupted_while_an_app_does_not_listen_is_taken_back_at_once() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let text = stack.file(ONE, "");
+    let changed = |text: &str| {
+        let start = text.find("rootfs =").unwrap();
+        let end = text.find("publish =").unwrap();
+        format!("{}{DEAF}{}", &text[..start], &text[end..])
+    };
+    let joined = format!(
+        "{}\n[app.other]\n{DEAF}publish = [\"0.0.0.0:9090:9090\"]\n",
+        text.replace("[app]", "[app.app]")
+    );
+    for (file, signal, code) in [
+        (changed(&text), "INT", 130),
+        (joined.clone(), "TERM", 143),
+        (changed(&text), "HUP", 129),
+        // Not even a word of goodbye.
+        (joined, "KILL", -1),
+    ] {
+        let path = stack.lab.write("web.toml", &file);
+        let mut apply = stack
+            .lab
+            .spawn_lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        let mut says = BufReader::new(apply.stderr.take().unwrap());
+        support::lab::until("the app that doesn't listen runs", || {
+            let found = stack.lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+            found.status.success().then_some(())
+        });
+        let mut line = String::new();
+        while signal == "INT" && !line.contains("waiting for app to listen on port 5000, for 2 s") {
+            assert_ne!(says.read_line(&mut line).unwrap(), 0, "{line}");
+        }
+        let command = appliers(&stack.lab)[0].clone();
+        stack.lab.ok(&["kill", "-s", signal, &command]);
+        // Whoever is impatient ends with the same.
+        let _ = stack.lab.run(&["kill", "-s", signal, &command]);
+        let (ended, said) = rest(apply, says);
+        if code > 0 {
+            assert_eq!(ended, Some(code), "{said}");
+            assert!(said.contains("all is as it was before"), "{said}");
+        }
+        look::eventually("the plan", &before.plan, || {
+            stack.lab.status("web")["plan"].clone()
+        });
+        look::eventually("the app", &(true, true), || stack.get(5000));
+        look::eventually("the rules", &before.rules, || stack.rules());
+        assert!(!stack.lab.run(&["pgrep", "-x", "sleep"]).status.success());
+    }
+}
+
 #[test]
 fn a_client_that_was_stopped_does_nothing_late() {
     if !look::machine() {
@@ -736,15 +779,20 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     let at_a_terminal = |then: &str| typed("pass", then);
     let enter = "os.write(terminal, b'\\n')";
     let said = typed(enter, "os.write(terminal, b'\\x03')");
-    assert_eq!(said, "2", "before the question, Enter says nothing");
+    // 130 and 129 by exit(2), as waitpid(2) has them.
+    assert_eq!(said, "33280", "before the question, Enter says nothing");
     look::eventually("the rules", &before.rules, || stack.rules());
-    assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
+    assert_eq!(at_a_terminal("os.close(terminal)"), "33024", "SIGHUP");
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
     });
     before.assert("a hangup");
-    assert_eq!(at_a_terminal("os.write(terminal, b'\\x03')"), "2", "SIGINT");
+    assert_eq!(
+        at_a_terminal("os.write(terminal, b'\\x03')"),
+        "33280",
+        "SIGINT"
+    );
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
@@ -945,14 +993,7 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
         let file = |publish: &[&str]| {
             let publish = [ONE, publish].concat();
             let file = stack.file(&publish, "");
-            let command = look::toml_list(&[look::PYTHON, "-c", ECHO]);
-            let lines = file
-                .lines()
-                .map(|line| match line.starts_with("command = ") {
-                    true => format!("command = {command}\n"),
-                    false => format!("{line}\n"),
-                });
-            lines.collect::<String>()
+            look::with_program(&file, ECHO)
         };
         let path = stack
             .lab
@@ -1126,14 +1167,7 @@ impl Drop for Answering {
 
 /// Where a process has routes to.
 fn routes(stack: &Stack, part: &str) -> Vec<String> {
-    let pid = Some(stack.pid(part));
-    let routes = look::json(&stack.lab, pid, &["ip", "-j", "route"]);
-    let routes = routes.as_array().unwrap().iter();
-    let mut routes: Vec<_> = routes
-        .map(|route| route["dst"].as_str().unwrap().to_owned())
-        .collect();
-    routes.sort();
-    routes
+    look::routes(&stack.lab, stack.pid(part), "-4")
 }
 
 /// What conntrack has, in a namespace, of connections that were begun by `from` with the port `to`.
@@ -1948,6 +1982,33 @@ fn an_app_leaves_a_stack_that_runs_and_comes_back() {
         stack.lab.lrpns_ok(&["down", "web"]);
         stack.lab.assert_as(&empty);
     }
+}
+
+/// What makes the sidecar start again by itself is no reason to do so once more when the app has gone; that it counts the
+/// traffic by the apps' places is.
+#[test]
+fn an_app_that_leaves_together_with_a_key_of_the_sidecar_starts_it_again_once() {
+    if !look::machine() {
+        return;
+    }
+    let stack = up_several("relay", &[], &[FIRST, SECOND]);
+    let starts = || {
+        let logs = stack.lab.lrpns_ok(&["logs", "web", "--part", "sidecar"]);
+        logs.lines().filter(|line| line.contains("started")).count()
+    };
+    let quiet = |apps| {
+        let file = several("relay", apps);
+        file.replace("[sidecar]\n", "[sidecar]\nlog = \"off\"\n")
+    };
+    let before = starts();
+    assert_done(&stack.apply_file(&quiet(&[FIRST]), &[]));
+    assert_eq!(starts(), before + 1);
+    assert_done(&stack.apply_file(&quiet(&[FIRST, SECOND]), &[]));
+    assert_eq!(starts(), before + 1);
+    assert_done(&stack.apply_file(&several("relay", &[FIRST, SECOND]), &[]));
+    assert_eq!(starts(), before + 2);
+    assert_done(&stack.apply_file(&several("relay", &[FIRST]), &[]));
+    assert_eq!(starts(), before + 3);
 }
 
 #[test]

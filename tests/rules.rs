@@ -662,7 +662,7 @@ fn without_nft_the_key_is_refused_before_anything_is_made() {
     // In a mount namespace in which it is covered.
     let script = format!(
         "mount --bind /dev/null $(readlink -f $(which nft)) && exec {} up -d -f {file}",
-        look::program_under_test()
+        support::lab::lrpns()
     );
     let refused = lab.run(&["unshare", "--mount", "sh", "-c", &script]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -700,7 +700,8 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
 
     // A broken file changes nothing, and says where it is broken.
     lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
-    let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    let (code, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    assert_eq!(code, 2, "as of `up`: {said}");
     assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
     // On lines of their own, below nft's caret.
     let after: Vec<_> = said

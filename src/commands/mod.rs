@@ -9,7 +9,9 @@ mod down;
 mod exec;
 mod gate;
 mod init;
+mod interrupt;
 mod logs;
+mod opener;
 mod plan;
 mod restart;
 mod rules;
@@ -24,8 +26,8 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
-use crate::config::{self, Config, Vars};
-use crate::control::{Client, Reply, Request, is_gone};
+use crate::config::{self, Config, Protocol, Vars};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -50,6 +52,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             up::up(configuration(&source)?, detach, wishes)
         }
         Command::Run {
+            tty,
+            interactive,
             publish,
             rootfs,
             env,
@@ -66,11 +70,12 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 env,
                 tmpfs,
                 via,
+                term: std::env::var("TERM").ok().filter(|_| tty),
                 command,
             };
             let here = std::env::current_dir()
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
-            up::run(config::run(&options, &here)?)
+            up::run(config::run(&options, &here)?, tty, interactive)
         }
         Command::Down { all: true, .. } => down::all(),
         Command::Down { target, .. } => {
@@ -125,7 +130,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 // No packet has an IPv4 address written as IPv6.
                 client: client.to_canonical(),
                 port,
-                udp,
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 within: std::time::Duration::from_secs(within),
             };
             trace::trace(&target_name(stack, file.as_deref())?, &question, json)
@@ -211,7 +216,8 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
                 "{} is for the stack {}, not for {stack}",
                 file.display(),
                 config.name
-            ))),
+            ))
+            .hint(format!("-f {} alone is enough", file.display()))),
             _ => Ok(config),
         };
     }
@@ -284,6 +290,18 @@ fn ask_with(
     }
 }
 
+/// The status of a running stack.
+fn status_of(stack: &StackName) -> Result<Box<Status>, Failure> {
+    match reply(&ask(stack, &Request::Status)?, stack)?.0 {
+        Reply::Status(status) => Ok(status),
+        _ => Err(answered_something_else(stack)),
+    }
+}
+
+fn answered_something_else(stack: &StackName) -> Failure {
+    Failure::unable(format!("the supervisor of {stack} answered something else"))
+}
+
 fn ended(stack: &StackName) -> Failure {
     Failure::failed(format!("{stack} ended meanwhile"))
 }
@@ -302,8 +320,18 @@ fn next_reply(
     stack: &StackName,
 ) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     match client.reply() {
-        Ok(Some((Reply::Refused { why, hint }, _))) => {
-            let failure = Failure::failed(why);
+        Ok(Some((
+            Reply::Refused {
+                why,
+                hint,
+                configuration,
+            },
+            _,
+        ))) => {
+            let failure = match configuration {
+                true => Failure::usage(why),
+                false => Failure::failed(why),
+            };
             Err(match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,

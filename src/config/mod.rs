@@ -9,7 +9,6 @@ mod file;
 mod keys;
 mod run;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 mod values;
 mod vars;

@@ -359,17 +359,29 @@ pub(super) fn dump_of<R>(
         (family, 0),
         attributes,
     );
-    socket.0.send(&request, 0)?;
+    loop {
+        socket.0.send(&request, 0)?;
+        if let Some(found) = answers(socket)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Reads up to the dump's end; `None` if what was asked for has changed meanwhile (`NLM_F_DUMP_INTR`), so that it is to be
+/// asked for again.
+fn answers(socket: &Socket) -> io::Result<Option<Vec<Vec<u8>>>> {
     let mut found = vec![];
+    let mut interrupted = false;
     loop {
         let mut buffer = Vec::with_capacity(ANSWER);
         socket.0.recv(&mut buffer, 0)?;
         for message in messages(&buffer) {
+            interrupted |= message.flags & libc::NLM_F_DUMP_INTR != 0;
             match message.kind {
-                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_DONE => return Ok((!interrupted).then_some(found)),
                 libc::NLMSG_ERROR => match message.error() {
                     0 => {}
-                    libc::ENOENT => return Ok(found),
+                    libc::ENOENT => return Ok(Some(found)),
                     number => return Err(io::Error::from_raw_os_error(number)),
                 },
                 _ => found.push(message.body.to_vec()),

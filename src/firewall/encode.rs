@@ -204,15 +204,7 @@ impl Encoder {
             NfListObject::Map(map) => {
                 let object = format!("map {}", map.name);
                 only_inet(&object, map.family)?;
-                let extras = (
-                    &map.policy,
-                    &map.flags,
-                    map.timeout,
-                    map.gc_interval,
-                    map.size,
-                    &map.comment,
-                );
-                if extras != (&None, &None, None, None, None, &None) {
+                if !is_plain(map) {
                     return Err(unsupported(&object, map));
                 }
                 let elements = map.elem.as_deref().unwrap_or_default();
@@ -528,6 +520,16 @@ impl Encoder {
             |_| (),
         );
     }
+}
+
+/// Whether a map is nothing but its elements, as all of ours are.
+pub(super) fn is_plain(map: &nftables::schema::Map<'_>) -> bool {
+    map.policy.is_none()
+        && map.flags.is_none()
+        && map.timeout.is_none()
+        && map.gc_interval.is_none()
+        && map.size.is_none()
+        && map.comment.is_none()
 }
 
 /// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel

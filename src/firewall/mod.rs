@@ -48,7 +48,7 @@ pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
-    host_table, sidecar_rules,
+    host_table, is_ours, sidecar_rules,
 };
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, common, update, update_sidecar};

@@ -80,15 +80,7 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                 );
             }
             NfListObject::Map(map) => {
-                let extras = (
-                    &map.policy,
-                    &map.flags,
-                    map.timeout,
-                    map.gc_interval,
-                    map.size,
-                    &map.comment,
-                );
-                if extras != (&None, &None, None, None, None, &None) {
+                if !super::encode::is_plain(map) {
                     return Err(unsupported(map));
                 }
                 let elements = map.elem.as_deref().unwrap_or_default();
