@@ -49,6 +49,8 @@ use crate::volumes::{self, Volumes};
 
 /// How long the kernel may take for everything but the app.
 const OURS: Duration = Duration::from_secs(20);
+/// How long nft may take for the user's rules, of which there may be tens of thousands.
+const COMPILING: Duration = Duration::from_secs(120);
 /// How long an app may take until it listens.
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// A wait is told of after this…
@@ -140,10 +142,12 @@ pub enum StackError {
         source: io::Error,
     },
     /// A step took longer than any machine needs.
-    #[error("{step}: not done after {} s", OURS.as_secs())]
+    #[error("{step}: not done after {} s", limit.as_secs())]
     TimedOut {
         /// The step.
         step: &'static str,
+        /// How long it had.
+        limit: Duration,
     },
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
@@ -405,9 +409,17 @@ async fn within<T>(
     step: &'static str,
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Result<T, StackError> {
-    tokio::time::timeout(OURS, work)
+    within_limit(OURS, step, work).await
+}
+
+async fn within_limit<T>(
+    limit: Duration,
+    step: &'static str,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Result<T, StackError> {
+    tokio::time::timeout(limit, work)
         .await
-        .unwrap_or(Err(StackError::TimedOut { step }))
+        .unwrap_or(Err(StackError::TimedOut { step, limit }))
 }
 
 impl Stack {
@@ -516,7 +528,7 @@ async fn compile(
     program: BorrowedFd<'_>,
     sidecar: &Namespaces,
 ) -> Result<(), StackError> {
-    let compiled = within("compile the rules", async {
+    let compiled = within_limit(COMPILING, "compile the rules", async {
         Ok(extra::compile(plan, program, sidecar).await?)
     });
     let compiled = compiled.await?;
