@@ -71,7 +71,8 @@ fn the_unit_keeps_what_a_part_needs() {
         .filter_map(|l| l.split_once('='))
         .map(|(k, _)| k)
         .collect();
-    // Each of these mounts over /proc or /sys/fs/cgroup or forbids a namespace; the unit's last comment says why not.
+    // Each of these mounts over /proc or /sys/fs/cgroup, forbids a namespace or a call; the unit's last comment says why
+    // not.
     for key in [
         "ProtectKernelTunables",
         "ProtectKernelLogs",
@@ -80,6 +81,7 @@ fn the_unit_keeps_what_a_part_needs() {
         "ProtectControlGroups",
         "ProtectHostname",
         "RestrictNamespaces",
+        "RestrictSUIDSGID",
         "PrivateUsers",
         "PrivateNetwork",
         "MemoryDenyWriteExecute",
