@@ -44,8 +44,9 @@ use crate::rootfs;
 use crate::traffic;
 use crate::volumes::{self, Volumes};
 
-/// How long the kernel may take for everything but the app.
-const OURS: Duration = Duration::from_secs(20);
+/// How long the kernel may take for everything but the app. Milliseconds, but for the first stack after a boot: then it
+/// loads its modules for nftables and links, behind those of everything else that starts.
+const OURS: Duration = Duration::from_secs(60);
 /// How long an app may take until it listens.
 pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
