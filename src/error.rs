@@ -147,9 +147,11 @@ impl From<StackError> for Failure {
                 code: if *errno == libc::ENOENT { 127 } else { 126 },
                 ..Self::unable(chain(&e))
             },
-            StackError::Extra(ExtraError::Refused { .. } | ExtraError::NotAllowed { .. }) => {
-                Self::usage(chain(&e))
-            }
+            StackError::Extra(
+                ExtraError::Refused { .. }
+                | ExtraError::NotAllowed { .. }
+                | ExtraError::TooLarge { .. },
+            ) => Self::usage(chain(&e)),
             _ => Self::unable(chain(&e)),
         };
         if let StackError::Extra(extra) = &e

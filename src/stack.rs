@@ -48,7 +48,7 @@ use crate::volumes::{self, Volumes};
 /// loads its modules for nftables and links, behind those of everything else that starts.
 const OURS: Duration = Duration::from_secs(60);
 /// How long an app may take until it listens.
-pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
