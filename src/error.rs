@@ -210,6 +210,14 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             errno: Some(libc::ENOENT),
             ..
         }) => Some("a program is looked for in the app's rootfs, with the PATH of its env"),
+        // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
+        StackError::Container(ContainerError::Stage { step, .. })
+            if step == "make the root" && text.contains("Function not implemented") =>
+        {
+            Some(
+                "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out",
+            )
+        }
         StackError::HostTable(_) => Some(
             "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
              that name: nft delete table inet NAME",

@@ -480,12 +480,21 @@ fn make(network: Network) -> Made {
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
     for (name, value) in sysctls(network) {
         // /proc/sys/net shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
-        match std::fs::write(format!("/proc/sys/net/{name}"), value) {
+        let set = || std::fs::write(format!("/proc/sys/net/{name}"), value);
+        let done = match set() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name.starts_with("netfilter/") => {
+                load_connection_tracking().map_err(at("have connection tracking loaded"))?;
+                set()
+            }
+            done => done,
+        };
+        match done {
             Ok(()) => {}
-            // A kernel without IPv6, segment routing or br_netfilter has nothing to switch off.
+            // A kernel without IPv6, segment routing, br_netfilter or conntrack's events has nothing to switch off.
             Err(e)
                 if e.kind() == io::ErrorKind::NotFound
                     && !name.starts_with("ipv4/")
+                    && (!name.starts_with("netfilter/") || name.ends_with("_events"))
                     && !(ipv6 && name.ends_with("disable_ipv6")) => {}
             Err(e) => {
                 return Err((
@@ -504,6 +513,28 @@ fn make(network: Network) -> Made {
         fds.push(socket.map_err(|e| ("open a netlink socket", e))?);
     }
     Ok(fds)
+}
+
+/// Has the kernel load connection tracking, where that is a module and nobody has needed it since the boot: a namespace
+/// has its settings only then, and when the sidecar's rules load it is too late to set them.
+///
+/// Who is asked for something of a subsystem that is not there fetches its module first, and then says what is wrong with
+/// the question: it names no connection (nfnetlink_rcv_msg, net/netfilter/nfnetlink.c).
+fn load_connection_tracking() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(rustix::net::netlink::NETFILTER),
+    )?;
+    let mut request = [0; 20];
+    request[..4].copy_from_slice(&20u32.to_ne_bytes());
+    // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET.
+    request[4..6].copy_from_slice(&(1u16 << 8 | 1).to_ne_bytes());
+    // NLM_F_REQUEST.
+    request[6..8].copy_from_slice(&1u16.to_ne_bytes());
+    rustix::net::send(&socket, &request, rustix::net::SendFlags::empty())?;
+    Ok(())
 }
 
 /// Has the ids of a child mapped that waits for it; `pid` is ours and not yet waited for, so the number can't have been

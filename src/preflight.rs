@@ -120,7 +120,8 @@ pub fn limits(plan: &Plan) -> Option<Problem> {
         .complaint(plan.limits().map(|(_, limits)| limits))?;
     Some(problem(
         complaint,
-        "cgroup version 2 with the controllers memory, pids and cpu (systemd.unified_cgroup_hierarchy=1), or no --strict-limits",
+        "cgroup version 2 with the controllers memory, pids and cpu (systemd.unified_cgroup_hierarchy=1), as an ordinary user \
+         in a cgroup of one's own (`systemd-run --user --scope -p Delegate=yes lrpns up`), or no --strict-limits",
     ))
 }
 

@@ -9,7 +9,7 @@ use rustix::mount::MountPropagationFlags;
 use crate::sys::namespace::unshare;
 
 /// What to do when [`become_root_of_own_namespaces`] is refused.
-pub const HINT: &str = "unprivileged user namespaces must be allowed: sysctl user.max_user_namespaces, on Debian \
+pub const HINT: &str = "unprivileged user namespaces must be allowed: sysctl user.max_user_namespaces and user.max_net_namespaces, on Debian \
                         kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or a profile";
 
 /// A step that the kernel refused.

@@ -47,8 +47,9 @@ use crate::stdio::Streams;
 use crate::traffic;
 use crate::volumes::{self, Volumes};
 
-/// How long the kernel may take for everything but the app.
-const OURS: Duration = Duration::from_secs(20);
+/// How long the kernel may take for everything but the app. Milliseconds, but for the first stack after a boot: then it
+/// loads its modules for nftables and links, behind those of everything else that starts.
+const OURS: Duration = Duration::from_secs(60);
 /// How long nft may take for the user's rules, of which there may be tens of thousands.
 const COMPILING: Duration = Duration::from_secs(120);
 /// How long an app may take until it listens.

@@ -483,6 +483,12 @@ fn a_user_divides_a_cgroup_of_his_own_and_is_told_when_there_is_none() {
         "{}",
         describe(&refused)
     );
+    // A cgroup that hands controllers on takes no process: where there are some, its supervisor's does.
+    let supervisors = own.0.join("lrpns-supervisor");
+    let enter = match supervisors.exists() {
+        true => format!("echo 0 > {}/cgroup.procs &&", supervisors.display()),
+        false => enter,
+    };
     as_user(&enter, &format!("{exec} --version"));
     as_user("", "down web");
     assert!(!inside.exists());

@@ -71,7 +71,8 @@ fn the_unit_keeps_what_a_part_needs() {
         .filter_map(|l| l.split_once('='))
         .map(|(k, _)| k)
         .collect();
-    // Each of these mounts over /proc or /sys/fs/cgroup or forbids a namespace; the unit's last comment says why not.
+    // Each of these mounts over /proc or /sys/fs/cgroup, forbids a namespace or a call; the unit's last comment says why
+    // not.
     for key in [
         "ProtectKernelTunables",
         "ProtectKernelLogs",
@@ -80,6 +81,7 @@ fn the_unit_keeps_what_a_part_needs() {
         "ProtectControlGroups",
         "ProtectHostname",
         "RestrictNamespaces",
+        "RestrictSUIDSGID",
         "PrivateUsers",
         "PrivateNetwork",
         "MemoryDenyWriteExecute",
@@ -95,6 +97,33 @@ fn the_unit_keeps_what_a_part_needs() {
     ] {
         assert!(keys.contains(&key), "{key} is gone");
     }
+}
+
+/// Python that lets everything be but openat2(2), which it answers as `RestrictSUIDSGID=yes` does (systemd: ENOSYS, since
+/// a filter can't see the mode that is asked for), and becomes its arguments.
+const WITHOUT_OPENAT2: &str = r#"
+import ctypes, os, struct, sys
+def op(code, k, yes=0, no=0): return struct.pack("HBBI", code, yes, no, k)
+OPENAT2, ENOSYS, ALLOW, ERRNO = 437, 38, 0x7FFF0000, 0x00050000
+filter = op(0x20, 0) + op(0x15, OPENAT2, 0, 1) + op(0x06, ERRNO | ENOSYS) + op(0x06, ALLOW)
+buffer = ctypes.create_string_buffer(filter)
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.c_char_p(program)) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_unit_that_takes_openat2_away_is_told_which_line_does_it() {
+    if support::program("python3").is_none() {
+        return support::skip("python3", "there is no python3");
+    }
+    let lab = Lab::new();
+    let up = lab.run(&["python3", "-c", WITHOUT_OPENAT2, lrpns(), "up", "-d"]);
+    assert_eq!(up.status.code(), Some(125), "{}", describe(&up));
+    let said = describe(&up);
+    assert!(said.contains("RestrictSUIDSGID"), "{said}");
 }
 
 /// Brings a stack up that needs all that a stack may need, with `bounding` as the widest that its supervisor can hold.

@@ -275,7 +275,12 @@ mod tests {
                 4700..5000
             ]
         );
-        assert_eq!(Pieces::of(TEXT).split(), Vec::from([0..5]));
+        assert!(
+            Pieces::of(TEXT)
+                .split()
+                .into_iter()
+                .eq(std::iter::once(0..5))
+        );
     }
 
     #[test]
@@ -285,7 +290,13 @@ mod tests {
             "}\n",
             "table t { chain c { log prefix \"x } }",
         ] {
-            assert_eq!(Pieces::of(text).split(), Vec::from([0..0]), "{text}");
+            assert!(
+                Pieces::of(text)
+                    .split()
+                    .into_iter()
+                    .eq(std::iter::once(0..0)),
+                "{text}"
+            );
             assert_eq!(Pieces::of(text).piece(0..0), text);
         }
     }

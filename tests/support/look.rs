@@ -41,6 +41,27 @@ pub fn machine_with(more: &[&str]) -> bool {
     true
 }
 
+/// What an app meets that connects by TCP to where it may not: Landlock's EACCES before there is a packet, or, where the
+/// kernel's Landlock does not know TCP (before Linux 6.7), `otherwise`, by the route or the rules.
+pub fn refused_tcp(otherwise: &'static str) -> &'static str {
+    if landlock_knows_tcp() {
+        "EACCES"
+    } else {
+        otherwise
+    }
+}
+
+/// Whether Landlock is there in its fourth version at least (landlock_create_ruleset(2)).
+pub fn landlock_knows_tcp() -> bool {
+    let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
+    let output = std::process::Command::new(PYTHON)
+        .args(["-c", ask])
+        .output()
+        .unwrap();
+    let version = String::from_utf8(output.stdout).unwrap();
+    version.trim().parse::<i32>().unwrap() >= 4
+}
+
 /// Something nobody can guess, so that it can only have come from where it was put.
 pub fn token() -> String {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
