@@ -894,6 +894,10 @@ fn a_full_log_is_shown_whole_and_in_order_and_costs_the_supervisor_no_memory() {
     for _ in 0..50 {
         lab.get(URL).unwrap();
     }
+    until("the connections are told of", || {
+        let told = lab.lrpns_ok(&["logs", "--part", "traffic"]);
+        (told.matches(" opened\n").count() >= 50).then_some(())
+    });
     let memory = |key: &str| -> u64 {
         let status = lab.proc(supervisor, "status");
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();
