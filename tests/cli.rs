@@ -435,8 +435,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
     let lab = Lab::new();
     let mut screen = Screen::new();
     let modes = screen.modes();
-    let host = rustix::termios::ttyname(&screen.theirs, vec![]).unwrap();
-    let host = host.to_str().unwrap().to_owned();
+    let device = rustix::fs::fstat(&screen.theirs).unwrap().st_rdev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let host = format!("<{major:x}:{minor:x}>");
     let look = "for i in 0 1 2; do test -t $i && echo yes; readlink /proc/$$/fd/$i; done";
     // Without a flag the terminal is left alone.
     let mut run = screen.start(
@@ -472,7 +473,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
     until("keys are handed on", || {
         (screen.modes() != modes).then_some(())
     });
-    screen.types(&format!("{look}; stty size; echo $TERM; echo o''ver\n"));
+    screen.types(&format!(
+        "{look}; stat -L -c '<%t:%T>' /proc/$$/fd/0; stty size; echo $TERM; echo o''ver\n"
+    ));
     screen.waits_for("over");
     assert_eq!(
         screen.shown.matches("yes\r\n").count(),
@@ -480,7 +483,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
         "{}",
         screen.shown
     );
-    assert!(!screen.shown.contains(&host), "{}", screen.shown);
+    let of_its_own =
+        screen.shown.contains(&format!("<{major:x}:")) && !screen.shown.contains(&host);
+    assert!(of_its_own, "{host}: {}", screen.shown);
     assert!(screen.shown.contains("33 77"), "{}", screen.shown);
     assert!(screen.shown.contains("xterm-lab"), "{}", screen.shown);
     assert_ne!(screen.modes(), modes);
