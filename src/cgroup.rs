@@ -355,7 +355,7 @@ impl Placement {
 
     /// The limits of `limits` that nothing holds.
     #[must_use]
-    pub fn not_held(&self, limits: &Limits) -> Vec<Controller> {
+    fn not_held(&self, limits: &Limits) -> Vec<Controller> {
         self.held(limits)
             .filter_map(|(controller, by)| by.is_none().then_some(controller))
             .collect()
@@ -753,7 +753,6 @@ fn wait_until_empty(cgroup: &Path) -> Result<(), CgroupError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -125,7 +125,7 @@ impl Container {
             Cloned::Parent { pidfd, .. } => pidfd,
         };
         drop(theirs);
-        let mut channel = Channel::new(ours).map_err(failed("watch the part"))?;
+        let mut channel = Channel::to_part(ours).map_err(failed("watch the part"))?;
         let spawned = channel.receive::<FromStage>().await;
         reap(&helper).await.map_err(failed("wait for the helper"))?;
         let (pid, pidfd) = match spawned.map_err(failed("hear from the helper"))? {
@@ -274,6 +274,7 @@ impl Container {
     /// # Errors
     /// [`ContainerError::Stage`] names the step that did not work.
     pub async fn compiled(mut self) -> Result<Compiled, ContainerError> {
+        self.channel.hear_all();
         match self.receive().await? {
             Some((FromStage::Compiled(compiled), _)) => {
                 self.kill().await;

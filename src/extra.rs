@@ -11,6 +11,7 @@
 //! was compiled at the start.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ const PLACES: [&str; 6] = [
     "/usr/local/bin/nft",
 ];
 /// The file, in the compiler's root.
-const FILE: &str = "rules.nft";
+const FILE: &str = "/tmp/rules.nft";
 
 /// Why the user's rules can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,19 @@ pub enum ExtraError {
         /// What it does, and what was expected.
         why: String,
     },
+    /// Together with ours they are more than one message to the kernel may be.
+    #[error(
+        "{}: rules of {size} bytes in the kernel's form, and a message to it has at most {most}",
+        file.display()
+    )]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// The size of the message, in bytes.
+        size: usize,
+        /// The most that it may be, in bytes: twice `net.core.wmem_max`.
+        most: usize,
+    },
     /// Our own part of the work.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -75,12 +89,22 @@ pub enum ExtraError {
 impl ExtraError {
     /// What to do about it.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        let hint = match self {
+            Self::TooLarge { size, .. } => {
+                let enough = (size + SLACK).div_ceil(2);
+                return Some(
+                    format!(
+                        "a named set with one rule takes less than a rule for each address, and a range less than its \
+                         addresses; or `sysctl -w net.core.wmem_max={enough}`"
+                    )
+                    .into(),
+                );
+            }
             Self::NoNft { .. } => Some("apt install nftables, or leave sidecar.rules out"),
             Self::Refused { problems } if problems.contains("Message too long") => Some(
-                "all rules go to the kernel in one message, of about 200 kB without privilege: some 600 rules, or some 5,000 \
-                 elements; a set with one rule takes less than a rule for each address, and a range less than its addresses",
+                "one rule goes to the kernel in one message, of about 200 kB: some 10,000 addresses in braces; a named set \
+                 may have any number",
             ),
             Self::Refused { problems } if problems.contains("include") => Some(
                 "nft sees this file and no other of yours, so `include` has nothing to include",
@@ -96,8 +120,23 @@ impl ExtraError {
                 "the file is the inside of a table: `chain before { ... }`, `chain after { ... }`, `chain nat { ... }`, and sets and chains that these use",
             ),
             _ => None,
-        }
+        };
+        hint.map(Cow::Borrowed)
     }
+}
+
+/// What a live change has besides, in bytes: what it deletes.
+const SLACK: usize = 64 << 10;
+
+/// How large a message of ours to the kernel may be, in bytes, in a user namespace (socket(7), `netlink_sendmsg()`).
+fn largest_message() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/sys/net/core/wmem_max").ok()?;
+    Some(most_with(text.trim().parse().ok()?))
+}
+
+/// The same with that `net.core.wmem_max`.
+fn most_with(wmem_max: usize) -> usize {
+    (2 * wmem_max).saturating_sub(SLACK)
 }
 
 /// Where nft is.
@@ -127,7 +166,6 @@ pub async fn compile(
     let (mut start, mounts) = rootfs::open(&Rootfs::Host, "compiler", 0, &[])?;
     let source = Source::of(rules);
     if let RootfsStart::Assembled { files, .. } = &mut start {
-        files.push((FILE.into(), source.text.clone()));
         for name in ["etc/services", "etc/protocols"] {
             // What `tcp dport https` is; a machine without them has numbers.
             if let Ok(text) = std::fs::read_to_string(Path::new("/").join(name)) {
@@ -142,10 +180,11 @@ pub async fn compile(
     let role = Role::Compiler {
         ours: firewall::sidecar_batch(&ours)?,
         rootfs: start,
+        text: source.text.clone(),
         command: vec![
             nft.display().to_string(),
             "--file".to_owned(),
-            format!("/{FILE}"),
+            FILE.to_owned(),
         ],
     };
     let title = format!("{}/compiler", plan.stack);
@@ -162,7 +201,17 @@ pub async fn compile(
         .send(&ToStage::Start(Box::new(start)), &fds)
         .await?;
     match container.compiled().await? {
-        Compiled::Objects(objects) => Ok(objects),
+        Compiled::Objects(objects) => {
+            let file = rules.file.clone();
+            if let Some(rules) = &mut ours.rules {
+                rules.compiled = objects;
+            }
+            let size = firewall::sidecar_batch(&ours)?.size();
+            match largest_message() {
+                Some(most) if size > most => Err(ExtraError::TooLarge { file, size, most }),
+                _ => Ok(ours.rules.map_or_else(Vec::new, |rules| rules.compiled)),
+            }
+        }
         Compiled::NotAllowed(why) => Err(ExtraError::NotAllowed {
             file: rules.file.clone(),
             why,
@@ -243,12 +292,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Takes `/rules.nft:4:22-27: Error: ...` apart: line, column, message.
+/// Takes `/tmp/rules.nft:4:22-27: Error: ...` apart: line, column, message.
 fn place_of(line: &str) -> Option<((usize, usize), &str)> {
-    let rest = line
-        .strip_prefix('/')?
-        .strip_prefix(FILE)?
-        .strip_prefix(':')?;
+    let rest = line.strip_prefix(FILE)?.strip_prefix(':')?;
     let (number, rest) = rest.split_once(':')?;
     let (columns, message) = rest.split_once(": ")?;
     let column = columns.split('-').next()?;
@@ -256,9 +302,26 @@ fn place_of(line: &str) -> Option<((usize, usize), &str)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_too_many_rules_hears_which_setting_would_do() {
+        let error = ExtraError::TooLarge {
+            file: "extra.nft".into(),
+            size: 1_000_000,
+            most: 360_416,
+        };
+        assert_eq!(
+            error.to_string(),
+            "extra.nft: rules of 1000000 bytes in the kernel's form, and a message to it has at most 360416"
+        );
+        let hint = error.hint().unwrap();
+        let (_, value) = hint.rsplit_once("net.core.wmem_max=").unwrap();
+        let value: usize = value.trim_end_matches('`').parse().unwrap();
+        assert_eq!(most_with(value), 1_000_000);
+        assert!(most_with(212_992) < 1_000_000);
+    }
 
     #[test]
     fn what_nft_says_of_its_lines_is_said_of_the_users() {
@@ -269,13 +332,13 @@ mod tests {
             compiled: vec![],
         };
         let source = Source::of(&rules);
-        let said = "/rules.nft:4:5-8: Error: syntax error, unexpected string\n\tip sddr 1.2.3.4 drop\n    ^^^^\n";
+        let said = "/tmp/rules.nft:4:5-8: Error: syntax error, unexpected string\n\tip sddr 1.2.3.4 drop\n    ^^^^\n";
         assert_eq!(source.text.lines().nth(3), Some("\tip sddr 1.2.3.4 drop"));
         assert_eq!(
             source.explain(&rules, said),
             "extra.nft:2:5: syntax error, unexpected string\n  \tip sddr 1.2.3.4 drop\n  \t   ^"
         );
-        let said = "/rules.nft:1:16-16: Error: syntax error, unexpected string\n";
+        let said = "/tmp/rules.nft:1:16-16: Error: syntax error, unexpected string\n";
         let explained = source.explain(&rules, said);
         assert!(explained.contains("the value of `$app`"), "{explained}");
     }

@@ -17,7 +17,7 @@ use crate::traffic::line::{Fields, Names};
 use crate::traffic::{Record, wire};
 
 /// The longest piece of a line, in bytes as they came from the pipe; longer lines are cut.
-pub const MAX_PIECE: usize = 16 * 1024;
+const MAX_PIECE: usize = 16 * 1024;
 
 /// What a splitter holds at most: a piece, the CR of its line's end, and one byte that shows that the line goes on.
 const HELD: usize = MAX_PIECE + 2;
@@ -533,7 +533,6 @@ impl LineSplitter {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

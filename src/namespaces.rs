@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
+use nix::sys::socket::SockProtocol;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -100,7 +101,7 @@ pub(crate) const COMMON: [(&str, &str); 18] = [
 ];
 
 /// IPv6 is off as a whole unless the stack has a prefix.
-pub(crate) const NO_IPV6: [(&str, &str); 2] = [
+const NO_IPV6: [(&str, &str); 2] = [
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
 ];
@@ -134,18 +135,18 @@ pub(crate) const IPV6: [(&str, &str); 21] = [
 
 /// In the sidecar's namespace packets are forwarded, but no link of it is a router's: that would join groups, and say so by
 /// multicast (`dev_forward_change`, net/ipv6/addrconf.c). In the app's, nothing is.
-pub(crate) const SIDECAR_IPV6: [(&str, &str); 2] = [
+const SIDECAR_IPV6: [(&str, &str); 2] = [
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/forwarding", "0"),
 ];
 /// See [`SIDECAR_IPV6`].
-pub(crate) const APP_IPV6: [(&str, &str); 2] = [
+const APP_IPV6: [(&str, &str); 2] = [
     ("ipv6/conf/all/forwarding", "0"),
     ("ipv6/conf/default/forwarding", "0"),
 ];
 
 /// As the app's; and a socket may be bound to an address that only a route makes local, as it may by IPv4 anyway.
-pub(crate) const RELAY_IPV6: [(&str, &str); 3] = [
+const RELAY_IPV6: [(&str, &str); 3] = [
     ("ipv6/conf/all/forwarding", "0"),
     ("ipv6/conf/default/forwarding", "0"),
     ("ipv6/ip_nonlocal_bind", "1"),
@@ -489,18 +490,12 @@ fn make(network: Network) -> Made {
         }
     }
     let second = match network {
-        Network::Relay { .. } => rustix::net::netlink::NETFILTER,
-        _ => rustix::net::netlink::SOCK_DIAG,
+        Network::Relay { .. } => SockProtocol::NetlinkNetFilter,
+        _ => SockProtocol::NetlinkSockDiag,
     };
-    // NETLINK_ROUTE is 0, which is what no protocol at all means too.
-    for protocol in [None, Some(second)] {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        );
-        fds.push(socket.map_err(|e| ("open a netlink socket", e.into()))?);
+    for protocol in [SockProtocol::NetlinkRoute, second] {
+        let socket = crate::sys::netlink::open(protocol);
+        fds.push(socket.map_err(|e| ("open a netlink socket", e))?);
     }
     Ok(fds)
 }

@@ -148,12 +148,15 @@ pub struct ExtraObject {
 }
 
 /// Bytes in JSON, at two characters each.
-mod hexadecimal {
+pub(crate) mod hexadecimal {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let text: String = digits
+            .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+            .collect();
         to.serialize_str(&text)
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
 use crate::config::{Egress, Protocol, Rootfs};
 use crate::extra::{self, ExtraError};
@@ -183,7 +183,8 @@ fn volumes(app: &AppPlan, mode: Mode) -> Vec<Problem> {
             Rootfs::Host if rootfs::is_of_the_host(&volume.path) => Path::new("/"),
             Rootfs::Host | Rootfs::BuiltinWebapp => continue,
         };
-        let there = std::fs::File::open(root)
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let there = rustix::fs::open(root, flags, FileMode::empty())
             .ok()
             .and_then(|root| rootfs::inside(root, &volume.path).ok())
             .and_then(|point| rustix::fs::fstat(point).ok())

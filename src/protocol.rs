@@ -25,8 +25,10 @@ use crate::config::{Egress, Protocol, Tmpfs, Volume};
 use crate::plan::Door;
 use crate::privileges::Privileges;
 
-/// No message is longer, in bytes.
-const MAX_LEN: usize = 4 << 20;
+/// No message is longer, in bytes. The longest have the user's own rules in them, at some 800 bytes each.
+const MAX_LEN: usize = 64 << 20;
+/// None of a part's is longer, which may have been broken into and say what it likes; but of the compiler's.
+const MAX_LEN_OF_PART: usize = 4 << 20;
 /// No message carries more descriptors; the kernel's own limit is 253 (`SCM_MAX_FD` of include/net/scm.h).
 pub const MAX_FDS: usize = 128;
 
@@ -93,9 +95,11 @@ pub enum Role {
     Compiler {
         /// Our own rules, to which they are added.
         ours: crate::firewall::Batch,
-        /// Its root, with nft and the file.
+        /// Its root, with nft.
         rootfs: RootfsStart,
-        /// nft and its arguments.
+        /// The rules.
+        text: String,
+        /// nft and its arguments, the last the file that the rules are to be in.
         command: Vec<String>,
     },
     /// Changes the rules in the sidecar's network namespace with the least change, says how that went, and ends. No
@@ -340,11 +344,12 @@ fn receive_some(
 }
 
 /// A message on its way in: first its length, then its body.
-#[derive(Default)]
 struct Incoming {
     head: Vec<u8>,
     body: Vec<u8>,
     fds: Vec<OwnedFd>,
+    /// The longest body that is read.
+    longest: usize,
 }
 
 /// How far an [`Incoming`] message is.
@@ -355,6 +360,15 @@ enum Progress {
 }
 
 impl Incoming {
+    fn at_most(longest: usize) -> Self {
+        Self {
+            head: vec![],
+            body: vec![],
+            fds: vec![],
+            longest,
+        }
+    }
+
     /// Reads once; never past the end of this message, so descriptors stay with theirs.
     fn advance(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
         let mut chunk = [0; 16 << 10];
@@ -387,7 +401,7 @@ impl Incoming {
             return Ok(None);
         };
         let len = u32::from_le_bytes(head) as usize;
-        if len == 0 || len > MAX_LEN {
+        if len == 0 || len > self.longest {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "message of impossible length",
@@ -420,7 +434,7 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>])
 /// # Errors
 /// What `recvmsg(2)` says; `InvalidData` for a message of no known shape.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut incoming = Incoming::default();
+    let mut incoming = Incoming::at_most(MAX_LEN);
     loop {
         match incoming.advance(socket.as_fd()) {
             Ok(Progress::More) => {}
@@ -447,8 +461,23 @@ impl Channel {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
             socket: crate::sys::watch::owned(socket)?,
-            incoming: Incoming::default(),
+            incoming: Incoming::at_most(MAX_LEN),
         })
+    }
+
+    /// As [`Self::new`], to a part: what it says is short.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn to_part(socket: OwnedFd) -> io::Result<Self> {
+        let mut channel = Self::new(socket)?;
+        channel.incoming.longest = MAX_LEN_OF_PART;
+        Ok(channel)
+    }
+
+    /// Whoever is there may say as much as anybody.
+    pub fn hear_all(&mut self) {
+        self.incoming.longest = MAX_LEN;
     }
 
     /// Sends one message.
@@ -523,7 +552,11 @@ impl Channel {
                 .await?;
             match progress {
                 Progress::More => {}
-                Progress::Done => return std::mem::take(&mut self.incoming).finish().map(Some),
+                Progress::Done => {
+                    let next = Incoming::at_most(self.incoming.longest);
+                    let done = std::mem::replace(&mut self.incoming, next);
+                    return done.finish().map(Some);
+                }
                 Progress::End => return Ok(None),
             }
         }

@@ -167,18 +167,10 @@ pub fn bound(address: SocketAddr, protocol: Protocol, shared: bool) -> io::Resul
     Ok(socket)
 }
 
-/// Binds every published port of the plan; all that can't be bound are told, not only the first.
+/// Binds every published port of the plan that `running` hasn't bound; all that can't be bound are told, not only the first.
 ///
 /// # Errors
 /// Each address with what the kernel said.
-pub fn bind_all(plan: &Plan) -> Result<Vec<Listener>, Vec<(&PublishPlan, io::Error)>> {
-    bind_new(plan, None)
-}
-
-/// As [`bind_all`], without those that `running` has bound.
-///
-/// # Errors
-/// As [`bind_all`].
 pub fn bind_new<'p>(
     plan: &'p Plan,
     running: Option<&Plan>,

@@ -50,7 +50,7 @@ use crate::volumes::{self, Volumes};
 /// How long the kernel may take for everything but the app.
 const OURS: Duration = Duration::from_secs(20);
 /// How long an app may take until it listens.
-pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// A wait is told of after this…
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
 /// …and then as often as this.
@@ -176,7 +176,10 @@ impl StackError {
     #[must_use]
     pub fn is_of_the_configuration(&self) -> bool {
         use extra::ExtraError as E;
-        matches!(self, Self::Extra(E::Refused { .. } | E::NotAllowed { .. }))
+        matches!(
+            self,
+            Self::Extra(E::Refused { .. } | E::NotAllowed { .. } | E::TooLarge { .. })
+        )
     }
 }
 

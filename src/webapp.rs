@@ -38,10 +38,10 @@ use tokio::sync::Semaphore;
 pub const MAX_CONNECTIONS: usize = 512;
 
 /// The longest request head, in bytes.
-pub const MAX_HEAD: usize = 8192;
+const MAX_HEAD: usize = 8192;
 
 /// How long a request's head may take, the wait for it on a kept connection included.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may leave an answer unacknowledged or its window closed (`TCP_USER_TIMEOUT`, tcp(7)).
 const ANSWER_TIMEOUT_MS: u32 = 30_000;

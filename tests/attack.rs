@@ -12,6 +12,7 @@ use std::process::{Child, Stdio};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use support::lab::{Lab, describe, lrpns};
+use support::look;
 
 /// Numbers of add_key(2) and keyctl(2): no program that everybody has calls them.
 const ADD_KEY: i32 = libc_number(248, 217);
@@ -48,11 +49,6 @@ fn directory_app(lab: &Lab, more: &str) -> (String, PathBuf) {
         lab.write("x.toml", &text).to_str().unwrap().to_owned(),
         root,
     )
-}
-
-fn part<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
-    let parts = status["parts"].as_array().unwrap();
-    parts.iter().find(|part| part["name"] == name).unwrap()
 }
 
 /// Starts a command of the lab and waits until it has printed this line on standard output or error.
@@ -170,7 +166,7 @@ fn what_the_host_mounts_later_does_not_appear_in_an_app() {
         "later",
         "/usr/local",
     ]);
-    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    let pid = look::pid(&lab.status("x"), "app");
     let mounts = lab.proc(pid, "mountinfo");
     assert!(mounts.contains(" /usr "), "{mounts}");
     assert!(!mounts.contains("later"), "{mounts}");
@@ -224,7 +220,7 @@ fn signals_that_the_starter_ignored_are_not_ignored_inside() {
             .find_map(|line| line.strip_prefix("SigIgn:\t"));
         u64::from_str_radix(line.unwrap(), 16).unwrap() & !(0b11 << 31)
     };
-    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    let pid = look::pid(&lab.status("x"), "app");
     assert_eq!(ignored(lab.proc(pid, "status")), 0);
     let own = [lrpns(), "exec", "x", "--", "cat", "/proc/self/status"];
     assert_eq!(ignored(ignoring(&own)), 0);
@@ -235,7 +231,7 @@ fn what_exec_runs_holds_what_the_apps_command_holds_and_no_descriptor_more() {
     let lab = Lab::new();
     let file = shell_app(&lab, "exec sleep infinity", "");
     lab.lrpns_ok(&["up", "-d", "-f", &file]);
-    let pid = part(&lab.status("x"), "app")["pid"].as_i64().unwrap();
+    let pid = look::pid(&lab.status("x"), "app");
     // What of them is the same for all processes that are started alike.
     let lines = |status: String| -> Vec<String> {
         let names = ["Groups", "Cap", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk"];
@@ -378,7 +374,7 @@ fn an_app_that_can_not_be_started_again_leaves_no_zombie_each_time() {
     let (file, root) = directory_app(&lab, "restart = \"always\"");
     lab.lrpns_ok(&["up", "-d", "-f", &file]);
     std::fs::remove_file(root.join("webapp")).unwrap();
-    let pid = part(&lab.status("x"), "app")["pid"].to_string();
+    let pid = look::part(&lab.status("x"), "app")["pid"].to_string();
     let mut log = lab
         .command(&[lrpns(), "logs", "x", "-f"])
         .stdout(Stdio::piped())

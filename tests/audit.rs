@@ -17,6 +17,7 @@ use rustix::fs::CWD;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 use serde_json::Value;
 use support::lab::{Lab, describe};
+use support::look;
 
 /// Runs the audit; the probes that failed or are unknown, as `id` or `id?`.
 fn audit(lab: &Lab, stack: &str) -> BTreeSet<String> {
@@ -427,20 +428,7 @@ fn a_whole_proc_is_found() {
 #[test]
 fn a_default_route_in_the_app_is_found() {
     let up = up();
-    up.in_network(
-        "app",
-        &[
-            "ip",
-            "route",
-            "add",
-            "default",
-            "via",
-            "172.18.0.33",
-            "dev",
-            "eth0",
-            "onlink",
-        ],
-    );
+    look::route_everywhere(&up.lab, up.pid("app", "init"));
     up.caught(&["app-routes"]);
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use clap::{CommandFactory, Parser};
 use lrpns::cli::Cli;
 use serde_json::{Value, json};
-use support::lab::{LAB, Lab, Traces, describe, difference, lrpns, until};
+use support::lab::{LAB, Lab, assert_unchanged, describe, lrpns, until};
 
 /// An app of the host's programs that says a line on each stream and serves.
 const HOST: &str = r#"name = "web"
@@ -37,10 +37,6 @@ fn err(output: &Output) -> String {
 
 fn assert_code(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{}", describe(output));
-}
-
-fn assert_unchanged(before: &Traces, now: &Traces) {
-    assert!(before == now, "changed: {}", difference(before, now));
 }
 
 /// The names of an object's members.

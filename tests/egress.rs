@@ -4,59 +4,13 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, Lab, Running};
+use support::lab::{CLIENT, LAB, Lab};
 use support::look::{self, PYTHON};
+use support::servers::{ASK, servers};
 
 const APP: &str = "172.18.0.23";
-
-/// Somebody else's servers: on each address and port one that tells who asked, by TCP and by UDP.
-const SERVERS: &str = r#"
-import selectors, socket, sys
-chosen = selectors.DefaultSelector()
-for where in sys.argv[1:]:
-    kind, address, port = where.split()
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((address, int(port)))
-    if kind == "tcp":
-        s.listen()
-    chosen.register(s, selectors.EVENT_READ, kind)
-print("ready", flush=True)
-while True:
-    for key, _ in chosen.select():
-        if key.data == "tcp":
-            c, peer = key.fileobj.accept()
-            c.sendall(peer[0].encode())
-            c.close()
-        else:
-            _, peer = key.fileobj.recvfrom(99)
-            key.fileobj.sendto(peer[0].encode(), peer)
-"#;
-
-/// What an app says to ask such a server.
-const ASK: &str = r#"
-def ask(kind, address, port):
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
-        s.settimeout(5)
-        try:
-            s.connect((address, port))
-            if kind == "udp":
-                s.send(b"?")
-            return s.recv(99).decode()
-        except OSError as e:
-            return errno.errorcode.get(e.errno, str(e))
-"#;
-
-/// Starts them in the client's namespace, or in the lab's own.
-fn servers(lab: &Lab, in_client: bool, places: &[&str]) -> Running {
-    let prefix: &[&str] = if in_client {
-        &["ip", "netns", "exec", "client"]
-    } else {
-        // A service of the host is a user of its own.
-        &["setpriv", "--reuid", "4321", "--clear-groups"]
-    };
-    lab.start(&[prefix, &[PYTHON, "-c", SERVERS], places].concat())
-}
+/// What a server says of who asks it from the lab.
+const SAID: &str = "10.99.0.1 1";
 
 /// A stack whose app may connect to `egress`; and the counters' place.
 fn stack(lab: &Lab, egress: &[&str]) -> Value {
@@ -75,24 +29,6 @@ fn neighbours(lab: &Lab) {
     }
 }
 
-/// The packets that a link has received.
-fn received(lab: &Lab, pid: Option<i64>, link: &str) -> u64 {
-    let links = look::json(lab, pid, &["ip", "-j", "-s", "link", "show", "dev", link]);
-    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
-}
-
-fn routes(lab: &Lab, pid: i64) -> Vec<String> {
-    let routes = look::json(lab, Some(pid), &["ip", "-j", "route"]);
-    let mut routes: Vec<_> = routes
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|route| route["dst"].as_str().unwrap().to_owned())
-        .collect();
-    routes.sort();
-    routes
-}
-
 #[test]
 fn an_app_reaches_exactly_what_is_listed() {
     if !look::machine() {
@@ -102,7 +38,7 @@ fn an_app_reaches_exactly_what_is_listed() {
     neighbours(&lab);
     let _servers = servers(
         &lab,
-        true,
+        Some("client"),
         &[
             "tcp 10.99.0.2 5432",
             "tcp 10.99.0.2 5433",
@@ -114,7 +50,7 @@ fn an_app_reaches_exactly_what_is_listed() {
     );
     let status = stack(&lab, &["tcp 10.99.0.2:5432", "udp 10.99.0.2:53"]);
     let app = look::pid(&status, "app");
-    assert_eq!(routes(&lab, app), ["10.99.0.2", "172.18.0.33"]);
+    assert_eq!(look::routes(&lab, app, "-4"), ["10.99.0.2", "172.18.0.33"]);
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
 
     // From within, with all that an app has; the server sees the host.
@@ -129,7 +65,7 @@ fn an_app_reaches_exactly_what_is_listed() {
     );
     assert_eq!(
         found,
-        json!([LAB, LAB, "EACCES", "ENETUNREACH", "ENETUNREACH"])
+        json!([SAID, SAID, "EACCES", "ENETUNREACH", "ENETUNREACH"])
     );
     let counted = look::counters(&lab, sidecar.0, sidecar.1);
     for rule in [
@@ -142,21 +78,7 @@ fn an_app_reaches_exactly_what_is_listed() {
     look::settle(&lab, &status);
 
     // As the owner of its namespace, with a route to everywhere and no Landlock: what is left is the rules.
-    look::beside(
-        &lab,
-        app,
-        &[
-            "ip",
-            "route",
-            "add",
-            "default",
-            "via",
-            "172.18.0.33",
-            "dev",
-            "eth0",
-            "onlink",
-        ],
-    );
+    look::route_everywhere(&lab, app);
     let uplink = look::planned(&status, "/uplink/host_link").to_owned();
     let near = look::planned(&status, "/uplink/host_address");
     let far = look::planned(&status, "/uplink/sidecar_address");
@@ -164,7 +86,7 @@ fn an_app_reaches_exactly_what_is_listed() {
         look::planned(&status, "/bridge/mac"),
         look::planned(&status, "/apps/0/mac"),
     );
-    let heard = received(&lab, None, &uplink);
+    let heard = look::received(&lab, None, &uplink);
     let attacks = [
         (
             "the port after",
@@ -242,7 +164,7 @@ fn an_app_reaches_exactly_what_is_listed() {
         look::assert_counted(&lab, sidecar, &before, &[(rule, packets)]);
     }
     assert_eq!(
-        received(&lab, None, &uplink),
+        look::received(&lab, None, &uplink),
         heard,
         "nothing came to the host"
     );
@@ -287,7 +209,7 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
     lab.ok(&["ip", "route", "add", "169.254.0.0/16", "dev", "ext0"]);
     let _theirs = servers(
         &lab,
-        true,
+        Some("client"),
         &[
             "tcp 10.99.0.2 8000",
             "tcp 10.99.0.3 8003",
@@ -296,24 +218,24 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
             "tcp 169.254.169.254 8000",
         ],
     );
-    let _hosts = servers(&lab, false, &["tcp 0.0.0.0 8000"]);
+    let _hosts = servers(&lab, None, &["tcp 0.0.0.0 8000"]);
     let ask = |found: &str| look::attack(&lab, "web", "app", &format!("{ASK}\nsay({found})"));
     let three = "[ask('tcp', '10.99.0.2', 8000), ask('tcp', '10.99.0.3', 8003), ask('tcp', '10.99.0.4', 8000), ask('tcp', '10.99.0.2', 8004)]";
 
     let status = stack(&lab, &["tcp 10.99.0.2/31:8000-8003"]);
     assert_eq!(
-        routes(&lab, look::pid(&status, "app")),
+        look::routes(&lab, look::pid(&status, "app"), "-4"),
         ["10.99.0.2/31", "172.18.0.33"]
     );
-    assert_eq!(ask(three), json!([LAB, LAB, "ENETUNREACH", "EACCES"]));
+    assert_eq!(ask(three), json!([SAID, SAID, "ENETUNREACH", "EACCES"]));
     lab.lrpns_ok(&["down", "web"]);
 
     // Everywhere, which is a default route: but the host is not elsewhere, and 169.254.0.0/16 is opened by nothing but
     // its own address.
     let status = stack(&lab, &["tcp 0.0.0.0/0:8000"]);
     let app = look::pid(&status, "app");
-    assert_eq!(routes(&lab, app), ["172.18.0.33", "default"]);
-    assert_eq!(ask("[ask('tcp', '10.99.0.4', 8000)]"), json!([LAB]));
+    assert_eq!(look::routes(&lab, app, "-4"), ["172.18.0.33", "default"]);
+    assert_eq!(ask("[ask('tcp', '10.99.0.4', 8000)]"), json!([SAID]));
     look::settle(&lab, &status);
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     let host = (None, "lrpns-web");
@@ -356,7 +278,7 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
     ));
     let status = lab.status("web");
     let uplink = look::planned(&status, "/uplink/sidecar_address");
-    assert_eq!(found, json!([LAB, uplink, LAB]));
+    assert_eq!(found, json!([SAID, format!("{uplink} 1"), SAID]));
 }
 
 #[test]
@@ -365,7 +287,7 @@ fn of_two_apps_only_the_one_that_may_gets_out() {
         return;
     }
     let lab = Lab::forwarding();
-    let _servers = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _servers = servers(&lab, Some("client"), &["tcp 10.99.0.2 5432"]);
     let app = |name: &str, port: u16, more: &str| {
         format!(
             "[app.{name}]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:{port}:5000\"]\nlisten = [6000]\n{more}\n",
@@ -385,7 +307,7 @@ fn of_two_apps_only_the_one_that_may_gets_out() {
         let code = format!("{ASK}\nsay(ask('tcp', '{CLIENT}', 5432))");
         look::attack(&lab, "web", app, &code)
     };
-    assert_eq!(ask("a"), json!(LAB));
+    assert_eq!(ask("a"), SAID);
     assert_eq!(ask("b"), json!("EACCES"));
     // And without Landlock: by its own address, and by the other's.
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
@@ -447,7 +369,7 @@ fn what_no_egress_can_be_is_refused_before_anything_is_made() {
     };
     // To the host nothing needs to be forwarded.
     let lab = Lab::new();
-    let _hosts = servers(&lab, false, &["tcp 10.99.0.1 8000"]);
+    let _hosts = servers(&lab, None, &["tcp 10.99.0.1 8000"]);
     stack(&lab, &["tcp 10.99.0.1:8000"]);
     let status = lab.status("web");
     assert_eq!(look::planned(&status, "/egress/via"), "nat");
@@ -457,7 +379,8 @@ fn what_no_egress_can_be_is_refused_before_anything_is_made() {
         "app",
         &format!("{ASK}\nsay(ask('tcp', '{LAB}', 8000))"),
     );
-    assert_eq!(found, look::planned(&status, "/uplink/sidecar_address"));
+    let uplink = look::planned(&status, "/uplink/sidecar_address");
+    assert_eq!(found, format!("{uplink} 1"));
 
     let lab = Lab::forwarding();
     refused(
@@ -473,7 +396,11 @@ fn a_sidecar_that_has_lost_its_rules_reaches_what_its_apps_may_and_no_more() {
         return;
     }
     let lab = Lab::forwarding();
-    let _servers = servers(&lab, true, &["tcp 10.99.0.2 5432", "tcp 10.99.0.2 5433"]);
+    let _servers = servers(
+        &lab,
+        Some("client"),
+        &["tcp 10.99.0.2 5432", "tcp 10.99.0.2 5433"],
+    );
     let status = stack(&lab, &["tcp 10.99.0.2:5432"]);
     let sidecar = look::init(&status, "sidecar");
     look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);
@@ -487,7 +414,7 @@ fn a_sidecar_that_has_lost_its_rules_reaches_what_its_apps_may_and_no_more() {
              knock('{CLIENT}', 5433)\nthrow('{CLIENT}', 5432)\nknock('{LAB}', 5432)\nsay(first)"
         ),
     );
-    assert_eq!(found, LAB);
+    assert_eq!(found, SAID);
     look::assert_dropped(
         &lab,
         host,
@@ -501,14 +428,7 @@ fn a_sidecar_that_has_lost_its_rules_reaches_what_its_apps_may_and_no_more() {
 
 /// What the audit has found wrong or does not know, as `id`.
 fn audit(lab: &Lab) -> Vec<String> {
-    let output = lab.lrpns(&["audit", "web", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let groups = report["groups"].as_array().unwrap().iter();
-    groups
-        .flat_map(|group| group["probes"].as_array().unwrap())
-        .filter(|probe| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap()))
-        .map(|probe| format!("{}: {}", probe["id"].as_str().unwrap(), probe))
-        .collect()
+    look::findings(&lab.lrpns(&["audit", "web", "--json"]).stdout)
 }
 
 #[test]

@@ -4,56 +4,12 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, Running, describe};
+use support::lab::{CLIENT6 as CLIENT, LAB6 as LAB, Lab, describe};
 use support::look::{self, PYTHON};
+use support::servers::{ASK, servers};
 
 const SIDECAR: &str = "fd00:18::1";
 const APP: &str = "fd00:18::2";
-
-/// Somebody else's servers: on each address and port one that tells who asked and how much was said until then, by TCP
-/// and by UDP.
-const SERVERS: &str = r#"
-import selectors, socket, sys
-chosen = selectors.DefaultSelector()
-for where in sys.argv[1:]:
-    kind, address, port = where.split()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((address, int(port)))
-    if kind == "tcp":
-        s.listen()
-    chosen.register(s, selectors.EVENT_READ, kind)
-print("ready", flush=True)
-while True:
-    for key, _ in chosen.select():
-        if key.data == "tcp":
-            c, peer = key.fileobj.accept()
-            heard = 0
-            while part := c.recv(1 << 16):
-                heard += len(part)
-            c.sendall(("%s %d" % (peer[0], heard)).encode())
-            c.close()
-        else:
-            said, peer = key.fileobj.recvfrom(1 << 16)
-            key.fileobj.sendto(("%s %d" % (peer[0], len(said))).encode(), peer)
-"#;
-
-/// What an app says to ask such a server.
-const ASK: &str = r#"
-def ask(kind, address, port, size=1):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
-        s.settimeout(20)
-        try:
-            s.connect((address, port))
-            s.sendall(b"x" * size)
-            if kind == "tcp":
-                s.shutdown(socket.SHUT_WR)
-            return s.recv(99).decode()
-        except OSError as e:
-            return errno.errorcode.get(e.errno, str(e))
-"#;
 
 /// Packets of IPv6 by hand, beside those of [`look::ATTACKS`]; `knock6` sends one SYN, `throw6` one datagram.
 const SIX: &str = r#"
@@ -90,15 +46,6 @@ def throw6(address, port, size=1):
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
         return tried(s.sendto, b"x" * size, (address, port))
 "#;
-
-/// Starts them in a namespace of `ip netns`, or, as a user of their own, in the lab's own.
-fn servers(lab: &Lab, namespace: Option<&str>, places: &[&str]) -> Running {
-    let prefix = match namespace {
-        Some(name) => vec!["ip", "netns", "exec", name],
-        None => vec!["setpriv", "--reuid", "4321", "--clear-groups"],
-    };
-    lab.start(&[&prefix[..], &[PYTHON, "-c", SERVERS], places].concat())
-}
 
 /// A lab that forwards both families, whose client has two addresses more.
 fn lab() -> Lab {
@@ -151,19 +98,6 @@ fn ways(lab: &Lab, pid: i64) -> String {
 /// The link-layer address of whoever claims to be somebody.
 const LIAR: &str = "02:00:00:00:00:66";
 
-fn routes(lab: &Lab, pid: i64, family: &str) -> Vec<String> {
-    let routes = look::json(lab, Some(pid), &["ip", family, "-j", "route"]);
-    let mut routes: Vec<_> = routes
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|route| route["dst"].as_str().unwrap().to_owned())
-        .filter(|to| to != "::1")
-        .collect();
-    routes.sort();
-    routes
-}
-
 /// As the owner of the app's namespace, with a route to everywhere: what is left is the rules.
 fn free(lab: &Lab, app: i64) {
     let add = [
@@ -208,8 +142,8 @@ fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
     );
     let status = stack(&lab, &["tcp [2001:db8::2]:5432", "udp [2001:db8::2]:53"]);
     let app = look::pid(&status, "app");
-    assert_eq!(routes(&lab, app, "-6"), [CLIENT, SIDECAR]);
-    assert_eq!(routes(&lab, app, "-4"), ["172.18.0.33"]);
+    assert_eq!(look::routes(&lab, app, "-6"), [CLIENT, SIDECAR]);
+    assert_eq!(look::routes(&lab, app, "-4"), ["172.18.0.33"]);
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
 
     // From within, with all that an app has; the server sees the host.
@@ -323,14 +257,18 @@ fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
         ),
     ];
     let uplink = look::planned(&status, "/uplink/host_link").to_owned();
-    let heard = received(&lab, &uplink);
+    let heard = look::received(&lab, None, &uplink);
     for (what, attack, rule, packets) in attacks {
         println!("{what}");
         let before = look::counters(&lab, sidecar.0, sidecar.1);
         attack_beside(&lab, &status, "app", attack);
         look::assert_counted(&lab, sidecar, &before, &[(rule, packets)]);
     }
-    assert_eq!(received(&lab, &uplink), heard, "nothing came to the host");
+    assert_eq!(
+        look::received(&lab, None, &uplink),
+        heard,
+        "nothing came to the host"
+    );
 
     // Nor does anybody get in by the way out.
     let before = look::counters(&lab, sidecar.0, sidecar.1);
@@ -347,12 +285,6 @@ fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
         &before,
         &[("input/drop-invalid", 1), ("guard/drop-uplink-bypass", 1)],
     );
-}
-
-/// The packets that a link of the lab's has received.
-fn received(lab: &Lab, link: &str) -> u64 {
-    let links = look::json(lab, None, &["ip", "-j", "-s", "link", "show", "dev", link]);
-    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
 }
 
 /// Runs Python on the host; `send` puts a packet on the uplink to the sidecar.
@@ -394,7 +326,7 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
 
     let status = stack(&lab, &["tcp [2001:db8::2/127]:8000-8003"]);
     assert_eq!(
-        routes(&lab, look::pid(&status, "app"), "-6"),
+        look::routes(&lab, look::pid(&status, "app"), "-6"),
         ["2001:db8::2/127", SIDECAR]
     );
     assert_eq!(
@@ -411,8 +343,8 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
     // Everywhere, which is a default route: but the host is not elsewhere.
     let status = stack(&lab, &["tcp [::/0]:8000"]);
     let app = look::pid(&status, "app");
-    assert_eq!(routes(&lab, app, "-6"), ["default", SIDECAR]);
-    assert_eq!(routes(&lab, app, "-4"), ["172.18.0.33"]);
+    assert_eq!(look::routes(&lab, app, "-6"), ["default", SIDECAR]);
+    assert_eq!(look::routes(&lab, app, "-4"), ["172.18.0.33"]);
     assert_eq!(
         from_app(&lab, "app", "ask('tcp', '2001:db8::4', 8000)"),
         served
@@ -505,10 +437,10 @@ fn of_two_apps_each_has_the_ways_of_its_own_egress_and_its_own_family() {
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     let bridge = look::planned(&status, "/bridge/address").to_owned();
     let (a, b) = (look::pid(&status, "a"), look::pid(&status, "b"));
-    assert_eq!(routes(&lab, a, "-6"), [CLIENT, SIDECAR]);
-    assert_eq!(routes(&lab, a, "-4"), [bridge.as_str()]);
-    assert_eq!(routes(&lab, b, "-6"), [SIDECAR]);
-    assert_eq!(routes(&lab, b, "-4"), ["10.99.0.2", bridge.as_str()]);
+    assert_eq!(look::routes(&lab, a, "-6"), [CLIENT, SIDECAR]);
+    assert_eq!(look::routes(&lab, a, "-4"), [bridge.as_str()]);
+    assert_eq!(look::routes(&lab, b, "-6"), [SIDECAR]);
+    assert_eq!(look::routes(&lab, b, "-4"), ["10.99.0.2", bridge.as_str()]);
     let both = "[ask('tcp', '2001:db8::2', 5432), ask('tcp', '10.99.0.2', 5432)]";
     assert_eq!(
         from_app(&lab, "a", both),
@@ -621,7 +553,7 @@ fn what_is_put_before_the_ports_goes_around_no_rule() {
     look::settle(&lab, &status);
     free(&lab, look::pid(&status, "app"));
     let uplink = look::planned(&status, "/uplink/host_link").to_owned();
-    let heard = received(&lab, &uplink);
+    let heard = look::received(&lab, None, &uplink);
     let (ports, spoof, source_route) = (
         "guard/drop-app-egress",
         "guard/drop-app-spoof6",
@@ -719,7 +651,11 @@ fn what_is_put_before_the_ports_goes_around_no_rule() {
         let expected: Vec<_> = rule.into_iter().collect();
         look::assert_counted(&lab, sidecar, &before, &expected);
     }
-    assert_eq!(received(&lab, &uplink), heard, "nothing came to the host");
+    assert_eq!(
+        look::received(&lab, None, &uplink),
+        heard,
+        "nothing came to the host"
+    );
     // Options are no crime: before the right port they get there.
     let before = look::counters(&lab, sidecar.0, sidecar.1);
     attack_beside(
@@ -895,7 +831,7 @@ fn no_part_learns_a_way_a_neighbour_or_an_address_from_a_packet() {
     );
     claim();
     look::eventually("a route by the router", &true, || {
-        routes(&lab, app, "-6").contains(&"default".to_owned())
+        look::routes(&lab, app, "-6").contains(&"default".to_owned())
     });
 }
 
@@ -1017,18 +953,9 @@ fn egress_by_ipv6_is_refused_where_there_is_no_way_with_what_is_missing() {
     );
 }
 
-/// What the audit has found wrong or does not know, as `id: PROBE`; and how many probes it has had.
-fn audit(lab: &Lab) -> (Vec<String>, usize) {
-    let output = lab.lrpns(&["audit", "web", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let groups = report["groups"].as_array().unwrap().iter();
-    let probes: Vec<_> = groups
-        .flat_map(|group| group["probes"].as_array().unwrap())
-        .collect();
-    let bad = |probe: &&&Value| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap());
-    let found = probes.iter().filter(bad);
-    let found = found.map(|probe| format!("{}: {probe}", probe["id"].as_str().unwrap()));
-    (found.collect(), probes.len())
+/// What the audit has found wrong or does not know.
+fn audit(lab: &Lab) -> Vec<String> {
+    look::findings(&lab.lrpns(&["audit", "web", "--json"]).stdout)
 }
 
 #[test]
@@ -1039,7 +966,7 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_by_ipv6_and_a_rule_too_many() 
     let lab = lab();
     // Of a range, of which the probes' own addresses are a part, too.
     stack(&lab, &["tcp [::/0]:443", "udp [::/0]:53", "tcp [::/0]:22"]);
-    assert_eq!(audit(&lab).0, Vec::<String>::new());
+    assert_eq!(audit(&lab), Vec::<String>::new());
     lab.lrpns_ok(&["down", "web"]);
 
     let status = stack(
@@ -1050,7 +977,7 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_by_ipv6_and_a_rule_too_many() 
             "tcp [2001:db8::/64]:8000-8010",
         ],
     );
-    assert_eq!(audit(&lab).0, Vec::<String>::new());
+    assert_eq!(audit(&lab), Vec::<String>::new());
     // The rule that lets one port more out, in both chains.
     let sidecar = look::init(&status, "sidecar");
     for chain in ["guard", "forward"] {
@@ -1059,7 +986,7 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_by_ipv6_and_a_rule_too_many() 
         let args: Vec<_> = insert.into_iter().chain(rule.split(' ')).collect();
         look::beside(&lab, sidecar, &args);
     }
-    let (found, _) = audit(&lab);
+    let found = audit(&lab);
     for probe in ["rules-sidecar", "out-egress-beside"] {
         assert!(
             found.iter().any(|id| id.starts_with(probe)),

@@ -6,133 +6,43 @@ mod support;
 use std::process::Output;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, LAB6, Lab, Running, describe, lrpns};
+use support::lab::{CLIENT, LAB, LAB6, Lab, describe};
 use support::look::{self, PYTHON};
-use support::skip;
+use support::servers::{ASK, servers};
+use support::user::User;
 
 const APP: &str = "172.18.0.23";
-
-/// Somebody else's servers. By TCP one reads to the end of what it is told and tells how much that was and from whom; by
-/// UDP it tells from whom.
-const SERVERS: &str = r#"
-import selectors, socket, sys, threading
-def count(c, peer):
-    with c:
-        total = 0
-        while data := c.recv(65536):
-            total += len(data)
-        c.sendall(f"{total} {peer[0]}".encode())
-chosen = selectors.DefaultSelector()
-for where in sys.argv[1:]:
-    kind, address, port = where.split()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind((address, int(port)))
-    if kind == "tcp":
-        s.listen()
-    chosen.register(s, selectors.EVENT_READ, kind)
-print("ready", flush=True)
-while True:
-    for key, _ in chosen.select():
-        if key.data == "tcp":
-            threading.Thread(target=count, args=key.fileobj.accept(), daemon=True).start()
-        else:
-            data, peer = key.fileobj.recvfrom(65536)
-            key.fileobj.sendto(f"{len(data)} {peer[0]}".encode(), peer)
-"#;
-
-/// What an app says to ask such a server: `more` bytes, then, by TCP, that there are no more.
-const ASK: &str = r#"
-def ask(kind, address, port, more=1, source=0):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
-        s.settimeout(20)
-        try:
-            if source:
-                s.bind(("", source))
-            s.connect((address, port))
-            if kind == "udp":
-                s.send(b"?" * more)
-                return s.recv(99).decode()
-            s.sendall(b"?" * more)
-            s.shutdown(socket.SHUT_WR)
-            answer = b""
-            while data := s.recv(99):
-                answer += data
-            return answer.decode()
-        except OSError as e:
-            return errno.errorcode.get(e.errno, str(e))
-"#;
-
-/// Starts them in the client's namespace, or in the lab's own.
-fn servers(lab: &Lab, in_client: bool, places: &[&str]) -> Running {
-    let prefix: &[&str] = if in_client {
-        &["ip", "netns", "exec", "client"]
-    } else {
-        &[]
-    };
-    lab.start(&[prefix, &[PYTHON, "-c", SERVERS], places].concat())
-}
 
 /// Who runs stacks in a lab: the superuser, or an ordinary user.
 struct Runner<'a> {
     lab: &'a Lab,
-    uid: Option<u32>,
+    user: Option<User<'a>>,
 }
-
-const USER: u32 = 4321;
 
 impl<'a> Runner<'a> {
     fn root(lab: &'a Lab) -> Self {
-        Self { lab, uid: None }
+        Self { lab, user: None }
     }
 
     /// `None` where ordinary users may not have user namespaces.
     fn user(lab: &'a Lab) -> Option<Self> {
-        let uid = USER.to_string();
-        let runtime = format!("/run/lab/{uid}");
-        lab.ok(&["install", "-d", "-m", "700", "-o", &uid, &runtime]);
-        let copy = lab.dir.path().join("lrpns");
-        lab.ok(&["cp", lrpns(), copy.to_str().unwrap()]);
-        let user = Self {
+        let user = User::new(lab, 4321);
+        user.may().then_some(Self {
             lab,
-            uid: Some(USER),
-        };
-        let may = user.run(&["unshare", "--user", "--net", "true"]);
-        if !may.status.success() {
-            skip("userns", "an ordinary user can't make a user namespace");
-            return None;
-        }
-        Some(user)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let Some(uid) = self.uid else {
-            return self.lab.run(args);
-        };
-        let id = uid.to_string();
-        let runtime = format!("XDG_RUNTIME_DIR=/run/lab/{uid}");
-        let prefix = [
-            "setpriv",
-            "--reuid",
-            &id,
-            "--regid",
-            &id,
-            "--clear-groups",
-            "env",
-            &runtime,
-        ];
-        self.lab.run(&[&prefix, args].concat())
+            user: Some(user),
+        })
     }
 
     fn lrpns(&self, args: &[&str]) -> Output {
-        let copy = self.lab.dir.path().join("lrpns");
-        let program = match self.uid {
-            Some(_) => copy.to_str().unwrap(),
-            None => lrpns(),
-        };
-        self.run(&[&[program], args].concat())
+        match &self.user {
+            Some(user) => user.lrpns(args),
+            None => self.lab.lrpns(args),
+        }
+    }
+
+    /// Those of the ordinary user.
+    fn processes(&self) -> Vec<String> {
+        self.user.as_ref().map_or_else(Vec::new, User::processes)
     }
 
     fn ok(&self, args: &[&str]) -> String {
@@ -173,14 +83,7 @@ impl<'a> Runner<'a> {
 
     /// What the audit has found wrong or does not know.
     fn audit(&self) -> Vec<String> {
-        let output = self.lrpns(&["audit", "web", "--json"]);
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let groups = report["groups"].as_array().unwrap().iter();
-        groups
-            .flat_map(|group| group["probes"].as_array().unwrap())
-            .filter(|probe| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap()))
-            .map(Value::to_string)
-            .collect()
+        look::findings(&self.lrpns(&["audit", "web", "--json"]).stdout)
     }
 }
 
@@ -199,7 +102,7 @@ fn neighbours(lab: &Lab) {
 
 /// Says who has asked, and how much.
 fn said(bytes: usize) -> Value {
-    json!(format!("{bytes} {LAB}"))
+    json!(format!("{LAB} {bytes}"))
 }
 
 /// The table where the uplink ends.
@@ -223,7 +126,7 @@ fn an_ordinary_users_app_reaches_exactly_what_is_listed() {
     neighbours(&lab);
     let _theirs = servers(
         &lab,
-        true,
+        Some("client"),
         &[
             "tcp 10.99.0.2 5432",
             "tcp 10.99.0.2 5433",
@@ -273,21 +176,7 @@ fn an_ordinary_users_app_reaches_exactly_what_is_listed() {
 
     // As the owner of its namespace, with a route to everywhere and no Landlock.
     let app = look::pid(&status, "app");
-    look::beside(
-        &lab,
-        app,
-        &[
-            "ip",
-            "route",
-            "add",
-            "default",
-            "via",
-            "172.18.0.33",
-            "dev",
-            "eth0",
-            "onlink",
-        ],
-    );
+    look::route_everywhere(&lab, app);
     let heard = look::counters(&lab, far(&status).0, far(&status).1);
     for (what, attack, packets) in [
         ("the port after", "knock('10.99.0.2', 5433)", 1),
@@ -331,10 +220,7 @@ fn an_ordinary_users_app_reaches_exactly_what_is_listed() {
     assert_eq!(user.audit(), Vec::<String>::new());
 
     user.ok(&["down", "web"]);
-    let left = lab.run(&["ps", "-u", &USER.to_string(), "-o", "args="]);
-    let left = String::from_utf8_lossy(&left.stdout).into_owned();
-    let alive = left.lines().filter(|line| !line.contains("<defunct>"));
-    assert_eq!(alive.collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(user.processes(), Vec::<String>::new());
 }
 
 #[test]
@@ -411,7 +297,7 @@ fn whoever_breaks_into_sidecar_or_relay_reaches_what_the_apps_may_at_most() {
     neighbours(&lab);
     let _theirs = servers(
         &lab,
-        true,
+        Some("client"),
         &[
             "tcp 10.99.0.2 5432",
             "tcp 10.99.0.2 5433",
@@ -419,7 +305,7 @@ fn whoever_breaks_into_sidecar_or_relay_reaches_what_the_apps_may_at_most() {
             "udp 10.99.0.3 53",
         ],
     );
-    let _hosts = servers(&lab, false, &["tcp 0.0.0.0 5432", "udp 0.0.0.0 53"]);
+    let _hosts = servers(&lab, None, &["tcp 0.0.0.0 5432", "udp 0.0.0.0 53"]);
     let status = user.up(&["tcp 10.99.0.0/30:5432", "udp 10.99.0.2:53"], "");
     let uplink = look::planned(&status, "/uplink/host_address").to_owned();
 
@@ -464,7 +350,7 @@ fn the_ends_of_a_connection_are_passed_on_as_they_were() {
     let Some(user) = Runner::user(&lab) else {
         return;
     };
-    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _theirs = servers(&lab, Some("client"), &["tcp 10.99.0.2 5432"]);
     user.up(&["tcp 10.99.0.2:5432-5433", "udp 10.99.0.2:5433"], "");
     // An end of one direction: the server answers after it, in `ask`. Nobody listens at the other port.
     let found =
@@ -489,11 +375,8 @@ fn the_ends_of_a_connection_are_passed_on_as_they_were() {
         assert_eq!(found, said(1), "after the end of {which}");
     }
     // No process of an earlier one is left.
-    let all = lab.ok(&["ps", "-u", &USER.to_string(), "-o", "args="]);
-    let all: Vec<_> = all
-        .lines()
-        .filter(|line| line.contains("web/egress") && !line.contains("<defunct>"))
-        .collect();
+    let mut all = user.processes();
+    all.retain(|process| process.contains("web/egress"));
     assert_eq!(all.len(), 2, "{all:?}");
 }
 
@@ -512,8 +395,12 @@ fn as_root_egress_is_by_relay_where_the_host_does_not_forward_or_the_file_says_s
         ),
     ] {
         let root = Runner::root(&lab);
-        let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432", "udp 10.99.0.2 53"]);
-        let _hosts = servers(&lab, false, &["tcp 0.0.0.0 7000"]);
+        let _theirs = servers(
+            &lab,
+            Some("client"),
+            &["tcp 10.99.0.2 5432", "udp 10.99.0.2 53"],
+        );
+        let _hosts = servers(&lab, None, &["tcp 0.0.0.0 7000"]);
         let forwards = lab.ok(&["sysctl", "-n", "net.ipv4.ip_forward"]);
         let status = root.up(
             &[
@@ -554,7 +441,7 @@ fn an_app_that_publishes_nothing_has_egress_and_stands_its_audit() {
     let Some(user) = Runner::user(&lab) else {
         return;
     };
-    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 5432"]);
+    let _theirs = servers(&lab, Some("client"), &["tcp 10.99.0.2 5432"]);
     let output = user.up_file(
         "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"1000\"]\negress = [\"tcp 10.99.0.2:5432\"]\n",
     );
@@ -587,7 +474,7 @@ fn more_ports_than_there_are_sockets_for_are_refused_with_a_hint() {
     // As many as there may be: the last one works.
     let output = up("1001-2024");
     assert!(output.status.success(), "{}", describe(&output));
-    let _theirs = servers(&lab, true, &["tcp 10.99.0.2 2024"]);
+    let _theirs = servers(&lab, Some("client"), &["tcp 10.99.0.2 2024"]);
     assert_eq!(user.attack("say(ask('tcp', '10.99.0.2', 2024))"), said(1));
     // A change of it needs a new start.
     let more = "egress = [\"tcp 10.99.0.2:2000\"]";
@@ -618,7 +505,7 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
     lab.ok(&["ip", "-6", "route", "add", "fd00:ec2::254", "dev", "ext0"]);
     let _theirs = servers(
         &lab,
-        true,
+        Some("client"),
         &[
             "tcp 2001:db8::2 5432",
             "tcp 2001:db8::2 5433",
@@ -627,7 +514,7 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
             "tcp fd00:ec2::254 8003",
         ],
     );
-    let _hosts = servers(&lab, false, &["tcp :: 8003", "tcp :: 7000"]);
+    let _hosts = servers(&lab, None, &["tcp :: 8003", "tcp :: 7000"]);
     let file = format!(
         "name = \"web\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"1000\"]\negress = {}\n",
         look::toml_list(&[
@@ -644,7 +531,7 @@ fn by_ipv6_an_ordinary_users_app_reaches_exactly_what_is_listed() {
          ask('tcp', '2001:db8::3', 8003), ask('tcp', '{LAB6}', 7000), ask('tcp', '{LAB6}', 8003), \
          ask('tcp', '2001:db8::2', 5433)])"
     ));
-    let told = |bytes: usize| json!(format!("{bytes} {LAB6}"));
+    let told = |bytes: usize| json!(format!("{LAB6} {bytes}"));
     // The range is not the host, whose own address it has in it.
     assert_eq!(
         found,

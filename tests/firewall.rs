@@ -320,6 +320,12 @@ fn plans() -> Vec<Plan> {
         egress(Protocol::Tcp, "192.0.2.0/29", 8000, 8010),
         egress(Protocol::Udp, "0.0.0.0/0", 1, 65535),
         egress(Protocol::Tcp, "169.254.169.254/32", 80, 80),
+        // Each overlaps those before it; then two that are there before.
+        egress(Protocol::Tcp, "10.1.0.0/16", 400, 500),
+        egress(Protocol::Tcp, "10.1.2.3/32", 0, 65535),
+        egress(Protocol::Tcp, "10.1.2.3/32", 443, 443),
+        egress(Protocol::Tcp, "10.0.0.0/8", 443, 443),
+        egress(Protocol::Tcp, "192.0.2.10/32", 5432, 5432),
     ];
     reaching.apps[1].egress = vec![egress(Protocol::Tcp, "0.0.0.0/0", 443, 443)];
     let mut reaching6 = with_ipv6(reaching.clone(), "fd00:18::/64");

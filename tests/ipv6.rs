@@ -61,10 +61,6 @@ fn up(forwarding: bool, via: &str) -> (Lab, String, Value) {
     (lab, token, status)
 }
 
-fn told(answer: Result<String, i32>) -> Value {
-    serde_json::from_str(&answer.expect("an answer")).unwrap()
-}
-
 fn url(host: &str) -> String {
     format!("http://[{host}]:5000/")
 }
@@ -81,7 +77,7 @@ fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
             look::counters(&lab, sidecar, "lrpns"),
             look::counters(&lab, None, "lrpns-web"),
         );
-        let answer = told(lab.client_get(&url(LAB)));
+        let answer = look::told(lab.client_get(&url(LAB)));
         assert_eq!(answer["peer"], SIDECAR, "{via}");
         assert_eq!(answer["token"], token.as_str());
         let counted = look::since(&host, &look::counters(&lab, None, "lrpns-web"));
@@ -104,10 +100,14 @@ fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
         }
         // The host itself, by loopback and by its address.
         for host in ["::1", LAB] {
-            assert_eq!(told(lab.get(&url(host)))["token"], token.as_str(), "{host}");
+            assert_eq!(
+                look::told(lab.get(&url(host)))["token"],
+                token.as_str(),
+                "{host}"
+            );
         }
         // And IPv4 beside it.
-        let four = told(lab.client_get("http://10.99.0.1:5000/"));
+        let four = look::told(lab.client_get("http://10.99.0.1:5000/"));
         assert_eq!(
             four["peer"], "::ffff:172.18.0.1",
             "a socket of both families"
@@ -130,10 +130,10 @@ fn an_ipv6_address_is_published_alone_and_0_0_0_0_says_nothing_of_ipv6() {
     assert!(lab.client_get("http://10.99.0.1:5000/").is_ok());
     assert_eq!(lab.client_get(&url(LAB)), Err(7), "nobody said [::]:5000");
     assert_eq!(lab.get(&url("::1")), Err(7));
-    assert_eq!(told(lab.get("http://[::1]:6000/"))["port"], 6000);
+    assert_eq!(look::told(lab.get("http://[::1]:6000/"))["port"], 6000);
     assert_eq!(lab.client_get(&format!("http://[{LAB}]:6000/")), Err(7));
     assert_eq!(
-        told(lab.client_get(&format!("http://[{LAB}]:7000/")))["port"],
+        look::told(lab.client_get(&format!("http://[{LAB}]:7000/")))["port"],
         5000
     );
     assert_eq!(lab.client_get("http://10.99.0.1:7000/"), Err(7));
@@ -323,9 +323,12 @@ fn two_stacks_of_the_same_prefix_do_not_meet() {
     let (lab, first, second) = (lab(true), look::token(), look::token());
     look::up(&lab, &file("one", &first, &["[::]:5000:5000"], ""));
     look::up(&lab, &file("two", &second, &["[::]:5001:5000"], ""));
-    assert_eq!(told(lab.client_get(&url(LAB)))["token"], first.as_str());
+    assert_eq!(
+        look::told(lab.client_get(&url(LAB)))["token"],
+        first.as_str()
+    );
     let other = lab.client_get(&format!("http://[{LAB}]:5001/"));
-    assert_eq!(told(other)["token"], second.as_str());
+    assert_eq!(look::told(other)["token"], second.as_str());
     // The same app's address in both, and no route of the host to either.
     let routes = lab.ok(&["ip", "-6", "route", "show", "table", "all"]);
     assert!(!routes.contains("fd00:18:"), "{routes}");
@@ -360,7 +363,10 @@ fn a_restart_of_the_app_loses_no_rule_and_no_address() {
     lab.lrpns_ok(&["restart", "web", "app"]);
     let status = lab.status("web");
     assert_eq!(seen(&status), before);
-    assert_eq!(told(lab.client_get(&url(LAB)))["token"], token.as_str());
+    assert_eq!(
+        look::told(lab.client_get(&url(LAB)))["token"],
+        token.as_str()
+    );
 }
 
 #[test]
@@ -420,10 +426,7 @@ fn an_app_that_listens_on_ipv4_only_is_told_to_listen_on_both() {
     // It ends by itself, so that nobody has to wait for what will not come.
     let server =
         "import socket, time\ns = socket.create_server((\"0.0.0.0\", 5000))\ntime.sleep(1)";
-    let command = look::toml_list(&[PYTHON, "-c", server]);
-    let begin = file.find("command = ").unwrap();
-    let end = begin + file[begin..].find('\n').unwrap();
-    let file = format!("{}command = {command}{}", &file[..begin], &file[end..]);
+    let file = look::with_program(&file, server);
     let path = lab.write("web.toml", &file);
     let (_, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
     assert!(said.contains("before it listened on port 5000"), "{said}");
@@ -455,20 +458,20 @@ fn an_app_sees_its_clients_own_addresses_of_both_families() {
         look::up(&lab, &file("web", &token, &publish, &more));
         let status = lab.status("web");
         for _ in 0..3 {
-            let answer = told(lab.client_get(&url(LAB)));
+            let answer = look::told(lab.client_get(&url(LAB)));
             assert_eq!(answer["peer"], CLIENT, "{via}");
             assert_eq!(answer["token"], token.as_str());
         }
-        let four = told(lab.client_get("http://10.99.0.1:5000/"));
+        let four = look::told(lab.client_get("http://10.99.0.1:5000/"));
         assert_eq!(four["peer"], "::ffff:10.99.0.2", "{via}");
         if via == "relay" {
             assert_eq!(look::planned(&status, "/uplink/ends_at"), "relay");
             // The host's own address is a client's like any other; loopback's leads nowhere else.
-            assert_eq!(told(lab.get(&url(LAB)))["peer"], LAB);
+            assert_eq!(look::told(lab.get(&url(LAB)))["peer"], LAB);
             let near = look::planned(&status, "/uplink/host_address6");
-            assert_eq!(told(lab.get(&url("::1")))["peer"], near);
+            assert_eq!(look::told(lab.get(&url("::1")))["peer"], near);
             lab.lrpns_ok(&["restart", "web", "relay"]);
-            assert_eq!(told(lab.client_get(&url(LAB)))["peer"], CLIENT);
+            assert_eq!(look::told(lab.client_get(&url(LAB)))["peer"], CLIENT);
         }
     }
 }
@@ -736,7 +739,7 @@ fn a_capture_holds_the_packets_of_ipv6() {
     let stderr = capture.stderr.as_mut().unwrap();
     BufReader::new(stderr).read_line(&mut said).unwrap();
     assert!(said.starts_with("capturing"), "{said}");
-    told(lab.client_get(&url(LAB)));
+    look::told(lab.client_get(&url(LAB)));
     lab.ok(&[PYTHON, "-c", SEND_UDP, entry]);
     look::settle(&lab, &status);
     let forwarded = accepted() - before;

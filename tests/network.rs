@@ -14,12 +14,6 @@ use support::skip;
 const APP: &str = "172.18.0.23";
 const SIDECAR: &str = "172.18.0.33";
 
-/// The packets that a link has received.
-fn received(lab: &Lab, pid: Option<i64>, link: &str) -> u64 {
-    let links = look::json(lab, pid, &["ip", "-j", "-s", "link", "show", "dev", link]);
-    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
-}
-
 fn names(list: &Value, key: &str) -> Vec<String> {
     let mut names: Vec<_> = list
         .as_array()
@@ -67,10 +61,6 @@ fn telling(lab: Lab, via: &str) -> (Lab, String, Value) {
     );
     look::settle(&lab, &status);
     (lab, token, status)
-}
-
-fn told(answer: Result<String, i32>) -> Value {
-    serde_json::from_str(&answer.expect("an answer")).unwrap()
 }
 
 /// The two ways a port is published, each in a lab of its own.
@@ -390,7 +380,7 @@ fn an_exact_address_is_published_on_that_address_only() {
             &lab,
             &look::telling("web", &token, &publish, &format!("via = \"{via}\"")),
         );
-        let answer = told(lab.client_get(&format!("http://{LAB}:8080/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:8080/")));
         assert_eq!(answer["token"], token.as_str(), "{via}");
         for other in ["10.99.0.7:8080", "10.99.0.1:5000"] {
             let refused = lab.client_get(&format!("http://{other}/"));
@@ -411,7 +401,7 @@ fn a_loopback_port_is_not_reachable_from_the_client() {
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     assert_eq!(look::planned(&status, "/apps/0/publish/0/via"), "relay");
     assert_eq!(
-        told(lab.get("http://localhost:5000/"))["token"],
+        look::told(lab.get("http://localhost:5000/"))["token"],
         token.as_str()
     );
     assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
@@ -421,7 +411,7 @@ fn a_loopback_port_is_not_reachable_from_the_client() {
     let before = look::counters(&lab, sidecar.0, sidecar.1);
     let links = look::json(&lab, None, &["ip", "-j", "link", "show", "dev", "ext0"]);
     let mac = links[0]["address"].as_str().unwrap();
-    let arrived = received(&lab, None, "ext0");
+    let arrived = look::received(&lab, None, "ext0");
     look::attack_from_client(
         &lab,
         &format!(
@@ -430,7 +420,7 @@ fn a_loopback_port_is_not_reachable_from_the_client() {
     );
     // A packet behind it that is answered: so the one before has been looked at.
     assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
-    assert!(received(&lab, None, "ext0") > arrived);
+    assert!(look::received(&lab, None, "ext0") > arrived);
     assert_eq!(
         look::since(&before, &look::counters(&lab, sidecar.0, sidecar.1)),
         look::Counters::new()
@@ -444,7 +434,7 @@ fn the_app_sees_the_sidecar_and_the_sidecar_sees_the_client_or_the_relay() {
     }
     for (lab, _, status) in both_ways() {
         let via = look::planned(&status, "/apps/0/publish/0/via").to_owned();
-        let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
         assert_eq!(answer["peer"], SIDECAR, "{via}");
         let seen = match via.as_str() {
             "dnat" => CLIENT,
@@ -503,7 +493,7 @@ fn auto_relays_where_a_foreign_table_drops_and_names_its_chain() {
         said.contains("by relay, chain crossing of table inet theirs has policy drop"),
         "{said}"
     );
-    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["token"], token.as_str());
     assert_eq!(
         lab.ok(&["nft", "-j", "list", "table", "inet", "theirs"]),
@@ -595,7 +585,7 @@ fn the_apps_address_is_unreachable_from_the_host_even_with_a_route() {
     let entry = look::planned(&status, "/uplink/sidecar_address");
     lab.ok(&["ip", "route", "add", "172.18.0.0/24", "via", entry]);
     let before = look::counters(&lab, sidecar.0, sidecar.1);
-    let heard = received(&lab, app, "eth0");
+    let heard = look::received(&lab, app, "eth0");
     look::attack_from_host(&lab, &knock);
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-uplink-bypass", 3)]);
 
@@ -617,7 +607,7 @@ fn the_apps_address_is_unreachable_from_the_host_even_with_a_route() {
     );
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-uplink-spoof", 4)]);
     assert_eq!(
-        received(&lab, app, "eth0"),
+        look::received(&lab, app, "eth0"),
         heard,
         "nothing came to the app"
     );
@@ -662,7 +652,7 @@ fn the_client_reaches_neither_app_nor_uplink_through_a_host_that_forwards() {
         );
         // And the published way works all the same.
         assert_eq!(
-            told(lab.client_get(&format!("http://{LAB}:5000/")))["peer"],
+            look::told(lab.client_get(&format!("http://{LAB}:5000/")))["peer"],
             SIDECAR
         );
     }
@@ -679,7 +669,7 @@ fn the_app_reaches_nothing() {
     let far = look::planned(&status, "/uplink/sidecar_address");
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     let before = look::counters(&lab, sidecar.0, sidecar.1);
-    let heard = received(&lab, None, &uplink);
+    let heard = look::received(&lab, None, &uplink);
 
     let elsewhere = [
         near,
@@ -754,7 +744,7 @@ say(found)
     );
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 4)]);
     assert_eq!(
-        received(&lab, None, &uplink),
+        look::received(&lab, None, &uplink),
         heard,
         "nothing came to the host"
     );
@@ -812,17 +802,6 @@ fn abstract_sockets_of_the_host_and_of_other_parts_do_not_exist_for_an_app() {
     holder.wait().unwrap();
 }
 
-/// Gives the app's namespace the route that it doesn't have, as if the app had got hold of it.
-fn give_a_default_route(lab: &Lab, pid: i64) {
-    look::beside(
-        lab,
-        pid,
-        &[
-            "ip", "route", "add", "default", "via", SIDECAR, "dev", "eth0", "onlink",
-        ],
-    );
-}
-
 #[test]
 fn whoever_owns_the_apps_namespace_still_meets_a_rule_for_every_packet() {
     if !look::machine() {
@@ -832,8 +811,8 @@ fn whoever_owns_the_apps_namespace_still_meets_a_rule_for_every_packet() {
     let uplink = look::planned(&status, "/uplink/host_link").to_owned();
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     let app = look::pid(&status, "app");
-    give_a_default_route(&lab, app);
-    let heard = received(&lab, None, &uplink);
+    look::route_everywhere(&lab, app);
+    let heard = look::received(&lab, None, &uplink);
     let near = look::planned(&status, "/uplink/host_address");
     let far = look::planned(&status, "/uplink/sidecar_address");
     let (to, from) = (
@@ -896,12 +875,12 @@ fn whoever_owns_the_apps_namespace_still_meets_a_rule_for_every_packet() {
         look::assert_counted(&lab, sidecar, &before, counted);
     }
     assert_eq!(
-        received(&lab, None, &uplink),
+        look::received(&lab, None, &uplink),
         heard,
         "nothing came to the host"
     );
     assert_eq!(
-        told(lab.client_get(&format!("http://{LAB}:5000/")))["token"],
+        look::told(lab.client_get(&format!("http://{LAB}:5000/")))["token"],
         token.as_str(),
         "and the app still answers its clients"
     );
@@ -948,7 +927,7 @@ fn the_bridge_takes_no_foreign_source_and_forgets_no_neighbour() {
     look::assert_counted(&lab, sidecar, &counted, &[("guard/drop-app-egress", 1)]);
     assert_eq!(tables(), before);
     assert_eq!(
-        told(lab.get("http://localhost:5000/"))["token"],
+        look::told(lab.get("http://localhost:5000/"))["token"],
         token.as_str()
     );
 }
@@ -1005,7 +984,7 @@ fn two_apps_of_one_stack_do_not_reach_each_other() {
         ],
     );
     let before = look::counters(&lab, sidecar.0, sidecar.1);
-    let heard = received(&lab, Some(b), "eth0");
+    let heard = look::received(&lab, Some(b), "eth0");
     look::attack_beside(
         &lab,
         a,
@@ -1019,13 +998,17 @@ fn two_apps_of_one_stack_do_not_reach_each_other() {
     // To the bridge's own address, to all (two), and by route (two): the sidecar hears and refuses; the others are
     // for a port that there is no way to.
     look::assert_counted(&lab, sidecar, &before, &[("guard/drop-app-egress", 5)]);
-    assert_eq!(received(&lab, Some(b), "eth0"), heard, "nothing came to b");
+    assert_eq!(
+        look::received(&lab, Some(b), "eth0"),
+        heard,
+        "nothing came to b"
+    );
     for (port, name) in [(5000, "a"), (5001, "b")] {
-        let answer = told(lab.get(&format!("http://localhost:{port}/")));
+        let answer = look::told(lab.get(&format!("http://localhost:{port}/")));
         assert_eq!(answer["token"], name);
     }
     assert!(
-        received(&lab, Some(b), "eth0") > heard,
+        look::received(&lab, Some(b), "eth0") > heard,
         "its clients came to b"
     );
 }
@@ -1057,7 +1040,7 @@ fn two_stacks_with_one_subnet_answer_side_by_side_and_do_not_reach_each_other() 
             lab.client_get(&format!("http://{LAB}:{port}/")),
             lab.get(&format!("http://localhost:{port}/")),
         ] {
-            assert_eq!(told(answer)["token"], stack);
+            assert_eq!(look::told(answer)["token"], stack);
         }
     }
     look::settle(&lab, &one);
@@ -1065,7 +1048,7 @@ fn two_stacks_with_one_subnet_answer_side_by_side_and_do_not_reach_each_other() 
     let app = look::pid(&one, "app");
     let sidecars = [&one, &two].map(|status| (Some(look::init(status, "sidecar")), "lrpns"));
     let before = sidecars.map(|(pid, table)| look::counters(&lab, pid, table));
-    give_a_default_route(&lab, app);
+    look::route_everywhere(&lab, app);
     let [near, far] =
         ["/uplink/host_address", "/uplink/sidecar_address"].map(|at| look::planned(&two, at));
     look::attack_beside(
@@ -1097,7 +1080,7 @@ fn a_sidecar_that_has_lost_its_rules_still_reaches_nobody() {
     let (lab, [one, two]) = two_stacks();
     let sidecar = look::init(&one, "sidecar");
     look::beside(&lab, sidecar, &["nft", "flush", "ruleset"]);
-    let answered = received(&lab, Some(sidecar), "uplink");
+    let answered = look::received(&lab, Some(sidecar), "uplink");
     let host = (None, "lrpns-one");
     let before = look::counters(&lab, host.0, host.1);
     let other = (Some(look::init(&two, "sidecar")), "lrpns");
@@ -1132,7 +1115,7 @@ fn a_sidecar_that_has_lost_its_rules_still_reaches_nobody() {
     );
 
     // A host that had taken any of them would have answered each: with RST, or an ICMP error, or an echo.
-    assert_eq!(received(&lab, Some(sidecar), "uplink"), answered);
+    assert_eq!(look::received(&lab, Some(sidecar), "uplink"), answered);
 
     // To another stack: what the one's table lets out, the other's lets in, so either may be the first to refuse.
     let before = [&one, &two].map(|status| {

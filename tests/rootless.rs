@@ -2,121 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT6, LAB, LAB6, Lab, describe, lrpns};
+use support::lab::{CLIENT6, LAB, LAB6, Lab, describe};
 use support::look::{self, PYTHON};
-use support::skip;
-
-/// An ordinary user in a lab.
-struct User<'a> {
-    lab: &'a Lab,
-    uid: u32,
-    /// `$XDG_RUNTIME_DIR`.
-    runtime: Option<String>,
-}
-
-impl<'a> User<'a> {
-    /// One with a runtime directory, as after a login.
-    fn new(lab: &'a Lab, uid: u32) -> Self {
-        let runtime = format!("/run/lab/{uid}");
-        lab.ok(&[
-            "install",
-            "-d",
-            "-m",
-            "700",
-            "-o",
-            &uid.to_string(),
-            &runtime,
-        ]);
-        Self {
-            lab,
-            uid,
-            runtime: Some(runtime),
-        }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let id = self.uid.to_string();
-        let runtime = self
-            .runtime
-            .as_ref()
-            .map(|runtime| format!("XDG_RUNTIME_DIR={runtime}"));
-        let mut all = vec![
-            "setpriv",
-            "--reuid",
-            &id,
-            "--regid",
-            &id,
-            "--clear-groups",
-            "env",
-        ];
-        all.extend(runtime.as_deref());
-        all.extend(args);
-        self.lab.command(&all)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs lrpns, from where this user may execute it.
-    fn lrpns(&self, args: &[&str]) -> Output {
-        self.run(&[&[self.program().as_str()], args].concat())
-    }
-
-    fn lrpns_ok(&self, args: &[&str]) -> String {
-        let output = self.lrpns(args);
-        assert!(output.status.success(), "{args:?}: {}", describe(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// The target directory may be below a home that nobody else may enter.
-    fn program(&self) -> String {
-        let copy = self.lab.dir.path().join("lrpns");
-        if !copy.exists() {
-            // Not by this process: a child that another test clones meanwhile would have it open for writing, and then
-            // it can't be executed.
-            self.lab.ok(&["cp", lrpns(), copy.to_str().unwrap()]);
-        }
-        copy.to_str().unwrap().to_owned()
-    }
-
-    fn up(&self, file: &str) {
-        let path = self.lab.write("rootless.toml", file);
-        self.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
-    }
-
-    fn status(&self, stack: &str) -> Value {
-        serde_json::from_str(&self.lrpns_ok(&["status", stack, "--json"])).unwrap()
-    }
-
-    /// The user's processes.
-    fn processes(&self) -> Vec<String> {
-        let list = self
-            .lab
-            .run(&["ps", "-u", &self.uid.to_string(), "-o", "args="]);
-        let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        list.lines()
-            // What has ended, and the lab's first process has not got round to.
-            .filter(|line| !line.contains("<defunct>"))
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
-/// Whether an ordinary user may have user namespaces here at all.
-fn allowed(user: &User<'_>) -> bool {
-    let may = user
-        .run(&["unshare", "--user", "--net", "true"])
-        .status
-        .success();
-    if !may {
-        skip("userns", "an ordinary user can't make a user namespace");
-    }
-    may
-}
+use support::user::User;
 
 fn machine() -> bool {
     look::machine_with(&["setpriv", "ps"])
@@ -178,7 +68,7 @@ fn a_stack_lives_for_an_ordinary_user_and_leaves_nothing() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     a_life(&user);
@@ -193,7 +83,7 @@ fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     lab.write(
@@ -247,7 +137,8 @@ fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
     std::io::BufRead::read_line(&mut said, &mut line).unwrap();
     assert!(line.contains("try now"), "{line}");
     let url = format!("http://{LAB}:5000/");
-    drop_of(lab.client(&["curl", "-s", "--max-time", "1", &url]));
+    // What the client got doesn't matter.
+    let _ = lab.client(&["curl", "-s", "--max-time", "1", &url]);
     let output = trace.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -284,9 +175,6 @@ fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
     capture.wait().unwrap();
 }
 
-/// What the client got doesn't matter.
-fn drop_of(_: Output) {}
-
 #[test]
 fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
     if !machine() {
@@ -298,12 +186,12 @@ fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
         runtime: None,
         ..User::new(&lab, 4_000_000 + std::process::id())
     };
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     let dir = format!("/tmp/lrpns-{}", user.uid);
     a_life(&user);
-    assert!(!support::lab::exists(&dir), "{dir}");
+    assert!(!std::path::Path::new(&dir).exists(), "{dir}");
 
     // Somebody else's directory of that name is not used.
     std::fs::create_dir(&dir).unwrap();
@@ -321,7 +209,7 @@ fn every_part_of_an_ordinary_users_stack_is_confined() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     user.lrpns_ok(&["up", "-d"]);
@@ -342,7 +230,7 @@ fn an_ordinary_users_app_reaches_nothing_and_writes_nowhere() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     let token = look::token();
@@ -403,7 +291,7 @@ fn a_port_that_an_ordinary_user_may_not_have_is_refused_with_a_hint() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     for (publish, via, words) in [
@@ -446,7 +334,7 @@ fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     user.lrpns_ok(&["up", "-d"]);
@@ -470,7 +358,7 @@ fn users_and_root_have_stacks_of_one_name_side_by_side() {
     }
     let lab = Lab::forwarding();
     let users = [User::new(&lab, 4321), User::new(&lab, 4322)];
-    if !allowed(&users[0]) {
+    if !users[0].may() {
         return;
     }
     let file =
@@ -506,7 +394,7 @@ fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4_000_031);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     let file = |publish: &[&str]| {
@@ -526,15 +414,8 @@ fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
     assert!(get(5000).is_err() && get(8080).is_ok());
     assert_eq!(look::pid(&user.status("web"), "app"), app);
     let counters = user.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let counters: Value = serde_json::from_str(&counters).unwrap();
-    let rules = counters[1]["rules"].as_array().unwrap();
-    let reply = rules
-        .iter()
-        .find(|rule| rule["name"] == "accept-relay-reply");
-    assert!(
-        reply.unwrap()["packets"].as_u64().unwrap() > 0,
-        "{counters}"
-    );
+    let counters = look::told_counters(&counters, "host");
+    assert!(counters["input/accept-relay-reply"] > 0, "{counters:?}");
 }
 
 #[test]
@@ -544,7 +425,7 @@ fn an_app_joins_a_users_stack_that_runs_and_leaves_it_again() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4_000_032);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     let app = |name: &str, port: u16| {
@@ -624,7 +505,7 @@ fn an_ordinary_users_app_sees_its_clients() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4_000_041);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     user.up(&look::telling(
@@ -647,7 +528,7 @@ fn an_ordinary_users_stack_is_published_by_ipv6_and_its_app_sees_whom_it_is_to_s
     }
     let lab = Lab::new().with_ipv6();
     let user = User::new(&lab, 4_000_042);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     // By TCP and by UDP: whom it sees.
@@ -687,7 +568,7 @@ fn an_app_can_not_take_what_is_piped_into_an_exec() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     user.up(&format!(
@@ -708,7 +589,7 @@ fn an_ordinary_users_stack_stands_its_audit_before_its_gate_opens() {
     }
     let lab = Lab::new();
     let user = User::new(&lab, 4321);
-    if !allowed(&user) {
+    if !user.may() {
         return;
     }
     let said = describe(&user.lrpns(&["up", "--gate", "-d"]));

@@ -24,16 +24,6 @@ fn seeing(lab: Lab, via: &str) -> (Lab, String, Value) {
     (lab, token, status)
 }
 
-fn told(answer: Result<String, i32>) -> Value {
-    serde_json::from_str(&answer.expect("an answer")).unwrap()
-}
-
-/// The packets that a link has received.
-fn received(lab: &Lab, pid: Option<i64>, link: &str) -> u64 {
-    let links = look::json(lab, pid, &["ip", "-j", "-s", "link", "show", "dev", link]);
-    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
-}
-
 #[test]
 fn the_app_sees_the_client_by_dnat() {
     if !look::machine() {
@@ -41,7 +31,7 @@ fn the_app_sees_the_client_by_dnat() {
     }
     let (lab, token, _) = seeing(Lab::forwarding(), "dnat");
     for _ in 0..3 {
-        let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
         assert_eq!(answer["peer"], CLIENT);
         assert_eq!(answer["token"], token.as_str());
     }
@@ -54,14 +44,14 @@ fn the_app_sees_the_client_by_relay() {
     }
     let (lab, token, status) = seeing(Lab::new(), "relay");
     for _ in 0..3 {
-        let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
         assert_eq!(answer["peer"], CLIENT);
         assert_eq!(answer["token"], token.as_str());
     }
     // The host's own address is a client's like any other; loopback's leads nowhere else.
-    let answer = told(lab.get(&format!("http://{LAB}:5000/")));
+    let answer = look::told(lab.get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["peer"], LAB);
-    let answer = told(lab.get("http://127.0.0.1:5000/"));
+    let answer = look::told(lab.get("http://127.0.0.1:5000/"));
     assert_eq!(
         answer["peer"],
         look::planned(&status, "/uplink/host_address")
@@ -71,7 +61,7 @@ fn the_app_sees_the_client_by_relay() {
     assert_eq!(links.as_array().unwrap().len(), 2, "lo and ext0: {links}");
     assert_eq!(lab.ok(&["nft", "list", "ruleset"]), "");
     lab.lrpns_ok(&["restart", "web", "relay"]);
-    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["peer"], CLIENT, "after a restart of the relay");
 }
 
@@ -101,7 +91,7 @@ fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it()
     let near = look::planned(&status, "/uplink/host_address");
     let far = look::planned(&status, "/uplink/sidecar_address");
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
-    let heard = received(&lab, None, &uplink);
+    let heard = look::received(&lab, None, &uplink);
     let (to, from) = (
         look::planned(&status, "/bridge/mac"),
         look::planned(&status, "/apps/0/mac"),
@@ -191,12 +181,12 @@ fn an_app_that_sees_its_clients_has_a_default_route_and_starts_nothing_with_it()
         look::assert_counted(&lab, sidecar, &before, counted);
     }
     assert_eq!(
-        received(&lab, None, &uplink),
+        look::received(&lab, None, &uplink),
         heard,
         "nothing came to the host"
     );
     assert_eq!(
-        told(lab.client_get(&format!("http://{LAB}:5000/")))["token"],
+        look::told(lab.client_get(&format!("http://{LAB}:5000/")))["token"],
         token.as_str(),
         "and the app still answers its clients"
     );
@@ -219,7 +209,7 @@ fn a_client_of_the_subnet_or_with_a_link_local_address_gets_no_word_of_the_app()
         "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done",
     ]);
     let before = look::counters(&lab, sidecar.0, sidecar.1);
-    let heard = received(&lab, app, "eth0");
+    let heard = look::received(&lab, app, "eth0");
     look::attack_from_client(
         &lab,
         &format!(
@@ -237,7 +227,7 @@ fn a_client_of_the_subnet_or_with_a_link_local_address_gets_no_word_of_the_app()
         ],
     );
     assert_eq!(
-        received(&lab, app, "eth0"),
+        look::received(&lab, app, "eth0"),
         heard,
         "nothing came to the app"
     );
@@ -266,7 +256,7 @@ fn one_app_may_see_its_clients_and_another_the_sidecar() {
     let status = lab.status("web");
     let sidecar = look::planned(&status, "/bridge/address");
     for (port, peer) in [(5000, CLIENT), (5001, sidecar)] {
-        let answer = told(lab.client_get(&format!("http://{LAB}:{port}/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:{port}/")));
         assert_eq!(answer["peer"], peer, "{port}");
     }
 }
@@ -349,7 +339,7 @@ fn where_the_uplink_ends_at_the_relay_it_leads_nowhere_but_to_published_ports() 
     let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
     let entry = look::planned(&status, "/uplink/sidecar_address");
     let app = Some(look::pid(&status, "app"));
-    let heard = received(&lab, app, "eth0");
+    let heard = look::received(&lab, app, "eth0");
 
     // A relay that was broken into: everywhere but the sidecar is itself.
     let before = look::counters(&lab, sidecar.0, sidecar.1);
@@ -385,7 +375,7 @@ say([
     );
     look::assert_dropped(&lab, sidecar, &before, &[("input/drop-unpublished", 2)]);
     assert_eq!(
-        received(&lab, app, "eth0"),
+        look::received(&lab, app, "eth0"),
         heard,
         "nothing came to the app"
     );
@@ -404,7 +394,7 @@ say([
     );
     look::assert_dropped(&lab, far, &before, &[("input/drop-from-sidecar", 8)]);
     lab.lrpns_ok(&["restart", "web", "sidecar"]);
-    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["token"], token.as_str());
 }
 
@@ -508,23 +498,16 @@ fn a_stack_that_ends_at_the_relay_is_changed_and_counted_like_any_other() {
     );
     lab.lrpns_ok(&["apply", "-f", more.to_str().unwrap()]);
     for port in [5000, 6000] {
-        let answer = told(lab.client_get(&format!("http://{LAB}:{port}/")));
+        let answer = look::told(lab.client_get(&format!("http://{LAB}:{port}/")));
         assert_eq!(answer["peer"], CLIENT, "{port}");
     }
     let counters = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let counters: Value = serde_json::from_str(&counters).unwrap();
-    let rules = counters[1]["rules"].as_array().unwrap();
-    let reply = rules
-        .iter()
-        .find(|rule| rule["name"] == "accept-relay-reply");
-    assert!(
-        reply.unwrap()["packets"].as_u64().unwrap() > 0,
-        "{counters}"
-    );
+    let counters = look::told_counters(&counters, "host");
+    assert!(counters["input/accept-relay-reply"] > 0, "{counters:?}");
     // The uplink's end stays where it is, and the relay dials as itself.
     let other = lab.write("other.toml", &file(&["0.0.0.0:5000:5000"], "sidecar"));
     lab.lrpns_ok(&["apply", "-f", other.to_str().unwrap()]);
-    let answer = told(lab.client_get(&format!("http://{LAB}:5000/")));
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["peer"], "172.18.0.33");
     lab.lrpns_ok(&["down", "web"]);
     // What would have to be made anew is refused, and nothing is changed.

@@ -219,7 +219,7 @@ fn a_foreign_rule_in_the_host_is_named_by_its_text() {
     let handle = answer["by"]["handle"].as_u64().unwrap();
     let script = format!(
         "mount --bind /dev/null $(readlink -f $(which nft)) && exec {} trace {CLIENT} 5000 web --json",
-        look::program_under_test()
+        support::lab::lrpns()
     );
     let mut child = lab.spawn(&["unshare", "--mount", "sh", "-c", &script]);
     let mut line = String::new();
@@ -311,10 +311,7 @@ fn an_app_that_listens_no_more_is_found() {
     let lab = Lab::forwarding();
     let code = "import socket, time\ns = socket.create_server((\"0.0.0.0\", 5000))\ns.accept()[0].close()\ns.accept()[0].close()\ns.close()\ntime.sleep(1000)";
     let file = look::telling("web", "x", "0.0.0.0:5000:5000", "via = \"dnat\"");
-    let from = file.find("command = ").unwrap();
-    let to = from + file[from..].find('\n').unwrap();
-    let command = format!("command = {}", look::toml_list(&[look::PYTHON, "-c", code]));
-    look::up(&lab, &file.replace(&file[from..to], &command));
+    look::up(&lab, &look::with_program(&file, code));
     knock(&lab, 5000);
     let listens = || {
         let app = look::pid(&lab.status("web"), "app");

@@ -582,15 +582,7 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     }
     let lab = Lab::forwarding();
     let file = look::telling("web", "x", "0.0.0.0:53:5300/udp", "via = \"dnat\"");
-    let command = look::toml_list(&[PYTHON, "-c", TWICE]);
-    let file: String = file
-        .lines()
-        .filter(|line| !line.starts_with("listen = "))
-        .map(|line| match line.starts_with("command = ") {
-            true => format!("command = {command}\n"),
-            false => format!("{line}\n"),
-        })
-        .collect();
+    let file = look::with_program(&file.replace("listen = [6000]\n", ""), TWICE);
     look::up(&lab, &file);
     let status = lab.status("web");
     let mut asks = lab
@@ -638,3 +630,80 @@ fn a_flow_of_udp_begins_once_and_ends_with_its_bytes_though_the_app_is_started_a
     assert!(end["duration_us"].is_u64(), "{end}");
     assert_eq!(lines_of(&lab, "open", 1).len(), 1);
 }
+
+/// One that neither side closes, and one that the app doesn't answer.
+#[test]
+fn connections_that_end_without_a_word_are_told_of() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, status) = stack("connections");
+    let sidecar = look::init(&status, "sidecar");
+    let set = |name: &str, seconds: u32| {
+        let set =
+            format!("echo {seconds} >/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+        look::beside(&lab, sidecar, &["sh", "-c", &set]);
+    };
+    set("established", 1);
+    let mut silent = lab
+        .command(&["ip", "netns", "exec", "client", PYTHON, "-c", SILENT, LAB])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(silent.stdout.take().unwrap());
+    let mut connected = String::new();
+    said.read_line(&mut connected).unwrap();
+    let port = |line: &Value| {
+        let client = line["client"].as_str().unwrap();
+        client.rsplit_once(':').unwrap().1.to_owned()
+    };
+    let ends = || {
+        // As in the test of UDP.
+        look::beside(&lab, sidecar, &["cat", "/proc/net/nf_conntrack"]);
+        let all = lines(&lab, "web").into_iter();
+        all.filter(|line| line["event"] == "end" && line["how"] != "closed-by-client")
+            .collect::<Vec<_>>()
+    };
+    let end = until("the end of the silent one", || ends().pop());
+    assert_eq!(end["how"], "timed-out");
+    assert_eq!(port(&end), connected.trim());
+    // A SYN has more options than other packets, up to 20 bytes more.
+    let near = |key: &str| end[key].as_u64().unwrap() / 30;
+    assert_eq!(
+        (near("bytes_from_client"), near("bytes_to_client")),
+        (0, 0),
+        "{end}"
+    );
+    assert!(end["bytes_from_client"].as_u64() >= Some(10), "{end}");
+    assert!(end["duration_us"].is_u64(), "{end}");
+
+    set("syn_sent", 1);
+    let app = look::init(&status, "app");
+    let deaf = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; policy drop; }";
+    look::beside(&lab, app, &["nft", deaf]);
+    drop(silent.stdin.take());
+    let mut connecting = String::new();
+    said.read_line(&mut connecting).unwrap();
+    let end = until("the end of the one without an answer", || {
+        let mut all = ends().into_iter();
+        all.find(|line| port(line) == connecting.trim())
+    });
+    assert_eq!(end["how"], "unanswered");
+    assert_eq!(end["bytes_to_client"], 0, "{end}");
+    silent.kill().unwrap();
+    silent.wait().unwrap();
+}
+
+/// Connects, sends ten bytes and says its port; when its input ends it connects again and says that port.
+const SILENT: &str = r#"
+import socket, sys
+one = socket.create_connection((sys.argv[1], 5000))
+one.sendall(b'0123456789')
+print(one.getsockname()[1], flush=True)
+sys.stdin.read()
+two = socket.socket()
+two.bind(('', 0))
+print(two.getsockname()[1], flush=True)
+two.connect((sys.argv[1], 5000))
+"#;

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lrpns::stack::STEPS;
-use support::lab::{Lab, Traces, describe, difference, lrpns, until};
+use support::lab::{Lab, Traces, assert_unchanged, describe, lrpns, until};
 
 const URL: &str = "http://localhost:5000/";
 
@@ -70,11 +70,6 @@ impl<'a> Stack<'a> {
             .run(&["find", "/sys/fs/cgroup", "-type", "d", "-name", &wanted]);
         assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
     }
-}
-
-/// At once: nothing was made, so there is nothing to wait for.
-fn assert_unchanged(before: &Traces, now: &Traces) {
-    assert!(before == now, "changed: {}", difference(before, now));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use support::lab::{Lab, describe};
 use support::look::{self, PYTHON};
+use support::user::User;
 
 /// Who owns the writable volumes of these tests, on the disk.
 const OWNER: u32 = 4321;
@@ -343,33 +344,14 @@ fn a_users_volume_is_his_own() {
         return;
     }
     let lab = Lab::new();
-    let program = lab.dir.path().join("lrpns");
-    // By a process of its own: a descriptor that is written to would make it busy for others.
-    lab.ok(&["cp", support::lab::lrpns(), program.to_str().unwrap()]);
+    let user = User::new(&lab, OWNER);
     let own = directory(&lab, "own", OWNER);
     let others = directory(&lab, "others", OWNER + 1);
-    lab.ok(&["install", "-d", "-m", "700", "-o", "4321", "/run/lab/4321"]);
-    let run = |args: &[&str]| {
-        let id = [
-            "setpriv",
-            "--reuid",
-            "4321",
-            "--regid",
-            "4321",
-            "--clear-groups",
-        ];
-        let env = [
-            "env",
-            "XDG_RUNTIME_DIR=/run/lab/4321",
-            program.to_str().unwrap(),
-        ];
-        lab.run(&[&id, &env[..], args].concat())
-    };
     let path = lab.write(
         "bad.toml",
         &file(&[format!("{}:/data:rw", others.display())], ""),
     );
-    let output = run(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let output = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("you may not write to it"), "{said}");
     let volumes = [
@@ -377,10 +359,10 @@ fn a_users_volume_is_his_own() {
         format!("{}:/others", others.display()),
     ];
     let path = lab.write("good.toml", &file(&volumes, ""));
-    let output = run(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let output = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
     assert!(output.status.success(), "{}", describe(&output));
     let code = "open('/data/new', 'w').write('x')\nprint(open('/others/before').read())";
-    let output = run(&["exec", "web", "--", PYTHON, "-c", code]);
+    let output = user.lrpns(&["exec", "web", "--", PYTHON, "-c", code]);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "before\n",
@@ -388,7 +370,7 @@ fn a_users_volume_is_his_own() {
         describe(&output)
     );
     assert_eq!(std::fs::metadata(own.join("new")).unwrap().uid(), OWNER);
-    assert!(run(&["down", "web"]).status.success());
+    assert!(user.lrpns(&["down", "web"]).status.success());
 }
 
 #[test]

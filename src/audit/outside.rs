@@ -594,7 +594,7 @@ fn limit(app: &AppPlan, which: Controller) -> Option<i64> {
 
 /// The limit that is in force for a process, in the same unit: by cgroup, version 2 or 1 (cgroups(7)).
 #[must_use]
-pub fn in_force(pid: i32, which: &str) -> Option<i64> {
+fn in_force(pid: i32, which: &str) -> Option<i64> {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let own = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     for line in cgroups.lines() {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Counts, Group, Report, Verdict};
 
 /// The version of the JSON form.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 
 #[derive(Serialize)]
 struct Document<'a> {

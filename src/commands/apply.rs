@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::diff::{self, Line};
 use super::interrupt::{Heard, Interrupts, tell};
-use super::{ask, configuration, ended, print, print_json, reply};
+use super::{answered_something_else, configuration, ended, print, print_json, reply, status_of};
 use crate::change::{self, Change};
 use crate::cli::Source;
 use crate::config::Protocol;
@@ -53,9 +53,7 @@ pub struct Options {
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let config = configuration(source)?;
     let stack = &config.name;
-    let (Reply::Status(status), _) = reply(&ask(stack, &Request::Status)?, stack)? else {
-        return Err(answered_something_else(stack));
-    };
+    let status = status_of(stack)?;
     let running = status.plan;
     let host = Host::look(stack)?;
     let mut wanted = resolve::again(&config, &host, &running)?;
@@ -113,10 +111,6 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     carry_out(stack, order, &listeners, &keep)?;
     eprintln!("{stack}: done");
     report.end(options, true)
-}
-
-fn answered_something_else(stack: &StackName) -> Failure {
-    Failure::unable(format!("the supervisor of {stack} answered something else"))
 }
 
 /// The difference, for people and for programs.

@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! A child joins the sidecar's user and network namespace, as `exec` does, and there opens two sockets: one reads the NFLOG
-//! group of captures, to which every rule that drops logs anyway; the other owns a table whose one rule logs to it what
-//! has been let through (`NFT_TABLE_F_OWNER`). It hands them to this process and ends. Reading needs no privilege, so this
-//! process gives up what it has. When it ends, however it ends, the kernel takes the table away with its socket.
+//! A child opens two sockets in the sidecar's namespaces (`opener`): one reads the NFLOG group of captures, to which every
+//! rule that drops logs anyway; the other owns a table whose one rule logs to it what has been let through
+//! (`NFT_TABLE_F_OWNER`). Reading needs no privilege, so this process gives up what it has. When it ends, however it ends,
+//! the kernel takes the table away with its socket.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -19,22 +19,19 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use caps::Capability;
-use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, reply};
-use crate::control::{Reply, Request};
-use crate::error::Failure;
+use super::opener::{open_inside, part_of};
+use super::{ask, status_of};
+use crate::control::Request;
+use crate::error::{Failure, chain};
 use crate::firewall::{self, logging};
 use crate::logbuf::{Filter as LogFilter, Stream};
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::privileges;
-use crate::protocol;
-use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, exit_now};
 use crate::traffic::kernel::{Group, Logged, Reader};
 use crate::traffic::line::Names;
 use crate::traffic::pcapng::{Way, Writer};
@@ -129,17 +126,8 @@ pub fn capture(
                 .hint("into a program: lrpns capture -w - | tcpdump -r -"),
         );
     }
-    let (Reply::Status(status), _) = reply(&ask(stack, &Request::Status)?, stack)? else {
-        return Err(unable("ask for its status", &"it answered something else"));
-    };
-    let part = "sidecar".to_owned();
-    let (Reply::Enter { .. }, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)? else {
-        return Err(unable("ask for its sidecar", &"it answered something else"));
-    };
-    let sidecar = fds
-        .into_iter()
-        .next()
-        .ok_or_else(|| unable("ask for its sidecar", &"no pidfd came"))?;
+    let status = status_of(stack)?;
+    let sidecar = part_of(stack, "sidecar")?;
     // What ends when the stack does: a log that nothing is ever written to.
     let nothing = LogFilter {
         part: Some("sidecar".to_owned()),
@@ -243,71 +231,39 @@ fn ended(
 }
 
 /// The two sockets, opened in the sidecar's namespaces; the second one's table lives as long as it does.
-fn sockets(sidecar: &OwnedFd, refused_only: bool) -> io::Result<(Reader, Option<OwnedFd>)> {
-    let (ours, theirs) = crate::namespaces::socketpair()?;
-    match clone3(0)? {
-        Cloned::Child => {
-            drop(ours);
-            let said = match open_inside(sidecar, refused_only) {
-                Ok((reader, table)) => {
-                    let fds: Vec<_> = [Some(reader.fd()), table.as_ref().map(AsFd::as_fd)]
-                        .into_iter()
-                        .flatten()
-                        .collect();
-                    protocol::send(&theirs, &Ok::<(), String>(()), &fds)
-                }
-                Err(e) => protocol::send(&theirs, &Err::<(), String>(e), &[]),
-            };
-            exit_now(said.is_err().into())
-        }
-        Cloned::Parent { pidfd, .. } => {
-            drop(theirs);
-            let told = protocol::receive::<Result<(), String>>(&ours)?;
-            super::exec::wait(&pidfd)?;
-            let (told, fds) = told.ok_or(io::ErrorKind::UnexpectedEof)?;
-            told.map_err(io::Error::other)?;
-            let mut fds = fds.into_iter();
-            let reader = fds.next().ok_or(io::ErrorKind::InvalidData)?;
-            Ok((Reader::from_fd(reader)?, fds.next()))
-        }
-    }
+fn sockets(sidecar: &OwnedFd, refused_only: bool) -> Result<(Reader, Option<OwnedFd>), String> {
+    let give_up = || privileges::keep_only(&[Capability::CAP_NET_ADMIN]);
+    let fds = open_inside(Some(sidecar), give_up, || {
+        let group = Group {
+            number: logging::CAPTURE,
+            // As much as an attribute holds.
+            snaplen: 0xffff - 4,
+            patience: 1,
+        };
+        let reader = Reader::nflog(&group).map_err(|e| match e.raw_os_error() {
+            // Of a group that another socket reads (nfulnl_recv_config()); NET_ADMIN is held, that was read back.
+            Some(libc::EPERM | libc::EBUSY) => "another capture of this stack goes on".to_owned(),
+            _ => format!("listen: {e}"),
+        })?;
+        let table = (!refused_only).then(own_table).transpose()?;
+        let fds = [Some(reader.fd()), table.as_ref().map(AsFd::as_fd)];
+        let fds = fds.into_iter().flatten().map(|fd| fd.try_clone_to_owned());
+        let fds: io::Result<Vec<_>> = fds.collect();
+        fds.map_err(|e| format!("copy a descriptor: {e}"))
+    })?;
+    let mut fds = fds.into_iter();
+    let reader = fds.next().ok_or("no descriptor came")?;
+    let reader = Reader::from_fd(reader).map_err(|e| format!("take its socket: {e}"))?;
+    Ok((reader, fds.next()))
 }
 
-/// In the child.
-fn open_inside(
-    sidecar: &OwnedFd,
-    refused_only: bool,
-) -> Result<(Reader, Option<firewall::Socket>), String> {
-    let at = |what: &'static str| move |e: &dyn std::fmt::Display| format!("{what}: {e}");
-    setns(
-        sidecar,
-        CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET,
-    )
-    .map_err(|e| at("join its namespaces")(&e))?;
-    privileges::keep_only(&[Capability::CAP_NET_ADMIN])
-        .map_err(|e| at("keep NET_ADMIN alone")(&e))?;
-    let group = Group {
-        number: logging::CAPTURE,
-        // As much as an attribute holds.
-        snaplen: 0xffff - 4,
-        patience: 1,
-    };
-    let reader = Reader::nflog(&group).map_err(|e| match e.raw_os_error() {
-        // Of a group that another socket reads (nfulnl_recv_config()); NET_ADMIN is held, that was read back.
-        Some(libc::EPERM | libc::EBUSY) => "another capture of this stack goes on".to_owned(),
-        _ => at("listen")(&e),
-    })?;
-    let table = (!refused_only).then(|| {
-        let rules = firewall::encode_owned(&firewall::capture_rules())
-            .map_err(|e| at("make the rules")(&e))?;
-        let socket = firewall::Socket::open().map_err(|e| at("open a socket")(&e))?;
-        firewall::transact(&socket, &rules).map_err(|e| match std::error::Error::source(&e) {
-            Some(source) => format!("{e}: {source}"),
-            None => e.to_string(),
-        })?;
-        Ok::<_, String>(socket)
-    });
-    Ok((reader, table.transpose()?))
+/// A socket with a table of its own, which logs what has been let through.
+fn own_table() -> Result<firewall::Socket, String> {
+    let rules = firewall::encode_owned(&firewall::capture_rules());
+    let rules = rules.map_err(|e| format!("make the rules: {e}"))?;
+    let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
+    firewall::transact(&socket, &rules).map_err(|e| chain(&e))?;
+    Ok(socket)
 }
 
 /// Where packets go.

@@ -23,7 +23,7 @@ use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, ask_with, reply};
+use super::{answered_something_else, ask, ask_with, reply};
 use crate::confine::TcpOnlyTo;
 use crate::control::{Reply, Request};
 use crate::error::Failure;
@@ -88,9 +88,7 @@ fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<Ex
     };
     let client = ask_with(stack, &request, &fds)?;
     let (Reply::Done, _) = reply(&client, stack)? else {
-        return Err(Failure::unable(format!(
-            "the supervisor of {stack} answered something else"
-        )));
+        return Err(answered_something_else(stack));
     };
     drop((client, theirs));
     let told = match terminal {
@@ -133,9 +131,7 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
         fds,
     ) = reply(&client, stack)?
     else {
-        return Err(Failure::unable(format!(
-            "the supervisor of {stack} answered something else"
-        )));
+        return Err(answered_something_else(stack));
     };
     drop(client);
     let pidfd = fds
@@ -206,7 +202,8 @@ fn open_program(name: &str) -> Result<OwnedFd, Failure> {
         code: 127,
         ..Failure::unable(format!("{name}: not found on this host"))
     };
-    let file = std::fs::File::open(path.ok_or_else(not_found)?).map_err(|_| not_found())?;
+    let path = path.ok_or_else(not_found)?;
+    let file = crate::config::open_regular(&path).map_err(|_| not_found())?;
     Ok(file.into())
 }
 

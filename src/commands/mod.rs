@@ -11,6 +11,7 @@ mod gate;
 mod init;
 mod interrupt;
 mod logs;
+mod opener;
 mod plan;
 mod restart;
 mod rules;
@@ -25,8 +26,8 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
-use crate::config::{self, Config, Vars};
-use crate::control::{Client, Reply, Request, is_gone};
+use crate::config::{self, Config, Protocol, Vars};
+use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -129,7 +130,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 // No packet has an IPv4 address written as IPv6.
                 client: client.to_canonical(),
                 port,
-                udp,
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 within: std::time::Duration::from_secs(within),
             };
             trace::trace(&target_name(stack, file.as_deref())?, &question, json)
@@ -287,6 +288,18 @@ fn ask_with(
             "ask the supervisor of {stack}: {e}"
         ))),
     }
+}
+
+/// The status of a running stack.
+fn status_of(stack: &StackName) -> Result<Box<Status>, Failure> {
+    match reply(&ask(stack, &Request::Status)?, stack)?.0 {
+        Reply::Status(status) => Ok(status),
+        _ => Err(answered_something_else(stack)),
+    }
+}
+
+fn answered_something_else(stack: &StackName) -> Failure {
+    Failure::unable(format!("the supervisor of {stack} answered something else"))
 }
 
 fn ended(stack: &StackName) -> Failure {

@@ -11,7 +11,7 @@ use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::error::Failure;
 use crate::firewall;
 use crate::host::Host;
-use crate::plan::{Mode, Plan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 use crate::seccomp::Profile;
 use crate::{publish, resolve};
 
@@ -49,14 +49,36 @@ fn indent(text: &str) -> String {
 }
 
 fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
-    let from = |key: &str| match plan.origins.get(key) {
+    describe_stack(out, plan)?;
+    describe_sidecar(out, plan)?;
+    for app in &plan.apps {
+        describe_app(out, plan, app)?;
+    }
+    describe_egress(out, plan)?;
+    if plan.has_relay() {
+        writeln!(
+            out,
+            "\nrelay\n  holds no capability; runs as {} outside; empty read-only root",
+            plan.host_uid(plan.relay)
+        )?;
+        limits(out, plan, &plan.relay_limits, &|_| "default".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Where a value comes from.
+fn origin(plan: &Plan, key: &str) -> String {
+    match plan.origins.get(key) {
         None | Some(Origin::Default) => "default".to_owned(),
         Some(Origin::Builtin) => "built-in example".to_owned(),
         Some(Origin::File { path, line }) => format!("{}:{line}", path.display()),
         Some(Origin::Flag { name }) => name.clone(),
         Some(Origin::Environment { name }) => format!("${name}"),
         Some(Origin::Chosen { how }) => format!("chosen: {how}"),
-    };
+    }
+}
+
+fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
     let mode = match plan.mode {
         Mode::Root => "as root",
         Mode::Rootless => "without root",
@@ -81,11 +103,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         out,
         "subnet {}  ({})",
         bridge.subnet,
-        from("network.subnet")
+        origin(plan, "network.subnet")
     )?;
     match bridge.prefix6 {
-        Some(prefix) => writeln!(out, "ipv6 {prefix}  ({})", from("network.ipv6"))?,
-        None => writeln!(out, "ipv6 off  ({})", from("network.ipv6"))?,
+        Some(prefix) => writeln!(out, "ipv6 {prefix}  ({})", origin(plan, "network.ipv6"))?,
+        None => writeln!(out, "ipv6 off  ({})", origin(plan, "network.ipv6"))?,
     }
     writeln!(
         out,
@@ -105,6 +127,11 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     if let (Some(host), Some(sidecar)) = (uplink.host_address6, uplink.sidecar_address6) {
         writeln!(out, "  and {host}/127 == {sidecar}/127")?;
     }
+    Ok(())
+}
+
+fn describe_sidecar(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let bridge = &plan.bridge;
     writeln!(
         out,
         "\nsidecar\n  bridge {} {} {}/{}  ({})\n  holds NET_ADMIN over its own netns{}, nothing else; runs as {} outside; empty read-only root",
@@ -112,7 +139,7 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         bridge.mac,
         bridge.address,
         bridge.subnet.prefix_len(),
-        from("sidecar.address"),
+        origin(plan, "sidecar.address"),
         if plan.seal {
             " until its rules are loaded"
         } else {
@@ -128,133 +155,136 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
         )?;
     }
     limits(out, plan, &plan.sidecar_limits, &|_| "default".to_owned())?;
-    for app in &plan.apps {
-        let key = |name: &str| {
-            let several = format!("app.{}.{name}", app.name);
-            let one = format!("app.{name}");
-            from(if plan.origins.contains_key(&several) {
-                &several
-            } else {
-                &one
-            })
+    Ok(())
+}
+
+fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Result {
+    let key = |name: &str| {
+        let several = format!("app.{}.{name}", app.name);
+        let one = format!("app.{name}");
+        let is_one_of_several = plan.origins.contains_key(&several);
+        origin(plan, if is_one_of_several { &several } else { &one })
+    };
+    let rootfs = match &app.rootfs {
+        Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
+        Rootfs::Host => "host".to_owned(),
+        Rootfs::Dir(path) => format!("dir:{}", path.display()),
+    };
+    writeln!(out, "\napp {}", app.name)?;
+    writeln!(
+        out,
+        "  address {} {} behind bridge port {}  ({})",
+        app.address,
+        app.mac,
+        app.port_link,
+        key("address")
+    )?;
+    if let Some(address) = app.address6 {
+        writeln!(out, "  and {address}  (chosen: the next of the prefix)")?;
+    }
+    writeln!(
+        out,
+        "  holds no capability; runs as {} inside, {} outside",
+        app.ids.user(),
+        plan.host_uid(app.ids)
+    )?;
+    writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
+    describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
+    let tcp = crate::confine::App::of(app);
+    writeln!(
+        out,
+        "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
+        ports(&tcp.bind),
+        ports(&tcp.connect),
+        key("listen")
+    )?;
+    for tmpfs in &app.tmpfs {
+        writeln!(
+            out,
+            "  tmpfs {} of {} bytes  ({})",
+            tmpfs.path.display(),
+            tmpfs.size,
+            key("tmpfs")
+        )?;
+    }
+    for volume in &app.volumes {
+        writeln!(
+            out,
+            "  volume {} of the host's {}, {}, {}, nosuid, nodev  ({})",
+            volume.path.display(),
+            volume.host.display(),
+            match (volume.writable, plan.mode) {
+                (false, _) => "read-only".to_owned(),
+                (true, Mode::Root) =>
+                    format!("writable, {} is its owner on the disk", app.ids.user()),
+                (true, Mode::Rootless) => "writable".to_owned(),
+            },
+            if volume.exec { "exec" } else { "noexec" },
+            key("volumes")
+        )?;
+    }
+    limits(out, plan, &app.limits, &|limit| {
+        key(&format!("limits.{limit}"))
+    })?;
+    writeln!(
+        out,
+        "  command {}  ({})",
+        app.command.join(" "),
+        key("command")
+    )?;
+    for name in app.env.keys() {
+        // Values may be secrets; `--json` has them.
+        writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
+    }
+    let ranges = publish::ranges(plan);
+    for range in ranges.iter().filter(|range| range.app.name == app.name) {
+        let via = match range.first.via {
+            Transport::Dnat => "dnat",
+            Transport::Relay => "relay",
         };
-        let rootfs = match &app.rootfs {
-            Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
-            Rootfs::Host => "host".to_owned(),
-            Rootfs::Dir(path) => format!("dir:{}", path.display()),
-        };
-        writeln!(out, "\napp {}", app.name)?;
         writeln!(
             out,
-            "  address {} {} behind bridge port {}  ({})",
-            app.address,
-            app.mac,
-            app.port_link,
-            key("address")
+            "  publish {} by {via}, {} -> {} -> {}  ({})",
+            range.listen(),
+            range.first.why,
+            range.entry(&plan.uplink),
+            range.service(),
+            key("publish")
         )?;
-        if let Some(address) = app.address6 {
-            writeln!(out, "  and {address}  (chosen: the next of the prefix)")?;
-        }
-        writeln!(
-            out,
-            "  holds no capability; runs as {} inside, {} outside",
-            app.ids.user(),
-            plan.host_uid(app.ids)
-        )?;
-        writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
-        describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
-        let tcp = crate::confine::App::of(app);
-        writeln!(
-            out,
-            "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
-            ports(&tcp.bind),
-            ports(&tcp.connect),
-            key("listen")
-        )?;
-        for tmpfs in &app.tmpfs {
+    }
+    let source = match app.source {
+        Seen::Sidecar => "the sidecar's address for every client",
+        Seen::Client => "its clients' own addresses, and has a default route to answer them",
+    };
+    writeln!(out, "  sees {source}  ({})", key("source"))?;
+    match app.egress.as_slice() {
+        [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
+        egress => {
+            let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
             writeln!(
                 out,
-                "  tmpfs {} of {} bytes  ({})",
-                tmpfs.path.display(),
-                tmpfs.size,
-                key("tmpfs")
-            )?;
-        }
-        for volume in &app.volumes {
-            writeln!(
-                out,
-                "  volume {} of the host's {}, {}, {}, nosuid, nodev  ({})",
-                volume.path.display(),
-                volume.host.display(),
-                match (volume.writable, plan.mode) {
-                    (false, _) => "read-only".to_owned(),
-                    (true, Mode::Root) =>
-                        format!("writable, {} is its owner on the disk", app.ids.user()),
-                    (true, Mode::Rootless) => "writable".to_owned(),
-                },
-                if volume.exec { "exec" } else { "noexec" },
-                key("volumes")
-            )?;
-        }
-        limits(out, plan, &app.limits, &|limit| {
-            key(&format!("limits.{limit}"))
-        })?;
-        writeln!(
-            out,
-            "  command {}  ({})",
-            app.command.join(" "),
-            key("command")
-        )?;
-        for name in app.env.keys() {
-            // Values may be secrets; `--json` has them.
-            writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
-        }
-        let ranges = publish::ranges(plan);
-        for range in ranges.iter().filter(|range| range.app.name == app.name) {
-            let via = match range.first.via {
-                Transport::Dnat => "dnat",
-                Transport::Relay => "relay",
-            };
-            writeln!(
-                out,
-                "  publish {} by {via}, {} -> {} -> {}  ({})",
-                range.listen(),
-                range.first.why,
-                range.entry(uplink),
-                range.service(),
-                key("publish")
-            )?;
-        }
-        let source = match app.source {
-            Seen::Sidecar => "the sidecar's address for every client",
-            Seen::Client => "its clients' own addresses, and has a default route to answer them",
-        };
-        writeln!(out, "  sees {source}  ({})", key("source"))?;
-        match app.egress.as_slice() {
-            [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
-            egress => {
-                let list: Vec<String> = egress.iter().map(ToString::to_string).collect();
-                writeln!(
-                    out,
-                    "  may connect to {}  ({})",
-                    list.join(", "),
-                    key("egress")
-                )?;
-            }
-        }
-        if let Some(rate) = app.rate {
-            writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
-        }
-        if app.is_selective() {
-            let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
-            let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
-            wrap(
-                out,
-                &format!("clients of these only ({}):", key("allow")),
-                &allow,
+                "  may connect to {}  ({})",
+                list.join(", "),
+                key("egress")
             )?;
         }
     }
+    if let Some(rate) = app.rate {
+        writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
+    }
+    if app.is_selective() {
+        let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
+        let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
+        wrap(
+            out,
+            &format!("clients of these only ({}):", key("allow")),
+            &allow,
+        )?;
+    }
+    Ok(())
+}
+
+fn describe_egress(out: &mut String, plan: &Plan) -> std::fmt::Result {
     if let Some(egress) = &plan.egress {
         writeln!(out, "\n{egress}")?;
     }
@@ -267,14 +297,6 @@ fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 .map_or(0, |egress| plan.host_uid(egress.ids))
         )?;
         limits(out, plan, &crate::cgroup::EGRESS, &|_| "default".to_owned())?;
-    }
-    if plan.has_relay() {
-        writeln!(
-            out,
-            "\nrelay\n  holds no capability; runs as {} outside; empty read-only root",
-            plan.host_uid(plan.relay)
-        )?;
-        limits(out, plan, &plan.relay_limits, &|_| "default".to_owned())?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use nftables::schema::{NfListObject, NfObject, Nftables};
+use nftables::schema::Nftables;
 use serde::Serialize;
 
 use super::{configuration, print, print_json, target_name};
@@ -93,15 +93,8 @@ fn counted(
     (table, mut listing): (String, Listing),
     rules: &Nftables<'_>,
 ) -> CountedTable {
-    let known = rules.objects.iter().filter_map(|object| match object {
-        NfObject::ListObject(NfListObject::Rule(rule)) => Some(format!(
-            "{}/{}",
-            rule.chain,
-            rule.comment.as_deref().unwrap_or_default()
-        )),
-        _ => None,
-    });
-    let mut found: Vec<_> = known
+    let mut found: Vec<_> = firewall::counted(rules)
+        .into_iter()
         .filter_map(|path| listing.counters.remove_entry(&path))
         .collect();
     found.extend(listing.counters);

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{ask, print, print_json, reply};
+use super::{print, print_json, status_of};
 use crate::config::Protocol;
-use crate::control::{PartState, PartStatus, Reply, Request, Status};
+use crate::control::{PartState, PartStatus, Status};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
@@ -83,12 +83,7 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
 
 /// Shows one stack in full.
 pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
-    let client = ask(stack, &Request::Status)?;
-    let (Reply::Status(status), _) = reply(&client, stack)? else {
-        return Err(Failure::unable(format!(
-            "the supervisor of {stack} answered something else"
-        )));
-    };
+    let status = status_of(stack)?;
     if json {
         print_json(&status)?;
     } else {

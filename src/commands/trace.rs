@@ -18,14 +18,15 @@ mod judge;
 mod place;
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{ask, print, print_json, reply};
-use crate::control::{Reply, Request};
+use super::opener::part_of;
+use super::{print, print_json, status_of};
+use crate::config::Protocol;
+
 use crate::error::Failure;
 use crate::names::StackName;
 use crate::plan::Mode;
@@ -43,8 +44,8 @@ pub struct Question {
     pub client: IpAddr,
     /// To which port of the host.
     pub port: u16,
-    /// UDP instead of TCP.
-    pub udp: bool,
+    /// By which transport protocol.
+    pub protocol: Protocol,
     /// How long to wait for a packet.
     pub within: Duration,
 }
@@ -53,9 +54,7 @@ pub struct Question {
 pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitCode, Failure> {
     let unable =
         |what: &str, e: &dyn std::fmt::Display| Failure::unable(format!("{stack}: {what}: {e}"));
-    let Reply::Status(status) = reply(&ask(stack, &Request::Status)?, stack)?.0 else {
-        return Err(unable("ask for its status", &"it answered something else"));
-    };
+    let status = status_of(stack)?;
     let mut case = Case::new(question, &status);
     let mut places = vec![];
     if status.plan.mode == Mode::Root {
@@ -70,14 +69,14 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
         inside.insert(0, (Site::Relay, "trace in the relay's namespace"));
     }
     for (site, what) in inside {
-        let part = enter(stack, site.name())?;
+        let part = part_of(stack, site.name())?;
         let opened = Place::open(site, Some(&part), &case.marks(site));
         places.push(opened.map_err(|e| unable(what, &e))?);
     }
     let apps: Vec<_> = case.apps().map(|app| app.name.as_str()).collect();
     for app in apps {
         // One that doesn't run is no failure, but an answer.
-        if let Ok(part) = enter(stack, app) {
+        if let Ok(part) = part_of(stack, app) {
             let what = format!("ask who listens in {app}");
             let listening = place::listening(Some(&part)).map_err(|e| unable(&what, &e))?;
             case.app_listening.push((app.to_owned(), listening));
@@ -85,11 +84,11 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
     }
     privileges::keep_nothing().map_err(|e| unable("give up privileges", &e))?;
 
-    let protocol = if question.udp { "udp" } else { "tcp" };
     eprintln!(
-        "waiting {} s for a packet of {} to {protocol} port {}: try now",
+        "waiting {} s for a packet of {} to {} port {}: try now",
         question.within.as_secs(),
         question.client,
+        question.protocol,
         question.port
     );
     watch(&case, &mut places, question.within).map_err(|e| unable("hear of a packet", &e))?;
@@ -102,14 +101,6 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
     }
     let arrived = answer.outcome == Outcome::Arrives;
     Ok(ExitCode::from(u8::from(!arrived)))
-}
-
-/// The pidfd of a part's pid 1.
-fn enter(stack: &StackName, part: &str) -> Result<OwnedFd, Failure> {
-    let part = part.to_owned();
-    let what = format!("no pidfd came for {part}");
-    let (_, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)?;
-    fds.into_iter().next().ok_or_else(|| Failure::unable(what))
 }
 
 /// Waits for a packet, and then for the rest of its way.

@@ -445,9 +445,7 @@ fn already(
         .hint(format!(
             "lrpns apply {stack} changes it while it runs; what that can't, down and up do"
         ))),
-        Ok(Some(_)) => Err(Failure::unable(format!(
-            "the supervisor of {stack} answered something else"
-        ))),
+        Ok(Some(_)) => Err(super::answered_something_else(stack)),
         Ok(None) => Ok(None),
         Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(Failure::unable(format!(

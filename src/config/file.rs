@@ -149,6 +149,9 @@ struct ReadSidecar {
     rules: Option<RulesFile>,
 }
 
+/// `None` is wrong, `Some(None)` is left out.
+type MayBeLeftOut<T> = Option<Option<Placed<T>>>;
+
 impl Reader<'_> {
     fn config(&mut self, table: &DeTable<'_>) -> Option<Config> {
         let root = Section {
@@ -253,15 +256,11 @@ impl Reader<'_> {
         }
     }
 
-    /// Subnet and IPv6 prefix; `None` for what is wrong.
-    #[allow(clippy::type_complexity)]
+    /// Subnet and IPv6 prefix.
     fn network(
         &mut self,
         root: &Section<'_, '_>,
-    ) -> (
-        Option<Option<Placed<Ipv4Net>>>,
-        Option<Option<Placed<Ipv6Net>>>,
-    ) {
+    ) -> (MayBeLeftOut<Ipv4Net>, MayBeLeftOut<Ipv6Net>) {
         if !root.has(keys::NETWORK) {
             return (Some(None), Some(None));
         }
@@ -301,7 +300,7 @@ impl Reader<'_> {
     }
 
     fn rules(&mut self, path: PathBuf) -> Option<RulesFile> {
-        match super::read_text(&path) {
+        match super::read_text(&path, super::LARGEST_RULES) {
             Ok(text) => Some(RulesFile {
                 path,
                 text,

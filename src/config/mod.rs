@@ -9,14 +9,15 @@ mod file;
 mod keys;
 mod run;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 mod values;
 mod vars;
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::fs::FileType;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -52,13 +53,15 @@ const BUILTIN_PATH: &str = "<built-in example>";
 
 /// The largest file that is read, in bytes: far above any real one, far below what hurts.
 const LARGEST: u64 = 1 << 20;
+/// The same of rules, which a program may have written.
+const LARGEST_RULES: u64 = 4 << 20;
 
 /// Reads the file at `path`.
 ///
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong: with reading the file, with the file, with its variables.
 pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
-    let text = read_text(path).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
+    let text = read_text(path, LARGEST).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
     parse(path, &text, vars)
 }
 
@@ -80,8 +83,8 @@ pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
     file::read(source, vars, file::Kind::Builtin)
 }
 
-/// Reads a whole file of text.
-fn read_text(path: &Path) -> Result<String, Box<Problem>> {
+/// Reads a whole file of text, of at most so many bytes.
+fn read_text(path: &Path, most: u64) -> Result<String, Box<Problem>> {
     let problem = |message: String| {
         Box::new(Problem {
             place: Place::File {
@@ -94,11 +97,11 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
         })
     };
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+    open_regular(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
         .map_err(|error| problem(format!("read the file: {error}")))?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(problem(format!("the file has more than {LARGEST} bytes")));
+    if bytes.len() as u64 > most {
+        return Err(problem(format!("the file has more than {most} bytes")));
     }
     String::from_utf8(bytes).map_err(|error| {
         let start = error.utf8_error().valid_up_to();
@@ -115,6 +118,32 @@ fn read_text(path: &Path) -> Result<String, Box<Problem>> {
     })
 }
 
+/// Opens a file that somebody has named, if it is one and no pipe, for whose writer `open(2)` waits, and no device, where
+/// opening may do something.
+///
+/// # Errors
+/// What it is instead, or what the kernel says.
+pub fn open_regular(path: &Path) -> io::Result<std::fs::File> {
+    let check = |kind: FileType| {
+        let what = match () {
+            () if kind.is_file() => return Ok(()),
+            () if kind.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            () if kind.is_fifo() => "a pipe",
+            () if kind.is_socket() => "a socket",
+            () => "a device",
+        };
+        Err(io::Error::other(format!("it is {what}, no file")))
+    };
+    check(std::fs::metadata(path)?.file_type())?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    // It may be another by now.
+    check(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
 /// Reads a seccomp profile in Docker's format.
 fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
     use crate::seccomp::docker::{self, Kernel};
@@ -128,7 +157,7 @@ fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
         example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
     }
     };
-    let text = read_text(path).map_err(|error| problem(error.place, error.message))?;
+    let text = read_text(path, LARGEST).map_err(|error| problem(error.place, error.message))?;
     let name = path.to_string_lossy();
     let profile = docker::parse(&name, &text, Kernel::running()).map_err(|error| {
         let source = errors::Source::new(path, &text);

@@ -1000,7 +1000,44 @@ fn a_file_is_read_from_disk_or_refused_as_a_whole() {
     let large = load(&path, &no_vars()).unwrap_err().to_string();
     assert!(large.contains("more than 1048576 bytes"), "{large}");
     let directory = load(dir.path(), &no_vars()).unwrap_err().to_string();
-    assert!(directory.contains("Is a directory"), "{directory}");
+    assert!(directory.contains("is a directory"), "{directory}");
+}
+
+/// A test that waits for ever is one that has failed.
+#[test]
+fn what_is_no_file_is_refused_at_once_wherever_a_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    std::os::unix::fs::symlink("pipe", at("link")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("device")).unwrap();
+    // With a hole: it takes no place, and would take long to read.
+    let large = std::fs::File::create(at("large")).unwrap();
+    large.set_len(8 << 30).unwrap();
+    for (name, why) in [
+        ("pipe", "it is a pipe, no file"),
+        ("link", "it is a pipe, no file"),
+        ("socket", "it is a socket, no file"),
+        ("device", "it is a device, no file"),
+        (".", "is a directory"),
+        ("large", "the file has more than 1048576 bytes"),
+    ] {
+        let path = at(name);
+        let said = load(&path, &no_vars()).unwrap_err().to_string();
+        assert!(said.contains(why), "as configuration: {said}");
+        let said = Vars::from_process(&[], Some(&path))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains(why), "as variables: {said}");
+        let rules = EXAMPLE.replacen("[sidecar]", &format!("[sidecar]\nrules = {path:?}"), 1);
+        let said = read(&rules).unwrap_err().to_string();
+        let why_no_rules = why.replace("1048576", "4194304");
+        assert!(said.contains(&why_no_rules), "as rules: {said}");
+        let seccomp = EXAMPLE.replacen("[app]", &format!("[app]\nseccomp = {path:?}"), 1);
+        let said = read(&seccomp).unwrap_err().to_string();
+        assert!(said.contains(why), "as a seccomp profile: {said}");
+    }
 }
 
 fn options() -> RunOptions {

@@ -593,7 +593,7 @@ fn inner_path(text: &str) -> Result<PathBuf, ValueError> {
 /// What `tmpfs` looks like.
 pub(super) const TMPFS: &str = "PATH:SIZE, the path absolute, the size in bytes or with K, M or G";
 /// A right `tmpfs`.
-pub(super) const TMPFS_EXAMPLE: &str = "/tmp:16M";
+const TMPFS_EXAMPLE: &str = "/tmp:16M";
 
 impl FromStr for Tmpfs {
     type Err = ValueError;
@@ -710,7 +710,6 @@ pub(super) fn interval(text: &str) -> Result<(), ValueError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::errors::{ConfigErrors, Place, Problem, Source, nearest, quoted};
 use super::values::ValueError;
-use super::{Origin, read_text};
+use super::{LARGEST, Origin, read_text};
 
 /// What `${NAME}` may stand for, apart from the file's own `[vars]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,7 +58,7 @@ impl Vars {
             }
         }
         if let Some(path) = env_file {
-            match read_text(path) {
+            match read_text(path, LARGEST) {
                 Ok(text) => vars.env_file = Some((path.to_owned(), text)),
                 Err(problem) => problems.push(Problem {
                     example: "--env-file web.env, with lines such as PROVIDER=world".to_owned(),
@@ -419,7 +419,6 @@ fn unquote(text: &str, quote: char) -> Result<String, (usize, &'static str)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use nftables::expr::{Expression, NamedExpression};
+use nftables::schema::{NfListObject, NfObject, Nftables};
+use nftables::stmt::Statement;
 use serde::{Deserialize, Serialize};
 
 use super::load::{ANSWER, Socket};
 use super::netlink::*;
+use super::ruleset::egress::granted_in;
 
 /// One thing of nf_tables: a table, a chain, a rule, a set or an element.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,7 +29,7 @@ pub struct Object {
 pub struct Listing {
     /// Everything, in an order of its own; rules in the order in which they are looked at.
     pub objects: Vec<Object>,
-    /// Of each rule, by `chain/name`: packets and bytes.
+    /// Of each rule, and of each grant that is an element of a set, by `chain/name`: packets and bytes.
     pub counters: BTreeMap<String, (u64, u64)>,
     /// Other tables of this namespace.
     pub other_tables: Vec<String>,
@@ -140,23 +144,18 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
             });
             continue;
         }
-        let of_set = |a: &mut Attributes<'_>| {
-            a.text(NFTA_SET_ELEM_LIST_TABLE, name);
-            a.text(NFTA_SET_ELEM_LIST_SET, &set);
-        };
         let mut elements = vec![];
-        for body in dump(socket, libc::NFT_MSG_GETSETELEM, libc::NFPROTO_INET, of_set)? {
-            let mut list =
-                attribute(attributes_of(&body), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-            while let Some((element, rest)) = next(list) {
-                let mut bytes = attribute(element, NFTA_SET_ELEM_KEY)
-                    .unwrap_or_default()
-                    .to_vec();
-                bytes.extend(attribute(element, NFTA_SET_ELEM_DATA).unwrap_or_default());
-                elements.push(bytes);
-                list = rest;
-            }
-        }
+        for_each_element(socket, name, &set, |element| {
+            let parts = [
+                NFTA_SET_ELEM_KEY,
+                NFTA_SET_ELEM_KEY_END,
+                NFTA_SET_ELEM_DATA,
+                NFTA_SET_ELEM_USERDATA,
+            ];
+            let part = |kind| attribute(element, kind).unwrap_or_default();
+            elements.push(parts.map(part).concat());
+            count_grant(&mut listing.counters, &set, element);
+        })?;
         elements.sort();
         content.extend(elements.concat());
         listing.objects.push(Object {
@@ -167,7 +166,7 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// What the rules of the table `inet NAME` have counted: packets and bytes, by `chain/name`. Of several with one name,
+/// What the rules and the grants of the table `inet NAME` have counted: packets and bytes, by `chain/name`. Of several with one name,
 /// the sum.
 ///
 /// # Errors
@@ -175,7 +174,101 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
 pub fn counters(socket: &Socket, name: &str) -> io::Result<BTreeMap<String, (u64, u64)>> {
     let mut listing = Listing::default();
     rules(socket, name, &mut listing)?;
+    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, name);
+    for body in dump(socket, libc::NFT_MSG_GETSET, libc::NFPROTO_INET, of_table)? {
+        let set = attributes_of(&body);
+        let (Some(table), Some(set)) = (text(set, NFTA_SET_TABLE), text(set, NFTA_SET_NAME)) else {
+            continue;
+        };
+        if table == name && granted_in(&set).is_some() {
+            let count = |element: &[u8]| count_grant(&mut listing.counters, &set, element);
+            for_each_element(socket, name, &set, count)?;
+        }
+    }
     Ok(listing.counters)
+}
+
+/// What [`counters`] tells of one table of ours, in the order in which a packet meets it: of a rule itself, then of the
+/// grants in its set.
+pub fn counted(rules: &Nftables<'_>) -> Vec<String> {
+    let objects = || {
+        rules.objects.iter().filter_map(|object| match object {
+            NfObject::ListObject(object) => Some(object),
+            NfObject::CmdObject(_) => None,
+        })
+    };
+    let mut grants: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for object in objects() {
+        let NfListObject::Set(set) = object else {
+            continue;
+        };
+        let elements = set.elem.as_deref().unwrap_or_default().iter();
+        let names = elements.filter_map(|element| match element {
+            Expression::Named(NamedExpression::Elem(element)) => element.comment.as_deref(),
+            _ => None,
+        });
+        grants.insert(format!("@{}", set.name), names.collect());
+    }
+    let mut all = vec![];
+    for object in objects() {
+        let NfListObject::Rule(rule) = object else {
+            continue;
+        };
+        let path = |name: &str| format!("{}/{name}", rule.chain);
+        all.push(path(rule.comment.as_deref().unwrap_or_default()));
+        for statement in rule.expr.iter() {
+            if let Statement::Match(comparison) = statement
+                && let Expression::String(set) = &comparison.right
+            {
+                let its = grants.get(set.as_ref()).into_iter().flatten();
+                all.extend(its.map(|name| path(name)));
+            }
+        }
+    }
+    all
+}
+
+/// Reads a set's elements, each as its attributes.
+fn for_each_element(
+    socket: &Socket,
+    table: &str,
+    set: &str,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let of_set = |a: &mut Attributes<'_>| {
+        a.text(NFTA_SET_ELEM_LIST_TABLE, table);
+        a.text(NFTA_SET_ELEM_LIST_SET, set);
+    };
+    for body in dump(socket, libc::NFT_MSG_GETSETELEM, libc::NFPROTO_INET, of_set)? {
+        let list = attribute(attributes_of(&body), NFTA_SET_ELEM_LIST_ELEMENTS);
+        let mut list = list.unwrap_or_default();
+        while let Some((element, rest)) = next(list) {
+            each(element);
+            list = rest;
+        }
+    }
+    Ok(())
+}
+
+/// Adds what a grant has counted; another element has nothing to add.
+fn count_grant(counters: &mut BTreeMap<String, (u64, u64)>, set: &str, element: &[u8]) {
+    let comment = attribute(element, NFTA_SET_ELEM_USERDATA).and_then(comment);
+    let counter = attribute(element, NFTA_SET_ELEM_EXPR)
+        .and_then(|expression| attribute(expression, NFTA_EXPR_DATA));
+    if let (Some(chain), Some(comment), Some(counter)) = (granted_in(set), comment, counter) {
+        add_counter(counters, format!("{chain}/{comment}"), counter);
+    }
+}
+
+fn add_counter(counters: &mut BTreeMap<String, (u64, u64)>, path: String, counter: &[u8]) {
+    let counted = |kind| {
+        attribute(counter, kind)
+            .and_then(|bytes| bytes.first_chunk().copied())
+            .map_or(0, u64::from_be_bytes)
+    };
+    let entry = counters.entry(path).or_default();
+    entry.0 += counted(NFTA_COUNTER_PACKETS);
+    entry.1 += counted(NFTA_COUNTER_BYTES);
 }
 
 fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
@@ -197,14 +290,7 @@ fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
             content.push(0);
             let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
             if what == "counter" {
-                let counted = |kind| {
-                    attribute(data, kind)
-                        .and_then(|bytes| bytes.first_chunk().copied())
-                        .map_or(0, u64::from_be_bytes)
-                };
-                let entry = listing.counters.entry(path.clone()).or_default();
-                entry.0 += counted(NFTA_COUNTER_PACKETS);
-                entry.1 += counted(NFTA_COUNTER_BYTES);
+                add_counter(&mut listing.counters, path.clone(), data);
             } else {
                 content.extend(data);
             }
@@ -273,17 +359,29 @@ pub(super) fn dump_of<R>(
         (family, 0),
         attributes,
     );
-    socket.0.send(&request, 0)?;
+    loop {
+        socket.0.send(&request, 0)?;
+        if let Some(found) = answers(socket)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Reads up to the dump's end; `None` if what was asked for has changed meanwhile (`NLM_F_DUMP_INTR`), so that it is to be
+/// asked for again.
+fn answers(socket: &Socket) -> io::Result<Option<Vec<Vec<u8>>>> {
     let mut found = vec![];
+    let mut interrupted = false;
     loop {
         let mut buffer = Vec::with_capacity(ANSWER);
         socket.0.recv(&mut buffer, 0)?;
         for message in messages(&buffer) {
+            interrupted |= message.flags & libc::NLM_F_DUMP_INTR != 0;
             match message.kind {
-                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_DONE => return Ok((!interrupted).then_some(found)),
                 libc::NLMSG_ERROR => match message.error() {
                     0 => {}
-                    libc::ENOENT => return Ok(found),
+                    libc::ENOENT => return Ok(Some(found)),
                     number => return Err(io::Error::from_raw_os_error(number)),
                 },
                 _ => found.push(message.body.to_vec()),

@@ -48,6 +48,7 @@ pub enum EncodeError {
 /// [`super::transact`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Batch {
+    #[serde(with = "crate::plan::hexadecimal")]
     pub(super) bytes: Vec<u8>,
     /// By sequence number.
     pub(super) labels: Vec<String>,
@@ -130,6 +131,8 @@ const FLAGS: usize = if cfg!(target_endian = "little") { 6 } else { 7 };
 
 /// An attribute's length has 16 bits, and an element of the widest key and value that there is (16 bytes each) takes 44.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
+/// As that: two keys of 36 bytes and a comment of 128 take 228.
+const NAMED_PER_MESSAGE: usize = 250;
 
 /// Where a rule goes in its chain.
 #[derive(Debug, Clone, Copy)]
@@ -201,15 +204,7 @@ impl Encoder {
             NfListObject::Map(map) => {
                 let object = format!("map {}", map.name);
                 only_inet(&object, map.family)?;
-                let extras = (
-                    &map.policy,
-                    &map.flags,
-                    map.timeout,
-                    map.gc_interval,
-                    map.size,
-                    &map.comment,
-                );
-                if extras != (&None, &None, None, None, None, &None) {
+                if !is_plain(map) {
                     return Err(unsupported(&object, map));
                 }
                 let elements = map.elem.as_deref().unwrap_or_default();
@@ -346,8 +341,10 @@ impl Encoder {
                     NFTA_SET_FLAGS,
                     match (&value, keys) {
                         (Some(_), _) => NFT_SET_MAP,
-                        (None, Keys::Ranges) => NFT_SET_INTERVAL | NFT_SET_CONCAT,
-                        (None, Keys::Single) => 0,
+                        (None, Keys::Ranges | Keys::NamedRanges) => {
+                            NFT_SET_INTERVAL | NFT_SET_CONCAT
+                        }
+                        (None, Keys::Single | Keys::Named) => 0,
                         (None, Keys::Counted { .. }) => NFT_SET_TIMEOUT | NFT_SET_EVAL,
                     },
                 );
@@ -362,7 +359,14 @@ impl Encoder {
                     out.bytes(NFTA_SET_TIMEOUT, &milliseconds.to_be_bytes());
                     out.nest(NFTA_SET_DESC, |out| out.number(NFTA_SET_DESC_SIZE, most));
                 }
-                if keys == Keys::Ranges {
+                if keys.are_named() {
+                    // Every element gets one.
+                    out.nest(NFTA_SET_EXPR, |out| {
+                        out.text(NFTA_EXPR_NAME, "counter");
+                        out.nest(NFTA_EXPR_DATA, |out| put_counter(out, 0, 0));
+                    });
+                }
+                if keys.are_ranges() {
                     // Which bytes belong together: each part of a key is a range by itself.
                     out.nest(NFTA_SET_DESC, |out| {
                         out.nest(NFTA_SET_DESC_CONCAT, |out| {
@@ -401,11 +405,12 @@ impl Encoder {
         } else {
             0
         };
-        for (chunk, elements) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
-            let label = format!(
-                "elements of {object}, from number {} on",
-                chunk * ELEMENTS_PER_MESSAGE
-            );
+        let most = match key.1.are_named() {
+            true => NAMED_PER_MESSAGE,
+            false => ELEMENTS_PER_MESSAGE,
+        };
+        for (chunk, elements) in elements.chunks(most).enumerate() {
+            let label = format!("elements of {object}, from number {} on", chunk * most);
             self.message(kind, create, label, |out| {
                 out.text(NFTA_SET_ELEM_LIST_TABLE, table);
                 out.text(NFTA_SET_ELEM_LIST_SET, name);
@@ -517,14 +522,33 @@ impl Encoder {
     }
 }
 
+/// Whether a map is nothing but its elements, as all of ours are.
+pub(super) fn is_plain(map: &nftables::schema::Map<'_>) -> bool {
+    map.policy.is_none()
+        && map.flags.is_none()
+        && map.timeout.is_none()
+        && map.gc_interval.is_none()
+        && map.size.is_none()
+        && map.comment.is_none()
+}
+
 /// What a set's elements are; `None` for a kind that isn't known here. Only keys of several parts may be ranges: the kernel
 /// has another form for those of one.
 pub(super) fn keys(set: &nftables::schema::Set<'_>) -> Option<Keys> {
     let only = |flag| set.flags == Some([flag].into());
+    let named = matches!(
+        set.elem.as_deref().and_then(<[_]>::first),
+        Some(Expression::Named(NamedExpression::Elem(_)))
+    );
     match (&set.flags, &set.set_type, set.size, set.timeout) {
+        (None, _, None, None) if named => Some(Keys::Named),
         (None, _, None, None) => Some(Keys::Single),
         (_, SetTypeValue::Concatenated(_), None, None) => {
-            only(SetFlag::Interval).then_some(Keys::Ranges)
+            let keys = match named {
+                true => Keys::NamedRanges,
+                false => Keys::Ranges,
+            };
+            only(SetFlag::Interval).then_some(keys)
         }
         // nft's JSON knows no "dynamic": it is what a set is that a rule adds to.
         (_, _, Some(most), Some(seconds)) => {
@@ -542,15 +566,22 @@ fn put_element(
     value: Option<&Shape>,
     element: &Expression<'_>,
 ) -> Result<(), EncodeError> {
-    if key.1 == Keys::Ranges {
-        let (from, to) = key.range(object, element)?;
-        out.nest(NFTA_LIST_ELEM, |out| {
-            out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, &from));
-            out.nest(NFTA_SET_ELEM_KEY_END, |out| out.bytes(NFTA_DATA_VALUE, &to));
-        });
-        return Ok(());
-    }
+    let (element, comment) = match element {
+        Expression::Named(NamedExpression::Elem(named)) if key.1.are_named() => {
+            let (None, None, Some(comment)) = (named.timeout, named.expires, &named.comment) else {
+                return Err(unsupported(object, element));
+            };
+            (named.val.as_ref(), Some(comment_tlv(object, comment)?))
+        }
+        _ => (element, None),
+    };
+    let mut end = None;
     let (key, value) = match (value, element) {
+        (None, element) if key.1.are_ranges() => {
+            let (first, last) = key.range(object, element)?;
+            end = Some(last);
+            (first, None)
+        }
         (None, element) => (key.bytes(object, element)?, None),
         (Some(value), Expression::List(pair)) if pair.len() == 2 => (
             key.bytes(object, &pair[0])?,
@@ -563,8 +594,21 @@ fn put_element(
         if let Some(value) = value {
             out.nest(NFTA_SET_ELEM_DATA, |out| out.bytes(NFTA_DATA_VALUE, &value));
         }
+        if let Some(end) = end {
+            out.nest(NFTA_SET_ELEM_KEY_END, |out| {
+                out.bytes(NFTA_DATA_VALUE, &end)
+            });
+        }
+        if let Some(comment) = comment {
+            out.bytes(NFTA_SET_ELEM_USERDATA, &comment);
+        }
     });
     Ok(())
+}
+
+fn put_counter(out: &mut Attributes<'_>, packets: u64, bytes: u64) {
+    out.bytes(NFTA_COUNTER_BYTES, &bytes.to_be_bytes());
+    out.bytes(NFTA_COUNTER_PACKETS, &packets.to_be_bytes());
 }
 
 /// Writes the expressions of one rule.
@@ -595,8 +639,7 @@ impl RuleEncoder<'_> {
                     )
                 });
                 self.expression("counter", |out| {
-                    out.bytes(NFTA_COUNTER_BYTES, &(bytes as u64).to_be_bytes());
-                    out.bytes(NFTA_COUNTER_PACKETS, &(packets as u64).to_be_bytes());
+                    put_counter(out, packets as u64, bytes as u64)
                 });
                 Ok(())
             }
@@ -1314,8 +1357,12 @@ struct Shape(Vec<Kind>, Keys);
 pub(super) enum Keys {
     /// One key each.
     Single,
+    /// The same, with a comment and a counter.
+    Named,
     /// All keys between two.
     Ranges,
+    /// The same, with a comment and a counter.
+    NamedRanges,
     /// One key each, which rules add.
     Counted {
         /// There is no room for more.
@@ -1323,6 +1370,16 @@ pub(super) enum Keys {
         /// It goes when it hasn't been met for so long.
         seconds: u32,
     },
+}
+
+impl Keys {
+    fn are_ranges(self) -> bool {
+        matches!(self, Self::Ranges | Self::NamedRanges)
+    }
+
+    fn are_named(self) -> bool {
+        matches!(self, Self::Named | Self::NamedRanges)
+    }
 }
 
 impl Shape {
@@ -1391,6 +1448,7 @@ impl Shape {
                     let end = if last { net.broadcast() } else { net.addr() };
                     Ok(Expression::String(end.to_string().into()))
                 }
+                Expression::Range(range) => Ok(range.range[usize::from(last)].clone()),
                 part => Ok(part.clone()),
             });
             let parts = parts.collect::<Result<Vec<_>, EncodeError>>()?;

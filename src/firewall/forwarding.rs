@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 
-use super::load::{ANSWER, LoadError, Socket};
+use super::counters::dump;
+use super::is_ours;
+use super::load::{LoadError, Socket};
 use super::netlink::{
-    Attributes, FAMILY_HEADER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
-    NFTA_CHAIN_TABLE, NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, attribute, message,
-    messages, nft, number, text,
+    FAMILY_HEADER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
+    NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, attribute, number, text,
 };
 
 /// Whether a packet that is translated to the sidecar's address would get there.
@@ -179,11 +180,10 @@ fn foreign_forward_chains(
 fn foreign_forward_chain(body: &[u8], wanted: IpFamily) -> Option<ForwardChain> {
     let ([family, ..], chain) = body.split_first_chunk::<FAMILY_HEADER>()?;
     let table = text(chain, NFTA_CHAIN_TABLE)?;
-    let ours = table == super::SIDECAR_TABLE || table.starts_with("lrpns-");
     let sees = [libc::NFPROTO_INET, wanted.netfilter()].contains(&i32::from(*family));
     // Only base chains have a hook.
     let hook = number(attribute(chain, NFTA_CHAIN_HOOK)?, NFTA_HOOK_HOOKNUM)?;
-    (!ours && sees && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
+    (!is_ours(&table) && sees && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
     Some(ForwardChain {
         family: *family,
         table,
@@ -208,44 +208,4 @@ fn has_rules(socket: &Socket, chain: &ForwardChain) -> Result<bool, ForwardingEr
         source,
     })?;
     Ok(!rules.is_empty())
-}
-
-/// All answers to one question, without their headers; asked again if the ruleset changed meanwhile.
-fn dump(
-    socket: &Socket,
-    kind: libc::c_int,
-    family: libc::c_int,
-    attributes: impl FnOnce(&mut Attributes<'_>),
-) -> io::Result<Vec<Vec<u8>>> {
-    let mut request = Vec::new();
-    message(
-        &mut request,
-        (nft(kind), libc::NLM_F_DUMP, 0),
-        (family, 0),
-        attributes,
-    );
-    loop {
-        socket.0.send(&request, 0)?;
-        if let Some(bodies) = answers(socket)? {
-            return Ok(bodies);
-        }
-    }
-}
-
-/// Reads up to the dump's end; `None` if it was interrupted.
-fn answers(socket: &Socket) -> io::Result<Option<Vec<Vec<u8>>>> {
-    let mut bodies = Vec::new();
-    let mut interrupted = false;
-    loop {
-        let mut buffer = Vec::with_capacity(ANSWER);
-        socket.0.recv(&mut buffer, 0)?;
-        for message in messages(&buffer) {
-            interrupted |= message.flags & libc::NLM_F_DUMP_INTR != 0;
-            match message.kind {
-                libc::NLMSG_DONE => return Ok((!interrupted).then_some(bodies)),
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                _ => bodies.push(message.body.to_vec()),
-            }
-        }
-    }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 ///
 /// The `nftables` crate has no `set` statement with a statement for each element. We say it as its `meter`, which is the
 /// same (`update @name { key statement }`, but for a set that would be made by the way), and it is nft's `set` only here.
+/// Nor has it what a set gives to each of its elements: that is a counter if they have one.
 #[must_use]
 pub fn to_json(rules: &Nftables<'_>) -> Value {
     let mut document =
@@ -26,6 +27,15 @@ fn put_sets(value: &mut Value) {
                     "stmt": [meter["stmt"]],
                 });
                 members.insert("set".to_owned(), set);
+            }
+            let is_counted = |element: &Value| element["elem"]["counter"].is_object();
+            if let Some(Value::Array(elements)) = members.get("elem")
+                && elements.first().is_some_and(is_counted)
+            {
+                members.insert("stmt".to_owned(), json!([{ "counter": null }]));
+            }
+            if let Some(Value::Object(element)) = members.get_mut("elem") {
+                element.retain(|_, value| !value.is_null());
             }
             members.values_mut().for_each(put_sets);
         }

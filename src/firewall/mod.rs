@@ -32,21 +32,23 @@ mod json;
 mod load;
 pub mod logging;
 pub(crate) mod netlink;
+mod pieces;
 mod ruleset;
 mod text;
 pub mod trace;
 mod update;
 
 pub use conntrack::{Grants, forget_udp, forget_ungranted, grants, host_grants};
-pub use counters::{Listing, Object, counters, list};
+pub use counters::{Listing, Object, counted, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
 pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
+pub use pieces::Pieces;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
-    host_table, sidecar_rules,
+    host_table, is_ours, sidecar_rules,
 };
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, common, update, update_sidecar};

@@ -12,7 +12,7 @@
 //! that meets one of them without the other (while elements change) is not translated, and dropped.
 
 mod edges;
-mod egress;
+pub(super) mod egress;
 mod rate;
 
 use std::borrow::Cow;
@@ -49,6 +49,12 @@ pub fn host_table(stack: &StackName) -> String {
     format!("lrpns-{stack}")
 }
 
+/// Whether a table is one of ours by its name, whichever stack's: also the short-lived ones of `capture` and `trace`.
+#[must_use]
+pub fn is_ours(table: &str) -> bool {
+    table == SIDECAR_TABLE || table.starts_with("lrpns-")
+}
+
 /// The rules in the sidecar's namespace, the same however a port gets there.
 ///
 /// What each chain is for, and what an attacker finds there:
@@ -80,96 +86,17 @@ pub fn host_table(stack: &StackName) -> String {
 ///   connects more often; what comes by the relay it has judged.
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
-/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by a rule each, so that
-///   each has its counter; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
+/// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by an element of a set
+///   each, so that each has its counter, and a thousand cost a packet as much as one; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
 ///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
 ///   and multicast addresses nothing opens.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
-    let uplink = plan.uplink.sidecar_link.as_str();
-    let bridge = plan.bridge.name.as_str();
-    let families = families(plan);
-    let published = published(plan);
-
+    let side = Sidecar::of(plan);
     let mut table = Table::new(SIDECAR_TABLE.to_owned());
     table.log = Some(plan.log);
-    for (of, ports) in &published {
-        let entries: BTreeMap<u16, SocketAddr> = ports
-            .iter()
-            .map(|(app, port)| (port.entry_port, app.service(port)))
-            .collect();
-        // Connections through a port that is closing live on, and nothing translates a new one to it.
-        let services: BTreeSet<SocketAddr> = reachable(plan, *of)
-            .map(|(app, port)| app.service(port))
-            .collect();
-        table.map(
-            of.set("publish_address"),
-            &[SetType::InetService],
-            of.family.address_type(),
-            entries
-                .iter()
-                .map(|(entry, service)| pair(port(*entry), address(service.ip())))
-                .collect(),
-        );
-        table.map(
-            of.set("publish_port"),
-            &[SetType::InetService],
-            SetType::InetService,
-            entries
-                .iter()
-                .map(|(entry, service)| pair(port(*entry), port(service.port())))
-                .collect(),
-        );
-        table.set(
-            of.set("services"),
-            &[of.family.address_type(), SetType::InetService],
-            services
-                .iter()
-                .map(|service| concat([address(service.ip()), port(service.port())]))
-                .collect(),
-        );
-    }
-    for family in &families {
-        let addresses = |wanted: &dyn Fn(&AppPlan) -> bool| -> Vec<_> {
-            let apps = plan.apps.iter().filter(|app| wanted(app));
-            let all: BTreeSet<IpAddr> = apps.filter_map(|app| family.app(app)).collect();
-            all.into_iter().map(address).collect()
-        };
-        let set_type = [family.address_type()];
-        table.set(family.named("apps"), &set_type, addresses(&|_| true));
-        let senders = plan.apps.iter();
-        let senders: BTreeSet<_> = senders
-            .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
-            .collect();
-        table.set(
-            family.named("senders"),
-            &[family.address_type(), SetType::EtherAddr],
-            senders
-                .iter()
-                .map(|(app, mac)| concat([address(*app), name(mac)]))
-                .collect(),
-        );
-        table.set(
-            family.named("sees_clients"),
-            &set_type,
-            addresses(&|app| app.source == Source::Client),
-        );
-    }
-
-    let selective: Vec<_> = families
-        .iter()
-        .filter_map(|family| Some((*family, allowed(plan, *family)?)))
-        .collect();
-    for (family, allowed) in &selective {
-        let element = |(app, net): &(IpAddr, IpNet)| concat([address(*app), subnet(*net)]);
-        table.ranges(
-            family.named("allowed"),
-            &[family.address_type(), family.address_type()],
-            allowed.iter().map(element).collect(),
-        );
-    }
-
+    side.sets(&mut table);
     rate::sets(&mut table, plan);
     egress::sets(&mut table, plan);
 
@@ -181,206 +108,332 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
     table.nat("postrouting", NfHook::Postrouting, SRCNAT);
     edges::chain(&mut table, plan);
 
-    let from_uplink = || is(meta(MetaKey::Iifname), name(uplink));
-    let from_bridge = || is(meta(MetaKey::Iifname), name(bridge));
-    let to_bridge = || is(meta(MetaKey::Oifname), name(bridge));
-    let ipv6 = || is(meta(MetaKey::Nfproto), name("ipv6"));
-
-    let has_ipv6 = plan.has_ipv6();
-    if has_ipv6 {
-        // A source route: the kernel's own refusal of it comes later, and may be forgotten (RFC 5095, RFC 8754).
-        table.rule("guard", "drop-routing-header", [routing_header()], drop());
-    } else {
-        table.rule("guard", "drop-ipv6", [ipv6()], drop());
-    }
-    for family in &families {
-        table.rule(
-            "guard",
-            family.named("drop-uplink-spoof"),
-            [
-                from_uplink(),
-                is(family.saddr(), subnet(family.plan.subnet)),
-            ],
-            drop(),
-        );
-        table.rule(
-            "guard",
-            family.named("accept-uplink"),
-            [
-                from_uplink(),
-                is(family.daddr(), address(family.plan.sidecar)),
-            ],
-            accept(),
-        );
-    }
-    table.rule("guard", "drop-uplink-bypass", [from_uplink()], drop());
-    for family in &families {
-        table.rule(
-            "guard",
-            family.named("drop-app-spoof"),
-            [
-                from_bridge(),
-                is_not(
-                    concat([family.saddr(), header_field("ether", "saddr")]),
-                    family.at("senders"),
-                ),
-            ],
-            drop(),
-        );
-    }
-    for (of, _) in &published {
-        let family = of.family;
-        let from_service = || is(concat([family.saddr(), of.sport()]), of.at("services"));
-        table.rule(
-            "guard",
-            of.rule("accept-app-reply"),
-            [
-                from_bridge(),
-                is(family.daddr(), address(family.plan.bridge)),
-                from_service(),
-            ],
-            accept(),
-        );
-        table.rule(
-            "guard",
-            of.rule("accept-app-reply-to-client"),
-            [
-                from_bridge(),
-                is(family.saddr(), family.at("sees_clients")),
-                is_not(family.daddr(), subnet(family.plan.subnet)),
-                from_service(),
-            ],
-            accept(),
-        );
-    }
-    egress::in_guard(&mut table, plan);
-    table.rule("guard", "drop-app-egress", [from_bridge()], drop());
-    table.rule("guard", "drop-rest", [], drop());
-
-    for (of, _) in &published {
-        table.rule(
-            "prerouting",
-            of.rule("dnat-published"),
-            [
-                from_uplink(),
-                is(of.family.daddr(), address(of.family.plan.sidecar)),
-                of.speaks(),
-            ],
-            of.family.dnat(
-                lookup(of.dport(), of.at("publish_address")),
-                lookup(of.dport(), of.at("publish_port")),
-            ),
-        );
-    }
-
-    table.rule(
-        "input",
-        "drop-invalid",
-        [has(ct("state"), name("invalid"))],
-        drop(),
-    );
-    table.rule("input", "drop-unpublished", [from_uplink()], drop());
-    table.rule("input", "drop-from-app", [from_bridge()], drop());
-    table.rule("input", "drop-rest", [], drop());
-
-    edges::in_forward(&mut table, plan);
-    // The common case first; nothing that is invalid or new matches it.
-    table.rule(
-        "forward",
-        "accept-established",
-        [has(ct("state"), name("established"))],
-        accept(),
-    );
-    for family in &families {
-        table.rule(
-            "forward",
-            family.named("drop-link-local-client"),
-            [
-                from_uplink(),
-                is(family.daddr(), family.at("sees_clients")),
-                is(family.saddr(), subnet(family.link_local())),
-                has(ct("state"), name("new")),
-            ],
-            drop(),
-        );
-    }
-    for (family, _) in &selective {
-        table.rule(
-            "forward",
-            family.named("drop-not-allowed"),
-            [
-                from_uplink(),
-                to_bridge(),
-                has(ct("state"), name("new")),
-                is_not(
-                    concat([family.daddr(), family.saddr()]),
-                    family.at("allowed"),
-                ),
-            ],
-            drop(),
-        );
-    }
-    rate::in_forward(&mut table, plan);
-    for (of, _) in &published {
-        table.rule(
-            "forward",
-            of.rule("accept-published"),
-            [
-                from_uplink(),
-                to_bridge(),
-                has(ct("state"), name("new")),
-                has(ct("status"), name("dnat")),
-                is(concat([of.family.daddr(), of.dport()]), of.at("services")),
-            ],
-            accept(),
-        );
-    }
-    for family in &families {
-        table.rule(
-            "forward",
-            family.named("accept-icmp-error"),
-            [
-                from_uplink(),
-                to_bridge(),
-                has(ct("state"), name("related")),
-                is(meta(MetaKey::L4proto), name(family.icmp())),
-            ],
-            accept(),
-        );
-    }
-    table.rule(
-        "forward",
-        "drop-invalid",
-        [has(ct("state"), name("invalid"))],
-        drop(),
-    );
-    egress::in_forward(&mut table, plan);
-    table.rule("forward", "drop-from-app", [from_bridge()], drop());
-    table.rule("forward", "drop-rest", [], drop());
-
-    if !has_ipv6 {
-        table.rule("output", "drop-ipv6", [ipv6()], drop());
-    }
-    table.rule("output", "drop-rest", [], drop());
-
-    for family in &families {
-        table.rule(
-            "postrouting",
-            family.named("snat-published"),
-            [
-                to_bridge(),
-                has(ct("status"), name("dnat")),
-                is_not(family.daddr(), family.at("sees_clients")),
-            ],
-            family.snat(address(family.plan.bridge)),
-        );
-    }
-    egress::in_postrouting(&mut table, plan);
+    side.guard(&mut table);
+    side.prerouting(&mut table);
+    side.input(&mut table);
+    side.forward(&mut table);
+    side.output(&mut table);
+    side.postrouting(&mut table);
     edges::rules(&mut table, plan);
     match plan.rules {
         Some(_) => super::extra::with_places(&table.into_rules()),
         None => table.into_rules(),
     }
+}
+
+/// What the rules in the sidecar's namespace are made of: [`sidecar_rules`] chain by chain.
+struct Sidecar<'p> {
+    plan: &'p Plan,
+    families: Vec<Family>,
+    published: Vec<(Of, Vec<(&'p AppPlan, &'p PublishPlan)>)>,
+    /// The families in which not everybody may be a client, and who may of which app.
+    selective: Vec<(Family, Vec<(IpAddr, IpNet)>)>,
+}
+
+impl<'p> Sidecar<'p> {
+    fn of(plan: &'p Plan) -> Self {
+        let families = families(plan);
+        let selective = families.iter();
+        let selective = selective.filter_map(|family| Some((*family, allowed(plan, *family)?)));
+        Self {
+            plan,
+            published: published(plan),
+            selective: selective.collect(),
+            families,
+        }
+    }
+
+    fn iif_uplink(&self) -> Statement<'static> {
+        let uplink = self.plan.uplink.sidecar_link.as_str();
+        is(meta(MetaKey::Iifname), name(uplink))
+    }
+
+    fn iif_bridge(&self) -> Statement<'static> {
+        is(meta(MetaKey::Iifname), name(self.plan.bridge.name.as_str()))
+    }
+
+    fn oif_bridge(&self) -> Statement<'static> {
+        is(meta(MetaKey::Oifname), name(self.plan.bridge.name.as_str()))
+    }
+
+    fn sets(&self, table: &mut Table) {
+        for (of, ports) in &self.published {
+            let entries: BTreeMap<u16, SocketAddr> = ports
+                .iter()
+                .map(|(app, port)| (port.entry_port, app.service(port)))
+                .collect();
+            // Connections through a port that is closing live on, and nothing translates a new one to it.
+            let services: BTreeSet<SocketAddr> = reachable(self.plan, *of)
+                .map(|(app, port)| app.service(port))
+                .collect();
+            table.map(
+                of.set("publish_address"),
+                &[SetType::InetService],
+                of.family.address_type(),
+                entries
+                    .iter()
+                    .map(|(entry, service)| pair(port(*entry), address(service.ip())))
+                    .collect(),
+            );
+            table.map(
+                of.set("publish_port"),
+                &[SetType::InetService],
+                SetType::InetService,
+                entries
+                    .iter()
+                    .map(|(entry, service)| pair(port(*entry), port(service.port())))
+                    .collect(),
+            );
+            table.set(
+                of.set("services"),
+                &[of.family.address_type(), SetType::InetService],
+                services
+                    .iter()
+                    .map(|service| concat([address(service.ip()), port(service.port())]))
+                    .collect(),
+            );
+        }
+        for family in &self.families {
+            let addresses = |wanted: &dyn Fn(&AppPlan) -> bool| -> Vec<_> {
+                let apps = self.plan.apps.iter().filter(|app| wanted(app));
+                let all: BTreeSet<IpAddr> = apps.filter_map(|app| family.app(app)).collect();
+                all.into_iter().map(address).collect()
+            };
+            let set_type = [family.address_type()];
+            table.set(family.named("apps"), &set_type, addresses(&|_| true));
+            let senders = self.plan.apps.iter();
+            let senders: BTreeSet<_> = senders
+                .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
+                .collect();
+            table.set(
+                family.named("senders"),
+                &[family.address_type(), SetType::EtherAddr],
+                senders
+                    .iter()
+                    .map(|(app, mac)| concat([address(*app), name(mac)]))
+                    .collect(),
+            );
+            table.set(
+                family.named("sees_clients"),
+                &set_type,
+                addresses(&|app| app.source == Source::Client),
+            );
+        }
+        for (family, allowed) in &self.selective {
+            let element = |(app, net): &(IpAddr, IpNet)| concat([address(*app), subnet(*net)]);
+            table.ranges(
+                family.named("allowed"),
+                &[family.address_type(), family.address_type()],
+                allowed.iter().map(element).collect(),
+            );
+        }
+    }
+
+    fn guard(&self, table: &mut Table) {
+        if self.plan.has_ipv6() {
+            // A source route: the kernel's own refusal of it comes later, and may be forgotten (RFC 5095, RFC 8754).
+            table.rule("guard", "drop-routing-header", [routing_header()], drop());
+        } else {
+            table.rule("guard", "drop-ipv6", [is_ipv6()], drop());
+        }
+        for family in &self.families {
+            table.rule(
+                "guard",
+                family.named("drop-uplink-spoof"),
+                [
+                    self.iif_uplink(),
+                    is(family.saddr(), subnet(family.plan.subnet)),
+                ],
+                drop(),
+            );
+            table.rule(
+                "guard",
+                family.named("accept-uplink"),
+                [
+                    self.iif_uplink(),
+                    is(family.daddr(), address(family.plan.sidecar)),
+                ],
+                accept(),
+            );
+        }
+        table.rule("guard", "drop-uplink-bypass", [self.iif_uplink()], drop());
+        for family in &self.families {
+            table.rule(
+                "guard",
+                family.named("drop-app-spoof"),
+                [
+                    self.iif_bridge(),
+                    is_not(
+                        concat([family.saddr(), header_field("ether", "saddr")]),
+                        family.at("senders"),
+                    ),
+                ],
+                drop(),
+            );
+        }
+        for (of, _) in &self.published {
+            let family = of.family;
+            let from_service = || is(concat([family.saddr(), of.sport()]), of.at("services"));
+            table.rule(
+                "guard",
+                of.rule("accept-app-reply"),
+                [
+                    self.iif_bridge(),
+                    is(family.daddr(), address(family.plan.bridge)),
+                    from_service(),
+                ],
+                accept(),
+            );
+            table.rule(
+                "guard",
+                of.rule("accept-app-reply-to-client"),
+                [
+                    self.iif_bridge(),
+                    is(family.saddr(), family.at("sees_clients")),
+                    is_not(family.daddr(), subnet(family.plan.subnet)),
+                    from_service(),
+                ],
+                accept(),
+            );
+        }
+        egress::in_guard(table, self.plan);
+        table.rule("guard", "drop-app-egress", [self.iif_bridge()], drop());
+        table.rule("guard", "drop-rest", [], drop());
+    }
+
+    fn prerouting(&self, table: &mut Table) {
+        for (of, _) in &self.published {
+            table.rule(
+                "prerouting",
+                of.rule("dnat-published"),
+                [
+                    self.iif_uplink(),
+                    is(of.family.daddr(), address(of.family.plan.sidecar)),
+                    of.speaks(),
+                ],
+                of.family.dnat(
+                    lookup(of.dport(), of.at("publish_address")),
+                    lookup(of.dport(), of.at("publish_port")),
+                ),
+            );
+        }
+    }
+
+    fn input(&self, table: &mut Table) {
+        table.rule(
+            "input",
+            "drop-invalid",
+            [has(ct("state"), name("invalid"))],
+            drop(),
+        );
+        table.rule("input", "drop-unpublished", [self.iif_uplink()], drop());
+        table.rule("input", "drop-from-app", [self.iif_bridge()], drop());
+        table.rule("input", "drop-rest", [], drop());
+    }
+
+    fn forward(&self, table: &mut Table) {
+        edges::in_forward(table, self.plan);
+        // The common case first; nothing that is invalid or new matches it.
+        table.rule(
+            "forward",
+            "accept-established",
+            [has(ct("state"), name("established"))],
+            accept(),
+        );
+        for family in &self.families {
+            table.rule(
+                "forward",
+                family.named("drop-link-local-client"),
+                [
+                    self.iif_uplink(),
+                    is(family.daddr(), family.at("sees_clients")),
+                    is(family.saddr(), subnet(family.link_local())),
+                    has(ct("state"), name("new")),
+                ],
+                drop(),
+            );
+        }
+        for (family, _) in &self.selective {
+            table.rule(
+                "forward",
+                family.named("drop-not-allowed"),
+                [
+                    self.iif_uplink(),
+                    self.oif_bridge(),
+                    has(ct("state"), name("new")),
+                    is_not(
+                        concat([family.daddr(), family.saddr()]),
+                        family.at("allowed"),
+                    ),
+                ],
+                drop(),
+            );
+        }
+        rate::in_forward(table, self.plan);
+        for (of, _) in &self.published {
+            table.rule(
+                "forward",
+                of.rule("accept-published"),
+                [
+                    self.iif_uplink(),
+                    self.oif_bridge(),
+                    has(ct("state"), name("new")),
+                    has(ct("status"), name("dnat")),
+                    is(concat([of.family.daddr(), of.dport()]), of.at("services")),
+                ],
+                accept(),
+            );
+        }
+        for family in &self.families {
+            table.rule(
+                "forward",
+                family.named("accept-icmp-error"),
+                [
+                    self.iif_uplink(),
+                    self.oif_bridge(),
+                    has(ct("state"), name("related")),
+                    is(meta(MetaKey::L4proto), name(family.icmp())),
+                ],
+                accept(),
+            );
+        }
+        table.rule(
+            "forward",
+            "drop-invalid",
+            [has(ct("state"), name("invalid"))],
+            drop(),
+        );
+        egress::in_forward(table, self.plan);
+        table.rule("forward", "drop-from-app", [self.iif_bridge()], drop());
+        table.rule("forward", "drop-rest", [], drop());
+    }
+
+    fn output(&self, table: &mut Table) {
+        if !self.plan.has_ipv6() {
+            table.rule("output", "drop-ipv6", [is_ipv6()], drop());
+        }
+        table.rule("output", "drop-rest", [], drop());
+    }
+
+    fn postrouting(&self, table: &mut Table) {
+        for family in &self.families {
+            table.rule(
+                "postrouting",
+                family.named("snat-published"),
+                [
+                    self.oif_bridge(),
+                    has(ct("status"), name("dnat")),
+                    is_not(family.daddr(), family.at("sees_clients")),
+                ],
+                family.snat(address(family.plan.bridge)),
+            );
+        }
+        egress::in_postrouting(table, self.plan);
+    }
+}
+
+fn is_ipv6() -> Statement<'static> {
+    is(meta(MetaKey::Nfproto), name("ipv6"))
 }
 
 /// What [`capture_rules`] call a packet that was let through.
@@ -427,96 +480,138 @@ pub fn capture_rules() -> Nftables<'static> {
 ///   exists either way. The counters of `dnat-*` count what was offered to the map.
 #[must_use]
 pub fn host_rules(plan: &Plan) -> Nftables<'static> {
-    let link = plan.uplink.host_link.as_str();
-    let families = families(plan);
-    let published = published(plan);
-    let mut translated = vec![];
+    let side = HostSide::of(plan);
     let mut table = Table::new(host_table(&plan.stack));
-    for (of, ports) in &published {
-        let entries: BTreeSet<u16> = reachable(plan, *of)
-            .map(|(_, port)| port.entry_port)
-            .collect();
-        table.set(
-            of.set("entries"),
-            &[SetType::InetService],
-            entries.iter().map(|entry| port(*entry)).collect(),
-        );
-        let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
-        for (_, published) in ports {
-            let listen = published.listen;
-            if published.via != Transport::Dnat || listen.ip().is_loopback() {
-                continue;
-            }
-            if listen.ip().is_unspecified() {
-                any.insert(listen.port(), published.entry_port);
-            } else {
-                exact.insert(listen, published.entry_port);
-            }
-        }
-        // What belongs to a connection through a port that is closing is still translated.
-        let mut closing = plan.apps.iter().flat_map(|app| &app.closing);
-        let translates = !exact.is_empty()
-            || !any.is_empty()
-            || closing.any(|port| {
-                of.is(port) && port.via == Transport::Dnat && !port.listen.ip().is_loopback()
-            });
-        if !translates {
-            continue;
-        }
-        translated.push(*of);
-        table.map(
-            of.set("publish"),
-            &[of.family.address_type(), SetType::InetService],
-            SetType::InetService,
-            exact
-                .iter()
-                .map(|(to, entry)| pair(concat([address(to.ip()), port(to.port())]), port(*entry)))
-                .collect(),
-        );
-        table.map(
-            of.set("publish_any"),
-            &[SetType::InetService],
-            SetType::InetService,
-            any.iter()
-                .map(|(to_port, entry)| pair(port(*to_port), port(*entry)))
-                .collect(),
-        );
-    }
-    let dnats = !translated.is_empty();
-    let dnat_families: Vec<Family> = families
-        .into_iter()
-        .filter(|family| translated.iter().any(|of| of.family == *family))
-        .collect();
-    let udp: Vec<Of> = published
-        .iter()
-        .map(|(of, _)| *of)
-        .filter(|of| of.protocol == Protocol::Udp)
-        // In a namespace of its own there is nobody else.
-        .filter(|_| plan.uplink.ends_at == UplinkEnd::Host)
-        .collect();
-    if dnats {
+    side.sets(&mut table);
+
+    if !side.translated.is_empty() {
         table.nat("prerouting", NfHook::Prerouting, DSTNAT);
     }
     table.filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept);
     table.filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept);
-    // Where others can be: rootless, or beside the relay alone, there is nobody else.
-    let has_users = plan.mode == Mode::Root && plan.uplink.ends_at == UplinkEnd::Host;
-    if has_users || !udp.is_empty() {
+    if side.has_users || !side.udp.is_empty() {
         table.filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept);
     }
     egress::host_chains(&mut table, plan);
 
-    let from_sidecar = || is(meta(MetaKey::Iifname), name(link));
-    let to_sidecar = || is(meta(MetaKey::Oifname), name(link));
+    side.prerouting(&mut table);
+    side.input(&mut table);
+    side.forward(&mut table);
+    side.output(&mut table);
+    egress::in_host_postrouting(&mut table, plan);
+    table.into_rules()
+}
 
-    if dnats {
+/// What the rules in the host's namespace are made of: [`host_rules`] chain by chain.
+struct HostSide<'p> {
+    plan: &'p Plan,
+    published: Vec<(Of, Vec<(&'p AppPlan, &'p PublishPlan)>)>,
+    /// Of which ports some are published by DNAT, or were until a live change.
+    translated: Vec<Of>,
+    /// The ports of UDP beside which the relay has to be bounded.
+    udp: Vec<Of>,
+    /// Whether others can be there: rootless, or beside the relay alone, there is nobody else.
+    has_users: bool,
+}
+
+impl<'p> HostSide<'p> {
+    fn of(plan: &'p Plan) -> Self {
+        let published = published(plan);
+        let all = || published.iter().map(|(of, _)| *of);
+        let by_dnat =
+            |port: &PublishPlan| port.via == Transport::Dnat && !port.listen.ip().is_loopback();
+        // What belongs to a connection through a port that is closing is still translated.
+        let is_translated = |of: &Of| reachable(plan, *of).any(|(_, port)| by_dnat(port));
+        // In a namespace of its own there is nobody else.
+        let in_host = plan.uplink.ends_at == UplinkEnd::Host;
+        let is_bounded = |of: &Of| of.protocol == Protocol::Udp && in_host;
+        Self {
+            plan,
+            translated: all().filter(is_translated).collect(),
+            udp: all().filter(is_bounded).collect(),
+            has_users: plan.mode == Mode::Root && in_host,
+            published,
+        }
+    }
+
+    fn dnat_families(&self) -> Vec<Family> {
+        let mut families = families(self.plan);
+        families.retain(|family| self.translated.iter().any(|of| of.family == *family));
+        families
+    }
+
+    fn iif_sidecar(&self) -> Statement<'static> {
+        is(
+            meta(MetaKey::Iifname),
+            name(self.plan.uplink.host_link.as_str()),
+        )
+    }
+
+    fn oif_sidecar(&self) -> Statement<'static> {
+        is(
+            meta(MetaKey::Oifname),
+            name(self.plan.uplink.host_link.as_str()),
+        )
+    }
+
+    fn sets(&self, table: &mut Table) {
+        for (of, ports) in &self.published {
+            let entries: BTreeSet<u16> = reachable(self.plan, *of)
+                .map(|(_, port)| port.entry_port)
+                .collect();
+            table.set(
+                of.set("entries"),
+                &[SetType::InetService],
+                entries.iter().map(|entry| port(*entry)).collect(),
+            );
+            if !self.translated.contains(of) {
+                continue;
+            }
+            let (mut exact, mut any) = (BTreeMap::new(), BTreeMap::new());
+            for (_, published) in ports {
+                let listen = published.listen;
+                if published.via != Transport::Dnat || listen.ip().is_loopback() {
+                    continue;
+                }
+                if listen.ip().is_unspecified() {
+                    any.insert(listen.port(), published.entry_port);
+                } else {
+                    exact.insert(listen, published.entry_port);
+                }
+            }
+            table.map(
+                of.set("publish"),
+                &[of.family.address_type(), SetType::InetService],
+                SetType::InetService,
+                exact
+                    .iter()
+                    .map(|(to, entry)| {
+                        pair(concat([address(to.ip()), port(to.port())]), port(*entry))
+                    })
+                    .collect(),
+            );
+            table.map(
+                of.set("publish_any"),
+                &[SetType::InetService],
+                SetType::InetService,
+                any.iter()
+                    .map(|(to_port, entry)| pair(port(*to_port), port(*entry)))
+                    .collect(),
+            );
+        }
+    }
+
+    fn prerouting(&self, table: &mut Table) {
+        if self.translated.is_empty() {
+            return;
+        }
         table.rule(
             "prerouting",
             "return-loopback",
             [is(meta(MetaKey::Iifname), name("lo"))],
             Statement::Return(None),
         );
-        for family in &dnat_families {
+        for family in &self.dnat_families() {
             table.rule(
                 "prerouting",
                 family.named("return-loopback-address"),
@@ -530,7 +625,7 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
             [is_not(fib_type_of_daddr(), name("local"))],
             Statement::Return(None),
         );
-        for of in translated {
+        for of in &self.translated {
             let family = of.family;
             // nft would ask for the family at the place where it is first needed: after the counter.
             let is_family = || is(meta(MetaKey::Nfproto), name(family.nfproto()));
@@ -555,90 +650,103 @@ pub fn host_rules(plan: &Plan) -> Nftables<'static> {
         }
     }
 
-    for (of, _) in &published {
-        let is_reply = match of.protocol {
-            Protocol::Tcp => is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn")),
-            Protocol::Udp => has(ct("state"), name("established")),
-        };
-        let from = is(of.family.saddr(), address(of.family.plan.sidecar));
-        let from_port = is(of.sport(), of.at("entries"));
-        let matches = match plan.uplink.ends_at {
-            UplinkEnd::Host => {
-                let to = is(of.family.daddr(), address(of.family.plan.host));
-                vec![from_sidecar(), from, to, from_port, is_reply]
-            }
-            UplinkEnd::Relay => vec![from_sidecar(), from, from_port, is_reply],
-        };
-        table.rule("input", of.rule("accept-relay-reply"), matches, accept());
+    fn input(&self, table: &mut Table) {
+        for (of, _) in &self.published {
+            let is_reply = match of.protocol {
+                Protocol::Tcp => is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn")),
+                Protocol::Udp => has(ct("state"), name("established")),
+            };
+            let from = is(of.family.saddr(), address(of.family.plan.sidecar));
+            let from_port = is(of.sport(), of.at("entries"));
+            let matches = match self.plan.uplink.ends_at {
+                UplinkEnd::Host => {
+                    let to = is(of.family.daddr(), address(of.family.plan.host));
+                    vec![self.iif_sidecar(), from, to, from_port, is_reply]
+                }
+                UplinkEnd::Relay => vec![self.iif_sidecar(), from, from_port, is_reply],
+            };
+            table.rule("input", of.rule("accept-relay-reply"), matches, accept());
+        }
+        egress::in_host_input(table, self.plan);
+        table.rule("input", "drop-from-sidecar", [self.iif_sidecar()], drop());
     }
-    egress::in_host_input(&mut table, plan);
-    table.rule("input", "drop-from-sidecar", [from_sidecar()], drop());
 
-    for family in &dnat_families {
-        table.rule(
-            "forward",
-            family.named("accept-published-reply"),
-            [
-                from_sidecar(),
-                is(family.saddr(), address(family.plan.sidecar)),
-                has(ct("state"), name("established")),
-                has(ct("status"), name("dnat")),
-            ],
-            accept(),
-        );
+    fn forward(&self, table: &mut Table) {
+        for family in &self.dnat_families() {
+            table.rule(
+                "forward",
+                family.named("accept-published-reply"),
+                [
+                    self.iif_sidecar(),
+                    is(family.saddr(), address(family.plan.sidecar)),
+                    has(ct("state"), name("established")),
+                    has(ct("status"), name("dnat")),
+                ],
+                accept(),
+            );
+        }
+        egress::in_host_forward(table, self.plan);
+        table.rule("forward", "drop-from-sidecar", [self.iif_sidecar()], drop());
+        for family in &self.dnat_families() {
+            table.rule(
+                "forward",
+                family.named("accept-published"),
+                [
+                    self.oif_sidecar(),
+                    is(family.daddr(), address(family.plan.sidecar)),
+                    has(ct("status"), name("dnat")),
+                ],
+                accept(),
+            );
+        }
+        table.rule("forward", "drop-bypass", [self.oif_sidecar()], drop());
     }
-    egress::in_host_forward(&mut table, plan);
-    table.rule("forward", "drop-from-sidecar", [from_sidecar()], drop());
-    for family in &dnat_families {
-        table.rule(
-            "forward",
-            family.named("accept-published"),
-            [
-                to_sidecar(),
-                is(family.daddr(), address(family.plan.sidecar)),
-                has(ct("status"), name("dnat")),
-            ],
-            accept(),
-        );
+
+    fn output(&self, table: &mut Table) {
+        let relay = || {
+            is(
+                meta(MetaKey::Skuid),
+                Expression::Number(self.plan.relay.host_id),
+            )
+        };
+        for of in &self.udp {
+            table.rule(
+                "output",
+                of.rule("accept-relay"),
+                [
+                    self.oif_sidecar(),
+                    relay(),
+                    is(of.family.daddr(), address(of.family.plan.sidecar)),
+                    is(of.dport(), of.at("entries")),
+                ],
+                accept(),
+            );
+        }
+        if !self.udp.is_empty() {
+            table.rule(
+                "output",
+                "drop-relay-udp",
+                [is(meta(MetaKey::L4proto), name("udp")), relay()],
+                drop(),
+            );
+        }
+        if self.has_users {
+            egress::in_host_output(table, self.plan);
+            table.rule(
+                "output",
+                "drop-local-user",
+                [
+                    self.oif_sidecar(),
+                    is_not(meta(MetaKey::Skuid), Expression::Number(0)),
+                    is_not(
+                        meta(MetaKey::Skuid),
+                        Expression::Number(self.plan.relay.host_id),
+                    ),
+                ],
+                drop(),
+            );
+        }
     }
-    table.rule("forward", "drop-bypass", [to_sidecar()], drop());
-    let relay = || is(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id));
-    for of in &udp {
-        table.rule(
-            "output",
-            of.rule("accept-relay"),
-            [
-                to_sidecar(),
-                relay(),
-                is(of.family.daddr(), address(of.family.plan.sidecar)),
-                is(of.dport(), of.at("entries")),
-            ],
-            accept(),
-        );
-    }
-    if !udp.is_empty() {
-        table.rule(
-            "output",
-            "drop-relay-udp",
-            [is(meta(MetaKey::L4proto), name("udp")), relay()],
-            drop(),
-        );
-    }
-    if has_users {
-        egress::in_host_output(&mut table, plan);
-        table.rule(
-            "output",
-            "drop-local-user",
-            [
-                to_sidecar(),
-                is_not(meta(MetaKey::Skuid), Expression::Number(0)),
-                is_not(meta(MetaKey::Skuid), Expression::Number(plan.relay.host_id)),
-            ],
-            drop(),
-        );
-    }
-    egress::in_host_postrouting(&mut table, plan);
-    table.into_rules()
 }
 
 /// Who of a family may be a client of which app, if that is not everybody. The relay decides itself whom it lets in, so
@@ -764,7 +872,7 @@ impl Family {
 }
 
 /// A transport protocol of an address family, with the names of what there is for it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Of {
     protocol: Protocol,
     family: Family,
@@ -848,7 +956,7 @@ const LINK_LOCAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 
 const MULTICAST6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8);
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
-/// A table that is being written, in the order in which nft lists one: sets and maps, chains, rules.
+/// A table that is being written. It ends in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
     name: String,
     /// Whether its rules log, and what.
@@ -997,7 +1105,13 @@ impl Table {
         }));
     }
 
-    fn into_rules(self) -> Nftables<'static> {
+    fn into_rules(mut self) -> Nftables<'static> {
+        self.objects.sort_by_key(|object| match object {
+            NfListObject::Table(_) => 0,
+            NfListObject::Set(_) | NfListObject::Map(_) => 1,
+            NfListObject::Chain(_) => 2,
+            _ => 3,
+        });
         let objects: Vec<_> = self.objects.into_iter().map(NfObject::ListObject).collect();
         Nftables {
             objects: objects.into(),

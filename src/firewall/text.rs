@@ -63,6 +63,10 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     _ => return Err(unsupported(set)),
                 };
                 let elements = set.elem.as_deref().unwrap_or_default();
+                let counted = match elements.first() {
+                    Some(Expression::Named(NamedExpression::Elem(_))) => "\n\t\tcounter",
+                    _ => "",
+                };
                 let elements = elements
                     .iter()
                     .map(expression)
@@ -71,20 +75,12 @@ pub fn to_text(rules: &Nftables<'_>) -> Result<String, TextError> {
                     &mut out,
                     "set",
                     &set.name,
-                    &format!("{}{flags}", types(&set.set_type)?),
+                    &format!("{}{flags}{counted}", types(&set.set_type)?),
                     &elements,
                 );
             }
             NfListObject::Map(map) => {
-                let extras = (
-                    &map.policy,
-                    &map.flags,
-                    map.timeout,
-                    map.gc_interval,
-                    map.size,
-                    &map.comment,
-                );
-                if extras != (&None, &None, None, None, None, &None) {
+                if !super::encode::is_plain(map) {
                     return Err(unsupported(map));
                 }
                 let elements = map.elem.as_deref().unwrap_or_default();
@@ -371,6 +367,21 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                 .join(" . "),
             NamedExpression::Prefix(prefix) => {
                 format!("{}/{}", expression(&prefix.addr)?, prefix.len)
+            }
+            NamedExpression::Elem(element) => {
+                let (None, None, Some(comment), Some(counter)) = (
+                    element.timeout,
+                    element.expires,
+                    &element.comment,
+                    &element.counter,
+                ) else {
+                    return Err(unsupported(what));
+                };
+                format!(
+                    "{} {} comment \"{comment}\"",
+                    expression(&element.val)?,
+                    statement(&Statement::Counter(counter.clone()))?
+                )
             }
             NamedExpression::Map(map) => {
                 format!("{} map {}", expression(&map.key)?, expression(&map.data)?)

@@ -19,6 +19,7 @@ use super::counters::{attributes_of, comment, dump};
 use super::encode::Encoder;
 use super::load::{ANSWER, LoadError, Socket, transact};
 use super::netlink::*;
+use crate::config::Protocol;
 
 /// Which packets are marked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub enum Packets {
         from: IpAddr,
         /// The port that they are sent to.
         port: u16,
-        /// UDP; else TCP.
-        udp: bool,
+        /// By which transport protocol.
+        protocol: Protocol,
     },
     /// What TCP answers to that: that the connection is open, or a reset.
     Answers {
@@ -479,15 +480,20 @@ impl Mark<'_, '_> {
 
     fn these(mut self, packets: &Packets) {
         match packets {
-            Packets::To { from, port, udp } => {
+            Packets::To {
+                from,
+                port,
+                protocol,
+            } => {
                 self.family(*from);
                 self.address(*from, true);
-                if *udp {
-                    self.protocol(libc::IPPROTO_UDP);
-                } else {
-                    self.protocol(libc::IPPROTO_TCP);
-                    // Congestion notification may be asked for with it.
-                    self.flags(SYN | ACK | RST | FIN, libc::NFT_CMP_EQ, SYN);
+                match protocol {
+                    Protocol::Udp => self.protocol(libc::IPPROTO_UDP),
+                    Protocol::Tcp => {
+                        self.protocol(libc::IPPROTO_TCP);
+                        // Congestion notification may be asked for with it.
+                        self.flags(SYN | ACK | RST | FIN, libc::NFT_CMP_EQ, SYN);
+                    }
                 }
                 self.port(*port, false);
             }

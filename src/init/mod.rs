@@ -16,25 +16,20 @@ pub mod ceilings;
 mod compiler;
 mod egress;
 mod loader;
+mod relay;
 mod sidecar;
 
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::OnceLock;
 
 use caps::Capability;
 
-use crate::admission::{Admission, Gate};
-use crate::config::Protocol;
-use crate::confine::TcpOnlyTo;
 use crate::privileges::{self, Privileges};
-use crate::protocol::{self, Carried, FromStage, Role, Start, ToStage};
-use crate::relay::Way;
-use crate::rootfs;
-use crate::seccomp::{self, Program};
+use crate::protocol::{self, FromStage, Role, Start, ToStage};
+use crate::seccomp::Program;
 use crate::sys::process::null_standard_descriptors;
 
 /// A step of the stage that did not work.
@@ -174,62 +169,25 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Compiler {
             ours,
             rootfs,
+            text,
             command,
-        } => compiler::run(supervisor, &ours, &rootfs, &command, fds).map(|()| ExitCode::SUCCESS),
+        } => compiler::run(supervisor, &ours, &rootfs, (&text, &command), fds)
+            .map(|()| ExitCode::SUCCESS),
         Role::Relay {
             carried,
             admissions,
             as_clients,
             wait,
         } => {
-            let fds = all_of(carried.len(), fds, supervisor)?;
-            rootfs::enter_empty().map_err(step("make the root"))?;
-            let speaks = |protocol| move |carried: &&Carried| carried.protocol == protocol;
-            let carries = seccomp::Carries {
-                udp: carried.iter().any(|c| speaks(Protocol::Udp)(&c)),
+            let sockets = all_of(carried.len(), fds, supervisor)?;
+            let work = relay::Work {
+                carried,
+                admissions,
                 as_clients,
-                ipv6: carried.iter().any(|c| c.target.is_ipv6()),
+                wait,
+                sockets,
             };
-            let filter = seccomp::relay(carries)
-                .compile()
-                .map_err(step("make the seccomp filter"))?;
-            let by_tcp = carried.iter().filter(speaks(Protocol::Tcp));
-            let targets = by_tcp.map(|carried| carried.target);
-            let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
-            let notes = confined.map_err(step("confine by Landlock"))?;
-            let privileges = drop_privileges(&[], 0, &filter)?;
-            let (mut streams, mut datagrams) = (vec![], vec![]);
-            let gates: Vec<Rc<Gate>> = admissions.into_iter().map(Gate::new).map(Rc::new).collect();
-            for (fd, carried) in fds.into_iter().zip(&carried) {
-                let gate = gates.get(carried.admission).cloned();
-                let way = Way {
-                    target: carried.target,
-                    // Who is named nowhere lets nobody in.
-                    gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
-                };
-                match carried.protocol {
-                    Protocol::Tcp => streams.push((fd.into(), way)),
-                    Protocol::Udp => datagrams.push((fd.into(), way)),
-                }
-            }
-            let ready = FromStage::Ready {
-                privileges,
-                notes: notes.into_iter().collect(),
-            };
-            protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
-            if wait {
-                match protocol::receive(supervisor).map_err(step("wait for the gate"))? {
-                    Some((ToStage::Proceed, _)) => {}
-                    Some(_) => return Err(step("wait for the gate")("another message came first")),
-                    None => return Ok(ExitCode::SUCCESS),
-                }
-                for (socket, _) in &datagrams {
-                    crate::relay::forget_what_waits(socket);
-                }
-            }
-            let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-            crate::relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))?;
-            Ok(ExitCode::SUCCESS)
+            relay::run(supervisor, work).map(|()| ExitCode::SUCCESS)
         }
         Role::Egress {
             grants,

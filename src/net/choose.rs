@@ -101,7 +101,6 @@ pub(crate) fn fnv1a(words: &[&str]) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -11,11 +11,9 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
-use super::Error;
+use super::{Error, message};
 use crate::config::Protocol;
 use crate::sys;
 
@@ -94,8 +92,6 @@ impl Listening {
         (protocol, states): (u8, StateFlags),
         found: &mut Vec<ListeningSocket>,
     ) -> io::Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
             family,
             protocol,
@@ -103,11 +99,9 @@ impl Listening {
             states,
             socket_id: any,
         };
-        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
+        let request = SockDiagMessage::InetRequest(request);
+        let request = message::bytes(request, NLM_F_REQUEST | NLM_F_DUMP);
+        self.0.send(&request, 0)?;
         let mut answer = Vec::with_capacity(ANSWER);
         loop {
             answer.clear();
@@ -144,18 +138,11 @@ impl Listening {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn question() -> Listening {
-        let fd = nix::sys::socket::socket(
-            nix::sys::socket::AddressFamily::Netlink,
-            nix::sys::socket::SockType::Raw,
-            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-            nix::sys::socket::SockProtocol::NetlinkSockDiag,
-        )
-        .unwrap();
+        let fd = sys::netlink::open(nix::sys::socket::SockProtocol::NetlinkSockDiag).unwrap();
         Listening::from_fd(fd).unwrap()
     }
 

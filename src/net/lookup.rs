@@ -1,4 +1,4 @@
-//! What the kernel would do with a packet that has come in: `ip route get TARGET from SOURCE iif LINK`.
+//! What the kernel would do with a packet, from here or one that has come in: `ip route get TARGET [from SOURCE iif LINK]`.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -8,10 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
-use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use nix::sys::socket::SockProtocol;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
-use super::Error;
 use super::message;
 use crate::sys;
 
@@ -26,6 +25,8 @@ pub struct Routes(netlink_sys::Socket);
 pub struct Route {
     /// It is for the namespace itself.
     pub is_local: bool,
+    /// It is for one machine, and another one: not for the namespace itself, nor for many.
+    pub leads_away: bool,
     /// The index of the link by which it leaves.
     pub link: Option<u32>,
 }
@@ -34,24 +35,17 @@ impl Routes {
     /// About the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`Error::Open`], [`Error::Socket`].
-    pub fn open() -> Result<Self, Error> {
-        let fd = nix::sys::socket::socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .map_err(|errno| Error::Open(errno.into()))?;
-        Self::from_fd(fd)
+    /// There is no such socket to be had.
+    pub fn open() -> io::Result<Self> {
+        Self::from_fd(sys::netlink::open(SockProtocol::NetlinkRoute)?)
     }
 
     /// By a `NETLINK_ROUTE` socket that was made inside the namespace.
     ///
     /// # Errors
-    /// [`Error::Socket`]: it is no netlink socket.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
-        sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
+    /// It is no netlink socket.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        sys::netlink::socket(fd).map(Self)
     }
 
     /// Where something goes that is sent from here.
@@ -72,13 +66,8 @@ impl Routes {
     }
 
     fn ask(&self, route: RouteMessage) -> io::Result<Route> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
-        let mut message = NetlinkMessage::new(header, RouteNetlinkMessage::GetRoute(route).into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
+        let request = message::bytes(RouteNetlinkMessage::GetRoute(route), NLM_F_REQUEST);
+        self.0.send(&request, 0)?;
         let mut answer = Vec::with_capacity(ANSWER);
         self.0.recv(&mut answer, 0)?;
         let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
@@ -100,6 +89,7 @@ impl Routes {
                 });
                 Ok(Route {
                     is_local: route.header.kind == RouteType::Local,
+                    leads_away: route.header.kind == RouteType::Unicast,
                     link,
                 })
             }
@@ -112,5 +102,55 @@ impl Routes {
 impl AsFd for Routes {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_own_addresses_lead_nowhere_else() {
+        let ip = |args: &[&str]| {
+            let done = std::process::Command::new("ip").args(args).status();
+            assert!(done.unwrap().success(), "{args:?}");
+        };
+        // Of this thread alone.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        ip(&["link", "set", "lo", "up"]);
+        ip(&[
+            "link", "add", "left", "type", "veth", "peer", "name", "right",
+        ]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "left"]);
+        ip(&["address", "add", "192.0.2.2/24", "dev", "left"]);
+        ip(&[
+            "-6",
+            "address",
+            "add",
+            "2001:db8::1/64",
+            "dev",
+            "left",
+            "nodad",
+        ]);
+        ip(&["link", "set", "left", "up"]);
+        ip(&["link", "set", "right", "up"]);
+        let routes = Routes::open().unwrap();
+        let away = |address: &str| {
+            let route = routes.to(address.parse().unwrap());
+            route.ok().map(|route| route.leads_away)
+        };
+        for own in [
+            "192.0.2.1",
+            "192.0.2.2",
+            "192.0.2.255",
+            "127.0.0.5",
+            "2001:db8::1",
+            "::1",
+        ] {
+            assert_eq!(away(own), Some(false), "{own}");
+        }
+        assert_eq!(away("192.0.2.3"), Some(true));
+        assert_eq!(away("2001:db8::2"), Some(true));
+        assert_eq!(away("198.51.100.1"), None);
     }
 }

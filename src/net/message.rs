@@ -19,8 +19,23 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 
 use crate::plan::Mac;
+
+/// A request as the kernel reads it.
+pub(super) fn bytes<I: NetlinkSerializable>(request: I, flags: u16) -> Vec<u8>
+where
+    NetlinkPayload<I>: From<I>,
+{
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, request.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
 
 /// A veth's one end.
 pub(super) struct VethEnd<'a> {

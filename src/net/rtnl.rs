@@ -11,7 +11,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, State};
 use netlink_sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::SockProtocol;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
@@ -236,13 +236,7 @@ impl Rtnl {
     /// # Errors
     /// [`Error::Open`], [`Error::Socket`].
     pub fn open() -> Result<Self, Error> {
-        let fd = nix::sys::socket::socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .map_err(|errno| Error::Open(errno.into()))?;
+        let fd = sys::netlink::open(SockProtocol::NetlinkRoute).map_err(Error::Open)?;
         Self::from_fd(fd)
     }
 

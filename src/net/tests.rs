@@ -2,8 +2,6 @@
 //!
 //! Each test plays the host in a namespace of its own, on a thread of its own; a namespace goes with its last descriptor.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{
@@ -18,7 +16,7 @@ use std::time::Duration;
 use std::mem::MaybeUninit;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::SockProtocol;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -186,13 +184,7 @@ fn hand_over_a_socket() {
 }
 
 fn rtnetlink_socket() -> OwnedFd {
-    socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )
-    .unwrap()
+    crate::sys::netlink::open(SockProtocol::NetlinkRoute).unwrap()
 }
 
 struct Server {

@@ -1,5 +1,4 @@
 //! Each test has a network namespace of its own, on its own thread, so that addresses and ports are fixed.
-#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -386,7 +386,6 @@ struct Word {
     value: u32,
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "halves are what is wanted")]
 impl Word {
     fn low(test: &Test) -> Self {
         // Little endian, as both architectures are.
@@ -416,7 +415,6 @@ fn offset(distance: usize) -> u32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::{self as seccomp, always};
     use super::*;

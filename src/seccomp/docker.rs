@@ -306,7 +306,6 @@ pub fn parse(name: &str, text: &str, kernel: Kernel) -> Result<Profile, DockerEr
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

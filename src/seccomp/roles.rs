@@ -598,7 +598,6 @@ fn either(more: Calls, profile: &Profile) -> Profile {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

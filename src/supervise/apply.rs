@@ -34,6 +34,7 @@
 //!   one that is confined to its targets can't be given more. The earlier one takes last orders.
 //! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -48,7 +49,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::admission::Rate;
-use crate::change::{self, Change};
+use crate::change::{self, Change, PartChange};
 use crate::config::{Egress, Protocol, Source};
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall::{self, Grants};
@@ -305,7 +306,7 @@ fn untouched(e: &StackError) -> Reply {
     let why = e.to_string();
     let after = if why.contains('\n') { "\n" } else { "; " };
     let hint = match e {
-        StackError::Extra(e) => e.hint().map(str::to_owned),
+        StackError::Extra(e) => e.hint().map(Cow::into_owned),
         StackError::Volume(e) => e.hint(),
         _ => None,
     };
@@ -492,17 +493,11 @@ impl Task {
             .partition(|part| part.part == "sidecar");
         // That an app has gone it is to know when it has.
         if !self.change.removed.is_empty() {
-            let of_app = |key: &String| key.starts_with("app.");
-            sidecar.retain(|part| !part.because.iter().all(of_app));
+            sidecar.retain(|part| !part.because.iter().all(|key| is_of_app(key)));
         }
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
-        self.rules(next, old_plan, &between).await?;
-        self.done.host = true;
-        self.change_host(firewall::host_rules(&wide), vec![])
-            .await?;
-        self.done.routes = true;
-        next.add_routes(&old).await.map_err(|e| e.to_string())?;
+        self.widen(next, &wide, &between).await?;
         for part in others {
             self.start_again(&part.part, next).await?;
         }
@@ -525,37 +520,68 @@ impl Task {
         next.try_the_path().await.map_err(|e| e.to_string())?;
         self.say("apps answer through the sidecar").await;
 
-        if ports(old_plan) != ports(new_plan) || clients(old_plan) != clients(new_plan) {
-            self.done.relay = true;
-            for listener in listeners(next, &old) {
-                listener.listen().map_err(|e| e.to_string())?;
-            }
-            self.replace_relay(next, &old).await?;
-            self.share_ports(false);
-            self.say("ports are published").await;
-        }
-        let mut open = still_open(next, &entries(old_plan, new_plan)).await;
-        for address in gone(old_plan, new_plan) {
-            if next.answers(address, CLOSED_AFTER).await {
-                open.push(address.to_string());
-            }
-        }
-        if !open.is_empty() {
-            return Err(format!("open, and should be closed: {}", open.join(", ")));
-        }
+        self.publish(next).await?;
+        self.try_what_is_closed(next).await?;
         self.try_what_is_revoked(next).await?;
         if let Some(seconds) = confirm {
             self.confirmed(seconds).await?;
         }
         // From here on there is no way back.
         self.still_wanted()?;
-        let last = self.without_who_leaves(new_plan);
-        let revokes = revoked(old_plan, new_plan).next().is_some();
+        self.revoke(next).await
+    }
+
+    /// Rules, the host's too, and routes to what is granted besides: `between` is `wide` as the sidecar is to have it.
+    async fn widen(&mut self, next: &Ground, wide: &Plan, between: &Plan) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        self.rules(next, &old.plan, between).await?;
+        self.done.host = true;
+        self.change_host(firewall::host_rules(wide), vec![]).await?;
+        self.done.routes = true;
+        next.add_routes(&old).await.map_err(|e| e.to_string())
+    }
+
+    /// Another relay, if what it has to know has changed.
+    async fn publish(&mut self, next: &Ground) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        let (before, after) = (&old.plan, &next.plan);
+        if ports(before) == ports(after) && clients(before) == clients(after) {
+            return Ok(());
+        }
+        self.done.relay = true;
+        for listener in listeners(next, &old) {
+            listener.listen().map_err(|e| e.to_string())?;
+        }
+        self.replace_relay(next, &old).await?;
+        self.share_ports(false);
+        self.say("ports are published").await;
+        Ok(())
+    }
+
+    /// Tries to connect where nobody listens any more, on the host and in the sidecar.
+    async fn try_what_is_closed(&self, next: &Ground) -> Result<(), String> {
+        let (before, after) = (&self.old.plan, &next.plan);
+        let mut open = still_open(next, &entries(before, after)).await;
+        for address in gone(before, after) {
+            if next.answers(address, CLOSED_AFTER).await {
+                open.push(address.to_string());
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        Err(format!("open, and should be closed: {}", open.join(", ")))
+    }
+
+    /// The last step, by which connections that are granted no more end: who would have to take it back is known to be
+    /// there.
+    async fn revoke(&mut self, next: &Ground) -> Result<(), String> {
+        let last = self.without_who_leaves(&next.plan);
+        let revokes = revoked(&self.old.plan, &next.plan).next().is_some();
         if revokes {
             let forgotten = next.forget_ungranted().await;
             forgotten.map_err(|e| e.to_string())?;
         }
-        // By now who would have to take it back is known to be there.
         let grants = revokes.then(|| firewall::host_grants(&last));
         self.change_host(firewall::host_rules(&last), grants.unwrap_or_default())
             .await
@@ -739,14 +765,13 @@ impl Task {
             left.extend(load_whole(&next).await.err());
         }
         left.extend(held.remove(apps).await.err().map(|e| e.to_string()));
-        if let Some(sidecar) = find(&next, "sidecar")
-            && self
-                .change
-                .restart
-                .iter()
-                .any(|part| part.part == "sidecar")
-        {
-            left.extend(restart(&self.events, sidecar, &next).await.err());
+        // For its own keys it has been started again already.
+        let restarts = &self.change.restart;
+        let counts_by_place = |part: &PartChange| {
+            part.part == "sidecar" && part.because.iter().any(|key| is_of_app(key))
+        };
+        if restarts.iter().any(counts_by_place) {
+            left.extend(restart(&self.events, PartId::Sidecar, &next).await.err());
         }
         for why in left {
             self.note(format!("live change: {why}"));
@@ -863,6 +888,11 @@ async fn close(listener: &Listener) {
         tokio::task::yield_now().await;
     }
     listener.close();
+}
+
+/// Of the sidecar's reasons to start again: which apps there are, of which it counts the traffic by their places.
+fn is_of_app(key: &str) -> bool {
+    key.starts_with("app.")
 }
 
 /// The part of that name.

@@ -8,7 +8,7 @@
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by
 //!   `.clippy.toml`
 //! - [`mount`][]: `mount_setattr(2)`
-//! - [`netlink`][]: a netlink socket from a descriptor
+//! - [`netlink`][]: a netlink socket, and one from a descriptor
 //! - [`seccomp`][]: `seccomp(2)`
 //! - [`socket`][]: socket options that no crate has
 //! - [`watch`][]: descriptors in the runtime's epoll set

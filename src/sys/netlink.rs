@@ -1,11 +1,27 @@
-//! Netlink sockets made from descriptors: `netlink-sys` has `FromRawFd` for it and no `From<OwnedFd>`.
+//! Netlink sockets, and those made from descriptors: `netlink-sys` has `FromRawFd` for it and no `From<OwnedFd>`.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use netlink_sys::{Socket, TokioSocket};
+use nix::sys::socket::{SockFlag, SockProtocol, SockType};
 use rustix::net::{AddressFamily, sockopt};
+
+/// A netlink socket of `protocol` in the calling thread's network namespace, as a descriptor to hand on (netlink(7)).
+///
+/// # Errors
+/// What socket(2) says.
+pub fn open(protocol: SockProtocol) -> io::Result<OwnedFd> {
+    let family = nix::sys::socket::AddressFamily::Netlink;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(nix::sys::socket::socket(
+        family,
+        SockType::Raw,
+        flags,
+        protocol,
+    )?)
+}
 
 /// The netlink socket behind `fd`.
 ///

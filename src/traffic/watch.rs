@@ -124,6 +124,10 @@ impl Watch {
                 if let Some(accepted) = &self.accepted {
                     fds.push(PollFd::from_borrowed_fd(accepted.fd(), PollFlags::IN));
                 }
+                if tick.is_none() {
+                    // The end of one that was never answered, so that nothing is known of it.
+                    fds.push(PollFd::from_borrowed_fd(self.forgotten.fd(), PollFlags::IN));
+                }
                 if to_send {
                     fds.push(PollFd::new(&self.told, PollFlags::OUT));
                 }

@@ -7,7 +7,6 @@
 //!
 //! Nothing in a lab has a route to anywhere else. When it is dropped its pid namespace ends, and with it everything
 //! that was started in it.
-#![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -292,11 +291,6 @@ fn body(output: &Output) -> Result<String, i32> {
     }
 }
 
-/// Whether a path is there.
-pub fn exists(path: impl AsRef<Path>) -> bool {
-    path.as_ref().exists()
-}
-
 /// How long a test waits for something that comes by itself before it fails; no test takes this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -351,6 +345,12 @@ pub fn difference(before: &Traces, now: &Traces) -> String {
         kept.map(|line| format!("{sign}{line}")).collect()
     };
     format!("\n{}{}", only(&before, &now, "-"), only(&now, &before, "+"))
+}
+
+/// Asserts that nothing has changed.
+#[track_caller]
+pub fn assert_unchanged(before: &Traces, now: &Traces) {
+    assert!(before == now, "changed: {}", difference(before, now));
 }
 
 /// What makes up the state of a machine, and ways to compare it.

@@ -1,12 +1,11 @@
 //! Other eyes to look at a stack with: `ip -j`, `nft -j`, `/proc`, and Python, inside the app and beside it.
-#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::lab::{Lab, describe, lrpns};
+use super::lab::{Lab, describe};
 use super::{program, skip};
 
 /// Python inside an app with `rootfs = "host"`, and in a lab.
@@ -87,6 +86,21 @@ pub fn telling(stack: &str, token: &str, publish: &str, more: &str) -> String {
          publish = [\"{publish}\"]\nlisten = [6000]\n{more}\n",
         toml_list(&[PYTHON, "-c", TELLING])
     )
+}
+
+/// The same file with another program of Python for the app.
+pub fn with_program(file: &str, code: &str) -> String {
+    let command = format!("command = {}", toml_list(&[PYTHON, "-c", code]));
+    let lines = file.lines().map(|line| match line {
+        line if line.starts_with("command = ") => command.as_str(),
+        line => line,
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// What a [`TELLING`] server answered.
+pub fn told(answer: Result<String, i32>) -> Value {
+    serde_json::from_str(&answer.expect("an answer")).unwrap()
 }
 
 /// Brings up what `file` says, from the lab's directory; what `up` said.
@@ -171,6 +185,51 @@ pub fn json(lab: &Lab, pid: Option<i64>, args: &[&str]) -> Value {
     parse(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
 }
 
+/// The packets that a link has received, in the network namespace of `pid`.
+pub fn received(lab: &Lab, pid: Option<i64>, link: &str) -> u64 {
+    let links = json(lab, pid, &["ip", "-j", "-s", "link", "show", "dev", link]);
+    links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}
+
+/// Where the routes of `family`, such as `-4`, lead to in the network namespace of `pid`, sorted.
+pub fn routes(lab: &Lab, pid: i64, family: &str) -> Vec<String> {
+    let routes = json(lab, Some(pid), &["ip", family, "-j", "route"]);
+    let routes = routes.as_array().unwrap().iter();
+    let mut routes: Vec<_> = routes
+        .map(|route| route["dst"].as_str().unwrap().to_owned())
+        .filter(|to| to != "::1")
+        .collect();
+    routes.sort();
+    routes
+}
+
+/// As the owner of an app's network namespace: a route to everywhere, by the sidecar of a [`telling`] stack.
+pub fn route_everywhere(lab: &Lab, app: i64) {
+    let add = [
+        "ip",
+        "route",
+        "add",
+        "default",
+        "via",
+        "172.18.0.33",
+        "dev",
+        "eth0",
+        "onlink",
+    ];
+    beside(lab, app, &add);
+}
+
+/// What of a report of `lrpns audit --json` is wrong or not known.
+pub fn findings(report: &[u8]) -> Vec<String> {
+    let report: Value = serde_json::from_slice(report).unwrap();
+    let groups = report["groups"].as_array().unwrap().iter();
+    groups
+        .flat_map(|group| group["probes"].as_array().unwrap())
+        .filter(|probe| ["fail", "unknown"].contains(&probe["result"].as_str().unwrap()))
+        .map(|probe| format!("{}: {probe}", probe["id"].as_str().unwrap()))
+        .collect()
+}
+
 /// Packets counted by each rule of our table, by `CHAIN/RULE`.
 pub type Counters = BTreeMap<String, u64>;
 
@@ -189,6 +248,10 @@ pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
         if let Some(name) = line.strip_prefix("chain ") {
             chain = name.trim_end_matches(" {");
         }
+        // A set of grants is called by the chain that asks it, and each of its elements counts like a rule.
+        if let Some(name) = line.strip_prefix("set ") {
+            chain = name.split('_').next().unwrap();
+        }
         let Some((rule, comment)) = line.split_once(" comment \"") else {
             continue;
         };
@@ -196,11 +259,29 @@ pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
             let number = rest.split(' ').next().unwrap();
             number.parse::<u64>().unwrap()
         });
-        let name = format!("{chain}/{}", comment.trim_end_matches('"'));
+        let name = format!("{chain}/{}", comment.split('"').next().unwrap());
         counters.insert(name, packets.sum());
     }
     assert!(!counters.is_empty(), "{text}");
     counters
+}
+
+/// The same as `lrpns rules --counters --json` told it of the table in one namespace, such as `host`.
+pub fn told_counters(tables: &str, namespace: &str) -> Counters {
+    let tables: Value = serde_json::from_str(tables).unwrap();
+    let mut tables = tables.as_array().unwrap().iter();
+    let table = tables.find(|table| table["namespace"] == namespace);
+    let rules = table.unwrap()["rules"].as_array().unwrap().iter();
+    rules
+        .map(|rule| {
+            let name = format!(
+                "{}/{}",
+                rule["chain"].as_str().unwrap(),
+                rule["name"].as_str().unwrap()
+            );
+            (name, rule["packets"].as_u64().unwrap())
+        })
+        .collect()
 }
 
 /// What was counted since `before`, without what wasn't.
@@ -445,11 +526,6 @@ pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
             }
         })
         .collect()
-}
-
-/// The program under test, for an argument list.
-pub fn program_under_test() -> &'static str {
-    lrpns()
 }
 
 /// The kinds of namespaces that every part has for itself; the network is another matter.

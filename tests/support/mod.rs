@@ -3,6 +3,8 @@
 
 pub mod lab;
 pub mod look;
+pub mod servers;
+pub mod user;
 
 use std::env;
 use std::fs::OpenOptions;

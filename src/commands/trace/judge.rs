@@ -105,7 +105,7 @@ type Conclusion = (Outcome, String, Option<Evidence>);
 pub(super) struct Answer {
     client: IpAddr,
     port: u16,
-    protocol: &'static str,
+    protocol: Protocol,
     pub(super) outcome: Outcome,
     /// The answer in one sentence.
     sentence: String,
@@ -164,14 +164,9 @@ struct Trail<'s> {
 
 impl<'a> Case<'a> {
     pub(super) fn new(question: &'a Question, status: &'a Status) -> Self {
-        let protocol = if question.udp {
-            Protocol::Udp
-        } else {
-            Protocol::Tcp
-        };
         let is_candidate = |publish: &PublishPlan| {
             publish.listen.port() == question.port
-                && publish.protocol == protocol
+                && publish.protocol == question.protocol
                 && publish.listen.is_ipv6() == question.client.is_ipv6()
         };
         let families = status.plan.families();
@@ -212,13 +207,21 @@ impl<'a> Case<'a> {
     /// What is to be marked at a place.
     pub(super) fn marks(&self, site: Site) -> Vec<Packets> {
         let Question {
-            client, port, udp, ..
+            client,
+            port,
+            protocol,
+            ..
         } = *self.question;
-        let to = |from, port| Packets::To { from, port, udp };
+        let by_tcp = protocol == Protocol::Tcp;
+        let to = |from, port| Packets::To {
+            from,
+            port,
+            protocol,
+        };
         let mut marks = vec![];
         if site == Site::Host {
             marks.push(to(client, port));
-            if !udp {
+            if by_tcp {
                 marks.push(Packets::Answers {
                     from: None,
                     port,
@@ -232,7 +235,7 @@ impl<'a> Case<'a> {
             match site {
                 Site::Host => {
                     marks.extend(dialled);
-                    if let (Some(family), false) = (self.family, udp) {
+                    if let (Some(family), true) = (self.family, by_tcp) {
                         marks.push(Packets::Answers {
                             from: Some(family.sidecar),
                             port: entry,
@@ -244,7 +247,7 @@ impl<'a> Case<'a> {
                 Site::Sidecar => {
                     marks.extend(dialled.into_iter().chain([to(client, entry)]));
                     let service = app.service(publish);
-                    if !udp {
+                    if by_tcp {
                         marks.push(Packets::Answers {
                             from: Some(service.ip()),
                             port: service.port(),
@@ -291,7 +294,7 @@ impl<'a> Case<'a> {
         if trail.arriving.is_none() && trail.to_client.iter().any(reset) {
             return true;
         }
-        self.question.udp
+        self.question.protocol == Protocol::Udp
             && trail.reached_app()
             && trail
                 .published
@@ -457,7 +460,7 @@ impl<'a> Case<'a> {
         Answer {
             client: self.question.client,
             port: self.question.port,
-            protocol: if self.question.udp { "udp" } else { "tcp" },
+            protocol: self.question.protocol,
             outcome,
             sentence,
             by,
@@ -526,10 +529,9 @@ impl<'a> Case<'a> {
         let accepted = format!("accepted in the sidecar by {rule}");
         match trail.answer.map(|(_, seen)| seen.headers.content) {
             Some(Content::Reset | Content::Unreachable) => {
-                let how = if self.question.udp {
-                    "port unreachable"
-                } else {
-                    "a reset"
+                let how = match self.question.protocol {
+                    Protocol::Udp => "port unreachable",
+                    Protocol::Tcp => "a reset",
                 };
                 let sentence = format!(
                     "reaches {words}, where nobody listens: its kernel answers with {how}; {accepted}"
@@ -563,12 +565,12 @@ impl<'a> Case<'a> {
             let sentence = format!("reaches {words}, but {} does not run; {accepted}", app.name);
             return (Outcome::Lost, sentence, by);
         }
-        match (self.app_listens(at), self.question.udp) {
+        match (self.app_listens(at), self.question.protocol) {
             (Some(false), _) => {
                 let sentence = format!("reaches {words}, where nobody listens; {accepted}");
                 (Outcome::Refused, sentence, by)
             }
-            (Some(true), false) => {
+            (Some(true), Protocol::Tcp) => {
                 let sentence = format!(
                     "reaches {words}, where somebody listens, but nobody answers: its backlog is full, or it has no way back; \
                      {accepted}"
@@ -643,7 +645,10 @@ impl<'a> Case<'a> {
     /// It came to the relay's socket.
     fn at_relay(&self, trail: &Trail<'_>, app: &AppPlan, publish: &PublishPlan) -> Conclusion {
         let Question {
-            client, port, udp, ..
+            client,
+            port,
+            protocol,
+            ..
         } = *self.question;
         let lost = |text: String| (Outcome::Lost, text, None);
         let refused = |text: String| {
@@ -698,7 +703,7 @@ impl<'a> Case<'a> {
         }
         // A datagram has no handshake, of which a reset would be seen.
         if let Some(rate) = app.rate
-            && (udp || said(Content::Reset))
+            && (protocol == Protocol::Udp || said(Content::Reset))
         {
             return refused(format!(
                 "`rate` of {}, {rate}, lets nobody more in at the moment",
@@ -726,10 +731,9 @@ impl<'a> Case<'a> {
                  or the relay has no place for more connections"
             ));
         }
-        let what = if udp {
-            "not carried it on"
-        } else {
-            "not answered"
+        let what = match protocol {
+            Protocol::Udp => "not carried it on",
+            Protocol::Tcp => "not answered",
         };
         lost(format!(
             "reaches the relay's port {port}, which has {what}: it has more to do than it can"
@@ -738,7 +742,7 @@ impl<'a> Case<'a> {
 
     /// That a port isn't published, and what is.
     fn unpublished(&self) -> String {
-        let Question { port, .. } = *self.question;
+        let Question { port, protocol, .. } = *self.question;
         let plan = self.plan();
         let all: Vec<&PublishPlan> = plan.published().map(|(_, publish)| publish).collect();
         let near = all.iter().any(|publish| publish.listen.port() == port);
@@ -754,13 +758,11 @@ impl<'a> Case<'a> {
             }
         });
         let words: Vec<String> = words.collect();
-        let what = match (near, self.question.udp) {
-            (false, _) => format!("port {port}"),
-            (true, udp) => {
-                let family = if self.question.client.is_ipv6() { 6 } else { 4 };
-                let protocol = if udp { "udp" } else { "tcp" };
-                format!("{protocol} port {port} of that IPv{family} address")
-            }
+        let what = if near {
+            let family = if self.question.client.is_ipv6() { 6 } else { 4 };
+            format!("{protocol} port {port} of that IPv{family} address")
+        } else {
+            format!("port {port}")
         };
         if words.is_empty() {
             return format!("{} publishes no port", plan.stack);

@@ -1,9 +1,7 @@
 //! One network namespace, what is marked there, and what came of it.
 //!
-//! A short-lived child opens what it takes to look into it, as the one of `capture` does: it joins the part's user and
-//! network namespace (the host's needs no joining), keeps `NET_ADMIN` and nothing else, makes the table that marks, takes
-//! down how the rules are called, and hands its sockets up. Reading them needs no privilege, and the table lives as long as
-//! the last descriptor of the socket that owns it.
+//! A child (`opener`) makes the table that marks, takes down how the rules are called, and hands up the sockets. The table
+//! lives as long as the last descriptor of the socket that owns it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,20 +9,17 @@ use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
 use caps::Capability;
-use nix::sched::CloneFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::SockProtocol;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
+use super::super::opener::open_inside;
 use crate::error::chain;
 use crate::extra;
+use crate::firewall;
 use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
-use crate::firewall::{self, SIDECAR_TABLE};
 use crate::net::{Listening, Routes};
 use crate::privileges;
-use crate::protocol;
-use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// Nobody looks at more packets of one place: a flood is no reason to run out of memory.
 const MOST: usize = 4096;
@@ -110,9 +105,11 @@ impl Place {
         packets: &[Packets],
     ) -> Result<Self, String> {
         let number = std::process::id();
-        let work = || -> Result<Vec<OwnedFd>, String> {
+        // nft, which tells of the rules, is executed.
+        let give_up = || privileges::keep_only_and_pass_on(&[Capability::CAP_NET_ADMIN]);
+        let open = || -> Result<Vec<OwnedFd>, String> {
             let tracer = Tracer::start(packets, number).map_err(|e| chain(&e))?;
-            let routes = Routes::open().map_err(|e| chain(&e))?;
+            let routes = Routes::open().map_err(|e| format!("open an rtnetlink socket: {e}"))?;
             let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
             let rules = Rules {
                 comments: rule_names(&socket)
@@ -126,7 +123,7 @@ impl Place {
             let fds: io::Result<Vec<_>> = fds.into_iter().collect();
             fds.map_err(|e| format!("copy a descriptor: {e}"))
         };
-        let fds = from_inside(part, &[Capability::CAP_NET_ADMIN], work)?;
+        let fds = open_inside(part, give_up, open)?;
         let [table, events, routes, told]: [OwnedFd; 4] = fds
             .try_into()
             .map_err(|_| "the opener handed up something else".to_owned())?;
@@ -141,7 +138,7 @@ impl Place {
         Ok(Self {
             site,
             tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
-            routes: Routes::from_fd(routes).map_err(|e| chain(&e))?,
+            routes: Routes::from_fd(routes).map_err(|e| format!("take its socket: {e}"))?,
             comments: by_place(rules.comments),
             texts: by_place(rules.texts),
             seen: vec![],
@@ -191,8 +188,7 @@ impl Place {
     pub(super) fn named(&self, step: &Step) -> Option<String> {
         let key = (step.family.clone(), step.table.clone(), step.rule?);
         let (comment, text) = (self.comments.get(&key), self.texts.get(&key));
-        let ours = step.table == SIDECAR_TABLE || step.table.starts_with("lrpns-");
-        let name = if ours {
+        let name = if firewall::is_ours(&step.table) {
             comment.or(text)
         } else {
             text.or(comment)
@@ -206,58 +202,17 @@ impl Place {
 /// # Errors
 /// What went wrong, in words.
 pub(super) fn listening(part: Option<&OwnedFd>) -> Result<Listening, String> {
-    let fds = from_inside(part, &[], || {
-        let socket = nix::sys::socket::socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkSockDiag,
-        );
-        let socket = socket.map_err(|e| format!("open a socket: {e}"))?;
-        Ok(vec![socket])
-    })?;
+    let fds = open_inside(
+        part,
+        || privileges::keep_only(&[]),
+        || {
+            let socket = crate::sys::netlink::open(SockProtocol::NetlinkSockDiag);
+            let socket = socket.map_err(|e| format!("open a socket: {e}"))?;
+            Ok(vec![socket])
+        },
+    )?;
     let fd = fds.into_iter().next().ok_or("no descriptor came")?;
     Listening::from_fd(fd).map_err(|e| chain(&e))
-}
-
-/// Does something in a child that has joined the part's namespaces and holds no more than `keep` over them.
-fn from_inside(
-    part: Option<&OwnedFd>,
-    keep: &[Capability],
-    work: impl FnOnce() -> Result<Vec<OwnedFd>, String>,
-) -> Result<Vec<OwnedFd>, String> {
-    let (ours, theirs) =
-        crate::namespaces::socketpair().map_err(|e| format!("make a socket pair: {e}"))?;
-    match clone3(0).map_err(|e| format!("start a process: {e}"))? {
-        Cloned::Child => {
-            drop(ours);
-            let inside = || {
-                if let Some(part) = part {
-                    setns(part, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
-                        .map_err(|e| format!("join its namespaces: {e}"))?;
-                }
-                privileges::keep_only_and_pass_on(keep)
-                    .map_err(|e| format!("drop privileges: {e}"))?;
-                work()
-            };
-            let said = match inside() {
-                Ok(fds) => {
-                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                    protocol::send(&theirs, &Ok::<(), String>(()), &fds)
-                }
-                Err(e) => protocol::send(&theirs, &Err::<(), String>(e), &[]),
-            };
-            exit_now(said.is_err().into())
-        }
-        Cloned::Parent { pidfd, .. } => {
-            drop(theirs);
-            let told = protocol::receive::<Result<(), String>>(&ours);
-            super::super::exec::wait(&pidfd).map_err(|e| format!("wait for the opener: {e}"))?;
-            let told = told.map_err(|e| format!("hear from the opener: {e}"))?;
-            let (told, fds) = told.ok_or("the opener has ended")?;
-            told.map(|()| fds)
-        }
-    }
 }
 
 /// A file in memory, read from its beginning: how rules are called may be more than a message holds.
@@ -314,7 +269,6 @@ fn parse_texts(listing: &str) -> Vec<RuleName> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -23,9 +23,9 @@ use tokio::runtime::LocalOptions;
 use tokio::task::JoinSet;
 
 use super::super::{Dials, Places, Relay, RelayError, Tuning, Way, dial, udp};
-use super::route::Routes;
 use super::{Answer, REQUEST, Request, hear, tell};
 use crate::config::{Egress, Protocol};
+use crate::net::Routes;
 
 /// What may be dialled.
 pub struct Grants {
@@ -65,7 +65,7 @@ impl Grants {
         if covering.peek().is_none() {
             return refused();
         }
-        if covering.any(Egress::is_single) || self.routes.lead_away(ip)? {
+        if covering.any(Egress::is_single) || self.routes.to(ip)?.leads_away {
             return Ok(());
         }
         refused()
@@ -157,7 +157,6 @@ async fn connect(relay: &Relay, to: SocketAddr) -> io::Result<std::net::TcpStrea
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use ipnet::IpNet;
 

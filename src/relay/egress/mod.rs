@@ -25,7 +25,6 @@
 //! port; its answer is the same number, and the error number with nothing or 0 with the connected socket.
 
 pub mod dialer;
-mod route;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -232,7 +231,6 @@ pub fn carry(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,0 +1,71 @@
+//! A process that looks into a part's namespaces for a command, and ends.
+//!
+//! `capture` and `trace` read from sockets of namespaces that they are not in. A child joins the namespaces, drops to what
+//! opening takes, opens, hands up the descriptors and ends; reading them needs no privilege, and no place in there.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+
+use super::exec::wait;
+use super::{ask, reply};
+use crate::control::Request;
+use crate::error::Failure;
+use crate::names::StackName;
+use crate::namespaces;
+use crate::privileges::{DropError, Privileges};
+use crate::protocol;
+use crate::sys::namespace::setns;
+use crate::sys::process::{Cloned, clone3, exit_now};
+
+/// The pidfd of the pid 1 of a part, whose namespaces are meant.
+pub(super) fn part_of(stack: &StackName, part: &str) -> Result<OwnedFd, Failure> {
+    let part = part.to_owned();
+    let what = format!("no pidfd came for {part}");
+    let (_, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)?;
+    fds.into_iter().next().ok_or_else(|| Failure::unable(what))
+}
+
+/// What `open` opens in a child that has joined the user and network namespace of `part`, a pidfd, and called `give_up`
+/// there; without a part, in our own namespaces.
+///
+/// # Errors
+/// What went wrong, in words, on either side.
+pub(super) fn open_inside(
+    part: Option<&OwnedFd>,
+    give_up: impl FnOnce() -> Result<Privileges, DropError>,
+    open: impl FnOnce() -> Result<Vec<OwnedFd>, String>,
+) -> Result<Vec<OwnedFd>, String> {
+    let (ours, theirs) =
+        namespaces::socketpair().map_err(|e| format!("make a socket pair: {e}"))?;
+    match clone3(0).map_err(|e| format!("start a process: {e}"))? {
+        Cloned::Child => {
+            drop(ours);
+            let inside = || {
+                if let Some(part) = part {
+                    setns(part, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+                        .map_err(|e| format!("join its namespaces: {e}"))?;
+                }
+                give_up().map_err(|e| format!("drop privileges: {e}"))?;
+                open()
+            };
+            let said = match inside() {
+                Ok(fds) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    protocol::send(&theirs, &Ok::<(), String>(()), &fds)
+                }
+                Err(e) => protocol::send(&theirs, &Err::<(), String>(e), &[]),
+            };
+            exit_now(said.is_err().into())
+        }
+        Cloned::Parent { pidfd, .. } => {
+            drop(theirs);
+            let told = protocol::receive::<Result<(), String>>(&ours);
+            wait(&pidfd).map_err(|e| format!("wait for the opener: {e}"))?;
+            let told = told.map_err(|e| format!("hear from the opener: {e}"))?;
+            let (told, fds) = told.ok_or("the opener has ended")?;
+            told.map(|()| fds)
+        }
+    }
+}
