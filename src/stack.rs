@@ -53,7 +53,7 @@ const OURS: Duration = Duration::from_secs(60);
 /// How long nft may take for the user's rules, of which there may be tens of thousands.
 const COMPILING: Duration = Duration::from_secs(120);
 /// How long an app may take until it listens.
-pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// A wait is told of after this…
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
 /// …and then as often as this.

@@ -448,8 +448,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
     let lab = Lab::new();
     let mut screen = Screen::new();
     let modes = screen.modes();
-    let host = rustix::termios::ttyname(&screen.theirs, vec![]).unwrap();
-    let host = host.to_str().unwrap().to_owned();
+    let device = rustix::fs::fstat(&screen.theirs).unwrap().st_rdev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let host = format!("<{major:x}:{minor:x}>");
     let look = "for i in 0 1 2; do test -t $i && echo yes; readlink /proc/$$/fd/$i; done";
     // Without a flag the terminal is left alone.
     let mut run = screen.start(
@@ -485,7 +486,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
     until("keys are handed on", || {
         (screen.modes() != modes).then_some(())
     });
-    screen.types(&format!("{look}; stty size; echo $TERM; echo o''ver\n"));
+    screen.types(&format!(
+        "{look}; stat -L -c '<%t:%T>' /proc/$$/fd/0; stty size; echo $TERM; echo o''ver\n"
+    ));
     screen.waits_for("over");
     assert_eq!(
         screen.shown.matches("yes\r\n").count(),
@@ -493,7 +496,9 @@ fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
         "{}",
         screen.shown
     );
-    assert!(!screen.shown.contains(&host), "{}", screen.shown);
+    let of_its_own =
+        screen.shown.contains(&format!("<{major:x}:")) && !screen.shown.contains(&host);
+    assert!(of_its_own, "{host}: {}", screen.shown);
     assert!(screen.shown.contains("33 77"), "{}", screen.shown);
     assert!(screen.shown.contains("xterm-lab"), "{}", screen.shown);
     assert_ne!(screen.modes(), modes);
@@ -907,6 +912,10 @@ fn a_full_log_is_shown_whole_and_in_order_and_costs_the_supervisor_no_memory() {
     for _ in 0..50 {
         lab.get(URL).unwrap();
     }
+    until("the connections are told of", || {
+        let told = lab.lrpns_ok(&["logs", "--part", "traffic"]);
+        (told.matches(" opened\n").count() >= 50).then_some(())
+    });
     let memory = |key: &str| -> u64 {
         let status = lab.proc(supervisor, "status");
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();

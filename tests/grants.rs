@@ -59,11 +59,11 @@ fn answering(lab: &Lab, status: &Value, ports: &[&str]) -> Vec<String> {
 
 /// The rules of a stack's two tables, by the kernel's handles, and the elements of all sets.
 fn rules(lab: &Lab, status: &Value) -> (Vec<String>, usize) {
-    let sidecar = Some(look::init(status, "sidecar"));
+    let sidecar = look::init(status, "sidecar");
     let list = |table: &str| -> String {
         let args = ["nft", "-a", "list", "table", "inet", table];
         match table {
-            "lrpns" => look::beside(lab, sidecar.unwrap(), &args),
+            "lrpns" => look::beside(lab, sidecar, &args),
             _ => lab.ok(&args),
         }
     };

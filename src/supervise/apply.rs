@@ -526,6 +526,7 @@ impl Task {
         if let Some(seconds) = confirm {
             self.confirmed(seconds).await?;
         }
+        // From here on there is no way back.
         self.still_wanted()?;
         self.revoke(next).await
     }
