@@ -237,25 +237,21 @@ fn app_change(
 ) {
     let (mut because, mut why) = (vec![], vec![]);
     let (had, has) = (confine::App::at_least(old), confine::App::at_least(new));
-    let more = |had: &[u16], has: &[u16]| -> Vec<u16> {
-        let new = has.iter().filter(|port| !had.contains(port));
-        new.copied().collect()
-    };
-    let domain = |does: &str, ports: &[u16]| {
-        format!(
-            "a Landlock domain can't be widened: {does} {}",
-            named(ports)
-        )
-    };
-    let bind = more(&had.bind, &has.bind);
+    let bind = has.bind.iter().filter(|port| !had.bind.contains(port));
+    let bind: Vec<u16> = bind.copied().collect();
     if !bind.is_empty() {
         because.push(key("publish"));
-        why.push(domain("it binds", &bind));
+        let bind = named(&bind);
+        why.push(format!(
+            "a Landlock domain can't be widened: it binds {bind}"
+        ));
     }
-    let connect = more(&had.connect, &has.connect);
-    if !connect.is_empty() && old.egress != new.egress {
+    if had.connect.is_some() != has.connect.is_some() {
         because.push(key("egress"));
-        why.push(domain("it connects to", &connect));
+        why.push(
+            "a Landlock domain is for good, and keeps an app that has no egress from connecting"
+                .to_owned(),
+        );
     }
     if !old.resolvers().eq(new.resolvers()) {
         because.push(key("egress"));

@@ -12,7 +12,9 @@
 //! domain deeper ([`apart`]): exec looks at it, and it does not look at exec, whose descriptors are the operator's.
 //! What it adds to namespaces, mounts and rules is another way to say no, that does not know the others:
 //!
-//! - a connection by TCP ends in the app, with EACCES, before there is a packet for the sidecar's rules to eat;
+//! - a connection by TCP ends in the app, with EACCES, before there is a packet for the sidecar's rules to eat. Not in an
+//!   app that has `egress`: it has routes, and who tries where it may not go shall be in the log, with the name of the rule
+//!   that ate the packet;
 //! - a directory or a file from outside the root, should a descriptor of one ever get in (CVE-2024-21626), can't be
 //!   opened, whatever its mode: it is beneath no path that has a rule.
 //!
@@ -187,8 +189,9 @@ pub enum ConfineError {
 pub struct App {
     /// The ports that it may bind.
     pub bind: Vec<u16>,
-    /// The ports that it may connect to, wherever: a rule of Landlock knows no addresses, the sidecar's rules do.
-    pub connect: Vec<u16>,
+    /// The ports that it may connect to, wherever: a rule of Landlock knows no addresses, the sidecar's rules do. `None` is
+    /// all of them.
+    pub connect: Option<Vec<u16>>,
 }
 
 /// What an app has of files, beside reading and executing what is in its root.
@@ -203,8 +206,8 @@ pub struct Writable<'a> {
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 impl App {
-    /// Binds what is published and what the app uses within itself, connects to the latter, and to the ports of its
-    /// `egress`.
+    /// Binds what is published and what the app uses within itself, connects to the latter; with `egress` the rules say
+    /// where to, and log what they refuse.
     ///
     /// Of a port of UDP also TCP's of the same number, where nobody reaches it: who serves DNS binds both, and ends if it
     /// can't.
@@ -223,14 +226,10 @@ impl App {
         // A port that is closing was published when the process was started, which is still there.
         let published = app.reachable().filter(|publish| which(publish));
         let published = published.map(|publish| publish.app_port);
-        let by_tcp = app
-            .egress
-            .iter()
-            .filter(|egress| egress.protocol == Protocol::Tcp);
-        let elsewhere = by_tcp.flat_map(|egress| egress.first_port..=egress.last_port);
+        let own = app.listen.iter().copied();
         Self {
-            bind: sorted(published.chain(app.listen.iter().copied())),
-            connect: sorted(app.listen.iter().copied().chain(elsewhere)),
+            bind: sorted(published.chain(own.clone())),
+            connect: app.egress.is_empty().then(|| sorted(own)),
         }
     }
 
@@ -260,7 +259,10 @@ impl App {
             ruleset = ruleset.handle_access(AccessFs::from_all(ABI::V6))?;
         }
         if with_tcp {
-            ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4))?;
+            ruleset = ruleset.handle_access(match self.connect {
+                Some(_) => AccessNet::from_all(ABI::V4),
+                None => AccessNet::BindTcp.into(),
+            })?;
         }
         if with_scopes {
             ruleset = ruleset.scope(Scope::from_all(ABI::V6))?;
@@ -272,7 +274,10 @@ impl App {
         if with_tcp {
             ruleset = ruleset
                 .add_rules(ports(&self.bind, AccessNet::BindTcp))?
-                .add_rules(ports(&self.connect, AccessNet::ConnectTcp))?;
+                .add_rules(ports(
+                    self.connect.as_deref().unwrap_or_default(),
+                    AccessNet::ConnectTcp,
+                ))?;
         }
         ruleset.restrict_self()?;
         Ok(support.lack())

@@ -1293,7 +1293,9 @@ fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
     if !look::machine() {
         return;
     }
-    let stack = up_with_egress(&[]);
+    // With none it could not connect at all, and would have to start again.
+    let nothing = "udp 10.99.0.4:9";
+    let stack = up_with_egress(&[nothing]);
     let lab = &stack.lab;
     let mut server = Answering::server(lab, SERVED);
     let mut keeping = Keeping::to(lab, true, LAB, "5000");
@@ -1321,10 +1323,9 @@ fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
         let output = lab.lrpns(&[&python, &way[..]].concat());
         output.status.success()
     };
-    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert_eq!(routes(&stack, "one"), ["10.99.0.4", "172.18.0.33"]);
     assert!(!try_once("tcp 10.99.0.2 6000"));
 
-    // From nothing. Landlock lets it connect to its own port 6000, wherever that is, and knows no UDP.
     let (tcp, udp) = ("tcp 10.99.0.2:6000", "udp 10.99.0.2:6000");
     assert_done(&stack.apply_file(&with_egress(&[tcp, udp]), &[]));
     assert_eq!(routes(&stack, "one"), ["10.99.0.2", "172.18.0.33"]);
@@ -1335,7 +1336,7 @@ fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
         ("echo".into(), "echo".into())
     );
     assert!(!try_once("tcp 10.99.0.3 6000"));
-    as_ever(&mut keeping, "from nothing");
+    as_ever(&mut keeping, "from something else");
 
     // To another address; what is left of the first one goes on.
     assert_done(&stack.apply_file(&with_egress(&[udp, "tcp 10.99.0.3:6000"]), &[]));
@@ -1368,20 +1369,24 @@ fn egress_comes_and_goes_while_all_runs_and_what_is_granted_no_more_ends() {
     as_ever(&mut keeping, "to another address");
 
     // By UDP, too, the far end is not heard any more, however often it tries.
-    assert_done(&stack.apply_file(&with_egress(&[]), &[]));
+    assert_done(&stack.apply_file(&with_egress(&[nothing]), &[]));
     assert_eq!(server.ask("say"), "said");
     assert_eq!(
         (by_udp.ask("hear"), by_udp.ask("ask")),
         ("silence".into(), "ENETUNREACH".into())
     );
-    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert_eq!(routes(&stack, "one"), ["10.99.0.4", "172.18.0.33"]);
     assert_eq!(
         tracked(&stack, Some("sidecar"), "172.18.0.23", "6000"),
         [""; 0]
     );
     assert_eq!(tracked(&stack, None, &uplink, "6000"), [""; 0]);
     assert_eq!(stack.rules(), before);
-    as_ever(&mut keeping, "to nothing");
+    as_ever(&mut keeping, "to what there was");
+    // The last one: what an app without egress is kept from, one that runs can't be kept from any more.
+    assert_done(&stack.apply_file(&with_egress(&[]), &[]));
+    assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+    assert_ne!(stack.pids(), pids);
     let audit = lab.lrpns(&["audit", "web", "--json"]);
     let told = String::from_utf8_lossy(&audit.stdout).into_owned();
     assert!(
@@ -1449,49 +1454,50 @@ fn a_dry_run_says_why_an_app_starts_again_for_its_egress() {
         return;
     }
     let stack = up_with_egress(&[]);
-    let pids = stack.pids();
-    for (egress, why) in [
-        (
-            &["tcp 10.99.0.2:5432"][..],
-            "a Landlock domain can't be widened: it connects to TCP port 5432",
-        ),
-        (
-            &["tcp 10.99.0.2:5000-5009"],
-            "a Landlock domain can't be widened: it connects to TCP port 5000 and 9 more",
-        ),
-        (
-            &["udp 10.99.0.2:53"],
-            "its /etc/resolv.conf is made when it starts",
-        ),
-    ] {
+    let domain =
+        "a Landlock domain is for good, and keeps an app that has no egress from connecting";
+    let resolvers = "its /etc/resolv.conf is made when it starts";
+    let dry_run = |stack: &Stack, egress: &[&str]| {
         let output = stack.apply_file(&with_egress(egress), &["--dry-run", "--json"]);
         assert_done(&output);
         let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (told, stderr(&output))
+    };
+    let pids = stack.pids();
+    for (egress, why) in [
+        (&["tcp 10.99.0.2:6000"][..], &[domain][..]),
+        (&["udp 10.99.0.2:53"], &[domain, resolvers]),
+    ] {
+        let (told, said) = dry_run(&stack, egress);
         assert_eq!(
             told["restart"],
-            serde_json::json!([{ "part": "one", "because": ["app.one.egress"], "why": [why] }])
+            serde_json::json!([{ "part": "one", "because": ["app.one.egress"], "why": why }])
         );
-        let said = stderr(&output);
-        assert!(
-            said.contains(&format!("one starts again: app.one.egress\n  {why}\n")),
-            "{said}"
-        );
+        for why in why {
+            let line = format!("one starts again: app.one.egress\n  {why}\n");
+            assert!(
+                said.contains(&line) || why == &resolvers && said.contains(why),
+                "{said}"
+            );
+        }
         for rules in told["rules"].as_array().unwrap() {
             let added = rules["added"].as_array().unwrap();
             let is = |line: &&Value| line.as_str().unwrap().contains("accept-egress-one-0");
             assert!(added.iter().any(|line| is(&line)), "{told}");
         }
     }
-    // An address more, and no port: nothing starts again.
-    let output = stack.apply_file(
-        &with_egress(&["tcp 10.99.0.2:6000"]),
-        &["--dry-run", "--json"],
-    );
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(told["restart"], serde_json::json!([]));
-    assert_eq!(told["live"], serde_json::json!(["app.one.egress"]));
     assert_eq!(stack.pids(), pids);
     assert_eq!(routes(&stack, "one"), ["172.18.0.33"]);
+
+    // Who has egress gets more of it as it runs, whatever the port.
+    let stack = up_with_egress(&["tcp 10.99.0.2:6000"]);
+    let (told, _) = dry_run(&stack, &["tcp 10.99.0.2:6000", "tcp 10.99.0.3:5432"]);
+    assert_eq!(told["restart"], serde_json::json!([]));
+    assert_eq!(told["live"], serde_json::json!(["app.one.egress"]));
+    let (told, _) = dry_run(&stack, &["udp 10.99.0.2:53"]);
+    assert_eq!(told["restart"][0]["why"], serde_json::json!([resolvers]));
+    let (told, _) = dry_run(&stack, &[]);
+    assert_eq!(told["restart"][0]["why"], serde_json::json!([domain]));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, Lab};
+use support::lab::{CLIENT, LAB, Lab, until};
 use support::look::{self, PYTHON};
 use support::servers::{ASK, servers};
 
@@ -60,12 +60,26 @@ fn an_app_reaches_exactly_what_is_listed() {
         "app",
         &format!(
             "{ASK}\nsay([ask('tcp', '{CLIENT}', 5432), ask('udp', '{CLIENT}', 53), \
-             ask('tcp', '{CLIENT}', 5433), ask('tcp', '10.99.0.3', 5432), ask('udp', '10.99.0.3', 53)])"
+             knock('{CLIENT}', 5433), ask('tcp', '10.99.0.3', 5432), ask('udp', '10.99.0.3', 53)])"
         ),
     );
     assert_eq!(
         found,
-        json!([SAID, SAID, "EACCES", "ENETUNREACH", "ENETUNREACH"])
+        json!([SAID, SAID, "EINPROGRESS", "ENETUNREACH", "ENETUNREACH"])
+    );
+    // Where there is a route, who tries in vain is told of.
+    let refused = until("the line of what was refused", || {
+        let all = lab.lrpns_ok(&["logs", "web", "--part", "traffic", "--json"]);
+        let mut all = all
+            .lines()
+            .map(|line| -> Value { serde_json::from_str(line).unwrap() });
+        all.find(|line| line["traffic"]["event"] == "refused")
+    });
+    let refused = &refused["traffic"];
+    assert_eq!(refused["rule"], "guard/drop-app-egress", "{refused}");
+    assert_eq!(
+        (&refused["protocol"], &refused["target_port"]),
+        (&json!("tcp"), &json!(5433))
     );
     let counted = look::counters(&lab, sidecar.0, sidecar.1);
     for rule in [
@@ -220,14 +234,17 @@ fn a_range_of_addresses_and_ports_has_its_ends_and_opens_neither_the_host_nor_th
     );
     let _hosts = servers(&lab, None, &["tcp 0.0.0.0 8000"]);
     let ask = |found: &str| look::attack(&lab, "web", "app", &format!("{ASK}\nsay({found})"));
-    let three = "[ask('tcp', '10.99.0.2', 8000), ask('tcp', '10.99.0.3', 8003), ask('tcp', '10.99.0.4', 8000), ask('tcp', '10.99.0.2', 8004)]";
+    let three = "[ask('tcp', '10.99.0.2', 8000), ask('tcp', '10.99.0.3', 8003), ask('tcp', '10.99.0.4', 8000), knock('10.99.0.2', 8004)]";
 
     let status = stack(&lab, &["tcp 10.99.0.2/31:8000-8003"]);
     assert_eq!(
         look::routes(&lab, look::pid(&status, "app"), "-4"),
         ["10.99.0.2/31", "172.18.0.33"]
     );
-    assert_eq!(ask(three), json!([SAID, SAID, "ENETUNREACH", "EACCES"]));
+    assert_eq!(
+        ask(three),
+        json!([SAID, SAID, "ENETUNREACH", "EINPROGRESS"])
+    );
     lab.lrpns_ok(&["down", "web"]);
 
     // Everywhere, which is a default route: but the host is not elsewhere, and 169.254.0.0/16 is opened by nothing but

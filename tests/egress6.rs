@@ -152,13 +152,13 @@ fn an_app_reaches_exactly_what_is_listed_by_ipv6() {
         from_app(
             &lab,
             "app",
-            "[ask('tcp', '2001:db8::2', 5432), ask('udp', '2001:db8::2', 53), ask('tcp', '2001:db8::2', 5433), \
+            "[ask('tcp', '2001:db8::2', 5432), ask('udp', '2001:db8::2', 53), knock6('2001:db8::2', 5433), \
              ask('tcp', '2001:db8::3', 5432), ask('udp', '2001:db8::3', 53), ask('tcp', '10.99.0.2', 5432)]"
         ),
         json!([
             served,
             served,
-            "EACCES",
+            "EINPROGRESS",
             "ENETUNREACH",
             "ENETUNREACH",
             "ENETUNREACH"
@@ -334,9 +334,9 @@ fn a_range_has_its_ends_and_opens_neither_the_host_nor_a_link_nor_a_clouds_crede
             &lab,
             "app",
             "[ask('tcp', '2001:db8::2', 8000), ask('tcp', '2001:db8::3', 8003), \
-             ask('tcp', '2001:db8::4', 8000), ask('tcp', '2001:db8::2', 8004)]"
+             ask('tcp', '2001:db8::4', 8000), knock6('2001:db8::2', 8004)]"
         ),
-        json!([served, served, "ENETUNREACH", "EACCES"])
+        json!([served, served, "ENETUNREACH", "EINPROGRESS"])
     );
     lab.lrpns_ok(&["down", "web"]);
 

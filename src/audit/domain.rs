@@ -87,8 +87,11 @@ pub fn probe(plan: &Plan, app: &AppPlan, pair: &Pair<'_>, findings: &mut Finding
         };
         findings.add(id, app.name.as_str(), outcome);
     };
-    add("landlock-connect", support.tcp, &|| {
-        connect(plan, &own, pair)
+    add("landlock-connect", support.tcp, &|| match &own.connect {
+        Some(ports) => connect(plan, unlisted(ports), pair),
+        None => Ok(Outcome::not_applicable(
+            "it has egress: the rules say where to, and log what they refuse",
+        )),
     });
     add("landlock-bind", support.tcp, &|| {
         let port = unlisted(&own.bind);
@@ -123,8 +126,7 @@ fn unlisted(ports: &[u16]) -> u16 {
         .unwrap_or(20_000)
 }
 
-fn connect(plan: &Plan, own: &App, pair: &Pair<'_>) -> Result<Outcome, String> {
-    let port = unlisted(&own.connect);
+fn connect(plan: &Plan, port: u16, pair: &Pair<'_>) -> Result<Outcome, String> {
     let addresses = [
         Ipv4Addr::LOCALHOST,
         plan.bridge.address,

@@ -195,7 +195,8 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         out,
         "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
         ports(&tcp.bind),
-        ports(&tcp.connect),
+        tcp.connect
+            .map_or_else(|| "wherever the rules let it".to_owned(), |own| ports(&own)),
         key("listen")
     )?;
     for tmpfs in &app.tmpfs {
