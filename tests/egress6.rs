@@ -37,11 +37,6 @@ def fragment(kind, offset, more, number=7):
     return struct.pack("!BBHI", kind, 0, offset * 8 | more, number)
 def options(kind, what=b"\x01\x04\0\0\0\0"):
     return struct.pack("!BB", kind, (len(what) + 2) // 8 - 1) + what
-def knock6(address, port):
-    s = socket.socket(socket.AF_INET6)
-    kept.append(s)
-    s.setblocking(False)
-    return errno.errorcode.get(s.connect_ex((address, port)), "OK")
 def throw6(address, port, size=1):
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
         return tried(s.sendto, b"x" * size, (address, port))

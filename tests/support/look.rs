@@ -447,6 +447,11 @@ def knock(address, port, source=0):
     if source:
         s.bind(("", source))
     return errno.errorcode.get(s.connect_ex((address, port)), "OK")
+def knock6(address, port):
+    s = socket.socket(socket.AF_INET6)
+    kept.append(s)
+    s.setblocking(False)
+    return errno.errorcode.get(s.connect_ex((address, port)), "OK")
 def throw(address, port, kind=socket.SOCK_DGRAM):
     with socket.socket(socket.AF_INET, kind) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
