@@ -387,8 +387,8 @@ impl Reader {
         &self.filter
     }
 
-    /// The next lines, at most about so many and [`READ_AT_ONCE`] bytes, in the order of time; none when all is read. What was dropped before it was read is
-    /// said in its place.
+    /// The next lines, at most about so many and [`READ_AT_ONCE`] bytes, in the order of time; none when all is read. What
+    /// was dropped before it was read is said in its place.
     pub fn read(&mut self, log: &LogBuf, traffic: &TrafficBuf, most: usize) -> Vec<LogLine> {
         let mut lines = vec![];
         let lost = |lines: &mut Vec<LogLine>, part: &str, what: String| {
@@ -402,15 +402,18 @@ impl Reader {
                 traffic: None,
             });
         };
-        let missed = log.dropped().saturating_sub(self.line);
+        let end = self.until.map_or(u64::MAX, |(line, _)| line);
+        // What was said after the end is none of it, dropped or not.
+        let oldest = log.dropped().min(end);
+        let missed = oldest.saturating_sub(self.line);
         if missed > 0 {
-            self.line = log.dropped();
+            self.line = oldest;
             let part = self.filter.part.as_deref().unwrap_or("log");
             lost(&mut lines, part, format!("{missed} lines are"));
         }
-        let end = self.until.map_or(u64::MAX, |(line, _)| line);
         let mut records = VecDeque::new();
-        if TrafficBuf::is_wanted(&self.filter) {
+        let last = self.until.map(|(_, place)| place);
+        if TrafficBuf::is_wanted(&self.filter) && last.is_none_or(|last| self.place < last) {
             if let Some(oldest) = traffic.gone(self.place) {
                 self.place = oldest;
                 lost(
@@ -419,7 +422,6 @@ impl Reader {
                     "connections and packets are".to_owned(),
                 );
             }
-            let last = self.until.map(|(_, place)| place);
             records.extend(traffic.from(self.place, most));
             records.retain(|(_, after)| last.is_none_or(|last| *after <= last));
         }
@@ -614,6 +616,28 @@ mod tests {
         );
         assert_eq!(texts(&log, &filter(Some("app"), None, seen)), ["c", "d"]);
         assert_eq!(texts(&log, &filter(None, None, u64::MAX)), [""; 0]);
+    }
+
+    #[test]
+    fn who_reads_to_the_end_comes_to_it_however_fast_lines_come_and_go() {
+        let one = line("app", Stream::Out, "0").size();
+        let mut log = LogBuf::new(4 * one);
+        let traffic = TrafficBuf::new(1 << 10, Names::default());
+        let mut say = |log: &mut LogBuf, from: u32| {
+            for number in from..from + 4 {
+                log.push(line("app", Stream::Out, &(number % 10).to_string()));
+            }
+        };
+        say(&mut log, 0);
+        let mut reader = Reader::new(Filter::default(), &log, &traffic, false);
+        let mut told = vec![];
+        for round in 1..=3 {
+            let read = reader.read(&log, &traffic, 2);
+            told.push(read.into_iter().map(|line| line.text).collect::<Vec<_>>());
+            say(&mut log, 4 * round);
+        }
+        let left_out = "2 lines are left out here: they were dropped before they were read";
+        assert_eq!(told, [vec!["0", "1"], vec![left_out], vec![]]);
     }
 
     #[test]
