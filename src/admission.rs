@@ -138,10 +138,13 @@ impl Admission {
         Self { allow, rate }
     }
 
-    /// Whether a client may connect; `client` as the socket has it, so that an IPv4 address may be written as an IPv6 one.
+    /// Whether a client may connect; `client` as the socket has it.
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
+        // A listening socket of ours takes one family: what comes to one of IPv6 as a client of IPv4 is forged.
+        if matches!(client, IpAddr::V6(six) if six.to_ipv4_mapped().is_some()) {
+            return false;
+        }
         let after = self.allow.partition_point(|(first, _)| *first <= client);
         after
             .checked_sub(1)
@@ -177,7 +180,7 @@ mod tests {
             ("198.51.100.6", false),
             ("198.51.100.7", true),
             ("198.51.100.8", false),
-            ("::ffff:10.0.0.1", true),
+            ("::ffff:10.0.0.1", false),
             ("::ffff:11.0.0.1", false),
             ("255.255.255.255", false),
             ("::", false),

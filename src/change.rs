@@ -236,7 +236,7 @@ fn app_change(
     refused: &mut Vec<Refused>,
 ) {
     let (mut because, mut why) = (vec![], vec![]);
-    let (had, has) = (confine::App::of(old), confine::App::of(new));
+    let (had, has) = (confine::App::at_least(old), confine::App::at_least(new));
     let more = |had: &[u16], has: &[u16]| -> Vec<u16> {
         let new = has.iter().filter(|port| !had.contains(port));
         new.copied().collect()

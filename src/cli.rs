@@ -19,7 +19,7 @@ pub use help::command;
     after_help = "Example: `sudo lrpns up -d && curl http://localhost:5000/ && sudo lrpns down`\n\n\
                   Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in example.\n\
                   Exit codes: 0; 1 the stack or a check failed; 2 usage or configuration; 125 lrpns could not do it;\n\
-                  for `run` and `exec` the command's own."
+                  for `run` and `exec` the command's own; 130 interrupted by Ctrl-C."
 )]
 pub struct Cli {
     /// What to do.
@@ -57,7 +57,9 @@ pub struct Target {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create a stack and run it; in the foreground it shows the log until Ctrl-C, then takes all down
-    #[command(after_help = "Example: lrpns up -d --set PROVIDER=lrpns")]
+    #[command(
+        after_help = "Example: lrpns up -d --set PROVIDER=lrpns\n\nCtrl-C undoes a start, also with -d."
+    )]
     Up {
         /// Where the configuration comes from.
         #[command(flatten)]
@@ -111,9 +113,9 @@ pub enum Command {
     },
     /// Bring a running stack to the changed file with the least change; connections live on
     #[command(
-        after_help = "Example: lrpns apply customerA --confirm 30\n\nWhat doesn't work is taken back. With --confirm, so is what \
+        after_help = "Example: lrpns apply customerA --confirm 30\n\nWhat doesn't work is taken back, and so is all upon Ctrl-C. With --confirm, so is what \
                       isn't confirmed: by Enter, or without a terminal by a line on standard input; its end, a hangup, \
-                      Ctrl-C and the end of this command mean no. Exit code 1: nothing has changed."
+                      Ctrl-C and the end of this command mean no. Exit code 1, 130 upon Ctrl-C: nothing has changed."
     )]
     Apply {
         /// Where the configuration comes from.
@@ -253,8 +255,17 @@ pub enum Command {
         json: bool,
     },
     /// Run a stack around one command, no file needed; ends with the command's exit code
-    #[command(after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000")]
+    #[command(
+        after_help = "Example: lrpns run -p 8080:8000 -- python3 -m http.server 8000\n         lrpns run -t -- sh\n\n\
+                      Standard input is read ahead and passed on, unless it is a terminal; `< /dev/null` leaves it alone."
+    )]
     Run {
+        /// A pseudo-terminal in the place of each standard stream that is a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// Pass standard input on although it is a terminal; with --tty it is in any case
+        #[arg(short, long)]
+        interactive: bool,
         /// A port to publish: `[ADDRESS:]HOST_PORT:APP_PORT[/tcp|udp]`, an IPv6 address in brackets
         #[arg(short, long, value_name = "PUBLISH")]
         publish: Vec<String>,

@@ -205,11 +205,23 @@ const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 impl App {
     /// Binds what is published and what the app uses within itself, connects to the latter, and to the ports of its
     /// `egress`.
+    ///
+    /// Of a port of UDP also TCP's of the same number, where nobody reaches it: who serves DNS binds both, and ends if it
+    /// can't.
     #[must_use]
     pub fn of(app: &AppPlan) -> Self {
-        let tcp = |publish: &&PublishPlan| publish.protocol == Protocol::Tcp;
+        Self::binding(app, |_| true)
+    }
+
+    /// Without what [`App::of`] adds for UDP: a process that was started with less than this has to be started again.
+    #[must_use]
+    pub fn at_least(app: &AppPlan) -> Self {
+        Self::binding(app, |publish| publish.protocol == Protocol::Tcp)
+    }
+
+    fn binding(app: &AppPlan, which: impl Fn(&PublishPlan) -> bool) -> Self {
         // A port that is closing was published when the process was started, which is still there.
-        let published = app.reachable().filter(tcp);
+        let published = app.reachable().filter(|publish| which(publish));
         let published = published.map(|publish| publish.app_port);
         let by_tcp = app
             .egress

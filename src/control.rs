@@ -170,6 +170,8 @@ pub enum Reply {
         why: String,
         /// What to do about it.
         hint: Option<String>,
+        /// It is the configuration that is wrong, and not the stack.
+        configuration: bool,
     },
 }
 
@@ -302,6 +304,22 @@ impl Client {
     /// As [`Client::ask`].
     pub fn say(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         protocol::send(&self.0, message, fds)
+    }
+
+    /// Waits for a reply, or the end, until then; whether there is one.
+    ///
+    /// # Errors
+    /// What `poll(2)` says.
+    pub fn has_answered_by(&self, then: tokio::time::Instant) -> io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let left = then.saturating_duration_since(tokio::time::Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        match rustix::event::poll(&mut ready, Some(&left)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// The next reply; `None` when the supervisor has ended the conversation, or itself.

@@ -5,10 +5,12 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use nix::sys::signal::Signal;
+
 use crate::config::ConfigErrors;
 use crate::container::ContainerError;
-use crate::extra::ExtraError;
 use crate::host::HostError;
+use crate::protocol::Exit;
 use crate::resolve::PlanError;
 use crate::stack::StackError;
 use crate::state::StateError;
@@ -19,6 +21,12 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// lrpns could not do it.
 pub const UNABLE: u8 = 125;
+
+/// The exit code of a command that a signal has kept from its work, as a shell would show it.
+#[must_use]
+pub fn interrupted_by(signal: Signal) -> u8 {
+    Exit::Signal(signal as i32).code()
+}
 
 /// Why a command ends with another code than 0.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -57,6 +65,18 @@ impl Failure {
         Self {
             code: USAGE,
             ..Self::unable(message)
+        }
+    }
+
+    /// The same of a command other than `run` and `exec`: a program that can't be executed is a failure of the stack.
+    #[must_use]
+    pub fn of_the_stack(self) -> Self {
+        match self.code {
+            126 | 127 => Self {
+                code: FAILED,
+                ..self
+            },
+            _ => self,
         }
     }
 
@@ -128,7 +148,12 @@ impl From<HostError> for Failure {
 
 impl From<PlanError> for Failure {
     fn from(e: PlanError) -> Self {
-        Self::unable(chain(&e))
+        match e {
+            PlanError::Uplink(_) | PlanError::Ids { .. } => Self::unable(chain(&e)),
+            PlanError::SubnetFull { .. }
+            | PlanError::RulesVariable { .. }
+            | PlanError::RulesValue { .. } => Self::usage(chain(&e)),
+        }
     }
 }
 
@@ -139,7 +164,11 @@ impl From<StackError> for Failure {
             | StackError::NotListening { .. }
             | StackError::Path { .. }
             | StackError::Gate { .. }
-            | StackError::Interrupted => Self::failed(chain(&e)),
+            | StackError::Interrupted { by: None } => Self::failed(chain(&e)),
+            StackError::Interrupted { by: Some(signal) } => Self {
+                code: interrupted_by(*signal),
+                ..Self::failed(chain(&e))
+            },
             StackError::Container(ContainerError::Stage {
                 errno: Some(errno), ..
             }) => Self {
@@ -147,11 +176,7 @@ impl From<StackError> for Failure {
                 code: if *errno == libc::ENOENT { 127 } else { 126 },
                 ..Self::unable(chain(&e))
             },
-            StackError::Extra(
-                ExtraError::Refused { .. }
-                | ExtraError::NotAllowed { .. }
-                | ExtraError::TooLarge { .. },
-            ) => Self::usage(chain(&e)),
+            e if e.is_of_the_configuration() => Self::usage(chain(e)),
             _ => Self::unable(chain(&e)),
         };
         if let StackError::Extra(extra) = &e
@@ -189,12 +214,18 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
                 "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out",
             )
         }
+        StackError::Container(ContainerError::Stage {
+            errno: Some(libc::ENOENT),
+            ..
+        }) => Some("a program is looked for in the app's rootfs, with the PATH of its env"),
         StackError::HostTable(_) => Some(
-            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT",
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
+             that name: nft delete table inet NAME",
         ),
         StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
-                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]",
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
+                 refused (Operation not permitted: netlink, say) takes a profile that has it: seccomp = \"FILE\"",
         ),
         _ => None,
     }

@@ -56,6 +56,8 @@ pub mod change;
 
 pub mod confine;
 
+pub mod stdio;
+
 pub mod logbuf;
 pub mod screen;
 

@@ -159,6 +159,15 @@ impl Filter {
     }
 }
 
+/// How far somebody has read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The number of a piece of the traffic log…
+    piece: u64,
+    /// …and of a record in it.
+    record: usize,
+}
+
 /// A bounded log in memory. Lines have numbers, from 0 on; the oldest go first.
 #[derive(Debug)]
 pub struct LogBuf {
@@ -194,14 +203,11 @@ impl LogBuf {
         }
     }
 
-    /// The lines that `filter` wants and that are still there, oldest first.
-    pub fn lines<'a>(&'a self, filter: &'a Filter) -> impl Iterator<Item = &'a LogLine> {
-        let gone = filter.from.saturating_sub(self.dropped);
-        let skip = usize::try_from(gone).unwrap_or(usize::MAX);
-        self.lines
-            .iter()
-            .skip(skip)
-            .filter(|line| filter.wants(&line.part, line.stream))
+    /// The line of this number, if it is still there.
+    #[must_use]
+    pub fn at(&self, number: u64) -> Option<&LogLine> {
+        let index = number.checked_sub(self.dropped)?;
+        self.lines.get(usize::try_from(index).ok()?)
     }
 
     /// How many lines were dropped to make room; also the number of the oldest line that is left.
@@ -217,6 +223,8 @@ impl LogBuf {
     }
 }
 
+/// How many bytes a reader of the log is given at once, about.
+const READ_AT_ONCE: usize = 64 << 10;
 /// How many bytes of the traffic log are forgotten at once.
 const PIECE_OF_TRAFFIC: usize = wire::LARGEST;
 
@@ -228,6 +236,8 @@ pub struct TrafficBuf {
     pieces: VecDeque<Vec<u8>>,
     size: usize,
     max: usize,
+    /// How many pieces were dropped; also the number of the oldest one that is left.
+    dropped: u64,
     names: Names,
 }
 
@@ -242,6 +252,7 @@ impl TrafficBuf {
             pieces: VecDeque::new(),
             size: 0,
             max: max_bytes,
+            dropped: 0,
             names,
         }
     }
@@ -263,6 +274,7 @@ impl TrafficBuf {
             && let Some(oldest) = self.pieces.pop_front()
         {
             self.size -= oldest.len();
+            self.dropped += 1;
         }
     }
 
@@ -286,12 +298,158 @@ impl TrafficBuf {
         filter.wants(Self::PART, Stream::Traffic)
     }
 
-    /// All of them as lines, oldest first, if `filter` wants them.
-    pub fn lines<'a>(&'a self, filter: &Filter) -> impl Iterator<Item = LogLine> + use<'a> {
-        let wanted = Self::is_wanted(filter);
-        let pieces = self.pieces.iter().filter(move |_| wanted);
-        let records = pieces.flat_map(|piece| wire::records(piece));
-        records.map(|record| self.line(&record))
+    /// Where the next record will be.
+    #[must_use]
+    pub fn end(&self) -> Place {
+        let pieces = self.dropped + self.pieces.len() as u64;
+        match self.pieces.back() {
+            Some(last) => Place {
+                piece: pieces - 1,
+                record: wire::records(last).count(),
+            },
+            None => Place {
+                piece: pieces,
+                record: 0,
+            },
+        }
+    }
+
+    /// The oldest place that is still there, if this one is not any more.
+    #[must_use]
+    pub fn gone(&self, place: Place) -> Option<Place> {
+        let oldest = Place {
+            piece: self.dropped,
+            record: 0,
+        };
+        (place < oldest).then_some(oldest)
+    }
+
+    /// So many records as lines, from a place on, with the place after each.
+    #[must_use]
+    pub fn from(&self, place: Place, most: usize) -> Vec<(LogLine, Place)> {
+        let first = usize::try_from(place.piece.saturating_sub(self.dropped)).unwrap_or(usize::MAX);
+        let pieces = self.pieces.iter().enumerate().skip(first);
+        let records = pieces.flat_map(|(index, bytes)| {
+            let piece = self.dropped + index as u64;
+            let read = if piece == place.piece {
+                place.record
+            } else {
+                0
+            };
+            let records = wire::records(bytes).enumerate().skip(read);
+            records.map(move |(index, record)| {
+                (
+                    record,
+                    Place {
+                        piece,
+                        record: index + 1,
+                    },
+                )
+            })
+        });
+        let records = records.take(most);
+        records
+            .map(|(record, after)| (self.line(&record), after))
+            .collect()
+    }
+}
+
+/// Both logs, for somebody who reads them from the beginning, at his own pace.
+#[derive(Debug)]
+pub struct Reader {
+    filter: Filter,
+    /// The number of the next line.
+    line: u64,
+    place: Place,
+    /// Where to end; without it never, but with what there is.
+    until: Option<(u64, Place)>,
+}
+
+impl Reader {
+    /// From the beginning of what there is to what there is now, or to its end when it comes there.
+    #[must_use]
+    pub fn new(filter: Filter, log: &LogBuf, traffic: &TrafficBuf, on: bool) -> Self {
+        let oldest = Place {
+            piece: traffic.dropped,
+            record: 0,
+        };
+        Self {
+            line: filter.from.max(log.dropped()),
+            place: oldest,
+            until: (!on).then(|| (log.end(), traffic.end())),
+            filter,
+        }
+    }
+
+    /// What it wants.
+    #[must_use]
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// The next lines, at most about so many and [`READ_AT_ONCE`] bytes, in the order of time; none when all is read. What was dropped before it was read is
+    /// said in its place.
+    pub fn read(&mut self, log: &LogBuf, traffic: &TrafficBuf, most: usize) -> Vec<LogLine> {
+        let mut lines = vec![];
+        let lost = |lines: &mut Vec<LogLine>, part: &str, what: String| {
+            let text = format!("{what} left out here: they were dropped before they were read");
+            lines.push(LogLine {
+                time: Timestamp::now(),
+                part: part.to_owned(),
+                stream: Stream::Event,
+                text,
+                continues: false,
+                traffic: None,
+            });
+        };
+        let missed = log.dropped().saturating_sub(self.line);
+        if missed > 0 {
+            self.line = log.dropped();
+            let part = self.filter.part.as_deref().unwrap_or("log");
+            lost(&mut lines, part, format!("{missed} lines are"));
+        }
+        let end = self.until.map_or(u64::MAX, |(line, _)| line);
+        let mut records = VecDeque::new();
+        if TrafficBuf::is_wanted(&self.filter) {
+            if let Some(oldest) = traffic.gone(self.place) {
+                self.place = oldest;
+                lost(
+                    &mut lines,
+                    TrafficBuf::PART,
+                    "connections and packets are".to_owned(),
+                );
+            }
+            let last = self.until.map(|(_, place)| place);
+            records.extend(traffic.from(self.place, most));
+            records.retain(|(_, after)| last.is_none_or(|last| *after <= last));
+        }
+        let mut bytes = 0;
+        while lines.len() < most && bytes < READ_AT_ONCE {
+            while self.line < end
+                && log
+                    .at(self.line)
+                    .is_some_and(|line| !self.filter.wants(&line.part, line.stream))
+            {
+                self.line += 1;
+            }
+            let line = log.at(self.line).filter(|_| self.line < end);
+            match (line, records.front()) {
+                (None, None) => break,
+                (Some(line), record) if record.is_none_or(|(r, _)| line.time <= r.time) => {
+                    bytes += line.size();
+                    lines.push(line.clone());
+                    self.line += 1;
+                }
+                _ => {
+                    if let Some((record, after)) = records.pop_front() {
+                        bytes += record.size();
+                        lines.push(record);
+                        self.place = after;
+                    }
+                }
+            }
+        }
+        lines
     }
 }
 
@@ -390,7 +548,12 @@ mod tests {
     }
 
     fn texts(log: &LogBuf, filter: &Filter) -> Vec<String> {
-        log.lines(filter).map(|l| l.text.clone()).collect()
+        let numbers = filter.from.max(log.dropped())..log.end();
+        let lines = numbers.map(|number| log.at(number).unwrap());
+        lines
+            .filter(|line| filter.wants(&line.part, line.stream))
+            .map(|line| line.text.clone())
+            .collect()
     }
 
     /// What comes out for `bytes` in chunks of `step`.

@@ -185,7 +185,7 @@ const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", 
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
-pub(crate) const SIDECAR: [(&str, &str); 7] = [
+pub(crate) const SIDECAR: [(&str, &str); 10] = [
     ("ipv4/ip_forward", "1"),
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
@@ -196,6 +196,12 @@ pub(crate) const SIDECAR: [(&str, &str); 7] = [
     ("netfilter/nf_conntrack_events", "0"),
     // Of 120 s: ten thousand connections a second would fill the table with what is over.
     ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
+    // Of 120 s and 60 s: who only begins connections, with made-up addresses perhaps, takes a port of the sidecar's
+    // towards the app for each. Every SYN and SYN,ACK that is sent again begins anew.
+    ("netfilter/nf_conntrack_tcp_timeout_syn_sent", "10"),
+    ("netfilter/nf_conntrack_tcp_timeout_syn_recv", "10"),
+    // Of five days: what only conntrack knows any more must go. No shorter than RFC 5382 (REQ-5) asks for.
+    ("netfilter/nf_conntrack_tcp_timeout_established", "7440"),
 ];
 
 /// The app forwards nothing.

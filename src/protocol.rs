@@ -142,8 +142,8 @@ pub enum Role {
         /// Who may ask: the sidecar.
         clients: Admission,
     },
-    /// Runs the user's command. Descriptors: standard output, standard error, our own program, the mounts of `rootfs`,
-    /// the mounts of `volumes`.
+    /// Runs the user's command. Descriptors: standard output, standard error, our own program, standard input if it has
+    /// one, the mounts of `rootfs`, the mounts of `volumes`.
     App(AppStart),
 }
 
@@ -173,6 +173,10 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// Whether it has a standard input; else that is the null device.
+    pub stdin: bool,
+    /// Whether one of its three is a terminal, and is to be the command's own.
+    pub terminal: bool,
     /// What it may do by TCP, and with files.
     pub confined: crate::confine::App,
     /// What it may call, on the way to the command and in it.

@@ -85,11 +85,8 @@ pub fn own_program() -> Result<OwnedFd, RootfsError> {
             let running = std::fs::File::open(link).map_err(at("open", link))?;
             let same = of(program.as_fd()).and_then(|p| Ok(p == of(running.as_fd())?));
             if !same.map_err(at("look at", &path))? {
-                let replaced = io::Error::new(
-                    io::ErrorKind::NotFound,
-                    "it is not the program that runs any more",
-                );
-                return Err(at("open", path)(replaced));
+                let why = "it is not the program that runs any more";
+                return Err(at("open", path)(replaced(why)));
             }
             Ok(program)
         }
@@ -110,6 +107,10 @@ pub fn is_of_the_host(path: &Path) -> bool {
         .any(|name| path.starts_with(Path::new("/").join(name)))
 }
 
+fn replaced(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, why)
+}
+
 /// Opens what the app's root is made of; `resolvers` are those that it may ask.
 ///
 /// # Errors
@@ -125,6 +126,14 @@ pub fn open(
         Rootfs::BuiltinWebapp => {
             // Opened anew: a mount can be attached in one place only, and kernels before 6.15 copy no detached one.
             let program = own_program()?;
+            // A file that has no name any more can be executed, but not mounted where a root has one for it.
+            let link = Path::new("/proc/self/exe");
+            let there_is = rustix::fs::fstat(&program).map_err(at("look at", link))?;
+            if there_is.st_nlink == 0 {
+                return Err(at("open", link)(replaced(
+                    "lrpns was removed or replaced since the stack came up: take it down and up again",
+                )));
+            }
             let start = RootfsStart::Assembled {
                 mounts: vec!["webapp".into()],
                 links: vec![],

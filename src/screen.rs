@@ -1,4 +1,4 @@
-//! Standard output of a foreground `up`, which must not hold the stack up.
+//! Standard output of a foreground `up` or `run`, which must not hold the stack up.
 //!
 //! # Theory of operation
 //!
@@ -22,6 +22,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
+use tokio::io::Interest;
 
 use crate::sys::watch;
 
@@ -48,7 +49,8 @@ struct State {
     gone: bool,
 }
 
-struct Output {
+/// Where something is written, without waiting.
+pub(crate) struct Output {
     fd: OwnedFd,
     kind: Kind,
 }
@@ -167,7 +169,11 @@ impl State {
 }
 
 impl Output {
-    fn of(fd: impl AsFd) -> io::Result<Self> {
+    /// What `fd` is open on.
+    ///
+    /// # Errors
+    /// What `dup(2)` or `fstat(2)` says.
+    pub(crate) fn of(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd().try_clone_to_owned()?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
         if kind == FileType::Socket {
@@ -194,6 +200,30 @@ impl Output {
                 kind: Kind::Polled,
             },
         })
+    }
+
+    /// Writes all, in as many pieces as there is room for. Called within a tokio runtime, which goes on meanwhile.
+    ///
+    /// # Errors
+    /// What `write(2)` says.
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut watched = None;
+        while !bytes.is_empty() {
+            let written = match (&watched, self.write(bytes)) {
+                (_, Err(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
+                (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                    watched = Some(watch::owned(self.fd.try_clone()?)?);
+                    continue;
+                }
+                (Some(fd), Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let write = |_: &OwnedFd| self.write(bytes);
+                    fd.async_io(Interest::WRITABLE, write).await?
+                }
+                (_, written) => written?,
+            };
+            bytes = &bytes[written..];
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {

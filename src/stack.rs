@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, try_join_all};
 use nftables::schema::Nftables;
+use nix::sys::signal::Signal;
 use rustix::net::SocketAddrAny;
+use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::cgroup::Cgroups;
@@ -41,6 +43,7 @@ use crate::privileges::Privileges;
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::publish::{self, ListenError, Listener};
 use crate::rootfs;
+use crate::stdio::Streams;
 use crate::traffic;
 use crate::volumes::{self, Volumes};
 
@@ -48,7 +51,11 @@ use crate::volumes::{self, Volumes};
 /// loads its modules for nftables and links, behind those of everything else that starts.
 const OURS: Duration = Duration::from_secs(60);
 /// How long an app may take until it listens.
-const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+pub const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// A wait is told of after this…
+const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
+/// …and then as often as this.
+const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How often an app that has just been started is asked whether it listens.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
@@ -148,12 +155,33 @@ pub enum StackError {
         /// What it said.
         findings: String,
     },
-    /// By `lrpns down` or a signal.
-    #[error("interrupted")]
-    Interrupted,
+    /// By a signal, or else by `lrpns down`.
+    #[error("interrupted by {}: all that was made is undone", by.map_or("lrpns down", Signal::as_str))]
+    Interrupted {
+        /// The signal.
+        by: Option<Signal>,
+    },
+    /// The change that it was started for is taken back.
+    #[error("{app}: ended before it listened: the change is taken back")]
+    GivenUp {
+        /// The app.
+        app: String,
+    },
     /// A test asked for it (debug builds only).
     #[error("step {0}: failed on request")]
     OnRequest(&'static str),
+}
+
+impl StackError {
+    /// Whether what is wrong is what the user has written.
+    #[must_use]
+    pub fn is_of_the_configuration(&self) -> bool {
+        use extra::ExtraError as E;
+        matches!(
+            self,
+            Self::Extra(E::Refused { .. } | E::NotAllowed { .. } | E::TooLarge { .. })
+        )
+    }
 }
 
 /// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
@@ -253,13 +281,8 @@ pub struct Launched {
     pub traffic: Option<OwnedFd>,
 }
 
-/// An app's output, to be read until its end.
-pub struct Output {
-    /// Its standard output.
-    pub out: OwnedFd,
-    /// Its standard error.
-    pub err: OwnedFd,
-}
+/// Makes the streams of an app, given its place in the plan.
+pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
 
 /// Which part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,6 +310,47 @@ pub struct Stack {
     pub parts: Vec<(PartId, Launched)>,
 }
 
+/// How a start goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'p> {
+    /// One of [`STEPS`] is done.
+    Done(&'static str),
+    /// Something takes its time: what, and how long by now.
+    Waits(&'p str),
+}
+
+/// When it is told that something takes its time: after two seconds, then every ten.
+pub struct Wait {
+    begun: tokio::time::Instant,
+    told: u32,
+}
+
+impl Wait {
+    /// Begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self {
+            begun: tokio::time::Instant::now(),
+            told: 0,
+        }
+    }
+
+    /// When it is to be told next.
+    #[must_use]
+    pub fn next(&self) -> tokio::time::Instant {
+        self.begun + WAIT_TOLD_AFTER + self.told * WAIT_TOLD_EVERY
+    }
+
+    /// How long it has taken, if that is to be told now.
+    pub fn due(&mut self) -> Option<Duration> {
+        let now = tokio::time::Instant::now();
+        (now >= self.next()).then(|| {
+            self.told += 1;
+            now - self.begun
+        })
+    }
+}
+
 /// Every step of [`Stack::bring_up`], in order; a debug build can be told to fail, or die, at each.
 pub const STEPS: [&str; 8] = [
     "namespaces",
@@ -300,9 +364,9 @@ pub const STEPS: [&str; 8] = [
 ];
 
 /// The end of a step: says it, and, in debug builds, fails or dies there if a test has asked for it.
-fn done(step: &'static str, progress: &mut dyn FnMut(&'static str)) -> Result<(), StackError> {
+fn done(step: &'static str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), StackError> {
     debug_assert!(STEPS.contains(&step));
-    progress(step);
+    progress(Progress::Done(step));
     if cfg!(debug_assertions) {
         if std::env::var("LRPNS_TEST_FAIL_AT").as_deref() == Ok(step) {
             return Err(StackError::OnRequest(step));
@@ -348,8 +412,8 @@ async fn within<T>(
 }
 
 impl Stack {
-    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `output` takes
-    /// each app's pipes as soon as they exist. An error leaves nothing behind.
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `streams`
+    /// makes each app's. An error leaves nothing behind.
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
@@ -358,8 +422,8 @@ impl Stack {
         cgroups: Cgroups,
         listeners: Vec<Listener>,
         gated: bool,
-        output: &(dyn Fn(usize, Output) + Sync),
-        progress: &mut dyn FnMut(&'static str),
+        streams: MakeStreams<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, StackError> {
         let program = rootfs::own_program()?;
         let (mut ground, far) = within(
@@ -387,7 +451,7 @@ impl Stack {
         let parts = async {
             tokio::try_join!(
                 ground.sidecar(false),
-                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, output))),
+                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, streams))),
                 ground.spawn_relay(),
                 ground.start_egress(),
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
@@ -419,7 +483,9 @@ impl Stack {
         for (id, part) in &mut parts {
             if let PartId::App(index) = *id {
                 ground
-                    .wait_until_listening(index, &mut part.container)
+                    .wait_until_listening(index, &mut part.container, |what| {
+                        progress(Progress::Waits(what));
+                    })
                     .await?;
             }
         }
@@ -769,6 +835,15 @@ impl Ground {
     }
 
     /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    /// The same of an app that is being started, for who waits.
+    #[must_use]
+    pub fn not_yet(&self, id: PartId, since: Duration) -> Option<String> {
+        let PartId::App(number) = id else { return None };
+        let index = self.place(number)?;
+        let (port, found) = self.deaf_port(index).ok()??;
+        Some(not_yet(&self.plan.apps[index], port, &found, since))
+    }
+
     fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
         let app = &self.plan.apps[index];
         let mut found = BTreeMap::new();
@@ -1054,30 +1129,18 @@ impl Ground {
     }
 
     /// Starts an app's process up to the point where only its command is missing.
-    async fn app(
-        &self,
-        index: usize,
-        output: &(dyn Fn(usize, Output) + Sync),
-    ) -> Result<Launched, StackError> {
+    async fn app(&self, index: usize, streams: MakeStreams<'_>) -> Result<Launched, StackError> {
         let app = &self.plan.apps[index];
-        let pipe =
-            |what| {
-                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-                    .map_err(|e| StackError::Io {
-                        what,
-                        source: e.into(),
-                    })?;
-                // /dev/stdout inside is this pipe by way of /proc/self/fd, and opening it there asks for the owner.
-                let owner = Some(rustix::process::Uid::from_raw(app.ids.host_user()));
-                rustix::fs::fchown(&write, owner, None).map_err(|e| StackError::Io {
-                    what,
-                    source: e.into(),
-                })?;
-                Ok::<_, StackError>((read, write))
-            };
-        let (out, app_out) = pipe("make a pipe for the app's output")?;
-        let (err, app_err) = pipe("make a pipe for the app's errors")?;
-        output(index, Output { out, err });
+        let streams = streams(index).map_err(|source| StackError::Io {
+            what: "make the app's standard streams",
+            source,
+        })?;
+        streams
+            .belong_to(app.ids.host_user())
+            .map_err(|source| StackError::Io {
+                what: "give the app its standard streams",
+                source,
+            })?;
         let (rootfs, mounts) = rootfs::open(
             &app.rootfs,
             app.name.as_str(),
@@ -1094,13 +1157,20 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                stdin: streams.stdin.is_some(),
+                terminal: streams.terminal,
                 confined: crate::confine::App::of(app),
                 seccomp: Box::new(app.seccomp.filters()?),
             }),
             weaken: weaken(),
         };
         let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
-        let mut fds = vec![app_out.as_fd(), app_err.as_fd(), self.program.as_fd()];
+        let mut fds = vec![
+            streams.out.as_fd(),
+            streams.err.as_fd(),
+            self.program.as_fd(),
+        ];
+        fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
         let container = self
             .spawn(app.name.as_str(), &self.apps[index].namespaces)
@@ -1111,7 +1181,8 @@ impl Ground {
         Launched::ready(container).await
     }
 
-    /// Starts an app again in its namespaces and waits until it listens.
+    /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come
+    /// to listen has ended when this returns.
     ///
     /// # Errors
     /// [`StackError`].
@@ -1121,16 +1192,25 @@ impl Ground {
     pub async fn relaunch_app(
         &self,
         number: usize,
-        output: &(dyn Fn(usize, Output) + Sync),
+        streams: MakeStreams<'_>,
+        given_up: oneshot::Receiver<()>,
     ) -> Result<Launched, StackError> {
         let index = self
             .place(number)
             .expect("a part leaves before its app does");
-        let mut launched = self.app(index, output).await?;
+        let mut launched = self.app(index, streams).await?;
         launched.proceed().await?;
-        self.wait_until_listening(index, &mut launched.container)
-            .await?;
-        Ok(launched)
+        let listens = tokio::select! {
+            listens = self.wait_until_listening(index, &mut launched.container, |_| {}) => listens,
+            _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),
+        };
+        match listens {
+            Ok(()) => Ok(launched),
+            Err(e) => {
+                launched.container.kill().await;
+                Err(e)
+            }
+        }
     }
 
     async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
@@ -1146,13 +1226,18 @@ impl Ground {
         &self,
         index: usize,
         container: &mut Container,
+        mut waits: impl FnMut(&str),
     ) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
         let begun = tokio::time::Instant::now();
+        let mut wait = Wait::begin();
         loop {
             let Some((missing, found)) = self.deaf_port(index)? else {
                 return Ok(());
             };
+            if let Some(since) = wait.due() {
+                waits(&not_yet(app, missing, &found, since));
+            }
             let waited = begun.elapsed();
             if waited >= patience() {
                 return Err(StackError::NotListening {
@@ -1277,6 +1362,13 @@ fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
 }
 
 /// What to tell who waits for a port.
+fn not_yet(app: &AppPlan, port: AppPort, found: &str, since: Duration) -> String {
+    let (name, seconds, most) = (&app.name, since.as_secs(), APP_STARTS_WITHIN.as_secs());
+    format!(
+        "waiting for {name} to listen on {port}, for {seconds} s of at most {most}; {found} so far"
+    )
+}
+
 fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     if listening.is_empty() {
         return "it listens on nothing".to_owned();

@@ -22,6 +22,7 @@ use std::time::Duration;
 use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -33,7 +34,7 @@ use crate::confine::TcpOnlyTo;
 use crate::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Stream, TrafficBuf};
+use crate::logbuf::{Filter, LineSplitter, LogBuf, LogLine, Reader, Stream, TrafficBuf};
 use crate::plan::Plan;
 use crate::privileges::{self, Privileges};
 use crate::processes::{self, Role};
@@ -41,7 +42,8 @@ use crate::protocol::{Channel, Exit, ToStage};
 use crate::publish::Listener;
 use crate::relay;
 use crate::seccomp;
-use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, Output, PartId, Stack, StackError};
+use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Progress, Stack, StackError};
+use crate::stdio::{self, Attached, Said, Streams};
 use crate::traffic;
 use crate::traffic::line::Names;
 
@@ -67,8 +69,12 @@ const TRAFFIC_BYTES: usize = 4 << 20;
 const TRAFFIC_WAITING: usize = 2;
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
+/// How many lines of the log a client is given at once.
+const LINES_AT_ONCE: usize = 256;
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
+/// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
+const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 /// A part that ends again and again is started again after this pause, doubled each time…
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// …up to this one…
@@ -103,12 +109,14 @@ enum Event {
     Again { id: PartId, launch: u64 },
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
+    /// A client has taken what it was given of the log.
+    ReadOn(Reader, bool, Client),
     /// A client wants a live change; the conversation goes on.
     Apply(Box<Apply>, Vec<OwnedFd>, Channel),
     /// The task that makes it wants something of the loop.
     Applying(apply::Step),
     /// SIGTERM, SIGINT or SIGHUP.
-    Signal,
+    Signal(Signal),
 }
 
 /// Who asked, and how to answer. When it is dropped the conversation ends.
@@ -118,6 +126,8 @@ type Client = mpsc::Sender<Answer>;
 struct Answer {
     replies: Vec<Reply>,
     fd: Option<OwnedFd>,
+    /// Dropped when they are sent.
+    sent: Option<oneshot::Sender<()>>,
 }
 
 impl From<Reply> for Answer {
@@ -125,6 +135,7 @@ impl From<Reply> for Answer {
         Self {
             replies: vec![reply],
             fd: None,
+            sent: None,
         }
     }
 }
@@ -162,6 +173,8 @@ struct Part {
     launching: bool,
     /// That task.
     starting: Option<AbortHandle>,
+    /// Dropped, it doesn't wait for the app to listen, and ends it.
+    give_up: Option<oneshot::Sender<()>>,
     /// Who waits for that.
     waiting: Vec<Client>,
     /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
@@ -199,12 +212,20 @@ pub enum Tee {
     Lines(Box<dyn FnMut(&LogLine) -> bool>),
     /// Nobody, who costs nothing: no line is made of what the traffic log has if there is no reader.
     Nobody,
-    /// Each byte, as it is, to standard output and standard error of this process. An app whose reader has gone away
-    /// meets a closed pipe, as it would without us.
-    Bytes,
+    /// Each byte, as it is, to standard output and standard error of this process, and from its standard input. An app
+    /// whose reader has gone away meets a closed pipe, as it would without us.
+    Bytes(Arc<Attached>),
 }
 
 impl Tee {
+    /// Whom an app's streams are joined to.
+    fn user(&self) -> Option<Arc<Attached>> {
+        match self {
+            Tee::Bytes(user) => Some(Arc::clone(user)),
+            Tee::Lines(_) | Tee::Nobody => None,
+        }
+    }
+
     fn line(&mut self, line: &LogLine) {
         if let Tee::Lines(write) = self
             && !write(line)
@@ -275,7 +296,7 @@ pub async fn run(
     control: std::os::unix::net::UnixListener,
     gate: Option<Gate>,
     tee: Tee,
-    progress: &mut dyn FnMut(&'static str),
+    progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status),
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
@@ -284,7 +305,7 @@ pub async fn run(
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
-    let raw = matches!(tee, Tee::Bytes);
+    let user = tee.user();
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
@@ -296,13 +317,13 @@ pub async fn run(
     let mut early = VecDeque::new();
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-        let output = |app: usize, output: Output| pump(&lines_in, &names[app], output, raw);
+        let streams = |app: usize| hear(&lines_in, &names[app], user.as_ref());
         let bring_up = Stack::bring_up(
             plan,
             cgroups,
             listeners,
             gate.is_some(),
-            &output,
+            &streams,
             &mut *progress,
         );
         tokio::pin!(bring_up);
@@ -311,10 +332,10 @@ pub async fn run(
                 biased;
                 stack = &mut bring_up => break stack,
                 Some(event) = events.recv() => match event {
-                    Event::Signal => break Err(StackError::Interrupted),
+                    Event::Signal(signal) => break Err(StackError::Interrupted { by: Some(signal) }),
                     Event::Asked(Request::Down, _, client) => {
                         waiting_for_the_end.push(client);
-                        break Err(StackError::Interrupted);
+                        break Err(StackError::Interrupted { by: None });
                     }
                     event => early.push_back(event),
                 },
@@ -330,9 +351,9 @@ pub async fn run(
             drop(gate);
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
-            while let Some(line) = lines.recv().await {
-                journal.kept.push(line);
-            }
+            let hurry = matches!(e, StackError::Interrupted { .. });
+            let keep = |line| journal.kept.push(line);
+            let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
@@ -381,13 +402,13 @@ pub async fn run(
         let opened = supervisor.pass(&mut auditor, &mut early).await;
         let opened = opened.and_then(|()| {
             supervisor.privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
-            progress("attacked");
-            progress("published");
+            progress(Progress::Done("attacked"));
+            progress(Progress::Done("published"));
             Ok(())
         });
         if let Err(e) = opened {
             supervisor.journal.show_kept();
-            let _answered_by_the_end = supervisor.take_down().await;
+            let _answered_by_the_end = supervisor.take_down(true).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
             crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
@@ -397,7 +418,8 @@ pub async fn run(
     ready(&supervisor.status());
     supervisor.journal.show_kept();
     let outcome = supervisor.run(early).await;
-    let _answered_by_the_end = supervisor.take_down().await;
+    let hurry = matches!(outcome, Outcome::Stopped);
+    let _answered_by_the_end = supervisor.take_down(hurry).await;
     crate::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
@@ -423,12 +445,13 @@ impl Supervisor {
                 },
             };
             match event {
-                Event::Signal => return Outcome::Stopped,
+                Event::Signal(_) => return Outcome::Stopped,
                 Event::Asked(Request::Down, _, client) => {
                     self.waiting_for_the_end.push(client);
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, fds, client) => self.answer(request, fds, client),
+                Event::ReadOn(reader, follow, client) => self.read_on(reader, follow, client),
                 Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
                 Event::Applying(step) => {
                     if let Some(outcome) = self.step_of_apply(step) {
@@ -476,17 +499,20 @@ impl Supervisor {
                     None => return Err(failed("the audit ended without a word".to_owned())),
                 },
                 Some(event) = self.events.recv() => match event {
-                    Event::Signal => return Err(StackError::Interrupted),
+                    Event::Signal(signal) => return Err(StackError::Interrupted { by: Some(signal) }),
                     Event::Asked(Request::Down, _, client) => {
                         self.waiting_for_the_end.push(client);
-                        return Err(StackError::Interrupted);
+                        return Err(StackError::Interrupted { by: None });
                     }
                     Event::Asked(
                         request @ (Request::Inspect | Request::Enter { .. } | Request::Probe { .. }),
                         fds,
                         client,
                     ) => self.answer(request, fds, client),
-                    Event::Asked(..) | Event::Apply(..) | Event::Applying(_) => {
+                    Event::Asked(..)
+                    | Event::ReadOn(..)
+                    | Event::Apply(..)
+                    | Event::Applying(_) => {
                         early.push_back(event);
                     }
                     Event::Part {
@@ -598,24 +624,25 @@ impl Supervisor {
         part.restarts += u32::from(part.privileges.is_some());
         let launch = part.launch;
         let old = part.process.take();
-        let raw = matches!(self.journal.tee, Tee::Bytes);
+        let user = self.journal.tee.user();
         while self.launching.try_join_next().is_some() {}
         let (ground, sender, lines) = (
             Arc::clone(&self.ground),
             self.sender.clone(),
             self.lines_in.clone(),
         );
+        let (give_up, given_up) = oneshot::channel();
         let starting = self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let output =
-                |app: usize, output| pump(&lines, ground.plan.apps[app].name.as_str(), output, raw);
+            let streams =
+                |app: usize| hear(&lines, ground.plan.apps[app].name.as_str(), user.as_ref());
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
                 PartId::Egress => ground.egress().await,
-                PartId::App(index) => ground.relaunch_app(index, &output).await,
+                PartId::App(index) => ground.relaunch_app(index, &streams, given_up).await,
             };
             let _ = sender.send(Event::Launched {
                 id,
@@ -623,7 +650,9 @@ impl Supervisor {
                 result: Box::new(result),
             });
         });
-        self.part(id).starting = Some(starting);
+        let part = self.part(id);
+        part.starting = Some(starting);
+        part.give_up = Some(give_up);
     }
 
     /// A part is there again, or is not.
@@ -765,25 +794,17 @@ impl Supervisor {
                 if let Some(Err(reply)) = part.map(|part| self.find(part)) {
                     return tell(&client, *reply);
                 }
-                let lines = self.journal.lines(&filter);
-                let mut replies: Vec<_> = lines.into_iter().map(Reply::Line).collect();
-                if !follow {
-                    replies.push(Reply::Done);
-                }
-                tell(&client, Answer { replies, fd: None });
-                if follow {
-                    self.journal.followers.push(Follower {
-                        filter,
-                        client,
-                        missed: 0,
-                    });
-                }
-                return;
+                let journal = &self.journal;
+                let reader = Reader::new(filter, &journal.kept, &journal.traffic, follow);
+                return self.read_on(reader, follow, client);
             }
             Request::Enter { part } => {
                 let (reply, fd) = self.enter(&part);
-                let replies = vec![reply];
-                return tell(&client, Answer { replies, fd });
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
             }
             Request::Load { rules } if cfg!(debug_assertions) => {
                 let ground = Arc::clone(&self.ground);
@@ -805,11 +826,48 @@ impl Supervisor {
             } => self.exec(&part, command, term, terminal, fds),
             Request::Probe { part } => {
                 let (reply, fd) = self.probe(&part);
-                let replies = vec![reply];
-                return tell(&client, Answer { replies, fd });
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
             }
         };
         tell(&client, reply);
+    }
+
+    /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
+    /// ever on their way.
+    fn read_on(&mut self, mut reader: Reader, follow: bool, client: Client) {
+        let journal = &mut self.journal;
+        let lines = reader.read(&journal.kept, &journal.traffic, LINES_AT_ONCE);
+        if lines.is_empty() {
+            if !follow {
+                return tell(&client, Reply::Done);
+            }
+            return journal.followers.push(Follower {
+                filter: reader.filter().clone(),
+                client,
+                missed: 0,
+            });
+        }
+        let (sent, is_sent) = oneshot::channel();
+        let answer = Answer {
+            replies: lines.into_iter().map(Reply::Line).collect(),
+            fd: None,
+            sent: Some(sent),
+        };
+        if client.try_send(answer).is_err() {
+            return;
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            // Dropped with the answer, sent or not.
+            let _ = is_sent.await;
+            if !client.is_closed() {
+                let _ = events.send(Event::ReadOn(reader, follow, client));
+            }
+        });
     }
 
     fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
@@ -1069,8 +1127,8 @@ impl Supervisor {
 
     /// Ends every part: the relay first, so that no port is open on what is going away; apps get SIGTERM and time.
     /// What they write meanwhile is still read: an app that ends in order may have much to say. Gives back who has to
-    /// be kept waiting until the very end.
-    async fn take_down(mut self) -> Vec<Client> {
+    /// be kept waiting until the very end. In a `hurry`, see [`hear_out`].
+    async fn take_down(mut self, hurry: bool) -> Vec<Client> {
         let order = |id: PartId| match id {
             PartId::Relay => 0,
             PartId::App(_) => 1,
@@ -1112,10 +1170,39 @@ impl Supervisor {
         }
         // The pumps have the other senders, and end with the apps.
         drop(self.lines_in);
-        while let Some(line) = lines.recv().await {
-            journal.write(line);
-        }
+        let events = &mut self.events;
+        let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
+        self.waiting_for_the_end.extend(asked);
         self.waiting_for_the_end
+    }
+}
+
+/// Takes what apps that have ended still have to say, which is at its end when their user has it all. In a `hurry`, or as
+/// soon as the end is asked for, a user who takes nothing is not waited for. Gives back who has asked.
+async fn hear_out(
+    lines: &mut mpsc::Receiver<LogLine>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    mut hurry: bool,
+    mut take: impl FnMut(LogLine),
+) -> Vec<Client> {
+    let mut asked = vec![];
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.recv() => match line {
+                Some(line) => take(line),
+                None => return asked,
+            },
+            Some(event) = events.recv() => match event {
+                Event::Signal(_) => hurry = true,
+                Event::Asked(Request::Down, _, client) => {
+                    asked.push(client);
+                    hurry = true;
+                }
+                _ => {}
+            },
+            () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => return asked,
+        }
     }
 }
 
@@ -1129,17 +1216,16 @@ impl Journal {
 
     /// Shows what came before there was anybody to show it to.
     fn show_kept(&mut self) {
-        for line in self.lines(&Filter::default()) {
-            self.tee.line(&line);
+        let mut reader = Reader::new(Filter::default(), &self.kept, &self.traffic, false);
+        loop {
+            let lines = reader.read(&self.kept, &self.traffic, LINES_AT_ONCE);
+            if lines.is_empty() {
+                return;
+            }
+            for line in lines {
+                self.tee.line(&line);
+            }
         }
-    }
-
-    /// What of the log and of the traffic log `filter` wants, in the order of time.
-    fn lines(&self, filter: &Filter) -> Vec<LogLine> {
-        let traffic = self.traffic.lines(filter);
-        let mut lines: Vec<_> = self.kept.lines(filter).cloned().chain(traffic).collect();
-        lines.sort_by_key(|line| line.time);
-        lines
     }
 
     /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
@@ -1176,7 +1262,12 @@ impl Follower {
             replies.push(Reply::Line(event_line(line.part.clone(), text)));
         }
         replies.push(Reply::Line(line.clone()));
-        match self.client.try_send(Answer { replies, fd: None }) {
+        let answer = Answer {
+            replies,
+            fd: None,
+            sent: None,
+        };
+        match self.client.try_send(answer) {
             Ok(()) => self.missed = 0,
             Err(mpsc::error::TrySendError::Full(_)) => self.missed += 1,
             Err(mpsc::error::TrySendError::Closed(_)) => return false,
@@ -1212,6 +1303,7 @@ impl Part {
             notes: vec![],
             launching: false,
             starting: None,
+            give_up: None,
             waiting: vec![],
             waiting_for_next: vec![],
         }
@@ -1240,7 +1332,12 @@ impl Process {
 }
 
 fn refused(why: String, hint: Option<String>) -> Reply {
-    Reply::Refused { why, hint }
+    let configuration = false;
+    Reply::Refused {
+        why,
+        hint,
+        configuration,
+    }
 }
 
 /// Owns a part's process until its end.
@@ -1344,75 +1441,73 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
     });
 }
 
-/// Turns an app's pipes into lines; passes the bytes on as they are if `raw`. Reads no further than there is room for what
-/// it has read.
-fn pump(lines: &mpsc::Sender<LogLine>, part: &str, output: Output, raw: bool) {
-    for (stream, pipe) in [(Stream::Out, output.out), (Stream::Err, output.err)] {
-        let (lines, part) = (lines.clone(), part.to_owned());
-        tokio::spawn(async move {
-            let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
-                return;
-            };
-            let mut splitter = LineSplitter::new();
-            let mut chunk = vec![0; 16 << 10];
-            let mut more = true;
-            while more {
-                let mut pieces = vec![];
-                // An error is an end as well: nothing more will come of this pipe.
-                match tokio::io::AsyncReadExt::read(&mut pipe, &mut chunk).await {
-                    Ok(got @ 1..) => {
-                        splitter.push(&chunk[..got], |piece| pieces.push(piece));
-                        more = !raw || pass_on(stream, &chunk[..got]).is_ok();
-                    }
-                    _ => {
-                        splitter.finish(|piece| pieces.push(piece));
-                        more = false;
-                    }
-                }
-                let time = Timestamp::now();
-                for piece in pieces {
-                    let line = LogLine {
-                        time,
-                        part: part.clone(),
-                        stream,
-                        text: piece.text,
-                        continues: piece.continues,
-                        traffic: None,
-                    };
-                    if lines.send(line).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
+/// Makes an app's streams, and hears what it writes: as lines, and as bytes for the user if there is one.
+fn hear(
+    lines: &mpsc::Sender<LogLine>,
+    part: &str,
+    user: Option<&Arc<Attached>>,
+) -> io::Result<Streams> {
+    let (streams, said) = match user {
+        Some(user) => user.streams()?,
+        None => stdio::alone()?,
+    };
+    for said in said {
+        tokio::spawn(pump(said, lines.clone(), part.to_owned()));
     }
+    Ok(streams)
 }
 
-fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
-    use io::Write;
-    match stream {
-        Stream::Err => io::stderr().write_all(bytes),
-        Stream::Out | Stream::Event | Stream::Traffic => {
-            let mut out = io::stdout();
-            out.write_all(bytes).and_then(|()| out.flush())
+/// Turns what an app writes into lines. Reads no further than there is room for what it has read.
+async fn pump(said: Said, lines: mpsc::Sender<LogLine>, part: String) {
+    let mut splitter = LineSplitter::new();
+    let mut chunk = vec![0; 16 << 10];
+    let mut more = true;
+    while more {
+        let mut pieces = vec![];
+        // An error is an end as well: nothing more will come of this pipe.
+        let got = said.read(&mut chunk).await.unwrap_or(0);
+        match got {
+            0 => splitter.finish(|piece| pieces.push(piece)),
+            got => splitter.push(&chunk[..got], |piece| pieces.push(piece)),
         }
+        let time = Timestamp::now();
+        for piece in pieces {
+            let line = LogLine {
+                time,
+                part: part.clone(),
+                stream: said.stream,
+                text: piece.text,
+                continues: piece.continues,
+                traffic: None,
+            };
+            if lines.send(line).await.is_err() {
+                return;
+            }
+        }
+        more = got > 0 && said.pass_on(&chunk[..got]).await.is_ok();
     }
 }
 
+/// The signals that end a stack.
+const END: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The same as a set, to be held back as long as their plain effect, the end of this process, would leave something.
+#[must_use]
+pub fn the_end() -> SigSet {
+    END.into_iter().collect()
+}
+
+/// Makes events of them, also of what was held back ([`the_end`]).
 fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
-    for kind in [
-        SignalKind::terminate(),
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-    ] {
-        let (mut signals, events) = (signal(kind)?, events.clone());
+    for kind in END {
+        let (mut signals, events) = (signal(SignalKind::from_raw(kind as i32))?, events.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                let _ = events.send(Event::Signal);
+                let _ = events.send(Event::Signal(kind));
             }
         });
     }
-    Ok(())
+    Ok(the_end().thread_unblock()?)
 }
 
 /// Answers the control socket.
@@ -1464,7 +1559,7 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
     loop {
         tokio::select! {
             answer = to_send.recv() => {
-                let Some(Answer { replies, fd }) = answer else { return };
+                let Some(Answer { replies, fd, sent }) = answer else { return };
                 let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
                 for (index, reply) in replies.iter().enumerate() {
                     let fds = if index == 0 { fds.as_slice() } else { &[] };
@@ -1472,6 +1567,7 @@ async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<
                         return;
                     }
                 }
+                drop(sent);
             }
             // A client says nothing more; its end is all there is to hear.
             _ = channel.receive::<Request>() => return,

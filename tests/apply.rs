@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Output};
 
 use serde_json::Value;
-use support::lab::{LAB, Lab, describe};
+use support::lab::{LAB, Lab, describe, lrpns};
 use support::look;
 
 /// `lrpns rules --counters --json`: packets by `chain/name` of one namespace's table.
@@ -665,6 +665,64 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
     }
 }
 
+/// An app of the host's programs, which never listens.
+const DEAF: &str = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\n";
+
+#[test]
+fn a_change_that_is_interrupted_while_an_app_does_not_listen_is_taken_back_at_once() {
+    if !look::machine() {
+        return;
+    }
+    let stack = Stack::up("dnat");
+    let before = AsBefore::look(&stack);
+    let text = stack.file(ONE, "");
+    let changed = |text: &str| {
+        let start = text.find("rootfs =").unwrap();
+        let end = text.find("publish =").unwrap();
+        format!("{}{DEAF}{}", &text[..start], &text[end..])
+    };
+    let joined = format!(
+        "{}\n[app.other]\n{DEAF}publish = [\"0.0.0.0:9090:9090\"]\n",
+        text.replace("[app]", "[app.app]")
+    );
+    for (file, signal, code) in [
+        (changed(&text), "INT", 130),
+        (joined.clone(), "TERM", 143),
+        (changed(&text), "HUP", 129),
+        // Not even a word of goodbye.
+        (joined, "KILL", -1),
+    ] {
+        let path = stack.lab.write("web.toml", &file);
+        let mut apply = stack
+            .lab
+            .spawn_lrpns(&["apply", "-f", path.to_str().unwrap()]);
+        let mut says = BufReader::new(apply.stderr.take().unwrap());
+        support::lab::until("the app that doesn't listen runs", || {
+            let found = stack.lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+            found.status.success().then_some(())
+        });
+        let mut line = String::new();
+        while signal == "INT" && !line.contains("waiting for app to listen on port 5000, for 2 s") {
+            assert_ne!(says.read_line(&mut line).unwrap(), 0, "{line}");
+        }
+        let command = appliers(&stack.lab)[0].clone();
+        stack.lab.ok(&["kill", "-s", signal, &command]);
+        // Whoever is impatient ends with the same.
+        let _ = stack.lab.run(&["kill", "-s", signal, &command]);
+        let (ended, said) = rest(apply, says);
+        if code > 0 {
+            assert_eq!(ended, Some(code), "{said}");
+            assert!(said.contains("all is as it was before"), "{said}");
+        }
+        look::eventually("the plan", &before.plan, || {
+            stack.lab.status("web")["plan"].clone()
+        });
+        look::eventually("the app", &(true, true), || stack.get(5000));
+        look::eventually("the rules", &before.rules, || stack.rules());
+        assert!(!stack.lab.run(&["pgrep", "-x", "sleep"]).status.success());
+    }
+}
+
 #[test]
 fn a_client_that_was_stopped_does_nothing_late() {
     if !look::machine() {
@@ -721,15 +779,20 @@ fn at_a_terminal_enter_keeps_and_a_hangup_does_not() {
     let at_a_terminal = |then: &str| typed("pass", then);
     let enter = "os.write(terminal, b'\\n')";
     let said = typed(enter, "os.write(terminal, b'\\x03')");
-    assert_eq!(said, "2", "before the question, Enter says nothing");
+    // 130 and 129 by exit(2), as waitpid(2) has them.
+    assert_eq!(said, "33280", "before the question, Enter says nothing");
     look::eventually("the rules", &before.rules, || stack.rules());
-    assert_eq!(at_a_terminal("os.close(terminal)"), "1", "SIGHUP");
+    assert_eq!(at_a_terminal("os.close(terminal)"), "33024", "SIGHUP");
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
     });
     before.assert("a hangup");
-    assert_eq!(at_a_terminal("os.write(terminal, b'\\x03')"), "2", "SIGINT");
+    assert_eq!(
+        at_a_terminal("os.write(terminal, b'\\x03')"),
+        "33280",
+        "SIGINT"
+    );
     look::eventually("the rules", &before.rules, || stack.rules());
     look::eventually("the plan", &before.plan, || {
         stack.lab.status("web")["plan"].clone()
@@ -975,6 +1038,61 @@ fn a_flow_of_udp_goes_to_whoever_is_behind_its_port_now() {
             assert_eq!(ask(patience), answer, "{via} {publish:?}");
         }
         assert_eq!(stack.pid("app"), app);
+    }
+}
+
+#[test]
+fn a_flow_of_udp_that_goes_on_shows_its_client_as_source_says_now() {
+    if !look::machine() {
+        return;
+    }
+    for (via, begins) in [("dnat", "sidecar"), ("dnat", "client"), ("relay", "client")] {
+        let stack = Stack {
+            lab: Lab::forwarding(),
+            via,
+        };
+        let tells = ECHO.replace(
+            "s.sendto(str(s.getsockname()[1]).encode(), s.recvfrom(100)[1])",
+            "peer = s.recvfrom(100)[1]; s.sendto(peer[0].encode(), peer)",
+        );
+        assert_ne!(tells, ECHO);
+        let file = |source: &str| {
+            let publish = [ONE, &["0.0.0.0:7000:7001/udp"]].concat();
+            let file = stack.file(&publish, &format!("source = \"{source}\"\n"));
+            let command = look::toml_list(&[look::PYTHON, "-c", &tells]);
+            let lines = file
+                .lines()
+                .map(|line| match line.starts_with("command = ") {
+                    true => format!("command = {command}\n"),
+                    false => format!("{line}\n"),
+                });
+            lines.collect::<String>()
+        };
+        let path = stack.lab.write("web.toml", &file(begins));
+        stack
+            .lab
+            .lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let client = ["ip", "netns", "exec", "client"];
+        let client = [&client[..], &[look::PYTHON, "-c", SENDS, LAB]].concat();
+        let mut child = stack.lab.spawn(&client);
+        let says = BufReader::new(child.stdout.take().unwrap());
+        let mut flow = Keeping { child, says };
+        let mut ask = || {
+            let input = flow.child.stdin.as_mut().unwrap();
+            input.write_all(b"10\n").unwrap();
+            let mut line = String::new();
+            flow.says.read_line(&mut line).unwrap();
+            line.trim().to_owned()
+        };
+        let seen = |source: &str| match source {
+            "client" => support::lab::CLIENT,
+            _ => "172.18.0.33",
+        };
+        assert_eq!(ask(), seen(begins), "{via}");
+        for source in ["sidecar", "client", "sidecar"] {
+            assert_done(&stack.apply_file(&file(source), &[]));
+            assert_eq!(ask(), seen(source), "{via}, began with {begins}");
+        }
     }
 }
 
@@ -1654,6 +1772,32 @@ fn what_cannot_change_live_says_why_and_what_to_do_instead() {
         );
     }
     before.assert("what is refused");
+}
+
+#[test]
+fn without_a_file_it_is_the_one_that_the_stack_was_made_from_and_not_the_example() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for name in ["customerA", "web"] {
+        let of = |publish: &[&str]| {
+            let file = look::telling(name, "", "PORTS", "");
+            file.replace("[\"PORTS\"]", &look::toml_list(publish))
+        };
+        let path = lab.write("a file.toml", &of(ONE));
+        lab.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+        lab.write("a file.toml", &of(TWO));
+        let elsewhere = |args: &[&str]| lab.run(&[&["env", "-C", "/", lrpns()], args].concat());
+        assert_done(&elsewhere(&["apply", name]));
+        let open = |port: u16| lab.get(&format!("http://localhost:{port}/")).is_ok();
+        assert_eq!((open(5000), open(8080)), (true, true), "{name}");
+        lab.write("a file.toml", &of(ONE).replace(name, "other"));
+        let output = elsewhere(&["apply", name]);
+        assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+        assert!(stderr(&output).contains("is for the stack other now"));
+        lab.lrpns_ok(&["down", name]);
+    }
 }
 
 #[test]

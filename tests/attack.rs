@@ -429,3 +429,69 @@ fn a_supervisor_of_somebody_else_is_not_talked_to() {
         assert!(!asked.status.success(), "{said}");
     }
 }
+
+/// Sends a datagram by IPv6 to a port of the lab's that says it is from an IPv4 address (RFC 4291, 2.5.5.2): the kernel
+/// refuses that of TCP alone (`tcp_v6_conn_request`). Then one that is from the client itself.
+const MAPPED: &str = r#"
+import socket, struct, sys
+own, target, port, mapped = *sys.argv[1:3], int(sys.argv[3]), sys.argv[4]
+a = lambda text: socket.inet_pton(socket.AF_INET6, text)
+def packet(source, text):
+    udp = struct.pack(">HHHH", 40000, port, 8 + len(text), 0) + text
+    pseudo = a(source) + a(target) + struct.pack(">II", len(udp), 17) + udp
+    pseudo += b"\0" * (len(pseudo) % 2)
+    total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
+    total = (total >> 16) + (total & 0xffff)
+    check = ~(total + (total >> 16)) & 0xffff
+    return struct.pack(">IHBB", 6 << 28, len(udp), 17, 64) + a(source) + a(target) + udp[:6] + struct.pack(">H", check) + udp[8:]
+lab = bytes.fromhex(sys.argv[5].replace(":", ""))
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0x86dd)
+for source, text in [(mapped, b"forged"), (own, b"true")]:
+    s.sendto(packet(source, text), ("eth0", 0x86dd, 0, 0, lab))
+"#;
+
+#[test]
+fn nobody_is_a_client_of_ipv4_by_ipv6() {
+    // It prints who sent what.
+    let hears = "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind((\"::\", 5353))\nwhile True:\n    print(*s.recvfrom(99)[:2], flush=True)";
+    for (via, source) in [
+        ("relay", "sidecar"),
+        ("relay", "client"),
+        ("dnat", "sidecar"),
+        ("dnat", "client"),
+    ] {
+        let lab = Lab::forwarding().with_ipv6();
+        // 127.0.0.1 sends nothing over a network: by IPv4 the kernel sees to that.
+        let allow = match via {
+            "relay" => "allow = [\"127.0.0.1\", \"2001:db8::/64\"]",
+            _ => "",
+        };
+        let more = format!("via = \"{via}\"\nsource = \"{source}\"\n{allow}");
+        let file = format!(
+            "name = \"x\"\n[network]\nipv6 = \"fd00:18::/64\"\n[app]\nrootfs = \"host\"\ncommand = {}\n\
+             publish = [\"[::]:5353:5353/udp\"]\n{more}\n",
+            support::look::toml_list(&[support::look::PYTHON, "-c", hears]),
+        );
+        let file = lab.write("x.toml", &file).to_str().unwrap().to_owned();
+        lab.lrpns_ok(&["up", "-d", "-f", &file]);
+        let link: serde_json::Value =
+            serde_json::from_str(&lab.ok(&["ip", "-j", "link", "show", "ext0"])).unwrap();
+        let mac = link[0]["address"].as_str().unwrap();
+        let sent = lab.client(&[
+            support::look::PYTHON,
+            "-c",
+            MAPPED,
+            "2001:db8::2",
+            "2001:db8::1",
+            "5353",
+            "::ffff:127.0.0.1",
+            mac,
+        ]);
+        assert!(sent.status.success(), "{}", describe(&sent));
+        let said = support::lab::until("the true one", || {
+            let said = lab.lrpns_ok(&["logs", "x", "--part", "app"]);
+            said.contains("b'true'").then_some(said)
+        });
+        assert!(!said.contains("forged"), "{via}, {source}: {said}");
+    }
+}

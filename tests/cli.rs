@@ -3,6 +3,7 @@
 
 mod support;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
@@ -243,6 +244,23 @@ fn exec_in_what_is_not_there_is_refused() {
     assert!(said.contains("other does not run"), "{said}");
 }
 
+#[test]
+fn restart_says_what_it_took_one_word_for_and_what_became_of_the_program() {
+    let lab = Lab::new();
+    let (code, said) = lab.lrpns_err(&["restart", "nobody"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("no stack nobody runs either"), "{said}");
+
+    let copy = lab.dir.path().join("copy of lrpns");
+    std::fs::copy(lrpns(), &copy).unwrap();
+    lab.ok(&[copy.to_str().unwrap(), "up", "-d"]);
+    std::fs::remove_file(copy).unwrap();
+    lab.lrpns_ok(&["restart", "customerA", "sidecar"]);
+    let (_, said) = lab.lrpns_err(&["restart", "app"]);
+    assert!(said.contains("removed or replaced"), "{said}");
+    lab.lrpns_ok(&["down"]);
+}
+
 // run
 
 #[test]
@@ -302,6 +320,294 @@ fn run_ends_when_nobody_reads_its_output_any_more() {
     let run = run.wait_with_output().unwrap();
     // As in a shell: 128 and SIGPIPE.
     assert_code(&run, 141);
+}
+
+#[test]
+fn run_passes_standard_input_on_and_its_end_whatever_it_is() {
+    let lab = Lab::new();
+    let much: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(lab.dir.path().join("much"), &much).unwrap();
+    for shell in [
+        "cat much | lrpns run -- cat",
+        "lrpns run -- cat <much",
+        // By a named pipe, which is open for writing as well.
+        "mkfifo fifo; cat much >fifo & lrpns run -- cat <fifo",
+    ] {
+        let shell = shell.replace("lrpns", lrpns());
+        let run = lab.run(&["sh", "-c", &shell]);
+        assert!(run.stdout == much, "{shell}: {} bytes", run.stdout.len());
+        assert_eq!(err(&run), "", "{shell}");
+    }
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut run = lab.command(&[lrpns(), "run", "--", "cat"]);
+    let run = run.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped());
+    let run = run.spawn().unwrap();
+    (&ours).write_all(b"by a socket\n").unwrap();
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(out(&run.wait_with_output().unwrap()), "by a socket\n");
+    // Who reads a line alone ends when it has that, not at the end of what there is.
+    let mut run = lab.spawn_lrpns(&["run", "--", "head", "-n", "1"]);
+    run.stdin.as_mut().unwrap().write_all(b"1\n2\n").unwrap();
+    let mut first = String::new();
+    let mut said = BufReader::new(run.stdout.take().unwrap());
+    said.read_to_string(&mut first).unwrap();
+    assert_eq!(first, "1\n");
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    let none = lab.lrpns(&["run", "--", "cat"]);
+    assert_eq!((out(&none), none.status.code()), (String::new(), Some(0)));
+}
+
+#[test]
+fn run_hands_no_descriptor_of_its_users_in() {
+    let lab = Lab::new();
+    let seen = "readlink /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2; ls /proc/self/fd/0/ 2>&1";
+    let shell = format!("{} run -- sh -c '{seen}' </", lrpns());
+    let run = lab.run(&["sh", "-c", &shell]);
+    let text = out(&run);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[..3].iter().all(|line| line.starts_with("pipe:")),
+        "{text}"
+    );
+    assert!(!text.contains("etc"), "{text}");
+    assert!(
+        err(&run).contains("read standard input: Is a directory"),
+        "{}",
+        describe(&run)
+    );
+    // Nor is what the user has open changed for others who have it.
+    let (ours, _theirs) = std::io::pipe().unwrap();
+    let theirs = OwnedFd::from(ours.try_clone().unwrap());
+    let mut run = lab.command(&[lrpns(), "run", "--", "true"]);
+    assert!(run.stdin(theirs).status().unwrap().success());
+    let flags = rustix::fs::fcntl_getfl(&ours).unwrap();
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+}
+
+/// A terminal, and what is shown on it.
+struct Screen {
+    ours: std::fs::File,
+    theirs: OwnedFd,
+    shown: String,
+}
+
+impl Screen {
+    fn new() -> Self {
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let ours = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::grantpt(&ours).unwrap();
+        rustix::pty::unlockpt(&ours).unwrap();
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags).unwrap();
+        let size = rustix::termios::Winsize {
+            ws_row: 33,
+            ws_col: 77,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&ours, size).unwrap();
+        Self {
+            ours: ours.into(),
+            theirs,
+            shown: String::new(),
+        }
+    }
+
+    fn fd(&self) -> Stdio {
+        self.theirs.try_clone().unwrap().into()
+    }
+
+    /// Starts lrpns in a session of its own, with this as its terminal.
+    fn start(&self, lab: &Lab, args: &[&str]) -> Child {
+        let args = [&["setsid", "--ctty", "--wait", lrpns()], args].concat();
+        let mut command = lab.command(&args);
+        command.env("TERM", "xterm-lab").stdin(self.fd());
+        command.stdout(self.fd()).stderr(self.fd()).spawn().unwrap()
+    }
+
+    fn types(&mut self, text: &str) {
+        self.ours.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Reads what is shown until these words have come.
+    fn waits_for(&mut self, words: &str) {
+        let mut chunk = [0; 4096];
+        while !self.shown.contains(words) {
+            let got = self.ours.read(&mut chunk).unwrap();
+            self.shown += &String::from_utf8_lossy(&chunk[..got]);
+        }
+    }
+
+    fn modes(&self) -> String {
+        format!("{:?}", rustix::termios::tcgetattr(&self.theirs).unwrap())
+    }
+}
+
+#[test]
+fn run_at_a_terminal_gets_one_of_its_own_only_if_asked_for() {
+    let lab = Lab::new();
+    let mut screen = Screen::new();
+    let modes = screen.modes();
+    let host = rustix::termios::ttyname(&screen.theirs, vec![]).unwrap();
+    let host = host.to_str().unwrap().to_owned();
+    let look = "for i in 0 1 2; do test -t $i && echo yes; readlink /proc/$$/fd/$i; done";
+    // Without a flag the terminal is left alone.
+    let mut run = screen.start(
+        &lab,
+        &["run", "--", "sh", "-c", &format!("{look}; cat; echo over")],
+    );
+    screen.waits_for("over");
+    assert!(screen.shown.contains("/null\r\n"), "{}", screen.shown);
+    assert_eq!(screen.shown.matches("pipe:").count(), 2, "{}", screen.shown);
+    assert!(run.wait().unwrap().success());
+    // With -i what is typed is passed on, a line at a time, up to Ctrl-D.
+    screen.shown.clear();
+    let mut run = screen.start(
+        &lab,
+        &[
+            "run",
+            "-i",
+            "--",
+            "sh",
+            "-c",
+            &format!("{look}; cat; echo over"),
+        ],
+    );
+    screen.waits_for("pipe:");
+    screen.types("typed\n\u{4}");
+    screen.waits_for("over");
+    assert_eq!(screen.shown.matches("typed").count(), 2, "{}", screen.shown);
+    assert!(!screen.shown.contains("yes"), "{}", screen.shown);
+    assert!(run.wait().unwrap().success());
+    // With -t there is a terminal, and it is not the host's.
+    screen.shown.clear();
+    let mut run = screen.start(&lab, &["run", "-it", "--", "sh"]);
+    until("keys are handed on", || {
+        (screen.modes() != modes).then_some(())
+    });
+    screen.types(&format!("{look}; stty size; echo $TERM; echo o''ver\n"));
+    screen.waits_for("over");
+    assert_eq!(
+        screen.shown.matches("yes\r\n").count(),
+        3,
+        "{}",
+        screen.shown
+    );
+    assert!(!screen.shown.contains(&host), "{}", screen.shown);
+    assert!(screen.shown.contains("33 77"), "{}", screen.shown);
+    assert!(screen.shown.contains("xterm-lab"), "{}", screen.shown);
+    assert_ne!(screen.modes(), modes);
+    // Ctrl-C is the command's to hear, and job control works.
+    screen.shown.clear();
+    screen.types("sleep 600; echo gone $?\n");
+    until("it sleeps", || {
+        lab.run(&["pgrep", "-x", "sleep"])
+            .status
+            .success()
+            .then_some(())
+    });
+    screen.types("\u{3}");
+    screen.types("echo o''ver\nexit 7\n");
+    screen.waits_for("over");
+    assert_eq!(run.wait().unwrap().code(), Some(7));
+    assert_eq!(screen.modes(), modes);
+}
+
+#[test]
+fn a_terminal_is_given_back_as_it_was_however_a_run_ends() {
+    let lab = Lab::new();
+    let mut screen = Screen::new();
+    let modes = screen.modes();
+    for signal in ["INT", "TERM", "HUP"] {
+        screen.shown.clear();
+        let mut run = screen.start(
+            &lab,
+            &[
+                "run",
+                "--name",
+                "job",
+                "-t",
+                "--",
+                "sh",
+                "-c",
+                "echo up; exec sleep 600",
+            ],
+        );
+        screen.waits_for("up");
+        assert_ne!(screen.modes(), modes);
+        lab.kill(signal, &lab.status("job")["supervisor"]);
+        run.wait().unwrap();
+        assert_eq!(screen.modes(), modes);
+    }
+    screen.shown.clear();
+    let mut run = screen.start(&lab, &["run", "-t", "--", "/no/such/program"]);
+    screen.waits_for("/no/such/program: No such file");
+    assert_eq!(run.wait().unwrap().code(), Some(127));
+    assert_eq!(screen.modes(), modes);
+}
+
+#[test]
+fn what_a_terminal_echoes_gets_into_no_file() {
+    let lab = host_app();
+    for verb in [&["exec", "--"][..], &["run", "-t", "--"]] {
+        let mut screen = Screen::new();
+        let modes = screen.modes();
+        let mut command =
+            lab.command(&[&["setsid", "--ctty", "--wait", lrpns()], verb, &["cat"]].concat());
+        let file = std::fs::File::create(lab.dir.path().join("file")).unwrap();
+        let mut child = command
+            .stdin(screen.fd())
+            .stdout(file)
+            .stderr(screen.fd())
+            .spawn()
+            .unwrap();
+        // Before, Ctrl-D would be the end of a line that it is no part of.
+        until("keys are handed on as they are", || {
+            (screen.modes() != modes).then_some(())
+        });
+        screen.types("typed\n\u{4}");
+        screen.waits_for("typed");
+        assert!(child.wait().unwrap().success());
+        let text = std::fs::read_to_string(lab.dir.path().join("file")).unwrap();
+        assert_eq!(text, "typed\n", "{verb:?}");
+    }
+}
+
+#[test]
+fn a_run_whose_output_nobody_reads_answers_and_can_be_taken_down() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let mut run = lab.spawn_lrpns(&["run", "--name", "job", "--", "yes"]);
+    let pid = until("it runs", || {
+        let status = lab.lrpns(&["status", "job", "--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).ok()?;
+        status["parts"][1]["pid"].as_i64()
+    });
+    // It has filled its pipe and ours, and waits.
+    until("it waits for a reader", || {
+        let waits = lab.proc(pid, "wchan");
+        (waits.contains("pipe_write")).then_some(())
+    });
+    assert_eq!(lab.status("job")["parts"][1]["state"], "running");
+    lab.lrpns_ok(&["down", "job"]);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    lab.assert_as(&before);
+}
+
+#[test]
+fn a_slow_reader_gets_all_that_a_run_has_said() {
+    let lab = Lab::new();
+    let script = "head -c 100000 /dev/zero; echo ended >&2";
+    let mut run = lab.spawn_lrpns(&["run", "--", "sh", "-c", script]);
+    // When nobody has read anything yet: it is in pipes, or on its way.
+    let mut line = String::new();
+    let mut errors = BufReader::new(run.stderr.take().unwrap());
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "ended\n");
+    let mut all = vec![];
+    run.stdout.take().unwrap().read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), 100_000);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
 }
 
 #[test]
@@ -584,6 +890,76 @@ fn logs_show_each_stream_and_part_as_text_and_as_json() {
     assert!(said.contains("sidecar, app, relay"), "{said}");
 }
 
+const URL: &str = "http://localhost:5000/";
+
+/// An app that says this much, and then serves.
+fn talkative(lab: &Lab, says: &str) -> i64 {
+    let file = HOST.replace("echo to out; echo to err >&2", says);
+    lab.write("lrpns.toml", &file);
+    lab.lrpns_ok(&["up", "-d"]);
+    lab.status("web")["supervisor"].as_i64().unwrap()
+}
+
+#[test]
+fn a_full_log_is_shown_whole_and_in_order_and_costs_the_supervisor_no_memory() {
+    let lab = Lab::new();
+    let supervisor = talkative(&lab, "seq 1 100000");
+    for _ in 0..50 {
+        lab.get(URL).unwrap();
+    }
+    let memory = |key: &str| -> u64 {
+        let status = lab.proc(supervisor, "status");
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    // Resets the highest that it was (proc_pid_clear_refs(5)).
+    lab.ok(&[
+        "sh",
+        "-c",
+        &format!("echo 5 >/proc/{supervisor}/clear_refs"),
+    ]);
+    let before = memory("VmRSS");
+    let text = lab.lrpns_ok(&["logs"]);
+    let grown = memory("VmHWM") - before;
+    assert!(grown < 2048, "{grown} KiB for {} bytes", text.len());
+    let numbers: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.split(" app | ").nth(1)?.parse().ok())
+        .collect();
+    assert!(numbers.len() > 10_000, "{}", numbers.len());
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+    assert_eq!(numbers.last(), Some(&100_000));
+    assert!(text.matches(" opened\n").count() >= 50);
+    let times: Vec<&str> = text.lines().map(|line| &line[..24]).collect();
+    assert!(times.is_sorted());
+    let json = lab.lrpns_ok(&["logs", "--json"]);
+    assert!(json.lines().count() >= text.lines().count());
+    for line in json.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+}
+
+#[test]
+fn a_log_ends_where_it_ended_when_it_was_asked_for_and_with_its_reader() {
+    let lab = Lab::new();
+    talkative(&lab, "(while :; do echo more; done) & true");
+    lab.lrpns_ok(&["logs"]);
+    lab.lrpns_ok(&["down"]);
+    let lab = host_app();
+    for args in ["", "-f", "--json -f", "-f --part traffic"] {
+        // Of the last there is no line, and who reads it closes at once.
+        let read = if args.ends_with("traffic") {
+            "exec <&-"
+        } else {
+            "head -n 1"
+        };
+        let pipe = format!("set -o pipefail; {} logs {args} | {read}", lrpns());
+        let output = lab.run(&["bash", "-c", &pipe]);
+        assert_code(&output, 0);
+        assert_eq!(err(&output), "", "{args}");
+    }
+}
+
 #[test]
 fn a_followed_log_goes_on_and_ends_when_the_stack_does() {
     let lab = Lab::new();
@@ -843,6 +1219,44 @@ fn completions_and_the_man_page_are_printed_and_a_closed_pipe_is_no_failure() {
         assert_code(&ended, 0);
         assert_eq!(err(&ended), "");
     }
+}
+
+#[test]
+fn a_broken_file_ends_every_command_that_reads_it_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lrpns.toml");
+    std::fs::write(&file, "name = \"web\"\n[app]\npublsh = []\n").unwrap();
+    let file = file.to_str().unwrap();
+    let mut read = 0;
+    for verb in Cli::command().get_subcommands() {
+        if !verb
+            .get_arguments()
+            .any(|arg| arg.get_long() == Some("file"))
+        {
+            continue;
+        }
+        let more: &[&str] = match verb.get_name() {
+            "trace" => &["192.0.2.7", "5000"],
+            "exec" => &["--", "true"],
+            _ => &[],
+        };
+        let args = [&[verb.get_name(), "--file", file], more].concat();
+        let output = bare(&args);
+        assert_code(&output, 2);
+        let said = err(&output);
+        let line = format!("{file}:3:1");
+        for words in [
+            "`publsh`",
+            "nearest known key is `publish`",
+            &line,
+            "example:",
+        ] {
+            assert!(said.contains(words), "{args:?}: {said}");
+        }
+        assert!(out(&output).is_empty(), "{args:?}");
+        read += 1;
+    }
+    assert!(read >= 12, "{read} commands read a file");
 }
 
 #[test]

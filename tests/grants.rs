@@ -1,4 +1,5 @@
 //! What many grants cost, and that each still has its name, its count and its end.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -21,7 +21,8 @@ fn machine() -> bool {
     true
 }
 
-/// What an app tries, and how each went: with its published port 5000 taken and 6000 in `listen`.
+/// What an app tries, and how each went: with its published port 5000 taken, 6000 in `listen`, and UDP's
+/// 5300 published.
 const TRIES: &str = r#"
 def bind(port):
     with socket.socket() as s:
@@ -44,7 +45,7 @@ def talk():
         s.listen()
         c.connect("\0own-%d" % os.getpid())
 tries = {
-    "bind": {port: tried(bind, port) for port in (5000, 6000, 7000, 0)},
+    "bind": {port: tried(bind, port) for port in (5000, 6000, 5300, 7000, 0)},
     "listen without": tried(lambda: socket.socket().listen()),
     "connect": {port: knock("127.0.0.1", port) for port in (5000, 6001, 22)},
     "within": knock("127.0.0.1", 6000),
@@ -67,11 +68,11 @@ fn an_app_binds_and_connects_to_its_own_ports_and_so_does_exec() {
     // With its ports taken, and before it serves.
     let (listen, serve) = look::TELLING.split_once("serve(5000).").unwrap();
     let serve = format!(
-        "{}\n{listen}\nserver = serve(5000)\n{TRIES}\nos.environ['TOKEN'] = json.dumps(tries)\nserver.{serve}",
+        "{}\n{listen}\nserver = serve(5000)\nudp = socket.socket(type=socket.SOCK_DGRAM)\nudp.bind(('0.0.0.0', 5300))\n{TRIES}\nos.environ['TOKEN'] = json.dumps(tries)\nserver.{serve}",
         look::ATTACKS
     );
     let file = format!(
-        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"5000:5000\"]\nlisten = [6000]\n",
+        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\npublish = [\"5000:5000\", \"5300:5300/udp\"]\nlisten = [6000]\n",
         look::toml_list(&[PYTHON, "-c", &serve])
     );
     look::up(&lab, &file);
@@ -83,8 +84,9 @@ fn an_app_binds_and_connects_to_its_own_ports_and_so_does_exec() {
         assert_eq!(
             found,
             json!({
-                // Landlock is asked before the kernel looks who has the port.
-                "bind": {"5000": "EADDRINUSE", "6000": "EADDRINUSE", "7000": "EACCES", "0": "EACCES"},
+                // Landlock is asked before the kernel looks who has the port. Nobody has TCP's port 5300: DNS servers bind it
+                // besides UDP's.
+                "bind": {"5000": "EADDRINUSE", "6000": "EADDRINUSE", "5300": "OK", "7000": "EACCES", "0": "EACCES"},
                 "listen without": "OK",
                 "connect": {"5000": "EACCES", "6001": "EACCES", "22": "EACCES"},
                 "within": "EINPROGRESS",

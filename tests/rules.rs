@@ -303,6 +303,11 @@ set visitors {
     flags dynamic,timeout
     timeout 1h
 }
+set held {
+    type ipv4_addr
+    size 1000
+    flags dynamic
+}
 chain odd {
     counter comment "odd"
     return
@@ -313,11 +318,56 @@ chain before {
     tcp dport vmap @verdicts
     ip saddr { 192.0.2.200, 192.0.2.202 } tcp dport 1-1023 drop
     ct state new add @visitors { ip saddr } limit rate 100/second burst 50 packets accept
+    ct state new add @held { ip saddr ct count over 1000 } drop
     iifname $uplink meta l4proto { tcp, udp } log prefix "extra " group 7
 }
 chain after { ip saddr $subnet ip daddr $sidecar reject with icmp type admin-prohibited; }
 chain nat { iifname $uplink tcp dport 8081 dnat ip to $app:5000; }
 "#;
+
+/// As README has it, with a number that a test comes to.
+const HELD: &str = r#"
+set held {
+    type ipv4_addr
+    size 65536
+    flags dynamic
+}
+chain before {
+    iifname $uplink ct state new add @held { ip saddr ct count over 3 } counter drop comment "drop-held"
+}
+"#;
+
+#[test]
+fn a_client_that_holds_connections_can_be_bounded_and_keeps_nobody_else_out() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let file = with_rules(&lab, HELD, "");
+    let file = std::fs::read_to_string(file).unwrap();
+    let file = file.replace("publish = ", "via = \"dnat\"\npublish = ");
+    let file = lab.write("held.toml", &file);
+    lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
+    lab.ok(&[
+        "ip",
+        "-n",
+        "client",
+        "addr",
+        "add",
+        "10.99.0.3/24",
+        "dev",
+        "eth0",
+    ]);
+    let code = "import socket\nheld = []\ntry:\n    while len(held) < 9:\n        held.append(socket.create_connection(('10.99.0.1', 5000), 1))\n\
+         except OSError: pass\nprint(len(held))\nsocket.create_connection(('10.99.0.1', 5000), 5, ('10.99.0.3', 0))";
+    let output = lab.client(&[look::PYTHON, "-c", code]);
+    assert!(
+        output.status.success(),
+        "{}",
+        support::lab::describe(&output)
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "3\n");
+}
 
 #[test]
 fn the_users_rules_are_in_force_as_nft_itself_would_have_loaded_them() {
@@ -700,7 +750,8 @@ fn apply_changes_the_users_rules_and_leaves_them_alone_when_something_else_chang
 
     // A broken file changes nothing, and says where it is broken.
     lab.write("extra.nft", "chain before {\n  ip sddr 10.99.0.2 drop\n}\n");
-    let (_, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    let (code, said) = lab.lrpns_err(&["apply", "-f", &file]);
+    assert_eq!(code, 2, "as of `up`: {said}");
     assert!(said.contains("extra.nft:2:6: syntax error"), "{said}");
     // On lines of their own, below nft's caret.
     let after: Vec<_> = said

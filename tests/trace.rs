@@ -695,6 +695,157 @@ fn a_source_that_rp_filter_refuses_is_no_rules_doing() {
 }
 
 #[test]
+fn a_client_with_an_address_of_the_hosts_is_a_martian() {
+    if !look::machine() {
+        return;
+    }
+    let lab = web(Lab::forwarding(), "dnat", "");
+    // An address of the host's, on the link that the client comes by; for the client, its own.
+    for args in [
+        &["ip", "addr", "add", "192.0.2.50/32", "dev", "ext0"][..],
+        &[
+            "sysctl",
+            "-q",
+            "-w",
+            "net.ipv4.conf.all.rp_filter=0",
+            "net.ipv4.conf.ext0.rp_filter=0",
+        ],
+        &[
+            "ip",
+            "-n",
+            "client",
+            "addr",
+            "add",
+            "192.0.2.50/32",
+            "dev",
+            "eth0",
+        ],
+    ] {
+        lab.ok(args);
+    }
+    knock(&lab, 5000);
+    let attempt = || {
+        let url = "http://10.99.0.1:5000/";
+        let args = [
+            "curl",
+            "-s",
+            "--interface",
+            "192.0.2.50",
+            "--max-time",
+            "1",
+            url,
+        ];
+        drop(lab.client(&args));
+    };
+    let (answer, _) = trace(&lab, &["192.0.2.50", "5000", "web"], attempt);
+    assert_eq!(answer["outcome"], "lost", "{answer}");
+    assert_eq!(
+        sentence(&answer),
+        "lost in the host: 192.0.2.50 is an address of its own, and came in by ext0 (a martian)"
+    );
+}
+
+/// Fills a connection table through ctnetlink, up to so many: from made-up clients to an address and port, answered by
+/// `back` from the sidecar's ports if that is given. All are assured, so the kernel lets none of them go for a new one.
+const FILL: &str = r#"
+import socket, struct, sys
+target, port, back, sidecar, most, tcp = sys.argv[1:]
+limit = int(open("/proc/sys/net/netfilter/nf_conntrack_max").read())
+count = min(limit, int(most)) if int(most) else limit
+nla = lambda kind, value, flag=0x8000: struct.pack("=HH", 4 + len(value), kind | flag) + value + b"\0" * (-len(value) % 4)
+flat = lambda kind, value: nla(kind, value, 0)
+def tuple_(kind, source, sport, to, dport):
+    ip = nla(1, flat(1, source) + flat(2, to))
+    return nla(kind, ip + nla(2, flat(1, bytes([int(tcp)])) + flat(2, struct.pack(">H", sport)) + flat(3, struct.pack(">H", dport))))
+address = socket.inet_aton
+state = nla(4, nla(1, flat(1, b"\3"))) if tcp == "6" else b""
+rest = flat(3, struct.pack(">I", 0xe)) + flat(7, struct.pack(">I", 600)) + state
+def one(n):
+    client, sport = struct.pack(">I", 0xcb007100 + n // 60000), 1024 + n % 60000
+    reply = (address(back), int(port), address(sidecar), 1024 + n) if sidecar else (address(target), int(port), client, sport)
+    body = b"\2\0\0\0" + tuple_(1, client, sport, address(target), int(port)) + tuple_(2, *reply) + rest
+    # IPCTNL_MSG_CT_NEW; NLM_F_REQUEST, NLM_F_CREATE, NLM_F_EXCL
+    return struct.pack("=IHHII", 16 + len(body), 0x100, 0x601, n, 0) + body
+s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+for begin in range(0, count + 64 if not int(most) else count, 64):
+    s.send(b"".join(one(n) for n in range(begin, begin + 64)))
+print(open("/proc/sys/net/netfilter/nf_conntrack_count").read())
+"#;
+
+/// See [`FILL`], in the host or beside a process.
+fn fill(lab: &Lab, pid: Option<i64>, args: [&str; 6]) {
+    let all = [&[look::PYTHON, "-c", FILL], &args[..]].concat();
+    match pid {
+        Some(pid) => look::beside(lab, pid, &all),
+        None => lab.ok(&all),
+    };
+}
+
+#[test]
+fn a_connection_table_that_is_full_is_said_to_be() {
+    if !look::machine() {
+        return;
+    }
+    let most = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
+    let most = most.trim();
+    if most.parse::<u64>().unwrap() > 300_000 {
+        support::skip("memory", "the connection table takes more than 300,000");
+        return;
+    }
+    let full = format!(
+        "its connection table is full, with {most} of {most} (net.netfilter.nf_conntrack_max)"
+    );
+    for place in ["host", "sidecar"] {
+        let lab = web(Lab::forwarding(), "dnat", "");
+        let status = lab.status("web");
+        let sidecar = (place == "sidecar").then(|| look::init(&status, "sidecar"));
+        fill(&lab, sidecar, ["192.0.2.1", "9", "", "", "0", "17"]);
+        let (answer, _) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
+        assert_eq!(answer["outcome"], "lost", "{answer}");
+        let expected = match place {
+            "host" => format!("lost in the host: {full}"),
+            _ => format!(
+                "lost in the sidecar after table inet lrpns, chain guard, rule `accept-uplink`: {full}"
+            ),
+        };
+        assert_eq!(sentence(&answer), expected);
+        // Each namespace has a table of its own, and what fills one takes nothing from another.
+        if place == "sidecar" {
+            let other = look::telling(
+                "other",
+                &look::token(),
+                "0.0.0.0:5002:5000",
+                "via = \"dnat\"",
+            );
+            look::up(&lab, &other);
+            assert!(lab.client_get("http://10.99.0.1:5002/").is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_sidecar_without_a_port_left_towards_the_app_is_found() {
+    if !look::machine() {
+        return;
+    }
+    let lab = web(Lab::forwarding(), "dnat", "");
+    let status = lab.status("web");
+    let sidecar = look::init(&status, "sidecar");
+    let uplink = look::planned(&status, "/uplink/sidecar_address");
+    let service = ["172.18.0.23", "172.18.0.33"];
+    fill(
+        &lab,
+        Some(sidecar),
+        [uplink, "5000", service[0], service[1], "64512", "6"],
+    );
+    let (answer, _) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
+    assert_eq!(answer["outcome"], "lost", "{answer}");
+    let said = sentence(&answer);
+    assert!(said.contains("has hardly a port of its own left"), "{said}");
+}
+
+#[test]
 fn a_datagram_is_followed_and_so_is_that_nobody_takes_it() {
     if !look::machine() {
         return;

@@ -184,6 +184,30 @@ s.close()";
 }
 
 #[test]
+fn a_client_that_is_gone_when_the_app_closes_has_not_closed_and_not_sent_gigabytes() {
+    if !look::machine() {
+        return;
+    }
+    let (lab, _) = stack("connections");
+    // It has said what it wants, and then nothing of it arrives any more: the app's FIN comes again and again.
+    client(
+        &lab,
+        "
+import subprocess
+s = socket.create_connection(W)
+rules = 'add table inet t; add chain inet t o { type filter hook output priority 0; }; add rule inet t o tcp flags & psh == 0 drop'
+subprocess.run(['nft', rules], check=True)
+s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+while s.recv(65536): pass",
+    );
+    let end = &lines_of(&lab, "end", 1)[0];
+    assert_eq!(end["how"], "closed-by-app", "{end}");
+    assert_eq!(end["bytes_from_client"], "GET / HTTP/1.0\r\n\r\n".len());
+    let answered = end["bytes_to_client"].as_u64().unwrap();
+    assert!((100..100_000).contains(&answered), "{end}");
+}
+
+#[test]
 fn marks_that_the_users_rules_may_set_are_left_to_them() {
     if !look::machine() {
         return;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -435,7 +436,7 @@ fn a_subnet_without_room_is_refused_before_anything_is_made() {
     let file = lab.write("lrpns.toml", &text("172.18.0.0/31", WEBAPP));
     let before = lab.traces();
     let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
-    assert!(matches!(code, 2 | 125), "{said}");
+    assert_eq!(code, 2, "{said}");
     assert!(said.contains("172.18.0.0/31"), "{said}");
     assert_unchanged(&before, &lab.traces());
 }
@@ -447,7 +448,7 @@ fn a_command_that_can_not_start_is_told_and_leaves_nothing() {
     let app = "rootfs = \"host\"\ncommand = [\"/no/such/program\"]\npublish = [\"5000:5000\"]";
     let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
     let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
-    assert_eq!(code, 127, "{said}");
+    assert_eq!(code, 1, "{said}");
     assert!(said.contains("/no/such/program"), "{said}");
     lab.assert_as(&before);
 }
@@ -476,22 +477,94 @@ fn an_up_that_is_interrupted_while_it_waits_for_the_app_leaves_nothing() {
     // It never listens.
     let app = "rootfs = \"host\"\ncommand = [\"/bin/sleep\", \"600\"]\npublish = [\"5000:5000\"]";
     let file = lab.write("lrpns.toml", &text("172.18.0.0/24", app));
-    for signal in ["INT", "TERM"] {
-        let up = lab.spawn_lrpns(&["up", "-f", file.to_str().unwrap()]);
-        let supervisor = until("the app runs", || {
-            let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
-            let found = pgrep.status.success();
-            let own = format!("^{} up -f", lrpns());
-            found.then(|| lab.ok(&["pgrep", "-o", "-f", &own]))
-        });
-        lab.ok(&["kill", "-s", signal, supervisor.trim()]);
+    // As a shell shows the end by a signal.
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        for detach in [&[][..], &["-d"]] {
+            let args = [&["up"], detach, &["-f", file.to_str().unwrap()]].concat();
+            let up = lab.spawn_lrpns(&args);
+            until("the app runs", || {
+                let pgrep = lab.run(&["pgrep", "-f", "^/bin/sleep 600"]);
+                pgrep.status.success().then_some(())
+            });
+            // The one that a person started is the first.
+            let first = lab.ok(&["pgrep", "-o", "-f", &format!("^{} up", lrpns())]);
+            lab.ok(&["kill", "-s", signal, first.trim()]);
+            // Whoever is impatient ends with the same.
+            let _ = lab.run(&["kill", "-s", signal, first.trim()]);
+            let up = up.wait_with_output().unwrap();
+            assert_eq!(up.status.code(), Some(code), "{}", describe(&up));
+            let said = String::from_utf8_lossy(&up.stderr);
+            let words = format!("interrupted by SIG{signal}: all that was made is undone");
+            assert!(said.contains(&words), "{}", describe(&up));
+            lab.assert_as(&before);
+        }
+    }
+}
+
+#[test]
+fn a_wait_for_an_app_is_told_of_without_a_terminal_too() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    let app = "rootfs = \"host\"\ncommand = [\"busybox\", \"httpd\", \"-f\", \"-p\", \"0.0.0.0:6000\"]\npublish = [\"5000:5000\"]\nlisten = [6000]";
+    lab.write("lrpns.toml", &text("172.18.0.0/24", app));
+    let mut ups = [&["up"][..], &["up", "-d"]].map(|args| lab.spawn_lrpns(args));
+    // One makes the stack, the other waits for that.
+    let words = [
+        "waiting for app to listen on port 5000, for 2 s of at most 60; it listens on 0.0.0.0:6000 so far",
+        "waiting for x, which is being started already, for 2 s",
+    ];
+    let mut heard: Vec<String> = ups
+        .iter_mut()
+        .map(|up| {
+            let mut says = BufReader::new(up.stderr.take().unwrap());
+            let mut said = String::new();
+            while !said.contains("waiting") {
+                assert_ne!(says.read_line(&mut said).unwrap(), 0, "{said}");
+            }
+            said
+        })
+        .collect();
+    heard.sort_by_key(|line| !line.contains(words[0]));
+    for (line, words) in heard.iter().zip(words) {
+        assert!(line.contains(words), "{heard:?}");
+    }
+    lab.lrpns_ok(&["down", "x"]);
+    for mut up in ups {
+        // Whose turn it is then, is interrupted.
+        let _ = lab.run(&["pkill", "-INT", "-f", &format!("^{} up", lrpns())]);
+        up.wait().unwrap();
+    }
+    lab.assert_as(&before);
+}
+
+#[test]
+fn an_up_that_is_interrupted_before_it_can_hear_of_it_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    for detach in [&[][..], &["-d"]] {
+        // As long as another command holds the lock, this one waits for it, ahead of all that it makes.
+        lab.ok(&["mkdir", "-m", "700", "/run/lrpns"]);
+        let mut holder = lab.spawn(&["flock", "/run/lrpns/.lock", "sh", "-c", "echo held; cat"]);
+        let mut line = String::new();
+        let mut said = BufReader::new(holder.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        let up = lab.spawn_lrpns(&[&["up"], detach].concat());
+        let waits = || {
+            // Of two with -d the last is the one that waits.
+            let found = lab.run(&["pgrep", "-f", &format!("^{} up", lrpns())]);
+            let all = String::from_utf8_lossy(&found.stdout).into_owned();
+            let pids: Vec<&str> = all.split_whitespace().collect();
+            let (first, last) = (pids.first()?, pids.last()?);
+            let stack = lab.run(&["cat", &format!("/proc/{last}/wchan")]);
+            let waits = String::from_utf8_lossy(&stack.stdout).contains("lock");
+            (waits && pids.len() == 1 + detach.len()).then(|| (*first).to_owned())
+        };
+        let first = until("it waits for the lock", waits);
+        lab.ok(&["kill", "-s", "INT", &first]);
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
         let up = up.wait_with_output().unwrap();
-        assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
-        assert!(
-            String::from_utf8_lossy(&up.stderr).contains("interrupted"),
-            "{}",
-            describe(&up)
-        );
+        assert_eq!(up.status.code(), Some(130), "{}", describe(&up));
         lab.assert_as(&before);
     }
 }

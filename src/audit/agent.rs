@@ -512,7 +512,13 @@ fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Answer {
             let _ = rustix::process::set_parent_process_death_signal(Some(
                 rustix::process::Signal::KILL,
             ));
+            // Only the part's filter can end it so: what the app sends where nothing scopes signals (before Linux 6.12)
+            // must not pass for that. What the kernel forces no mask holds up (force_sig_info_to_task(), kernel/signal.c).
+            let mut sigsys = nix::sys::signal::SigSet::empty();
+            sigsys.add(nix::sys::signal::Signal::SIGSYS);
+            let blocked = sigsys.thread_block();
             let answer = match FILTER.get().map(Program::install) {
+                _ if blocked.is_err() => Answer::Failed("block SIGSYS".to_owned()),
                 Some(Err(e)) => Answer::Failed(format!("install the part's filter: {e}")),
                 _ => work().into_answer(),
             };
@@ -717,4 +723,18 @@ pub fn uplink_of(pid: i32) -> io::Result<Join<'static>> {
     )?);
     let user = attempt::owner_of(net.as_fd())?;
     Ok(Join::Uplink(user, net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_the_app_sends_is_no_filter_that_ended_a_probe() {
+        let answer = in_child(|| {
+            let sent = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSYS);
+            Outcome::pass(format!("{sent:?}"))
+        });
+        assert!(matches!(answer, Answer::Outcome(_)), "{answer:?}");
+    }
 }

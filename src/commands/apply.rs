@@ -5,7 +5,8 @@
 //! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else; for an app that joins, or a volume that
 //! comes, also with SETUID and SETGID, which the id maps of a new user namespace take; for a port below 1024 that moves to
 //! another address, with NET_BIND_SERVICE. So a hangup, Ctrl-C or the
-//! `kill -9` of the command that somebody waits at is a "no" that the child hears, and it is still there to take the host's
+//! `kill -9` of the command that somebody waits at is a "no" that the child hears, whether it is asked for a yes by then or
+//! not, and it is still there to take the host's
 //! table back. Should somebody kill that one too, the supervisor takes its own part back.
 #![forbid(unsafe_code)]
 
@@ -16,16 +17,20 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use super::diff::{self, Line};
-use super::{answered_something_else, configuration, ended, print, print_json, reply, status_of};
+use super::interrupt::{Heard, Interrupts, tell};
+use super::{
+    answered_something_else, configuration_or, ended, print, print_json, reply, status_of,
+};
 use crate::change::{self, Change};
 use crate::cli::Source;
 use crate::config::Protocol;
 use crate::control::{Apply, Applying, Client, Reply, Request, Said};
-use crate::error::Failure;
+use crate::error::{Failure, interrupted_by};
 use crate::firewall;
 use crate::host::Host;
 use crate::names::StackName;
@@ -48,7 +53,8 @@ pub struct Options {
 
 /// Brings a running stack to what the configuration says.
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
-    let config = configuration(source)?;
+    // Where nothing else is said, what it was made from: the built-in example would be a great change to it.
+    let config = configuration_or(source, |stack| Ok(status_of(stack)?.plan.config))?;
     let stack = &config.name;
     let status = status_of(stack)?;
     let running = status.plan;
@@ -250,6 +256,10 @@ fn carry_out(
     let client = Client::connect(&Host::state_root().control(stack))
         .map_err(|e| unable("connect to the supervisor", e))?;
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    let mut interrupts = Interruption {
+        signals: Interrupts::watch().map_err(|e| unable("watch signals", e))?,
+        by: None,
+    };
     match clone3(0).map_err(|e| unable("clone", e))? {
         Cloned::Child => {
             drop(ours);
@@ -260,28 +270,78 @@ fn carry_out(
     // The child's alone: the supervisor is to hear of its end.
     drop((client, theirs));
     loop {
+        let heard = interrupts.signals.or_message(&ours);
+        if let Heard::Interrupt(signal) = heard.map_err(|e| unable("hear from the child", e))? {
+            interrupts.take(signal);
+            // Should it have ended, what it has said last comes next.
+            let _ = protocol::send(&ours, &Said::Revert, &[]);
+            continue;
+        }
         let told = protocol::receive::<Told>(&ours);
         match told.map_err(|e| unable("hear from the child", e))? {
-            Some((Told::Step(step), _)) => eprintln!("  {step}"),
+            Some((Told::Step(step), _)) => tell(&format!("  {step}")),
             Some((Told::Confirm(seconds), _)) => {
-                let said = confirmed(seconds, &ours);
+                let said = confirmed(seconds, &ours, &mut interrupts);
                 let said = said.map_err(|e| unable("wait for the confirmation", e))?;
                 // Who has waited too long hears so next.
                 let _ = protocol::send(&ours, &said, &[]);
             }
-            Some((Told::Done, _)) => return Ok(()),
-            Some((Told::Failed(failure), _)) => return Err(failure),
+            Some((Told::Done, _)) => return interrupts.too_late(stack),
+            Some((Told::Failed(failure), _)) => return Err(interrupts.why(failure)),
             None => {
-                return Err(Failure::unable(
+                return Err(interrupts.why(Failure::unable(
                     "the process that talked to the supervisor has ended: lrpns status says how things are",
-                ));
+                )));
             }
         }
     }
 }
 
+/// Whether somebody wants it all back.
+struct Interruption {
+    signals: Interrupts,
+    /// The first signal.
+    by: Option<Signal>,
+}
+
+impl Interruption {
+    fn take(&mut self, signal: Signal) {
+        tell(match self.by {
+            None => "interrupted: the old rules come back",
+            Some(_) => "the old rules are coming back",
+        });
+        self.by.get_or_insert(signal);
+    }
+
+    /// A failure that was asked for.
+    fn why(&self, failure: Failure) -> Failure {
+        match self.by {
+            Some(signal) => Failure {
+                code: interrupted_by(signal),
+                ..failure
+            },
+            None => failure,
+        }
+    }
+
+    fn too_late(&self, stack: &StackName) -> Result<(), Failure> {
+        match self.by {
+            Some(signal) => Err(self
+                .why(Failure::failed(format!(
+                    "{stack}: {signal} came too late: the change was made, and stays"
+                )))
+                .hint("apply the file from before takes it back")),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Waits for a line on standard input, or for what the child says next: then it is too late.
-fn confirmed(seconds: u64, child: &OwnedFd) -> std::io::Result<Said> {
+fn confirmed(
+    seconds: u64,
+    child: &OwnedFd,
+    interrupts: &mut Interruption,
+) -> std::io::Result<Said> {
     let how = if std::io::stdin().is_terminal() {
         "press Enter"
     } else {
@@ -292,24 +352,31 @@ fn confirmed(seconds: u64, child: &OwnedFd) -> std::io::Result<Said> {
         // What was typed before the question answers something else.
         rustix::termios::tcflush(&stdin, rustix::termios::QueueSelector::IFlush)?;
     }
-    eprintln!("to keep it, {how} within {seconds} s");
+    tell(&format!("to keep it, {how} within {seconds} s"));
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
             PollFd::new(child, PollFlags::IN),
+            PollFd::new(&interrupts.signals, PollFlags::IN),
         ];
         match rustix::event::poll(&mut ready, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        let [line, over] = ready.map(|fd| !fd.revents().is_empty());
+        let [line, over, _] = ready.map(|fd| !fd.revents().is_empty());
+        if let Some(signal) = interrupts.signals.came()? {
+            interrupts.take(signal);
+            return Ok(Said::Revert);
+        }
         if over {
             return Ok(Said::Revert);
         }
         if line {
             let mut chunk = [0; 256];
-            let got = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut chunk))?;
+            // A terminal that is gone says no as well.
+            let got = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut chunk));
+            let got = got.unwrap_or(0);
             if got == 0 {
                 return Ok(Said::Revert);
             }

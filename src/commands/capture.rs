@@ -25,12 +25,13 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::opener::{open_inside, part_of};
 use super::{ask, status_of};
+use crate::config::Source;
 use crate::control::Request;
 use crate::error::{Failure, chain};
 use crate::firewall::{self, logging};
 use crate::logbuf::{Filter as LogFilter, Stream};
 use crate::names::StackName;
-use crate::plan::Plan;
+use crate::plan::{Plan, PublishPlan, Transport};
 use crate::privileges;
 use crate::traffic::kernel::{Group, Logged, Reader};
 use crate::traffic::line::Names;
@@ -94,6 +95,26 @@ impl Filter {
                 .is_some_and(|(from, to)| from == port || to == port)
         };
         self.client.is_none_or(of) && self.port.is_none_or(with) && (refused || !self.refused)
+    }
+}
+
+/// Whether packets of this client are the relay's where they are captured.
+fn goes_by_relay(client: IpAddr, plan: &Plan) -> bool {
+    let of_family = |publish: &&PublishPlan| publish.listen.is_ipv4() == client.is_ipv4();
+    let mut apps = plan.apps.iter().filter(|app| app.source == Source::Sidecar);
+    client != relays_address(client, plan)
+        && apps.any(|app| {
+            let mut published = app.publish.iter().filter(of_family);
+            published.any(|publish| publish.via == Transport::Relay)
+        })
+}
+
+/// Where the relay dials from, in the client's family if the stack has it.
+fn relays_address(client: IpAddr, plan: &Plan) -> IpAddr {
+    let ipv4 = IpAddr::from(plan.uplink.host_address);
+    match plan.uplink.host_address6 {
+        Some(ipv6) if client.is_ipv6() => ipv6.into(),
+        _ => ipv4,
     }
 }
 
@@ -182,6 +203,16 @@ pub fn capture(
     };
     if file.is_some() {
         eprintln!("capturing, until Ctrl-C");
+    }
+    if let Some(client) = filter
+        .client
+        .filter(|client| goes_by_relay(*client, &status.plan))
+    {
+        eprintln!(
+            "note: who comes by relay has the relay's address in the sidecar, so `client {}` is what to ask for; \
+             source = \"client\" shows who it is",
+            relays_address(client, &status.plan)
+        );
     }
     loop {
         let [read, stop, over] = {

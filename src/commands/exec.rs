@@ -15,7 +15,7 @@
 //! pseudo-terminal of its own, and this process carries the bytes.
 #![forbid(unsafe_code)]
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -30,10 +30,12 @@ use crate::error::Failure;
 use crate::host::Host;
 use crate::init::app::Command;
 use crate::init::ceilings;
+use crate::logbuf::Stream;
 use crate::names::StackName;
 use crate::privileges;
 use crate::protocol::{self, Exit, FromStage};
 use crate::seccomp::Filters;
+use crate::stdio::{self, Raw};
 use crate::sys::namespace::{every_kind, setns};
 use crate::sys::process::{
     Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
@@ -315,42 +317,23 @@ struct Terminal {
     theirs: OwnedFd,
     /// Which of the three standard descriptors were terminals.
     instead_of: [bool; 3],
-    /// How the host's terminal was.
-    before: Option<rustix::termios::Termios>,
+    /// Where what it says is shown.
+    shown_at: Stream,
 }
 
 impl Terminal {
     /// Makes one if any standard descriptor is a terminal.
     fn needed() -> io::Result<Option<Self>> {
-        let instead_of = [
-            io::stdin().is_terminal(),
-            io::stdout().is_terminal(),
-            io::stderr().is_terminal(),
-        ];
-        if instead_of == [false; 3] {
+        let instead_of = stdio::terminals();
+        let Some(shown_at) = stdio::shown_at(instead_of) else {
             return Ok(None);
-        }
-        let ours = rustix::pty::openpt(
-            rustix::pty::OpenptFlags::RDWR
-                | rustix::pty::OpenptFlags::NOCTTY
-                | rustix::pty::OpenptFlags::CLOEXEC,
-        )?;
-        rustix::pty::grantpt(&ours)?;
-        rustix::pty::unlockpt(&ours)?;
-        let theirs = rustix::pty::ioctl_tiocgptpeer(
-            &ours,
-            rustix::pty::OpenptFlags::RDWR
-                | rustix::pty::OpenptFlags::NOCTTY
-                | rustix::pty::OpenptFlags::CLOEXEC,
-        )?;
-        if let Ok(size) = rustix::termios::tcgetwinsize(io::stdin()) {
-            rustix::termios::tcsetwinsize(&ours, size)?;
-        }
+        };
+        let (ours, theirs) = stdio::pseudo_terminal()?;
         Ok(Some(Self {
             ours,
             theirs,
             instead_of,
-            before: None,
+            shown_at,
         }))
     }
 
@@ -372,17 +355,14 @@ impl Terminal {
 
     /// Carries bytes until there is something to read of `over`, which is when the command has ended, and everything has
     /// been said; then `exit` tells how.
-    fn carry<T>(mut self, over: &OwnedFd, exit: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.instead_of[0]
-            && let Ok(before) = rustix::termios::tcgetattr(io::stdin())
-        {
-            let mut raw = before.clone();
-            raw.make_raw();
-            rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &raw)?;
-            self.before = Some(before);
-        }
+    fn carry<T>(self, over: &OwnedFd, exit: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let _raw = self.instead_of[0].then(Raw::set).transpose()?;
         let (null, _write) = rustix::pipe::pipe()?;
-        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let shown_at = match self.shown_at {
+            Stream::Err => stderr.as_fd(),
+            _ => stdout.as_fd(),
+        };
         let mut input: BorrowedFd<'_> = if self.instead_of[0] {
             stdin.as_fd()
         } else {
@@ -403,7 +383,7 @@ impl Terminal {
             if said {
                 // EIO: nobody has the other side open any more (pty(7)).
                 let got = rustix::io::read(&self.ours, &mut chunk).unwrap_or(0);
-                write_all(stdout.as_fd(), &chunk[..got])?;
+                write_all(shown_at, &chunk[..got])?;
                 if got > 0 {
                     continue;
                 }
@@ -417,19 +397,6 @@ impl Terminal {
                     _ => input = null.as_fd(),
                 }
             }
-        }
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            // The terminal may be gone; then it needs nothing back.
-            let _ = rustix::termios::tcsetattr(
-                io::stdin(),
-                rustix::termios::OptionalActions::Now,
-                before,
-            );
         }
     }
 }

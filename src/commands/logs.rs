@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use rustix::event::{PollFd, PollFlags};
+
 use super::{ask, cannot_print, next_reply};
-use crate::control::{Reply, Request};
+use crate::control::{Client, Reply, Request};
 use crate::error::Failure;
 use crate::logbuf::Filter;
 use crate::names::StackName;
@@ -25,6 +28,9 @@ pub fn logs(
     let colour = std::io::stdout().is_terminal();
     let mut out = anstream::stdout();
     loop {
+        if !is_read(&client).map_err(cannot_print)? {
+            return Ok(ExitCode::SUCCESS);
+        }
         let line = match next_reply(&client, stack)? {
             Some((Reply::Line(line), _)) => line,
             // The stack went down while we followed it: that is how a log ends.
@@ -42,6 +48,26 @@ pub fn logs(
             // Whoever read it has seen enough.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
             Err(e) => return Err(cannot_print(e)),
+        }
+    }
+}
+
+/// Waits until there is more to print; `false` when nobody reads it any more, which a pipe tells of without a write.
+fn is_read(client: &Client) -> std::io::Result<bool> {
+    let stdout = std::io::stdout();
+    loop {
+        let mut ready = [
+            PollFd::new(client, PollFlags::IN),
+            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let [more, gone] = ready.map(|fd| !fd.revents().is_empty());
+        if more || gone {
+            return Ok(!gone);
         }
     }
 }

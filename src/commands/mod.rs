@@ -9,6 +9,7 @@ mod down;
 mod exec;
 mod gate;
 mod init;
+mod interrupt;
 mod logs;
 mod opener;
 mod plan;
@@ -19,7 +20,7 @@ mod trace;
 mod up;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -51,6 +52,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             up::up(configuration(&source)?, detach, wishes)
         }
         Command::Run {
+            tty,
+            interactive,
             publish,
             rootfs,
             env,
@@ -67,11 +70,12 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 env,
                 tmpfs,
                 via,
+                term: std::env::var("TERM").ok().filter(|_| tty),
                 command,
             };
             let here = std::env::current_dir()
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
-            up::run(config::run(&options, &here)?)
+            up::run(config::run(&options, &here)?, tty, interactive)
         }
         Command::Down { all: true, .. } => down::all(),
         Command::Down { target, .. } => {
@@ -204,6 +208,14 @@ fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
 /// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
 /// example.
 fn configuration(source: &Source) -> Result<Config, Failure> {
+    configuration_or(source, |_| Ok(None))
+}
+
+/// The same, but that `instead` is asked before the built-in example for the file of the stack of this name.
+fn configuration_or(
+    source: &Source,
+    instead: impl FnOnce(&StackName) -> Result<Option<PathBuf>, Failure>,
+) -> Result<Config, Failure> {
     let vars = Vars::from_process(&source.set, source.env_file.as_deref())?;
     if let Some(file) = &source.file {
         let config = config::load(file, &vars)?;
@@ -212,7 +224,8 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
                 "{} is for the stack {}, not for {stack}",
                 file.display(),
                 config.name
-            ))),
+            ))
+            .hint(format!("-f {} alone is enough", file.display()))),
             _ => Ok(config),
         };
     }
@@ -232,6 +245,18 @@ fn configuration(source: &Source) -> Result<Config, Failure> {
         }
     }
     let builtin = config::builtin(&vars)?;
+    let stack = source.stack.as_ref().unwrap_or(&builtin.name);
+    if let Some(file) = instead(stack)? {
+        let config = config::load(&file, &vars)?;
+        if config.name != *stack {
+            return Err(Failure::usage(format!(
+                "{}, which {stack} was made from, is for the stack {} now",
+                file.display(),
+                config.name
+            )));
+        }
+        return Ok(config);
+    }
     match &source.stack {
         Some(stack) if *stack != builtin.name => {
             let other = passed_over.map_or(String::new(), |name| {
@@ -315,8 +340,18 @@ fn next_reply(
     stack: &StackName,
 ) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     match client.reply() {
-        Ok(Some((Reply::Refused { why, hint }, _))) => {
-            let failure = Failure::failed(why);
+        Ok(Some((
+            Reply::Refused {
+                why,
+                hint,
+                configuration,
+            },
+            _,
+        ))) => {
+            let failure = match configuration {
+                true => Failure::usage(why),
+                false => Failure::failed(why),
+            };
             Err(match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,

@@ -12,6 +12,7 @@ use crate::names::StackName;
 
 /// Starts a part again, or every app.
 pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let alone = words.len() == 1;
     let mut words = words.into_iter();
     let (stack, part) = match (words.next(), words.next()) {
         (Some(stack), Some(part)) => (Some(stack), Some(part)),
@@ -27,7 +28,13 @@ pub fn restart(words: Vec<String>, file: Option<&Path>) -> Result<ExitCode, Fail
         .transpose()
         .map_err(Failure::usage)?;
     let stack = target_name(stack, file)?;
-    let client = ask(&stack, &Request::Restart { part: part.clone() })?;
+    let client = ask(&stack, &Request::Restart { part: part.clone() });
+    let client = client.map_err(|e| match &part {
+        Some(word) if alone => e.hint(format!(
+            "no stack {word} runs either, so {word} was taken for a part of {stack}; lrpns ps shows what does"
+        )),
+        _ => e,
+    })?;
     // One answer for each part, then the end.
     let mut refused = vec![];
     let mut answers = 0;

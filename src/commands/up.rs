@@ -4,13 +4,15 @@
 //! runtime (locks, ports, and rootless our own namespaces); then the runtime.
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::gate;
+use super::interrupt::{Heard, Interrupts, tell};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::control::{Client, Reply, Request, Status, is_gone};
@@ -21,7 +23,8 @@ use crate::namespaces;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::screen::Screen;
-use crate::stack::StackError;
+use crate::stack::{Progress, StackError, Wait};
+use crate::stdio::Attached;
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach, null_standard_descriptors};
 use crate::{preflight, protocol, publish, resolve, rootless};
@@ -44,7 +47,7 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
         .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
     let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()));
     screen.finish();
-    match ended? {
+    match ended.map_err(Failure::of_the_stack)? {
         End::Already(message) => {
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
@@ -55,9 +58,14 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     }
 }
 
-/// A stack around one command; its output is the command's, its end too.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
-    match supervise_here(config, Wishes::default(), Voice::command())? {
+/// A stack around one command; its standard streams are the command's, its end too.
+pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Failure> {
+    let user = Attached::new(tty, interactive)
+        .map_err(|e| Failure::unable(format!("open the standard streams: {e}")))?;
+    let user = Arc::new(user);
+    let ended = supervise_here(config, Wishes::default(), Voice::command(user.clone()));
+    user.detach();
+    match ended? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
@@ -80,7 +88,7 @@ enum End {
 
 /// Whom the supervisor tells.
 struct Voice {
-    progress: Box<dyn FnMut(&'static str)>,
+    progress: Box<dyn FnMut(Progress<'_>)>,
     ready: Box<dyn FnOnce(&Status)>,
     tee: Tee,
 }
@@ -93,17 +101,13 @@ impl Voice {
             && anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
         let begun = std::time::Instant::now();
         Self {
-            progress: Box::new(move |step| {
-                {
-                    let elapsed = begun.elapsed().as_secs_f64() * 1e3;
-                    // One write: standard error has no buffer.
-                    let line = format!(
-                        "{elapsed:>8.1} ms  {}
-",
-                        done(step)
-                    );
-                    let _ = std::io::stderr().write_all(line.as_bytes());
-                }
+            progress: Box::new(move |progress| {
+                let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+                let what = match progress {
+                    Progress::Done(step) => done(step),
+                    Progress::Waits(what) => what,
+                };
+                tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
             ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
@@ -114,11 +118,11 @@ impl Voice {
     }
 
     /// `run`: the command's own output and nothing else, but for what goes wrong.
-    fn command() -> Self {
+    fn command(user: Arc<Attached>) -> Self {
         Self {
             progress: Box::new(|_| {}),
             ready: Box::new(|_| {}),
-            tee: Tee::Bytes,
+            tee: Tee::Bytes(user),
         }
     }
 }
@@ -127,6 +131,7 @@ impl Voice {
 #[derive(Serialize, Deserialize)]
 enum Told {
     Step(String),
+    Waits(String),
     Line(LogLine),
     Ready(String),
     Already(String),
@@ -137,30 +142,64 @@ enum Told {
 fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    let interrupts = Interrupts::watch().map_err(|e| unable("watch signals", e))?;
+    let stack = config.name.clone();
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
     let supervisor = detach(theirs, |theirs| background(config, wishes, theirs))
         .map_err(|e| unable("clone", e))?;
+    let its_end = || super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e));
     let verbose = std::io::stderr().is_terminal();
+    let mut interrupted = None;
     loop {
+        match interrupts
+            .or_message(&ours)
+            .map_err(|e| unable("hear from the supervisor", e))?
+        {
+            Heard::Interrupt(_) if interrupted.is_some() => {
+                tell(&format!("the start of {stack} is being undone"));
+                continue;
+            }
+            Heard::Interrupt(signal) => {
+                tell(&format!(
+                    "interrupted by {signal}: undoing the start of {stack}"
+                ));
+                interrupted = Some(signal);
+                // ESRCH: it has ended, and what it had to say comes next.
+                let signal = rustix::process::Signal::from_named_raw(signal as i32);
+                let _ =
+                    signal.map(|signal| rustix::process::pidfd_send_signal(&supervisor, signal));
+                continue;
+            }
+            Heard::Message => {}
+        }
         match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {
-            Some((Told::Step(step), _)) if verbose => eprintln!("  {}", done(&step)),
+            Some((Told::Step(step), _)) if verbose => tell(&format!("  {}", done(&step))),
             Some((Told::Step(_), _)) => {}
-            Some((Told::Line(line), _)) => eprintln!("{}", line.human(verbose)),
+            Some((Told::Waits(what), _)) => tell(&what),
+            Some((Told::Line(line), _)) => tell(&line.human(verbose)),
+            // It came up just before it heard of the signal, and goes down.
+            Some((Told::Ready(_), _)) if interrupted.is_some() => {}
             Some((Told::Ready(message), _)) => {
-                eprintln!("{message}");
+                tell(&message);
                 return Ok(ExitCode::SUCCESS);
             }
             // These two it says last; when it has ended, really nothing is left of it.
             Some((Told::Already(message), _)) => {
-                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
-                eprintln!("{message}");
+                its_end()?;
+                tell(&message);
                 return Ok(ExitCode::SUCCESS);
             }
             Some((Told::Failed(failure), _)) => {
-                super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e))?;
+                its_end()?;
                 return Err(failure);
             }
-            None => return Err(Failure::unable("the supervisor ended without a word")),
+            None => {
+                its_end()?;
+                return Err(match interrupted {
+                    Some(by) => StackError::Interrupted { by: Some(by) }.into(),
+                    None => Failure::unable("the supervisor ended without a word"),
+                });
+            }
         }
     }
 }
@@ -182,8 +221,12 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
     let heard = std::rc::Rc::new(std::cell::Cell::new(true));
     let still_heard = heard.clone();
     let voice = Voice {
-        progress: Box::new(move |step| {
-            let _ = protocol::send(&*steps, &Told::Step(step.to_owned()), &[]);
+        progress: Box::new(move |progress| {
+            let told = match progress {
+                Progress::Done(step) => Told::Step(step.to_owned()),
+                Progress::Waits(what) => Told::Waits(what.to_owned()),
+            };
+            let _ = protocol::send(&*steps, &told, &[]);
         }),
         ready: Box::new(move |status| {
             let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
@@ -202,7 +245,7 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
     match supervise_here(config, wishes, voice) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
-        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure)),
+        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
     }
     0
 }
@@ -210,13 +253,14 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
 /// A session of our own, and the null device on the three standard descriptors.
 fn leave_terminal() -> std::io::Result<()> {
     rustix::process::setsid()?;
+    supervise::the_end().thread_unblock()?;
     null_standard_descriptors()?;
     rustix::process::chdir("/")?;
     Ok(())
 }
 
 /// Claims the stack, brings it up and supervises it until its end.
-fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, Failure> {
+fn supervise_here(config: Config, wishes: Wishes, mut voice: Voice) -> Result<End, Failure> {
     let strict_limits = wishes.strict_limits;
     // Before there is anything of the stack that it could keep alive.
     let gate = match wishes.gate {
@@ -226,16 +270,18 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state = Host::state_root();
-    let (global, host, mut plan, claimed) = loop {
+    let (global, host, mut plan, claimed, _held_back) = loop {
+        let held_back = HeldBack::signals()?;
         let global = state.lock()?;
         state.settle(&config.name, &global)?;
         let host = Host::look(&config.name)?;
         let plan = resolve::plan(&config, &host)?;
         if let Some(claimed) = state.claim(&config.name, &global)? {
-            break (global, host, plan, claimed);
+            // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
+            break (global, host, plan, claimed, held_back);
         }
-        drop(global);
-        if let Some(message) = already(&config, &plan, &host)? {
+        drop((global, held_back));
+        if let Some(message) = already(&config, &plan, &host, &mut voice.progress)? {
             return Ok(End::Already(message));
         }
     };
@@ -328,6 +374,24 @@ fn supervise_here(config: Config, wishes: Wishes, voice: Voice) -> Result<End, F
     Ok(end)
 }
 
+/// Signals that would end this process wait as long as this lives, unless the supervisor takes them.
+struct HeldBack;
+
+impl HeldBack {
+    fn signals() -> Result<Self, Failure> {
+        let held = supervise::the_end().thread_block();
+        held.map_err(|e| Failure::unable(format!("hold signals back: {e}")))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        // It is refused for nothing but an argument that is wrong.
+        let _ = supervise::the_end().thread_unblock();
+    }
+}
+
 /// Makes the stack's cgroups; what they can't hold after all is no longer in the plan.
 fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
     let parts: Vec<_> = plan
@@ -344,11 +408,25 @@ fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
 /// did not come up, and now it is our turn.
-fn already(config: &Config, fresh: &Plan, host: &Host) -> Result<Option<String>, Failure> {
+fn already(
+    config: &Config,
+    fresh: &Plan,
+    host: &Host,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<String>, Failure> {
     let stack = &fresh.stack;
-    let ask = || -> std::io::Result<_> {
+    let mut ask = || -> std::io::Result<_> {
         let client = Client::connect(&host.state.control(stack))?;
         client.ask(&Request::Status)?;
+        let mut wait = Wait::begin();
+        while !client.has_answered_by(wait.next())? {
+            if let Some(since) = wait.due() {
+                let since = since.as_secs();
+                let what =
+                    format!("waiting for {stack}, which is being started already, for {since} s");
+                progress(Progress::Waits(&what));
+            }
+        }
         client.reply()
     };
     match ask() {

@@ -36,6 +36,8 @@ pub struct RunOptions {
     pub tmpfs: Vec<String>,
     /// `--via`; `None` is `auto`.
     pub via: Option<String>,
+    /// With `--tty`, the caller's `TERM`.
+    pub term: Option<String>,
     /// What stands after `--`.
     pub command: Vec<String>,
 }
@@ -56,6 +58,12 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
     let rootfs = flags.take("app.rootfs", "--rootfs", rootfs);
     let publish = flags.publish(&options.publish);
     let mut env = flags.env(&options.env);
+    if let Some(term) = &options.term
+        && !env.contains_key("TERM")
+    {
+        let term = Ok(("TERM".to_owned(), term.clone()));
+        env.extend(flags.take("app.env.TERM", "--tty", term));
+    }
     if rootfs == Some(Rootfs::BuiltinWebapp) {
         file::default_env(&mut env);
     }

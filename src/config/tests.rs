@@ -1049,6 +1049,7 @@ fn options() -> RunOptions {
         env: vec![own("A=b=c")],
         tmpfs: vec![],
         via: None,
+        term: None,
         command: vec![own("sh"), own("-c"), own("true")],
     }
 }
@@ -1106,6 +1107,7 @@ fn run_names_every_flag_that_is_wrong() {
         env: vec![own("A")],
         tmpfs: vec![own("/tmp")],
         via: Some(own("relais")),
+        term: None,
         command: vec![own("./x")],
     };
     let errors = run(&bad, Path::new("/base")).unwrap_err();

@@ -60,7 +60,10 @@ impl Vars {
         if let Some(path) = env_file {
             match read_text(path, LARGEST) {
                 Ok(text) => vars.env_file = Some((path.to_owned(), text)),
-                Err(problem) => problems.push(*problem),
+                Err(problem) => problems.push(Problem {
+                    example: "--env-file web.env, with lines such as PROVIDER=world".to_owned(),
+                    ..*problem
+                }),
             }
         }
         if problems.is_empty() {

@@ -78,6 +78,44 @@ fn ask_to_forget(socket: &Socket, request: &[u8]) -> io::Result<()> {
     }
 }
 
+/// How many connections conntrack knows in one network namespace, and how many it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// Those that there are.
+    pub now: u32,
+    /// `net.netfilter.nf_conntrack_max`, the same for every namespace.
+    pub most: u32,
+}
+
+impl Fill {
+    /// Asks the kernel about the network namespace in which `socket` was opened; needs NET_ADMIN over it.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)`, `recvmsg(2)` or the kernel says.
+    pub fn ask(socket: &Socket) -> io::Result<Self> {
+        const IPCTNL_MSG_CT_GET_STATS: libc::c_int = 5;
+        const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+        const CTA_STATS_GLOBAL_MAX_ENTRIES: u16 = 2;
+        let mut request = vec![];
+        let kind = libc::NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS;
+        message(&mut request, (kind, 0, 0), (libc::AF_UNSPEC, 0), |_| ());
+        socket.0.send(&request, 0)?;
+        let mut buffer = Vec::with_capacity(ANSWER);
+        socket.0.recv(&mut buffer, 0)?;
+        let answer = messages(&buffer).next();
+        let answer = answer.ok_or(io::ErrorKind::InvalidData)?;
+        if answer.kind == libc::NLMSG_ERROR {
+            return Err(io::Error::from_raw_os_error(answer.error()));
+        }
+        let attributes = counters::attributes_of(answer.body);
+        let told = |kind| number(attributes, kind).ok_or(io::ErrorKind::InvalidData);
+        Ok(Self {
+            now: told(CTA_STATS_GLOBAL_ENTRIES)?,
+            most: told(CTA_STATS_GLOBAL_MAX_ENTRIES)?,
+        })
+    }
+}
+
 /// Who may connect to what: what is not in `to` is not granted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grants {

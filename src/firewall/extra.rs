@@ -356,8 +356,45 @@ pub(super) fn kept(kind: libc::c_int, mut attributes: &[u8], compare: bool) -> V
             if !elements.is_empty() {
                 Attributes(&mut out).bytes(number, &elements);
             }
+        } else if kind == libc::NFT_MSG_NEWRULE && plain == NFTA_RULE_EXPRESSIONS {
+            Attributes(&mut out).bytes(number, &without_no_timeout(value));
         } else if wanted.contains(&plain) {
             Attributes(&mut out).bytes(number, value);
+        }
+        attributes = rest;
+    }
+    out
+}
+
+/// A list of expressions, in which those that add to a set don't say that it is for no time: the kernel says so of every
+/// one, and takes it of those sets alone whose elements have a timeout (`nft_dynset_dump`, `nft_dynset_init`).
+fn without_no_timeout(mut list: &[u8]) -> Vec<u8> {
+    let mut out = vec![];
+    while let Some((expression, rest)) = next(list) {
+        let number = u16::from_ne_bytes([list[2], list[3]]);
+        let adds = text(expression, NFTA_EXPR_NAME).is_some_and(|name| name == "dynset");
+        let inner = without(expression, |kind, data| {
+            let data = (adds && kind == NFTA_EXPR_DATA).then_some(data)?;
+            Some(without(data, |kind, value| {
+                let none = kind == NFTA_DYNSET_TIMEOUT && value.iter().all(|byte| *byte == 0);
+                none.then(Vec::new)
+            }))
+        });
+        Attributes(&mut out).bytes(number, &inner);
+        list = rest;
+    }
+    out
+}
+
+/// The same attributes, but for those that `change` makes something else of; empty, they are left out.
+fn without(mut attributes: &[u8], change: impl Fn(u16, &[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut out = vec![];
+    while let Some((value, rest)) = next(attributes) {
+        let number = u16::from_ne_bytes([attributes[2], attributes[3]]);
+        match change(number & libc::NLA_TYPE_MASK as u16, value) {
+            Some(changed) if changed.is_empty() => {}
+            Some(changed) => Attributes(&mut out).bytes(number, &changed),
+            None => Attributes(&mut out).bytes(number, value),
         }
         attributes = rest;
     }
@@ -367,16 +404,11 @@ pub(super) fn kept(kind: libc::c_int, mut attributes: &[u8], compare: bool) -> V
 /// A list of elements, each without the time that is left to it: it begins anew with each load.
 fn without_expiration(mut list: &[u8]) -> Vec<u8> {
     let mut out = vec![];
-    while let Some((mut element, rest)) = next(list) {
+    while let Some((element, rest)) = next(list) {
         let number = u16::from_ne_bytes([list[2], list[3]]);
-        let mut inner = vec![];
-        while let Some((value, others)) = next(element) {
-            let kind = u16::from_ne_bytes([element[2], element[3]]);
-            if kind & libc::NLA_TYPE_MASK as u16 != NFTA_SET_ELEM_EXPIRATION {
-                Attributes(&mut inner).bytes(kind, value);
-            }
-            element = others;
-        }
+        let inner = without(element, |kind, _| {
+            (kind == NFTA_SET_ELEM_EXPIRATION).then(Vec::new)
+        });
         Attributes(&mut out).bytes(number, &inner);
         list = rest;
     }

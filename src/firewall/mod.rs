@@ -38,7 +38,7 @@ mod text;
 pub mod trace;
 mod update;
 
-pub use conntrack::{Grants, forget_udp, forget_ungranted, grants, host_grants};
+pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_grants};
 pub use counters::{Listing, Object, counted, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
 pub use extra::{ExtraChange, Snapshot, added, snapshot};

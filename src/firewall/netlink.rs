@@ -296,6 +296,7 @@ pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
 pub(super) const NFTA_DYNSET_SET_NAME: u16 = 1;
 pub(super) const NFTA_DYNSET_OP: u16 = 3;
 pub(super) const NFTA_DYNSET_SREG_KEY: u16 = 4;
+pub(super) const NFTA_DYNSET_TIMEOUT: u16 = 6;
 pub(super) const NFTA_DYNSET_EXPR: u16 = 7;
 pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
 

@@ -233,6 +233,11 @@ impl<'p> Sidecar<'p> {
         if self.plan.has_ipv6() {
             // A source route: the kernel's own refusal of it comes later, and may be forgotten (RFC 5095, RFC 8754).
             table.rule("guard", "drop-routing-header", [routing_header()], drop());
+            // Of IPv4 by IPv6 (RFC 4291, 2.5.5.2): such an address is none on a network, and to a socket of both families
+            // it is its IPv4 client's, 127.0.0.1's too. The kernel refuses that of TCP alone, where the socket is.
+            let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
+            let forged = is(header_field("ip6", "saddr"), subnet(mapped));
+            table.rule("guard", "drop-mapped6", [forged], drop());
         } else {
             table.rule("guard", "drop-ipv6", [is_ipv6()], drop());
         }

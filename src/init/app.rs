@@ -47,6 +47,7 @@ pub fn run(
     let (Some(out), Some(err), Some(program)) = (fds.next(), fds.next(), fds.next()) else {
         return Err(step("take the output")("its descriptors did not come"));
     };
+    let stdin = if start.stdin { fds.next() } else { None };
     let mut notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
         .map_err(step("make the root"))?;
     notes.extend(enter_domain(&start, program.as_fd())?);
@@ -71,15 +72,15 @@ pub fn run(
     let child_ended = watch_children().map_err(step("watch for the command's end"))?;
     let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
     let (pid, pidfd) = command.start(&Launch {
-        stdin: None,
+        stdin: stdin.as_ref().map(AsFd::as_fd),
         out: out.as_fd(),
         err: err.as_fd(),
         program: None,
-        terminal: false,
+        terminal: start.terminal,
         apart: !weakened("landlock"),
         filter: &start.seccomp.command,
     })?;
-    drop((out, err));
+    drop((stdin, out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
     let exit = tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;

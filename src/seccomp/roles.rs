@@ -46,10 +46,10 @@ const MEMORY: &[Sysno] = calls![
 /// Processes and threads; whom they may signal is up to the pid namespace.
 const PROCESSES: &[Sysno] = calls![
     execve execveat exit exit_group get_robust_list getcpu getegid geteuid getgid getgroups getpgid getpid getppid
-    getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid kill pidfd_open pidfd_send_signal prlimit64
+    getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid kill pidfd_open pidfd_send_signal
     rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
     sched_getscheduler sched_rr_get_interval sched_setaffinity sched_yield set_robust_list set_tid_address setpgid
-    setrlimit setsid sysinfo tgkill tkill uname wait4 waitid
+    setsid sysinfo tgkill tkill uname wait4 waitid
 ];
 #[cfg(target_arch = "x86_64")]
 const OLD_PROCESSES: &[Sysno] = calls![arch_prctl getpgrp pause];
@@ -350,6 +350,11 @@ fn common() -> Calls {
         SELF,
     ]);
     sending(&mut calls);
+    // The one limit that must not be lowered: see `crate::init::ceilings`.
+    let but_of_cores = |arg| allow([low(arg, u32::MAX, Comparison::Ne, libc::RLIMIT_CORE)]);
+    set(&mut calls, Sysno::setrlimit, vec![but_of_cores(0)]);
+    let limits = vec![but_of_cores(1), reading_limits()];
+    set(&mut calls, Sysno::prlimit64, limits);
     // Its flags are in memory, where no filter can look: glibc falls back to clone(2) when told that there is none.
     set(&mut calls, Sysno::clone3, vec![always(ENOSYS)]);
     set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
@@ -438,6 +443,16 @@ impl Carries {
     };
 }
 
+/// `prlimit64` that sets nothing.
+fn reading_limits() -> Rule {
+    allow([Test {
+        arg: 2,
+        mask: u64::MAX,
+        is: Comparison::Eq,
+        value: 0,
+    }])
+}
+
 /// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry
 /// that, and it binds only if it dials as its clients.
 #[must_use]
@@ -476,14 +491,7 @@ pub fn relay(carries: Carries) -> Profile {
     }
     set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
     set(&mut calls, Sysno::ioctl, one_of(1, &[libc::FIONBIO]));
-    // Limits are read.
-    let reading = Test {
-        arg: 2,
-        mask: u64::MAX,
-        is: Comparison::Eq,
-        value: 0,
-    };
-    set(&mut calls, Sysno::prlimit64, vec![allow([reading])]);
+    set(&mut calls, Sysno::prlimit64, vec![reading_limits()]);
     profile("relay", calls)
 }
 

@@ -42,7 +42,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join_all};
 use ipnet::IpNet;
 use nftables::schema::Nftables;
 use tokio::sync::{mpsc, oneshot};
@@ -58,7 +58,7 @@ use crate::namespaces::Mapper;
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Channel;
 use crate::publish::{self, Listener};
-use crate::stack::{Ground, Launched, PartId, StackError};
+use crate::stack::{Ground, Launched, PartId, StackError, Wait};
 use crate::state;
 use crate::traffic::line::Names;
 
@@ -76,12 +76,17 @@ const REVOKED_TRIED: usize = 8;
 /// How many earlier relays there may be: each is a process of the relay's cgroup.
 const LEAVING: usize = 24;
 
+/// Why a change is taken back that its client wants no more.
+const INTERRUPTED: &str = "interrupted";
+
 /// What the task wants of the loop.
 pub(super) enum Step {
     /// What is started from now on is started on this.
     Ground(Arc<Ground>),
     /// There is a part more, to be started.
     Join(PartId),
+    /// This part, which is being started, need not come up.
+    GiveUp(PartId),
     /// These parts end for good; when they have, it is said.
     Leave(Vec<PartId>, oneshot::Sender<()>),
     /// Another relay has the published ports, or, with none published, there is no relay any more.
@@ -129,6 +134,7 @@ impl Supervisor {
             events: self.sender.clone(),
             host_socket,
             host_rules: self.host_rules.clone(),
+            reverted: false,
             deaf: false,
             moves: vec![],
             moved: vec![],
@@ -146,6 +152,11 @@ impl Supervisor {
                 self.ground = ground;
             }
             Step::Join(id) => self.parts.push(Part::new(id)),
+            Step::GiveUp(id) => {
+                if let Some(part) = self.parts.iter_mut().find(|part| part.id == id) {
+                    part.give_up = None;
+                }
+            }
             Step::Leave(ids, ended) => self.leave(&ids, ended),
             Step::Relay(launched) => self.take_over(launched.map(|launched| *launched)),
             Step::Host(rules) => self.host_rules = *rules,
@@ -213,7 +224,7 @@ impl Supervisor {
 }
 
 /// Maps ids by way of the client: this process has dropped what that takes.
-struct ByClient<'c>(&'c mut Channel);
+struct ByClient<'c>(&'c mut Channel, &'c mut bool);
 
 impl Mapper for ByClient<'_> {
     async fn map(&mut self, process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
@@ -223,7 +234,7 @@ impl Mapper for ByClient<'_> {
             gids: gids.to_owned(),
         });
         send(self.0, &order, &[process, own.as_fd()]).await?;
-        answered(self.0).await.map_err(io::Error::other)
+        answered(self.0, self.1).await.map_err(io::Error::other)
     }
 }
 
@@ -233,13 +244,14 @@ async fn send(channel: &Channel, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::R
     sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Waits until the client has done what it was asked for.
-async fn answered(channel: &mut Channel) -> Result<(), String> {
+/// Waits until the client has done what it was asked for. It may have thought better of the change meanwhile.
+async fn answered(channel: &mut Channel, reverted: &mut bool) -> Result<(), String> {
     let answered = async {
         loop {
             match channel.receive::<Said>().await {
                 Ok(Some((Said::Changed(changed), _))) => return changed,
-                // It has thought better of it; but what it was asked for comes first.
+                // What it was asked for comes first.
+                Ok(Some((Said::Revert, _))) => *reverted = true,
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return Err("the client is gone".to_owned()),
             }
@@ -252,6 +264,17 @@ async fn answered(channel: &mut Channel) -> Result<(), String> {
         let _ = channel.end();
         Err("the client doesn't answer".to_owned())
     })
+}
+
+/// Waits until the client wants the change no more, or is gone; says which.
+async fn given_up(channel: &mut Channel) -> String {
+    loop {
+        match channel.receive::<Said>().await {
+            Ok(Some((Said::Revert, _))) => return INTERRUPTED.to_owned(),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return "the client is gone".to_owned(),
+        }
+    }
 }
 
 /// How far it has come, which is what has to be taken back.
@@ -287,7 +310,11 @@ fn untouched(e: &StackError) -> Reply {
         StackError::Volume(e) => e.hint(),
         _ => None,
     };
-    refused(format!("{why}{after}nothing was changed"), hint)
+    Reply::Refused {
+        why: format!("{why}{after}nothing was changed"),
+        hint,
+        configuration: e.is_of_the_configuration(),
+    }
 }
 
 /// A live change.
@@ -298,6 +325,8 @@ struct Task {
     events: mpsc::UnboundedSender<Event>,
     host_socket: OwnedFd,
     host_rules: Nftables<'static>,
+    /// The client wants it no more, and has said so while it was asked for something else.
+    reverted: bool,
     /// The client reads no more: what it is told would come late, or in pieces.
     deaf: bool,
     /// The ports of TCP that move to another address, of which one is all of them…
@@ -392,7 +421,7 @@ impl Task {
         };
         self.moved = new.iter().filter(moves).cloned().collect();
         let held = held(&apply.running, apply.wanted);
-        let mut mapper = ByClient(&mut self.channel);
+        let mut mapper = ByClient(&mut self.channel, &mut self.reverted);
         let changed = self.old.changed(held, &new, &mut mapper).await;
         match changed {
             Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
@@ -410,9 +439,13 @@ impl Task {
             Err(why) => why,
         };
         self.note(format!("live change: {why}; the old rules come back"));
+        let started = [&self.done.restarted, &self.done.joined];
+        let started = started.iter().any(|parts| !parts.is_empty());
         let left = self.back(next).await;
         if left.is_empty() {
-            return refused(format!("{why}; all is as it was before"), None);
+            let stack = &next.plan.stack;
+            let hint = started.then(|| format!("lrpns logs {stack} has what the parts said"));
+            return refused(format!("{why}; all is as it was before"), hint);
         }
         let left = left.join("; ");
         self.note(format!("live change: not taken back in full: {left}"));
@@ -493,6 +526,7 @@ impl Task {
         if let Some(seconds) = confirm {
             self.confirmed(seconds).await?;
         }
+        self.still_wanted()?;
         self.revoke(next).await
     }
 
@@ -599,8 +633,9 @@ impl Task {
 
     async fn start_again(&mut self, part: &str, next: &Ground) -> Result<(), String> {
         let id = find(next, part).ok_or("there is no such part")?;
+        self.still_wanted()?;
         self.done.restarted.push(id);
-        self.restart(id, next).await?;
+        self.restart_if_wanted(id, next).await?;
         self.say(format!("{part} is started again")).await;
         Ok(())
     }
@@ -608,11 +643,12 @@ impl Task {
     /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet.
     async fn join(&mut self, next: &Ground) -> Result<(), String> {
         for index in self.old.plan.apps.len()..next.plan.apps.len() {
+            self.still_wanted()?;
             next.join(index).await.map_err(|e| e.to_string())?;
             let id = next.apps().nth(index).ok_or("there is no such app")?;
             self.done.joined.push(id);
             self.tell(Step::Join(id));
-            self.restart(id, next).await?;
+            self.restart_if_wanted(id, next).await?;
             self.say(format!("{} is started", next.name(id))).await;
         }
         Ok(())
@@ -626,25 +662,38 @@ impl Task {
         let _ = all.await;
     }
 
-    /// Starts a part again on the ground that is current, with its limits.
-    async fn restart(&self, id: PartId, ground: &Ground) -> Result<(), String> {
-        let name = ground.name(id);
-        let limits = ground.limits(id);
-        let limited = ground.cgroups.change(&ground.plan.cgroup, name, limits);
-        limited.map_err(|e| e.to_string())?;
-        let (client, mut answers) = mpsc::channel(4);
-        let request = Request::Restart {
-            part: Some(name.to_owned()),
-        };
-        let _ = self.events.send(Event::Asked(request, vec![], client));
-        let answer = answers.recv().await.map(|answer| answer.replies);
-        match answer.as_deref() {
-            Some([Reply::Done]) => Ok(()),
-            Some([Reply::Refused { why, .. }]) => Err(why.clone()),
-            _ => Err(format!(
-                "start {name} again: the supervisor didn't say how it went"
-            )),
+    /// An error as soon as the client has said that it wants the change no more.
+    fn still_wanted(&mut self) -> Result<(), String> {
+        if self.reverted {
+            return Err(INTERRUPTED.to_owned());
         }
+        match given_up(&mut self.channel).now_or_never() {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a part again as [`restart`]; a part that takes its time is not waited for when the client wants it no more.
+    async fn restart_if_wanted(&mut self, id: PartId, ground: &Ground) -> Result<(), String> {
+        let events = self.events.clone();
+        let restart = restart(&events, id, ground);
+        tokio::pin!(restart);
+        let mut wait = Wait::begin();
+        let why = loop {
+            tokio::select! {
+                done = &mut restart => return done,
+                why = given_up(&mut self.channel) => break why,
+                () = tokio::time::sleep_until(wait.next()) => {}
+            }
+            let what = wait.due().and_then(|since| ground.not_yet(id, since));
+            if let Some(what) = what {
+                self.say(what).await;
+            }
+        };
+        self.tell(Step::GiveUp(id));
+        // It has not come up, or it has just done so: either way it starts again as it was.
+        let _ = restart.await;
+        Err(why)
     }
 
     /// Has the client change the host's table, and forget what is not of these grants, if there are any.
@@ -663,7 +712,7 @@ impl Task {
         };
         let socket = self.host_socket.try_clone().map_err(|e| e.to_string())?;
         self.send(order, &[socket.as_fd()]).await?;
-        let answer = answered(&mut self.channel).await;
+        let answer = answered(&mut self.channel, &mut self.reverted).await;
         answer.map_err(|e| format!("change the host's table: {e}"))?;
         self.host_rules = new.clone();
         self.tell(Step::Host(Box::new(new)));
@@ -721,7 +770,7 @@ impl Task {
             part.part == "sidecar" && part.because.iter().any(|key| is_of_app(key))
         };
         if restarts.iter().any(counts_by_place) {
-            left.extend(self.restart(PartId::Sidecar, &next).await.err());
+            left.extend(restart(&self.events, PartId::Sidecar, &next).await.err());
         }
         for why in left {
             self.note(format!("live change: {why}"));
@@ -776,7 +825,7 @@ impl Task {
         let joined = old.plan.apps.len()..next.plan.apps.len();
         left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
         for id in std::mem::take(&mut self.done.restarted) {
-            left.extend(self.restart(id, &old).await.err());
+            left.extend(restart(&self.events, id, &old).await.err());
         }
         if self.done.relay {
             self.share_ports(true);
@@ -796,6 +845,31 @@ impl Task {
             ));
         }
         left
+    }
+}
+
+/// Starts a part again on the ground that is current, with its limits.
+async fn restart(
+    events: &mpsc::UnboundedSender<Event>,
+    id: PartId,
+    ground: &Ground,
+) -> Result<(), String> {
+    let name = ground.name(id);
+    let limits = ground.limits(id);
+    let limited = ground.cgroups.change(&ground.plan.cgroup, name, limits);
+    limited.map_err(|e| e.to_string())?;
+    let (client, mut answers) = mpsc::channel(4);
+    let request = Request::Restart {
+        part: Some(name.to_owned()),
+    };
+    let _ = events.send(Event::Asked(request, vec![], client));
+    let answer = answers.recv().await.map(|answer| answer.replies);
+    match answer.as_deref() {
+        Some([Reply::Done]) => Ok(()),
+        Some([Reply::Refused { why, .. }]) => Err(why.clone()),
+        _ => Err(format!(
+            "start {name} again: the supervisor didn't say how it went"
+        )),
     }
 }
 

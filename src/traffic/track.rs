@@ -295,15 +295,22 @@ impl Tracker {
         self.totals.lost_by_table += FORGOTTEN as u64;
     }
 
-    /// The last FIN.
+    /// The last FIN, or the first one again: conntrack takes that for the last (`tcp_conntracks`, sFW to sLA).
     fn close(&mut self, now: Now, flow: Flow, from: usize, tcp: Tcp, first_fin: Option<u32>) {
-        // The other was the first.
-        let how = match from {
-            0 => How::ClosedByApp,
-            _ => How::ClosedByClient,
+        let again = first_fin.is_some_and(|fin| fin.wrapping_sub(tcp.sequence) <= tcp.payload);
+        let first = if again { from } else { 1 - from };
+        let how = match first {
+            0 => How::ClosedByClient,
+            _ => How::ClosedByApp,
         };
         let ours = tcp.sequence.wrapping_add(tcp.payload);
-        let last = in_order(from, Some(ours), last_of_the_other(tcp, first_fin));
+        let theirs = if again {
+            // There is no FIN that it could acknowledge.
+            (tcp.flags & ACK != 0).then_some(tcp.acknowledged)
+        } else {
+            last_of_the_other(tcp, first_fin)
+        };
+        let last = in_order(from, Some(ours), theirs);
         self.end(now, &flow, how, Sent::Until(last));
     }
 
@@ -545,6 +552,12 @@ mod tests {
         packet
     }
 
+    /// The same packet with so many bytes behind its headers.
+    fn with_payload(mut packet: Vec<u8>, bytes: u8) -> Vec<u8> {
+        packet[3] += bytes;
+        packet
+    }
+
     fn see(tracker: &mut Tracker, now: Now, payload: &[u8]) {
         let logged = Logged {
             payload,
@@ -607,6 +620,14 @@ mod tests {
             (tcp(1, true, FIN | ACK, 111, 211), 211, How::ClosedByApp),
             (tcp(1, true, FIN | ACK, 111, 205), 211, How::ClosedByApp),
             (tcp(1, false, FIN | ACK, 211, 111), 111, How::ClosedByClient),
+            // The first one again, since there was no answer to it; with the last bytes or without.
+            (tcp(1, false, FIN | ACK, 211, 111), 211, How::ClosedByApp),
+            (tcp(1, true, FIN | ACK, 111, 211), 111, How::ClosedByClient),
+            (
+                with_payload(tcp(1, false, FIN | ACK, 201, 111), 10),
+                206,
+                How::ClosedByApp,
+            ),
             // Nobody saw the first, or it had the number that is no mark.
             (tcp(1, true, FIN | ACK, 111, 212), 0, How::ClosedByApp),
             // Resets: after one's own FIN, after the other's, after none; with an ACK and without.

@@ -10,12 +10,16 @@ use serde::Serialize;
 use super::Question;
 use super::place::{Place, Seen, Site};
 use crate::admission::Admission;
-use crate::config::Protocol;
+use crate::config::{Protocol, Source};
 use crate::control::{PartState, Status};
 use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};
-use crate::firewall::{SIDECAR_TABLE, host_table};
+use crate::firewall::{Fill, SIDECAR_TABLE, host_table};
 use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
+
+/// Of 64512 connections with one port of an app from the sidecar's one address (`nf_nat_l4proto_unique_tuple`,
+/// net/netfilter/nf_nat_core.c, looks at some free ports by chance), so many that new ones find none.
+const CROWD: u32 = 60_000;
 
 /// How it went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -488,6 +492,8 @@ impl<'a> Case<'a> {
                 let target = target.map_or(seen.headers.target, |(app, to)| app.service(to));
                 let why = unrouted(place, seen, target.ip());
                 format!("lost in the sidecar after {last}: {why}")
+            } else if !seen.met(Hop::Tracked) {
+                format!("lost in the sidecar after {last}: {}", untracked(place))
             } else {
                 format!("lost in the sidecar after {last}: no rule dropped it")
             };
@@ -571,9 +577,19 @@ impl<'a> Case<'a> {
                 (Outcome::Refused, sentence, by)
             }
             (Some(true), Protocol::Tcp) => {
+                let crowd = place.connections.map(|fill| fill.now);
+                let crowd = crowd.filter(|now| *now >= CROWD && app.source == Source::Sidecar);
+                let why = crowd.map_or_else(
+                    || "its backlog is full, or it has no way back".to_owned(),
+                    |now| {
+                        format!(
+                            "the sidecar knows {now} connections, and has hardly a port of its own left to reach it from, \
+                             or its backlog is full"
+                        )
+                    },
+                );
                 let sentence = format!(
-                    "reaches {words}, where somebody listens, but nobody answers: its backlog is full, or it has no way back; \
-                     {accepted}"
+                    "reaches {words}, where somebody listens, but nobody answers: {why}; {accepted}"
                 );
                 (Outcome::Lost, sentence, by)
             }
@@ -625,7 +641,7 @@ impl<'a> Case<'a> {
                 "something in its prerouting hook that is no rule of nftables has taken it"
                     .to_owned()
             } else if seen.met(Hop::ComesIn) {
-                untracked()
+                untracked(place)
             } else {
                 "it was sent from here, and has not come in".to_owned()
             };
@@ -892,13 +908,9 @@ fn unrouted(place: &Place, seen: &Seen, target: IpAddr) -> String {
 }
 
 /// Why a packet didn't get past conntrack.
-fn untracked() -> String {
-    let (now, most) = (
-        setting("netfilter/nf_conntrack_count"),
-        setting("netfilter/nf_conntrack_max"),
-    );
-    match (now, most) {
-        (Some(now), Some(most)) if now >= most => format!(
+fn untracked(place: &Place) -> String {
+    match place.connections {
+        Some(Fill { now, most }) if now >= most => format!(
             "its connection table is full, with {now} of {most} (net.netfilter.nf_conntrack_max)"
         ),
         _ => "no rule dropped it, so conntrack or something else that is no rule of nftables has"

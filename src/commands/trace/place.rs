@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::super::opener::open_inside;
 use crate::error::chain;
 use crate::extra;
-use crate::firewall;
 use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
+use crate::firewall::{self, Fill};
 use crate::net::{Listening, Routes};
 use crate::privileges;
 
@@ -81,15 +81,18 @@ pub(super) struct Place {
     pub(super) site: Site,
     pub(super) tracer: Tracer,
     pub(super) routes: Routes,
+    /// How full its connection table was when the waiting began, if the kernel has told.
+    pub(super) connections: Option<Fill>,
     comments: Names,
     texts: Names,
     /// In the order in which they were first heard of.
     pub(super) seen: Vec<Seen>,
 }
 
-/// What the child tells about the rules that there are.
+/// What the child tells about the rules that there are, and of connections.
 #[derive(Serialize, Deserialize)]
 struct Rules {
+    connections: Option<Fill>,
     comments: Vec<RuleName>,
     texts: Vec<RuleName>,
 }
@@ -112,6 +115,7 @@ impl Place {
             let routes = Routes::open().map_err(|e| format!("open an rtnetlink socket: {e}"))?;
             let socket = firewall::Socket::open().map_err(|e| chain(&e))?;
             let rules = Rules {
+                connections: Fill::ask(&socket).ok(),
                 comments: rule_names(&socket)
                     .map_err(|e| format!("ask how the rules are called: {e}"))?,
                 texts: rule_texts().unwrap_or_default(),
@@ -139,6 +143,7 @@ impl Place {
             site,
             tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
             routes: Routes::from_fd(routes).map_err(|e| format!("take its socket: {e}"))?,
+            connections: rules.connections,
             comments: by_place(rules.comments),
             texts: by_place(rules.texts),
             seen: vec![],

@@ -229,7 +229,7 @@ pub(super) fn in_guard(table: &mut Table, plan: &Plan) {
     let from_bridge = || is(meta(MetaKey::Iifname), name(bridge));
     let [narrow, others] = by_reach(plan);
     let conditions = || vec![from_bridge()];
-    accept_all(table, ("guard", "listed_egress"), &narrow, &conditions);
+    accept_all(table, ("guard", "listed_egress"), &narrow, conditions);
     // What a wide range would open as well.
     for family in families(plan) {
         let mut special = vec![
@@ -250,7 +250,7 @@ pub(super) fn in_guard(table: &mut Table, plan: &Plan) {
         let to = is(header_field("ip6", "daddr"), name("@metadata6"));
         table.rule("guard", "drop-app-metadata6", [from_bridge(), to], drop());
     }
-    accept_all(table, ("guard", "egress"), &others, &conditions);
+    accept_all(table, ("guard", "egress"), &others, conditions);
 }
 
 pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
@@ -342,13 +342,13 @@ pub(super) fn in_host_forward(table: &mut Table, plan: &Plan) {
     let conditions = || vec![from_sidecar()];
     let (single, ranges): (Vec<_>, Vec<_>) =
         granted_to_sidecar(plan).partition(|grant| grant.egress.is_single());
-    accept_all(table, ("forward", "listed_egress"), &single, &conditions);
+    accept_all(table, ("forward", "listed_egress"), &single, conditions);
     if !ranges.is_empty() {
         let translated = has(ct("status"), name("dnat"));
         let conditions = [from_sidecar(), translated];
         table.rule("forward", "drop-egress-translated", conditions, drop());
     }
-    accept_all(table, ("forward", "egress"), &ranges, &conditions);
+    accept_all(table, ("forward", "egress"), &ranges, conditions);
     for family in granted_families(plan) {
         for (rule, state) in [
             ("accept-egress-reply", "established"),
