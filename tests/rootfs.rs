@@ -370,21 +370,20 @@ fn a_program_that_is_not_in_the_root_is_named() {
         "sh",
         root.join("opt").to_str().unwrap(),
     ]);
-    for (program, code, why) in [
-        ("/opt/none", 127, "/opt/none: No such file or directory"),
-        ("none", 127, "none (looked up in PATH)"),
+    for (program, why) in [
+        ("/opt/none", "/opt/none: No such file or directory"),
+        ("none", "none (looked up in PATH)"),
         (
             "/opt/script",
-            127,
             "its interpreter or loader is not in this root",
         ),
-        ("/opt/plain", 126, "/opt/plain: Permission denied"),
+        ("/opt/plain", "/opt/plain: Permission denied"),
     ] {
         let text = format!(
             "name = \"web\"\n[app]\nrootfs = \"dir:{}\"\ncommand = [\"{program}\"]\n",
             root.display()
         );
-        let said = refused_with(code, &lab, &text);
+        let said = refused_with(1, &lab, &text);
         assert!(said.contains(why), "{program}: {said}");
     }
 }

@@ -101,7 +101,7 @@ pub enum Kind {
 }
 
 /// Who is who in a stack.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Names {
     apps: Vec<(IpAddr, String)>,
     /// The relay's addresses, one of each family.
