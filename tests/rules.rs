@@ -605,7 +605,7 @@ fn more_rules_and_elements_than_nft_can_send_are_loaded_whole_in_their_order_and
         .unwrap();
     with_rules(&lab, &wrong, "");
     let (code, said) = lab.lrpns_err(&["apply", "-f", &file]);
-    assert_eq!(code, 1, "{said}");
+    assert_eq!(code, 2, "{said}");
     assert!(
         said.contains(&format!("extra.nft:{line}:7: syntax error")),
         "{said}"
