@@ -623,7 +623,7 @@ mod tests {
         let one = line("app", Stream::Out, "0").size();
         let mut log = LogBuf::new(4 * one);
         let traffic = TrafficBuf::new(1 << 10, Names::default());
-        let mut say = |log: &mut LogBuf, from: u32| {
+        let say = |log: &mut LogBuf, from: u32| {
             for number in from..from + 4 {
                 log.push(line("app", Stream::Out, &(number % 10).to_string()));
             }
