@@ -80,10 +80,10 @@ pub fn is_ours(table: &str) -> bool {
 ///   beyond the uplink: a client that says so would have an app that sees it talk to the host's neighbours. ICMP errors
 ///   about such a connection are let in, from the uplink only: path MTU discovery needs them. Apps are end hosts and
 ///   owe nobody one.
-/// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
-///   [`logging`].
 ///   Where an app has an `allow`, a client that is in none of its ranges ends here, and where it has a `rate`, one that
 ///   connects more often; what comes by the relay it has judged.
+/// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
+///   [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
 ///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by an element of a set
