@@ -191,6 +191,39 @@ fn a_rule_of_the_users_is_named_with_and_without_a_comment() {
 }
 
 #[test]
+fn a_foreign_rule_that_sends_a_packet_elsewhere_is_named() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        for how in ["redirect to :1234", "dnat to 10.99.0.77"] {
+            let lab = web(Lab::forwarding(), via, "");
+            lab.ok(&[
+                "nft",
+                &format!(
+                    "add table ip mine; add chain ip mine pre {{ type nat hook prerouting priority -150; }}; \
+                     add rule ip mine pre tcp dport 5000 {how}"
+                ),
+            ]);
+            let (answer, code) = trace(&lab, &[CLIENT, "5000", "web"], || knock(&lab, 5000));
+            assert_eq!(
+                (answer["outcome"].as_str(), code),
+                (Some("lost"), 1),
+                "{answer}"
+            );
+            assert_eq!(
+                sentence(&answer),
+                format!(
+                    "lost in the host: table ip mine, chain pre, rule `tcp dport 5000 {how}` sends it elsewhere, before \
+                     lrpns can"
+                )
+            );
+            assert_eq!(answer["by"]["table"], "mine");
+        }
+    }
+}
+
+#[test]
 fn a_foreign_rule_in_the_host_is_named_by_its_text() {
     if !look::machine() {
         return;

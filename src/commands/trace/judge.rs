@@ -13,7 +13,7 @@ use crate::admission::Admission;
 use crate::config::{Protocol, Source};
 use crate::control::{PartState, Status};
 use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};
-use crate::firewall::{Fill, SIDECAR_TABLE, host_table};
+use crate::firewall::{Fill, SIDECAR_TABLE, host_table, is_ours};
 use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
@@ -609,6 +609,14 @@ impl<'a> Case<'a> {
             return lost(self.unpublished());
         };
         let (place, seen) = *trail.request.last().expect("it reached the host");
+        if let Some(step) = seen.steps.iter().find(|step| goes_elsewhere(place, step)) {
+            let by = Evidence::new(place, Which::Request, step);
+            let sentence = format!(
+                "lost in the host: {} sends it elsewhere, before lrpns can",
+                by.place()
+            );
+            return (Outcome::Lost, sentence, Some(by));
+        }
         let table = host_table(&plan.stack);
         let translated = seen.steps.iter().any(|step| {
             step.table == table
@@ -849,6 +857,16 @@ fn last_met(place: &Place, seen: &Seen) -> String {
         || "it came in".to_owned(),
         |step| Evidence::new(place, Which::Request, step).place(),
     )
+}
+
+/// Whether it was somebody else's rule, by its text, that gave a packet another target.
+fn goes_elsewhere(place: &Place, step: &Step) -> bool {
+    let text = place.named(step).unwrap_or_default();
+    let statements = text.split(" comment \"").next().unwrap_or_default();
+    let mut words = statements.split(' ');
+    step.verdict == Verdict::Accept
+        && !is_ours(&step.table)
+        && words.any(|word| ["dnat", "redirect", "tproxy"].contains(&word))
 }
 
 /// Why a packet that every rule before its route has let through has met none after it.
