@@ -109,13 +109,7 @@ impl Voice {
                 };
                 tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
-            ready: Box::new(|status| {
-                tell(&is_up_but(status));
-                // Under systemd there is nobody to press it.
-                if std::io::stderr().is_terminal() {
-                    tell("Ctrl-C takes it down");
-                }
-            }),
+            ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
                 screen.line(&line.human(colour));
                 true
