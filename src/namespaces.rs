@@ -521,12 +521,7 @@ fn make(network: Network) -> Made {
 /// Who is asked for something of a subsystem that is not there fetches its module first, and then says what is wrong with
 /// the question: it names no connection (nfnetlink_rcv_msg, net/netfilter/nfnetlink.c).
 fn load_connection_tracking() -> io::Result<()> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(rustix::net::netlink::NETFILTER),
-    )?;
+    let socket = crate::sys::netlink::open(SockProtocol::NetlinkNetFilter)?;
     let mut request = [0; 20];
     request[..4].copy_from_slice(&20u32.to_ne_bytes());
     // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET.
