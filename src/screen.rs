@@ -15,7 +15,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -168,6 +168,16 @@ impl State {
     }
 }
 
+/// What `fd` is open on, a pipe or a terminal, opened once more for the O_NONBLOCK that only this one has.
+///
+/// # Errors
+/// What `open(2)` says: it may not be ours.
+pub(crate) fn opened_again(fd: &OwnedFd, access: OFlags) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
 impl Output {
     /// What `fd` is open on.
     ///
@@ -188,9 +198,7 @@ impl Output {
                 kind: Kind::Plain,
             });
         }
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        Ok(match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(match opened_again(&fd, OFlags::WRONLY) {
             Ok(fd) => Self {
                 fd,
                 kind: Kind::Plain,

@@ -14,11 +14,11 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::logbuf::Stream;
-use crate::screen::Output;
+use crate::screen::{self, Output};
 use crate::sys::watch;
 
 /// How much of a stream is on its way, in bytes.
@@ -367,9 +367,7 @@ impl Input {
     }
 
     fn opened_again(fd: OwnedFd) -> Self {
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        match rustix::fs::open(path, flags, Mode::empty()) {
+        match screen::opened_again(&fd, OFlags::RDONLY) {
             Ok(fd) => Self {
                 fd,
                 kind: Kind::Plain,
