@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 use support::lab::{Lab, Running, describe};
 use support::look;
@@ -122,24 +120,12 @@ fn five_hundred_grants_are_as_many_rules_as_one_and_change_as_elements_alone() {
 
     // And `rules --counters` tells of each, as the kernel does.
     let told = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let told: Value = serde_json::from_str(&told).unwrap();
-    for (place, pid, table) in [(0, sidecar, "lrpns"), (1, None, "lrpns-web")] {
-        let told: BTreeMap<_, _> = told[place]["rules"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|rule| {
-                let name = format!(
-                    "{}/{}",
-                    rule["chain"].as_str().unwrap(),
-                    rule["name"].as_str().unwrap()
-                );
-                (name, rule["packets"].as_u64().unwrap())
-            })
-            .collect();
+    for (namespace, pid, table) in [("sidecar", sidecar, "lrpns"), ("host", None, "lrpns-web")] {
+        let told = look::told_counters(&told, namespace);
         assert_eq!(told, look::counters(&lab, pid, table));
         assert!(told.len() > 1000);
     }
+    let told: Value = serde_json::from_str(&told).unwrap();
     let rows = told[0]["rules"].as_array().unwrap();
     let at = rows
         .iter()

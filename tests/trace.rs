@@ -65,6 +65,11 @@ fn assert_gone(lab: &Lab) {
     assert!(!all.contains("trace"), "{all}");
 }
 
+/// The client asks from one of its addresses, or one that is not its own, and waits for no longer than a second.
+fn ask_as(lab: &Lab, address: &str, url: &str) {
+    drop(lab.client(&["curl", "-s", "--interface", address, "--max-time", "1", url]));
+}
+
 #[test]
 fn a_packet_that_arrives_is_followed_to_the_app_by_both_ways() {
     if !look::machine() {
@@ -144,16 +149,7 @@ fn a_drop_of_our_own_guard_is_named() {
     lab.ok(&["ip", "route", "add", "172.18.0.99/32", "dev", "ext0"]);
     let lab = web(lab, "dnat", "");
     let (answer, code) = trace(&lab, &["172.18.0.99", "5000", "web"], || {
-        let url = "http://10.99.0.1:5000/";
-        drop(lab.client(&[
-            "curl",
-            "-s",
-            "--interface",
-            "172.18.0.99",
-            "--max-time",
-            "1",
-            url,
-        ]));
+        ask_as(&lab, "172.18.0.99", "http://10.99.0.1:5000/");
     });
     assert_eq!(
         (answer["outcome"].as_str(), code),
@@ -607,7 +603,7 @@ fn what_the_relay_refuses_is_said_to_be_its_doing() {
     ] {
         let (answer, code) = trace(&lab, &[client, "5000", "web"], || {
             for from in [client, friend] {
-                drop(lab.client(&["curl", "-s", "--interface", from, "--max-time", "1", &url]));
+                ask_as(&lab, from, &url);
             }
         });
         assert_eq!(
@@ -622,7 +618,7 @@ fn what_the_relay_refuses_is_said_to_be_its_doing() {
             )
         );
         let (answer, _) = trace(&lab, &[friend, "5000", "web"], || {
-            drop(lab.client(&["curl", "-s", "--interface", friend, "--max-time", "1", &url]));
+            ask_as(&lab, friend, &url);
         });
         assert_eq!(answer["outcome"], "arrives", "{answer}");
     }
@@ -706,16 +702,7 @@ fn a_source_that_rp_filter_refuses_is_no_rules_doing() {
         // Else it would not even be told the lab's link-layer address.
         knock(&lab, 5000);
         let attempt = || {
-            let url = "http://10.99.0.1:5000/";
-            drop(lab.client(&[
-                "curl",
-                "-s",
-                "--interface",
-                stranger,
-                "--max-time",
-                "1",
-                url,
-            ]));
+            ask_as(&lab, stranger, "http://10.99.0.1:5000/");
         };
         let (answer, _) = trace(&lab, &[stranger, "5000", "web"], attempt);
         assert_eq!(answer["outcome"], "lost", "{answer}");
@@ -758,17 +745,7 @@ fn a_client_with_an_address_of_the_hosts_is_a_martian() {
     }
     knock(&lab, 5000);
     let attempt = || {
-        let url = "http://10.99.0.1:5000/";
-        let args = [
-            "curl",
-            "-s",
-            "--interface",
-            "192.0.2.50",
-            "--max-time",
-            "1",
-            url,
-        ];
-        drop(lab.client(&args));
+        ask_as(&lab, "192.0.2.50", "http://10.99.0.1:5000/");
     };
     let (answer, _) = trace(&lab, &["192.0.2.50", "5000", "web"], attempt);
     assert_eq!(answer["outcome"], "lost", "{answer}");
