@@ -8,65 +8,37 @@
 // The reading order, which is the one of the table in ARCHITECTURE.md: imports point down. rustfmt sorts within a
 // group only, hence the empty lines.
 
-// What the user says, and what is answered.
+// Say it: the command line, and what is answered.
 pub mod commands;
 
 pub mod cli;
 
 pub mod preflight;
 
-pub mod error;
-
-// The supervisor: brings a stack up, watches it, takes it down.
+// Watch it, and prove it.
 pub mod supervise;
 
-pub mod admission;
 pub mod audit;
 
+// Build it.
 pub mod stack;
 
-pub mod extra;
+pub mod control;
 
-pub mod container;
+// Become it: what a part's process does before it is the part; and the parts that are compiled in.
+pub mod stage;
 
-pub mod volumes;
-
-pub mod namespaces;
-
-pub mod rootless;
-
-// The stage: what a part's process does before it is the part; and the parts that are compiled in.
-pub mod init;
-
+pub mod part;
 pub mod relay;
-
 pub mod webapp;
 
 pub mod rootfs;
 
-// What they say to each other, and what they hold.
-pub mod control;
-
 pub mod protocol;
 
-pub mod privileges;
-pub mod processes;
-
-pub mod change;
-
-pub mod confine;
-
-pub mod stdio;
-
-pub mod logbuf;
-pub mod screen;
-
+// Look at it.
+pub mod log;
 pub mod traffic;
-
-pub mod publish;
-
-// From a configuration and a machine to a plan, and from a plan to links and rules.
-pub mod resolve;
 
 pub mod host;
 
@@ -76,16 +48,17 @@ pub mod net;
 
 pub mod firewall;
 
-pub mod plan;
+pub mod netlink;
 
-pub mod cgroup;
+// Decide it.
+pub mod plan;
 
 pub mod config;
 
-pub mod seccomp;
+// Give up what is not needed.
+pub mod confine;
 
 pub mod names;
-
 pub mod text;
 
 // The only unsafe code.

@@ -15,8 +15,8 @@ fn main() -> ExitCode {
         return lrpns::webapp::run();
     }
     match args.next() {
-        Some(role) if role == "init" && lrpns::init::was_started_by_us() => {
-            return lrpns::init::run();
+        Some(role) if role == "init" && lrpns::stage::was_started_by_us() => {
+            return lrpns::stage::run();
         }
         Some(role) if role == "probe" && lrpns::audit::agent::was_started_by_us() => {
             return lrpns::audit::agent::prober();

@@ -10,12 +10,13 @@ use ipnet::IpNet;
 use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
 use crate::config::{Egress, Protocol, Rootfs};
-use crate::extra::{self, ExtraError};
 use crate::firewall::Forwarding;
 use crate::host::Host;
+use crate::net::publish::{self, Listener};
+use crate::part::volumes;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
-use crate::publish::{self, Listener};
-use crate::{rootfs, volumes};
+use crate::rootfs;
+use crate::stack::rules::{self, ExtraError};
 
 /// One thing that is in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +103,7 @@ fn look(
 /// Whether there is an nft to read the user's own rules.
 fn extra_rules(plan: &Plan) -> Option<Problem> {
     let file = plan.rules.as_ref()?.file.clone();
-    if extra::nft().is_some() {
+    if rules::nft().is_some() {
         return None;
     }
     let missing = ExtraError::NoNft { file };
@@ -498,13 +499,13 @@ fn cannot_bind(
 
 /// The problems as one message, and the first hint; further ones follow their problem.
 #[must_use]
-pub fn describe(stack: &str, problems: &[Problem]) -> crate::error::Failure {
+pub fn describe(stack: &str, problems: &[Problem]) -> crate::commands::failure::Failure {
     describe_as(&format!("{stack} can't be brought up"), problems)
 }
 
 /// As [`describe`], with what can't be done.
 #[must_use]
-pub fn describe_as(what: &str, problems: &[Problem]) -> crate::error::Failure {
+pub fn describe_as(what: &str, problems: &[Problem]) -> crate::commands::failure::Failure {
     let mut lines = vec![];
     for Problem { what, hint } in problems {
         lines.push(what.clone());
@@ -512,7 +513,8 @@ pub fn describe_as(what: &str, problems: &[Problem]) -> crate::error::Failure {
             lines.extend(hint.as_ref().map(|hint| format!("  hint: {hint}")));
         }
     }
-    let failure = crate::error::Failure::unable(format!("{what}: {}", lines.join("\n")));
+    let failure =
+        crate::commands::failure::Failure::unable(format!("{what}: {}", lines.join("\n")));
     match problems {
         [
             Problem {

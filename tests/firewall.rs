@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lrpns::admission::Rate;
+use lrpns::config::clients::Rate;
 use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
     EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
@@ -180,7 +180,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         address: Ipv4Addr::new(172, 18, 0, 23 + number as u8),
         address6: None,
         mac: Mac([2, 0, 0, 0, 1, number as u8]),
-        seccomp: lrpns::seccomp::default(),
+        seccomp: lrpns::confine::seccomp::default(),
         port_link: IfName::new(format!("port{number}")).unwrap(),
         ids,
         rootfs: Rootfs::BuiltinWebapp,
@@ -210,7 +210,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
             .collect(),
         source: Source::Sidecar,
         egress: vec![],
-        allow: lrpns::admission::everybody(),
+        allow: lrpns::config::clients::everybody(),
         rate: None,
         closing: vec![],
         restart: Restart::No,

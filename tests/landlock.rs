@@ -13,7 +13,7 @@ fn machine() -> bool {
     if !look::machine() {
         return false;
     }
-    let support = lrpns::confine::Support::of_this_kernel();
+    let support = lrpns::confine::landlock::Support::of_this_kernel();
     if !(support.files && support.tcp && support.scopes) {
         support::skip("landlock", "this kernel has not all of Landlock (6.12)");
         return false;

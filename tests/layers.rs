@@ -1,9 +1,10 @@
 //! Imports point down the table in `src/ARCHITECTURE.md`, never up, and only where the table says so.
 //!
 //! The table is the fenced block there that begins with ```` ```layers ````: one module a line, from top to bottom, with
-//! what it may import after a colon (`*` for everything below it). A module stands for all files in its folder. Imports
-//! are found by eye, not by compiler: every `crate::NAME` in a file that is not in a comment, and in `main.rs` every
-//! `lrpns::NAME`.
+//! what it may import after a colon (`*` for everything below it). A module stands for all files in its folder, but for
+//! those that have a line of their own: `plan/change` is a room of the wing `plan`, and what holds between wings holds
+//! between a room and the rest of its wing. Imports are found by eye, not by compiler: every `crate::NAME` and
+//! `crate::NAME::NAME` in a file that is not in a comment, and in `main.rs` every `lrpns::NAME`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +67,8 @@ fn parse_table(markdown: &str) -> Result<Table, Vec<String>> {
     }
 }
 
-/// The modules that a source text names, by the path of the crate's root. `use crate::{a, b::c}` counts too.
+/// The modules that a source text names, by the path of the crate's root: `wing`, or `wing/room` where two names follow.
+/// `use crate::{a, b::c}` counts too, and `use crate::a::{b, c}`.
 fn imports(source: &str, root: &str) -> BTreeSet<String> {
     let code: String = source
         .lines()
@@ -79,29 +81,52 @@ fn imports(source: &str, root: &str) -> BTreeSet<String> {
             .chars()
             .next_back()
             .is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$');
-        if word_before {
-            continue;
-        }
-        let rest = code[start + root.len() + 2..].trim_start();
-        if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 0;
-            let mut item = String::new();
-            for c in group.chars() {
-                match c {
-                    '}' if depth == 0 => break,
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => found.extend(first_name(&std::mem::take(&mut item))),
-                    _ if depth == 0 => item.push(c),
-                    _ => {}
-                }
-            }
-            found.extend(first_name(&item));
-        } else {
-            found.extend(first_name(rest));
+        if !word_before {
+            paths(&code[start + root.len() + 2..], "", &mut found);
         }
     }
     found
+}
+
+/// Adds what each path of a `use` tree names: the wing, or what might be a room of it.
+fn paths(tree: &str, wing: &str, found: &mut BTreeSet<String>) {
+    for branch in branches(tree) {
+        match first_name(&branch) {
+            Some(name) if wing.is_empty() => {
+                match branch.trim_start()[name.len()..]
+                    .trim_start()
+                    .strip_prefix("::")
+                {
+                    Some(rest) => paths(rest, &name, found),
+                    None => drop(found.insert(name)),
+                }
+            }
+            Some(name) => drop(found.insert(format!("{wing}/{name}"))),
+            // A type or a constant.
+            None if !wing.is_empty() => drop(found.insert(wing.to_owned())),
+            None => {}
+        }
+    }
+}
+
+/// What a `use` tree begins with: each branch of a group in braces, or the path itself.
+fn branches(tree: &str) -> Vec<String> {
+    let Some(group) = tree.trim_start().strip_prefix('{') else {
+        return vec![tree.to_owned()];
+    };
+    let (mut branches, mut branch, mut depth) = (Vec::new(), String::new(), 0);
+    for c in group.chars() {
+        match c {
+            '}' if depth == 0 => break,
+            ',' if depth == 0 => branches.push(std::mem::take(&mut branch)),
+            _ => {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                branch.push(c);
+            }
+        }
+    }
+    branches.push(branch);
+    branches
 }
 
 /// The first name of a path, if there is one that a module could have.
@@ -115,8 +140,16 @@ fn first_name(path: &str) -> Option<String> {
         .then_some(name)
 }
 
-/// All source files, with the module each belongs to.
-fn files(dir: &Path, module: Option<&str>, into: &mut Vec<(String, PathBuf)>) {
+/// The line of the table that a path falls under: its own, or its wing's.
+fn line_of<'a>(table: &'a Table, path: &'a str) -> Option<&'a str> {
+    let wing = path.split('/').next().unwrap_or(path);
+    [path, wing]
+        .into_iter()
+        .find(|name| table.contains_key(*name))
+}
+
+/// All source files, with the path of the module each is: `wing`, or `wing/room`.
+fn files(dir: &Path, wing: Option<&str>, into: &mut Vec<(String, PathBuf)>) {
     let mut entries: Vec<PathBuf> = fs::read_dir(dir)
         .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
         .map(|entry| entry.unwrap().path())
@@ -124,10 +157,15 @@ fn files(dir: &Path, module: Option<&str>, into: &mut Vec<(String, PathBuf)>) {
     entries.sort();
     for path in entries {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let module = match wing {
+            None => name,
+            Some(wing) if wing.contains('/') || name == "mod" => wing.to_owned(),
+            Some(wing) => format!("{wing}/{name}"),
+        };
         if path.is_dir() {
-            files(&path, Some(module.unwrap_or(&name)), into);
+            files(&path, Some(&module), into);
         } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push((module.unwrap_or(&name).to_owned(), path));
+            into.push((module, path));
         }
     }
 }
@@ -140,17 +178,21 @@ fn violations(table: &Table, sources: &[(String, String, String)]) -> Vec<String
         if module == "lib" {
             continue;
         }
-        let Some((_, allowed)) = table.get(module) else {
+        let Some(line) = line_of(table, module) else {
             bad.push(format!("{file}: the table has no line for `{module}`"));
             continue;
         };
-        seen.insert(module.clone());
+        let (_, allowed) = &table[line];
+        seen.insert(line.to_owned());
         let root = if module == "main" { "lrpns" } else { "crate" };
         for import in imports(text, root) {
-            // What is not a module is a macro or an item of the crate's root.
-            if import != *module && table.contains_key(&import) && !allowed.contains(&import) {
+            // What has no line is a macro or an item of the crate's root.
+            let Some(import) = line_of(table, &import) else {
+                continue;
+            };
+            if import != line && !allowed.contains(import) {
                 bad.push(format!(
-                    "{file}: `{module}` imports `{import}`, which the table does not allow"
+                    "{file}: `{line}` imports `{import}`, which the table does not allow"
                 ));
             }
         }
@@ -209,6 +251,23 @@ fn an_import_that_points_up_is_found() {
         let mut sources = fine.to_vec();
         sources[2].2 = up.to_owned();
         assert_eq!(violations(&table, &sources).len(), 1, "{up}");
+    }
+    let rooms =
+        parse_table("```layers\ntop: low low/room\nlow: low/room\nlow/room:\n```\n").unwrap();
+    let mut sources = vec![
+        source("top", "use crate::low::{room::Thing, other};"),
+        source("low", "use crate::low::room;"),
+        source("low/other", "use crate::low::room::{a, b};"),
+        source("low/room", "use crate::low::room::Thing;"),
+    ];
+    assert_eq!(violations(&rooms, &sources), [""; 0]);
+    for up in [
+        "use crate::low::other;",
+        "use crate::{low, top::go};",
+        "use crate::low::{room, Item};",
+    ] {
+        sources[3].2 = up.to_owned();
+        assert_ne!(violations(&rooms, &sources), [""; 0], "{up}");
     }
     let mut sources = fine.to_vec();
     sources.push(source("new", ""));

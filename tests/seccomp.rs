@@ -539,7 +539,7 @@ fn plan_shows_the_effective_list() {
 #[test]
 #[ignore = "measures, does not check"]
 fn how_long_the_kernel_takes_to_take_a_filter() {
-    use lrpns::seccomp;
+    use lrpns::confine::seccomp;
     let on_the_way = seccomp::default().filters().unwrap().stage;
     for (name, program) in [
         ("default", seccomp::default().compile().unwrap()),

@@ -23,10 +23,10 @@ use super::domain::BAIT;
 use super::inside::{self, Context};
 use super::route::{self, Port, Route};
 use super::{Outcome, catalogue};
+use crate::confine::privileges;
+use crate::confine::seccomp::{self, Program};
 use crate::firewall::{self, Batch, Listing};
-use crate::privileges;
 use crate::protocol;
-use crate::seccomp::{self, Program};
 use crate::sys::attempt;
 use crate::sys::namespace::{every_kind, setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
@@ -189,7 +189,7 @@ impl Agent {
     /// # Errors
     /// What `clone(2)` says; a place that can't be joined shows as an agent that has ended.
     pub fn join(place: &Join<'_>) -> io::Result<Self> {
-        let (ours, theirs) = crate::namespaces::socketpair()?;
+        let (ours, theirs) = crate::part::namespaces::socketpair()?;
         match clone3(0)? {
             Cloned::Child => {
                 drop(ours);

@@ -1,4 +1,4 @@
-//! What Landlock keeps from an app ([`crate::confine`]), each beside a control: the same by a process in the same place,
+//! What Landlock keeps from an app ([`crate::confine::landlock`]), each beside a control: the same by a process in the same place,
 //! with the same sets, that is not in the app's domain. What is refused to both proves nothing about Landlock, and what
 //! is granted to both proves that it is not there.
 //!
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use super::Outcome;
 use super::agent::{Agent, Answer, Ask, Landing, Shot};
 use super::target::Findings;
-use crate::confine::{App, Support};
+use crate::confine::landlock::{App, Support};
 use crate::plan::{AppPlan, Plan};
 
 /// What one attempt came to: granted, or an errno.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Probe, Side};
 use super::{Outcome, Verdict};
+use crate::confine::privileges;
 use crate::firewall;
-use crate::privileges;
 use crate::sys::attempt::{self, Attempt, SocketOption};
 
 /// What probes inside need to know of the plan and of the host.

@@ -7,7 +7,7 @@
 //! nothing passes by being forgotten. A stack passes when every probe passed or has no object here.
 //!
 //! - From inside the app: the app's pid 1 starts our own program as `lrpns probe` by the very function that started
-//!   the command ([`crate::init::app`]): same clone, same privileges, same filters, same descriptors. What it answers
+//!   the command ([`crate::stage::app`]): same clone, same privileges, same filters, same descriptors. What it answers
 //!   is what the app could do. Each probe runs in a child of the prober that is thrown away ([`agent`]).
 //! - Beside it: a child of ours joins all of the app's namespaces and drops as the app did, but is not in its Landlock
 //!   domain. By it the rules are asked, which a connection from the domain never meets; and it is the control of what

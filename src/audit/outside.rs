@@ -10,11 +10,11 @@ use super::agent::{Agent, Answer, Ask, Join};
 use super::route::Route;
 use super::target::{Findings, Target};
 use super::{Outcome, Verdict};
-use crate::cgroup::{Controller, HeldBy};
 use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
-use crate::namespaces::{self, Network};
+use crate::part::cgroup::{Controller, HeldBy};
+use crate::part::namespaces::{self, Network};
 use crate::plan::{APP_ID, AppPlan, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).

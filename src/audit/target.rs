@@ -21,12 +21,12 @@ use super::domain::{self, Pair};
 use super::inside::Context;
 use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
-use crate::cgroup::Controller;
+use crate::confine::seccomp::Program;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
+use crate::part::cgroup::Controller;
 use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
-use crate::seccomp::Program;
 use crate::state::StateRoot;
 use crate::sys::process::{detach, null_standard_descriptors};
 use crate::text::harmless;
@@ -466,7 +466,7 @@ impl Scratch {
         let mut open = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);
         io::Write::write_all(&mut open.open(&file)?, text.as_bytes())?;
-        let (here, there) = crate::namespaces::socketpair()?;
+        let (here, there) = crate::part::namespaces::socketpair()?;
         let scratch = (name.clone(), file.clone());
         let keeper = detach(there, move |there| keep(&there, &scratch.0, &scratch.1))?;
         let up = command("up")

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use super::{print, print_json};
 use crate::audit::{report, sarif, target};
 use crate::cli::AuditFormat;
+use crate::commands::failure::{FAILED, Failure};
 use crate::control::{Client, Request};
-use crate::error::{FAILED, Failure};
 use crate::host::Host;
 use crate::names::StackName;
 

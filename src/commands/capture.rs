@@ -25,14 +25,14 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::opener::{open_inside, part_of};
 use super::{ask, status_of};
+use crate::commands::failure::{Failure, chain};
 use crate::config::Source;
+use crate::confine::privileges;
 use crate::control::Request;
-use crate::error::{Failure, chain};
 use crate::firewall::{self, logging};
-use crate::logbuf::{Filter as LogFilter, Stream};
+use crate::log::{Filter as LogFilter, Stream};
 use crate::names::StackName;
 use crate::plan::{Plan, PublishPlan, Transport};
-use crate::privileges;
 use crate::traffic::kernel::{Group, Logged, Reader};
 use crate::traffic::line::Names;
 use crate::traffic::pcapng::{Way, Writer};

@@ -3,12 +3,12 @@
 
 use std::process::ExitCode;
 
-use crate::cgroup;
+use crate::commands::failure::Failure;
 use crate::control::{Client, Request, is_gone};
-use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
 use crate::net;
+use crate::part::cgroup;
 use crate::plan::Mode;
 use crate::state::{Liveness, StateRoot};
 

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! In an app, the app's pid 1 starts the command, by the function that started the app's own ([`crate::init::app`]); this
+//! In an app, the app's pid 1 starts the command, by the function that started the app's own ([`crate::stage::app`]); this
 //! process hands its three standard descriptors over, and waits at the end of a conversation for how it went.
 //!
 //! Sidecar and relay start nothing. There the supervisor hands out the pidfd of the part's pid 1. A child joins all of its
@@ -24,18 +24,18 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{answered_something_else, ask, ask_with, reply};
-use crate::confine::TcpOnlyTo;
+use crate::commands::failure::Failure;
+use crate::confine::ceilings;
+use crate::confine::landlock::TcpOnlyTo;
+use crate::confine::privileges;
+use crate::confine::seccomp::Filters;
 use crate::control::{Reply, Request};
-use crate::error::Failure;
 use crate::host::Host;
-use crate::init::app::Command;
-use crate::init::ceilings;
-use crate::logbuf::Stream;
+use crate::log::Stream;
+use crate::log::streams::{self, Raw};
 use crate::names::StackName;
-use crate::privileges;
 use crate::protocol::{self, Exit, FromStage};
-use crate::seccomp::Filters;
-use crate::stdio::{self, Raw};
+use crate::stage::app::Command;
 use crate::sys::namespace::{every_kind, setns};
 use crate::sys::process::{
     Cloned, clone3, clone3_into, close_on_exec_from, default_signals, exit_now,
@@ -67,7 +67,7 @@ fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<Ex
     };
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let (ours, theirs) =
-        crate::namespaces::socketpair().map_err(|e| unable("make a socket pair", &e))?;
+        crate::part::namespaces::socketpair().map_err(|e| unable("make a socket pair", &e))?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut fds = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     if let Some(terminal) = &terminal {
@@ -102,7 +102,7 @@ fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<Ex
             code: match errno {
                 Some(libc::ENOENT) => 127,
                 Some(_) => 126,
-                None => crate::error::UNABLE,
+                None => crate::commands::failure::UNABLE,
             },
             ..unable(&step, &cause)
         }),
@@ -229,7 +229,7 @@ impl Entry {
     fn enter(&self, terminal: Option<&Terminal>) -> i32 {
         let complain = |what: &str, e: &dyn std::fmt::Display| {
             eprintln!("lrpns: {what}: {e}");
-            i32::from(crate::error::UNABLE)
+            i32::from(crate::commands::failure::UNABLE)
         };
         if let Err(e) = rustix::process::setpgid(None, None) {
             return complain("leave the foreground", &e);
@@ -244,7 +244,7 @@ impl Entry {
             return complain("set the parent-death signal", &e);
         }
         if rustix::process::getppid() != Some(self.caller) {
-            return i32::from(crate::error::UNABLE);
+            return i32::from(crate::commands::failure::UNABLE);
         }
         match clone3(0) {
             Err(e) => complain("clone into the part's pid namespace", &e),
@@ -307,7 +307,7 @@ pub(super) fn wait(pidfd: &OwnedFd) -> io::Result<Exit> {
     Ok(match (status.exit_status(), status.terminating_signal()) {
         (Some(status), _) => Exit::Status(status),
         (None, Some(signal)) => Exit::Signal(signal),
-        (None, None) => Exit::Status(i32::from(crate::error::UNABLE)),
+        (None, None) => Exit::Status(i32::from(crate::commands::failure::UNABLE)),
     })
 }
 
@@ -324,11 +324,11 @@ struct Terminal {
 impl Terminal {
     /// Makes one if any standard descriptor is a terminal.
     fn needed() -> io::Result<Option<Self>> {
-        let instead_of = stdio::terminals();
-        let Some(shown_at) = stdio::shown_at(instead_of) else {
+        let instead_of = streams::terminals();
+        let Some(shown_at) = streams::shown_at(instead_of) else {
             return Ok(None);
         };
-        let (ours, theirs) = stdio::pseudo_terminal()?;
+        let (ours, theirs) = streams::pseudo_terminal()?;
         Ok(Some(Self {
             ours,
             theirs,

@@ -11,10 +11,10 @@
 #![forbid(unsafe_code)]
 
 use crate::audit::{report, target};
-use crate::error::Failure;
+use crate::commands::failure::Failure;
 use crate::host::Host;
 use crate::names::StackName;
-use crate::namespaces::socketpair;
+use crate::part::namespaces::socketpair;
 use crate::protocol;
 use crate::supervise::{Gate, Judgement};
 use crate::sys::process::{Cloned, clone3, exit_now};

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::print;
+use crate::commands::failure::Failure;
 use crate::config;
-use crate::error::Failure;
 
 /// Writes the commented example; never over something.
 pub fn init(output: &Path) -> Result<ExitCode, Failure> {

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, cannot_print, next_reply};
+use crate::commands::failure::Failure;
 use crate::control::{Client, Reply, Request};
-use crate::error::Failure;
-use crate::logbuf::Filter;
+use crate::log::Filter;
 use crate::names::StackName;
 
 /// Prints the log, and what comes if asked to.

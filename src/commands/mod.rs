@@ -4,9 +4,9 @@
 mod apply;
 mod audit;
 mod capture;
-mod diff;
 mod down;
 mod exec;
+pub mod failure;
 mod gate;
 mod init;
 mod interrupt;
@@ -26,9 +26,9 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
+use crate::commands::failure::Failure;
 use crate::config::{self, Config, Protocol, Vars};
 use crate::control::{Client, Reply, Request, Status, is_gone};
-use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
 use crate::state::{Liveness, StateRoot};

@@ -10,11 +10,11 @@ use nix::sched::CloneFlags;
 
 use super::exec::wait;
 use super::{ask, reply};
+use crate::commands::failure::Failure;
+use crate::confine::privileges::{DropError, Privileges};
 use crate::control::Request;
-use crate::error::Failure;
 use crate::names::StackName;
-use crate::namespaces;
-use crate::privileges::{DropError, Privileges};
+use crate::part::namespaces;
 use crate::protocol;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};

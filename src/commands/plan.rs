@@ -5,15 +5,16 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::{configuration, print, print_json};
-use crate::cgroup::{Controller, HeldBy};
 use crate::cli::Source;
+use crate::commands::failure::Failure;
 use crate::config::{Limits, Origin, Rootfs, Source as Seen};
-use crate::error::Failure;
+use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::host::Host;
+use crate::net::publish;
+use crate::part::cgroup::{Controller, HeldBy};
+use crate::plan::resolve;
 use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
-use crate::seccomp::Profile;
-use crate::{publish, resolve};
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -190,7 +191,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     )?;
     writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
     describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
-    let tcp = crate::confine::App::of(app);
+    let tcp = crate::confine::landlock::App::of(app);
     writeln!(
         out,
         "  Landlock: may bind TCP {}, connect to TCP {}  ({})",
@@ -297,7 +298,9 @@ fn describe_egress(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 .as_ref()
                 .map_or(0, |egress| plan.host_uid(egress.ids))
         )?;
-        limits(out, plan, &crate::cgroup::EGRESS, &|_| "default".to_owned())?;
+        limits(out, plan, &crate::part::cgroup::EGRESS, &|_| {
+            "default".to_owned()
+        })?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{ask, next_reply, target_name};
+use crate::commands::failure::Failure;
 use crate::control::Request;
-use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
 

@@ -10,13 +10,13 @@ use serde::Serialize;
 use super::{configuration, print, print_json, target_name};
 use crate::audit::target::{Target, tables};
 use crate::cli::{RulesFormat, Source};
+use crate::commands::failure::Failure;
 use crate::control::{Client, Request};
-use crate::error::Failure;
 use crate::firewall::{self, Listing};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::ExtraRules;
-use crate::resolve;
+use crate::plan::resolve;
 
 /// Prints the sidecar's ruleset: the running stack's if it runs, else the one that `up` would load.
 pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> {

@@ -8,13 +8,13 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{print, print_json, status_of};
+use crate::commands::failure::Failure;
 use crate::config::Protocol;
 use crate::control::{PartState, PartStatus, Status};
-use crate::error::Failure;
 use crate::host::Host;
 use crate::names::StackName;
+use crate::net::publish;
 use crate::plan::{Mode, Plan, Transport};
-use crate::publish;
 use crate::state::Liveness;
 use crate::traffic::{Losses, Summary};
 

@@ -1,12 +1,13 @@
 //! What the user wrote: `lrpns.toml`, with its variables filled in and every value checked.
 //!
-//! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::resolve::plan`].
+//! Made by [`load`] (a file), [`builtin`] (the example) or `lrpns run` (flags); consumed by [`crate::plan::resolve::plan`].
 #![forbid(unsafe_code)]
 
 mod check;
+pub mod clients;
 mod errors;
-mod file;
 mod keys;
+mod reader;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ pub use self::errors::{ConfigErrors, Place, Problem};
 pub use self::run::{RunOptions, run};
 pub use self::values::ValueError;
 pub use self::vars::{Vars, parse_set};
-use crate::admission::Rate;
+use crate::config::clients::Rate;
 use crate::names::{PartName, StackName};
 
 /// The commented file that `lrpns init` writes; [`builtin`] is the same configuration.
@@ -71,7 +72,7 @@ pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
 /// [`ConfigErrors`] has everything that is wrong with the text and its variables.
 pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, ConfigErrors> {
     let source = errors::Source::new(source_name, text);
-    file::read(source, vars, file::Kind::File)
+    reader::read(source, vars, reader::Kind::File)
 }
 
 /// The built-in example. Here the environment's plain `PROVIDER` counts too, after every other source.
@@ -80,7 +81,7 @@ pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, Conf
 /// [`ConfigErrors`] has everything that is wrong with the variables.
 pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
     let source = errors::Source::new(Path::new(BUILTIN_PATH), EXAMPLE);
-    file::read(source, vars, file::Kind::Builtin)
+    reader::read(source, vars, reader::Kind::Builtin)
 }
 
 /// Reads a whole file of text, of at most so many bytes.
@@ -145,8 +146,8 @@ pub fn open_regular(path: &Path) -> io::Result<std::fs::File> {
 }
 
 /// Reads a seccomp profile in Docker's format.
-fn read_seccomp(path: &Path) -> Result<crate::seccomp::Profile, Box<Problem>> {
-    use crate::seccomp::docker::{self, Kernel};
+fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Problem>> {
+    use crate::confine::seccomp::docker::{self, Kernel};
     let problem = |place, message| {
         Problem {
         place,
@@ -303,7 +304,7 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
-    /// `allow`; never empty, [everybody](crate::admission::everybody) when it was left out.
+    /// `allow`; never empty, [everybody](crate::config::clients::everybody) when it was left out.
     pub allow: Vec<IpNet>,
     /// `rate`; `None` is `off`.
     pub rate: Option<Rate>,
@@ -316,7 +317,7 @@ pub struct App {
     /// `limits`; what is absent is left to the default.
     pub limits: Limits,
     /// `seccomp`, read if it is a file.
-    pub seccomp: crate::seccomp::Profile,
+    pub seccomp: crate::confine::seccomp::Profile,
 }
 
 /// `rootfs`: where the app's root comes from.

@@ -12,7 +12,7 @@ use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
     App, Config, Limits, Network, Origin, Publish, Restart, Rootfs, Sidecar, Source, Tmpfs, Via,
-    check, file, keys, values,
+    check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -51,7 +51,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
     let name = flags.take(
         "name",
         "--name",
-        StackName::new(&options.name).map_err(|error| file::name_error(&error)),
+        StackName::new(&options.name).map_err(|error| reader::name_error(&error)),
     );
     let rootfs = values::rootfs(&options.rootfs, base)
         .map_err(|error| error.saying("host, builtin:webapp or dir:PATH", "--rootfs host"));
@@ -65,10 +65,10 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         env.extend(flags.take("app.env.TERM", "--tty", term));
     }
     if rootfs == Some(Rootfs::BuiltinWebapp) {
-        file::default_env(&mut env);
+        reader::default_env(&mut env);
     }
     let tmpfs = match options.tmpfs.as_slice() {
-        [] => file::default_tmpfs(),
+        [] => reader::default_tmpfs(),
         given => flags.all::<Tmpfs>("app.tmpfs", "--tmpfs", given),
     };
     let via = options.via.as_deref().map(|text| {
@@ -99,13 +99,13 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,
                 egress: vec![],
-                allow: crate::admission::everybody(),
+                allow: crate::config::clients::everybody(),
                 rate: None,
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,
                 limits: Limits::default(),
-                seccomp: crate::seccomp::default(),
+                seccomp: crate::confine::seccomp::default(),
             }],
             origins: flags.origins,
         }),
@@ -210,7 +210,7 @@ impl Flags {
             ))
         };
         let checked = match given.first() {
-            None if rootfs == Some(&Rootfs::BuiltinWebapp) => return file::default_command(),
+            None if rootfs == Some(&Rootfs::BuiltinWebapp) => return reader::default_command(),
             None => bad("the command is missing"),
             Some(_) if given.iter().any(|word| word.contains('\0')) => {
                 bad("the command has a NUL character")

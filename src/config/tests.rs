@@ -91,7 +91,7 @@ fn the_built_in_example_is_the_original_set_up() {
             via: Via::Auto,
             source: Source::Sidecar,
             egress: vec![],
-            allow: crate::admission::everybody(),
+            allow: crate::config::clients::everybody(),
             rate: None,
             tmpfs: vec![Tmpfs {
                 path: "/tmp".into(),
@@ -100,7 +100,7 @@ fn the_built_in_example_is_the_original_set_up() {
             volumes: vec![],
             restart: Restart::OnFailure,
             limits: Limits::default(),
-            seccomp: crate::seccomp::default(),
+            seccomp: crate::confine::seccomp::default(),
         }],
         origins: config.origins.clone(),
     };
@@ -179,7 +179,7 @@ fn an_almost_empty_file_gets_the_documented_defaults() {
     assert_eq!(app.env.len(), 1);
     assert_eq!(app.publish, []);
     assert_eq!((app.via, app.restart), (Via::Auto, Restart::OnFailure));
-    assert_eq!(app.tmpfs, file::default_tmpfs());
+    assert_eq!(app.tmpfs, reader::default_tmpfs());
     assert_eq!(
         config.origins.keys().collect::<Vec<_>>(),
         ["app.rootfs", "name"]
@@ -1064,7 +1064,7 @@ fn run_makes_a_stack_of_its_flags() {
     assert_eq!(app.env["A"], "b=c");
     assert_eq!(app.env.len(), 1);
     assert_eq!((app.via, app.restart), (Via::Auto, Restart::No));
-    assert_eq!(app.tmpfs, file::default_tmpfs());
+    assert_eq!(app.tmpfs, reader::default_tmpfs());
     let flag = Origin::Flag {
         name: "--publish".into(),
     };

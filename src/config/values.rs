@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::admission::Rate;
+use crate::config::clients::Rate;
 
 use super::errors::{Place, Problem, nearest, quoted};
 use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};

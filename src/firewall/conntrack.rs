@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::counters;
 use super::load::{ANSWER, Socket};
-use super::netlink::*;
 use crate::config::{Egress, Protocol};
+use crate::netlink::*;
 use crate::plan::Plan;
 
 // Of include/uapi/linux/netfilter/nfnetlink_conntrack.h.

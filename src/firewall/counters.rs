@@ -12,8 +12,8 @@ use nftables::stmt::Statement;
 use serde::{Deserialize, Serialize};
 
 use super::load::{ANSWER, Socket};
-use super::netlink::*;
 use super::ruleset::egress::granted_in;
+use crate::netlink::*;
 
 /// One thing of nf_tables: a table, a chain, a rule, a set or an element.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use nftables::stmt::{
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use super::netlink::*;
+use crate::netlink::*;
 use crate::plan::{ExtraObject, Plan};
 
 /// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::{attributes_of, comment, dump, next};
 use super::encode::Encoder;
-use super::netlink::*;
 use super::{SIDECAR_TABLE, Socket};
+use crate::netlink::*;
 use crate::plan::{ExtraObject, Plan};
 
 /// The table's name, in every kind of message.

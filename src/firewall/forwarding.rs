@@ -6,7 +6,7 @@ use std::io;
 use super::counters::dump;
 use super::is_ours;
 use super::load::{LoadError, Socket};
-use super::netlink::{
+use crate::netlink::{
     FAMILY_HEADER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
     NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, attribute, number, text,
 };

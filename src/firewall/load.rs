@@ -8,7 +8,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::Batch;
-use super::netlink::messages;
+use crate::netlink::messages;
 use crate::sys;
 
 /// Why a ruleset isn't in the kernel. The old one is, untouched.

@@ -31,7 +31,6 @@ mod forwarding;
 mod json;
 mod load;
 pub mod logging;
-pub(crate) mod netlink;
 mod pieces;
 mod ruleset;
 mod text;

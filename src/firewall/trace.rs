@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::counters::{attributes_of, comment, dump};
 use super::encode::Encoder;
 use super::load::{ANSWER, LoadError, Socket, transact};
-use super::netlink::*;
 use crate::config::Protocol;
+use crate::netlink::*;
 
 /// Which packets are marked.
 #[derive(Debug, Clone, PartialEq, Eq)]

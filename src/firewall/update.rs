@@ -24,8 +24,8 @@ use nftables::stmt::{Counter, Statement};
 use super::counters::{attributes_of, dump};
 use super::encode::{self, Encoder, Place, unsupported};
 use super::load::{LoadError, Socket, transact};
-use super::netlink::*;
 use super::{Batch, EncodeError, ExtraChange};
+use crate::netlink::*;
 
 /// Why a ruleset was not changed; it is what it was.
 #[derive(Debug, thiserror::Error)]

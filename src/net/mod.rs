@@ -33,6 +33,7 @@ mod leftovers;
 mod listening;
 mod lookup;
 mod message;
+pub mod publish;
 mod rtnl;
 #[cfg(test)]
 mod tests;
@@ -409,7 +410,7 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
 /// has merged that table with the main one (`fib_unmerge`, net/ipv4/fib_trie.c).
 ///
 /// IPv6 takes no address for its own that only a route makes local (`ipv6_chk_addr`, net/ipv6/addrconf.c), so there
-/// `net.ipv6.ip_nonlocal_bind` lets the relay bind any (`crate::namespaces`); what is left out is refused by rules to
+/// `net.ipv6.ip_nonlocal_bind` lets the relay bind any (`crate::part::namespaces`); what is left out is refused by rules to
 /// whoever dials with it, at once.
 fn own_every_address(plan: &Plan) -> Vec<Step> {
     let mut steps = vec![];

@@ -312,7 +312,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         address: Ipv4Addr::new(172, 18, 0, last),
         address6: None,
         mac: mac(stack, &format!("app {name}")),
-        seccomp: crate::seccomp::default(),
+        seccomp: crate::confine::seccomp::default(),
         port_link: IfName::new(format!("p-{name}")).unwrap(),
         ids: IDS,
         rootfs: Rootfs::BuiltinWebapp,

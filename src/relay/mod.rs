@@ -63,8 +63,8 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::admission::Gate;
 use crate::config::Protocol;
+use crate::config::clients::Gate;
 use flow::{Buffers, Tuning};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].

@@ -30,7 +30,10 @@ fn everybody(target: SocketAddr) -> Way {
     let all = "0.0.0.0/0".parse().unwrap();
     Way {
         target,
-        gate: Rc::new(Gate::new(crate::admission::Admission::of(&[all], None))),
+        gate: Rc::new(Gate::new(crate::config::clients::Admission::of(
+            &[all],
+            None,
+        ))),
     }
 }
 

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::{Ground, Launched, StackError};
-use crate::admission::Admission;
 use crate::config::Protocol;
-use crate::namespaces::{Namespaces, Network};
+use crate::config::clients::Admission;
+use crate::part::namespaces::{Namespaces, Network};
 use crate::plan::{Door, Plan};
 use crate::protocol::{MAX_FDS, Role, Start, ToStage};
 

@@ -12,7 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Flow;
-use crate::firewall::netlink::{self, Attributes, FAMILY_HEADER};
+use crate::netlink::{self, Attributes, FAMILY_HEADER};
 
 /// How much of a packet is asked for where its head is all that counts: two headers with every option.
 pub const HEAD: u32 = 128;

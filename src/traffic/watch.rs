@@ -1,6 +1,6 @@
 //! The sidecar's work: one thread, one loop over its sockets, which are opened once and need no privilege afterwards.
 //!
-//! It calls poll(2), recvfrom(2), sendto(2) and ioctl(2) for the names of links, and nothing else: [`crate::seccomp`]
+//! It calls poll(2), recvfrom(2), sendto(2) and ioctl(2) for the names of links, and nothing else: [`crate::confine::seccomp`]
 //! has the list. It never waits for the supervisor: what can't be sent is kept, up to a bound, and then counted.
 
 use std::collections::HashMap;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Question;
 use super::place::{Place, Seen, Site};
-use crate::admission::Admission;
+use crate::config::clients::Admission;
 use crate::config::{Protocol, Source};
 use crate::control::{PartState, Status};
 use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};

@@ -14,12 +14,12 @@ use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::super::opener::open_inside;
-use crate::error::chain;
-use crate::extra;
+use crate::commands::failure::chain;
+use crate::confine::privileges;
 use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
 use crate::firewall::{self, Fill};
 use crate::net::{Listening, Routes};
-use crate::privileges;
+use crate::stack::rules;
 
 /// Nobody looks at more packets of one place: a flood is no reason to run out of memory.
 const MOST: usize = 4096;
@@ -235,7 +235,7 @@ fn in_memory(rules: &Rules) -> io::Result<OwnedFd> {
 
 /// Every rule's text, as nft lists it in this network namespace; `None` without an nft that does.
 fn rule_texts() -> Option<Vec<RuleName>> {
-    let output = std::process::Command::new(extra::nft()?)
+    let output = std::process::Command::new(rules::nft()?)
         .args(["-a", "list", "ruleset"])
         .env_clear()
         .stdin(std::process::Stdio::null())

@@ -1,0 +1,582 @@
+//! `lrpns apply`: configuration -> plan -> what changes -> preflight -> the conversation with the supervisor.
+//!
+//! # Theory of operation
+//! This process reads and asks; a child of its own, in a session of its own, talks to the supervisor and changes the host's
+//! table when it is told to (`crate::supervise`), with NET_ADMIN and nothing else; for an app that joins, or a volume that
+//! comes, also with SETUID and SETGID, which the id maps of a new user namespace take; for a port below 1024 that moves to
+//! another address, with NET_BIND_SERVICE. So a hangup, Ctrl-C or the
+//! `kill -9` of the command that somebody waits at is a "no" that the child hears, whether it is asked for a yes by then or
+//! not, and it is still there to take the host's
+//! table back. Should somebody kill that one too, the supervisor takes its own part back.
+#![forbid(unsafe_code)]
+
+mod diff;
+
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+use caps::Capability;
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Source;
+use crate::commands::failure::{Failure, interrupted_by};
+use crate::commands::interrupt::{Heard, Interrupts, tell};
+use crate::commands::{
+    answered_something_else, configuration_or, ended, print, print_json, reply, status_of,
+};
+use crate::config::Protocol;
+use crate::confine::privileges;
+use crate::control::{Apply, Applying, Client, Reply, Request, Said};
+use crate::firewall;
+use crate::host::Host;
+use crate::names::StackName;
+use crate::net::publish;
+use crate::net::publish::Listener;
+use crate::part::namespaces;
+use crate::plan::change::{self, Change};
+use crate::plan::resolve;
+use crate::plan::{Mode, Plan};
+use crate::preflight;
+use crate::protocol::{self, Exit};
+use crate::sys::namespace::setns;
+use crate::sys::process::{Cloned, clone3, exit_now};
+use diff::Line;
+
+/// What the command line says.
+pub struct Options {
+    /// Take it back unless confirmed within so many seconds.
+    pub confirm: Option<u64>,
+    /// Change nothing.
+    pub dry_run: bool,
+    /// Say it as JSON.
+    pub json: bool,
+}
+
+/// Brings a running stack to what the configuration says.
+pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
+    // Where nothing else is said, what it was made from: the built-in example would be a great change to it.
+    let config = configuration_or(source, |stack| Ok(status_of(stack)?.plan.config))?;
+    let stack = &config.name;
+    let status = status_of(stack)?;
+    let running = status.plan;
+    let host = Host::look(stack)?;
+    let mut wanted = resolve::again(&config, &host, &running)?;
+    let change = change::between(&running, &wanted).map_err(|e| {
+        let hint = format!("lrpns down {stack} && lrpns up {stack}");
+        Failure::failed(format!("{stack}: {e}; nothing was changed")).hint(match e.instead() {
+            Some(instead) => format!("{instead}, or {hint}"),
+            None => hint,
+        })
+    })?;
+    for app in &mut wanted.apps {
+        // Its connections end with it.
+        if change
+            .restart
+            .iter()
+            .any(|part| app.name.as_str() == part.part)
+        {
+            app.closing.clear();
+        }
+    }
+    let report = Report::new(&running, &wanted, change)?;
+    if !report.changed {
+        eprintln!("{stack} is as the configuration says; nothing was changed");
+        return report.end(options, false);
+    }
+    let _ = anstream::stderr().write_all(report.keys().as_bytes());
+    let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
+        preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
+    })?;
+    if options.dry_run {
+        if !options.json {
+            print(&report.rules())?;
+        }
+        return report.end(options, false);
+    }
+    // An app that joins, or a volume that comes, is a user namespace more.
+    let maps = !report.change.added.is_empty()
+        || report.change.restart.iter().any(|part| {
+            let mut keys = part.because.iter();
+            keys.any(|key| key.ends_with(".volumes"))
+        });
+    let mut keep = vec![];
+    if maps {
+        keep.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
+    }
+    let mut moved = publish::moved_ports(&wanted, &running).into_iter();
+    if moved.any(|publish| publish.listen.port() < host.first_user_port) {
+        keep.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    let order = Apply {
+        running,
+        wanted,
+        confirm: options.confirm,
+    };
+    carry_out(stack, order, &listeners, &keep)?;
+    eprintln!("{stack}: done");
+    report.end(options, true)
+}
+
+/// The difference, for people and for programs.
+#[derive(Serialize)]
+struct Report {
+    stack: StackName,
+    /// Whether there is a difference.
+    changed: bool,
+    /// Whether it is in force now.
+    applied: bool,
+    #[serde(flatten)]
+    change: Change,
+    rules: Vec<RulesChange>,
+}
+
+/// The difference of one table.
+#[derive(Serialize)]
+struct RulesChange {
+    /// `sidecar` or `host`: whose network namespace it is in.
+    namespace: &'static str,
+    removed: Vec<String>,
+    added: Vec<String>,
+    #[serde(skip)]
+    lines: Vec<Line>,
+}
+
+impl Report {
+    fn new(running: &Plan, wanted: &Plan, change: Change) -> Result<Self, Failure> {
+        let mut rules = vec![];
+        let host = diff::rules(
+            &firewall::host_rules(running),
+            &firewall::host_rules(wanted),
+        );
+        for (namespace, lines) in [("sidecar", diff::sidecar(running, wanted)), ("host", host)] {
+            let lines = lines.map_err(Failure::unable)?;
+            let only = |which: fn(&Line) -> Option<&String>| -> Vec<String> {
+                let found = lines.iter().filter_map(which);
+                found.map(|line| line.trim().to_owned()).collect()
+            };
+            rules.push(RulesChange {
+                namespace,
+                removed: only(|line| match line {
+                    Line::Removed(line) => Some(line),
+                    _ => None,
+                }),
+                added: only(|line| match line {
+                    Line::Added(line) => Some(line),
+                    _ => None,
+                }),
+                lines,
+            });
+        }
+        Ok(Self {
+            stack: wanted.stack.clone(),
+            changed: !change.is_empty(),
+            applied: false,
+            change,
+            rules,
+        })
+    }
+
+    /// What changes, in keys and parts.
+    fn keys(&self) -> String {
+        let (bold, plain) = (anstyle::Style::new().bold(), anstyle::Reset);
+        let mut text = String::new();
+        for part in &self.change.restart {
+            let because = part.because.join(", ");
+            text += &format!("{bold}{}{plain} starts again: {because}\n", part.part);
+            for why in &part.why {
+                text += &format!("  {why}\n");
+            }
+        }
+        for app in &self.change.added {
+            text += &format!("{bold}{app}{plain} joins\n");
+        }
+        for app in &self.change.removed {
+            text += &format!("{bold}{app}{plain} leaves\n");
+        }
+        if !self.change.live.is_empty() {
+            text += &format!("live: {}\n", self.change.live.join(", "));
+        }
+        for (what, ports) in [
+            ("opened", &self.change.opened),
+            ("closed", &self.change.closed),
+        ] {
+            if !ports.is_empty() {
+                text += &format!("{what}: {}\n", ports.join(", "));
+            }
+        }
+        text
+    }
+
+    /// What changes in the rules.
+    fn rules(&self) -> String {
+        let (red, green, plain) = (
+            anstyle::AnsiColor::Red.on_default(),
+            anstyle::AnsiColor::Green.on_default(),
+            anstyle::Reset,
+        );
+        let mut text = String::new();
+        for table in self.rules.iter().filter(|table| !table.lines.is_empty()) {
+            text += &format!("# {}\n", table.namespace);
+            for line in &table.lines {
+                text += &match line {
+                    Line::Within(line) => format!(" {line}\n"),
+                    Line::Removed(line) => format!("{red}-{line}{plain}\n"),
+                    Line::Added(line) => format!("{green}+{line}{plain}\n"),
+                };
+            }
+        }
+        text
+    }
+
+    fn end(mut self, options: &Options, applied: bool) -> Result<ExitCode, Failure> {
+        self.applied = applied;
+        if options.json {
+            print_json(&self)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What the child that talks to the supervisor says.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Step(String),
+    Confirm(u64),
+    Done,
+    Failed(Failure),
+}
+
+/// Has it done, and asks who waits whether it is to stay.
+fn carry_out(
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    keep: &[Capability],
+) -> Result<(), Failure> {
+    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    let client = Client::connect(&Host::state_root().control(stack))
+        .map_err(|e| unable("connect to the supervisor", e))?;
+    let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    let mut interrupts = Interruption {
+        signals: Interrupts::watch().map_err(|e| unable("watch signals", e))?,
+        by: None,
+    };
+    match clone3(0).map_err(|e| unable("clone", e))? {
+        Cloned::Child => {
+            drop(ours);
+            exit_now(guard(&client, stack, order, listeners, &theirs, keep))
+        }
+        Cloned::Parent { .. } => {}
+    }
+    // The child's alone: the supervisor is to hear of its end.
+    drop((client, theirs));
+    loop {
+        let heard = interrupts.signals.or_message(&ours);
+        if let Heard::Interrupt(signal) = heard.map_err(|e| unable("hear from the child", e))? {
+            interrupts.take(signal);
+            // Should it have ended, what it has said last comes next.
+            let _ = protocol::send(&ours, &Said::Revert, &[]);
+            continue;
+        }
+        let told = protocol::receive::<Told>(&ours);
+        match told.map_err(|e| unable("hear from the child", e))? {
+            Some((Told::Step(step), _)) => tell(&format!("  {step}")),
+            Some((Told::Confirm(seconds), _)) => {
+                let said = confirmed(seconds, &ours, &mut interrupts);
+                let said = said.map_err(|e| unable("wait for the confirmation", e))?;
+                // Who has waited too long hears so next.
+                let _ = protocol::send(&ours, &said, &[]);
+            }
+            Some((Told::Done, _)) => return interrupts.too_late(stack),
+            Some((Told::Failed(failure), _)) => return Err(interrupts.why(failure)),
+            None => {
+                return Err(interrupts.why(Failure::unable(
+                    "the process that talked to the supervisor has ended: lrpns status says how things are",
+                )));
+            }
+        }
+    }
+}
+
+/// Whether somebody wants it all back.
+struct Interruption {
+    signals: Interrupts,
+    /// The first signal.
+    by: Option<Signal>,
+}
+
+impl Interruption {
+    fn take(&mut self, signal: Signal) {
+        tell(match self.by {
+            None => "interrupted: the old rules come back",
+            Some(_) => "the old rules are coming back",
+        });
+        self.by.get_or_insert(signal);
+    }
+
+    /// A failure that was asked for.
+    fn why(&self, failure: Failure) -> Failure {
+        match self.by {
+            Some(signal) => Failure {
+                code: interrupted_by(signal),
+                ..failure
+            },
+            None => failure,
+        }
+    }
+
+    fn too_late(&self, stack: &StackName) -> Result<(), Failure> {
+        match self.by {
+            Some(signal) => Err(self
+                .why(Failure::failed(format!(
+                    "{stack}: {signal} came too late: the change was made, and stays"
+                )))
+                .hint("apply the file from before takes it back")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits for a line on standard input, or for what the child says next: then it is too late.
+fn confirmed(
+    seconds: u64,
+    child: &OwnedFd,
+    interrupts: &mut Interruption,
+) -> std::io::Result<Said> {
+    let how = if std::io::stdin().is_terminal() {
+        "press Enter"
+    } else {
+        "write a line to standard input"
+    };
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        // What was typed before the question answers something else.
+        rustix::termios::tcflush(&stdin, rustix::termios::QueueSelector::IFlush)?;
+    }
+    tell(&format!("to keep it, {how} within {seconds} s"));
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
+            PollFd::new(child, PollFlags::IN),
+            PollFd::new(&interrupts.signals, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let [line, over, _] = ready.map(|fd| !fd.revents().is_empty());
+        if let Some(signal) = interrupts.signals.came()? {
+            interrupts.take(signal);
+            return Ok(Said::Revert);
+        }
+        if over {
+            return Ok(Said::Revert);
+        }
+        if line {
+            let mut chunk = [0; 256];
+            // A terminal that is gone says no as well.
+            let got = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut chunk));
+            let got = got.unwrap_or(0);
+            if got == 0 {
+                return Ok(Said::Revert);
+            }
+            if chunk[..got].contains(&b'\n') {
+                return Ok(Said::Keep);
+            }
+        }
+    }
+}
+
+/// The child's whole life.
+fn guard(
+    client: &Client,
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    teller: &OwnedFd,
+    keep: &[Capability],
+) -> i32 {
+    let told = match converse(client, stack, order, listeners, teller, keep) {
+        Ok(()) => Told::Done,
+        Err(failure) => Told::Failed(failure),
+    };
+    // Whoever waited may have gone.
+    let _ = protocol::send(teller, &told, &[]);
+    0
+}
+
+fn converse(
+    client: &Client,
+    stack: &StackName,
+    order: Apply,
+    listeners: &[Listener],
+    teller: &OwnedFd,
+    keep: &[Capability],
+) -> Result<(), Failure> {
+    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
+    if order.running.mode == Mode::Root {
+        let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
+        privileges::keep_only(&keep).map_err(Failure::unable)?;
+    }
+    let fds: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.socket.as_fd())
+        .collect();
+    let (first, rest) = fds.split_at(fds.len().min(protocol::MAX_FDS));
+    client
+        .say(&Request::Apply(Box::new(order)), first)
+        .map_err(|e| unable("ask the supervisor", e))?;
+    // Who has refused takes no more, and has said why.
+    let _ = say_more(client, rest);
+    let done = |done: Result<(), String>| {
+        let said = client.say(&Said::Changed(done), &[]);
+        said.map_err(|e| unable("answer the supervisor", e))
+    };
+    let mut waiting = true;
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(client.as_fd(), PollFlags::IN),
+            PollFd::new(teller, PollFlags::IN),
+        ];
+        let wanted = if waiting { 2 } else { 1 };
+        match rustix::event::poll(&mut ready[..wanted], None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(unable("wait", e.into())),
+        }
+        let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
+        if supervisor {
+            // A refusal is an error, and the end.
+            let (Reply::Applying(order), fds) = reply(client, stack)? else {
+                return Err(answered_something_else(stack));
+            };
+            let told = match order {
+                Applying::Host { old, new, grants } => {
+                    if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
+                        return Err(too_late(stack));
+                    }
+                    let changed = change_host(&fds, &old, &new, &grants);
+                    let undo = changed.is_ok();
+                    if done(changed).is_err() {
+                        // Whoever asked for it takes it for not done.
+                        if undo {
+                            change_host(&fds, &new, &old, &[]).map_err(Failure::unable)?;
+                        }
+                        return Err(too_late(stack));
+                    }
+                    continue;
+                }
+                Applying::Bind { ports } => {
+                    let said = bind(client, &ports);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
+                Applying::Map { uids, gids } => {
+                    done(map(fds, &uids, &gids))?;
+                    continue;
+                }
+                Applying::Step(step) => Told::Step(step),
+                Applying::Confirm { seconds } => Told::Confirm(seconds),
+                Applying::Applied => return Ok(()),
+            };
+            let _ = protocol::send(teller, &told, &[]);
+        } else if user {
+            let said = match protocol::receive::<Said>(teller) {
+                Ok(Some((said, _))) => said,
+                // Who would have confirmed is gone.
+                _ => {
+                    waiting = false;
+                    Said::Revert
+                }
+            };
+            client.say(&said, &[]).map_err(|_| ended(stack))?;
+        }
+    }
+}
+
+/// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and
+/// what it is asked for there is asked for no more.
+fn given_up(client: &Client) -> std::io::Result<bool> {
+    let mut now = [PollFd::new(client, PollFlags::IN)];
+    let none = rustix::event::Timespec::default();
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut now, Some(&none)))?;
+    Ok(now[0].revents().contains(PollFlags::HUP))
+}
+
+fn too_late(stack: &StackName) -> Failure {
+    Failure::failed(format!(
+        "{stack}: the supervisor has waited too long for this process, and gone on without it"
+    ))
+    .hint(format!("lrpns status {stack} says how it is"))
+}
+
+/// Sends descriptors, as many messages as it takes.
+fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let mut batches = fds.chunks(protocol::MAX_FDS);
+    batches.try_for_each(|batch| client.say(&Said::More, batch))
+}
+
+/// Binds ports that the supervisor has let us share, and hands them over.
+fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
+    let bound: Result<Vec<OwnedFd>, String> = ports
+        .iter()
+        .map(|address| {
+            let socket = publish::bound(*address, Protocol::Tcp, true);
+            socket.map_err(|e| format!("listen on {address}: {e}"))
+        })
+        .collect();
+    match bound {
+        Ok(sockets) => say_more(client, &sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
+        Err(why) => client.say(&Said::Changed(Err(why)), &[]),
+    }
+}
+
+/// Maps the ids of the supervisor's child, in the namespace that it was made in: rootless that is not ours, but we own it.
+fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
+    let Ok([process, user]) = <[OwnedFd; 2]>::try_from(fds) else {
+        return Err("no namespace came".to_owned());
+    };
+    let ours = rustix::fs::stat("/proc/self/ns/user").map_err(|e| e.to_string())?;
+    let its = rustix::fs::fstat(&user).map_err(|e| e.to_string())?;
+    if (ours.st_dev, ours.st_ino) == (its.st_dev, its.st_ino) {
+        return namespaces::write_maps(process.as_fd(), uids, gids).map_err(|e| e.to_string());
+    }
+    let child = match clone3(0).map_err(|e| e.to_string())? {
+        Cloned::Child => {
+            let mapped = setns(&user, CloneFlags::CLONE_NEWUSER)
+                .and_then(|()| namespaces::write_maps(process.as_fd(), uids, gids));
+            exit_now(mapped.err().map_or(0, |e| e.raw_os_error().unwrap_or(255)))
+        }
+        Cloned::Parent { pidfd, .. } => pidfd,
+    };
+    match crate::commands::exec::wait(&child).map_err(|e| e.to_string())? {
+        Exit::Status(0) => Ok(()),
+        Exit::Status(errno) => Err(std::io::Error::from_raw_os_error(errno).to_string()),
+        Exit::Signal(_) => Err("the child that maps the ids was killed".to_owned()),
+    }
+}
+
+/// Changes the host's table on the socket that owns it, and forgets what is not granted any more.
+fn change_host(
+    fds: &[OwnedFd],
+    old: &nftables::schema::Nftables<'static>,
+    new: &nftables::schema::Nftables<'static>,
+    grants: &[firewall::Grants],
+) -> Result<(), String> {
+    let socket = fds.first().ok_or("no socket came")?;
+    let socket = socket.try_clone().map_err(|e| e.to_string())?;
+    let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
+    firewall::update(&socket, old, new).map_err(|e| e.to_string())?;
+    if grants.is_empty() {
+        return Ok(());
+    }
+    firewall::forget_ungranted(&socket, grants)
+        .map_err(|e| format!("forget connections that are not granted: {e}"))
+}

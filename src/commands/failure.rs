@@ -1,0 +1,232 @@
+//! What a command says when it can't do what it was asked: one line, a hint when the cure is known, an exit code.
+#![forbid(unsafe_code)]
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
+
+use crate::config::ConfigErrors;
+use crate::host::HostError;
+use crate::part::container::ContainerError;
+use crate::plan::resolve::PlanError;
+use crate::protocol::Exit;
+use crate::stack::StackError;
+use crate::state::StateError;
+
+/// The stack or a check failed.
+pub const FAILED: u8 = 1;
+/// Usage or configuration.
+pub const USAGE: u8 = 2;
+/// lrpns could not do it.
+pub const UNABLE: u8 = 125;
+
+/// The exit code of a command that a signal has kept from its work, as a shell would show it.
+#[must_use]
+pub fn interrupted_by(signal: Signal) -> u8 {
+    Exit::Signal(signal as i32).code()
+}
+
+/// Why a command ends with another code than 0.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What was tried, on what, what the kernel said; whole lines are kept.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// lrpns could not do it.
+    #[must_use]
+    pub fn unable(message: impl Display) -> Self {
+        Self {
+            code: UNABLE,
+            message: message.to_string(),
+            hint: None,
+        }
+    }
+
+    /// The stack or a check failed.
+    #[must_use]
+    pub fn failed(message: impl Display) -> Self {
+        Self {
+            code: FAILED,
+            ..Self::unable(message)
+        }
+    }
+
+    /// Usage or configuration.
+    #[must_use]
+    pub fn usage(message: impl Display) -> Self {
+        Self {
+            code: USAGE,
+            ..Self::unable(message)
+        }
+    }
+
+    /// The same of a command other than `run` and `exec`: a program that can't be executed is a failure of the stack.
+    #[must_use]
+    pub fn of_the_stack(self) -> Self {
+        match self.code {
+            126 | 127 => Self {
+                code: FAILED,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// Says it on standard error.
+    #[must_use]
+    pub fn print(&self) -> ExitCode {
+        let (bad, good, plain) = (
+            anstyle::AnsiColor::Red.on_default().bold(),
+            anstyle::AnsiColor::Cyan.on_default().bold(),
+            anstyle::Reset,
+        );
+        let mut err = anstream::stderr();
+        // Nobody to tell if standard error is closed; the exit code still does.
+        let _ = writeln!(err, "{bad}lrpns:{plain} {}", self.message);
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(err, "{good}hint:{plain} {hint}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// An error and what led to it, on one line.
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // An enum that shows its source in its own line has said it already.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(e: ConfigErrors) -> Self {
+        use std::io::IsTerminal;
+        let colour = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let count = e.problems().len();
+        let plural = if count == 1 { "problem" } else { "problems" };
+        Self::usage(format!(
+            "{count} {plural} in the configuration\n{}",
+            e.render(colour).trim_end()
+        ))
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(e: StateError) -> Self {
+        Self::unable(chain(&e))
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(e: HostError) -> Self {
+        Self::unable(chain(&e))
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(e: PlanError) -> Self {
+        match e {
+            PlanError::Uplink(_) | PlanError::Ids { .. } => Self::unable(chain(&e)),
+            PlanError::SubnetFull { .. }
+            | PlanError::RulesVariable { .. }
+            | PlanError::RulesValue { .. } => Self::usage(chain(&e)),
+        }
+    }
+}
+
+impl From<StackError> for Failure {
+    fn from(e: StackError) -> Self {
+        let failure = match &e {
+            StackError::AppEnded { .. }
+            | StackError::NotListening { .. }
+            | StackError::Path { .. }
+            | StackError::Gate { .. }
+            | StackError::Interrupted { by: None } => Self::failed(chain(&e)),
+            StackError::Interrupted { by: Some(signal) } => Self {
+                code: interrupted_by(*signal),
+                ..Self::failed(chain(&e))
+            },
+            StackError::Container(ContainerError::Stage {
+                errno: Some(errno), ..
+            }) => Self {
+                // As a shell: not found, or found and not executable.
+                code: if *errno == libc::ENOENT { 127 } else { 126 },
+                ..Self::unable(chain(&e))
+            },
+            e if e.is_of_the_configuration() => Self::usage(chain(e)),
+            _ => Self::unable(chain(&e)),
+        };
+        if let StackError::Extra(extra) = &e
+            && let Some(hint) = extra.hint()
+        {
+            return failure.hint(hint);
+        }
+        if let StackError::Volume(volume) = &e
+            && let Some(hint) = volume.hint()
+        {
+            return failure.hint(hint);
+        }
+        match hint(&e, &failure.message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// The cure, where it is known.
+fn hint(e: &StackError, text: &str) -> Option<&'static str> {
+    match e {
+        StackError::Namespaces(_) if text.contains("unshare") => Some(
+            "user namespaces must be allowed: sysctl user.max_user_namespaces and user.max_net_namespaces, on Debian \
+             kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or a profile",
+        ),
+        StackError::Container(ContainerError::Stage { step, .. }) if step == "execute lrpns" => {
+            Some("the lrpns binary must be readable and executable by everybody: chmod 755")
+        }
+        StackError::Container(ContainerError::Stage {
+            errno: Some(libc::ENOENT),
+            ..
+        }) => Some("a program is looked for in the app's rootfs, with the PATH of its env"),
+        // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
+        StackError::Container(ContainerError::Stage { step, .. })
+            if step == "make the root" && text.contains("Function not implemented") =>
+        {
+            Some(
+                "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out",
+            )
+        }
+        StackError::HostTable(_) => Some(
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
+             that name: nft delete table inet NAME",
+        ),
+        StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
+            "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
+                 refused (Operation not permitted: netlink, say) takes a profile that has it: seccomp = \"FILE\"",
+        ),
+        _ => None,
+    }
+}

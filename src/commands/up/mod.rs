@@ -1,0 +1,514 @@
+//! `lrpns up` and `lrpns run`: config -> plan -> preflight -> bring up -> supervise -> take down.
+//!
+//! Everything here happens on one thread: with `-d`, the fork comes first; then what must be done before there is a
+//! runtime (locks, ports, and rootless our own namespaces); then the runtime.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::gate;
+use super::interrupt::{Heard, Interrupts, tell};
+use crate::commands::failure::Failure;
+use crate::config::Config;
+use crate::control::{Client, Reply, Request, Status, is_gone};
+use crate::host::Host;
+use crate::log::LogLine;
+use crate::log::screen::Screen;
+use crate::log::streams::Attached;
+use crate::net::publish;
+use crate::part::cgroup::{self, Cgroups};
+use crate::part::namespaces;
+use crate::part::rootless;
+use crate::plan::resolve;
+use crate::plan::{self, Mode, Plan};
+use crate::protocol::Exit;
+use crate::stack::{Progress, StackError, Wait};
+use crate::supervise::{self, Outcome, Tee};
+use crate::sys::process::{detach, null_standard_descriptors};
+use crate::{preflight, protocol};
+
+/// What `up` is asked for beside the configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes {
+    /// `--strict-limits`.
+    pub strict_limits: bool,
+    /// `--gate`.
+    pub gate: bool,
+}
+
+/// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
+pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Failure> {
+    if detach {
+        return detached(config, wishes);
+    }
+    let screen = Screen::new(std::io::stdout())
+        .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
+    let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()));
+    screen.finish();
+    match ended.map_err(Failure::of_the_stack)? {
+        End::Already(message) => {
+            eprintln!("{message}");
+            Ok(ExitCode::SUCCESS)
+        }
+        End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
+        End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(u8::from(exit.code() != 0))),
+        End::Early(_, failure) => Err(failure),
+    }
+}
+
+/// A stack around one command; its standard streams are the command's, its end too.
+pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Failure> {
+    let user = Attached::new(tty, interactive)
+        .map_err(|e| Failure::unable(format!("open the standard streams: {e}")))?;
+    let user = Arc::new(user);
+    let ended = supervise_here(config, Wishes::default(), Voice::command(user.clone()));
+    user.detach();
+    match ended? {
+        End::Already(message) => Err(Failure::unable(message)),
+        End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
+        End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
+        End::Early(exit, failure) => {
+            let _ = failure.print();
+            Ok(ExitCode::from(exit.code()))
+        }
+    }
+}
+
+/// How it ended.
+enum End {
+    /// The stack lives already; what to say about it.
+    Already(String),
+    /// It was brought up and has ended.
+    Over(Outcome),
+    /// Its app ended before it listened.
+    Early(Exit, Failure),
+}
+
+/// Whom the supervisor tells.
+struct Voice {
+    progress: Box<dyn FnMut(Progress<'_>)>,
+    ready: Box<dyn FnOnce(&Status)>,
+    tee: Tee,
+}
+
+impl Voice {
+    /// A foreground `up`: progress on standard error, the log on standard output.
+    fn terminal(screen: Screen) -> Self {
+        let stdout = std::io::stdout();
+        let colour = stdout.is_terminal()
+            && anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
+        let begun = std::time::Instant::now();
+        Self {
+            progress: Box::new(move |progress| {
+                let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+                let what = match progress {
+                    Progress::Done(step) => done(step),
+                    Progress::Waits(what) => what,
+                };
+                tell(&format!("{elapsed:>8.1} ms  {what}"));
+            }),
+            ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
+            tee: Tee::Lines(Box::new(move |line| {
+                screen.line(&line.human(colour));
+                true
+            })),
+        }
+    }
+
+    /// `run`: the command's own output and nothing else, but for what goes wrong.
+    fn command(user: Arc<Attached>) -> Self {
+        Self {
+            progress: Box::new(|_| {}),
+            ready: Box::new(|_| {}),
+            tee: Tee::Bytes(user),
+        }
+    }
+}
+
+/// What a detached supervisor tells the command that started it.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Step(String),
+    Waits(String),
+    Line(LogLine),
+    Ready(String),
+    Already(String),
+    Failed(Failure),
+}
+
+/// Supervises in a child of a session of its own; returns when that child says how it went.
+fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
+    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
+    let interrupts = Interrupts::watch().map_err(|e| unable("watch signals", e))?;
+    let stack = config.name.clone();
+    // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
+    let supervisor = detach(theirs, |theirs| background(config, wishes, theirs))
+        .map_err(|e| unable("clone", e))?;
+    let its_end = || super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e));
+    let verbose = std::io::stderr().is_terminal();
+    let mut interrupted = None;
+    loop {
+        match interrupts
+            .or_message(&ours)
+            .map_err(|e| unable("hear from the supervisor", e))?
+        {
+            Heard::Interrupt(_) if interrupted.is_some() => {
+                tell(&format!("the start of {stack} is being undone"));
+                continue;
+            }
+            Heard::Interrupt(signal) => {
+                tell(&format!(
+                    "interrupted by {signal}: undoing the start of {stack}"
+                ));
+                interrupted = Some(signal);
+                // ESRCH: it has ended, and what it had to say comes next.
+                let signal = rustix::process::Signal::from_named_raw(signal as i32);
+                let _ =
+                    signal.map(|signal| rustix::process::pidfd_send_signal(&supervisor, signal));
+                continue;
+            }
+            Heard::Message => {}
+        }
+        match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {
+            Some((Told::Step(step), _)) if verbose => tell(&format!("  {}", done(&step))),
+            Some((Told::Step(_), _)) => {}
+            Some((Told::Waits(what), _)) => tell(&what),
+            Some((Told::Line(line), _)) => tell(&line.human(verbose)),
+            // It came up just before it heard of the signal, and goes down.
+            Some((Told::Ready(_), _)) if interrupted.is_some() => {}
+            Some((Told::Ready(message), _)) => {
+                tell(&message);
+                return Ok(ExitCode::SUCCESS);
+            }
+            // These two it says last; when it has ended, really nothing is left of it.
+            Some((Told::Already(message), _)) => {
+                its_end()?;
+                tell(&message);
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some((Told::Failed(failure), _)) => {
+                its_end()?;
+                return Err(failure);
+            }
+            None => {
+                its_end()?;
+                return Err(match interrupted {
+                    Some(by) => StackError::Interrupted { by: Some(by) }.into(),
+                    None => Failure::unable("the supervisor ended without a word"),
+                });
+            }
+        }
+    }
+}
+
+/// The detached supervisor's whole life.
+fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
+    let teller = std::rc::Rc::new(teller);
+    let tell = |message: &Told| {
+        // The command that started us may have been interrupted; the stack goes on.
+        let _ = protocol::send(&*teller, message, &[]);
+    };
+    if let Err(e) = leave_terminal() {
+        tell(&Told::Failed(Failure::unable(format!(
+            "leave the terminal: {e}"
+        ))));
+        return 1;
+    }
+    let (steps, lines, ready) = (teller.clone(), teller.clone(), teller.clone());
+    let heard = std::rc::Rc::new(std::cell::Cell::new(true));
+    let still_heard = heard.clone();
+    let voice = Voice {
+        progress: Box::new(move |progress| {
+            let told = match progress {
+                Progress::Done(step) => Told::Step(step.to_owned()),
+                Progress::Waits(what) => Told::Waits(what.to_owned()),
+            };
+            let _ = protocol::send(&*steps, &told, &[]);
+        }),
+        ready: Box::new(move |status| {
+            let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
+            // From now on there is nobody to hear; a full socket would only hold us up.
+            let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
+            heard.set(false);
+        }),
+        tee: Tee::Lines(Box::new(move |line| {
+            let heard = still_heard.get();
+            if heard {
+                let _ = protocol::send(&*lines, &Told::Line(line.clone()), &[]);
+            }
+            heard
+        })),
+    };
+    match supervise_here(config, wishes, voice) {
+        Ok(End::Already(message)) => tell(&Told::Already(message)),
+        Ok(End::Over(_)) => {}
+        Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
+    }
+    0
+}
+
+/// A session of our own, and the null device on the three standard descriptors.
+fn leave_terminal() -> std::io::Result<()> {
+    rustix::process::setsid()?;
+    supervise::the_end().thread_unblock()?;
+    null_standard_descriptors()?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+/// Claims the stack, brings it up and supervises it until its end.
+fn supervise_here(config: Config, wishes: Wishes, mut voice: Voice) -> Result<End, Failure> {
+    let strict_limits = wishes.strict_limits;
+    // Before there is anything of the stack that it could keep alive.
+    let gate = match wishes.gate {
+        true => Some(gate::auditor(&config.name)?),
+        false => None,
+    };
+    // Whatever is made from here on (sockets, files) is ours alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let state = Host::state_root();
+    let (global, host, mut plan, claimed, _held_back) = loop {
+        let held_back = HeldBack::signals()?;
+        let global = state.lock()?;
+        state.settle(&config.name, &global)?;
+        let host = Host::look(&config.name)?;
+        let plan = resolve::plan(&config, &host)?;
+        if let Some(claimed) = state.claim(&config.name, &global)? {
+            // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
+            break (global, host, plan, claimed, held_back);
+        }
+        drop((global, held_back));
+        if let Some(message) = already(&config, &plan, &host, &mut voice.progress)? {
+            return Ok(End::Already(message));
+        }
+    };
+    if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
+        // Of a supervisor that was killed.
+        cgroup::remove(&left).map_err(Failure::unable)?;
+    }
+    let prepared = preflight::check(&plan, &host, strict_limits)
+        .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
+        .and_then(|listeners| {
+            claimed.save(&plan)?;
+            let control = claimed.listen()?;
+            let cgroups = limit(&mut plan, strict_limits)?;
+            if plan.mode == Mode::Rootless {
+                let net = match plan.egress_relay() {
+                    Some(_) => rootless::Net::Hosts,
+                    None => rootless::Net::Own,
+                };
+                rootless::become_root_of_own_namespaces(net)
+                    .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
+            }
+            Ok((listeners, control, cgroups))
+        });
+    let (listeners, control, cgroups) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            if let Some(path) = &plan.cgroup.path {
+                // The failure is what there is to tell.
+                let _ = cgroup::remove(path);
+            }
+            state.remove(&config.name, global)?;
+            return Err(failure);
+        }
+    };
+    drop(global);
+    let root = plan.mode == Mode::Root;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
+    let Voice {
+        mut progress,
+        ready,
+        tee,
+    } = voice;
+    let ready = |status: &Status| {
+        ready(status);
+        let text = is_up(status);
+        // Not under systemd, or too old a one: nobody waits for it.
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::Ready,
+            sd_notify::NotifyState::Status(&text),
+        ]);
+    };
+    let cgroup = plan.cgroup.path.clone();
+    let ended = runtime.block_on(supervise::run(
+        plan,
+        cgroups,
+        listeners,
+        control,
+        gate,
+        tee,
+        &mut *progress,
+        ready,
+    ));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let removed = state.lock().map_err(Failure::from).and_then(|global| {
+        if let Some(path) = cgroup {
+            cgroup::remove(&path).map_err(Failure::unable)?;
+            if root {
+                cgroup::tidy(true);
+            }
+        }
+        Ok(state.remove(&config.name, global)?)
+    });
+    // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
+    // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
+    // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
+    // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
+    std::mem::forget(runtime);
+    let end = match ended {
+        Ok(outcome) => End::Over(outcome),
+        Err(e) => match e {
+            StackError::AppEnded { exit, .. } => End::Early(exit, e.into()),
+            e => return Err(e.into()),
+        },
+    };
+    removed?;
+    Ok(end)
+}
+
+/// Signals that would end this process wait as long as this lives, unless the supervisor takes them.
+struct HeldBack;
+
+impl HeldBack {
+    fn signals() -> Result<Self, Failure> {
+        let held = supervise::the_end().thread_block();
+        held.map_err(|e| Failure::unable(format!("hold signals back: {e}")))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        // It is refused for nothing but an argument that is wrong.
+        let _ = supervise::the_end().thread_unblock();
+    }
+}
+
+/// Makes the stack's cgroups; what they can't hold after all is no longer in the plan.
+fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
+    let parts: Vec<_> = plan
+        .limits()
+        .map(|(part, limits)| (part, *limits))
+        .collect();
+    let (cgroups, placement) = Cgroups::make(&plan.cgroup, &parts).map_err(Failure::unable)?;
+    plan.cgroup = placement;
+    match preflight::limits(plan).filter(|_| strict) {
+        Some(problem) => Err(preflight::describe(plan.stack.as_str(), &[problem])),
+        None => Ok(cgroups),
+    }
+}
+
+/// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
+/// did not come up, and now it is our turn.
+fn already(
+    config: &Config,
+    fresh: &Plan,
+    host: &Host,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<String>, Failure> {
+    let stack = &fresh.stack;
+    let mut ask = || -> std::io::Result<_> {
+        let client = Client::connect(&host.state.control(stack))?;
+        client.ask(&Request::Status)?;
+        let mut wait = Wait::begin();
+        while !client.has_answered_by(wait.next())? {
+            if let Some(since) = wait.due() {
+                let since = since.as_secs();
+                let what =
+                    format!("waiting for {stack}, which is being started already, for {since} s");
+                progress(Progress::Waits(&what));
+            }
+        }
+        client.reply()
+    };
+    match ask() {
+        Ok(Some((Reply::Status(status), _)))
+            if resolve::again(config, host, &status.plan)
+                .is_ok_and(|wanted| status.plan.asks_for_the_same_as(&wanted)) =>
+        {
+            Ok(Some(format!(
+                "{}, as before; nothing was changed",
+                is_up(&status)
+            )))
+        }
+        Ok(Some((Reply::Status(_), _))) => Err(Failure::failed(format!(
+            "{stack} is up with another configuration; nothing was changed"
+        ))
+        .hint(format!(
+            "lrpns apply {stack} changes it while it runs; what that can't, down and up do"
+        ))),
+        Ok(Some(_)) => Err(super::answered_something_else(stack)),
+        Ok(None) => Ok(None),
+        Err(e) if is_gone(&e) => Ok(None),
+        Err(e) => Err(Failure::unable(format!(
+            "ask the supervisor of {stack}: {e}"
+        ))),
+    }
+}
+
+/// A step in words.
+fn done(step: &str) -> &str {
+    match step {
+        "namespaces" => "namespaces are made",
+        "parts" => "parts have dropped their privileges, the sidecar's rules are in force",
+        "rules" => "the host's table is in force",
+        "links" => "links are up",
+        "commands" => "commands run",
+        "listening" => "apps listen",
+        "path" => "apps answer through the sidecar",
+        "attacked" => "the audit has passed",
+        "published" => "ports are published",
+        other => other,
+    }
+}
+
+/// The same with what it does without.
+fn is_up_but(status: &Status) -> String {
+    let plan = &status.plan;
+    match plan
+        .cgroup
+        .complaint(plan.limits().map(|(_, limits)| limits))
+    {
+        Some(complaint) => format!("{}\n{complaint}", is_up(status)),
+        None => is_up(status),
+    }
+}
+
+/// One line about a stack that is up.
+fn is_up(status: &Status) -> String {
+    let ports: Vec<String> = publish::ranges(&status.plan)
+        .iter()
+        .map(|range| {
+            let via = match range.first.via {
+                plan::Transport::Dnat => "dnat",
+                plan::Transport::Relay => "relay",
+            };
+            format!(
+                "{} -> {} port {} by {via}, {}",
+                range.listen(),
+                range.app.name,
+                range.app_ports(),
+                range.first.why
+            )
+        })
+        .collect();
+    let egress = match &status.plan.egress {
+        Some(egress) => format!("; {egress}"),
+        None => String::new(),
+    };
+    if ports.is_empty() {
+        return format!("{} is up, nothing is published{egress}", status.plan.stack);
+    }
+    format!("{} is up: {}{egress}", status.plan.stack, ports.join("; "))
+}

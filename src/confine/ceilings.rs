@@ -1,0 +1,65 @@
+//! Resource limits of a process (getrlimit(2)): what holds without a cgroup, and what a cgroup doesn't know.
+//!
+//! Hard limits are only ever lowered: raising needs CAP_SYS_RESOURCE in the host's user namespace, which even root may lack.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const MOST_DESCRIPTORS: u64 = 65_536;
+
+/// What a part's processes may have of each at most: (which, soft, hard).
+const CEILINGS: [(Resource, u64, u64); 3] = [
+    // A core is what is in memory, written where the host's core_pattern says. If that is a program (`|`), the kernel
+    // starts it as the host's root at any limit but this one, which is too small for a file as well (coredump_pipe(),
+    // fs/coredump.c). It can't be lowered to 0 any more either: `crate::confine::seccomp` has that.
+    (Resource::Core, 1, 1),
+    // The kernel's table of descriptors is memory too; programs that need more than the soft limit raise it.
+    (Resource::Nofile, MOST_DESCRIPTORS, 524_288),
+    // No real-time priority, also where the user who started us may have one.
+    (Resource::Rtprio, 0, 0),
+];
+
+/// Raises this process's soft limit of descriptors to its hard one, which [`lower`] has lowered: for the relay, whose
+/// connections it bounds.
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn all_descriptors() -> io::Result<()> {
+    let now = getrlimit(Resource::Nofile);
+    let most = now
+        .maximum
+        .map_or(MOST_DESCRIPTORS, |most| most.min(MOST_DESCRIPTORS));
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: now.current.max(Some(most)),
+            ..now
+        },
+    )?;
+    Ok(())
+}
+
+/// Lowers this process's limits to those of a part, and its number of processes to `nproc`.
+///
+/// Should be called before the change to the uid whose processes are counted: nothing here needs privilege, and nothing
+/// gives back what was lowered.
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn lower(nproc: Option<u32>) -> io::Result<()> {
+    let nproc = nproc.map(|most| (Resource::Nproc, u64::from(most), u64::from(most)));
+    for (resource, soft, hard) in CEILINGS.into_iter().chain(nproc) {
+        let now = getrlimit(resource);
+        let least = |now: Option<u64>, most: u64| Some(now.map_or(most, |now| now.min(most)));
+        let maximum = least(now.maximum, hard);
+        let current = match resource {
+            // Not less: 0, which most are started with, is no limit for a program.
+            Resource::Core => least(maximum, soft),
+            _ => least(now.current, soft),
+        };
+        setrlimit(resource, Rlimit { current, maximum })?;
+    }
+    Ok(())
+}

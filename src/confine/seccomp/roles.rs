@@ -1,0 +1,766 @@
+//! What each role may call, with the reasons.
+//!
+//! Not in any list, so EPERM: mounts and roots (`mount`, `umount2`, `move_mount`, `open_tree`, `fsopen` and so on,
+//! `pivot_root`, `chroot`, `mount_setattr`), namespaces (`setns`, `unshare`, `clone` with a `CLONE_NEW` flag), other
+//! processes' memory and descriptors (`ptrace`, `process_vm_*`, `process_madvise`, `kcmp`, `pidfd_getfd`), what had the
+//! most holes in the kernel (`bpf`, `io_uring_*`, `perf_event_open`, `userfaultfd`, `keyctl`, `add_key`,
+//! `request_key`), paths past every mount (`open_by_handle_at`, `name_to_handle_at`), and the machine as a whole
+//! (clock, modules, `kexec_*`, `reboot`, swap, quota, accounting, `syslog`, I/O ports, `fanotify_*`, NUMA policy).
+//! Beside Docker's default that leaves out, too: message queues, `memfd_secret`, `modify_ldt`, `remap_file_pages`.
+
+use std::collections::BTreeMap;
+
+use libc::{
+    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET,
+    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_THREAD, IPPROTO_TCP, IPPROTO_UDP,
+    NETLINK_NETFILTER, PROT_EXEC, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, SOCK_DGRAM, SOCK_STREAM,
+};
+use syscalls::Sysno;
+
+use super::{Action, Comparison, Profile, Rule, Test, always};
+
+macro_rules! calls {
+    ($($name:ident)*) => { &[$(Sysno::$name),*] };
+}
+
+/// Files: everything but mounts, device nodes and handles. What may be written is up to the mounts.
+const FILES: &[Sysno] = calls![
+    cachestat chdir close close_range copy_file_range dup dup3 faccessat faccessat2 fadvise64 fallocate fchdir fchmod
+    fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fstat fstatfs fsync ftruncate getcwd
+    getdents64 getxattr getxattrat lgetxattr linkat listxattr listxattrat llistxattr lseek mkdirat openat
+    openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlinkat readv renameat renameat2 sendfile
+    splice statfs statx symlinkat sync sync_file_range syncfs tee truncate umask unlinkat utimensat write writev
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_FILES: &[Sysno] = calls![
+    access chmod chown creat dup2 futimesat getdents lchown link lstat mkdir newfstatat open readlink rename rmdir stat
+    symlink unlink utime utimes
+];
+
+/// A process's own memory. `memfd_create` makes anonymous files, which JVM and Node map code from.
+const MEMORY: &[Sysno] = calls![
+    brk madvise map_shadow_stack membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync
+    munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect
+];
+
+/// Processes and threads; whom they may signal is up to the pid namespace.
+const PROCESSES: &[Sysno] = calls![
+    execve execveat exit exit_group get_robust_list getcpu getegid geteuid getgid getgroups getpgid getpid getppid
+    getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid kill pidfd_open pidfd_send_signal
+    rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
+    sched_getscheduler sched_rr_get_interval sched_setaffinity sched_yield set_robust_list set_tid_address setpgid
+    setsid sysinfo tgkill tkill uname wait4 waitid
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_PROCESSES: &[Sysno] = calls![arch_prctl getpgrp pause];
+
+/// Signals and time. Clocks are read, never set.
+const SIGNALS_AND_TIME: &[Sysno] = calls![
+    clock_getres clock_gettime clock_nanosleep getitimer gettimeofday nanosleep restart_syscall rt_sigaction
+    rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo setitimer
+    sigaltstack signalfd4 timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
+    timerfd_gettime timerfd_settime times
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_SIGNALS_AND_TIME: &[Sysno] = calls![alarm signalfd time];
+
+/// Waiting.
+const WAITING: &[Sysno] = calls![
+    epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 eventfd2 futex futex_requeue futex_wait futex_waitv futex_wake
+    pipe2 ppoll pselect6
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_WAITING: &[Sysno] = calls![epoll_create epoll_wait eventfd pipe poll select];
+
+/// Sockets, once there is one.
+const SOCKETS: &[Sysno] = calls![
+    accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg setsockopt shutdown
+];
+
+/// Randomness, and a process's ways to confine itself further, which no_new_privs makes harmless.
+const SELF: &[Sysno] =
+    calls![getrandom landlock_add_rule landlock_create_ruleset landlock_restrict_self];
+
+/// What only `default` has. Ids and capabilities may be "set": nothing is held that could be gained, and servers
+/// that are used to start as root call them (nginx, PostgreSQL, gosu). Shared memory is PostgreSQL's, semaphores are
+/// Apache's and PHP's, native AIO is nginx's and MySQL's.
+const MORE: &[Sysno] = calls![
+    capget capset fremovexattr fsetxattr inotify_add_watch inotify_init1 inotify_rm_watch io_cancel io_destroy
+    io_getevents io_pgetevents io_setup io_submit ioprio_get ioprio_set lremovexattr lsetxattr removexattr
+    removexattrat sched_setattr sched_setparam sched_setscheduler semctl semget semop semtimedop setfsgid setfsuid
+    setgid setgroups setpriority setregid setresgid setresuid setreuid setuid setxattr setxattrat shmat shmctl shmdt
+    shmget vmsplice
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_MORE: &[Sysno] = calls![fork inotify_init vfork];
+
+/// What other architectures have instead.
+#[cfg(target_arch = "aarch64")]
+mod old {
+    use syscalls::Sysno;
+    /// The crate's name of `newfstatat`.
+    pub(super) const FILES: &[Sysno] = calls![fstatat];
+    pub(super) const NONE: &[Sysno] = &[];
+}
+#[cfg(target_arch = "aarch64")]
+use old::{
+    FILES as OLD_FILES, NONE as OLD_PROCESSES, NONE as OLD_SIGNALS_AND_TIME, NONE as OLD_WAITING,
+    NONE as OLD_MORE,
+};
+
+/// What our own stage calls to read back what it holds, to talk to the supervisor and to end; and what Rust's runtime
+/// calls between and at its end. Memory is never executable. (sysconf(3) of `getgroups` would read
+/// /proc/sys/kernel/ngroups_max, and does without.)
+const STAGE: &[Sysno] = calls![
+    brk capget clock_gettime close exit exit_group futex getgroups getrandom getresgid getresuid madvise mremap munmap
+    read recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sendto sigaltstack write
+];
+
+/// prctl(2) options: names, the calling process's own flags and limits, and what narrows it further. Not among them:
+/// `PR_SET_MM` (moves /proc/self/exe), `PR_SET_PTRACER`, `PR_SET_SPECULATION_CTRL` (gives mitigations up),
+/// `PR_MCE_KILL`, `PR_SET_IO_FLUSHER`.
+const PRCTL: &[i32] = &[
+    libc::PR_SET_PDEATHSIG,
+    libc::PR_GET_PDEATHSIG,
+    libc::PR_GET_DUMPABLE,
+    // nginx's workers set it. It opens a process to others of its uid only, which have its privileges already.
+    libc::PR_SET_DUMPABLE,
+    libc::PR_GET_KEEPCAPS,
+    libc::PR_SET_KEEPCAPS,
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_GET_SECCOMP,
+    libc::PR_SET_SECCOMP,
+    libc::PR_CAPBSET_READ,
+    libc::PR_CAPBSET_DROP,
+    libc::PR_GET_TSC,
+    libc::PR_GET_SECUREBITS,
+    libc::PR_SET_TIMERSLACK,
+    libc::PR_GET_TIMERSLACK,
+    libc::PR_SET_CHILD_SUBREAPER,
+    libc::PR_GET_CHILD_SUBREAPER,
+    libc::PR_SET_NO_NEW_PRIVS,
+    libc::PR_GET_NO_NEW_PRIVS,
+    libc::PR_SET_THP_DISABLE,
+    libc::PR_GET_THP_DISABLE,
+    libc::PR_CAP_AMBIENT,
+    libc::PR_GET_SPECULATION_CTRL,
+    // Names mappings (PR_SET_VMA_ANON_NAME); JVM, Node and glibc do.
+    libc::PR_SET_VMA,
+    libc::PR_SET_MDWE,
+    libc::PR_GET_MDWE,
+];
+/// Vector lengths, pointer authentication and tags.
+#[cfg(target_arch = "aarch64")]
+const PRCTL_OF_THE_ARCHITECTURE: &[i32] = &[50, 51, 54, 55, 56, 60, 61, 63, 64];
+#[cfg(not(target_arch = "aarch64"))]
+const PRCTL_OF_THE_ARCHITECTURE: &[i32] = &[];
+
+/// What the stage asks prctl(2).
+const PRCTL_READ_BACK: &[i32] = &[
+    libc::PR_CAPBSET_READ,
+    libc::PR_CAP_AMBIENT,
+    libc::PR_GET_SECUREBITS,
+    libc::PR_GET_NO_NEW_PRIVS,
+    libc::PR_GET_SECCOMP,
+    libc::PR_GET_DUMPABLE,
+    libc::PR_GET_PDEATHSIG,
+];
+
+/// `CLONE_NEWTIME` is a signal number to clone(2).
+const NEW_NAMESPACES: i32 = CLONE_NEWNS
+    | CLONE_NEWCGROUP
+    | CLONE_NEWUTS
+    | CLONE_NEWIPC
+    | CLONE_NEWUSER
+    | CLONE_NEWPID
+    | CLONE_NEWNET;
+
+/// Landlock asks about TCP where connect(2) and bind(2) are called on its sockets. MPTCP's are other sockets, which
+/// speak TCP with whoever knows no MPTCP (`current_check_access_socket()` of security/landlock/net.c); so nobody gets
+/// one. Programs that prefer it (Go's listeners do) are told what a kernel without it says, and go on by TCP.
+const MPTCP: i32 = libc::IPPROTO_MPTCP;
+/// The second way past it: send(2) with this flag connects, and no hook is asked about that (`tcp_sendmsg_fastopen()` of
+/// net/ipv4/tcp.c). The answer is the one of a kernel whose `net.ipv4.tcp_fastopen` says no.
+const FASTOPEN: i32 = libc::MSG_FASTOPEN;
+/// Which argument of a call are the flags that [`FASTOPEN`] is one of.
+const SENDING: [(Sysno, u8); 3] = [
+    (Sysno::sendto, 3),
+    (Sysno::sendmsg, 2),
+    (Sysno::sendmmsg, 3),
+];
+
+/// ioctl(2) requests that type into a terminal (CVE-2017-5226), or load line disciplines (CVE-2017-2636).
+const BAD_IOCTLS: &[u64] = &[libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD];
+
+const EPERM: Action = Action::Errno(libc::EPERM as u16);
+const ENOSYS: Action = Action::Errno(libc::ENOSYS as u16);
+const EPROTONOSUPPORT: Action = Action::Errno(libc::EPROTONOSUPPORT as u16);
+const EOPNOTSUPP: Action = Action::Errno(libc::EOPNOTSUPP as u16);
+
+fn low(arg: u8, mask: u32, is: Comparison, value: u32) -> Test {
+    Test {
+        arg,
+        mask: mask.into(),
+        is,
+        value: value.into(),
+    }
+}
+
+fn equal(arg: u8, value: impl TryInto<u32>) -> Test {
+    let value = value
+        .try_into()
+        .ok()
+        .expect("every constant here is positive and fits 32 bits");
+    low(arg, u32::MAX, Comparison::Eq, value)
+}
+
+fn without(arg: u8, bits: i32) -> Test {
+    low(arg, bits.cast_unsigned(), Comparison::Eq, 0)
+}
+
+fn allow(when: impl Into<Vec<Test>>) -> Rule {
+    Rule {
+        when: when.into(),
+        action: Action::Allow,
+    }
+}
+
+/// Allowed when one argument is one of these.
+fn one_of<T: TryInto<u32> + Copy>(arg: u8, values: &[T]) -> Vec<Rule> {
+    values
+        .iter()
+        .map(|value| allow([equal(arg, *value)]))
+        .collect()
+}
+
+/// Sockets of these families, but for those that Landlock takes for none of TCP's.
+fn sockets(families: &[i32]) -> Vec<Rule> {
+    let no_tcp = Rule {
+        when: vec![equal(2, MPTCP)],
+        action: EPROTONOSUPPORT,
+    };
+    let mut rules = vec![no_tcp];
+    rules.extend(one_of(0, families));
+    rules
+}
+
+/// Sending, but not as a way to connect.
+fn sending(calls: &mut Calls) {
+    for (call, flags) in SENDING {
+        let connects = Rule {
+            when: vec![low(flags, FASTOPEN.cast_unsigned(), Comparison::Ne, 0)],
+            action: EOPNOTSUPP,
+        };
+        set(calls, call, vec![connects, always(Action::Allow)]);
+    }
+}
+
+/// Sending descriptors: carrier and dialer do, to each other.
+fn hands_over() -> Vec<Rule> {
+    vec![allow([without(2, FASTOPEN)])]
+}
+
+type Calls = BTreeMap<u32, Vec<Rule>>;
+
+fn number(call: Sysno) -> u32 {
+    call.id().cast_unsigned()
+}
+
+fn plain(lists: &[&[Sysno]]) -> Calls {
+    lists
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|call| (number(*call), vec![always(Action::Allow)]))
+        .collect()
+}
+
+fn profile(name: &str, calls: Calls) -> Profile {
+    Profile {
+        name: name.to_owned(),
+        otherwise: EPERM,
+        calls,
+        unknown: vec![],
+    }
+}
+
+fn set(calls: &mut Calls, call: Sysno, rules: Vec<Rule>) {
+    calls.insert(number(call), rules);
+}
+
+/// What servers call.
+#[must_use]
+pub fn default() -> Profile {
+    let mut calls = common();
+    calls.extend(plain(&[MORE, OLD_MORE]));
+    set(
+        &mut calls,
+        Sysno::clone,
+        vec![allow([without(0, NEW_NAMESPACES)])],
+    );
+    set(
+        &mut calls,
+        Sysno::socket,
+        sockets(&[AF_UNIX, AF_INET, AF_INET6]),
+    );
+    // Without CAP_MKNOD the kernel makes no device; this keeps it so whatever the kernel thinks.
+    let nodes = |arg| {
+        [0, S_IFREG, S_IFIFO, S_IFSOCK]
+            .map(|kind| allow([low(arg, S_IFMT, Comparison::Eq, kind)]))
+            .to_vec()
+    };
+    #[cfg(target_arch = "x86_64")]
+    set(&mut calls, Sysno::mknod, nodes(1));
+    set(&mut calls, Sysno::mknodat, nodes(2));
+    // PER_LINUX, and "what is it now?". Others turn address randomization or mmap's minimum off.
+    set(&mut calls, Sysno::personality, one_of(0, &[0, u32::MAX]));
+    profile("default", calls)
+}
+
+/// One process, with any number of threads: what it becomes is decided by its `execve(2)`, which comes after this
+/// filter, and it starts no other. Sockets of the Internet only; no ids, capabilities or scheduling classes to set, no
+/// shared memory, native AIO or inotify.
+#[must_use]
+pub fn strict() -> Profile {
+    let mut calls = common();
+    let thread = vec![allow([low(
+        0,
+        (NEW_NAMESPACES | CLONE_THREAD).cast_unsigned(),
+        Comparison::Eq,
+        CLONE_THREAD.cast_unsigned(),
+    )])];
+    set(&mut calls, Sysno::clone, thread);
+    set(&mut calls, Sysno::socket, sockets(&[AF_INET, AF_INET6]));
+    profile("strict", calls)
+}
+
+/// What `default` and `strict` share.
+fn common() -> Calls {
+    let mut calls = plain(&[
+        FILES,
+        OLD_FILES,
+        MEMORY,
+        PROCESSES,
+        OLD_PROCESSES,
+        SIGNALS_AND_TIME,
+        OLD_SIGNALS_AND_TIME,
+        WAITING,
+        OLD_WAITING,
+        SOCKETS,
+        SELF,
+    ]);
+    sending(&mut calls);
+    // The one limit that must not be lowered: see `crate::confine::ceilings`.
+    let but_of_cores = |arg| allow([low(arg, u32::MAX, Comparison::Ne, libc::RLIMIT_CORE)]);
+    set(&mut calls, Sysno::setrlimit, vec![but_of_cores(0)]);
+    let limits = vec![but_of_cores(1), reading_limits()];
+    set(&mut calls, Sysno::prlimit64, limits);
+    // Its flags are in memory, where no filter can look: glibc falls back to clone(2) when told that there is none.
+    set(&mut calls, Sysno::clone3, vec![always(ENOSYS)]);
+    set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
+    set(
+        &mut calls,
+        Sysno::prctl,
+        one_of(0, &[PRCTL, PRCTL_OF_THE_ARCHITECTURE].concat()),
+    );
+    let harmless: Vec<Test> = BAD_IOCTLS
+        .iter()
+        .map(|bad| Test {
+            is: Comparison::Ne,
+            ..equal(1, *bad)
+        })
+        .collect();
+    set(&mut calls, Sysno::ioctl, vec![allow(harmless)]);
+    // More filters may come on top, but none that hands calls to another process to answer.
+    const MODE_FILTER: u32 = libc::SECCOMP_SET_MODE_FILTER;
+    const LISTENER: i32 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as i32;
+    set(
+        &mut calls,
+        Sysno::seccomp,
+        vec![
+            allow([equal(0, MODE_FILTER), without(1, LISTENER)]),
+            allow([equal(0, libc::SECCOMP_SET_MODE_STRICT)]),
+            allow([equal(0, libc::SECCOMP_GET_ACTION_AVAIL)]),
+        ],
+    );
+    calls
+}
+
+/// What every part of ours calls once it has dropped its privileges.
+fn stage() -> Calls {
+    let mut calls = plain(&[STAGE]);
+    for call in [Sysno::mmap, Sysno::mprotect] {
+        set(&mut calls, call, vec![allow([without(2, PROT_EXEC)])]);
+    }
+    set(&mut calls, Sysno::prctl, one_of(0, PRCTL_READ_BACK));
+    // A debug build looks at what it is about to close.
+    set(&mut calls, Sysno::fcntl, one_of(1, &[libc::F_GETFD]));
+    calls
+}
+
+/// The sidecar: opens its netfilter sockets, loads its rules, reads and tells of the traffic until the end.
+#[must_use]
+pub fn sidecar() -> Profile {
+    let mut calls = stage();
+    calls.extend(plain(&[calls![
+        bind getsockname getsockopt ppoll recvfrom setsockopt
+    ]]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![poll]]));
+    // The name of a link by its number.
+    const SIOCGIFNAME: u32 = 0x8910;
+    set(&mut calls, Sysno::ioctl, one_of(1, &[SIOCGIFNAME]));
+    let netfilter = [equal(0, AF_NETLINK), equal(2, NETLINK_NETFILTER)];
+    set(&mut calls, Sysno::socket, vec![allow(netfilter)]);
+    profile("sidecar", calls)
+}
+
+/// The sidecar that gives its capability up when its rules are loaded. The call can't get anything back.
+#[must_use]
+pub fn sealing_sidecar() -> Profile {
+    let mut sidecar = sidecar();
+    sidecar.calls.extend(plain(&[calls![capset]]));
+    sidecar
+}
+
+/// What a relay carries beside TCP of IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carries {
+    /// UDP.
+    pub udp: bool,
+    /// IPv6.
+    pub ipv6: bool,
+    /// Whether it dials from its clients' addresses.
+    pub as_clients: bool,
+}
+
+#[cfg(test)]
+impl Carries {
+    pub(super) const ALL: Self = Self {
+        udp: true,
+        ipv6: true,
+        as_clients: true,
+    };
+}
+
+/// `prlimit64` that sets nothing.
+fn reading_limits() -> Rule {
+    allow([Test {
+        arg: 2,
+        mask: u64::MAX,
+        is: Comparison::Eq,
+        value: 0,
+    }])
+}
+
+/// The relay: as the documentation of [`crate::relay`] lists it; with sockets of UDP and of IPv6 only if it has to carry
+/// that, and it binds only if it dials as its clients.
+#[must_use]
+pub fn relay(carries: Carries) -> Profile {
+    let mut calls = stage();
+    calls.extend(plain(&[calls![
+        accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
+        recvfrom setsockopt shutdown splice
+    ]]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![epoll_wait poll]]));
+    if carries.as_clients {
+        calls.extend(plain(&[calls![bind]]));
+    }
+    let mut sockets = vec![];
+    let families = [AF_INET, AF_INET6];
+    for family in &families[..if carries.ipv6 { 2 } else { 1 }] {
+        let kinds = [(SOCK_STREAM, IPPROTO_TCP), (SOCK_DGRAM, IPPROTO_UDP)];
+        for (kind, own) in &kinds[..if carries.udp { 2 } else { 1 }] {
+            // Neither MPTCP, for which see above, nor UDP-Lite, which the host's rules don't take for UDP.
+            for protocol in [0, *own] {
+                sockets.push(allow([
+                    equal(0, *family),
+                    low(1, 0xf, Comparison::Eq, *kind as u32),
+                    equal(2, protocol),
+                ]));
+            }
+        }
+    }
+    set(&mut calls, Sysno::socket, sockets);
+    sending(&mut calls);
+    calls.remove(&number(Sysno::sendmmsg));
+    // By which descriptors go as well, to the supervisor, which would have to close them (`crate::protocol`).
+    if !carries.udp {
+        calls.remove(&number(Sysno::sendmsg));
+    }
+    set(&mut calls, Sysno::socketpair, one_of(0, &[AF_UNIX]));
+    set(&mut calls, Sysno::ioctl, one_of(1, &[libc::FIONBIO]));
+    set(&mut calls, Sysno::prlimit64, vec![reading_limits()]);
+    profile("relay", calls)
+}
+
+/// The carrier of what apps connect to: a relay that has its sockets from another process. It makes none of the Internet,
+/// connects none, and sends to no address, so the other end of a socket stays what it was when the socket was handed over.
+#[must_use]
+pub fn carrier() -> Profile {
+    let mut carrier = relay(Carries::default());
+    for call in [Sysno::socket, Sysno::connect] {
+        carrier.calls.remove(&number(call));
+    }
+    // connect(2) is not the only call that connects.
+    let nowhere = Test {
+        arg: 4,
+        mask: u64::MAX,
+        is: Comparison::Eq,
+        value: 0,
+    };
+    let already = vec![allow([without(3, libc::MSG_FASTOPEN), nowhere])];
+    set(&mut carrier.calls, Sysno::sendto, already);
+    set(&mut carrier.calls, Sysno::sendmsg, hands_over());
+    Profile {
+        name: "carrier".to_owned(),
+        ..carrier
+    }
+}
+
+/// The dialer of what apps connect to: as [`crate::relay::egress::dialer`] lists it.
+#[must_use]
+pub fn dialer(udp: bool, ipv6: bool) -> Profile {
+    let mut dialer = relay(Carries {
+        udp,
+        ipv6,
+        as_clients: false,
+    });
+    for call in [Sysno::accept4, Sysno::splice, Sysno::pipe2] {
+        dialer.calls.remove(&number(call));
+    }
+    set(&mut dialer.calls, Sysno::sendmsg, hands_over());
+    Profile {
+        name: "dialer".to_owned(),
+        ..dialer
+    }
+}
+
+/// What the app's pid 1 does while its command runs: waits, reaps, passes signals on. It stays under the wider filter of
+/// [`on_the_way_to`], since it starts the audit's prober by the way that the command took.
+#[must_use]
+pub fn init() -> Profile {
+    let mut calls = stage();
+    // It has descriptors to send, which the others have not.
+    calls.extend(plain(&[calls![kill ppoll sendmsg wait4]]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![poll]]));
+    profile("init", calls)
+}
+
+/// What `command` allows, and what it takes to get from dropped privileges to the `execve(2)` of a command that is to
+/// run under it, whatever `command` says of that.
+pub(super) fn on_the_way_to(command: &Profile) -> Profile {
+    let mut way = init().calls;
+    way.extend(plain(&[calls![
+        clone3 close_range dup3 execve execveat fcntl landlock_add_rule landlock_create_ruleset landlock_restrict_self
+        openat pipe2 setsid signalfd4 waitid
+    ]]));
+    #[cfg(target_arch = "x86_64")]
+    way.extend(plain(&[calls![dup2]]));
+    set(&mut way, Sysno::ioctl, one_of(1, &[libc::TIOCSCTTY]));
+    set(&mut way, Sysno::unshare, one_of(0, &[CLONE_THREAD]));
+    set(
+        &mut way,
+        Sysno::seccomp,
+        one_of(0, &[libc::SECCOMP_SET_MODE_FILTER]),
+    );
+    Profile {
+        name: format!("on the way to {}", command.name),
+        ..either(way, command)
+    }
+}
+
+/// `part`'s own, and what a program needs that reaches nothing outside its process: no socket but the part's, no
+/// request to a device or a link but those to a terminal.
+pub(super) fn visitor(part: &Profile) -> Profile {
+    let mut program = default();
+    for call in [Sysno::socket, Sysno::socketpair] {
+        program.calls.remove(&number(call));
+    }
+    let mut terminal = vec![low(1, 0xffff_ff00, Comparison::Eq, 0x5400)];
+    terminal.extend(BAD_IOCTLS.iter().map(|bad| Test {
+        is: Comparison::Ne,
+        ..equal(1, *bad)
+    }));
+    set(&mut program.calls, Sysno::ioctl, vec![allow(terminal)]);
+    Profile {
+        name: format!("visitor of {}", part.name),
+        ..either(part.calls.clone(), &program)
+    }
+}
+
+/// Allows what either allows. `more` must have rules that allow only.
+fn either(more: Calls, profile: &Profile) -> Profile {
+    let mut both = profile.clone();
+    for (number, mut rules) in more {
+        let theirs = both.calls.entry(number).or_default();
+        // First things first: what decides always needs no rule after it.
+        if rules.iter().all(|rule| !rule.when.is_empty()) {
+            rules.append(theirs);
+        }
+        *theirs = rules;
+    }
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_a_command_allows_all_that_the_command_may() {
+        for command in [default(), strict()] {
+            let way = on_the_way_to(&command);
+            for (number, rules) in &command.calls {
+                let mut tried = vec![[0; 6], [u64::MAX; 6]];
+                for test in rules.iter().flat_map(|rule| &rule.when) {
+                    for value in [test.value, test.value + 1, test.value | test.mask] {
+                        tried.push([value; 6]);
+                    }
+                }
+                for args in tried {
+                    let (outer, inner) = (way.answer(*number, args), command.answer(*number, args));
+                    assert!(
+                        outer.allows() || !inner.allows(),
+                        "{} {number} {args:x?}",
+                        command.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strict_allows_nothing_that_default_does_not() {
+        let (default, strict) = (default(), strict());
+        let names = strict.names();
+        for name in names.0.iter().chain(&names.1) {
+            assert!(!strict.may_allow(name) || default.may_allow(name), "{name}");
+        }
+        assert!(names.0.len() < default.names().0.len());
+    }
+
+    #[test]
+    fn our_own_parts_can_neither_execute_nor_map_code_nor_start_processes() {
+        for part in [
+            sidecar(),
+            relay(Carries::ALL),
+            init(),
+            carrier(),
+            dialer(true, true),
+        ] {
+            for never in [
+                "execve", "execveat", "clone", "clone3", "openat", "ptrace", "setns",
+            ] {
+                assert!(!part.may_allow(never), "{} {never}", part.name);
+            }
+            let executable = [0, 4096, 7, 0x22, 0, 0];
+            for call in [Sysno::mmap, Sysno::mprotect] {
+                assert_eq!(
+                    part.answer(number(call), executable),
+                    EPERM,
+                    "{}",
+                    part.name
+                );
+                assert!(part.answer(number(call), [0, 4096, 3, 0x22, 0, 0]).allows());
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_speaks_tcp_by_a_way_that_landlock_is_not_asked_about() {
+        let mptcp = |domain: i32| [domain as u64, 1, MPTCP as u64, 0, 0, 0];
+        for profile in [
+            default(),
+            strict(),
+            relay(Carries::ALL),
+            visitor(&relay(Carries::ALL)),
+            sidecar(),
+        ] {
+            for domain in [AF_INET, AF_INET6] {
+                let answer = profile.answer(number(Sysno::socket), mptcp(domain));
+                assert!(!answer.allows(), "{}", profile.name);
+            }
+            if profile.name == "sidecar" {
+                // It has no socket of TCP.
+                continue;
+            }
+            for (call, flags) in SENDING {
+                let mut args = [0; 6];
+                args[usize::from(flags)] = FASTOPEN as u64 | 0x4000;
+                let answer = profile.answer(number(call), args);
+                assert!(!answer.allows(), "{} {call:?}", profile.name);
+            }
+        }
+    }
+
+    #[test]
+    fn who_only_talks_sends_no_descriptor() {
+        let sends =
+            |profile: Profile| profile.may_allow("sendmsg") || profile.may_allow("sendmmsg");
+        assert!(!sends(sidecar()) && !sends(relay(Carries::default())));
+        // The addresses of datagrams come and go with that call.
+        assert!(sends(relay(Carries::ALL)));
+    }
+
+    #[test]
+    fn a_carrier_reaches_nothing_but_what_it_was_handed() {
+        let carrier = carrier();
+        for never in ["socket", "connect", "bind", "listen", "sendmmsg"] {
+            assert!(!carrier.may_allow(never), "{never}");
+        }
+        let fast = libc::MSG_FASTOPEN as u64;
+        let answer = |call, args| carrier.answer(number(call), args).allows();
+        for (flags, address, may) in [(0, 0, true), (fast, 0, false), (0, 4096, false)] {
+            assert_eq!(answer(Sysno::sendto, [3, 4096, 1, flags, address, 16]), may);
+        }
+        assert!(answer(Sysno::sendmsg, [3, 4096, 0, 0, 0, 0]));
+        for part in [carrier.clone(), dialer(true, true), relay(Carries::ALL)] {
+            let fast_open = part.answer(number(Sysno::sendmsg), [3, 4096, fast, 0, 0, 0]);
+            assert!(!fast_open.allows(), "{}", part.name);
+        }
+        assert!(!dialer(true, true).may_allow("accept4"));
+    }
+
+    #[test]
+    fn a_visitor_gets_no_socket_that_the_part_has_not() {
+        let sockets = |domain: i32, protocol: i32| [domain as u64, 1, protocol as u64, 0, 0, 0];
+        for (part, netfilter) in [
+            (sidecar(), true),
+            (relay(Carries::default()), false),
+            (relay(Carries::ALL), false),
+        ] {
+            let visitor = visitor(&part);
+            assert!(visitor.may_allow("execve"));
+            for domain in 0..46 {
+                for protocol in [0, 6, 12, 17] {
+                    let args = sockets(domain, protocol);
+                    assert_eq!(
+                        visitor.answer(number(Sysno::socket), args),
+                        part.answer(number(Sysno::socket), args)
+                    );
+                }
+            }
+            let args = sockets(AF_NETLINK, NETLINK_NETFILTER);
+            assert_eq!(
+                visitor.answer(number(Sysno::socket), args).allows(),
+                netfilter
+            );
+            // SIOCSIFFLAGS, which works on a socket of any family
+            assert_eq!(
+                visitor.answer(number(Sysno::ioctl), [3, 0x8914, 0, 0, 0, 0]),
+                EPERM
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_survives_json() {
+        for profile in [default(), strict(), sidecar()] {
+            let json = serde_json::to_string(&profile).unwrap();
+            assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), profile);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The control socket: what a command asks of a running stack, and what it gets.
+//!
+//! Framed as in [`crate::protocol`]. The socket is in a directory of ours alone, and the supervisor looks at the peer's
+//! uid all the same (`SO_PEERCRED`, unix(7)).
+#![forbid(unsafe_code)]
+
+pub mod processes;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::confine::privileges::Privileges;
+use crate::log::{Filter, LogLine};
+use crate::part::cgroup::{Controller, HeldBy};
+use crate::plan::Plan;
+use crate::protocol;
+
+/// What a command asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// How the stack is; while it starts, answered when it has started.
+    Status,
+    /// The same for the audit: answered while the gate is closed as well.
+    Inspect,
+    /// Take everything down.
+    Down,
+    /// Start a part again; `None` for every app.
+    Restart {
+        /// The part.
+        part: Option<String>,
+    },
+    /// The log; with `follow` until either side ends.
+    Logs {
+        /// Which lines.
+        filter: Filter,
+        /// Go on with what comes.
+        follow: bool,
+    },
+    /// What it takes to run a command in a part.
+    Enter {
+        /// The part.
+        part: String,
+    },
+    /// Load these rules into the sidecar's namespace. Only debug builds do, for tests: the commands say what the rules
+    /// are to come from, and not what they are.
+    Load {
+        /// One transaction.
+        rules: crate::firewall::Batch,
+    },
+    /// Bring the stack to another plan; from here on client and supervisor talk to each other: [`Reply::Applying`],
+    /// [`Said`]. Descriptors: a bound socket for each port that is new, in the plan's order; what one message has no room
+    /// for comes by [`Said::More`].
+    Apply(Box<Apply>),
+    /// Run a command in an app, as its own was started. Descriptors: as [`protocol::ToStage::Exec`] has them.
+    Exec {
+        /// The app.
+        part: String,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// `TERM`, which is of the caller's terminal; the rest of the environment is the app's.
+        term: Option<String>,
+        /// One of the three descriptors is a terminal.
+        terminal: bool,
+    },
+    /// Start a prober in an app, as its command was started ([`crate::audit`]).
+    Probe {
+        /// The app.
+        part: String,
+    },
+}
+
+/// What a live change is to come to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Apply {
+    /// The plan that it was made from: another change meanwhile is a refusal.
+    pub running: Plan,
+    /// The plan that the stack is to have.
+    pub wanted: Plan,
+    /// Take it back unless it is confirmed within so many seconds.
+    pub confirm: Option<u64>,
+}
+
+/// What the client of a live change hears.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Applying {
+    /// A step is done, in words.
+    Step(String),
+    /// The host's table is to change, which is the client's to do: the supervisor has dropped NET_ADMIN. Descriptor: the
+    /// socket that owns the table. Answered by [`Said::Changed`].
+    Host {
+        /// What is in force.
+        old: Box<nftables::schema::Nftables<'static>>,
+        /// What shall be.
+        new: Box<nftables::schema::Nftables<'static>>,
+        /// Then connections are forgotten that are not of these.
+        grants: Vec<crate::firewall::Grants>,
+    },
+    /// Write the maps of a user namespace that was just made (user_namespaces(7)): the supervisor has dropped what that
+    /// takes. Descriptors: the directory of /proc of a process in it, and the user namespace that it was made in. Answered
+    /// by [`Said::Changed`].
+    Map {
+        /// The lines of `uid_map`.
+        uids: String,
+        /// The lines of `gid_map`.
+        gids: String,
+    },
+    /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::net::publish::bound`]). Answered
+    /// by as many [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
+    Bind {
+        /// The host's addresses and ports.
+        ports: Vec<std::net::SocketAddr>,
+    },
+    /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
+    Confirm {
+        /// How long there is to answer.
+        seconds: u64,
+    },
+    /// Done, and in force for good.
+    Applied,
+}
+
+/// What the client of a live change says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    /// What was asked for is done, or not and why.
+    Changed(Result<(), String>),
+    /// Descriptors: sockets, in the order of what they were asked for by, or belong to.
+    More,
+    /// It is to stay.
+    Keep,
+    /// It is not.
+    Revert,
+}
+
+/// What a command gets.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It is done.
+    Done,
+    /// One line of the log.
+    Line(LogLine),
+    /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.
+    Enter {
+        /// The id inside that the part runs as.
+        user: u32,
+        /// The part's environment.
+        env: std::collections::BTreeMap<String, String>,
+        /// What the part holds: the command gets no more.
+        privileges: Box<Privileges>,
+        /// The part's cgroup, which the command belongs to as well.
+        cgroup: Option<std::path::PathBuf>,
+        /// The part's `RLIMIT_NPROC`.
+        nproc: Option<u32>,
+        /// What it may talk to by Landlock; `null` for an app: what goes in by this way is outside of its domain.
+        confined: Option<crate::confine::landlock::TcpOnlyTo>,
+        /// What the command may call, on the way to it and in it.
+        seccomp: Box<crate::confine::seccomp::Filters>,
+    },
+    /// To [`Request::Apply`]: how far it is. The last one is [`Applying::Applied`], or else a refusal.
+    Applying(Applying),
+    /// To [`Request::Probe`]. Descriptor: the other end of the prober's standard input.
+    Probe,
+    /// It can't be done.
+    Refused {
+        /// Why.
+        why: String,
+        /// What to do about it.
+        hint: Option<String>,
+        /// It is the configuration that is wrong, and not the stack.
+        configuration: bool,
+    },
+}
+
+/// How a stack is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// What it was brought up with.
+    pub plan: Plan,
+    /// The supervisor's process.
+    pub supervisor: i32,
+    /// What the kernel said it holds since the stack is up.
+    pub supervisor_privileges: Privileges,
+    /// When it was up, RFC 3339, UTC.
+    pub since: jiff::Timestamp,
+    /// Whether its ports are still closed, since the audit that `up --gate` asks for has not passed yet.
+    pub gated: bool,
+    /// Its parts.
+    pub parts: Vec<PartStatus>,
+    /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
+    pub traffic: Option<crate::traffic::Summary>,
+    /// Every process of ours, as the kernel tells when it is asked.
+    pub processes: Vec<crate::control::processes::Process>,
+}
+
+/// How a part is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PartStatus {
+    /// Its name: `sidecar`, `relay`, or an app's.
+    pub name: String,
+    /// Whether it runs.
+    pub state: PartState,
+    /// The process that does the part's work, in the supervisor's pid namespace: the app's command, or the part's pid 1.
+    pub pid: Option<i32>,
+    /// The part's pid 1, in the supervisor's pid namespace.
+    pub init: Option<i32>,
+    /// The host's uid of the process.
+    pub host_uid: u32,
+    /// When it was started last.
+    pub since: jiff::Timestamp,
+    /// How often it was started again, by itself or by command.
+    pub restarts: u32,
+    /// How its command ended last.
+    pub last_exit: Option<protocol::Exit>,
+    /// What the kernel said it holds, when it had dropped everything.
+    pub privileges: Option<Privileges>,
+    /// Its cgroup.
+    pub cgroup: Option<std::path::PathBuf>,
+    /// Its limits, as the plan has them, and what holds each.
+    pub limits: Vec<LimitStatus>,
+    /// What had to be left out.
+    pub notes: Vec<String>,
+}
+
+/// One limit of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Which.
+    pub limit: Controller,
+    /// What holds it; `null` when nothing does.
+    pub held_by: Option<HeldBy>,
+}
+
+/// Whether a part runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartState {
+    /// It works.
+    Running,
+    /// It is being started.
+    Starting,
+    /// It has ended and is not started again.
+    Ended,
+}
+
+/// Whether this error of a [`Client`] means that there is no supervisor, or none any more.
+#[must_use]
+pub fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(
+        e.kind(),
+        E::NotFound | E::ConnectionRefused | E::ConnectionReset | E::BrokenPipe
+    )
+}
+
+/// A conversation with a supervisor.
+pub struct Client(UnixStream);
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// ENOENT or ECONNREFUSED when nobody supervises this stack, EACCES when somebody else pretends to: the directory
+    /// may be one below /tmp that another user made first.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let socket = UnixStream::connect(path)?;
+        // Not rustix's: that wants a pid, and a supervisor in another pid namespace has none here.
+        let supervisor =
+            nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+        if supervisor.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "uid {} listens there, and that is not you",
+                    supervisor.uid()
+                ),
+            ));
+        }
+        Ok(Self(socket))
+    }
+
+    /// Asks; then [`Client::reply`] tells.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub fn ask(&self, request: &Request) -> io::Result<()> {
+        self.ask_with(request, &[])
+    }
+
+    /// As [`Client::ask`], with descriptors.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says.
+    pub fn ask_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        protocol::send(&self.0, request, fds)
+    }
+
+    /// As [`Client::ask`], with descriptors, or with more to say in the same conversation.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn say(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        protocol::send(&self.0, message, fds)
+    }
+
+    /// Waits for a reply, or the end, until then; whether there is one.
+    ///
+    /// # Errors
+    /// What `poll(2)` says.
+    pub fn has_answered_by(&self, then: tokio::time::Instant) -> io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let left = then.saturating_duration_since(tokio::time::Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        match rustix::event::poll(&mut ready, Some(&left)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next reply; `None` when the supervisor has ended the conversation, or itself.
+    ///
+    /// # Errors
+    /// What `recvmsg(2)` says.
+    pub fn reply(&self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
+        protocol::receive(&self.0)
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,186 @@
+//! Read-only facts of this machine, gathered once; what follows from them is decided in [`crate::plan`].
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::IpAddr;
+
+use crate::firewall::{self, Forwarding, IpFamily};
+use crate::names::StackName;
+use crate::net;
+use crate::part::cgroup;
+use crate::plan::{Mode, Plan};
+use crate::state::StateRoot;
+
+/// This machine, as far as a plan depends on it.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Root or an ordinary user.
+    pub mode: Mode,
+    /// Who we are.
+    pub uid: u32,
+    /// Where the stacks' directories are.
+    pub state: StateRoot,
+    /// Eight hexadecimal digits nobody else has: see [`Plan::run`].
+    pub run: String,
+    /// Addresses, routes and links of the host.
+    pub net: net::Facts,
+    /// Whether the host forwards, and nothing of another owner drops what it does.
+    pub forwarding: Forwarding,
+    /// The same for IPv6.
+    pub forwarding6: Forwarding,
+    /// The links whose routers this host does not listen to, since it forwards: the kernel would if `accept_ra` were 2.
+    pub deaf_to_routers: Vec<String>,
+    /// Why there can be no IPv6 here, if there can't.
+    pub no_ipv6: Option<String>,
+    /// The plans of the other stacks here.
+    pub others: Vec<Plan>,
+    /// The first port that an ordinary user may bind (`net.ipv4.ip_unprivileged_port_start`).
+    pub first_user_port: u16,
+    /// Where cgroups may be made.
+    pub cgroups: cgroup::Place,
+    /// Bytes of memory; 0 when the kernel doesn't tell.
+    pub memory: u64,
+}
+
+/// A fact could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The network's state.
+    #[error("read the host's network: {0}")]
+    Net(#[from] net::Error),
+    /// Anything else.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was read.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Host {
+    /// Whether it forwards packets of this address's family.
+    #[must_use]
+    pub fn forwards(&self, address: IpAddr) -> &Forwarding {
+        match address {
+            IpAddr::V4(_) => &self.forwarding,
+            IpAddr::V6(_) => &self.forwarding6,
+        }
+    }
+
+    /// Its addresses, each with its link.
+    pub fn addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        let four = self.net.addresses.iter();
+        let four = four.map(|(link, net)| (link.as_str(), IpAddr::V4(net.addr())));
+        let six = self.net.addresses6.iter();
+        four.chain(six.map(|(link, address)| (link.as_str(), IpAddr::V6(*address))))
+    }
+
+    /// Whether it has this address.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses().any(|(_, own)| own == address)
+    }
+
+    /// Looks at the machine on behalf of the stack `name`.
+    ///
+    /// # Errors
+    /// [`HostError`] when the kernel doesn't tell.
+    pub fn look(name: &StackName) -> Result<Self, HostError> {
+        let uid = nix::unistd::geteuid().as_raw();
+        let mode = if uid == 0 { Mode::Root } else { Mode::Rootless };
+        let state = Self::state_root();
+        let io = |what: &'static str| move |source: io::Error| HostError::Io { what, source };
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| io("ask for a random number")(e.into()))?;
+        let others = state
+            .stacks()
+            .unwrap_or_default()
+            .iter()
+            .filter(|other| *other != name)
+            .filter_map(|other| state.plan(other))
+            .collect();
+        let (net, [forwarding, forwarding6]) = match mode {
+            // The runtime lives for this question only: what follows may unshare, which a process with a runtime
+            // should not do.
+            Mode::Root => {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .build()
+                    .map_err(io("make a runtime"))?;
+                let facts = runtime.block_on(async { net::facts(&net::Rtnl::open()?).await })?;
+                let forwarding = [IpFamily::V4, IpFamily::V6].map(|family| {
+                    firewall::forwarding(family)
+                        .unwrap_or_else(|e| Forwarding::Closed { why: e.to_string() })
+                });
+                (facts, forwarding)
+            }
+            // The uplink ends in a fresh network namespace that has nothing in it yet.
+            Mode::Rootless => (
+                net::Facts::default(),
+                [(); 2].map(|()| Forwarding::Closed {
+                    why: "only root can forward".to_owned(),
+                }),
+            ),
+        };
+        Ok(Self {
+            mode,
+            uid,
+            state,
+            run: format!("{:08x}", u32::from_ne_bytes(random)),
+            deaf_to_routers: deaf_to_routers(&net.links),
+            net,
+            forwarding,
+            forwarding6,
+            no_ipv6: no_ipv6(),
+            others,
+            first_user_port: std::fs::read_to_string(
+                "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+            )
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(1024),
+            cgroups: cgroup::find(mode == Mode::Root),
+            memory: memory(),
+        })
+    }
+
+    /// Where this user's stacks are.
+    #[must_use]
+    pub fn state_root() -> StateRoot {
+        let uid = nix::unistd::geteuid().as_raw();
+        StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
+    }
+}
+
+/// Why there can be no IPv6 in this network namespace, and so in none that is reached from it (ip-sysctl.rst).
+fn no_ipv6() -> Option<String> {
+    match std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6") {
+        Ok(off) if off.trim() == "0" => None,
+        Ok(_) => Some("net.ipv6.conf.all.disable_ipv6 is 1".to_owned()),
+        Err(_) => Some("this kernel has no IPv6".to_owned()),
+    }
+}
+
+/// As `ipv6_accept_ra` has it (include/net/ipv6.h).
+fn deaf_to_routers(links: &[String]) -> Vec<String> {
+    let is = |link: &str, name: &str, value: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{link}/{name}");
+        std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+    };
+    let deaf = |link: &&String| {
+        link.as_str() != "lo" && is(link, "forwarding", "1") && is(link, "accept_ra", "1")
+    };
+    links.iter().filter(deaf).cloned().collect()
+}
+
+/// This machine's memory in bytes (proc_meminfo(5)).
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
+}

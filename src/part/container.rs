@@ -1,0 +1,446 @@
+//! A part's process, seen from the supervisor: starting it inside its namespaces, and the conversation with it.
+//!
+//! # Theory of operation
+//!
+//! The user and network namespace exist ([`crate::part::namespaces`]). A child of ours joins them, becomes id 0 there, and
+//! clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid, ipc, uts, cgroup), which so
+//! belong to the part's user namespace; then it ends, and the grandchild is a child of ours and pid 1 of the part. It
+//! executes our own program through a read-only descriptor: a fresh image, so that nothing of the supervisor's memory
+//! is ever in a part. Its one descriptor is the socket, as standard input.
+//!
+//! Should keep every process reachable by pidfd only. Mustn't be used by a process with threads.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::process::Signal;
+
+use crate::confine::privileges::Privileges;
+use crate::part::namespaces::{Namespaces, reap, socketpair};
+use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
+use crate::sys::namespace::setns;
+use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
+use crate::text::harmless;
+
+/// How much of a sentence that a part says is kept, in bytes, and how many of its notes.
+const SENTENCE: usize = 4096;
+const NOTES: usize = 16;
+
+/// Why a part could not be started, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// Something on our side.
+    #[error("{part}: {what}: {source}")]
+    Ours {
+        /// The part.
+        part: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A step inside the part.
+    #[error("{part}: {step}: {cause}")]
+    Stage {
+        /// The part.
+        part: String,
+        /// Its step.
+        step: String,
+        /// What the kernel said.
+        cause: String,
+        /// For the command's `execve(2)`: its errno.
+        errno: Option<i32>,
+    },
+    /// The part ended without a word.
+    #[error("{part}: ended while {during}")]
+    Ended {
+        /// The part.
+        part: String,
+        /// What we were waiting for.
+        during: &'static str,
+    },
+}
+
+/// What came after `Ready`.
+#[derive(Debug)]
+pub enum Event {
+    /// The command runs; its number and pidfd.
+    Started {
+        /// The number in our pid namespace, for people.
+        pid: Option<i32>,
+    },
+    /// The command ended.
+    Exited(Exit),
+    /// The part's process ended.
+    Gone,
+}
+
+/// One part's process.
+pub struct Container {
+    part: String,
+    pid: i32,
+    pidfd: OwnedFd,
+    channel: Channel,
+    /// What it has said since it was ready; each can be said once.
+    said: Said,
+}
+
+/// What a part that is ready has said.
+#[derive(Default)]
+struct Said {
+    started: bool,
+    exited: bool,
+}
+
+impl Container {
+    /// Starts the process of `part` in `namespaces` and `cgroup` from `program`; it then waits for [`ToStage::Start`].
+    ///
+    /// # Errors
+    /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
+    pub async fn spawn(
+        part: &str,
+        namespaces: &Namespaces,
+        program: BorrowedFd<'_>,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, ContainerError> {
+        let failed = |what: &'static str| {
+            move |source: io::Error| ContainerError::Ours {
+                part: part.to_owned(),
+                what,
+                source,
+            }
+        };
+        let (ours, theirs) = socketpair().map_err(failed("make a socket pair"))?;
+        let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
+        // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
+        // helper could not put it there.
+        let helper = match clone3_into(0, cgroup).map_err(failed("clone"))? {
+            Cloned::Child => {
+                drop(ours);
+                exit_now(join(&theirs, namespaces, program, &title))
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let mut channel = Channel::to_part(ours).map_err(failed("watch the part"))?;
+        let spawned = channel.receive::<FromStage>().await;
+        reap(&helper).await.map_err(failed("wait for the helper"))?;
+        let (pid, pidfd) = match spawned.map_err(failed("hear from the helper"))? {
+            Some((FromStage::Spawned { pid }, fds)) => match fds.into_iter().next() {
+                Some(pidfd) => (pid, pidfd),
+                None => return Err(failed("take the pidfd")(io::ErrorKind::InvalidData.into())),
+            },
+            Some((FromStage::Failed { step, cause, errno }, _)) => {
+                return Err(ContainerError::Stage {
+                    part: part.to_owned(),
+                    step,
+                    cause,
+                    errno,
+                });
+            }
+            _ => {
+                return Err(ContainerError::Ended {
+                    part: part.to_owned(),
+                    during: "joining its namespaces",
+                });
+            }
+        };
+        Ok(Self {
+            part: part.to_owned(),
+            pid,
+            pidfd,
+            channel,
+            said: Said::default(),
+        })
+    }
+
+    /// The number of the part's pid 1 in our pid namespace, for people and for `/proc`; it is ours to wait for, so
+    /// while this value lives it can't mean another process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The part's pid 1.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`ContainerError::Ours`] with EPIPE when the part has ended.
+    pub async fn send(
+        &self,
+        message: &ToStage,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ContainerError> {
+        if let ToStage::Start(start) = message
+            && !matches!(start.role, Role::App(_) | Role::Egress { .. })
+        {
+            self.wants_no_descriptors();
+        }
+        self.channel
+            .send(message, fds)
+            .await
+            .map_err(|source| ContainerError::Ours {
+                part: self.part.clone(),
+                what: "send a message",
+                source,
+            })
+    }
+
+    /// Says one byte as it is, for a part that has become what hears nothing else (the relay).
+    ///
+    /// # Errors
+    /// As [`Container::send`].
+    pub async fn say(&self, byte: u8) -> Result<(), ContainerError> {
+        let said = self.channel.say(byte).await;
+        said.map_err(|source| ContainerError::Ours {
+            part: self.part.clone(),
+            what: "say a word",
+            source,
+        })
+    }
+
+    /// Neither wants nor takes any from now on. An earlier kernel doesn't know that; there the filters of the parts that
+    /// only talk have no call that sends one, but for a relay that carries UDP.
+    fn wants_no_descriptors(&self) {
+        let _ = self.channel.refuse_descriptors();
+    }
+
+    async fn receive(&mut self) -> Result<Option<(FromStage, Vec<OwnedFd>)>, ContainerError> {
+        match self.channel.receive().await {
+            Ok(Some((FromStage::Failed { step, cause, errno }, _))) => Err(ContainerError::Stage {
+                part: self.part.clone(),
+                step: harmless(&step, SENTENCE),
+                cause: harmless(&cause, SENTENCE),
+                errno,
+            }),
+            Ok(message) => Ok(message),
+            Err(source) => Err(ContainerError::Ours {
+                part: self.part.clone(),
+                what: "hear a message",
+                source,
+            }),
+        }
+    }
+
+    fn ended(&self, during: &'static str) -> ContainerError {
+        ContainerError::Ended {
+            part: self.part.clone(),
+            during,
+        }
+    }
+
+    /// Waits until the part has dropped everything and is ready for its work.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work.
+    pub async fn ready(&mut self) -> Result<(Privileges, Vec<String>), ContainerError> {
+        match self.receive().await? {
+            Some((FromStage::Ready { privileges, notes }, _)) => {
+                let notes = notes.iter().take(NOTES);
+                let notes = notes.map(|note| harmless(note, SENTENCE)).collect();
+                Ok((privileges, notes))
+            }
+            _ => Err(self.ended("getting ready")),
+        }
+    }
+
+    /// Waits until a loader has told how its transaction went, and until it has ended.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work before anything was sent to the kernel. That the kernel
+    /// refused is no error of this process: it is the value.
+    pub async fn loaded(
+        mut self,
+    ) -> Result<Result<(), crate::firewall::LoadError>, ContainerError> {
+        match self.receive().await? {
+            Some((FromStage::Loaded(loaded), _)) => {
+                self.kill().await;
+                Ok(loaded)
+            }
+            _ => Err(self.ended("loading rules")),
+        }
+    }
+
+    /// Waits until a compiler has told how it went, and until it has ended.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] names the step that did not work.
+    pub async fn compiled(mut self) -> Result<Compiled, ContainerError> {
+        self.channel.hear_all();
+        match self.receive().await? {
+            Some((FromStage::Compiled(compiled), _)) => {
+                self.kill().await;
+                Ok(compiled)
+            }
+            _ => Err(self.ended("compiling rules")),
+        }
+    }
+
+    /// Waits for the next thing that happens to a part that is ready. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ContainerError::Stage`] when the command could not be executed.
+    pub async fn next(&mut self) -> Result<Event, ContainerError> {
+        Ok(match self.receive().await? {
+            Some((FromStage::Started, fds)) if !std::mem::replace(&mut self.said.started, true) => {
+                self.wants_no_descriptors();
+                Event::Started {
+                    pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+                }
+            }
+            Some((FromStage::Exited(exit), _))
+                if !std::mem::replace(&mut self.said.exited, true) =>
+            {
+                Event::Exited(exit)
+            }
+            // A part that has been broken into could talk without end.
+            Some(_) => return Err(self.ended("working, with a message that makes no sense")),
+            None => Event::Gone,
+        })
+    }
+
+    /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.
+    /// A part that has ended already is success.
+    pub async fn kill(self) {
+        self.send_kill();
+        // ECHILD: it was waited for already.
+        let _ = reap(&self.pidfd).await;
+    }
+
+    fn send_kill(&self) {
+        // ESRCH: it has ended already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for Container {
+    /// A part must not outlive what watches it, nor stay a zombie; who has the time to wait for its end calls
+    /// [`Container::kill`].
+    fn drop(&mut self) {
+        self.send_kill();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && let Ok(pidfd) = self.pidfd.try_clone()
+        {
+            // ECHILD: it was waited for already, here or by `reap_all`.
+            runtime.spawn(async move { drop(reap(&pidfd).await) });
+        }
+    }
+}
+
+/// Waits until every child of this process has ended; they must have been told to.
+///
+/// # Errors
+/// What `waitid(2)` says, but for "there is none".
+pub fn reap_all() -> io::Result<()> {
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(nix::Error::ECHILD) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The process number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    use std::os::fd::AsRawFd;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// The helper's whole life: join, clone, hand the pidfd up.
+fn join(
+    socket: &OwnedFd,
+    namespaces: &Namespaces,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> i32 {
+    match try_join(socket, namespaces, program, title) {
+        Ok(()) => 0,
+        Err((step, e)) => {
+            let failed = FromStage::Failed {
+                step: step.to_owned(),
+                cause: e.to_string(),
+                errno: None,
+            };
+            let _ = protocol::send(socket, &failed, &[]);
+            1
+        }
+    }
+}
+
+fn try_join(
+    socket: &OwnedFd,
+    namespaces: &Namespaces,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> Result<(), (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: nix::Error| (step, e.into());
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    setns(&namespaces.user, CloneFlags::CLONE_NEWUSER)
+        .map_err(|e| ("join the user namespace", e))?;
+    if let Some(net) = &namespaces.net {
+        setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
+    }
+    match nix::unistd::setgroups(&[]) {
+        // Forbidden by an unprivileged gid map (user_namespaces(7)).
+        Ok(()) | Err(nix::Error::EPERM) => {}
+        Err(e) => return Err(at("drop supplementary groups")(e)),
+    }
+    let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+    nix::unistd::setresgid(gid, gid, gid).map_err(at("become gid 0 inside"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(at("become uid 0 inside"))?;
+    let flags = libc::CLONE_PARENT
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
+    match clone3(flags).map_err(|e| ("clone into the other namespaces", e))? {
+        Cloned::Parent { pid, pidfd } => {
+            protocol::send(socket, &FromStage::Spawned { pid }, &[pidfd.as_fd()])
+                .map_err(|e| ("hand the pidfd up", e))
+        }
+        Cloned::Child => {
+            // The stage hears nothing and ends when this does not work; the supervisor sees its end.
+            let Err(e) = execute(socket, program, title);
+            let failed = FromStage::Failed {
+                step: "execute lrpns".to_owned(),
+                cause: e.to_string(),
+                errno: None,
+            };
+            let _ = protocol::send(socket, &failed, &[]);
+            exit_now(125)
+        }
+    }
+}
+
+fn execute(
+    socket: &OwnedFd,
+    program: BorrowedFd<'_>,
+    title: &CString,
+) -> io::Result<std::convert::Infallible> {
+    // A change of uid cleared it, and a clone doesn't inherit it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::stdio::dup2_stdin(socket)?;
+    close_on_exec_from(1)?;
+    let args = [c"lrpns", c"init", title.as_c_str()];
+    let env: [&std::ffi::CStr; 0] = [];
+    Ok(nix::unistd::execveat(
+        program,
+        c"",
+        &args,
+        &env,
+        nix::fcntl::AtFlags::AT_EMPTY_PATH,
+    )?)
+}

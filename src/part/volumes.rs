@@ -1,0 +1,275 @@
+//! Volumes: directories and single files of the host's in an app's root.
+//!
+//! # Theory of operation
+//!
+//! The supervisor opens each once, without following a symbolic link anywhere in its path: who may write to a directory
+//! on the way (an app to its own volume, say) could otherwise send the next start elsewhere. What it holds is that
+//! directory or file, whatever its path comes to mean later. Each start of the app gets a fresh detached mount of it:
+//! nosuid and nodev always, read-only and noexec unless the volume says otherwise.
+//!
+//! What an app writes has to belong to somebody on the disk. That is the owner of the volume: the mount's ids are mapped
+//! (`MOUNT_ATTR_IDMAP` of mount_setattr(2)), the volume's owner to the app's id and nobody else's to anything. So two
+//! stacks, or the same one under other ids, can share a volume, and nothing on the disk ever belongs to an id that only
+//! lrpns knows. A volume that belongs to root can't be writable: a set-user-id program that the app leaves there would
+//! be root's, on the host, where no nosuid protects anybody.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, CWD, FileType, Mode as FileMode, OFlags, ResolveFlags};
+use rustix::mount::OpenTreeFlags;
+
+use crate::config::Volume;
+use crate::part::namespaces::{self, Mapper, NamespaceError};
+use crate::plan::{AppPlan, Mode};
+use crate::sys;
+
+/// Why a volume can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// One call was refused.
+    #[error("volume {}: {what}: {source}", path.display())]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// The host's path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A part of the path is a symbolic link.
+    #[error("volume {}: its path goes through a symbolic link", path.display())]
+    Link {
+        /// The host's path.
+        path: PathBuf,
+        /// The same without links.
+        real: Option<PathBuf>,
+    },
+    /// A socket, a device, a pipe.
+    #[error("volume {}: it is neither a directory nor a regular file", path.display())]
+    Kind {
+        /// The host's path.
+        path: PathBuf,
+    },
+    /// A writable volume of root's.
+    #[error("volume {}: it belongs to user {uid} and group {gid}, and what the app writes would too", path.display())]
+    Roots {
+        /// The host's path.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// The host's id of the app.
+        app: u32,
+    },
+    /// A writable volume that the user may not write to.
+    #[error("volume {}: you may not write to it", path.display())]
+    NotYours {
+        /// The host's path.
+        path: PathBuf,
+    },
+    /// A file system on which ids can't be mapped.
+    #[error("volume {}: its file system can't map the ids of its files", path.display())]
+    NoIdMap {
+        /// The host's path.
+        path: PathBuf,
+        /// The host's id of the app.
+        app: u32,
+    },
+    /// The user namespace that holds the map.
+    #[error(transparent)]
+    Map(#[from] NamespaceError),
+}
+
+impl VolumeError {
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let own = |path: &Path, id: u32| format!("chown -R {id}:{id} {}", path.display());
+        match self {
+            Self::Call { source, path, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some(format!("mkdir -p {}", path.display()))
+            }
+            Self::Link { real, .. } => Some(match real {
+                Some(real) => format!("it stands for {}: write that", real.display()),
+                None => "the link leads nowhere".to_owned(),
+            }),
+            Self::Roots { path, app, .. } => Some(format!(
+                "give it to a user of its own, or to the app's: {}",
+                own(path, *app)
+            )),
+            Self::NoIdMap { path, app } => Some(format!(
+                "give it to the app's own id, which needs no map: {}",
+                own(path, *app)
+            )),
+            _ => None,
+        }
+    }
+}
+
+fn at<E: Into<io::Error>>(
+    what: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> VolumeError + use<E> {
+    let path = path.to_owned();
+    move |source| VolumeError::Call {
+        what,
+        path,
+        source: source.into(),
+    }
+}
+
+/// What a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// A directory, or else a regular file.
+    pub directory: bool,
+    /// Its owner, and whose group it is.
+    owner: (u32, u32),
+}
+
+/// An app's volumes, held open.
+pub struct Volumes(Vec<Open>);
+
+struct Open {
+    host: PathBuf,
+    source: OwnedFd,
+    directory: bool,
+    attributes: u64,
+    /// The user namespace whose map the mount's ids go through.
+    map: Option<OwnedFd>,
+}
+
+/// Opens a volume and looks whether the app may have it: all but whether its file system can map ids.
+///
+/// # Errors
+/// [`VolumeError`].
+pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look), VolumeError> {
+    let path = &volume.host;
+    let source = rustix::fs::openat2(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        FileMode::empty(),
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )
+    .map_err(|e| match e {
+        rustix::io::Errno::LOOP => VolumeError::Link {
+            path: path.clone(),
+            real: std::fs::canonicalize(path).ok(),
+        },
+        e => at("open", path)(e),
+    })?;
+    let stat = rustix::fs::fstat(&source).map_err(at("look at", path))?;
+    let directory = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => true,
+        FileType::RegularFile => false,
+        _ => return Err(VolumeError::Kind { path: path.clone() }),
+    };
+    let look = Look {
+        directory,
+        owner: (stat.st_uid, stat.st_gid),
+    };
+    if volume.writable {
+        match (mode, look.owner) {
+            (Mode::Root, (uid, gid)) if uid == 0 || gid == 0 => {
+                return Err(VolumeError::Roots {
+                    path: path.clone(),
+                    uid,
+                    gid,
+                    app: app.ids.host_user(),
+                });
+            }
+            (Mode::Rootless, _) if rustix::fs::access(path, Access::WRITE_OK).is_err() => {
+                return Err(VolumeError::NotYours { path: path.clone() });
+            }
+            _ => {}
+        }
+    }
+    Ok((source, look))
+}
+
+impl Volumes {
+    /// Opens the volumes of `app`; `mapper` maps their owners. Should be called in the mount namespace that the app's
+    /// mounts come from.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub async fn open(
+        app: &AppPlan,
+        mode: Mode,
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, VolumeError> {
+        let mut opened = Vec::with_capacity(app.volumes.len());
+        for volume in &app.volumes {
+            let (source, look) = look(volume, app, mode)?;
+            let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+            if !volume.writable {
+                attributes |= libc::MOUNT_ATTR_RDONLY;
+            }
+            if !volume.exec {
+                attributes |= libc::MOUNT_ATTR_NOEXEC;
+            }
+            let (uid, gid) = look.owner;
+            let id = app.ids.host_user();
+            // An ordinary user's app is that user, and may not map anything.
+            let map = if volume.writable && mode == Mode::Root && (uid, gid) != (id, id) {
+                let line = |owner: u32| format!("{owner} {id} 1\n");
+                let what = format!("the volume {}", volume.host.display());
+                Some(namespaces::id_map(&what, &line(uid), &line(gid), mapper).await?)
+            } else {
+                None
+            };
+            let open = Open {
+                host: volume.host.clone(),
+                source,
+                directory: look.directory,
+                attributes,
+                map,
+            };
+            // Whether it can be mounted is known now, and not when the app is started.
+            open.detached(id)?;
+            opened.push(open);
+        }
+        Ok(Self(opened))
+    }
+
+    /// A fresh detached mount of each, in the configuration's order; `user` is the host's id of the app.
+    ///
+    /// # Errors
+    /// [`VolumeError`].
+    pub fn detached(&self, user: u32) -> Result<Vec<OwnedFd>, VolumeError> {
+        self.0.iter().map(|open| open.detached(user)).collect()
+    }
+}
+
+impl Open {
+    fn detached(&self, user: u32) -> Result<OwnedFd, VolumeError> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        if self.directory {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let mount = rustix::mount::open_tree(&self.source, "", flags)
+            .map_err(at("clone its mount", &self.host))?;
+        sys::mount::set_attributes(mount.as_fd(), self.directory, self.attributes)
+            .map_err(at("set the attributes of its mount", &self.host))?;
+        if let Some(map) = &self.map {
+            sys::mount::map_ids(mount.as_fd(), self.directory, map.as_fd()).map_err(|e| {
+                if e.raw_os_error() == Some(libc::EINVAL) {
+                    VolumeError::NoIdMap {
+                        path: self.host.clone(),
+                        app: user,
+                    }
+                } else {
+                    at("map the ids of its files", &self.host)(e)
+                }
+            })?;
+        }
+        Ok(mount)
+    }
+}

@@ -1,0 +1,552 @@
+//! One stack, decided: every name, address, port and id.
+//!
+//! A [`Plan`] is made by [`crate::plan::resolve`] from a [`crate::config::Config`] and the facts of the machine, is never
+//! changed afterwards, and is all that the later steps see.
+#![forbid(unsafe_code)]
+
+pub mod change;
+mod egress;
+pub mod resolve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::config::clients::{self, Rate};
+use crate::config::{
+    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
+};
+use crate::names::{IfName, PartName, StackName};
+use crate::part::cgroup::{self, Placement};
+
+pub use egress::{Door, EgressPlan, EgressVia, MOST_DOORS};
+
+/// A link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> String {
+        mac.to_string()
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut bytes = [0; 6];
+        let mut fields = text.split(':');
+        for byte in &mut bytes {
+            *byte = fields
+                .next()
+                .and_then(|f| u8::from_str_radix(f, 16).ok())
+                .ok_or_else(|| {
+                    format!("`{text}` is no link-layer address, such as 02:00:00:00:00:01")
+                })?;
+        }
+        Ok(Mac(bytes))
+    }
+}
+
+/// Who runs the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The superuser: parts get host ids of a range of their own, ports may be published by DNAT.
+    Root,
+    /// An ordinary user: one id is mapped, ports are published by the relay.
+    Rootless,
+}
+
+/// One stack, decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The stack's name.
+    pub stack: StackName,
+    /// Who runs it.
+    pub mode: Mode,
+    /// The uid of who runs it; rootless, every part is this uid outside.
+    pub owner: u32,
+    /// Eight hexadecimal digits that tell this run from any other: host objects linger for some 40 ms after their
+    /// namespace has gone, so their names must not come back at once.
+    pub run: String,
+    /// The stack's directory below /run or $XDG_RUNTIME_DIR.
+    pub state_dir: PathBuf,
+    /// The file it came from, `None` for the built-in example and `lrpns run`.
+    pub config: Option<PathBuf>,
+    /// The bridge in the sidecar's namespace.
+    pub bridge: BridgePlan,
+    /// The one link between host and sidecar.
+    pub uplink: UplinkPlan,
+    /// What the sidecar says of the traffic.
+    pub log: TrafficLog,
+    /// The sidecar's ids.
+    pub sidecar: IdMap,
+    /// The relay's ids.
+    pub relay: IdMap,
+    /// How what apps connect to leaves this machine; `None` where no app has any `egress`.
+    #[serde(default)]
+    pub egress: Option<EgressPlan>,
+    /// Whether the sidecar gives NET_ADMIN up once its rules are loaded.
+    #[serde(default)]
+    pub seal: bool,
+    /// The user's own rules for the sidecar, beside those that come of the rest.
+    #[serde(default)]
+    pub rules: Option<ExtraRules>,
+    /// What the sidecar may use.
+    pub sidecar_limits: Limits,
+    /// What the relay may use.
+    pub relay_limits: Limits,
+    /// The apps, in the file's order; never empty.
+    pub apps: Vec<AppPlan>,
+    /// What holds the limits.
+    pub cgroup: Placement,
+    /// Where each configured value came from.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// The file of `sidecar.rules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraRules {
+    /// Where it is.
+    pub file: PathBuf,
+    /// What it says, in nft's language.
+    pub text: String,
+    /// What `$NAME` stands for in it; only those that it uses.
+    pub defines: BTreeMap<String, String>,
+    /// What nft has made of it; empty until a start.
+    #[serde(default)]
+    pub compiled: Vec<ExtraObject>,
+}
+
+/// One chain, rule, set or list of elements in the kernel's own bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraObject {
+    /// `NFT_MSG_NEWCHAIN` and so on (linux/netfilter/nf_tables.h).
+    pub kind: i32,
+    /// Its name for people, such as `rule before/block`.
+    pub label: String,
+    /// Its netlink attributes, without the table's name.
+    #[serde(with = "hexadecimal")]
+    pub attributes: Vec<u8>,
+}
+
+/// Bytes in JSON, at two characters each.
+pub(crate) mod hexadecimal {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let text: String = digits
+            .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+            .collect();
+        to.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let digits = text.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        digits
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("no pairs of hexadecimal digits"))
+    }
+}
+
+/// The ids of one part. 0 inside is the stage, before it drops everything; an app runs as another, [`APP_ID`].
+/// Rootless there is one id only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// The id outside that 0 inside stands for.
+    pub host_id: u32,
+    /// How many ids are mapped: 1, or 2, and then [`APP_ID`] inside is the next one outside.
+    pub count: u32,
+}
+
+/// The id inside that an app runs as: the first of an ordinary user on most systems.
+pub const APP_ID: u32 = 1000;
+
+impl IdMap {
+    /// The id inside that the app runs as.
+    #[must_use]
+    pub fn user(&self) -> u32 {
+        if self.count == 1 { 0 } else { APP_ID }
+    }
+
+    /// The lines of `/proc/PID/uid_map` and `gid_map` (user_namespaces(7)).
+    #[must_use]
+    pub fn lines(&self) -> String {
+        let stage = format!("0 {} 1\n", self.host_id);
+        if self.count == 1 {
+            stage
+        } else {
+            format!("{stage}{APP_ID} {} 1\n", self.host_user())
+        }
+    }
+
+    /// The same id, seen from outside.
+    #[must_use]
+    pub fn host_user(&self) -> u32 {
+        self.host_id + self.count - 1
+    }
+}
+
+/// The bridge: in the sidecar's namespace, with the sidecar's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgePlan {
+    /// Its name, after the stack.
+    pub name: IfName,
+    /// The sidecar's address.
+    pub address: Ipv4Addr,
+    /// The stack's subnet.
+    pub subnet: Ipv4Net,
+    /// The sidecar's IPv6 address, the prefix's first; `None` where IPv6 is off.
+    pub address6: Option<Ipv6Addr>,
+    /// The stack's IPv6 prefix; `None` where IPv6 is off.
+    pub prefix6: Option<Ipv6Net>,
+    /// Its link-layer address, fixed, so that neighbours can be permanent.
+    pub mac: Mac,
+}
+
+/// The veth pair between the host's namespace and the sidecar's: a /31 (RFC 3021), with IPv6 a /127 too (RFC 6164).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkPlan {
+    /// Whose namespace the host's end is in.
+    pub ends_at: UplinkEnd,
+    /// The end in the host's namespace; its name is unique to this run.
+    pub host_link: IfName,
+    /// The host's address.
+    pub host_address: Ipv4Addr,
+    /// The host's IPv6 address; `None` where the stack's IPv6 is off.
+    pub host_address6: Option<Ipv6Addr>,
+    /// The host end's link-layer address.
+    pub host_mac: Mac,
+    /// The end in the sidecar's namespace.
+    pub sidecar_link: IfName,
+    /// The sidecar's address on it.
+    pub sidecar_address: Ipv4Addr,
+    /// The sidecar's IPv6 address on it; `None` where the stack's IPv6 is off.
+    pub sidecar_address6: Option<Ipv6Addr>,
+    /// The sidecar end's link-layer address.
+    pub sidecar_mac: Mac,
+}
+
+/// Whose network namespace the uplink's end is in that is not the sidecar's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinkEnd {
+    /// The host's; rootless, the supervisor's.
+    #[default]
+    Host,
+    /// The relay's own, in which every address is its own: so it can dial as the client that it carries, and egress by
+    /// relay is asked for at the address that is meant.
+    Relay,
+}
+
+/// One app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppPlan {
+    /// Its name within the stack.
+    pub name: PartName,
+    /// Its address, on the bridge's subnet.
+    pub address: Ipv4Addr,
+    /// Its IPv6 address, of the stack's prefix; `None` where IPv6 is off.
+    pub address6: Option<Ipv6Addr>,
+    /// The link-layer address of `eth0` in its namespace.
+    pub mac: Mac,
+    /// The bridge port: the other end of its veth pair, in the sidecar's namespace.
+    pub port_link: IfName,
+    /// Its ids.
+    pub ids: IdMap,
+    /// Its root file system.
+    pub rootfs: Rootfs,
+    /// Its program and arguments.
+    pub command: Vec<String>,
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+    /// What is writable, with the volumes that say so.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Directories and files of the host's.
+    pub volumes: Vec<Volume>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Its published ports.
+    pub publish: Vec<PublishPlan>,
+    /// TCP ports that it may use within itself, beside the published ones.
+    pub listen: Vec<u16>,
+    /// Whose address it sees.
+    pub source: Source,
+    /// Where it may connect to; empty for nowhere.
+    pub egress: Vec<Egress>,
+    /// Whose connections are let in: ranges of client addresses, of which none is in another.
+    pub allow: Vec<IpNet>,
+    /// How often clients may connect; the relay counts, and by DNAT the sidecar's rules.
+    pub rate: Option<Rate>,
+    /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closing: Vec<PublishPlan>,
+    /// What happens when it ends by itself.
+    pub restart: Restart,
+    /// Which system calls its command may make.
+    pub seccomp: crate::confine::seccomp::Profile,
+}
+
+/// What a stack has of one address family; all four are of the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilyPlan {
+    /// The sidecar's address on the bridge.
+    pub bridge: IpAddr,
+    /// The stack's subnet, or its IPv6 prefix.
+    pub subnet: IpNet,
+    /// The host's address on the uplink.
+    pub host: IpAddr,
+    /// The sidecar's address on the uplink.
+    pub sidecar: IpAddr,
+}
+
+impl FamilyPlan {
+    /// Whether `address` is of this family.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.bridge.is_ipv6() == address.is_ipv6()
+    }
+
+    /// The app's address of this family.
+    #[must_use]
+    pub fn app(&self, app: &AppPlan) -> Option<IpAddr> {
+        app.addresses().find(|address| self.has(*address))
+    }
+
+    /// The bits of an address: 32 or 128.
+    #[must_use]
+    pub fn bits(&self) -> u8 {
+        self.subnet.max_prefix_len()
+    }
+}
+
+impl AppPlan {
+    /// Its addresses: the IPv4 one, and the IPv6 one if it has one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
+    }
+
+    /// Its address of the family of what `publish` listens on, to which clients of that port are taken.
+    ///
+    /// # Panics
+    /// Never for a plan of [`crate::plan::resolve`], which publishes at an IPv6 address only what has one.
+    #[must_use]
+    pub fn service(&self, publish: &PublishPlan) -> SocketAddr {
+        let address = self
+            .addresses()
+            .find(|address| address.is_ipv6() == publish.listen.is_ipv6())
+            .expect("an IPv6 address is published only where there is a prefix");
+        SocketAddr::new(address, publish.app_port)
+    }
+}
+
+impl UplinkPlan {
+    /// Where host and relay send what comes to `publish`: the sidecar's address of the same family.
+    ///
+    /// # Panics
+    /// As [`AppPlan::service`].
+    #[must_use]
+    pub fn entry(&self, publish: &PublishPlan) -> SocketAddr {
+        let address = if publish.listen.is_ipv6() {
+            let address = self.sidecar_address6;
+            address
+                .expect("an IPv6 address is published only where there is a prefix")
+                .into()
+        } else {
+            self.sidecar_address.into()
+        };
+        SocketAddr::new(address, publish.entry_port)
+    }
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishPlan {
+    /// Address and port on the host.
+    pub listen: SocketAddr,
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// The port of the sidecar's uplink address that host and relay send to; the sidecar's rules take it to `app_port`.
+    pub entry_port: u16,
+    /// The app's port.
+    pub app_port: u16,
+    /// How it gets from the host to the sidecar. Loopback is relayed either way.
+    pub via: Transport,
+    /// Why `via` is what it is, in a few words.
+    pub why: String,
+}
+
+/// How a published port gets from the host to the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// DNAT in the host's namespace.
+    Dnat,
+    /// The relay process.
+    Relay,
+}
+
+/// The PATH of an app whose environment has none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl AppPlan {
+    /// The ports whose connections the rules let on: the published ones, and those that are closing.
+    pub fn reachable(&self) -> impl Iterator<Item = &PublishPlan> {
+        self.publish.iter().chain(&self.closing)
+    }
+}
+
+impl PublishPlan {
+    /// Which port of the host it is: no two published ports have this in common.
+    #[must_use]
+    pub fn outside(&self) -> (SocketAddr, Protocol) {
+        (self.listen, self.protocol)
+    }
+}
+
+impl AppPlan {
+    /// The networks that it has a route to, by the sidecar: of what it may connect to, and everything if it sees its
+    /// clients, whom it has to answer.
+    #[must_use]
+    pub fn routes(&self) -> BTreeSet<IpNet> {
+        if self.source == Source::Client {
+            return BTreeSet::from([Ipv4Net::default().into()]);
+        }
+        self.egress.iter().map(|egress| egress.to).collect()
+    }
+
+    /// The resolvers that it may ask: every single address that it may connect to at UDP's port 53.
+    pub fn resolvers(&self) -> impl Iterator<Item = IpAddr> {
+        self.egress
+            .iter()
+            .filter(|egress| {
+                egress.is_single() && egress.covers(Protocol::Udp, egress.to.addr(), 53)
+            })
+            .map(|egress| egress.to.addr())
+    }
+
+    /// Whether there are clients that it doesn't let in.
+    #[must_use]
+    pub fn is_selective(&self) -> bool {
+        self.allow != clients::everybody()
+    }
+}
+
+impl Plan {
+    /// Whether both plans ask for the same: what differs between any two runs (names, uplink, ids) aside.
+    #[must_use]
+    pub fn asks_for_the_same_as(&self, other: &Plan) -> bool {
+        let neutral = |plan: &Plan| {
+            let mut plan = plan.clone();
+            plan.run.clear();
+            // Whether there is IPv6 at all is the bridge's to say.
+            plan.uplink = self.uplink.clone();
+            plan.sidecar = self.sidecar;
+            plan.relay = self.relay;
+            plan.egress.clone_from(&self.egress);
+            plan.origins.clear();
+            plan.cgroup = Placement::default();
+            for app in &mut plan.apps {
+                app.ids = self.sidecar;
+                app.closing.clear();
+                for publish in &mut app.publish {
+                    // What `auto` came to may have changed with the host; the stack works all the same.
+                    publish.via = Transport::Relay;
+                    publish.why.clear();
+                }
+            }
+            plan
+        };
+        neutral(self) == neutral(other)
+    }
+
+    /// What the stack has of each address family: of IPv4 always, of IPv6 where it has a prefix.
+    #[must_use]
+    pub fn families(&self) -> Vec<FamilyPlan> {
+        let (bridge, uplink) = (&self.bridge, &self.uplink);
+        let mut families = vec![FamilyPlan {
+            bridge: bridge.address.into(),
+            subnet: bridge.subnet.into(),
+            host: uplink.host_address.into(),
+            sidecar: uplink.sidecar_address.into(),
+        }];
+        if let (Some(address), Some(prefix), Some(host), Some(sidecar)) = (
+            bridge.address6,
+            bridge.prefix6,
+            uplink.host_address6,
+            uplink.sidecar_address6,
+        ) {
+            families.push(FamilyPlan {
+                bridge: address.into(),
+                subnet: prefix.into(),
+                host: host.into(),
+                sidecar: sidecar.into(),
+            });
+        }
+        families
+    }
+
+    /// Whether the stack has IPv6: a prefix was configured.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.bridge.prefix6.is_some()
+    }
+
+    /// The app of that name.
+    #[must_use]
+    pub fn app(&self, name: &PartName) -> Option<&AppPlan> {
+        self.apps.iter().find(|app| app.name == *name)
+    }
+
+    /// The uid, on the host, of a part with these ids.
+    #[must_use]
+    pub fn host_uid(&self, ids: IdMap) -> u32 {
+        match self.mode {
+            Mode::Root => ids.host_user(),
+            Mode::Rootless => self.owner,
+        }
+    }
+
+    /// Every part's name and limits.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, &Limits)> {
+        let ours = [
+            ("sidecar", &self.sidecar_limits),
+            ("relay", &self.relay_limits),
+        ];
+        let egress = self.egress_relay().map(|_| ("egress", &cgroup::EGRESS));
+        let apps = self.apps.iter().map(|app| (app.name.as_str(), &app.limits));
+        ours.into_iter().chain(egress).chain(apps)
+    }
+
+    /// Every published port with its app.
+    pub fn published(&self) -> impl Iterator<Item = (&AppPlan, &PublishPlan)> {
+        self.apps
+            .iter()
+            .flat_map(|app| app.publish.iter().map(move |publish| (app, publish)))
+    }
+}

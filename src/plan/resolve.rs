@@ -1,0 +1,787 @@
+//! What the configuration means on this machine: every name, address, port, id and default is chosen here.
+//!
+//! Pure but for the facts that it is given: the same [`Config`] and [`Host`] give the same [`Plan`].
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+
+use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Via};
+use crate::firewall::Forwarding;
+use crate::host::Host;
+use crate::names::{IfName, PartName, StackName};
+use crate::net;
+use crate::part::cgroup;
+use crate::plan::{
+    AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap, Mode, Plan,
+    PublishPlan, Transport, UplinkEnd, UplinkPlan,
+};
+
+/// What can't be decided.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No /31 of the pool is free for the uplink.
+    #[error("choose the uplink's addresses: {0}")]
+    Uplink(String),
+    /// The subnet has fewer addresses than parts.
+    #[error("the subnet {subnet} has no address left for {part}")]
+    SubnetFull {
+        /// The subnet.
+        subnet: Ipv4Net,
+        /// The part that got none.
+        part: String,
+    },
+    /// A variable of the user's rules would mean two things.
+    #[error("`${name}` in {file} is both {one} and {other}; rename the variable")]
+    RulesVariable {
+        /// Its name.
+        name: String,
+        /// The file.
+        file: String,
+        /// What it means.
+        one: &'static str,
+        /// And what else.
+        other: &'static str,
+    },
+    /// A value that can't be put into nft's language.
+    #[error(
+        "`${name}` in {file} has {value:?} as its value; expected is one line without `;` and `#`, such as `{{ 192.0.2.1, 192.0.2.7 }}`"
+    )]
+    RulesValue {
+        /// Its name.
+        name: String,
+        /// The file.
+        file: String,
+        /// Its value.
+        value: String,
+    },
+    /// Every range of host ids is taken.
+    #[error("all {slots} ranges of host ids are taken by other stacks")]
+    Ids {
+        /// How many there are.
+        slots: u32,
+    },
+}
+
+/// Host ids of stacks run by root: 4096 ranges of 65536 from 0x70000000 on, which systemd's "Users, Groups, UIDs and
+/// GIDs on systemd Systems" lists as used by nobody.
+const FIRST_ID: u32 = 0x7000_0000;
+const IDS_PER_STACK: u32 = 0x1_0000;
+const ID_SLOTS: u32 = 4096;
+
+/// Where a subnet is taken from when the file names none: the half of 198.18.0.0/15 (RFC 2544) that the uplinks
+/// don't use.
+const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+
+/// Decides everything: pure but for what `host` says.
+///
+/// # Errors
+/// [`PlanError`] when something that has to be unique on this machine is used up.
+pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
+    let ends_at = uplink_end(config, host, None);
+    decide(config, host, EntryPorts::new(), ends_at)
+}
+
+/// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
+/// configuration can say (names, ids, the uplink) is `running`'s.
+///
+/// # Errors
+/// As [`plan`].
+pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanError> {
+    let mut config = config.clone();
+    let mut kept = vec![];
+    let app_key = |app: &config::App, key: &str| format!("{}.{key}", app.name);
+    if config.network.subnet.is_none() {
+        config.network.subnet = Some(running.bridge.subnet);
+        kept.push("network.subnet".to_owned());
+    }
+    if config.sidecar.address.is_none() {
+        config.sidecar.address = Some(running.bridge.address);
+        kept.push("sidecar.address".to_owned());
+    }
+    for app in &mut config.apps {
+        if let (None, Some(before)) = (app.address, running.app(&app.name)) {
+            app.address = Some(before.address);
+            kept.push(app_key(app, "address"));
+        }
+    }
+    // What the relay's own namespace is needed for may be gone; it goes on working.
+    let ends_at = match running.uplink.ends_at {
+        UplinkEnd::Relay => UplinkEnd::Relay,
+        UplinkEnd::Host => uplink_end(&config, host, running.egress.as_ref()),
+    };
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
+    for key in kept {
+        if let Some(origin) = running.origins.get(&key) {
+            plan.origins.insert(key, origin.clone());
+        }
+    }
+    // What is the same need not be compiled again, and is no change.
+    if let (Some(rules), Some(before)) = (&mut plan.rules, &running.rules)
+        && (&rules.file, &rules.text, &rules.defines)
+            == (&before.file, &before.text, &before.defines)
+    {
+        rules.compiled.clone_from(&before.compiled);
+    }
+    plan.run.clone_from(&running.run);
+    plan.uplink = UplinkPlan {
+        ends_at,
+        ..running.uplink.clone()
+    };
+    let six = |end| plan.bridge.prefix6.map(|_| net::uplink6(end));
+    plan.uplink.host_address6 = six(running.uplink.host_address);
+    plan.uplink.sidecar_address6 = six(running.uplink.sidecar_address);
+    // A closing port's connections need the rules of a family and protocol for it, which another port may have.
+    let way = |publish: &PublishPlan| {
+        let family = publish.listen.is_ipv6();
+        (
+            publish.protocol,
+            family,
+            publish.entry_port,
+            publish.app_port,
+        )
+    };
+    let same_prefix = plan.bridge.prefix6 == running.bridge.prefix6;
+    plan.cgroup.clone_from(&running.cgroup);
+    (plan.sidecar, plan.relay) = (running.sidecar, running.relay);
+    // What was decided for the host as it was then works still.
+    if let (Some(egress), Some(before)) = (&mut plan.egress, &running.egress) {
+        egress.clone_from(before);
+    }
+    let mut new = vec![];
+    for (app, configured) in plan.apps.iter_mut().zip(&config.apps) {
+        debug_assert_eq!(app.name, configured.name, "in the file's order");
+        let Some(before) = running.app(&app.name) else {
+            new.push(app.name.clone());
+            continue;
+        };
+        app.ids = before.ids;
+        if same_prefix {
+            app.address6 = before.address6;
+        }
+        app.port_link.clone_from(&before.port_link);
+        for publish in &mut app.publish {
+            let same = before
+                .publish
+                .iter()
+                .find(|other| other.outside() == publish.outside());
+            // What `auto` came to may have changed with the host; it works all the same.
+            if let (Some(same), Via::Auto) = (same, configured.via) {
+                publish.via = same.via;
+                publish.why.clone_from(&same.why);
+            }
+        }
+        // A flow of UDP has no end that it could live on to.
+        app.closing = before
+            .reachable()
+            .filter(|publish| publish.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
+        let open: Vec<_> = app.publish.iter().map(way).collect();
+        app.closing
+            .retain(|publish| publish.listen.is_ipv4() || same_prefix);
+        app.closing.retain(|publish| !open.contains(&way(publish)));
+    }
+    for (index, name) in new.iter().enumerate() {
+        join(name, &new[..index], &mut plan, running);
+    }
+    // The order of a file means nothing to a stack that runs.
+    let place = |app: &AppPlan| {
+        running
+            .apps
+            .iter()
+            .position(|before| before.name == app.name)
+    };
+    plan.apps
+        .sort_by_key(|app| place(app).unwrap_or(usize::MAX));
+    Ok(plan)
+}
+
+/// Gives an app that is new in a stack that runs what no other app of it has: the file's order has said who is which until
+/// now, and another may have been there before.
+fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
+    let others: Vec<AppPlan> = running
+        .apps
+        .iter()
+        .chain(plan.apps.iter().filter(|app| joined.contains(&app.name)))
+        .cloned()
+        .collect();
+    let sidecar = plan.sidecar;
+    let prefix6 = plan.bridge.prefix6;
+    let Some(app) = plan.apps.iter_mut().find(|app| app.name == *name) else {
+        return;
+    };
+    if app.ids.count > 1 {
+        let first = sidecar.host_id - sidecar.host_id % IDS_PER_STACK;
+        let egress = running.egress.as_ref().map(|egress| egress.ids);
+        let of_parts = [sidecar, running.relay].into_iter().chain(egress);
+        let taken: Vec<IdMap> = others.iter().map(|app| app.ids).chain(of_parts).collect();
+        let free = (first..first + IDS_PER_STACK).step_by(2).find(|id| {
+            let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < id + 2;
+            !taken.iter().any(meets)
+        });
+        app.ids.host_id = free.unwrap_or(app.ids.host_id);
+    }
+    let links: Vec<&str> = others.iter().map(|app| app.port_link.as_str()).collect();
+    let names = (0..=others.len()).map(|number| format!("port{number}"));
+    let free = names
+        .into_iter()
+        .find(|name| !links.contains(&name.as_str()));
+    if let Some(link) = free.and_then(|name| IfName::new(name).ok()) {
+        app.port_link = link;
+    }
+    if let Some(prefix) = prefix6 {
+        let first = prefix.network().to_bits() + 2;
+        app.address6 = (first..)
+            .map(Ipv6Addr::from_bits)
+            .find(|address| others.iter().all(|app| app.address6 != Some(*address)));
+    }
+}
+
+fn decide(
+    config: &Config,
+    host: &Host,
+    mut entries: EntryPorts,
+    ends_at: UplinkEnd,
+) -> Result<Plan, PlanError> {
+    let mut origins = config.origins.clone();
+    let mut chosen = |key: String, how: &str| {
+        origins.entry(key).or_insert_with(|| Origin::Chosen {
+            how: how.to_owned(),
+        });
+    };
+    let stack = &config.name;
+
+    let subnet = config.network.subnet.unwrap_or_else(|| {
+        chosen(
+            "network.subnet".into(),
+            "the smallest that fits, unused on this host",
+        );
+        choose_subnet(config.apps.len(), host)
+    });
+    let mut taken: Vec<Ipv4Addr> = config.apps.iter().filter_map(|app| app.address).collect();
+    taken.extend(config.sidecar.address);
+    let mut next_free = |part: &str| {
+        let free = subnet.hosts().find(|address| !taken.contains(address));
+        let address = free.ok_or_else(|| PlanError::SubnetFull {
+            subnet,
+            part: part.to_owned(),
+        })?;
+        taken.push(address);
+        Ok(address)
+    };
+    let sidecar_address = match config.sidecar.address {
+        Some(address) => address,
+        None => next_free("the sidecar")?,
+    };
+    if config.sidecar.address.is_none() {
+        chosen("sidecar.address".into(), "the first free one of the subnet");
+    }
+
+    let ipv6 = config.network.ipv6;
+    // The first address of a prefix is the routers' (RFC 4291, 2.6.1), so the second is the sidecar's.
+    let address6 = |number: usize| {
+        let first = ipv6?.network().to_bits();
+        Some(Ipv6Addr::from_bits(first + 1 + number as u128))
+    };
+
+    let taken_uplinks: Vec<Ipv4Net> = host
+        .others
+        .iter()
+        .filter_map(|other| Ipv4Net::new(other.uplink.host_address, 31).ok())
+        .map(|net| net.trunc())
+        .collect();
+    let uplink_net = net::choose_uplink(stack, &host.net, &taken_uplinks)
+        .map_err(|e| PlanError::Uplink(e.to_string()))?;
+    let uplink_last = Ipv4Addr::from_bits(uplink_net.network().to_bits() + 1);
+    let uplink = UplinkPlan {
+        ends_at,
+        host_link: IfName::new(format!("lrp{}", host.run)).expect("11 bytes, letters and digits"),
+        host_address: uplink_net.network(),
+        host_address6: ipv6.map(|_| net::uplink6(uplink_net.network())),
+        host_mac: net::mac(stack, "uplink-host"),
+        sidecar_link: IfName::new("uplink").expect("6 letters"),
+        sidecar_address: uplink_last,
+        sidecar_address6: ipv6.map(|_| net::uplink6(uplink_last)),
+        sidecar_mac: net::mac(stack, "uplink-sidecar"),
+    };
+
+    let mut ids = id_maps(stack, host)?;
+    let mut apps = Vec::with_capacity(config.apps.len());
+    for (index, app) in config.apps.iter().enumerate() {
+        let address = match app.address {
+            Some(address) => address,
+            None => next_free(app.name.as_str())?,
+        };
+        let mut published = vec![];
+        for publish in &app.publish {
+            let (via, why) = transport(publish.address, app, ends_at, host);
+            for (host_port, app_port) in publish.ports() {
+                let listen = SocketAddr::new(publish.address, host_port);
+                published.push(PublishPlan {
+                    listen,
+                    protocol: publish.protocol,
+                    entry_port: entries.take(listen, publish.protocol, (address, app_port)),
+                    app_port,
+                    via,
+                    why: why.clone(),
+                });
+            }
+        }
+        apps.push(AppPlan {
+            name: app.name.clone(),
+            address,
+            address6: address6(index + 1),
+            mac: net::mac(stack, app.name.as_str()),
+            port_link: IfName::new(format!("port{index}"))
+                .expect("at most 15 bytes for any number of apps"),
+            ids: ids(2),
+            rootfs: app.rootfs.clone(),
+            command: app.command.clone(),
+            env: environment(app),
+            tmpfs: app.tmpfs.clone(),
+            volumes: app.volumes.clone(),
+            limits: app_limits(app.limits, host),
+            publish: published,
+            listen: app.listen.clone(),
+            source: app.source,
+            egress: app.egress.clone(),
+            allow: ipnet::IpNet::aggregate(&app.allow),
+            rate: app.rate,
+            closing: vec![],
+            restart: app.restart,
+            seccomp: app.seccomp.clone(),
+        });
+    }
+    for (plan, app) in apps.iter().zip(&config.apps) {
+        if app.address.is_none() {
+            chosen(
+                format!("{}.address", plan.name),
+                "the next free one of the subnet",
+            );
+        }
+    }
+
+    let rules = config
+        .sidecar
+        .rules
+        .as_ref()
+        .map(|file| extra_rules(file, (sidecar_address, subnet), (stack, &uplink), &apps))
+        .transpose()?;
+    Ok(Plan {
+        stack: stack.clone(),
+        mode: host.mode,
+        owner: host.uid,
+        run: host.run.clone(),
+        state_dir: host.state.stack(stack),
+        config: config.path.clone(),
+        bridge: BridgePlan {
+            name: bridge_name(stack),
+            address: sidecar_address,
+            subnet,
+            address6: address6(0),
+            prefix6: ipv6,
+            mac: net::mac(stack, "bridge"),
+        },
+        uplink,
+        log: config.sidecar.log,
+        sidecar: ids(1),
+        relay: ids(1),
+        egress: egress_way(config, host, ends_at).map(|(via, why)| EgressPlan {
+            via,
+            why,
+            ids: ids(1),
+        }),
+        seal: config.sidecar.seal,
+        rules,
+        sidecar_limits: cgroup::SIDECAR,
+        relay_limits: cgroup::RELAY,
+        apps,
+        cgroup: host.cgroups.of(stack.as_str(), &host.run),
+        origins,
+    })
+}
+
+/// The user's own rules, and what their variables mean. Only those are defined that they use: a name that is no word of
+/// nft's (an app called `ip`) harms nobody who doesn't say it.
+fn extra_rules(
+    file: &RulesFile,
+    (sidecar, subnet): (Ipv4Addr, Ipv4Net),
+    (stack, uplink): (&StackName, &UplinkPlan),
+    apps: &[AppPlan],
+) -> Result<ExtraRules, PlanError> {
+    let set = |elements: BTreeSet<String>| {
+        let elements: Vec<String> = elements.into_iter().collect();
+        match elements.as_slice() {
+            [one] => one.clone(),
+            several => format!("{{ {} }}", several.join(", ")),
+        }
+    };
+    let ports: BTreeSet<u16> = apps
+        .iter()
+        .flat_map(|app| app.publish.iter().map(|publish| publish.app_port))
+        .collect();
+    let addresses = apps.iter().map(|app| app.address.to_string()).collect();
+    let mut all = vec![
+        ("app".to_owned(), set(addresses), "every app's address"),
+        (
+            "sidecar".to_owned(),
+            sidecar.to_string(),
+            "the sidecar's address",
+        ),
+        (
+            "subnet".to_owned(),
+            subnet.trunc().to_string(),
+            "the stack's subnet",
+        ),
+        (
+            "ports".to_owned(),
+            format!(
+                "{{ {} }}",
+                ports
+                    .iter()
+                    .map(u16::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            "the apps' published ports",
+        ),
+        (
+            "uplink".to_owned(),
+            format!("\"{}\"", uplink.sidecar_link),
+            "the uplink's name",
+        ),
+        (
+            "bridge".to_owned(),
+            format!("\"{}\"", bridge_name(stack)),
+            "the bridge's name",
+        ),
+    ];
+    // The one app of a stack may be called `app`, and `$app` is its address either way.
+    let named = apps
+        .iter()
+        .filter(|app| apps.len() > 1 || app.name.as_str() != "app");
+    all.extend(named.map(|app| {
+        (
+            app.name.to_string(),
+            app.address.to_string(),
+            "an app's address",
+        )
+    }));
+    all.extend(
+        file.vars
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone(), "a variable of [vars]")),
+    );
+    let used = used_variables(&file.text);
+    all.retain(|(name, _, _)| used.contains(name.as_str()));
+    let mut defines = BTreeMap::new();
+    let shown = || file.path.display().to_string();
+    for (name, value, what) in all {
+        if value.contains(['\n', '\r', ';', '#']) || value.is_empty() {
+            return Err(PlanError::RulesValue {
+                name,
+                file: shown(),
+                value,
+            });
+        }
+        if let Some((_, other)) = defines.insert(name.clone(), (value, what)) {
+            return Err(PlanError::RulesVariable {
+                name,
+                file: shown(),
+                one: other,
+                other: what,
+            });
+        }
+    }
+    Ok(ExtraRules {
+        file: file.path.clone(),
+        text: file.text.clone(),
+        defines: defines
+            .into_iter()
+            .map(|(name, (value, _))| (name, value))
+            .collect(),
+        compiled: vec![],
+    })
+}
+
+/// The names that follow a `$`, as nft's scanner takes them: an app's name may have a `-`.
+fn used_variables(text: &str) -> BTreeSet<&str> {
+    let mut pieces = text.split('$');
+    pieces.next();
+    let name = |piece: &'_ str| {
+        piece
+            .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/')))
+            .unwrap_or(piece.len())
+    };
+    pieces.map(|piece| &piece[..name(piece)]).collect()
+}
+
+/// The bridge has the stack's name, cut to what a link may have.
+fn bridge_name(stack: &StackName) -> IfName {
+    let name: String = stack.as_str().chars().take(IfName::MAX).collect();
+    // Some are, or may be, taken in a sidecar's namespace; `all` and `default` the kernel keeps for its sysctls
+    // (sysctl_dev_name_is_allowed(), include/linux/inetdevice.h).
+    let taken = matches!(name.as_str(), "lo" | "uplink" | "all" | "default")
+        || name
+            .strip_prefix("port")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+    let name = if taken {
+        format!("br-{name}").chars().take(IfName::MAX).collect()
+    } else {
+        name
+    };
+    IfName::new(name).expect("a stack's name has only characters that a link's may have")
+}
+
+/// The smallest subnet that fits sidecar and apps, a /29 at most.
+fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
+    // Network and broadcast address, and the sidecar.
+    let wanted = u32::try_from(apps).unwrap_or(u32::MAX).saturating_add(3);
+    let bits = wanted.next_power_of_two().trailing_zeros().clamp(3, 16);
+    let length = u8::try_from(32 - bits).expect("between 16 and 29");
+    (0..1_u32 << (16 - bits))
+        .map(|index| Ipv4Addr::from_bits(SUBNET_POOL.to_bits() + (index << bits)))
+        .filter_map(|first| Ipv4Net::new(first, length).ok())
+        .find(|subnet| {
+            let overlaps = |net: &Ipv4Net| net.contains(subnet) || subnet.contains(net);
+            !host.net.routes.iter().any(overlaps)
+                && !host
+                    .net
+                    .addresses
+                    .iter()
+                    .any(|(_, net)| overlaps(&net.trunc()))
+        })
+        // Nothing on the host routes to it, so an overlap only hides clients from those very addresses.
+        .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
+}
+
+/// A source of id maps for this stack: each call takes that many host ids.
+fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, PlanError> {
+    let mut next = match host.mode {
+        // One id is mapped, and every part is it.
+        Mode::Rootless => None,
+        Mode::Root => {
+            let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
+            let taken: Vec<u32> = host
+                .others
+                .iter()
+                .map(|other| other.sidecar.host_id / IDS_PER_STACK)
+                .collect();
+            let slot = (0..ID_SLOTS)
+                .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)
+                .find(|slot| !taken.contains(slot))
+                .ok_or(PlanError::Ids { slots: ID_SLOTS })?;
+            Some(slot * IDS_PER_STACK)
+        }
+    };
+    Ok(move |count| match &mut next {
+        None => IdMap {
+            host_id: 0,
+            count: 1,
+        },
+        Some(next) => {
+            let host_id = *next;
+            *next += count;
+            IdMap { host_id, count }
+        }
+    })
+}
+
+/// The app's environment: what the file says, and the three that programs look for.
+fn environment(app: &config::App) -> BTreeMap<String, String> {
+    let mut env = app.env.clone();
+    for (name, value) in [
+        ("PATH", DEFAULT_PATH),
+        ("HOME", "/"),
+        ("HOSTNAME", app.name.as_str()),
+    ] {
+        env.entry(name.to_owned())
+            .or_insert_with(|| value.to_owned());
+    }
+    env
+}
+
+/// What the file says; where it says nothing, enough for any server that works, and less than takes the host down.
+fn app_limits(limits: Limits, host: &Host) -> Limits {
+    let most_of_it = Some(host.memory / 4 * 3).filter(|bytes| *bytes > 0);
+    Limits {
+        memory: limits.memory.or(most_of_it),
+        pids: limits.pids.or(Some(cgroup::APP_PIDS)),
+        cpu: limits.cpu,
+    }
+}
+
+/// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody
+/// else, and to be called as somebody else, takes a place where that changes nothing for the host. `egress` is that of
+/// a stack that runs, and stays what it is.
+fn uplink_end(config: &Config, host: &Host, egress: Option<&EgressPlan>) -> UplinkEnd {
+    let relayed_as_client = config.apps.iter().any(|app| {
+        app.source == Source::Client
+            && app.publish.iter().any(|publish| {
+                let (via, _) = transport(publish.address, app, UplinkEnd::Host, host);
+                via == Transport::Relay && !publish.address.is_loopback()
+            })
+    });
+    let decided = || egress_way(config, host, UplinkEnd::Host).map(|(via, _)| via);
+    let egress = egress.map(|egress| egress.via).or_else(decided);
+    if relayed_as_client || egress == Some(EgressVia::Relay) {
+        UplinkEnd::Relay
+    } else {
+        UplinkEnd::Host
+    }
+}
+
+/// How what apps connect to leaves this machine, and why so; `None` if none of them connects to anything.
+fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(EgressVia, String)> {
+    let mut granted = config.apps.iter().flat_map(|app| &app.egress).peekable();
+    granted.peek()?;
+    let by_relay = |why: &str| Some((EgressVia::Relay, why.to_owned()));
+    if host.mode == Mode::Rootless {
+        return by_relay("an ordinary user can't have the host forward");
+    }
+    let wants = |app: &config::App| app.via == Via::Relay && !app.egress.is_empty();
+    if config.apps.iter().any(wants) {
+        return by_relay("as configured");
+    }
+    // To the host itself nothing needs to be forwarded.
+    let is_host = |egress: &config::Egress| egress.is_single() && host.has(egress.to.addr());
+    let mut beyond = granted.filter(|egress| !is_host(egress)).peekable();
+    let needs_nothing = beyond.peek().is_none();
+    let closed = beyond.find_map(|egress| match host.forwards(egress.to.addr()) {
+        Forwarding::Closed { why } => Some(why),
+        Forwarding::Open => None,
+    });
+    match closed {
+        Some(why) => by_relay(why),
+        None if ends_at == UplinkEnd::Relay => {
+            by_relay("the uplink ends at the relay, which shows an app its clients")
+        }
+        None => {
+            let why = match needs_nothing {
+                true => "to the host itself nothing needs to be forwarded",
+                false => "the host forwards, and nothing of another owner drops it",
+            };
+            Some((EgressVia::Nat, why.to_owned()))
+        }
+    }
+}
+
+/// How a published address gets to the sidecar, and why so.
+fn transport(
+    address: IpAddr,
+    app: &config::App,
+    ends_at: UplinkEnd,
+    host: &Host,
+) -> (Transport, String) {
+    if address.is_loopback() {
+        return (Transport::Relay, "loopback is always relayed".to_owned());
+    }
+    let forwarding = host.forwards(address);
+    match (app.via, forwarding) {
+        (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
+        (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
+        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
+            Transport::Relay,
+            "the uplink ends at the relay, for source = \"client\" or egress by relay".to_owned(),
+        ),
+        (Via::Auto, Forwarding::Open) => (
+            Transport::Dnat,
+            "the host forwards, and nothing of another owner drops it".to_owned(),
+        ),
+        (Via::Auto, Forwarding::Closed { why }) => (Transport::Relay, why.clone()),
+    }
+}
+
+/// An app's address and port.
+type Target = (Ipv4Addr, u16);
+
+/// The ports of the sidecar's uplink address: the host's port where it is free, so that a capture reads naturally.
+struct EntryPorts {
+    used: BTreeMap<(Protocol, u16), Target>,
+    by_target: BTreeMap<(Protocol, Target), u16>,
+    /// Where the others come from: the ports above those that programs get by themselves, then those below.
+    spare: Box<dyn Iterator<Item = u16>>,
+    /// What a stack that runs has: each published port keeps its own, whoever is behind it now, and none comes to mean
+    /// something else while a connection may still go through it.
+    before: HashMap<(SocketAddr, Protocol), u16>,
+    behind: HashMap<(Protocol, u16), Vec<Target>>,
+}
+
+impl EntryPorts {
+    fn new() -> Self {
+        Self {
+            used: BTreeMap::new(),
+            by_target: BTreeMap::new(),
+            spare: Box::new((61_000..=u16::MAX).chain((1..61_000).rev())),
+            before: HashMap::new(),
+            behind: HashMap::new(),
+        }
+    }
+
+    fn of(running: &Plan) -> Self {
+        let mut entries = Self::new();
+        for app in &running.apps {
+            for publish in app.reachable() {
+                let port = publish.entry_port;
+                entries.before.entry(publish.outside()).or_insert(port);
+                let behind = entries.behind.entry((publish.protocol, port)).or_default();
+                behind.push((app.address, publish.app_port));
+            }
+        }
+        entries
+    }
+
+    /// The entry port for `listen` to `target`, an app's address and port; two host addresses with the same way in
+    /// share one.
+    fn take(&mut self, listen: SocketAddr, protocol: Protocol, target: Target) -> u16 {
+        let own = self
+            .before
+            .get(&(listen, protocol))
+            .copied()
+            .filter(|port| {
+                let used = self.used.get(&(protocol, *port));
+                used.is_none_or(|used| *used == target)
+            });
+        let port = own.or_else(|| self.by_target.get(&(protocol, target)).copied());
+        let port = port.unwrap_or_else(|| {
+            let (used, behind) = (&self.used, &self.behind);
+            std::iter::once(listen.port())
+                .chain(&mut self.spare)
+                .find(|port| {
+                    let behind = behind.get(&(protocol, *port));
+                    !used.contains_key(&(protocol, *port))
+                        && behind.is_none_or(|all| all.iter().all(|other| *other == target))
+                })
+                .expect("no stack publishes as many ports as there are, nor twice")
+        });
+        self.used.insert((protocol, port), target);
+        self.by_target.entry((protocol, target)).or_insert(port);
+        port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_has_its_stacks_name_unless_that_is_taken() {
+        for (stack, bridge) in [
+            ("customerA", "customerA"),
+            ("a-stack-with-a-long-name", "a-stack-with-a-"),
+            ("lo", "br-lo"),
+            ("uplink", "br-uplink"),
+            ("port0", "br-port0"),
+            ("port123456789012", "br-port12345678"),
+            ("portal", "portal"),
+            ("all", "br-all"),
+            ("default", "br-default"),
+        ] {
+            let stack = StackName::new(stack).unwrap();
+            assert_eq!(bridge_name(&stack).as_str(), bridge);
+        }
+    }
+}

@@ -1,0 +1,1418 @@
+//! A stack on this machine: the only writer. Walks the plan once, in order, and takes everything back.
+//!
+//! # Theory of operation
+//!
+//! [`Stack::bring_up`] is the straight line: namespaces; then, at the same time, the parts' processes and the links;
+//! then the rules, both in the sidecar and on the host, before any link is up; then the links; then the apps' commands;
+//! and the published ports last, when what is behind them answers.
+//!
+//! There is one undo, for a failed `bring_up`, a normal end and a signal: drop what there is, which kills the parts and
+//! closes the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and
+//! the host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since
+//! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
+#![forbid(unsafe_code)]
+
+mod egress;
+pub mod rules;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{TryFutureExt, try_join_all};
+use nftables::schema::Nftables;
+use nix::sys::signal::Signal;
+use rustix::net::SocketAddrAny;
+use tokio::sync::oneshot;
+
+use crate::config::clients::Admission;
+use crate::config::{Limits, Protocol, Source, TrafficLog};
+use crate::confine::landlock::TcpOnlyTo;
+use crate::confine::privileges::Privileges;
+use crate::firewall::{self, ExtraChange};
+use crate::log::streams::Streams;
+use crate::net::publish::{self, ListenError, Listener};
+use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
+use crate::part::cgroup::Cgroups;
+use crate::part::container::{Container, ContainerError, Event};
+use crate::part::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
+use crate::part::volumes::{self, Volumes};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
+use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
+use crate::rootfs;
+use crate::traffic;
+
+/// How long the kernel may take for everything but the app. Milliseconds, but for the first stack after a boot: then it
+/// loads its modules for nftables and links, behind those of everything else that starts.
+const OURS: Duration = Duration::from_secs(60);
+/// How long nft may take for the user's rules, of which there may be tens of thousands.
+const COMPILING: Duration = Duration::from_secs(120);
+/// How long an app may take until it listens.
+const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// A wait is told of after this…
+const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
+/// …and then as often as this.
+const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How often an app that has just been started is asked whether it listens.
+const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
+const PORTS_TRIED: usize = 16;
+/// How long an app may take to end after SIGTERM.
+pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a stack could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// A part.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// A part's namespaces.
+    #[error(transparent)]
+    Namespaces(#[from] NamespaceError),
+    /// The cgroup of a part that joins.
+    #[error(transparent)]
+    Cgroup(#[from] crate::part::cgroup::CgroupError),
+    /// A root file system.
+    #[error("root file system: {0}")]
+    Rootfs(#[from] rootfs::RootfsError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
+    /// An app's seccomp filters.
+    #[error(transparent)]
+    Seccomp(#[from] crate::confine::seccomp::CompileError),
+    /// The links.
+    #[error("network: {0}")]
+    Net(#[from] net::Error),
+    /// A ruleset that could not be encoded.
+    #[error("rules: {0}")]
+    Encode(#[from] firewall::EncodeError),
+    /// The host's table.
+    #[error("the host's table: {0}")]
+    HostTable(#[from] firewall::LoadError),
+    /// New rules for a sidecar that is up; the old ones are in force, all of them.
+    #[error("the sidecar's rules: {0}")]
+    Rules(#[source] firewall::LoadError),
+    /// The user's own rules.
+    #[error(transparent)]
+    Extra(#[from] rules::ExtraError),
+    /// A published port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A pipe or a descriptor of our own.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The app ended too early.
+    #[error("{app} ended with {exit} before it listened on {port}")]
+    AppEnded {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+        /// The first port that nobody listens on.
+        port: AppPort,
+    },
+    /// The app runs and doesn't listen where it should.
+    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    NotListening {
+        /// The app.
+        app: String,
+        /// The first port that nobody listens on.
+        port: AppPort,
+        /// Where it listens instead.
+        found: String,
+    },
+    /// The way from the host to the app's port doesn't work.
+    #[error("connect through the sidecar to {app} port {port}: {source}")]
+    Path {
+        /// The app.
+        app: String,
+        /// Its port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A step took longer than any machine needs.
+    #[error("{step}: not done after {} s", limit.as_secs())]
+    TimedOut {
+        /// The step.
+        step: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The supervisor could not drop what it doesn't need any more.
+    #[error("supervisor: {0}")]
+    Supervisor(#[source] crate::confine::privileges::DropError),
+    /// With `--gate`: the audit did not pass, or could not be made.
+    #[error("not published: {findings}")]
+    Gate {
+        /// What it said.
+        findings: String,
+    },
+    /// By a signal, or else by `lrpns down`.
+    #[error("interrupted by {}: all that was made is undone", by.map_or("lrpns down", Signal::as_str))]
+    Interrupted {
+        /// The signal.
+        by: Option<Signal>,
+    },
+    /// The change that it was started for is taken back.
+    #[error("{app}: ended before it listened: the change is taken back")]
+    GivenUp {
+        /// The app.
+        app: String,
+    },
+    /// A test asked for it (debug builds only).
+    #[error("step {0}: failed on request")]
+    OnRequest(&'static str),
+}
+
+impl StackError {
+    /// Whether what is wrong is what the user has written.
+    #[must_use]
+    pub fn is_of_the_configuration(&self) -> bool {
+        use rules::ExtraError as E;
+        matches!(
+            self,
+            Self::Extra(E::Refused { .. } | E::NotAllowed { .. } | E::TooLarge { .. })
+        )
+    }
+}
+
+/// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
+/// same namespaces.
+#[derive(Clone)]
+pub struct Ground {
+    /// The plan.
+    pub plan: Plan,
+    /// Our own program, read-only.
+    program: Arc<OwnedFd>,
+    /// Where the parts are put.
+    pub cgroups: Arc<Cgroups>,
+    sidecar: Arc<Namespaces>,
+    /// A way to change the links of the sidecar's namespace.
+    sidecar_route: Arc<Rtnl>,
+    relay: Arc<Namespaces>,
+    /// Where egress is by relay.
+    egress: Option<Arc<egress::Way>>,
+    /// In the plan's order.
+    apps: Vec<AppGround>,
+    /// The number of the next app that joins.
+    next_number: usize,
+    /// The links; none before they are made.
+    links: Links,
+    /// The bound sockets of the published ports, in the order of [`Plan::published`].
+    listeners: Vec<Listener>,
+}
+
+/// What an app needs beside its plan.
+#[derive(Clone)]
+struct AppGround {
+    /// Of its [`PartId`]; who joins has a higher one than all before.
+    number: usize,
+    namespaces: Arc<Namespaces>,
+    /// A way to change the links of its namespace.
+    route: Arc<Rtnl>,
+    /// Where its sockets listen.
+    listening: Arc<Listening>,
+    volumes: Arc<Volumes>,
+}
+
+impl AppGround {
+    async fn make(
+        number: usize,
+        app: &AppPlan,
+        plan: &Plan,
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, StackError> {
+        let ipv6 = plan.has_ipv6();
+        let (name, network) = (app.name.as_str(), Network::App { ipv6 });
+        let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
+        let sockets = sockets.ok_or_else(missing)?;
+        Ok(Self {
+            number,
+            namespaces: Arc::new(namespaces),
+            route: Arc::new(Rtnl::from_fd(sockets.route)?),
+            listening: Arc::new(Listening::from_fd(sockets.second)?),
+            volumes: Arc::new(Volumes::open(app, plan.mode, mapper).await?),
+        })
+    }
+
+    fn end(&self) -> Endpoint<'_> {
+        Endpoint {
+            rtnl: &self.route,
+            netns: net_of(&self.namespaces),
+        }
+    }
+}
+
+/// Ways to change the network namespace in which the uplink ends.
+struct FarEnd {
+    rtnl: Rtnl,
+    rules: firewall::Socket,
+}
+
+impl FarEnd {
+    /// That of this process.
+    fn here() -> Result<Self, StackError> {
+        Ok(Self {
+            rtnl: Rtnl::open()?,
+            rules: firewall::Socket::open()?,
+        })
+    }
+}
+
+/// A part that is ready.
+pub struct Launched {
+    /// Its process.
+    pub container: Container,
+    /// What the kernel says it holds.
+    pub privileges: Privileges,
+    /// What had to be left out.
+    pub notes: Vec<String>,
+    /// App: the number of its command's process.
+    pub command: Option<i32>,
+    /// Sidecar: where it tells of the traffic.
+    pub traffic: Option<OwnedFd>,
+}
+
+/// Makes the streams of an app, given its place in the plan.
+pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
+
+/// Which part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartId {
+    /// The sidecar.
+    Sidecar,
+    /// The relay.
+    Relay,
+    /// Carrier and dialer of what apps connect to, where that is by relay.
+    Egress,
+    /// An app: a number that it keeps as long as it is there, whatever its place in the plan comes to be
+    /// ([`Ground::place`]).
+    App(usize),
+}
+
+/// Everything that a stack consists of at this moment.
+pub struct Stack {
+    /// What never changes.
+    pub ground: Arc<Ground>,
+    /// Dropping it takes the host's table away.
+    pub host_table: firewall::Socket,
+    /// What it holds.
+    pub host_rules: Nftables<'static>,
+    /// The parts, in the order in which they were started.
+    pub parts: Vec<(PartId, Launched)>,
+}
+
+/// How a start goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'p> {
+    /// One of [`STEPS`] is done.
+    Done(&'static str),
+    /// Something takes its time: what, and how long by now.
+    Waits(&'p str),
+}
+
+/// When it is told that something takes its time: after two seconds, then every ten.
+pub struct Wait {
+    begun: tokio::time::Instant,
+    told: u32,
+}
+
+impl Wait {
+    /// Begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self {
+            begun: tokio::time::Instant::now(),
+            told: 0,
+        }
+    }
+
+    /// When it is to be told next.
+    #[must_use]
+    pub fn next(&self) -> tokio::time::Instant {
+        self.begun + WAIT_TOLD_AFTER + self.told * WAIT_TOLD_EVERY
+    }
+
+    /// How long it has taken, if that is to be told now.
+    pub fn due(&mut self) -> Option<Duration> {
+        let now = tokio::time::Instant::now();
+        (now >= self.next()).then(|| {
+            self.told += 1;
+            now - self.begun
+        })
+    }
+}
+
+/// Every step of [`Stack::bring_up`], in order; a debug build can be told to fail, or die, at each.
+pub const STEPS: [&str; 8] = [
+    "namespaces",
+    "parts",
+    "rules",
+    "links",
+    "commands",
+    "listening",
+    "path",
+    "published",
+];
+
+/// The end of a step: says it, and, in debug builds, fails or dies there if a test has asked for it.
+fn done(step: &'static str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), StackError> {
+    debug_assert!(STEPS.contains(&step));
+    progress(Progress::Done(step));
+    if cfg!(debug_assertions) {
+        if std::env::var("LRPNS_TEST_FAIL_AT").as_deref() == Ok(step) {
+            return Err(StackError::OnRequest(step));
+        }
+        if std::env::var("LRPNS_TEST_DIE_AT").as_deref() == Ok(step) {
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+/// How long an app is waited for; a debug build can be told to have less patience.
+fn patience() -> Duration {
+    let asked = cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
+        .flatten();
+    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+}
+
+/// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
+fn weaken() -> Option<String> {
+    cfg!(debug_assertions)
+        .then(|| std::env::var("LRPNS_TEST_WEAKEN").ok())
+        .flatten()
+}
+
+/// An app's environment: the plan's, and one variable more if a test wants that.
+fn app_env(app: &crate::plan::AppPlan) -> std::collections::BTreeMap<String, String> {
+    let mut env = app.env.clone();
+    if weaken().as_deref() == Some("leak-environment") {
+        env.insert("SECRET".to_owned(), "of the host".to_owned());
+    }
+    env
+}
+
+async fn within<T>(
+    step: &'static str,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Result<T, StackError> {
+    within_limit(OURS, step, work).await
+}
+
+async fn within_limit<T>(
+    limit: Duration,
+    step: &'static str,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Result<T, StackError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or(Err(StackError::TimedOut { step, limit }))
+}
+
+impl Stack {
+    /// Brings the stack up; with `gated`, all but for the published ports, which [`Ground::publish`] opens. `streams`
+    /// makes each app's. An error leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`StackError`] names the part, the step and what the kernel said.
+    pub async fn bring_up(
+        plan: Plan,
+        cgroups: Cgroups,
+        listeners: Vec<Listener>,
+        gated: bool,
+        streams: MakeStreams<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, StackError> {
+        let program = rootfs::own_program()?;
+        let (mut ground, far) = within(
+            "namespaces",
+            Ground::make(plan, program, cgroups, listeners),
+        )
+        .await?;
+        let FarEnd {
+            rtnl: host,
+            rules: host_table,
+        } = far;
+        done("namespaces", progress)?;
+        let Ground {
+            plan,
+            program,
+            sidecar,
+            ..
+        } = &mut ground;
+        compile(plan, program.as_fd(), sidecar).await?;
+
+        let plan = &ground.plan;
+        let sidecar_end = ground.sidecar_end();
+        let app_ends: Vec<Endpoint<'_>> = ground.apps.iter().map(AppGround::end).collect();
+        // The images load and drop on the other cores while this thread waits for the kernel to make links.
+        let parts = async {
+            tokio::try_join!(
+                ground.sidecar(false),
+                try_join_all((0..ground.apps.len()).map(|app| ground.app(app, streams))),
+                ground.spawn_relay(),
+                ground.start_egress(),
+                async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
+            )
+        };
+        let (sidecar, apps, relay, egress, links) = within("parts", parts).await?;
+        done("parts", progress)?;
+
+        let host_rules = match gated {
+            true => firewall::closed_host_rules(plan),
+            false => firewall::host_rules(plan),
+        };
+        firewall::transact(&host_table, &firewall::encode_owned(&host_rules)?)?;
+        done("rules", progress)?;
+
+        within("links", async {
+            Ok(net::configure_and_up(plan, &host, sidecar_end, &app_ends, &links).await?)
+        })
+        .await?;
+        done("links", progress)?;
+
+        let mut parts = vec![(PartId::Sidecar, sidecar)];
+        parts.extend(egress.map(|egress| (PartId::Egress, egress)));
+        for (index, mut app) in apps.into_iter().enumerate() {
+            app.proceed().await?;
+            parts.push((PartId::App(index), app));
+        }
+        done("commands", progress)?;
+        for (id, part) in &mut parts {
+            if let PartId::App(index) = *id {
+                ground
+                    .wait_until_listening(index, &mut part.container, |what| {
+                        progress(Progress::Waits(what));
+                    })
+                    .await?;
+            }
+        }
+        done("listening", progress)?;
+        ground.try_the_path().await?;
+        done("path", progress)?;
+        if !gated {
+            ground.listen()?;
+        }
+        if let Some(relay) = relay {
+            parts.push((PartId::Relay, ground.start_relay(relay, gated).await?));
+        }
+        if !gated {
+            done("published", progress)?;
+        }
+        ground.links = links;
+        Ok(Self {
+            ground: Arc::new(ground),
+            host_table,
+            host_rules,
+            parts,
+        })
+    }
+}
+
+/// Makes objects of the user's own rules.
+async fn compile(
+    plan: &mut Plan,
+    program: BorrowedFd<'_>,
+    sidecar: &Namespaces,
+) -> Result<(), StackError> {
+    let compiled = within_limit(COMPILING, "compile the rules", async {
+        Ok(rules::compile(plan, program, sidecar).await?)
+    });
+    let compiled = compiled.await?;
+    if let Some(rules) = &mut plan.rules {
+        rules.compiled = compiled;
+    }
+    Ok(())
+}
+
+fn missing() -> StackError {
+    StackError::Io {
+        what: "take a namespace's sockets",
+        source: io::ErrorKind::InvalidData.into(),
+    }
+}
+
+fn net_of(namespaces: &Namespaces) -> BorrowedFd<'_> {
+    namespaces
+        .net
+        .as_ref()
+        .expect("sidecar and apps are made with a network namespace")
+        .as_fd()
+}
+
+impl Ground {
+    /// Makes every part's namespaces, all at once.
+    async fn make(
+        plan: Plan,
+        program: OwnedFd,
+        cgroups: Cgroups,
+        listeners: Vec<Listener>,
+    ) -> Result<(Self, FarEnd), StackError> {
+        let ipv6 = plan.has_ipv6();
+        let relay_network = match plan.uplink.ends_at {
+            UplinkEnd::Host => Network::Shared,
+            UplinkEnd::Relay => Network::Relay { ipv6 },
+        };
+        let app = async |(number, app)| AppGround::make(number, app, &plan, &mut Itself).await;
+        let (sidecar, relay, apps) = tokio::try_join!(
+            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }).err_into(),
+            Namespaces::make("the relay", plan.relay, relay_network).err_into(),
+            try_join_all(plan.apps.iter().enumerate().map(app)),
+        )?;
+        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        let far = match relay.1 {
+            None => FarEnd::here()?,
+            Some(sockets) => FarEnd {
+                rtnl: Rtnl::from_fd(sockets.route)?,
+                rules: firewall::Socket::made_inside(sockets.second)?,
+            },
+        };
+        let egress = egress::Way::make(&plan, &relay.0).await?;
+        let ground = Self {
+            plan,
+            program: Arc::new(program),
+            cgroups: Arc::new(cgroups),
+            sidecar: Arc::new(sidecar.0),
+            sidecar_route: Arc::new(sidecar_route),
+            egress,
+            relay: Arc::new(relay.0),
+            next_number: apps.len(),
+            apps,
+            links: Links::default(),
+            listeners,
+        };
+        Ok((ground, far))
+    }
+
+    fn sidecar_end(&self) -> Endpoint<'_> {
+        Endpoint {
+            rtnl: &self.sidecar_route,
+            netns: net_of(&self.sidecar),
+        }
+    }
+
+    /// The same namespaces for another plan of the same stack, and more for the apps that are new, whose links are down.
+    /// `new` are the listeners of its new ports; `mapper` maps ids.
+    ///
+    /// # Errors
+    /// [`StackError`] when a volume that is new can't be had, or something of a new app's; then nothing is left of it.
+    pub async fn changed(
+        &self,
+        mut plan: Plan,
+        new: &[Listener],
+        mapper: &mut impl Mapper,
+    ) -> Result<Self, StackError> {
+        let mut next = self.clone();
+        if plan.rules != self.plan.rules {
+            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
+        }
+        for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
+            if app.volumes != before.volumes {
+                ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
+            }
+        }
+        next.listeners = plan
+            .published()
+            .filter_map(|(_, publish)| {
+                let mut known = self.listeners.iter().chain(new);
+                let mut listener = known
+                    .find(|listener| listener.outside() == publish.outside())?
+                    .clone();
+                listener.target = publish::target(&plan, publish);
+                Some(listener)
+            })
+            .collect();
+        for app in &plan.apps[self.apps.len()..] {
+            let app = AppGround::make(next.next_number, app, &plan, mapper).await?;
+            next.next_number += 1;
+            next.apps.push(app);
+        }
+        next.plan = plan;
+        let made = next.make_room(self.plan.apps.len()).await;
+        if made.is_err() {
+            let _ = next
+                .remove(self.plan.apps.len()..next.plan.apps.len())
+                .await;
+        }
+        made.map(|()| next)
+    }
+
+    /// What apps need beside their namespaces, from the given one on.
+    async fn make_room(&mut self, first: usize) -> Result<(), StackError> {
+        for index in first..self.plan.apps.len() {
+            let app = &self.plan.apps[index];
+            let name = app.name.as_str();
+            let cgroups = self.cgroups.with(&self.plan.cgroup, name, &app.limits)?;
+            self.cgroups = Arc::new(cgroups);
+            let mut links = self.links.clone();
+            let made = within("make the links", async {
+                let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
+                Ok(net::create_app(app, sidecar, end, &mut links).await?)
+            });
+            made.await?;
+            self.links = links;
+        }
+        Ok(())
+    }
+
+    /// Lets packets through the links of an app that joins; the rules must be in force.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn join(&self, index: usize) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
+        within("links", async {
+            Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
+        })
+        .await
+    }
+
+    /// Gives every app that `other` has too, in the same place, the routes of both; what is there already is no error.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn add_routes(&self, other: &Ground) -> Result<(), StackError> {
+        for (index, app, (own, its)) in self.routes_beside(other) {
+            let (end, all) = (self.apps[index].end(), &own | &its);
+            within("routes", async {
+                Ok(net::change_routes(app, end, &self.links, &its, &all).await?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The end of [`Ground::add_routes`]: of the routes of both, ours are left.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn only_own_routes(&self, other: &Ground) -> Result<(), StackError> {
+        for (index, app, (own, its)) in self.routes_beside(other) {
+            let (end, all) = (self.apps[index].end(), &own | &its);
+            within("routes", async {
+                Ok(net::change_routes(app, end, &self.links, &all, &own).await?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// The apps whose routes differ, each with ours and the other's.
+    fn routes_beside<'g>(
+        &'g self,
+        other: &'g Ground,
+    ) -> impl Iterator<
+        Item = (
+            usize,
+            &'g AppPlan,
+            (BTreeSet<net::AppRoute>, BTreeSet<net::AppRoute>),
+        ),
+    > {
+        let pairs = self.plan.apps.iter().zip(&other.plan.apps).enumerate();
+        pairs
+            .map(|(index, (app, its))| {
+                let routes = (net::routes(&self.plan, app), net::routes(&other.plan, its));
+                (index, app, routes)
+            })
+            .filter(|(_, _, (own, its))| own != its)
+    }
+
+    /// Forgets the connections that apps have made and by this plan may make no more; its rules must be in force.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn forget_ungranted(&self) -> Result<(), StackError> {
+        let grants = firewall::grants(&self.plan);
+        self.load(Role::Forgetter { grants }).await
+    }
+
+    /// The first address and port of these that somebody in an app's network namespace can connect to by TCP.
+    ///
+    /// # Errors
+    /// [`StackError::Io`] when no socket is to be had.
+    pub async fn reached(
+        &self,
+        index: usize,
+        targets: &[SocketAddr],
+        within: Duration,
+    ) -> Result<Option<SocketAddr>, StackError> {
+        for target in targets {
+            let family = SocketAddrAny::from(*target).address_family();
+            let socket = self.apps[index].namespaces.tcp_socket(family).await;
+            let socket = socket.map_err(|source| StackError::Io {
+                what: "make a socket in an app's network namespace",
+                source,
+            })?;
+            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+            let connected = tokio::time::timeout(within, socket.connect(*target)).await;
+            if matches!(connected, Ok(Ok(_))) {
+                return Ok(Some(*target));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same without apps, which have ended for good; then [`Ground::remove`] takes away what they had.
+    #[must_use]
+    pub fn without(&self, apps: &[usize]) -> Self {
+        fn others<T: Clone>(all: &[T], apps: &[usize]) -> Vec<T> {
+            let all = all.iter().enumerate();
+            let others = all.filter(|(index, _)| !apps.contains(index));
+            others.map(|(_, one)| one.clone()).collect()
+        }
+        let mut next = self.clone();
+        for index in apps {
+            let name = &self.plan.apps[*index].name;
+            next.links.apps.remove(name);
+            next.cgroups = Arc::new(next.cgroups.without(name.as_str()));
+        }
+        next.plan.apps = others(&self.plan.apps, apps);
+        next.apps = others(&self.apps, apps);
+        next
+    }
+
+    /// Every app, in the plan's order.
+    pub fn apps(&self) -> impl Iterator<Item = PartId> {
+        self.apps.iter().map(|app| PartId::App(app.number))
+    }
+
+    /// An app's place in the plan; that of a number which no app has is none.
+    #[must_use]
+    pub fn place(&self, number: usize) -> Option<usize> {
+        self.apps.iter().position(|app| app.number == number)
+    }
+
+    /// What the plan has of an app.
+    ///
+    /// # Panics
+    /// It is no app of this plan.
+    #[must_use]
+    pub fn app_plan(&self, id: PartId) -> &AppPlan {
+        let place = match id {
+            PartId::App(number) => self.place(number),
+            PartId::Sidecar | PartId::Relay | PartId::Egress => None,
+        };
+        let place = place.expect("a part leaves before its app does");
+        &self.plan.apps[place]
+    }
+
+    /// Takes away links and cgroups of apps that have ended for good; what is gone is no error. All is tried, and the first
+    /// error told.
+    ///
+    /// # Errors
+    /// [`StackError::Net`], [`StackError::Cgroup`].
+    pub async fn remove(&self, apps: impl IntoIterator<Item = usize>) -> Result<(), StackError> {
+        let mut first = Ok(());
+        for index in apps {
+            let app = &self.plan.apps[index];
+            let mut links = self.links.clone();
+            let removed = net::remove_app(app, self.sidecar_end(), &mut links).await;
+            first = first.and(removed.map_err(StackError::from));
+            let removed = self.cgroups.remove(app.name.as_str());
+            first = first.and(removed.map_err(StackError::from));
+        }
+        first
+    }
+
+    /// The listening sockets of the published ports, in the plan's order.
+    #[must_use]
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Where an app that runs should listen and doesn't, in words; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub fn deaf(&self, index: usize) -> Result<Option<String>, StackError> {
+        let app = &self.plan.apps[index].name;
+        Ok(self
+            .deaf_port(index)?
+            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+    }
+
+    /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
+    /// The same of an app that is being started, for who waits.
+    #[must_use]
+    pub fn not_yet(&self, id: PartId, since: Duration) -> Option<String> {
+        let PartId::App(number) = id else { return None };
+        let index = self.place(number)?;
+        let (port, found) = self.deaf_port(index).ok()??;
+        Some(not_yet(&self.plan.apps[index], port, &found, since))
+    }
+
+    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
+        let app = &self.plan.apps[index];
+        let mut found = BTreeMap::new();
+        for publish in &app.publish {
+            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
+                unknown.insert(self.apps[index].listening.of(publish.protocol)?);
+            }
+        }
+        let mut open = HashMap::<(Protocol, u16), Vec<ListeningSocket>>::new();
+        for (protocol, sockets) in &found {
+            for socket in sockets {
+                let port = (*protocol, socket.address.port());
+                open.entry(port).or_default().push(*socket);
+            }
+        }
+        let is_open = |publish: &&PublishPlan| {
+            let sockets = open.get(&(publish.protocol, publish.app_port));
+            let target = app.service(publish);
+            sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
+        };
+        let missing = app.publish.iter().find(|publish| !is_open(publish));
+        Ok(missing.map(|publish| {
+            let port = AppPort {
+                protocol: publish.protocol,
+                port: publish.app_port,
+            };
+            let found = describe(&found[&publish.protocol], app.service(publish));
+            (port, found)
+        }))
+    }
+
+    /// Whether somebody answers at an entry port of the sidecar's, the way the relay asks.
+    pub async fn answers(&self, target: SocketAddr, within: Duration) -> bool {
+        let connect = tokio::time::timeout(within, self.connect(target));
+        matches!(connect.await, Ok(Ok(_)))
+    }
+
+    fn title(&self, part: &str) -> String {
+        format!("{}/{part}", self.plan.stack)
+    }
+
+    /// A part's name as the user knows it.
+    #[must_use]
+    pub fn name(&self, id: PartId) -> &str {
+        match id {
+            PartId::Sidecar => "sidecar",
+            PartId::Relay => "relay",
+            PartId::Egress => "egress",
+            PartId::App(_) => self.app_plan(id).name.as_str(),
+        }
+    }
+
+    /// What a part may use.
+    #[must_use]
+    pub fn limits(&self, id: PartId) -> &Limits {
+        match id {
+            PartId::Sidecar => &self.plan.sidecar_limits,
+            PartId::Relay => &self.plan.relay_limits,
+            PartId::Egress => &crate::part::cgroup::EGRESS,
+            PartId::App(_) => &self.app_plan(id).limits,
+        }
+    }
+
+    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
+        let rules = firewall::sidecar_batch(&self.plan)?;
+        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
+            packets: self.plan.log == TrafficLog::Packets,
+            again,
+            apps: self
+                .plan
+                .apps
+                .iter()
+                .map(|app| app.addresses().collect())
+                .collect(),
+        });
+        let pair = || {
+            // Messages, so that none is ever half there.
+            rustix::net::socketpair(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = match &traffic {
+            Some(_) => pair()
+                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
+                .map_err(|e| StackError::Io {
+                    what: "make a socket pair for the traffic log",
+                    source: e.into(),
+                })?,
+            None => (None, None),
+        };
+        let start = Start {
+            hostname: format!("{}-sidecar", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
+            role: Role::Sidecar {
+                rules,
+                seal: self.plan.seal,
+                traffic,
+            },
+            weaken: weaken(),
+        };
+        let container = self.spawn("sidecar", &self.sidecar).await?;
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
+        let launched = Launched::ready(container).await?;
+        Ok(Launched {
+            traffic: ours,
+            ..launched
+        })
+    }
+
+    /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
+    /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
+    ///
+    /// # Errors
+    /// [`StackError::Rules`] names the object that the kernel has refused; the others what kept it from being asked.
+    pub async fn load_rules(&self, rules: firewall::Batch) -> Result<(), StackError> {
+        self.load(Role::Loader { rules }).await
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let forget = udp_that_moves(old, new);
+        let theirs = ExtraChange::between(old, new);
+        let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
+        if old == new && theirs.is_none() && forget.is_empty() {
+            return Ok(());
+        }
+        self.load(Role::Updater {
+            old: Box::new(old),
+            new: Box::new(new),
+            theirs,
+            forget,
+        })
+        .await
+    }
+
+    async fn load(&self, role: Role) -> Result<(), StackError> {
+        let limits = &self.plan.sidecar_limits;
+        let start = Start {
+            hostname: format!("{}-loader", self.plan.stack),
+            // Beside the sidecar and whoever else loads.
+            nproc: self.plan.cgroup.nproc(limits),
+            role,
+            weaken: None,
+        };
+        let cgroup = self.cgroups.directory("sidecar");
+        let (title, program) = (self.title("loader"), self.program.as_fd());
+        within("load rules", async {
+            let loader = Container::spawn(&title, &self.sidecar, program, cgroup).await?;
+            loader.send(&ToStage::Start(Box::new(start)), &[]).await?;
+            loader.loaded().await?.map_err(StackError::Rules)
+        })
+        .await
+    }
+
+    /// Starts the relay's process, which then waits to be told what to carry; `None` without one.
+    async fn spawn_relay(&self) -> Result<Option<Container>, StackError> {
+        if !self.plan.has_relay() {
+            return Ok(None);
+        }
+        self.spawn("relay", &self.relay).await.map(Some)
+    }
+
+    /// What the relay may reach.
+    #[must_use]
+    pub fn relay_confinement(&self) -> TcpOnlyTo {
+        let targets = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.protocol == Protocol::Tcp)
+            .map(|listener| listener.target);
+        TcpOnlyTo::relay(targets, self.dials_as_clients())
+    }
+
+    fn dials_as_clients(&self) -> bool {
+        self.plan.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay may call.
+    #[must_use]
+    pub fn relay_profile(&self) -> crate::confine::seccomp::Profile {
+        let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
+        crate::confine::seccomp::relay(crate::confine::seccomp::Carries {
+            udp: any(|listener| listener.protocol == Protocol::Udp),
+            ipv6: any(|listener| listener.target.is_ipv6()),
+            as_clients: self.dials_as_clients(),
+        })
+    }
+
+    /// Lets the bound sockets of the published ports listen.
+    fn listen(&self) -> Result<(), StackError> {
+        for listener in &self.listeners {
+            listener.listen()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives
+    /// back what the host's table holds then.
+    ///
+    /// # Errors
+    /// [`StackError::HostTable`], [`StackError::Listen`].
+    pub fn publish(&self, host_table: &firewall::Socket) -> Result<Nftables<'static>, StackError> {
+        let rules = firewall::host_rules(&self.plan);
+        firewall::transact(host_table, &firewall::encode_owned(&rules)?)?;
+        self.listen()?;
+        Ok(rules)
+    }
+
+    /// Tells the relay what to carry.
+    async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
+        let apps: HashMap<_, usize> = self
+            .plan
+            .apps
+            .iter()
+            .enumerate()
+            .flat_map(|(index, app)| app.publish.iter().map(move |p| (p.outside(), index)))
+            .collect();
+        let start = Start {
+            hostname: format!("{}-relay", self.plan.stack),
+            nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
+            role: Role::Relay {
+                carried: self
+                    .listeners
+                    .iter()
+                    .map(|listener| Carried {
+                        protocol: listener.protocol,
+                        target: listener.target,
+                        // One that is nobody's any more has no clients.
+                        admission: apps
+                            .get(&(listener.address, listener.protocol))
+                            .map_or(usize::MAX, |index| *index),
+                    })
+                    .collect(),
+                admissions: self
+                    .plan
+                    .apps
+                    .iter()
+                    .map(|app| Admission::of(&app.allow, app.rate))
+                    .collect(),
+                as_clients: self.dials_as_clients(),
+                wait,
+            },
+            weaken: None,
+        };
+        let fds: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|listener| listener.socket.as_fd())
+            .collect();
+        let mut batches = fds.chunks(MAX_FDS);
+        container
+            .send(
+                &ToStage::Start(Box::new(start)),
+                batches.next().unwrap_or_default(),
+            )
+            .await?;
+        for batch in batches {
+            container.send(&ToStage::More, batch).await?;
+        }
+        Launched::ready(container).await
+    }
+
+    /// Starts the relay.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    pub async fn relay(&self) -> Result<Launched, StackError> {
+        let container = self.spawn("relay", &self.relay).await?;
+        self.start_relay(container, false).await
+    }
+
+    /// Starts an app's process up to the point where only its command is missing.
+    async fn app(&self, index: usize, streams: MakeStreams<'_>) -> Result<Launched, StackError> {
+        let app = &self.plan.apps[index];
+        let streams = streams(index).map_err(|source| StackError::Io {
+            what: "make the app's standard streams",
+            source,
+        })?;
+        streams
+            .belong_to(app.ids.host_user())
+            .map_err(|source| StackError::Io {
+                what: "give the app its standard streams",
+                source,
+            })?;
+        let (rootfs, mounts) = rootfs::open(
+            &app.rootfs,
+            app.name.as_str(),
+            app.ids.user(),
+            &app.resolvers().collect::<Vec<_>>(),
+        )?;
+        let start = Start {
+            hostname: app.name.to_string(),
+            nproc: self.plan.cgroup.nproc(&app.limits),
+            role: Role::App(AppStart {
+                user: app.ids.user(),
+                command: app.command.clone(),
+                env: app_env(app),
+                tmpfs: app.tmpfs.clone(),
+                rootfs,
+                volumes: app.volumes.clone(),
+                stdin: streams.stdin.is_some(),
+                terminal: streams.terminal,
+                confined: crate::confine::landlock::App::of(app),
+                seccomp: Box::new(app.seccomp.filters()?),
+            }),
+            weaken: weaken(),
+        };
+        let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
+        let mut fds = vec![
+            streams.out.as_fd(),
+            streams.err.as_fd(),
+            self.program.as_fd(),
+        ];
+        fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
+        fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
+        let container = self
+            .spawn(app.name.as_str(), &self.apps[index].namespaces)
+            .await?;
+        container
+            .send(&ToStage::Start(Box::new(start)), &fds)
+            .await?;
+        Launched::ready(container).await
+    }
+
+    /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come
+    /// to listen has ended when this returns.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    ///
+    /// # Panics
+    /// There is no app of that number.
+    pub async fn relaunch_app(
+        &self,
+        number: usize,
+        streams: MakeStreams<'_>,
+        given_up: oneshot::Receiver<()>,
+    ) -> Result<Launched, StackError> {
+        let index = self
+            .place(number)
+            .expect("a part leaves before its app does");
+        let mut launched = self.app(index, streams).await?;
+        launched.proceed().await?;
+        let listens = tokio::select! {
+            listens = self.wait_until_listening(index, &mut launched.container, |_| {}) => listens,
+            _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),
+        };
+        match listens {
+            Ok(()) => Ok(launched),
+            Err(e) => {
+                launched.container.kill().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
+        let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
+        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
+    }
+
+    /// Waits until the app listens on every published port, where the sidecar can reach it.
+    ///
+    /// The kernel tells nobody when a socket begins to listen, so this asks: every millisecond at first, less often for
+    /// an app that takes its time. The app's end is heard of at once.
+    async fn wait_until_listening(
+        &self,
+        index: usize,
+        container: &mut Container,
+        mut waits: impl FnMut(&str),
+    ) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        let begun = tokio::time::Instant::now();
+        let mut wait = Wait::begin();
+        loop {
+            let Some((missing, found)) = self.deaf_port(index)? else {
+                return Ok(());
+            };
+            if let Some(since) = wait.due() {
+                waits(&not_yet(app, missing, &found, since));
+            }
+            let waited = begun.elapsed();
+            if waited >= patience() {
+                return Err(StackError::NotListening {
+                    app: app.name.to_string(),
+                    port: missing,
+                    found,
+                });
+            }
+            tokio::select! {
+                event = container.next() => match event? {
+                    Event::Started { .. } => {}
+                    Event::Exited(exit) => {
+                        return Err(StackError::AppEnded { app: app.name.to_string(), exit, port: missing });
+                    }
+                    Event::Gone => {
+                        return Err(StackError::AppEnded {
+                            app: app.name.to_string(),
+                            exit: Exit::Signal(libc::SIGKILL),
+                            port: missing,
+                        });
+                    }
+                },
+                () = tokio::time::sleep((waited / 20).clamp(ASK_EVERY, 50 * ASK_EVERY)) => {}
+            }
+        }
+    }
+
+    /// Connects the way the relay does: what is published has been seen to answer.
+    ///
+    /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
+    /// loaded with these in one transaction, to a port that the app has been seen to listen on. Not by UDP: what is sent
+    /// there the app would have to answer.
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path(&self) -> Result<(), StackError> {
+        for (app, publish) in self.ways_to_try() {
+            let target = self.plan.uplink.entry(publish);
+            tokio::time::timeout(Duration::from_secs(5), self.connect(target))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                .map_err(|source| StackError::Path {
+                    app: app.name.to_string(),
+                    port: publish.app_port,
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
+        let mut ways = vec![];
+        for app in &self.plan.apps {
+            for ipv6 in [false, true] {
+                let by_tcp = |publish: &&PublishPlan| {
+                    publish.protocol == Protocol::Tcp && publish.listen.is_ipv6() == ipv6
+                };
+                let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
+                let step = ports.len().div_ceil(PORTS_TRIED).max(1);
+                let last = ports.last().copied();
+                let some = ports.into_iter().step_by(step).chain(last);
+                ways.extend(some.map(|publish| (app, publish)));
+            }
+        }
+        ways
+    }
+
+    /// Connects from where the uplink ends.
+    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        if self.plan.uplink.ends_at == UplinkEnd::Host {
+            return tokio::net::TcpStream::connect(target).await.map(drop);
+        }
+        let family = SocketAddrAny::from(target).address_family();
+        let socket = self.relay.tcp_socket(family).await?;
+        let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+        socket.connect(target).await.map(drop)
+    }
+
+    /// Our own program, for a prober in an app: a mount of its own for each, read-only.
+    ///
+    /// # Errors
+    /// What `dup(2)` says.
+    pub fn own_program(&self) -> io::Result<OwnedFd> {
+        self.program.try_clone()
+    }
+}
+
+/// A port of an app's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppPort {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+impl fmt::Display for AppPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "port {}", self.port),
+            Protocol::Udp => write!(f, "UDP port {}", self.port),
+        }
+    }
+}
+
+/// The entry ports of UDP that lead elsewhere, or nowhere, in the new plan, or to an app that is to see others there.
+fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
+    let ways = |plan: &Plan| -> HashSet<(u16, SocketAddr, bool)> {
+        plan.published()
+            .filter(|(_, publish)| publish.protocol == Protocol::Udp)
+            .map(|(app, publish)| {
+                let sees_clients = app.source == Source::Client;
+                (publish.entry_port, app.service(publish), sees_clients)
+            })
+            .collect()
+    };
+    let gone: HashSet<u16> = ways(old)
+        .difference(&ways(new))
+        .map(|(entry, _, _)| *entry)
+        .collect();
+    gone.into_iter().collect()
+}
+
+/// What to tell who waits for a port.
+fn not_yet(app: &AppPlan, port: AppPort, found: &str, since: Duration) -> String {
+    let (name, seconds, most) = (&app.name, since.as_secs(), APP_STARTS_WITHIN.as_secs());
+    format!(
+        "waiting for {name} to listen on {port}, for {seconds} s of at most {most}; {found} so far"
+    )
+}
+
+fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
+    if listening.is_empty() {
+        return "it listens on nothing".to_owned();
+    }
+    let list: Vec<String> = listening.iter().map(ToString::to_string).collect();
+    let same_port = |l: &ListeningSocket| l.address.port() == target.port();
+    let hint = match listening.iter().any(same_port) {
+        true if target.is_ipv6() => "; let it bind [::], since it is published at an IPv6 address",
+        true => "; let it bind 0.0.0.0 instead",
+        false => "",
+    };
+    format!("it listens on {}{hint}", list.join(", "))
+}
+
+impl Launched {
+    async fn ready(mut container: Container) -> Result<Self, StackError> {
+        let (privileges, notes) = container.ready().await?;
+        Ok(Self {
+            container,
+            privileges,
+            notes,
+            command: None,
+            traffic: None,
+        })
+    }
+
+    /// Lets an app's command start, and waits until it runs.
+    async fn proceed(&mut self) -> Result<(), StackError> {
+        self.container.send(&ToStage::Proceed, &[]).await?;
+        if let Event::Started { pid } = self.container.next().await? {
+            self.command = pid;
+        }
+        Ok(())
+    }
+}

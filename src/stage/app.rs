@@ -1,0 +1,431 @@
+//! The app's pid 1: makes the root, drops everything, starts the command, reaps.
+//!
+//! # Theory of operation
+//!
+//! The command is not pid 1 itself: a pid 1 without handlers ignores SIGTERM, and few servers reap what they did not
+//! start (pid_namespaces(7)). This process holds nothing either: it has dropped before it starts the command, so the
+//! command has no more than it, and it can't be looked into (not dumpable), although it has the same uid.
+//! When it ends, the kernel ends every process of the namespace.
+//!
+//! What `lrpns exec` and `lrpns audit` run in the app, it starts as well, by the function that started the command: same
+//! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees. The
+//! command itself is in a domain below that one and can't look back: what comes with a visitor is not the app's.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, NulError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use caps::Capability;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags};
+
+use super::{StageError, drop_privileges, step, weakened};
+use crate::confine::landlock::{self, Writable};
+use crate::confine::seccomp::Program;
+use crate::plan::DEFAULT_PATH;
+use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
+use crate::rootfs;
+use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
+
+/// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
+///
+/// # Errors
+/// [`StageError`] with the step that did not work, up to and with the `execve(2)` of the command.
+pub fn run(
+    supervisor: &OwnedFd,
+    start: AppStart,
+    fds: Vec<OwnedFd>,
+) -> Result<ExitCode, StageError> {
+    let mut fds = fds.into_iter();
+    let (Some(out), Some(err), Some(program)) = (fds.next(), fds.next(), fds.next()) else {
+        return Err(step("take the output")("its descriptors did not come"));
+    };
+    let stdin = if start.stdin { fds.next() } else { None };
+    let mut notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
+        .map_err(step("make the root"))?;
+    notes.extend(enter_domain(&start, program.as_fd())?);
+    drop(program);
+    let keep: &[Capability] = if weakened("app-capability") {
+        &[Capability::CAP_NET_RAW]
+    } else {
+        &[]
+    };
+    let privileges = drop_privileges(keep, start.user, &start.seccomp.stage)?;
+    if weakened("dumpable") {
+        nix::sys::prctl::set_dumpable(true).map_err(step("set the dumpable flag"))?;
+    }
+    protocol::send(supervisor, &FromStage::Ready { privileges, notes }, &[])
+        .map_err(step("say ready"))?;
+
+    match protocol::receive(supervisor).map_err(step("wait for the network"))? {
+        Some((ToStage::Proceed, _)) => {}
+        Some(_) => return Err(step("wait for the network")("another message came first")),
+        None => return Ok(ExitCode::SUCCESS),
+    }
+    let child_ended = watch_children().map_err(step("watch for the command's end"))?;
+    let command = Command::new(&start.command, &start.env).map_err(step("read the command"))?;
+    let (pid, pidfd) = command.start(&Launch {
+        stdin: stdin.as_ref().map(AsFd::as_fd),
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: None,
+        terminal: start.terminal,
+        apart: !weakened("landlock"),
+        filter: &start.seccomp.command,
+    })?;
+    drop((stdin, out, err));
+    protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
+        .map_err(step("say started"))?;
+    let exit = tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;
+    if let Some(exit) = exit {
+        // Should the supervisor be gone, there is nobody to tell.
+        let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Landlock, for this process and so for all that it starts; says what the kernel could not do.
+fn enter_domain(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<String>, StageError> {
+    let tmpfs = start.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
+    let volumes = start.volumes.iter().filter(|volume| volume.writable);
+    let files = Writable {
+        trees: tmpfs
+            .chain(volumes.map(|volume| volume.path.as_path()))
+            .collect(),
+        program,
+    };
+    let without = |what: &str| weakened("landlock") || weakened(&format!("landlock-{what}"));
+    start
+        .confined
+        .enforce(&files, without)
+        .map_err(step("confine by Landlock"))
+}
+
+/// SIGCHLD as a descriptor.
+fn watch_children() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// A command that `lrpns exec` has asked for.
+struct Visitor {
+    pid: Pid,
+    /// Who waits for its end; `None` when that one has ended first.
+    host: Option<OwnedFd>,
+}
+
+/// Reaps every child, passes signals on, runs what `lrpns exec` asks for; `None` when the supervisor ended first.
+fn tend(
+    supervisor: &OwnedFd,
+    child_ended: &SignalFd,
+    command: Pid,
+    start: &AppStart,
+) -> io::Result<Option<Exit>> {
+    let mut visitors: Vec<Visitor> = vec![];
+    loop {
+        let mut ready = vec![
+            PollFd::new(supervisor, PollFlags::IN),
+            PollFd::new(child_ended, PollFlags::IN),
+        ];
+        let hosts = visitors.iter().filter_map(|visitor| visitor.host.as_ref());
+        ready.extend(hosts.map(|host| PollFd::new(host, PollFlags::IN)));
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let ready: Vec<bool> = ready.iter().map(|r| !r.revents().is_empty()).collect();
+        let hosts = visitors.iter_mut().filter(|visitor| visitor.host.is_some());
+        for (visitor, _) in hosts.zip(&ready[2..]).filter(|(_, ready)| **ready) {
+            // A host says nothing: it has ended. The command is the leader of its group.
+            visitor.host = None;
+            let _ = nix::sys::signal::killpg(visitor.pid, Signal::SIGKILL);
+        }
+        if ready[1] {
+            while child_ended.read_signal()?.is_some() {}
+            if let Some(exit) = reap(command, &mut visitors)? {
+                return Ok(Some(exit));
+            }
+        }
+        if ready[0] {
+            match protocol::receive(supervisor)? {
+                Some((ToStage::Signal(signal), _)) => {
+                    match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
+                        // It has ended and SIGCHLD is on its way.
+                        Ok(()) | Err(nix::Error::ESRCH) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+                // A prober that can't be started is one whose socket ends.
+                Some((ToStage::Probe, fds)) => drop(start_prober(start, fds)),
+                Some((
+                    ToStage::Exec {
+                        command,
+                        env,
+                        terminal,
+                    },
+                    fds,
+                )) => visitors.extend(start_visitor(start, &command, &env, terminal, fds)),
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Starts a command for `lrpns exec`, by the way that the app's own command took: it can have no more.
+fn start_visitor(
+    start: &AppStart,
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    terminal: bool,
+    fds: Vec<OwnedFd>,
+) -> Option<Visitor> {
+    let [stdin, out, err, host] = <[OwnedFd; 4]>::try_from(fds).ok()?;
+    let started = Command::new(command, env)
+        .map_err(step("read the command"))
+        .and_then(|command| {
+            command.start(&Launch {
+                stdin: Some(stdin.as_fd()),
+                out: out.as_fd(),
+                err: err.as_fd(),
+                program: None,
+                terminal,
+                apart: false,
+                filter: &start.seccomp.command,
+            })
+        });
+    match started {
+        Ok((pid, _)) => Some(Visitor {
+            pid,
+            host: Some(host),
+        }),
+        Err(e) => {
+            let failed = FromStage::from(e);
+            // Should it be gone, there is nobody to tell.
+            let _ = protocol::send(&host, &failed, &[]);
+            None
+        }
+    }
+}
+
+/// Starts our own program as `lrpns probe` ([`crate::audit`]), by the way that the command took: what the prober may
+/// do is what the command may do.
+fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
+    let mut fds = fds.into_iter();
+    let (Some(program), Some(socket)) = (fds.next(), fds.next()) else {
+        return Err(step("start the prober")("its descriptors did not come"));
+    };
+    let args = ["lrpns", "probe"].map(str::to_owned);
+    let prober = Command::new(&args, &start.env).map_err(step("start the prober"))?;
+    // The standard descriptors of this process are the null device.
+    let (out, err) = (io::stdout(), io::stderr());
+    prober.start(&Launch {
+        stdin: Some(socket.as_fd()),
+        out: out.as_fd(),
+        err: err.as_fd(),
+        program: Some(program.as_fd()),
+        terminal: false,
+        apart: false,
+        filter: &start.seccomp.command,
+    })?;
+    Ok(())
+}
+
+/// Waits for all that have ended, tells the visitors' hosts, and tells how the command did, if it was among them.
+fn reap(command: Pid, visitors: &mut Vec<Visitor>) -> nix::Result<Option<Exit>> {
+    loop {
+        let (pid, exit) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
+            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(None),
+            Ok(_) | Err(nix::Error::EINTR) => continue,
+            Err(e) => return Err(e),
+        };
+        if pid == command {
+            return Ok(Some(exit));
+        }
+        if let Some(at) = visitors.iter().position(|visitor| visitor.pid == pid)
+            && let Some(host) = visitors.swap_remove(at).host
+        {
+            // Should it be gone, there is nobody to tell.
+            let _ = protocol::send(&host, &FromStage::Exited(exit), &[]);
+        }
+    }
+}
+
+/// A command, ready for `execve(2)`: after the clone nothing is left to compute.
+pub(crate) struct Command {
+    /// Every path the program may be at, the first that exists is it.
+    candidates: Vec<CString>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Command {
+    pub(crate) fn new(
+        command: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Result<Self, NulError> {
+        let program = command.first().map_or("", String::as_str);
+        let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+        let candidates = if program.contains('/') {
+            vec![CString::new(program)?]
+        } else {
+            path.split(':')
+                .filter(|directory| !directory.is_empty())
+                .map(|directory| CString::new(format!("{directory}/{program}")))
+                .collect::<Result<_, _>>()?
+        };
+        Ok(Self {
+            candidates,
+            args: command
+                .iter()
+                .map(|arg| CString::new(arg.as_str()))
+                .collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(name, value)| CString::new(format!("{name}={value}")))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Replaces this process's image; returns only what kept it from that: ENOENT when no candidate exists.
+    pub(crate) fn exec(&self) -> io::Error {
+        let mut last = nix::Error::ENOENT;
+        for program in &self.candidates {
+            let Err(e) = nix::unistd::execve(program, &self.args, &self.env);
+            match e {
+                nix::Error::ENOENT | nix::Error::ENOTDIR => {}
+                // As execvp(3): a later directory may have one that may be executed.
+                nix::Error::EACCES => last = e,
+                e => return e.into(),
+            }
+        }
+        last.into()
+    }
+
+    /// As [`Command::exec`], from an open program: for a root in which there is none.
+    pub(crate) fn exec_from(&self, program: BorrowedFd<'_>) -> io::Error {
+        let Err(e) = nix::unistd::execveat(
+            program,
+            c"",
+            &self.args,
+            &self.env,
+            nix::fcntl::AtFlags::AT_EMPTY_PATH,
+        );
+        e.into()
+    }
+
+    /// Clones and executes; the child has the three standard descriptors, no other, and the filter.
+    pub(super) fn start(&self, launch: &Launch<'_>) -> Result<(Pid, OwnedFd), StageError> {
+        let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(step("make a pipe"))?;
+        match clone3(0).map_err(step("clone for the command"))? {
+            Cloned::Child => {
+                let ready = prepare_child(launch).and_then(|()| launch.filter.install());
+                let error = match (ready, launch.program) {
+                    (Ok(()), None) => self.exec(),
+                    (Ok(()), Some(program)) => self.exec_from(program),
+                    (Err(e), _) => e,
+                };
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let _ = rustix::io::write(&tell, &errno.to_le_bytes());
+                exit_now(127)
+            }
+            Cloned::Parent { pid, pidfd } => {
+                drop(tell);
+                let mut errno = [0; 4];
+                // The pipe is close-on-exec: its end without a word means that the image was replaced.
+                match rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut errno)) {
+                    Ok(0) => Ok((Pid::from_raw(pid), pidfd)),
+                    Ok(_) => {
+                        let e = io::Error::from_raw_os_error(i32::from_le_bytes(errno));
+                        Err(StageError {
+                            step: "execute the command",
+                            cause: self.explain(&e),
+                            errno: e.raw_os_error(),
+                        })
+                    }
+                    Err(e) => Err(step("start the command")(e)),
+                }
+            }
+        }
+    }
+
+    /// What was tried, and what the kernel said.
+    pub(crate) fn explain(&self, e: &io::Error) -> String {
+        let program = match self.candidates.as_slice() {
+            [one] => one.to_string_lossy().into_owned(),
+            _ => format!(
+                "{} (looked up in PATH)",
+                self.args.first().map_or("".into(), |a| a.to_string_lossy())
+            ),
+        };
+        let interpreter = e.raw_os_error() == Some(libc::ENOENT)
+            && self
+                .candidates
+                .iter()
+                .any(|c| Path::new(&*c.to_string_lossy()).exists());
+        if interpreter {
+            format!("{program}: its interpreter or loader is not in this root file system")
+        } else {
+            format!("{program}: {e}")
+        }
+    }
+}
+
+/// How a process of the app is started.
+pub(super) struct Launch<'a> {
+    /// Its standard input; the null device when there is none.
+    pub(super) stdin: Option<BorrowedFd<'a>>,
+    /// Its standard output.
+    pub(super) out: BorrowedFd<'a>,
+    /// Its standard error.
+    pub(super) err: BorrowedFd<'a>,
+    /// The open program, if it is not looked up in the root.
+    pub(super) program: Option<BorrowedFd<'a>>,
+    /// Whether one of the three is a terminal that is to be its own.
+    pub(super) terminal: bool,
+    /// Whether it is to see nothing of what else is started here: neither a visitor's descriptors, which are those of who
+    /// runs `lrpns exec`, nor the prober's.
+    pub(super) apart: bool,
+    /// What it may call.
+    pub(super) filter: &'a Program,
+}
+
+/// The child's last steps before `execve(2)`.
+fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
+    default_signals();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    rustix::process::setsid()?;
+    if let Some(stdin) = launch.stdin {
+        rustix::stdio::dup2_stdin(stdin)?;
+    }
+    rustix::stdio::dup2_stdout(launch.out)?;
+    rustix::stdio::dup2_stderr(launch.err)?;
+    if launch.terminal {
+        let own = |fd: BorrowedFd<'_>| rustix::process::ioctl_tiocsctty(fd);
+        // ENOTTY of those that are none.
+        own(io::stdin().as_fd())
+            .or_else(|_| own(launch.out))
+            .or_else(|_| own(launch.err))?;
+    }
+    if launch.apart {
+        landlock::apart().map_err(io::Error::other)?;
+    }
+    close_on_exec_from(3)?;
+    if weakened("leak-descriptor") {
+        std::mem::forget(rustix::io::dup(launch.out)?);
+    }
+    Ok(())
+}

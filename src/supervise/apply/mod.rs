@@ -1,0 +1,1093 @@
+//! A live change: one task that goes through it step by step, and what it needs of the loop meanwhile.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! another Ground -> rules and routes to what is granted besides
+//!     -> parts that have changed start again -> apps that are new start, behind rules without their ports
+//!     -> the sidecar's rules -> routes to what is granted no more go -> the host's table -> the path is tried
+//!     -> listen, another relay, what is closed refuses -> that is tried -> confirmed
+//!     -> connections that are not granted are forgotten -> the host's table loses the rest
+//! ```
+//!
+//! Whatever doesn't work, or isn't confirmed, takes back what was done.
+//!
+//! - **What decides is the sidecar's rules**, which this process can change and change back by itself (a loader, see
+//!   [`Ground::load_rules`]). The host's table is the client's to change: this process has dropped NET_ADMIN over the
+//!   host's namespace, and the kernel looks at who sends as well as at who opened the socket (`netlink_net_capable()`).
+//!   So until the change is confirmed the host's table only gains: should the client be gone when the old rules have to
+//!   come back, what is left over in it leads to a port of the sidecar that nobody answers.
+//! - **What an app that joins is in** (namespaces, cgroup, links that are down) is made before anything is changed. Its
+//!   id maps are the client's to write ([`Mapper`]): this process has dropped SETUID and SETGID. Its links come up
+//!   behind rules that know it, with what it may reach and without its ports, which are opened when it listens.
+//! - **What an app may reach** it may reach before it starts again, since it may need it to start, and so does one that
+//!   joins. What it may reach no more it has no route to, and the sidecar drops it before conntrack is asked (`guard`).
+//!   What comes back on a connection that was made is let in as its answer until that is forgotten, by a process as the
+//!   loader, and in the host's namespace by the client: when the change is confirmed, so that a connection which must
+//!   come back has only lost some packets. The routes are changed by the sockets that were made with an app's network
+//!   namespace, as those of an app that joins are: the namespace's owner made this process.
+//! - **An app that sees its clients no more** starts again: it has no route to them then. Between its start and the rules
+//!   nobody is let in to it, who would be lost.
+//! - **An app that leaves** runs on until the change is confirmed; until then only its ports are closed.
+//! - **Listening sockets stay**; a port that moves from one address to all of them, or back, is at both
+//!   (`SO_REUSEPORT`) until the other relay has it. The relay that takes their connections is another process, since
+//!   one that is confined to its targets can't be given more. The earlier one takes last orders.
+//! - **A port that closes** refuses at once who is new; who is connected stays ([`crate::plan::AppPlan::closing`]).
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{FutureExt, join_all};
+use ipnet::IpNet;
+use nftables::schema::Nftables;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
+use crate::config::clients::Rate;
+use crate::config::{Egress, Protocol, Source};
+use crate::control::{Apply, Applying, Reply, Request, Said};
+use crate::firewall::{self, Grants};
+use crate::names::PartName;
+use crate::net::publish::{self, Listener};
+use crate::part::namespaces::Mapper;
+use crate::plan::change::{self, Change, PartChange};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
+use crate::protocol::Channel;
+use crate::stack::{Ground, Launched, PartId, StackError, Wait};
+use crate::state;
+use crate::traffic::line::Names;
+
+/// How long a port that must be closed may take to turn out to be open: a connection within this machine takes a
+/// thousandth of it.
+const CLOSED_AFTER: Duration = Duration::from_millis(100);
+/// How long the client may take for the host's table.
+const CLIENT_WITHIN: Duration = Duration::from_secs(20);
+/// How long a relay may take to accept who has connected.
+const ACCEPTED_WITHIN: Duration = Duration::from_millis(100);
+/// Of addresses that are listened on no more, so many are tried.
+const PORTS_TRIED: usize = 16;
+/// Of what an app may reach no more, so much is tried.
+const REVOKED_TRIED: usize = 8;
+/// How many earlier relays there may be: each is a process of the relay's cgroup.
+const LEAVING: usize = 24;
+
+/// Why a change is taken back that its client wants no more.
+const INTERRUPTED: &str = "interrupted";
+
+/// What the task wants of the loop.
+pub(super) enum Step {
+    /// What is started from now on is started on this.
+    Ground(Arc<Ground>),
+    /// There is a part more, to be started.
+    Join(PartId),
+    /// This part, which is being started, need not come up.
+    GiveUp(PartId),
+    /// These parts end for good; when they have, it is said.
+    Leave(Vec<PartId>, oneshot::Sender<()>),
+    /// Another relay has the published ports, or, with none published, there is no relay any more.
+    Relay(Option<Box<Launched>>),
+    /// The host's table holds this now.
+    Host(Box<Nftables<'static>>),
+    /// A line for the log, about the sidecar.
+    Note(String),
+    /// It is over.
+    Over,
+}
+
+impl Supervisor {
+    /// Begins a live change, unless there is one.
+    pub(super) fn apply(&mut self, apply: Apply, sockets: Vec<OwnedFd>, channel: Channel) {
+        let leaving = self.leaving.iter().filter(|relay| relay.lives()).count();
+        let why = if self.applying {
+            Some("another live change is under way".to_owned())
+        } else if apply.running != self.ground.plan {
+            Some("the stack has changed meanwhile".to_owned())
+        } else if leaving >= LEAVING {
+            Some(format!(
+                "{LEAVING} earlier relays still carry connections: wait for their end, or restart the stack"
+            ))
+        } else {
+            None
+        };
+        let change = change::between(&self.ground.plan, &apply.wanted).map_err(|e| e.to_string());
+        let socket = self.host_table.as_fd().try_clone_to_owned();
+        let (change, host_socket) = match (why, change, socket) {
+            (None, Ok(change), Ok(socket)) => (change, socket),
+            (why, change, socket) => {
+                let socket = socket.err().map(|e| format!("copy a socket: {e}"));
+                let why = why.or(change.err()).or(socket).unwrap_or_default();
+                let reply = refused(why, None);
+                tokio::spawn(async move { channel.send(&reply, &[]).await });
+                return;
+            }
+        };
+        self.applying = true;
+        let task = Task {
+            old: Arc::clone(&self.ground),
+            change,
+            channel,
+            events: self.sender.clone(),
+            host_socket,
+            host_rules: self.host_rules.clone(),
+            reverted: false,
+            deaf: false,
+            moves: vec![],
+            moved: vec![],
+            done: Done::default(),
+        };
+        while self.launching.try_join_next().is_some() {}
+        self.launching.spawn(task.run(apply, sockets));
+    }
+
+    /// Does what the task wants.
+    pub(super) fn step_of_apply(&mut self, step: Step) -> Option<Outcome> {
+        match step {
+            Step::Ground(ground) => {
+                self.journal.traffic.rename(Names::of(&ground.plan));
+                self.ground = ground;
+            }
+            Step::Join(id) => self.parts.push(Part::new(id)),
+            Step::GiveUp(id) => {
+                if let Some(part) = self.parts.iter_mut().find(|part| part.id == id) {
+                    part.give_up = None;
+                }
+            }
+            Step::Leave(ids, ended) => self.leave(&ids, ended),
+            Step::Relay(launched) => self.take_over(launched.map(|launched| *launched)),
+            Step::Host(rules) => self.host_rules = *rules,
+            Step::Note(text) => self.note(PartId::Sidecar, text),
+            Step::Over => {
+                self.applying = false;
+                return self.all_ended();
+            }
+        }
+        None
+    }
+
+    fn leave(&mut self, ids: &[PartId], ended: oneshot::Sender<()>) {
+        let (gone, stay) = std::mem::take(&mut self.parts)
+            .into_iter()
+            .partition::<Vec<_>, _>(|part| ids.contains(&part.id));
+        self.parts = stay;
+        let mut ending = vec![];
+        for part in gone {
+            let name = self.ground.name(part.id);
+            for client in part.waiting.iter().chain(&part.waiting_for_next) {
+                tell(client, refused(format!("{name} is gone"), None));
+            }
+            // With it goes what it has started.
+            if let Some(starting) = part.starting {
+                starting.abort();
+            }
+            ending.extend(part.process);
+        }
+        self.launching.spawn(async move {
+            join_all(ending.into_iter().map(|process| process.end(true))).await;
+            let _ = ended.send(());
+        });
+    }
+
+    /// The relay that was takes last orders, another one is the relay.
+    fn take_over(&mut self, launched: Option<Launched>) {
+        self.leaving.retain(Process::lives);
+        let known = self.parts.iter().any(|part| part.id == PartId::Relay);
+        if !known && launched.is_some() {
+            let mut part = Part::new(PartId::Relay);
+            part.launch = self.relays;
+            self.parts.push(part);
+        }
+        if known {
+            let part = self.part(PartId::Relay);
+            // What that process and a start of it still have to say is not the relay's any more.
+            part.launch += 1;
+            part.launching = false;
+            let launch = part.launch;
+            if let Some(process) = part.process.take() {
+                let _ = process.orders.send(Order::LastOrders);
+                self.leaving.push(process);
+            }
+            self.relays = launch + 1;
+        }
+        match launched {
+            Some(launched) => {
+                self.adopt(PartId::Relay, launched);
+                self.part(PartId::Relay).state = PartState::Running;
+            }
+            None => self.parts.retain(|part| part.id != PartId::Relay),
+        }
+    }
+}
+
+/// Maps ids by way of the client: this process has dropped what that takes.
+struct ByClient<'c>(&'c mut Channel, &'c mut bool);
+
+impl Mapper for ByClient<'_> {
+    async fn map(&mut self, process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
+        let own = std::fs::File::open("/proc/self/ns/user")?;
+        let order = Reply::Applying(Applying::Map {
+            uids: uids.to_owned(),
+            gids: gids.to_owned(),
+        });
+        send(self.0, &order, &[process, own.as_fd()]).await?;
+        answered(self.0, self.1).await.map_err(io::Error::other)
+    }
+}
+
+/// Tells the client something. One that was stopped doesn't read, and must not keep a change between two plans.
+async fn send(channel: &Channel, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let sent = tokio::time::timeout(CLIENT_WITHIN, channel.send(reply, fds)).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Waits until the client has done what it was asked for. It may have thought better of the change meanwhile.
+async fn answered(channel: &mut Channel, reverted: &mut bool) -> Result<(), String> {
+    let answered = async {
+        loop {
+            match channel.receive::<Said>().await {
+                Ok(Some((Said::Changed(changed), _))) => return changed,
+                // What it was asked for comes first.
+                Ok(Some((Said::Revert, _))) => *reverted = true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err("the client is gone".to_owned()),
+            }
+        }
+    };
+    let answer = tokio::time::timeout(CLIENT_WITHIN, answered).await;
+    answer.unwrap_or_else(|_| {
+        // A client that was stopped would do it late. It must see that nobody waits for that any more, or there is another
+        // table than this process remembers.
+        let _ = channel.end();
+        Err("the client doesn't answer".to_owned())
+    })
+}
+
+/// Waits until the client wants the change no more, or is gone; says which.
+async fn given_up(channel: &mut Channel) -> String {
+    loop {
+        match channel.receive::<Said>().await {
+            Ok(Some((Said::Revert, _))) => return INTERRUPTED.to_owned(),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return "the client is gone".to_owned(),
+        }
+    }
+}
+
+/// How far it has come, which is what has to be taken back.
+#[derive(Default)]
+struct Done {
+    ground: bool,
+    restarted: Vec<PartId>,
+    joined: Vec<PartId>,
+    rules: Rules,
+    routes: bool,
+    host: bool,
+    relay: bool,
+}
+
+/// Which rules are in force in the sidecar.
+#[derive(Default)]
+enum Rules {
+    /// Those from before.
+    #[default]
+    Old,
+    /// Those of this plan.
+    Of(Box<Plan>),
+    /// One or the other: who was to change them didn't say.
+    Unknown,
+}
+
+/// What could not even begin. What nft says of a user's rules has lines of its own, and the cure is the same as for `up`.
+fn untouched(e: &StackError) -> Reply {
+    let why = e.to_string();
+    let after = if why.contains('\n') { "\n" } else { "; " };
+    let hint = match e {
+        StackError::Extra(e) => e.hint().map(Cow::into_owned),
+        StackError::Volume(e) => e.hint(),
+        _ => None,
+    };
+    Reply::Refused {
+        why: format!("{why}{after}nothing was changed"),
+        hint,
+        configuration: e.is_of_the_configuration(),
+    }
+}
+
+/// A live change.
+struct Task {
+    old: Arc<Ground>,
+    change: Change,
+    channel: Channel,
+    events: mpsc::UnboundedSender<Event>,
+    host_socket: OwnedFd,
+    host_rules: Nftables<'static>,
+    /// The client wants it no more, and has said so while it was asked for something else.
+    reverted: bool,
+    /// The client reads no more: what it is told would come late, or in pieces.
+    deaf: bool,
+    /// The ports of TCP that move to another address, of which one is all of them…
+    moves: Vec<SocketAddr>,
+    /// …and their sockets.
+    moved: Vec<Listener>,
+    done: Done,
+}
+
+impl Task {
+    async fn run(mut self, apply: Apply, sockets: Vec<OwnedFd>) {
+        let reply = match self.sockets(&apply, sockets).await {
+            Ok(sockets) => self.change(apply, sockets).await,
+            Err(why) => refused(format!("{why}; nothing was changed"), None),
+        };
+        self.share_ports(false);
+        self.tell(Step::Over);
+        // Should the client be gone, nobody hears.
+        let _ = self.channel.send(&reply, &[]).await;
+    }
+
+    /// A bound socket for each port that is new and for each that moves, of which this process has the `first` ones.
+    async fn sockets(
+        &mut self,
+        apply: &Apply,
+        mut first: Vec<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>, String> {
+        publish::make_room_for(&apply.wanted);
+        let count = publish::new_ports(&apply.wanted, Some(&apply.running)).count();
+        self.take_more(&mut first, count).await?;
+        let moved = publish::moved_ports(&apply.wanted, &apply.running);
+        if !moved.is_empty() {
+            self.moves = moved.iter().map(|publish| publish.listen).collect();
+            self.share_ports(true);
+            let ports = self.moves.clone();
+            let order = Applying::Bind { ports };
+            self.send(order, &[]).await?;
+            self.take_more(&mut first, count + self.moves.len()).await?;
+        }
+        Ok(first)
+    }
+
+    /// Takes sockets from the client until there are as many.
+    async fn take_more(&mut self, taken: &mut Vec<OwnedFd>, count: usize) -> Result<(), String> {
+        let taking = async {
+            while taken.len() < count {
+                match self.channel.receive::<Said>().await {
+                    Ok(Some((Said::More, more))) if !more.is_empty() => taken.extend(more),
+                    Ok(Some((Said::Changed(Err(why)), _))) => return Err(why),
+                    _ => return Err("the client has handed over too few sockets".to_owned()),
+                }
+            }
+            Ok(())
+        };
+        let taken = tokio::time::timeout(CLIENT_WITHIN, taking).await;
+        taken.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
+    }
+
+    /// Lets the ports that move be at both of their addresses, or not any more.
+    fn share_ports(&self, shared: bool) {
+        let ports = |address: &SocketAddr| {
+            let mut moves = self.moves.iter();
+            moves.any(|moved| moved.port() == address.port())
+        };
+        for listener in self.old.listeners().iter().chain(&self.moved) {
+            if listener.protocol == Protocol::Tcp && ports(&listener.address) {
+                // What fails because of it says so.
+                let _ = listener.share(shared);
+            }
+        }
+        if !shared {
+            for address in &self.moves {
+                publish::end_of_sharing(address.port());
+            }
+        }
+    }
+
+    async fn change(&mut self, apply: Apply, sockets: Vec<OwnedFd>) -> Reply {
+        let moved = publish::moved_ports(&apply.wanted, &apply.running);
+        let new: Vec<Listener> = publish::new_ports(&apply.wanted, Some(&apply.running))
+            .chain(moved)
+            .zip(sockets)
+            .map(|(publish, socket)| Listener {
+                address: publish.listen,
+                protocol: publish.protocol,
+                target: publish::target(&apply.wanted, publish),
+                socket: Arc::new(socket),
+            })
+            .collect();
+        let moves = |listener: &&Listener| {
+            listener.protocol == Protocol::Tcp && self.moves.contains(&listener.address)
+        };
+        self.moved = new.iter().filter(moves).cloned().collect();
+        let held = held(&apply.running, apply.wanted);
+        let mut mapper = ByClient(&mut self.channel, &mut self.reverted);
+        let changed = self.old.changed(held, &new, &mut mapper).await;
+        match changed {
+            Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
+            Err(e) => untouched(&e),
+        }
+    }
+
+    /// There, or there and back.
+    async fn go(&mut self, next: &Arc<Ground>, confirm: Option<u64>) -> Reply {
+        let why = match self.forward(next, confirm).await {
+            Ok(()) => {
+                self.settle(next).await;
+                return Reply::Applying(Applying::Applied);
+            }
+            Err(why) => why,
+        };
+        self.note(format!("live change: {why}; the old rules come back"));
+        let started = [&self.done.restarted, &self.done.joined];
+        let started = started.iter().any(|parts| !parts.is_empty());
+        let left = self.back(next).await;
+        if left.is_empty() {
+            let stack = &next.plan.stack;
+            let hint = started.then(|| format!("lrpns logs {stack} has what the parts said"));
+            return refused(format!("{why}; all is as it was before"), hint);
+        }
+        let left = left.join("; ");
+        self.note(format!("live change: not taken back in full: {left}"));
+        refused(
+            format!("{why}; and it could not be taken back in full: {left}"),
+            Some("lrpns down, then up".to_owned()),
+        )
+    }
+
+    fn tell(&self, step: Step) {
+        // The loop is gone only when this task is about to be.
+        let _ = self.events.send(Event::Applying(step));
+    }
+
+    fn note(&self, text: String) {
+        self.tell(Step::Note(text));
+    }
+
+    async fn say(&mut self, step: impl Into<String>) {
+        let _ = self.send(Applying::Step(step.into()), &[]).await;
+    }
+
+    /// Tells the client how far it is, or what it is to do.
+    async fn send(&mut self, what: Applying, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let gone = || "the client is gone".to_owned();
+        if self.deaf {
+            return Err(gone());
+        }
+        let sent = send(&self.channel, &Reply::Applying(what), fds).await;
+        self.deaf = sent.is_err();
+        sent.map_err(|_| gone())
+    }
+
+    /// All but the last step; what is about to be done is noted first.
+    async fn forward(&mut self, next: &Arc<Ground>, confirm: Option<u64>) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        let (old_plan, new_plan) = (&old.plan, &next.plan);
+        self.done.ground = true;
+        self.tell(Step::Ground(Arc::clone(next)));
+        let (mut sidecar, others): (Vec<_>, Vec<_>) = self
+            .change
+            .restart
+            .clone()
+            .into_iter()
+            .partition(|part| part.part == "sidecar");
+        // That an app has gone it is to know when it has.
+        if !self.change.removed.is_empty() {
+            sidecar.retain(|part| !part.because.iter().all(|key| is_of_app(key)));
+        }
+        let wide = wide(old_plan, new_plan);
+        let between = behind_closed_ports(&wide, new_plan);
+        self.widen(next, &wide, &between).await?;
+        for part in others {
+            self.start_again(&part.part, next).await?;
+        }
+        self.join(next).await?;
+        for index in 0..new_plan.apps.len() {
+            if let Some(deaf) = next.deaf(index).map_err(|e| e.to_string())? {
+                return Err(deaf);
+            }
+        }
+
+        self.rules(next, &between, new_plan).await?;
+        self.say("the sidecar's rules are in force").await;
+        let routes = next.only_own_routes(&old).await;
+        routes.map_err(|e| e.to_string())?;
+        for part in sidecar {
+            self.start_again(&part.part, next).await?;
+        }
+        let more = firewall::host_rules(&both(old_plan, new_plan));
+        self.change_host(more, vec![]).await?;
+        next.try_the_path().await.map_err(|e| e.to_string())?;
+        self.say("apps answer through the sidecar").await;
+
+        self.publish(next).await?;
+        self.try_what_is_closed(next).await?;
+        self.try_what_is_revoked(next).await?;
+        if let Some(seconds) = confirm {
+            self.confirmed(seconds).await?;
+        }
+        // From here on there is no way back.
+        self.still_wanted()?;
+        self.revoke(next).await
+    }
+
+    /// Rules, the host's too, and routes to what is granted besides: `between` is `wide` as the sidecar is to have it.
+    async fn widen(&mut self, next: &Ground, wide: &Plan, between: &Plan) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        self.rules(next, &old.plan, between).await?;
+        self.done.host = true;
+        self.change_host(firewall::host_rules(wide), vec![]).await?;
+        self.done.routes = true;
+        next.add_routes(&old).await.map_err(|e| e.to_string())
+    }
+
+    /// Another relay, if what it has to know has changed.
+    async fn publish(&mut self, next: &Ground) -> Result<(), String> {
+        let old = Arc::clone(&self.old);
+        let (before, after) = (&old.plan, &next.plan);
+        if ports(before) == ports(after) && clients(before) == clients(after) {
+            return Ok(());
+        }
+        self.done.relay = true;
+        for listener in listeners(next, &old) {
+            listener.listen().map_err(|e| e.to_string())?;
+        }
+        self.replace_relay(next, &old).await?;
+        self.share_ports(false);
+        self.say("ports are published").await;
+        Ok(())
+    }
+
+    /// Tries to connect where nobody listens any more, on the host and in the sidecar.
+    async fn try_what_is_closed(&self, next: &Ground) -> Result<(), String> {
+        let (before, after) = (&self.old.plan, &next.plan);
+        let mut open = still_open(next, &entries(before, after)).await;
+        for address in gone(before, after) {
+            if next.answers(address, CLOSED_AFTER).await {
+                open.push(address.to_string());
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        Err(format!("open, and should be closed: {}", open.join(", ")))
+    }
+
+    /// The last step, by which connections that are granted no more end: who would have to take it back is known to be
+    /// there.
+    async fn revoke(&mut self, next: &Ground) -> Result<(), String> {
+        let last = self.without_who_leaves(&next.plan);
+        let revokes = revoked(&self.old.plan, &next.plan).next().is_some();
+        if revokes {
+            let forgotten = next.forget_ungranted().await;
+            forgotten.map_err(|e| e.to_string())?;
+        }
+        let grants = revokes.then(|| firewall::host_grants(&last));
+        self.change_host(firewall::host_rules(&last), grants.unwrap_or_default())
+            .await
+    }
+
+    /// Changes the sidecar's rules from those of one plan to those of another.
+    async fn rules(&mut self, ground: &Ground, from: &Plan, to: &Plan) -> Result<(), String> {
+        let updated = ground.update_rules(from, to).await;
+        match &updated {
+            Ok(()) => self.done.rules = Rules::Of(Box::new(to.clone())),
+            // The kernel has refused: all is as it was.
+            Err(StackError::Rules(_)) => {}
+            Err(_) => self.done.rules = Rules::Unknown,
+        }
+        updated.map_err(|e| e.to_string())
+    }
+
+    /// Tries to connect, from the apps' network namespaces, to what is granted no more. By UDP silence is no proof.
+    async fn try_what_is_revoked(&self, next: &Ground) -> Result<(), String> {
+        for index in 0..self.old.plan.apps.len() {
+            let name = &self.old.plan.apps[index].name;
+            let targets: Vec<SocketAddr> = revoked(&self.old.plan, &next.plan)
+                .filter(|(app, egress)| app.name == *name && egress.protocol == Protocol::Tcp)
+                .map(|(_, egress)| SocketAddr::new(within_reach_of(egress), egress.first_port))
+                .filter(|to| {
+                    let mut granted = next.plan.apps[index].egress.iter();
+                    !granted.any(|egress| egress.covers(Protocol::Tcp, to.ip(), to.port()))
+                })
+                .take(REVOKED_TRIED)
+                .collect();
+            let reached = next.reached(index, &targets, CLOSED_AFTER).await;
+            if let Some(target) = reached.map_err(|e| e.to_string())? {
+                return Err(format!("{name} still reaches {target}, and should not"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan without the apps that leave.
+    fn without_who_leaves(&self, held: &Plan) -> Plan {
+        let mut last = held.clone();
+        last.apps.retain(|app| !self.leaves(app));
+        last
+    }
+
+    fn leaves(&self, app: &AppPlan) -> bool {
+        let mut removed = self.change.removed.iter();
+        removed.any(|name| name == app.name.as_str())
+    }
+
+    async fn start_again(&mut self, part: &str, next: &Ground) -> Result<(), String> {
+        let id = find(next, part).ok_or("there is no such part")?;
+        self.still_wanted()?;
+        self.done.restarted.push(id);
+        self.restart_if_wanted(id, next).await?;
+        self.say(format!("{part} is started again")).await;
+        Ok(())
+    }
+
+    /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet.
+    async fn join(&mut self, next: &Ground) -> Result<(), String> {
+        for index in self.old.plan.apps.len()..next.plan.apps.len() {
+            self.still_wanted()?;
+            next.join(index).await.map_err(|e| e.to_string())?;
+            let id = next.apps().nth(index).ok_or("there is no such app")?;
+            self.done.joined.push(id);
+            self.tell(Step::Join(id));
+            self.restart_if_wanted(id, next).await?;
+            self.say(format!("{} is started", next.name(id))).await;
+        }
+        Ok(())
+    }
+
+    /// Ends apps for good, and waits until they have.
+    async fn end(&self, apps: Vec<PartId>) {
+        let (ended, all) = oneshot::channel();
+        self.tell(Step::Leave(apps, ended));
+        // Without an answer the loop is gone, and they with it.
+        let _ = all.await;
+    }
+
+    /// An error as soon as the client has said that it wants the change no more.
+    fn still_wanted(&mut self) -> Result<(), String> {
+        if self.reverted {
+            return Err(INTERRUPTED.to_owned());
+        }
+        match given_up(&mut self.channel).now_or_never() {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a part again as [`restart`]; a part that takes its time is not waited for when the client wants it no more.
+    async fn restart_if_wanted(&mut self, id: PartId, ground: &Ground) -> Result<(), String> {
+        let events = self.events.clone();
+        let restart = restart(&events, id, ground);
+        tokio::pin!(restart);
+        let mut wait = Wait::begin();
+        let why = loop {
+            tokio::select! {
+                done = &mut restart => return done,
+                why = given_up(&mut self.channel) => break why,
+                () = tokio::time::sleep_until(wait.next()) => {}
+            }
+            let what = wait.due().and_then(|since| ground.not_yet(id, since));
+            if let Some(what) = what {
+                self.say(what).await;
+            }
+        };
+        self.tell(Step::GiveUp(id));
+        // It has not come up, or it has just done so: either way it starts again as it was.
+        let _ = restart.await;
+        Err(why)
+    }
+
+    /// Has the client change the host's table, and forget what is not of these grants, if there are any.
+    async fn change_host(
+        &mut self,
+        new: Nftables<'static>,
+        grants: Vec<Grants>,
+    ) -> Result<(), String> {
+        if self.host_rules == new && grants.is_empty() {
+            return Ok(());
+        }
+        let order = Applying::Host {
+            old: Box::new(self.host_rules.clone()),
+            new: Box::new(new.clone()),
+            grants,
+        };
+        let socket = self.host_socket.try_clone().map_err(|e| e.to_string())?;
+        self.send(order, &[socket.as_fd()]).await?;
+        let answer = answered(&mut self.channel, &mut self.reverted).await;
+        answer.map_err(|e| format!("change the host's table: {e}"))?;
+        self.host_rules = new.clone();
+        self.tell(Step::Host(Box::new(new)));
+        Ok(())
+    }
+
+    /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is
+    /// there take last orders.
+    async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
+        let launched = if !ground.plan.has_relay() {
+            None
+        } else {
+            let launched = ground.relay().await.map_err(|e| e.to_string())?;
+            Some(Box::new(launched))
+        };
+        for listener in listeners(other, ground) {
+            close(listener).await;
+        }
+        self.tell(Step::Relay(launched));
+        Ok(())
+    }
+
+    /// Asks whether it is to stay, and waits for the answer.
+    async fn confirmed(&mut self, seconds: u64) -> Result<(), String> {
+        self.send(Applying::Confirm { seconds }, &[]).await?;
+        let answer = self.channel.receive::<Said>();
+        match tokio::time::timeout(Duration::from_secs(seconds), answer).await {
+            Err(_) => Err(format!("not confirmed within {seconds} s")),
+            Ok(Ok(Some((Said::Keep, _)))) => Ok(()),
+            Ok(_) => Err("not confirmed".to_owned()),
+        }
+    }
+
+    /// Ends the apps that leave, and takes away what they had.
+    async fn part_with(&mut self, held: &Arc<Ground>) -> Arc<Ground> {
+        let apps: Vec<usize> = (0..held.plan.apps.len())
+            .filter(|app| self.leaves(&held.plan.apps[*app]))
+            .collect();
+        if apps.is_empty() {
+            return Arc::clone(held);
+        }
+        let next = Arc::new(held.without(&apps));
+        let ids = held.apps().enumerate();
+        let leaving = ids.filter(|(place, _)| apps.contains(place));
+        self.end(leaving.map(|(_, id)| id).collect()).await;
+        self.tell(Step::Ground(Arc::clone(&next)));
+        let mut left = vec![];
+        if next.update_rules(&held.plan, &next.plan).await.is_err() {
+            left.extend(load_whole(&next).await.err());
+        }
+        left.extend(held.remove(apps).await.err().map(|e| e.to_string()));
+        // For its own keys it has been started again already.
+        let restarts = &self.change.restart;
+        let counts_by_place = |part: &PartChange| {
+            part.part == "sidecar" && part.because.iter().any(|key| is_of_app(key))
+        };
+        if restarts.iter().any(counts_by_place) {
+            left.extend(restart(&self.events, PartId::Sidecar, &next).await.err());
+        }
+        for why in left {
+            self.note(format!("live change: {why}"));
+        }
+        next
+    }
+
+    /// The change stays.
+    async fn settle(&mut self, next: &Arc<Ground>) {
+        let next = &self.part_with(next).await;
+        if let Err(e) = state::save(&next.plan) {
+            self.note(format!("live change: {e}"));
+        }
+        let restarts = self.change.restart.iter().flat_map(|part| &part.because);
+        let keys: Vec<&str> = self
+            .change
+            .live
+            .iter()
+            .chain(&self.change.added)
+            .chain(&self.change.removed)
+            .chain(restarts)
+            .map(String::as_str)
+            .collect();
+        self.note(format!("live change: {}", keys.join(", ")));
+    }
+
+    /// Takes back what has been done; what can't be is told.
+    async fn back(&mut self, next: &Arc<Ground>) -> Vec<String> {
+        let old = Arc::clone(&self.old);
+        let mut left = vec![];
+        let rules = match &self.done.rules {
+            Rules::Old => true,
+            Rules::Of(plan) => old.update_rules(plan, &old.plan).await.is_ok(),
+            Rules::Unknown => false,
+        };
+        if !rules {
+            // Whatever is in force, by now or still.
+            left.extend(load_whole(&old).await.err());
+        }
+        if self.done.routes {
+            // What is there already is no error, so this is all of them.
+            for routes in [old.add_routes(next).await, old.only_own_routes(next).await] {
+                left.extend(routes.err().map(|e| e.to_string()));
+            }
+        }
+        // While they are there the ground has to be one that knows them.
+        let joined = std::mem::take(&mut self.done.joined);
+        self.end(joined).await;
+        if self.done.ground {
+            self.tell(Step::Ground(Arc::clone(&old)));
+        }
+        let joined = old.plan.apps.len()..next.plan.apps.len();
+        left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
+        for id in std::mem::take(&mut self.done.restarted) {
+            left.extend(restart(&self.events, id, &old).await.err());
+        }
+        if self.done.relay {
+            self.share_ports(true);
+            for listener in listeners(&old, next) {
+                left.extend(listener.listen().err().map(|e| e.to_string()));
+            }
+            left.extend(self.replace_relay(&old, next).await.err());
+            self.share_ports(false);
+        }
+        if self.done.host
+            && let Err(e) = self
+                .change_host(firewall::host_rules(&old.plan), vec![])
+                .await
+        {
+            self.note(format!(
+                "live change: {e}; what is left in it leads nowhere"
+            ));
+        }
+        left
+    }
+}
+
+/// Starts a part again on the ground that is current, with its limits.
+async fn restart(
+    events: &mpsc::UnboundedSender<Event>,
+    id: PartId,
+    ground: &Ground,
+) -> Result<(), String> {
+    let name = ground.name(id);
+    let limits = ground.limits(id);
+    let limited = ground.cgroups.change(&ground.plan.cgroup, name, limits);
+    limited.map_err(|e| e.to_string())?;
+    let (client, mut answers) = mpsc::channel(4);
+    let request = Request::Restart {
+        part: Some(name.to_owned()),
+    };
+    let _ = events.send(Event::Asked(request, vec![], client));
+    let answer = answers.recv().await.map(|answer| answer.replies);
+    match answer.as_deref() {
+        Some([Reply::Done]) => Ok(()),
+        Some([Reply::Refused { why, .. }]) => Err(why.clone()),
+        _ => Err(format!(
+            "start {name} again: the supervisor didn't say how it went"
+        )),
+    }
+}
+
+/// Puts the sidecar's rules in the place of whatever there is.
+async fn load_whole(ground: &Ground) -> Result<(), String> {
+    let rules = firewall::sidecar_batch(&ground.plan);
+    let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
+    loaded.map_err(|e| e.to_string())
+}
+
+/// Closes a port that a relay still accepts at, when it has accepted who is there.
+async fn close(listener: &Listener) {
+    let until = Instant::now() + ACCEPTED_WITHIN;
+    while listener.has_waiting() && Instant::now() < until {
+        tokio::task::yield_now().await;
+    }
+    listener.close();
+}
+
+/// Of the sidecar's reasons to start again: which apps there are, of which it counts the traffic by their places.
+fn is_of_app(key: &str) -> bool {
+    key.starts_with("app.")
+}
+
+/// The part of that name.
+fn find(ground: &Ground, name: &str) -> Option<PartId> {
+    [PartId::Sidecar, PartId::Relay]
+        .into_iter()
+        .chain(ground.apps())
+        .find(|id| ground.name(*id) == name)
+}
+
+/// The new plan with the apps that leave, as long as it isn't confirmed: nobody gets in to them any more, and who was in
+/// stays. Those that either plan has keep their places.
+fn held(old: &Plan, new: Plan) -> Plan {
+    let mut held = new;
+    let mut apps = vec![];
+    for before in &old.apps {
+        let place = held.apps.iter().position(|app| app.name == before.name);
+        apps.push(match place {
+            Some(place) => held.apps.remove(place),
+            None => {
+                let closing = before.reachable().cloned();
+                let closing = closing.filter(|publish| publish.protocol == Protocol::Tcp);
+                AppPlan {
+                    closing: closing.collect(),
+                    publish: vec![],
+                    ..before.clone()
+                }
+            }
+        });
+    }
+    apps.append(&mut held.apps);
+    Plan { apps, ..held }
+}
+
+/// What the old plan grants and the new one doesn't.
+fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPlan, &'p Egress)> {
+    old.apps.iter().flat_map(|app| {
+        let after = new.app(&app.name).map(|app| app.egress.as_slice());
+        let after = after.unwrap_or_default();
+        let gone = app.egress.iter().filter(|egress| {
+            let still = |after: &Egress| {
+                after.protocol == egress.protocol
+                    && after.to.contains(&egress.to)
+                    && after.first_port <= egress.first_port
+                    && egress.last_port <= after.last_port
+            };
+            !after.iter().any(still)
+        });
+        gone.map(move |egress| (app, egress))
+    })
+}
+
+/// The old plan with what the new one grants besides, and the apps that join, to whom nobody comes yet.
+fn wide(old: &Plan, new: &Plan) -> Plan {
+    let mut wide = old.clone();
+    wide.egress = wide.egress.or_else(|| new.egress.clone());
+    for app in &new.apps {
+        match wide.apps.iter_mut().find(|known| known.name == app.name) {
+            Some(known) => also_grant(known, app),
+            None => wide.apps.push(AppPlan {
+                publish: vec![],
+                ..app.clone()
+            }),
+        }
+    }
+    wide
+}
+
+fn also_grant(app: &mut AppPlan, other: &AppPlan) {
+    let new = other.egress.iter();
+    let new: Vec<Egress> = new
+        .filter(|egress| !app.egress.contains(egress))
+        .copied()
+        .collect();
+    app.egress.extend(new);
+}
+
+/// The same with closed ports for those who see their clients no more.
+fn behind_closed_ports(wide: &Plan, new: &Plan) -> Plan {
+    let mut plan = wide.clone();
+    for app in &mut plan.apps {
+        let after = new.app(&app.name).map(|app| app.source);
+        if app.source == Source::Client && after == Some(Source::Sidecar) {
+            app.closing.append(&mut app.publish);
+        }
+    }
+    plan
+}
+
+/// An address of these, to try; whatever comes of it, it isn't one of the app's own.
+fn within_reach_of(egress: &Egress) -> IpAddr {
+    match egress.to {
+        // RFC 5737, RFC 3849.
+        IpNet::V4(net) if net.prefix_len() == 0 => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpNet::V6(net) if net.prefix_len() == 0 => {
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+        }
+        net => net.addr(),
+    }
+}
+
+/// The new plan with every port and every grant that either has.
+fn both(old: &Plan, new: &Plan) -> Plan {
+    let mut both = new.clone();
+    let known: Vec<_> = new
+        .published()
+        .map(|(_, publish)| publish.outside())
+        .collect();
+    for app in &mut both.apps {
+        if let Some(before) = old.app(&app.name) {
+            also_grant(app, before);
+        }
+        let before = old.app(&app.name).map(|app| app.publish.as_slice());
+        let closing = before.unwrap_or_default().iter();
+        app.publish
+            .extend(closing.filter(|p| !known.contains(&p.outside())).cloned());
+    }
+    both
+}
+
+/// What the relay has to know: where it listens, and where that leads.
+fn ports(plan: &Plan) -> BTreeSet<(SocketAddr, Protocol, u16)> {
+    plan.published()
+        .map(|(_, publish)| (publish.listen, publish.protocol, publish.entry_port))
+        .collect()
+}
+
+/// Whom the relay lets in to each app.
+fn clients(plan: &Plan) -> Vec<(&PartName, &[IpNet], Option<Rate>)> {
+    let apps = plan.apps.iter();
+    apps.map(|app| (&app.name, app.allow.as_slice(), app.rate))
+        .collect()
+}
+
+/// The listening sockets that only the first has.
+fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &'g Listener> {
+    these.listeners().iter().filter(|listener| {
+        let mut those = those.listeners().iter();
+        !those.any(|other| other.outside() == listener.outside())
+    })
+}
+
+/// Where the relay listens no more, as far as that can be tried from here: not at an address that it still listens on, and
+/// of all addresses at the one that only the host has.
+fn gone(old: &Plan, new: &Plan) -> Vec<SocketAddr> {
+    if new.mode != Mode::Root || new.uplink.ends_at != UplinkEnd::Host {
+        return vec![];
+    }
+    let uplink = &new.uplink;
+    let tried = |publish: &PublishPlan| match publish.listen {
+        SocketAddr::V4(all) if all.ip().is_unspecified() => {
+            Some(SocketAddr::new(uplink.host_address.into(), all.port()))
+        }
+        SocketAddr::V6(all) if all.ip().is_unspecified() => uplink
+            .host_address6
+            .map(|address| SocketAddr::new(address.into(), all.port())),
+        one => Some(one),
+    };
+    let by_tcp = old
+        .published()
+        .map(|(_, publish)| publish)
+        .filter(|publish| publish.protocol == Protocol::Tcp);
+    let tried = by_tcp.filter_map(|publish| {
+        let listen = tried(publish)?;
+        let at = PublishPlan {
+            listen,
+            ..publish.clone()
+        };
+        let mut stays = new.published();
+        let stays = stays.any(|(_, publish)| publish::overlap(publish, &at));
+        (!stays).then_some(listen)
+    });
+    tried.take(PORTS_TRIED).collect()
+}
+
+/// The entry ports that lead nowhere any more.
+fn entries(old: &Plan, new: &Plan) -> BTreeSet<SocketAddr> {
+    let of = |plan: &Plan| -> BTreeSet<SocketAddr> {
+        plan.published()
+            // Silence is no proof by UDP.
+            .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
+            .map(|(_, publish)| plan.uplink.entry(publish))
+            .collect()
+    };
+    of(old).difference(&of(new)).copied().collect()
+}
+
+async fn still_open(ground: &Ground, entries: &BTreeSet<SocketAddr>) -> Vec<String> {
+    let asked = join_all(
+        entries
+            .iter()
+            .map(|entry| ground.answers(*entry, CLOSED_AFTER)),
+    )
+    .await;
+    let open = entries.iter().zip(asked).filter(|(_, open)| *open);
+    open.map(|(entry, _)| format!("entry port {}", entry.port()))
+        .collect()
+}

@@ -1,0 +1,1611 @@
+//! The supervisor: one loop over everything that can happen to a running stack.
+//!
+//! # Theory of operation
+//!
+//! One thread, one channel of [`Event`]s. Small tasks wait for one thing each (a part's process, a pipe, a client of
+//! the control socket, a signal) and say it here; all decisions are made in [`Supervisor::run`], so nothing needs a
+//! lock. A part's process is owned by its task, which is told by a channel to signal or kill it.
+//!
+//! What an app writes comes by a channel of its own, since an app can write faster than anybody reads. It is short and
+//! comes last: when it is full the app's pipe fills and the app waits, while events are heard of at once. A client that
+//! follows the log and doesn't read is not waited for; it is told how many lines it has missed.
+#![forbid(unsafe_code)]
+
+mod apply;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use caps::Capability;
+use jiff::Timestamp;
+use nftables::schema::Nftables;
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::{Restart, TrafficLog};
+use crate::confine::landlock::TcpOnlyTo;
+use crate::confine::privileges::{self, Privileges};
+use crate::confine::seccomp;
+use crate::control::processes::{self, Role};
+use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
+use crate::firewall;
+use crate::log::streams::{self, Attached, Said, Streams};
+use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Reader, Stream, TrafficBuf};
+use crate::net::publish::Listener;
+use crate::part::cgroup::Cgroups;
+use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
+use crate::plan::Plan;
+use crate::protocol::{Channel, Exit, ToStage};
+use crate::relay;
+use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Progress, Stack, StackError};
+use crate::traffic;
+use crate::traffic::line::Names;
+
+/// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
+///
+/// Joining the parts' user namespaces, signalling, and everything within them need none of it: who made a user namespace
+/// has every capability in it (user_namespaces(7)).
+const KEPT: [Capability; 4] = [
+    // open_tree(2) and mount_setattr(2), for the mounts that a part's root is made of.
+    Capability::CAP_SYS_ADMIN,
+    // Finding them: the directories on the way may be somebody else's.
+    Capability::CAP_DAC_READ_SEARCH,
+    // Taking the stack's cgroup away where it isn't delegated: the root of that hierarchy is closed even to root.
+    Capability::CAP_DAC_OVERRIDE,
+    // fchown(2) of the pipes that an app writes to.
+    Capability::CAP_CHOWN,
+];
+/// What the log may take of memory, in bytes.
+const LOG_BYTES: usize = 4 << 20;
+/// What the traffic log may take of memory, in bytes.
+const TRAFFIC_BYTES: usize = 4 << 20;
+/// How many messages of the sidecar's may wait for the loop.
+const TRAFFIC_WAITING: usize = 2;
+/// How many lines may wait for the loop.
+const LINES_WAITING: usize = 256;
+/// How many lines of the log a client is given at once.
+const LINES_AT_ONCE: usize = 256;
+/// How many answers may wait for a client to read them.
+const ANSWERS_WAITING: usize = 512;
+/// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
+const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
+/// A part that ends again and again is started again after this pause, doubled each time…
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// …up to this one…
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// …and from the first one again when it has run for this long.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Why a stack ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// By `lrpns down` or a signal.
+    Stopped,
+    /// Its app ended and is not to be started again.
+    AppEnded(Exit),
+}
+
+/// Everything that can happen.
+enum Event {
+    /// A part's process has something to say.
+    Part {
+        id: PartId,
+        launch: u64,
+        what: Result<ContainerEvent, ContainerError>,
+    },
+    /// A part was started again, or could not be.
+    Launched {
+        id: PartId,
+        launch: u64,
+        result: Box<Result<Launched, StackError>>,
+    },
+    /// The pause before a part is started again is over.
+    Again { id: PartId, launch: u64 },
+    /// A client asks.
+    Asked(Request, Vec<OwnedFd>, Client),
+    /// A client has taken what it was given of the log.
+    ReadOn(Reader, bool, Client),
+    /// A client wants a live change; the conversation goes on.
+    Apply(Box<Apply>, Vec<OwnedFd>, Channel),
+    /// The task that makes it wants something of the loop.
+    Applying(apply::Step),
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal(Signal),
+}
+
+/// Who asked, and how to answer. When it is dropped the conversation ends.
+type Client = mpsc::Sender<Answer>;
+
+/// What a client gets at once.
+struct Answer {
+    replies: Vec<Reply>,
+    fd: Option<OwnedFd>,
+    /// Dropped when they are sent.
+    sent: Option<oneshot::Sender<()>>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self {
+            replies: vec![reply],
+            fd: None,
+            sent: None,
+        }
+    }
+}
+
+/// Answers. A client that has gone, or doesn't read, goes without.
+fn tell(client: &Client, answer: impl Into<Answer>) {
+    let _ = client.try_send(answer.into());
+}
+
+/// What can be asked of the task that owns a part's process.
+enum Order {
+    Signal(i32),
+    /// Relay: accept nothing more, end with the last connection.
+    LastOrders,
+    /// Start something in an app: what, and its descriptors.
+    Start(ToStage, Vec<OwnedFd>),
+}
+
+/// A part as the supervisor sees it.
+struct Part {
+    id: PartId,
+    /// Which start of the part its events must be of to count.
+    launch: u64,
+    state: PartState,
+    since: Timestamp,
+    restarts: u32,
+    pause: Duration,
+    process: Option<Process>,
+    /// How the command of the running process ended: its process ends next.
+    exit: Option<Exit>,
+    last_exit: Option<Exit>,
+    privileges: Option<Privileges>,
+    notes: Vec<String>,
+    /// A task is starting it again.
+    launching: bool,
+    /// That task.
+    starting: Option<AbortHandle>,
+    /// Dropped, it doesn't wait for the app to listen, and ends it.
+    give_up: Option<oneshot::Sender<()>>,
+    /// Who waits for that.
+    waiting: Vec<Client>,
+    /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
+    waiting_for_next: Vec<Client>,
+}
+
+struct Process {
+    orders: mpsc::UnboundedSender<Order>,
+    /// Dropped, it kills; apart from the orders, since a part that doesn't hear can keep those waiting.
+    life: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+    pidfd: OwnedFd,
+    init: i32,
+    command: Option<i32>,
+}
+
+/// Who audits the stack before its ports open: told `()`, it answers with a [`Judgement`].
+pub struct Gate {
+    /// The conversation with it.
+    pub auditor: OwnedFd,
+}
+
+/// What an audit came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Judgement {
+    /// Whether everything that is claimed was proved.
+    pub passed: bool,
+    /// The report, for people.
+    pub findings: String,
+}
+
+/// Where the apps' output goes besides the log.
+pub enum Tee {
+    /// Each line, when it is complete: to the terminal of a foreground `up`. `false` when nobody hears any more.
+    Lines(Box<dyn FnMut(&LogLine) -> bool>),
+    /// Nobody, who costs nothing: no line is made of what the traffic log has if there is no reader.
+    Nobody,
+    /// Each byte, as it is, to standard output and standard error of this process, and from its standard input. An app
+    /// whose reader has gone away meets a closed pipe, as it would without us.
+    Bytes(Arc<Attached>),
+}
+
+impl Tee {
+    /// Whom an app's streams are joined to.
+    fn user(&self) -> Option<Arc<Attached>> {
+        match self {
+            Tee::Bytes(user) => Some(Arc::clone(user)),
+            Tee::Lines(_) | Tee::Nobody => None,
+        }
+    }
+
+    fn line(&mut self, line: &LogLine) {
+        if let Tee::Lines(write) = self
+            && !write(line)
+        {
+            *self = Tee::Nobody;
+        }
+    }
+}
+
+/// What was said: kept, shown and handed to who follows it.
+struct Journal {
+    kept: LogBuf,
+    traffic: TrafficBuf,
+    tee: Tee,
+    followers: Vec<Follower>,
+}
+
+/// A client that reads the log as it grows.
+struct Follower {
+    filter: Filter,
+    client: Client,
+    /// How many lines didn't fit since the last one that did.
+    missed: u64,
+}
+
+/// A stack and all that watches it.
+pub struct Supervisor {
+    privileges: Privileges,
+    ground: Arc<Ground>,
+    /// Dropping it takes the host's table away.
+    host_table: firewall::Socket,
+    /// What the host's table holds.
+    host_rules: Nftables<'static>,
+    gated: bool,
+    parts: Vec<Part>,
+    /// Relays that accept no more, and carry their last connections.
+    leaving: Vec<Process>,
+    /// The number of the next start of a relay, should there be none now.
+    relays: u64,
+    /// Whether a live change is under way.
+    applying: bool,
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    lines: mpsc::Receiver<LogLine>,
+    lines_in: mpsc::Sender<LogLine>,
+    traffic: mpsc::Receiver<Traffic>,
+    sums: traffic::Sums,
+    traffic_in: mpsc::Sender<Traffic>,
+    /// The tasks that start parts again; dropped, they take the processes with them.
+    launching: JoinSet<()>,
+    journal: Journal,
+    /// Who asked for the end; answered by the end of this process.
+    waiting_for_the_end: Vec<Client>,
+    since: Timestamp,
+}
+
+/// Brings a stack up, calls `ready`, supervises it until its end and takes it down.
+///
+/// `ready` is told the status when the published ports answer. Every process of the stack has ended when this returns.
+///
+/// # Errors
+/// [`StackError`] when the stack could not be brought up; then nothing of it is left.
+#[allow(clippy::too_many_arguments)] // each is of another kind, and there is one caller
+pub async fn run(
+    plan: Plan,
+    cgroups: Cgroups,
+    listeners: Vec<Listener>,
+    control: std::os::unix::net::UnixListener,
+    gate: Option<Gate>,
+    tee: Tee,
+    progress: &mut dyn FnMut(Progress<'_>),
+    ready: impl FnOnce(&Status),
+) -> Result<Outcome, StackError> {
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let io_error = |what| move |source: io::Error| StackError::Io { what, source };
+    watch_signals(&sender).map_err(io_error("watch signals"))?;
+    serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
+
+    let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
+    let user = tee.user();
+    let mut journal = Journal {
+        kept: LogBuf::new(LOG_BYTES),
+        traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
+        tee,
+        followers: vec![],
+    };
+    let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
+    let mut waiting_for_the_end = vec![];
+    let mut early = VecDeque::new();
+    let stack = {
+        let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
+        let streams = |app: usize| hear(&lines_in, &names[app], user.as_ref());
+        let bring_up = Stack::bring_up(
+            plan,
+            cgroups,
+            listeners,
+            gate.is_some(),
+            &streams,
+            &mut *progress,
+        );
+        tokio::pin!(bring_up);
+        loop {
+            tokio::select! {
+                biased;
+                stack = &mut bring_up => break stack,
+                Some(event) = events.recv() => match event {
+                    Event::Signal(signal) => break Err(StackError::Interrupted { by: Some(signal) }),
+                    Event::Asked(Request::Down, _, client) => {
+                        waiting_for_the_end.push(client);
+                        break Err(StackError::Interrupted { by: None });
+                    }
+                    event => early.push_back(event),
+                },
+                // Shown when it is known how the start went.
+                Some(line) = lines.recv() => journal.kept.push(line),
+            }
+        }
+    };
+    let stack = match stack {
+        Ok(stack) => stack,
+        Err(e) => {
+            // It has not been told to begin, and ends with the conversation.
+            drop(gate);
+            // What the app has said before it failed to start is the best explanation there is.
+            drop(lines_in);
+            let hurry = matches!(e, StackError::Interrupted { .. });
+            let keep = |line| journal.kept.push(line);
+            let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
+            journal.show_kept();
+            crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            return Err(e);
+        }
+    };
+    let Stack {
+        ground,
+        host_table,
+        host_rules,
+        parts,
+    } = stack;
+    // What publishing takes is held until it is done.
+    let privileges = match &gate {
+        None => privileges::keep_only(&KEPT),
+        Some(_) => privileges::read(),
+    }
+    .map_err(StackError::Supervisor)?;
+    let mut supervisor = Supervisor {
+        privileges,
+        ground,
+        host_table,
+        host_rules,
+        gated: gate.is_some(),
+        parts: vec![],
+        leaving: vec![],
+        relays: 0,
+        applying: false,
+        events,
+        sender,
+        lines,
+        lines_in,
+        traffic,
+        sums: traffic::Sums::default(),
+        traffic_in,
+        launching: JoinSet::new(),
+        journal,
+        waiting_for_the_end,
+        since: Timestamp::now(),
+    };
+    for (id, launched) in parts {
+        supervisor.parts.push(Part::new(id));
+        supervisor.adopt(id, launched);
+    }
+    if let Some(gate) = gate {
+        let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
+        let opened = supervisor.pass(&mut auditor, &mut early).await;
+        let opened = opened.and_then(|()| {
+            supervisor.privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
+            progress(Progress::Done("attacked"));
+            progress(Progress::Done("published"));
+            Ok(())
+        });
+        if let Err(e) = opened {
+            supervisor.journal.show_kept();
+            let _answered_by_the_end = supervisor.take_down(true).await;
+            // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
+            while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
+            crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            return Err(e);
+        }
+    }
+    ready(&supervisor.status());
+    supervisor.journal.show_kept();
+    let outcome = supervisor.run(early).await;
+    let hurry = matches!(outcome, Outcome::Stopped);
+    let _answered_by_the_end = supervisor.take_down(hurry).await;
+    crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+    Ok(outcome)
+}
+
+impl Supervisor {
+    async fn run(&mut self, mut early: VecDeque<Event>) -> Outcome {
+        loop {
+            let event = match early.pop_front() {
+                Some(event) => event,
+                // Events first: no app is so loud that `lrpns down` isn't heard.
+                None => tokio::select! {
+                    biased;
+                    // This value holds a sender of each, so neither channel can end.
+                    Some(event) = self.events.recv() => event,
+                    Some(line) = self.lines.recv() => {
+                        self.journal.write(line);
+                        continue;
+                    }
+                    Some(traffic) = self.traffic.recv() => {
+                        self.took(traffic);
+                        continue;
+                    }
+                },
+            };
+            match event {
+                Event::Signal(_) => return Outcome::Stopped,
+                Event::Asked(Request::Down, _, client) => {
+                    self.waiting_for_the_end.push(client);
+                    return Outcome::Stopped;
+                }
+                Event::Asked(request, fds, client) => self.answer(request, fds, client),
+                Event::ReadOn(reader, follow, client) => self.read_on(reader, follow, client),
+                Event::Apply(apply, fds, channel) => self.apply(*apply, fds, channel),
+                Event::Applying(step) => {
+                    if let Some(outcome) = self.step_of_apply(step) {
+                        return outcome;
+                    }
+                }
+                Event::Part { id, launch, what } => {
+                    if self.is_current(id, launch)
+                        && let Some(outcome) = self.part_said(id, what)
+                    {
+                        return outcome;
+                    }
+                }
+                Event::Again { id, launch } => {
+                    if self.is_current(id, launch) {
+                        self.launch(id);
+                    }
+                }
+                Event::Launched { id, launch, result } => {
+                    if self.is_current(id, launch)
+                        && let Some(outcome) = self.launched(id, *result)
+                    {
+                        return outcome;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the stack attacked while its ports are closed, and opens them when it has stood that. What else is asked
+    /// meanwhile waits, as during the start.
+    async fn pass(
+        &mut self,
+        auditor: &mut Channel,
+        early: &mut VecDeque<Event>,
+    ) -> Result<(), StackError> {
+        let failed = |findings: String| StackError::Gate { findings };
+        let lost = |e: io::Error| failed(format!("the audit: {e}"));
+        auditor.send(&(), &[]).await.map_err(lost)?;
+        let judgement = loop {
+            tokio::select! {
+                biased;
+                judged = auditor.receive::<Judgement>() => match judged.map_err(lost)? {
+                    Some((judgement, _)) => break judgement,
+                    None => return Err(failed("the audit ended without a word".to_owned())),
+                },
+                Some(event) = self.events.recv() => match event {
+                    Event::Signal(signal) => return Err(StackError::Interrupted { by: Some(signal) }),
+                    Event::Asked(Request::Down, _, client) => {
+                        self.waiting_for_the_end.push(client);
+                        return Err(StackError::Interrupted { by: None });
+                    }
+                    Event::Asked(
+                        request @ (Request::Inspect | Request::Enter { .. } | Request::Probe { .. }),
+                        fds,
+                        client,
+                    ) => self.answer(request, fds, client),
+                    Event::Asked(..)
+                    | Event::ReadOn(..)
+                    | Event::Apply(..)
+                    | Event::Applying(_) => {
+                        early.push_back(event);
+                    }
+                    Event::Part {
+                        what: Ok(ContainerEvent::Started { .. }),
+                        ..
+                    } => {}
+                    // One that starts again is not the one that was attacked.
+                    Event::Part { id, .. } | Event::Again { id, .. } | Event::Launched { id, .. } => {
+                        let name = self.ground.name(id);
+                        return Err(failed(format!("{name} ended while it was attacked")));
+                    }
+                },
+                Some(line) = self.lines.recv() => self.journal.kept.push(line),
+            }
+        };
+        if !judgement.passed {
+            return Err(failed(judgement.findings));
+        }
+        self.host_rules = self.ground.publish(&self.host_table)?;
+        let relay = self.parts.iter().find(|part| part.id == PartId::Relay);
+        if let Some(process) = relay.and_then(|relay| relay.process.as_ref()) {
+            // A relay that has ended meanwhile is started again, without a gate.
+            let _ = process.orders.send(Order::Start(ToStage::Proceed, vec![]));
+        }
+        self.gated = false;
+        Ok(())
+    }
+
+    fn part(&mut self, id: PartId) -> &mut Part {
+        self.parts
+            .iter_mut()
+            .find(|part| part.id == id)
+            .expect("what a part that is removed has said before is not listened to")
+    }
+
+    fn is_current(&mut self, id: PartId, launch: u64) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.id == id && part.launch == launch)
+    }
+
+    /// Takes over a part that is ready.
+    fn adopt(&mut self, id: PartId, launched: Launched) {
+        let sender = self.sender.clone();
+        let complaint = self.ground.plan.cgroup.complaint([self.ground.limits(id)]);
+        let part = self.part(id);
+        let Launched {
+            container,
+            privileges,
+            notes,
+            command,
+            traffic,
+        } = launched;
+        let Ok(pidfd) = container.pidfd().try_clone_to_owned() else {
+            // Out of descriptors: the part is ended by the container's drop, and started again like any that ended.
+            let _ = sender.send(Event::Part {
+                id,
+                launch: part.launch,
+                what: Ok(ContainerEvent::Gone),
+            });
+            return;
+        };
+        let (orders, orders_in) = mpsc::unbounded_channel();
+        let (ended_in, ended) = oneshot::channel();
+        let (life, life_in) = oneshot::channel();
+        part.process = Some(Process {
+            orders,
+            life,
+            ended,
+            pidfd,
+            init: container.pid(),
+            command,
+        });
+        part.state = PartState::Running;
+        part.exit = None;
+        part.since = Timestamp::now();
+        part.privileges = Some(privileges);
+        part.notes = notes;
+        part.notes.extend(complaint);
+        let launch = part.launch;
+        tokio::spawn(watch(
+            (id, launch),
+            container,
+            orders_in,
+            life_in,
+            ended_in,
+            sender,
+        ));
+        if let Some(socket) = traffic {
+            let apps = self.ground.plan.apps.iter();
+            self.sums.begin(apps.map(|app| app.name.as_str()));
+            hear_of_traffic(self.traffic_in.clone(), socket);
+        }
+        for client in std::mem::take(&mut self.part(id).waiting) {
+            tell(&client, Reply::Done);
+        }
+    }
+
+    /// Starts a part again, in a task of its own: the loop goes on. There is one such task for a part at a time: two
+    /// would meet in its namespaces.
+    fn launch(&mut self, id: PartId) {
+        let part = self.part(id);
+        if part.launching {
+            return;
+        }
+        part.launching = true;
+        part.state = PartState::Starting;
+        part.launch += 1;
+        // One that has never been there is started for the first time.
+        part.restarts += u32::from(part.privileges.is_some());
+        let launch = part.launch;
+        let old = part.process.take();
+        let user = self.journal.tee.user();
+        while self.launching.try_join_next().is_some() {}
+        let (ground, sender, lines) = (
+            Arc::clone(&self.ground),
+            self.sender.clone(),
+            self.lines_in.clone(),
+        );
+        let (give_up, given_up) = oneshot::channel();
+        let starting = self.launching.spawn(async move {
+            if let Some(process) = old {
+                process.end(matches!(id, PartId::App(_))).await;
+            }
+            let streams =
+                |app: usize| hear(&lines, ground.plan.apps[app].name.as_str(), user.as_ref());
+            let result = match id {
+                PartId::Sidecar => ground.sidecar(true).await,
+                PartId::Relay => ground.relay().await,
+                PartId::Egress => ground.egress().await,
+                PartId::App(index) => ground.relaunch_app(index, &streams, given_up).await,
+            };
+            let _ = sender.send(Event::Launched {
+                id,
+                launch,
+                result: Box::new(result),
+            });
+        });
+        let part = self.part(id);
+        part.starting = Some(starting);
+        part.give_up = Some(give_up);
+    }
+
+    /// A part is there again, or is not.
+    fn launched(&mut self, id: PartId, result: Result<Launched, StackError>) -> Option<Outcome> {
+        self.part(id).launching = false;
+        let next = std::mem::take(&mut self.part(id).waiting_for_next);
+        let asked_again = !next.is_empty();
+        let outcome = match result {
+            Ok(launched) => {
+                self.adopt(id, launched);
+                let again = if self.part(id).restarts > 0 {
+                    " again"
+                } else {
+                    ""
+                };
+                self.note(id, format!("started{again}"));
+                None
+            }
+            Err(e) => {
+                let exit = match &e {
+                    StackError::AppEnded { exit, .. } => *exit,
+                    _ => Exit::Status(125),
+                };
+                self.note(id, e.to_string());
+                for client in std::mem::take(&mut self.part(id).waiting) {
+                    tell(&client, refused(e.to_string(), None));
+                }
+                (!asked_again).then(|| self.ended(id, exit)).flatten()
+            }
+        };
+        if asked_again {
+            self.part(id).waiting = next;
+            self.launch(id);
+        }
+        outcome
+    }
+
+    /// A part's process said something.
+    fn part_said(
+        &mut self,
+        id: PartId,
+        what: Result<ContainerEvent, ContainerError>,
+    ) -> Option<Outcome> {
+        match what {
+            Ok(ContainerEvent::Started { pid }) => {
+                if let Some(process) = &mut self.part(id).process {
+                    process.command = pid;
+                }
+                None
+            }
+            Ok(ContainerEvent::Exited(exit)) => {
+                self.note(id, format!("ended with {exit}"));
+                self.part(id).exit = Some(exit);
+                None
+            }
+            Ok(ContainerEvent::Gone) => {
+                if self.ground.cgroups.ran_out_of_memory(self.ground.name(id)) {
+                    let most = self.ground.limits(id).memory.unwrap_or_default();
+                    let ended = "ended by the kernel: it needed more than its";
+                    self.note(id, format!("{ended} {most} bytes of memory"));
+                }
+                // Without a word: killed, and its command with it.
+                let exit = self.part(id).exit.take();
+                let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
+                self.ended(id, exit)
+            }
+            Err(e) => {
+                self.note(id, e.to_string());
+                self.ended(id, Exit::Status(125))
+            }
+        }
+    }
+
+    /// A part is not there any more: start it again, or end with it.
+    fn ended(&mut self, id: PartId, exit: Exit) -> Option<Outcome> {
+        let again = match id {
+            // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
+            PartId::Sidecar | PartId::Relay | PartId::Egress => true,
+            PartId::App(_) => match self.ground.app_plan(id).restart {
+                Restart::Always => true,
+                Restart::OnFailure => exit != Exit::Status(0),
+                Restart::No => false,
+            },
+        };
+        let sender = self.sender.clone();
+        let part = self.part(id);
+        part.process = None;
+        part.last_exit = Some(exit);
+        part.state = PartState::Ended;
+        part.launch += 1;
+        if !again {
+            return self.all_ended();
+        }
+        let ran = Timestamp::now().duration_since(part.since).unsigned_abs();
+        part.pause = if ran >= STEADY {
+            FIRST_PAUSE
+        } else {
+            (part.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+        };
+        part.state = PartState::Starting;
+        let (launch, pause) = (part.launch, part.pause);
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = sender.send(Event::Again { id, launch });
+        });
+        None
+    }
+
+    /// The end, when every app has ended for good; while a live change is under way, that decides.
+    fn all_ended(&self) -> Option<Outcome> {
+        let mut last = None;
+        for app in &self.parts {
+            if !matches!(app.id, PartId::App(_)) {
+                continue;
+            }
+            if app.state != PartState::Ended {
+                return None;
+            }
+            last = app.last_exit;
+        }
+        last.filter(|_| !self.applying).map(Outcome::AppEnded)
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
+        let reply = match request {
+            Request::Status => Reply::Status(Box::new(Status {
+                processes: self.processes(),
+                ..self.status()
+            })),
+            Request::Inspect => Reply::Status(Box::new(self.status())),
+            Request::Down => unreachable!("run ends the loop with it"),
+            Request::Apply(_) => unreachable!("it is an event of its own"),
+            Request::Restart { part } => return self.restart(part.as_deref(), &client),
+            Request::Logs { filter, follow } => {
+                let part = filter
+                    .part
+                    .as_ref()
+                    .filter(|part| *part != TrafficBuf::PART);
+                if let Some(Err(reply)) = part.map(|part| self.find(part)) {
+                    return tell(&client, *reply);
+                }
+                let journal = &self.journal;
+                let reader = Reader::new(filter, &journal.kept, &journal.traffic, follow);
+                return self.read_on(reader, follow, client);
+            }
+            Request::Enter { part } => {
+                let (reply, fd) = self.enter(&part);
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
+            }
+            Request::Load { rules } if cfg!(debug_assertions) => {
+                let ground = Arc::clone(&self.ground);
+                tokio::spawn(async move {
+                    let reply = match ground.load_rules(rules).await {
+                        Ok(()) => Reply::Done,
+                        Err(e) => refused(e.to_string(), None),
+                    };
+                    tell(&client, reply);
+                });
+                return;
+            }
+            Request::Load { .. } => refused("only a debug build does that".to_owned(), None),
+            Request::Exec {
+                part,
+                command,
+                term,
+                terminal,
+            } => self.exec(&part, command, term, terminal, fds),
+            Request::Probe { part } => {
+                let (reply, fd) = self.probe(&part);
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
+            }
+        };
+        tell(&client, reply);
+    }
+
+    /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
+    /// ever on their way.
+    fn read_on(&mut self, mut reader: Reader, follow: bool, client: Client) {
+        let journal = &mut self.journal;
+        let lines = reader.read(&journal.kept, &journal.traffic, LINES_AT_ONCE);
+        if lines.is_empty() {
+            if !follow {
+                return tell(&client, Reply::Done);
+            }
+            return journal.followers.push(Follower {
+                filter: reader.filter().clone(),
+                client,
+                missed: 0,
+            });
+        }
+        let (sent, is_sent) = oneshot::channel();
+        let answer = Answer {
+            replies: lines.into_iter().map(Reply::Line).collect(),
+            fd: None,
+            sent: Some(sent),
+        };
+        if client.try_send(answer).is_err() {
+            return;
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            // Dropped with the answer, sent or not.
+            let _ = is_sent.await;
+            if !client.is_closed() {
+                let _ = events.send(Event::ReadOn(reader, follow, client));
+            }
+        });
+    }
+
+    fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
+        let ids = || self.parts.iter().map(|part| part.id);
+        let found = ids().find(|id| self.ground.name(*id) == name);
+        found.ok_or_else(|| {
+            let names: Vec<_> = ids().map(|id| self.ground.name(id)).collect();
+            Box::new(refused(
+                format!("{} has no part `{name}`", self.ground.plan.stack),
+                Some(format!("its parts are {}", names.join(", "))),
+            ))
+        })
+    }
+
+    fn find_app(&self, name: &str) -> Result<PartId, Box<Reply>> {
+        match self.find(name)? {
+            id @ PartId::App(_) => Ok(id),
+            _ => Err(Box::new(refused(format!("{name} is no app"), None))),
+        }
+    }
+
+    fn restart(&mut self, part: Option<&str>, client: &Client) {
+        let ids = match part.map(|name| self.find(name)) {
+            Some(Ok(id)) => vec![id],
+            Some(Err(reply)) => {
+                tell(client, *reply);
+                return;
+            }
+            None => self.ground.apps().collect(),
+        };
+        for id in ids {
+            if self.part(id).privileges.is_some() {
+                self.note(id, "restart asked for".to_owned());
+            }
+            let part = self.part(id);
+            part.pause = Duration::ZERO;
+            if part.launching {
+                part.waiting_for_next.push(client.clone());
+            } else {
+                part.waiting.push(client.clone());
+                self.launch(id);
+            }
+        }
+    }
+
+    fn enter(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
+        let id = match self.find(name) {
+            Ok(id) => id,
+            Err(reply) => return (*reply, None),
+        };
+        let (user, env, confined, seccomp) = match id {
+            PartId::App(_) => {
+                let app = self.ground.app_plan(id);
+                let (user, env) = (app.ids.user(), app.env.clone());
+                (user, env, None, app.seccomp.filters())
+            }
+            PartId::Sidecar => {
+                let seccomp = seccomp::visitor(&seccomp::sidecar());
+                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+            }
+            PartId::Relay => {
+                let seccomp = seccomp::visitor(&self.ground.relay_profile());
+                let confined = self.ground.relay_confinement();
+                (0, BTreeMap::new(), Some(confined), seccomp)
+            }
+            PartId::Egress => {
+                let seccomp = seccomp::visitor(&seccomp::carrier());
+                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+            }
+        };
+        let cgroup = self.ground.cgroups.path(name).map(Into::into);
+        let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
+        let seccomp = match seccomp {
+            Ok(filters) => Box::new(filters),
+            Err(e) => return (refused(e.to_string(), None), None),
+        };
+        let part = self.part(id);
+        match (&part.process, &part.privileges) {
+            (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
+                Ok(pidfd) => {
+                    let privileges = Box::new(privileges.clone());
+                    (
+                        Reply::Enter {
+                            user,
+                            env,
+                            privileges,
+                            cgroup,
+                            nproc,
+                            confined,
+                            seccomp,
+                        },
+                        Some(pidfd),
+                    )
+                }
+                Err(e) => (refused(format!("copy a pidfd: {e}"), None), None),
+            },
+            _ => (refused(format!("{name} does not run"), None), None),
+        }
+    }
+
+    /// Has an app's pid 1 run a command more; who asked hears from there how it goes.
+    fn exec(
+        &mut self,
+        name: &str,
+        command: Vec<String>,
+        term: Option<String>,
+        terminal: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Reply {
+        let id = match self.find_app(name) {
+            Ok(id) => id,
+            Err(reply) => return *reply,
+        };
+        let mut env = self.ground.app_plan(id).env.clone();
+        if let Some(term) = term {
+            env.entry("TERM".to_owned()).or_insert(term);
+        }
+        let Some(process) = &self.part(id).process else {
+            return refused(format!("{name} does not run"), None);
+        };
+        let what = ToStage::Exec {
+            command,
+            env,
+            terminal,
+        };
+        // A part that ends now closes the conversation, which tells.
+        let _ = process.orders.send(Order::Start(what, fds));
+        Reply::Done
+    }
+
+    /// Starts a prober in an app; the socket to it goes to who asked.
+    fn probe(&mut self, name: &str) -> (Reply, Option<OwnedFd>) {
+        let id = match self.find_app(name) {
+            Ok(id) => id,
+            Err(reply) => return (*reply, None),
+        };
+        let made = self.ground.own_program().and_then(|program| {
+            let (ours, theirs) = crate::part::namespaces::socketpair()?;
+            Ok((program, ours, theirs))
+        });
+        match (&self.part(id).process, made) {
+            (Some(process), Ok((program, ours, theirs))) => {
+                // A part that ends now closes the socket, which tells.
+                let _ = process
+                    .orders
+                    .send(Order::Start(ToStage::Probe, vec![program, theirs]));
+                (Reply::Probe, Some(ours))
+            }
+            (None, _) => (refused(format!("{name} does not run"), None), None),
+            (_, Err(e)) => (refused(format!("make a socket pair: {e}"), None), None),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let plan = &self.ground.plan;
+        let parts = self.parts.iter().map(|part| {
+            let ids = match part.id {
+                PartId::Sidecar => plan.sidecar,
+                PartId::Relay => plan.relay,
+                // It runs as these; a plan without has no such part.
+                PartId::Egress => plan.egress.as_ref().map_or(plan.relay, |egress| egress.ids),
+                PartId::App(_) => self.ground.app_plan(part.id).ids,
+            };
+            let process = part.process.as_ref();
+            PartStatus {
+                name: self.ground.name(part.id).to_owned(),
+                state: part.state,
+                pid: process.map(|p| p.command.unwrap_or(p.init)),
+                init: process.map(|p| p.init),
+                host_uid: plan.host_uid(ids),
+                since: part.since,
+                restarts: part.restarts,
+                last_exit: part.last_exit,
+                privileges: part.privileges.clone(),
+                cgroup: self
+                    .ground
+                    .cgroups
+                    .path(self.ground.name(part.id))
+                    .map(Into::into),
+                limits: plan
+                    .cgroup
+                    .held(self.ground.limits(part.id))
+                    .map(|(limit, held_by)| LimitStatus { limit, held_by })
+                    .collect(),
+                notes: self.notes(part),
+            }
+        });
+        Status {
+            plan: plan.clone(),
+            supervisor: nix::unistd::getpid().as_raw(),
+            supervisor_privileges: self.privileges.clone(),
+            since: self.since,
+            gated: self.gated,
+            parts: parts.collect(),
+            traffic: (plan.log > TrafficLog::Off).then(|| self.sums.summary()),
+            // Asked for when somebody wants to know: it takes as long as the whole rest.
+            processes: vec![],
+        }
+    }
+
+    /// Every process of ours.
+    fn processes(&self) -> Vec<processes::Process> {
+        let own = nix::unistd::getpid().as_raw();
+        let securebits = Some(self.privileges.securebits);
+        let supervisor = processes::Process::look("supervisor", Role::Supervisor, own, securebits);
+        let parts = self.parts.iter().flat_map(|part| {
+            let name = self.ground.name(part.id);
+            let securebits = part.privileges.as_ref().map(|held| held.securebits);
+            let process = part.process.as_ref();
+            let init = process.map(|process| (Role::Init, process.init));
+            let second = match part.id {
+                PartId::Egress => Role::Dialer,
+                _ => Role::Command,
+            };
+            let command = process.and_then(|process| Some((second, process.command?)));
+            let all = init.into_iter().chain(command);
+            all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
+        });
+        supervisor.into_iter().chain(parts).collect()
+    }
+
+    /// The sidecar has said something.
+    fn took(&mut self, traffic: Traffic) {
+        match traffic {
+            Traffic::Told { totals, records } => {
+                self.journal.write_traffic(&records);
+                self.sums.set(totals);
+            }
+            Traffic::Nonsense => self.note(
+                PartId::Sidecar,
+                "told of the traffic what makes no sense: the traffic log ends here, until the sidecar is started again"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn notes(&self, part: &Part) -> Vec<String> {
+        let mut notes = part.notes.clone();
+        let leaving = self
+            .leaving
+            .iter()
+            .filter(|process| process.lives())
+            .count();
+        if part.id == PartId::Relay && leaving > 0 {
+            notes.push(format!(
+                "{leaving} more, from before live changes, carry their last connections"
+            ));
+        }
+        notes
+    }
+
+    /// A line of our own about a part.
+    fn note(&mut self, id: PartId, text: String) {
+        let line = event_line(self.ground.name(id).to_owned(), text);
+        self.journal.write(line);
+    }
+
+    /// Ends every part: the relay first, so that no port is open on what is going away; apps get SIGTERM and time.
+    /// What they write meanwhile is still read: an app that ends in order may have much to say. Gives back who has to
+    /// be kept waiting until the very end. In a `hurry`, see [`hear_out`].
+    async fn take_down(mut self, hurry: bool) -> Vec<Client> {
+        let order = |id: PartId| match id {
+            PartId::Relay => 0,
+            PartId::App(_) => 1,
+            PartId::Egress => 2,
+            PartId::Sidecar => 3,
+        };
+        self.parts.sort_by_key(|part| order(part.id));
+        let (apps, others): (Vec<_>, Vec<_>) = self
+            .parts
+            .iter_mut()
+            .filter_map(|part| Some((part.id, part.process.take()?)))
+            .partition(|(id, _)| matches!(id, PartId::App(_)));
+        // An app that ends in order may have to say so elsewhere.
+        let (egress, others): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|(id, _)| *id == PartId::Egress);
+        let others = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .chain(others.into_iter().map(|(_, process)| process));
+        let (lines, journal, mut launching) = (&mut self.lines, &mut self.journal, self.launching);
+        let ending = async move {
+            launching.shutdown().await;
+            for process in others {
+                process.end(false).await;
+            }
+            futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
+                .await;
+            for (_, process) in egress {
+                process.end(false).await;
+            }
+        };
+        tokio::pin!(ending);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut ending => break,
+                Some(line) = lines.recv() => journal.write(line),
+            }
+        }
+        // The pumps have the other senders, and end with the apps.
+        drop(self.lines_in);
+        let events = &mut self.events;
+        let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
+        self.waiting_for_the_end.extend(asked);
+        self.waiting_for_the_end
+    }
+}
+
+/// Takes what apps that have ended still have to say, which is at its end when their user has it all. In a `hurry`, or as
+/// soon as the end is asked for, a user who takes nothing is not waited for. Gives back who has asked.
+async fn hear_out(
+    lines: &mut mpsc::Receiver<LogLine>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    mut hurry: bool,
+    mut take: impl FnMut(LogLine),
+) -> Vec<Client> {
+    let mut asked = vec![];
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.recv() => match line {
+                Some(line) => take(line),
+                None => return asked,
+            },
+            Some(event) = events.recv() => match event {
+                Event::Signal(_) => hurry = true,
+                Event::Asked(Request::Down, _, client) => {
+                    asked.push(client);
+                    hurry = true;
+                }
+                _ => {}
+            },
+            () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => return asked,
+        }
+    }
+}
+
+impl Journal {
+    fn write(&mut self, line: LogLine) {
+        self.tee.line(&line);
+        self.followers
+            .retain_mut(|follower| follower.hand_on(&line));
+        self.kept.push(line);
+    }
+
+    /// Shows what came before there was anybody to show it to.
+    fn show_kept(&mut self) {
+        let mut reader = Reader::new(Filter::default(), &self.kept, &self.traffic, false);
+        loop {
+            let lines = reader.read(&self.kept, &self.traffic, LINES_AT_ONCE);
+            if lines.is_empty() {
+                return;
+            }
+            for line in lines {
+                self.tee.line(&line);
+            }
+        }
+    }
+
+    /// Keeps what the sidecar has said, and makes lines of it if there is somebody to read them.
+    fn write_traffic(&mut self, records: &[u8]) {
+        let followed = self
+            .followers
+            .iter()
+            .any(|follower| TrafficBuf::is_wanted(&follower.filter));
+        let shown = matches!(self.tee, Tee::Lines(_));
+        if followed || shown {
+            for record in traffic::wire::records(records) {
+                let line = self.traffic.line(&record);
+                self.tee.line(&line);
+                self.followers
+                    .retain_mut(|follower| follower.hand_on(&line));
+            }
+        }
+        self.traffic.push(records);
+    }
+}
+
+impl Follower {
+    /// Hands a line on if it is wanted and there is room for it; `false` when the client has gone.
+    fn hand_on(&mut self, line: &LogLine) -> bool {
+        if !self.filter.wants(&line.part, line.stream) {
+            return true;
+        }
+        let mut replies = vec![];
+        if self.missed > 0 {
+            let text = format!(
+                "{} lines are left out here: they came faster than they were read",
+                self.missed
+            );
+            replies.push(Reply::Line(event_line(line.part.clone(), text)));
+        }
+        replies.push(Reply::Line(line.clone()));
+        let answer = Answer {
+            replies,
+            fd: None,
+            sent: None,
+        };
+        match self.client.try_send(answer) {
+            Ok(()) => self.missed = 0,
+            Err(mpsc::error::TrySendError::Full(_)) => self.missed += 1,
+            Err(mpsc::error::TrySendError::Closed(_)) => return false,
+        }
+        true
+    }
+}
+
+fn event_line(part: String, text: String) -> LogLine {
+    LogLine {
+        time: Timestamp::now(),
+        part,
+        stream: Stream::Event,
+        text,
+        continues: false,
+        traffic: None,
+    }
+}
+
+impl Part {
+    fn new(id: PartId) -> Self {
+        Self {
+            id,
+            launch: 0,
+            state: PartState::Starting,
+            since: Timestamp::now(),
+            restarts: 0,
+            pause: Duration::ZERO,
+            process: None,
+            exit: None,
+            last_exit: None,
+            privileges: None,
+            notes: vec![],
+            launching: false,
+            starting: None,
+            give_up: None,
+            waiting: vec![],
+            waiting_for_next: vec![],
+        }
+    }
+}
+
+impl Process {
+    fn lives(&self) -> bool {
+        !self.orders.is_closed()
+    }
+
+    /// Ends it, politely first if it is an app, and waits until it has.
+    async fn end(mut self, politely: bool) {
+        if politely {
+            let _ = self.orders.send(Order::Signal(libc::SIGTERM));
+            if tokio::time::timeout(APP_ENDS_WITHIN, &mut self.ended)
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+        drop(self.life);
+        let _ = self.ended.await;
+    }
+}
+
+fn refused(why: String, hint: Option<String>) -> Reply {
+    let configuration = false;
+    Reply::Refused {
+        why,
+        hint,
+        configuration,
+    }
+}
+
+/// Owns a part's process until its end.
+async fn watch(
+    (id, launch): (PartId, u64),
+    mut container: Container,
+    orders: mpsc::UnboundedReceiver<Order>,
+    life: oneshot::Receiver<()>,
+    ended: oneshot::Sender<()>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let tell = |what| drop(events.send(Event::Part { id, launch, what }));
+    let last = tokio::select! {
+        biased;
+        // Nothing is ever sent by it.
+        _ = life => None,
+        last = tend(&mut container, orders, tell) => Some(last),
+    };
+    container.kill().await;
+    if let Some(last) = last {
+        tell(last);
+    }
+    // Nobody may be waiting for it.
+    let _ = ended.send(());
+}
+
+/// Hears what a part says and tells it what it is to do, until its end; that is what it gives back.
+async fn tend(
+    container: &mut Container,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    tell: impl Fn(Result<ContainerEvent, ContainerError>),
+) -> Result<ContainerEvent, ContainerError> {
+    loop {
+        tokio::select! {
+            said = container.next() => match said {
+                Ok(ContainerEvent::Gone) | Err(_) => return said,
+                said => tell(said),
+            },
+            // Without anybody to give orders its life is over as well.
+            Some(order) = orders.recv() => match order {
+                // EPIPE: it has ended, and that comes next.
+                Order::Signal(signal) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
+                Order::Start(what, fds) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    drop(container.send(&what, &fds).await);
+                }
+            },
+        }
+    }
+}
+
+/// What the sidecar has said at once.
+enum Traffic {
+    /// A message of its.
+    Told {
+        totals: traffic::Totals,
+        /// As the sidecar wrote them: see [`traffic::wire::records`].
+        records: Vec<u8>,
+    },
+    /// What it never says. It is not listened to any more: it may have been broken into.
+    Nonsense,
+}
+
+/// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
+/// it can't say. What makes no sense ends the conversation.
+fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
+    let socket = rustix::io::ioctl_fionbio(&socket, true)
+        .map_err(io::Error::from)
+        .and_then(|()| crate::sys::watch::owned(socket));
+    let Ok(socket) = socket else {
+        return;
+    };
+    tokio::spawn(async move {
+        let mut buffer = vec![0; traffic::wire::LARGEST];
+        loop {
+            let receive = |socket: &OwnedFd| {
+                let flags = rustix::net::RecvFlags::empty();
+                let (got, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
+                Ok(got)
+            };
+            let got = match socket
+                .async_io(tokio::io::Interest::READABLE, receive)
+                .await
+            {
+                Ok(got @ 1..) => got,
+                _ => return,
+            };
+            let told = match traffic::wire::read(&buffer[..got]) {
+                Some((totals, records)) => Traffic::Told {
+                    totals,
+                    records: records.to_vec(),
+                },
+                None => Traffic::Nonsense,
+            };
+            let over = matches!(told, Traffic::Nonsense);
+            if heard.send(told).await.is_err() || over {
+                return;
+            }
+        }
+    });
+}
+
+/// Makes an app's streams, and hears what it writes: as lines, and as bytes for the user if there is one.
+fn hear(
+    lines: &mpsc::Sender<LogLine>,
+    part: &str,
+    user: Option<&Arc<Attached>>,
+) -> io::Result<Streams> {
+    let (streams, said) = match user {
+        Some(user) => user.streams()?,
+        None => streams::alone()?,
+    };
+    for said in said {
+        tokio::spawn(pump(said, lines.clone(), part.to_owned()));
+    }
+    Ok(streams)
+}
+
+/// Turns what an app writes into lines. Reads no further than there is room for what it has read.
+async fn pump(said: Said, lines: mpsc::Sender<LogLine>, part: String) {
+    let mut splitter = LineSplitter::new();
+    let mut chunk = vec![0; 16 << 10];
+    let mut more = true;
+    while more {
+        let mut pieces = vec![];
+        // An error is an end as well: nothing more will come of this pipe.
+        let got = said.read(&mut chunk).await.unwrap_or(0);
+        match got {
+            0 => splitter.finish(|piece| pieces.push(piece)),
+            got => splitter.push(&chunk[..got], |piece| pieces.push(piece)),
+        }
+        let time = Timestamp::now();
+        for piece in pieces {
+            let line = LogLine {
+                time,
+                part: part.clone(),
+                stream: said.stream,
+                text: piece.text,
+                continues: piece.continues,
+                traffic: None,
+            };
+            if lines.send(line).await.is_err() {
+                return;
+            }
+        }
+        more = got > 0 && said.pass_on(&chunk[..got]).await.is_ok();
+    }
+}
+
+/// The signals that end a stack.
+const END: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The same as a set, to be held back as long as their plain effect, the end of this process, would leave something.
+#[must_use]
+pub fn the_end() -> SigSet {
+    END.into_iter().collect()
+}
+
+/// Makes events of them, also of what was held back ([`the_end`]).
+fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
+    for kind in END {
+        let (mut signals, events) = (signal(SignalKind::from_raw(kind as i32))?, events.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let _ = events.send(Event::Signal(kind));
+            }
+        });
+    }
+    Ok(the_end().thread_unblock()?)
+}
+
+/// Answers the control socket.
+fn serve(
+    listener: std::os::unix::net::UnixListener,
+    events: mpsc::UnboundedSender<Event>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let own_uid = nix::unistd::geteuid().as_raw();
+    tokio::spawn(async move {
+        // An error is one client's (ECONNABORTED) or passes (EMFILE) when a client ends.
+        loop {
+            let Ok((client, _)) = listener.accept().await else {
+                tokio::time::sleep(FIRST_PAUSE).await;
+                continue;
+            };
+            let uid = client.peer_cred().map(|cred| cred.uid());
+            if uid.is_ok_and(|uid| uid == own_uid || uid == 0) {
+                tokio::spawn(converse(client, events.clone()));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// One client: a request, then replies until either side ends.
+async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<Event>) {
+    let Ok(Ok(mut channel)) = client
+        .into_std()
+        .map(|client| Channel::new(OwnedFd::from(client)))
+    else {
+        return;
+    };
+    let Ok(Some((request, fds))) = channel.receive::<Request>().await else {
+        return;
+    };
+    let request = match request {
+        Request::Apply(apply) => {
+            let _ = events.send(Event::Apply(apply, fds, channel));
+            return;
+        }
+        request => request,
+    };
+    let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
+    if events.send(Event::Asked(request, fds, answers)).is_err() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            answer = to_send.recv() => {
+                let Some(Answer { replies, fd, sent }) = answer else { return };
+                let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+                for (index, reply) in replies.iter().enumerate() {
+                    let fds = if index == 0 { fds.as_slice() } else { &[] };
+                    if channel.send(reply, fds).await.is_err() {
+                        return;
+                    }
+                }
+                drop(sent);
+            }
+            // A client says nothing more; its end is all there is to hear.
+            _ = channel.receive::<Request>() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_that_does_not_read_is_told_how_much_it_has_missed() {
+        let (client, mut answers) = mpsc::channel(2);
+        let mut follower = Follower {
+            filter: Filter::default(),
+            client,
+            missed: 0,
+        };
+        let read = |answers: &mut mpsc::Receiver<Answer>| -> Vec<String> {
+            let mut texts = vec![];
+            while let Ok(answer) = answers.try_recv() {
+                texts.extend(answer.replies.into_iter().map(|reply| match reply {
+                    Reply::Line(line) => line.text,
+                    other => panic!("{other:?} is no line"),
+                }));
+            }
+            texts
+        };
+        for text in ["1", "2", "3", "4"] {
+            assert!(follower.hand_on(&event_line("app".to_owned(), text.to_owned())));
+        }
+        assert_eq!(read(&mut answers), ["1", "2"]);
+        assert!(follower.hand_on(&event_line("app".to_owned(), "5".to_owned())));
+        let after = read(&mut answers);
+        assert!(after[0].starts_with("2 lines are left out"), "{after:?}");
+        assert_eq!(after[1..], ["5"]);
+        drop(answers);
+        assert!(!follower.hand_on(&event_line("app".to_owned(), "6".to_owned())));
+    }
+}
