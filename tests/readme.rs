@@ -1,6 +1,6 @@
-//! README.md tells the truth: what it shows is run and compared, what it names exists.
+//! README.md and the manual tell the truth: what they show is run and compared, what they name exists.
 //!
-//! Each section of level two has a machine of its own, and its blocks are run there in order. In a `console` block a line
+//! Each section of README.md of level two, and each page of the manual, has a machine of its own, and its blocks are run there in order. In a `console` block a line
 //! that begins with `$ ` is a command and what follows is its output, both streams together; `...` stands for any
 //! characters, and alone on a line for any number of lines. What begins with `sudo` is run by root, everything else by an
 //! ordinary user. `logs` and `status` tell of what a moment ago was not there yet, so they are asked until they say what is
@@ -182,7 +182,7 @@ fn wrong(title: &str, blocks: &[Block]) -> Vec<String> {
                     }
                     if !is_shown(&shown, &said) {
                         wrong.push(format!(
-                            "README.md:{} ({title})\n$ {command}\n{said}\nis shown as\n{}\n",
+                            "{title}:{}\n$ {command}\n{said}\nis shown as\n{}\n",
                             block.line,
                             shown.join("\n")
                         ));
@@ -195,8 +195,46 @@ fn wrong(title: &str, blocks: &[Block]) -> Vec<String> {
     wrong
 }
 
-fn readme() -> String {
-    std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap()
+/// A page and its place in the checkout.
+struct Page {
+    path: String,
+    text: String,
+}
+
+/// README.md, and the manual's pages.
+fn pages() -> Vec<Page> {
+    let mut paths = vec!["README.md".to_owned()];
+    for entry in std::fs::read_dir(Path::new(ROOT).join("src/manual")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            paths.push(format!("src/manual/{name}"));
+        }
+    }
+    assert!(paths.len() > 10, "the manual was not found");
+    let read = |path: String| Page {
+        text: std::fs::read_to_string(Path::new(ROOT).join(&path)).unwrap(),
+        path,
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// What is run on a machine of its own: sections of README.md, and whole pages of the manual.
+fn runs() -> Vec<(String, Vec<Block>)> {
+    let mut runs = vec![];
+    for page in pages() {
+        let sections = sections(&page.text);
+        if page.path == "README.md" {
+            runs.extend(
+                sections
+                    .into_iter()
+                    .map(|(_, blocks)| (page.path.clone(), blocks)),
+            );
+        } else {
+            let blocks = sections.into_iter().flat_map(|(_, blocks)| blocks);
+            runs.push((page.path, blocks.collect()));
+        }
+    }
+    runs
 }
 
 #[test]
@@ -209,9 +247,9 @@ fn every_command_does_what_the_readme_shows() {
         );
         return;
     }
-    let sections = sections(&readme());
+    let runs = runs();
     let wrong: Vec<String> = std::thread::scope(|scope| {
-        let threads: Vec<_> = sections
+        let threads: Vec<_> = runs
             .iter()
             .filter(|(_, blocks)| blocks.iter().any(|block| block.language == "console"))
             .map(|(title, blocks)| scope.spawn(|| wrong(title, blocks)))
@@ -227,40 +265,103 @@ fn every_command_does_what_the_readme_shows() {
 
 #[test]
 fn every_block_is_run_or_says_who_runs_it() {
-    for block in sections(&readme()).iter().flat_map(|(_, blocks)| blocks) {
+    for (page, block) in runs()
+        .iter()
+        .flat_map(|(page, blocks)| blocks.iter().map(move |block| (page, block)))
+    {
         match block.language.as_str() {
             "console" | "toml" | "nft" => {}
             "sh" => assert!(
                 block.above.starts_with(NOT_RUN),
-                "README.md:{}: who runs this?",
+                "{page}:{}: who runs this?",
                 block.line
             ),
-            other => panic!("README.md:{}: what is `{other}`?", block.line),
+            other => panic!("{page}:{}: what is `{other}`?", block.line),
         }
     }
 }
 
 #[test]
-fn every_file_that_the_readme_names_exists() {
-    let text = readme();
-    let links = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split([')', '#']).next())
-        .filter(|target| !target.is_empty() && !target.contains("://"));
-    let names = text
-        .split(['`', ' ', '\n', ',', ':', '(', ')', '#'])
-        .filter(|word| {
-            ["tests/", "src/", "scripts/"]
-                .iter()
-                .any(|d| word.starts_with(d))
-        });
+fn every_file_that_a_page_names_exists() {
     let mut seen = 0;
-    for name in links.chain(names) {
-        assert!(Path::new(ROOT).join(name).exists(), "there is no {name}");
-        seen += 1;
+    for page in pages() {
+        let folder = Path::new(ROOT).join(&page.path);
+        let folder = folder.parent().unwrap();
+        let links = page
+            .text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next())
+            .filter(|target| !target.is_empty() && !target.contains("://"))
+            .map(|target| folder.join(target));
+        let names = page
+            .text
+            .split(['`', ' ', '\n', ',', ':', '(', ')', '#'])
+            .filter(|word| {
+                ["tests/", "src/", "scripts/"]
+                    .iter()
+                    .any(|d| word.starts_with(d))
+            })
+            .map(|name| Path::new(ROOT).join(name));
+        for path in links.chain(names) {
+            assert!(
+                path.exists(),
+                "{}: there is no {}",
+                page.path,
+                path.display()
+            );
+            seen += 1;
+        }
     }
-    assert!(seen > 10, "the README's files were not found");
+    assert!(seen > 30, "the files were not found");
+}
+
+/// GitHub's name for a heading.
+fn anchor(heading: &str) -> String {
+    heading
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn every_heading_that_a_page_links_to_exists() {
+    let pages = pages();
+    let mut seen = 0;
+    for page in &pages {
+        let folder = Path::new(&page.path).parent().unwrap();
+        for link in page.text.split("](").skip(1) {
+            let target = link.split(')').next().unwrap();
+            let Some((file, heading)) = target.split_once('#') else {
+                continue;
+            };
+            let other = match file {
+                "" => page,
+                file => match pages
+                    .iter()
+                    .find(|p| Path::new(&p.path) == folder.join(file))
+                {
+                    Some(other) => other,
+                    None => continue,
+                },
+            };
+            let headings = other.text.lines().filter(|line| line.starts_with('#'));
+            let found = headings
+                .map(|line| anchor(line.trim_start_matches('#').trim()))
+                .any(|name| name == heading);
+            assert!(found, "{}: {target} leads nowhere", page.path);
+            seen += 1;
+        }
+    }
+    assert!(seen > 1, "the links were not found");
+}
+
+#[test]
+fn the_readme_is_a_page() {
+    let readme = &pages()[0];
+    assert!(readme.text.lines().count() <= 200, "README.md has grown");
 }
 
 #[test]
@@ -317,13 +418,19 @@ fn every_key_of_the_json_is_documented() {
             &mut found,
         );
     }
-    let text = readme();
-    let (_, section) = text.split_once("\n## JSON\n").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
+    let pages = pages();
+    let section = &pages
+        .iter()
+        .find(|p| p.path == "src/manual/json.md")
+        .unwrap()
+        .text;
     let missing: Vec<&String> = found
         .iter()
         .filter(|key| !section.contains(&format!("`{key}`")))
         .collect();
-    assert!(missing.is_empty(), "README.md says nothing of {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "src/manual/json.md says nothing of {missing:?}"
+    );
     assert!(found.len() > 50, "the documents were not read: {found:?}");
 }
