@@ -17,7 +17,8 @@ pub use help::command;
     version,
     max_term_width = 100,
     after_help = "Example: `sudo lrpns up -d && curl http://localhost:5000/ && sudo lrpns down`\n\n\
-                  Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in example.\n\
+                  Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml; if there is neither and no STACK is\n\
+                  named, the built-in example, customerA, on 127.0.0.1:5000.\n\
                   Exit codes: 0; 1 the stack or a check failed; 2 usage or configuration; 125 lrpns could not do it;\n\
                   for `run` and `exec` the command's own; 130 interrupted by Ctrl-C."
 )]
@@ -35,6 +36,9 @@ pub struct Source {
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// The built-in example, whatever file is here, published on 0.0.0.0:5000
+    #[arg(long, conflicts_with = "file")]
+    pub demo: bool,
     /// Set a variable for ${NAME} in the file; goes before the environment's LRPNS_NAME
     #[arg(long, value_name = "NAME=VALUE")]
     pub set: Vec<String>,
@@ -238,7 +242,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = RulesFormat::Nft)]
         format: RulesFormat,
         /// Packets and bytes by rule, of the sidecar's table and the host's; nothing is reset
-        #[arg(long, conflicts_with_all = ["format", "set", "env_file"])]
+        #[arg(long, conflicts_with_all = ["format", "set", "env_file", "demo"])]
         counters: bool,
         /// The counters as JSON
         #[arg(long, requires = "counters")]

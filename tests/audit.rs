@@ -65,7 +65,7 @@ fn up_with(config: Option<&str>) -> Up {
             let file = lab.write("lrpns.toml", text);
             lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
         }
-        None => drop(lab.lrpns_ok(&["up", "-d"])),
+        None => drop(lab.lrpns_ok(&["up", "-d", "--demo"])),
     }
     let before = audit(&lab, "customerA");
     Up { lab, before }
@@ -130,7 +130,14 @@ fn weakened(what: &str, expected: &[&str]) {
     let sound = up();
     let lab = Lab::new();
     let variable = format!("LRPNS_TEST_WEAKEN={what}");
-    lab.ok(&["env", &variable, support::lab::lrpns(), "up", "-d"]);
+    lab.ok(&[
+        "env",
+        &variable,
+        support::lab::lrpns(),
+        "up",
+        "-d",
+        "--demo",
+    ]);
     let after = audit(&lab, "customerA");
     let new: Vec<&str> = after
         .difference(&sound.before)
@@ -159,7 +166,7 @@ fn passes(lab: &Lab, stack: &str) {
 #[test]
 fn the_builtin_example_passes() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     passes(&lab, "customerA");
 }
 
@@ -840,7 +847,7 @@ fn an_audit_during_a_capture_takes_its_table_for_what_it_is_and_no_other() {
 #[test]
 fn an_audit_that_is_interrupted_or_killed_leaves_no_scratch_stack() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let stacks = || {
         let ps: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
         ps.as_array().unwrap().len()

@@ -253,7 +253,7 @@ fn restart_says_what_it_took_one_word_for_and_what_became_of_the_program() {
 
     let copy = lab.dir.path().join("copy of lrpns");
     std::fs::copy(lrpns(), &copy).unwrap();
-    lab.ok(&[copy.to_str().unwrap(), "up", "-d"]);
+    lab.ok(&[copy.to_str().unwrap(), "up", "-d", "--demo"]);
     std::fs::remove_file(copy).unwrap();
     lab.lrpns_ok(&["restart", "customerA", "sidecar"]);
     let (_, said) = lab.lrpns_err(&["restart", "app"]);
@@ -696,7 +696,7 @@ fn runs_get_a_name_of_their_own_each() {
 fn ps_lists_stacks_as_text_and_as_json() {
     let lab = Lab::new();
     assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let table = lab.lrpns_ok(&["ps"]);
     let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(words, ["customerA", "up", "0.0.0.0:5000", "app", "-"]);
@@ -716,7 +716,7 @@ fn ps_lists_stacks_as_text_and_as_json() {
 #[test]
 fn status_lists_every_process_of_ours_as_proc_has_it() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = lab.status("customerA");
     let processes = status["processes"].as_array().unwrap();
     let who: Vec<[&str; 2]> = processes
@@ -790,7 +790,7 @@ fn status_lists_every_process_of_ours_as_proc_has_it() {
 #[test]
 fn status_has_the_documented_keys_and_agrees_with_proc() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = lab.status("customerA");
     assert_eq!(
         keys(&status),
@@ -972,7 +972,7 @@ fn a_log_ends_where_it_ended_when_it_was_asked_for_and_with_its_reader() {
 #[test]
 fn a_followed_log_goes_on_and_ends_when_the_stack_does() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let mut logs = lab.spawn_lrpns(&["logs", "-f"]);
     let mut lines = BufReader::new(logs.stdout.take().unwrap());
     let mut said = String::new();
@@ -1017,14 +1017,14 @@ fn normal(text: &str) -> Value {
 #[test]
 fn rules_are_what_the_kernel_holds_in_the_sidecar_before_and_after_up() {
     for lab in [Lab::new(), Lab::forwarding()] {
-        let planned = lab.lrpns_ok(&["rules", "--format", "json"]);
-        lab.lrpns_ok(&["up", "-d"]);
+        let planned = lab.lrpns_ok(&["rules", "--demo", "--format", "json"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         let listed = || {
             let sidecar = lab.status("customerA")["parts"][0]["pid"].to_string();
             let netns = format!("--net=/proc/{sidecar}/ns/net");
             normal(&lab.ok(&["nsenter", &netns, "nft", "-j", "list", "ruleset"]))
         };
-        let running = lab.lrpns_ok(&["rules", "--format", "json"]);
+        let running = lab.lrpns_ok(&["rules", "--demo", "--format", "json"]);
         assert_eq!(listed(), normal(&running));
         assert_eq!(
             listed(),
@@ -1065,7 +1065,7 @@ fn rules_are_valid_input_for_nft_in_both_formats() {
 fn plan_prints_every_decision_and_changes_nothing() {
     let lab = Lab::new();
     let before = lab.traces();
-    let plan = lab.lrpns_ok(&["plan", "--set", "PROVIDER=lrpns"]);
+    let plan = lab.lrpns_ok(&["plan", "--demo", "--set", "PROVIDER=lrpns"]);
     for word in [
         "stack customerA as root",
         "172.18.0.0/24",
@@ -1088,8 +1088,9 @@ fn plan_prints_every_decision_and_changes_nothing() {
 #[test]
 fn plan_and_status_agree() {
     let lab = Lab::forwarding();
-    let mut plan: Value = serde_json::from_str(&lab.lrpns_ok(&["plan", "--json"])).unwrap();
-    lab.lrpns_ok(&["up", "-d"]);
+    let mut plan: Value =
+        serde_json::from_str(&lab.lrpns_ok(&["plan", "--demo", "--json"])).unwrap();
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let mut status = lab.status("customerA")["plan"].clone();
     assert_eq!(status["apps"][0]["publish"][0]["via"], "dnat");
     // Each run has a name of its own.
@@ -1296,7 +1297,7 @@ fn what_is_not_understood_ends_with_2_and_says_what_would_be() {
 #[test]
 fn messages_have_no_colour_where_there_is_no_terminal() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     for args in [
         &["ps"][..],
         &["status"],

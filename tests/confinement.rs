@@ -73,7 +73,7 @@ fn the_builtin_example_is_confined_by_relay_and_by_dnat() {
         return;
     }
     for lab in [Lab::new(), Lab::forwarding()] {
-        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         look::assert_confined(&lab, &lab.status("customerA"), UIDS);
     }
 }
@@ -586,7 +586,7 @@ fn shared_memory_and_message_queues_of_the_host_are_not_the_apps() {
 fn the_relay_reaches_its_entry_port_and_no_other_service_of_the_host() {
     // It is in the host's network namespace, so loopback is in reach but for Landlock.
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = lab.status("customerA");
     let parts = status["parts"].as_array().unwrap();
     let relay = parts.iter().find(|part| part["name"] == "relay").unwrap();

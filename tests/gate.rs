@@ -68,7 +68,7 @@ const WAYS: [(Make, &str); 2] = [(Lab::new, "relay"), (Lab::forwarding, "dnat")]
 
 fn up(lab: &Lab, weaken: &str, args: &[&str]) -> Output {
     let weaken = format!("LRPNS_TEST_WEAKEN={weaken}");
-    lab.run(&[&["env", &weaken, lrpns(), "up", "--gate"], args].concat())
+    lab.run(&[&["env", &weaken, lrpns(), "up", "--gate", "--demo"], args].concat())
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn down_is_heard_while_the_gate_is_closed() {
     }
     let lab = Lab::new();
     let mut up = lab
-        .command(&[lrpns(), "up", "--gate"])
+        .command(&[lrpns(), "up", "--gate", "--demo"])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -126,7 +126,7 @@ fn up_without_a_file_says_hello_world_and_provider_changes_it() {
             "Hello set!",
         ),
     ] {
-        let up = lab.lrpns_with(env, &[&["up", "-d"], args].concat());
+        let up = lab.lrpns_with(env, &[&["up", "-d", "--demo"], args].concat());
         assert!(up.status.success(), "{}", describe(&up));
         assert_eq!(lab.get(URL).unwrap(), answer);
         lab.lrpns_ok(&["down"]);
@@ -137,7 +137,7 @@ fn up_without_a_file_says_hello_world_and_provider_changes_it() {
 fn an_env_file_sets_variables_and_the_environment_goes_before_it() {
     let lab = Lab::new();
     let file = lab.write("vars", "PROVIDER=file\n");
-    let args = ["up", "-d", "--env-file", file.to_str().unwrap()];
+    let args = ["up", "-d", "--demo", "--env-file", file.to_str().unwrap()];
     lab.lrpns_ok(&args);
     assert_eq!(lab.get(URL).unwrap(), "Hello file!");
     lab.lrpns_ok(&["down"]);
@@ -205,7 +205,7 @@ fn foreground_up_shows_progress_then_the_log_and_each_signal_takes_all_down() {
     let lab = Lab::new();
     let before = lab.traces();
     for signal in ["INT", "TERM", "HUP"] {
-        let mut up = lab.spawn_lrpns(&["up"]);
+        let mut up = lab.spawn_lrpns(&["up", "--demo"]);
         let said = heard(&mut up, "Ctrl-C");
         for step in [
             "namespaces are made",
@@ -285,10 +285,10 @@ fn a_foreground_up_at_a_terminal_that_is_stopped_can_be_taken_down() {
 #[test]
 fn up_twice_changes_nothing_and_says_so() {
     for lab in [Lab::new(), Lab::forwarding()] {
-        let first = lab.lrpns(&["up", "-d"]);
+        let first = lab.lrpns(&["up", "-d", "--demo"]);
         assert!(first.status.success(), "{}", describe(&first));
         let (status, traces) = (lasting(&lab), lab.traces());
-        for args in [&["up", "-d"][..], &["up"]] {
+        for args in [&["up", "-d", "--demo"][..], &["up", "--demo"]] {
             let again = lab.lrpns(args);
             assert!(again.status.success(), "{}", describe(&again));
             let said = String::from_utf8_lossy(&again.stderr).into_owned();
@@ -310,9 +310,9 @@ fn lasting(lab: &Lab) -> Value {
 #[test]
 fn up_with_another_configuration_is_refused_and_changes_nothing() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let (status, traces) = (lasting(&lab), lab.traces());
-    let (code, said) = lab.lrpns_err(&["up", "-d", "--set", "PROVIDER=other"]);
+    let (code, said) = lab.lrpns_err(&["up", "-d", "--demo", "--set", "PROVIDER=other"]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("another configuration"), "{said}");
     let now = lab.traces();
@@ -326,7 +326,9 @@ fn two_ups_at_once_make_one_stack() {
     let lab = Lab::new();
     let before = lab.traces();
     for _ in 0..5 {
-        let ups: Vec<Child> = (0..4).map(|_| lab.spawn_lrpns(&["up", "-d"])).collect();
+        let ups: Vec<Child> = (0..4)
+            .map(|_| lab.spawn_lrpns(&["up", "-d", "--demo"]))
+            .collect();
         let mut made = 0;
         for up in ups {
             let up = up.wait_with_output().unwrap();
@@ -351,7 +353,7 @@ fn two_downs_at_once_are_both_success() {
     let lab = Lab::new();
     let before = lab.traces();
     for _ in 0..5 {
-        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         let downs: Vec<Child> = (0..4).map(|_| lab.spawn_lrpns(&["down"])).collect();
         for down in downs {
             let down = down.wait_with_output().unwrap();
@@ -365,9 +367,9 @@ fn two_downs_at_once_are_both_success() {
 fn an_up_that_meets_a_down_takes_its_turn() {
     let lab = Lab::new();
     for _ in 0..5 {
-        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         let down = lab.spawn_lrpns(&["down"]);
-        let up = lab.lrpns(&["up", "-d"]);
+        let up = lab.lrpns(&["up", "-d", "--demo"]);
         let down = down.wait_with_output().unwrap();
         assert!(up.status.success(), "{}", describe(&up));
         assert!(down.status.success(), "{}", describe(&down));
@@ -427,7 +429,7 @@ fn two_stacks_with_the_same_subnet_run_side_by_side_and_down_all_ends_both() {
 #[test]
 fn restarting_the_app_keeps_address_rules_links_and_the_sidecar() {
     for lab in [Lab::new(), Lab::forwarding()] {
-        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         let before = lab.status("customerA");
         let (links, rules) = (network(&lab, &before), handles(&lab, &before));
         for (times, args) in [
@@ -464,7 +466,7 @@ fn restarting_the_sidecar_keeps_the_app_and_connections_live_on() {
         (Lab::forwarding(), "10.99.0.1:5000"),
         (Lab::forwarding(), "client"),
     ] {
-        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
         let before = lab.status("customerA");
         let links = network(&lab, &before);
         if address == "client" {
@@ -510,7 +512,7 @@ fn restarting_the_sidecar_keeps_the_app_and_connections_live_on() {
 #[test]
 fn no_request_is_refused_or_lost_while_the_sidecar_is_started_again() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     // New connections all the while; the first failure ends the loop, and 200 are enough to span ten restarts.
     let script = format!(
         "n=0; while [ -e {0}/go ]; do curl -sS --max-time 10 -o /dev/null http://{LAB}:5000/ || exit 1; n=$((n+1)); done; echo $n",
@@ -534,7 +536,7 @@ fn no_request_is_refused_or_lost_while_the_sidecar_is_started_again() {
 #[test]
 fn restarting_the_relay_keeps_the_port_and_the_other_parts() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let before = lab.status("customerA");
     lab.lrpns_ok(&["restart", "customerA", "relay"]);
     assert_eq!(lab.get(URL).unwrap(), "Hello world!");
@@ -551,7 +553,7 @@ fn restarting_the_relay_keeps_the_port_and_the_other_parts() {
 #[test]
 fn restarting_what_is_not_there_is_refused_and_the_parts_are_named() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = || {
         let mut status = lab.status("customerA");
         // `up`'s own connections are counted a moment later.
@@ -752,7 +754,7 @@ fn cycles_of_up_request_and_down_leave_no_trace_and_lose_no_request() {
                 + of(String::from_utf8(client.stdout).unwrap())
         };
         for cycle in 0..cycles / 2 + cycles % 2 {
-            lab.lrpns_ok(&["up", "-d"]);
+            lab.lrpns_ok(&["up", "-d", "--demo"]);
             let answer = if cycle % 2 == 0 {
                 lab.get(URL)
             } else {

@@ -283,7 +283,7 @@ fn the_builtin_app_answers_the_client_and_loopback_by_relay_and_by_dnat() {
         return;
     }
     for (lab, via) in [(Lab::new(), "relay"), (Lab::forwarding(), "dnat")] {
-        lab.lrpns_ok(&["up", "-d", "--set", "PROVIDER=lrpns"]);
+        lab.lrpns_ok(&["up", "-d", "--demo", "--set", "PROVIDER=lrpns"]);
         answers_everywhere(&lab, "customerA", via, "Hello lrpns!");
         lab.lrpns_ok(&["down"]);
         assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
@@ -1180,7 +1180,7 @@ def client(file):
 answers = 0
 apps = []
 for cycle in range(60):
-    run("{0}", "up", "-d")
+    run("{0}", "up", "-d", "--demo")
     answer = run("ip", "netns", "exec", "client", "curl", "-sS", "--max-time", "60", "http://{LAB}:5000/")
     answers += answer == "Hello world!"
     parts = json.loads(run("{0}", "status", "--json"))["parts"]

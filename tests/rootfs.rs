@@ -75,7 +75,7 @@ fn the_builtin_root_holds_one_program_and_mount_points() {
         return;
     }
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let paths = tree(&lab, &lab.status("customerA"), &["dev", "proc"]);
     assert_eq!(paths, ["dev", "proc", "tmp", "webapp"]);
 }

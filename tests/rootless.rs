@@ -17,7 +17,7 @@ fn a_life(user: &User<'_>) {
     let lab = user.lab;
     let links = lab.ok(&["ip", "-j", "link"]);
     let rules = lab.ok(&["nft", "-j", "list", "ruleset"]);
-    user.lrpns_ok(&["up", "-d", "--set", "PROVIDER=nobody"]);
+    user.lrpns_ok(&["up", "-d", "--demo", "--set", "PROVIDER=nobody"]);
     for answer in [
         lab.get("http://localhost:5000/"),
         lab.get(&format!("http://{LAB}:5000/")),
@@ -36,7 +36,7 @@ fn a_life(user: &User<'_>) {
         (&ps[0]["stack"], &ps[0]["state"]),
         (&json!("customerA"), &json!("up"))
     );
-    let again = user.lrpns(&["up", "-d", "--set", "PROVIDER=nobody"]);
+    let again = user.lrpns(&["up", "-d", "--demo", "--set", "PROVIDER=nobody"]);
     assert!(
         String::from_utf8_lossy(&again.stderr).contains("nothing was changed"),
         "{}",
@@ -195,7 +195,7 @@ fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
 
     // Somebody else's directory of that name is not used.
     std::fs::create_dir(&dir).unwrap();
-    let refused = user.lrpns(&["up", "-d"]);
+    let refused = user.lrpns(&["up", "-d", "--demo"]);
     std::fs::remove_dir(&dir).unwrap();
     assert_eq!(refused.status.code(), Some(125), "{}", describe(&refused));
     let said = String::from_utf8_lossy(&refused.stderr);
@@ -212,7 +212,7 @@ fn every_part_of_an_ordinary_users_stack_is_confined() {
     if !user.may() {
         return;
     }
-    user.lrpns_ok(&["up", "-d"]);
+    user.lrpns_ok(&["up", "-d", "--demo"]);
     look::assert_confined(&lab, &user.status("customerA"), 4321..4322);
     user.lrpns_ok(&["down"]);
     user.up(&look::telling("web", "t", "0.0.0.0:5000:5000", ""));
@@ -349,7 +349,7 @@ fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
     if !user.may() {
         return;
     }
-    user.lrpns_ok(&["up", "-d"]);
+    user.lrpns_ok(&["up", "-d", "--demo"]);
     let supervisor = user.status("customerA")["supervisor"].to_string();
     lab.ok(&["kill", "-KILL", &supervisor]);
     look::eventually("processes of the user", &Vec::<String>::new(), || {
@@ -359,7 +359,7 @@ fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
     user.lrpns_ok(&["down"]);
     let left = lab.ok(&["find", user.runtime.as_deref().unwrap(), "-mindepth", "1"]);
     assert_eq!(left, "");
-    user.lrpns_ok(&["up", "-d"]);
+    user.lrpns_ok(&["up", "-d", "--demo"]);
     assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
 }
 
@@ -604,7 +604,7 @@ fn an_ordinary_users_stack_stands_its_audit_before_its_gate_opens() {
     if !user.may() {
         return;
     }
-    let said = describe(&user.lrpns(&["up", "--gate", "-d"]));
+    let said = describe(&user.lrpns(&["up", "--gate", "-d", "--demo"]));
     let answer = lab.client_get(&format!("http://{LAB}:5000/"));
     assert_eq!(answer.as_deref(), Ok("Hello world!"), "{said}");
     assert_eq!(user.status("customerA")["gated"], false);

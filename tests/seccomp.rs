@@ -392,7 +392,7 @@ done"#;
 #[test]
 fn all_parts_are_filtered_and_say_so() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     // sidecar, relay, the app's pid 1, the app
     assert_eq!(every_process_is_filtered(&lab), 4);
     let status = lab.status("customerA");

@@ -120,7 +120,15 @@ fn a_unit_that_takes_openat2_away_is_told_which_line_does_it() {
         return support::skip("python3", "there is no python3");
     }
     let lab = Lab::new();
-    let up = lab.run(&["python3", "-c", WITHOUT_OPENAT2, lrpns(), "up", "-d"]);
+    let up = lab.run(&[
+        "python3",
+        "-c",
+        WITHOUT_OPENAT2,
+        lrpns(),
+        "up",
+        "-d",
+        "--demo",
+    ]);
     assert_eq!(up.status.code(), Some(125), "{}", describe(&up));
     let said = describe(&up);
     assert!(said.contains("RestrictSUIDSGID"), "{said}");

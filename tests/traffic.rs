@@ -537,7 +537,7 @@ fn a_supervisor_that_is_stopped_stops_no_connection_and_what_it_missed_is_told()
         return;
     }
     let lab = Lab::forwarding();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = lab.status("customerA");
     let supervisor = status["supervisor"].to_string();
     lab.ok(&["kill", "-STOP", &supervisor]);

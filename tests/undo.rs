@@ -352,7 +352,7 @@ fn a_busy_port_is_refused_before_anything_is_made() {
 #[test]
 fn a_port_of_another_stack_is_refused_and_the_stack_named() {
     let lab = Lab::new();
-    lab.lrpns_ok(&["up", "-d"]);
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
     let file = lab.write("lrpns.toml", &text("172.19.0.0/24", WEBAPP));
     let before = lab.traces();
     let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);

@@ -7,7 +7,7 @@ use support::lab::{LAB, Lab, describe};
 #[test]
 fn up_detached_returns_when_the_published_port_answers() {
     let lab = Lab::new();
-    let up = lab.lrpns(&["up", "-d"]);
+    let up = lab.lrpns(&["up", "-d", "--demo"]);
     assert!(up.status.success(), "{}", describe(&up));
     assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
     assert_eq!(
@@ -16,4 +16,74 @@ fn up_detached_returns_when_the_published_port_answers() {
     );
     lab.lrpns_ok(&["down"]);
     assert!(lab.get("http://localhost:5000/").is_err());
+}
+
+/// Who listens on port 5000, as the kernel has it.
+fn listening(lab: &Lab) -> Vec<String> {
+    let said = lab.ok(&["ss", "-Hltn", "sport", "=", ":5000"]);
+    let column = |line: &str| line.split_whitespace().nth(3).map(str::to_owned);
+    said.lines().filter_map(column).collect()
+}
+
+#[test]
+fn the_demo_is_open_to_the_network_only_when_asked_and_says_where_first() {
+    let lab = Lab::forwarding();
+    for detach in [&["up", "-d"][..], &["up", "-d", "--set", "PROVIDER=world"]] {
+        let up = lab.lrpns(detach);
+        assert!(up.status.success(), "{}", describe(&up));
+        let said = String::from_utf8_lossy(&up.stderr).into_owned();
+        let first = said.lines().next().unwrap();
+        assert!(
+            first.contains("demo") && first.contains("127.0.0.1:5000"),
+            "{said}"
+        );
+        assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
+        assert!(lab.client_get(&format!("http://{LAB}:5000/")).is_err());
+        assert_eq!(listening(&lab), ["127.0.0.1:5000"]);
+        // What was brought up is what `apply` and `plan` mean here.
+        let same = lab.lrpns(&["apply"]);
+        let said = describe(&same);
+        assert!(
+            same.status.success() && said.contains("nothing was changed"),
+            "{said}"
+        );
+        lab.lrpns_ok(&["down"]);
+    }
+    let up = lab.lrpns(&["up", "-d", "--demo"]);
+    let said = String::from_utf8_lossy(&up.stderr).into_owned();
+    assert!(
+        said.lines().next().unwrap().contains("0.0.0.0:5000"),
+        "{said}"
+    );
+    assert!(lab.client_get(&format!("http://{LAB}:5000/")).is_ok());
+    let same = lab.lrpns(&["apply"]);
+    let said = describe(&same);
+    assert!(
+        same.status.success() && said.contains("nothing was changed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_stack_that_is_named_and_has_no_file_is_never_the_demo() {
+    let lab = Lab::new();
+    let before = lab.traces();
+    for args in [
+        &["up", "customerA", "-d"][..],
+        &["up", "customerA"],
+        &["up", "-d", "shop"],
+        &["plan", "customerA"],
+        &["up", "shop", "--demo"],
+        &["up", "--demo", "-f", "x.toml"],
+    ] {
+        let output = lab.lrpns(args);
+        let said = describe(&output);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(
+            said.contains("hint:") || said.contains("Usage"),
+            "{args:?}: {said}"
+        );
+        assert!(!said.contains("is up"), "{args:?}: {said}");
+    }
+    support::lab::assert_unchanged(&before, &lab.traces());
 }

@@ -27,10 +27,11 @@ use clap::CommandFactory;
 
 use crate::cli::{AuditFormat, Cli, Command, Source};
 use crate::commands::failure::Failure;
-use crate::config::{self, Config, Protocol, Vars};
+use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
 use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::host::Host;
 use crate::names::StackName;
+use crate::plan::Plan;
 use crate::state::{Liveness, StateRoot};
 
 /// Does what the command line says.
@@ -49,7 +50,11 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 strict_limits,
                 gate,
             };
-            up::up(configuration(&source)?, detach, wishes)
+            let config = configuration(&source, Named::No)?;
+            if let Some(line) = up::demo(&config) {
+                eprintln!("{line}");
+            }
+            up::up(config, detach, wishes)
         }
         Command::Run {
             tty,
@@ -205,18 +210,58 @@ fn print_json(document: &impl serde::Serialize) -> Result<(), Failure> {
     print(&(text + "\n"))
 }
 
-/// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
-/// example.
-fn configuration(source: &Source) -> Result<Config, Failure> {
-    configuration_or(source, |_| Ok(None))
+/// For which names the built-in example stands in where there is no file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    /// For none: a STACK that is named is one of the user's, and a file that is missing is a mistake.
+    No,
+    /// For its own too, which may be that of a stack that runs.
+    Too,
 }
 
-/// The same, but that `instead` is asked before the built-in example for the file of the stack of this name.
+/// What stands in for a file that isn't there.
+enum Instead {
+    /// The file that the running stack was made from.
+    File(PathBuf),
+    /// The built-in example.
+    Builtin(Demo),
+}
+
+impl Instead {
+    /// What a running stack was made from.
+    fn of(running: &Plan) -> Self {
+        match (&running.config, running.origins.get("app.publish")) {
+            (Some(file), _) => Self::File(file.clone()),
+            (None, Some(Origin::Builtin)) => Self::Builtin(Demo::Everywhere),
+            (None, _) => Self::Builtin(Demo::Loopback),
+        }
+    }
+}
+
+/// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
+/// example.
+fn configuration(source: &Source, named: Named) -> Result<Config, Failure> {
+    configuration_or(source, named, |_| Ok(Instead::Builtin(Demo::Loopback)))
+}
+
+/// The same, but that `instead` is asked what stands in for a file that isn't there.
 fn configuration_or(
     source: &Source,
-    instead: impl FnOnce(&StackName) -> Result<Option<PathBuf>, Failure>,
+    named: Named,
+    instead: impl FnOnce(&StackName) -> Result<Instead, Failure>,
 ) -> Result<Config, Failure> {
     let vars = Vars::from_process(&source.set, source.env_file.as_deref())?;
+    if source.demo {
+        let config = config::builtin(&vars, Demo::Everywhere)?;
+        return match &source.stack {
+            Some(stack) if *stack != config.name => Err(Failure::usage(format!(
+                "--demo is the stack {}, not {stack}",
+                config.name
+            ))
+            .hint("--demo alone is enough")),
+            _ => Ok(config),
+        };
+    }
     if let Some(file) = &source.file {
         let config = config::load(file, &vars)?;
         return match &source.stack {
@@ -244,28 +289,38 @@ fn configuration_or(
             return Ok(config::load(&installed, &vars)?);
         }
     }
-    let builtin = config::builtin(&vars)?;
+    let builtin = config::builtin(&vars, Demo::Loopback)?;
     let stack = source.stack.as_ref().unwrap_or(&builtin.name);
-    if let Some(file) = instead(stack)? {
-        let config = config::load(&file, &vars)?;
-        if config.name != *stack {
-            return Err(Failure::usage(format!(
-                "{}, which {stack} was made from, is for the stack {} now",
-                file.display(),
-                config.name
-            )));
+    match instead(stack)? {
+        Instead::File(file) => {
+            let config = config::load(&file, &vars)?;
+            if config.name != *stack {
+                return Err(Failure::usage(format!(
+                    "{}, which {stack} was made from, is for the stack {} now",
+                    file.display(),
+                    config.name
+                )));
+            }
+            return Ok(config);
         }
-        return Ok(config);
+        Instead::Builtin(Demo::Everywhere) => {
+            return Ok(config::builtin(&vars, Demo::Everywhere)?);
+        }
+        Instead::Builtin(Demo::Loopback) => {}
     }
     match &source.stack {
-        Some(stack) if *stack != builtin.name => {
-            let other = passed_over.map_or(String::new(), |name| {
-                format!(", and ./lrpns.toml is for {name}")
-            });
-            Err(Failure::usage(format!(
-                "there is no configuration for {stack}: /etc/lrpns/{stack}.toml does not exist{other}"
-            ))
-            .hint(format!("lrpns init -o {stack}.toml writes one to begin with")))
+        Some(stack) if *stack != builtin.name || named == Named::No => {
+            let here = match passed_over {
+                Some(name) => format!("./lrpns.toml is for {name}"),
+                None => "there is no ./lrpns.toml".to_owned(),
+            };
+            let failure = Failure::usage(format!(
+                "there is no configuration for {stack}: {here}, and /etc/lrpns/{stack}.toml does not exist"
+            ));
+            Err(match *stack == builtin.name {
+                true => failure.hint("the built-in example of that name is started by `lrpns up` without a name, and by `lrpns up --demo`"),
+                false => failure.hint(format!("-f FILE names another file; lrpns init -o {stack}.toml writes one to begin with")),
+            })
         }
         _ => Ok(builtin),
     }
@@ -279,10 +334,11 @@ fn target_name(stack: Option<StackName>, file: Option<&Path>) -> Result<StackNam
             let source = Source {
                 stack,
                 file: file.map(Path::to_owned),
+                demo: false,
                 set: vec![],
                 env_file: None,
             };
-            configuration(&source).map(|config| config.name)
+            configuration(&source, Named::Too).map(|config| config.name)
         }
     }
 }

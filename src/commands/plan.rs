@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use super::{configuration, print, print_json};
+use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
 use crate::config::{Limits, Origin, Rootfs, Source as Seen};
@@ -18,7 +18,7 @@ use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
-    let config = configuration(source)?;
+    let config = configuration(source, Named::No)?;
     let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
     if json {
         print_json(&plan)?;

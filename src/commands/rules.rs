@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use nftables::schema::Nftables;
 use serde::Serialize;
 
-use super::{configuration, print, print_json, target_name};
+use super::{Named, configuration, print, print_json, target_name};
 use crate::audit::target::{Target, tables};
 use crate::cli::{RulesFormat, Source};
 use crate::commands::failure::Failure;
@@ -30,7 +30,7 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
     let plan = match running {
         Some(plan) => plan,
         None => {
-            let config = configuration(source)?;
+            let config = configuration(source, Named::Too)?;
             resolve::plan(&config, &Host::look(&config.name)?)?
         }
     };

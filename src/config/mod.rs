@@ -75,13 +75,32 @@ pub fn parse(source_name: &Path, text: &str, vars: &Vars) -> Result<Config, Conf
     reader::read(source, vars, reader::Kind::File)
 }
 
+/// Where the built-in example is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demo {
+    /// On 127.0.0.1: nobody has asked for more, and a port that the network reaches is never opened unasked.
+    Loopback,
+    /// On 0.0.0.0, as the example says and its original did.
+    Everywhere,
+}
+
 /// The built-in example. Here the environment's plain `PROVIDER` counts too, after every other source.
 ///
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong with the variables.
-pub fn builtin(vars: &Vars) -> Result<Config, ConfigErrors> {
+pub fn builtin(vars: &Vars, demo: Demo) -> Result<Config, ConfigErrors> {
     let source = errors::Source::new(Path::new(BUILTIN_PATH), EXAMPLE);
-    reader::read(source, vars, reader::Kind::Builtin)
+    let mut config = reader::read(source, vars, reader::Kind::Builtin)?;
+    if demo == Demo::Loopback {
+        for publish in config.apps.iter_mut().flat_map(|app| &mut app.publish) {
+            publish.address = Ipv4Addr::LOCALHOST.into();
+        }
+        let how = "the built-in example on loopback, --demo publishes it on 0.0.0.0".to_owned();
+        config
+            .origins
+            .insert("app.publish".to_owned(), Origin::Chosen { how });
+    }
+    Ok(config)
 }
 
 /// Reads a whole file of text, of at most so many bytes.

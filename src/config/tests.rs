@@ -58,7 +58,7 @@ fn app(line: &str) -> String {
 
 #[test]
 fn the_built_in_example_is_the_original_set_up() {
-    let config = builtin(&no_vars()).unwrap();
+    let config = builtin(&no_vars(), Demo::Everywhere).unwrap();
     let env = [("PORT", "5000"), ("PROVIDER", "world")];
     let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let expected = Config {
@@ -113,7 +113,7 @@ fn the_built_in_example_is_the_original_set_up() {
 fn the_example_file_is_the_built_in_example() {
     let file = parse(Path::new("/tmp/lrpns.toml"), EXAMPLE, &no_vars()).unwrap();
     assert_eq!(file.path.as_deref(), Some(Path::new("/tmp/lrpns.toml")));
-    let builtin = builtin(&no_vars()).unwrap();
+    let builtin = builtin(&no_vars(), Demo::Everywhere).unwrap();
     let keys = |config: &Config| config.origins.keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&file), keys(&builtin));
     let stripped = Config {
@@ -130,7 +130,7 @@ fn the_provider_of_the_example_comes_from_set_then_environment_then_env_file_the
     let mut vars = with_env(&[("PROVIDER", "plain")]);
     let mut seen = vec![];
     let mut look = |vars: &Vars| {
-        let config = builtin(vars).unwrap();
+        let config = builtin(vars, Demo::Everywhere).unwrap();
         seen.push((
             config.apps[0].env["PROVIDER"].clone(),
             config.origins["app.env.PROVIDER"].clone(),
@@ -327,7 +327,7 @@ fn an_unset_variable_is_never_empty() {
 #[test]
 fn a_set_that_nothing_uses_is_an_error() {
     let vars = with_set(&[("PROVIDR", "x"), ("PROVIDER", "y")]);
-    let errors = builtin(&vars).unwrap_err();
+    let errors = builtin(&vars, Demo::Everywhere).unwrap_err();
     assert_eq!(errors.problems().len(), 1);
     let text = errors.to_string();
     for words in [

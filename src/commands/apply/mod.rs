@@ -27,7 +27,8 @@ use crate::cli::Source;
 use crate::commands::failure::{Failure, interrupted_by};
 use crate::commands::interrupt::{Heard, Interrupts, tell};
 use crate::commands::{
-    answered_something_else, configuration_or, ended, print, print_json, reply, status_of,
+    Instead, Named, answered_something_else, configuration_or, ended, print, print_json, reply,
+    status_of,
 };
 use crate::config::Protocol;
 use crate::confine::privileges;
@@ -60,7 +61,9 @@ pub struct Options {
 /// Brings a running stack to what the configuration says.
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     // Where nothing else is said, what it was made from: the built-in example would be a great change to it.
-    let config = configuration_or(source, |stack| Ok(status_of(stack)?.plan.config))?;
+    let config = configuration_or(source, Named::Too, |stack| {
+        Ok(Instead::of(&status_of(stack)?.plan))
+    })?;
     let stack = &config.name;
     let status = status_of(stack)?;
     let running = status.plan;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
-use crate::config::Config;
+use crate::config::{Config, Origin};
 use crate::control::{Client, Reply, Request, Status, is_gone};
 use crate::host::Host;
 use crate::log::LogLine;
@@ -39,6 +40,30 @@ pub struct Wishes {
     pub strict_limits: bool,
     /// `--gate`.
     pub gate: bool,
+}
+
+/// What is said first of all where nobody has named a file, so that it is known what runs, and who may reach it.
+pub fn demo(config: &Config) -> Option<String> {
+    if config.path.is_some() {
+        return None;
+    }
+    let published = config.apps.iter().flat_map(|app| &app.publish);
+    let published: Vec<String> = published
+        .map(|publish| SocketAddr::new(publish.address, publish.host_port).to_string())
+        .collect();
+    let why = match config.origins.get("app.publish") {
+        Some(Origin::Builtin) => "",
+        _ => "there is no lrpns.toml here: ",
+    };
+    Some(format!(
+        "{why}this is the built-in demo, {}, on {}{}",
+        config.name,
+        published.join(", "),
+        match why {
+            "" => "",
+            _ => "; --demo publishes it on 0.0.0.0, lrpns init writes its file",
+        }
+    ))
 }
 
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
