@@ -542,3 +542,107 @@ fn no_part_has_the_keys_of_who_started_it() {
         assert!(!keys.contains(&key), "{name}:\n{keys}");
     }
 }
+
+/// How long a process has used a processor, in ticks of 10 ms, by `/proc/PID/stat` (proc_pid_stat(5)).
+fn ticks(lab: &Lab, pid: i64) -> u64 {
+    let stat = lab.proc(pid, "stat");
+    let after = stat.rsplit(") ").next().unwrap().split(' ').skip(11);
+    after.take(2).map(|n| n.parse::<u64>().unwrap()).sum()
+}
+
+/// The lines of a log that say that something was left out.
+fn left_out(lab: &Lab) -> Vec<String> {
+    let log = lab.lrpns_ok(&["logs", "web", "--part", "app"]);
+    let said = log.lines().filter(|line| line.contains("| left out "));
+    said.map(str::to_owned).collect()
+}
+
+/// Brings up an app that writes without end, and gives back how much of a processor its supervisor takes.
+fn share_of_the_supervisor(lab: &Lab, writes: &str) -> f64 {
+    let code = format!("import os, time\nwhile True:\n    {writes}");
+    let file = waiting("").replace(
+        &look::toml_list(&["/bin/sleep", "infinity"]),
+        &look::toml_list(&[PYTHON, "-c", &code]),
+    );
+    look::up(lab, &file);
+    let supervisor = lab.status("web")["supervisor"].as_i64().unwrap();
+    support::lab::until("something is left out", || {
+        let notes = part(&lab.status("web"), "app")["notes"].to_string();
+        notes.contains("are left out of its log").then_some(())
+    });
+    // Reading the log costs as well: not meanwhile.
+    let (begun, before) = (std::time::Instant::now(), ticks(lab, supervisor));
+    lab.ok(&["sleep", "2"]);
+    let used = ticks(lab, supervisor) - before;
+    used as f64 / 100.0 / begun.elapsed().as_secs_f64()
+}
+
+#[test]
+fn a_flood_of_lines_costs_the_supervisor_little_and_what_is_left_out_is_said() {
+    if !look::machine() {
+        return;
+    }
+    for writes in [
+        // A few thousandths of a processor.
+        "os.write(1, b'\\n' * 65536); time.sleep(.01)",
+        "os.write(2, b'short\\n' * 10000)",
+    ] {
+        let lab = Lab::new();
+        let share = share_of_the_supervisor(&lab, writes);
+        // A debug build makes ten thousand lines in a sixth of a second.
+        assert!(share < 0.5, "{writes}: {share} of a processor");
+        let said = left_out(&lab);
+        assert!(
+            said.iter().all(|line| line.contains("a second")),
+            "{said:?}"
+        );
+        // Neither is anybody else kept waiting, nor does the flood go on being told of in one.
+        assert!(said.len() < 100, "{said:?}");
+        lab.lrpns_ok(&["down", "web"]);
+    }
+}
+
+#[test]
+fn a_stack_answers_so_many_clients_at_a_time_and_always_the_one_who_wants_its_end() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(&lab, &waiting(""));
+    let follow = || lab.spawn_lrpns(&["logs", "web", "-f"]);
+    let followers: Vec<_> = (0..32).map(|_| follow()).collect();
+    let (code, said) = support::lab::until("the last follower", || {
+        let mut more = follow();
+        let mut line = String::new();
+        let said = std::io::BufReader::new(more.stderr.take().unwrap());
+        // One that is let in is ended again.
+        let refused = std::thread::scope(|scope| {
+            let reads = scope.spawn(|| {
+                std::io::BufRead::read_line(&mut { said }, &mut line).unwrap();
+                line
+            });
+            let begun = std::time::Instant::now();
+            while !reads.is_finished() && begun.elapsed().as_millis() < 500 {
+                std::thread::yield_now();
+            }
+            if !reads.is_finished() {
+                more.kill().unwrap();
+            }
+            reads.join().unwrap()
+        });
+        let code = more.wait().unwrap().code();
+        (!refused.is_empty()).then_some((code, refused))
+    });
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("32 clients follow this log already"),
+        "{said}"
+    );
+    // And those who say nothing, more than are heard at once.
+    let silent = "import glob, os, socket, sys\nall = []\nfor _ in range(79 - 32):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('/run/lrpns/web/control.sock')\n    all.append(s)\nprint('ready', flush=True)\nsys.stdin.read()";
+    let _silent = lab.start(&[PYTHON, "-c", silent]);
+    lab.lrpns_ok(&["down", "web"]);
+    for mut follower in followers {
+        follower.wait().unwrap();
+    }
+}

@@ -5,6 +5,7 @@
 //! reach a terminal as anything but text.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod screen;
 pub mod streams;
 
@@ -474,6 +475,8 @@ pub struct Piece {
 #[derive(Debug, Default)]
 pub struct LineSplitter {
     held: Vec<u8>,
+    /// The line that is under way is left out.
+    leaving_out: bool,
 }
 
 impl LineSplitter {
@@ -483,8 +486,27 @@ impl LineSplitter {
         Self::default()
     }
 
+    /// Takes a chunk and makes no lines of it: neither of what it completes nor of what it begins. How many lines that
+    /// are; one that was counted when an earlier chunk began it is not counted again.
+    pub fn leave_out(&mut self, chunk: &[u8]) -> u64 {
+        if chunk.is_empty() {
+            return 0;
+        }
+        self.held.clear();
+        let ends = chunk.iter().filter(|b| **b == b'\n').count() as u64;
+        let counted = std::mem::replace(&mut self.leaving_out, !chunk.ends_with(b"\n"));
+        ends + u64::from(self.leaving_out) - u64::from(counted)
+    }
+
     /// Takes a chunk, and gives the lines that it completes to `line`.
     pub fn push(&mut self, mut chunk: &[u8], mut line: impl FnMut(Piece)) {
+        if self.leaving_out {
+            let Some(end) = chunk.iter().position(|&b| b == b'\n') else {
+                return;
+            };
+            chunk = &chunk[end + 1..];
+            self.leaving_out = false;
+        }
         while !chunk.is_empty() {
             let end = chunk.iter().position(|&b| b == b'\n');
             let take = end.unwrap_or(chunk.len()).min(HELD - self.held.len());
@@ -710,6 +732,22 @@ mod tests {
             let expected = ["one", "", "two", "th\rree", "vier\u{fc}nf\u{1f980}"].map(whole);
             assert_eq!(split(bytes, step), expected, "chunks of {step}");
         }
+    }
+
+    #[test]
+    fn lines_that_are_left_out_are_left_out_whole_and_counted_once() {
+        let mut splitter = LineSplitter::new();
+        let mut pieces = vec![];
+        splitter.push(b"one\ntw", |piece| pieces.push(piece));
+        assert_eq!(splitter.leave_out(b"o\nthree\nfo"), 3);
+        assert_eq!(splitter.leave_out(b"u"), 0);
+        assert_eq!(splitter.leave_out(b""), 0);
+        splitter.push(b"r", |piece| pieces.push(piece));
+        splitter.push(b"\nfive\n", |piece| pieces.push(piece));
+        assert_eq!(splitter.leave_out(b"six\n"), 1);
+        splitter.push(b"seven", |piece| pieces.push(piece));
+        splitter.finish(|piece| pieces.push(piece));
+        assert_eq!(pieces, ["one", "five", "seven"].map(whole));
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl Said {
         self.fd.async_io(Interest::READABLE, read).await
     }
 
+    /// Whether somebody is handed every byte of it: then nobody else decides how fast it is read.
+    #[must_use]
+    pub fn has_user(&self) -> bool {
+        self.to.is_some()
+    }
+
     /// Hands bytes on to the user, if there is one; returns when all are written.
     ///
     /// # Errors

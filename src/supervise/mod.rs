@@ -16,8 +16,8 @@ mod apply;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use jiff::Timestamp;
@@ -25,7 +25,7 @@ use nftables::schema::Nftables;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{Restart, TrafficLog};
@@ -35,8 +35,9 @@ use crate::confine::seccomp;
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
+use crate::log::budget::{Bucket, Budget, LeftOut};
 use crate::log::streams::{self, Attached, Said, Streams};
-use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Reader, Stream, TrafficBuf};
+use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, TrafficBuf};
 use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
@@ -67,6 +68,21 @@ const LOG_BYTES: usize = 4 << 20;
 const TRAFFIC_BYTES: usize = 4 << 20;
 /// How many messages of the sidecar's may wait for the loop.
 const TRAFFIC_WAITING: usize = 2;
+/// How many messages of the sidecar's are read each second, and…
+const TRAFFIC_MESSAGES: u64 = 1_000;
+/// …how many bytes: of about 40,000 connections. The rest waits, and the sidecar counts what it can't say meanwhile.
+const TRAFFIC_BYTES_A_SECOND: u64 = 4 << 20;
+/// How many lines are made of the traffic log each second for those who follow it, and how many at once.
+const TRAFFIC_LINES: u64 = 2_000;
+const TRAFFIC_LINES_AT_ONCE: u64 = 20_000;
+/// How many clients of the control socket are answered at the same time: each costs a descriptor…
+const CLIENTS: usize = 64;
+/// …and how many more are heard, who are refused unless they want the end.
+const MORE_CLIENTS: usize = 16;
+/// How many of them may follow the log.
+const FOLLOWERS: usize = 32;
+/// How long a client may take to say what it wants.
+const ASKS_WITHIN: Duration = Duration::from_secs(10);
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
 /// How many lines of the log a client is given at once.
@@ -241,6 +257,10 @@ struct Journal {
     traffic: TrafficBuf,
     tee: Tee,
     followers: Vec<Follower>,
+    /// How many lines may be made of the traffic log for those.
+    traffic_lines: Bucket,
+    /// How many were not.
+    traffic_left_out: u64,
 }
 
 /// A client that reads the log as it grows.
@@ -271,12 +291,15 @@ pub struct Supervisor {
     sender: mpsc::UnboundedSender<Event>,
     lines: mpsc::Receiver<LogLine>,
     lines_in: mpsc::Sender<LogLine>,
+    budgets: Budgets,
     traffic: mpsc::Receiver<Traffic>,
     sums: traffic::Sums,
     traffic_in: mpsc::Sender<Traffic>,
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
     journal: Journal,
+    /// Who follows the log.
+    following: Vec<mpsc::WeakSender<Answer>>,
     /// Who asked for the end; answered by the end of this process.
     waiting_for_the_end: Vec<Client>,
     since: Timestamp,
@@ -305,19 +328,22 @@ pub async fn run(
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
+    let budgets = Budgets::default();
     let user = tee.user();
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],
+        traffic_lines: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
+        traffic_left_out: 0,
     };
     let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
     let mut waiting_for_the_end = vec![];
     let mut early = VecDeque::new();
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-        let streams = |app: usize| hear(&lines_in, &names[app], user.as_ref());
+        let streams = |app: usize| hear(&lines_in, &budgets, &names[app], user.as_ref());
         let bring_up = Stack::bring_up(
             plan,
             cgroups,
@@ -385,11 +411,13 @@ pub async fn run(
         sender,
         lines,
         lines_in,
+        budgets,
         traffic,
         sums: traffic::Sums::default(),
         traffic_in,
         launching: JoinSet::new(),
         journal,
+        following: vec![],
         waiting_for_the_end,
         since: Timestamp::now(),
     };
@@ -626,18 +654,19 @@ impl Supervisor {
         let old = part.process.take();
         let user = self.journal.tee.user();
         while self.launching.try_join_next().is_some() {}
-        let (ground, sender, lines) = (
+        let (ground, sender, lines, budgets) = (
             Arc::clone(&self.ground),
             self.sender.clone(),
             self.lines_in.clone(),
+            Arc::clone(&self.budgets),
         );
         let (give_up, given_up) = oneshot::channel();
         let starting = self.launching.spawn(async move {
             if let Some(process) = old {
                 process.end(matches!(id, PartId::App(_))).await;
             }
-            let streams =
-                |app: usize| hear(&lines, ground.plan.apps[app].name.as_str(), user.as_ref());
+            let name = |app: usize| ground.plan.apps[app].name.as_str();
+            let streams = |app: usize| hear(&lines, &budgets, name(app), user.as_ref());
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,
@@ -793,6 +822,16 @@ impl Supervisor {
                     .filter(|part| *part != TrafficBuf::PART);
                 if let Some(Err(reply)) = part.map(|part| self.find(part)) {
                     return tell(&client, *reply);
+                }
+                self.following
+                    .retain(|client| client.upgrade().is_some_and(|client| !client.is_closed()));
+                if follow && self.following.len() >= FOLLOWERS {
+                    let why = format!("{FOLLOWERS} clients follow this log already");
+                    let hint = "end one of them; without -f it can be read by any number";
+                    return tell(&client, refused(why, Some(hint.to_owned())));
+                }
+                if follow {
+                    self.following.push(client.downgrade());
                 }
                 let journal = &self.journal;
                 let reader = Reader::new(filter, &journal.kept, &journal.traffic, follow);
@@ -1106,6 +1145,16 @@ impl Supervisor {
 
     fn notes(&self, part: &Part) -> Vec<String> {
         let mut notes = part.notes.clone();
+        let budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(budget) = budgets.get(self.ground.name(part.id)) {
+            let budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
+            let LeftOut { lines, bytes } = budget.total();
+            if bytes > 0 {
+                notes.push(format!(
+                    "{lines} lines, {bytes} bytes are left out of its log: it wrote too many a second"
+                ));
+            }
+        }
         let leaving = self
             .leaving
             .iter()
@@ -1236,7 +1285,21 @@ impl Journal {
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
         let shown = matches!(self.tee, Tee::Lines(_));
         if followed || shown {
-            for record in traffic::wire::records(records) {
+            let all = traffic::wire::records(records).count() as u64;
+            let shown = self.traffic_lines.take(all, Instant::now());
+            self.traffic_left_out += all - shown;
+            if shown > 0 && self.traffic_left_out > 0 {
+                let left_out = std::mem::take(&mut self.traffic_left_out);
+                let text = format!(
+                    "{left_out} are left out here: more than {TRAFFIC_LINES} a second; `lrpns logs --part traffic` has the last ones"
+                );
+                let line = event_line(TrafficBuf::PART.to_owned(), text);
+                self.tee.line(&line);
+                self.followers
+                    .retain_mut(|follower| follower.hand_on(&line));
+            }
+            let shown = usize::try_from(shown).unwrap_or(usize::MAX);
+            for record in traffic::wire::records(records).take(shown) {
                 let line = self.traffic.line(&record);
                 self.tee.line(&line);
                 self.followers
@@ -1413,7 +1476,16 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
     };
     tokio::spawn(async move {
         let mut buffer = vec![0; traffic::wire::LARGEST];
+        let now = Instant::now();
+        let mut messages = Bucket::new(TRAFFIC_MESSAGES, TRAFFIC_MESSAGES, now);
+        let mut bytes = Bucket::new(TRAFFIC_BYTES_A_SECOND, TRAFFIC_BYTES_A_SECOND, now);
         loop {
+            // Meanwhile the sidecar counts what it can't say.
+            let spent = messages.until_one(Instant::now());
+            let spent = spent.max(bytes.until_one(Instant::now()));
+            if !spent.is_zero() {
+                tokio::time::sleep(spent).await;
+            }
             let receive = |socket: &OwnedFd| {
                 let flags = rustix::net::RecvFlags::empty();
                 let (got, _) = rustix::net::recv(socket, &mut buffer[..], flags)?;
@@ -1426,6 +1498,8 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
                 Ok(got @ 1..) => got,
                 _ => return,
             };
+            messages.take(1, Instant::now());
+            bytes.take(got as u64, Instant::now());
             let told = match traffic::wire::read(&buffer[..got]) {
                 Some((totals, records)) => Traffic::Told {
                     totals,
@@ -1441,9 +1515,13 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
     });
 }
 
+/// The budgets of those who write to the log, by the part's name: a part that is started again goes on with its own.
+type Budgets = Arc<Mutex<BTreeMap<String, Arc<Mutex<Budget>>>>>;
+
 /// Makes an app's streams, and hears what it writes: as lines, and as bytes for the user if there is one.
 fn hear(
     lines: &mpsc::Sender<LogLine>,
+    budgets: &Budgets,
     part: &str,
     user: Option<&Arc<Attached>>,
 ) -> io::Result<Streams> {
@@ -1451,40 +1529,78 @@ fn hear(
         Some(user) => user.streams()?,
         None => streams::alone()?,
     };
+    let mut budgets = budgets.lock().unwrap_or_else(PoisonError::into_inner);
+    let budget = budgets
+        .entry(part.to_owned())
+        .or_insert_with(|| Arc::new(Mutex::new(Budget::new(Instant::now()))));
     for said in said {
-        tokio::spawn(pump(said, lines.clone(), part.to_owned()));
+        tokio::spawn(pump(
+            said,
+            lines.clone(),
+            Arc::clone(budget),
+            part.to_owned(),
+        ));
     }
     Ok(streams)
 }
 
-/// Turns what an app writes into lines. Reads no further than there is room for what it has read.
-async fn pump(said: Said, lines: mpsc::Sender<LogLine>, part: String) {
+/// Turns what an app writes into lines, as far as its budget allows. Reads no further than there is room for what it has
+/// read, and slowly once the budget is exceeded: unless a user is handed every byte, who then decides.
+async fn pump(said: Said, lines: mpsc::Sender<LogLine>, budget: Arc<Mutex<Budget>>, part: String) {
+    let budget = || budget.lock().unwrap_or_else(PoisonError::into_inner);
     let mut splitter = LineSplitter::new();
     let mut chunk = vec![0; 16 << 10];
     let mut more = true;
     while more {
+        let silent = budget().says_within(Instant::now());
         let mut pieces = vec![];
         // An error is an end as well: nothing more will come of this pipe.
-        let got = said.read(&mut chunk).await.unwrap_or(0);
+        let got = tokio::select! {
+            biased;
+            got = said.read(&mut chunk) => Some(got.unwrap_or(0)),
+            () = tokio::time::sleep(silent.unwrap_or_default()), if silent.is_some() => None,
+        };
         match got {
-            0 => splitter.finish(|piece| pieces.push(piece)),
-            got => splitter.push(&chunk[..got], |piece| pieces.push(piece)),
+            Some(0) => splitter.finish(|piece| pieces.push(piece)),
+            Some(got) => {
+                let within = budget().allows(&chunk[..got], Instant::now());
+                splitter.push(&chunk[..within], |piece| pieces.push(piece));
+                let bytes = (got - within) as u64;
+                let lines = splitter.leave_out(&chunk[within..got]);
+                budget().leave_out(LeftOut { lines, bytes });
+            }
+            None => {}
         }
         let time = Timestamp::now();
+        let line = |stream, piece: Piece| LogLine {
+            time,
+            part: part.clone(),
+            stream,
+            text: piece.text,
+            continues: piece.continues,
+            traffic: None,
+        };
         for piece in pieces {
-            let line = LogLine {
-                time,
-                part: part.clone(),
-                stream: said.stream,
-                text: piece.text,
-                continues: piece.continues,
-                traffic: None,
-            };
-            if lines.send(line).await.is_err() {
+            if lines.send(line(said.stream, piece)).await.is_err() {
                 return;
             }
         }
-        more = got > 0 && said.pass_on(&chunk[..got]).await.is_ok();
+        let left_out = budget().say(got == Some(0), Instant::now());
+        if let Some(text) = left_out {
+            let continues = false;
+            let piece = Piece { text, continues };
+            if lines.send(line(Stream::Event, piece)).await.is_err() {
+                return;
+            }
+        }
+        if let Some(got) = got {
+            more = got > 0 && said.pass_on(&chunk[..got]).await.is_ok();
+            let pause = budget().pause(Instant::now());
+            let pause = pause.filter(|_| more && !said.has_user());
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }
 
@@ -1518,16 +1634,22 @@ fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let own_uid = nix::unistd::geteuid().as_raw();
+    let heard = Arc::new(Semaphore::new(CLIENTS + MORE_CLIENTS));
+    let answered = Arc::new(Semaphore::new(CLIENTS));
     tokio::spawn(async move {
         // An error is one client's (ECONNABORTED) or passes (EMFILE) when a client ends.
-        loop {
+        while let Ok(turn) = Arc::clone(&heard).acquire_owned().await {
             let Ok((client, _)) = listener.accept().await else {
                 tokio::time::sleep(FIRST_PAUSE).await;
                 continue;
             };
             let uid = client.peer_cred().map(|cred| cred.uid());
             if uid.is_ok_and(|uid| uid == own_uid || uid == 0) {
-                tokio::spawn(converse(client, events.clone()));
+                let conversation = converse(client, Arc::clone(&answered), events.clone());
+                tokio::spawn(async move {
+                    conversation.await;
+                    drop(turn);
+                });
             }
         }
     });
@@ -1535,16 +1657,30 @@ fn serve(
 }
 
 /// One client: a request, then replies until either side ends.
-async fn converse(client: tokio::net::UnixStream, events: mpsc::UnboundedSender<Event>) {
+async fn converse(
+    client: tokio::net::UnixStream,
+    answered: Arc<Semaphore>,
+    events: mpsc::UnboundedSender<Event>,
+) {
     let Ok(Ok(mut channel)) = client
         .into_std()
         .map(|client| Channel::new(OwnedFd::from(client)))
     else {
         return;
     };
-    let Ok(Some((request, fds))) = channel.receive::<Request>().await else {
+    let asked = tokio::time::timeout(ASKS_WITHIN, channel.receive::<Request>());
+    let Ok(Ok(Some((request, fds)))) = asked.await else {
         return;
     };
+    let turn = answered.try_acquire();
+    if turn.is_err() && !matches!(request, Request::Down) {
+        let why = format!("{CLIENTS} other commands are being answered");
+        let hint =
+            "end some of them: `lrpns logs`, `lrpns restart` and `lrpns apply` may wait long";
+        let refused = refused(why, Some(hint.to_owned()));
+        let _ = tokio::time::timeout(ASKS_WITHIN, channel.send(&refused, &[])).await;
+        return;
+    }
     let request = match request {
         Request::Apply(apply) => {
             let _ = events.send(Event::Apply(apply, fds, channel));
