@@ -21,6 +21,12 @@ fn main() -> ExitCode {
         Some(role) if role == "probe" && lrpns::audit::agent::was_started_by_us() => {
             return lrpns::audit::agent::prober();
         }
+        Some(role)
+            if role == lrpns::audit::target::SCRATCH
+                && lrpns::commands::scratch::was_started_by_us() =>
+        {
+            return lrpns::commands::scratch::run(args);
+        }
         _ => {}
     }
     let matches = lrpns::cli::command().get_matches();

@@ -853,15 +853,50 @@ fn an_audit_that_is_interrupted_or_killed_leaves_no_scratch_stack() {
         ps.as_array().unwrap().len()
     };
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let mut audit = lab
-            .command(&[support::lab::lrpns(), "audit", "customerA"])
-            .process_group(0)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut audit = audit_of_its_own_group(&lab);
         support::lab::until("the scratch stack", || (stacks() == 2).then_some(()));
         killpg(Pid::from_raw(i32::try_from(audit.id()).unwrap()), signal).unwrap();
         audit.wait().unwrap();
         support::lab::until("its end", || (stacks() == 1).then_some(()));
     }
+    // At whatever moment: the time until the kill is the steps of a walk through a whole audit, and what must hold does not
+    // depend on where it lands.
+    for (step, all) in (0..24).flat_map(|step| [(step, false), (step, true)]) {
+        let mut audit = audit_of_its_own_group(&lab);
+        let wait = std::time::Duration::from_millis(step * 25);
+        rustix::event::poll(&mut [], Some(&wait.try_into().unwrap())).unwrap();
+        // nsenter(1) waits for the audit, or is not so far yet.
+        let mut killed = children(audit.id().cast_signed());
+        if all {
+            // With every process that it has started itself, first of all the one that brings the scratch stack up.
+            killed.extend(killed.clone().into_iter().flat_map(children));
+        }
+        killed.push(audit.id().cast_signed());
+        for pid in killed {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        audit.wait().unwrap();
+        support::lab::until("the end of all but the stack", || {
+            let gc = lab.lrpns(&["gc"]);
+            assert!(gc.status.success(), "{}", describe(&gc));
+            (stacks() == 1).then_some(())
+        });
+    }
+    lab.lrpns_ok(&["down", "--all"]);
+    support::lab::until("the last process", || {
+        (!lab.run(&["ps", "-C", "lrpns"]).status.success()).then_some(())
+    });
+}
+
+/// The children of a process.
+fn children(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().flat_map(str::parse).collect()
+}
+
+fn audit_of_its_own_group(lab: &Lab) -> std::process::Child {
+    let mut audit = lab.command(&[support::lab::lrpns(), "audit", "customerA"]);
+    let audit = audit.process_group(0).stdout(Stdio::null());
+    audit.stderr(Stdio::null()).spawn().unwrap()
 }

@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use ipnet::Ipv4Net;
@@ -28,7 +28,6 @@ use crate::names::StackName;
 use crate::part::cgroup::Controller;
 use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
 use crate::state::StateRoot;
-use crate::sys::process::{detach, null_standard_descriptors};
 use crate::text::harmless;
 
 /// More than that is told of no probe, in bytes.
@@ -173,7 +172,7 @@ pub fn run(
     let begun = Instant::now();
     let target = Target::find(state, stack)?;
     // It takes the longest, so it starts first.
-    let scratch = Scratch::start(&target.status.plan);
+    let scratch = Scratch::start(state, &target.status.plan);
     let mut findings = Findings::default();
     let plan = &target.status.plan;
     let abstract_name = format!("lrpns-audit-{}", std::process::id());
@@ -433,68 +432,79 @@ const SUBNETS: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 255, 248), 29),
 ];
 
+/// The word on our command line that makes a process the supervisor of a scratch stack ([`scratch_config`]).
+pub const SCRATCH: &str = "scratch";
+
+/// The configuration of a scratch stack: the built-in example without a published port.
+#[must_use]
+pub fn scratch_config(name: &StackName, subnet: &Ipv4Net) -> String {
+    format!(
+        "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nlisten = [5000]\n"
+    )
+}
+
 /// A stack of the built-in example without a published port, for the time of the audit.
+///
+/// Its supervisor holds a pidfd of the audit and ends with it: no process and no file has to outlive an audit that is
+/// interrupted or killed.
 pub struct Scratch {
     /// Its name.
     pub name: StackName,
-    /// `lrpns up -d`, while it runs.
+    /// Its control socket.
+    control: PathBuf,
+    /// The command that brings it up, while it runs.
     up: Option<Child>,
-    /// Its end is the sign to take the stack down, whatever becomes of this process.
-    here: OwnedFd,
-    /// Who does that.
-    keeper: OwnedFd,
 }
+
+/// How long the supervisor of a scratch stack may take to end.
+const SCRATCH_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Scratch {
     /// Starts one whose subnet is not `plan`'s: the same addresses in another stack are others, and its own app would
     /// answer for theirs.
-    fn start(plan: &Plan) -> io::Result<Self> {
+    fn start(state: &StateRoot, plan: &Plan) -> io::Result<Self> {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let name = format!("audit-{:08x}", u32::from_ne_bytes(random));
         let name = StackName::new(name).map_err(io::Error::other)?;
-        let file = std::env::temp_dir().join(format!("lrpns-{name}.toml"));
         let subnet = SUBNETS
             .into_iter()
             .find(|subnet| {
                 !plan.bridge.subnet.contains(subnet) && !subnet.contains(&plan.bridge.subnet)
             })
             .unwrap_or(SUBNETS[0]);
-        let text = format!(
-            "name = \"{name}\"\n[network]\nsubnet = \"{subnet}\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nlisten = [5000]\n"
-        );
-        let mut open = std::fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(open.write(true).create_new(true), 0o600);
-        io::Write::write_all(&mut open.open(&file)?, text.as_bytes())?;
-        let (here, there) = crate::part::namespaces::socketpair()?;
-        let scratch = (name.clone(), file.clone());
-        let keeper = detach(there, move |there| keep(&there, &scratch.0, &scratch.1))?;
-        let up = command("up")
-            .args(["-d", "-f"])
-            .arg(&file)
+        let this = rustix::process::pidfd_open(
+            rustix::process::getpid(),
+            rustix::process::PidfdFlags::empty(),
+        )?;
+        let up = Command::new("/proc/self/exe")
+            .args([SCRATCH, name.as_str(), &subnet.to_string()])
+            // What weakens the stack under audit is not to be in the one that helps.
+            .env_remove("LRPNS_TEST_WEAKEN")
+            .stdin(this)
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // Ctrl-C at the audit is none for it.
             .process_group(0)
             .spawn()?;
         Ok(Self {
+            control: state.control(&name),
             name,
             up: Some(up),
-            here,
-            keeper,
         })
     }
 
     /// Waits until it is up.
     ///
     /// # Errors
-    /// What `lrpns up` said.
+    /// What its supervisor said.
     pub fn wait(&mut self) -> Result<(), String> {
         let Some(up) = self.up.take() else {
             return Ok(());
         };
         let output = up
             .wait_with_output()
-            .map_err(|e| format!("wait for lrpns up: {e}"))?;
+            .map_err(|e| format!("wait for the scratch stack: {e}"))?;
         if output.status.success() {
             return Ok(());
         }
@@ -508,39 +518,13 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = self.wait();
-        // Said, not only closed: the agents were forked with it.
-        let _ = rustix::net::shutdown(&self.here, rustix::net::Shutdown::Both);
-        let _ = rustix::io::retry_on_intr(|| {
-            rustix::process::waitid(
-                rustix::process::WaitId::PidFd(self.keeper.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            )
-        });
+        // One that could not be brought up listens no more, and one that can't be asked ends when we do.
+        if let Ok(client) = Client::connect(&self.control)
+            && client.ask(&Request::Down).is_ok()
+        {
+            // It answers by ending, when nothing of the stack is left.
+            let limit = tokio::time::Instant::now() + SCRATCH_ENDS_WITHIN;
+            let _ = client.has_answered_by(limit);
+        }
     }
-}
-
-/// One of our own commands.
-fn command(verb: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg(verb)
-        // What weakens the stack under audit is not to be in the one that helps.
-        .env_remove("LRPNS_TEST_WEAKEN")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
-}
-
-/// The life of a process that outlives an audit which is interrupted or killed: takes the scratch stack down when the
-/// audit is over.
-fn keep(audit: &OwnedFd, name: &StackName, file: &Path) -> i32 {
-    // Nobody waits for these to end.
-    let quiet = null_standard_descriptors().is_ok() && rustix::process::setsid().is_ok();
-    // Nothing is ever said: it ends.
-    let _ = rustix::io::retry_on_intr(|| rustix::io::read(audit, &mut [0; 1]));
-    // `down` waits for an `up` under way.
-    let down = command("down").arg(name.as_str()).status();
-    let removed = std::fs::remove_file(file);
-    i32::from(!(quiet && down.is_ok() && removed.is_ok()))
 }

@@ -15,6 +15,7 @@ mod opener;
 mod plan;
 mod restart;
 mod rules;
+pub mod scratch;
 mod status;
 mod trace;
 mod up;

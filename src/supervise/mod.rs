@@ -307,6 +307,8 @@ pub struct Supervisor {
 
 /// Brings a stack up, calls `ready`, supervises it until its end and takes it down.
 ///
+/// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is.
+///
 /// `ready` is told the status when the published ports answer. Every process of the stack has ended when this returns.
 ///
 /// # Errors
@@ -318,6 +320,7 @@ pub async fn run(
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
     gate: Option<Gate>,
+    lives_with: Option<OwnedFd>,
     tee: Tee,
     progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status),
@@ -325,6 +328,9 @@ pub async fn run(
     let (sender, mut events) = mpsc::unbounded_channel();
     let io_error = |what| move |source: io::Error| StackError::Io { what, source };
     watch_signals(&sender).map_err(io_error("watch signals"))?;
+    if let Some(process) = lives_with {
+        end_with(process, sender.clone()).map_err(io_error("watch whom the stack is for"))?;
+    }
     serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
 
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
@@ -1624,6 +1630,17 @@ fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
         });
     }
     Ok(the_end().thread_unblock()?)
+}
+
+/// Makes the end of `process`, a pidfd, the same as a signal to end.
+fn end_with(process: OwnedFd, events: mpsc::UnboundedSender<Event>) -> io::Result<()> {
+    let ended = crate::sys::watch::owned(process)?;
+    tokio::spawn(async move {
+        // An error of the watch would leave the stack without an end.
+        let _ = ended.readable().await;
+        let _ = events.send(Event::Signal(Signal::SIGTERM));
+    });
+    Ok(())
 }
 
 /// Answers the control socket.

@@ -30,7 +30,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::supervise::{self, Outcome, Tee};
-use crate::sys::process::{detach, null_standard_descriptors};
+use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
 
 /// What `up` is asked for beside the configuration.
@@ -69,11 +69,11 @@ pub fn demo(config: &Config) -> Option<String> {
 /// Creates the stack; in the foreground until Ctrl-C, else until the published ports answer.
 pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Failure> {
     if detach {
-        return detached(config, wishes);
+        return detached(config, wishes, None);
     }
     let screen = Screen::new(std::io::stdout())
         .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
-    let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()));
+    let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()), None);
     screen.finish();
     match ended.map_err(Failure::of_the_stack)? {
         End::Already(message) => {
@@ -86,12 +86,18 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     }
 }
 
+/// As a detached `up` without wishes, but the stack ends with the process that `lives_with` is a pidfd of.
+pub fn up_with(config: Config, lives_with: OwnedFd) -> Result<ExitCode, Failure> {
+    detached(config, Wishes::default(), Some(lives_with))
+}
+
 /// A stack around one command; its standard streams are the command's, its end too.
 pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Failure> {
     let user = Attached::new(tty, interactive)
         .map_err(|e| Failure::unable(format!("open the standard streams: {e}")))?;
     let user = Arc::new(user);
-    let ended = supervise_here(config, Wishes::default(), Voice::command(user.clone()));
+    let voice = Voice::command(user.clone());
+    let ended = supervise_here(config, Wishes::default(), voice, None);
     user.detach();
     match ended? {
         End::Already(message) => Err(Failure::unable(message)),
@@ -167,13 +173,18 @@ enum Told {
 }
 
 /// Supervises in a child of a session of its own; returns when that child says how it went.
-fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
+fn detached(
+    config: Config,
+    wishes: Wishes,
+    lives_with: Option<OwnedFd>,
+) -> Result<ExitCode, Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
     let interrupts = Interrupts::watch().map_err(|e| unable("watch signals", e))?;
     let stack = config.name.clone();
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    let supervisor = detach(theirs, |theirs| background(config, wishes, theirs))
+    let kept: Vec<OwnedFd> = std::iter::once(theirs).chain(lives_with).collect();
+    let supervisor = detach_with(kept, |kept| background(config, wishes, kept))
         .map_err(|e| unable("clone", e))?;
     let its_end = || super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e));
     let verbose = std::io::stderr().is_terminal();
@@ -232,8 +243,12 @@ fn detached(config: Config, wishes: Wishes) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The detached supervisor's whole life.
-fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
+/// The detached supervisor's whole life. It is given the socket to the command that started it, then, if the stack is to end
+/// with some process, that process' pidfd.
+fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
+    let mut kept = kept.into_iter();
+    let Some(teller) = kept.next() else { return 1 };
+    let lives_with = kept.next();
     let teller = std::rc::Rc::new(teller);
     let tell = |message: &Told| {
         // The command that started us may have been interrupted; the stack goes on.
@@ -270,7 +285,7 @@ fn background(config: Config, wishes: Wishes, teller: OwnedFd) -> i32 {
             heard
         })),
     };
-    match supervise_here(config, wishes, voice) {
+    match supervise_here(config, wishes, voice, lives_with) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(_)) => {}
         Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
@@ -288,7 +303,12 @@ fn leave_terminal() -> std::io::Result<()> {
 }
 
 /// Claims the stack, brings it up and supervises it until its end.
-fn supervise_here(config: Config, wishes: Wishes, mut voice: Voice) -> Result<End, Failure> {
+fn supervise_here(
+    config: Config,
+    wishes: Wishes,
+    mut voice: Voice,
+    lives_with: Option<OwnedFd>,
+) -> Result<End, Failure> {
     let strict_limits = wishes.strict_limits;
     // Before there is anything of the stack that it could keep alive.
     let gate = match wishes.gate {
@@ -372,6 +392,7 @@ fn supervise_here(config: Config, wishes: Wishes, mut voice: Voice) -> Result<En
         listeners,
         control,
         gate,
+        lives_with,
         tee,
         &mut *progress,
         ready,
