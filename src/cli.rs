@@ -16,6 +16,7 @@ pub use help::command;
     name = "lrpns",
     version,
     max_term_width = 100,
+    disable_help_subcommand = true,
     after_help = "Example: `sudo lrpns up -d && curl http://localhost:5000/ && sudo lrpns down`\n\n\
                   Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml; if there is neither and no STACK is\n\
                   named, the built-in example, customerA, on 127.0.0.1:5000.\n\
@@ -308,9 +309,19 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-    /// Print the man page
-    #[command(after_help = "Example: lrpns man | man -l -")]
-    Man,
+    /// Print the man page, or write those of every command and topic
+    #[command(after_help = "Example: lrpns man --dir man && man -l man/lrpns-publishing.7")]
+    Man {
+        /// Write lrpns(1), a page for each command, lrpns.toml(5) and a page for each topic here
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Show a page of the manual, or what a command does
+    #[command(after_help = "Example: lrpns help publishing")]
+    Help {
+        /// A topic or a command; left out, what there is
+        topic: Option<String>,
+    },
 }
 
 /// How `audit` prints.

@@ -13,6 +13,8 @@ pub mod commands;
 
 pub mod cli;
 
+pub mod manual;
+
 pub mod preflight;
 
 // Watch it, and prove it.

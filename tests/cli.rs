@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use clap::{CommandFactory, Parser};
 use lrpns::cli::Cli;
+use lrpns::manual::TOPICS;
 use serde_json::{Value, json};
 use support::lab::{LAB, Lab, assert_unchanged, describe, lrpns, until};
 
@@ -1222,13 +1223,99 @@ fn completions_and_the_man_page_are_printed_and_a_closed_pipe_is_no_failure() {
     assert_code(&bare(&["completions", "cmd"]), 2);
     let page = bare(&["man"]);
     assert_code(&page, 0);
-    assert!(out(&page).contains(".TH lrpns 1"));
+    assert!(out(&page).contains(".TH \"LRPNS\" \"1\""));
     for command in ["man", "completions bash", "rules", "plan", "plan --json"] {
         let script = format!("{} {command} | true; exit ${{PIPESTATUS[0]}}", lrpns());
         let ended = Command::new("bash").args(["-c", &script]).output().unwrap();
         assert_code(&ended, 0);
         assert_eq!(err(&ended), "");
     }
+}
+
+#[test]
+fn help_shows_topics_and_commands_and_names_the_nearest_of_what_it_lacks() {
+    let all = bare(&["help"]);
+    assert_code(&all, 0);
+    for topic in TOPICS {
+        let line = format!("\n  {} ", topic.name);
+        assert!(out(&all).contains(&line), "{}", describe(&all));
+        let page = bare(&["help", topic.name]);
+        assert_code(&page, 0);
+        let title = topic.text.lines().next().unwrap();
+        assert_eq!(out(&page).lines().next(), title.strip_prefix("# "));
+        // Nobody has asked for colours in a pipe.
+        assert!(!out(&page).contains('\x1b'), "{}", topic.name);
+        for command in topic.commands {
+            let help = bare(&[command, "--help"]);
+            let named = format!("Manual: lrpns help {}", topic.name);
+            assert!(
+                out(&help).contains(&named),
+                "{command}: {}",
+                describe(&help)
+            );
+        }
+    }
+    let up = bare(&["help", "up"]);
+    assert_code(&up, 0);
+    assert_eq!(out(&up), out(&bare(&["up", "--help"])));
+    let near = bare(&["help", "pubishing"]);
+    assert_code(&near, 2);
+    assert!(
+        err(&near).contains("`lrpns help publishing`"),
+        "{}",
+        describe(&near)
+    );
+}
+
+#[test]
+fn no_topic_has_the_name_of_a_command() {
+    let commands = Cli::command();
+    for topic in TOPICS {
+        assert!(
+            commands.find_subcommand(topic.name).is_none(),
+            "{}",
+            topic.name
+        );
+        for name in topic.commands {
+            assert!(commands.find_subcommand(name).is_some(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn man_pages_of_all_commands_keys_and_topics_are_without_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = bare(&["man", "--dir", dir.path().to_str().unwrap()]);
+    assert_code(&written, 0);
+    let page = |name: &str| std::fs::read_to_string(dir.path().join(name));
+    for command in Cli::command()
+        .get_subcommands()
+        .filter(|it| !it.is_hide_set())
+    {
+        let name = format!("lrpns-{}.1", command.get_name());
+        assert!(page(&name).is_ok(), "there is no {name}");
+    }
+    // What is special to roff stands as it is: a line that begins with a dot or a quote, a backslash, a hyphen.
+    assert!(page("lrpns.1").unwrap().contains("up \\-d"));
+    let keys = page("lrpns.toml.5").unwrap();
+    for key in ["app.publish", "app.egress", "network.subnet", "sidecar.log"] {
+        assert!(
+            keys.contains(&format!("\\fB{key}\\fR")),
+            "{key} is not in lrpns.toml(5)"
+        );
+    }
+    assert!(page("lrpns-publishing.7").is_ok());
+    let installed = Command::new("man").arg("--version").output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        support::skip("man", "man(1) is not installed");
+        return;
+    }
+    let warned = Command::new("sh")
+        .args(["-c", "for page in \"$0\"/*; do LC_ALL=C.UTF-8 MANWIDTH=80 man --warnings -E UTF-8 -l \"$page\" 2>&1 >/dev/null; done"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(out(&warned), "");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 use clap::CommandFactory;
 
+use crate::manual;
+
 /// The headings, and which commands are under each. A test keeps it complete.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Run a stack", &["up", "run", "down"]),
@@ -20,7 +22,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 /// The command line, whose help has the commands in groups.
 #[must_use]
 pub fn command() -> clap::Command {
-    let command = super::Cli::command();
+    let command = with_topics(super::Cli::command());
     let list = command.clone().help_template("{subcommands}").render_help();
     let (plain, styled) = (list.to_string(), list.ansi().to_string());
     let headings = *command.get_styles().get_header();
@@ -31,6 +33,21 @@ pub fn command() -> clap::Command {
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{grouped}{}\n{{options}}{{after-help}}",
         format_args!("{headings}Options:{headings:#}"),
     ))
+}
+
+/// Every command's help with the page of the manual that is about it.
+fn with_topics(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(|verb| {
+        let Some(topic) = manual::topic_of(verb.get_name()) else {
+            return verb;
+        };
+        let also = format!("Manual: lrpns help {}", topic.name);
+        let help = match verb.get_after_help() {
+            Some(help) => format!("{help}\n\n{also}"),
+            None => also,
+        };
+        verb.after_help(help)
+    })
 }
 
 /// The lines of `styled`, which are those of `plain`, with each command's under its group's heading.

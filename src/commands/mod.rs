@@ -8,6 +8,7 @@ mod down;
 mod exec;
 pub mod failure;
 mod gate;
+mod help;
 mod init;
 mod interrupt;
 mod logs;
@@ -183,13 +184,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => {
-            let mut page = vec![];
-            let man = clap_mangen::Man::new(Cli::command());
-            man.render(&mut page).map_err(cannot_print)?;
-            print(&String::from_utf8_lossy(&page))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Man { dir } => help::man(dir.as_deref()),
+        Command::Help { topic } => help::help(topic.as_deref()),
     }
 }
 
