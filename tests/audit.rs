@@ -110,10 +110,9 @@ impl Up {
 }
 
 /// What nothing but the seccomp filter keeps from an app; some kernels keep some of it back by settings of their own.
-const OPEN_TO_AN_UNFILTERED_APP: [&str; 11] = [
+const OPEN_TO_AN_UNFILTERED_APP: [&str; 10] = [
     "app-add-key",
     "app-fanotify",
-    "app-io-uring",
     "app-keyctl",
     "app-perf",
     "app-personality",

@@ -5,6 +5,7 @@
 //! in a child of its own ([`in_child`]), so that the loop survives it; should the loop's process end all the same, that
 //! probe is unknown and [`super::target`] starts another one.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -143,6 +144,22 @@ pub enum Landing {
 pub struct Agent {
     socket: OwnedFd,
     child: Option<OwnedFd>,
+    /// Why nothing more is to be had of it.
+    lost: OnceCell<Lost>,
+}
+
+/// What has become of an agent that does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Its process is gone.
+    #[error("the process inside has ended")]
+    Ended,
+    /// It is there, and says nothing.
+    #[error("the process inside has not answered within {} s", ANSWER.as_secs())]
+    Silent,
+    /// The conversation broke.
+    #[error("the process inside can't be talked to: {0}")]
+    Broken(String),
 }
 
 /// Where a fork of the audit goes.
@@ -181,6 +198,7 @@ impl Agent {
         Ok(Self {
             socket,
             child: None,
+            lost: OnceCell::new(),
         })
     }
 
@@ -216,14 +234,28 @@ impl Agent {
     /// # Errors
     /// As [`Agent::ask`].
     pub fn ask_with(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<Answer, String> {
-        protocol::send(&self.socket, ask, fds)
-            .map_err(|e| format!("ask the process inside: {e}"))?;
-        match protocol::receive(&self.socket) {
-            Ok(Some((Answer::Failed(why), _))) => Err(why),
-            Ok(Some((answer, _))) => Ok(answer),
-            Ok(None) => Err("the process inside has ended".to_owned()),
-            Err(e) => Err(format!("hear from the process inside: {e}")),
+        if let Some(lost) = self.lost() {
+            return Err(lost.to_string());
         }
+        let sent = protocol::send(&self.socket, ask, fds);
+        let lost = match sent.and_then(|()| protocol::receive(&self.socket)) {
+            Ok(Some((Answer::Failed(why), _))) => return Err(why),
+            Ok(Some((answer, _))) => return Ok(answer),
+            Ok(None) => Lost::Ended,
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock => Lost::Silent,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Lost::Ended,
+                _ => Lost::Broken(e.to_string()),
+            },
+        };
+        Err(self.lost.get_or_init(|| lost).to_string())
+    }
+
+    /// Why nothing more is to be had of it. Whoever has been waited for once is not asked again: each question would cost
+    /// as long a wait.
+    #[must_use]
+    pub fn lost(&self) -> Option<&Lost> {
+        self.lost.get()
     }
 }
 

@@ -1238,6 +1238,14 @@ pub const CATALOGUE: &[Probe] = &[
     ),
     probe(
         Files,
+        AppCall(A::SetUserId),
+        "files-set-user-id",
+        "make a set-user-ID file",
+        "chmod(2): in a volume it is a program that runs as the volume's owner",
+        REFUSED,
+    ),
+    probe(
+        Files,
         App,
         "files-devices",
         "every device of the root",
@@ -1372,6 +1380,14 @@ pub const CATALOGUE: &[Probe] = &[
         "limit-raise",
         "raise a hard limit",
         "setrlimit(2)",
+        REFUSED,
+    ),
+    probe(
+        Resources,
+        AppCall(A::OthersLimit),
+        "limit-others",
+        "set a limit of pid 1",
+        "prlimit(2): an equal uid is enough, and what exec and audit start inherits it",
         REFUSED,
     ),
     // What gets in that should not.

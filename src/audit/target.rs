@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use caps::Capability;
 use ipnet::Ipv4Net;
 
-use super::agent::{Agent, Answer, Ask, Join, uplink_of};
+use super::agent::{Agent, Answer, Ask, Join, Lost, uplink_of};
 use super::catalogue::{CATALOGUE, Probe, Side, find};
 use super::domain::{self, Pair};
 use super::inside::Context;
@@ -142,8 +142,11 @@ impl Target {
         )?;
         let socket = fds.into_iter().next().ok_or("no socket came")?;
         let agent = Agent::adopt(socket).map_err(|e| e.to_string())?;
-        agent.ask(&Ask::Context(Box::new(context.clone())))?;
-        Ok(agent)
+        match agent.ask(&Ask::Context(Box::new(context.clone()))) {
+            // The first probe says so.
+            Err(_) if agent.lost().is_some() => Ok(agent),
+            answer => answer.map(|_| agent),
+        }
     }
 }
 
@@ -201,27 +204,26 @@ pub fn run(
     for (app, _) in &apps {
         let name = app.name.as_str();
         let context = context(&target, app, &abstract_name);
-        let mut prober = target.prober(name, &context);
+        let mut prober = Inside::new(|| target.prober(name, &context));
         for probe in CATALOGUE {
             if matches!(probe.from, Side::App | Side::AppCall(_)) {
-                let outcome = inside(&mut prober, probe, || target.prober(name, &context));
-                findings.add(probe.id, name, outcome);
+                findings.add(probe.id, name, prober.run(probe));
             }
         }
-        probers.push(prober);
+        probers.push(prober.agent);
     }
     let inside_sidecar = || {
         let agent = beside(&sidecar)?;
         agent.ask(&Ask::Context(Box::default()))?;
         Ok(agent)
     };
-    let mut in_sidecar = inside_sidecar();
+    let mut in_sidecar = Inside::new(inside_sidecar);
     for probe in CATALOGUE {
         if matches!(probe.from, Side::Sidecar | Side::SidecarCall(_)) {
-            let outcome = inside(&mut in_sidecar, probe, inside_sidecar);
-            findings.add(probe.id, "sidecar", outcome);
+            findings.add(probe.id, "sidecar", in_sidecar.run(probe));
         }
     }
+    let in_sidecar = in_sidecar.agent;
 
     progress("over the network");
     let field = Field {
@@ -299,28 +301,56 @@ pub fn tables(target: &Target) -> Result<[(String, Listing); 2], String> {
     ])
 }
 
-/// Runs one probe in a process inside; one that has ended is replaced.
-fn inside(
-    agent: &mut Result<Agent, String>,
-    probe: &Probe,
-    again: impl FnOnce() -> Result<Agent, String>,
-) -> Outcome {
-    let answer = match agent {
-        Ok(agent) => agent.ask(&Ask::Probe(probe.id.to_owned())),
-        Err(e) => Err(e.clone()),
-    };
-    match answer {
-        Ok(Answer::Outcome(outcome)) => outcome,
-        Ok(Answer::Died(libc::SIGSYS)) => Outcome::pass("SIGSYS: the filter ended the process"),
-        Ok(Answer::Died(signal)) => {
-            Outcome::unknown(format!("the probe was ended by signal {signal}"))
+/// A process inside, to run probes in.
+struct Inside<'a> {
+    agent: Result<Agent, String>,
+    /// Makes another one.
+    again: Box<dyn Fn() -> Result<Agent, String> + 'a>,
+    /// One that has ended was replaced.
+    replaced: bool,
+    /// It was said that the part hinders the audit.
+    hindered: bool,
+}
+
+impl<'a> Inside<'a> {
+    fn new(make: impl Fn() -> Result<Agent, String> + 'a) -> Self {
+        Self {
+            agent: make(),
+            again: Box::new(make),
+            replaced: false,
+            hindered: false,
         }
-        Ok(_) => Outcome::unknown("the process inside answered something else"),
-        Err(e) => {
-            if e.contains("ended") || e.contains("hear from") {
-                *agent = again();
+    }
+
+    /// Runs one probe. A process that has ended is replaced once: a probe may have ended it, or a limit. No probe ends two,
+    /// and none keeps one from answering, since each has a process of its own that is killed when its time is up: then it is
+    /// the part that hinders the audit, and a part whose audit it hinders has failed.
+    fn run(&mut self, probe: &Probe) -> Outcome {
+        let agent = match &self.agent {
+            Ok(agent) => agent,
+            Err(e) => return Outcome::unknown(e.clone()),
+        };
+        let answer = agent.ask(&Ask::Probe(probe.id.to_owned()));
+        match answer {
+            Ok(Answer::Outcome(outcome)) => outcome,
+            Ok(Answer::Died(libc::SIGSYS)) => Outcome::pass("SIGSYS: the filter ended the process"),
+            Ok(Answer::Died(signal)) => {
+                Outcome::unknown(format!("the probe was ended by signal {signal}"))
             }
-            Outcome::unknown(e)
+            Ok(_) => Outcome::unknown("the process inside answered something else"),
+            Err(e) => match agent.lost() {
+                None => Outcome::unknown(e),
+                Some(_) if self.hindered => Outcome::unknown(format!("not tried: {e}")),
+                Some(Lost::Ended) if !self.replaced => {
+                    self.replaced = true;
+                    self.agent = (self.again)();
+                    Outcome::unknown(e)
+                }
+                Some(_) => {
+                    self.hindered = true;
+                    Outcome::fail(format!("the part hinders the audit: {e}"))
+                }
+            },
         }
     }
 }

@@ -18,10 +18,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::sockopt;
 
 use super::{answered_something_else, ask, ask_with, reply};
 use crate::commands::failure::Failure;
@@ -91,10 +93,29 @@ fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<Ex
         return Err(answered_something_else(stack));
     };
     drop((client, theirs));
-    let told = match terminal {
-        Some(terminal) => terminal.carry(&ours, || protocol::receive(&ours)),
-        None => protocol::receive(&ours),
+    let starts = |limit| {
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, limit)
+            .map_err(|e| unable("wait for the command", &e))
     };
+    starts(Some(STARTS_WITHIN))?;
+    let first = match protocol::receive(&ours) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            let late = format!(
+                "nothing was heard of it within {} s",
+                STARTS_WITHIN.as_secs()
+            );
+            return Err(unable("start the command", &late).hint(format!(
+                "the app leaves what is started in it no processor, memory or processes: lrpns restart {stack} {part}"
+            )));
+        }
+        first => first,
+    };
+    starts(None)?;
+    let told = match (first, terminal) {
+        (Ok(Some((FromStage::Started, _))), terminal) => told_by(&ours, terminal),
+        (first, _) => first,
+    };
+
     match told.map_err(|e| unable("wait for the command", &e))? {
         Some((FromStage::Exited(exit), _)) => Ok(ExitCode::from(exit.code())),
         Some((FromStage::Failed { step, cause, errno }, _)) => Err(Failure {
@@ -109,6 +130,19 @@ fn exec_in_app(stack: &StackName, part: String, command: &[String]) -> Result<Ex
         Some(_) => Err(unable("wait for the command", &"it said something else")),
         // With its part, whose end the kernel made of all that was in it.
         None => Ok(ExitCode::from(Exit::Signal(libc::SIGKILL).code())),
+    }
+}
+
+/// How long an app's pid 1 may take to start a command: longer than it gives that one.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
+
+type Heard = io::Result<Option<(FromStage, Vec<OwnedFd>)>>;
+
+/// What is heard of a command that runs, which is its end.
+fn told_by(socket: &OwnedFd, terminal: Option<Terminal>) -> Heard {
+    match terminal {
+        Some(terminal) => terminal.carry(socket, || protocol::receive(socket)),
+        None => protocol::receive(socket),
     }
 }
 

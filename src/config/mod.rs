@@ -167,6 +167,7 @@ pub fn open_regular(path: &Path) -> io::Result<std::fs::File> {
 /// Reads a seccomp profile in Docker's format.
 fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Problem>> {
     use crate::confine::seccomp::docker::{self, Kernel};
+    use crate::confine::seccomp::floored;
     let problem = |place, message| {
         Problem {
         place,
@@ -179,7 +180,8 @@ fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Pro
     };
     let text = read_text(path, LARGEST).map_err(|error| problem(error.place, error.message))?;
     let name = path.to_string_lossy();
-    let profile = docker::parse(&name, &text, Kernel::running()).map_err(|error| {
+    let parsed = docker::parse(&name, &text, Kernel::running());
+    let profile = parsed.map(floored).map_err(|error| {
         let source = errors::Source::new(path, &text);
         let start: usize = text
             .split_inclusive('\n')

@@ -284,9 +284,9 @@ impl App {
     }
 }
 
-/// Puts this process and all that comes of it into a domain below the one that it is in, which takes nothing away but
-/// the sight of who is in that one and not in this: whoever is in a domain can look into those below it, and into no other
-/// process (landlock(7), "Ptrace restrictions"; that is what /proc/PID/fd asks for as well).
+/// Puts this process and all that comes of it into a domain below the one that it is in. From there it can neither look
+/// into processes that are in that one and not in this (landlock(7), "Ptrace restrictions"; /proc/PID asks for the same),
+/// nor, from Linux 6.12 on, signal them. They can do both to it.
 ///
 /// # Errors
 /// What the kernel says other than that it doesn't know Landlock, or not this much of it.
@@ -298,6 +298,7 @@ pub fn apart() -> Result<(), ConfineError> {
     let allow = PathBeneath::new(open(Path::new("/"))?, AccessFs::Refer);
     Ruleset::default()
         .handle_access(AccessFs::Refer)?
+        .scope(Scope::Signal)?
         .create()?
         .add_rule(allow)?
         .restrict_self()?;

@@ -9,7 +9,9 @@
 //!
 //! What `lrpns exec` and `lrpns audit` run in the app, it starts as well, by the function that started the command: same
 //! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees. The
-//! command itself is in a domain below that one and can't look back: what comes with a visitor is not the app's.
+//! command itself is in a domain below that one and can neither look back nor signal back: what comes with a visitor is not
+//! the app's, and the audit is not the app's to stop. Limits of other processes are kept from it by the filter. On a kernel
+//! without scopes for signals (before 6.12) it can; so no wait for a process of the app is without a limit.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -77,6 +80,7 @@ pub fn run(
         err: err.as_fd(),
         program: None,
         terminal: start.terminal,
+        within: None,
         apart: !weakened("landlock"),
         filter: &start.seccomp.command,
     })?;
@@ -200,15 +204,20 @@ fn start_visitor(
                 err: err.as_fd(),
                 program: None,
                 terminal,
+                within: Some(BEGINS_WITHIN),
                 apart: false,
                 filter: &start.seccomp.command,
             })
         });
     match started {
-        Ok((pid, _)) => Some(Visitor {
-            pid,
-            host: Some(host),
-        }),
+        Ok((pid, _)) => {
+            // Should it be gone, that is heard of next.
+            let _ = protocol::send(&host, &FromStage::Started, &[]);
+            Some(Visitor {
+                pid,
+                host: Some(host),
+            })
+        }
         Err(e) => {
             let failed = FromStage::from(e);
             // Should it be gone, there is nobody to tell.
@@ -235,6 +244,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         err: err.as_fd(),
         program: Some(program.as_fd()),
         terminal: false,
+        within: Some(BEGINS_WITHIN),
         apart: false,
         filter: &start.seccomp.command,
     })?;
@@ -345,6 +355,15 @@ impl Command {
             Cloned::Parent { pid, pidfd } => {
                 drop(tell);
                 let mut errno = [0; 4];
+                if let Some(limit) = launch.within
+                    && !readable_within(&told, limit).map_err(step("wait for the command"))?
+                {
+                    // Reaped as every other.
+                    let _ =
+                        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+                    let what = format!("it did not begin within {} s", limit.as_secs());
+                    return Err(step("start the command")(what));
+                }
                 // The pipe is close-on-exec: its end without a word means that the image was replaced.
                 match rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut errno)) {
                     Ok(0) => Ok((Pid::from_raw(pid), pidfd)),
@@ -384,6 +403,15 @@ impl Command {
     }
 }
 
+/// How long a visitor may take from its clone to its `execve(2)`: where the app can signal it, it could be stopped there.
+const BEGINS_WITHIN: Duration = Duration::from_secs(5);
+
+fn readable_within(fd: &OwnedFd, limit: Duration) -> io::Result<bool> {
+    let timeout = rustix::event::Timespec::try_from(limit).map_err(io::Error::other)?;
+    let mut ready = [PollFd::new(fd, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&timeout)))? > 0)
+}
+
 /// How a process of the app is started.
 pub(super) struct Launch<'a> {
     /// Its standard input; the null device when there is none.
@@ -396,6 +424,8 @@ pub(super) struct Launch<'a> {
     pub(super) program: Option<BorrowedFd<'a>>,
     /// Whether one of the three is a terminal that is to be its own.
     pub(super) terminal: bool,
+    /// How long it may take to replace its image.
+    pub(super) within: Option<Duration>,
     /// Whether it is to see nothing of what else is started here: neither a visitor's descriptors, which are those of who
     /// runs `lrpns exec`, nor the prober's.
     pub(super) apart: bool,

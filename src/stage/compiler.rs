@@ -107,6 +107,7 @@ fn run_nft(
         out: say.as_fd(),
         err: say.as_fd(),
         program: None,
+        within: None,
         terminal: false,
         apart: false,
         filter: &filters.command,

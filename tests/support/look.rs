@@ -51,15 +51,25 @@ pub fn refused_tcp(otherwise: &'static str) -> &'static str {
     }
 }
 
-/// Whether Landlock is there in its fourth version at least (landlock_create_ruleset(2)).
+/// Whether Landlock scopes signals, as from its sixth version on.
+pub fn landlock_knows_signals() -> bool {
+    landlock_version() >= 6
+}
+
+/// Whether Landlock is there in its fourth version at least.
 pub fn landlock_knows_tcp() -> bool {
+    landlock_version() >= 4
+}
+
+/// The version of Landlock's ABI (landlock_create_ruleset(2)); negative where there is none.
+fn landlock_version() -> i32 {
     let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
     let output = std::process::Command::new(PYTHON)
         .args(["-c", ask])
         .output()
         .unwrap();
     let version = String::from_utf8(output.stdout).unwrap();
-    version.trim().parse::<i32>().unwrap() >= 4
+    version.trim().parse().unwrap()
 }
 
 /// Something nobody can guess, so that it can only have come from where it was put.

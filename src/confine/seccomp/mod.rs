@@ -15,7 +15,7 @@
 //!
 //! - `default`: what servers call. Near Docker's default profile, less what no web app needs.
 //! - `strict`: one process with any number of threads, no other sockets than the Internet's.
-//! - a file: Docker's format ([`docker`]).
+//! - a file: Docker's format ([`docker`]), but for what no app may do to others ([`floored`]).
 //! - [`sidecar`], [`sealing_sidecar`], [`relay`], [`carrier`], [`dialer`], [`init`]: what these really call.
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,9 @@ use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
-pub use roles::{Carries, carrier, default, dialer, init, relay, sealing_sidecar, sidecar, strict};
+pub use roles::{
+    Carries, carrier, default, dialer, floored, init, relay, sealing_sidecar, sidecar, strict,
+};
 
 /// What a call gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET,
     CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_THREAD, IPPROTO_TCP, IPPROTO_UDP,
-    NETLINK_NETFILTER, PROT_EXEC, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, SOCK_DGRAM, SOCK_STREAM,
+    NETLINK_NETFILTER, PROT_EXEC, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, SOCK_DGRAM,
+    SOCK_STREAM,
 };
 use syscalls::Sysno;
 
@@ -314,7 +315,7 @@ pub fn default() -> Profile {
     set(&mut calls, Sysno::mknodat, nodes(2));
     // PER_LINUX, and "what is it now?". Others turn address randomization or mmap's minimum off.
     set(&mut calls, Sysno::personality, one_of(0, &[0, u32::MAX]));
-    profile("default", calls)
+    floored(profile("default", calls))
 }
 
 /// One process, with any number of threads: what it becomes is decided by its `execve(2)`, which comes after this
@@ -331,7 +332,90 @@ pub fn strict() -> Profile {
     )])];
     set(&mut calls, Sysno::clone, thread);
     set(&mut calls, Sysno::socket, sockets(&[AF_INET, AF_INET6]));
-    profile("strict", calls)
+    floored(profile("strict", calls))
+}
+
+/// `profile` without what no app may do, whoever wrote the profile, since it would be done to others:
+///
+/// - Make a set-user-ID or set-group-ID file. In a volume it would be a program of the volume's owner, run by any user
+///   of the host, by way of a path or a descriptor that is the host's. The kernel clears the bits when the file is written
+///   to, and chown(2) does, so refusing the calls that set them is enough. Security attributes (file capabilities) take a
+///   capability over the file system, which no part has.
+/// - Set another process's resource limits: the kernel asks for nothing but the same uid, and so the app's pid 1, and what
+///   `lrpns exec` and the audit run beside it, would lose theirs. Landlock has no word for that.
+#[must_use]
+pub fn floored(mut profile: Profile) -> Profile {
+    for (call, denials) in floor() {
+        let number = number(call);
+        let rules = match profile.calls.remove(&number) {
+            Some(rules) => rules,
+            None if profile.otherwise.allows() => vec![always(profile.otherwise)],
+            None => continue,
+        };
+        let denied = denials.into_iter().chain(rules).collect();
+        profile.calls.insert(number, denied);
+    }
+    profile
+}
+
+/// What [`floored`] refuses, by call.
+fn floor() -> Vec<(Sysno, Vec<Rule>)> {
+    const SPECIAL: u32 = S_ISUID | S_ISGID;
+    /// `O_TMPFILE` of libc is this and `O_DIRECTORY`; it makes a file all the same (open(2)).
+    const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
+    let refuse = |when: Vec<Test>| Rule {
+        when,
+        action: EPERM,
+    };
+    let mode = |arg| vec![refuse(vec![low(arg, SPECIAL, Comparison::Ne, 0)])];
+    // Without these flags the mode is whatever the register holds.
+    let opened = |flags: u8| {
+        [libc::O_CREAT, TMPFILE]
+            .map(|makes| {
+                refuse(vec![
+                    low(flags, makes.cast_unsigned(), Comparison::Ne, 0),
+                    low(flags + 1, SPECIAL, Comparison::Ne, 0),
+                ])
+            })
+            .to_vec()
+    };
+    // Its mode is in memory, where no filter can look. Programs fall back to openat(2), as on Linux before 5.6.
+    let absent = || {
+        vec![Rule {
+            when: vec![],
+            action: ENOSYS,
+        }]
+    };
+    let others_limits = vec![refuse(vec![
+        low(0, u32::MAX, Comparison::Ne, 0),
+        Test {
+            arg: 2,
+            mask: u64::MAX,
+            is: Comparison::Ne,
+            value: 0,
+        },
+    ])];
+    let mut floor = vec![
+        (Sysno::fchmod, mode(1)),
+        (Sysno::fchmodat, mode(2)),
+        (Sysno::fchmodat2, mode(2)),
+        (Sysno::mkdirat, mode(2)),
+        (Sysno::mknodat, mode(2)),
+        (Sysno::openat, opened(2)),
+        (Sysno::openat2, absent()),
+        // It opens files as well, by requests that are in memory.
+        (Sysno::io_uring_setup, absent()),
+        (Sysno::prlimit64, others_limits),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    floor.extend([
+        (Sysno::chmod, mode(1)),
+        (Sysno::creat, mode(1)),
+        (Sysno::mkdir, mode(1)),
+        (Sysno::mknod, mode(1)),
+        (Sysno::open, opened(1)),
+    ]);
+    floor
 }
 
 /// What `default` and `strict` share.
@@ -630,6 +714,89 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Makes a set-user-ID or set-group-ID file, each in a way of its own.
+    fn special_files() -> Vec<(Sysno, [u64; 6])> {
+        let (create, tmpfile) = (libc::O_CREAT as u64, libc::O_TMPFILE as u64);
+        let mut calls = vec![];
+        // A stray bit in the other half of the register changes nothing for the kernel.
+        for mode in [0o4755, 0o2755, 0o6000, 0o104_755, 1 << 32 | 0o4000] {
+            calls.extend([
+                (Sysno::fchmod, [3, mode, 0, 0, 0, 0]),
+                (Sysno::fchmodat, [3, 4096, mode, 0, 0, 0]),
+                (Sysno::fchmodat2, [3, 4096, mode, 0, 0, 0]),
+                (Sysno::mkdirat, [3, 4096, mode, 0, 0, 0]),
+                (Sysno::mknodat, [3, 4096, mode, 0, 0, 0]),
+                (Sysno::openat, [3, 4096, create | 1, mode, 0, 0]),
+                (Sysno::openat, [3, 4096, tmpfile | 1, mode, 0, 0]),
+                (Sysno::openat2, [3, 4096, 4096, 24, 0, 0]),
+                (Sysno::io_uring_setup, [1, 4096, 0, 0, 0, 0]),
+            ]);
+            #[cfg(target_arch = "x86_64")]
+            calls.extend([
+                (Sysno::chmod, [4096, mode, 0, 0, 0, 0]),
+                (Sysno::creat, [4096, mode, 0, 0, 0, 0]),
+                (Sysno::mkdir, [4096, mode, 0, 0, 0, 0]),
+                (Sysno::mknod, [4096, mode, 0, 0, 0, 0]),
+                (Sysno::open, [4096, create, mode, 0, 0, 0]),
+                (Sysno::open, [4096, tmpfile, mode, 0, 0, 0]),
+            ]);
+        }
+        calls
+    }
+
+    #[test]
+    fn no_profile_lets_an_app_make_a_set_user_id_file_or_set_anothers_limits() {
+        let open = Profile {
+            name: "all".to_owned(),
+            otherwise: Action::Allow,
+            calls: Calls::new(),
+            unknown: vec![],
+        };
+        let listed = Profile {
+            otherwise: EPERM,
+            calls: Sysno::iter()
+                .map(|call| (number(call), vec![always(Action::Allow)]))
+                .collect(),
+            ..open.clone()
+        };
+        for profile in [default(), strict(), floored(open), floored(listed)] {
+            for (call, args) in special_files() {
+                let answer = profile.answer(number(call), args);
+                assert!(!answer.allows(), "{}: {call} {args:x?}", profile.name);
+            }
+            let limits = |pid: u64, new| {
+                let args = [pid, libc::RLIMIT_NOFILE.into(), new, 0, 0, 0];
+                profile.answer(number(Sysno::prlimit64), args).allows()
+            };
+            assert!(!limits(1, 4096) && !limits(7, 4096) && !limits(u64::MAX, 4096));
+            assert!(limits(0, 4096) && limits(0, 0) && limits(1, 0));
+            for (call, args) in [
+                (Sysno::fchmod, [3, 0o1777, 0, 0, 0, 0]),
+                (Sysno::fchmodat, [3, 4096, 0o755, 0, 0, 0]),
+                (Sysno::openat, [3, 4096, libc::O_CREAT as u64, 0o644, 0, 0]),
+                // What is no mode, where no file is made.
+                (Sysno::openat, [3, 4096, 0, u64::MAX, 0, 0]),
+                (
+                    Sysno::openat,
+                    [3, 4096, libc::O_DIRECTORY as u64, 0o7777, 0, 0],
+                ),
+                (Sysno::mkdirat, [3, 4096, 0o1777, 0, 0, 0]),
+            ] {
+                let answer = profile.answer(number(call), args);
+                assert!(answer.allows(), "{}: {call} {args:x?}", profile.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_floor_makes_no_call_that_a_profile_has_not() {
+        let none = Profile {
+            otherwise: EPERM,
+            ..profile("none", Calls::new())
+        };
+        assert_eq!(floored(none.clone()), none);
     }
 
     #[test]

@@ -1,0 +1,240 @@
+//! Confused deputies: what an app, or another user of the host, could have done by somebody who may do more.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::time::{Duration, Instant};
+
+use support::lab::{Lab, describe};
+use support::look::{self, PYTHON};
+
+/// An app that does to every other process of its namespace what it can, all the time, and says what it could.
+const HINDERS: &str = r#"
+import os, resource, signal
+done = set()
+def attempt(what, call):
+    try:
+        call()
+    except OSError:
+        return
+    if what not in done:
+        done.add(what)
+        print("could", what, flush=True)
+def pidfd(pid, number):
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, number)
+    finally:
+        os.close(fd)
+print("ready", flush=True)
+while True:
+    for pid in range(1, 300):
+        if pid == os.getpid():
+            continue
+        attempt("look", lambda: os.listdir(f"/proc/{pid}/fd"))
+        attempt("limit", lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0)))
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            # Pid 1 can be sent these, and ignores them (pid_namespaces(7)).
+            if pid > 1:
+                attempt("signal", lambda: os.kill(pid, number))
+                attempt("signal by pidfd", lambda: pidfd(pid, number))
+                attempt("signal a group", lambda: os.killpg(pid, number))
+"#;
+
+fn hindering(lab: &Lab) -> String {
+    let text = format!(
+        "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = [\"{PYTHON}\", \"-S\", \"-c\", '''{HINDERS}''']\n"
+    );
+    lab.write("x.toml", &text).to_str().unwrap().to_owned()
+}
+
+/// What the app says that it could do.
+fn could(lab: &Lab) -> Vec<String> {
+    let log = lab.lrpns_ok(&["logs", "x", "--part", "app"]);
+    let said = log.lines().filter_map(|line| line.split_once("could "));
+    said.map(|(_, what)| what.to_owned()).collect()
+}
+
+#[test]
+fn an_app_can_neither_end_nor_stop_nor_starve_what_exec_and_audit_start_in_it() {
+    if !look::machine() {
+        return;
+    }
+    if !look::landlock_knows_signals() {
+        return support::skip("landlock", "this kernel's Landlock does not scope signals");
+    }
+    let lab = Lab::new();
+    let file = hindering(&lab);
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    let long = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; ulimit -n; echo done";
+    for _ in 0..3 {
+        let exec = lab.lrpns(&["exec", "x", "--", "sh", "-c", long]);
+        let said = String::from_utf8_lossy(&exec.stdout).into_owned();
+        assert!(exec.status.success(), "{}", describe(&exec));
+        let limit: u64 = said.lines().next().unwrap().parse().unwrap();
+        assert!(limit > 3 && said.ends_with("done\n"), "{said}");
+    }
+    let audit = lab.lrpns(&["audit", "x"]);
+    assert!(audit.status.success(), "{}", describe(&audit));
+    assert_eq!(could(&lab), Vec::<String>::new());
+    lab.lrpns_ok(&["down", "x"]);
+    lab.lrpns_ok(&["up", "-d", "--gate", "-f", &file]);
+    lab.lrpns_ok(&["down", "x"]);
+}
+
+#[test]
+fn an_audit_that_an_app_hinders_is_a_failed_one_soon() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = hindering(&lab);
+    // As on a kernel without Landlock.
+    let weak = [("LRPNS_TEST_WEAKEN", "landlock")];
+    let up = lab.lrpns_with(&weak, &["up", "-d", "-f", &file]);
+    assert!(up.status.success(), "{}", describe(&up));
+    let begun = Instant::now();
+    let audit = lab.lrpns(&["audit", "x"]);
+    let took = begun.elapsed();
+    let said = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert_eq!(audit.status.code(), Some(1), "{}", describe(&audit));
+    assert!(said.contains("the part hinders the audit"), "{said}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(could(&lab).iter().any(|what| what == "signal"));
+    lab.lrpns_ok(&["down", "x"]);
+    let begun = Instant::now();
+    let gated = lab.lrpns_with(&weak, &["up", "-d", "--gate", "-f", &file]);
+    let took = begun.elapsed();
+    assert_eq!(gated.status.code(), Some(1), "{}", describe(&gated));
+    assert!(took < Duration::from_secs(90), "{took:?}");
+}
+
+/// Tries each way to make a set-user-ID or set-group-ID file or directory, and what must go on working beside it.
+const SPECIAL: &str = r#"
+import ctypes, errno, json, os, shutil, stat, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+os.umask(0)
+told = {}
+def attempt(name, call):
+    try:
+        call()
+        told[name] = "done"
+    except OSError as e:
+        told[name] = errno.errorcode[e.errno]
+def raw(number, *args):
+    if libc.syscall(number, *args) < 0:
+        raise OSError(ctypes.get_errno(), "")
+CWD = -100
+os.chdir(PLACE)
+for name in ("a", "b", "c", "d"):
+    open(name, "w").close()
+for bits in (0o4000, 0o2000, 0o6000):
+    mode = 0o755 | bits
+    n = f"{bits:o}"
+    attempt("chmod " + n, lambda: os.chmod("a", mode))
+    attempt("fchmod " + n, lambda: os.fchmod(os.open("b", os.O_RDONLY), mode))
+    attempt("fchmodat " + n, lambda: os.chmod("c", mode, dir_fd=os.open(".", os.O_RDONLY)))
+    attempt("fchmodat2 " + n, lambda: raw(452, CWD, b"d", mode, 0))
+    attempt("open " + n, lambda: os.open("open" + n, os.O_CREAT | os.O_WRONLY, mode))
+    attempt("tmpfile " + n, lambda: os.open(".", os.O_TMPFILE | os.O_WRONLY, mode))
+    attempt("mknod " + n, lambda: os.mknod("mknod" + n, stat.S_IFREG | mode))
+    attempt("fifo " + n, lambda: os.mkfifo("fifo" + n, mode))
+    attempt("mkdir " + n, lambda: os.mkdir("mkdir" + n, mode))
+    attempt("chmod directory " + n, lambda: (os.makedirs("directory", exist_ok=True), os.chmod("directory", mode)))
+    if os.uname().machine == "x86_64":
+        attempt("old chmod " + n, lambda: raw(90, b"a", mode))
+        attempt("old open " + n, lambda: raw(2, b"old" + n.encode(), os.O_CREAT | os.O_WRONLY, mode))
+        attempt("creat " + n, lambda: raw(85, b"creat" + n.encode(), mode))
+        attempt("old mknod " + n, lambda: raw(133, b"oldnod" + n.encode(), stat.S_IFREG | mode, 0))
+        attempt("old mkdir " + n, lambda: raw(83, b"olddir" + n.encode(), mode))
+    how = (ctypes.c_uint64 * 3)(os.O_CREAT | os.O_WRONLY, mode, 0)
+    attempt("openat2 " + n, lambda: raw(437, CWD, b"openat2" + n.encode(), how, 24))
+attempt("io_uring", lambda: raw(425, 1, (ctypes.c_char * 120)()))
+# VFS_CAP_REVISION_2 and 3 with all capabilities permitted and effective.
+caps2 = bytes.fromhex("01000002" + "ffffffff00000000" * 2)
+caps3 = bytes.fromhex("01000003" + "ffffffff00000000" * 2 + "00000000")
+attempt("capabilities", lambda: os.setxattr("a", "security.capability", caps2))
+attempt("capabilities of a namespace", lambda: os.setxattr("a", "security.capability", caps3))
+works = {}
+os.chmod("a", 0o1700)
+works["cp -p"] = subprocess.run(["cp", "-p", "a", "copy"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+works["cp -p of a set-user-ID program"] = subprocess.run(["cp", "-p", SUID, "copy-of-su"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+works["cp -a"] = subprocess.run(["cp", "-a", "copy", "copy2"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+works["mkdir -p"] = subprocess.run(["mkdir", "-p", "-m", "1777", "some/where"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+works["tar"] = subprocess.run("tar c copy copy2 | tar x -C some", shell=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+print(json.dumps([told, {name: [it.returncode, it.stdout] for name, it in works.items()}]))
+"#;
+
+#[test]
+fn an_app_leaves_no_set_user_id_program_in_a_volume() {
+    if !look::machine() {
+        return;
+    }
+    const OWNER: u32 = 4321;
+    let lab = Lab::new();
+    let data = lab.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    chown(&data, Some(OWNER), Some(OWNER)).unwrap();
+    // A profile of the user's allows it as little: this one allows everything.
+    lab.write("all.json", r#"{ "defaultAction": "SCMP_ACT_ALLOW" }"#);
+    // One that was there before, of somebody else, and readable.
+    let tools = lab.dir.path().join("tools");
+    std::fs::create_dir(&tools).unwrap();
+    let suid = tools.join("su");
+    std::fs::copy("/bin/true", &suid).unwrap();
+    std::fs::set_permissions(&suid, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    for seccomp in ["default", "strict", "./all.json"] {
+        let text = format!(
+            "name = \"x\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\nseccomp = \"{seccomp}\"\nvolumes = [\"{}:/data:rw\", \"{}:/tools\"]\n",
+            data.display(),
+            tools.display()
+        );
+        let file = lab.write("x.toml", &text);
+        lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
+        let mut code = format!("PLACE, SUID = '/data', '/tools/su'\n{SPECIAL}");
+        if seccomp == "strict" {
+            // Which starts no programs.
+            let works = code.find("works = {}").unwrap();
+            code.truncate(works);
+            code.push_str("print(json.dumps([told, {}]))\n");
+        }
+        let exec = lab.lrpns(&["exec", "x", "--", PYTHON, "-S", "-c", &code]);
+        assert!(exec.status.success(), "{seccomp}: {}", describe(&exec));
+        let told: serde_json::Value = serde_json::from_slice(&exec.stdout).unwrap();
+        for (what, came) in told[0].as_object().unwrap() {
+            let wanted = match what.as_str() {
+                // The programs that call it fall back.
+                what if what.starts_with("openat2") => &["ENOSYS"][..],
+                "io_uring" => &["ENOSYS", "EPERM"],
+                _ => &["EPERM"],
+            };
+            assert!(
+                wanted.iter().any(|wanted| came == wanted),
+                "{seccomp}: {what}: {came}"
+            );
+        }
+        for (what, came) in told[1].as_object().unwrap() {
+            assert_eq!(came[0], 0, "{seccomp}: {what}: {came}");
+        }
+        lab.lrpns_ok(&["down", "x"]);
+        // What the host sees.
+        let found = lab.ok(&["find", data.to_str().unwrap(), "-perm", "/6000"]);
+        assert_eq!(found, "", "{seccomp}");
+        if seccomp == "default" {
+            let copy = std::fs::metadata(data.join("copy")).unwrap();
+            assert_eq!(copy.mode() & 0o7777, 0o1700);
+            assert_eq!(
+                std::fs::metadata(data.join("copy-of-su")).unwrap().mode() & 0o7777,
+                0o755
+            );
+        }
+        for entry in std::fs::read_dir(&data).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
