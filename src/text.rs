@@ -1,7 +1,8 @@
-//! Text that came from a part, made so that it can be shown.
+//! Text made so that it can be shown: what came from a part, and times.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Whether a character does something else to a terminal than to stand there. All are of the basic multilingual plane,
 /// so four hexadecimal digits do.
@@ -31,9 +32,35 @@ pub fn harmless(text: &str, most: usize) -> String {
     shown
 }
 
+/// A time as the configuration writes it: `500ms`, `10s`, `2m`.
+#[must_use]
+pub fn duration(time: Duration) -> String {
+    match time.as_millis() {
+        milliseconds if !milliseconds.is_multiple_of(1000) => format!("{milliseconds}ms"),
+        milliseconds if milliseconds > 0 && milliseconds.is_multiple_of(60_000) => {
+            format!("{}m", milliseconds / 60_000)
+        }
+        milliseconds => format!("{}s", milliseconds / 1000),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_written_in_its_largest_whole_unit() {
+        for (milliseconds, text) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (1500, "1500ms"),
+            (10_000, "10s"),
+            (90_000, "90s"),
+            (120_000, "2m"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
 
     #[test]
     fn what_a_part_says_is_one_line_of_bounded_length_that_no_terminal_obeys() {

@@ -1,16 +1,21 @@
 //! `lrpns down` and `lrpns gc`.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use nix::sys::signal::Signal;
+
+use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
-use crate::control::{Client, Request, is_gone};
+use crate::control::{Client, Reply, Request, is_gone};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::net;
 use crate::part::cgroup;
 use crate::plan::Mode;
 use crate::state::{Liveness, StateRoot};
+use crate::supervise;
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
@@ -86,8 +91,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                         )));
                     }
                 }
-                // It answers by ending, when nothing of the stack is left.
-                while let Ok(Some(_)) = client.reply() {}
+                wait_for_the_end(state, stack, client)?;
                 true
             }
             Err(e) if is_gone(&e) => false,
@@ -121,6 +125,44 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
             }
         }
     }
+}
+
+/// Waits until the supervisor has ended, which it does when nothing of the stack is left, and shows what it waits for. A
+/// second Ctrl-C has it kill what still runs.
+fn wait_for_the_end(state: &StateRoot, stack: &StackName, client: Client) -> Result<(), Failure> {
+    let unable = |e: std::io::Error| Failure::unable(format!("hear from the supervisor: {e}"));
+    let socket = client.as_fd().try_clone_to_owned().map_err(unable)?;
+    let interrupts = Interrupts::watch().map_err(unable)?;
+    let mut asked = 0;
+    let ended = loop {
+        match interrupts.or_message(&socket).map_err(unable)? {
+            Heard::Message => match client.reply() {
+                Ok(Some((Reply::Waits(what), _))) => tell(&format!("{stack}: {what}")),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break Ok(()),
+            },
+            Heard::Interrupt(Signal::SIGINT) => {
+                asked += 1;
+                if asked == 1 {
+                    tell(&format!(
+                        "{stack} is ending, and goes on whether this command waits or not; Ctrl-C again kills it at once"
+                    ));
+                } else if let Ok(other) = Client::connect(&state.control(stack)) {
+                    // Its answer is the end, which is waited for already.
+                    let _ = other.ask(&Request::Kill);
+                }
+            }
+            Heard::Interrupt(signal) => {
+                break Err(Failure::failed(format!(
+                    "interrupted by {signal}: {stack} is ending still"
+                )));
+            }
+        }
+    };
+    supervise::the_end()
+        .thread_unblock()
+        .map_err(|e| unable(e.into()))?;
+    ended
 }
 
 fn root() -> bool {

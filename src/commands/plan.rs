@@ -271,6 +271,13 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             )?;
         }
     }
+    writeln!(
+        out,
+        "  ends on {} within {}, and then what its command leaves running  ({})",
+        app.stop.signal,
+        crate::text::duration(app.stop.timeout),
+        key("stop_signal")
+    )?;
     if let Some(rate) = app.rate {
         writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
     }

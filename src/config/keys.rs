@@ -47,6 +47,8 @@ keys! {
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
     HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always""#, r#"restart = "on-failure""#;
+    STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
+    STOP_TIMEOUT = "stop_timeout": "a time in ms, s or m, at most 60m", r#"stop_timeout = "30s""#;
     SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's JSON format"#, r#"seccomp = "default""#;
     LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
 
@@ -82,6 +84,8 @@ pub(super) const APP_KEYS: &[Key] = &[
     VOLUMES,
     HEALTH,
     RESTART,
+    STOP_SIGNAL,
+    STOP_TIMEOUT,
     LIMITS,
     SECCOMP,
 ];

@@ -20,8 +20,10 @@ use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use self::errors::{ConfigErrors, Place, Problem};
@@ -335,6 +337,8 @@ pub struct App {
     pub volumes: Vec<Volume>,
     /// `restart`.
     pub restart: Restart,
+    /// `stop_signal` and `stop_timeout`.
+    pub stop: Stop,
     /// `limits`; what is absent is left to the default.
     pub limits: Limits,
     /// `seccomp`, read if it is a file.
@@ -564,4 +568,83 @@ pub enum Restart {
     OnFailure,
     /// It is started again.
     Always,
+}
+
+/// `stop_signal`: what asks an app to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct StopSignal(Signal);
+
+impl StopSignal {
+    /// Every signal that can be one: SIGSTOP and SIGCONT end nothing.
+    pub fn all() -> impl Iterator<Item = Signal> {
+        Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGSTOP | Signal::SIGCONT))
+    }
+
+    /// By its name, with `SIG` or without.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let is = |signal: &Signal| signal.as_str() == name || &signal.as_str()[3..] == name;
+        Self::all().find(is).map(Self)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.0 as i32
+    }
+}
+
+impl std::fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl From<StopSignal> for String {
+    fn from(signal: StopSignal) -> Self {
+        signal.to_string()
+    }
+}
+
+impl TryFrom<String> for StopSignal {
+    type Error = String;
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::named(&name).ok_or_else(|| format!("`{name}` is no signal that ends a program"))
+    }
+}
+
+/// How an app is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// `stop_signal`.
+    pub signal: StopSignal,
+    /// `stop_timeout`, in milliseconds in JSON: how long its command has to end, and then what the command has left
+    /// running.
+    #[serde(with = "milliseconds")]
+    pub timeout: Duration,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self {
+            signal: StopSignal(Signal::SIGTERM),
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A [`Duration`] as a number of milliseconds.
+pub(crate) mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
 }

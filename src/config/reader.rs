@@ -16,7 +16,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     App, Config, Egress, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar,
-    Tmpfs, TrafficLog, Volume,
+    Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -407,6 +407,7 @@ impl Reader<'_> {
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
         let restart = self.one(section, keys::RESTART, values::restart);
+        let stop = self.stop(section);
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
         let shown = name.to_string();
@@ -430,6 +431,7 @@ impl Reader<'_> {
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
+            stop,
             limits,
             seccomp,
         });
@@ -549,13 +551,23 @@ impl Reader<'_> {
         self.unknown_keys(&table, keys::HEALTH_KEYS);
         self.one(&table, keys::HTTP, values::http_path);
         self.flag(&table, keys::TCP);
-        self.one(&table, keys::INTERVAL, values::interval);
+        self.one(&table, keys::INTERVAL, values::time);
         if table.has(keys::HTTP) == table.has(keys::TCP) {
             let message = "`health` needs either `http` or `tcp`".to_owned();
             self.key_problem(table.head.clone(), message, keys::HEALTH);
         }
         if self.problems.len() == before {
             self.later(section, keys::HEALTH, "the key left out");
+        }
+    }
+
+    fn stop(&mut self, section: &Section<'_, '_>) -> Stop {
+        let signal = self.one(section, keys::STOP_SIGNAL, values::stop_signal);
+        let timeout = self.one(section, keys::STOP_TIMEOUT, values::time);
+        let default = Stop::default();
+        Stop {
+            signal: signal.map_or(default.signal, |placed| placed.value),
+            timeout: timeout.map_or(default.timeout, |placed| placed.value),
         }
     }
 

@@ -104,6 +104,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 tmpfs,
                 volumes: vec![],
                 restart: Restart::No,
+                stop: super::Stop::default(),
                 limits: Limits::default(),
                 seccomp: crate::confine::seccomp::default(),
             }],

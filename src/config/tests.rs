@@ -99,6 +99,7 @@ fn the_built_in_example_is_the_original_set_up() {
             }],
             volumes: vec![],
             restart: Restart::OnFailure,
+            stop: Stop::default(),
             limits: Limits::default(),
             seccomp: crate::confine::seccomp::default(),
         }],
@@ -837,7 +838,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

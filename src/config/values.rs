@@ -3,13 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::sys::signal::Signal;
 
 use crate::config::clients::Rate;
 
 use super::errors::{Place, Problem, nearest, quoted};
-use super::{Egress, Protocol, Publish, Restart, Rootfs, Source, Tmpfs, TrafficLog, Via, Volume};
+use super::{
+    Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs, TrafficLog, Via, Volume,
+};
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -698,20 +702,90 @@ pub(super) fn http_path(text: &str) -> Result<(), ValueError> {
     )))
 }
 
-/// `health.interval`.
-pub(super) fn interval(text: &str) -> Result<(), ValueError> {
-    let digits = text
-        .strip_suffix("ms")
-        .or_else(|| text.strip_suffix(['s', 'm']));
-    match digits.and_then(number) {
-        Some(1..) => Ok(()),
-        _ => Err(ValueError::said(format!("{} is no time", quoted(text)))),
+/// A time such as `500ms`, `5s` or `2m`: at least a millisecond, at most an hour.
+pub(super) fn time(text: &str) -> Result<Duration, ValueError> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000)];
+    let unit = units
+        .iter()
+        .find_map(|(unit, milliseconds)| Some((number(text.strip_suffix(unit)?)?, *milliseconds)));
+    let milliseconds = unit.and_then(|(count, unit)| count.checked_mul(unit));
+    match milliseconds {
+        Some(milliseconds @ 1..=3_600_000) => Ok(Duration::from_millis(milliseconds)),
+        Some(_) => Err(ValueError::said(format!(
+            "{} is not between 1ms and 60m",
+            quoted(text)
+        ))),
+        None => Err(ValueError::said(format!("{} is no time", quoted(text)))),
     }
+}
+
+/// `stop_signal`: a name, with `SIG` or without. SIGSTOP ends nothing.
+pub(super) fn stop_signal(text: &str) -> Result<StopSignal, ValueError> {
+    StopSignal::named(text).ok_or_else(|| {
+        let names: Vec<&str> = StopSignal::all().map(Signal::as_str).collect();
+        let long = format!("SIG{}", text.trim_start_matches("SIG"));
+        let near = nearest(&long, names.iter().copied()).unwrap_or("SIGTERM");
+        ValueError::said(format!(
+            "{} is no signal that ends a program, the nearest is `{near}`",
+            quoted(text)
+        ))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_has_a_unit_and_a_bound() {
+        for (text, milliseconds) in [
+            ("1ms", 1),
+            ("500ms", 500),
+            ("5s", 5000),
+            ("2m", 120_000),
+            ("60m", 3_600_000),
+        ] {
+            let time = time(text).unwrap();
+            assert_eq!(time, Duration::from_millis(milliseconds), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "5",
+            "0s",
+            "0ms",
+            "-1s",
+            "1.5s",
+            "5 s",
+            "05s",
+            "1h",
+            "61m",
+            "5S",
+            "18446744073709551615m",
+        ] {
+            assert!(time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stop_signal_is_named_with_its_prefix_or_without() {
+        for (text, name) in [
+            ("SIGTERM", "SIGTERM"),
+            ("TERM", "SIGTERM"),
+            ("QUIT", "SIGQUIT"),
+            ("SIGWINCH", "SIGWINCH"),
+            ("SIGKILL", "SIGKILL"),
+        ] {
+            assert_eq!(stop_signal(text).unwrap().to_string(), name, "{text}");
+        }
+        for text in [
+            "", "SIG", "15", "sigterm", "SIGSTOP", "STOP", "SIGTRM", "SIGCONT",
+        ] {
+            assert!(stop_signal(text).is_err(), "{text}");
+        }
+        let said = stop_signal("SIGTRM").unwrap_err();
+        assert!(format!("{said:?}").contains("SIGTERM"), "{said:?}");
+    }
 
     #[test]
     fn a_publish_has_an_address_and_two_ports() {

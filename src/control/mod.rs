@@ -26,8 +26,10 @@ pub enum Request {
     Status,
     /// The same for the audit: answered while the gate is closed as well.
     Inspect,
-    /// Take everything down.
+    /// Take everything down. Answered by [`Reply::Waits`] as long as that takes its time, and by the end.
     Down,
+    /// The same at once: whatever still runs is killed.
+    Kill,
     /// Start a part again; `None` for every app.
     Restart {
         /// The part.
@@ -143,6 +145,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// It is done.
     Done,
+    /// It takes its time: what is waited for, in words, or that it was not waited for any longer.
+    Waits(String),
     /// One line of the log.
     Line(LogLine),
     /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.

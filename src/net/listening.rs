@@ -85,6 +85,23 @@ impl Listening {
         Ok(found)
     }
 
+    /// Whether a TCP socket whose process has closed it still has something to deliver.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn is_delivering(&self) -> Result<bool, Error> {
+        let states = || StateFlags::FIN_WAIT1 | StateFlags::CLOSING | StateFlags::LAST_ACK;
+        let mut found = vec![];
+        for (family, any) in [
+            (AF_INET, SocketId::new_v4()),
+            (AF_INET6, SocketId::new_v6()),
+        ] {
+            self.dump(family, any, (IPPROTO_TCP, states()), &mut found)
+                .map_err(Error::SockDiag)?;
+        }
+        Ok(!found.is_empty())
+    }
+
     fn dump(
         &self,
         family: u8,

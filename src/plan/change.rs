@@ -15,7 +15,9 @@ use crate::confine::landlock;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 6] = ["publish", "allow", "rate", "restart", "egress", "source"];
+const LIVE: [&str; 7] = [
+    "publish", "allow", "rate", "restart", "stop", "egress", "source",
+];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 8] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::clients::{self, Rate};
 use crate::config::{
-    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Tmpfs, TrafficLog, Volume,
+    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
@@ -308,6 +308,9 @@ pub struct AppPlan {
     pub closing: Vec<PublishPlan>,
     /// What happens when it ends by itself.
     pub restart: Restart,
+    /// How it is asked to end.
+    #[serde(default)]
+    pub stop: Stop,
     /// Which system calls its command may make.
     pub seccomp: crate::confine::seccomp::Profile,
 }

@@ -352,6 +352,7 @@ fn decide(
             rate: app.rate,
             closing: vec![],
             restart: app.restart,
+            stop: app.stop,
             seccomp: app.seccomp.clone(),
         });
     }

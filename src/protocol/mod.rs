@@ -41,7 +41,7 @@ pub enum ToStage {
     Start(Box<Start>),
     /// App: run the command. Relay: the sockets listen.
     Proceed,
-    /// App: send this signal to the command.
+    /// App: send this signal to the command; once that has ended, to everything that it has left running.
     Signal(i32),
     /// App: run one command more, as the command was started, for who is at the other end of the last descriptor: told
     /// [`FromStage::Exited`] or [`FromStage::Failed`] there; should that end first, the command does. Descriptors:
@@ -222,7 +222,7 @@ pub enum FromStage {
     Compiled(Compiled),
     /// App: the command runs. Egress: the dialer does. Descriptor: its pidfd.
     Started,
-    /// App: the command ended; the stage ends next.
+    /// App: the command ended; the stage ends with the last process that the command has left running.
     Exited(Exit),
     /// A step did not work; the process ends next.
     Failed {

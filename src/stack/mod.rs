@@ -42,7 +42,7 @@ use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event};
 use crate::part::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
 use crate::part::volumes::{self, Volumes};
-use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
+use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
 use crate::rootfs;
 use crate::traffic;
@@ -62,8 +62,10 @@ const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
 const PORTS_TRIED: usize = 16;
-/// How long an app may take to end after SIGTERM.
-pub const APP_ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the kernel may take to deliver what an app that has ended had written, and the relay to hand it on.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
+/// How long closing the entry ports may take: nobody waits longer for it to end an app.
+const CLOSES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a stack could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -1063,6 +1065,51 @@ impl Ground {
             listener.listen()?;
         }
         Ok(())
+    }
+
+    /// Lets nobody in any more, and leaves who is in: the listening sockets refuse, and the sidecar takes nobody new to an
+    /// app. The host's table is not asked: this process has dropped what changing it takes, so who comes by DNAT is dropped
+    /// by the sidecar, and tries again.
+    ///
+    /// # Errors
+    /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
+    pub async fn close_entries(&self) -> Result<(), StackError> {
+        for listener in &self.listeners {
+            if listener.protocol == Protocol::Tcp {
+                // ENOTCONN: it does not listen yet.
+                let _ = rustix::net::shutdown(&listener.socket, rustix::net::Shutdown::Both);
+            }
+        }
+        let mut closed = self.plan.clone();
+        let mut by_dnat = false;
+        for app in &mut closed.apps {
+            let (tcp, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut app.publish)
+                .into_iter()
+                .partition(|publish| publish.protocol == Protocol::Tcp);
+            by_dnat |= tcp.iter().any(|publish| publish.via == Transport::Dnat);
+            app.publish = rest;
+            app.closing.extend(tcp);
+        }
+        if !by_dnat {
+            return Ok(());
+        }
+        let limit = CLOSES_WITHIN;
+        within_limit(
+            limit,
+            "close the entry ports",
+            self.update_rules(&self.plan, &closed),
+        )
+        .await
+    }
+
+    /// Waits until what apps that have ended had written is with who was to have it, for a second at most.
+    pub async fn delivered(&self) {
+        let delivering = |app: &AppGround| app.listening.is_delivering().unwrap_or(false);
+        let begun = tokio::time::Instant::now();
+        // The kernel tells nobody when a socket without a process is done.
+        while begun.elapsed() < DELIVERED_WITHIN && self.apps.iter().any(delivering) {
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives

@@ -5,7 +5,10 @@
 //! The command is not pid 1 itself: a pid 1 without handlers ignores SIGTERM, and few servers reap what they did not
 //! start (pid_namespaces(7)). This process holds nothing either: it has dropped before it starts the command, so the
 //! command has no more than it, and it can't be looked into (not dumpable), although it has the same uid.
-//! When it ends, the kernel ends every process of the namespace.
+//! When it ends, the kernel ends every process of the namespace. So it does not end with the command: a server that a shell
+//! has started outlives the shell, and may have to write what it holds to disk. It tells the supervisor how the command
+//! ended, passes the supervisor's signal on to all that is left, and ends with the last of them. How long they have is the
+//! supervisor's to say.
 //!
 //! What `lrpns exec` and `lrpns audit` run in the app, it starts as well, by the function that started the command: same
 //! privileges, same filters, same Landlock domain. So it can hold no more than the command, and sees what that sees. The
@@ -87,11 +90,7 @@ pub fn run(
     drop((stdin, out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
-    let exit = tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;
-    if let Some(exit) = exit {
-        // Should the supervisor be gone, there is nobody to tell.
-        let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
-    }
+    tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -127,14 +126,16 @@ struct Visitor {
     host: Option<OwnedFd>,
 }
 
-/// Reaps every child, passes signals on, runs what `lrpns exec` asks for; `None` when the supervisor ended first.
+/// Reaps every child, tells how the command ended, passes signals on, runs what `lrpns exec` asks for; returns when no
+/// process is left, or the supervisor has ended.
 fn tend(
     supervisor: &OwnedFd,
     child_ended: &SignalFd,
     command: Pid,
     start: &AppStart,
-) -> io::Result<Option<Exit>> {
+) -> io::Result<()> {
     let mut visitors: Vec<Visitor> = vec![];
+    let mut command_lives = true;
     loop {
         let mut ready = vec![
             PollFd::new(supervisor, PollFlags::IN),
@@ -156,17 +157,29 @@ fn tend(
         }
         if ready[1] {
             while child_ended.read_signal()?.is_some() {}
-            if let Some(exit) = reap(command, &mut visitors)? {
-                return Ok(Some(exit));
+            let reaped = reap(command, &mut visitors)?;
+            if let Some(exit) = reaped.command {
+                command_lives = false;
+                // Should the supervisor be gone, there is nobody to tell.
+                let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
+            }
+            // Whatever else runs here is a child of this process, or comes to be one.
+            if !command_lives && !reaped.children {
+                return Ok(());
             }
         }
         if ready[0] {
             match protocol::receive(supervisor)? {
                 Some((ToStage::Signal(signal), _)) => {
-                    match nix::sys::signal::kill(command, Signal::try_from(signal)?) {
-                        // It has ended and SIGCHLD is on its way.
-                        Ok(()) | Err(nix::Error::ESRCH) => {}
-                        Err(e) => return Err(e.into()),
+                    let signal = Signal::try_from(signal)?;
+                    if command_lives {
+                        signal_to(command, signal)?;
+                    } else {
+                        // An interactive shell of a visitor's ignores SIGTERM, and ends when its terminal does.
+                        for visitor in &visitors {
+                            let _ = nix::sys::signal::killpg(visitor.pid, Signal::SIGHUP);
+                        }
+                        signal_to(EVERYBODY_ELSE, signal)?;
                     }
                 }
                 // A prober that can't be started is one whose socket ends.
@@ -180,10 +193,25 @@ fn tend(
                     fds,
                 )) => visitors.extend(start_visitor(start, &command, &env, terminal, fds)),
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
-                None => return Ok(None),
+                None => return Ok(()),
             }
         }
     }
+}
+
+/// Every process of this pid namespace but this one (kill(2)).
+const EVERYBODY_ELSE: Pid = Pid::from_raw(-1);
+
+/// Sends a signal, and lets who is stopped go on to hear it.
+fn signal_to(whom: Pid, signal: Signal) -> nix::Result<()> {
+    for signal in [signal, Signal::SIGCONT] {
+        match nix::sys::signal::kill(whom, signal) {
+            // It has ended and SIGCHLD is on its way.
+            Ok(()) | Err(nix::Error::ESRCH) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Starts a command for `lrpns exec`, by the way that the app's own command took: it can have no more.
@@ -251,18 +279,33 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
     Ok(())
 }
 
-/// Waits for all that have ended, tells the visitors' hosts, and tells how the command did, if it was among them.
-fn reap(command: Pid, visitors: &mut Vec<Visitor>) -> nix::Result<Option<Exit>> {
+/// What [`reap`] found.
+struct Reaped {
+    /// How the command ended, if it was among them.
+    command: Option<Exit>,
+    /// Whether there are children still.
+    children: bool,
+}
+
+/// Waits for all that have ended, and tells the visitors' hosts.
+fn reap(command: Pid, visitors: &mut Vec<Visitor>) -> nix::Result<Reaped> {
+    let mut ended = None;
     loop {
+        let reaped = |children| Reaped {
+            command: ended,
+            children,
+        };
         let (pid, exit) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
             Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
-            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return Ok(None),
+            Ok(WaitStatus::StillAlive) => return Ok(reaped(true)),
+            Err(nix::Error::ECHILD) => return Ok(reaped(false)),
             Ok(_) | Err(nix::Error::EINTR) => continue,
             Err(e) => return Err(e),
         };
         if pid == command {
-            return Ok(Some(exit));
+            ended = Some(exit);
+            continue;
         }
         if let Some(at) = visitors.iter().position(|visitor| visitor.pid == pid)
             && let Some(host) = visitors.swap_remove(at).host

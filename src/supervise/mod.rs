@@ -25,10 +25,10 @@ use nftables::schema::Nftables;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch as watched};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Restart, TrafficLog};
+use crate::config::{Restart, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp;
@@ -44,7 +44,8 @@ use crate::part::container::{Container, ContainerError, Event as ContainerEvent}
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
-use crate::stack::{APP_ENDS_WITHIN, Ground, Launched, PartId, Progress, Stack, StackError};
+use crate::stack::{Ground, Launched, PartId, Progress, Stack, StackError, Wait};
+use crate::text::duration;
 use crate::traffic;
 use crate::traffic::line::Names;
 
@@ -91,6 +92,11 @@ const LINES_AT_ONCE: usize = 256;
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
 const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
+/// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
+/// last of it on.
+const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// How long it may take until a command that was sent SIGKILL is heard to have ended.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// A part that ends again and again is started again after this pause, doubled each time…
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// …up to this one…
@@ -115,6 +121,8 @@ enum Event {
         launch: u64,
         what: Result<ContainerEvent, ContainerError>,
     },
+    /// What is left of an app after its time was up was killed.
+    Killed { id: PartId, what: Left },
     /// A part was started again, or could not be.
     Launched {
         id: PartId,
@@ -161,9 +169,19 @@ fn tell(client: &Client, answer: impl Into<Answer>) {
     let _ = client.try_send(answer.into());
 }
 
+/// What of an app there is still to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Its command.
+    Command,
+    /// What its command has left running.
+    Rest,
+}
+
 /// What can be asked of the task that owns a part's process.
 enum Order {
-    Signal(i32),
+    /// App: end, in this time.
+    Stop(Stop),
     /// Relay: accept nothing more, end with the last connection.
     LastOrders,
     /// Start something in an app: what, and its descriptors.
@@ -302,6 +320,8 @@ pub struct Supervisor {
     following: Vec<mpsc::WeakSender<Answer>>,
     /// Who asked for the end; answered by the end of this process.
     waiting_for_the_end: Vec<Client>,
+    /// Whether nothing is to be waited for at the end.
+    killing: bool,
     since: Timestamp,
 }
 
@@ -365,7 +385,7 @@ pub async fn run(
                 stack = &mut bring_up => break stack,
                 Some(event) = events.recv() => match event {
                     Event::Signal(signal) => break Err(StackError::Interrupted { by: Some(signal) }),
-                    Event::Asked(Request::Down, _, client) => {
+                    Event::Asked(Request::Down | Request::Kill, _, client) => {
                         waiting_for_the_end.push(client);
                         break Err(StackError::Interrupted { by: None });
                     }
@@ -425,6 +445,7 @@ pub async fn run(
         journal,
         following: vec![],
         waiting_for_the_end,
+        killing: false,
         since: Timestamp::now(),
     };
     for (id, launched) in parts {
@@ -480,8 +501,9 @@ impl Supervisor {
             };
             match event {
                 Event::Signal(_) => return Outcome::Stopped,
-                Event::Asked(Request::Down, _, client) => {
+                Event::Asked(request @ (Request::Down | Request::Kill), _, client) => {
                     self.waiting_for_the_end.push(client);
+                    self.killing = matches!(request, Request::Kill);
                     return Outcome::Stopped;
                 }
                 Event::Asked(request, fds, client) => self.answer(request, fds, client),
@@ -497,6 +519,12 @@ impl Supervisor {
                         && let Some(outcome) = self.part_said(id, what)
                     {
                         return outcome;
+                    }
+                }
+                Event::Killed { id, what } => {
+                    if self.parts.iter().any(|part| part.id == id) {
+                        let text = killed(what, self.stop(id));
+                        self.note(id, text);
                     }
                 }
                 Event::Again { id, launch } => {
@@ -534,7 +562,7 @@ impl Supervisor {
                 },
                 Some(event) = self.events.recv() => match event {
                     Event::Signal(signal) => return Err(StackError::Interrupted { by: Some(signal) }),
-                    Event::Asked(Request::Down, _, client) => {
+                    Event::Asked(Request::Down | Request::Kill, _, client) => {
                         self.waiting_for_the_end.push(client);
                         return Err(StackError::Interrupted { by: None });
                     }
@@ -554,7 +582,10 @@ impl Supervisor {
                         ..
                     } => {}
                     // One that starts again is not the one that was attacked.
-                    Event::Part { id, .. } | Event::Again { id, .. } | Event::Launched { id, .. } => {
+                    Event::Part { id, .. }
+                    | Event::Killed { id, .. }
+                    | Event::Again { id, .. }
+                    | Event::Launched { id, .. } => {
                         let name = self.ground.name(id);
                         return Err(failed(format!("{name} ended while it was attacked")));
                     }
@@ -573,6 +604,14 @@ impl Supervisor {
         }
         self.gated = false;
         Ok(())
+    }
+
+    /// How a part is to end: all but apps, at once.
+    fn stop(&self, id: PartId) -> Stop {
+        match id {
+            PartId::App(_) => self.ground.app_plan(id).stop,
+            PartId::Sidecar | PartId::Relay | PartId::Egress => Stop::default(),
+        }
     }
 
     fn part(&mut self, id: PartId) -> &mut Part {
@@ -658,6 +697,7 @@ impl Supervisor {
         part.restarts += u32::from(part.privileges.is_some());
         let launch = part.launch;
         let old = part.process.take();
+        let stop = matches!(id, PartId::App(_)).then(|| self.stop(id));
         let user = self.journal.tee.user();
         while self.launching.try_join_next().is_some() {}
         let (ground, sender, lines, budgets) = (
@@ -669,7 +709,7 @@ impl Supervisor {
         let (give_up, given_up) = oneshot::channel();
         let starting = self.launching.spawn(async move {
             if let Some(process) = old {
-                process.end(matches!(id, PartId::App(_))).await;
+                process.end(stop).await;
             }
             let name = |app: usize| ground.plan.apps[app].name.as_str();
             let streams = |app: usize| hear(&lines, &budgets, name(app), user.as_ref());
@@ -741,6 +781,11 @@ impl Supervisor {
             Ok(ContainerEvent::Exited(exit)) => {
                 self.note(id, format!("ended with {exit}"));
                 self.part(id).exit = Some(exit);
+                let stop = self.stop(id);
+                if let Some(process) = &self.part(id).process {
+                    // What it has left running gets its time too; if it was told to stop, it has been told so already.
+                    let _ = process.orders.send(Order::Stop(stop));
+                }
                 None
             }
             Ok(ContainerEvent::Gone) => {
@@ -818,7 +863,7 @@ impl Supervisor {
                 ..self.status()
             })),
             Request::Inspect => Reply::Status(Box::new(self.status())),
-            Request::Down => unreachable!("run ends the loop with it"),
+            Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
@@ -1180,55 +1225,166 @@ impl Supervisor {
         self.journal.write(line);
     }
 
-    /// Ends every part: the relay first, so that no port is open on what is going away; apps get SIGTERM and time.
-    /// What they write meanwhile is still read: an app that ends in order may have much to say. Gives back who has to
-    /// be kept waiting until the very end. In a `hurry`, see [`hear_out`].
+    /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
+    /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
+    /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`hear_out`].
     async fn take_down(mut self, hurry: bool) -> Vec<Client> {
-        let order = |id: PartId| match id {
-            PartId::Relay => 0,
-            PartId::App(_) => 1,
-            PartId::Egress => 2,
-            PartId::Sidecar => 3,
-        };
-        self.parts.sort_by_key(|part| order(part.id));
-        let (apps, others): (Vec<_>, Vec<_>) = self
-            .parts
-            .iter_mut()
-            .filter_map(|part| Some((part.id, part.process.take()?)))
-            .partition(|(id, _)| matches!(id, PartId::App(_)));
-        // An app that ends in order may have to say so elsewhere.
-        let (egress, others): (Vec<_>, Vec<_>) = others
-            .into_iter()
-            .partition(|(id, _)| *id == PartId::Egress);
-        let others = std::mem::take(&mut self.leaving)
-            .into_iter()
-            .chain(others.into_iter().map(|(_, process)| process));
-        let (lines, journal, mut launching) = (&mut self.lines, &mut self.journal, self.launching);
-        let ending = async move {
+        let ground = Arc::clone(&self.ground);
+        let mut apps = vec![];
+        let mut relays = std::mem::take(&mut self.leaving);
+        let (mut egress, mut sidecar) = (None, None);
+        for part in &mut self.parts {
+            let Some(process) = part.process.take() else {
+                continue;
+            };
+            match part.id {
+                PartId::App(_) => apps.push((part.id, process, ground.app_plan(part.id).stop)),
+                PartId::Relay => relays.push(process),
+                PartId::Egress => egress = Some(process),
+                PartId::Sidecar => sidecar = Some(process),
+            }
+        }
+        let mut left: Vec<(PartId, Left)> =
+            apps.iter().map(|(id, ..)| (*id, Left::Command)).collect();
+        let (kill, killed_at_once) = watched::channel(self.killing);
+        let mut launching = self.launching;
+        let ending = async {
             launching.shutdown().await;
-            for process in others {
-                process.end(false).await;
+            for relay in &relays {
+                let _ = relay.orders.send(Order::LastOrders);
             }
-            futures_util::future::join_all(apps.into_iter().map(|(_, process)| process.end(true)))
-                .await;
-            for (_, process) in egress {
-                process.end(false).await;
+            // What it is refused is told below; the apps end all the same.
+            let closed = ground.close_entries().await;
+            let ends = apps.into_iter().map(|(_, process, stop)| {
+                let mut at_once = killed_at_once.clone();
+                async move {
+                    let asked = process.stop(stop);
+                    tokio::select! {
+                        () = asked => {}
+                        _ = at_once.wait_for(|kill| *kill) => {}
+                    }
+                    process.kill().await;
+                }
+            });
+            futures_util::future::join_all(ends).await;
+            // An app that ends in order may have to say so elsewhere, and to who has asked it something.
+            if !*killed_at_once.borrow() {
+                ground.delivered().await;
+                for relay in &relays {
+                    let _ = tokio::time::timeout(RELAY_ENDS_WITHIN, relay.has_ended()).await;
+                }
             }
+            for process in relays.into_iter().chain(egress).chain(sidecar) {
+                process.kill().await;
+            }
+            closed
         };
+        let (lines, events, journal) = (&mut self.lines, &mut self.events, &mut self.journal);
+        let mut waiting = std::mem::take(&mut self.waiting_for_the_end);
+        let mut wait = Wait::begin();
         tokio::pin!(ending);
-        loop {
+        let closed = loop {
             tokio::select! {
                 biased;
-                () = &mut ending => break,
-                Some(line) = lines.recv() => journal.write(line),
+                closed = &mut ending => break closed,
+                Some(event) = events.recv() => match event {
+                    Event::Signal(Signal::SIGINT) => kill.send_replace(true),
+                    Event::Asked(Request::Kill, _, client) => {
+                        waiting.push(client);
+                        kill.send_replace(true)
+                    }
+                    Event::Asked(Request::Down, _, client) => {
+                        waiting.push(client);
+                        continue;
+                    }
+                    Event::Part { id, what: Ok(ContainerEvent::Exited(exit)), .. } => {
+                        for (_, what) in left.iter_mut().filter(|(app, _)| *app == id) {
+                            *what = Left::Rest;
+                        }
+                        let name = ground.name(id).to_owned();
+                        journal.write(event_line(name, format!("ended with {exit}")));
+                        continue;
+                    }
+                    Event::Part { id, what: Ok(ContainerEvent::Gone) | Err(_), .. } => {
+                        left.retain(|(app, _)| *app != id);
+                        continue;
+                    }
+                    Event::Killed { id, what } => {
+                        let text = killed(what, ground.app_plan(id).stop);
+                        let name = ground.name(id).to_owned();
+                        tell_all(&waiting, &format!("{name}: {text}"));
+                        journal.write(event_line(name, text));
+                        continue;
+                    }
+                    _ => continue,
+                },
+                Some(line) = lines.recv() => {
+                    journal.write(line);
+                    continue;
+                }
+                () = tokio::time::sleep_until(wait.next()) => {
+                    if let Some(since) = wait.due() {
+                        for (id, what) in &left {
+                            let app = ground.app_plan(*id);
+                            let text = stopping(*what, app.stop, since);
+                            tell_all(&waiting, &format!("{}: {text}", app.name));
+                            journal.write(event_line(app.name.to_string(), text));
+                        }
+                    }
+                    continue;
+                }
+            };
+            // Only who has asked for it comes here.
+            for (id, _) in std::mem::take(&mut left) {
+                let (name, text) = (ground.name(id).to_owned(), "killed, as asked for");
+                tell_all(&waiting, &format!("{name}: {text}"));
+                journal.write(event_line(name, text.to_owned()));
             }
+        };
+        if let Err(e) = closed {
+            let text = format!("new connections were let in to the end: {e}");
+            journal.write(event_line("sidecar".to_owned(), text));
         }
         // The pumps have the other senders, and end with the apps.
         drop(self.lines_in);
-        let events = &mut self.events;
         let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
-        self.waiting_for_the_end.extend(asked);
-        self.waiting_for_the_end
+        waiting.extend(asked);
+        waiting
+    }
+}
+
+/// What to tell of an app that has not ended by itself.
+fn killed(what: Left, stop: Stop) -> String {
+    let within = duration(stop.timeout);
+    match what {
+        Left::Command => format!(
+            "killed: its command did not end within {within} of {}",
+            stop.signal
+        ),
+        Left::Rest => format!(
+            "killed: what its command had left running did not end within {within} of {}",
+            stop.signal
+        ),
+    }
+}
+
+/// What to tell of an app that is waited for.
+fn stopping(what: Left, stop: Stop, since: Duration) -> String {
+    let what = match what {
+        Left::Command => "its command",
+        Left::Rest => "what its command has left running",
+    };
+    let (since, within) = (since.as_secs(), duration(stop.timeout));
+    format!(
+        "waiting for {what} to end on {}, for {since}s of at most {within}",
+        stop.signal
+    )
+}
+
+/// Tells everybody who waits.
+fn tell_all(clients: &[Client], text: &str) {
+    for client in clients {
+        tell(client, Reply::Waits(text.to_owned()));
     }
 }
 
@@ -1250,7 +1406,7 @@ async fn hear_out(
             },
             Some(event) = events.recv() => match event {
                 Event::Signal(_) => hurry = true,
-                Event::Asked(Request::Down, _, client) => {
+                Event::Asked(Request::Down | Request::Kill, _, client) => {
                     asked.push(client);
                     hurry = true;
                 }
@@ -1384,19 +1540,29 @@ impl Process {
         !self.orders.is_closed()
     }
 
-    /// Ends it, politely first if it is an app, and waits until it has.
-    async fn end(mut self, politely: bool) {
-        if politely {
-            let _ = self.orders.send(Order::Signal(libc::SIGTERM));
-            if tokio::time::timeout(APP_ENDS_WITHIN, &mut self.ended)
-                .await
-                .is_ok()
-            {
-                return;
-            }
-        }
+    /// Asks an app to end, and waits until it has; who owns its process sees to its time.
+    async fn stop(&self, stop: Stop) {
+        let _ = self.orders.send(Order::Stop(stop));
+        self.has_ended().await;
+    }
+
+    /// Waits until it has ended.
+    async fn has_ended(&self) {
+        self.orders.closed().await;
+    }
+
+    /// Ends it at once, and waits until it has.
+    async fn kill(self) {
         drop(self.life);
         let _ = self.ended.await;
+    }
+
+    /// Ends it, an app as `stop` says, and waits until it has.
+    async fn end(self, stop: Option<Stop>) {
+        if let Some(stop) = stop {
+            self.stop(stop).await;
+        }
+        self.kill().await;
     }
 }
 
@@ -1418,7 +1584,13 @@ async fn watch(
     ended: oneshot::Sender<()>,
     events: mpsc::UnboundedSender<Event>,
 ) {
-    let tell = |what| drop(events.send(Event::Part { id, launch, what }));
+    let tell = |said| {
+        let event = match said {
+            Tended::Said(what) => Event::Part { id, launch, what },
+            Tended::Killed(what) => Event::Killed { id, what },
+        };
+        drop(events.send(event));
+    };
     let last = tokio::select! {
         biased;
         // Nothing is ever sent by it.
@@ -1427,36 +1599,103 @@ async fn watch(
     };
     container.kill().await;
     if let Some(last) = last {
-        tell(last);
+        tell(Tended::Said(last));
     }
     // Nobody may be waiting for it.
     let _ = ended.send(());
 }
 
+/// What there is to tell of a part's process.
+enum Tended {
+    Said(Result<ContainerEvent, ContainerError>),
+    Killed(Left),
+}
+
+/// An app that is to end.
+struct Ending {
+    stop: Stop,
+    /// What of it is to end next…
+    what: Left,
+    /// …and by when.
+    by: tokio::time::Instant,
+    /// The command was killed, and its end is to be heard of.
+    killed: bool,
+}
+
+impl Ending {
+    fn begin(stop: Stop, what: Left) -> Self {
+        Self {
+            stop,
+            what,
+            by: tokio::time::Instant::now() + stop.timeout,
+            killed: false,
+        }
+    }
+}
+
 /// Hears what a part says and tells it what it is to do, until its end; that is what it gives back.
+///
+/// An app that is to end is sent its signal, which goes to its command; when that has ended, what it has left running gets
+/// the same signal and as much time. A command that lets its time pass is killed, and the rest is asked all the same: the
+/// server may be among it.
 async fn tend(
     container: &mut Container,
     mut orders: mpsc::UnboundedReceiver<Order>,
-    tell: impl Fn(Result<ContainerEvent, ContainerError>),
+    tell: impl Fn(Tended),
 ) -> Result<ContainerEvent, ContainerError> {
+    let mut ending: Option<Ending> = None;
+    let mut left = Left::Command;
     loop {
+        let by = ending.as_ref().map(|ending| ending.by);
         tokio::select! {
             said = container.next() => match said {
                 Ok(ContainerEvent::Gone) | Err(_) => return said,
-                said => tell(said),
+                Ok(ContainerEvent::Exited(_)) => {
+                    left = Left::Rest;
+                    if let Some(asked) = &ending {
+                        let stop = asked.stop;
+                        ending = Some(Ending::begin(stop, left));
+                        signal_app(container, stop.signal.number()).await;
+                    }
+                    tell(Tended::Said(said));
+                }
+                said => tell(Tended::Said(said)),
             },
             // Without anybody to give orders its life is over as well.
             Some(order) = orders.recv() => match order {
-                // EPIPE: it has ended, and that comes next.
-                Order::Signal(signal) => drop(container.send(&ToStage::Signal(signal), &[]).await),
+                Order::Stop(_) if ending.is_some() => {}
+                Order::Stop(stop) => {
+                    ending = Some(Ending::begin(stop, left));
+                    signal_app(container, stop.signal.number()).await;
+                }
                 Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
                 Order::Start(what, fds) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     drop(container.send(&what, &fds).await);
                 }
             },
+            () = tokio::time::sleep_until(by.unwrap_or_else(tokio::time::Instant::now)), if by.is_some() => {
+                let Some(asked) = &mut ending else { continue };
+                if asked.killed {
+                    // Its pid 1 says nothing of it.
+                    return Ok(ContainerEvent::Gone);
+                }
+                tell(Tended::Killed(asked.what));
+                if asked.what == Left::Rest {
+                    return Ok(ContainerEvent::Gone);
+                }
+                asked.killed = true;
+                asked.by = tokio::time::Instant::now() + KILLED_WITHIN;
+                signal_app(container, libc::SIGKILL).await;
+            }
         }
     }
+}
+
+/// Sends an app a signal.
+async fn signal_app(container: &Container, signal: i32) {
+    // EPIPE: it has ended, and that comes next.
+    let _ = container.send(&ToStage::Signal(signal), &[]).await;
 }
 
 /// What the sidecar has said at once.

@@ -176,6 +176,7 @@ impl Supervisor {
         self.parts = stay;
         let mut ending = vec![];
         for part in gone {
+            let stop = self.stop(part.id);
             let name = self.ground.name(part.id);
             for client in part.waiting.iter().chain(&part.waiting_for_next) {
                 tell(client, refused(format!("{name} is gone"), None));
@@ -184,10 +185,11 @@ impl Supervisor {
             if let Some(starting) = part.starting {
                 starting.abort();
             }
-            ending.extend(part.process);
+            ending.extend(part.process.map(|process| (process, stop)));
         }
         self.launching.spawn(async move {
-            join_all(ending.into_iter().map(|process| process.end(true))).await;
+            let ending = ending.into_iter();
+            join_all(ending.map(|(process, stop)| process.end(Some(stop)))).await;
             let _ = ended.send(());
         });
     }

@@ -1,0 +1,350 @@
+//! How a stack ends: in order, with what is under way answered, and within the time that each app has.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Output};
+
+use support::lab::{LAB, Lab, describe, lrpns, until};
+use support::look::{self, PYTHON, toml_list};
+use support::user::User;
+
+/// Answers `/slow` when it has been told to end and `/data/go` is there, then ends with what is under way.
+const GRACEFUL: &str = r#"
+import http.server, os, signal, threading, time
+stopping = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"at once"
+        if self.path == "/slow":
+            open("/data/asked." + str(threading.get_ident()), "w").close()
+            stopping.wait()
+            while not os.path.exists("/data/go"):
+                time.sleep(0.01)
+            body = b"in the end" + b"." * 200000
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 5000), Handler)
+server.daemon_threads = False
+def stop(signal, frame):
+    open("/data/" + signal_names[signal], "w").close()
+    stopping.set()
+    threading.Thread(target=server.shutdown).start()
+signal_names = {s: s.name for s in signal.Signals}
+for s in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(s, stop)
+server.serve_forever()
+server.server_close()
+"#;
+
+/// Writes what it holds to disk when it is told to end, and not at once.
+const FLUSHES: &str = r#"
+import os, signal, sys, threading
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: told.set())
+open("/data/ready", "w").close()
+while not told.wait(0.01): pass
+threading.Event().wait(0.3)
+open("/data/flushed", "w").close()
+"#;
+
+/// A directory that everybody may write to, as an app's /data.
+fn data(lab: &Lab, name: &str) -> std::path::PathBuf {
+    let dir = lab.dir.path().join(name);
+    std::fs::create_dir(&dir).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&dir, mode).unwrap();
+    // A writable volume is its app's user's on the disk.
+    std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).unwrap();
+    dir
+}
+
+/// A stack of one app.
+fn stack(name: &str, command: &[&str], data: &Path, more: &str) -> String {
+    format!(
+        "name = \"{name}\"\n[app]\nrootfs = \"host\"\ncommand = {}\nvolumes = [\"{}:/data:rw\"]\n{more}\n",
+        toml_list(command),
+        data.display()
+    )
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn is_there(path: &Path) {
+    until(&format!("{}", path.display()), || {
+        path.exists().then_some(())
+    });
+}
+
+/// How many requests are under way.
+fn asked(data: &Path) -> usize {
+    let names = std::fs::read_dir(data).unwrap().flatten();
+    let is_one = |name: &std::fs::DirEntry| name.file_name().to_string_lossy().starts_with("asked");
+    names.filter(is_one).count()
+}
+
+/// What a client that was asking when the end began has got.
+fn answered(client: Child) {
+    let output = client.wait_with_output().unwrap();
+    let body = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", describe(&output));
+    assert!(body.starts_with("in the end") && body.len() == 200_010);
+}
+
+const SLOW: &str = "curl -sS --max-time 60 http://";
+
+/// Clients of every kind, each with a request under way.
+fn clients(lab: &Lab, data: &Path) -> Vec<Child> {
+    let local = format!("{SLOW}127.0.0.1:5000/slow");
+    let own = format!("{SLOW}{LAB}:5000/slow");
+    let outside = format!("ip netns exec client {own}");
+    let all = [local, own, outside];
+    let started = all.map(|command| lab.spawn(&command.split(' ').collect::<Vec<_>>()));
+    until("the requests are under way", || {
+        (asked(data) == 3).then_some(())
+    });
+    started.into()
+}
+
+#[test]
+fn what_is_under_way_at_down_is_answered_and_nobody_new_is_let_in() {
+    if !look::machine() {
+        return;
+    }
+    for (via, forwards) in [("relay", false), ("dnat", true)] {
+        let lab = if forwards {
+            Lab::forwarding()
+        } else {
+            Lab::new()
+        };
+        let data = data(&lab, "data");
+        let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
+        look::up(
+            &lab,
+            &stack("served", &[PYTHON, "-c", GRACEFUL], &data, &more),
+        );
+        let clients = clients(&lab, &data);
+        let down = lab.spawn_lrpns(&["down", "served"]);
+        is_there(&data.join("SIGTERM"));
+        for url in [
+            format!("http://127.0.0.1:5000/"),
+            format!("http://{LAB}:5000/"),
+        ] {
+            assert_eq!(lab.get(&url), Err(7), "{via}: {url} refuses");
+        }
+        let outside = [
+            "curl",
+            "-sS",
+            "--max-time",
+            "1",
+            &format!("http://{LAB}:5000/"),
+        ];
+        assert!(
+            !lab.client(&outside).status.success(),
+            "{via}: closed to the client"
+        );
+        std::fs::write(data.join("go"), "").unwrap();
+        clients.into_iter().for_each(answered);
+        let down = down.wait_with_output().unwrap();
+        assert!(down.status.success(), "{via}: {}", describe(&down));
+    }
+}
+
+#[test]
+fn what_is_under_way_is_answered_at_a_restart_and_at_a_signal_to_up() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = data(&lab, "data");
+    let more = "publish = [\"0.0.0.0:5000:5000\"]\nvia = \"relay\"\nstop_signal = \"USR1\"";
+    let file = stack("served", &[PYTHON, "-c", GRACEFUL], &data, more);
+    let file = lab.write("served.toml", &file);
+    let mut up = lab.spawn_lrpns(&["up", "-f", file.to_str().unwrap()]);
+    until("it is up", || lab.get("http://127.0.0.1:5000/").ok());
+    let asking = clients(&lab, &data);
+    let restart = lab.spawn_lrpns(&["restart", "served", "app"]);
+    is_there(&data.join("SIGUSR1"));
+    std::fs::write(data.join("go"), "").unwrap();
+    asking.into_iter().for_each(answered);
+    let restart = restart.wait_with_output().unwrap();
+    assert!(restart.status.success(), "{}", describe(&restart));
+
+    for entry in std::fs::read_dir(&data).unwrap().flatten() {
+        std::fs::remove_file(entry.path()).unwrap();
+    }
+    let asking = clients(&lab, &data);
+    lab.kill("TERM", &lab.status("served")["supervisor"]);
+    is_there(&data.join("SIGUSR1"));
+    std::fs::write(data.join("go"), "").unwrap();
+    asking.into_iter().for_each(answered);
+    assert!(up.wait().unwrap().success());
+}
+
+#[test]
+fn what_a_command_has_left_running_gets_its_signal_and_its_time() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = format!("{PYTHON} -c '{FLUSHES}'");
+    // The shell dies of its signal; it waits for the server and passes nothing on; it ends by itself.
+    for (name, command, more) in [
+        ("dies", format!("{server} & wait"), ""),
+        (
+            "holds",
+            format!("trap : TERM; {server}; while :; do sleep 60 & wait; done"),
+            "stop_timeout = \"2s\"",
+        ),
+    ] {
+        let data = data(&lab, name);
+        look::up(
+            &lab,
+            &stack(name, &["/bin/sh", "-c", &command], &data, more),
+        );
+        is_there(&data.join("ready"));
+        let down = lab.lrpns(&["down", name]);
+        assert!(down.status.success(), "{}", describe(&down));
+        assert!(data.join("flushed").exists(), "{name}: {}", stderr(&down));
+    }
+    let data = data(&lab, "ends");
+    let command =
+        format!("{server} & while [ ! -e /data/end ]; do sleep 0.01; done; rm /data/end; exit 3");
+    look::up(
+        &lab,
+        &stack("ends", &["/bin/sh", "-c", &command], &data, ""),
+    );
+    is_there(&data.join("ready"));
+    std::fs::remove_file(data.join("ready")).unwrap();
+    let end = data.join("end");
+    std::fs::write(&end, "").unwrap();
+    std::os::unix::fs::chown(&end, Some(1000), Some(1000)).unwrap();
+    is_there(&data.join("ready"));
+    assert!(data.join("flushed").exists(), "before it was started again");
+}
+
+#[test]
+fn down_says_what_it_waits_for_and_that_it_killed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = data(&lab, "data");
+    let command = "trap '' TERM; touch /data/ready; while :; do sleep 60; done";
+    let more = "stop_timeout = \"2500ms\"";
+    look::up(
+        &lab,
+        &stack("deaf", &["/bin/sh", "-c", command], &data, more),
+    );
+    is_there(&data.join("ready"));
+    let down = lab.lrpns(&["down", "deaf"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    let said = stderr(&down);
+    for part in [
+        "deaf: app: waiting for its command to end on SIGTERM, for 2s of at most 2500ms",
+        "deaf: app: killed: its command did not end within 2500ms of SIGTERM",
+        "deaf: app: killed: what its command had left running did not end within 2500ms",
+        "deaf is down",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_kills_at_once() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = data(&lab, "data");
+    let command =
+        "trap 'touch /data/told' TERM; touch /data/ready; while :; do sleep 60 & wait; done";
+    let text = stack(
+        "deaf",
+        &["/bin/sh", "-c", command],
+        &data,
+        "stop_timeout = \"60m\"",
+    );
+    let file = lab.write("deaf.toml", &text);
+    let file = file.to_str().unwrap();
+    let clean = || {
+        for name in ["ready", "told"] {
+            let _ = std::fs::remove_file(data.join(name));
+        }
+    };
+
+    let mut up = lab.spawn_lrpns(&["up", "-f", file]);
+    is_there(&data.join("ready"));
+    let supervisor = until("it is up", || {
+        let status = lab.lrpns(&["status", "deaf", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+        Some(status["supervisor"].clone())
+    });
+    lab.kill("INT", &supervisor);
+    is_there(&data.join("told"));
+    lab.kill("INT", &supervisor);
+    assert!(up.wait().unwrap().success());
+    let mut said = String::new();
+    up.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("killed, as asked for"), "{said}");
+
+    clean();
+    lab.lrpns_ok(&["up", "-d", "-f", file]);
+    is_there(&data.join("ready"));
+    // By its number in the lab, which only the lab knows.
+    let script = format!("echo $$; exec {} down deaf", lrpns());
+    let mut down = lab.spawn(&["sh", "-c", &script]);
+    let mut pid = String::new();
+    BufReader::new(down.stdout.take().unwrap())
+        .read_line(&mut pid)
+        .unwrap();
+    let pid = serde_json::Value::from(pid.trim().parse::<i64>().unwrap());
+    is_there(&data.join("told"));
+    let mut said = BufReader::new(down.stderr.take().unwrap());
+    lab.kill("INT", &pid);
+    let mut line = String::new();
+    while !line.contains("Ctrl-C again kills it at once") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it says so");
+    }
+    lab.kill("INT", &pid);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert!(down.wait().unwrap().success());
+    assert!(rest.contains("deaf: app: killed, as asked for"), "{rest}");
+    assert!(rest.contains("deaf is down"), "{rest}");
+}
+
+#[test]
+fn the_same_without_root() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !user.may() {
+        return;
+    }
+    let data = data(&lab, "data");
+    let command = format!("{PYTHON} -c '{GRACEFUL}' & wait");
+    let more = "publish = [\"0.0.0.0:5000:5000\"]";
+    user.up(&stack("served", &["/bin/sh", "-c", &command], &data, more));
+    let clients = clients(&lab, &data);
+    let mut down = user
+        .command(&[&user.program(), "down", "served"])
+        .spawn()
+        .unwrap();
+    is_there(&data.join("SIGTERM"));
+    assert_eq!(lab.get("http://127.0.0.1:5000/"), Err(7), "it refuses");
+    std::fs::write(data.join("go"), "").unwrap();
+    clients.into_iter().for_each(answered);
+    assert!(down.wait().unwrap().success());
+}
