@@ -214,6 +214,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         rate: None,
         closing: vec![],
         restart: Restart::No,
+        stop: Default::default(),
     };
     Plan {
         stack: StackName::new("customer-A_1").unwrap(),

@@ -329,6 +329,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         rate: None,
         closing: vec![],
         restart: Restart::No,
+        stop: Default::default(),
     }
 }
 

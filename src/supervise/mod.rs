@@ -95,6 +95,8 @@ const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 /// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
 /// last of it on.
 const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// How long a service manager is asked to wait for what ends beside the apps.
+const OURS_TO_END: Duration = Duration::from_secs(15);
 /// How long it may take until a command that was sent SIGKILL is heard to have ended.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// A part that ends again and again is started again after this pause, doubled each time…
@@ -1246,6 +1248,14 @@ impl Supervisor {
         }
         let mut left: Vec<(PartId, Left)> =
             apps.iter().map(|(id, ..)| (*id, Left::Command)).collect();
+        // Under systemd an app may take longer than the unit's TimeoutStopSec.
+        let longest = apps.iter().map(|(.., stop)| 2 * stop.timeout).max();
+        let longest = longest.unwrap_or_default() + OURS_TO_END;
+        let longest = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::Stopping,
+            sd_notify::NotifyState::ExtendTimeoutUsec(longest),
+        ]);
         let (kill, killed_at_once) = watched::channel(self.killing);
         let mut launching = self.launching;
         let ending = async {
