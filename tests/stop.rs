@@ -135,7 +135,7 @@ fn what_is_under_way_at_down_is_answered_and_nobody_new_is_let_in() {
         let down = lab.spawn_lrpns(&["down", "served"]);
         is_there(&data.join("SIGTERM"));
         for url in [
-            format!("http://127.0.0.1:5000/"),
+            "http://127.0.0.1:5000/".to_owned(),
             format!("http://{LAB}:5000/"),
         ] {
             assert_eq!(lab.get(&url), Err(7), "{via}: {url} refuses");
