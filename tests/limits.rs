@@ -646,3 +646,35 @@ fn a_stack_answers_so_many_clients_at_a_time_and_always_the_one_who_wants_its_en
         follower.wait().unwrap();
     }
 }
+
+#[test]
+fn one_client_with_hundreds_of_connections_shuts_nobody_out_of_a_relay_with_few_descriptors() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = look::telling("web", "t", "0.0.0.0:5000:5000", "");
+    let path = lab.write("few.toml", &file);
+    let up = format!(
+        "ulimit -n 256; exec {} up -d -f {}",
+        lrpns(),
+        path.display()
+    );
+    lab.ok(&["sh", "-c", &up]);
+    let relay = part(&lab.status("web"), "relay")["notes"].to_string();
+    assert!(relay.contains("connections at once"), "{relay}");
+    // As many as it can get, all kept, and then some that are reset.
+    let greedy = "import socket, sys\nopen_ones, reset = [], 0\nfor _ in range(400):\n    s = socket.create_connection(('10.99.0.1', 5000))\n    s.settimeout(5)\n    try:\n        s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\n')\n        s.settimeout(.01)\n        s.recv(1)\n    except TimeoutError:\n        open_ones.append(s)\n    except OSError:\n        reset += 1\nassert reset > 100, reset\nassert len(open_ones) > 50, len(open_ones)\nprint('ready', flush=True)\nsys.stdin.read()\n";
+    let client = ["ip", "netns", "exec", "client", PYTHON, "-c", greedy];
+    let mut greedy = lab.spawn(&client);
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(greedy.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    for _ in 0..20 {
+        let told = look::told(lab.get("http://10.99.0.1:5000/"));
+        assert_eq!(told["token"], "t");
+    }
+    drop(greedy.stdin.take());
+    greedy.wait().unwrap();
+}

@@ -16,6 +16,7 @@
 //! - **Bounded.** `RLIMIT_NOFILE` decides how many connections there are at most; the others wait in the kernel's
 //!   backlog. A waiting connection holds no buffer at all. A stalled one holds, in each direction, one of at most 64
 //!   pipes, or a copy: at most 64 KiB, and 4 KiB once 16 MiB are held together.
+//! - **Shared.** No client has all places: see `share`. One that has its share is reset, and counted.
 //! - **Datagrams** have no connections: what stands for them is in `udp`.
 //! - **Dead peers** are found by TCP keepalive on both sides: 60 seconds of silence, then 4 probes 15 seconds apart.
 //!   There is no other idle time limit. Data on the wire that nobody acknowledges ends by `tcp_retries2` (tcp(7)).
@@ -40,11 +41,12 @@
 
 pub mod egress;
 mod flow;
+mod share;
 #[cfg(test)]
 mod tests;
 mod udp;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -66,6 +68,7 @@ use tokio::task::JoinSet;
 use crate::config::Protocol;
 use crate::config::clients::Gate;
 use flow::{Buffers, Tuning};
+use share::{Held, Shares};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
 pub const STATS_REQUEST: u8 = b'?';
@@ -180,6 +183,9 @@ pub struct Stats {
     pub not_allowed: u64,
     /// The same because the app's rate was reached.
     pub too_many: u64,
+    /// Connections reset because the client has its share of the places.
+    #[serde(default)]
+    pub over_share: u64,
     /// UDP: flows begun.
     pub flows: u64,
     /// UDP: flows that had to make room for others.
@@ -208,6 +214,14 @@ pub fn forget_what_waits(socket: &std::net::UdpSocket) {
             Ok(_) => false,
         }
     });
+}
+
+/// How many connections there can be at once over so many listeners and datagram sockets, and of one client alone; nothing
+/// if the descriptors leave no place.
+#[must_use]
+pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
+    let places = Places::share_out(listeners, datagrams).ok()?.connections;
+    Some((places, Shares::most(places)))
 }
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
@@ -356,6 +370,9 @@ struct Relay {
     stats: RefCell<Stats>,
     buffers: Buffers,
     places: Arc<Semaphore>,
+    shares: Rc<Shares>,
+    /// How many listeners accept, each with a place.
+    accepting: Cell<usize>,
     flows: udp::Flows,
     /// Told whenever a connection has closed its descriptors.
     closed: Notify,
@@ -380,6 +397,8 @@ impl Relay {
             stats: RefCell::new(stats),
             buffers: Buffers::new(places.pipes, tuning),
             places: Arc::new(Semaphore::new(places.connections)),
+            shares: Rc::default(),
+            accepting: Cell::new(0),
             flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
         })
@@ -403,6 +422,13 @@ impl Relay {
 
     fn count(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.stats.borrow_mut());
+    }
+
+    /// A place for this client, if it has not got its share yet. One is held already, and others wait for their client.
+    fn share(&self, client: IpAddr) -> Option<Held> {
+        let waiting = self.accepting.get().saturating_sub(1);
+        self.shares
+            .take(client, self.places.available_permits() + waiting)
     }
 
     /// Waits until no connection is open; nobody else may wait for [`Relay::closed`].
@@ -474,7 +500,10 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        let client = match accept(&listener, &way.gate, &relay).await {
+        relay.accepting.set(relay.accepting.get() + 1);
+        let accepted = accept(&listener, &way.gate, &relay).await;
+        relay.accepting.set(relay.accepting.get() - 1);
+        let (client, share) = match accepted {
             Ok(client) => client,
             // accept(2): it isn't listening.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
@@ -491,14 +520,18 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
             // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
             tokio::task::coop::unconstrained(carry(client, &way, &relay)).await;
             relay.count(|s| s.open -= 1);
-            drop(place);
+            drop((place, share));
             relay.closed.notify_one();
         });
     }
 }
 
 /// One connection, past errors that say nothing about the listener (accept(2), "Error handling").
-async fn accept(listener: &TcpListener, gate: &Gate, relay: &Relay) -> io::Result<TcpStream> {
+async fn accept(
+    listener: &TcpListener,
+    gate: &Gate,
+    relay: &Relay,
+) -> io::Result<(TcpStream, Held)> {
     loop {
         let error = match listener.accept().await {
             Ok((client, peer)) if !gate.admits(peer.ip()) => {
@@ -512,12 +545,17 @@ async fn accept(listener: &TcpListener, gate: &Gate, relay: &Relay) -> io::Resul
                 relay.count(|s| s.too_many += 1);
                 continue;
             }
-            Ok((client, _)) => {
+            Ok((client, peer)) => {
+                let Some(share) = relay.share(peer.ip()) else {
+                    let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
+                    relay.count(|s| s.over_share += 1);
+                    continue;
+                };
                 relay.count(|s| {
                     s.accepted += 1;
                     s.open += 1;
                 });
-                return Ok(client);
+                return Ok((client, share));
             }
             Err(error) => error,
         };

@@ -556,6 +556,18 @@ impl Socket {
     }
 }
 
+/// A client at another loopback address.
+fn connect_from(last: u8) -> TcpStream {
+    let family = rustix::net::AddressFamily::INET;
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    let relay: SocketAddr = RELAY.parse().unwrap();
+    rustix::net::connect(&socket, &relay).unwrap();
+    let client = TcpStream::from(socket);
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client
+}
+
 #[test]
 fn connections_past_the_limit_wait_their_turn() {
     in_netns();
@@ -566,8 +578,19 @@ fn connections_past_the_limit_wait_their_turn() {
         flows: 0,
     };
     let mut relay = Running::start_with(few, Tuning::default());
-    let mut open: Vec<_> = (0..3).map(|_| connect(&app)).collect();
-    let late = TcpStream::connect(RELAY).unwrap();
+    let connect = |last: u8| {
+        let client = connect_from(last);
+        let (server, _) = app.accept().unwrap();
+        (client, server)
+    };
+    let mut open = vec![connect(10), connect(11)];
+    // The last place is not for a client that has one already…
+    let greedy = connect_from(10);
+    assert!(is_reset((&greedy).read(&mut [0])));
+    assert_eq!((relay.stats().open, relay.stats().over_share), (2, 1));
+    // …but for another one. The next has to wait.
+    open.push(connect(12));
+    let late = connect_from(13);
     assert_eq!((relay.stats().open, relay.stats().limit), (3, 3));
     drop(open.pop());
     let (server, _) = app.accept().unwrap();

@@ -58,9 +58,12 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
             Protocol::Udp => datagrams.push((fd.into(), way)),
         }
     }
+    let capacity = relay::capacity(streams.len(), datagrams.len()).map(|(most, of_one)| {
+        format!("carries at most {most} connections at once, {of_one} of one client")
+    });
     let ready = FromStage::Ready {
         privileges,
-        notes: notes.into_iter().collect(),
+        notes: notes.into_iter().chain(capacity).collect(),
     };
     protocol::send(supervisor, &ready, &[]).map_err(step("say ready"))?;
     if work.wait {
