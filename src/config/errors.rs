@@ -208,7 +208,7 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
-/// The candidate that is written most like `word`.
+/// The candidate that is written most like `word`, if more than half of it is the same.
 pub(super) fn nearest<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,
@@ -217,9 +217,12 @@ pub(super) fn nearest<'c>(
     let mut best: Option<(f64, &str)> = None;
     for candidate in candidates {
         let lower = candidate.to_lowercase();
+        let distance = strsim::normalized_damerau_levenshtein(&start, &lower);
+        if distance <= 0.5 {
+            continue;
+        }
         // The edit distance tells typos apart, the other measure orders what is equally far.
-        let likeness = strsim::normalized_damerau_levenshtein(&start, &lower)
-            + 0.1 * strsim::jaro_winkler(&start, &lower);
+        let likeness = distance + 0.1 * strsim::jaro_winkler(&start, &lower);
         if best.is_none_or(|(most, _)| likeness > most) {
             best = Some((likeness, candidate));
         }
@@ -268,5 +271,8 @@ mod tests {
         assert_eq!(nearest("tpmfs", keys), Some("tmpfs"));
         assert_eq!(nearest("Restart", keys), Some("restart"));
         assert_eq!(nearest("x", []), None);
+        // What has little in common is no typo.
+        assert_eq!(nearest("ports", keys), None);
+        assert_eq!(nearest("image", ["rate", "rootfs"]), None);
     }
 }

@@ -104,8 +104,8 @@ impl Key {
     }
 }
 
-/// Where a key belongs that was found elsewhere.
-pub(super) fn home(name: &str) -> Option<&'static str> {
+/// Where a key belongs that was found elsewhere, and the key.
+pub(super) fn home(name: &str) -> Option<(&'static str, Key)> {
     let homes = [
         ("the top of the file, before the first table", ROOT_KEYS),
         ("`[network]`", NETWORK_KEYS),
@@ -114,9 +114,8 @@ pub(super) fn home(name: &str) -> Option<&'static str> {
         ("`health`", HEALTH_KEYS),
         ("`limits`", LIMITS_KEYS),
     ];
-    let has = |keys: &[Key]| keys.iter().any(|key| key.name == name);
-    homes
-        .into_iter()
-        .find(|(_, keys)| has(keys))
-        .map(|(home, _)| home)
+    homes.into_iter().find_map(|(home, keys)| {
+        let key = keys.iter().find(|key| key.name == name)?;
+        Some((home, *key))
+    })
 }

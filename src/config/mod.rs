@@ -6,6 +6,7 @@
 mod check;
 pub mod clients;
 mod errors;
+mod foreign;
 mod keys;
 mod reader;
 mod run;

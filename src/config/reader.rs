@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::{self, Placed};
 use super::errors::{ConfigErrors, Place, Problem, Source, escaped, nearest, quoted};
+use super::foreign;
 use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
@@ -327,10 +328,19 @@ impl Reader<'_> {
             return Vec::new();
         };
         let is_key = |name: &str| keys::APP_KEYS.iter().any(|key| key.name == name);
+        let own_keys = section.table.iter().any(|(key, _)| is_key(key.get_ref()));
+        // `environment = { A = "b" }` is a mistaken key, not an app of that name.
+        let is_app = |name: &str, value: &DeValue<'_>| match value {
+            DeValue::Table(table) if !is_key(name) => {
+                let has_keys = table.iter().any(|(key, _)| is_key(key.get_ref()));
+                has_keys || !(own_keys || foreign::is_foreign(name))
+            }
+            _ => false,
+        };
         let (named, own): (Vec<_>, Vec<_>) = section
             .table
             .iter()
-            .partition(|(key, value)| value.get_ref().is_table() && !is_key(key.get_ref()));
+            .partition(|(key, value)| is_app(key.get_ref(), value.get_ref()));
         if named.is_empty() {
             self.unknown_keys(&section, keys::APP_KEYS);
             let name = PartName::new("app").expect("`app` is a name");
@@ -739,6 +749,7 @@ impl Reader<'_> {
             label: String::new(),
             expected: match (expected, message) {
                 ("", "duplicate key") => "every key once".to_owned(),
+                _ if let Some(other) = foreign::looks_like(self.source.text) => other.to_owned(),
                 ("", _) => "TOML 1.0, see toml.io".to_owned(),
                 (expected, _) => expected.to_owned(),
             },
@@ -1028,25 +1039,44 @@ impl Reader<'_> {
     }
 
     fn unknown_keys(&mut self, section: &Section<'_, '_>, known: &[Key]) {
-        for (key, _) in section.table {
+        for (key, value) in section.table {
             let name: &str = key.get_ref();
             if known.iter().any(|known| known.name == name) {
                 continue;
             }
             let names: Vec<&str> = known.iter().map(|key| key.name).collect();
-            let near = nearest(name, names.iter().copied()).unwrap_or_default();
-            let example = known.iter().find(|key| key.name == near);
-            let hint = match keys::home(name) {
-                Some(home) => format!("it belongs to {home}"),
-                None => format!("the nearest known key is `{near}`"),
+            let near = nearest(name, names.iter().copied());
+            let home = keys::home(name);
+            // What a limit is called elsewhere is what it is called here: its line tells more than its home.
+            let of_limits = keys::LIMITS_KEYS.iter().any(|key| key.name == name);
+            if (home.is_none() || of_limits)
+                && let Some(said) = foreign::translate(name, value.get_ref())
+            {
+                self.problems.push(Problem {
+                    place: self.source.place(key.span()),
+                    message: format!(
+                        "unknown key {} in {}: {}",
+                        quoted(name),
+                        section.title(),
+                        said.hint
+                    ),
+                    label: String::new(),
+                    expected: said.expected.to_owned(),
+                    example: said.example,
+                });
+                continue;
+            }
+            let (hint, example) = match (home, near) {
+                (Some((home, key)), _) => (format!(": it belongs to {home}"), Some(key)),
+                (None, Some(near)) => (
+                    format!(": the nearest known key is `{near}`"),
+                    known.iter().find(|key| key.name == near).copied(),
+                ),
+                (None, None) => (String::new(), known.first().copied()),
             };
             self.problems.push(Problem {
                 place: self.source.place(key.span()),
-                message: format!(
-                    "unknown key {} in {}: {hint}",
-                    quoted(name),
-                    section.title()
-                ),
+                message: format!("unknown key {} in {}{hint}", quoted(name), section.title()),
                 label: String::new(),
                 expected: format!("one of {}", names.join(", ")),
                 example: example.map_or(String::new(), |key| key.example.to_owned()),

@@ -326,6 +326,56 @@ fn an_unset_variable_is_never_empty() {
 }
 
 #[test]
+fn a_table_of_another_tool_in_app_is_a_mistaken_key_and_not_an_app() {
+    assert_problems(
+        &app("environment = { A = \"b\", C = \"d\" }"),
+        &[(
+            4,
+            1,
+            "unknown key `environment` in `[app]`: lrpns calls it `env`",
+        )],
+    );
+    // The same under a head of its own, and without any right key beside it.
+    assert_problems(
+        &(app("") + "[app.environment]\nA = \"b\"\n"),
+        &[(6, 6, "unknown key `environment`")],
+    );
+    assert_problems(
+        "name = \"x\"\n[app]\nenvironment = { A = \"b\" }\n",
+        &[
+            (2, 2, "`[app]` has no `rootfs`"),
+            (3, 1, "unknown key `environment`"),
+        ],
+    );
+    // A table that has an app's keys is an app, whatever it is called.
+    let config = good("name = \"x\"\n[app.image]\nrootfs = \"builtin:webapp\"\n");
+    assert_eq!(config.apps[0].name.as_str(), "image");
+    assert_problems(
+        &(app("") + "[app.web]\n"),
+        &[(6, 6, "unknown key `web` in `[app]`")],
+    );
+}
+
+#[test]
+fn a_file_of_another_tool_is_named_as_that() {
+    for (text, words) in [
+        ("services:\n  web:\n    image: x\n", "docker compose"),
+        ("[Service]\nExecStart=/bin/x\n", "a unit of systemd"),
+    ] {
+        let errors = read(text).unwrap_err();
+        let said = &errors.problems()[0].expected;
+        assert!(said.contains(words), "{errors}");
+    }
+    assert_problems(
+        "name = \"x\"\n[services.web]\nimage = \"x\"\n",
+        &[
+            (1, 1, "the file has no `app`"),
+            (2, 2, "unknown key `services` in the file"),
+        ],
+    );
+}
+
+#[test]
 fn a_set_that_nothing_uses_is_an_error() {
     let vars = with_set(&[("PROVIDR", "x"), ("PROVIDER", "y")]);
     let errors = builtin(&vars, Demo::Everywhere).unwrap_err();
@@ -388,7 +438,11 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             11,
             "`app.restart` is a boolean, not a string",
         ),
-        ("restart = \"never\"", 11, "`never` is unknown"),
+        (
+            "restart = \"never\"",
+            11,
+            "`never` is what others call it; here it is `no`",
+        ),
         (
             "address = \"10.0.0.256\"",
             11,
@@ -462,7 +516,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         (
             "egress = [\"sctp 192.0.2.10:1\"]",
             11,
-            "`sctp` is unknown, the nearest is `tcp`",
+            "`sctp` is unknown",
         ),
         (
             "egress = [\"tcp example.org:1\"]",

@@ -93,11 +93,9 @@ impl ValueError {
 fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, ValueError> {
     let found = words.iter().find(|(word, _)| *word == text);
     found.map(|(_, value)| *value).ok_or_else(|| {
-        let near = nearest(text, words.iter().map(|(word, _)| *word)).unwrap_or_default();
-        ValueError::said(format!(
-            "{} is unknown, the nearest is `{near}`",
-            quoted(text)
-        ))
+        let near = nearest(text, words.iter().map(|(word, _)| *word));
+        let near = near.map_or(String::new(), |near| format!(", the nearest is `{near}`"));
+        ValueError::said(format!("{} is unknown{near}", quoted(text)))
     })
 }
 
@@ -365,11 +363,22 @@ pub(super) fn rootfs(text: &str, base: &Path) -> Result<Rootfs, ValueError> {
             Ok(Rootfs::Dir(path))
         }
         (kind, Some(_)) if KINDS.contains(&kind) => Err(ValueError::later(text, ROOTFS_NOW)),
-        (kind, _) => Err(ValueError::said(format!(
-            "{} is unknown, the nearest is `{}`",
-            quoted(kind),
-            nearest(kind, KINDS).unwrap_or_default()
-        ))),
+        (kind, _) => {
+            let near = match nearest(kind, KINDS) {
+                Some(near) => format!(", the nearest is `{near}`"),
+                None if text.contains('/') => {
+                    format!(
+                        "; a directory is written `dir:{}`",
+                        super::errors::escaped(text)
+                    )
+                }
+                None => String::new(),
+            };
+            Err(ValueError::said(format!(
+                "{} is unknown{near}",
+                quoted(kind)
+            )))
+        }
     }
 }
 
@@ -417,6 +426,12 @@ pub(super) fn restart(text: &str) -> Result<Restart, ValueError> {
         ("on-failure", Restart::OnFailure),
         ("always", Restart::Always),
     ];
+    if let Some(ours) = super::foreign::restart(text) {
+        return Err(ValueError::said(format!(
+            "{} is what others call it; here it is `{ours}`",
+            quoted(text)
+        )));
+    }
     one_of(text, &words)
 }
 
