@@ -283,6 +283,18 @@ pub enum Command {
         /// A writable place: PATH:SIZE
         #[arg(long, value_name = "PATH:SIZE")]
         tmpfs: Vec<String>,
+        /// A directory or file of the host: `HOST_PATH:PATH[:OPTIONS]`, read-only unless it says `rw`
+        #[arg(short, long, value_name = "HOST_PATH:PATH[:OPTIONS]")]
+        volume: Vec<String>,
+        /// How much memory it may have: bytes, or with k, m or g
+        #[arg(short, long, value_name = "SIZE")]
+        memory: Option<String>,
+        /// How many processors it may use
+        #[arg(long, value_name = "NUMBER")]
+        cpus: Option<String>,
+        /// How many processes and threads it may have
+        #[arg(long, value_name = "NUMBER")]
+        pids_limit: Option<String>,
         /// auto, dnat or relay
         #[arg(long)]
         via: Option<String>,

@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::net::publish::{self, Listener};
 use crate::part::volumes;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
-use crate::rootfs;
+use crate::rootfs::{self, Enclosing};
 use crate::stack::rules::{self, ExtraError};
 
 /// One thing that is in the way.
@@ -71,7 +71,7 @@ fn look(
     host: &Host,
     mut problems: Vec<Problem>,
 ) -> Result<Vec<Listener>, Vec<Problem>> {
-    problems.extend(plan.apps.iter().flat_map(|app| volumes(app, plan.mode)));
+    problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
     problems.extend(plan.apps.iter().flat_map(root));
     problems.extend(extra_rules(plan));
     problems.extend(ipv6(plan, host));
@@ -145,16 +145,15 @@ fn root(app: &AppPlan) -> Vec<Problem> {
                     "scripts/rootfs builds one",
                 )];
             }
-            let missing = rootfs::mount_points(&app.tmpfs).filter_map(|point| {
-                let inside = path.join(point.strip_prefix("/").unwrap_or(point));
+            let missing = rootfs::MOUNT_POINTS.iter().filter_map(|point| {
+                let inside = path.join(point.trim_start_matches('/'));
                 let is = std::fs::symlink_metadata(&inside).is_ok_and(|meta| meta.is_dir());
                 (!is).then(|| {
                     problem(
                         format!(
-                            "rootfs of {}: {} has no directory {} to mount on",
+                            "rootfs of {}: {} has no directory {point} to mount on",
                             app.name,
                             path.display(),
-                            point.display()
                         ),
                         format!("mkdir -p {}", inside.display()),
                     )
@@ -165,54 +164,69 @@ fn root(app: &AppPlan) -> Vec<Problem> {
     }
 }
 
-/// Whether an app's volumes can be had, and mounted where they shall be.
-fn volumes(app: &AppPlan, mode: Mode) -> Vec<Problem> {
+/// Whether an app's volumes can be had, and these and its tmpfs mounted where they shall be.
+fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
     let mut problems = vec![];
     for volume in &app.volumes {
-        let directory = match volumes::look(volume, app, mode) {
-            Ok((_, look)) => look.directory,
-            Err(e) => {
-                problems.push(Problem {
-                    what: e.to_string(),
-                    hint: e.hint(),
-                });
-                continue;
+        match volumes::look(volume, app, mode) {
+            Ok((_, look)) => {
+                let what = format!("volume {}", volume.host.display());
+                problems.extend(mount_point(app, &what, &volume.path, look.directory));
             }
-        };
-        // Where the root is not ours to make, or its programs are the host's, the mount point must be there.
-        let root = match &app.rootfs {
-            Rootfs::Dir(root) => root.as_path(),
-            Rootfs::Host if rootfs::is_of_the_host(&volume.path) => Path::new("/"),
-            Rootfs::Host | Rootfs::BuiltinWebapp => continue,
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let there = rustix::fs::open(root, flags, FileMode::empty())
-            .ok()
-            .and_then(|root| rootfs::inside(root, &volume.path).ok())
-            .and_then(|point| rustix::fs::fstat(point).ok())
-            .map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-        if there != Some(directory) {
-            let (kind, make) = if directory {
-                ("directory", "mkdir -p")
-            } else {
-                ("file", "touch")
-            };
-            let path = volume.path.strip_prefix("/").unwrap_or(&volume.path);
-            problems.push(problem(
-                format!(
-                    "volume {}: the root of {} has no {kind} {} to mount it on, or has a symbolic link there",
-                    volume.host.display(),
-                    app.name,
-                    volume.path.display()
-                ),
-                match &app.rootfs {
-                    Rootfs::Dir(root) => format!("{make} {}", root.join(path).display()),
-                    _ => "mount it somewhere else, such as below /srv".to_owned(),
-                },
-            ));
+            Err(e) => problems.push(Problem {
+                what: e.to_string(),
+                hint: e.hint(),
+            }),
         }
     }
+    for tmpfs in &app.tmpfs {
+        problems.extend(mount_point(app, "tmpfs", &tmpfs.path, true));
+    }
     problems
+}
+
+/// Whether there is something to mount on at `path`, or it is made ([`rootfs::enclosing`]).
+fn mount_point(app: &AppPlan, what: &str, path: &Path, directory: bool) -> Option<Problem> {
+    let (root, at) = match rootfs::enclosing(path, &app.tmpfs, &app.volumes) {
+        Some(Enclosing::Tmpfs) => return None,
+        Some(Enclosing::Volume(volume)) => (volume.host.as_path(), volume.path.as_path()),
+        // Where the root is not ours to make, or its programs are the host's, the mount point must be there.
+        None => match &app.rootfs {
+            Rootfs::Dir(root) => (root.as_path(), Path::new("/")),
+            Rootfs::Host if rootfs::is_of_the_host(path) => (Path::new("/"), Path::new("/")),
+            Rootfs::Host | Rootfs::BuiltinWebapp => return None,
+        },
+    };
+    let within = path.strip_prefix(at).unwrap_or(path);
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let there = rustix::fs::open(root, flags, FileMode::empty())
+        .ok()
+        .and_then(|root| rootfs::inside(root, within).ok())
+        .and_then(|point| rustix::fs::fstat(point).ok())
+        .map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    if there == Some(directory) {
+        return None;
+    }
+    let (kind, make) = if directory {
+        ("directory", "mkdir -p")
+    } else {
+        ("file", "touch")
+    };
+    let of = match at {
+        at if at == Path::new("/") => format!("the root of {}", app.name),
+        at => format!("the volume at {} of {}", at.display(), app.name),
+    };
+    Some(problem(
+        format!(
+            "{what}: {of} has no {kind} {} to mount it on, or has a symbolic link there",
+            path.display()
+        ),
+        if root == Path::new("/") {
+            "mount it somewhere else, such as below /srv".to_owned()
+        } else {
+            format!("{make} {}", root.join(within).display())
+        },
+    ))
 }
 
 /// Whether this program needs no loader.

@@ -203,13 +203,33 @@ fn minimal_etc(hostname: &str, user: u32, resolvers: &[IpAddr]) -> Vec<(PathBuf,
     .collect()
 }
 
-/// The directories that a `dir:` root must have, to mount on: its own /proc and /dev, and each tmpfs.
-pub fn mount_points(tmpfs: &[Tmpfs]) -> impl Iterator<Item = &Path> {
-    ["/proc", "/dev"]
-        .into_iter()
-        .map(Path::new)
-        .chain(tmpfs.iter().map(|t| t.path.as_path()))
+/// What a mount of an app's own is mounted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enclosing<'m> {
+    /// A tmpfs, in which its mount point is made.
+    Tmpfs,
+    /// A volume, in which its mount point must be: making it would change the host's disk.
+    Volume(&'m Volume),
 }
+
+/// The innermost mount of the app's own around `path`; `None` if that is the root.
+#[must_use]
+pub fn enclosing<'m>(path: &Path, tmpfs: &[Tmpfs], volumes: &'m [Volume]) -> Option<Enclosing<'m>> {
+    let tmpfs = tmpfs
+        .iter()
+        .map(|tmpfs| (tmpfs.path.as_path(), Enclosing::Tmpfs));
+    let volumes = volumes
+        .iter()
+        .map(|volume| (volume.path.as_path(), Enclosing::Volume(volume)));
+    tmpfs
+        .chain(volumes)
+        .filter(|(other, _)| *other != path && path.starts_with(other))
+        .max_by_key(|(other, _)| other.components().count())
+        .map(|(_, enclosing)| enclosing)
+}
+
+/// The directories that a `dir:` root must have, to mount on: its own /proc and /dev.
+pub const MOUNT_POINTS: [&str; 2] = ["/proc", "/dev"];
 
 /// Gives this process an empty, read-only root.
 ///
@@ -256,11 +276,11 @@ pub fn enter(
             }
             for path in mounts {
                 let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
-                make_target(&root, path, &mount)?;
+                make_target(&root, path, &mount, DIRECTORY)?;
                 attach(&mount, &root, path)?;
             }
-            for path in mount_points(writable) {
-                directories(&root, path)?;
+            for path in ["proc", "dev"] {
+                directories(&root, Path::new(path), DIRECTORY)?;
             }
             root
         }
@@ -278,14 +298,11 @@ pub fn enter(
                 .to_owned(),
         );
     }
-    for Volume { path, .. } in volumes {
-        // Absolute, it would be the host's for all but openat2(2).
-        let path = path.strip_prefix("/").unwrap_or(path);
+    let mut own = Vec::with_capacity(volumes.len() + writable.len());
+    for volume in volumes {
+        let path = &volume.path;
         let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
-        if matches!(start, RootfsStart::Assembled { .. }) && inside(&root, path).is_err() {
-            make_target(&root, path, &mount)?;
-        }
-        attach(&mount, &root, path)?;
+        own.push((path, mount));
     }
     for tmp in writable {
         let (size, inodes) = (tmp.size.to_string(), inodes(tmp.size).to_string());
@@ -295,7 +312,23 @@ pub fn enter(
             ("mode", "1777"),
         ];
         let mount = new_mount("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
-        attach(&mount, &root, &tmp.path)?;
+        own.push((&tmp.path, mount));
+    }
+    // What one of them is mounted in comes before it.
+    own.sort_by_key(|(path, _)| path.components().count());
+    for (path, mount) in own {
+        let mode = match enclosing(path, writable, volumes) {
+            None => matches!(start, RootfsStart::Assembled { .. }).then_some(DIRECTORY),
+            Some(Enclosing::Tmpfs) => Some(SHARED),
+            // It would be made on the host's disk.
+            Some(Enclosing::Volume(_)) => None,
+        };
+        // Absolute, it would be the host's for all but openat2(2).
+        let path = path.strip_prefix("/").unwrap_or(path);
+        if let (Some(mode), Err(_)) = (mode, inside(&root, path)) {
+            make_target(&root, path, &mount, mode)?;
+        }
+        attach(&mount, &root, path)?;
     }
     sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
         .map_err(at("make read-only", "/"))?;
@@ -451,26 +484,46 @@ fn attach(mount: &OwnedFd, root: &OwnedFd, path: &Path) -> Result<(), RootfsErro
     .map_err(at("mount", path))
 }
 
+/// The mode of a directory that leads to a mount point in the root.
+const DIRECTORY: u32 = 0o755;
+/// The mode of one within a tmpfs, which is the tmpfs' own: whoever may write there may write here.
+const SHARED: u32 = 0o1777;
+
 /// A directory or an empty file to attach `mount` on, whichever it is.
-fn make_target(root: &OwnedFd, path: &Path, mount: &OwnedFd) -> Result<(), RootfsError> {
+fn make_target(root: &OwnedFd, path: &Path, mount: &OwnedFd, mode: u32) -> Result<(), RootfsError> {
     let stat = rustix::fs::fstat(mount).map_err(at("look at", path))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
-        directories(root, path)
+        directories(root, path, mode)
     } else {
+        if let Some(parent) = path.parent() {
+            directories(root, parent, mode)?;
+        }
         file(root, path, "")
     }
 }
 
-/// Makes `path` and what leads there, in a root that we made ourselves.
-fn directories(root: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
+/// Makes `path` and what leads there, in a root or a tmpfs that we made ourselves.
+fn directories(root: &OwnedFd, path: &Path, mode: u32) -> Result<(), RootfsError> {
     let mut so_far = PathBuf::new();
     for name in path.components() {
         let std::path::Component::Normal(name) = name else {
             continue;
         };
         so_far.push(name);
-        match rustix::fs::mkdirat(root, &so_far, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        match rustix::fs::mkdirat(root, &so_far, Mode::from_raw_mode(mode)) {
+            // Of what mkdir(2) is given, the umask is taken off.
+            Ok(()) if mode == SHARED => {
+                rustix::fs::chmodat(
+                    root,
+                    &so_far,
+                    Mode::from_raw_mode(mode),
+                    rustix::fs::AtFlags::empty(),
+                )
+                .map_err(at("set the mode of the directory", &so_far))?;
+            }
+            Ok(()) => {}
+            // What is there may be a link, and this process has the host's root still.
+            Err(rustix::io::Errno::EXIST) => drop(inside(root, &so_far)?),
             Err(e) => return Err(at("make the directory", so_far)(e)),
         }
     }
@@ -480,7 +533,7 @@ fn directories(root: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
 /// Writes a small file of a root that we made ourselves.
 fn file(root: &OwnedFd, path: &Path, text: &str) -> Result<(), RootfsError> {
     if let Some(parent) = path.parent() {
-        directories(root, parent)?;
+        directories(root, parent, DIRECTORY)?;
     }
     let fd = rustix::fs::openat(
         root,

@@ -399,3 +399,115 @@ fn the_plan_shows_each_volume_and_where_it_came_from() {
         json!([{ "host": data, "path": "/data", "writable": true, "exec": false }])
     );
 }
+
+/// What a command prints that must work.
+fn tells(lab: &Lab, args: &[&str]) -> String {
+    let output = lab.lrpns(args);
+    assert!(output.status.success(), "{args:?}: {}", describe(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_mount_may_be_in_another_whatever_their_order() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    let other = directory(&lab, "other", OWNER);
+    std::fs::create_dir(data.join("point")).unwrap();
+    chown(data.join("point"), Some(OWNER), Some(OWNER)).unwrap();
+    look::up(
+        &lab,
+        &file(
+            &[
+                format!("{}:/run/one", other.join("before").display()),
+                format!("{}:/run/a/data:rw", data.display()),
+                format!("{}:/run/deep/down/file", data.join("before").display()),
+                format!("{}:/etc/other", other.display()),
+            ],
+            "tmpfs = [\"/run/php/x:1M\", \"/run/a/data/point:1M\", \"/run:1M\", \"/run/php:2M\"]",
+        ),
+    );
+    let seen = look::attack(
+        &lab,
+        "web",
+        "app",
+        "say([open(p).read() for p in ('/run/one', '/run/deep/down/file', '/run/a/data/before', '/etc/other/before')]\n\
+         + [tried(open, d + '/new', 'w') for d in ('/run', '/run/php', '/run/php/x', '/run/a', '/run/a/data', '/run/a/data/point', '/run/deep/down', '/etc/other')])",
+    );
+    assert_eq!(
+        seen,
+        json!([
+            "before", "before", "before", "before", "OK", "OK", "OK", "OK", "OK", "OK", "OK",
+            "EROFS"
+        ])
+    );
+    // What is mounted in a volume has changed nothing on the disk.
+    let names = |path: &Path| std::fs::read_dir(path).unwrap().count();
+    assert_eq!((names(&data), names(&data.join("point"))), (3, 0));
+    tells(&lab, &["audit", "web"]);
+}
+
+#[test]
+fn a_mount_point_that_a_volume_lacks_is_refused_before_anything_is_made_and_not_made_on_the_disk() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    symlink("/etc", data.join("link")).unwrap();
+    for (tmpfs, words) in [
+        (
+            "/data/point",
+            "the volume at /data of app has no directory /data/point",
+        ),
+        (
+            "/data/link/x",
+            "the volume at /data of app has no directory /data/link/x",
+        ),
+        (
+            "/data/before",
+            "the volume at /data of app has no directory /data/before",
+        ),
+        (
+            "/usr/nowhere",
+            "the root of app has no directory /usr/nowhere",
+        ),
+    ] {
+        let volume = format!("{}:/data:rw", data.display());
+        let said = refused(&lab, &file(&[volume], &format!("tmpfs = [\"{tmpfs}:1M\"]")));
+        assert!(said.contains(words), "{said}");
+        assert!(said.contains("hint: "), "{said}");
+    }
+    assert!(!data.join("point").exists());
+}
+
+#[test]
+fn a_relative_host_path_is_taken_from_the_directory_of_the_file_or_of_run() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    directory(&lab, "data", OWNER);
+    look::up(&lab, &file(&["./data:/data".to_owned()], ""));
+    let here = lab.dir.path().join("data");
+    let seen = look::attack(&lab, "web", "app", "say(open('/data/before').read())");
+    assert_eq!(seen, json!("before"));
+    let out = tells(
+        &lab,
+        &[
+            "run",
+            "-v",
+            &format!("{}:/data", here.display()),
+            "-m",
+            "64m",
+            "--cpus",
+            "1",
+            "--",
+            "cat",
+            "/data/before",
+        ],
+    );
+    assert!(out.contains("before"), "{out}");
+}

@@ -158,31 +158,22 @@ pub(super) fn program(program: &str, rootfs: Option<&Rootfs>) -> Result<(), Valu
 /// No more volumes than a message to the stage has descriptors for.
 const MOST_VOLUMES: usize = 64;
 
-/// One volume, given those before it and the app's tmpfs. What is mounted within a volume would need its mount point on
-/// the host's disk, and what is mounted within a tmpfs would have none.
+/// One volume, given those before it and the app's tmpfs. One mount may be in another, but not at its place.
 pub(super) fn volume(
     volume: &Volume,
-    earlier: &[Placed<Volume>],
+    earlier: &[Volume],
     tmpfs: &[Tmpfs],
 ) -> Result<(), ValueError> {
     let said = |message: String| Err(ValueError::form(message, "", ""));
     if earlier.len() == MOST_VOLUMES {
         return said(format!("there are more than {MOST_VOLUMES} volumes"));
     }
-    let meets =
-        |other: &std::path::Path| volume.path.starts_with(other) || other.starts_with(&volume.path);
     let shown = values_path(&volume.path);
-    if let Some(tmpfs) = tmpfs.iter().find(|tmpfs| meets(&tmpfs.path)) {
-        let tmpfs = values_path(&tmpfs.path);
-        return said(format!(
-            "{shown} and the tmpfs {tmpfs} would hide one another"
-        ));
+    if tmpfs.iter().any(|tmpfs| tmpfs.path == volume.path) {
+        return said(format!("a volume and a tmpfs are both to be at {shown}"));
     }
-    if let Some(other) = earlier.iter().find(|other| meets(&other.value.path)) {
-        let other = values_path(&other.value.path);
-        return said(format!(
-            "{shown} and the volume {other} would hide one another"
-        ));
+    if earlier.iter().any(|other| other.path == volume.path) {
+        return said(format!("two volumes are to be at {shown}"));
     }
     Ok(())
 }

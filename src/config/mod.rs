@@ -176,7 +176,7 @@ fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Pro
         place,
         message,
         label: String::new(),
-        expected: "a seccomp profile in Docker's JSON format, under which a program can be executed"
+        expected: "a seccomp profile in Docker's, Podman's or the OCI's JSON format, under which a program can be executed"
             .to_owned(),
         example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
     }
@@ -334,7 +334,7 @@ pub struct App {
     pub rate: Option<Rate>,
     /// `tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
-    /// `volumes`; none is in another, and none shares a path with a tmpfs.
+    /// `volumes`; none is where another one or a tmpfs is, but one may be in another.
     pub volumes: Vec<Volume>,
     /// `restart`.
     pub restart: Restart,

@@ -538,15 +538,12 @@ impl Reader<'_> {
             return default_tmpfs();
         };
         for (i, later) in list.iter().enumerate() {
-            let hidden = list[..i]
+            let same = list[..i]
                 .iter()
-                .find(|earlier| earlier.value.path.starts_with(&later.value.path));
-            if let Some(earlier) = hidden {
-                let message = format!(
-                    "{} would hide {} of an earlier entry",
-                    quoted(&later.value.path.to_string_lossy()),
-                    quoted(&earlier.value.path.to_string_lossy())
-                );
+                .any(|earlier| earlier.value.path == later.value.path);
+            if same {
+                let path = quoted(&later.value.path.to_string_lossy());
+                let message = format!("two tmpfs are to be at {path}");
                 self.key_problem(later.span.clone(), message, keys::TMPFS);
             }
         }
@@ -582,14 +579,18 @@ impl Reader<'_> {
     }
 
     fn volumes(&mut self, section: &Section<'_, '_>, tmpfs: &[Tmpfs]) -> Vec<Volume> {
-        let list = self.many(section, keys::VOLUMES, values::volume);
+        // A volume is opened without following links, and those that lead to the file are its user's.
+        let base = std::fs::canonicalize(&self.base).unwrap_or_else(|_| self.base.clone());
+        let list = self.many(section, keys::VOLUMES, |text| values::volume(text, &base));
         let list = list.unwrap_or_default();
-        for (i, later) in list.iter().enumerate() {
-            if let Err(error) = check::volume(&later.value, &list[..i], tmpfs) {
-                self.refused_key(later.span.clone(), error, keys::VOLUMES, "");
+        let mut volumes = Vec::with_capacity(list.len());
+        for placed in list {
+            if let Err(error) = check::volume(&placed.value, &volumes, tmpfs) {
+                self.refused_key(placed.span, error, keys::VOLUMES, "");
             }
+            volumes.push(placed.value);
         }
-        list.into_iter().map(|placed| placed.value).collect()
+        volumes
     }
 
     fn limits(&mut self, section: &Section<'_, '_>) -> Limits {

@@ -7,12 +7,12 @@ use std::str::FromStr;
 
 use ipnet::Ipv6Net;
 
-use super::errors::{ConfigErrors, Place, Problem};
+use super::errors::{ConfigErrors, Place, Problem, quoted};
 use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
-    App, Config, Limits, Network, Origin, Publish, Restart, Rootfs, Sidecar, Source, Tmpfs, Via,
-    check, keys, reader, values,
+    App, Config, Limits, Network, Origin, Processors, Publish, Restart, Rootfs, Sidecar, Source,
+    Tmpfs, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -22,7 +22,7 @@ const PREFIX: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd6c, 0x7272, 0x756e, 0, 0, 0, 0, 0), 64);
 
 /// The flags of `lrpns run` as they were given.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunOptions {
     /// `--name`, the stack's name.
     pub name: String,
@@ -34,6 +34,14 @@ pub struct RunOptions {
     pub env: Vec<String>,
     /// Every `--tmpfs`; none is the default, a `/tmp`.
     pub tmpfs: Vec<String>,
+    /// Every `--volume`; a relative host's path is taken from `base`.
+    pub volumes: Vec<String>,
+    /// `--memory`.
+    pub memory: Option<String>,
+    /// `--cpus`.
+    pub cpus: Option<String>,
+    /// `--pids-limit`.
+    pub pids: Option<String>,
     /// `--via`; `None` is `auto`.
     pub via: Option<String>,
     /// With `--tty`, the caller's `TERM`.
@@ -71,6 +79,8 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         [] => reader::default_tmpfs(),
         given => flags.all::<Tmpfs>("app.tmpfs", "--tmpfs", given),
     };
+    let volumes = flags.volumes(&options.volumes, base, &tmpfs);
+    let limits = flags.limits(options);
     let via = options.via.as_deref().map(|text| {
         let via = values::via(text).map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
         flags.take("app.via", "--via", via).unwrap_or_default()
@@ -102,16 +112,26 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 allow: crate::config::clients::everybody(),
                 rate: None,
                 tmpfs,
-                volumes: vec![],
+                volumes,
                 restart: Restart::No,
                 stop: super::Stop::default(),
-                limits: Limits::default(),
+                limits,
                 seccomp: crate::confine::seccomp::default(),
             }],
             origins: flags.origins,
         }),
         _ => Err(ConfigErrors::new(flags.problems)),
     }
+}
+
+const VOLUME_EXAMPLE: &str = "--volume /srv/data:/data:ro";
+
+fn out_of_range(text: &str, expected: &'static str, example: &'static str) -> ValueError {
+    ValueError::form(
+        format!("{} is out of range", quoted(text)),
+        expected,
+        example,
+    )
 }
 
 #[derive(Default)]
@@ -198,6 +218,43 @@ impl Flags {
             env.extend(self.take(&key, "--env", pair));
         }
         env
+    }
+
+    fn volumes(&mut self, given: &[String], base: &Path, tmpfs: &[Tmpfs]) -> Vec<Volume> {
+        const FLAG: &str = "--volume";
+        let base = std::fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
+        let mut volumes: Vec<Volume> = vec![];
+        for text in given {
+            let volume = values::volume(text, &base).and_then(|volume| {
+                check::volume(&volume, &volumes, tmpfs)?;
+                Ok(volume)
+            });
+            let volume = volume.map_err(|error| error.saying(values::VOLUME, VOLUME_EXAMPLE));
+            volumes.extend(self.take("app.volumes", FLAG, volume));
+        }
+        volumes
+    }
+
+    /// Docker's and Podman's forms: a small letter is a unit too.
+    fn limits(&mut self, options: &RunOptions) -> Limits {
+        let memory = options.memory.as_deref().and_then(|text| {
+            let upper = text.to_uppercase();
+            let size = values::memory(upper.strip_suffix('B').unwrap_or(&upper));
+            let size = size.map_err(|error| error.saying(keys::MEMORY.expected, "--memory 256m"));
+            self.take("app.limits.memory", "--memory", size)
+        });
+        let cpu = options.cpus.as_deref().and_then(|text| {
+            let cpu = text.parse().ok().and_then(Processors::new);
+            let cpu = cpu.ok_or_else(|| out_of_range(text, keys::CPU.expected, "--cpus 1.5"));
+            self.take("app.limits.cpu", "--cpus", cpu)
+        });
+        let pids = options.pids.as_deref().and_then(|text| {
+            let pids = text.parse().ok().filter(|pids| *pids >= 2);
+            let pids =
+                pids.ok_or_else(|| out_of_range(text, keys::PIDS.expected, "--pids-limit 64"));
+            self.take("app.limits.pids", "--pids-limit", pids)
+        });
+        Limits { memory, pids, cpu }
     }
 
     fn command(&mut self, given: &[String], rootfs: Option<&Rootfs>) -> Vec<String> {

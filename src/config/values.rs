@@ -648,10 +648,36 @@ fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
 }
 
 /// What `volumes` looks like.
-pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, both paths absolute, OPTIONS of ro (the default) or rw, and exec";
+pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, a relative HOST_PATH taken from the file's directory, PATH absolute, OPTIONS of ro (the default) or rw, and exec";
 
-/// One entry of `volumes`: `HOST_PATH:PATH[:OPTIONS]`.
-pub(super) fn volume(text: &str) -> Result<Volume, ValueError> {
+/// A path of the host: absolute, without `..`, `.` and doubled slashes; a relative one is taken from `base`, which is absolute.
+pub(super) fn host_path(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
+    if text.is_empty() {
+        return Err(ValueError::said("a path can't be empty"));
+    }
+    if text.starts_with('~') {
+        return Err(ValueError::said(format!(
+            "{} begins with `~`, which only a shell knows",
+            quoted(text)
+        )));
+    }
+    if text.starts_with('/') {
+        return inner_path(text);
+    }
+    // `base` has no links, so that its parents are those that its path says.
+    let mut path = base.to_owned();
+    for name in Path::new(text).components() {
+        match name {
+            Component::ParentDir => drop(path.pop()),
+            Component::Normal(name) => path.push(name),
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// One entry of `volumes`: `HOST_PATH:PATH[:OPTIONS]`; a relative HOST_PATH is taken from `base`, which is absolute.
+pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
     let mut fields = text.split(':');
     let (Some(host), Some(path), options, None) =
         (fields.next(), fields.next(), fields.next(), fields.next())
@@ -672,7 +698,7 @@ pub(super) fn volume(text: &str) -> Result<Volume, ValueError> {
             )));
         }
     }
-    let (host, path) = (inner_path(host)?, inner_path(path)?);
+    let (host, path) = (host_path(host, base)?, inner_path(path)?);
     if host == Path::new("/") {
         return Err(ValueError::said(
             "the host's whole root can't be given to an app",
@@ -911,7 +937,8 @@ mod tests {
 
     #[test]
     fn a_volume_is_read_only_and_noexec_unless_it_says_otherwise() {
-        let parse = |text: &str| volume(text).map(|v| (v.writable, v.exec));
+        let base = Path::new("/etc/lrpns");
+        let parse = |text: &str| volume(text, base).map(|v| (v.writable, v.exec));
         for (text, options) in [
             ("/srv:/data", (false, false)),
             ("/srv:/data:ro", (false, false)),
@@ -922,7 +949,15 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(options), "{text}");
         }
-        let clean = volume("/srv//a/./b/:/data//x/").unwrap();
+        for (text, host) in [
+            ("data:/data", "/etc/lrpns/data"),
+            ("./data/x/:/data", "/etc/lrpns/data/x"),
+            ("../data:/data", "/etc/data"),
+            (".:/data", "/etc/lrpns"),
+        ] {
+            assert_eq!(volume(text, base).unwrap().host, Path::new(host), "{text}");
+        }
+        let clean = volume("/srv//a/./b/:/data//x/", base).unwrap();
         assert_eq!(clean.host, Path::new("/srv/a/b"));
         assert_eq!(clean.path, Path::new("/data/x"));
         for bad in [
@@ -936,7 +971,8 @@ mod tests {
             "/srv:/data:rw,rw",
             "/srv:/data:exec,exec",
             "/srv:/data:ro:rw",
-            "srv:/data",
+            "~/srv:/data",
+            "../../..:/data",
             "/srv:data",
             "/srv/../etc:/data",
             "/srv:/data/../etc",
@@ -948,7 +984,7 @@ mod tests {
             "/srv:/usr",
             "/srv:/etc/",
         ] {
-            assert!(volume(bad).is_err(), "{bad:?} was taken");
+            assert!(volume(bad, base).is_err(), "{bad:?} was taken");
         }
     }
 

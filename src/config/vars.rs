@@ -111,6 +111,8 @@ pub(super) fn is_name(name: &str) -> bool {
 pub(super) struct Lookup {
     /// A name to its value and origin; sources are in the order in which they count.
     sources: Vec<BTreeMap<String, (String, Origin)>>,
+    /// Names of the env file whose values can't be told, and why.
+    broken: BTreeMap<String, String>,
     /// The table `[vars]`, to be told from the rest because its own values can't use it.
     table: BTreeMap<String, (String, Origin)>,
 }
@@ -138,12 +140,15 @@ impl Lookup {
             let value = vars.env.get(*name)?;
             Some(((*name).to_owned(), of_env(name, value)))
         });
+        let mut sources = vec![set.collect(), env.collect()];
         let file = match &vars.env_file {
-            Some((path, text)) => read_env_file(&Source::new(path, text), problems),
-            None => BTreeMap::new(),
+            Some((path, text)) => read_env_file(&Source::new(path, text), &sources, problems),
+            None => EnvFile::default(),
         };
+        sources.extend([file.values, plain.collect()]);
         Self {
-            sources: vec![set.collect(), env.collect(), file, plain.collect()],
+            sources,
+            broken: file.broken,
             table: BTreeMap::new(),
         }
     }
@@ -194,8 +199,10 @@ impl Lookup {
                         out.push_str(value);
                         origin.get_or_insert_with(|| from.clone());
                     }
-                    (None, Some(default)) => out.push_str(default),
-                    (None, None) => wrong.push(self.unset(name, span)),
+                    (None, Some(default)) if !self.broken.contains_key(name) => {
+                        out.push_str(default);
+                    }
+                    (None, _) => wrong.push(self.unset(name, span)),
                 },
             }
         }
@@ -207,6 +214,14 @@ impl Lookup {
     }
 
     fn unset(&self, name: &str, span: Range<usize>) -> Unfilled {
+        if let Some(why) = self.broken.get(name) {
+            return Unfilled {
+                span,
+                message: format!("the variable `{name}` has no value: {why}"),
+                expected: LINE.to_owned(),
+                example: format!("{name}='pa$$word'"),
+            };
+        }
         let known = self.sources.iter().chain([&self.table]);
         let known = known.flat_map(|source| source.keys().map(String::as_str));
         let near = nearest(name, known).map_or(String::new(), |near| {
@@ -305,117 +320,230 @@ fn variable(inside: &str, span: Range<usize>) -> Piece<'_> {
 const LINE: &str = "NAME=VALUE, a comment (`# ...`) or an empty line";
 const LINE_EXAMPLE: &str = "PROVIDER=\"my world\"";
 
-/// Reads an env file: a `NAME=VALUE` per line, a `#` at the beginning of a line is a comment. A value in double quotes
-/// knows `\"`, `\\`, `\n` and `\t`, one in single quotes knows nothing; without quotes blanks around it are dropped.
+/// What an env file gives: values, and why a name of it has none.
+#[derive(Debug, Default)]
+struct EnvFile {
+    values: BTreeMap<String, (String, Origin)>,
+    broken: BTreeMap<String, String>,
+}
+
+/// Reads an env file as docker compose does (compose-go, `dotenv/parser.go`): `export` may come first, the last one of a
+/// name counts, a value in quotes may have several lines, `#` after a blank begins a comment, `$NAME` and
+/// `${NAME:-default}` are filled in except in single quotes, and `\$` or `$$` is a dollar sign.
+///
+/// It differs where compose would go on with something else than was meant: a name that is used in a value and not set is
+/// an error and not empty, and so is what follows a closing quote.
 fn read_env_file(
     source: &Source<'_>,
+    outer: &[BTreeMap<String, (String, Origin)>],
     problems: &mut Vec<Problem>,
-) -> BTreeMap<String, (String, Origin)> {
-    let mut found: BTreeMap<String, (String, Origin)> = BTreeMap::new();
-    let mut start = 0;
-    for (index, line) in source.text.split('\n').enumerate() {
-        let here = start;
-        start += line.len() + 1;
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.trim().is_empty() || line.trim_start().starts_with('#') {
-            continue;
-        }
-        match read_env_line(line) {
-            Ok((name, _, span)) if found.contains_key(name) => problems.push(Problem {
-                place: source.place(here + span.start..here + span.end),
-                message: format!("`{name}` is set twice"),
-                label: String::new(),
-                expected: "every name once".to_owned(),
-                example: LINE_EXAMPLE.to_owned(),
-            }),
-            Ok((name, value, _)) => {
-                let origin = Origin::File {
-                    path: source.path.to_owned(),
-                    line: index + 1,
-                };
-                found.insert(name.to_owned(), (value, origin));
-            }
-            Err((span, message)) => problems.push(Problem {
-                place: source.place(here + span.start..here + span.end),
+) -> EnvFile {
+    let mut file = EnvFile::default();
+    let text = source.text;
+    let mut at = if text.starts_with('\u{feff}') { 3 } else { 0 };
+    while at < text.len() {
+        let end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+        let line = &text[at..end];
+        let mut problem = |span: Range<usize>, message: String| {
+            problems.push(Problem {
+                place: source.place(span),
                 message,
                 label: String::new(),
                 expected: LINE.to_owned(),
                 example: LINE_EXAMPLE.to_owned(),
-            }),
+            });
+        };
+        let trimmed = line.trim();
+        let name_at = at + (line.len() - line.trim_start().len());
+        let here = at;
+        at = end + 1;
+        if trimmed.is_empty() || trimmed.starts_with('#') {
+            continue;
+        }
+        let (statement, name_at) = match trimmed.strip_prefix("export") {
+            Some(rest) if rest.starts_with([' ', '\t']) => {
+                let blanks = rest.len() - rest.trim_start().len();
+                (rest.trim_start(), name_at + "export".len() + blanks)
+            }
+            _ => (trimmed, name_at),
+        };
+        let Some(equals) = statement.find('=') else {
+            // A name alone is taken from the environment, where it is looked for anyway.
+            if statement.contains(char::is_whitespace) || statement.contains(['"', '\'']) {
+                let message = format!("{} has no `=`", quoted(statement));
+                problem(name_at..name_at + statement.len(), message);
+            }
+            continue;
+        };
+        let name = statement[..equals].trim_end();
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            let message = format!("{} is no variable's name", quoted(name));
+            problem(name_at..name_at + name.len(), message);
+            continue;
+        }
+        let raw_at = name_at + equals + 1;
+        let value_at = raw_at
+            + text[raw_at..end]
+                .find(|c: char| c != ' ' && c != '\t')
+                .unwrap_or(end - raw_at);
+        let value = match text[value_at..end].chars().next() {
+            Some(quote @ ('"' | '\'')) => match unquote(&text[value_at + 1..], quote) {
+                Ok((value, length)) => {
+                    let after = value_at + 1 + length;
+                    let end = text[after..].find('\n').map_or(text.len(), |i| after + i);
+                    at = end + 1;
+                    let rest = text[after..end].trim();
+                    if !(rest.is_empty() || rest.starts_with('#')) {
+                        problem(after..end, "something follows the closing quote".to_owned());
+                        continue;
+                    }
+                    value
+                }
+                Err(why) => {
+                    // What follows would be read as part of the value, or as what it is not.
+                    problem(value_at..end, why.to_owned());
+                    break;
+                }
+            },
+            _ => {
+                // The blank before a comment may be the one after `=`.
+                let raw = &text[raw_at..end];
+                let comment = raw.match_indices('#').map(|(i, _)| i);
+                let comment = comment
+                    .into_iter()
+                    .find(|i| raw[..*i].ends_with([' ', '\t']));
+                raw[..comment.unwrap_or(raw.len())].trim().to_owned()
+            }
+        };
+        let literal = text[value_at..].starts_with('\'');
+        let filled = if literal {
+            Ok(value)
+        } else {
+            fill(&value, |name| {
+                let outer = outer.iter().find_map(|source| source.get(name));
+                let found = outer.or_else(|| file.values.get(name));
+                found.map(|(value, _)| value.clone())
+            })
+        };
+        let line = source.line(here);
+        match filled {
+            Ok(value) if value.contains('\0') => {
+                problem(value_at..end, "the value has a NUL character".to_owned());
+            }
+            Ok(value) => {
+                let path = source.path.to_owned();
+                file.broken.remove(name);
+                file.values
+                    .insert(name.to_owned(), (value, Origin::File { path, line }));
+            }
+            // Nobody may need it.
+            Err(unset) => {
+                let why = format!(
+                    "line {line} of {} uses `{unset}`, which is not set; in single quotes `$` is a dollar sign",
+                    source.path.display()
+                );
+                file.values.remove(name);
+                file.broken.insert(name.to_owned(), why);
+            }
         }
     }
-    found
+    file
 }
 
-/// The name, the value and where in the line the name is.
-type EnvLine<'t> = (&'t str, String, Range<usize>);
-
-fn read_env_line(line: &str) -> Result<EnvLine<'_>, (Range<usize>, String)> {
-    let indent = line.len() - line.trim_start().len();
-    let Some(equals) = line.find('=') else {
-        let words = line.trim();
-        return Err((
-            indent..indent + words.len(),
-            format!("{} has no `=`", quoted(words)),
-        ));
-    };
-    let name = line[..equals].trim();
-    let span = indent..indent + name.len();
-    if !is_name(name) {
-        return Err((span, format!("{} is no variable's name", quoted(name))));
-    }
-    let raw = &line[equals + 1..];
-    let at = equals + 1 + (raw.len() - raw.trim_start().len());
-    let raw = raw.trim();
-    let value = match raw.chars().next() {
-        Some(quote @ ('"' | '\'')) => unquote(&raw[1..], quote),
-        _ => match raw.find(" #") {
-            Some(i) => Err((
-                i + 1,
-                "a comment after a value without quotes: put the value in quotes or the comment on its own line",
-            )),
-            None => Ok(raw.to_owned()),
-        },
-    };
-    match value {
-        Ok(value) if value.contains('\0') => {
-            Err((at..line.len(), "the value has a NUL character".to_owned()))
-        }
-        Ok(value) => Ok((name, value, span)),
-        Err((offset, why)) => Err((at + offset..line.trim_end().len(), why.to_owned())),
-    }
-}
-
-/// Reads up to the closing `quote`; an error says at which byte of the text, its opening quote counted.
-fn unquote(text: &str, quote: char) -> Result<String, (usize, &'static str)> {
+/// Reads up to the closing `quote`: the value, and how many bytes that took. What a backslash means is left to [`fill`]
+/// where `$` follows.
+fn unquote(text: &str, quote: char) -> Result<(String, usize), &'static str> {
     let mut value = String::new();
     let mut chars = text.char_indices();
     while let Some((i, c)) = chars.next() {
         if c == quote {
-            let rest = text[i + 1..].trim_start();
-            return if rest.is_empty() || rest.starts_with('#') {
-                Ok(value)
-            } else {
-                Err((i + 2, "something follows the closing quote"))
-            };
+            return Ok((value.replace("\r\n", "\n"), i + 1));
         }
-        if c != '\\' || quote == '\'' {
+        if c != '\\' {
             value.push(c);
             continue;
         }
-        value.push(match chars.next() {
-            Some((_, 'n')) => '\n',
-            Some((_, 't')) => '\t',
-            Some((_, c @ ('"' | '\\'))) => c,
-            _ => {
-                return Err((
-                    i + 1,
-                    "only `\\\"`, `\\\\`, `\\n` and `\\t` can follow a backslash",
-                ));
+        let Some((_, next)) = chars.next() else { break };
+        let meant = match (next, quote) {
+            (next, quote) if next == quote => Some(quote),
+            (_, '\'') => None,
+            ('n', _) => Some('\n'),
+            ('t', _) => Some('\t'),
+            ('r', _) => Some('\r'),
+            ('a', _) => Some('\u{7}'),
+            ('b', _) => Some('\u{8}'),
+            ('f', _) => Some('\u{c}'),
+            ('v', _) => Some('\u{b}'),
+            ('\\', _) => Some('\\'),
+            ('$', _) => {
+                value.push_str("$$");
+                continue;
             }
-        });
+            _ => None,
+        };
+        match meant {
+            Some(c) => value.push(c),
+            // What means nothing is itself.
+            None => value.extend(['\\', next]),
+        }
     }
-    Err((0, "the value's quote is not closed"))
+    Err("the value's quote is not closed")
+}
+
+/// Fills in `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME-default}`; an error is the name that is not set. A `$` that
+/// nothing of the kind follows is itself.
+fn fill(text: &str, find: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(dollar) = rest.find('$') {
+        let (before, after) = (&rest[..dollar], &rest[dollar + 1..]);
+        if let Some(before) = before.strip_suffix('\\') {
+            out.push_str(before);
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        out.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let braced = after
+            .strip_prefix('{')
+            .and_then(|inside| inside.split_once('}'));
+        let bare = after
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .unwrap_or(after.len());
+        let (name, default, next) = match braced {
+            Some((inside, next)) => {
+                let (name, default) = match inside.split_once('-') {
+                    Some((name, default)) => (name, Some(default)),
+                    None => (inside, None),
+                };
+                (name, default, next)
+            }
+            None => (&after[..bare], None, &after[bare..]),
+        };
+        let (name, empty_too) = match name.strip_suffix(':') {
+            Some(name) if default.is_some() => (name, true),
+            _ => (name, false),
+        };
+        if !is_name(name) {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        match (find(name), default) {
+            (Some(value), Some(default)) if value.is_empty() && empty_too => out.push_str(default),
+            (Some(value), _) => out.push_str(&value),
+            (None, Some(default)) => out.push_str(default),
+            (None, None) => return Err(name.to_owned()),
+        }
+        rest = next;
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -504,25 +632,67 @@ mod tests {
     }
 
     #[test]
-    fn an_env_file_has_names_values_quotes_and_comments() {
-        let text = "# c\n\n A = b c \nB=\"x \\\"y\\\"\\n\" # c\r\nC='\\n #'\nD=\nE=a#b\nF=x=y";
-        let lookup = lookup(&vars(&[], &[], text));
-        let (text, _) = lookup.expand("${A}|${B}|${C}|${D}|${E}|${F}").unwrap();
-        assert_eq!(text, "b c|x \"y\"\n|\\n #||a#b|x=y");
+    fn an_env_file_is_read_as_docker_compose_reads_it() {
+        for (text, value) in [
+            ("A=b", "b"),
+            ("\u{feff}A=b", "b"),
+            ("export A=b", "b"),
+            ("\texport\tA = b c ", "b c"),
+            ("exportA=x\nA=b", "b"),
+            ("A=b\r\n", "b"),
+            ("A=", ""),
+            ("A=b#c", "b#c"),
+            ("A=b # c", "b"),
+            ("A=b\t# c", "b"),
+            ("A= # c", ""),
+            ("A=#c", "#c"),
+            ("A=b=c", "b=c"),
+            ("A=1\nA=2", "2"),
+            ("A.B=x\n1=2\nd-e=f\nA=b", "b"),
+            ("FOO\nA=b", "b"),
+            ("A=\"b # c\" # d", "b # c"),
+            ("A='b\nc'\nB=x", "b\nc"),
+            ("A=\"b\r\nc\"", "b\nc"),
+            (r#"A="a\tb\nc\\d\"e\$f\g""#, "a\tb\nc\\d\"e$f\\g"),
+            (r"A='a\n$B ${C} # \'d\''", r"a\n$B ${C} # 'd'"),
+            ("A={\"a\": 1}", "{\"a\": 1}"),
+            // Variables.
+            ("B=x\nA=a${B}c$B", "axcx"),
+            ("B=x\nA=\"a${B}c\"", "axc"),
+            ("A=${B:-d}${E-e}", "de"),
+            ("B=\nA=[${B:-d}${B-e}]", "[d]"),
+            (r"A=\$B$$C", "$B$C"),
+            ("A=5$ $1 ${} $", "5$ $1 ${} $"),
+            ("A=${SET}", "set"),
+        ] {
+            let lookup = lookup(&vars(&[("SET", "set")], &[], text));
+            let (found, _) = lookup.expand("${A}").unwrap();
+            assert_eq!(found, value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_uses_what_is_not_set_is_an_error_for_who_needs_it_only() {
+        let lookup = lookup(&vars(&[], &[], "A=pa$word\nB=x\n"));
+        assert_eq!(lookup.expand("${B}").unwrap().0, "x");
+        for text in ["${A}", "${A:-default}"] {
+            let wrong = lookup.expand(text).unwrap_err();
+            let said = &wrong[0].message;
+            assert!(said.contains("line 1 of x.env uses `word`"), "{said}");
+        }
     }
 
     #[test]
     fn a_bad_line_of_an_env_file_is_an_error_at_its_place() {
         for (text, line, column, words) in [
-            ("A", 1, 1, "has no `=`"),
-            ("\n export A=b", 2, 2, "`export A` is no variable's name"),
+            ("A b", 1, 1, "has no `=`"),
+            ("\n \"A\"", 2, 2, "has no `=`"),
             ("=b", 1, 1, "`` is no variable's name"),
-            ("A=1\nB=2\nA=3", 3, 1, "`A` is set twice"),
-            ("A=b # c", 1, 5, "a comment after a value"),
+            ("A B=c", 1, 1, "`A B` is no variable's name"),
             ("A=\"b", 1, 3, "not closed"),
+            ("B='x\ny'\nA='b\nc=d", 3, 3, "not closed"),
             ("A = 'b' c", 1, 8, "follows the closing quote"),
-            ("A=\"ä\\x\"", 1, 5, "can follow a backslash"),
-            ("A=\"b\\", 1, 5, "can follow a backslash"),
+            ("A=\"b\\", 1, 3, "not closed"),
         ] {
             let mut problems = Vec::new();
             Lookup::new(&vars(&[], &[], text), &[], &mut problems);

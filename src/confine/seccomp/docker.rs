@@ -9,6 +9,10 @@
 //! Several entries for one call are alternatives, the first that applies decides; one without `args` applies when none
 //! with `args` does. Where one entry has two `args` of the same index, each of them is an alternative by itself, as
 //! runc has it (`libcontainer/seccomp`).
+//!
+//! Podman's file (containers-common, `pkg/seccomp`) has error numbers by name as well, `defaultErrno` and `errno`, which go
+//! before the numbers. A runtime's (the OCI's `config-linux.md`, seccomp) has `flags`: none of them lets a program do
+//! more, so they are checked for their names, and a listener, which would, is refused.
 
 use std::collections::BTreeSet;
 
@@ -34,6 +38,9 @@ pub struct DockerError {
 struct File {
     default_action: Verdict,
     default_errno_ret: Option<ErrorNumber>,
+    default_errno: Option<ErrorName>,
+    #[serde(rename = "flags")]
+    _flags: Option<Vec<Flag>>,
     #[serde(rename = "architectures")]
     _architectures: Option<Vec<String>>,
     #[serde(rename = "archMap")]
@@ -57,6 +64,7 @@ struct Entry {
     names: Option<Vec<String>>,
     action: Verdict,
     errno_ret: Option<ErrorNumber>,
+    errno: Option<ErrorName>,
     args: Option<Vec<Arg>>,
     #[serde(rename = "comment")]
     _comment: Option<IgnoredAny>,
@@ -82,11 +90,26 @@ enum Verdict {
     Log,
 }
 
+/// What `seccomp(2)` may be given for a filter. What they ask for is so (TSYNC: there is one thread), or is less
+/// than what a profile has without them (SPEC_ALLOW), or makes no difference to the program (LOG).
+#[derive(Deserialize)]
+enum Flag {
+    #[serde(rename = "SECCOMP_FILTER_FLAG_TSYNC")]
+    Tsync,
+    #[serde(rename = "SECCOMP_FILTER_FLAG_LOG")]
+    Log,
+    #[serde(rename = "SECCOMP_FILTER_FLAG_SPEC_ALLOW")]
+    SpecAllow,
+    #[serde(rename = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")]
+    WaitKillableRecv,
+}
+
 impl Verdict {
-    fn action(&self, number: Option<&ErrorNumber>) -> Action {
+    fn action(&self, name: Option<&ErrorName>, number: Option<&ErrorNumber>) -> Action {
+        let number = name.map(|name| name.0).or(number.map(|number| number.0));
         match self {
             Verdict::Allow => Action::Allow,
-            Verdict::Errno => Action::Errno(number.map_or(libc::EPERM as u16, |n| n.0)),
+            Verdict::Errno => Action::Errno(number.unwrap_or(libc::EPERM as u16)),
             Verdict::KillThread => Action::KillThread,
             Verdict::KillProcess => Action::KillProcess,
             Verdict::Trap => Action::Trap,
@@ -110,6 +133,38 @@ impl<'de> Deserialize<'de> for ErrorNumber {
         }
     }
 }
+
+/// One by its name, such as `ENOSYS`.
+struct ErrorName(u16);
+
+impl<'de> Deserialize<'de> for ErrorName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        let number = ERRNOS.iter().find(|(other, _)| *other == name);
+        number
+            .map(|(_, number)| Self(*number))
+            .ok_or_else(|| D::Error::custom(format!("`{name}` is no error's name, such as ENOSYS")))
+    }
+}
+
+macro_rules! errnos {
+    ($($name:ident)*) => { &[$((stringify!($name), libc::$name as u16)),*] };
+}
+
+/// Every name of errno(3).
+const ERRNOS: &[(&str, u16)] = errnos![
+    EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN EWOULDBLOCK ENOMEM EACCES EFAULT ENOTBLK
+    EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK
+    EPIPE EDOM ERANGE EDEADLK EDEADLOCK ENAMETOOLONG ENOLCK ENOSYS ENOTEMPTY ELOOP ENOMSG EIDRM ECHRNG EL2NSYNC
+    EL3HLT EL3RST ELNRNG EUNATCH ENOCSI EL2HLT EBADE EBADR EXFULL ENOANO EBADRQC EBADSLT EBFONT ENOSTR ENODATA
+    ETIME ENOSR ENONET ENOPKG EREMOTE ENOLINK EADV ESRMNT ECOMM EPROTO EMULTIHOP EDOTDOT EBADMSG EOVERFLOW ENOTUNIQ
+    EBADFD EREMCHG ELIBACC ELIBBAD ELIBSCN ELIBMAX ELIBEXEC EILSEQ ERESTART ESTRPIPE EUSERS ENOTSOCK EDESTADDRREQ
+    EMSGSIZE EPROTOTYPE ENOPROTOOPT EPROTONOSUPPORT ESOCKTNOSUPPORT EOPNOTSUPP ENOTSUP EPFNOSUPPORT EAFNOSUPPORT
+    EADDRINUSE EADDRNOTAVAIL ENETDOWN ENETUNREACH ENETRESET ECONNABORTED ECONNRESET ENOBUFS EISCONN ENOTCONN
+    ESHUTDOWN ETOOMANYREFS ETIMEDOUT ECONNREFUSED EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS ESTALE EUCLEAN
+    ENOTNAM ENAVAIL EISNAM EREMOTEIO EDQUOT ENOMEDIUM EMEDIUMTYPE ECANCELED ENOKEY EKEYEXPIRED EKEYREVOKED
+    EKEYREJECTED EOWNERDEAD ENOTRECOVERABLE ERFKILL EHWPOISON
+];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -265,7 +320,9 @@ pub fn parse(name: &str, text: &str, kernel: Kernel) -> Result<Profile, DockerEr
     })?;
     let mut profile = Profile {
         name: name.to_owned(),
-        otherwise: file.default_action.action(file.default_errno_ret.as_ref()),
+        otherwise: file
+            .default_action
+            .action(file.default_errno.as_ref(), file.default_errno_ret.as_ref()),
         calls: Default::default(),
         unknown: vec![],
     };
@@ -274,7 +331,9 @@ pub fn parse(name: &str, text: &str, kernel: Kernel) -> Result<Profile, DockerEr
         if !entry.applies(kernel) {
             continue;
         }
-        let action = entry.action.action(entry.errno_ret.as_ref());
+        let action = entry
+            .action
+            .action(entry.errno.as_ref(), entry.errno_ret.as_ref());
         for call in entry.names.iter().flatten().chain(&entry.name) {
             let Some(number) = number(call) else {
                 unknown.insert(call.clone());
@@ -402,6 +461,66 @@ mod tests {
         assert_eq!(answer(&profile, "kill", &[6, 8]), Action::Allow);
         assert_eq!(answer(&profile, "kill", &[6, 9]), Action::KillProcess);
         assert_eq!(answer(&profile, "kill", &[5, 8]), Action::KillProcess);
+    }
+
+    /// In the shape of containers-common's `seccomp.json`, which Debian installs in /usr/share/containers.
+    const LIKE_PODMAN: &str = r#"{
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 1,
+        "defaultErrno": "ENOSYS",
+        "archMap": [ { "architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"] } ],
+        "syscalls": [
+            { "names": ["bdflush", "io_pgetevents"], "action": "SCMP_ACT_ERRNO", "args": [], "comment": "",
+              "includes": {}, "excludes": {}, "errnoRet": 1, "errno": "EPERM" },
+            { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW", "args": null, "comment": "", "includes": {}, "excludes": {} },
+            { "names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22, "errno": "EINVAL", "comment": "",
+              "args": [ { "index": 0, "value": 16, "valueTwo": 0, "op": "SCMP_CMP_EQ" },
+                        { "index": 2, "value": 9, "valueTwo": 0, "op": "SCMP_CMP_EQ" } ],
+              "includes": {}, "excludes": { "caps": ["CAP_AUDIT_WRITE"] } },
+            { "names": ["socket"], "action": "SCMP_ACT_ALLOW",
+              "args": [ { "index": 2, "value": 9, "valueTwo": 0, "op": "SCMP_CMP_NE" } ], "comment": "",
+              "includes": {}, "excludes": { "caps": ["CAP_AUDIT_WRITE"] } },
+            { "names": ["mount"], "action": "SCMP_ACT_ERRNO", "errno": "ENOTSUP" }
+        ]
+    }"#;
+
+    #[test]
+    fn a_profile_like_podmans_names_its_errors() {
+        let profile = parse("podman", LIKE_PODMAN, NOW).unwrap();
+        for (call, args, wanted) in [
+            ("read", &[][..], Action::Allow),
+            ("ptrace", &[], errno(libc::ENOSYS)),
+            ("io_pgetevents", &[], errno(libc::EPERM)),
+            ("socket", &[2, 1, 0], Action::Allow),
+            ("socket", &[16, 3, 9], errno(libc::EINVAL)),
+            ("mount", &[], errno(libc::EOPNOTSUPP)),
+        ] {
+            assert_eq!(answer(&profile, call, args), wanted, "{call} {args:x?}");
+        }
+        profile.compile().unwrap();
+        let nowhere = LIKE_PODMAN.replace("ENOTSUP", "ENOTHING");
+        let error = parse("p", &nowhere, NOW).unwrap_err();
+        assert!(
+            error.message.starts_with("`ENOTHING` is no error's name"),
+            "{error}"
+        );
+        assert_eq!(error.line, 17);
+    }
+
+    #[test]
+    fn a_runtimes_form_may_have_flags_and_no_listener() {
+        let text = r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "architectures": ["SCMP_ARCH_X86_64"],
+            "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
+            "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_ALLOW"}]}"#;
+        let profile = parse("oci", text, NOW).unwrap();
+        assert_eq!(answer(&profile, "mount", &[]), errno(libc::ENOSYS));
+        assert_eq!(answer(&profile, "execve", &[]), Action::Allow);
+        for bad in [
+            text.replace("FLAG_LOG", "FLAG_LGO"),
+            text.replace("\"flags\"", "\"listenerPath\": \"/run/x\", \"flags\""),
+        ] {
+            parse("oci", &bad, NOW).unwrap_err();
+        }
     }
 
     #[test]
