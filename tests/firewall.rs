@@ -189,6 +189,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         limits: Default::default(),
+        start_timeout: std::time::Duration::from_secs(60),
         listen: vec![],
         publish: (0..ports)
             .map(|port| PublishPlan {
@@ -206,6 +207,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
                 app_port: 5000 + port,
                 via: via(port),
                 why: String::new(),
+                waited: true,
             })
             .collect(),
         source: Source::Sidecar,

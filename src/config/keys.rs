@@ -37,6 +37,8 @@ keys! {
     COMMAND = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["/webapp"]"#;
     ENV = "env": "a table of names and strings", r#"env = { PROVIDER = "world" }"#;
     PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
+    WAIT = "wait": "true or false", "wait = false";
+    START_TIMEOUT = "start_timeout": "a time in ms, s or m, at most 60m", r#"start_timeout = "60s""#;
     LISTEN = "listen": "a list of TCP ports from 1 to 65535", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
@@ -74,6 +76,8 @@ pub(super) const APP_KEYS: &[Key] = &[
     COMMAND,
     ENV,
     PUBLISH,
+    WAIT,
+    START_TIMEOUT,
     LISTEN,
     VIA,
     SOURCE,

@@ -320,6 +320,10 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// `publish`.
     pub publish: Vec<Publish>,
+    /// `wait`: whether `up` waits for the app to listen on its published ports, each by itself; not on those of a range.
+    pub wait: bool,
+    /// `start_timeout`: how long.
+    pub start_timeout: Duration,
     /// `listen`: TCP ports that the app may use within itself, beside the published ones.
     pub listen: Vec<u16>,
     /// `via`.

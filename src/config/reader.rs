@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::Spanned;
@@ -406,6 +407,8 @@ impl Reader<'_> {
             default_env(&mut env);
         }
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
+        let wait = self.flag(section, keys::WAIT);
+        let start_timeout = self.one(section, keys::START_TIMEOUT, values::time);
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
@@ -432,6 +435,8 @@ impl Reader<'_> {
                 .flatten()
                 .map(|placed| placed.value)
                 .collect(),
+            wait: wait.unwrap_or(true),
+            start_timeout: start_timeout.map_or(DEFAULT_START_TIMEOUT, |placed| placed.value),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             allow,
@@ -1121,6 +1126,9 @@ pub(super) fn default_tmpfs() -> Vec<Tmpfs> {
         size: 16 << 20,
     }]
 }
+
+/// How long an app may take until it listens when nothing is said.
+pub(super) const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The webapp's port when nothing is said.
 pub(super) fn default_env(env: &mut BTreeMap<String, String>) {

@@ -105,6 +105,8 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 command,
                 env,
                 publish,
+                wait: true,
+                start_timeout: reader::DEFAULT_START_TIMEOUT,
                 listen: vec![],
                 via: via.unwrap_or(Via::Auto),
                 source: Source::Sidecar,

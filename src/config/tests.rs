@@ -87,6 +87,8 @@ fn the_built_in_example_is_the_original_set_up() {
                 count: 1,
                 protocol: Protocol::Tcp,
             }],
+            wait: true,
+            start_timeout: std::time::Duration::from_secs(60),
             listen: vec![],
             via: Via::Auto,
             source: Source::Sidecar,
@@ -605,6 +607,14 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             12,
             "nothing can be mounted at `/usr`",
         ),
+        ("wait = \"no\"", 8, "`app.wait` is a string"),
+        ("start_timeout = \"5\"", 17, "`5` is no time"),
+        (
+            "start_timeout = \"0s\"",
+            17,
+            "`0s` is not between 1ms and 60m",
+        ),
+        ("start_timeout = 60", 17, "is an integer, not a string"),
         ("volumes = [\"/srv:/data:rx\"]", 12, "`rx` is unknown"),
         ("volumes = [\"/srv\"]", 12, "`/srv` is no volume"),
         (

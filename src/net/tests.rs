@@ -321,6 +321,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         limits: Default::default(),
+        start_timeout: std::time::Duration::from_secs(60),
         publish: Vec::new(),
         listen: Vec::new(),
         source: Default::default(),

@@ -15,8 +15,15 @@ use crate::confine::landlock;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 7] = [
-    "publish", "allow", "rate", "restart", "stop", "egress", "source",
+const LIVE: [&str; 8] = [
+    "publish",
+    "allow",
+    "rate",
+    "restart",
+    "stop",
+    "egress",
+    "source",
+    "start_timeout",
 ];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 8] = [

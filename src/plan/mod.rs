@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -293,6 +294,9 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// How long it may take until it listens on those that are waited for ([`PublishPlan::waited`]); in milliseconds in JSON.
+    #[serde(with = "crate::config::milliseconds")]
+    pub start_timeout: Duration,
     /// TCP ports that it may use within itself, beside the published ones.
     pub listen: Vec<u16>,
     /// Whose address it sees.
@@ -402,6 +406,9 @@ pub struct PublishPlan {
     pub via: Transport,
     /// Why `via` is what it is, in a few words.
     pub why: String,
+    /// Whether the app has to listen there before the stack is up: not on a range's ports, of which a server opens one when it
+    /// needs one, and on none with `wait = false`.
+    pub waited: bool,
 }
 
 /// How a published port gets from the host to the sidecar.

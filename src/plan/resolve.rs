@@ -327,6 +327,7 @@ fn decide(
                     app_port,
                     via,
                     why: why.clone(),
+                    waited: app.wait && publish.count == 1,
                 });
             }
         }
@@ -345,6 +346,7 @@ fn decide(
             volumes: app.volumes.clone(),
             limits: app_limits(app.limits, host),
             publish: published,
+            start_timeout: app.start_timeout,
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),

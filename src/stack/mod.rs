@@ -52,8 +52,6 @@ use crate::traffic;
 const OURS: Duration = Duration::from_secs(60);
 /// How long nft may take for the user's rules, of which there may be tens of thousands.
 const COMPILING: Duration = Duration::from_secs(120);
-/// How long an app may take until it listens.
-const APP_STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// A wait is told of after this…
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
 /// …and then as often as this.
@@ -125,10 +123,12 @@ pub enum StackError {
         port: AppPort,
     },
     /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on {port} after {} s; {found}", APP_STARTS_WITHIN.as_secs())]
+    #[error("{app} does not listen on {port} after {seconds} s; {found}")]
     NotListening {
         /// The app.
         app: String,
+        /// How long it was waited for.
+        seconds: u64,
         /// The first port that nobody listens on.
         port: AppPort,
         /// Where it listens instead.
@@ -385,11 +385,11 @@ fn done(step: &'static str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<()
 }
 
 /// How long an app is waited for; a debug build can be told to have less patience.
-fn patience() -> Duration {
+fn patience(app: &AppPlan) -> Duration {
     let asked = cfg!(debug_assertions)
         .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
         .flatten();
-    asked.map_or(APP_STARTS_WITHIN, Duration::from_millis)
+    asked.map_or(app.start_timeout, Duration::from_millis)
 }
 
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
@@ -878,7 +878,8 @@ impl Ground {
             let target = app.service(publish);
             sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
         };
-        let missing = app.publish.iter().find(|publish| !is_open(publish));
+        let waited = app.publish.iter().filter(|publish| publish.waited);
+        let missing = { waited }.find(|publish| !is_open(publish));
         Ok(missing.map(|publish| {
             let port = AppPort {
                 protocol: publish.protocol,
@@ -1277,7 +1278,7 @@ impl Ground {
         Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 
-    /// Waits until the app listens on every published port, where the sidecar can reach it.
+    /// Waits until the app listens on every published port that is waited for, where the sidecar can reach it.
     ///
     /// The kernel tells nobody when a socket begins to listen, so this asks: every millisecond at first, less often for
     /// an app that takes its time. The app's end is heard of at once.
@@ -1298,9 +1299,10 @@ impl Ground {
                 waits(&not_yet(app, missing, &found, since));
             }
             let waited = begun.elapsed();
-            if waited >= patience() {
+            if waited >= patience(app) {
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
+                    seconds: app.start_timeout.as_secs(),
                     port: missing,
                     found,
                 });
@@ -1352,7 +1354,9 @@ impl Ground {
         for app in &self.plan.apps {
             for ipv6 in [false, true] {
                 let by_tcp = |publish: &&PublishPlan| {
-                    publish.protocol == Protocol::Tcp && publish.listen.is_ipv6() == ipv6
+                    publish.waited
+                        && publish.protocol == Protocol::Tcp
+                        && publish.listen.is_ipv6() == ipv6
                 };
                 let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
                 let step = ports.len().div_ceil(PORTS_TRIED).max(1);
@@ -1422,7 +1426,7 @@ fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
 
 /// What to tell who waits for a port.
 fn not_yet(app: &AppPlan, port: AppPort, found: &str, since: Duration) -> String {
-    let (name, seconds, most) = (&app.name, since.as_secs(), APP_STARTS_WITHIN.as_secs());
+    let (name, seconds, most) = (&app.name, since.as_secs(), app.start_timeout.as_secs());
     format!(
         "waiting for {name} to listen on {port}, for {seconds} s of at most {most}; {found} so far"
     )
