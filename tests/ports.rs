@@ -63,9 +63,24 @@ fn both_ways(
             let status = lab.status("web");
             assert_eq!(look::planned(&status, "/apps/0/publish/0/via"), via);
             look::settle(&lab, &status);
+            opened(&lab, &status, ports);
             (lab, via, said)
         })
         .collect()
+}
+
+/// Waits until [`MANY`] has opened the last of its ports: `up` does not wait for those of a range.
+fn opened(lab: &Lab, status: &Value, ports: &[&str]) {
+    let pid = look::pid(status, "app");
+    for argument in ports {
+        let mut fields = argument.split(',');
+        let table = format!("net/{}", fields.next().unwrap());
+        let last: u16 = fields.next_back().unwrap().parse().unwrap();
+        support::lab::until("the app has opened its ports", || {
+            let listed = lab.proc(pid, &table).contains(&format!(":{last:04X} "));
+            listed.then_some(())
+        });
+    }
 }
 
 /// Runs Python in the client's namespace, or in the lab; it must succeed.
@@ -668,4 +683,38 @@ fn an_allow_is_not_gone_around_by_who_has_an_account_on_the_host() {
             "{via}"
         );
     }
+}
+
+#[test]
+fn a_range_need_not_listen_and_a_single_port_is_waited_for_unless_the_file_says_otherwise() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // As a server of FTP: one port for control, and a range of which it opens ports when they are needed.
+    let token = look::token();
+    let publish = [
+        "0.0.0.0:8000-8099:9000-9099",
+        "0.0.0.0:8000-8099:9000-9099/udp",
+        "0.0.0.0:8100:9100",
+    ];
+    look::up(
+        &lab,
+        &many(&token, &["tcp,9050,9050", "tcp,9100,9100"], &publish, ""),
+    );
+    let answer = python(&lab, true, ASK_TCP, &[LAB, "8050", "8050"]);
+    assert!(answer.contains(&token), "{answer}");
+    assert!(lab.client_get(&format!("http://{LAB}:8051/")).is_err());
+    lab.lrpns_ok(&["down", "web"]);
+    // Nothing at all.
+    let silent = |more: &str| many(&token, &[], &["0.0.0.0:8100:9100"], more);
+    look::up(&lab, &silent("wait = false"));
+    lab.lrpns_ok(&["down", "web"]);
+    let path = lab.write("silent.toml", &silent("start_timeout = \"1s\""));
+    let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("app does not listen on port 9100 after 1 s"),
+        "{said}"
+    );
 }

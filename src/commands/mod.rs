@@ -4,6 +4,7 @@
 mod apply;
 mod audit;
 mod capture;
+mod cause;
 mod down;
 mod exec;
 pub mod failure;

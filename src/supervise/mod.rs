@@ -88,6 +88,8 @@ const ASKS_WITHIN: Duration = Duration::from_secs(10);
 const LINES_WAITING: usize = 256;
 /// How many lines of the log a client is given at once.
 const LINES_AT_ONCE: usize = 256;
+/// How many lines tell why a stack has ended.
+const LAST_LINES: u64 = 60;
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
@@ -331,7 +333,9 @@ pub struct Supervisor {
 ///
 /// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is.
 ///
-/// `ready` is told the status when the published ports answer. Every process of the stack has ended when this returns.
+/// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
+/// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
+/// if everything has ended by then. What was said last is left in `said_last`, however it ends. Every process of the stack has ended when this returns.
 ///
 /// # Errors
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
@@ -345,7 +349,9 @@ pub async fn run(
     lives_with: Option<OwnedFd>,
     tee: Tee,
     progress: &mut dyn FnMut(Progress<'_>),
-    ready: impl FnOnce(&Status),
+    ready: impl FnOnce(&Status, &[LogLine]),
+    settles: Option<Duration>,
+    said_last: &mut Vec<LogLine>,
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
     let io_error = |what| move |source: io::Error| StackError::Io { what, source };
@@ -409,6 +415,7 @@ pub async fn run(
             let keep = |line| journal.kept.push(line);
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
+            *said_last = journal.last();
             crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
         }
@@ -465,24 +472,48 @@ pub async fn run(
         });
         if let Err(e) = opened {
             supervisor.journal.show_kept();
-            let _answered_by_the_end = supervisor.take_down(true).await;
+            let _answered_by_the_end = supervisor.take_down(true, said_last).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
             crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
         }
     }
-    ready(&supervisor.status());
-    supervisor.journal.show_kept();
-    let outcome = supervisor.run(early).await;
+    let ended = match settles.filter(|_| supervisor.has_an_unknown_app()) {
+        Some(settles) => {
+            // What an app that does well says meanwhile is for its log alone.
+            let tee = std::mem::replace(&mut supervisor.journal.tee, Tee::Nobody);
+            let ended = tokio::time::timeout(settles, supervisor.run(&mut early)).await;
+            supervisor.journal.tee = tee;
+            ended.ok()
+        }
+        None => None,
+    };
+    let outcome = match ended {
+        Some(outcome) => {
+            supervisor.journal.show_kept();
+            outcome
+        }
+        None => {
+            ready(&supervisor.status(), &supervisor.journal.last());
+            supervisor.journal.show_kept();
+            supervisor.run(&mut early).await
+        }
+    };
     let hurry = matches!(outcome, Outcome::Stopped);
-    let _answered_by_the_end = supervisor.take_down(hurry).await;
+    let _answered_by_the_end = supervisor.take_down(hurry, said_last).await;
     crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
 
 impl Supervisor {
-    async fn run(&mut self, mut early: VecDeque<Event>) -> Outcome {
+    /// Whether there is an app of which nothing was waited for.
+    fn has_an_unknown_app(&self) -> bool {
+        let mut apps = self.ground.plan.apps.iter();
+        apps.any(|app| !app.publish.iter().any(|publish| publish.waited))
+    }
+
+    async fn run(&mut self, early: &mut VecDeque<Event>) -> Outcome {
         loop {
             let event = match early.pop_front() {
                 Some(event) => event,
@@ -801,9 +832,13 @@ impl Supervisor {
                 let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
                 self.ended(id, exit)
             }
+            // Its end as well, if it has told how its command ended: with something unread its socket ends by a reset.
             Err(e) => {
-                self.note(id, e.to_string());
-                self.ended(id, Exit::Status(125))
+                let exit = self.part(id).exit.take();
+                if exit.is_none() {
+                    self.note(id, e.to_string());
+                }
+                self.ended(id, exit.unwrap_or(Exit::Status(125)))
             }
         }
     }
@@ -1230,7 +1265,7 @@ impl Supervisor {
     /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
     /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
     /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`hear_out`].
-    async fn take_down(mut self, hurry: bool) -> Vec<Client> {
+    async fn take_down(mut self, hurry: bool, said_last: &mut Vec<LogLine>) -> Vec<Client> {
         let ground = Arc::clone(&self.ground);
         let mut apps = vec![];
         let mut relays = std::mem::take(&mut self.leaving);
@@ -1359,6 +1394,7 @@ impl Supervisor {
         drop(self.lines_in);
         let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
         waiting.extend(asked);
+        *said_last = journal.last();
         waiting
     }
 }
@@ -1433,6 +1469,15 @@ impl Journal {
         self.followers
             .retain_mut(|follower| follower.hand_on(&line));
         self.kept.push(line);
+    }
+
+    /// The last lines.
+    fn last(&self) -> Vec<LogLine> {
+        let first = self.kept.end().saturating_sub(LAST_LINES);
+        let numbers = first.max(self.kept.dropped())..self.kept.end();
+        numbers
+            .filter_map(|number| self.kept.at(number).cloned())
+            .collect()
     }
 
     /// Shows what came before there was anybody to show it to.

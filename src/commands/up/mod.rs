@@ -9,18 +9,20 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::cause::Case;
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
 use crate::config::{Config, Origin};
-use crate::control::{Client, Reply, Request, Status, is_gone};
+use crate::control::{Client, PartState, Reply, Request, Status, is_gone};
 use crate::host::Host;
-use crate::log::LogLine;
 use crate::log::screen::Screen;
 use crate::log::streams::Attached;
+use crate::log::{LogLine, Stream};
 use crate::net::publish;
 use crate::part::cgroup::{self, Cgroups};
 use crate::part::namespaces;
@@ -80,8 +82,11 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
             eprintln!("{message}");
             Ok(ExitCode::SUCCESS)
         }
-        End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
-        End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(u8::from(exit.code() != 0))),
+        End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
+        End::Over(Outcome::AppEnded(exit), hints) => {
+            advise(&hints);
+            Ok(ExitCode::from(u8::from(exit.code() != 0)))
+        }
         End::Early(_, failure) => Err(failure),
     }
 }
@@ -101,8 +106,11 @@ pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Fai
     user.detach();
     match ended? {
         End::Already(message) => Err(Failure::unable(message)),
-        End::Over(Outcome::Stopped) => Ok(ExitCode::SUCCESS),
-        End::Over(Outcome::AppEnded(exit)) => Ok(ExitCode::from(exit.code())),
+        End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
+        End::Over(Outcome::AppEnded(exit), hints) => {
+            advise(&hints);
+            Ok(ExitCode::from(exit.code()))
+        }
         End::Early(exit, failure) => {
             let _ = failure.print();
             Ok(ExitCode::from(exit.code()))
@@ -114,8 +122,8 @@ pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Fai
 enum End {
     /// The stack lives already; what to say about it.
     Already(String),
-    /// It was brought up and has ended.
-    Over(Outcome),
+    /// It was brought up and has ended; with hints, if something went wrong.
+    Over(Outcome, Vec<String>),
     /// Its app ended before it listened.
     Early(Exit, Failure),
 }
@@ -123,8 +131,10 @@ enum End {
 /// Whom the supervisor tells.
 struct Voice {
     progress: Box<dyn FnMut(Progress<'_>)>,
-    ready: Box<dyn FnOnce(&Status)>,
+    ready: Box<dyn FnOnce(&Status, &[LogLine])>,
     tee: Tee,
+    /// Whether whoever started it waits for `ready` and sees nothing else.
+    detached: bool,
 }
 
 impl Voice {
@@ -143,7 +153,8 @@ impl Voice {
                 };
                 tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
-            ready: Box::new(|status| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
+            detached: false,
+            ready: Box::new(|status, _| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
                 screen.line(&line.human(colour));
                 true
@@ -155,7 +166,8 @@ impl Voice {
     fn command(user: Arc<Attached>) -> Self {
         Self {
             progress: Box::new(|_| {}),
-            ready: Box::new(|_| {}),
+            detached: false,
+            ready: Box::new(|_, _| {}),
             tee: Tee::Bytes(user),
         }
     }
@@ -246,6 +258,7 @@ fn detached(
 /// The detached supervisor's whole life. It is given the socket to the command that started it, then, if the stack is to end
 /// with some process, that process' pidfd.
 fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
+    let stack = config.name.clone();
     let mut kept = kept.into_iter();
     let Some(teller) = kept.next() else { return 1 };
     let lives_with = kept.next();
@@ -271,8 +284,14 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
             };
             let _ = protocol::send(&*steps, &told, &[]);
         }),
-        ready: Box::new(move |status| {
-            let _ = protocol::send(&*ready, &Told::Ready(is_up_but(status)), &[]);
+        detached: true,
+        ready: Box::new(move |status, said| {
+            let mut message = is_up_but(status);
+            for line in restless(status, said) {
+                message.push('\n');
+                message.push_str(&line);
+            }
+            let _ = protocol::send(&*ready, &Told::Ready(message), &[]);
             // From now on there is nobody to hear; a full socket would only hold us up.
             let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
             heard.set(false);
@@ -287,7 +306,16 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
     };
     match supervise_here(config, wishes, voice, lives_with) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
-        Ok(End::Over(_)) => {}
+        Ok(End::Over(Outcome::AppEnded(exit), hints)) => {
+            // Heard only if it was never said to be up.
+            let message =
+                format!("{stack} has ended: its app ended with {exit} right after its start");
+            tell(&match exit {
+                Exit::Status(0) => Told::Already(message),
+                _ => Told::Failed(advised(Failure::failed(message), &hints)),
+            });
+        }
+        Ok(End::Over(..)) => {}
         Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
     }
     0
@@ -375,9 +403,10 @@ fn supervise_here(
         mut progress,
         ready,
         tee,
+        detached,
     } = voice;
-    let ready = |status: &Status| {
-        ready(status);
+    let ready = |status: &Status, said: &[LogLine]| {
+        ready(status, said);
         let text = is_up(status);
         // Not under systemd, or too old a one: nobody waits for it.
         let _ = sd_notify::notify(&[
@@ -386,6 +415,8 @@ fn supervise_here(
         ]);
     };
     let cgroup = plan.cgroup.path.clone();
+    let apps = plan.apps.clone();
+    let mut said = vec![];
     let ended = runtime.block_on(supervise::run(
         plan,
         cgroups,
@@ -396,6 +427,8 @@ fn supervise_here(
         tee,
         &mut *progress,
         ready,
+        detached.then_some(SETTLES_WITHIN),
+        &mut said,
     ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
@@ -413,15 +446,114 @@ fn supervise_here(
     // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
     let end = match ended {
-        Ok(outcome) => End::Over(outcome),
-        Err(e) => match e {
-            StackError::AppEnded { exit, .. } => End::Early(exit, e.into()),
-            e => return Err(e.into()),
+        // Of what has done its work there is nothing to advise.
+        Ok(Outcome::AppEnded(exit)) if exit != Exit::Status(0) => End::Over(
+            Outcome::AppEnded(exit),
+            hints(&apps, None, Some(exit), &said),
+        ),
+        Ok(outcome) => End::Over(outcome, vec![]),
+        Err(e) => match &e {
+            StackError::AppEnded { app, exit, .. } => {
+                let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
+                End::Early(exit, advised(e.into(), &hints))
+            }
+            StackError::NotListening { app, .. } => {
+                let hints = hints(&apps, Some(app), None, &said);
+                return Err(advised(e.into(), &hints));
+            }
+            _ => return Err(e.into()),
         },
     };
     removed?;
     Ok(end)
 }
+
+/// How long a detached stack whose app publishes nothing that is waited for is looked at before it is said to be up: most of
+/// what fails at its start does within this.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
+
+/// What would help an app, as far as is known: the one of that name, or the one that has spoken last.
+fn hints(
+    apps: &[plan::AppPlan],
+    name: Option<&str>,
+    exit: Option<Exit>,
+    said: &[LogLine],
+) -> Vec<String> {
+    let of = |name: &str| apps.iter().find(|app| app.name.as_str() == name);
+    let app = match name {
+        Some(name) => of(name),
+        None => said.iter().rev().find_map(|line| of(&line.part)),
+    };
+    let Some(app) = app.or(apps.first()) else {
+        return vec![];
+    };
+    let own = |line: &&LogLine| {
+        line.part == app.name.as_str() && matches!(line.stream, Stream::Out | Stream::Err)
+    };
+    let said: Vec<String> = said
+        .iter()
+        .filter(own)
+        .map(|line| line.text.clone())
+        .collect();
+    let said = said.as_slice();
+    Case { app, exit, said }.hints()
+}
+
+/// The same with these hints, if there are any, in place of its own.
+fn advised(failure: Failure, hints: &[String]) -> Failure {
+    if hints.is_empty() {
+        return failure;
+    }
+    failure.hint(hints.join("\nhint: "))
+}
+
+fn advise(hints: &[String]) {
+    for hint in hints {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Apps that have ended, or end again and again, while nothing was waited for: how, and what they said last.
+fn restless(status: &Status, said: &[LogLine]) -> Vec<String> {
+    let mut lines = vec![];
+    for part in &status.parts {
+        let Some(app) = status
+            .plan
+            .apps
+            .iter()
+            .find(|app| app.name.as_str() == part.name)
+        else {
+            continue;
+        };
+        let Some(exit) = part.last_exit else { continue };
+        let again = match part.restarts {
+            _ if part.state == PartState::Ended => "and is not started again".to_owned(),
+            0 => "and is started again".to_owned(),
+            times => format!("and was started again {times} times"),
+        };
+        lines.push(format!(
+            "but {} has ended with {exit} {again}; it wrote:",
+            part.name
+        ));
+        let own = said.iter().filter(|line| {
+            line.part == part.name && matches!(line.stream, Stream::Out | Stream::Err)
+        });
+        let own: Vec<&LogLine> = own.collect();
+        let last = &own[own.len().saturating_sub(LINES_SHOWN)..];
+        lines.extend(last.iter().map(|line| line.human(false)));
+        let hints = hints(
+            std::slice::from_ref(app),
+            Some(&part.name),
+            Some(exit),
+            said,
+        );
+        lines.extend(hints.iter().map(|hint| format!("hint: {hint}")));
+    }
+    lines
+}
+
+/// How many lines of an app are shown with how it ended.
+const LINES_SHOWN: usize = 10;
 
 /// Signals that would end this process wait as long as this lives, unless the supervisor takes them.
 struct HeldBack;

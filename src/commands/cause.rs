@@ -1,0 +1,520 @@
+//! Why an app has ended, or does not listen: from what it said last, how it ended and what it may do, to the lines of the
+//! configuration that would give it what it lacked. Nothing is granted by this: the lines are there to be pasted.
+//!
+//! An app's words are its own, and may be an attacker's. They choose among the hints that are written here, and what is
+//! taken over from them is a path or a number, escaped and bounded.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{Rootfs, Tmpfs};
+use crate::plan::{AppPlan, PublishPlan};
+use crate::protocol::Exit;
+use crate::text;
+
+/// No more hints at once: the first is mostly the cause, and the rest its consequences.
+const MOST: usize = 3;
+/// No more lines are looked at, from the last one on…
+const LINES: usize = 40;
+/// …and of each no more bytes.
+const LONGEST: usize = 2000;
+
+/// Programs that go to the background unless they are told not to, and how they are told.
+const FOREGROUND: &[(&str, &str)] = &[
+    ("nginx", "nginx -g 'daemon off;'"),
+    ("apache2", "apache2 -DFOREGROUND"),
+    ("apache2ctl", "apache2ctl -DFOREGROUND"),
+    ("apachectl", "apachectl -DFOREGROUND"),
+    ("httpd", "httpd -DFOREGROUND"),
+    ("lighttpd", "lighttpd -D"),
+    ("haproxy", "haproxy -db"),
+    ("php-fpm", "php-fpm --nodaemonize"),
+    ("redis-server", "redis-server --daemonize no"),
+    ("memcached", "memcached without -d"),
+    ("mosquitto", "mosquitto without -d"),
+    ("dnsmasq", "dnsmasq --keep-in-foreground"),
+    ("unbound", "unbound -d"),
+    ("named", "named -f"),
+    ("sshd", "sshd -D"),
+    ("pg_ctl", "postgres -D DIRECTORY, which pg_ctl starts"),
+    ("pg_ctlcluster", "pg_ctlcluster --foreground"),
+    ("mariadbd-safe", "mariadbd"),
+    ("mysqld_safe", "mysqld"),
+    ("vsftpd", "background=NO in its configuration"),
+    ("proftpd", "proftpd --nodaemon"),
+    ("pure-ftpd", "pure-ftpd without -B"),
+    ("squid", "squid -N"),
+    ("varnishd", "varnishd -F"),
+    ("slapd", "slapd -d 0"),
+    ("dovecot", "dovecot -F"),
+    ("exim4", "exim4 -bdf"),
+    ("postfix", "postfix start-fg"),
+    ("smbd", "smbd --foreground"),
+    ("nmbd", "nmbd --foreground"),
+    ("snmpd", "snmpd -f"),
+    ("rsyslogd", "rsyslogd -n"),
+    ("cron", "cron -f"),
+    ("chronyd", "chronyd -d"),
+    ("ntpd", "ntpd -n"),
+    ("stunnel", "foreground = yes in its configuration"),
+    ("stunnel4", "foreground = yes in its configuration"),
+    ("tor", "tor --RunAsDaemon 0"),
+    ("privoxy", "privoxy --no-daemon"),
+    ("tinyproxy", "tinyproxy -d"),
+    ("monit", "monit -I"),
+    ("gunicorn", "gunicorn without --daemon"),
+    ("uwsgi", "uwsgi without --daemonize"),
+    ("in.tftpd", "in.tftpd --foreground"),
+    ("pdns_server", "pdns_server --daemon=no"),
+    ("knotd", "knotd without -d"),
+    ("nsd", "nsd -d"),
+    ("icecast2", "icecast2 without -b"),
+    ("radiusd", "radiusd -f"),
+    ("freeradius", "freeradius -f"),
+    ("ngircd", "ngircd --nodaemon"),
+    ("mini-httpd", "mini-httpd -D"),
+    ("thttpd", "thttpd -D"),
+];
+
+/// What is known of an app that is not what it should be.
+pub(super) struct Case<'a> {
+    /// What it may do.
+    pub(super) app: &'a AppPlan,
+    /// How it ended; `None` while it runs.
+    pub(super) exit: Option<Exit>,
+    /// What it wrote, the last line last.
+    pub(super) said: &'a [String],
+}
+
+impl Case<'_> {
+    /// The hints, the likeliest first; none where nothing is known.
+    pub(super) fn hints(&self) -> Vec<String> {
+        let mut hints: Vec<String> = vec![];
+        let mut add = |hint: Option<String>| {
+            if let Some(hint) = hint
+                && hints.len() < MOST
+                && !hints.contains(&hint)
+            {
+                hints.push(hint);
+            }
+        };
+        add(self.by_exit());
+        let first = self.said.len().saturating_sub(LINES);
+        for line in &self.said[first..] {
+            let end = line
+                .char_indices()
+                .map(|(i, _)| i)
+                .take_while(|i| *i <= LONGEST)
+                .last()
+                .unwrap_or(0);
+            let line = if line.len() <= LONGEST {
+                line
+            } else {
+                &line[..end]
+            };
+            add(self.by_line(line));
+        }
+        hints
+    }
+
+    fn program(&self) -> &str {
+        let program = self.app.command.first().map_or("", String::as_str);
+        program.rsplit('/').next().unwrap_or(program)
+    }
+
+    fn by_exit(&self) -> Option<String> {
+        match self.exit? {
+            Exit::Status(0) => {
+                let program = self.program();
+                let bare = program.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+                let known = FOREGROUND
+                    .iter()
+                    .find(|(name, _)| *name == program || *name == bare);
+                let name = text::harmless(program, 64);
+                Some(match known {
+                    Some((_, how)) => format!(
+                        "{name} goes to the background, and what it leaves there ends with it. The command must stay: {how}"
+                    ),
+                    None => format!(
+                        "{name} ended without an error. If it goes to the background (a daemon), the command must stay instead: look for an option such as --foreground, --nodaemon, -F or -f in its manual; a command that does its work and ends has nothing to publish"
+                    ),
+                })
+            }
+            Exit::Signal(libc::SIGSYS) => Some(
+                "the seccomp profile has ended it at a call that it refuses: seccomp = \"default\", or the profile's own action SCMP_ACT_ERRNO".to_owned(),
+            ),
+            Exit::Signal(libc::SIGKILL) => {
+                let memory = self.app.limits.memory? >> 20;
+                Some(format!(
+                    "if it needed more memory than it may have: limits = {{ memory = \"{}M\" }}",
+                    memory.max(1) * 2
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    fn by_line(&self, line: &str) -> Option<String> {
+        let lower = line.to_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+        let refused = has(&["permission denied", "eacces", "errno 13"]);
+        if refused && has(&["bind", "listen", "connect"]) {
+            if let Some(port) = port(&lower) {
+                return Some(self.own_port(port));
+            }
+        }
+        if has(&["read-only file system", "erofs", "errno 30"]) {
+            return Some(match path(line) {
+                Some(path) => self.writable(&path),
+                None => "it writes where nothing is writable: the root is read-only. Name the directory in tmpfs, such as tmpfs = [\"/tmp:16M\", \"/run:1M\"], or, for what must last, in volumes with :rw".to_owned(),
+            });
+        }
+        if has(&[
+            "no such user",
+            "unknown user",
+            "bad user name",
+            "invalid user",
+            "getpwnam",
+            "user name not found",
+            "can't find user",
+            "cannot find user",
+            "user not found",
+            "no such group",
+            "bad group name",
+            "getgrnam",
+            "unknown group",
+            "invalid group",
+        ]) {
+            return Some("the app's root has the users root, app and nobody, and it runs as app already: leave the server's own user and group out of its configuration, or say app".to_owned());
+        }
+        if has(&["operation not permitted", "eperm", "errno 1]"]) {
+            return Some(self.not_permitted(&lower));
+        }
+        if has(&[
+            "no such file or directory",
+            "enoent",
+            "errno 2]",
+            "cannot load certificate",
+            "cannot load",
+            "can't open",
+            "cannot open",
+            "could not open",
+        ]) && let Some(path) = path(line)
+        {
+            return self.missing(&path);
+        }
+        if refused {
+            let path = path(line)?;
+            return Some(
+                if std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) && has(&["exec"]) {
+                    format!(
+                        "{} can't be executed: chmod 755 on the host; in a volume it needs the option exec",
+                        shown(&path)
+                    )
+                } else {
+                    format!(
+                        "{} can't be read or written by the app, whose user is none of the host's: give it a mode that others may read, or, to write there, {}",
+                        shown(&path),
+                        self.writable(&path)
+                    )
+                },
+            );
+        }
+        if has(&[
+            "cannot allocate memory",
+            "out of memory",
+            "outofmemoryerror",
+            "enomem",
+        ]) {
+            let memory = self
+                .app
+                .limits
+                .memory
+                .map_or(512, |bytes| (bytes >> 20).max(1) * 2);
+            return Some(format!(
+                "it has no memory left: limits = {{ memory = \"{memory}M\" }}"
+            ));
+        }
+        if has(&["resource temporarily unavailable", "eagain"])
+            && has(&["fork", "thread", "clone", "spawn"])
+        {
+            let pids = self
+                .app
+                .limits
+                .pids
+                .map_or(512, |pids| pids.saturating_mul(2));
+            return Some(format!(
+                "it may start no more processes or threads: limits = {{ pids = {pids} }}"
+            ));
+        }
+        if has(&["address already in use", "eaddrinuse"]) {
+            return Some("something within the app listens there already: each port has one server; started twice, perhaps".to_owned());
+        }
+        if has(&["address family not supported", "eafnosupport"]) {
+            return Some("the app has no IPv6: tell it to listen on 0.0.0.0, or add ipv6 = \"fd00:18::/64\" to [network]".to_owned());
+        }
+        if has(&["cannot assign requested address", "eaddrnotavail"]) {
+            return Some(format!(
+                "the app's own address is {}: tell it to listen on 0.0.0.0",
+                self.app.address
+            ));
+        }
+        None
+    }
+
+    fn own_port(&self, port: u16) -> String {
+        if self
+            .app
+            .publish
+            .iter()
+            .any(|publish: &PublishPlan| publish.app_port == port)
+        {
+            return format!(
+                "port {port} is published, and it may listen there: what it was refused is a connection, which egress = [\"tcp ADDRESS:{port}\"] grants"
+            );
+        }
+        let mut ports = self.app.listen.clone();
+        ports.push(port);
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        format!(
+            "a TCP port that it uses within itself is not published: listen = [{}]; for its clients: publish = [\"{port}:{port}\"]",
+            ports.join(", ")
+        )
+    }
+
+    /// The line with which a path is writable.
+    fn writable(&self, path: &Path) -> String {
+        let is_directory = path.is_dir() || path.to_string_lossy().ends_with('/');
+        let directory = match path.parent() {
+            Some(parent) if !is_directory && parent != Path::new("/") => parent,
+            _ => path,
+        };
+        if self.is_of_the_root(directory) {
+            return format!(
+                "{} is part of the programs, which stay read-only: let the server write elsewhere, such as below /tmp",
+                shown(directory)
+            );
+        }
+        let mut all: Vec<String> = self.app.tmpfs.iter().map(entry).collect();
+        let new = format!("{}:16M", shown(directory));
+        if !all.contains(&new) {
+            all.push(new);
+        }
+        format!(
+            "tmpfs = [{}]; for what must last instead: volumes = [\"./data:{}:rw\"]",
+            all.iter()
+                .map(|one| format!("\"{one}\""))
+                .collect::<Vec<_>>()
+                .join(", "),
+            shown(directory)
+        )
+    }
+
+    fn is_of_the_root(&self, path: &Path) -> bool {
+        self.app.rootfs == Rootfs::Host && crate::rootfs::is_of_the_host(path)
+    }
+
+    /// What to do about a path that the app does not find.
+    fn missing(&self, path: &Path) -> Option<String> {
+        let mounted = self
+            .app
+            .volumes
+            .iter()
+            .any(|volume| path.starts_with(&volume.path));
+        if self.app.rootfs != Rootfs::Host || mounted || self.is_of_the_root(path) {
+            return None;
+        }
+        let parent = path.parent().filter(|parent| *parent != Path::new("/"))?;
+        if path.exists() {
+            // A server's own directory holds what its file refers to.
+            let whole = parent.starts_with("/etc") && parent != Path::new("/etc");
+            let path = shown(if whole { parent } else { path });
+            return Some(format!(
+                "{path} is the host's and not in the app's root: volumes = [\"{path}:{path}\"]"
+            ));
+        }
+        Some(format!(
+            "{} is not in the app's root; to write there: {}",
+            shown(parent),
+            self.writable(path)
+        ))
+    }
+
+    fn not_permitted(&self, line: &str) -> String {
+        const CALLS: &[(&[&str], &str)] = &[
+            (
+                &[
+                    "setgroups",
+                    "initgroups",
+                    "setuid",
+                    "setgid",
+                    "setresuid",
+                    "setresgid",
+                    "seteuid",
+                    "setegid",
+                    "set user",
+                    "set group",
+                    "change user",
+                    "drop privileges",
+                    "switch user",
+                ],
+                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration",
+            ),
+            (
+                &["chown", "change owner", "change ownership"],
+                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration",
+            ),
+            (
+                &["chroot"],
+                "it changes its root (chroot), which an app has no right to and no need for: switch it off in its configuration",
+            ),
+            (
+                &[
+                    "setrlimit",
+                    "rlimit",
+                    "file descriptor",
+                    "open files",
+                    "nofile",
+                ],
+                "it raises its limit of open files, which is that of who runs lrpns: raise it there (ulimit -n, LimitNOFILE= of the unit), or ask for less",
+            ),
+            (
+                &["mlock", "lock memory", "locked memory"],
+                "it locks memory, which an app has no right to: switch it off in its configuration",
+            ),
+            (
+                &["setpriority", "sched_", "nice"],
+                "it changes its priority, which an app has no right to: switch it off in its configuration",
+            ),
+            (
+                &["io_uring"],
+                "it wants io_uring, which the profile refuses: seccomp = \"FILE\" with io_uring_setup, io_uring_enter and io_uring_register, or switch it off",
+            ),
+            (
+                &["perf_event", "ptrace", "bpf(", "keyctl", "userfaultfd"],
+                "it makes a system call that the profile refuses: seccomp = \"FILE\" with a profile that has it, or switch it off",
+            ),
+            (
+                &["unshare", "clone", "namespace", "sandbox", "mount"],
+                "it makes namespaces or mounts of its own (a sandbox), which an app has no right to: it is in one already, so switch its own off",
+            ),
+            (
+                &["raw socket", "sock_raw", "packet socket", "icmp", "cap_net"],
+                "it wants raw sockets, which an app never has",
+            ),
+        ];
+        let known = CALLS
+            .iter()
+            .find(|(words, _)| words.iter().any(|word| line.contains(word)));
+        known.map_or_else(
+            || "a system call was refused: seccomp = \"FILE\" takes a profile that has it, if it is one that needs no capability".to_owned(),
+            |(_, hint)| (*hint).to_owned(),
+        )
+    }
+}
+
+/// The first absolute path of a line.
+fn path(line: &str) -> Option<PathBuf> {
+    let ends = |c: char| {
+        c.is_whitespace()
+            || matches!(
+                c,
+                '"' | '\'' | '`' | '(' | ')' | ',' | ';' | '<' | '>' | '=' | '[' | ']' | '{' | '}'
+            )
+    };
+    line.split(ends).find_map(|word| {
+        let word = word.trim_end_matches([':', '.', '!']);
+        let whole = word.len() > 1 && word.starts_with('/') && !word.starts_with("//");
+        let path = Path::new(word);
+        let plain = !word.contains(':') && !path.components().any(|c| c.as_os_str() == "..");
+        (whole && plain && word.len() <= 255).then(|| path.to_owned())
+    })
+}
+
+/// The port in `0.0.0.0:80`, `:::6379`, `[::]:80` or `port 80`.
+fn port(line: &str) -> Option<u16> {
+    let after = |mark: &str| {
+        line.match_indices(mark).find_map(|(i, _)| {
+            let rest = &line[i + mark.len()..];
+            let end = rest
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(rest.len());
+            rest[..end].parse::<u16>().ok().filter(|port| *port > 0)
+        })
+    };
+    after("port ").or_else(|| {
+        let words = line.split([' ', ',', '(', ')', '"', '\'']);
+        words
+            .filter_map(|word| {
+                let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
+                let is_address = address == "*"
+                    || address.ends_with(':')
+                    || address.ends_with(']')
+                    || address.parse::<std::net::IpAddr>().is_ok()
+                    || address == "localhost";
+                is_address.then(|| port.parse::<u16>().ok()).flatten()
+            })
+            .find(|port| *port > 0)
+    })
+}
+
+/// A tmpfs as the configuration has it.
+fn entry(tmpfs: &Tmpfs) -> String {
+    let size = match tmpfs.size {
+        bytes if bytes % (1 << 20) == 0 => format!("{}M", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{}K", bytes >> 10),
+        bytes => bytes.to_string(),
+    };
+    format!("{}:{size}", shown(&tmpfs.path))
+}
+
+fn shown(path: &Path) -> String {
+    text::harmless(&path.to_string_lossy(), 300).replace(['"', '\\'], "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_and_a_port_are_found_where_servers_write_them() {
+        for (line, found) in [
+            (
+                "open() \"/var/log/nginx/error.log\" failed (2: No such file or directory)",
+                "/var/log/nginx/error.log",
+            ),
+            (
+                "OSError: [Errno 30] Read-only file system: '/srv/x'",
+                "/srv/x",
+            ),
+            ("mkdir: cannot create directory ‘/x’: no /a/b: x", "/a/b"),
+            (
+                "Error: EROFS: read-only file system, open '/app/log.txt'",
+                "/app/log.txt",
+            ),
+            ("at https://example.org/x /y.", "/y"),
+        ] {
+            assert_eq!(path(line).as_deref(), Some(Path::new(found)), "{line}");
+        }
+        for line in ["nothing", "// a comment", "/", "/a/../b"] {
+            assert_eq!(path(line), None, "{line}");
+        }
+        for (line, found) in [
+            (
+                "bind() to 0.0.0.0:81 failed (13: permission denied)",
+                Some(81),
+            ),
+            (
+                "error: listen eacces: permission denied :::6379",
+                Some(6379),
+            ),
+            (
+                "could not bind tcp port 11211: permission denied",
+                Some(11211),
+            ),
+            ("12:30:05 connect() to [::1]:9000 failed", Some(9000)),
+            ("12:30:05 nothing", None),
+        ] {
+            assert_eq!(port(line), found, "{line}");
+        }
+    }
+}
