@@ -305,12 +305,20 @@ pub enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Write a commented lrpns.toml: the built-in example
-    #[command(after_help = "Example: lrpns init && lrpns up")]
+    /// Write a commented lrpns.toml: the built-in example, or a recipe for a server
+    #[command(
+        after_help = "Example: lrpns init && lrpns up\n         lrpns init --list\n         lrpns init --recipe nginx"
+    )]
     Init {
-        /// Where to; `-` is standard output
+        /// Where to; `-` is standard output. The other files of a recipe are written beside it
         #[arg(short, long, value_name = "FILE", default_value = "lrpns.toml")]
         output: PathBuf,
+        /// A recipe: the least that a server needs, each key with its reason, and the server's own configuration
+        #[arg(short, long, value_name = "NAME")]
+        recipe: Option<String>,
+        /// List the recipes
+        #[arg(long, conflicts_with_all = ["output", "recipe"])]
+        list: bool,
     },
     /// Remove what a crash left
     #[command(after_help = "Example: lrpns gc")]

@@ -435,7 +435,8 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
     }
 }
 
-/// The numbers, inside, of every process that is in the pid namespace of `init`.
+/// The numbers, inside, of every process that is in the pid namespace of `init`, and of their threads: kill(2) takes a
+/// thread's number for its process.
 fn pids_inside(init: i32) -> HashSet<i32> {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let wanted = namespace(&init.to_string());
@@ -446,8 +447,14 @@ fn pids_inside(init: i32) -> HashSet<i32> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
         .filter(|pid| wanted.is_some() && namespace(pid) == wanted)
-        .filter_map(|pid| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        .flat_map(|pid| {
+            std::fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+        })
+        .flatten()
+        .filter_map(|thread| {
+            let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
             let line = status
                 .lines()
                 .find_map(|line| line.strip_prefix("NSpid:"))?;

@@ -15,6 +15,7 @@ mod interrupt;
 mod logs;
 mod opener;
 mod plan;
+mod recipes;
 mod restart;
 mod rules;
 pub mod scratch;
@@ -185,7 +186,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         } => rules::counters(&target_name(source.stack, source.file.as_deref())?, json),
         Command::Rules { source, format, .. } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
-        Command::Init { output } => init::init(&output),
+        Command::Init { list: true, .. } => init::list(),
+        Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Gc => down::gc(),
         Command::Completions { shell } => {
             let mut script = vec![];

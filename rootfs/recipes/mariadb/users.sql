@@ -1,0 +1,2 @@
+CREATE USER IF NOT EXISTS 'app'@'%' IDENTIFIED BY 'change-me';
+GRANT ALL ON *.* TO 'app'@'%';
