@@ -852,8 +852,9 @@ fn a_change_of_the_users_rules_touches_none_of_ours() {
 
         let after = own_rules(&lab, sidecar);
         for (handle, (text, packets)) in &before {
-            // Where there are none of the user's, nothing jumps there.
-            if what == "none" && text.contains("jump-") {
+            // Where there are none of the user's, nothing jumps there, and nothing is rejected.
+            let theirs = ["jump-", "accept-reset", "accept-unreachable"];
+            if what == "none" && theirs.iter().any(|name| text.contains(name)) {
                 assert!(!after.contains_key(handle), "{what}: {text}");
                 continue;
             }
@@ -875,4 +876,80 @@ fn a_change_of_the_users_rules_touches_none_of_ours() {
         lab.lrpns_ok(&["restart", "web", "sidecar"]);
         assert_eq!(loaded(&lab), changed, "{what}");
     }
+}
+
+/// Connects by TCP or UDP and says what came of it.
+const TRIED: &str = r"
+import socket
+def tried_to(kind, port):
+    s = socket.socket(socket.AF_INET, kind)
+    s.settimeout(9)
+    try:
+        s.connect(('10.99.0.1', port))
+        s.send(b'x')
+        s.recv(1)
+        return 'OK'
+    except OSError as e:
+        return type(e).__name__
+    finally:
+        s.close()
+";
+
+#[test]
+fn a_client_that_the_users_rules_reject_hears_of_it_and_no_packet_else_leaves_the_sidecar() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        rejected(via);
+    }
+}
+
+fn rejected(via: &str) {
+    let lab = Lab::forwarding();
+    let rules = "chain before {\n  tcp dport 5000 counter reject with tcp reset\n  \
+                 udp dport 5001 counter reject\n  tcp dport 5002 counter reject\n}\n";
+    lab.write("extra.nft", rules);
+    let server = "import socket\nfor port in (5000, 5002):\n  s = socket.socket()\n  s.bind(('0.0.0.0', port))\n  s.listen()\n  \
+                  globals()[f's{port}'] = s\nu = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nu.bind(('0.0.0.0', 5001))\n\
+                  import signal\nsignal.pause()";
+    look::up(
+        &lab,
+        &format!(
+            "name = \"web\"\n[sidecar]\nrules = \"extra.nft\"\n[app]\nrootfs = \"host\"\nvia = \"{via}\"\n\
+             command = {}\npublish = [\"0.0.0.0:5000:5000\", \"0.0.0.0:5001:5001/udp\", \"0.0.0.0:5002:5002\"]\nwait = false\n",
+            look::toml_list(&[look::PYTHON, "-c", server])
+        ),
+    );
+    let seen = look::attack_from_client(
+        &lab,
+        &format!(
+            "{TRIED}say([tried_to(socket.SOCK_STREAM, 5000), tried_to(socket.SOCK_DGRAM, 5001), tried_to(socket.SOCK_STREAM, 5002)])"
+        ),
+    );
+    // The relay has accepted a client of TCP by then, and resets it; by UDP it has nobody to tell.
+    let (refused, reset) = ("ConnectionRefusedError", "ConnectionResetError");
+    let wanted = match via {
+        "dnat" => serde_json::json!([refused, refused, refused]),
+        _ => serde_json::json!([reset, "TimeoutError", reset]),
+    };
+    assert_eq!(seen, wanted, "{via}");
+    // What a sidecar sends of itself is not let out for it: nothing of its own is related to anything.
+    let status = lab.status("web");
+    let sidecar = look::pid(&status, "sidecar");
+    let before = look::counters(&lab, Some(sidecar), "lrpns");
+    let seen = look::attack_beside(
+        &lab,
+        sidecar,
+        &format!(
+            "{TRIED}say([tried_to(socket.SOCK_STREAM, 5000), tried_to(socket.SOCK_DGRAM, 5001)])"
+        ),
+    );
+    assert!(!seen.to_string().contains("OK"), "{seen}");
+    let counted = look::since(&before, &look::counters(&lab, Some(sidecar), "lrpns"));
+    assert!(counted.contains_key("output/drop-rest"), "{counted:?}");
+    assert!(
+        !counted.keys().any(|rule| rule.starts_with("output/accept")),
+        "{counted:?}"
+    );
 }

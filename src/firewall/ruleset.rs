@@ -417,6 +417,26 @@ impl<'p> Sidecar<'p> {
         if !self.plan.has_ipv6() {
             table.rule("output", "drop-ipv6", [is_ipv6()], drop());
         }
+        if self.plan.rules.is_some() {
+            // What `reject` in a rule of the user's answers: the kernel attaches it to the connection of the packet that it
+            // is about (nf_send_reset(), icmp_glue_bits()), so it is related to that and goes to who sent the packet.
+            // Nobody else sends anything that is: the sidecar has no socket, and of a raw one it has no capability.
+            let related = || has(ct("state"), name("related"));
+            table.rule(
+                "output",
+                "accept-reset",
+                [related(), has(header_field("tcp", "flags"), name("rst"))],
+                accept(),
+            );
+            for family in &self.families {
+                table.rule(
+                    "output",
+                    family.named("accept-unreachable"),
+                    [related(), is(meta(MetaKey::L4proto), name(family.icmp()))],
+                    accept(),
+                );
+            }
+        }
         table.rule("output", "drop-rest", [], drop());
     }
 
@@ -672,6 +692,25 @@ impl<'p> HostSide<'p> {
             };
             table.rule("input", of.rule("accept-relay-reply"), matches, accept());
         }
+        let mut families = families(self.plan);
+        // By this the host tracks connections, which it need not where nothing is rejected.
+        let rejects = self.plan.rules.is_some();
+        families
+            .retain(|family| rejects && self.published.iter().any(|(of, _)| of.family == *family));
+        for family in families {
+            // The same, to the relay.
+            table.rule(
+                "input",
+                family.named("accept-relay-unreachable"),
+                [
+                    self.iif_sidecar(),
+                    is(family.saddr(), address(family.plan.sidecar)),
+                    has(ct("state"), name("related")),
+                    is(meta(MetaKey::L4proto), name(family.icmp())),
+                ],
+                accept(),
+            );
+        }
         egress::in_host_input(table, self.plan);
         table.rule("input", "drop-from-sidecar", [self.iif_sidecar()], drop());
     }
@@ -686,6 +725,21 @@ impl<'p> HostSide<'p> {
                     is(family.saddr(), address(family.plan.sidecar)),
                     has(ct("state"), name("established")),
                     has(ct("status"), name("dnat")),
+                ],
+                accept(),
+            );
+            if self.plan.rules.is_none() {
+                continue;
+            }
+            // What a rule of the user's in the sidecar answers to a client that it rejects.
+            table.rule(
+                "forward",
+                family.named("accept-unreachable"),
+                [
+                    self.iif_sidecar(),
+                    has(ct("state"), name("related")),
+                    has(ct("status"), name("dnat")),
+                    is(meta(MetaKey::L4proto), name(family.icmp())),
                 ],
                 accept(),
             );
