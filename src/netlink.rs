@@ -310,6 +310,7 @@ pub(super) const NFT_LIMIT_F_INV: u32 = 1;
 
 pub(super) const NFTA_LOG_GROUP: u16 = 1;
 pub(super) const NFTA_LOG_PREFIX: u16 = 2;
+pub(super) const NFTA_LOG_LEVEL: u16 = 5;
 
 pub(super) const NFTA_NAT_TYPE: u16 = 1;
 pub(super) const NFTA_NAT_FAMILY: u16 = 2;

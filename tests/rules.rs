@@ -953,3 +953,33 @@ fn rejected(via: &str) {
         "{counted:?}"
     );
 }
+
+#[test]
+fn what_a_rule_of_the_users_logs_is_in_the_traffic_log_with_its_prefix() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let rules = "chain before {\n  tcp flags syn log prefix \"mine: \" counter\n  tcp flags fin log level debug flags all\n}\n";
+    let file = with_rules(&lab, rules, "");
+    lab.lrpns_ok(&["up", "-d", "-f", &file]);
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let line = support::lab::until("the packet is in the log", || {
+        let log = lab.lrpns_ok(&["logs", "web", "--part", "traffic", "--json"]);
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        let mut own = lines.filter(|line: &Value| line["traffic"]["event"] == "logged");
+        own.find(|line| line["traffic"]["rule"] == "mine")
+    });
+    assert!(
+        line["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("logged by mine: tcp "),
+        "{line}"
+    );
+    assert_eq!(line["traffic"]["tcp_flags"], "syn", "{line}");
+    assert_eq!(line["traffic"]["app"], "app", "{line}");
+    // Nothing is counted as refused for it.
+    let status = lab.status("web");
+    assert_eq!(status["traffic"]["refused"], 0, "{status}");
+}

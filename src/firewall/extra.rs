@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::{attributes_of, comment, dump, next};
 use super::encode::Encoder;
-use super::{SIDECAR_TABLE, Socket};
+use super::{SIDECAR_TABLE, Socket, logging};
 use crate::netlink::*;
 use crate::plan::{ExtraObject, Plan};
 
@@ -299,6 +299,7 @@ pub fn added(before: &Snapshot, now: &Snapshot) -> Result<Vec<ExtraObject>, Stri
         .iter()
         .filter(|object| !before.objects.contains(object))
         .cloned()
+        .map(with_a_reader)
         .collect();
     let chain_of = |rule: &ExtraObject| text(&rule.attributes, NFTA_RULE_CHAIN).unwrap_or_default();
     let own_chain = |chain: &str| {
@@ -322,6 +323,54 @@ pub fn added(before: &Snapshot, now: &Snapshot) -> Result<Vec<ExtraObject>, Stri
         }
     }
     Ok(added)
+}
+
+/// The same rule, but what it would log to the kernel's log, which a network namespace has none of, it logs for the traffic
+/// log. What it logs to a group of its own, or for audit, is somebody else's.
+fn with_a_reader(object: ExtraObject) -> ExtraObject {
+    if object.kind != libc::NFT_MSG_NEWRULE {
+        return object;
+    }
+    let attributes = without(&object.attributes, |kind, list| {
+        (kind == NFTA_RULE_EXPRESSIONS).then(|| each_log_with_a_reader(list))
+    });
+    ExtraObject {
+        attributes,
+        ..object
+    }
+}
+
+fn each_log_with_a_reader(mut list: &[u8]) -> Vec<u8> {
+    /// `LOGLEVEL_AUDIT`, linux/netfilter/nf_tables.h: `NFT_LOGLEVEL_AUDIT`.
+    const AUDIT: u32 = 8;
+    let mut out = vec![];
+    while let Some((expression, rest)) = next(list) {
+        let number = u16::from_ne_bytes([list[2], list[3]]);
+        let is_log = text(expression, NFTA_EXPR_NAME).is_some_and(|name| name == "log");
+        let inner = without(expression, |kind, data| {
+            let level = attribute(data, NFTA_LOG_LEVEL).and_then(|level| level.first_chunk());
+            let audit = level.is_some_and(|level| u32::from_be_bytes(*level) == AUDIT);
+            let theirs = audit || attribute(data, NFTA_LOG_GROUP).is_some();
+            (is_log && kind == NFTA_EXPR_DATA && !theirs).then(|| {
+                let prefix = text(data, NFTA_LOG_PREFIX).unwrap_or_default();
+                let mut log = vec![];
+                let mut attributes = Attributes(&mut log);
+                attributes.text(
+                    NFTA_LOG_PREFIX,
+                    &format!(
+                        "{}{}",
+                        logging::OWN_PREFIX,
+                        prefix.trim_end_matches([' ', ':'])
+                    ),
+                );
+                attributes.bytes(NFTA_LOG_GROUP, &logging::OWN.to_be_bytes());
+                log
+            })
+        });
+        Attributes(&mut out).bytes(number, &inner);
+        list = rest;
+    }
+    out
 }
 
 /// Those attributes of an object that make it what it is: without the table, without what the kernel numbers and counts.

@@ -18,6 +18,11 @@ pub const ACCEPTED: u16 = 3;
 /// Packets that a rule refused, for `lrpns capture`; what is let through is logged there by its own table.
 pub const CAPTURE: u16 = 4;
 
+/// Packets that a rule of the user's logs.
+pub const OWN: u16 = 5;
+/// What the prefix of one begins with; no chain of ours is called so.
+pub const OWN_PREFIX: &str = "log/";
+
 /// What a message about a connection has for a prefix if its mark is not ours.
 pub const OTHERS_MARKS: &str = "marked";
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packet::{flag_names, protocol_name};
 use super::{Event, Flow, How, LostBy, Record};
+use crate::firewall::logging;
 use crate::plan::Plan;
 
 /// What a line says, for programs. The keys are stable; those that don't belong to `event` are left out.
@@ -94,6 +95,8 @@ pub enum Kind {
     Refused,
     /// A packet was let through.
     Accepted,
+    /// A rule of the user's logged a packet; `rule` is its prefix.
+    Logged,
     /// Refused packets have no line of their own.
     Suppressed,
     /// Something is missing here.
@@ -192,10 +195,15 @@ impl Names {
                 };
                 let protocol = protocol_name(packet.protocol);
                 let tcp_flags = packet.tcp.map(|tcp| flag_names(tcp.flags));
+                let own = rule.as_str().strip_prefix(logging::OWN_PREFIX);
+                let (event, what) = match (own, accepted) {
+                    (Some(_), _) => (Kind::Logged, "logged"),
+                    (None, true) => (Kind::Accepted, "let through"),
+                    (None, false) => (Kind::Refused, "refused"),
+                };
+                let rule = own.unwrap_or(rule.as_str());
                 let mut text = format!(
-                    "{} by {}: {protocol} {} -> {}",
-                    if *accepted { "let through" } else { "refused" },
-                    rule.as_str(),
+                    "{what} by {rule}: {protocol} {} -> {}",
                     with_port(packet.source, source_port),
                     with_port(packet.target, target_port),
                 );
@@ -212,17 +220,13 @@ impl Names {
                 (
                     text,
                     Fields {
-                        event: if *accepted {
-                            Kind::Accepted
-                        } else {
-                            Kind::Refused
-                        },
+                        event,
                         protocol: Some(protocol),
                         app: self
                             .app(packet.source)
                             .or_else(|| self.app(packet.target))
                             .map(str::to_owned),
-                        rule: Some(rule.as_str().to_owned()),
+                        rule: Some(rule.to_owned()),
                         link: (!link.as_str().is_empty()).then(|| link.as_str().to_owned()),
                         source: Some(packet.source),
                         source_port,

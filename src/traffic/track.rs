@@ -441,7 +441,7 @@ impl Tracker {
         }
     }
 
-    /// A packet that was let through.
+    /// A packet that was let through, or that a rule of the user's logs.
     pub fn accepted(&mut self, now: Now, logged: &Logged<'_>, link: Name) {
         if let Some(packet) = Packet::parse(logged.payload) {
             self.packet(now, logged, link, packet, true);

@@ -28,6 +28,8 @@ pub struct Watch {
     connections: Reader,
     refused: Reader,
     accepted: Option<Reader>,
+    /// What rules of the user's log.
+    own: Reader,
     forgotten: Reader,
     links: Links,
     tracker: Tracker,
@@ -91,6 +93,7 @@ impl Watch {
                 .packets
                 .then(|| Reader::nflog(&group(logging::ACCEPTED)))
                 .transpose()?,
+            own: Reader::nflog(&group(logging::OWN))?,
             forgotten,
             links: Links(HashMap::new()),
             tracker,
@@ -120,6 +123,7 @@ impl Watch {
                     PollFd::new(supervisor, PollFlags::IN),
                     PollFd::from_borrowed_fd(self.connections.fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.refused.fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.own.fd(), PollFlags::IN),
                 ];
                 if let Some(accepted) = &self.accepted {
                     fds.push(PollFd::from_borrowed_fd(accepted.fd(), PollFlags::IN));
@@ -187,6 +191,15 @@ impl Watch {
                 }
             }
         }
+        for _ in 0..TURN {
+            let each = |logged: Logged<'_>| {
+                let link = links.name(ask, logged.from_link);
+                tracker.accepted(now, &logged, link);
+            };
+            if !self.own.packets(each)? {
+                break;
+            }
+        }
         // After those that say how a connection ended.
         while self
             .forgotten
@@ -199,6 +212,7 @@ impl Watch {
             self.refused.lost - std::mem::replace(&mut self.refused_lost, self.refused.lost);
         tracker.totals.refused += missed;
         tracker.totals.lost_by_kernel = self.connections.lost
+            + self.own.lost
             + self.refused.lost
             + self.forgotten.lost
             + self.accepted.as_ref().map_or(0, |reader| reader.lost);
