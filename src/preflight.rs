@@ -78,6 +78,7 @@ fn look(
     problems.extend(own_addresses(plan, host));
     problems.extend(published(plan, host));
     problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
+    problems.extend(hairpins(plan, host));
     let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
         problems.extend(
             refused
@@ -98,6 +99,57 @@ fn look(
     } else {
         Err(problems)
     }
+}
+
+/// Grants by NAT for an address of this host's at which a stack publishes by DNAT, this one or another. Such a packet is
+/// translated first, and the rule that grants it knows it no more: it would be dropped, and the app would wait.
+fn hairpins(plan: &Plan, host: &Host) -> Vec<Problem> {
+    let others = host.others.iter();
+    let pairs = std::iter::once((plan, plan))
+        .chain(others.clone().map(|other| (plan, other)))
+        .chain(others.map(|other| (other, plan)));
+    let mut problems = vec![];
+    for (from, to) in pairs {
+        if from.egress.is_none() || from.egress_relay().is_some() {
+            continue;
+        }
+        let ports: Vec<(&AppPlan, &PublishPlan)> = to
+            .published()
+            .filter(|(_, publish)| publish.via == Transport::Dnat)
+            .collect();
+        for app in &from.apps {
+            // A range of addresses does not open the host, whether something is published there or not.
+            for egress in app.egress.iter().filter(|egress| egress.is_single()) {
+                let address = egress.to.addr();
+                let meets = |publish: &PublishPlan| {
+                    let listen = publish.listen.ip();
+                    let there = if listen.is_unspecified() {
+                        listen.is_ipv6() == address.is_ipv6() && host.has(address)
+                    } else {
+                        listen == address
+                    };
+                    there && egress.covers(publish.protocol, address, publish.listen.port())
+                };
+                let Some((published, publish)) = ports.iter().find(|(_, port)| meets(port)) else {
+                    continue;
+                };
+                let whose = |of: &Plan, app: &AppPlan| format!("{} of {}", app.name, of.stack);
+                problems.push(problem(
+                    format!(
+                        "egress \"{egress}\" of {} leads to {}, which is published on this host by dnat: by the host's nat that does not come through",
+                        whose(from, app),
+                        whose(to, published),
+                    ),
+                    format!(
+                        "via = \"relay\" for {}, port {}: then it is a socket of the host's",
+                        whose(to, published),
+                        publish.listen.port()
+                    ),
+                ));
+            }
+        }
+    }
+    problems
 }
 
 /// Whether there is an nft to read the user's own rules.

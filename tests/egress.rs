@@ -506,30 +506,62 @@ fn the_audit_finds_nothing_in_a_stack_with_egress_and_a_rule_too_many() {
 }
 
 #[test]
-fn a_port_of_another_stack_on_the_hosts_address_is_reached_by_relay_and_not_by_dnat() {
+fn what_is_published_by_dnat_is_reached_from_another_stack_by_relay_or_refused_with_the_way_out() {
     if !look::machine() {
         return;
     }
     let lab = Lab::forwarding();
-    stack(&lab, &[&format!("tcp {LAB}:7000")]);
-    let host = (None, "lrpns-web");
-    for (via, answered) in [("relay", true), ("dnat", false)] {
-        look::up(
-            &lab,
-            &format!(
-                "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:7000:5000\"]\nvia = \"{via}\"\n"
-            ),
-        );
-        let before = look::counters(&lab, host.0, host.1);
-        if answered {
-            let code = format!(
-                "import urllib.request\nsay(urllib.request.urlopen('http://{LAB}:7000/', timeout=5).read().decode())"
-            );
-            assert_eq!(look::attack(&lab, "web", "app", &code), "Hello world!");
-        } else {
-            look::attack(&lab, "web", "app", &format!("say(knock('{LAB}', 7000))"));
-            look::assert_dropped(&lab, host, &before, &[("forward/drop-from-sidecar", 1)]);
-        }
-        lab.lrpns_ok(&["down", "other"]);
-    }
+    let shop = |name: &str, port: u16, via: &str, more: &str| {
+        format!(
+            "name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\npublish = [\"0.0.0.0:{port}:5000\"]\nvia = \"{via}\"\n{more}\n"
+        )
+    };
+    let asks = |egress: &str| {
+        format!(
+            "name = \"asks\"\n[app]\nrootfs = \"host\"\ncommand = [\"/bin/sleep\", \"infinity\"]\negress = [\"{egress}\"]\n"
+        )
+    };
+    let refused = |file: &str| {
+        let path = lab.write("refused.toml", file);
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+        assert_eq!(code, 125, "{said}");
+        said
+    };
+    let here = format!("tcp {LAB}:5001");
+    // The one that asks comes second, comes first, and is the stack itself.
+    look::up(&lab, &shop("web", 5001, "dnat", ""));
+    let said = refused(&asks(&here));
+    assert!(
+        said.contains("of app of asks leads to app of web"),
+        "{said}"
+    );
+    assert!(
+        said.contains("hint: via = \"relay\" for app of web, port 5001"),
+        "{said}"
+    );
+    // Another port of the same address is no matter.
+    look::up(&lab, &asks(&format!("tcp {LAB}:5002")));
+    lab.lrpns_ok(&["down", "--all"]);
+    look::up(&lab, &asks(&here));
+    let said = refused(&shop("web", 5001, "dnat", ""));
+    assert!(
+        said.contains("of app of asks leads to app of web"),
+        "{said}"
+    );
+    let said = refused(&shop(
+        "own",
+        5003,
+        "dnat",
+        &format!("egress = [\"tcp {LAB}:5003\"]"),
+    ));
+    assert!(said.contains("of app of own leads to app of own"), "{said}");
+    // By what the hint says it works.
+    look::up(&lab, &shop("web", 5001, "relay", ""));
+    let seen = look::attack(
+        &lab,
+        "asks",
+        "app",
+        "import urllib.request\nsay(urllib.request.urlopen('http://10.99.0.1:5001/', timeout=9).read().decode())",
+    );
+    assert_eq!(seen, json!("Hello world!"));
 }
