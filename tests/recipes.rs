@@ -184,7 +184,9 @@ fn every_recipe_is_tried_here() {
 
 macro_rules! recipes {
     ($($test:ident $ways:expr => { $($field:ident: $value:expr),* $(,)? })*) => {
+        // One of them gives every field.
         $(#[test]
+        #[allow(clippy::needless_update)]
         fn $test() {
             try_it(&Recipe { $($field: $value,)* ..PLAIN }, $ways);
         })*

@@ -157,10 +157,11 @@ impl Case<'_> {
         let lower = line.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         let refused = has(&["permission denied", "eacces", "errno 13"]);
-        if refused && has(&["bind", "listen", "connect"]) {
-            if let Some(port) = port(&lower) {
-                return Some(self.own_port(port));
-            }
+        if refused
+            && has(&["bind", "listen", "connect"])
+            && let Some(port) = port(&lower)
+        {
+            return Some(self.own_port(port));
         }
         if has(&["read-only file system", "erofs", "errno 30"]) {
             return Some(match path(line) {

@@ -124,7 +124,7 @@ pub(super) fn ports(all: impl IntoIterator<Item = Publish>) -> Result<(), ValueE
     }
     Err(ValueError::form(
         format!("{count} ports are published"),
-        "at most 4096 in a stack",
+        "at most 4096 in a stack: each is a socket of the host's, held open, and an element of three maps",
         "0.0.0.0:8000-8010:8000-8010/tcp",
     ))
 }

@@ -883,7 +883,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -982,9 +982,16 @@ fn the_example_file_shows_every_key() {
         let text = EXAMPLE.replace(line, own);
         match read(&text) {
             Ok(_) => assert!(
-                ["PROVIDER", "volumes", "limits"]
-                    .iter()
-                    .any(|key| own.starts_with(key)),
+                [
+                    "PROVIDER",
+                    "volumes",
+                    "limits",
+                    "wait",
+                    "start_timeout",
+                    "stop_"
+                ]
+                .iter()
+                .any(|key| own.starts_with(key)),
                 "{own}"
             ),
             Err(errors) => {

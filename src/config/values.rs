@@ -173,7 +173,7 @@ fn publish(text: &str) -> Result<Publish, ValueError> {
     }
     if host.1 - host.0 >= MOST_PORTS {
         return Err(ValueError::said(format!(
-            "the range {}-{} has more than {MOST_PORTS} ports",
+            "the range {}-{} has more than {MOST_PORTS} ports, each of which is a socket of the host's, held open",
             host.0, host.1
         )));
     }

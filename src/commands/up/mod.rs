@@ -128,10 +128,13 @@ enum End {
     Early(Exit, Failure),
 }
 
+/// Is told when the stack is up, with what was said last.
+type Ready = Box<dyn FnOnce(&Status, &[LogLine])>;
+
 /// Whom the supervisor tells.
 struct Voice {
     progress: Box<dyn FnMut(Progress<'_>)>,
-    ready: Box<dyn FnOnce(&Status, &[LogLine])>,
+    ready: Ready,
     tee: Tee,
     /// Whether whoever started it waits for `ready` and sees nothing else.
     detached: bool,
