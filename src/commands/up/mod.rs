@@ -108,7 +108,10 @@ pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Fai
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit), hints) => {
-            advise(&hints);
+            // Who is at a terminal has seen what each command of theirs said.
+            if !tty {
+                advise(&hints);
+            }
             Ok(ExitCode::from(exit.code()))
         }
         End::Early(exit, failure) => {
