@@ -125,3 +125,26 @@ fn an_app_that_publishes_nothing_and_fails_is_told_of_by_up_with_its_last_lines(
     );
     assert_eq!((code, said.contains("hello")), (0, false), "{said}");
 }
+
+#[test]
+fn a_program_that_may_not_be_executed_is_told_which_option_it_needs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.ok(&["cp", "/bin/true", "server"]);
+    let (code, said) = told(
+        &lab,
+        &["/srv/server"],
+        "volumes = [\"./server:/srv/server\"]",
+    );
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    assert!(said.contains("hint: the program must be executable by everybody (chmod 755); in a volume it needs the option exec"), "{said}");
+    let (code, said) = told(
+        &lab,
+        &["/srv/server"],
+        "volumes = [\"./server:/srv/server:exec\"]\nrestart = \"no\"",
+    );
+    assert_eq!(code, 0, "{said}");
+}

@@ -210,6 +210,14 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             errno: Some(libc::ENOENT),
             ..
         }) => Some("a program is looked for in the app's rootfs, with the PATH of its env"),
+        StackError::Container(ContainerError::Stage {
+            step,
+            errno: Some(libc::EACCES),
+            ..
+        }) if step == "execute the command" => Some(
+            "the program must be executable by everybody (chmod 755); in a volume it needs the option exec, such as \
+             volumes = [\"./server:/srv/server:exec\"], and in a tmpfs nothing can be executed",
+        ),
         // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
         StackError::Container(ContainerError::Stage { step, .. })
             if step == "make the root" && text.contains("Function not implemented") =>
