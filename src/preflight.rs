@@ -9,7 +9,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
-use crate::config::{Egress, Protocol, Rootfs};
+use crate::config::{Egress, Protocol, Rootfs, SHARED_MEMORY};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::net::publish::{self, Listener};
@@ -239,6 +239,10 @@ fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
 
 /// Whether there is something to mount on at `path`, or it is made ([`rootfs::enclosing`]).
 fn mount_point(app: &AppPlan, what: &str, path: &Path, directory: bool) -> Option<Problem> {
+    // It is in our own /dev.
+    if path == Path::new(SHARED_MEMORY) {
+        return None;
+    }
     let (root, at) = match rootfs::enclosing(path, &app.tmpfs, &app.volumes) {
         Some(Enclosing::Tmpfs) => return None,
         Some(Enclosing::Volume(volume)) => (volume.host.as_path(), volume.path.as_path()),

@@ -9,6 +9,8 @@
 //! elsewhere. What is writable afterwards is the declared tmpfs, and nothing else.
 #![forbid(unsafe_code)]
 
+pub mod proc;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +22,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use crate::config::{Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Rootfs, Tmpfs, Volume};
 use crate::protocol::RootfsStart;
 use crate::sys;
 
@@ -257,6 +259,7 @@ pub fn enter(
     fds: Vec<OwnedFd>,
     writable: &[Tmpfs],
     volumes: &[Volume],
+    limits: &Limits,
 ) -> Result<Vec<String>, RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
@@ -287,12 +290,7 @@ pub fn enter(
     };
     device_files(&root)?;
     let mut notes = vec![];
-    if let Err(e) = own_proc(&root) {
-        // A container whose /proc is partly covered can't make one (fs/namespace.c, mnt_already_visible): then the
-        // app has none, which is less and not more.
-        if e.source.raw_os_error() != Some(libc::EPERM) {
-            return Err(e);
-        }
+    if !proc::make(&root, limits)? {
         notes.push(
             "no /proc inside: the kernel refused it, since this host's own is partly covered"
                 .to_owned(),
@@ -392,13 +390,6 @@ fn new_mount(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )
-}
-
-/// The app's own /proc: nothing but its own processes (proc(5), `hidepid` and `subset`).
-fn own_proc(root: &OwnedFd) -> Result<(), RootfsError> {
-    let proc = new_mount("proc", &[("hidepid", "invisible"), ("subset", "pid")])
-        .map_err(at("make", "/proc"))?;
-    attach(&proc, root, Path::new("proc"))
 }
 
 /// The devices an app gets, with their numbers (Documentation/admin-guide/devices.txt).

@@ -387,21 +387,27 @@ fn a_device_too_many_is_found() {
         mount_new(
             "devtmpfs",
             "/dev/shm",
-            MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID,
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
             &[],
         );
     });
-    up.caught(&["files-devices"]);
+    // What is declared there can't be made full: it is not to be written to.
+    up.caught(&["files-devices", "files-tmpfs-size?"]);
 }
 
 #[test]
 fn a_writable_mount_too_many_is_found() {
-    let up = up();
+    // A root with a directory that is no mount point.
+    let up = up_with(Some(
+        "name = \"customerA\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\n",
+    ));
     up.in_mounts("app", || {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        mount_new("tmpfs", "/dev/shm", flags, &[("mode", "1777")]);
+        mount_new("tmpfs", "/etc", flags, &[("mode", "1777")]);
     });
     up.caught(&["app-mounts-writable", "files-writable"]);
 }

@@ -16,6 +16,7 @@ use super::catalogue::{Probe, Side};
 use super::{Outcome, Verdict};
 use crate::confine::privileges;
 use crate::firewall;
+use crate::rootfs::proc;
 use crate::sys::attempt::{self, Attempt, SocketOption};
 
 /// What probes inside need to know of the plan and of the host.
@@ -41,6 +42,12 @@ pub struct Context {
     pub pids: Option<u64>,
     /// Why there is none.
     pub no_pids: String,
+    /// How many processors it may use at a time, if not all.
+    pub processors: Option<u32>,
+    /// Its limit of memory in bytes.
+    pub memory: Option<u64>,
+    /// Whether it may have a socket of NETLINK_ROUTE.
+    pub rtnetlink: bool,
     /// The descriptors that the agent had when it was started.
     pub inherited: Vec<i32>,
 }
@@ -156,10 +163,15 @@ fn named(id: &str, context: &Context) -> Outcome {
             "/proc/1/fd",
             "/proc/1/maps",
         ]),
-        "app-socket-netlink" => no_socket(&[
-            (libc::AF_NETLINK, libc::SOCK_RAW, 0),
-            (libc::AF_NETLINK, libc::SOCK_RAW, 12),
-        ]),
+        "app-socket-netlink" => {
+            // All protocols that there are, but for NETLINK_ROUTE where the profile grants that.
+            let first = i32::from(context.rtnetlink);
+            let all: Vec<_> = (first..32)
+                .map(|protocol| (libc::AF_NETLINK, libc::SOCK_RAW, protocol))
+                .collect();
+            no_socket(&all)
+        }
+        "app-rtnetlink" => super::links::attack(),
         "app-socket-packet" | "sidecar-packet" => no_socket(&[
             (libc::AF_PACKET, libc::SOCK_RAW, 0),
             (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
@@ -197,9 +209,15 @@ fn named(id: &str, context: &Context) -> Outcome {
         "files-writable" => writable(context),
         "files-noexec" => noexec(context),
         "files-tmpfs-size" => tmpfs_size(context),
+        "files-proc" => shown(context),
         "files-proc-sys" => closed(&[
-            "/proc/sys",
             "/proc/sys/kernel/core_pattern",
+            "/proc/sys/kernel/modprobe",
+            "/proc/sys/kernel/kptr_restrict",
+            "/proc/sys/kernel/random/boot_id",
+            "/proc/sys/fs/binfmt_misc",
+            "/proc/sys/vm/drop_caches",
+            "/proc/sys/user",
             "/proc/sysrq-trigger",
             "/proc/kcore",
             "/proc/kallsyms",
@@ -378,6 +396,99 @@ fn closed(paths: &[&str]) -> Outcome {
         }
     }
     Outcome::pass(last)
+}
+
+/// Everything in /proc beside processes is on a list, or can't be read; what is on it shows no more than the limits and can't be
+/// written to.
+fn shown(context: &Context) -> Outcome {
+    if !has_proc() {
+        return Outcome::pass(NO_PROC);
+    }
+    let entries = match std::fs::read_dir("/proc") {
+        Ok(entries) => entries,
+        Err(e) => return Outcome::unknown(format!("/proc: {}", say(&e))),
+    };
+    let listed = proc::LIVE.iter().chain(&proc::MADE);
+    let (mut seen, mut closed, mut wrong) = (vec![], 0, vec![]);
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if name.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let path = entry.path();
+        if let Some((_, why)) = listed.clone().find(|(listed, _)| *listed == name) {
+            seen.push(format!("{name} ({why})"));
+        } else if readable(&path) {
+            wrong.push(format!("{name} can be read"));
+        } else {
+            closed += 1;
+        }
+    }
+    let mut below = vec![PathBuf::from("/proc/sys")];
+    while let Some(directory) = below.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                below.push(path);
+                continue;
+            }
+            let name = path.strip_prefix("/proc").unwrap_or(&path);
+            let setting = name.strip_prefix("sys").ok().and_then(Path::to_str);
+            let known = name == Path::new(proc::UUID)
+                || setting.is_some_and(|setting| proc::SETTINGS.contains(&setting));
+            if !known {
+                wrong.push(format!("{} is there", path.display()));
+            }
+            if OpenOptions::new().write(true).open(&path).is_ok() {
+                wrong.push(format!("{} opens for writing", path.display()));
+            }
+        }
+    }
+    let text = |name: &str| std::fs::read_to_string(Path::new("/proc").join(name));
+    if let (Some(most), Ok(text)) = (context.processors, text("cpuinfo")) {
+        let count = text
+            .lines()
+            .filter(|line| line.starts_with("processor"))
+            .count();
+        if count > most as usize {
+            wrong.push(format!(
+                "cpuinfo has {count} processors, the limit is {most}"
+            ));
+        }
+    }
+    if let (Some(most), Ok(text)) = (context.memory, text("meminfo")) {
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let total = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        if total.is_none_or(|total| total > most / 1024) {
+            wrong.push(format!(
+                "meminfo has {total:?} kB, the limit is {most} bytes"
+            ));
+        }
+    }
+    if !wrong.is_empty() {
+        wrong.truncate(5);
+        return Outcome::fail(wrong.join(", "));
+    }
+    seen.sort();
+    Outcome::pass(format!(
+        "{}; {closed} others can't be read",
+        seen.join(", ")
+    ))
+}
+
+/// Whether something can be read of a file, or is in a directory.
+fn readable(path: &Path) -> bool {
+    if let Ok(mut entries) = std::fs::read_dir(path) {
+        return entries.next().is_some();
+    }
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    // A file that is read to its end at once has nothing.
+    open.is_ok_and(|mut file| !matches!(io::Read::read(&mut file, &mut [0; 16]), Ok(0)))
 }
 
 fn no_socket(kinds: &[(i32, i32, i32)]) -> Outcome {

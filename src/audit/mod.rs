@@ -39,6 +39,7 @@ pub mod agent;
 pub mod catalogue;
 pub mod domain;
 pub mod inside;
+mod links;
 pub mod network;
 pub mod outside;
 pub mod report;

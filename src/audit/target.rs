@@ -431,6 +431,9 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
             .collect(),
         pids,
         no_pids,
+        processors: app.limits.cpu.map(|cpu| cpu.thousandths().div_ceil(1000)),
+        memory: app.limits.memory,
+        rtnetlink: app.seccomp == crate::confine::seccomp::default(),
         inherited: vec![],
     }
 }

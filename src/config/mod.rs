@@ -493,6 +493,9 @@ pub enum Source {
     Client,
 }
 
+/// Where POSIX shared memory is (shm_overview(7)): every app has a tmpfs there, unless `tmpfs` gives it another size.
+pub const SHARED_MEMORY: &str = "/dev/shm";
+
 /// One entry of `tmpfs`: `PATH:SIZE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {

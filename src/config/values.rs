@@ -637,7 +637,7 @@ fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
         .rsplit_once(':')
         .ok_or_else(|| ValueError::said(format!("{} has no size", quoted(text))))?;
     let path = inner_path(path)?;
-    if taken(&path) {
+    if taken(&path) && path != Path::new(super::SHARED_MEMORY) {
         return Err(ValueError::said(format!(
             "{} can't be writable",
             quoted(&path.to_string_lossy())
@@ -913,13 +913,15 @@ mod tests {
         let tmpfs: Tmpfs = "/a//b/./c/:4K".parse().unwrap();
         assert_eq!(tmpfs.path, Path::new("/a/b/c"));
         assert!("/usr/local/logs:1M".parse::<Tmpfs>().is_ok());
+        assert!("/dev/shm:1M".parse::<Tmpfs>().is_ok());
         for bad in [
             "/:1M",
             "//:1M",
             "/./:1M",
             "/proc:1M",
             "/proc/x:1M",
-            "/dev/shm:1M",
+            "/dev/shm/x:1M",
+            "/dev/mqueue:1M",
             "/sys:1M",
             "/etc:1M",
             "/usr/:1M",

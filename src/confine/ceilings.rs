@@ -63,3 +63,27 @@ pub fn lower(nproc: Option<u32>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Lets this process run on no more than so many processors: the one that the kernel has put it on, and the next ones. So a
+/// program that asks how many it has (sched_getaffinity(2), nproc(1)) hears of those it may use; it can take that back, and
+/// what holds the limit is the cgroup.
+///
+/// # Errors
+/// What `sched_setaffinity(2)` says.
+pub fn processors(count: u32) -> io::Result<()> {
+    let may = rustix::thread::sched_getaffinity(None)?;
+    if may.count() <= count {
+        return Ok(());
+    }
+    let all: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|number| may.is_set(*number))
+        .collect();
+    let here = rustix::thread::sched_getcpu();
+    let first = all.iter().position(|number| *number == here).unwrap_or(0);
+    let mut own = rustix::thread::CpuSet::new();
+    for number in all.iter().cycle().skip(first).take(count as usize) {
+        own.set(*number);
+    }
+    rustix::thread::sched_setaffinity(None, &own)?;
+    Ok(())
+}

@@ -206,8 +206,8 @@ pub struct Writable<'a> {
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 impl App {
-    /// Binds what is published and what the app uses within itself, connects to the latter; with `egress` the rules say
-    /// where to, and log what they refuse.
+    /// Binds what is published and what the app uses within itself, and connects to the same: a server's own tools
+    /// (`redis-cli ping`) talk to it on its loopback. With `egress` the rules say where to, and log what they refuse.
     ///
     /// Of a port of UDP also TCP's of the same number, where nobody reaches it: who serves DNS binds both, and ends if it
     /// can't.
@@ -226,10 +226,10 @@ impl App {
         // A port that is closing was published when the process was started, which is still there.
         let published = app.reachable().filter(|publish| which(publish));
         let published = published.map(|publish| publish.app_port);
-        let own = app.listen.iter().copied();
+        let own = sorted(published.chain(app.listen.iter().copied()));
         Self {
-            bind: sorted(published.chain(own.clone())),
-            connect: app.egress.is_empty().then(|| sorted(own)),
+            connect: app.egress.is_empty().then(|| own.clone()),
+            bind: own,
         }
     }
 

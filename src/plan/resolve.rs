@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Via};
+use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Tmpfs, Via};
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
@@ -331,6 +332,7 @@ fn decide(
                 });
             }
         }
+        let limits = app_limits(app.limits, host);
         apps.push(AppPlan {
             name: app.name.clone(),
             address,
@@ -342,9 +344,9 @@ fn decide(
             rootfs: app.rootfs.clone(),
             command: app.command.clone(),
             env: environment(app),
-            tmpfs: app.tmpfs.clone(),
+            tmpfs: with_shared_memory(&app.tmpfs, &limits),
             volumes: app.volumes.clone(),
-            limits: app_limits(app.limits, host),
+            limits,
             publish: published,
             start_timeout: app.start_timeout,
             listen: app.listen.clone(),
@@ -605,6 +607,24 @@ fn environment(app: &config::App) -> BTreeMap<String, String> {
             .or_insert_with(|| value.to_owned());
     }
     env
+}
+
+/// Bytes of an app's /dev/shm: enough for semaphores (sem_open(3)) and small segments.
+const SHARED_MEMORY_SIZE: u64 = 16 << 20;
+
+/// The configured tmpfs, and one for POSIX shared memory if it is not among them. What is in it counts as the app's memory,
+/// so it is no larger than half of that.
+fn with_shared_memory(tmpfs: &[Tmpfs], limits: &Limits) -> Vec<Tmpfs> {
+    let path = Path::new(config::SHARED_MEMORY);
+    let mut all = tmpfs.to_vec();
+    if all.iter().all(|tmpfs| tmpfs.path != path) {
+        let most = limits.memory.map_or(SHARED_MEMORY_SIZE, |bytes| bytes / 2);
+        all.push(Tmpfs {
+            path: path.to_owned(),
+            size: SHARED_MEMORY_SIZE.min(most),
+        });
+    }
+    all
 }
 
 /// What the file says; where it says nothing, enough for any server that works, and less than takes the host down.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use crate::config::clients::Admission;
-use crate::config::{Egress, Protocol, Tmpfs, Volume};
+use crate::config::{Egress, Limits, Protocol, Tmpfs, Volume};
 use crate::confine::privileges::Privileges;
 use crate::plan::Door;
 
@@ -173,6 +173,8 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// What it may use, for what it is shown of the machine.
+    pub limits: Limits,
     /// Whether it has a standard input; else that is the null device.
     pub stdin: bool,
     /// Whether one of its three is a terminal, and is to be the command's own.

@@ -1217,6 +1217,7 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 volumes: app.volumes.clone(),
+                limits: app.limits,
                 stdin: streams.stdin.is_some(),
                 terminal: streams.terminal,
                 confined: crate::confine::landlock::App::of(app),

@@ -33,6 +33,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{StageError, drop_privileges, step, weakened};
+use crate::confine::ceilings;
 use crate::confine::landlock::{self, Writable};
 use crate::confine::seccomp::Program;
 use crate::plan::DEFAULT_PATH;
@@ -54,8 +55,18 @@ pub fn run(
         return Err(step("take the output")("its descriptors did not come"));
     };
     let stdin = if start.stdin { fds.next() } else { None };
-    let mut notes = rootfs::enter(&start.rootfs, fds.collect(), &start.tmpfs, &start.volumes)
-        .map_err(step("make the root"))?;
+    if let Some(cpu) = start.limits.cpu {
+        ceilings::processors(cpu.thousandths().div_ceil(1000))
+            .map_err(step("take as many processors as it may use"))?;
+    }
+    let mut notes = rootfs::enter(
+        &start.rootfs,
+        fds.collect(),
+        &start.tmpfs,
+        &start.volumes,
+        &start.limits,
+    )
+    .map_err(step("make the root"))?;
     notes.extend(enter_domain(&start, program.as_fd())?);
     drop(program);
     let keep: &[Capability] = if weakened("app-capability") {

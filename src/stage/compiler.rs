@@ -14,7 +14,7 @@ use caps::Capability;
 
 use super::app::{Command, Launch};
 use super::{StageError, step};
-use crate::config::Tmpfs;
+use crate::config::{Limits, Tmpfs};
 use crate::confine::privileges;
 use crate::confine::seccomp::{self, Filters};
 use crate::firewall::{self, Batch, Pieces};
@@ -44,7 +44,8 @@ pub fn run(
         path: DIRECTORY.into(),
         size: ROOM,
     };
-    rootfs::enter(root, fds, &[writable], &[]).map_err(step("make the root"))?;
+    rootfs::enter(root, fds, &[writable], &[], &Limits::default())
+        .map_err(step("make the root"))?;
     let filters = seccomp::visitor(&seccomp::sidecar()).map_err(step("make the seccomp filter"))?;
     privileges::drop_to_and_pass_on(&[Capability::CAP_NET_ADMIN], 0, &filters.stage)
         .map_err(step("drop privileges"))?;

@@ -299,11 +299,11 @@ pub fn default() -> Profile {
         Sysno::clone,
         vec![allow([without(0, NEW_NAMESPACES)])],
     );
-    set(
-        &mut calls,
-        Sysno::socket,
-        sockets(&[AF_UNIX, AF_INET, AF_INET6]),
-    );
+    let mut families = sockets(&[AF_UNIX, AF_INET, AF_INET6]);
+    // getifaddrs(3): a program lists its own links, addresses and routes. The kernel changes none of them without
+    // CAP_NET_ADMIN (rtnetlink_rcv_msg(), net/core/rtnetlink.c), and a filter sees nothing of the messages.
+    families.push(allow([equal(0, AF_NETLINK), equal(2, libc::NETLINK_ROUTE)]));
+    set(&mut calls, Sysno::socket, families);
     // Without CAP_MKNOD the kernel makes no device; this keeps it so whatever the kernel thinks.
     let nodes = |arg| {
         [0, S_IFREG, S_IFIFO, S_IFSOCK]
