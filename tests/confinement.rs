@@ -308,7 +308,7 @@ say({"wrote": wrote, "refused": sorted(refused), "many": tried_at > 100})
     );
     assert_eq!(
         found,
-        json!({ "wrote": ["/tmp"], "refused": ["EROFS"], "many": true })
+        json!({ "wrote": ["/tmp", "/dev/shm"], "refused": ["EROFS"], "many": true })
     );
 
     let found = look::attack(

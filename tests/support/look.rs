@@ -645,7 +645,7 @@ pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
         );
     }
     for mount in mounts(lab, pid(status, "app")) {
-        let writable = ["/tmp", "/proc"].contains(&mount.point.as_str());
+        let writable = ["/tmp", "/dev/shm", "/proc"].contains(&mount.point.as_str());
         assert_eq!(mount.has("rw"), writable, "{mount:?}");
         assert!(mount.has("nosuid"), "{mount:?}");
         // The five devices are what may be one.
