@@ -18,8 +18,9 @@ pub use help::command;
     max_term_width = 100,
     disable_help_subcommand = true,
     after_help = "Example: `sudo lrpns up -d && curl http://localhost:5000/ && sudo lrpns down`\n\n\
-                  Without -f, the file is ./lrpns.toml, else /etc/lrpns/STACK.toml; if there is neither and no STACK is\n\
-                  named, the built-in example, customerA, on 127.0.0.1:5000.\n\
+                  Without -f, the file is /etc/lrpns/STACK.toml, if a STACK is named that has one, else ./lrpns.toml; if\n\
+                  there is none and no STACK is named, the built-in example, customerA, on 127.0.0.1:5000. Root reads\n\
+                  files of its own and of the user who runs sudo that nobody else may write to; --trust-file overrides.\n\
                   Exit codes: 0; 1 the stack or a check failed; 2 usage or configuration; 125 lrpns could not do it;\n\
                   for `run` and `exec` the command's own; 130 interrupted by Ctrl-C."
 )]
@@ -27,6 +28,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// As root, read files that somebody else owns or may write to
+    #[arg(long, global = true)]
+    pub trust_file: bool,
 }
 
 /// Where the configuration comes from.

@@ -32,6 +32,9 @@ fn main() -> ExitCode {
     let matches = lrpns::cli::command().get_matches();
     // They were made by these very types.
     let cli = lrpns::cli::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    if cli.trust_file {
+        lrpns::config::trust_everybody();
+    }
     match lrpns::commands::run(cli.command) {
         Ok(code) => code,
         Err(failure) => failure.print(),

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::lab::{Lab, describe};
@@ -234,6 +235,188 @@ fn an_app_leaves_no_set_user_id_program_in_a_volume() {
                 std::fs::remove_dir_all(path).unwrap();
             } else {
                 std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
+
+/// Another user of the host.
+const OTHER: u32 = 4321;
+
+/// Gives a file or directory away.
+fn give(path: &Path, uid: u32) {
+    chown(path, Some(uid), Some(uid)).unwrap();
+}
+
+const WAITS: &str = "[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\n";
+
+#[test]
+fn root_takes_nobody_elses_word_for_a_stack() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let dir = lab.dir.path().join("theirs");
+    std::fs::create_dir(&dir).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        give(&path, OTHER);
+        path.to_str().unwrap().to_owned()
+    };
+    give(&dir, OTHER);
+    let theirs = write("lrpns.toml", &format!("name = \"x\"\n{WAITS}"));
+    let in_there = |args: &[&str], sudo: Option<&str>| {
+        let mut all = vec!["env", "-C", dir.to_str().unwrap()];
+        let sudo = sudo.map(|uid| format!("SUDO_UID={uid}"));
+        all.extend(sudo.as_deref());
+        all.push(support::lab::lrpns());
+        all.extend(args);
+        lab.run(&all)
+    };
+    let refused = |args: &[&str], sudo, path: &str| {
+        let output = in_there(args, sudo);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            describe(&output)
+        );
+        assert!(
+            said.contains(path) && said.contains("--trust-file"),
+            "{args:?}: {said}"
+        );
+    };
+    let other = OTHER.to_string();
+    let where_it_is = format!("{} belongs to uid {OTHER}", dir.display());
+    for verb in ["up", "plan", "rules", "apply", "status", "down"] {
+        refused(&[verb], None, &where_it_is);
+        refused(&[verb], Some("1234"), &where_it_is);
+    }
+    refused(&["plan", "-f", &theirs], None, &where_it_is);
+    // A link of root's own to it is no better.
+    let link = lab.dir.path().join("link.toml");
+    symlink(&theirs, &link).unwrap();
+    refused(&["plan", "-f", link.to_str().unwrap()], None, &where_it_is);
+    for (args, sudo) in [
+        (&["plan"][..], Some(other.as_str())),
+        (&["plan", "--trust-file"], None),
+        (&["--trust-file", "plan", "-f", &theirs], None),
+    ] {
+        let output = in_there(args, sudo);
+        assert!(output.status.success(), "{args:?}: {}", describe(&output));
+    }
+    // A name alone reads no file.
+    let output = in_there(&["down", "x"], None);
+    assert!(output.status.success(), "{}", describe(&output));
+
+    // Every other file that is read on root's word.
+    let rules = write("x.nft", "chain before { }\n");
+    let profile = write("x.json", r#"{ "defaultAction": "SCMP_ACT_ALLOW" }"#);
+    let env = write("x.env", "A=1\n");
+    let own = |name: &str, text: String| lab.write(name, &text).to_str().unwrap().to_owned();
+    let file = own("env.toml", format!("name = \"x\"\n{WAITS}"));
+    refused(
+        &["plan", "-f", &file, "--env-file", &env],
+        None,
+        &where_it_is,
+    );
+    let file = own(
+        "rules.toml",
+        format!("name = \"x\"\n[sidecar]\nrules = \"{rules}\"\n{WAITS}"),
+    );
+    refused(&["plan", "-f", &file], None, &where_it_is);
+    let file = own(
+        "profile.toml",
+        format!("name = \"x\"\n{WAITS}seccomp = \"{profile}\"\n"),
+    );
+    refused(&["plan", "-f", &file], None, &where_it_is);
+
+    // What everybody may write to is nobody's word.
+    let open = lab.write("open.toml", &format!("name = \"x\"\n{WAITS}"));
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o666)).unwrap();
+    refused(&["plan", "-f", open.to_str().unwrap()], None, "mode 0666");
+    // An ordinary user reads what the kernel lets them read.
+    let user = support::user::User::new(&lab, 1234);
+    let plan = user.lrpns(&["plan", "-f", open.to_str().unwrap()]);
+    assert!(plan.status.success(), "{}", describe(&plan));
+}
+
+#[test]
+fn a_stack_that_is_named_is_the_installed_one() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let [upper, work] = ["upper", "work"].map(|name| {
+        let path = lab.dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    let options = format!("lowerdir=/etc,upperdir={upper},workdir={work}");
+    lab.ok(&["mount", "-t", "overlay", "overlay", "-o", &options, "/etc"]);
+    lab.ok(&["mkdir", "-p", "/etc/lrpns"]);
+    let installed = lab.write(
+        "installed",
+        &format!("[vars]\nWHERE = \"installed\"\n{WAITS}env = {{ WHERE = \"${{WHERE}}\" }}\n"),
+    );
+    lab.ok(&["cp", installed.to_str().unwrap(), "/etc/lrpns/prod.toml"]);
+    lab.write(
+        "lrpns.toml",
+        &format!("name = \"prod\"\n{WAITS}env = {{ WHERE = \"here\" }}\n"),
+    );
+    let whence = |args: &[&str]| {
+        let plan: serde_json::Value = serde_json::from_str(&lab.lrpns_ok(args)).unwrap();
+        plan["apps"][0]["env"]["WHERE"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(whence(&["plan", "--json", "prod"]), "installed");
+    assert_eq!(whence(&["plan", "--json"]), "here");
+    assert_eq!(
+        whence(&["plan", "--json", "prod", "-f", "lrpns.toml"]),
+        "here"
+    );
+    lab.ok(&["rm", "/etc/lrpns/prod.toml"]);
+    assert_eq!(whence(&["plan", "--json", "prod"]), "here");
+}
+
+#[test]
+fn errors_quote_no_file_that_the_user_who_runs_sudo_could_not_read() {
+    if !look::machine() {
+        return;
+    }
+    const SECRET: &str = "hunter2";
+    let lab = Lab::new();
+    let secret = lab.write("secret", &format!("root:{SECRET}:1\n"));
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = secret.to_str().unwrap();
+    let own = |name: &str, text: String| lab.write(name, &text).to_str().unwrap().to_owned();
+    let plain = own("plain.toml", format!("name = \"x\"\n{WAITS}"));
+    let rules = own(
+        "rules.toml",
+        format!("name = \"x\"\n[sidecar]\nrules = \"{secret}\"\n{WAITS}"),
+    );
+    let profile = own(
+        "profile.toml",
+        format!("name = \"x\"\n{WAITS}seccomp = \"{secret}\"\n"),
+    );
+    for (sudo, quotes) in [(Some("1234"), false), (None, true)] {
+        for args in [
+            &["plan", "-f", secret][..],
+            &["plan", "-f", &plain, "--env-file", secret],
+            &["plan", "-f", &profile],
+            &["up", "-d", "-f", &rules],
+        ] {
+            let env: Vec<_> = sudo.iter().map(|uid| ("SUDO_UID", *uid)).collect();
+            let output = lab.lrpns_with(&env, args);
+            assert!(!output.status.success(), "{args:?}: {}", describe(&output));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains("secret"), "{args:?}: {said}");
+            if quotes {
+                // serde names the place of a mistake in JSON, and the line comes from us.
+                assert!(said.contains(SECRET), "{args:?}: {said}");
+            } else {
+                assert!(!said.contains(SECRET), "{args:?}: {said}");
             }
         }
     }

@@ -246,8 +246,8 @@ impl Instead {
     }
 }
 
-/// The configuration that a command line means: `-f`, else ./lrpns.toml, else /etc/lrpns/STACK.toml, else the built-in
-/// example.
+/// The configuration that a command line means: `-f`, else /etc/lrpns/STACK.toml where a STACK is named, else ./lrpns.toml,
+/// else the built-in example. The directory that a command happens to stand in does not go before what root has installed.
 fn configuration(source: &Source, named: Named) -> Result<Config, Failure> {
     configuration_or(source, named, |_| Ok(Instead::Builtin(Demo::Loopback)))
 }
@@ -282,6 +282,12 @@ fn configuration_or(
             _ => Ok(config),
         };
     }
+    if let Some(stack) = &source.stack {
+        let installed = Path::new("/etc/lrpns").join(format!("{stack}.toml"));
+        if installed.exists() {
+            return Ok(config::load(&installed, &vars)?);
+        }
+    }
     let here = Path::new("lrpns.toml");
     let mut passed_over = None;
     if here.exists() {
@@ -289,12 +295,6 @@ fn configuration_or(
         match &source.stack {
             Some(stack) if *stack != config.name => passed_over = Some(config.name),
             _ => return Ok(config),
-        }
-    }
-    if let Some(stack) = &source.stack {
-        let installed = Path::new("/etc/lrpns").join(format!("{stack}.toml"));
-        if installed.exists() {
-            return Ok(config::load(&installed, &vars)?);
         }
     }
     let builtin = config::builtin(&vars, Demo::Loopback)?;

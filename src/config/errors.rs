@@ -72,6 +72,17 @@ impl ConfigErrors {
         &self.problems
     }
 
+    /// The same without a word of what is in the file at `path`.
+    pub(super) fn without_lines_of(self, path: &Path) -> Self {
+        let hidden = |problem: Problem| match &problem.place {
+            Place::Text { path: of, .. } if of == path => problem.without_line(),
+            _ => problem,
+        };
+        Self {
+            problems: self.problems.into_iter().map(hidden).collect(),
+        }
+    }
+
     /// All problems as text for people, several lines each, without a newline at the end.
     ///
     /// `color` says whether it goes to a terminal that shows ANSI colours.
@@ -93,6 +104,29 @@ impl ConfigErrors {
 }
 
 impl Problem {
+    /// The same without a word of what is in the file: its place alone.
+    pub(super) fn without_line(self) -> Self {
+        match self.place {
+            Place::Text {
+                path, line, column, ..
+            } => Self {
+                place: Place::File { path },
+                message: format!(
+                    "line {line}, column {column}: a mistake, not shown, since the user who runs sudo may not read this file"
+                ),
+                label: String::new(),
+                expected: String::new(),
+                example: "as root itself (sudo -i), lrpns shows the line".to_owned(),
+            },
+            _ => self,
+        }
+    }
+
+    /// Whether the file is not read since somebody else could have written it; what would be right is said already.
+    pub(super) fn is_of_trust(&self) -> bool {
+        self.example.contains("--trust-file")
+    }
+
     fn render(&self, renderer: &Renderer) -> String {
         let path;
         let flagged;

@@ -12,6 +12,7 @@ mod reader;
 mod run;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod values;
 mod vars;
 
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::errors::{ConfigErrors, Place, Problem};
 pub use self::run::{RunOptions, run};
+pub use self::trust::trust_everybody;
 pub use self::values::ValueError;
 pub use self::vars::{Vars, parse_set};
 use crate::config::clients::Rate;
@@ -65,8 +67,12 @@ const LARGEST_RULES: u64 = 4 << 20;
 /// # Errors
 /// [`ConfigErrors`] has everything that is wrong: with reading the file, with the file, with its variables.
 pub fn load(path: &Path, vars: &Vars) -> Result<Config, ConfigErrors> {
-    let text = read_text(path, LARGEST).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
-    parse(path, &text, vars)
+    let Text { text, private } =
+        read_text(path, LARGEST).map_err(|problem| ConfigErrors::new(vec![*problem]))?;
+    parse(path, &text, vars).map_err(|errors| match private {
+        true => errors.without_lines_of(path),
+        false => errors,
+    })
 }
 
 /// Reads `text`, which messages call `source_name`. Relative paths in it are taken from that file's directory.
@@ -106,8 +112,16 @@ pub fn builtin(vars: &Vars, demo: Demo) -> Result<Config, ConfigErrors> {
     Ok(config)
 }
 
-/// Reads a whole file of text, of at most so many bytes.
-fn read_text(path: &Path, most: u64) -> Result<String, Box<Problem>> {
+/// What is in a file.
+#[derive(Debug)]
+struct Text {
+    text: String,
+    /// Errors must not quote it: [`trust::Opened`].
+    private: bool,
+}
+
+/// Reads a whole file of text, of at most so many bytes, if its word is taken ([`trust`]).
+fn read_text(path: &Path, most: u64) -> Result<Text, Box<Problem>> {
     let problem = |message: String| {
         Box::new(Problem {
             place: Place::File {
@@ -119,26 +133,41 @@ fn read_text(path: &Path, most: u64) -> Result<String, Box<Problem>> {
             example: "`lrpns init` writes an lrpns.toml".to_owned(),
         })
     };
+    let unreadable = |error: io::Error| problem(format!("read the file: {error}"));
+    let opened = trust::Trust::of_this_process().open(path);
+    let opened = opened.map_err(|error| match error.remedy() {
+        Some((expected, example)) => Box::new(Problem {
+            expected,
+            example,
+            ..*problem(error.to_string())
+        }),
+        None => problem(format!("read the file: {error}")),
+    })?;
     let mut bytes = Vec::new();
-    open_regular(path)
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
-        .map_err(|error| problem(format!("read the file: {error}")))?;
+    let mut file = opened.file.take(most + 1);
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > most {
         return Err(problem(format!("the file has more than {most} bytes")));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    let private = opened.private;
+    let text = String::from_utf8(bytes).map_err(|error| {
         let start = error.utf8_error().valid_up_to();
         // What comes before the first bad byte is the same in the repaired text.
         let text = String::from_utf8_lossy(error.as_bytes());
         let source = errors::Source::new(path, &text);
-        Box::new(Problem {
+        let problem = Problem {
             place: source.place(start..start + 3),
             message: "the file is not UTF-8".to_owned(),
             label: String::new(),
             expected: "text in UTF-8".to_owned(),
             example: "iconv -f latin1 -t utf-8".to_owned(),
+        };
+        Box::new(match private {
+            true => problem.without_line(),
+            false => problem,
         })
-    })
+    })?;
+    Ok(Text { text, private })
 }
 
 /// Opens a file that somebody has named, if it is one and no pipe, for whose writer `open(2)` waits, and no device, where
@@ -181,7 +210,15 @@ fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Pro
         example: r#"{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ { "names": ["execve", "read"], "action": "SCMP_ACT_ALLOW" } ] }"#.to_owned(),
     }
     };
-    let text = read_text(path, LARGEST).map_err(|error| problem(error.place, error.message))?;
+    let read = read_text(path, LARGEST).map_err(|error| match error.is_of_trust() {
+        true => error,
+        false => Box::new(problem(error.place, error.message)),
+    });
+    let Text { text, private } = read?;
+    let hidden = |problem: Problem| match private {
+        true => problem.without_line(),
+        false => problem,
+    };
     let name = path.to_string_lossy();
     let parsed = docker::parse(&name, &text, Kernel::running());
     let profile = parsed.map(floored).map_err(|error| {
@@ -193,7 +230,7 @@ fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Pro
             .sum();
         // The reader has read up to and with this byte.
         let at = start + error.column - 1;
-        problem(source.place(at..at + 1), error.message)
+        hidden(problem(source.place(at..at + 1), error.message))
     })?;
     let whole = || Place::File {
         path: path.to_owned(),
@@ -288,6 +325,8 @@ pub struct RulesFile {
     pub path: PathBuf,
     /// What it says.
     pub text: String,
+    /// Errors must not quote it: the user that sudo names could not have read it.
+    pub private: bool,
     /// `[vars]`, with the values that count.
     pub vars: BTreeMap<String, String>,
 }

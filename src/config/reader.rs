@@ -75,7 +75,7 @@ pub(super) fn read(source: Source<'_>, vars: &Vars, kind: Kind) -> Result<Config
             origins: reader.origins,
             ..config
         }),
-        _ => Err(ConfigErrors::new(early)),
+        _ => Err(vars.hidden(ConfigErrors::new(early))),
     }
 }
 
@@ -303,11 +303,16 @@ impl Reader<'_> {
 
     fn rules(&mut self, path: PathBuf) -> Option<RulesFile> {
         match super::read_text(&path, super::LARGEST_RULES) {
-            Ok(text) => Some(RulesFile {
+            Ok(super::Text { text, private }) => Some(RulesFile {
                 path,
                 text,
+                private,
                 vars: self.lookup.table(),
             }),
+            Err(problem) if problem.is_of_trust() => {
+                self.problems.push(*problem);
+                None
+            }
             Err(problem) => {
                 self.problems.push(Problem {
                     expected: "a file in nft's language".to_owned(),

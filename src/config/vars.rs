@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::errors::{ConfigErrors, Place, Problem, Source, nearest, quoted};
 use super::values::ValueError;
-use super::{LARGEST, Origin, read_text};
+use super::{LARGEST, Origin, Text, read_text};
 
 /// What `${NAME}` may stand for, apart from the file's own `[vars]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +20,8 @@ pub struct Vars {
     pub env: BTreeMap<String, String>,
     /// `--env-file`: its path and what is in it.
     pub env_file: Option<(PathBuf, String)>,
+    /// Errors must not quote that file.
+    pub private: bool,
 }
 
 impl Vars {
@@ -59,7 +61,11 @@ impl Vars {
         }
         if let Some(path) = env_file {
             match read_text(path, LARGEST) {
-                Ok(text) => vars.env_file = Some((path.to_owned(), text)),
+                Ok(Text { text, private }) => {
+                    vars.env_file = Some((path.to_owned(), text));
+                    vars.private = private;
+                }
+                Err(problem) if problem.is_of_trust() => problems.push(*problem),
                 Err(problem) => problems.push(Problem {
                     example: "--env-file web.env, with lines such as PROVIDER=world".to_owned(),
                     ..*problem
@@ -70,6 +76,16 @@ impl Vars {
             Ok(vars)
         } else {
             Err(ConfigErrors::new(problems))
+        }
+    }
+}
+
+impl Vars {
+    /// `errors` without a word of an env file that must not be quoted.
+    pub(super) fn hidden(&self, errors: ConfigErrors) -> ConfigErrors {
+        match &self.env_file {
+            Some((path, _)) if self.private => errors.without_lines_of(path),
+            _ => errors,
         }
     }
 }

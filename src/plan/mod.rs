@@ -124,6 +124,33 @@ pub struct Plan {
     pub origins: BTreeMap<String, Origin>,
 }
 
+/// Whether errors may quote a file. It depends on who asks, so two plans never differ by it.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quoting {
+    /// They may.
+    #[default]
+    Allowed,
+    /// The user that sudo names could not have read it.
+    Private,
+}
+
+impl Quoting {
+    /// Whether they may.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allowed)
+    }
+}
+
+impl PartialEq for Quoting {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Quoting {}
+
 /// The file of `sidecar.rules`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtraRules {
@@ -131,6 +158,9 @@ pub struct ExtraRules {
     pub file: PathBuf,
     /// What it says, in nft's language.
     pub text: String,
+    /// Who may see it.
+    #[serde(default, skip_serializing_if = "Quoting::is_allowed")]
+    pub quoting: Quoting,
     /// What `$NAME` stands for in it; only those that it uses.
     pub defines: BTreeMap<String, String>,
     /// What nft has made of it; empty until a start.

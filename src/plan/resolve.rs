@@ -504,6 +504,10 @@ fn extra_rules(
     Ok(ExtraRules {
         file: file.path.clone(),
         text: file.text.clone(),
+        quoting: match file.private {
+            true => crate::plan::Quoting::Private,
+            false => crate::plan::Quoting::Allowed,
+        },
         defines: defines
             .into_iter()
             .map(|(name, (value, _))| (name, value))

@@ -20,6 +20,8 @@ use crate::config::Rootfs;
 use crate::firewall;
 use crate::part::container::{Container, ContainerError};
 use crate::part::namespaces::{NamespaceError, Namespaces};
+#[cfg(test)]
+use crate::plan::Quoting;
 use crate::plan::{ExtraObject, ExtraRules, Plan};
 use crate::protocol::{Compiled, Role, RootfsStart, Start, ToStage};
 use crate::rootfs;
@@ -33,6 +35,8 @@ const PLACES: [&str; 6] = [
     "/usr/local/sbin/nft",
     "/usr/local/bin/nft",
 ];
+/// What is said of a line that the user who runs sudo may not read.
+const PRIVATE: &str = "a mistake, not shown, since the user who runs sudo may not read this file; as root itself (sudo -i), lrpns shows it";
 /// The file, in the compiler's root.
 const FILE: &str = "/tmp/rules.nft";
 
@@ -251,6 +255,7 @@ impl<'a> Source<'a> {
     fn explain(&self, rules: &ExtraRules, words: &str) -> String {
         let file = rules.file.display();
         let mut problems: Vec<String> = vec![];
+        let private = !rules.quoting.is_allowed();
         for line in words.lines() {
             let Some((place, message)) = place_of(line) else {
                 continue;
@@ -263,6 +268,7 @@ impl<'a> Source<'a> {
                     let name = self.defines.get(number.saturating_sub(1)).unwrap_or(&"");
                     format!("{file}: the value of `${name}`: {message}")
                 }
+                Some(index) if private => format!("{file}:{}:{column}: {PRIVATE}", index + 1),
                 Some(index) => match rules.text.lines().nth(index) {
                     Some(text) => {
                         // The caret below what nft means; a tab is as wide as a tab.
@@ -283,6 +289,9 @@ impl<'a> Source<'a> {
                 },
             };
             problems.push(problem);
+        }
+        if problems.is_empty() && private {
+            return format!("{file}: {PRIVATE}");
         }
         if problems.is_empty() {
             return format!("{file}: nft says: {}", words.trim());
@@ -329,6 +338,7 @@ mod tests {
             file: "extra.nft".into(),
             text: "chain before {\n\tip sddr 1.2.3.4 drop\n}".to_owned(),
             defines: [("app".to_owned(), "x y".to_owned())].into(),
+            quoting: Quoting::Allowed,
             compiled: vec![],
         };
         let source = Source::of(&rules);
@@ -338,6 +348,14 @@ mod tests {
             source.explain(&rules, said),
             "extra.nft:2:5: syntax error, unexpected string\n  \tip sddr 1.2.3.4 drop\n  \t   ^"
         );
+        let private = ExtraRules {
+            quoting: Quoting::Private,
+            ..rules.clone()
+        };
+        let hidden = source.explain(&private, said);
+        assert!(hidden.starts_with("extra.nft:2:5: "), "{hidden}");
+        assert!(!hidden.contains("1.2.3.4") && !hidden.contains("string"));
+        assert!(!source.explain(&private, "what 1.2.3.4").contains("1.2.3.4"));
         let said = "/tmp/rules.nft:1:16-16: Error: syntax error, unexpected string\n";
         let explained = source.explain(&rules, said);
         assert!(explained.contains("the value of `$app`"), "{explained}");
