@@ -72,7 +72,7 @@ fn look(
     mut problems: Vec<Problem>,
 ) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
-    problems.extend(plan.apps.iter().flat_map(root));
+    problems.extend(plan.apps.iter().flat_map(|app| root(app, plan)));
     problems.extend(extra_rules(plan));
     problems.extend(ipv6(plan, host));
     problems.extend(own_addresses(plan, host));
@@ -179,7 +179,7 @@ pub fn limits(plan: &Plan) -> Option<Problem> {
 }
 
 /// Whether an app's root can be made.
-fn root(app: &AppPlan) -> Vec<Problem> {
+fn root(app: &AppPlan, plan: &Plan) -> Vec<Problem> {
     match &app.rootfs {
         Rootfs::BuiltinWebapp if !is_static() => vec![problem(
             "this lrpns is linked dynamically, and the root of builtin:webapp has no libraries",
@@ -187,15 +187,8 @@ fn root(app: &AppPlan) -> Vec<Problem> {
         )],
         Rootfs::Host | Rootfs::BuiltinWebapp => vec![],
         Rootfs::Dir(path) => {
-            if !path.is_dir() {
-                return vec![problem(
-                    format!(
-                        "rootfs of {}: {} is not a directory",
-                        app.name,
-                        path.display()
-                    ),
-                    "scripts/rootfs builds one",
-                )];
+            if let Err(e) = rootfs::Directory::open(path, plan.stacks_dir()) {
+                return vec![problem(format!("rootfs of {}: {e}", app.name), e.hint())];
             }
             let missing = rootfs::MOUNT_POINTS.iter().filter_map(|point| {
                 let inside = path.join(point.trim_start_matches('/'));

@@ -7,6 +7,9 @@
 //! its own mount namespace, attaches these descriptors below a fresh root and pivots into it ([`enter`]). Targets
 //! are resolved inside the new root without following symbolic links (openat2(2)), so an image can't send a mount
 //! elsewhere. What is writable afterwards is the declared tmpfs, and nothing else.
+//!
+//! A directory that is a root ([`Directory`]) is opened once, without following a link in its path, and held for restarts:
+//! its owner could otherwise put a link to `/` in its place.
 #![forbid(unsafe_code)]
 
 pub mod proc;
@@ -113,18 +116,219 @@ fn replaced(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, why)
 }
 
-/// Opens what the app's root is made of; `resolvers` are those that it may ask.
+/// A `dir:` root, held open: what it is doesn't change with what its path comes to mean.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    source: OwnedFd,
+}
+
+/// Why a directory can't be a root.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// One call was refused.
+    #[error(transparent)]
+    Call(#[from] RootfsError),
+    /// A part of the path is a symbolic link.
+    #[error("{} goes through a symbolic link", path.display())]
+    Link {
+        /// The path.
+        path: PathBuf,
+        /// The same without links.
+        real: Option<PathBuf>,
+    },
+    /// A file, or nothing.
+    #[error("{} is not a directory", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An app in it would see what no app may.
+    #[error("{} {what}", path.display())]
+    OffLimits {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+}
+
+impl DirectoryError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Link {
+                real: Some(real), ..
+            } => format!("it stands for {}: write that", real.display()),
+            Self::Link { .. } => "the link leads nowhere".to_owned(),
+            Self::OffLimits { .. } => {
+                "rootfs = \"host\" is a root of the host's programs without the rest; volumes add what an app needs".to_owned()
+            }
+            Self::Call(_) | Self::NotADirectory { .. } => "scripts/rootfs builds one".to_owned(),
+        }
+    }
+}
+
+/// A directory, whatever its name.
+type Identity = (u64, u64);
+
+fn identity(fd: &OwnedFd, path: &Path) -> Result<Identity, RootfsError> {
+    let stat = rustix::fs::fstat(fd).map_err(at("look at", path))?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// A directory and all that it is in, up to the root.
+fn upwards(directory: &OwnedFd, path: &Path) -> Result<Vec<Identity>, RootfsError> {
+    let mut all = vec![identity(directory, path)?];
+    let mut up = rustix::fs::openat(directory, "..", PLACE, Mode::empty());
+    loop {
+        let above = up.map_err(at("look above", path))?;
+        let next = identity(&above, path)?;
+        if all.last() == Some(&next) {
+            return Ok(all);
+        }
+        all.push(next);
+        up = rustix::fs::openat(&above, "..", PLACE, Mode::empty());
+    }
+}
+
+impl Directory {
+    /// Opens the directory of a root that is one. `state` is the directory of all stacks. Should be called in the mount
+    /// namespace that the app's mounts come from.
+    ///
+    /// # Errors
+    /// [`DirectoryError`]; also for what is, contains or is within the directory of stacks, or is or contains the host's
+    /// root, by whatever path, `..` or mount.
+    pub fn open(path: &Path, state: &Path) -> Result<Self, DirectoryError> {
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let source = rustix::fs::openat2(CWD, path, PLACE, Mode::empty(), resolve);
+        let path = path.to_owned();
+        let source = source.map_err(|e| match e {
+            rustix::io::Errno::LOOP => DirectoryError::Link {
+                real: std::fs::canonicalize(&path).ok(),
+                path: path.clone(),
+            },
+            rustix::io::Errno::NOTDIR | rustix::io::Errno::NOENT => {
+                DirectoryError::NotADirectory { path: path.clone() }
+            }
+            e => at("open", &path)(e).into(),
+        })?;
+        let opened = Self { path, source };
+        opened.is_of_nobody_else(state)?;
+        Ok(opened)
+    }
+
+    fn is_of_nobody_else(&self, state: &Path) -> Result<(), DirectoryError> {
+        let off_limits = |what: String| {
+            Err(DirectoryError::OffLimits {
+                path: self.path.clone(),
+                what,
+            })
+        };
+        let above = upwards(&self.source, &self.path)?;
+        let root = rustix::fs::open("/", PLACE, Mode::empty()).map_err(at("open", "/"))?;
+        let root = identity(&root, Path::new("/"))?;
+        // Of a stack that is not up yet the directory may not be there; then nothing of others is.
+        let stacks = match rustix::fs::open(state, PLACE, Mode::empty()) {
+            Ok(stacks) => upwards(&stacks, state)?,
+            Err(_) => vec![root],
+        };
+        let what = |found: &Identity| match *found {
+            found if found == root => Some("is the host's root"),
+            found if stacks.first() == Some(&found) => Some("is the directory of all stacks"),
+            found if stacks.contains(&found) => Some("contains the directory of all stacks"),
+            _ => None,
+        };
+        if let Some(what) = what(&above[0]) {
+            return off_limits(what.to_owned());
+        }
+        if stacks.len() > 1 && above.contains(&stacks[0]) {
+            return off_limits("is part of a stack's state".to_owned());
+        }
+        // All that is mounted below comes along.
+        for mount in mounted_below(&self.source)? {
+            let Ok(there) = rustix::fs::open(&mount, PLACE | OFlags::NOFOLLOW, Mode::empty())
+            else {
+                // A file, or gone.
+                continue;
+            };
+            if let Some(what) = what(&identity(&there, &mount)?) {
+                return off_limits(format!("has a mount at {}, which {what}", mount.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// A fresh detached, read-only mount of it.
+    fn detached(&self) -> Result<OwnedFd, RootfsError> {
+        let stat = rustix::fs::fstat(&self.source).map_err(at("look at", &self.path))?;
+        if stat.st_nlink == 0 {
+            return Err(at("open", &self.path)(replaced(
+                "the directory was removed or replaced since the stack came up: take it down and up again",
+            )));
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH
+            | OpenTreeFlags::AT_RECURSIVE;
+        let mount = rustix::mount::open_tree(&self.source, "", flags)
+            .map_err(at("clone the mount of", &self.path))?;
+        sys::mount::set_attributes(mount.as_fd(), true, READ_ONLY)
+            .map_err(at("make read-only", &self.path))?;
+        Ok(mount)
+    }
+}
+
+/// Where something is mounted below a directory (proc_pid_mountinfo(5)).
+fn mounted_below(directory: &OwnedFd) -> Result<Vec<PathBuf>, RootfsError> {
+    use std::os::fd::AsRawFd;
+    let link = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let path = std::fs::read_link(&link).map_err(at("read", &link))?;
+    let file = Path::new("/proc/self/mountinfo");
+    let mounts = std::fs::read(file).map_err(at("read", file))?;
+    Ok(mount_points_of(&mounts)
+        .filter(|mount| mount.starts_with(&path) && *mount != path)
+        .collect())
+}
+
+/// The mount points in a mountinfo, whose blanks and backslashes are written as `\ooo`.
+fn mount_points_of(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut rest = line.split(|byte| *byte == b' ').nth(4)?;
+        let mut path = vec![];
+        while let Some((first, more)) = rest.split_first() {
+            let octal = more.get(..3).filter(|_| *first == b'\\');
+            let escaped = octal
+                .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+            path.push(escaped.unwrap_or(*first));
+            rest = &more[if escaped.is_some() { 3 } else { 0 }..];
+        }
+        Some(std::ffi::OsString::from_vec(path).into())
+    })
+}
+
+/// Opens what the app's root is made of; `directory` is the one of a root that is a directory, and `resolvers` are those
+/// that it may ask.
 ///
 /// # Errors
 /// [`RootfsError`] when a source can't be opened.
 pub fn open(
     rootfs: &Rootfs,
+    directory: Option<&Directory>,
     hostname: &str,
     user: u32,
     resolvers: &[IpAddr],
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
-        Rootfs::Dir(path) => Ok((RootfsStart::Whole, vec![detached(path)?])),
+        Rootfs::Dir(path) => {
+            let held = directory.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+            let mount = held.map_err(at("open", path))?.detached()?;
+            Ok((RootfsStart::Whole, vec![mount]))
+        }
         Rootfs::BuiltinWebapp => {
             // Opened anew: a mount can be attached in one place only, and kernels before 6.15 copy no detached one.
             let program = own_program()?;

@@ -421,3 +421,84 @@ fn errors_quote_no_file_that_the_user_who_runs_sudo_could_not_read() {
         }
     }
 }
+
+#[test]
+fn a_root_is_the_directory_that_it_was_at_the_start_and_nothing_of_the_hosts() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let theirs = lab.dir.path().join("theirs");
+    let root = theirs.join("root");
+    for name in ["proc", "dev", "tmp"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    std::fs::write(root.join("mine"), "mine").unwrap();
+    lab.ok(&[
+        "cp",
+        support::lab::lrpns(),
+        root.join("webapp").to_str().unwrap(),
+    ]);
+    let busybox = support::program("busybox");
+    let Some(busybox) = busybox else {
+        return support::skip("busybox", "it is not installed");
+    };
+    std::fs::copy(busybox, root.join("busybox")).unwrap();
+    lab.ok(&["chown", "-R", &OTHER.to_string(), theirs.to_str().unwrap()]);
+    let file = |root: &str| {
+        let text = format!(
+            "name = \"x\"\n[app]\nrootfs = \"dir:{root}\"\ncommand = [\"/webapp\"]\nlisten = [5000]\n"
+        );
+        let path = lab.write("x.toml", &text);
+        path.to_str().unwrap().to_owned()
+    };
+    let up = file(root.to_str().unwrap());
+    lab.lrpns_ok(&["up", "-d", "-f", &up]);
+    // Its owner puts a link to the host's root in its place.
+    let aside = theirs.join("aside");
+    std::fs::rename(&root, &aside).unwrap();
+    symlink("/", &root).unwrap();
+    lab.lrpns_ok(&["restart", "x"]);
+    let seen = lab.lrpns(&["exec", "x", "--", "/busybox", "ls", "/"]);
+    let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+    assert!(seen.contains("mine") && !seen.contains("etc"), "{seen}");
+    lab.lrpns_ok(&["down", "x"]);
+    std::fs::remove_file(&root).unwrap();
+    std::fs::rename(&aside, &root).unwrap();
+
+    // A stack whose state nobody else's app is to see.
+    lab.lrpns_ok(&["up", "-d"]);
+    let refused = |root: &str, why: &str| {
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", &file(root)]);
+        assert!(matches!(code, 1 | 2 | 125), "{root}: {code}");
+        assert!(said.contains(why), "{root}: {said}");
+    };
+    let link = lab.dir.path().join("link");
+    symlink(&root, &link).unwrap();
+    refused(link.to_str().unwrap(), "goes through a symbolic link");
+    refused("/proc/self/root", "goes through a symbolic link");
+    refused("/", "the host's whole root");
+    refused(
+        &format!("{}/../../../../../..", root.display()),
+        "is the host's root",
+    );
+    refused("/run", "contains the directory of all stacks");
+    refused(
+        "/usr/../run/lrpns/..",
+        "contains the directory of all stacks",
+    );
+    refused("/run/lrpns", "is the directory of all stacks");
+    refused("/run/lrpns/customerA", "is part of a stack's state");
+    lab.ok(&["mkdir", "-p", "/run/mounted"]);
+    lab.ok(&["mount", "--bind", "/", "/run/mounted"]);
+    refused("/run/mounted", "is the host's root");
+    refused("/run/mounted/../mounted", "is the host's root");
+    lab.ok(&["umount", "/run/mounted"]);
+    let inside = root.join("a b\\c");
+    std::fs::create_dir(&inside).unwrap();
+    lab.ok(&["mount", "--bind", "/", inside.to_str().unwrap()]);
+    refused(root.to_str().unwrap(), "which is the host's root");
+    lab.ok(&["umount", inside.to_str().unwrap()]);
+    lab.lrpns_ok(&["up", "-d", "-f", &file(root.to_str().unwrap())]);
+    lab.lrpns_ok(&["down", "--all"]);
+}

@@ -133,7 +133,12 @@ fn say(lab: &Lab, command: &str) -> String {
         Some(command) => ("0", command.replace("| sudo ", "| ")),
         None => (USER, command.to_owned()),
     };
-    let script = format!("exec 2>&1; PATH=$PWD/bin:$PATH; cd home\n{command}");
+    // As sudo(8) sets them: root reads the files of the user who runs it.
+    let sudo = match user {
+        "0" => "export SUDO_UID=1000 SUDO_GID=1000;",
+        _ => "",
+    };
+    let script = format!("exec 2>&1; {sudo} PATH=$PWD/bin:$PATH; cd home\n{command}");
     let output = lab.run(&[
         "setpriv",
         "--reuid",

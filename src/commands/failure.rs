@@ -189,6 +189,9 @@ impl From<StackError> for Failure {
         {
             return failure.hint(hint);
         }
+        if let StackError::Directory { source, .. } = &e {
+            return failure.hint(source.hint());
+        }
         match hint(&e, &failure.message) {
             Some(hint) => failure.hint(hint),
             None => failure,

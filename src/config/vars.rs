@@ -579,6 +579,7 @@ mod tests {
             set: set.iter().map(own).collect(),
             env: env.iter().map(own).collect(),
             env_file: Some(("x.env".into(), file.to_owned())),
+            private: false,
         }
     }
 

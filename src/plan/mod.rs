@@ -11,7 +11,7 @@ pub mod resolve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -498,6 +498,12 @@ impl AppPlan {
 }
 
 impl Plan {
+    /// The directory that all stacks of this user have theirs in.
+    #[must_use]
+    pub fn stacks_dir(&self) -> &Path {
+        self.state_dir.parent().unwrap_or(&self.state_dir)
+    }
+
     /// Whether both plans ask for the same: what differs between any two runs (names, uplink, ids) aside.
     #[must_use]
     pub fn asks_for_the_same_as(&self, other: &Plan) -> bool {

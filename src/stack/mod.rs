@@ -31,7 +31,7 @@ use rustix::net::SocketAddrAny;
 use tokio::sync::oneshot;
 
 use crate::config::clients::Admission;
-use crate::config::{Limits, Protocol, Source, TrafficLog};
+use crate::config::{Limits, Protocol, Rootfs, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
 use crate::firewall::{self, ExtraChange};
@@ -80,6 +80,14 @@ pub enum StackError {
     /// A root file system.
     #[error("root file system: {0}")]
     Rootfs(#[from] rootfs::RootfsError),
+    /// A root that is a directory can't be had.
+    #[error("rootfs of {app}: {source}")]
+    Directory {
+        /// The app.
+        app: String,
+        /// Why.
+        source: rootfs::DirectoryError,
+    },
     /// A volume.
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
@@ -227,6 +235,21 @@ struct AppGround {
     /// Where its sockets listen.
     listening: Arc<Listening>,
     volumes: Arc<Volumes>,
+    /// Its root, if that is a directory.
+    root: Option<Arc<rootfs::Directory>>,
+}
+
+/// The directory that is an app's root, held open.
+fn directory(app: &AppPlan, plan: &Plan) -> Result<Option<Arc<rootfs::Directory>>, StackError> {
+    let Rootfs::Dir(path) = &app.rootfs else {
+        return Ok(None);
+    };
+    let opened = rootfs::Directory::open(path, plan.stacks_dir());
+    let opened = opened.map_err(|source| StackError::Directory {
+        app: app.name.to_string(),
+        source,
+    })?;
+    Ok(Some(Arc::new(opened)))
 }
 
 impl AppGround {
@@ -246,6 +269,7 @@ impl AppGround {
             route: Arc::new(Rtnl::from_fd(sockets.route)?),
             listening: Arc::new(Listening::from_fd(sockets.second)?),
             volumes: Arc::new(Volumes::open(app, plan.mode, mapper).await?),
+            root: directory(app, plan)?,
         })
     }
 
@@ -625,6 +649,9 @@ impl Ground {
         for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
             if app.volumes != before.volumes {
                 ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
+            }
+            if app.rootfs != before.rootfs {
+                ground.root = directory(app, &plan)?;
             }
         }
         next.listeners = plan
@@ -1203,6 +1230,7 @@ impl Ground {
             })?;
         let (rootfs, mounts) = rootfs::open(
             &app.rootfs,
+            self.apps[index].root.as_deref(),
             app.name.as_str(),
             app.ids.user(),
             &app.resolvers().collect::<Vec<_>>(),
