@@ -387,7 +387,7 @@ fn errors_quote_no_file_that_the_user_who_runs_sudo_could_not_read() {
     }
     const SECRET: &str = "hunter2";
     let lab = Lab::new();
-    let secret = lab.write("secret", &format!("root:{SECRET}:1\n"));
+    let secret = lab.write("secret", &format!("=root:{SECRET}:\"\n"));
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
     let secret = secret.to_str().unwrap();
     let own = |name: &str, text: String| lab.write(name, &text).to_str().unwrap().to_owned();

@@ -1,10 +1,20 @@
-//! Ports on the host: bound before anything is made, listening when everything is ready.
+//! Ports on the host: bound before anything is made, open when everything is ready.
+//!
+//! A port that is bound and not listened on is ours alone only without `SO_REUSEADDR`: with it any user's socket that has
+//! the same option may have the port as well, and whoever listens first gets the clients. So a port of TCP is bound without.
+//! That is refused while connections of an earlier run are in TIME-WAIT; then the option is needed, and the socket listens
+//! from the start, which nobody can share either, behind a filter that throws every packet away: an early client is not
+//! answered, and its next SYN, a second later, may be. Where the kernel takes no filter from an ordinary user, somebody else
+//! may have begun to listen when we do, which is refused then ([`ListenError`]).
+//!
+//! Once it listens the socket gets the option in any case: connections that it accepts pass it on to their TIME-WAIT, and
+//! the next run could not bind else.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
@@ -13,9 +23,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkPlan};
+use crate::sys::socket::drop_all;
 
 /// What a socket of UDP may hold until the relay comes to read it, in bytes: some thousand small datagrams.
 const UDP_BUFFER: usize = 1 << 20;
+
+/// How many connections may wait to be accepted (listen(2)).
+const WAITING: i32 = 4096;
 
 /// So many published ports need no more descriptors than any process may have.
 const FEW_PORTS: usize = 64;
@@ -53,13 +67,25 @@ impl Listener {
         (self.address, self.protocol)
     }
 
-    /// Binds, without listening yet: EADDRINUSE when somebody listens there, and from now on for everybody else who
-    /// wants to. UDP has nothing like listening: what arrives from now on waits, as far as there is room.
+    /// Has the port, and answers nobody yet: EADDRINUSE when somebody listens there, and from now on for everybody else
+    /// who wants to, or only to bind. UDP has nothing like listening: what arrives from now on waits, as far as there is
+    /// room.
     ///
     /// # Errors
-    /// What `socket(2)` or `bind(2)` says.
+    /// What `socket(2)`, `bind(2)`, `setsockopt(2)` or `listen(2)` says.
     pub fn bind(address: SocketAddr, protocol: Protocol, target: SocketAddr) -> io::Result<Self> {
-        let socket = bound(address, protocol, false)?;
+        let socket = match bound(address, protocol, Others::None) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && protocol == Protocol::Tcp => {
+                let socket = bound(address, protocol, Others::TimeWait)?;
+                match drop_all(socket.as_fd(), true) {
+                    Ok(()) => rustix::net::listen(&socket, WAITING)?,
+                    Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+                    Err(e) => return Err(e),
+                }
+                socket
+            }
+            bound => bound?,
+        };
         Ok(Self {
             address,
             protocol,
@@ -77,18 +103,23 @@ impl Listener {
         Ok(sockopt::set_socket_reuseport(&*self.socket, shared)?)
     }
 
-    /// Begins to listen, also again after [`Listener::close`].
+    /// Begins to answer, also again after [`Listener::close`].
     ///
     /// # Errors
-    /// [`ListenError`]; EADDRINUSE when somebody else has begun since [`Listener::bind`].
+    /// [`ListenError`]; EADDRINUSE when somebody else has begun to listen since [`Listener::close`], or since the socket was
+    /// bound to share its port.
     pub fn listen(&self) -> Result<(), ListenError> {
         if self.protocol == Protocol::Udp {
             return Ok(());
         }
-        rustix::net::listen(&*self.socket, 4096).map_err(|e| ListenError {
-            address: self.address,
-            source: e.into(),
-        })
+        rustix::net::listen(&*self.socket, WAITING)
+            .map_err(io::Error::from)
+            .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
+            .and_then(|()| drop_all(self.socket.as_fd(), false))
+            .map_err(|source| ListenError {
+                address: self.address,
+                source,
+            })
     }
 
     /// Whether somebody has connected whom nobody has accepted yet; [`Listener::close`] would reset that connection.
@@ -135,11 +166,22 @@ pub fn end_of_sharing(port: u16) {
     }
 }
 
-/// A socket for a published port, bound; `shared` as [`Listener::share`] says.
+/// Who else may have a port that is bound and not listened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Nobody, not even what is left of connections.
+    None,
+    /// Of TCP, connections of an earlier run in TIME-WAIT; but also whoever says so as well.
+    TimeWait,
+    /// These, and sockets of the same user that share it, as [`Listener::share`] says.
+    Shared,
+}
+
+/// A socket for a published port, bound.
 ///
 /// # Errors
-/// As [`Listener::bind`].
-pub fn bound(address: SocketAddr, protocol: Protocol, shared: bool) -> io::Result<OwnedFd> {
+/// What `socket(2)`, `setsockopt(2)` or `bind(2)` says.
+pub fn bound(address: SocketAddr, protocol: Protocol, others: Others) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         SocketAddrAny::from(address).address_family(),
         match protocol {
@@ -154,13 +196,13 @@ pub fn bound(address: SocketAddr, protocol: Protocol, shared: bool) -> io::Resul
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     match protocol {
-        // Connections of an earlier run that are in TIME_WAIT don't count; listening sockets still do (socket(7)).
-        Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, true)?,
+        // Listening sockets still count (socket(7)).
+        Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, others != Others::None)?,
         // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
         Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
             .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
     }
-    if shared {
+    if others == Others::Shared {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;
@@ -371,6 +413,68 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(taken);
         assert!(Listener::bind(address, Protocol::Tcp, address).is_ok());
+    }
+
+    #[test]
+    fn a_port_of_tcp_is_nobody_elses_once_it_is_bound_and_answers_when_it_is_told_to() {
+        for (all, time_wait) in [(false, false), (true, false), (false, true), (true, true)] {
+            let earlier = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let at_one = earlier.local_addr().unwrap();
+            if time_wait && drop_all(earlier.as_fd(), true).is_err() {
+                // Some kernels take a filter from root only.
+                continue;
+            }
+            drop_all(earlier.as_fd(), false).unwrap();
+            if time_wait {
+                // Who closes first has it.
+                let mut client = std::net::TcpStream::connect(at_one).unwrap();
+                drop(earlier.accept().unwrap());
+                io::Read::read(&mut client, &mut [0]).unwrap();
+            }
+            drop(earlier);
+            let address = match all {
+                true => SocketAddr::from(([0, 0, 0, 0], at_one.port())),
+                false => at_one,
+            };
+            let ours = Listener::bind(address, Protocol::Tcp, address).unwrap();
+            // Whoever else wants it: at the same address, at another that is the same port, of both families.
+            for other in [
+                at_one,
+                SocketAddr::from(([0, 0, 0, 0], at_one.port())),
+                SocketAddr::from(([0_u16; 8], at_one.port())),
+            ] {
+                let family = SocketAddrAny::from(other).address_family();
+                let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+                let socket = rustix::net::socket_with(family, kind, flags, None).unwrap();
+                sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+                let had = rustix::net::bind(&socket, &other)
+                    .and_then(|()| rustix::net::listen(&socket, 1));
+                assert_eq!(had, Err(rustix::io::Errno::ADDRINUSE), "{address} {other}");
+            }
+            let wait = std::time::Duration::from_millis(50);
+            let early = std::net::TcpStream::connect_timeout(&at_one, wait).unwrap_err();
+            let wanted = match time_wait {
+                true => io::ErrorKind::TimedOut,
+                false => io::ErrorKind::ConnectionRefused,
+            };
+            assert_eq!(early.kind(), wanted, "{address}");
+            ours.listen().unwrap();
+            std::net::TcpStream::connect(at_one).unwrap();
+        }
+    }
+
+    #[test]
+    fn connections_of_an_earlier_run_are_in_nobodys_way() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        for _ in 0..3 {
+            let ours = Listener::bind(address, Protocol::Tcp, address).unwrap();
+            ours.listen().unwrap();
+            let mut client = std::net::TcpStream::connect(address).unwrap();
+            drop(rustix::net::accept(&*ours.socket).unwrap());
+            io::Read::read(&mut client, &mut [0]).unwrap();
+        }
     }
 
     #[test]

@@ -531,7 +531,7 @@ fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
     let bound: Result<Vec<OwnedFd>, String> = ports
         .iter()
         .map(|address| {
-            let socket = publish::bound(*address, Protocol::Tcp, true);
+            let socket = publish::bound(*address, Protocol::Tcp, publish::Others::Shared);
             socket.map_err(|e| format!("listen on {address}: {e}"))
         })
         .collect();
