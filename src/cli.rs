@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod help;
+pub mod hide;
 
 use std::path::PathBuf;
 
@@ -44,7 +45,8 @@ pub struct Source {
     /// The built-in example, whatever file is here, published on 0.0.0.0:5000
     #[arg(long, conflicts_with = "file")]
     pub demo: bool,
-    /// Set a variable for ${NAME} in the file; goes before the environment's LRPNS_NAME
+    /// Set a variable for ${NAME} in the file; goes before the environment's LRPNS_NAME. Not for secrets: other users can
+    /// read a command line
     #[arg(long, value_name = "NAME=VALUE")]
     pub set: Vec<String>,
     /// A file of NAME=VALUE lines for ${NAME}; comes after the environment

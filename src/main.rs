@@ -32,6 +32,8 @@ fn main() -> ExitCode {
     let matches = lrpns::cli::command().get_matches();
     // They were made by these very types.
     let cli = lrpns::cli::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    // What can't be hidden stays where whoever typed it has put it.
+    let _ = lrpns::cli::hide::values();
     if cli.trust_file {
         lrpns::config::trust_everybody();
     }

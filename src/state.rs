@@ -296,7 +296,11 @@ impl StackDir {
     /// # Errors
     /// [`StateError`].
     pub fn save(&self, plan: &Plan) -> Result<(), StateError> {
-        write_plan(&self.path, plan)
+        let staged = stage(&Plan {
+            state_dir: self.path.clone(),
+            ..plan.clone()
+        })?;
+        staged.commit(plan)
     }
 
     /// Listens on the control socket. A socket that a crash left is replaced: its lock was free.
@@ -314,21 +318,53 @@ impl StackDir {
     }
 }
 
-/// Writes the plan of a stack that has changed, for its supervisor.
-///
-/// # Errors
-/// [`StateError`].
-pub fn save(plan: &Plan) -> Result<(), StateError> {
-    write_plan(&plan.state_dir, plan)
+/// The plan that a stack is about to have, written beside the one that it has. Dropped, it is gone again.
+pub struct Staged {
+    file: File,
+    new: PathBuf,
+    path: PathBuf,
 }
 
-/// Whoever reads it finds the old one or the new one.
-fn write_plan(directory: &Path, plan: &Plan) -> Result<(), StateError> {
-    let path = directory.join("plan.json");
-    let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &path)(e.into()))?;
-    let new = directory.join("plan.json.new");
-    std::fs::write(&new, text).map_err(at("write", &new))?;
-    std::fs::rename(&new, &path).map_err(at("write", &path))
+/// Writes a plan beside the saved one, for a supervisor that is about to change: what can't be saved is known before
+/// anything has changed.
+///
+/// # Errors
+/// [`StateError`]; a full file system is found now.
+pub fn stage(plan: &Plan) -> Result<Staged, StateError> {
+    let path = plan.state_dir.join("plan.json");
+    let new = plan.state_dir.join("plan.json.new");
+    let file = File::create(&new).map_err(at("write", &new))?;
+    let staged = Staged { file, new, path };
+    staged.write(plan)?;
+    Ok(staged)
+}
+
+impl Staged {
+    /// Puts `plan` in the place of the saved one: what was staged, or less. Whoever reads it finds the old one or the new
+    /// one.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn commit(self, plan: &Plan) -> Result<(), StateError> {
+        self.write(plan)?;
+        std::fs::rename(&self.new, &self.path).map_err(at("write", &self.path))
+    }
+
+    /// Over what is there, whose blocks stay its own until the rest is cut off: for no more than that there is room.
+    fn write(&self, plan: &Plan) -> Result<(), StateError> {
+        use std::os::unix::fs::FileExt as _;
+        let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &self.new)(e.into()))?;
+        let written = self.file.write_all_at(&text, 0);
+        let cut = written.and_then(|()| self.file.set_len(text.len() as u64));
+        cut.map_err(at("write", &self.new))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // After a commit it is not there any more.
+        let _ = std::fs::remove_file(&self.new);
+    }
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {

@@ -502,3 +502,87 @@ fn a_root_is_the_directory_that_it_was_at_the_start_and_nothing_of_the_hosts() {
     lab.lrpns_ok(&["up", "-d", "-f", &file(root.to_str().unwrap())]);
     lab.lrpns_ok(&["down", "--all"]);
 }
+
+#[test]
+fn a_change_that_can_not_be_saved_is_not_made() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.ok(&["mount", "-o", "remount,size=2M", "/run"]);
+    let file = |seconds: u32| {
+        let text = format!(
+            "name = \"x\"\n{WAITS}allow = [\"192.0.2.{seconds}\"]\npublish = [\"0.0.0.0:8000:8000\"]\n"
+        );
+        let text = text.replace(
+            "\"sleep\", \"infinity\"",
+            &format!("\"{PYTHON}\", \"-m\", \"http.server\", \"8000\""),
+        );
+        lab.write("x.toml", &text).to_str().unwrap().to_owned()
+    };
+    lab.lrpns_ok(&["up", "-d", "-f", &file(1)]);
+    let saved = || {
+        let plan = lab.ok(&["cat", "/run/lrpns/x/plan.json"]);
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        plan["apps"][0]["allow"].to_string()
+    };
+    let before = (
+        saved(),
+        lab.status("x")["plan"]["apps"][0]["allow"].to_string(),
+    );
+    assert!(before.0.contains("192.0.2.1"), "{}", before.0);
+    let full = lab.run(&["dd", "if=/dev/zero", "of=/run/filler", "bs=4k"]);
+    assert!(!full.status.success());
+    let (code, said) = lab.lrpns_err(&["apply", "x", "-f", &file(2)]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("No space left") && said.contains("nothing was changed"),
+        "{said}"
+    );
+    assert_eq!(
+        (
+            saved(),
+            lab.status("x")["plan"]["apps"][0]["allow"].to_string()
+        ),
+        before
+    );
+    let left = lab.ok(&["ls", "/run/lrpns/x"]);
+    assert!(!left.contains("new"), "{left}");
+    lab.ok(&["rm", "/run/filler"]);
+    lab.lrpns_ok(&["apply", "x", "-f", &file(2)]);
+    assert!(saved().contains("192.0.2.2"), "{}", saved());
+    // A start that could not be saved leaves nothing either.
+    lab.lrpns_ok(&["down", "x"]);
+    assert!(
+        !lab.run(&["dd", "if=/dev/zero", "of=/run/filler", "bs=4k"])
+            .status
+            .success()
+    );
+    let (_, said) = lab.lrpns_err(&["up", "-d", "-f", &file(1)]);
+    assert!(said.contains("No space left"), "{said}");
+    assert!(!lab.root().join("run/lrpns").exists());
+}
+
+#[test]
+fn no_other_user_reads_the_value_of_a_variable_in_a_command_line() {
+    if !look::machine() {
+        return;
+    }
+    const SECRET: &str = "hunter2";
+    let lab = Lab::new();
+    let text = format!("name = \"x\"\n{WAITS}env = {{ TOKEN = \"${{TOKEN}}\" }}\n");
+    let file = lab.write("x.toml", &text).to_str().unwrap().to_owned();
+    let set = format!("TOKEN={SECRET}");
+    lab.lrpns_ok(&["up", "-d", "-f", &file, "--set", &set]);
+    // It has come to where it is meant for.
+    let env = lab.lrpns_ok(&["exec", "x", "--", "printenv", "TOKEN"]);
+    assert_eq!(env.trim(), SECRET);
+    let user = support::user::User::new(&lab, OTHER);
+    let seen = user.run(&["ps", "-e", "-ww", "-o", "args="]);
+    let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+    assert!(!seen.contains(SECRET), "{seen}");
+    assert!(
+        seen.contains(&format!("--set TOKEN={}", "*".repeat(SECRET.len()))),
+        "{seen}"
+    );
+}

@@ -59,7 +59,7 @@ use crate::plan::change::{self, Change, PartChange};
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Channel;
 use crate::stack::{Ground, Launched, PartId, StackError, Wait};
-use crate::state;
+use crate::state::{self, Staged, StateError};
 use crate::traffic::line::Names;
 
 /// How long a port that must be closed may take to turn out to be open: a connection within this machine takes a
@@ -433,13 +433,24 @@ impl Task {
 
     /// There, or there and back.
     async fn go(&mut self, next: &Arc<Ground>, confirm: Option<u64>) -> Reply {
+        // What could not be saved is not begun.
+        let staged = match state::stage(&next.plan) {
+            Ok(staged) => staged,
+            Err(e) => return refused(format!("{e}; nothing was changed"), None),
+        };
         let why = match self.forward(next, confirm).await {
             Ok(()) => {
-                self.settle(next).await;
-                return Reply::Applying(Applying::Applied);
+                return match self.settle(next, staged).await {
+                    Ok(()) => Reply::Applying(Applying::Applied),
+                    Err(e) => refused(
+                        format!("the change is in force, but its plan could not be saved: {e}"),
+                        Some("lrpns down, then up".to_owned()),
+                    ),
+                };
             }
             Err(why) => why,
         };
+        drop(staged);
         self.note(format!("live change: {why}; the old rules come back"));
         let started = [&self.done.restarted, &self.done.joined];
         let started = started.iter().any(|parts| !parts.is_empty());
@@ -782,9 +793,10 @@ impl Task {
     }
 
     /// The change stays.
-    async fn settle(&mut self, next: &Arc<Ground>) {
+    async fn settle(&mut self, next: &Arc<Ground>, staged: Staged) -> Result<(), StateError> {
         let next = &self.part_with(next).await;
-        if let Err(e) = state::save(&next.plan) {
+        let saved = staged.commit(&next.plan);
+        if let Err(e) = &saved {
             self.note(format!("live change: {e}"));
         }
         let restarts = self.change.restart.iter().flat_map(|part| &part.because);
@@ -798,6 +810,7 @@ impl Task {
             .map(String::as_str)
             .collect();
         self.note(format!("live change: {}", keys.join(", ")));
+        saved
     }
 
     /// Takes back what has been done; what can't be is told.
