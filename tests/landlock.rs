@@ -207,3 +207,48 @@ fn a_port_that_is_none_is_refused_with_its_place() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+#[test]
+fn no_protocol_connects_past_it_whatever_the_profile_says() {
+    if !look::machine() {
+        return;
+    }
+    let open = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [] }"#;
+    let tries = r#"
+def of(family, kind, protocol=0):
+    return tried(lambda: call(libc.socket(family, kind, protocol)))
+def ulp():
+    s = socket.socket()
+    s.setsockopt(6, 31, b"smc")
+say([of(2, 1, 256), of(10, 1, 256), of(2, 1, 262), of(2, 1, 132), of(2, 5), of(43, 1), of(40, 1), of(21, 5), tried(ulp),
+     of(2, 1), of(2, 2), of(1, 1)])
+"#;
+    for profile in ["default", "strict", "open.json"] {
+        let lab = Lab::new();
+        lab.write("open.json", open);
+        let more = format!("seccomp = \"{profile}\"");
+        look::up(&lab, &look::telling("web", "t", "5000:5000", &more));
+        let said = look::attack(&lab, "web", "app", tries);
+        let said: Vec<_> = said
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v.as_str().unwrap())
+            .collect();
+        let protocol = "EPROTONOSUPPORT";
+        assert_eq!(
+            said[..5],
+            [protocol, protocol, protocol, protocol, "EPERM"],
+            "{profile}"
+        );
+        assert!(
+            said[5..8]
+                .iter()
+                .all(|e| ["EAFNOSUPPORT", "EPERM"].contains(e)),
+            "{profile}: {said:?}"
+        );
+        assert_eq!(said[8], "ENOENT", "{profile}");
+        let local = if profile == "strict" { "EPERM" } else { "OK" };
+        assert_eq!(said[9..], ["OK", "OK", local], "{profile}");
+    }
+}

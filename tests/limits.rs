@@ -678,3 +678,141 @@ fn one_client_with_hundreds_of_connections_shuts_nobody_out_of_a_relay_with_few_
     drop(greedy.stdin.take());
     greedy.wait().unwrap();
 }
+
+/// What an app tries to take of what the host has once; each gives how much it got.
+const TAKERS: &str = r#"
+import ctypes, resource, signal, mmap
+def count(most, what):
+    for n in range(most):
+        try:
+            what()
+        except OSError as e:
+            return [n, errno.errorcode[e.errno]]
+    return [most, "OK"]
+def instances():
+    call(libc.inotify_init1(0))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+def queue():
+    call(libc.sigqueue(os.getpid(), signal.SIGRTMIN, None))
+def pages():
+    mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+def attach():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xffff))
+    s.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(code)))
+def aio():
+    context = ctypes.c_ulong(0)
+    call(libc.syscall(206 if os.uname().machine == "x86_64" else 0, 64, ctypes.byref(context)))
+"#;
+
+#[test]
+fn what_counts_for_the_whole_host_is_left_to_it_whatever_an_app_takes() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(&lab, &waiting(""));
+    // A host whose root has few inotify instances is every host: 128. It never comes to that here.
+    let holds = format!(
+        "{}\n{TAKERS}\ntook = {{'instances': count(200, instances), 'signals': count(5000, queue), 'aio': count(1, aio),\n  'pages': count(1, pages), 'filters': count(1, attach), 'shm': count(1, lambda: call(libc.shmget(0, 2 << 20, 0o5600))),\n  'memfd': count(1, lambda: call(libc.memfd_create(b'x', 4)))}}\nsay(took)\nsys.stdin.read()",
+        look::ATTACKS
+    );
+    let mut app = lab.spawn_lrpns(&["exec", "web", "--", PYTHON, "-c", &holds]);
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(app.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    let took: Value = serde_json::from_str(&line).unwrap();
+    // While it holds all that: what the host's root can have.
+    let host = format!(
+        "{TAKERS}\nsay({{'instances': count(20, instances), 'signals': count(2000, queue)}})"
+    );
+    let host = look::attack_from_host(&lab, &host);
+    assert_eq!(
+        host,
+        json!({ "instances": [20, "OK"], "signals": [2000, "OK"] })
+    );
+    let most = |of: &str| took[of][0].as_u64().unwrap();
+    assert!((1..=16).contains(&most("instances")), "{took}");
+    assert_eq!(took["instances"][1], "EMFILE");
+    assert!((100..=1024).contains(&most("signals")), "{took}");
+    assert_eq!(took["signals"][1], "EAGAIN");
+    for (what, errno) in [
+        ("aio", "ENOSYS"),
+        ("pages", "ENOMEM"),
+        ("filters", "EPERM"),
+        ("shm", "ENOMEM"),
+        ("memfd", "ENOMEM"),
+    ] {
+        assert_eq!(took[what], json!([0, errno]), "{what}");
+    }
+    drop(app.stdin.take());
+    app.wait().unwrap();
+}
+
+#[test]
+fn no_part_may_have_more_of_what_user_namespaces_count_than_it_needs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(
+        &lab,
+        &waiting("publish = [\"8000:8000\"]\nlisten = [8001]").replace(
+            &look::toml_list(&["/bin/sleep", "infinity"]),
+            &look::toml_list(&[
+                "/usr/bin/busybox",
+                "httpd",
+                "-f",
+                "-p",
+                "8000",
+                "-h",
+                "/usr/share",
+            ]),
+        ),
+    );
+    let status = lab.status("web");
+    for (name, instances) in [("sidecar", 0), ("relay", 0), ("app", 16)] {
+        let pid = look::init(&status, name).to_string();
+        let limit = |file: &str| -> u64 {
+            let path = format!("/proc/sys/user/{file}");
+            let args = [
+                "nsenter",
+                "--user",
+                "--preserve-credentials",
+                "--target",
+                &pid,
+                "cat",
+                &path,
+            ];
+            lab.ok(&args).trim().parse().unwrap()
+        };
+        let found = limit("max_inotify_instances");
+        assert!(
+            found <= instances && (found > 0) == (instances > 0),
+            "{name}: {found}"
+        );
+        assert_eq!(limit("max_inotify_watches") > 0, instances > 0, "{name}");
+        for none in ["max_user_namespaces", "max_time_namespaces"] {
+            assert_eq!(limit(none), 0, "{name}: {none}");
+        }
+        for few in [
+            "max_pid_namespaces",
+            "max_net_namespaces",
+            "max_mnt_namespaces",
+        ] {
+            assert_eq!(limit(few), 64, "{name}: {few}");
+        }
+        let pid = look::pid(&status, name);
+        for (limit, most) in [
+            ("Max pending signals", 1024),
+            ("Max msgqueue size", 81_920),
+            ("Max locked memory", 8 << 20),
+        ] {
+            let found = rlimit(&lab, pid, limit).map(|n| n.parse::<u64>().unwrap());
+            assert!(
+                found.iter().all(|found| *found <= most),
+                "{name}: {limit}: {found:?}"
+            );
+        }
+    }
+}

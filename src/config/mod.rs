@@ -232,6 +232,7 @@ fn read_seccomp(path: &Path) -> Result<crate::confine::seccomp::Profile, Box<Pro
         let at = start + error.column - 1;
         hidden(problem(source.place(at..at + 1), error.message))
     })?;
+    let profile = profile.guarded();
     let whole = || Place::File {
         path: path.to_owned(),
     };

@@ -10,16 +10,40 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const MOST_DESCRIPTORS: u64 = 65_536;
 
 /// What a part's processes may have of each at most: (which, soft, hard).
-const CEILINGS: [(Resource, u64, u64); 3] = [
+const CEILINGS: [(Resource, u64, u64); 6] = [
     // A core is what is in memory, written where the host's core_pattern says. If that is a program (`|`), the kernel
     // starts it as the host's root at any limit but this one, which is too small for a file as well (coredump_pipe(),
     // fs/coredump.c). It can't be lowered to 0 any more either: `crate::confine::seccomp` has that.
     (Resource::Core, 1, 1),
     // The kernel's table of descriptors is memory too; programs that need more than the soft limit raise it.
     (Resource::Nofile, MOST_DESCRIPTORS, 524_288),
+    // Queued signals and POSIX timers. They count for all user namespaces above as well, so for host root: see
+    // [`halve_what_counts_for_the_host`].
+    (Resource::Sigpending, 1024, 1024),
+    // Bytes of POSIX message queues, counted in the same way; a tenth of the kernel's default.
+    (Resource::Msgqueue, 81_920, 81_920),
+    // Memory that is not given back under pressure, each process; the kernel's default since Linux 5.16.
+    (Resource::Memlock, 8 << 20, 8 << 20),
     // No real-time priority, also where the user who started us may have one.
     (Resource::Rtprio, 0, 0),
 ];
+
+/// Lowers this process's soft limits of what is counted up the tree of user namespaces to a half, before it makes one: all
+/// parts of all stacks together then leave the other half to who started them.
+///
+/// What a namespace's processes have queued counts for the namespace's owner in the one above too, and there must not exceed
+/// the limit that who made the namespace had at that time (`inc_rlimit_get_ucounts()` of kernel/ucount.c, since Linux 5.14).
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn halve_what_counts_for_the_host() -> io::Result<()> {
+    for resource in [Resource::Sigpending, Resource::Msgqueue] {
+        let now = getrlimit(resource);
+        let current = now.current.map(|most| most / 2);
+        setrlimit(resource, Rlimit { current, ..now })?;
+    }
+    Ok(())
+}
 
 /// Raises this process's soft limit of descriptors to its hard one, which [`lower`] has lowered: for the relay, whose
 /// connections it bounds.

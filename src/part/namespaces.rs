@@ -178,10 +178,61 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
     own.chain(common6).chain(common).copied()
 }
 
-/// In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
-/// holes of the kernel are reached. No part needs one, and the limit counts in the part's namespace and all below it;
-/// who could raise it again holds CAP_SYS_RESOURCE there, that is nobody (namespaces(7), "The /proc/sys/user directory").
-const NO_USER_NAMESPACES: (&str, &str) = ("/proc/sys/user/max_user_namespaces", "0");
+/// What a part's user namespace may have of what is counted up the tree of user namespaces, that is for host root as well
+/// (namespaces(7), "The /proc/sys/user directory"; kernel/ucount.c). Who could raise a limit again holds CAP_SYS_RESOURCE
+/// there, that is nobody.
+const CEILINGS: [(&str, u32); 10] = [
+    // In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
+    // holes of the kernel are reached. No part needs one.
+    (NO_USER_NAMESPACES, 0),
+    ("max_time_namespaces", 0),
+    ("max_fanotify_groups", 0),
+    ("max_fanotify_marks", 0),
+    // The part's own, of all its processes and those that are ending still.
+    ("max_cgroup_namespaces", OWN_NAMESPACES),
+    ("max_ipc_namespaces", OWN_NAMESPACES),
+    ("max_mnt_namespaces", OWN_NAMESPACES),
+    ("max_net_namespaces", OWN_NAMESPACES),
+    ("max_pid_namespaces", OWN_NAMESPACES),
+    ("max_uts_namespaces", OWN_NAMESPACES),
+];
+const NO_USER_NAMESPACES: &str = "max_user_namespaces";
+const OWN_NAMESPACES: u32 = 64;
+
+/// What an app may have of the host's inotify instances and watches, which are few (128 and some thousands for each user
+/// of the host): at most this many, and at most an eighth. The other parts have none.
+const INOTIFY: [(&str, &str, u64); 2] = [
+    ("max_inotify_instances", "max_user_instances", 16),
+    ("max_inotify_watches", "max_user_watches", 16_384),
+];
+
+/// Sets [`CEILINGS`] and [`INOTIFY`] in the user namespace of this process.
+fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
+    let set = |name: &str, most: u64| {
+        let path = format!("/proc/sys/user/{name}");
+        match std::fs::write(&path, most.to_string()) {
+            // A kernel without it has nothing to count.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name != NO_USER_NAMESPACES => Ok(()),
+            done => done.map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}"))),
+        }
+    };
+    for (name, most) in CEILINGS {
+        set(name, most.into())?;
+    }
+    for (name, of_the_host, most) in INOTIFY {
+        let most = match network {
+            Network::App { .. } => {
+                let path = format!("/proc/sys/fs/inotify/{of_the_host}");
+                let there = std::fs::read_to_string(path).unwrap_or_default();
+                let there = there.trim().parse().unwrap_or(u64::MAX);
+                most.min((there / 8).max(1))
+            }
+            _ => 0,
+        };
+        set(name, most)?;
+    }
+    Ok(())
+}
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes
 /// before the rest: setting it resets some of that.
@@ -468,9 +519,11 @@ fn make(network: Network) -> Made {
     if network != Network::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }
+    crate::confine::ceilings::halve_what_counts_for_the_host()
+        .map_err(at("lower the resource limits"))?;
     unshare(flags).map_err(at("unshare"))?;
-    std::fs::write(NO_USER_NAMESPACES.0, NO_USER_NAMESPACES.1)
-        .map_err(at("forbid further user namespaces"))?;
+    limit_what_counts_for_the_host(network)
+        .map_err(at("limit what counts for the host in the user namespace"))?;
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
     let ipv6 = match network {

@@ -286,6 +286,25 @@ impl Profile {
         rules.iter().any(|rule| rule.action.allows()) || (!all && self.otherwise.allows())
     }
 
+    /// The same profile without the ways past Landlock, of which a file need not know: protocols of sockets that connect
+    /// without asking it, and requests that do so on a socket of TCP.
+    #[must_use]
+    pub fn guarded(mut self) -> Self {
+        for (call, mut guards) in roles::guards() {
+            let number = call.id().cast_unsigned();
+            if !self.may_allow(call.name()) {
+                continue;
+            }
+            let rules = self.calls.entry(number).or_default();
+            if rules.is_empty() {
+                rules.push(always(self.otherwise));
+            }
+            guards.append(rules);
+            *rules = guards;
+        }
+        self
+    }
+
     /// The two filters of a part whose commands run under this profile.
     ///
     /// # Errors

@@ -84,16 +84,19 @@ const SELF: &[Sysno] =
 
 /// What only `default` has. Ids and capabilities may be "set": nothing is held that could be gained, and servers
 /// that are used to start as root call them (nginx, PostgreSQL, gosu). Shared memory is PostgreSQL's, semaphores are
-/// Apache's and PHP's, native AIO is nginx's and MySQL's.
+/// Apache's and PHP's.
 const MORE: &[Sysno] = calls![
-    capget capset fremovexattr fsetxattr inotify_add_watch inotify_init1 inotify_rm_watch io_cancel io_destroy
-    io_getevents io_pgetevents io_setup io_submit ioprio_get ioprio_set lremovexattr lsetxattr removexattr
+    capget capset fremovexattr fsetxattr inotify_add_watch inotify_init1 inotify_rm_watch ioprio_get ioprio_set lremovexattr lsetxattr removexattr
     removexattrat sched_setattr sched_setparam sched_setscheduler semctl semget semop semtimedop setfsgid setfsuid
     setgid setgroups setpriority setregid setresgid setresuid setreuid setuid setxattr setxattrat shmat shmctl shmdt
     shmget vmsplice
 ];
 #[cfg(target_arch = "x86_64")]
 const OLD_MORE: &[Sysno] = calls![fork inotify_init vfork];
+
+/// Native AIO: the machine has `fs.aio-max-nr` requests for all, one call of `io_setup` takes what is left of them, and
+/// then no database starts. So there is none, as on a kernel without CONFIG_AIO: nginx, MySQL and MariaDB go on without.
+const AIO: &[Sysno] = calls![io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit];
 
 /// What other architectures have instead.
 #[cfg(target_arch = "aarch64")]
@@ -177,13 +180,30 @@ const NEW_NAMESPACES: i32 = CLONE_NEWNS
     | CLONE_NEWPID
     | CLONE_NEWNET;
 
-/// Landlock asks about TCP where connect(2) and bind(2) are called on its sockets. MPTCP's are other sockets, which
-/// speak TCP with whoever knows no MPTCP (`current_check_access_socket()` of security/landlock/net.c); so nobody gets
-/// one. Programs that prefer it (Go's listeners do) are told what a kernel without it says, and go on by TCP.
-const MPTCP: i32 = libc::IPPROTO_MPTCP;
+/// Landlock asks about TCP where connect(2) and bind(2) are called on its sockets, and takes every other protocol for none
+/// of its business: also those that speak TCP below (MPTCP, SMC), or go past it and the sidecar's rules in other ways (RDS,
+/// TIPC, VSOCK). So what a socket may be is a list of what is known, not of what is refused
+/// (`current_check_access_socket()` of security/landlock/net.c). Programs that prefer MPTCP (Go's listeners do) are told
+/// what a kernel without it says, and go on by TCP.
+const PROTOCOLS: [i32; 3] = [0, IPPROTO_TCP, IPPROTO_UDP];
+/// Families of any profile, also of one from a file.
+const FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 /// The second way past it: send(2) with this flag connects, and no hook is asked about that (`tcp_sendmsg_fastopen()` of
 /// net/ipv4/tcp.c). The answer is the one of a kernel whose `net.ipv4.tcp_fastopen` says no.
 const FASTOPEN: i32 = libc::MSG_FASTOPEN;
+/// The third: an upper layer protocol takes a TCP socket over, and "smc" makes it a socket that is none of TCP's
+/// (`smc_ulp_init()` of net/smc/af_smc.c). "tls" goes with it, which every library does without.
+const ULP: (i32, i32) = (IPPROTO_TCP, libc::TCP_ULP);
+/// setsockopt(2) options of SOL_SOCKET that hand the kernel a program to compile. The memory for that is counted for the
+/// whole machine (`net.core.bpf_jit_limit`): without it nobody who lacks CAP_BPF gets a filter any more, not even a
+/// seccomp filter where the kernel has no interpreter (CONFIG_BPF_JIT_ALWAYS_ON), and sshd lets nobody in.
+const FILTERS: [i32; 2] = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF];
+/// Huge pages are set aside by the host's administrator, for a database perhaps, and counted for the whole machine. The
+/// answer is the one when there are none left.
+const HUGE: [(Sysno, u8, i32); 2] = [
+    (Sysno::mmap, 3, libc::MAP_HUGETLB),
+    (Sysno::memfd_create, 1, libc::MFD_HUGETLB as i32),
+];
 /// Which argument of a call are the flags that [`FASTOPEN`] is one of.
 const SENDING: [(Sysno, u8); 3] = [
     (Sysno::sendto, 3),
@@ -235,25 +255,83 @@ fn one_of<T: TryInto<u32> + Copy>(arg: u8, values: &[T]) -> Vec<Rule> {
         .collect()
 }
 
-/// Sockets of these families, but for those that Landlock takes for none of TCP's.
+fn not_equal(arg: u8, value: i32) -> Test {
+    Test {
+        is: Comparison::Ne,
+        ..equal(arg, value)
+    }
+}
+
+/// What no socket may be, whatever a profile says: see [`PROTOCOLS`].
+fn past_landlock() -> Vec<Rule> {
+    const EAFNOSUPPORT: Action = Action::Errno(libc::EAFNOSUPPORT as u16);
+    let family = FAMILIES.map(|family| not_equal(0, family)).to_vec();
+    let mut rules = vec![Rule {
+        when: family,
+        action: EAFNOSUPPORT,
+    }];
+    for family in [AF_INET, AF_INET6] {
+        // A raw socket takes a capability that nobody has; one of packets in order is SCTP's.
+        let kind =
+            [SOCK_STREAM, SOCK_DGRAM].map(|kind| low(1, 0xf, Comparison::Ne, kind.cast_unsigned()));
+        rules.push(Rule {
+            when: [equal(0, family)].into_iter().chain(kind).collect(),
+            action: EPERM,
+        });
+        let protocol = PROTOCOLS.map(|protocol| not_equal(2, protocol));
+        rules.push(Rule {
+            when: [equal(0, family)].into_iter().chain(protocol).collect(),
+            action: EPROTONOSUPPORT,
+        });
+    }
+    rules
+}
+
+/// Sockets of these families.
 fn sockets(families: &[i32]) -> Vec<Rule> {
-    let no_tcp = Rule {
-        when: vec![equal(2, MPTCP)],
-        action: EPROTONOSUPPORT,
-    };
-    let mut rules = vec![no_tcp];
+    let mut rules = past_landlock();
     rules.extend(one_of(0, families));
     rules
+}
+
+/// Which options of a socket nobody may set, whatever a profile says.
+fn no_takeover() -> Rule {
+    Rule {
+        when: vec![equal(1, ULP.0), equal(2, ULP.1)],
+        action: Action::Errno(libc::ENOENT as u16),
+    }
+}
+
+/// What is refused of each call in every profile, before its own rules: the ways past Landlock.
+pub(super) fn guards() -> Vec<(Sysno, Vec<Rule>)> {
+    let mut guards = vec![
+        (Sysno::socket, past_landlock()),
+        (Sysno::setsockopt, vec![no_takeover()]),
+    ];
+    guards.extend(SENDING.map(|(call, flags)| (call, vec![connects(flags)])));
+    guards
+}
+
+fn connects(flags: u8) -> Rule {
+    Rule {
+        when: vec![low(flags, FASTOPEN.cast_unsigned(), Comparison::Ne, 0)],
+        action: EOPNOTSUPP,
+    }
+}
+
+/// Anything but huge pages: see [`HUGE`].
+fn not_huge(flags: u8, huge: i32) -> Vec<Rule> {
+    let refused = Rule {
+        when: vec![low(flags, huge.cast_unsigned(), Comparison::Ne, 0)],
+        action: Action::Errno(libc::ENOMEM as u16),
+    };
+    vec![refused, always(Action::Allow)]
 }
 
 /// Sending, but not as a way to connect.
 fn sending(calls: &mut Calls) {
     for (call, flags) in SENDING {
-        let connects = Rule {
-            when: vec![low(flags, FASTOPEN.cast_unsigned(), Comparison::Ne, 0)],
-            action: EOPNOTSUPP,
-        };
-        set(calls, call, vec![connects, always(Action::Allow)]);
+        set(calls, call, vec![connects(flags), always(Action::Allow)]);
     }
 }
 
@@ -294,6 +372,10 @@ fn set(calls: &mut Calls, call: Sysno, rules: Vec<Rule>) {
 pub fn default() -> Profile {
     let mut calls = common();
     calls.extend(plain(&[MORE, OLD_MORE]));
+    for call in AIO {
+        set(&mut calls, *call, vec![always(ENOSYS)]);
+    }
+    set(&mut calls, Sysno::shmget, not_huge(2, libc::SHM_HUGETLB));
     set(
         &mut calls,
         Sysno::clone,
@@ -434,6 +516,16 @@ fn common() -> Calls {
         SELF,
     ]);
     sending(&mut calls);
+    let mut options = vec![no_takeover()];
+    options.extend(FILTERS.map(|option| Rule {
+        when: vec![equal(1, libc::SOL_SOCKET), equal(2, option)],
+        action: EPERM,
+    }));
+    options.push(always(Action::Allow));
+    set(&mut calls, Sysno::setsockopt, options);
+    for (call, flags, huge) in HUGE {
+        set(&mut calls, call, not_huge(flags, huge));
+    }
     // The one limit that must not be lowered: see `crate::confine::ceilings`.
     let but_of_cores = |arg| allow([low(arg, u32::MAX, Comparison::Ne, libc::RLIMIT_CORE)]);
     set(&mut calls, Sysno::setrlimit, vec![but_of_cores(0)]);
@@ -838,7 +930,7 @@ mod tests {
 
     #[test]
     fn nobody_speaks_tcp_by_a_way_that_landlock_is_not_asked_about() {
-        let mptcp = |domain: i32| [domain as u64, 1, MPTCP as u64, 0, 0, 0];
+        let mptcp = |domain: i32| [domain as u64, 1, libc::IPPROTO_MPTCP as u64, 0, 0, 0];
         for profile in [
             default(),
             strict(),
@@ -861,6 +953,59 @@ mod tests {
                 assert!(!answer.allows(), "{} {call:?}", profile.name);
             }
         }
+    }
+
+    #[test]
+    fn a_socket_is_of_a_protocol_that_is_known_in_every_profile() {
+        // As a file may have it: everything, by one rule, or by none.
+        let file = |calls: &[Sysno]| Profile {
+            name: "file".to_owned(),
+            otherwise: Action::Allow,
+            calls: plain(&[calls]),
+            unknown: vec![],
+        };
+        let (all, named) = (
+            file(&[]),
+            file(&[Sysno::socket, Sysno::setsockopt, Sysno::sendto]),
+        );
+        for profile in [default(), strict(), all.guarded(), named.guarded()] {
+            let socket = |family: i32, kind: i32, protocol: i32| {
+                let args = [family, kind, protocol, 0, 0, 0].map(|arg| arg as u64);
+                profile.answer(number(Sysno::socket), args).allows()
+            };
+            for family in [AF_INET, AF_INET6] {
+                for flags in [0, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK] {
+                    for (kind, protocol) in [(1, 0), (1, 6), (2, 0), (2, 17)] {
+                        assert!(socket(family, kind | flags, protocol), "{}", profile.name);
+                    }
+                    // SMC, MPTCP, SCTP, DCCP, L2TP, UDP-Lite, ICMP; SOCK_SEQPACKET, SOCK_RAW, SOCK_DCCP.
+                    for protocol in [256, 262, 132, 33, 115, 136, 1, 58] {
+                        assert!(!socket(family, 1 | flags, protocol), "{protocol}");
+                        assert!(!socket(family, 2 | flags, protocol), "{protocol}");
+                    }
+                    for kind in [3, 4, 5, 6, 10] {
+                        assert!(!socket(family, kind | flags, 0), "{kind}");
+                    }
+                }
+            }
+            // PACKET, RDS, TIPC, ALG, VSOCK, KCM, QIPCRTR, SMC, XDP, MCTP.
+            for family in [17, 21, 30, 38, 40, 41, 42, 43, 44, 45] {
+                assert!(!socket(family, 1, 0) && !socket(family, 2, 0), "{family}");
+            }
+            let option = |level: i32, name: i32| {
+                let args = [3, level, name, 0, 0, 0].map(|arg| arg as u64);
+                profile.answer(number(Sysno::setsockopt), args).allows()
+            };
+            assert!(option(libc::SOL_SOCKET, libc::SO_REUSEADDR) && option(6, libc::TCP_NODELAY));
+            assert!(!option(6, libc::TCP_ULP));
+            let fast = [3, 0, 0, FASTOPEN as u64, 0, 0];
+            assert!(!profile.answer(number(Sysno::sendto), fast).allows());
+        }
+        let none = Profile {
+            otherwise: EPERM,
+            ..file(&[])
+        };
+        assert_eq!(none.clone().guarded(), none);
     }
 
     #[test]
