@@ -264,11 +264,10 @@ fn not_equal(arg: u8, value: i32) -> Test {
 
 /// What no socket may be, whatever a profile says: see [`PROTOCOLS`].
 fn past_landlock() -> Vec<Rule> {
-    const EAFNOSUPPORT: Action = Action::Errno(libc::EAFNOSUPPORT as u16);
     let family = FAMILIES.map(|family| not_equal(0, family)).to_vec();
     let mut rules = vec![Rule {
         when: family,
-        action: EAFNOSUPPORT,
+        action: EPERM,
     }];
     for family in [AF_INET, AF_INET6] {
         // A raw socket takes a capability that nobody has; one of packets in order is SCTP's.
