@@ -269,20 +269,26 @@ fn past_landlock() -> Vec<Rule> {
         when: family,
         action: EPERM,
     }];
-    for family in [AF_INET, AF_INET6] {
-        // A raw socket takes a capability that nobody has; one of packets in order is SCTP's.
-        let kind =
-            [SOCK_STREAM, SOCK_DGRAM].map(|kind| low(1, 0xf, Comparison::Ne, kind.cast_unsigned()));
-        rules.push(Rule {
-            when: [equal(0, family)].into_iter().chain(kind).collect(),
-            action: EPERM,
-        });
-        let protocol = PROTOCOLS.map(|protocol| not_equal(2, protocol));
-        rules.push(Rule {
-            when: [equal(0, family)].into_iter().chain(protocol).collect(),
-            action: EPROTONOSUPPORT,
-        });
-    }
+    // They differ in one bit: one test for both keeps the program small.
+    const DIFFER: i32 = AF_INET ^ AF_INET6;
+    let internet = low(
+        0,
+        !DIFFER.cast_unsigned(),
+        Comparison::Eq,
+        (AF_INET & !DIFFER).cast_unsigned(),
+    );
+    // A raw socket takes a capability that nobody has; one of packets in order is SCTP's.
+    let kind =
+        [SOCK_STREAM, SOCK_DGRAM].map(|kind| low(1, 0xf, Comparison::Ne, kind.cast_unsigned()));
+    rules.push(Rule {
+        when: [internet].into_iter().chain(kind).collect(),
+        action: EPERM,
+    });
+    let protocol = PROTOCOLS.map(|protocol| not_equal(2, protocol));
+    rules.push(Rule {
+        when: [internet].into_iter().chain(protocol).collect(),
+        action: EPROTONOSUPPORT,
+    });
     rules
 }
 
@@ -751,8 +757,9 @@ pub(super) fn on_the_way_to(command: &Profile) -> Profile {
 /// request to a device or a link but those to a terminal.
 pub(super) fn visitor(part: &Profile) -> Profile {
     let mut program = default();
-    for call in [Sysno::socket, Sysno::socketpair] {
-        program.calls.remove(&number(call));
+    // Nor does it fall back from native AIO to something else.
+    for call in [Sysno::socket, Sysno::socketpair].iter().chain(AIO) {
+        program.calls.remove(&number(*call));
     }
     let mut terminal = vec![low(1, 0xffff_ff00, Comparison::Eq, 0x5400)];
     terminal.extend(BAD_IOCTLS.iter().map(|bad| Test {
