@@ -322,6 +322,7 @@ pub fn open(
     hostname: &str,
     user: u32,
     resolvers: &[IpAddr],
+    hosts: &str,
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => {
@@ -368,7 +369,7 @@ pub fn open(
             let start = RootfsStart::Assembled {
                 mounts,
                 links,
-                files: minimal_etc(hostname, user, resolvers),
+                files: minimal_etc(hostname, user, resolvers, hosts),
             };
             Ok((start, fds))
         }
@@ -376,7 +377,12 @@ pub fn open(
 }
 
 /// The /etc of a root made from the host's: nothing in it is the host's own.
-fn minimal_etc(hostname: &str, user: u32, resolvers: &[IpAddr]) -> Vec<(PathBuf, String)> {
+fn minimal_etc(
+    hostname: &str,
+    user: u32,
+    resolvers: &[IpAddr],
+    hosts: &str,
+) -> Vec<(PathBuf, String)> {
     let (app_passwd, app_group) = if user == 0 {
         (String::new(), String::new())
     } else {
@@ -394,7 +400,7 @@ fn minimal_etc(hostname: &str, user: u32, resolvers: &[IpAddr]) -> Vec<(PathBuf,
         ),
         ("etc/group", format!("root:x:0:\n{app_group}nogroup:x:65534:\n")),
         ("etc/hostname", format!("{hostname}\n")),
-        ("etc/hosts", format!("127.0.0.1 localhost {hostname}\n")),
+        ("etc/hosts", hosts.to_owned()),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
         (
             "etc/resolv.conf",
@@ -407,6 +413,16 @@ fn minimal_etc(hostname: &str, user: u32, resolvers: &[IpAddr]) -> Vec<(PathBuf,
     .into_iter()
     .map(|(path, text)| (PathBuf::from(path), text))
     .collect()
+}
+
+/// What `/etc/hosts` says: this host's own names, and those that the app is to know.
+#[must_use]
+pub fn hosts(names: &[(IpAddr, String)]) -> String {
+    let own = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
+    let names = names
+        .iter()
+        .map(|(address, name)| format!("{address} {name}\n"));
+    std::iter::once(own).chain(names).collect()
 }
 
 /// What a mount of an app's own is mounted in.
@@ -464,11 +480,16 @@ pub fn enter(
     writable: &[Tmpfs],
     volumes: &[Volume],
     limits: &Limits,
+    hosts: &str,
 ) -> Result<Vec<String>, RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
+    let mut over = None;
     let root = match start {
-        RootfsStart::Whole => begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?,
+        RootfsStart::Whole => {
+            over = Some(hosts_file(hosts)?);
+            begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?
+        }
         RootfsStart::Assembled {
             mounts,
             links,
@@ -499,6 +520,18 @@ pub fn enter(
             "no /proc inside: the kernel refused it, since this host's own is partly covered"
                 .to_owned(),
         );
+    }
+    let names = Path::new("/etc/hosts");
+    let taken = volumes.iter().any(|volume| names.starts_with(&volume.path));
+    if let (Some(over), false) = (over, taken) {
+        let target = names.strip_prefix("/").unwrap_or(names);
+        match inside(&root, target) {
+            Ok(_) => attach(&over, &root, target)?,
+            Err(_) => notes.push(
+                "names of apps are not looked up inside: its root has no file /etc/hosts to put them over"
+                    .to_owned(),
+            ),
+        }
     }
     let mut own = Vec::with_capacity(volumes.len() + writable.len());
     for volume in volumes {
@@ -540,6 +573,19 @@ pub fn enter(
 
 /// Where the new root is attached until the pivot. Any directory that is always there would do.
 const STAGING: &str = "/tmp";
+
+/// A file that is not the root's, detached, to be mounted over the root's own `/etc/hosts`. It is in a tmpfs that the root
+/// hides: only what is mounted somewhere can be opened file by file before Linux 6.15.
+fn hosts_file(text: &str) -> Result<OwnedFd, RootfsError> {
+    let (path, name) = (Path::new("/etc/hosts"), Path::new("hosts"));
+    let directory = begin(tmpfs(path, "1M", "755")?)?;
+    file(&directory, name, text)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let over = rustix::mount::open_tree(&directory, name, flags).map_err(at("open", path))?;
+    sys::mount::set_attributes(over.as_fd(), false, READ_ONLY | libc::MOUNT_ATTR_NOEXEC)
+        .map_err(at("make read-only", path))?;
+    Ok(over)
+}
 
 /// Cuts this mount namespace's ties to the host's and attaches the new root.
 fn begin(root: OwnedFd) -> Result<OwnedFd, RootfsError> {

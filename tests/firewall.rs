@@ -217,6 +217,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         closing: vec![],
         restart: Restart::No,
         stop: Default::default(),
+        connect: vec![],
+        serves: vec![],
     };
     Plan {
         stack: StackName::new("customer-A_1").unwrap(),

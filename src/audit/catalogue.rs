@@ -768,7 +768,7 @@ pub const CATALOGUE: &[Probe] = &[
         "app-routes",
         "the app's routing table",
         "design: no default route at all",
-        "the sidecar's address, and its own",
+        "the sidecar's address, its own, and what it may reach",
     ),
     probe(
         Out,

@@ -4,7 +4,7 @@
 //! all its way by the time that the sender's system call returns. Only when no counter has moved is there anything to
 //! wait for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
@@ -258,7 +258,8 @@ fn grants(
     let covers = |egress: &Egress| {
         egress.covers(protocol, to.ip(), to.port()) && (egress.is_single() || !own)
     };
-    app.egress.iter().any(covers)
+    let linked = |egress: &Egress| egress.covers(protocol, to.ip(), to.port());
+    app.egress.iter().any(covers) || plan.links(app).any(|(_, link)| linked(&link))
 }
 
 /// What is next to what an app may connect to: the port after the last one, the same port of the other protocol, and of
@@ -300,7 +301,33 @@ fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
 }
 
 /// Why there is no such attack.
+/// So many ports of each app are tried by each other one.
+const PORTS_TRIED: usize = 32;
+
 const ALL_GRANTED: &str = "the app's egress grants every such port";
+
+/// The ports at which an app is tried by the others: those that it has, what is next to them, and two of which it may have
+/// none.
+fn ports_of(app: &AppPlan) -> impl Iterator<Item = (Protocol, u16)> + use<> {
+    let published = app.publish.iter();
+    let published = published.map(|publish| (publish.protocol, publish.app_port));
+    let own = app.listen.iter().map(|port| (Protocol::Tcp, *port));
+    let served = app.serves.iter().flat_map(|serves| {
+        let after = serves.last_port.checked_add(1);
+        let before = serves.first_port.checked_sub(1).filter(|port| *port > 0);
+        let next = after.into_iter().chain(before);
+        let same = next.map(|port| (serves.protocol, port));
+        let both = [Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, serves.first_port));
+        same.chain(both)
+    });
+    let others = [
+        (Protocol::Tcp, 22),
+        (Protocol::Tcp, 80),
+        (Protocol::Udp, 53),
+    ];
+    let all: BTreeSet<(Protocol, u16)> = published.chain(own).chain(served).chain(others).collect();
+    all.into_iter().take(PORTS_TRIED)
+}
 
 /// What the plan grants an app is no attack: then it is another port, or there is none.
 fn not_granted(app: &AppPlan, plan: &Plan, hosts: &[IpAddr], shot: Shot) -> Option<Shot> {
@@ -429,15 +456,19 @@ pub fn from_app(
     let outcome = worst(nearby.map(fire), "the app may connect to nothing");
     findings.add("out-egress-beside", name, outcome);
     let others = plan.apps.iter().filter(|other| other.name != app.name);
-    let shots = others.map(|other| {
-        tcp(
-            other.address,
-            other.publish.first().map_or(80, |publish| publish.app_port),
-        )
+    let shots = others.flat_map(|other| ports_of(other).map(move |shot| (other, shot)));
+    let shots = shots.flat_map(|(other, (protocol, port))| {
+        other.addresses().map(move |address| {
+            let to = SocketAddr::new(address, port);
+            match protocol {
+                Protocol::Tcp => Shot::Tcp(to),
+                Protocol::Udp => Shot::Udp(to),
+            }
+        })
     });
     let outcome = worst(
-        shots.map(|shot| shoot(field, beside, shot)),
-        "the stack has one app",
+        shots.filter_map(refused).map(fire),
+        "the stack has one app, or `connect` grants every port",
     );
     findings.add("out-other-app", name, outcome);
 }

@@ -906,10 +906,12 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
+        let linked = plan.linked(app).flat_map(AppPlan::addresses);
         let granted: BTreeSet<(IpAddr, u8)> = app
             .routes()
-            .iter()
-            .map(|net: &IpNet| (net.network(), net.prefix_len()))
+            .into_iter()
+            .chain(linked.map(IpNet::from))
+            .map(|net: IpNet| (net.network(), net.prefix_len()))
             .collect();
         let strange: Vec<String> = routes
             .iter()

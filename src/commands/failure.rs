@@ -150,6 +150,19 @@ impl From<PlanError> for Failure {
     fn from(e: PlanError) -> Self {
         match e {
             PlanError::Uplink(_) | PlanError::Ids { .. } => Self::unable(chain(&e)),
+            PlanError::EgressWithin {
+                ref app,
+                ref instead,
+                ..
+            } => {
+                let hint = match instead {
+                    Some(connect) => format!(
+                        "apps of a stack reach each other by connect = [\"{connect}\"] of {app}, without a published port"
+                    ),
+                    None => "apps of a stack reach each other by `connect`, which names an app and a port of it: connect = [\"db:5432\"]".to_owned(),
+                };
+                Self::usage(chain(&e)).hint(hint)
+            }
             PlanError::SubnetFull { .. }
             | PlanError::RulesVariable { .. }
             | PlanError::RulesValue { .. } => Self::usage(chain(&e)),

@@ -4,10 +4,12 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, Rootfs, Source as Seen};
+use crate::config::{Limits, Origin, Protocol, Rootfs, Source as Seen};
 use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::host::Host;
@@ -21,11 +23,128 @@ pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
     let config = configuration(source, Named::No)?;
     let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
     if json {
-        print_json(&plan)?;
+        print_json(&Shown {
+            plan: &plan,
+            reach: reach(&plan),
+        })?;
     } else {
         print(&describe(&plan)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Shown<'p> {
+    #[serde(flatten)]
+    plan: &'p Plan,
+    reach: Vec<Reach>,
+}
+
+/// Who may connect to what.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Reach {
+    /// An app, or `clients`: those that the app's `allow` lets in.
+    from: String,
+    /// An app, or what `egress` lists.
+    to: String,
+    /// As in `connect`: `5432`, `7000-7010/udp`; for `egress`, `to` says it.
+    ports: Vec<String>,
+}
+
+/// Every pair between which connections may be made; between all others none may.
+fn reach(plan: &Plan) -> Vec<Reach> {
+    let mut all = vec![];
+    for app in &plan.apps {
+        let ranges = publish::ranges(plan);
+        let own = ranges.iter().filter(|range| range.app.name == app.name);
+        let mut ports: Vec<String> = vec![];
+        for range in own {
+            let port = match range.first.protocol {
+                Protocol::Tcp => range.app_ports(),
+                Protocol::Udp => format!("{}/udp", range.app_ports()),
+            };
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        if !ports.is_empty() {
+            all.push(Reach {
+                from: "clients".to_owned(),
+                to: app.name.to_string(),
+                ports,
+            });
+        }
+    }
+    for app in &plan.apps {
+        for other in &plan.apps {
+            let its = app.connect.iter().filter(|to| to.app == other.name);
+            let ports: Vec<String> = its
+                .map(|to| to.to_string())
+                .map(|to| {
+                    to.split_once(':')
+                        .map_or(to.clone(), |(_, port)| port.to_owned())
+                })
+                .collect();
+            if !ports.is_empty() {
+                all.push(Reach {
+                    from: app.name.to_string(),
+                    to: other.name.to_string(),
+                    ports,
+                });
+            }
+        }
+        all.extend(app.egress.iter().map(|egress| Reach {
+            from: app.name.to_string(),
+            to: egress.to_string(),
+            ports: vec![],
+        }));
+    }
+    all
+}
+
+/// The same as a matrix: who connects stands at the left, `.` is no port at all.
+fn matrix(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let all = reach(plan);
+    let names: Vec<&str> = plan.apps.iter().map(|app| app.name.as_str()).collect();
+    let rows: Vec<&str> = std::iter::once("clients")
+        .chain(names.iter().copied())
+        .collect();
+    let cell = |from: &str, to: &str| {
+        let its = all
+            .iter()
+            .find(|reach| reach.from == from && reach.to == to);
+        its.map_or_else(|| ".".to_owned(), |reach| reach.ports.join(","))
+    };
+    let widths: Vec<usize> = names
+        .iter()
+        .map(|to| {
+            let cells = rows.iter().map(|from| cell(from, to).len());
+            cells.chain([to.len()]).max().unwrap_or(0)
+        })
+        .collect();
+    let first = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    writeln!(out, "\nwho may reach whom, and at which ports")?;
+    let mut line = format!("  {:first$}", "");
+    for (to, width) in names.iter().zip(&widths) {
+        write!(line, "  {to:width$}")?;
+    }
+    writeln!(out, "{}", line.trim_end())?;
+    for from in &rows {
+        let mut line = format!("  {from:first$}");
+        for (to, width) in names.iter().zip(&widths) {
+            write!(line, "  {:width$}", cell(from, to))?;
+        }
+        let outside = all
+            .iter()
+            .filter(|reach| reach.from == *from && !names.contains(&reach.to.as_str()));
+        let outside: Vec<&str> = outside.map(|reach| reach.to.as_str()).collect();
+        if !outside.is_empty() {
+            write!(line, "  {}", outside.join(", "))?;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
 }
 
 fn describe(plan: &Plan) -> Result<String, Failure> {
@@ -51,6 +170,7 @@ fn indent(text: &str) -> String {
 
 fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     describe_stack(out, plan)?;
+    matrix(out, plan)?;
     describe_sidecar(out, plan)?;
     for app in &plan.apps {
         describe_app(out, plan, app)?;
@@ -259,7 +379,19 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         Seen::Client => "its clients' own addresses, and has a default route to answer them",
     };
     writeln!(out, "  sees {source}  ({})", key("source"))?;
+    if !app.connect.is_empty() {
+        let list: Vec<String> = app.connect.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "  may connect to {} by way of the sidecar  ({})",
+            list.join(", "),
+            key("connect")
+        )?;
+    }
     match app.egress.as_slice() {
+        [] if !app.connect.is_empty() => {
+            writeln!(out, "  may connect to nothing else  ({})", key("egress"))?;
+        }
         [] => writeln!(out, "  may connect to nothing  ({})", key("egress"))?,
         egress => {
             let list: Vec<String> = egress.iter().map(ToString::to_string).collect();

@@ -178,6 +178,28 @@ pub(super) fn volume(
     Ok(())
 }
 
+/// Another app of the same file, whose apps have these names.
+pub(super) fn other_app(name: &str, own: &str, names: &[&str]) -> Result<(), ValueError> {
+    let said = |message: String| Err(ValueError::form(message, "", ""));
+    let others: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|other| *other != own)
+        .collect();
+    if others.contains(&name) {
+        return Ok(());
+    }
+    if name == own {
+        return said(format!("`{name}` is this app itself"));
+    }
+    match super::errors::nearest(name, others.iter().copied()) {
+        Some(near) => said(format!(
+            "there is no app `{name}` in this file, the nearest is `{near}`"
+        )),
+        None => said(format!("there is no app `{name}` in this file")),
+    }
+}
+
 fn values_path(path: &std::path::Path) -> String {
     super::errors::quoted(&path.to_string_lossy())
 }

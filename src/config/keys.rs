@@ -43,6 +43,7 @@ keys! {
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, the address of IPv6 in brackets", r#"egress = ["tcp 192.0.2.10:5432"]"#;
+    CONNECT = "connect": "a list of `APP:PORT[-PORT][/tcp|/udp]`, apps of this file", r#"connect = ["db:5432"]"#;
     ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "2001:db8::/64", "127.0.0.1"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
@@ -82,6 +83,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     VIA,
     SOURCE,
     EGRESS,
+    CONNECT,
     ALLOW,
     RATE,
     TMPFS,

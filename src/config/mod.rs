@@ -372,6 +372,8 @@ pub struct App {
     pub source: Source,
     /// `egress`.
     pub egress: Vec<Egress>,
+    /// `connect`: what it may reach of other apps; each is an app of the same file.
+    pub connect: Vec<Connect>,
     /// `allow`; never empty, [everybody](crate::config::clients::everybody) when it was left out.
     pub allow: Vec<IpNet>,
     /// `rate`; `None` is `off`.
@@ -518,6 +520,32 @@ impl std::fmt::Display for Egress {
             write!(f, "{}", self.first_port)
         } else {
             write!(f, "{}-{}", self.first_port, self.last_port)
+        }
+    }
+}
+
+/// One entry of `connect`: `APP:PORT[-PORT][/tcp|/udp]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Connect {
+    /// The other app; in [`crate::plan::AppPlan::serves`] the one that connects.
+    pub app: PartName,
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// The first port.
+    pub first_port: u16,
+    /// The last one.
+    pub last_port: u16,
+}
+
+impl std::fmt::Display for Connect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.app, self.first_port)?;
+        if self.last_port > self.first_port {
+            write!(f, "-{}", self.last_port)?;
+        }
+        match self.protocol {
+            Protocol::Tcp => Ok(()),
+            Protocol::Udp => f.write_str("/udp"),
         }
     }
 }

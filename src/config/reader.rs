@@ -17,8 +17,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Egress, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile, Sidecar,
-    Stop, Tmpfs, TrafficLog, Volume,
+    App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile,
+    Sidecar, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -140,6 +140,7 @@ struct ReadApp {
     address: Option<Placed<Ipv4Addr>>,
     publish: Vec<Placed<Publish>>,
     egress: Vec<Placed<Egress>>,
+    connect: Vec<Placed<Connect>>,
 }
 
 /// `[sidecar]`, with the place that the checks across addresses need.
@@ -173,6 +174,7 @@ impl Reader<'_> {
             self.addresses(subnet, sidecar.address.as_ref(), &apps);
         }
         self.publish_twice(&apps);
+        self.links(&apps);
         // A prefix that could not be read is there all the same.
         if let Some(ipv6) = &ipv6 {
             self.prefix(ipv6.as_ref(), &apps);
@@ -419,6 +421,8 @@ impl Reader<'_> {
         let source = self.one(section, keys::SOURCE, values::source);
         let egress = self.many(section, keys::EGRESS, values::egress);
         let egress = egress.unwrap_or_default();
+        let connect = self.many(section, keys::CONNECT, values::connect);
+        let connect = connect.unwrap_or_default();
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
@@ -448,6 +452,7 @@ impl Reader<'_> {
             rate: rate.and_then(|placed| placed.value),
             source: source.map(|placed| placed.value).unwrap_or_default(),
             egress: egress.iter().map(|placed| placed.value).collect(),
+            connect: connect.iter().map(|placed| placed.value.clone()).collect(),
             tmpfs,
             volumes,
             restart: restart.map(|placed| placed.value).unwrap_or_default(),
@@ -461,6 +466,7 @@ impl Reader<'_> {
             address,
             publish: publish.unwrap_or_default(),
             egress,
+            connect,
         }
     }
 
@@ -701,6 +707,19 @@ impl Reader<'_> {
                     later.span.clone(),
                     check::collision(earlier.value, later.value, &format!("on line {line}")),
                 );
+            }
+        }
+    }
+
+    /// What an app connects to is another app of this file.
+    fn links(&mut self, apps: &[ReadApp]) {
+        let names: Vec<&str> = apps.iter().map(|app| app.name.as_str()).collect();
+        for read in apps {
+            for connect in &read.connect {
+                let (to, own) = (connect.value.app.as_str(), read.name.as_str());
+                if let Err(error) = check::other_app(to, own, &names) {
+                    self.refused_key(connect.span.clone(), error, keys::CONNECT, "");
+                }
             }
         }
     }

@@ -117,6 +117,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 volumes,
                 restart: Restart::No,
                 stop: super::Stop::default(),
+                connect: vec![],
                 limits,
                 seccomp: crate::confine::seccomp::default(),
             }],

@@ -93,6 +93,7 @@ fn the_built_in_example_is_the_original_set_up() {
             via: Via::Auto,
             source: Source::Sidecar,
             egress: vec![],
+            connect: vec![],
             allow: crate::config::clients::everybody(),
             rate: None,
             tmpfs: vec![Tmpfs {
@@ -883,7 +884,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, connect, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

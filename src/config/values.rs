@@ -9,10 +9,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::signal::Signal;
 
 use crate::config::clients::Rate;
+use crate::names::PartName;
 
-use super::errors::{Place, Problem, nearest, quoted};
+use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs, TrafficLog, Via, Volume,
+    Connect, Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs, TrafficLog,
+    Via, Volume,
 };
 
 /// Why a value was refused.
@@ -472,6 +474,33 @@ pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
     })
 }
 
+/// One entry of `connect`: `APP:PORT[-PORT][/tcp|/udp]`.
+pub(super) fn connect(text: &str) -> Result<Connect, ValueError> {
+    let bad = || ValueError::said(format!("{} is no port of an app", quoted(text)));
+    let (app, rest) = text.split_once(':').ok_or_else(bad)?;
+    let app = PartName::new(app).map_err(|error| ValueError::said(escaped(&error.to_string())))?;
+    let (range, protocol) = match rest.split_once('/') {
+        None => (rest, Protocol::Tcp),
+        Some((range, protocol)) => {
+            let words = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+            (range, one_of(protocol, &words)?)
+        }
+    };
+    let (first_port, last_port) = ports(range)?;
+    if last_port - first_port >= MOST_PORTS {
+        return Err(ValueError::said(format!(
+            "{} has more than {MOST_PORTS} ports",
+            quoted(text)
+        )));
+    }
+    Ok(Connect {
+        app,
+        protocol,
+        first_port,
+        last_port,
+    })
+}
+
 fn destination(net: Ipv4Net) -> Result<(), ValueError> {
     let first = net.network();
     let everything = net.prefix_len() == 0;
@@ -776,6 +805,36 @@ pub(super) fn stop_signal(text: &str) -> Result<StopSignal, ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connect_is_an_app_and_ports_of_it() {
+        for (text, shown) in [
+            ("db:5432", "db:5432"),
+            ("db:5432/tcp", "db:5432"),
+            ("my-db:1-3", "my-db:1-3"),
+            ("dns:53/udp", "dns:53/udp"),
+            ("a:7000-7001/udp", "a:7000-7001/udp"),
+            ("a:9-9", "a:9"),
+        ] {
+            assert_eq!(connect(text).unwrap().to_string(), shown);
+        }
+        for text in [
+            "",
+            "db",
+            "db:",
+            ":5432",
+            "db:0",
+            "db:65536",
+            "db:5-4",
+            "db:5432/sctp",
+            "db/5432",
+            "d b:1",
+            "db:1-65535",
+            "tcp db:5432",
+        ] {
+            assert!(connect(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_time_has_a_unit_and_a_bound() {

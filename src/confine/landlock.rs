@@ -33,7 +33,7 @@ use landlock::{
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Protocol;
+use crate::config::{Connect, Protocol};
 use crate::plan::{AppPlan, PublishPlan};
 
 /// What is left of TCP: binding nothing if not said otherwise, connecting to these ports only. Abstract sockets and
@@ -206,8 +206,9 @@ pub struct Writable<'a> {
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 impl App {
-    /// Binds what is published and what the app uses within itself, and connects to the same: a server's own tools
-    /// (`redis-cli ping`) talk to it on its loopback. With `egress` the rules say where to, and log what they refuse.
+    /// Binds what is published, what other apps connect to and what the app uses within itself, and connects to the same: a
+    /// server's own tools (`redis-cli ping`) talk to it on its loopback. Connects to the ports of `connect` as well. With
+    /// `egress` the rules say where to, and log what they refuse.
     ///
     /// Of a port of UDP also TCP's of the same number, where nobody reaches it: who serves DNS binds both, and ends if it
     /// can't.
@@ -226,9 +227,14 @@ impl App {
         // A port that is closing was published when the process was started, which is still there.
         let published = app.reachable().filter(|publish| which(publish));
         let published = published.map(|publish| publish.app_port);
-        let own = sorted(published.chain(app.listen.iter().copied()));
+        let ports = |connect: &Connect| connect.first_port..=connect.last_port;
+        // Of what others reach by UDP too: who serves DNS binds both.
+        let served = app.serves.iter().flat_map(ports);
+        let tcp = |connect: &&Connect| connect.protocol == Protocol::Tcp;
+        let linked = app.connect.iter().filter(tcp).flat_map(ports);
+        let own = sorted(published.chain(app.listen.iter().copied()).chain(served));
         Self {
-            connect: app.egress.is_empty().then(|| own.clone()),
+            connect: (app.egress.is_empty()).then(|| sorted(own.iter().copied().chain(linked))),
             bind: own,
         }
     }

@@ -131,7 +131,10 @@ pub fn grants(plan: &Plan) -> Vec<Grants> {
     let apps = plan.apps.iter();
     apps.map(|app| Grants {
         from: app.addresses().collect(),
-        to: app.egress.clone(),
+        to: {
+            let links = plan.links(app).map(|(_, link)| link);
+            app.egress.iter().copied().chain(links).collect()
+        },
     })
     .collect()
 }

@@ -90,6 +90,9 @@ pub fn is_ours(table: &str) -> bool {
 ///   each, so that each has its counter, and a thousand cost a packet as much as one; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
 ///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
 ///   and multicast addresses nothing opens.
+/// - `connect` of an app: to each listed port of another app and no other, the same way, from the bridge to the bridge. The
+///   bridge's ports are isolated from each other, so the sidecar is the only way; it translates nothing, and both apps see
+///   each other's address.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -301,6 +304,7 @@ impl<'p> Sidecar<'p> {
                 accept(),
             );
         }
+        egress::links_in_guard(table, self.plan);
         egress::in_guard(table, self.plan);
         table.rule("guard", "drop-app-egress", [self.iif_bridge()], drop());
         table.rule("guard", "drop-rest", [], drop());
@@ -408,6 +412,7 @@ impl<'p> Sidecar<'p> {
             [has(ct("state"), name("invalid"))],
             drop(),
         );
+        egress::links_in_forward(table, self.plan);
         egress::in_forward(table, self.plan);
         table.rule("forward", "drop-from-app", [self.iif_bridge()], drop());
         table.rule("forward", "drop-rest", [], drop());

@@ -33,6 +33,7 @@ pub const TOPICS: &[Topic] = &topics! {
     "commands": "every command, and exit codes", ["ps", "status", "exec", "gc", "completions", "man"];
     "publishing": "ports, clients, rates, floods, IPv6", [];
     "egress": "what an app may connect to", [];
+    "connect": "apps of a stack that reach each other", [];
     "own-rules": "nft rules of your own", ["rules"];
     "sealing": "a sidecar without any capability", [];
     "changes": "changing a stack that runs", ["apply", "restart"];

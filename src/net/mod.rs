@@ -522,7 +522,8 @@ impl AppRoute {
 pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
     let mut found = BTreeSet::new();
     for family in plan.families() {
-        let nets = app.routes().into_iter();
+        let linked = plan.linked(app).flat_map(AppPlan::addresses);
+        let nets = app.routes().into_iter().chain(linked.map(IpNet::from));
         let mut nets: Vec<IpNet> = nets.filter(|net| family.has(net.addr())).collect();
         if family.bridge.is_ipv6() && app.source == Source::Client {
             nets.push(IpNet::V6(Default::default()));

@@ -331,6 +331,8 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         closing: vec![],
         restart: Restart::No,
         stop: Default::default(),
+        connect: vec![],
+        serves: vec![],
     }
 }
 

@@ -10,18 +10,20 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Source, TrafficLog};
+use crate::config::{Connect, Source, TrafficLog};
 use crate::confine::landlock;
+use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 9] = [
     "publish",
     "allow",
     "rate",
     "restart",
     "stop",
     "egress",
+    "connect",
     "source",
     "start_timeout",
 ];
@@ -32,7 +34,7 @@ const MADE_OF: [&str; 8] = [
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
-const NO_CHANGE: [&str; 4] = ["origins", "config", "closing", "address6"];
+const NO_CHANGE: [&str; 5] = ["origins", "config", "closing", "address6", "serves"];
 
 const ANOTHER_STACK: &str = "a stack of another name is another stack";
 const BY_RELAY: &str = "the processes that carry it are made with a socket for each port that is granted, and all that goes through them would end with them";
@@ -249,7 +251,20 @@ fn app_change(
     let bind = has.bind.iter().filter(|port| !had.bind.contains(port));
     let bind: Vec<u16> = bind.copied().collect();
     if !bind.is_empty() {
-        because.push(key("publish"));
+        let published = |port: &u16| new.publish.iter().any(|publish| publish.app_port == *port);
+        if bind.iter().any(published) {
+            because.push(key("publish"));
+        }
+        let serves = |from: &&Connect| {
+            let ports = from.first_port..=from.last_port;
+            bind.iter()
+                .any(|port| ports.contains(port) && !published(port))
+        };
+        let from = new.serves.iter().filter(serves);
+        because.extend(from.map(|from| format!("app.{}.connect", from.app)));
+        if because.is_empty() {
+            because.push(key("listen"));
+        }
         let bind = named(&bind);
         why.push(format!(
             "a Landlock domain can't be widened: it binds {bind}"
@@ -261,6 +276,29 @@ fn app_change(
             "a Landlock domain is for good, and keeps an app that has no egress from connecting"
                 .to_owned(),
         );
+    }
+    if let (Some(had), Some(has)) = (&had.connect, &has.connect)
+        && old.connect != new.connect
+    {
+        let more: Vec<u16> = has
+            .iter()
+            .filter(|port| !had.contains(port))
+            .copied()
+            .collect();
+        if !more.is_empty() {
+            because.push(key("connect"));
+            let more = named(&more);
+            why.push(format!(
+                "a Landlock domain can't be widened: it connects to {more}"
+            ));
+        }
+    }
+    let names = |app: &AppPlan| -> BTreeSet<PartName> {
+        app.connect.iter().map(|to| to.app.clone()).collect()
+    };
+    if !names(new).is_subset(&names(old)) {
+        because.push(key("connect"));
+        why.push("its /etc/hosts is made when it starts".to_owned());
     }
     if !old.resolvers().eq(new.resolvers()) {
         because.push(key("egress"));

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::clients::{self, Rate};
 use crate::config::{
-    Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs, TrafficLog, Volume,
+    Connect, Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs, TrafficLog,
+    Volume,
 };
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
@@ -333,6 +334,12 @@ pub struct AppPlan {
     pub source: Source,
     /// Where it may connect to; empty for nowhere.
     pub egress: Vec<Egress>,
+    /// What it may reach of other apps.
+    #[serde(default)]
+    pub connect: Vec<Connect>,
+    /// What other apps may reach of it, each with the app that connects: it follows from their `connect`.
+    #[serde(default)]
+    pub serves: Vec<Connect>,
     /// Whose connections are let in: ranges of client addresses, of which none is in another.
     pub allow: Vec<IpNet>,
     /// How often clients may connect; the relay counts, and by DNAT the sidecar's rules.
@@ -561,6 +568,71 @@ impl Plan {
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.bridge.prefix6.is_some()
+    }
+
+    /// What an app may reach of others, with the address of each: as if it were `egress`, by every family that both have.
+    pub fn links<'p>(
+        &'p self,
+        app: &'p AppPlan,
+    ) -> impl Iterator<Item = (&'p Connect, Egress)> + 'p {
+        app.connect.iter().flat_map(|connect| {
+            let to = self.app(&connect.app).into_iter();
+            to.flat_map(AppPlan::addresses).map(move |address| {
+                let egress = Egress {
+                    protocol: connect.protocol,
+                    to: address.into(),
+                    first_port: connect.first_port,
+                    last_port: connect.last_port,
+                };
+                (connect, egress)
+            })
+        })
+    }
+
+    /// The apps that an app exchanges packets with: those that it connects to, and those that connect to it.
+    pub fn linked<'p>(&'p self, app: &'p AppPlan) -> impl Iterator<Item = &'p AppPlan> + 'p {
+        let names: BTreeSet<&PartName> = app
+            .connect
+            .iter()
+            .chain(&app.serves)
+            .map(|connect| &connect.app)
+            .collect();
+        names.into_iter().filter_map(|name| self.app(name))
+    }
+
+    /// The names that an app can look up: its own, and those of what it connects to.
+    #[must_use]
+    pub fn hosts(&self, app: &AppPlan) -> Vec<(IpAddr, String)> {
+        let names: BTreeSet<&PartName> = app.connect.iter().map(|to| &to.app).collect();
+        let others = names.into_iter().filter_map(|name| self.app(name));
+        std::iter::once(app)
+            .chain(others)
+            .flat_map(|app| {
+                app.addresses()
+                    .map(|address| (address, app.name.to_string()))
+            })
+            .collect()
+    }
+
+    /// Writes down with each app who connects to it.
+    pub fn derive_serves(&mut self) {
+        let links: Vec<(PartName, Connect)> = self
+            .apps
+            .iter()
+            .flat_map(|app| {
+                app.connect.iter().map(|connect| {
+                    let from = Connect {
+                        app: app.name.clone(),
+                        ..connect.clone()
+                    };
+                    (connect.app.clone(), from)
+                })
+            })
+            .collect();
+        for app in &mut self.apps {
+            let its = links.iter().filter(|(to, _)| *to == app.name);
+            app.serves = its.map(|(_, from)| from.clone()).collect();
+        }
     }
 
     /// The app of that name.

@@ -58,6 +58,16 @@ pub enum PlanError {
         /// Its value.
         value: String,
     },
+    /// An app's egress names the stack's own subnet.
+    #[error("egress \"{egress}\" of {app}: that is within the stack's own subnet")]
+    EgressWithin {
+        /// The app.
+        app: String,
+        /// What it names.
+        egress: config::Egress,
+        /// What would grant that, if it is an app.
+        instead: Option<config::Connect>,
+    },
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
     Ids {
@@ -352,6 +362,8 @@ fn decide(
             listen: app.listen.clone(),
             source: app.source,
             egress: app.egress.clone(),
+            connect: app.connect.clone(),
+            serves: vec![],
             allow: ipnet::IpNet::aggregate(&app.allow),
             rate: app.rate,
             closing: vec![],
@@ -375,7 +387,7 @@ fn decide(
         .as_ref()
         .map(|file| extra_rules(file, (sidecar_address, subnet), (stack, &uplink), &apps))
         .transpose()?;
-    Ok(Plan {
+    let mut plan = Plan {
         stack: stack.clone(),
         mode: host.mode,
         owner: host.uid,
@@ -406,7 +418,37 @@ fn decide(
         apps,
         cgroup: host.cgroups.of(stack.as_str(), &host.run),
         origins,
-    })
+    };
+    plan.derive_serves();
+    no_egress_within(&plan)?;
+    Ok(plan)
+}
+
+/// Apps reach each other by `connect` alone: egress leaves by the uplink.
+fn no_egress_within(plan: &Plan) -> Result<(), PlanError> {
+    let families = plan.families();
+    for app in &plan.apps {
+        let own =
+            |egress: &&config::Egress| families.iter().any(|of| of.subnet.contains(&egress.to));
+        let Some(egress) = app.egress.iter().find(own) else {
+            continue;
+        };
+        let other = plan.apps.iter().find(|other| {
+            let is_it = other.addresses().any(|address| address == egress.to.addr());
+            is_it && egress.is_single() && other.name != app.name
+        });
+        return Err(PlanError::EgressWithin {
+            app: app.name.to_string(),
+            egress: *egress,
+            instead: other.map(|other| config::Connect {
+                app: other.name.clone(),
+                protocol: egress.protocol,
+                first_port: egress.first_port,
+                last_port: egress.last_port,
+            }),
+        });
+    }
+    Ok(())
 }
 
 /// The user's own rules, and what their variables mean. Only those are defined that they use: a name that is no word of

@@ -175,6 +175,8 @@ pub struct AppStart {
     pub volumes: Vec<Volume>,
     /// What it may use, for what it is shown of the machine.
     pub limits: Limits,
+    /// What its `/etc/hosts` says.
+    pub hosts: String,
     /// Whether it has a standard input; else that is the null device.
     pub stdin: bool,
     /// Whether one of its three is a terminal, and is to be the command's own.

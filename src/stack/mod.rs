@@ -1228,12 +1228,14 @@ impl Ground {
                 what: "give the app its standard streams",
                 source,
             })?;
+        let hosts = rootfs::hosts(&self.plan.hosts(app));
         let (rootfs, mounts) = rootfs::open(
             &app.rootfs,
             self.apps[index].root.as_deref(),
             app.name.as_str(),
             app.ids.user(),
             &app.resolvers().collect::<Vec<_>>(),
+            &hosts,
         )?;
         let start = Start {
             hostname: app.name.to_string(),
@@ -1244,6 +1246,7 @@ impl Ground {
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
+                hosts,
                 volumes: app.volumes.clone(),
                 limits: app.limits,
                 stdin: streams.stdin.is_some(),

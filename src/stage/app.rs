@@ -65,6 +65,7 @@ pub fn run(
         &start.tmpfs,
         &start.volumes,
         &start.limits,
+        &start.hosts,
     )
     .map_err(step("make the root"))?;
     notes.extend(enter_domain(&start, program.as_fd())?);

@@ -44,7 +44,7 @@ pub fn run(
         path: DIRECTORY.into(),
         size: ROOM,
     };
-    rootfs::enter(root, fds, &[writable], &[], &Limits::default())
+    rootfs::enter(root, fds, &[writable], &[], &Limits::default(), "")
         .map_err(step("make the root"))?;
     let filters = seccomp::visitor(&seccomp::sidecar()).map_err(step("make the seccomp filter"))?;
     privileges::drop_to_and_pass_on(&[Capability::CAP_NET_ADMIN], 0, &filters.stage)

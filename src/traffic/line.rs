@@ -29,6 +29,9 @@ pub struct Fields {
     /// `relay` where `client` is the relay, and who is behind it is not known here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,
+    /// The app that connects, where it is one of the stack's and connects to another: then `app` is the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_app: Option<String>,
     /// The app's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
@@ -131,6 +134,11 @@ impl Names {
             .map(|(_, name)| name.as_str())
     }
 
+    /// The names of both, if both are apps.
+    fn between(&self, from: IpAddr, to: IpAddr) -> Option<(&str, &str)> {
+        Some((self.app(from)?, self.app(to)?))
+    }
+
     /// A record as a line: when, in words, and in fields.
     #[must_use]
     pub fn line(&self, record: &Record) -> (Timestamp, String, Fields) {
@@ -202,8 +210,12 @@ impl Names {
                     (None, false) => (Kind::Refused, "refused"),
                 };
                 let rule = own.unwrap_or(rule.as_str());
+                let between = self.between(packet.source, packet.target);
+                let whose = between.map_or_else(String::new, |(from, to)| {
+                    format!("app {from} -> app {to}, ")
+                });
                 let mut text = format!(
-                    "{what} by {rule}: {protocol} {} -> {}",
+                    "{what} by {rule}: {whose}{protocol} {} -> {}",
                     with_port(packet.source, source_port),
                     with_port(packet.target, target_port),
                 );
@@ -290,18 +302,28 @@ impl Names {
             let name = self.app(address.ip()).map(|name| format!("{name} "));
             format!("{}{address}", name.unwrap_or_default())
         };
-        let text = format!(
-            "{protocol} {}{} -> {}",
-            if relayed { "relay " } else { "" },
-            named(flow.client),
-            named(flow.server)
-        );
+        let between = self.between(flow.client.ip(), flow.server.ip());
+        let text = match &between {
+            Some((from, to)) => format!(
+                "{protocol} app {from} -> app {to}:{} ({} -> {})",
+                flow.server.port(),
+                flow.client,
+                flow.server
+            ),
+            None => format!(
+                "{protocol} {}{} -> {}",
+                if relayed { "relay " } else { "" },
+                named(flow.client),
+                named(flow.server)
+            ),
+        };
         let fields = Fields {
             event,
             protocol: Some(protocol),
             client: Some(flow.client),
             server: Some(flow.server),
             via: relayed.then(|| "relay".to_owned()),
+            client_app: between.map(|(from, _)| from.to_owned()),
             app,
             ..Fields::default()
         };

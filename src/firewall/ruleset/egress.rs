@@ -65,7 +65,7 @@ const OVERLAP: &str = "overlap";
 /// The chain whose grants a set has, by the set's name; `None` for another set.
 pub(in crate::firewall) fn granted_in(set: &str) -> Option<&str> {
     let (chain, rest) = set.split_once('_')?;
-    let ours = ["egress", "listed_egress", RANGE, OVERLAP];
+    let ours = ["egress", "listed_egress", "connect", RANGE, OVERLAP];
     (["guard", "forward", "input"].contains(&chain)
         && ours.iter().any(|begin| rest.starts_with(begin)))
     .then_some(chain)
@@ -74,8 +74,20 @@ pub(in crate::firewall) fn granted_in(set: &str) -> Option<&str> {
 /// Accepts what is granted, under `conditions`. `what` tells several such places of a chain apart.
 fn accept_all(
     table: &mut Table,
+    place: (&'static str, &str),
+    grants: &[Grant],
+    conditions: impl Fn() -> Vec<Statement<'static>>,
+) {
+    let there = |of: Of| [of.family.saddr(), of.family.daddr(), of.dport()];
+    accept_each(table, place, grants, there, conditions);
+}
+
+/// As [`accept_all`], where `key` says what of a packet is looked up: who grants, to whom, and which port.
+fn accept_each(
+    table: &mut Table,
     (chain, what): (&'static str, &str),
     grants: &[Grant],
+    key: impl Fn(Of) -> [Expression<'static>; 3],
     conditions: impl Fn() -> Vec<Statement<'static>>,
 ) {
     let mut kinds: Vec<Of> = vec![];
@@ -90,7 +102,7 @@ fn accept_all(
         let mut accept_in = |kind: String, grants: Vec<&Grant>, set_of: AddSet| {
             let set = of.set(&format!("{chain}_{kind}{what}"));
             let family = of.family;
-            let key = [family.saddr(), family.daddr(), of.dport()];
+            let key = key(of);
             let within = is(concat(key), name(&format!("@{set}")));
             let address = family.address_type();
             let elements = grants.into_iter().map(Grant::element).collect();
@@ -251,6 +263,73 @@ pub(super) fn in_guard(table: &mut Table, plan: &Plan) {
         table.rule("guard", "drop-app-metadata6", [from_bridge(), to], drop());
     }
     accept_all(table, ("guard", "egress"), &others, conditions);
+}
+
+/// What apps may reach of each other, as grants; those of answers are named so.
+fn links(plan: &Plan, what: &str) -> Vec<Grant> {
+    let families = families(plan);
+    let mut found = vec![];
+    for app in &plan.apps {
+        for (link, egress) in plan.links(app) {
+            let of = |family: &&Family| family.plan.has(egress.to.addr());
+            let Some(family) = families.iter().find(of) else {
+                continue;
+            };
+            let Some(from) = family.app(app) else {
+                continue;
+            };
+            let ports = match (link.first_port, link.last_port) {
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            };
+            found.push(Grant {
+                name: format!("accept-{what}-{}-{}-{ports}", app.name, link.app),
+                family: *family,
+                from,
+                egress,
+            });
+        }
+    }
+    found
+}
+
+/// Apps of the stack, from one to another by way of the sidecar: what is granted, and what answers that. Whether somebody
+/// has asked, `forward` knows.
+pub(super) fn links_in_guard(table: &mut Table, plan: &Plan) {
+    let bridge = plan.bridge.name.as_str();
+    let from_bridge = || vec![is(meta(MetaKey::Iifname), name(bridge))];
+    accept_all(
+        table,
+        ("guard", "connect"),
+        &links(plan, "connect"),
+        from_bridge,
+    );
+    let answers = links(plan, "connect-reply");
+    let back = |of: Of| [of.family.daddr(), of.family.saddr(), of.sport()];
+    accept_each(
+        table,
+        ("guard", "connect_reply"),
+        &answers,
+        back,
+        from_bridge,
+    );
+}
+
+/// The same in `forward`: the answers belong to what was let in.
+pub(super) fn links_in_forward(table: &mut Table, plan: &Plan) {
+    let bridge = plan.bridge.name.as_str();
+    accept_all(
+        table,
+        ("forward", "connect"),
+        &links(plan, "connect"),
+        || {
+            vec![
+                is(meta(MetaKey::Iifname), name(bridge)),
+                is(meta(MetaKey::Oifname), name(bridge)),
+                has(ct("state"), name("new")),
+            ]
+        },
+    );
 }
 
 pub(super) fn in_forward(table: &mut Table, plan: &Plan) {

@@ -618,9 +618,9 @@ impl Task {
             let name = &self.old.plan.apps[index].name;
             let targets: Vec<SocketAddr> = revoked(&self.old.plan, &next.plan)
                 .filter(|(app, egress)| app.name == *name && egress.protocol == Protocol::Tcp)
-                .map(|(_, egress)| SocketAddr::new(within_reach_of(egress), egress.first_port))
+                .map(|(_, egress)| SocketAddr::new(within_reach_of(&egress), egress.first_port))
                 .filter(|to| {
-                    let mut granted = next.plan.apps[index].egress.iter();
+                    let mut granted = reach(&next.plan, &next.plan.apps[index]);
                     !granted.any(|egress| egress.covers(Protocol::Tcp, to.ip(), to.port()))
                 })
                 .take(REVOKED_TRIED)
@@ -942,12 +942,18 @@ fn held(old: &Plan, new: Plan) -> Plan {
     Plan { apps, ..held }
 }
 
+/// All that an app may connect to, other apps too.
+fn reach<'p>(plan: &'p Plan, app: &'p AppPlan) -> impl Iterator<Item = Egress> + 'p {
+    let links = plan.links(app).map(|(_, link)| link);
+    app.egress.iter().copied().chain(links)
+}
+
 /// What the old plan grants and the new one doesn't.
-fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPlan, &'p Egress)> {
+fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPlan, Egress)> {
     old.apps.iter().flat_map(|app| {
-        let after = new.app(&app.name).map(|app| app.egress.as_slice());
-        let after = after.unwrap_or_default();
-        let gone = app.egress.iter().filter(|egress| {
+        let after = new.app(&app.name).into_iter();
+        let after: Vec<Egress> = after.flat_map(|app| reach(new, app)).collect();
+        let gone = reach(old, app).filter(move |egress| {
             let still = |after: &Egress| {
                 after.protocol == egress.protocol
                     && after.to.contains(&egress.to)
@@ -973,6 +979,7 @@ fn wide(old: &Plan, new: &Plan) -> Plan {
             }),
         }
     }
+    wide.derive_serves();
     wide
 }
 
@@ -983,6 +990,12 @@ fn also_grant(app: &mut AppPlan, other: &AppPlan) {
         .copied()
         .collect();
     app.egress.extend(new);
+    let links = other.connect.iter();
+    let new: Vec<_> = links
+        .filter(|link| !app.connect.contains(link))
+        .cloned()
+        .collect();
+    app.connect.extend(new);
 }
 
 /// The same with closed ports for those who see their clients no more.
