@@ -34,6 +34,7 @@ pub const TOPICS: &[Topic] = &topics! {
     "publishing": "ports, clients, rates, floods, IPv6", [];
     "egress": "what an app may connect to", [];
     "connect": "apps of a stack that reach each other", [];
+    "surroundings": "what an app finds around it, and what that is worth to an attacker", [];
     "own-rules": "nft rules of your own", ["rules"];
     "sealing": "a sidecar without any capability", [];
     "changes": "changing a stack that runs", ["apply", "restart"];
