@@ -167,14 +167,8 @@ pub async fn compile(
     let nft = nft().ok_or_else(|| ExtraError::NoNft {
         file: rules.file.clone(),
     })?;
-    let (mut start, mounts) = rootfs::open(
-        &Rootfs::Host,
-        None,
-        "compiler",
-        0,
-        &[],
-        &rootfs::hosts(&[]),
-    )?;
+    let (mut start, mounts) =
+        rootfs::open(&Rootfs::Host, None, "compiler", 0, &[], &rootfs::hosts(&[]))?;
     let source = Source::of(rules);
     if let RootfsStart::Assembled { files, .. } = &mut start {
         for name in ["etc/services", "etc/protocols"] {
