@@ -174,8 +174,8 @@ def view():
     );
     // Nor does any other part have the file, or the environment.
     let status = lab.status("web");
-    // The sidecar: the supervisor, the rules, and the traffic log with its way out.
-    for (part, sockets) in [("sidecar", 6), ("relay", 6), ("app", 1)] {
+    // The sidecar: the supervisor, the rules, and the traffic log with the group of the user's rules and its way out.
+    for (part, sockets) in [("sidecar", 7), ("relay", 6), ("app", 1)] {
         let pid = look::init(&status, part);
         let fds = look::links(&lab, pid, "fd");
         let files: Vec<_> = fds.values().filter(|link| link.starts_with('/')).collect();
