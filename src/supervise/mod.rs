@@ -15,7 +15,7 @@ mod apply;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -99,6 +99,8 @@ const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a service manager is asked to wait for what ends beside the apps.
 const OURS_TO_END: Duration = Duration::from_secs(15);
+/// How long a part may take to make room for what it is told. One that was stopped never does.
+const HEARS_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take until a command that was sent SIGKILL is heard to have ended.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// A part that ends again and again is started again after this pause, doubled each time…
@@ -1700,6 +1702,7 @@ async fn tend(
 ) -> Result<ContainerEvent, ContainerError> {
     let mut ending: Option<Ending> = None;
     let mut left = Left::Command;
+    let mut hears = true;
     loop {
         let by = ending.as_ref().map(|ending| ending.by);
         tokio::select! {
@@ -1710,7 +1713,7 @@ async fn tend(
                     if let Some(asked) = &ending {
                         let stop = asked.stop;
                         ending = Some(Ending::begin(stop, left));
-                        signal_app(container, stop.signal.number()).await;
+                        signal_app(container, stop.signal.number(), &mut hears).await;
                     }
                     tell(Tended::Said(said));
                 }
@@ -1721,12 +1724,12 @@ async fn tend(
                 Order::Stop(_) if ending.is_some() => {}
                 Order::Stop(stop) => {
                     ending = Some(Ending::begin(stop, left));
-                    signal_app(container, stop.signal.number()).await;
+                    signal_app(container, stop.signal.number(), &mut hears).await;
                 }
                 Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
                 Order::Start(what, fds) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                    drop(container.send(&what, &fds).await);
+                    send(container, &what, &fds, &mut hears).await;
                 }
             },
             () = tokio::time::sleep_until(by.unwrap_or_else(tokio::time::Instant::now)), if by.is_some() => {
@@ -1741,16 +1744,25 @@ async fn tend(
                 }
                 asked.killed = true;
                 asked.by = tokio::time::Instant::now() + KILLED_WITHIN;
-                signal_app(container, libc::SIGKILL).await;
+                signal_app(container, libc::SIGKILL, &mut hears).await;
             }
         }
     }
 }
 
 /// Sends an app a signal.
-async fn signal_app(container: &Container, signal: i32) {
-    // EPIPE: it has ended, and that comes next.
-    let _ = container.send(&ToStage::Signal(signal), &[]).await;
+async fn signal_app(container: &Container, signal: i32, hears: &mut bool) {
+    send(container, &ToStage::Signal(signal), &[], hears).await;
+}
+
+/// Sends a part a message, unless it has made no room for an earlier one in time: half of that may have gone, so nothing
+/// that follows would be understood.
+async fn send(container: &Container, what: &ToStage, fds: &[BorrowedFd<'_>], hears: &mut bool) {
+    if *hears {
+        let sent = tokio::time::timeout(HEARS_WITHIN, container.send(what, fds)).await;
+        // An error is EPIPE: it has ended, and that comes next.
+        *hears = sent.is_ok();
+    }
 }
 
 /// What the sidecar has said at once.
