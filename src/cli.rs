@@ -326,6 +326,13 @@ pub enum Command {
         #[arg(long, conflicts_with_all = ["output", "recipe"])]
         list: bool,
     },
+    /// Find out, by doing it, whether this machine can run stacks; each finding with its remedy
+    #[command(after_help = "Example: lrpns doctor --json")]
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove what a crash left
     #[command(after_help = "Example: lrpns gc")]
     Gc,

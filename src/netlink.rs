@@ -42,16 +42,23 @@ impl Attributes<'_> {
 }
 
 /// The value of the first attribute of one kind.
-pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let [a, b, c, d] = *attributes.first_chunk()?;
+pub(crate) fn attribute(of: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(of).find_map(|(kind, value)| (kind == wanted).then_some(value))
+}
+
+/// All attributes, each with its kind, up to the first that is cut short.
+pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d] = *rest.first_chunk()?;
         let length = usize::from(u16::from_ne_bytes([a, b]));
-        let value = attributes.get(4..length)?;
-        if u16::from_ne_bytes([c, d]) & libc::NLA_TYPE_MASK as u16 == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
+        let value = rest.get(4..length)?;
+        // The last one need not be padded.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((
+            u16::from_ne_bytes([c, d]) & libc::NLA_TYPE_MASK as u16,
+            value,
+        ))
+    })
 }
 
 /// Which attributes of conntrack's tuple are about one end of a connection: its address by IPv4 and by IPv6, its port

@@ -15,7 +15,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &["ps", "status", "logs", "capture", "trace", "rules"],
     ),
     ("Change it", &["apply", "restart", "exec"]),
-    ("Check it", &["plan", "audit"]),
+    ("Check it", &["plan", "audit", "doctor"]),
     ("Maintain", &["init", "gc", "completions", "man", "help"]),
 ];
 

@@ -5,6 +5,7 @@ mod apply;
 mod audit;
 mod capture;
 mod cause;
+mod doctor;
 mod down;
 mod exec;
 pub mod failure;
@@ -188,6 +189,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { list: true, .. } => init::list(),
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
+        Command::Doctor { json } => doctor::doctor(json),
         Command::Gc => down::gc(),
         Command::Completions { shell } => {
             let mut script = vec![];

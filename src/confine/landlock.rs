@@ -146,7 +146,8 @@ impl Support {
     }
 
     /// What is lacking, in a sentence.
-    fn lack(self) -> Option<String> {
+    #[must_use]
+    pub fn lack(self) -> Option<String> {
         let mut lacks = vec![];
         for (has, what) in [
             (self.files, "files (5.19 has)"),

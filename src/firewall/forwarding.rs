@@ -8,7 +8,9 @@ use super::is_ours;
 use super::load::{LoadError, Socket};
 use crate::netlink::{
     FAMILY_HEADER, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
-    NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, attribute, number, text,
+    NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_HOOK_HOOKNUM, NFTA_IMMEDIATE_DATA, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_VERDICT_CHAIN, attribute, attributes, number,
+    text,
 };
 
 /// Whether a packet that is translated to the sidecar's address would get there.
@@ -77,10 +79,10 @@ impl IpFamily {
         }
     }
 
-    fn netfilter(self) -> libc::c_int {
+    fn name(self) -> &'static str {
         match self {
-            Self::V4 => libc::NFPROTO_IPV4,
-            Self::V6 => libc::NFPROTO_IPV6,
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
         }
     }
 }
@@ -125,87 +127,146 @@ fn closed_by_legacy_iptables(family: IpFamily) -> Result<Option<String>, Forward
 }
 
 fn closed_by_nftables(family: IpFamily) -> Result<Option<String>, ForwardingError> {
-    let socket = Socket::open().map_err(ForwardingError::Open)?;
-    for chain in foreign_forward_chains(&socket, family)? {
-        let place = format!(
-            "chain {} of table {} {}",
-            chain.name,
-            chain.family_name(),
-            chain.table
-        );
+    for chain in foreign_chains(Hook::Forward)? {
+        if !["inet", family.name()].contains(&chain.family) {
+            continue;
+        }
+        let ForeignChain {
+            family,
+            table,
+            name,
+            ..
+        } = &chain;
+        let place = format!("chain {name} of table {family} {table}");
         if chain.drops {
             return Ok(Some(format!("{place} has policy drop")));
         }
-        if has_rules(&socket, &chain)? {
+        if chain.rules > 0 {
             return Ok(Some(format!("{place} has rules")));
         }
     }
     Ok(None)
 }
 
-struct ForwardChain {
-    family: u8,
-    table: String,
-    name: String,
-    drops: bool,
+/// Where in the host's way of a packet a chain is hooked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// What is for the host itself: a listening socket.
+    Input,
+    /// What the host forwards.
+    Forward,
 }
 
-impl ForwardChain {
-    fn family_name(&self) -> &'static str {
-        match i32::from(self.family) {
-            libc::NFPROTO_INET => "inet",
-            libc::NFPROTO_IPV6 => "ip6",
-            _ => "ip",
-        }
+/// A base chain that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignChain {
+    /// Of its table: `ip`, `ip6`, `inet`.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// Whether its policy is drop.
+    pub drops: bool,
+    /// How many rules it has.
+    pub rules: usize,
+    /// The chains that its rules jump or go to.
+    targets: Vec<String>,
+}
+
+impl ForeignChain {
+    /// Whether a rule of it goes to a chain whose name begins with `prefix`.
+    #[must_use]
+    pub fn calls(&self, prefix: &str) -> bool {
+        self.targets.iter().any(|name| name.starts_with(prefix))
     }
 }
 
-fn foreign_forward_chains(
-    socket: &Socket,
-    family: IpFamily,
-) -> Result<Vec<ForwardChain>, ForwardingError> {
-    let chains =
-        dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC, |_| ()).map_err(|source| {
-            ForwardingError::List {
-                what: "chains",
-                source,
-            }
-        })?;
-    Ok(chains
+/// The base chains of others at a hook of the calling thread's network namespace. Needs `CAP_NET_ADMIN` there.
+///
+/// # Errors
+/// [`ForwardingError`].
+pub fn foreign_chains(hook: Hook) -> Result<Vec<ForeignChain>, ForwardingError> {
+    let socket = Socket::open().map_err(ForwardingError::Open)?;
+    let chains = dump(
+        &socket,
+        libc::NFT_MSG_GETCHAIN,
+        libc::NFPROTO_UNSPEC,
+        |_| (),
+    )
+    .map_err(|source| ForwardingError::List {
+        what: "chains",
+        source,
+    })?;
+    let mut foreign: Vec<(u8, ForeignChain)> = chains
         .iter()
-        .filter_map(|chain| foreign_forward_chain(chain, family))
-        .collect())
+        .filter_map(|chain| foreign_chain(chain, hook))
+        .collect();
+    for (family, chain) in &mut foreign {
+        let rules = rules(&socket, *family, chain)?;
+        chain.rules = rules.len();
+        chain.targets = rules.iter().flat_map(|rule| targets(rule)).collect();
+    }
+    Ok(foreign.into_iter().map(|(_, chain)| chain).collect())
 }
 
-fn foreign_forward_chain(body: &[u8], wanted: IpFamily) -> Option<ForwardChain> {
+fn foreign_chain(body: &[u8], wanted: Hook) -> Option<(u8, ForeignChain)> {
     let ([family, ..], chain) = body.split_first_chunk::<FAMILY_HEADER>()?;
     let table = text(chain, NFTA_CHAIN_TABLE)?;
-    let sees = [libc::NFPROTO_INET, wanted.netfilter()].contains(&i32::from(*family));
     // Only base chains have a hook.
     let hook = number(attribute(chain, NFTA_CHAIN_HOOK)?, NFTA_HOOK_HOOKNUM)?;
-    (!is_ours(&table) && sees && hook == libc::NF_INET_FORWARD as u32).then_some(())?;
-    Some(ForwardChain {
-        family: *family,
-        table,
-        name: text(chain, NFTA_CHAIN_NAME)?,
-        // A policy that isn't told is taken for the worse one.
-        drops: number(chain, NFTA_CHAIN_POLICY) != Some(libc::NF_ACCEPT as u32),
-    })
+    let wanted = match wanted {
+        Hook::Input => libc::NF_INET_LOCAL_IN,
+        Hook::Forward => libc::NF_INET_FORWARD,
+    };
+    (!is_ours(&table) && hook == wanted as u32).then_some(())?;
+    let name = match i32::from(*family) {
+        libc::NFPROTO_INET => "inet",
+        libc::NFPROTO_IPV6 => "ip6",
+        libc::NFPROTO_IPV4 => "ip",
+        // Hooks of bridges and links have numbers of their own.
+        _ => return None,
+    };
+    Some((
+        *family,
+        ForeignChain {
+            family: name,
+            table,
+            name: text(chain, NFTA_CHAIN_NAME)?,
+            // A policy that isn't told is taken for the worse one.
+            drops: number(chain, NFTA_CHAIN_POLICY) != Some(libc::NF_ACCEPT as u32),
+            rules: 0,
+            targets: vec![],
+        },
+    ))
 }
 
-fn has_rules(socket: &Socket, chain: &ForwardChain) -> Result<bool, ForwardingError> {
-    let rules = dump(
-        socket,
-        libc::NFT_MSG_GETRULE,
-        chain.family.into(),
-        |request| {
-            request.text(NFTA_RULE_TABLE, &chain.table);
-            request.text(NFTA_RULE_CHAIN, &chain.name);
-        },
-    )
+fn rules(
+    socket: &Socket,
+    family: u8,
+    chain: &ForeignChain,
+) -> Result<Vec<Vec<u8>>, ForwardingError> {
+    dump(socket, libc::NFT_MSG_GETRULE, family.into(), |request| {
+        request.text(NFTA_RULE_TABLE, &chain.table);
+        request.text(NFTA_RULE_CHAIN, &chain.name);
+    })
     .map_err(|source| ForwardingError::List {
         what: "rules",
         source,
-    })?;
-    Ok(!rules.is_empty())
+    })
+}
+
+/// The chains that a rule jumps or goes to: the names in its verdicts.
+fn targets(rule: &[u8]) -> Vec<String> {
+    let Some((_, rule)) = rule.split_first_chunk::<FAMILY_HEADER>() else {
+        return vec![];
+    };
+    let expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+    attributes(expressions)
+        .filter_map(|(_, element)| {
+            let data = attribute(element, NFTA_EXPR_DATA)?;
+            let value = attribute(data, NFTA_IMMEDIATE_DATA)?;
+            text(attribute(value, NFTA_DATA_VERDICT)?, NFTA_VERDICT_CHAIN)
+        })
+        .collect()
 }

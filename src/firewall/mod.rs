@@ -41,7 +41,9 @@ pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_gra
 pub use counters::{Listing, Object, counted, counters, list};
 pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
-pub use forwarding::{Forwarding, ForwardingError, IpFamily, forwarding};
+pub use forwarding::{
+    ForeignChain, Forwarding, ForwardingError, Hook, IpFamily, foreign_chains, forwarding,
+};
 pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;

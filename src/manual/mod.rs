@@ -30,7 +30,7 @@ macro_rules! topics {
 /// Every page, in the order in which `lrpns help` lists them.
 pub const TOPICS: &[Topic] = &topics! {
     "configuration": "the file lrpns.toml and its keys", ["up", "init", "plan", "run"];
-    "commands": "every command, and exit codes", ["ps", "status", "exec", "gc", "completions", "man"];
+    "commands": "every command, and exit codes", ["ps", "status", "exec", "doctor", "gc", "completions", "man"];
     "publishing": "ports, clients, rates, floods, IPv6", [];
     "egress": "what an app may connect to", [];
     "connect": "apps of a stack that reach each other", [];
