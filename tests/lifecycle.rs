@@ -768,3 +768,49 @@ fn cycles_of_up_request_and_down_leave_no_trace_and_lose_no_request() {
         lab.assert_as(&before);
     }
 }
+
+#[test]
+fn a_supervisor_that_was_stopped_holds_up_no_command_and_down_ends_it_by_force() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let before = lab.traces();
+    lab.lrpns_ok(&["up", "-d"]);
+    let supervisor = lab.status("customerA")["supervisor"].clone();
+    lab.kill("STOP", &supervisor);
+    for args in [
+        &["status"][..],
+        &["logs"],
+        &["exec", "--", "true"],
+        &["restart", "customerA", "app"],
+        &["rules", "--counters"],
+    ] {
+        let output = lab.run(&[&["timeout", "60", lrpns()], args].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(125),
+            "{args:?}: {}",
+            describe(&output)
+        );
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("the supervisor of customerA does not answer")
+                && said.contains("kill -CONT"),
+            "{args:?}: {said}"
+        );
+    }
+    // It goes on as if nothing had been.
+    lab.kill("CONT", &supervisor);
+    assert_eq!(lab.get("http://localhost:5000/").unwrap(), "Hello world!");
+    lab.lrpns_ok(&["status"]);
+    lab.kill("STOP", &supervisor);
+    let down = lab.run(&["timeout", "60", lrpns(), "down", "customerA"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    let said = String::from_utf8_lossy(&down.stderr);
+    assert!(
+        said.contains("has not answered for 2 s: killing it"),
+        "{said}"
+    );
+    lab.assert_as(&before);
+}

@@ -3,12 +3,14 @@
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
-use crate::control::{Client, Reply, Request, is_gone};
+use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::net;
@@ -85,6 +87,8 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                     Ok(()) => {}
                     // It is ending already, and its end is what we wait for.
                     Err(e) if is_gone(&e) => {}
+                    // What it has not read it can't obey; silence ends the wait.
+                    Err(e) if is_silent(&e) => {}
                     Err(e) => {
                         return Err(Failure::unable(format!(
                             "ask the supervisor of {stack} to end: {e}"
@@ -95,6 +99,12 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                 true
             }
             Err(e) if is_gone(&e) => false,
+            Err(e) if is_silent(&e) => {
+                return Err(Failure::unable(format!(
+                    "the supervisor of {stack} takes no more requests"
+                ))
+                .hint("it was stopped (SIGSTOP), or hangs, and has too many waiting: kill -KILL its process, then lrpns down"));
+            }
             Err(e) => {
                 return Err(Failure::unable(format!(
                     "connect to the supervisor of {stack}: {e}"
@@ -135,7 +145,20 @@ fn wait_for_the_end(state: &StateRoot, stack: &StackName, client: Client) -> Res
     let interrupts = Interrupts::watch().map_err(unable)?;
     let mut asked = 0;
     let ended = loop {
-        match interrupts.or_message(&socket).map_err(unable)? {
+        // What takes long it reports every ten seconds.
+        let limit = match client.is_stopped() {
+            true => STOPPED_FOR,
+            false => SILENT_FOR,
+        };
+        let heard = interrupts.or_message_within(&socket, Some(limit));
+        let Some(heard) = heard.map_err(unable)? else {
+            // It may have gone on meanwhile.
+            if limit == STOPPED_FOR && !client.is_stopped() {
+                continue;
+            }
+            break force(stack, &client, limit);
+        };
+        match heard {
             Heard::Message => match client.reply() {
                 Ok(Some((Reply::Waits(what), _))) => tell(&format!("{stack}: {what}")),
                 Ok(Some(_)) => {}
@@ -163,6 +186,40 @@ fn wait_for_the_end(state: &StateRoot, stack: &StackName, client: Client) -> Res
         .thread_unblock()
         .map_err(|e| unable(e.into()))?;
     ended
+}
+
+/// How long a supervisor that was stopped may stay so.
+const STOPPED_FOR: Duration = Duration::from_secs(2);
+/// How long one may be silent: three times what it promises.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// Ends a supervisor that doesn't answer. The kernel ends every part with it, and what is left is removed as after a crash.
+fn force(stack: &StackName, client: &Client, silent: Duration) -> Result<(), Failure> {
+    let unable = |e: std::io::Error| {
+        Failure::unable(format!(
+            "end the supervisor of {stack}, which does not answer: {e}"
+        ))
+    };
+    let (pid, pidfd) = match client.supervisor() {
+        Ok(found) => found,
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(e) => return Err(unable(e)),
+    };
+    tell(&format!(
+        "{stack}: its supervisor (process {pid}) has not answered for {} s: killing it",
+        silent.as_secs()
+    ));
+    match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => return Err(unable(e.into())),
+    }
+    let limit = Timespec::try_from(SILENT_FOR).map_err(Failure::unable)?;
+    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, Some(&limit))) {
+        Ok(0) => Err(unable(std::io::ErrorKind::TimedOut.into())),
+        Ok(_) => Ok(()),
+        Err(e) => Err(unable(e.into())),
+    }
 }
 
 fn root() -> bool {

@@ -7,10 +7,11 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::supervise;
 
@@ -43,19 +44,38 @@ impl Interrupts {
     /// What `poll(2)` says.
     pub fn or_message(&self, from: &OwnedFd) -> io::Result<Heard> {
         loop {
+            if let Some(heard) = self.or_message_within(from, None)? {
+                return Ok(heard);
+            }
+        }
+    }
+
+    /// The same, for no longer than `limit`.
+    ///
+    /// # Errors
+    /// What `poll(2)` says.
+    pub fn or_message_within(
+        &self,
+        from: &OwnedFd,
+        limit: Option<Duration>,
+    ) -> io::Result<Option<Heard>> {
+        let limit = limit.map(Timespec::try_from).transpose();
+        let limit = limit.map_err(io::Error::other)?;
+        loop {
             let mut ready = [
                 PollFd::new(from, PollFlags::IN),
                 PollFd::new(self, PollFlags::IN),
             ];
-            match rustix::event::poll(&mut ready, None) {
+            match rustix::event::poll(&mut ready, limit.as_ref()) {
+                Ok(0) => return Ok(None),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
             if let Some(signal) = self.came()? {
-                return Ok(Heard::Interrupt(signal));
+                return Ok(Some(Heard::Interrupt(signal)));
             }
             if !ready[0].revents().is_empty() {
-                return Ok(Heard::Message);
+                return Ok(Some(Heard::Message));
             }
         }
     }

@@ -33,7 +33,7 @@ use clap::CommandFactory;
 use crate::cli::{AuditFormat, Cli, Command, Source};
 use crate::commands::failure::Failure;
 use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
-use crate::control::{Client, Reply, Request, Status, is_gone};
+use crate::control::{ANSWERS_WITHIN, Client, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::Plan;
@@ -365,20 +365,43 @@ fn ask_with(
     fds: &[std::os::fd::BorrowedFd<'_>],
 ) -> Result<Client, Failure> {
     let state = Host::state_root();
-    let client =
-        Client::connect(&state.control(stack)).map_err(|e| not_running(&state, stack, &e))?;
+    let client = Client::connect(&state.control(stack)).map_err(|e| match is_silent(&e) {
+        true => silent(stack),
+        false => not_running(&state, stack, &e),
+    })?;
+    if client.is_stopped() {
+        return Err(silent(stack));
+    }
     match client.ask_with(request, fds) {
         Ok(()) => Ok(client),
         Err(e) if is_gone(&e) => Err(ended(stack)),
+        Err(e) if is_silent(&e) => Err(silent(stack)),
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),
     }
 }
 
+/// A supervisor that lives and does not answer.
+fn silent(stack: &StackName) -> Failure {
+    Failure::unable(format!("the supervisor of {stack} does not answer")).hint(format!(
+        "it was stopped (SIGSTOP), or hangs: kill -CONT lets it go on; lrpns down {stack} ends it by force"
+    ))
+}
+
 /// The status of a running stack.
 fn status_of(stack: &StackName) -> Result<Box<Status>, Failure> {
-    match reply(&ask(stack, &Request::Status)?, stack)?.0 {
+    let client = ask(stack, &Request::Status)?;
+    // As long as the stack starts there is no answer.
+    while !client
+        .has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)
+        .map_err(|e| Failure::unable(format!("hear from the supervisor of {stack}: {e}")))?
+    {
+        if client.is_stopped() {
+            return Err(silent(stack));
+        }
+    }
+    match reply(&client, stack)?.0 {
         Reply::Status(status) => Ok(status),
         _ => Err(answered_something_else(stack)),
     }

@@ -10,7 +10,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::confine::privileges::Privileges;
@@ -262,6 +266,18 @@ pub fn is_gone(e: &io::Error) -> bool {
     )
 }
 
+/// Whether this error of a [`Client`] means that the supervisor lives and does not answer.
+#[must_use]
+pub fn is_silent(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+    )
+}
+
+/// How long a supervisor may take to hear a request, and how often is looked whether it was stopped meanwhile.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
 /// A conversation with a supervisor.
 pub struct Client(UnixStream);
 
@@ -272,7 +288,16 @@ impl Client {
     /// ENOENT or ECONNREFUSED when nobody supervises this stack, EACCES when somebody else pretends to: the directory
     /// may be one below /tmp that another user made first.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let socket = UnixStream::connect(path)?;
+        // One that was stopped has a queue that fills, and then neither connect(2) nor sendmsg(2) returns.
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(ANSWERS_WITHIN))?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        let socket = UnixStream::from(socket);
         // Not rustix's: that wants a pid, and a supervisor in another pid namespace has none here.
         let supervisor =
             nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
@@ -312,12 +337,43 @@ impl Client {
         protocol::send(&self.0, message, fds)
     }
 
+    /// The supervisor's process, unless that is in another pid namespace.
+    ///
+    /// # Errors
+    /// What `pidfd_open(2)` says, and ESRCH when it has ended: then its number may be another's.
+    pub fn supervisor(&self) -> io::Result<(Pid, OwnedFd)> {
+        let peer =
+            nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials)?;
+        let pid = Pid::from_raw(peer.pid()).ok_or(rustix::io::Errno::SRCH)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        // Its end of the conversation ends with it: as long as it is open, nobody else has had its number.
+        let mut hung_up = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = Timespec::default();
+        match rustix::event::poll(&mut hung_up, Some(&now))? {
+            0 => Ok((pid, pidfd)),
+            _ => Err(rustix::io::Errno::SRCH.into()),
+        }
+    }
+
+    /// Whether the supervisor was stopped by a signal (SIGSTOP, SIGTSTP; state T of proc_pid_stat(5)).
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let Ok((pid, _held)) = self.supervisor() else {
+            return false;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+        // What is in brackets before it is the program's name, which may have brackets of its own.
+        stat.is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    }
+
     /// Waits for a reply, or the end, until then; whether there is one.
     ///
     /// # Errors
     /// What `poll(2)` says.
     pub fn has_answered_by(&self, then: tokio::time::Instant) -> io::Result<bool> {
-        use rustix::event::{PollFd, PollFlags, Timespec};
         let left = then.saturating_duration_since(tokio::time::Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
