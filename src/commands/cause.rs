@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{Rootfs, Tmpfs};
+use crate::plan::resolve::shared_memory;
 use crate::plan::{AppPlan, PublishPlan};
 use crate::protocol::Exit;
 use crate::text;
@@ -295,7 +296,10 @@ impl Case<'_> {
                 shown(directory)
             );
         }
-        let mut all: Vec<String> = self.app.tmpfs.iter().map(entry).collect();
+        // What a file need not say is not suggested to it.
+        let chosen = shared_memory(&self.app.limits);
+        let named = self.app.tmpfs.iter().filter(|tmpfs| **tmpfs != chosen);
+        let mut all: Vec<String> = named.map(entry).collect();
         let new = format!("{}:16M", shown(directory));
         if !all.contains(&new) {
             all.push(new);

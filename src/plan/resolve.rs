@@ -661,16 +661,22 @@ const SHARED_MEMORY_SIZE: u64 = 16 << 20;
 /// The configured tmpfs, and one for POSIX shared memory if it is not among them. What is in it counts as the app's memory,
 /// so it is no larger than half of that.
 fn with_shared_memory(tmpfs: &[Tmpfs], limits: &Limits) -> Vec<Tmpfs> {
-    let path = Path::new(config::SHARED_MEMORY);
+    let chosen = shared_memory(limits);
     let mut all = tmpfs.to_vec();
-    if all.iter().all(|tmpfs| tmpfs.path != path) {
-        let most = limits.memory.map_or(SHARED_MEMORY_SIZE, |bytes| bytes / 2);
-        all.push(Tmpfs {
-            path: path.to_owned(),
-            size: SHARED_MEMORY_SIZE.min(most),
-        });
+    if all.iter().all(|tmpfs| tmpfs.path != chosen.path) {
+        all.push(chosen);
     }
     all
+}
+
+/// The tmpfs for POSIX shared memory that an app has if its file says nothing of one.
+#[must_use]
+pub fn shared_memory(limits: &Limits) -> Tmpfs {
+    let most = limits.memory.map_or(SHARED_MEMORY_SIZE, |bytes| bytes / 2);
+    Tmpfs {
+        path: config::SHARED_MEMORY.into(),
+        size: SHARED_MEMORY_SIZE.min(most),
+    }
 }
 
 /// What the file says; where it says nothing, enough for any server that works, and less than takes the host down.
