@@ -23,22 +23,28 @@ pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
     let config = configuration(source, Named::No)?;
     let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
     if json {
-        print_json(&Shown {
-            plan: &plan,
-            reach: reach(&plan),
-        })?;
+        print_json(&Shown::of(&plan))?;
     } else {
         print(&describe(&plan)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `--json` prints.
+/// A plan as `--json` prints it, here and in `status`.
 #[derive(Serialize)]
-struct Shown<'p> {
+pub(super) struct Shown<'p> {
     #[serde(flatten)]
     plan: &'p Plan,
     reach: Vec<Reach>,
+}
+
+impl<'p> Shown<'p> {
+    pub(super) fn of(plan: &'p Plan) -> Self {
+        Self {
+            plan,
+            reach: reach(plan),
+        }
+    }
 }
 
 /// Who may connect to what.

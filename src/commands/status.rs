@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use super::plan::Shown;
 use super::{print, print_json, status_of};
 use crate::commands::failure::Failure;
 use crate::config::Protocol;
@@ -85,7 +86,10 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
 pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
     let status = status_of(stack)?;
     if json {
-        print_json(&status)?;
+        let unable = |e: serde_json::Error| Failure::unable(format!("write it as JSON: {e}"));
+        let mut document = serde_json::to_value(&status).map_err(unable)?;
+        document["plan"] = serde_json::to_value(Shown::of(&status.plan)).map_err(unable)?;
+        print_json(&document)?;
     } else {
         print(&describe(&status))?;
     }
