@@ -9,6 +9,13 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+/// How many problems are shown one by one.
+const SHOWN: usize = 50;
+/// How much of a line a problem keeps: one line may have thousands of them.
+const LINE_KEPT: usize = 300;
+/// How much of that may stand before the place itself.
+const BEFORE: usize = 100;
+
 /// Everything that is wrong with one configuration: flags first, then the env file, then the file line by line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.render(false))]
@@ -52,7 +59,7 @@ pub enum Place {
         line: usize,
         /// The character of the line, from 1.
         column: usize,
-        /// The whole line, without its end.
+        /// The line, without its end; of a long one the part around the place.
         text: String,
         /// The bytes of the line that are meant; empty where something is missing.
         span: Range<usize>,
@@ -94,11 +101,18 @@ impl ConfigErrors {
             Renderer::plain()
         };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
-        let all: Vec<String> = self
+        let mut all: Vec<String> = self
             .problems
             .iter()
+            .take(SHOWN)
             .map(|problem| problem.render(&renderer))
             .collect();
+        if self.problems.len() > SHOWN {
+            all.push(format!(
+                "and {} more problems of the same file; mend these first",
+                self.problems.len() - SHOWN
+            ));
+        }
         all.join("\n\n")
     }
 }
@@ -200,12 +214,17 @@ impl<'t> Source<'t> {
         let text = self.text[line_start..line_end].trim_end_matches('\r');
         let start = start.min(line_start + text.len()) - line_start;
         let end = floor_char(text, span.end.saturating_sub(line_start)).max(start);
+        let from = match text.len() > LINE_KEPT {
+            true => floor_char(text, start.saturating_sub(BEFORE)),
+            false => 0,
+        };
+        let to = floor_char(text, from + LINE_KEPT).max(start);
         Place::Text {
             path: self.path.to_owned(),
             line: self.line(line_start),
             column: text[..start].chars().count() + 1,
-            text: text.to_owned(),
-            span: start..end,
+            text: text[from..to].to_owned(),
+            span: start - from..end.min(to) - from,
         }
     }
 }

@@ -30,6 +30,10 @@ pub(super) enum Kind {
     Builtin,
 }
 
+/// How many apps a stack may have: each is a port of its bridge, which has room for 1,023 (`BR_PORT_BITS`,
+/// net/bridge/br_private.h), and starting that many takes a minute.
+const MOST_APPS: usize = 256;
+
 /// Names that an app can't have, because lrpns has parts, logs or users of that name.
 const RESERVED: [&str; 6] = ["sidecar", "relay", "egress", "host", "traffic", "lrpns"];
 
@@ -369,6 +373,15 @@ impl Reader<'_> {
             );
         }
         let mut apps = Vec::new();
+        if let Some((key, _)) = named.get(MOST_APPS) {
+            self.problem(
+                key.span(),
+                format!("{} apps in a stack", named.len()),
+                &format!("at most {MOST_APPS}"),
+                "several stacks",
+            );
+            return apps;
+        }
         for (key, value) in named {
             let (text, DeValue::Table(table)) = (key.get_ref(), value.get_ref()) else {
                 continue;

@@ -1231,3 +1231,90 @@ fn the_flags_of_the_process_are_checked_together() {
     assert_eq!(vars.set, [("A".to_owned(), "b".to_owned())]);
     assert_eq!(vars.env.get("PATH"), std::env::var("PATH").ok().as_ref());
 }
+
+#[test]
+fn a_line_of_thousands_of_mistakes_costs_little_and_shows_the_first_of_them() {
+    let bad: Vec<String> = (0..30_000).map(|i| format!("\"bad{i}\"")).collect();
+    let text = format!(
+        "name = \"a\"\n[app]\nrootfs = \"host\"\ncommand = [\"x\"]\npublish = [{}]\n",
+        bad.join(", ")
+    );
+    let errors = parse(Path::new("x.toml"), &text, &Vars::default()).unwrap_err();
+    assert_eq!(errors.problems().len(), 30_000);
+    let kept: usize = errors
+        .problems()
+        .iter()
+        .map(|problem| match &problem.place {
+            Place::Text { text, span, .. } => {
+                // What is marked is what is meant, wherever the line is cut.
+                assert!(text[span.clone()].starts_with("\"bad"), "{text} {span:?}");
+                text.len()
+            }
+            place => panic!("{place:?}"),
+        })
+        .sum();
+    assert!(kept < 30_000 * 400, "{kept} bytes");
+    let shown = errors.render(false);
+    assert!(shown.contains("`bad49`") && !shown.contains("`bad50`"));
+    assert!(shown.ends_with("and 29950 more problems of the same file; mend these first"));
+    assert!(shown.len() < 100_000, "{} bytes", shown.len());
+}
+
+#[test]
+fn variables_make_no_string_longer_than_the_kernel_takes() {
+    let doubled: String = (1..60)
+        .map(|i| format!("V{i}=\"${{V{}}}${{V{}}}\"\n", i - 1, i - 1))
+        .collect();
+    let vars = |text: &str| Vars {
+        env_file: Some(("x.env".into(), text.to_owned())),
+        ..Vars::default()
+    };
+    let file = |command: &str| {
+        format!("name = \"a\"\n[app]\nrootfs = \"host\"\ncommand = [\"{command}\"]\n")
+    };
+    let path = Path::new("x.toml");
+    let errors = parse(
+        path,
+        &file("${V59}"),
+        &vars(&format!("V0=xxxxxxxxxx\n{doubled}")),
+    );
+    let errors = errors.unwrap_err().render(false);
+    assert!(errors.contains("longer than 131072 bytes"), "{errors}");
+    // One that is long, many times in one string, and once in each of many.
+    let long = format!("B={}\n", "y".repeat(100_000));
+    let errors = parse(path, &file("${B}${B}"), &vars(&long));
+    assert!(
+        errors
+            .unwrap_err()
+            .render(false)
+            .contains("longer than 131072 bytes")
+    );
+    assert!(parse(path, &file("${B}"), &vars(&long)).is_ok());
+    let many = format!(
+        "{}env = {{ {} }}\n",
+        file("x"),
+        (0..100)
+            .map(|i| format!("A{i} = \"${{B}}\""))
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    let errors = parse(path, &many, &vars(&long)).unwrap_err();
+    assert!(
+        errors
+            .render(false)
+            .contains("variables make more than 8388608 bytes")
+    );
+    assert_eq!(errors.problems().len(), 100 - 8_388_608 / 100_000);
+}
+
+#[test]
+fn a_stack_has_a_number_of_apps_that_can_be_started() {
+    let text = |count: usize| -> String {
+        let app = |i| format!("[app.a{i}]\nrootfs = \"host\"\ncommand = [\"x\"]\n");
+        format!("name = \"a\"\n{}", (0..count).map(app).collect::<String>())
+    };
+    assert_eq!(read(&text(256)).unwrap().apps.len(), 256);
+    let errors = read(&text(257)).unwrap_err();
+    assert_eq!(errors.problems().len(), 1);
+    assert!(errors.render(false).contains("257 apps in a stack"));
+}

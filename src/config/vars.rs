@@ -3,6 +3,7 @@
 //! A name is looked for in `--set`, in the environment (as `LRPNS_NAME`), in the env file and in the table `[vars]`,
 //! in this order; the first that has it counts.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -131,6 +132,8 @@ pub(super) struct Lookup {
     broken: BTreeMap<String, String>,
     /// The table `[vars]`, to be told from the rest because its own values can't use it.
     table: BTreeMap<String, (String, Origin)>,
+    /// How many bytes all strings have come to.
+    filled: Cell<usize>,
 }
 
 impl Lookup {
@@ -166,6 +169,7 @@ impl Lookup {
             sources,
             broken: file.broken,
             table: BTreeMap::new(),
+            filled: Cell::new(0),
         }
     }
 
@@ -196,6 +200,9 @@ impl Lookup {
         let mut origin = None;
         let mut wrong = Vec::new();
         for piece in pieces(text) {
+            if out.len() > LONGEST.max(text.len()) {
+                break;
+            }
             match piece {
                 Piece::Literal(words) => out.push_str(words),
                 Piece::Broken { span, why } => wrong.push(Unfilled {
@@ -221,6 +228,22 @@ impl Lookup {
                     (None, _) => wrong.push(self.unset(name, span)),
                 },
             }
+        }
+        if wrong.is_empty() && out.len() > LONGEST.max(text.len()) {
+            wrong.push(Unfilled::too_long(
+                0..text.len(),
+                format!("its variables make this string longer than {LONGEST} bytes"),
+            ));
+        }
+        let filled = self.filled.get().saturating_add(out.len());
+        self.filled.set(filled);
+        if wrong.is_empty() && filled > LONGEST_IN_ALL && out.len() > text.len() {
+            wrong.push(Unfilled::too_long(
+                0..text.len(),
+                format!(
+                    "with this string, variables make more than {LONGEST_IN_ALL} bytes of the file"
+                ),
+            ));
         }
         if wrong.is_empty() {
             Ok((out, origin))
@@ -254,6 +277,12 @@ impl Lookup {
     }
 }
 
+/// The longest text that variables may make of one string: the kernel takes no longer argument (`MAX_ARG_STRLEN`,
+/// execve(2)).
+const LONGEST: usize = 128 << 10;
+/// The longest that they may make of all strings of a configuration together: more than execve(2) takes for one app.
+const LONGEST_IN_ALL: usize = 8 << 20;
+
 /// A variable that could not be filled in.
 #[derive(Debug)]
 pub(super) struct Unfilled {
@@ -262,6 +291,19 @@ pub(super) struct Unfilled {
     pub(super) message: String,
     pub(super) expected: String,
     pub(super) example: String,
+}
+
+impl Unfilled {
+    fn too_long(span: Range<usize>, message: String) -> Self {
+        Self {
+            span,
+            message,
+            expected: "values that the kernel takes as arguments and environment of a program"
+                .to_owned(),
+            example: "volumes = [\"./big:/big:ro\"], and the file's path in the variable"
+                .to_owned(),
+        }
+    }
 }
 
 /// Every name that `text` uses.
@@ -452,8 +494,12 @@ fn read_env_file(
                 file.values
                     .insert(name.to_owned(), (value, Origin::File { path, line }));
             }
+            Err(Unfit::TooLong) => {
+                let message = format!("its variables make the value longer than {LONGEST} bytes");
+                problem(value_at..end, message);
+            }
             // Nobody may need it.
-            Err(unset) => {
+            Err(Unfit::Unset(unset)) => {
                 let why = format!(
                     "line {line} of {} uses `{unset}`, which is not set; in single quotes `$` is a dollar sign",
                     source.path.display()
@@ -506,12 +552,21 @@ fn unquote(text: &str, quote: char) -> Result<(String, usize), &'static str> {
     Err("the value's quote is not closed")
 }
 
-/// Fills in `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME-default}`; an error is the name that is not set. A `$` that
-/// nothing of the kind follows is itself.
-fn fill(text: &str, find: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+/// Why a value of the env file can't be had.
+enum Unfit {
+    /// The name that is not set.
+    Unset(String),
+    TooLong,
+}
+
+/// Fills in `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME-default}`. A `$` that nothing of the kind follows is itself.
+fn fill(text: &str, find: impl Fn(&str) -> Option<String>) -> Result<String, Unfit> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
+        if out.len() > LONGEST.max(text.len()) {
+            return Err(Unfit::TooLong);
+        }
         let (before, after) = (&rest[..dollar], &rest[dollar + 1..]);
         if let Some(before) = before.strip_suffix('\\') {
             out.push_str(before);
@@ -554,12 +609,15 @@ fn fill(text: &str, find: impl Fn(&str) -> Option<String>) -> Result<String, Str
             (Some(value), Some(default)) if value.is_empty() && empty_too => out.push_str(default),
             (Some(value), _) => out.push_str(&value),
             (None, Some(default)) => out.push_str(default),
-            (None, None) => return Err(name.to_owned()),
+            (None, None) => return Err(Unfit::Unset(name.to_owned())),
         }
         rest = next;
     }
     out.push_str(rest);
-    Ok(out)
+    match out.len() > LONGEST.max(text.len()) {
+        true => Err(Unfit::TooLong),
+        false => Ok(out),
+    }
 }
 
 #[cfg(test)]
