@@ -14,6 +14,7 @@ use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::net::publish::{self, Listener};
 use crate::part::volumes;
+use crate::plan::reach;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::rootfs::{self, Enclosing};
 use crate::stack::rules::{self, ExtraError};
@@ -319,7 +320,7 @@ fn own_addresses(plan: &Plan, host: &Host) -> Vec<Problem> {
 /// Whether the published ports can work the way they are planned.
 fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
     let mut problems = vec![];
-    for range in publish::ranges(plan) {
+    for range in reach::ranges(plan) {
         let publish = range.first;
         let (address, port) = (publish.listen.ip(), publish.listen.port());
         if plan.mode == Mode::Rootless && port < host.first_user_port {

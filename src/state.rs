@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::names::StackName;
 use crate::plan::Plan;
+use crate::plan::reach::Document;
 
 /// A file or directory of the state could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -353,7 +354,8 @@ impl Staged {
     /// Over what is there, whose blocks stay its own until the rest is cut off: for no more than that there is room.
     fn write(&self, plan: &Plan) -> Result<(), StateError> {
         use std::os::unix::fs::FileExt as _;
-        let text = serde_json::to_vec_pretty(plan).map_err(|e| at("write", &self.new)(e.into()))?;
+        let text = serde_json::to_vec_pretty(&Document::of(plan))
+            .map_err(|e| at("write", &self.new)(e.into()))?;
         let written = self.file.write_all_at(&text, 0);
         let cut = written.and_then(|()| self.file.set_len(text.len() as u64));
         cut.map_err(at("write", &self.new))

@@ -4,17 +4,15 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use serde::Serialize;
-
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, Protocol, Rootfs, Source as Seen};
+use crate::config::{Limits, Origin, Rootfs, Source as Seen};
 use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::host::Host;
-use crate::net::publish;
 use crate::part::cgroup::{Controller, HeldBy};
+use crate::plan::reach::{self, Document};
 use crate::plan::resolve;
 use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 
@@ -23,95 +21,16 @@ pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
     let config = configuration(source, Named::No)?;
     let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
     if json {
-        print_json(&Shown::of(&plan))?;
+        print_json(&Document::of(&plan))?;
     } else {
         print(&describe(&plan)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A plan as `--json` prints it, here and in `status`.
-#[derive(Serialize)]
-pub(super) struct Shown<'p> {
-    #[serde(flatten)]
-    plan: &'p Plan,
-    reach: Vec<Reach>,
-}
-
-impl<'p> Shown<'p> {
-    pub(super) fn of(plan: &'p Plan) -> Self {
-        Self {
-            plan,
-            reach: reach(plan),
-        }
-    }
-}
-
-/// Who may connect to what.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Reach {
-    /// An app, or `clients`: those that the app's `allow` lets in.
-    from: String,
-    /// An app, or what `egress` lists.
-    to: String,
-    /// As in `connect`: `5432`, `7000-7010/udp`; for `egress`, `to` says it.
-    ports: Vec<String>,
-}
-
-/// Every pair between which connections may be made; between all others none may.
-fn reach(plan: &Plan) -> Vec<Reach> {
-    let mut all = vec![];
-    for app in &plan.apps {
-        let ranges = publish::ranges(plan);
-        let own = ranges.iter().filter(|range| range.app.name == app.name);
-        let mut ports: Vec<String> = vec![];
-        for range in own {
-            let port = match range.first.protocol {
-                Protocol::Tcp => range.app_ports(),
-                Protocol::Udp => format!("{}/udp", range.app_ports()),
-            };
-            if !ports.contains(&port) {
-                ports.push(port);
-            }
-        }
-        if !ports.is_empty() {
-            all.push(Reach {
-                from: "clients".to_owned(),
-                to: app.name.to_string(),
-                ports,
-            });
-        }
-    }
-    for app in &plan.apps {
-        for other in &plan.apps {
-            let its = app.connect.iter().filter(|to| to.app == other.name);
-            let ports: Vec<String> = its
-                .map(|to| to.to_string())
-                .map(|to| {
-                    to.split_once(':')
-                        .map_or(to.clone(), |(_, port)| port.to_owned())
-                })
-                .collect();
-            if !ports.is_empty() {
-                all.push(Reach {
-                    from: app.name.to_string(),
-                    to: other.name.to_string(),
-                    ports,
-                });
-            }
-        }
-        all.extend(app.egress.iter().map(|egress| Reach {
-            from: app.name.to_string(),
-            to: egress.to_string(),
-            ports: vec![],
-        }));
-    }
-    all
-}
-
 /// The same as a matrix: who connects stands at the left, `.` is no port at all.
 fn matrix(out: &mut String, plan: &Plan) -> std::fmt::Result {
-    let all = reach(plan);
+    let all = reach::reach(plan);
     let names: Vec<&str> = plan.apps.iter().map(|app| app.name.as_str()).collect();
     let rows: Vec<&str> = std::iter::once("clients")
         .chain(names.iter().copied())
@@ -364,7 +283,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         // Values may be secrets; `--json` has them.
         writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
     }
-    let ranges = publish::ranges(plan);
+    let ranges = reach::ranges(plan);
     for range in ranges.iter().filter(|range| range.app.name == app.name) {
         let via = match range.first.via {
             Transport::Dnat => "dnat",

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::plan::Shown;
 use super::{print, print_json, status_of};
 use crate::commands::failure::Failure;
 use crate::config::Protocol;
 use crate::control::{PartState, PartStatus, Status};
 use crate::host::Host;
 use crate::names::StackName;
-use crate::net::publish;
+use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
 use crate::state::Liveness;
 use crate::traffic::{Losses, Summary};
@@ -52,7 +51,7 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
                 state: liveness,
                 mode: plan.as_ref().map(|plan| plan.mode),
                 published: list(|plan| {
-                    publish::ranges(plan)
+                    reach::ranges(plan)
                         .iter()
                         .map(|range| range.listen())
                         .collect()
@@ -88,7 +87,7 @@ pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
     if json {
         let unable = |e: serde_json::Error| Failure::unable(format!("write it as JSON: {e}"));
         let mut document = serde_json::to_value(&status).map_err(unable)?;
-        document["plan"] = serde_json::to_value(Shown::of(&status.plan)).map_err(unable)?;
+        document["plan"] = serde_json::to_value(Document::of(&status.plan)).map_err(unable)?;
         print_json(&document)?;
     } else {
         print(&describe(&status))?;
@@ -139,7 +138,7 @@ fn describe(status: &Status) -> String {
             six.subnet.prefix_len()
         );
     }
-    for range in publish::ranges(plan) {
+    for range in reach::ranges(plan) {
         let via = match range.first.via {
             Transport::Dnat => "dnat",
             Transport::Relay => "relay",

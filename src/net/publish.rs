@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
-use crate::plan::{AppPlan, Plan, PublishPlan, UplinkPlan};
+use crate::plan::{Plan, PublishPlan};
 use crate::sys::socket::drop_all;
 
 /// What a socket of UDP may hold until the relay comes to read it, in bytes: some thousand small datagrams.
@@ -256,92 +256,6 @@ fn more_descriptors() {
 }
 
 const MOST_DESCRIPTORS: u64 = 65_536;
-
-/// Published ports in a row that differ in their numbers only.
-#[derive(Debug, Clone, Copy)]
-pub struct Range<'a> {
-    /// Whose they are.
-    pub app: &'a AppPlan,
-    /// The first one.
-    pub first: &'a PublishPlan,
-    /// The last one.
-    pub last: &'a PublishPlan,
-}
-
-impl Range<'_> {
-    /// The host's address and ports, with the protocol unless it is TCP.
-    #[must_use]
-    pub fn listen(&self) -> String {
-        let protocol = match self.first.protocol {
-            Protocol::Tcp => "",
-            Protocol::Udp => "/udp",
-        };
-        let last = self.last.listen.port();
-        format!(
-            "{}{}{protocol}",
-            self.first.listen,
-            to(self.first.listen.port(), last)
-        )
-    }
-
-    /// The app's ports.
-    #[must_use]
-    pub fn app_ports(&self) -> String {
-        let (first, last) = (self.first.app_port, self.last.app_port);
-        format!("{first}{}", to(first, last))
-    }
-
-    /// The app's address and ports.
-    #[must_use]
-    pub fn service(&self) -> String {
-        let first = self.app.service(self.first);
-        format!("{first}{}", to(first.port(), self.last.app_port))
-    }
-
-    /// The sidecar's uplink address and ports.
-    #[must_use]
-    pub fn entry(&self, uplink: &UplinkPlan) -> String {
-        let first = uplink.entry(self.first);
-        format!("{first}{}", to(first.port(), self.last.entry_port))
-    }
-}
-
-fn to(first: u16, last: u16) -> String {
-    if first == last {
-        String::new()
-    } else {
-        format!("-{last}")
-    }
-}
-
-/// Every published port of the plan, those in a row as one.
-#[must_use]
-pub fn ranges(plan: &Plan) -> Vec<Range<'_>> {
-    let mut ranges: Vec<Range<'_>> = vec![];
-    for (app, publish) in plan.published() {
-        let next = |port: u16| port.checked_add(1);
-        match ranges.last_mut() {
-            Some(range)
-                if range.app.name == app.name
-                    && range.last.listen.ip() == publish.listen.ip()
-                    && range.last.protocol == publish.protocol
-                    && range.last.via == publish.via
-                    && range.last.why == publish.why
-                    && next(range.last.listen.port()) == Some(publish.listen.port())
-                    && next(range.last.entry_port) == Some(publish.entry_port)
-                    && next(range.last.app_port) == Some(publish.app_port) =>
-            {
-                range.last = publish;
-            }
-            _ => ranges.push(Range {
-                app,
-                first: publish,
-                last: publish,
-            }),
-        }
-    }
-    ranges
-}
 
 /// The published ports of `plan` that `running` has not, but for those that [move](moved_ports).
 pub fn new_ports<'p>(

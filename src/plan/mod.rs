@@ -6,6 +6,7 @@
 
 pub mod change;
 mod egress;
+pub mod reach;
 pub mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -23,10 +23,10 @@ use crate::host::Host;
 use crate::log::screen::Screen;
 use crate::log::streams::Attached;
 use crate::log::{LogLine, Stream};
-use crate::net::publish;
 use crate::part::cgroup::{self, Cgroups};
 use crate::part::namespaces;
 use crate::part::rootless;
+use crate::plan::reach;
 use crate::plan::resolve;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
@@ -671,7 +671,7 @@ fn is_up_but(status: &Status) -> String {
 
 /// One line about a stack that is up.
 fn is_up(status: &Status) -> String {
-    let ports: Vec<String> = publish::ranges(&status.plan)
+    let ports: Vec<String> = reach::ranges(&status.plan)
         .iter()
         .map(|range| {
             let via = match range.first.via {
