@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
 use crate::config::{Egress, Protocol, Rootfs, SHARED_MEMORY};
 use crate::firewall::Forwarding;
-use crate::host::Host;
+use crate::host::{Host, holder};
 use crate::net::publish::{self, Listener};
 use crate::part::volumes;
 use crate::plan::reach;
@@ -494,8 +494,8 @@ fn cannot_bind(
 ) -> Problem {
     let address = publish.listen;
     let (udp, sockets) = match publish.protocol {
-        Protocol::Tcp => ("", "-ltnp"),
-        Protocol::Udp => ("/udp", "-lunp"),
+        Protocol::Tcp => ("", "-tanp"),
+        Protocol::Udp => ("/udp", "-uanp"),
     };
     let what = format!("listen on {address}{udp}: {e}");
     match e.kind() {
@@ -526,14 +526,23 @@ fn cannot_bind(
                     },
                 );
             }
-            let hint = match other {
-                Some(other) => format!("the stack {0} publishes it: lrpns down {0}", other.stack),
-                None => format!(
-                    "ss {sockets} 'sport = :{}' shows who listens there",
-                    address.port()
+            if let Some(other) = other {
+                let stack = &other.stack;
+                return problem(
+                    what,
+                    format!("the stack {stack} publishes it: lrpns down {stack}"),
+                );
+            }
+            match holder::who_has(address, publish.protocol) {
+                Some((who, hint)) => problem(format!("{what}: {who}"), hint),
+                None => problem(
+                    what,
+                    format!(
+                        "ss {sockets} 'sport = :{}' shows who has it, if it is not free again by now",
+                        address.port()
+                    ),
                 ),
-            };
-            problem(what, hint)
+            }
         }
         io::ErrorKind::PermissionDenied => problem(
             what,

@@ -718,3 +718,91 @@ fn a_range_need_not_listen_and_a_single_port_is_waited_for_unless_the_file_says_
         "{said}"
     );
 }
+
+#[test]
+fn what_has_a_port_already_is_named_for_what_it_is() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // Says where it listens, then waits; each mode leaves another thing at the port.
+    let hold = r#"
+import signal, socket, sys
+what, port = sys.argv[1], int(sys.argv[2])
+udp = what == "udp"
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+if what in ("listens", "udp"):
+    s.bind(("127.0.0.1", port))
+    if not udp: s.listen()
+else:
+    server = socket.create_server(("127.0.0.1", port + 1000))
+    s.bind(("127.0.0.1", port))
+    s.connect(server.getsockname())
+    other = server.accept()[0]
+    if what == "wait":
+        s.close()
+        other.recv(1)
+        other.close()
+print("ready", flush=True)
+signal.pause()
+"#;
+    for (port, what, protocol, expected, hint) in [
+        (
+            50051,
+            "listens",
+            "",
+            "python3 (pid N) listens on 127.0.0.1:50051",
+            "end it, or publish another port than 50051",
+        ),
+        (
+            50052,
+            "udp",
+            "/udp",
+            "python3 (pid N) has bound 127.0.0.1:50052",
+            "end it, or publish another port than 50052",
+        ),
+        (
+            50053,
+            "connected",
+            "",
+            "python3 (pid N) has a connection from 127.0.0.1:50053 to 127.0.0.1:51053",
+            "net.ipv4.ip_local_reserved_ports",
+        ),
+        (
+            50054,
+            "wait",
+            "",
+            "a connection from 127.0.0.1:50054 to 127.0.0.1:51054 that has ended has the port for up to a minute more (TIME-WAIT)",
+            "net.ipv4.ip_local_reserved_ports",
+        ),
+    ] {
+        let _holder = lab.start(&[PYTHON, "-c", hold, what, &port.to_string()]);
+        let publish = format!("127.0.0.1:{port}:5000{protocol}");
+        let (code, said) = lab.lrpns_err(&[
+            "run",
+            "-p",
+            &publish,
+            "--rootfs",
+            "builtin:webapp",
+            "--",
+            "/webapp",
+        ]);
+        assert_eq!(code, 125, "{said}");
+        let numbers = said.find("(pid ").map(|at| {
+            let digits = said[at + 5..].find(')').unwrap();
+            said[at + 5..at + 5 + digits].to_owned()
+        });
+        let said = match numbers {
+            Some(pid) if pid.parse::<u32>().is_ok() => {
+                said.replace(&format!("(pid {pid})"), "(pid N)")
+            }
+            _ => said,
+        };
+        assert!(
+            said.contains("Address already in use (os error 98): ")
+                && said.contains(expected)
+                && said.contains(hint),
+            "{what}: {said}"
+        );
+    }
+}

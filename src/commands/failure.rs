@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use crate::config::ConfigErrors;
-use crate::host::HostError;
+use crate::config::{ConfigErrors, Protocol};
+use crate::host::{HostError, holder};
 use crate::part::container::ContainerError;
 use crate::plan::resolve::PlanError;
 use crate::protocol::Exit;
@@ -204,6 +204,12 @@ impl From<StackError> for Failure {
         }
         if let StackError::Directory { source, .. } = &e {
             return failure.hint(source.hint());
+        }
+        // Of TCP: a port of UDP is not listened on.
+        if let StackError::Listen(listen) = &e
+            && let Some((who, hint)) = holder::who_has(listen.address, Protocol::Tcp)
+        {
+            return failure.hint(format!("{who}: {hint}"));
         }
         match hint(&e, &failure.message) {
             Some(hint) => failure.hint(hint),

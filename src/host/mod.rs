@@ -1,6 +1,8 @@
 //! Read-only facts of this machine, gathered once; what follows from them is decided in [`crate::plan`].
 #![forbid(unsafe_code)]
 
+pub mod holder;
+
 use std::io;
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Where sockets listen in a network namespace, by sock_diag(7): /proc/net/tcp tells the same, but walks the table of all
-//! connections of the machine for it, which costs milliseconds where that table is large.
+//! Which sockets a network namespace has, and in what state, by sock_diag(7): /proc/net/tcp tells the same, but walks the
+//! table of all connections of the machine for it, which costs milliseconds where that table is large.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,7 +10,9 @@ use std::os::fd::OwnedFd;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
 use super::{Error, message};
@@ -19,6 +21,8 @@ use crate::sys;
 
 /// One answer of the kernel is never longer (`NLMSG_GOODSIZE` and what `netlink_dump` makes of it, at most 32 KiB).
 const ANSWER: usize = 32 << 10;
+
+const FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
 
 /// A socket that listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,29 @@ impl fmt::Display for ListeningSocket {
     }
 }
 
+/// A socket that has a port, whatever it does with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its own address and port.
+    pub address: SocketAddr,
+    /// Whom it is connected with, or was; port 0 if with nobody.
+    pub peer: SocketAddr,
+    /// Of TCP, in the kernel's numbers (include/net/tcp_states.h); of UDP 1 if it is connected, else 7.
+    pub state: u8,
+    /// Names the socket in `/proc/PID/fd`; 0 if no process has it any more.
+    pub inode: u32,
+    /// Who made it.
+    pub uid: u32,
+}
+
+/// `TCP_TIME_WAIT`.
+pub const TIME_WAIT: u8 = 6;
+/// `TCP_LISTEN`.
+pub const LISTEN: u8 = 10;
+
+/// All states of TCP up to `TCP_BOUND_INACTIVE`, which a kernel before 6.8 does not look at.
+const ANY_STATE: u32 = 0x3ffe;
+
 /// A question about one namespace, to be asked as often as needed.
 pub struct Listening(netlink_sys::Socket);
 
@@ -75,13 +102,49 @@ impl Listening {
             // What a socket of UDP is when it isn't TCP_ESTABLISHED (net/ipv4/udp.c).
             Protocol::Udp => (IPPROTO_UDP, StateFlags::CLOSE),
         };
-        for (family, any) in [
-            (AF_INET, SocketId::new_v4()),
-            (AF_INET6, SocketId::new_v6()),
-        ] {
-            self.dump(family, any, kind(), &mut found)
-                .map_err(Error::SockDiag)?;
+        for family in FAMILIES {
+            self.dump(family, 0, kind(), |socket| {
+                let id = &socket.header.socket_id;
+                found.push(ListeningSocket {
+                    address: SocketAddr::new(id.source_address, id.source_port),
+                    only: socket.nlas.contains(&Nla::SkV6Only(true)),
+                });
+            })
+            .map_err(Error::SockDiag)?;
         }
+        Ok(found)
+    }
+
+    /// Every socket that has `port`. One of TCP that is bound and neither listens nor is connected is among them from
+    /// Linux 6.8 on.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn holders(&self, protocol: Protocol, port: u16) -> Result<Vec<Holder>, Error> {
+        let mut found = vec![];
+        let kind = || {
+            let number = match protocol {
+                Protocol::Tcp => IPPROTO_TCP,
+                Protocol::Udp => IPPROTO_UDP,
+            };
+            (number, StateFlags::from_bits_retain(ANY_STATE))
+        };
+        for family in FAMILIES {
+            self.dump(family, port, kind(), |socket| {
+                let header = &socket.header;
+                let id = &header.socket_id;
+                found.push(Holder {
+                    address: SocketAddr::new(id.source_address, id.source_port),
+                    peer: SocketAddr::new(id.destination_address, id.destination_port),
+                    state: header.state,
+                    inode: header.inode,
+                    uid: header.uid,
+                });
+            })
+            .map_err(Error::SockDiag)?;
+        }
+        // The kernel before 4.4 took no port here.
+        found.retain(|holder| holder.address.port() == port);
         Ok(found)
     }
 
@@ -91,30 +154,34 @@ impl Listening {
     /// [`Error::SockDiag`].
     pub fn is_delivering(&self) -> Result<bool, Error> {
         let states = || StateFlags::FIN_WAIT1 | StateFlags::CLOSING | StateFlags::LAST_ACK;
-        let mut found = vec![];
-        for (family, any) in [
-            (AF_INET, SocketId::new_v4()),
-            (AF_INET6, SocketId::new_v6()),
-        ] {
-            self.dump(family, any, (IPPROTO_TCP, states()), &mut found)
+        let mut found = false;
+        for family in FAMILIES {
+            self.dump(family, 0, (IPPROTO_TCP, states()), |_| found = true)
                 .map_err(Error::SockDiag)?;
         }
-        Ok(!found.is_empty())
+        Ok(found)
     }
 
+    /// Tells `found` every socket of `family` with `port`, which 0 leaves open, in one of the states.
     fn dump(
         &self,
         family: u8,
-        any: SocketId,
+        port: u16,
         (protocol, states): (u8, StateFlags),
-        found: &mut Vec<ListeningSocket>,
+        mut found: impl FnMut(&InetResponse),
     ) -> io::Result<()> {
+        let mut socket_id = if family == AF_INET {
+            SocketId::new_v4()
+        } else {
+            SocketId::new_v6()
+        };
+        socket_id.source_port = port;
         let request = InetRequest {
             family,
             protocol,
             extensions: ExtensionFlags::empty(),
             states,
-            socket_id: any,
+            socket_id,
         };
         let request = SockDiagMessage::InetRequest(request);
         let request = message::bytes(request, NLM_F_REQUEST | NLM_F_DUMP);
@@ -129,11 +196,7 @@ impl Listening {
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                 match message.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
-                        let id = &socket.header.socket_id;
-                        found.push(ListeningSocket {
-                            address: SocketAddr::new(id.source_address, id.source_port),
-                            only: socket.nlas.contains(&Nla::SkV6Only(true)),
-                        });
+                        found(&socket);
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(e) => {
@@ -161,6 +224,34 @@ mod tests {
     fn question() -> Listening {
         let fd = sys::netlink::open(nix::sys::socket::SockProtocol::NetlinkSockDiag).unwrap();
         Listening::from_fd(fd).unwrap()
+    }
+
+    #[test]
+    fn who_has_a_port_is_told_also_when_nobody_listens_there_any_more() {
+        let question = question();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (here, there) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
+        let states = |port| {
+            let found = question.holders(Protocol::Tcp, port).unwrap();
+            let mut states: Vec<(SocketAddr, u8)> = found
+                .iter()
+                .map(|holder| (holder.peer, holder.state))
+                .collect();
+            states.sort();
+            states
+        };
+        let nobody: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        assert_eq!(states(here.port()), [(there, 1)]);
+        assert_eq!(states(there.port()), [(nobody, LISTEN), (here, 1)]);
+        // Who closes first keeps the port in TIME-WAIT.
+        let accepted = listener.accept().unwrap().0;
+        drop(client);
+        std::io::copy(&mut &accepted, &mut std::io::sink()).unwrap();
+        drop(accepted);
+        while states(here.port()) != [(there, TIME_WAIT)] {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

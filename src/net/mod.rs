@@ -30,7 +30,7 @@
 mod choose;
 mod facts;
 mod leftovers;
-mod listening;
+pub mod listening;
 mod lookup;
 mod message;
 pub mod publish;
