@@ -98,16 +98,27 @@ pub enum Command {
     /// List the stacks of this user
     #[command(after_help = "Example: lrpns ps --json")]
     Ps {
+        /// Also stacks that have ended
+        #[arg(short, long)]
+        all: bool,
+        /// Names only
+        #[arg(short, long, conflicts_with = "json")]
+        quiet: bool,
         /// As JSON
         #[arg(long)]
         json: bool,
     },
     /// Show one stack in full: parts, processes, what each holds
-    #[command(after_help = "Example: lrpns status customerA --json")]
+    #[command(
+        after_help = "Example: lrpns status customerA --json\n\nOf a stack that has ended: how, and what was said last; exit code 1."
+    )]
     Status {
         /// Which stack.
         #[command(flatten)]
         target: Target,
+        /// How the stack of that name ended that came before
+        #[arg(long)]
+        previous: bool,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -156,6 +167,9 @@ pub enum Command {
         /// Only this part's lines; `traffic` for connections and refused packets
         #[arg(long)]
         part: Option<String>,
+        /// What the stack of that name said last that came before
+        #[arg(short, long)]
+        previous: bool,
         /// One JSON document a line: time, part, stream, text, traffic
         #[arg(long)]
         json: bool,
@@ -335,7 +349,18 @@ pub enum Command {
     },
     /// Remove what a crash left
     #[command(after_help = "Example: lrpns gc")]
-    Gc,
+    Gc {
+        /// Also what stacks that have ended left to be read
+        #[arg(long)]
+        all: bool,
+    },
+    /// Forget a stack that has ended
+    #[command(after_help = "Example: lrpns rm customerA")]
+    Rm {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+    },
     /// Print a shell's completions
     #[command(after_help = "Example: lrpns completions bash > /etc/bash_completion.d/lrpns")]
     Completions {

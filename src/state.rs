@@ -3,6 +3,7 @@
 //! ```text
 //! /run/lrpns/                 root; $XDG_RUNTIME_DIR/lrpns or /tmp/lrpns-UID rootless
 //!   .lock                     held by whoever decides something for more than one stack: names, ports, directories
+//!   .ended/STACK.json         what there is to know of a stack that has ended, until one of that name ends again
 //!   STACK/
 //!     lock                    held for the supervisor's life: a held lock means alive, a free one means crashed
 //!     plan.json               written before the first change to the machine
@@ -14,8 +15,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{File, Permissions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +24,13 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::plan::reach::Document;
+
+/// What stacks that have ended leave.
+const ENDED: &str = ".ended";
+/// How many of them leave something…
+const ENDED_STACKS: usize = 50;
+/// …of how many bytes together.
+const ENDED_BYTES: u64 = 8 << 20;
 
 /// A file or directory of the state could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -250,16 +258,7 @@ impl StateRoot {
     /// # Errors
     /// [`StateError`] when the root can't be read; a root that isn't there has no stacks.
     pub fn stacks(&self) -> Result<Vec<StackName>, StateError> {
-        let entries = match std::fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-            Err(e) => return Err(at("list", &self.0)(e)),
-        };
-        let mut names: Vec<StackName> = entries
-            .filter_map(|entry| StackName::new(entry.ok()?.file_name().to_str()?).ok())
-            .collect();
-        names.sort();
-        Ok(names)
+        names(&self.0, |name| Some(name))
     }
 
     /// The plan that a stack was brought up with; `None` when there is none that can be read.
@@ -273,6 +272,95 @@ impl StateRoot {
     #[must_use]
     pub fn control(&self, name: &StackName) -> PathBuf {
         self.stack(name).join("control.sock")
+    }
+
+    /// Keeps a document about a stack that has ended, in the place of an earlier one; the oldest of others go when there
+    /// are too many.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn leave(
+        &self,
+        name: &StackName,
+        document: &[u8],
+        _held: &GlobalLock,
+    ) -> Result<(), StateError> {
+        let dir = self.0.join(ENDED);
+        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(at("make", &dir)(e)),
+        }
+        let path = self.ended(name);
+        let new = dir.join(".new");
+        let written = File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| file.write_all(document))
+            .and_then(|()| std::fs::rename(&new, &path));
+        if let Err(e) = written {
+            let _ = std::fs::remove_file(&new);
+            return Err(at("write", &path)(e));
+        }
+        self.prune(name)
+    }
+
+    /// Removes the oldest documents but `newest`, as far as there are too many or they are too large.
+    fn prune(&self, newest: &StackName) -> Result<(), StateError> {
+        let mut all = vec![];
+        for name in self.all_ended()? {
+            let path = self.ended(&name);
+            let meta = std::fs::symlink_metadata(&path).map_err(at("look at", &path))?;
+            let age = (name != *newest).then(|| meta.modified().ok());
+            all.push((age, meta.len(), path));
+        }
+        // The newest has no age, and so comes first; of the others the youngest does.
+        all.sort_by_key(|(age, ..)| (age.is_some(), std::cmp::Reverse(*age)));
+        let mut size = 0;
+        for (index, (_, len, path)) in all.iter().enumerate() {
+            size += len;
+            if index >= ENDED_STACKS || (size > ENDED_BYTES && index > 0) {
+                std::fs::remove_file(path).map_err(at("remove", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, name: &StackName) -> PathBuf {
+        self.0.join(ENDED).join(format!("{name}.json"))
+    }
+
+    /// The document about a stack that has ended; `None` where there is none that can be read.
+    #[must_use]
+    pub fn left(&self, name: &StackName) -> Option<Vec<u8>> {
+        std::fs::read(self.ended(name)).ok()
+    }
+
+    /// The names of all stacks that have left one, whether one of that name lives now or not.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn all_ended(&self) -> Result<Vec<StackName>, StateError> {
+        names(&self.0.join(ENDED), |file| file.strip_suffix(".json"))
+    }
+
+    /// Removes the document about a stack that has ended; `false` when there was none.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn forget(&self, name: &StackName, _held: &GlobalLock) -> Result<bool, StateError> {
+        let path = self.ended(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(at("remove", &path)(e)),
+        }
+        // With the last one; else it says that it isn't empty.
+        let _ = std::fs::remove_dir(self.0.join(ENDED));
+        Ok(true)
     }
 
     /// Removes a stack's directory with all that is in it; what isn't there is success.
@@ -369,6 +457,20 @@ impl Drop for Staged {
     }
 }
 
+/// The stacks' names that the files in a directory have, as far as `name_of` finds one.
+fn names(dir: &Path, name_of: fn(&str) -> Option<&str>) -> Result<Vec<StackName>, StateError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) => return Err(at("list", dir)(e)),
+    };
+    let mut names: Vec<StackName> = entries
+        .filter_map(|entry| StackName::new(name_of(entry.ok()?.file_name().to_str()?)?).ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 fn open_lock(path: &Path) -> Result<File, StateError> {
     File::options()
         .create(true)
@@ -450,6 +552,34 @@ mod tests {
                 });
             }
         });
+        assert!(!root.0.exists());
+    }
+
+    #[test]
+    fn what_ended_stacks_leave_is_bounded_and_the_oldest_goes_first() {
+        let (_dir, root) = root();
+        let held = root.lock().unwrap();
+        let name = |number: usize| StackName::new(&format!("s{number}")).unwrap();
+        let leave = |number: usize, document: &[u8]| {
+            root.leave(&name(number), document, &held).unwrap();
+            let file = File::open(root.ended(&name(number))).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
+            file.set_modified(time).unwrap();
+        };
+        for number in 0..ENDED_STACKS + 2 {
+            leave(number, b"{}");
+        }
+        assert_eq!(root.all_ended().unwrap().len(), ENDED_STACKS);
+        assert_eq!(root.left(&name(1)), None);
+        assert_eq!(root.left(&name(2)).unwrap(), b"{}");
+        // One that takes all the room that there is leaves none to others, and stays itself.
+        let large = vec![b' '; usize::try_from(ENDED_BYTES).unwrap() + 1];
+        leave(1, &large);
+        assert_eq!(root.all_ended().unwrap(), [name(1)]);
+        assert!(root.stacks().unwrap().is_empty(), "it is no stack");
+        assert!(root.forget(&name(1), &held).unwrap());
+        assert!(!root.forget(&name(1), &held).unwrap());
+        drop(held);
         assert!(!root.0.exists());
     }
 

@@ -52,7 +52,7 @@ pub fn all() -> Result<ExitCode, Failure> {
 }
 
 /// Removes what crashes left: directories whose supervisor is gone, links of ours that belong to no living stack.
-pub fn gc() -> Result<ExitCode, Failure> {
+pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let mut removed = 0;
     let mut alive = vec![];
@@ -71,6 +71,9 @@ pub fn gc() -> Result<ExitCode, Failure> {
     cgroup::tidy(root());
     if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
+    }
+    if all {
+        removed += super::ended::remove_all(&state)?;
     }
     if removed == 0 {
         eprintln!("nothing to remove");

@@ -7,25 +7,42 @@ use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, cannot_print, next_reply};
+use super::{ask, cannot_print, ended, next_reply};
 use crate::commands::failure::Failure;
 use crate::control::{Client, Reply, Request};
 use crate::log::Filter;
 use crate::names::StackName;
 
+/// What is wanted of a log.
+pub struct Wanted {
+    /// Which lines.
+    pub filter: Filter,
+    /// Go on with what comes.
+    pub follow: bool,
+    /// Of the stack that came before.
+    pub previous: bool,
+    /// One JSON document a line.
+    pub json: bool,
+}
+
 /// Prints the log, and what comes if asked to.
-pub fn logs(
-    stack: &StackName,
-    follow: bool,
-    part: Option<String>,
-    json: bool,
-) -> Result<ExitCode, Failure> {
-    let filter = Filter {
-        part,
-        ..Filter::default()
-    };
-    let client = ask(stack, &Request::Logs { filter, follow })?;
+pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
+    let Wanted {
+        filter,
+        follow,
+        previous,
+        json,
+    } = wanted;
     let colour = std::io::stdout().is_terminal();
+    let ended = match previous {
+        true => Some(ended::previous(stack)?),
+        false => ended::instead(stack),
+    };
+    if let Some(ended) = ended {
+        ended::logs(&ended, &filter, json, colour)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = ask(stack, &Request::Logs { filter, follow })?;
     let mut out = anstream::stdout();
     loop {
         if !is_read(&client).map_err(cannot_print)? {

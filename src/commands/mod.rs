@@ -7,6 +7,7 @@ mod capture;
 mod cause;
 mod doctor;
 mod down;
+mod ended;
 mod exec;
 pub mod failure;
 mod gate;
@@ -35,6 +36,7 @@ use crate::commands::failure::Failure;
 use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
 use crate::control::{ANSWERS_WITHIN, Client, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
+use crate::log::Filter;
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::state::{Liveness, StateRoot};
@@ -99,10 +101,16 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Down { target, .. } => {
             down::one(&target_name(target.stack, target.file.as_deref())?)
         }
-        Command::Ps { json } => status::ps(json),
-        Command::Status { target, json } => {
-            status::status(&target_name(target.stack, target.file.as_deref())?, json)
-        }
+        Command::Ps { all, quiet, json } => status::ps(all, quiet, json),
+        Command::Status {
+            target,
+            previous,
+            json,
+        } => status::status(
+            &target_name(target.stack, target.file.as_deref())?,
+            previous,
+            json,
+        ),
         Command::Restart { words, file } => restart::restart(words, file.as_deref()),
         Command::Apply {
             source,
@@ -122,8 +130,21 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             file,
             follow,
             part,
+            previous,
             json,
-        } => logs::logs(&target_name(stack, file.as_deref())?, follow, part, json),
+        } => {
+            let filter = Filter {
+                part,
+                ..Filter::default()
+            };
+            let wanted = logs::Wanted {
+                filter,
+                follow,
+                previous,
+                json,
+            };
+            logs::logs(&target_name(stack, file.as_deref())?, wanted)
+        }
         Command::Capture {
             file,
             write,
@@ -190,7 +211,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init { list: true, .. } => init::list(),
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Doctor { json } => doctor::doctor(json),
-        Command::Gc => down::gc(),
+        Command::Gc { all } => down::gc(all),
+        Command::Rm { target } => ended::remove(&target_name(target.stack, target.file.as_deref())?),
         Command::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
@@ -463,9 +485,15 @@ fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Fail
             Failure::failed(format!("{stack} does not run: its supervisor has crashed"))
                 .hint(format!("lrpns down {stack}"))
         }
-        Ok(Liveness::Absent) => {
-            Failure::failed(format!("{stack} does not run")).hint("lrpns ps shows what does")
-        }
+        Ok(Liveness::Absent) => match ended::of(state, stack) {
+            Some(ended) => Failure::failed(format!(
+                "{stack} does not run: it ended at {:.0}: {}",
+                ended.ended, ended.why
+            ))
+            .hint(format!("lrpns status {stack} and lrpns logs {stack} show how")),
+            None => Failure::failed(format!("{stack} does not run"))
+                .hint("lrpns ps shows what does, lrpns ps -a also what has ended"),
+        },
         Err(e) => e.into(),
     }
 }

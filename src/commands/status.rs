@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{print, print_json, status_of};
-use crate::commands::failure::Failure;
+use super::{ended, print, print_json, status_of};
+use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
 use crate::control::{PartState, PartStatus, Status};
 use crate::host::Host;
@@ -22,8 +22,17 @@ use crate::traffic::{Losses, Summary};
 #[derive(Serialize)]
 struct Row {
     stack: StackName,
-    /// `up` or `crashed`.
+    /// `up`, `crashed` or `ended`.
     state: &'static str,
+    /// Of one that has ended: the exit code…
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit: Option<u8>,
+    /// …and when that was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<jiff::Timestamp>,
+    /// As people read it.
+    #[serde(skip)]
+    shown: String,
     mode: Option<Mode>,
     /// Addresses and ports of the host, ports in a row as `FIRST-LAST`, with `/udp` where it is that.
     published: Vec<String>,
@@ -31,8 +40,8 @@ struct Row {
     config: Option<std::path::PathBuf>,
 }
 
-/// Lists the stacks of this user.
-pub fn ps(json: bool) -> Result<ExitCode, Failure> {
+/// Lists the stacks of this user; `all`, also those that have ended.
+pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let mut rows = vec![];
     // Nothing was ever brought up: then there is no directory to lock either.
@@ -49,6 +58,9 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
             let list = |f: fn(&Plan) -> Vec<String>| plan.as_ref().map(f).unwrap_or_default();
             rows.push(Row {
                 state: liveness,
+                shown: liveness.to_owned(),
+                exit: None,
+                ended: None,
                 mode: plan.as_ref().map(|plan| plan.mode),
                 published: list(|plan| {
                     reach::ranges(plan)
@@ -62,6 +74,32 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
             });
         }
     }
+    let lives = |stack: &StackName| rows.iter().any(|row: &Row| row.stack == *stack);
+    let ended: Vec<StackName> = match all {
+        true => state.all_ended()?.into_iter().filter(|stack| !lives(stack)).collect(),
+        false => vec![],
+    };
+    for stack in ended {
+        let Some(ended) = ended::of(&state, &stack) else {
+            continue;
+        };
+        rows.push(Row {
+            state: "ended",
+            shown: ended::state(&ended),
+            exit: Some(ended.exit),
+            ended: Some(ended.ended),
+            mode: Some(ended.mode),
+            published: ended.published,
+            apps: ended.apps,
+            config: ended.config,
+            stack,
+        });
+    }
+    if quiet {
+        let names: String = rows.iter().map(|row| format!("{}\n", row.stack)).collect();
+        print(&names)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if json {
         print_json(&rows)?;
         return Ok(ExitCode::SUCCESS);
@@ -70,7 +108,7 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
     for row in rows {
         table.add_row([
             row.stack.to_string(),
-            row.state.to_owned(),
+            row.shown,
             row.published.join(" "),
             row.apps.join(" "),
             row.config
@@ -81,8 +119,22 @@ pub fn ps(json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows one stack in full.
-pub fn status(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
+/// Shows one stack in full; one that has ended, and that is a failed check, or with `previous` the one before.
+pub fn status(stack: &StackName, previous: bool, json: bool) -> Result<ExitCode, Failure> {
+    let ended = match previous {
+        true => Some(ended::previous(stack)?),
+        false => ended::instead(stack),
+    };
+    if let Some(ended) = ended {
+        match json {
+            true => print_json(&ended)?,
+            false => print(&ended::describe(&ended))?,
+        }
+        return Ok(match previous {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::from(FAILED),
+        });
+    }
     let status = status_of(stack)?;
     if json {
         let unable = |e: serde_json::Error| Failure::unable(format!("write it as JSON: {e}"));
@@ -103,10 +155,7 @@ pub(super) fn table(head: &[&str]) -> Table {
 
 fn describe(status: &Status) -> String {
     let plan = &status.plan;
-    let mode = match plan.mode {
-        Mode::Root => "root",
-        Mode::Rootless => "rootless",
-    };
+    let mode = plan.mode.as_str();
     let mut text = String::new();
     // Writing to a String can't fail.
     let _ = writeln!(

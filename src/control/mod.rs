@@ -4,6 +4,7 @@
 //! uid all the same (`SO_PEERCRED`, unix(7)).
 #![forbid(unsafe_code)]
 
+pub mod evidence;
 pub mod processes;
 
 use std::io;

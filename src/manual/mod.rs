@@ -38,7 +38,8 @@ pub const TOPICS: &[Topic] = &topics! {
     "own-rules": "nft rules of your own", ["rules"];
     "sealing": "a sidecar without any capability", [];
     "changes": "changing a stack that runs", ["apply", "restart"];
-    "traffic": "the traffic log, and captures", ["logs", "capture"];
+    "history": "what a stack said, and how it ended", ["logs", "rm"];
+    "traffic": "the traffic log, and captures", ["capture"];
     "diagnosis": "why a client does not get through", ["trace"];
     "service": "as a systemd service", [];
     "rootless": "without root", [];

@@ -79,6 +79,17 @@ pub enum Mode {
     Rootless,
 }
 
+impl Mode {
+    /// As people and documents have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Root => "root",
+            Mode::Rootless => "rootless",
+        }
+    }
+}
+
 /// One stack, decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

@@ -16,7 +16,7 @@ mod apply;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use caps::Capability;
@@ -32,6 +32,7 @@ use crate::config::{Restart, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp;
+use crate::control::evidence::{self, By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
@@ -88,8 +89,6 @@ const ASKS_WITHIN: Duration = Duration::from_secs(10);
 const LINES_WAITING: usize = 256;
 /// How many lines of the log a client is given at once.
 const LINES_AT_ONCE: usize = 256;
-/// How many lines tell why a stack has ended.
-const LAST_LINES: u64 = 60;
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
@@ -207,6 +206,10 @@ struct Part {
     /// How the command of the running process ended: its process ends next.
     exit: Option<Exit>,
     last_exit: Option<Exit>,
+    /// When that was.
+    last_end: Option<Timestamp>,
+    /// Whether it was for want of memory.
+    out_of_memory: bool,
     privileges: Option<Privileges>,
     notes: Vec<String>,
     /// A task is starting it again.
@@ -328,6 +331,8 @@ pub struct Supervisor {
     waiting_for_the_end: Vec<Client>,
     /// Whether nothing is to be waited for at the end.
     killing: bool,
+    /// Who wants it.
+    ender: Ender,
     since: Timestamp,
 }
 
@@ -337,7 +342,7 @@ pub struct Supervisor {
 ///
 /// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
 /// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
-/// if everything has ended by then. What was said last is left in `said_last`, however it ends. Every process of the stack has ended when this returns.
+/// if everything has ended by then. What there is to know of the stack afterwards is left in `remains`, however it ends. Every process of the stack has ended when this returns.
 ///
 /// # Errors
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
@@ -353,15 +358,16 @@ pub async fn run(
     progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status, &[LogLine]),
     settles: Option<Duration>,
-    said_last: &mut Vec<LogLine>,
+    remains: &mut Remains,
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
     let io_error = |what| move |source: io::Error| StackError::Io { what, source };
-    watch_signals(&sender).map_err(io_error("watch signals"))?;
+    let ender = Ender::default();
+    watch_signals(&sender, &ender).map_err(io_error("watch signals"))?;
     if let Some(process) = lives_with {
         end_with(process, sender.clone()).map_err(io_error("watch whom the stack is for"))?;
     }
-    serve(control, sender.clone()).map_err(io_error("watch the control socket"))?;
+    serve(control, sender.clone(), ender.clone()).map_err(io_error("watch the control socket"))?;
 
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
     let budgets = Budgets::default();
@@ -417,7 +423,8 @@ pub async fn run(
             let keep = |line| journal.kept.push(line);
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
-            *said_last = journal.last();
+            remains.lines = journal.last();
+            remains.by = ender.get().cloned();
             crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
         }
@@ -457,6 +464,7 @@ pub async fn run(
         following: vec![],
         waiting_for_the_end,
         killing: false,
+        ender,
         since: Timestamp::now(),
     };
     for (id, launched) in parts {
@@ -474,7 +482,7 @@ pub async fn run(
         });
         if let Err(e) = opened {
             supervisor.journal.show_kept();
-            let _answered_by_the_end = supervisor.take_down(true, said_last).await;
+            let _answered_by_the_end = supervisor.take_down(true, remains).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
             crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
@@ -503,7 +511,7 @@ pub async fn run(
         }
     };
     let hurry = matches!(outcome, Outcome::Stopped);
-    let _answered_by_the_end = supervisor.take_down(hurry, said_last).await;
+    let _answered_by_the_end = supervisor.take_down(hurry, remains).await;
     crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
@@ -824,7 +832,9 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                if self.ground.cgroups.ran_out_of_memory(self.ground.name(id)) {
+                let out_of_memory = self.ground.cgroups.ran_out_of_memory(self.ground.name(id));
+                self.part(id).out_of_memory = out_of_memory;
+                if out_of_memory {
                     let most = self.ground.limits(id).memory.unwrap_or_default();
                     let ended = "ended by the kernel: it needed more than its";
                     self.note(id, format!("{ended} {most} bytes of memory"));
@@ -860,6 +870,7 @@ impl Supervisor {
         let part = self.part(id);
         part.process = None;
         part.last_exit = Some(exit);
+        part.last_end = Some(Timestamp::now());
         part.state = PartState::Ended;
         part.launch += 1;
         if !again {
@@ -1267,8 +1278,10 @@ impl Supervisor {
     /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
     /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
     /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`hear_out`].
-    async fn take_down(mut self, hurry: bool, said_last: &mut Vec<LogLine>) -> Vec<Client> {
+    async fn take_down(mut self, hurry: bool, remains: &mut Remains) -> Vec<Client> {
         let ground = Arc::clone(&self.ground);
+        remains.since = Some(self.since);
+        remains.parts = self.parts.iter().map(|part| part.ended(&ground)).collect();
         let mut apps = vec![];
         let mut relays = std::mem::take(&mut self.leaving);
         let (mut egress, mut sidecar) = (None, None);
@@ -1349,10 +1362,17 @@ impl Supervisor {
                             *what = Left::Rest;
                         }
                         let name = ground.name(id).to_owned();
+                        remains.note(&name, |part| {
+                            part.exit = Some(exit);
+                            part.ended = Some(Timestamp::now());
+                        });
                         journal.write(event_line(name, format!("ended with {exit}")));
                         continue;
                     }
                     Event::Part { id, what: Ok(ContainerEvent::Gone) | Err(_), .. } => {
+                        remains.note(ground.name(id), |part| {
+                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&part.name);
+                        });
                         left.retain(|(app, _)| *app != id);
                         continue;
                     }
@@ -1396,7 +1416,8 @@ impl Supervisor {
         drop(self.lines_in);
         let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
         waiting.extend(asked);
-        *said_last = journal.last();
+        remains.lines = journal.last();
+        remains.by = self.ender.get().cloned();
         waiting
     }
 }
@@ -1475,11 +1496,7 @@ impl Journal {
 
     /// The last lines.
     fn last(&self) -> Vec<LogLine> {
-        let first = self.kept.end().saturating_sub(LAST_LINES);
-        let numbers = first.max(self.kept.dropped())..self.kept.end();
-        numbers
-            .filter_map(|number| self.kept.at(number).cloned())
-            .collect()
+        evidence::last_lines(&self.kept)
     }
 
     /// Shows what came before there was anybody to show it to.
@@ -1581,6 +1598,8 @@ impl Part {
             process: None,
             exit: None,
             last_exit: None,
+            last_end: None,
+            out_of_memory: false,
             privileges: None,
             notes: vec![],
             launching: false,
@@ -1588,6 +1607,22 @@ impl Part {
             give_up: None,
             waiting: vec![],
             waiting_for_next: vec![],
+        }
+    }
+
+    /// How it has ended, as far as it has.
+    fn ended(&self, ground: &Ground) -> EndedPart {
+        let runs = self.process.is_some();
+        EndedPart {
+            name: ground.name(self.id).to_owned(),
+            exit: self.last_exit.filter(|_| !runs).or(self.exit),
+            out_of_memory: self.out_of_memory && !runs,
+            since: Some(self.since),
+            ended: match self.exit {
+                Some(_) => Some(Timestamp::now()),
+                None => self.last_end.filter(|_| !runs),
+            },
+            restarts: self.restarts,
         }
     }
 }
@@ -1925,12 +1960,17 @@ pub fn the_end() -> SigSet {
     END.into_iter().collect()
 }
 
+/// Who wanted the end first.
+type Ender = Arc<OnceLock<By>>;
+
 /// Makes events of them, also of what was held back ([`the_end`]).
-fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> io::Result<()> {
+fn watch_signals(events: &mpsc::UnboundedSender<Event>, ender: &Ender) -> io::Result<()> {
     for kind in END {
-        let (mut signals, events) = (signal(SignalKind::from_raw(kind as i32))?, events.clone());
+        let mut signals = signal(SignalKind::from_raw(kind as i32))?;
+        let (events, ender) = (events.clone(), ender.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                ender.get_or_init(|| By::Signal(kind as i32));
                 let _ = events.send(Event::Signal(kind));
             }
         });
@@ -1953,6 +1993,7 @@ fn end_with(process: OwnedFd, events: mpsc::UnboundedSender<Event>) -> io::Resul
 fn serve(
     listener: std::os::unix::net::UnixListener,
     events: mpsc::UnboundedSender<Event>,
+    ender: Ender,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -1968,7 +2009,8 @@ fn serve(
             };
             let uid = client.peer_cred().map(|cred| cred.uid());
             if uid.is_ok_and(|uid| uid == own_uid || uid == 0) {
-                let conversation = converse(client, Arc::clone(&answered), events.clone());
+                let conversation =
+                    converse(client, Arc::clone(&answered), events.clone(), ender.clone());
                 tokio::spawn(async move {
                     conversation.await;
                     drop(turn);
@@ -1984,7 +2026,9 @@ async fn converse(
     client: tokio::net::UnixStream,
     answered: Arc<Semaphore>,
     events: mpsc::UnboundedSender<Event>,
+    ender: Ender,
 ) {
+    let peer = client.peer_cred();
     let Ok(Ok(mut channel)) = client
         .into_std()
         .map(|client| Channel::new(OwnedFd::from(client)))
@@ -1995,6 +2039,10 @@ async fn converse(
     let Ok(Ok(Some((request, fds)))) = asked.await else {
         return;
     };
+    if matches!(request, Request::Down | Request::Kill) {
+        let by = peer.map(|peer| evidence::asker(peer.uid(), peer.pid()));
+        let _ = by.map(|by| ender.get_or_init(|| by));
+    }
     let turn = answered.try_acquire();
     if turn.is_err() && !matches!(request, Request::Down) {
         let why = format!("{CLIENTS} other commands are being answered");

@@ -308,7 +308,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Everything that a stack could leave on a machine, one section each.
+/// Everything that a stack could leave on a machine, one section each, but for what is to be read of it afterwards.
 const TRACES: &str = r#"
 echo @processes
 for p in /proc/[0-9]*; do
@@ -323,7 +323,7 @@ echo @neighbours;   ip -j neigh show nud permanent
 echo @tables;       nft -j list ruleset
 echo @mounts;       cat /proc/1/mountinfo
 echo @namespaces;   lsns -n -o NS,TYPE
-echo @run;          find /run -printf '%p %y %m\n' | sort
+echo @run;          find /run -name .ended -prune -o -printf '%p %y %m\n' | grep -v '/lrpns d 700$' | sort
 echo @settings;     cd /proc/sys/net/ipv4 && grep -s . ip_forward ip_nonlocal_bind ip_unprivileged_port_start conf/*/*
 echo @listening;    cat /proc/net/tcp /proc/net/udp | awk '$4 == "0A" || $4 == "07" { print $2 }'
 "#;

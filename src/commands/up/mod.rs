@@ -11,13 +11,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::cause::Case;
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
-use crate::commands::failure::Failure;
+use crate::commands::failure::{FAILED, Failure, chain};
 use crate::config::{Config, Origin};
+use crate::control::evidence::{Cause, Ended, EndedPart, Remains};
 use crate::control::{Client, PartState, Reply, Request, Status, is_gone};
 use crate::host::Host;
 use crate::log::screen::Screen;
@@ -31,6 +33,7 @@ use crate::plan::resolve;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
+use crate::state::{GlobalLock, StateError, StateRoot};
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
@@ -141,6 +144,8 @@ struct Voice {
     tee: Tee,
     /// Whether whoever started it waits for `ready` and sees nothing else.
     detached: bool,
+    /// Whether something is left to be read when it has ended: not where its user has seen everything.
+    leaves: bool,
 }
 
 impl Voice {
@@ -160,6 +165,7 @@ impl Voice {
                 tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
             detached: false,
+            leaves: true,
             ready: Box::new(|status, _| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
             tee: Tee::Lines(Box::new(move |line| {
                 screen.line(&line.human(colour));
@@ -173,6 +179,7 @@ impl Voice {
         Self {
             progress: Box::new(|_| {}),
             detached: false,
+            leaves: false,
             ready: Box::new(|_, _| {}),
             tee: Tee::Bytes(user),
         }
@@ -291,6 +298,8 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
             let _ = protocol::send(&*steps, &told, &[]);
         }),
         detached: true,
+        // The scratch stack of an audit, else.
+        leaves: lives_with.is_none(),
         ready: Box::new(move |status, said| {
             let mut message = is_up_but(status);
             for line in restless(status, said) {
@@ -410,6 +419,7 @@ fn supervise_here(
         ready,
         tee,
         detached,
+        leaves,
     } = voice;
     let ready = |status: &Status, said: &[LogLine]| {
         ready(status, said);
@@ -422,7 +432,8 @@ fn supervise_here(
     };
     let cgroup = plan.cgroup.path.clone();
     let apps = plan.apps.clone();
-    let mut said = vec![];
+    let mut remains = Remains::default();
+    let outline = plan.clone();
     let ended = runtime.block_on(supervise::run(
         plan,
         cgroups,
@@ -434,10 +445,15 @@ fn supervise_here(
         &mut *progress,
         ready,
         detached.then_some(SETTLES_WITHIN),
-        &mut said,
+        &mut remains,
     ));
+    let said = remains.lines.clone();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
+        if leaves {
+            // What can't be written is missed by nobody as much as the end of the stack.
+            let _ = leave(&state, &global, &outline, remains, &ended);
+        }
         if let Some(path) = cgroup {
             cgroup::remove(&path).map_err(Failure::unable)?;
             if root {
@@ -472,6 +488,50 @@ fn supervise_here(
     };
     removed?;
     Ok(end)
+}
+
+/// Writes what there is to know of a stack that has ended.
+fn leave(
+    state: &StateRoot,
+    global: &GlobalLock,
+    plan: &Plan,
+    mut remains: Remains,
+    ended: &Result<Outcome, StackError>,
+) -> Result<(), StateError> {
+    if let Err(StackError::AppEnded { app, exit, .. }) = ended
+        && remains.parts.is_empty()
+    {
+        remains.parts.push(EndedPart {
+            name: app.clone(),
+            exit: Some(*exit),
+            out_of_memory: false,
+            since: None,
+            ended: Some(Timestamp::now()),
+            restarts: 0,
+        });
+    }
+    let (cause, why, exit) = match ended {
+        Ok(Outcome::Stopped) => (Cause::Stopped, "stopped".to_owned(), 0),
+        Ok(Outcome::AppEnded(exit)) => {
+            let apps = match plan.apps.as_slice() {
+                [app] => format!("its app {} ended", app.name),
+                _ => "the last of its apps ended".to_owned(),
+            };
+            let why = format!("{apps} with {exit}, and is not started again");
+            (Cause::AppEnded, why, exit.code())
+        }
+        Err(e @ StackError::Interrupted { .. }) => (Cause::Stopped, e.to_string(), 1),
+        Err(e) => {
+            let exit = match e {
+                StackError::AppEnded { exit, .. } => exit.code(),
+                _ => FAILED,
+            };
+            (Cause::Failed, chain(e), exit)
+        }
+    };
+    let document = Ended::new(plan, remains, cause, why, exit);
+    let document = serde_json::to_vec(&document).unwrap_or_default();
+    state.leave(&plan.stack, &document, global)
 }
 
 /// How long a detached stack whose app publishes nothing that is waited for is looked at before it is said to be up: most of

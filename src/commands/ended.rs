@@ -1,0 +1,161 @@
+//! What is shown of a stack that has ended: by `status`, `logs` and `ps -a`, and how it is forgotten.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use super::print;
+use super::status::table;
+use crate::commands::failure::Failure;
+use crate::control::evidence::{Cause, Ended, EndedPart};
+use crate::host::Host;
+use crate::log::Filter;
+use crate::names::StackName;
+use crate::state::{Liveness, StateRoot};
+use crate::text::harmless;
+
+/// How many lines `status` shows.
+const SHOWN: usize = 10;
+
+/// What a stack left when it ended; `None` where there is nothing.
+pub(super) fn of(state: &StateRoot, stack: &StackName) -> Option<Ended> {
+    serde_json::from_slice(&state.left(stack)?).ok()
+}
+
+/// The same of a stack that doesn't run now.
+pub(super) fn instead(stack: &StackName) -> Option<Ended> {
+    let state = Host::state_root();
+    match state.liveness(stack) {
+        Ok(Liveness::Absent) => of(&state, stack),
+        _ => None,
+    }
+}
+
+/// The same of the stack of that name that came before, whether there is one now or not.
+pub(super) fn previous(stack: &StackName) -> Result<Ended, Failure> {
+    of(&Host::state_root(), stack).ok_or_else(|| {
+        Failure::failed(format!("no stack {stack} has ended, as far as is known"))
+            .hint("lrpns ps -a shows what has")
+    })
+}
+
+/// For people.
+pub(super) fn describe(ended: &Ended) -> String {
+    let mut text = String::new();
+    let mode = ended.mode.as_str();
+    let by = match &ended.by {
+        Some(by) => format!(" by {by}"),
+        None => String::new(),
+    };
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        text,
+        "{} ended at {:.0}: {}{by}",
+        ended.stack, ended.ended, ended.why
+    );
+    let _ = match &ended.since {
+        Some(since) => writeln!(text, "it was up since {since:.0} ({mode})"),
+        None => writeln!(text, "it was never up ({mode})"),
+    };
+    if let Some(config) = &ended.config {
+        let _ = writeln!(text, "from {}", config.display());
+    }
+    if !ended.parts.is_empty() {
+        let mut parts = table(&["", "PART", "ENDED", "LAST EXIT", "RESTARTS"]);
+        for part in &ended.parts {
+            parts.add_row([
+                "",
+                &harmless(&part.name, 64),
+                &match part.ended {
+                    Some(time) => format!("{time:.0}"),
+                    None => "with the stack".to_owned(),
+                },
+                &exit(part),
+                &part.restarts.to_string(),
+            ]);
+        }
+        let _ = writeln!(text, "{parts}");
+    }
+    let first = ended.lines.len().saturating_sub(SHOWN);
+    let lines = &ended.lines[first..];
+    if !lines.is_empty() {
+        let _ = writeln!(text, "what was said last; lrpns logs {} has more:", ended.stack);
+        for line in lines {
+            let _ = writeln!(text, "  {}", line.human(false));
+        }
+    }
+    text
+}
+
+fn exit(part: &EndedPart) -> String {
+    match part.exit {
+        None => "-".to_owned(),
+        Some(exit) if part.out_of_memory => format!("{exit}, out of memory"),
+        Some(exit) => exit.to_string(),
+    }
+}
+
+/// As `ps` shows it, with the exit code.
+pub(super) fn state(ended: &Ended) -> String {
+    match ended.cause {
+        Cause::Failed => format!("failed ({})", ended.exit),
+        Cause::Stopped | Cause::AppEnded => format!("ended ({})", ended.exit),
+    }
+}
+
+/// Prints its last lines.
+pub(super) fn logs(ended: &Ended, filter: &Filter, json: bool, colour: bool) -> Result<(), Failure> {
+    if let Some(part) = &filter.part
+        && !ended.parts.iter().any(|known| known.name == *part)
+        && !ended.lines.iter().any(|line| line.part == *part)
+    {
+        let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
+        return Err(
+            Failure::failed(format!("{} had no part `{part}`", ended.stack))
+                .hint(format!("its parts were {}", names.join(", "))),
+        );
+    }
+    let mut text = String::new();
+    for line in &ended.lines {
+        if filter.wants(&line.part, line.stream) {
+            text += &match json {
+                true => line.json(),
+                false => line.human(colour),
+            };
+            text.push('\n');
+        }
+    }
+    print(&text)
+}
+
+/// Forgets a stack that has ended.
+pub(super) fn remove(stack: &StackName) -> Result<ExitCode, Failure> {
+    let state = Host::state_root();
+    let held = state.lock()?;
+    if state.settle(stack, &held)? != Liveness::Absent {
+        return Err(Failure::failed(format!("{stack} has not ended; nothing was removed"))
+            .hint(format!("lrpns down {stack} takes it down")));
+    }
+    match state.forget(stack, &held)? {
+        true => eprintln!("{stack} is forgotten"),
+        false => eprintln!("{stack} has left nothing: nothing to remove"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Forgets all of them; how many those were.
+pub(super) fn remove_all(state: &StateRoot) -> Result<usize, Failure> {
+    let mut removed = 0;
+    let names = state.all_ended()?;
+    if names.is_empty() {
+        return Ok(0);
+    }
+    let held = state.lock()?;
+    for stack in names {
+        if state.forget(&stack, &held)? {
+            eprintln!("{stack} is forgotten");
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
