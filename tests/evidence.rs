@@ -26,7 +26,11 @@ fn until_ended(lab: &Lab, name: &str) {
     until("the stack ends", || {
         lab.lrpns_ok(&["ps", "-q"]).is_empty().then_some(())
     });
-    assert!(lab.lrpns_ok(&["ps", "-a", "-q"]).lines().any(|line| line == name));
+    assert!(
+        lab.lrpns_ok(&["ps", "-a", "-q"])
+            .lines()
+            .any(|line| line == name)
+    );
 }
 
 /// `status --json` of a stack that has ended, which is a failed check.
@@ -40,7 +44,8 @@ fn ended(lab: &Lab, name: &str) -> Value {
 fn a_stack_whose_app_ends_leaves_how_and_what_it_said_last() {
     let lab = Lab::new();
     // Told to end when the stack is known to be up, so that it is an end after the start.
-    let script = "trap 'echo FATAL >&2; exit 3' USR1; echo begun; while :; do read -r x </dev/zero; done";
+    let script =
+        "trap 'echo FATAL >&2; exit 3' USR1; echo begun; while :; do read -r x </dev/zero; done";
     let script = script.replace("read -r x </dev/zero", "sleep 1000 & wait");
     let file = file(&lab, "shop", "no", &script);
     lab.lrpns_ok(&["up", "-d", "-f", &file]);
@@ -50,7 +55,10 @@ fn a_stack_whose_app_ends_leaves_how_and_what_it_said_last() {
 
     assert_eq!(lab.lrpns_ok(&["ps", "-q"]), "");
     let list = lab.lrpns_ok(&["ps", "-a"]);
-    assert!(list.contains("shop") && list.contains("ended (3)"), "{list}");
+    assert!(
+        list.contains("shop") && list.contains("ended (3)"),
+        "{list}"
+    );
     let list: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "-a", "--json"])).unwrap();
     assert_eq!(list[0]["state"], "ended");
     assert_eq!(list[0]["exit"], 3);
@@ -66,7 +74,10 @@ fn a_stack_whose_app_ends_leaves_how_and_what_it_said_last() {
     let output = lab.lrpns(&["status", "shop"]);
     assert_eq!(output.status.code(), Some(1), "{}", describe(&output));
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("its app app ended with exit status 3"), "{said}");
+    assert!(
+        said.contains("its app app ended with exit status 3"),
+        "{said}"
+    );
     assert!(said.contains("app | FATAL"), "{said}");
     let document = ended(&lab, "shop");
     assert_eq!(document["state"], "ended");
@@ -85,9 +96,17 @@ fn a_stack_whose_app_ends_leaves_how_and_what_it_said_last() {
     assert!(said.contains("ended with exit status 3"), "{said}");
     // It is no leftover of a crash.
     let gc = lab.lrpns(&["gc"]);
-    assert!(describe(&gc).contains("nothing to remove"), "{}", describe(&gc));
+    assert!(
+        describe(&gc).contains("nothing to remove"),
+        "{}",
+        describe(&gc)
+    );
     let gc = lab.lrpns(&["gc", "--all"]);
-    assert!(describe(&gc).contains("shop is forgotten"), "{}", describe(&gc));
+    assert!(
+        describe(&gc).contains("shop is forgotten"),
+        "{}",
+        describe(&gc)
+    );
     assert_eq!(lab.lrpns_ok(&["ps", "-a", "-q"]), "");
     assert!(!lab.root().join("run/lrpns").exists());
     let (_, said) = lab.lrpns_err(&["status", "shop"]);

@@ -543,7 +543,7 @@ fn an_up_that_is_interrupted_before_it_can_hear_of_it_leaves_nothing() {
     let before = lab.traces();
     for detach in [&[][..], &["-d"]] {
         // As long as another command holds the lock, this one waits for it, ahead of all that it makes.
-        lab.ok(&["mkdir", "-m", "700", "/run/lrpns"]);
+        lab.ok(&["mkdir", "-p", "-m", "700", "/run/lrpns"]);
         let mut holder = lab.spawn(&["flock", "/run/lrpns/.lock", "sh", "-c", "echo held; cat"]);
         let mut line = String::new();
         let mut said = BufReader::new(holder.stdout.take().unwrap());

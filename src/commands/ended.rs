@@ -79,7 +79,11 @@ pub(super) fn describe(ended: &Ended) -> String {
     let first = ended.lines.len().saturating_sub(SHOWN);
     let lines = &ended.lines[first..];
     if !lines.is_empty() {
-        let _ = writeln!(text, "what was said last; lrpns logs {} has more:", ended.stack);
+        let _ = writeln!(
+            text,
+            "what was said last; lrpns logs {} has more:",
+            ended.stack
+        );
         for line in lines {
             let _ = writeln!(text, "  {}", line.human(false));
         }
@@ -104,7 +108,12 @@ pub(super) fn state(ended: &Ended) -> String {
 }
 
 /// Prints its last lines.
-pub(super) fn logs(ended: &Ended, filter: &Filter, json: bool, colour: bool) -> Result<(), Failure> {
+pub(super) fn logs(
+    ended: &Ended,
+    filter: &Filter,
+    json: bool,
+    colour: bool,
+) -> Result<(), Failure> {
     if let Some(part) = &filter.part
         && !ended.parts.iter().any(|known| known.name == *part)
         && !ended.lines.iter().any(|line| line.part == *part)
@@ -133,8 +142,10 @@ pub(super) fn remove(stack: &StackName) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let held = state.lock()?;
     if state.settle(stack, &held)? != Liveness::Absent {
-        return Err(Failure::failed(format!("{stack} has not ended; nothing was removed"))
-            .hint(format!("lrpns down {stack} takes it down")));
+        return Err(
+            Failure::failed(format!("{stack} has not ended; nothing was removed"))
+                .hint(format!("lrpns down {stack} takes it down")),
+        );
     }
     match state.forget(stack, &held)? {
         true => eprintln!("{stack} is forgotten"),

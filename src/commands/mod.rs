@@ -212,7 +212,9 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Gc { all } => down::gc(all),
-        Command::Rm { target } => ended::remove(&target_name(target.stack, target.file.as_deref())?),
+        Command::Rm { target } => {
+            ended::remove(&target_name(target.stack, target.file.as_deref())?)
+        }
         Command::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
@@ -490,7 +492,9 @@ fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Fail
                 "{stack} does not run: it ended at {:.0}: {}",
                 ended.ended, ended.why
             ))
-            .hint(format!("lrpns status {stack} and lrpns logs {stack} show how")),
+            .hint(format!(
+                "lrpns status {stack} and lrpns logs {stack} show how"
+            )),
             None => Failure::failed(format!("{stack} does not run"))
                 .hint("lrpns ps shows what does, lrpns ps -a also what has ended"),
         },

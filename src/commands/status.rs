@@ -76,7 +76,11 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     }
     let lives = |stack: &StackName| rows.iter().any(|row: &Row| row.stack == *stack);
     let ended: Vec<StackName> = match all {
-        true => state.all_ended()?.into_iter().filter(|stack| !lives(stack)).collect(),
+        true => state
+            .all_ended()?
+            .into_iter()
+            .filter(|stack| !lives(stack))
+            .collect(),
         false => vec![],
     };
     for stack in ended {
