@@ -559,7 +559,7 @@ mod tests {
     fn what_ended_stacks_leave_is_bounded_and_the_oldest_goes_first() {
         let (_dir, root) = root();
         let held = root.lock().unwrap();
-        let name = |number: usize| StackName::new(&format!("s{number}")).unwrap();
+        let name = |number: usize| StackName::new(format!("s{number}")).unwrap();
         let leave = |number: usize, document: &[u8]| {
             root.leave(&name(number), document, &held).unwrap();
             let file = File::open(root.ended(&name(number))).unwrap();
