@@ -157,7 +157,7 @@ pub fn processes(target: &Target, findings: &mut Findings) {
         }
     };
 
-    for app in &plan.apps {
+    for app in target.apps() {
         let name = app.name.as_str();
         let own = of(name);
         findings.add("app-cap-sets", name, all(&own, |who| sets(who, 0)));

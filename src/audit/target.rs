@@ -22,7 +22,7 @@ use super::inside::Context;
 use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
 use crate::confine::seccomp::Program;
-use crate::control::{Client, PartStatus, Reply, Request, Status};
+use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::part::cgroup::Controller;
@@ -95,6 +95,15 @@ impl Target {
     #[must_use]
     pub fn part(&self, name: &str) -> Option<&PartStatus> {
         self.status.parts.iter().find(|part| part.name == name)
+    }
+
+    /// The apps that there is something of to attack: not a job that has ended.
+    pub fn apps(&self) -> impl Iterator<Item = &AppPlan> {
+        let over = |app: &AppPlan| {
+            let part = self.part(app.name.as_str());
+            app.job && part.is_some_and(|part| part.state == PartState::Ended)
+        };
+        self.status.plan.apps.iter().filter(move |app| !over(app))
     }
 
     /// What it takes to join a part.
@@ -187,9 +196,8 @@ pub fn run(
     let sidecar = target.enter("sidecar");
     let sidecar_net = agent(&sidecar, |entered| Join::Network(entered.pidfd.as_fd()));
     let host_net = host_agent(&target);
-    let apps: Vec<(&AppPlan, Result<Entered, String>)> = plan
-        .apps
-        .iter()
+    let apps: Vec<(&AppPlan, Result<Entered, String>)> = target
+        .apps()
         .map(|app| (app, target.enter(app.name.as_str())))
         .collect();
     outside::processes(&target, &mut findings);

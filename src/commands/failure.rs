@@ -174,6 +174,9 @@ impl From<StackError> for Failure {
     fn from(e: StackError) -> Self {
         let failure = match &e {
             StackError::AppEnded { .. }
+            | StackError::EndedBefore { .. }
+            | StackError::JobFailed { .. }
+            | StackError::JobGoesOn { .. }
             | StackError::NotListening { .. }
             | StackError::Path { .. }
             | StackError::Gate { .. }
@@ -252,7 +255,10 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
              that name: nft delete table inet NAME",
         ),
-        StackError::AppEnded { .. } | StackError::NotListening { .. } => Some(
+        StackError::AppEnded { .. }
+        | StackError::EndedBefore { .. }
+        | StackError::JobFailed { .. }
+        | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
                  publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
                  refused (Operation not permitted: netlink, say) takes a profile that has it: seccomp = \"FILE\"",

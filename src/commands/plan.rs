@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, Rootfs, Source as Seen};
+use crate::config::{Limits, Origin, Rootfs, Source as Seen, order};
 use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::host::Host;
@@ -72,6 +72,26 @@ fn matrix(out: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
+/// In which order the apps come up, if in any: those of a step at the same time.
+fn describe_order(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    if !plan.has_order() {
+        return Ok(());
+    }
+    let steps = order::steps(&plan.after());
+    let steps: Vec<String> = steps
+        .iter()
+        .map(|step| {
+            let names = step.iter().map(|app| {
+                let app = &plan.apps[*app];
+                let job = if app.job { " (a job)" } else { "" };
+                format!("{}{job}", app.name)
+            });
+            names.collect::<Vec<_>>().join(", ")
+        })
+        .collect();
+    writeln!(out, "\norder of start: {}", steps.join(", then "))
+}
+
 fn describe(plan: &Plan) -> Result<String, Failure> {
     let mut text = String::new();
     describe_to(&mut text, plan).map_err(Failure::unable)?;
@@ -96,6 +116,7 @@ fn indent(text: &str) -> String {
 fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     describe_stack(out, plan)?;
     matrix(out, plan)?;
+    describe_order(out, plan)?;
     describe_sidecar(out, plan)?;
     for app in &plan.apps {
         describe_app(out, plan, app)?;
@@ -327,6 +348,23 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
                 key("egress")
             )?;
         }
+    }
+    if app.job {
+        writeln!(
+            out,
+            "  is a job: it has to end with 0, within {}  ({})",
+            crate::text::duration(app.start_timeout),
+            key("job")
+        )?;
+    }
+    if !app.after.is_empty() {
+        let list: Vec<String> = app.after.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "  comes up after {}  ({})",
+            list.join(", "),
+            key("after")
+        )?;
     }
     writeln!(
         out,

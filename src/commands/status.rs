@@ -15,6 +15,7 @@ use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
+use crate::protocol::Exit;
 use crate::state::Liveness;
 use crate::traffic::{Losses, Summary};
 
@@ -227,7 +228,7 @@ fn describe(status: &Status) -> String {
         parts.add_row([
             "",
             &part.name,
-            state(part.state),
+            state(plan, part),
             &pid(part),
             &part.host_uid.to_string(),
             &capabilities(part),
@@ -282,10 +283,16 @@ fn describe_traffic(text: &mut String, traffic: &Summary) {
     }
 }
 
-fn state(state: PartState) -> &'static str {
-    match state {
+fn state(plan: &Plan, part: &PartStatus) -> &'static str {
+    let job = || {
+        plan.apps
+            .iter()
+            .any(|app| app.name.as_str() == part.name && app.job)
+    };
+    match part.state {
         PartState::Running => "running",
         PartState::Starting => "starting",
+        PartState::Ended if part.last_exit == Some(Exit::Status(0)) && job() => "done",
         PartState::Ended => "ended",
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
-use super::{Egress, Publish, Rootfs, Tmpfs, Volume};
+use super::{App, Egress, Publish, Rootfs, Tmpfs, Until, Volume};
 
 /// A value and the bytes of the file that it stands in.
 #[derive(Debug, Clone)]
@@ -198,6 +198,22 @@ pub(super) fn other_app(name: &str, own: &str, names: &[&str]) -> Result<(), Val
         )),
         None => said(format!("there is no app `{name}` in this file")),
     }
+}
+
+/// An app can get as far as those who come after it want.
+pub(super) fn gets_there(app: &App, until: Until) -> Result<(), ValueError> {
+    let name = &app.name;
+    let message = match until {
+        Until::Started => return Ok(()),
+        Until::Done if app.job => return Ok(()),
+        Until::Done => format!("`{name}` is never done: it is no job"),
+        Until::Healthy => format!("`{name}` is never known to be healthy: it has no `health`"),
+    };
+    let (expected, example) = match until {
+        Until::Done => ("a job, or \"started\"", "job = true"),
+        _ => ("an app with `health`, or \"started\"", "after = [\"db\"]"),
+    };
+    Err(ValueError::form(message, expected, example))
 }
 
 fn values_path(path: &std::path::Path) -> String {

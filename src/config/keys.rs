@@ -44,6 +44,8 @@ keys! {
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, the address of IPv6 in brackets", r#"egress = ["tcp 192.0.2.10:5432"]"#;
     CONNECT = "connect": "a list of `APP:PORT[-PORT][/tcp|/udp]`, apps of this file", r#"connect = ["db:5432"]"#;
+    AFTER = "after": r#"a list of apps of this file, or a table of them with "started", "healthy" or "done" for each"#, r#"after = { db = "started", migrate = "done" }"#;
+    JOB = "job": "true or false", "job = true";
     ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "2001:db8::/64", "127.0.0.1"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
@@ -84,6 +86,8 @@ pub(super) const APP_KEYS: &[Key] = &[
     SOURCE,
     EGRESS,
     CONNECT,
+    AFTER,
+    JOB,
     ALLOW,
     RATE,
     TMPFS,

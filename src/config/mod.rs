@@ -8,6 +8,7 @@ pub mod clients;
 mod errors;
 mod foreign;
 mod keys;
+pub mod order;
 mod reader;
 mod run;
 #[cfg(test)]
@@ -382,6 +383,10 @@ pub struct App {
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is where another one or a tmpfs is, but one may be in another.
     pub volumes: Vec<Volume>,
+    /// `after`: what comes up before it; each is another app of the same file, and there is no circle.
+    pub after: Vec<After>,
+    /// `job`: it runs to its end, which must be 0.
+    pub job: bool,
     /// `restart`.
     pub restart: Restart,
     /// `stop_signal` and `stop_timeout`.
@@ -548,6 +553,37 @@ impl std::fmt::Display for Connect {
             Protocol::Udp => f.write_str("/udp"),
         }
     }
+}
+
+/// One entry of `after`: an app that comes up before another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct After {
+    /// Which app.
+    pub app: PartName,
+    /// How far it has to be.
+    pub until: Until,
+}
+
+impl std::fmt::Display for After {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.until {
+            Until::Started => write!(f, "{}", self.app),
+            Until::Healthy => write!(f, "{} (healthy)", self.app),
+            Until::Done => write!(f, "{} (done)", self.app),
+        }
+    }
+}
+
+/// How far an app has to be until those that come after it are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// Its command runs, and it listens on its published ports and on those that others may connect to.
+    Started,
+    /// Its health check has passed.
+    Healthy,
+    /// A job: it has ended with 0.
+    Done,
 }
 
 /// `source`: whose address the app sees.

@@ -1,5 +1,7 @@
 //! Walks the parsed file table by table, so that every key and value keeps its place, and collects every problem.
 
+mod life;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
@@ -17,8 +19,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish, Rootfs, RulesFile,
-    Sidecar, Stop, Tmpfs, TrafficLog, Volume,
+    After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish, Rootfs,
+    RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -145,6 +147,7 @@ struct ReadApp {
     publish: Vec<Placed<Publish>>,
     egress: Vec<Placed<Egress>>,
     connect: Vec<Placed<Connect>>,
+    after: Vec<Placed<After>>,
 }
 
 /// `[sidecar]`, with the place that the checks across addresses need.
@@ -179,6 +182,7 @@ impl Reader<'_> {
         }
         self.publish_twice(&apps);
         self.links(&apps);
+        self.order(&apps);
         // A prefix that could not be read is there all the same.
         if let Some(ipv6) = &ipv6 {
             self.prefix(ipv6.as_ref(), &apps);
@@ -429,6 +433,7 @@ impl Reader<'_> {
         let publish = self.many(section, keys::PUBLISH, str::parse::<Publish>);
         let wait = self.flag(section, keys::WAIT);
         let start_timeout = self.one(section, keys::START_TIMEOUT, values::time);
+        let start_timeout = start_timeout.map(|placed| placed.value);
         let listen = self.ports(section, keys::LISTEN);
         let via = self.one(section, keys::VIA, values::via);
         let source = self.one(section, keys::SOURCE, values::source);
@@ -436,12 +441,17 @@ impl Reader<'_> {
         let egress = egress.unwrap_or_default();
         let connect = self.many(section, keys::CONNECT, values::connect);
         let connect = connect.unwrap_or_default();
+        let after = self.after(section);
+        let job = self.job(
+            section,
+            publish.as_ref().is_some_and(|list| !list.is_empty()),
+        );
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
-        let restart = self.one(section, keys::RESTART, values::restart);
+        let restart = self.restart(section, job);
         let stop = self.stop(section);
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
@@ -458,7 +468,7 @@ impl Reader<'_> {
                 .map(|placed| placed.value)
                 .collect(),
             wait: wait.unwrap_or(true),
-            start_timeout: start_timeout.map_or(DEFAULT_START_TIMEOUT, |placed| placed.value),
+            start_timeout: start_timeout.unwrap_or(default_start_timeout(job)),
             listen,
             via: via.map(|placed| placed.value).unwrap_or_default(),
             allow,
@@ -468,7 +478,9 @@ impl Reader<'_> {
             connect: connect.iter().map(|placed| placed.value.clone()).collect(),
             tmpfs,
             volumes,
-            restart: restart.map(|placed| placed.value).unwrap_or_default(),
+            after: after.iter().map(|placed| placed.value.clone()).collect(),
+            job,
+            restart,
             stop,
             limits,
             seccomp,
@@ -480,6 +492,7 @@ impl Reader<'_> {
             publish: publish.unwrap_or_default(),
             egress,
             connect,
+            after,
         }
     }
 
@@ -1164,8 +1177,11 @@ pub(super) fn default_tmpfs() -> Vec<Tmpfs> {
     }]
 }
 
-/// How long an app may take until it listens when nothing is said.
-pub(super) const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an app may take until it listens when nothing is said, and a job until it has ended.
+pub(super) fn default_start_timeout(job: bool) -> Duration {
+    const MINUTE: Duration = Duration::from_secs(60);
+    if job { 60 * MINUTE } else { MINUTE }
+}
 
 /// The webapp's port when nothing is said.
 pub(super) fn default_env(env: &mut BTreeMap<String, String>) {

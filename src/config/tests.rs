@@ -101,6 +101,8 @@ fn the_built_in_example_is_the_original_set_up() {
                 size: 16 << 20,
             }],
             volumes: vec![],
+            after: vec![],
+            job: false,
             restart: Restart::OnFailure,
             stop: Stop::default(),
             limits: Limits::default(),
@@ -884,7 +886,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, connect, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -957,6 +959,69 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
             (27, 1, "not supported yet: app.health"),
         ],
     );
+}
+
+#[test]
+fn an_order_names_apps_of_the_file_that_can_get_as_far_and_has_no_circle() {
+    let file = |web: &str, db: &str| {
+        let app = "rootfs = \"host\"\ncommand = [\"sh\"]\n";
+        format!("name = \"x\"\n[app.web]\n{app}{web}\n[app.db]\n{app}{db}\n")
+    };
+    let cases = [
+        (
+            "after = [\"dbs\"]",
+            "",
+            (
+                5,
+                10,
+                "there is no app `dbs` in this file, the nearest is `db`",
+            ),
+        ),
+        ("after = [\"web\"]", "", (5, 10, "`web` is this app itself")),
+        ("after = { db = \"up\" }", "", (5, 16, "`up` is unknown")),
+        (
+            "after = { db = \"service_healthy\" }",
+            "",
+            (5, 16, "docker compose calls it; here it is `healthy`"),
+        ),
+        (
+            "after = { db = \"done\" }",
+            "",
+            (5, 11, "`db` is never done: it is no job"),
+        ),
+        (
+            "after = { db = \"healthy\" }",
+            "",
+            (5, 11, "`db` is never known to be healthy"),
+        ),
+        ("after = \"db\"", "", (5, 9, "`app.web.after` is a string")),
+        (
+            "after = [\"db\"]",
+            "after = [\"web\"]",
+            (5, 10, "`web` comes after `db` comes after `web`"),
+        ),
+        (
+            "job = true\npublish = [\"80:80\"]",
+            "",
+            (6, 1, "a job publishes nothing"),
+        ),
+        (
+            "job = true\nrestart = \"always\"",
+            "",
+            (6, 11, "always started again has no end"),
+        ),
+    ];
+    for (web, db, problem) in cases {
+        assert_problems(&file(web, db), &[problem]);
+    }
+    let config = good(&file("after = { db = \"done\" }", "job = true"));
+    let minutes = |app: &App| app.start_timeout.as_secs() / 60;
+    let [web, db] = config.apps.as_slice() else {
+        panic!("{config:?}")
+    };
+    assert_eq!(web.after[0].to_string(), "db (done)");
+    assert_eq!((minutes(web), minutes(db)), (1, 60));
+    assert_eq!((web.restart, db.restart), (Restart::OnFailure, Restart::No));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::names::PartName;
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
     Connect, Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs, TrafficLog,
-    Via, Volume,
+    Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -474,11 +474,38 @@ pub(super) fn egress(text: &str) -> Result<Egress, ValueError> {
     })
 }
 
+/// The name of an app.
+pub(super) fn app(text: &str) -> Result<PartName, ValueError> {
+    PartName::new(text).map_err(|error| ValueError::said(escaped(&error.to_string())))
+}
+
+/// How far an app of `after` has to be.
+pub(super) fn until(text: &str) -> Result<Until, ValueError> {
+    let words = [
+        ("started", Until::Started),
+        ("healthy", Until::Healthy),
+        ("done", Until::Done),
+    ];
+    let ours = match text {
+        "service_started" => Some("started"),
+        "service_healthy" => Some("healthy"),
+        "service_completed_successfully" => Some("done"),
+        _ => None,
+    };
+    if let Some(ours) = ours {
+        return Err(ValueError::said(format!(
+            "{} is what docker compose calls it; here it is `{ours}`",
+            quoted(text)
+        )));
+    }
+    one_of(text, &words)
+}
+
 /// One entry of `connect`: `APP:PORT[-PORT][/tcp|/udp]`.
 pub(super) fn connect(text: &str) -> Result<Connect, ValueError> {
     let bad = || ValueError::said(format!("{} is no port of an app", quoted(text)));
     let (app, rest) = text.split_once(':').ok_or_else(bad)?;
-    let app = PartName::new(app).map_err(|error| ValueError::said(escaped(&error.to_string())))?;
+    let app = self::app(app)?;
     let (range, protocol) = match rest.split_once('/') {
         None => (rest, Protocol::Tcp),
         Some((range, protocol)) => {

@@ -329,6 +329,8 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         allow: vec![ipnet::IpNet::default()],
         rate: None,
         closing: vec![],
+        after: vec![],
+        job: false,
         restart: Restart::No,
         stop: Default::default(),
         connect: vec![],

@@ -16,7 +16,7 @@ use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
     "publish",
     "allow",
     "rate",
@@ -26,10 +26,11 @@ const LIVE: [&str; 9] = [
     "connect",
     "source",
     "start_timeout",
+    "after",
 ];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 8] = [
-    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen",
+const MADE_OF: [&str; 9] = [
+    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen", "job",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];

@@ -19,9 +19,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::config::clients::{self, Rate};
+use crate::config::order;
 use crate::config::{
-    Connect, Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs, TrafficLog,
-    Volume,
+    After, Connect, Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs,
+    TrafficLog, Volume,
 };
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
@@ -359,6 +360,12 @@ pub struct AppPlan {
     /// Ports that were published until a live change: nobody gets in any more, and who was in stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closing: Vec<PublishPlan>,
+    /// What comes up before it; there is no circle.
+    #[serde(default)]
+    pub after: Vec<After>,
+    /// It runs to its end, which must be 0; [`AppPlan::start_timeout`] is how long it may take.
+    #[serde(default)]
+    pub job: bool,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// How it is asked to end.
@@ -645,6 +652,48 @@ impl Plan {
             let its = links.iter().filter(|(to, _)| *to == app.name);
             app.serves = its.map(|(_, from)| from.clone()).collect();
         }
+    }
+
+    /// For each app, the places of those that it comes up after.
+    #[must_use]
+    pub fn after(&self) -> Vec<Vec<usize>> {
+        let place = |name: &PartName| self.apps.iter().position(|app| app.name == *name);
+        self.apps
+            .iter()
+            .map(|app| app.after.iter().filter_map(|on| place(&on.app)).collect())
+            .collect()
+    }
+
+    /// The places of the apps in an order in which none comes before those that it comes up after.
+    #[must_use]
+    pub fn start_order(&self) -> Vec<usize> {
+        order::order(&self.after())
+    }
+
+    /// Whether its apps come up one after the other, in whatever way.
+    #[must_use]
+    pub fn has_order(&self) -> bool {
+        let mut apps = self.apps.iter();
+        apps.any(|app| app.job || !app.after.is_empty())
+    }
+
+    /// Where an app has to listen until it counts as started: on its published ports that are waited for, and on those
+    /// that an app which comes up after it may connect to.
+    #[must_use]
+    pub fn has_to_listen(&self, app: &AppPlan) -> Vec<(Protocol, SocketAddr)> {
+        let published = app.publish.iter().filter(|publish| publish.waited);
+        let published = published.map(|publish| (publish.protocol, app.service(publish)));
+        let later = |other: &&AppPlan| other.after.iter().any(|after| after.app == app.name);
+        let served = self.apps.iter().filter(later).flat_map(|other| {
+            let its = other.connect.iter().filter(|to| to.app == app.name);
+            // A server opens the ports of a range when it needs one.
+            its.filter(|to| to.first_port == to.last_port)
+        });
+        let served = served.map(|to| {
+            let at = SocketAddr::new(app.address.into(), to.first_port);
+            (to.protocol, at)
+        });
+        published.chain(served).collect()
     }
 
     /// The app of that name.

@@ -366,6 +366,8 @@ fn decide(
             allow: ipnet::IpNet::aggregate(&app.allow),
             rate: app.rate,
             closing: vec![],
+            after: app.after.clone(),
+            job: app.job,
             restart: app.restart,
             stop: app.stop,
             seccomp: app.seccomp.clone(),

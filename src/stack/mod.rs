@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod egress;
+mod order;
 pub mod rules;
 
 use std::collections::btree_map::Entry;
@@ -129,6 +130,32 @@ pub enum StackError {
         exit: Exit,
         /// The first port that nobody listens on.
         port: AppPort,
+    },
+    /// An app that others come up after ended before they did.
+    #[error("{app} ended with {exit} before {before} was started, which comes after it")]
+    EndedBefore {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+        /// The first one that comes after it.
+        before: String,
+    },
+    /// A job did not end with 0.
+    #[error("{app} ended with {exit}; it is a job, which has to end with 0")]
+    JobFailed {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+    },
+    /// A job takes too long.
+    #[error("{app} is a job and has not ended after {seconds} s")]
+    JobGoesOn {
+        /// The app.
+        app: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// The app runs and doesn't listen where it should.
     #[error("{app} does not listen on {port} after {seconds} s; {found}")]
@@ -311,6 +338,22 @@ pub struct Launched {
     pub traffic: Option<OwnedFd>,
 }
 
+/// What has become of a part at a start.
+pub enum Begun {
+    /// It runs.
+    Runs(Launched),
+    /// It was a job, and has ended with 0.
+    Done(Done),
+}
+
+/// A job that has ended with 0.
+pub struct Done {
+    /// What it held.
+    pub privileges: Privileges,
+    /// What had to be left out.
+    pub notes: Vec<String>,
+}
+
 /// Makes the streams of an app, given its place in the plan.
 pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
 
@@ -336,8 +379,8 @@ pub struct Stack {
     pub host_table: firewall::Socket,
     /// What it holds.
     pub host_rules: Nftables<'static>,
-    /// The parts, in the order in which they were started.
-    pub parts: Vec<(PartId, Launched)>,
+    /// The parts, in the order of the plan, the relay last.
+    pub parts: Vec<(PartId, Begun)>,
 }
 
 /// How a start goes.
@@ -345,6 +388,8 @@ pub struct Stack {
 pub enum Progress<'p> {
     /// One of [`STEPS`] is done.
     Done(&'static str),
+    /// An app has come to a point that others may wait for, in words.
+    App(&'p str),
     /// Something takes its time: what, and how long by now.
     Waits(&'p str),
 }
@@ -511,22 +556,11 @@ impl Stack {
         .await?;
         done("links", progress)?;
 
-        let mut parts = vec![(PartId::Sidecar, sidecar)];
-        parts.extend(egress.map(|egress| (PartId::Egress, egress)));
-        for (index, mut app) in apps.into_iter().enumerate() {
-            app.proceed().await?;
-            parts.push((PartId::App(index), app));
-        }
-        done("commands", progress)?;
-        for (id, part) in &mut parts {
-            if let PartId::App(index) = *id {
-                ground
-                    .wait_until_listening(index, &mut part.container, |what| {
-                        progress(Progress::Waits(what));
-                    })
-                    .await?;
-            }
-        }
+        let mut parts = vec![(PartId::Sidecar, Begun::Runs(sidecar))];
+        parts.extend(egress.map(|egress| (PartId::Egress, Begun::Runs(egress))));
+        let apps = ground.start_apps(apps, progress).await?;
+        let apps = apps.into_iter().enumerate();
+        parts.extend(apps.map(|(index, app)| (PartId::App(index), app)));
         done("listening", progress)?;
         ground.try_the_path().await?;
         done("path", progress)?;
@@ -534,7 +568,8 @@ impl Stack {
             ground.listen()?;
         }
         if let Some(relay) = relay {
-            parts.push((PartId::Relay, ground.start_relay(relay, gated).await?));
+            let relay = ground.start_relay(relay, gated).await?;
+            parts.push((PartId::Relay, Begun::Runs(relay)));
         }
         if !gated {
             done("published", progress)?;
@@ -881,16 +916,20 @@ impl Ground {
     pub fn not_yet(&self, id: PartId, since: Duration) -> Option<String> {
         let PartId::App(number) = id else { return None };
         let index = self.place(number)?;
+        let app = &self.plan.apps[index];
+        if app.job {
+            return Some(order::goes_on(app, since));
+        }
         let (port, found) = self.deaf_port(index).ok()??;
-        Some(not_yet(&self.plan.apps[index], port, &found, since))
+        Some(not_yet(app, port, &found, since))
     }
 
     fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
-        let app = &self.plan.apps[index];
+        let wanted = self.plan.has_to_listen(&self.plan.apps[index]);
         let mut found = BTreeMap::new();
-        for publish in &app.publish {
-            if let Entry::Vacant(unknown) = found.entry(publish.protocol) {
-                unknown.insert(self.apps[index].listening.of(publish.protocol)?);
+        for (protocol, _) in &wanted {
+            if let Entry::Vacant(unknown) = found.entry(*protocol) {
+                unknown.insert(self.apps[index].listening.of(*protocol)?);
             }
         }
         let mut open = HashMap::<(Protocol, u16), Vec<ListeningSocket>>::new();
@@ -900,20 +939,15 @@ impl Ground {
                 open.entry(port).or_default().push(*socket);
             }
         }
-        let is_open = |publish: &&PublishPlan| {
-            let sockets = open.get(&(publish.protocol, publish.app_port));
-            let target = app.service(publish);
-            sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(target)))
+        let is_open = |(protocol, target): &(Protocol, SocketAddr)| {
+            let sockets = open.get(&(*protocol, target.port()));
+            sockets.is_some_and(|sockets| sockets.iter().any(|socket| socket.takes(*target)))
         };
-        let waited = app.publish.iter().filter(|publish| publish.waited);
-        let missing = { waited }.find(|publish| !is_open(publish));
-        Ok(missing.map(|publish| {
-            let port = AppPort {
-                protocol: publish.protocol,
-                port: publish.app_port,
-            };
-            let found = describe(&found[&publish.protocol], app.service(publish));
-            (port, found)
+        let missing = wanted.into_iter().find(|at| !is_open(at));
+        Ok(missing.map(|(protocol, target)| {
+            let port = target.port();
+            let found = describe(&found[&protocol], target);
+            (AppPort { protocol, port }, found)
         }))
     }
 

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod order;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -45,7 +46,7 @@ use crate::part::container::{Container, ContainerError, Event as ContainerEvent}
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
-use crate::stack::{Ground, Launched, PartId, Progress, Stack, StackError, Wait};
+use crate::stack::{Begun, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
 use crate::text::duration;
 use crate::traffic;
 use crate::traffic::line::Names;
@@ -136,6 +137,8 @@ enum Event {
     },
     /// The pause before a part is started again is over.
     Again { id: PartId, launch: u64 },
+    /// The time of a job is over.
+    Overdue { id: PartId, launch: u64 },
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
     /// A client has taken what it was given of the log.
@@ -467,9 +470,12 @@ pub async fn run(
         ender,
         since: Timestamp::now(),
     };
-    for (id, launched) in parts {
+    for (id, begun) in parts {
         supervisor.parts.push(Part::new(id));
-        supervisor.adopt(id, launched);
+        match begun {
+            Begun::Runs(launched) => supervisor.adopt(id, launched),
+            Begun::Done(done) => supervisor.is_done(id, done),
+        }
     }
     if let Some(gate) = gate {
         let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
@@ -507,7 +513,10 @@ pub async fn run(
         None => {
             ready(&supervisor.status(), &supervisor.journal.last());
             supervisor.journal.show_kept();
-            supervisor.run(&mut early).await
+            match supervisor.all_ended() {
+                Some(outcome) => outcome,
+                None => supervisor.run(&mut early).await,
+            }
         }
     };
     let hurry = matches!(outcome, Outcome::Stopped);
@@ -520,7 +529,7 @@ impl Supervisor {
     /// Whether there is an app of which nothing was waited for.
     fn has_an_unknown_app(&self) -> bool {
         let mut apps = self.ground.plan.apps.iter();
-        apps.any(|app| !app.publish.iter().any(|publish| publish.waited))
+        apps.any(|app| !app.job && !app.publish.iter().any(|publish| publish.waited))
     }
 
     async fn run(&mut self, early: &mut VecDeque<Event>) -> Outcome {
@@ -573,6 +582,11 @@ impl Supervisor {
                 Event::Again { id, launch } => {
                     if self.is_current(id, launch) {
                         self.launch(id);
+                    }
+                }
+                Event::Overdue { id, launch } => {
+                    if self.is_current(id, launch) {
+                        self.overdue(id);
                     }
                 }
                 Event::Launched { id, launch, result } => {
@@ -628,6 +642,7 @@ impl Supervisor {
                     Event::Part { id, .. }
                     | Event::Killed { id, .. }
                     | Event::Again { id, .. }
+                    | Event::Overdue { id, .. }
                     | Event::Launched { id, .. } => {
                         let name = self.ground.name(id);
                         return Err(failed(format!("{name} ended while it was attacked")));
@@ -720,6 +735,9 @@ impl Supervisor {
             let apps = self.ground.plan.apps.iter();
             self.sums.begin(apps.map(|app| app.name.as_str()));
             hear_of_traffic(self.traffic_in.clone(), socket);
+        }
+        if self.is_job(id) {
+            return self.wait_for_job(id);
         }
         for client in std::mem::take(&mut self.part(id).waiting) {
             tell(&client, Reply::Done);
@@ -874,6 +892,7 @@ impl Supervisor {
         part.state = PartState::Ended;
         part.launch += 1;
         if !again {
+            self.job_ended(id, exit);
             return self.all_ended();
         }
         let ran = Timestamp::now().duration_since(part.since).unsigned_abs();
@@ -889,21 +908,6 @@ impl Supervisor {
             let _ = sender.send(Event::Again { id, launch });
         });
         None
-    }
-
-    /// The end, when every app has ended for good; while a live change is under way, that decides.
-    fn all_ended(&self) -> Option<Outcome> {
-        let mut last = None;
-        for app in &self.parts {
-            if !matches!(app.id, PartId::App(_)) {
-                continue;
-            }
-            if app.state != PartState::Ended {
-                return None;
-            }
-            last = app.last_exit;
-        }
-        last.filter(|_| !self.applying).map(Outcome::AppEnded)
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
@@ -1036,7 +1040,7 @@ impl Supervisor {
                 tell(client, *reply);
                 return;
             }
-            None => self.ground.apps().collect(),
+            None => self.all_to_restart(),
         };
         for id in ids {
             if self.part(id).privileges.is_some() {

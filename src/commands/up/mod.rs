@@ -160,7 +160,7 @@ impl Voice {
                 let elapsed = begun.elapsed().as_secs_f64() * 1e3;
                 let what = match progress {
                     Progress::Done(step) => done(step),
-                    Progress::Waits(what) => what,
+                    Progress::App(what) | Progress::Waits(what) => what,
                 };
                 tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
@@ -190,6 +190,7 @@ impl Voice {
 #[derive(Serialize, Deserialize)]
 enum Told {
     Step(String),
+    App(String),
     Waits(String),
     Line(LogLine),
     Ready(String),
@@ -239,7 +240,7 @@ fn detached(
         match protocol::receive::<Told>(&ours).map_err(|e| unable("hear from the supervisor", e))? {
             Some((Told::Step(step), _)) if verbose => tell(&format!("  {}", done(&step))),
             Some((Told::Step(_), _)) => {}
-            Some((Told::Waits(what), _)) => tell(&what),
+            Some((Told::App(what) | Told::Waits(what), _)) => tell(&what),
             Some((Told::Line(line), _)) => tell(&line.human(verbose)),
             // It came up just before it heard of the signal, and goes down.
             Some((Told::Ready(_), _)) if interrupted.is_some() => {}
@@ -293,6 +294,7 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
         progress: Box::new(move |progress| {
             let told = match progress {
                 Progress::Done(step) => Told::Step(step.to_owned()),
+                Progress::App(what) => Told::App(what.to_owned()),
                 Progress::Waits(what) => Told::Waits(what.to_owned()),
             };
             let _ = protocol::send(&*steps, &told, &[]);
@@ -475,11 +477,13 @@ fn supervise_here(
         ),
         Ok(outcome) => End::Over(outcome, vec![]),
         Err(e) => match &e {
-            StackError::AppEnded { app, exit, .. } => {
+            StackError::AppEnded { app, exit, .. }
+            | StackError::EndedBefore { app, exit, .. }
+            | StackError::JobFailed { app, exit } => {
                 let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
                 End::Early(exit, advised(e.into(), &hints))
             }
-            StackError::NotListening { app, .. } => {
+            StackError::NotListening { app, .. } | StackError::JobGoesOn { app, .. } => {
                 let hints = hints(&apps, Some(app), None, &said);
                 return Err(advised(e.into(), &hints));
             }
@@ -592,6 +596,9 @@ fn restless(status: &Status, said: &[LogLine]) -> Vec<String> {
             continue;
         };
         let Some(exit) = part.last_exit else { continue };
+        if app.job && exit == Exit::Status(0) {
+            continue;
+        }
         let again = match part.restarts {
             _ if part.state == PartState::Ended => "and is not started again".to_owned(),
             0 => "and is started again".to_owned(),

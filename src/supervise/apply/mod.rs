@@ -152,11 +152,7 @@ impl Supervisor {
                 self.ground = ground;
             }
             Step::Join(id) => self.parts.push(Part::new(id)),
-            Step::GiveUp(id) => {
-                if let Some(part) = self.parts.iter_mut().find(|part| part.id == id) {
-                    part.give_up = None;
-                }
-            }
+            Step::GiveUp(id) => self.give_up(id),
             Step::Leave(ids, ended) => self.leave(&ids, ended),
             Step::Relay(launched) => self.take_over(launched.map(|launched| *launched)),
             Step::Host(rules) => self.host_rules = *rules,
@@ -167,6 +163,19 @@ impl Supervisor {
             }
         }
         None
+    }
+
+    /// Waits no longer for an app to listen, nor for a job to end.
+    fn give_up(&mut self, id: PartId) {
+        if !self.parts.iter().any(|part| part.id == id) {
+            return;
+        }
+        let job = self.is_job(id).then(|| self.stop(id));
+        let part = self.part(id);
+        part.give_up = None;
+        if let (Some(stop), Some(process)) = (job, &part.process) {
+            let _ = process.orders.send(Order::Stop(stop));
+        }
     }
 
     fn leave(&mut self, ids: &[PartId], ended: oneshot::Sender<()>) {
@@ -511,10 +520,7 @@ impl Task {
         let wide = wide(old_plan, new_plan);
         let between = behind_closed_ports(&wide, new_plan);
         self.widen(next, &wide, &between).await?;
-        for part in others {
-            self.start_again(&part.part, next).await?;
-        }
-        self.join(next).await?;
+        self.start_apps(&others, next).await?;
         for index in 0..new_plan.apps.len() {
             if let Some(deaf) = next.deaf(index).map_err(|e| e.to_string())? {
                 return Err(deaf);
@@ -654,17 +660,32 @@ impl Task {
         Ok(())
     }
 
-    /// Starts the apps that are new, where they can reach what they may and nobody comes to them yet.
-    async fn join(&mut self, next: &Ground) -> Result<(), String> {
-        for index in self.old.plan.apps.len()..next.plan.apps.len() {
-            self.still_wanted()?;
-            next.join(index).await.map_err(|e| e.to_string())?;
-            let id = next.apps().nth(index).ok_or("there is no such app")?;
-            self.done.joined.push(id);
-            self.tell(Step::Join(id));
-            self.restart_if_wanted(id, next).await?;
-            self.say(format!("{} is started", next.name(id))).await;
+    /// Starts again the apps of which a part has changed, and starts those that are new, where they can reach what they may
+    /// and nobody comes to them yet; in the order of the new plan.
+    async fn start_apps(&mut self, changed: &[PartChange], next: &Ground) -> Result<(), String> {
+        for index in next.plan.start_order() {
+            let name = next.plan.apps[index].name.as_str();
+            if index >= self.old.plan.apps.len() {
+                self.join(index, next).await?;
+            } else if changed.iter().any(|part| part.part == name) {
+                self.start_again(name, next).await?;
+            }
         }
+        Ok(())
+    }
+
+    async fn join(&mut self, index: usize, next: &Ground) -> Result<(), String> {
+        self.still_wanted()?;
+        next.join(index).await.map_err(|e| e.to_string())?;
+        let id = next.apps().nth(index).ok_or("there is no such app")?;
+        self.done.joined.push(id);
+        self.tell(Step::Join(id));
+        self.restart_if_wanted(id, next).await?;
+        let how = match next.plan.apps[index].job {
+            true => "is done",
+            false => "is started",
+        };
+        self.say(format!("{} {how}", next.name(id))).await;
         Ok(())
     }
 

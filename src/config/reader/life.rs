@@ -1,0 +1,114 @@
+//! The keys of an app's life: what it comes up after, whether it is a job, when it is started again.
+
+use toml::de::DeValue;
+
+use super::{Placed, ReadApp, Reader, Section, check, keys, quoted, values};
+use crate::config::order;
+use crate::config::{After, Restart, Until};
+
+impl Reader<'_> {
+    /// `after`: a list of names, or a table of names with how far each has to be.
+    pub(super) fn after(&mut self, section: &Section<'_, '_>) -> Vec<Placed<After>> {
+        let Some((_, value)) = section.get(keys::AFTER.name) else {
+            return vec![];
+        };
+        let DeValue::Table(table) = value.get_ref() else {
+            let started = |text: &str| {
+                let until = Until::Started;
+                values::app(text).map(|app| After { app, until })
+            };
+            return self.many(section, keys::AFTER, started).unwrap_or_default();
+        };
+        let path = section.key_path(keys::AFTER.name);
+        let mut all = vec![];
+        let mut origin = None;
+        for (name, value) in table {
+            let app = match values::app(name.get_ref()) {
+                Ok(app) => app,
+                Err(error) => {
+                    self.refused_key(name.span(), error, keys::AFTER, &path);
+                    continue;
+                }
+            };
+            let key = format!("{path}.{app}");
+            let text = self.text(&key, value, "a string", keys::AFTER.example);
+            let Some((text, from)) = text else { continue };
+            origin = origin.or(from);
+            match values::until(&text) {
+                Ok(until) => all.push(Placed {
+                    value: After { app, until },
+                    span: name.span(),
+                }),
+                Err(error) => self.refused_key(value.span(), error, keys::AFTER, &path),
+            }
+        }
+        self.origin(path, value.span(), origin);
+        all
+    }
+
+    /// `job`. Nobody comes to one: it is gone when the stack is up.
+    pub(super) fn job(&mut self, section: &Section<'_, '_>, publishes: bool) -> bool {
+        let job = self.flag(section, keys::JOB) == Some(true);
+        if let (true, true, Some((span, _))) = (job, publishes, section.get(keys::PUBLISH.name)) {
+            let message = "a job publishes nothing: it has ended when the stack is up";
+            self.key_problem(span, message.to_owned(), keys::JOB);
+        }
+        job
+    }
+
+    /// `restart`; a job that has failed is not started again unless that is asked for.
+    pub(super) fn restart(&mut self, section: &Section<'_, '_>, job: bool) -> Restart {
+        let restart = self.one(section, keys::RESTART, values::restart);
+        let Some(restart) = restart else {
+            return if job { Restart::No } else { Restart::default() };
+        };
+        if job && restart.value == Restart::Always {
+            let message = "a job that is always started again has no end";
+            self.problem(
+                restart.span,
+                message.to_owned(),
+                "\"no\" or \"on-failure\"",
+                "restart = \"on-failure\"",
+            );
+        }
+        restart.value
+    }
+
+    /// What an app comes up after is another app of this file, which can get as far as that, and there is no circle.
+    pub(super) fn order(&mut self, apps: &[ReadApp]) {
+        let names: Vec<&str> = apps.iter().map(|app| app.name.as_str()).collect();
+        let mut after = vec![vec![]; apps.len()];
+        for (place, read) in apps.iter().enumerate() {
+            for entry in &read.after {
+                let (to, own) = (entry.value.app.as_str(), read.name.as_str());
+                if let Err(error) = check::other_app(to, own, &names) {
+                    self.refused_key(entry.span.clone(), error, keys::AFTER, "");
+                    continue;
+                }
+                let Some(at) = names.iter().position(|name| *name == to) else {
+                    continue;
+                };
+                after[place].push(at);
+                if let Some(other) = &apps[at].app
+                    && let Err(error) = check::gets_there(other, entry.value.until)
+                {
+                    self.refused_key(entry.span.clone(), error, keys::AFTER, "");
+                }
+            }
+        }
+        let Some(circle) = order::circle(&after) else {
+            return;
+        };
+        let round: Vec<String> = circle.iter().map(|app| quoted(names[*app])).collect();
+        let message = format!(
+            "no app of these can be the first: {}",
+            round.join(" comes after ")
+        );
+        let next = names[circle[1]];
+        let mut entries = apps[circle[0]].after.iter();
+        if let Some(entry) = entries.find(|entry| entry.value.app.as_str() == next) {
+            let expected = "an order without a circle";
+            self.problem(entry.span.clone(), message, expected, "after = [\"db\"]");
+        }
+    }
+}
