@@ -84,9 +84,12 @@ pub fn steps(after: &[Vec<usize>]) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
 
+    /// For each, those that it waits for.
+    type After<'a> = &'a [&'a [usize]];
+
     #[test]
     fn a_circle_is_found_with_the_way_round_it() {
-        let cases: [(&[&[usize]], Option<&[usize]>); 7] = [
+        let cases: [(After<'_>, Option<&[usize]>); 7] = [
             (&[], None),
             (&[&[], &[0], &[0, 1]], None),
             // Two ways to the same are no circle.
@@ -114,7 +117,7 @@ mod tests {
 
     #[test]
     fn none_comes_before_those_that_it_waits_for() {
-        let cases: [(&[&[usize]], &[usize]); 5] = [
+        let cases: [(After<'_>, &[usize]); 5] = [
             (&[&[], &[], &[]], &[0, 1, 2]),
             (&[&[1], &[2], &[]], &[2, 1, 0]),
             (&[&[2], &[], &[]], &[1, 2, 0]),
@@ -129,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_waits_for_nothing_else_is_one_step() {
-        let cases: [(&[&[usize]], &[&[usize]]); 4] = [
+        let cases: [(After<'_>, After<'_>); 4] = [
             (&[], &[]),
             (&[&[], &[]], &[&[0, 1]]),
             (&[&[1], &[2], &[]], &[&[2], &[1], &[0]]),
