@@ -26,6 +26,7 @@ use rustix::mount::{
 };
 
 use crate::config::{Limits, Rootfs, Tmpfs, Volume};
+use crate::confine::privileges::Ids;
 use crate::protocol::RootfsStart;
 use crate::sys;
 
@@ -320,7 +321,7 @@ pub fn open(
     rootfs: &Rootfs,
     directory: Option<&Directory>,
     hostname: &str,
-    user: u32,
+    user: Ids,
     resolvers: &[IpAddr],
     hosts: &str,
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
@@ -379,17 +380,18 @@ pub fn open(
 /// The /etc of a root made from the host's: nothing in it is the host's own.
 fn minimal_etc(
     hostname: &str,
-    user: u32,
+    user: Ids,
     resolvers: &[IpAddr],
     hosts: &str,
 ) -> Vec<(PathBuf, String)> {
-    let (app_passwd, app_group) = if user == 0 {
-        (String::new(), String::new())
-    } else {
-        (
-            format!("app:x:{user}:{user}:app:/:/usr/sbin/nologin\n"),
-            format!("app:x:{user}:\n"),
-        )
+    let Ids { uid, gid } = user;
+    let app_passwd = match uid {
+        0 => String::new(),
+        uid => format!("app:x:{uid}:{gid}:app:/:/usr/sbin/nologin\n"),
+    };
+    let app_group = match gid {
+        0 => String::new(),
+        gid => format!("app:x:{gid}:\n"),
     };
     [
         (

@@ -174,6 +174,8 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
     let ids = IdMap {
         host_id: 100_000,
         count: 2,
+        uid: 1000,
+        gid: 1000,
     };
     let app = |number: u16| AppPlan {
         name: PartName::new(format!("app{number}")).unwrap(),

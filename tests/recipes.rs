@@ -164,8 +164,6 @@ fn try_it(recipe: &Recipe, ways: &[Way]) {
     }
 }
 
-/// Ways in which an app is not uid 0 within, which some servers take for root's.
-const AS_ROOT: &[Way] = &[Way::Dnat, Way::Relay];
 /// Every way.
 const ALL: &[Way] = &[Way::Dnat, Way::Relay, Way::Rootless];
 
@@ -196,14 +194,14 @@ macro_rules! recipes {
 const WWW: &str = "mkdir www; echo 'hello www' > www/index.html; chmod -R a+rX www";
 
 recipes! {
-    nginx AS_ROOT => { name: "nginx", program: "nginx", prepare: WWW, prints: "hello www" }
+    nginx ALL => { name: "nginx", program: "nginx", prepare: WWW, prints: "hello www" }
     apache ALL => { name: "apache", program: "apache2", prepare: WWW, prints: "hello www" }
     caddy ALL => { name: "caddy", program: "caddy", prepare: WWW, prints: "hello www" }
     haproxy ALL => {
         name: "haproxy", program: "haproxy", prints: "ok",
         uses: "curl -sS --max-time 9 http://$HOST:$PORT/haproxy-alive",
     }
-    php_fpm AS_ROOT => {
+    php_fpm ALL => {
         name: "php-fpm", program: "php-fpm8.2", prints: "php 42",
         prepare: "mkdir www; echo '<?php echo \"php \", 6*7;' > www/index.php; chmod -R a+rX www",
     }
@@ -220,14 +218,14 @@ recipes! {
         prepare: "CGO_ENABLED=0 GOCACHE=$HOME/.cache go build -o server server.go",
     }
     puma ALL => { name: "puma", program: "puma", prints: "Hello from puma" }
-    postgresql AS_ROOT => {
+    postgresql ALL => {
         name: "postgresql", program: "psql", sets: &["PASSWORD=secret"],
         prepare: "mkdir -m 700 data",
         uses: "PGPASSWORD=secret psql -h $HOST -p $PORT -U postgres -Atc 'create table t as select 6*7 as kept' -c 'select kept from t'",
         finds: "PGPASSWORD=secret psql -h $HOST -p $PORT -U postgres -Atc 'select kept from t'",
         prints: "42",
     }
-    mariadb AS_ROOT => {
+    mariadb ALL => {
         name: "mariadb", program: "mariadbd",
         prepare: "mkdir data\n@GIVE\n$LRPNS run -v ./data:/data:rw --rootfs host -- mariadb-install-db --no-defaults --datadir=/data --auth-root-authentication-method=normal --skip-test-db >&2",
         uses: "mariadb -h$HOST -P$PORT -uapp -pchange-me -e 'create database d; create table d.t as select 6*7 as kept; select kept from d.t'",
@@ -240,11 +238,11 @@ recipes! {
         finds: "redis-cli -h $HOST -p $PORT get a",
         prints: "kept",
     }
-    memcached AS_ROOT => {
+    memcached ALL => {
         name: "memcached", program: "memcached", prints: "VALUE a 0 4",
         uses: "printf 'set a 0 0 4\\r\\nkept\\r\\nget a\\r\\nquit\\r\\n' | busybox nc $HOST $PORT",
     }
-    mosquitto AS_ROOT => {
+    mosquitto ALL => {
         name: "mosquitto", program: "mosquitto", prepare: "mkdir data",
         uses: "mosquitto_pub -h $HOST -p $PORT -q 1 -t t -m kept -r; mosquitto_sub -h $HOST -p $PORT -t t -C 1 -W 9",
         finds: "mosquitto_sub -h $HOST -p $PORT -t t -C 1 -W 9",
@@ -254,7 +252,7 @@ recipes! {
         name: "unbound", program: "unbound", prints: "192.0.2.1",
         uses: "dig +short @$HOST -p $PORT alive.lrpns.test; dig +tcp +short @$HOST -p $PORT alive.lrpns.test",
     }
-    sshd AS_ROOT => {
+    sshd ALL => {
         name: "sshd", program: "sshd",
         prepare: "mkdir data; ssh-keygen -q -t ed25519 -N '' -f key; cat key.pub > authorized_keys; chmod a+r authorized_keys",
         uses: "printf 'put key.pub kept\\nls\\n' | sftp -q -oBatchMode=no -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -i key -P $PORT app@$HOST",

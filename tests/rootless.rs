@@ -268,7 +268,7 @@ say({{
             // Its own port, which Landlock lets it connect to: there is no route.
             "elsewhere": ["ENETUNREACH"],
             "sidecar": [look::refused_tcp("EINPROGRESS"), "OK"], "raw": "EPERM", "packet": "EPERM",
-            "user namespace": true, "attach": "EPERM", "ids": [0, 0],
+            "user namespace": true, "attach": "EPERM", "ids": [1000, 1000],
             "write": ["EROFS", "EROFS", "EROFS", "EROFS", "OK"],
             // Its server and itself.
             "processes": 2,
@@ -611,4 +611,35 @@ fn an_ordinary_users_stack_stands_its_audit_before_its_gate_opens() {
     assert_eq!(user.status("customerA")["gated"], false);
     user.lrpns_ok(&["down"]);
     assert_eq!(user.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn an_app_is_the_same_user_within_for_root_and_for_an_ordinary_user() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !user.may() {
+        return;
+    }
+    let look = "id; cat /proc/self/status /proc/self/uid_map; echo x > /tmp/x && ls -ln /tmp/x";
+    let run = ["run", "--rootfs", "host", "--", "sh", "-c", look];
+    let said = [lab.lrpns_ok(&run), user.lrpns_ok(&run)];
+    for said in &said {
+        assert!(said.starts_with("uid=1000(app) gid=1000(app)"), "{said}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert!(
+                said.contains(&format!("{set}:\t0000000000000000")),
+                "{said}"
+            );
+        }
+        assert!(said.contains(" 1000 1000 2 "), "{said}");
+    }
+    // An ordinary user has no other id to give away: who stays 0 is nobody inside.
+    let ids = said[1]
+        .lines()
+        .rfind(|line| line.trim_start().starts_with("1000 "));
+    let ids: Vec<&str> = ids.unwrap().split_whitespace().collect();
+    assert_eq!(ids, ["1000", "0", "1"]);
 }

@@ -24,7 +24,7 @@ use super::domain::BAIT;
 use super::inside::{self, Context};
 use super::route::{self, Port, Route};
 use super::{Outcome, catalogue};
-use crate::confine::privileges;
+use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::{self, Program};
 use crate::firewall::{self, Batch, Listing};
 use crate::protocol;
@@ -178,7 +178,7 @@ pub enum Join<'a> {
         /// What it may keep.
         keep: &'a [caps::Capability],
         /// The id inside.
-        user: u32,
+        user: Ids,
         /// What a command in it may call: each probe goes under it. What sends packets from here does not, since it
         /// asks the rules and not the filter.
         filter: &'a Program,

@@ -108,7 +108,7 @@ pub const CATALOGUE: &[Probe] = &[
         "app-become-root",
         "setresuid(0, 0, 0)",
         "setresuid(2), CVE-2017-5123: the id that owns the namespace",
-        "EPERM; uid 0 already where one id is mapped",
+        "EPERM, or EINVAL where no id 0 is mapped",
     ),
     probe(
         Cap,

@@ -77,15 +77,15 @@ fn is(e: &io::Error, numbers: &[i32]) -> bool {
 /// A call that must be refused. Another error than a refusal means that the kernel looked at it.
 fn attempt(call: Attempt) -> Outcome {
     if call == Attempt::BecomeRoot && nix::unistd::getuid().is_root() {
-        return Outcome::not_applicable(
-            "one id is mapped, and it is 0 inside; the host's is another",
-        );
+        return Outcome::not_applicable("it runs as 0 inside; the host's is another");
     }
     let also: &[i32] = match call {
         // A mount, and not a filter, may be what refuses.
         Attempt::Mknod(_) => &[libc::EROFS],
         // user_namespaces(7): a limit of none.
         Attempt::UnshareUser | Attempt::CloneUser | Attempt::Clone3User => &[libc::ENOSPC],
+        // There is no id 0 to become where one id alone is mapped.
+        Attempt::BecomeRoot => &[libc::EINVAL],
         _ => &[],
     };
     match call.make() {

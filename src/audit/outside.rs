@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::agent::{Agent, Answer, Ask, Join};
 use super::route::Route;
@@ -15,7 +17,7 @@ use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::part::namespaces::{self, Network};
-use crate::plan::{APP_ID, AppPlan, Mode, Plan};
+use crate::plan::{AppPlan, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).
 fn status(pid: i32) -> Result<BTreeMap<String, String>, String> {
@@ -386,18 +388,10 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
         return Err(format!("the plan has no {}", who.part));
     };
     // Rootless, what we read is relative to the supervisor's user namespace or to ours: ours, the initial one.
-    let mut wanted = vec![vec![0, ids.host_id, 1]];
-    if ids.count > 1 {
-        wanted.push(vec![APP_ID, ids.host_user(), 1]);
-    }
+    let [wanted, _] = ids.lines();
     let good = match plan.mode {
         Mode::Root => found == wanted && found.iter().all(|line| line.get(1) != Some(&0)),
-        Mode::Rootless => {
-            found.len() == 1
-                && found[0].get(2) == Some(&1)
-                && found[0].get(1) == Some(&plan.owner)
-                && plan.owner != 0
-        }
+        Mode::Rootless => found == [[ids.uid, plan.owner, 1]] && plan.owner != 0,
     };
     Ok((good, format!("{}: {words}", who.part)))
 }
@@ -452,17 +446,45 @@ fn mounts(app: &AppPlan, own: &[&Who<'_>], findings: &mut Findings) {
     );
 }
 
-fn descriptors(who: &Who<'_>) -> Result<(bool, String), String> {
+/// What the descriptors of a process are.
+fn links(who: &Who<'_>) -> Result<Vec<PathBuf>, String> {
     let path = format!("/proc/{}/fd", who.pid);
+    match std::fs::read_dir(&path) {
+        Ok(list) => {
+            let links = list.flatten().map(|entry| std::fs::read_link(entry.path()));
+            Ok(links.filter_map(Result::ok).collect())
+        }
+        // What can't be looked into belongs there to its namespace's id 0, and where none is mapped to the host's
+        // (task_dump_owner(), fs/proc/base.c). Who may trace it can have copies.
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => copies(who),
+        Err(e) => Err(format!("{path}: {e}")),
+    }
+}
+
+fn copies(who: &Who<'_>) -> Result<Vec<PathBuf>, String> {
+    let pid = Pid::from_raw(who.pid).ok_or_else(|| format!("{} has no process", who.part))?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty());
+    let pidfd = pidfd.map_err(|e| format!("pidfd_open of {}: {e}", who.pid))?;
+    let most = who.field("FDSize")?;
+    let most = most.parse().map_err(|e| format!("FDSize {most}: {e}"))?;
+    let mut links = vec![];
+    for number in 0..most {
+        match pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
+            Ok(copy) => {
+                let own = format!("/proc/self/fd/{}", copy.as_raw_fd());
+                links.push(std::fs::read_link(&own).map_err(|e| format!("{own}: {e}"))?);
+            }
+            Err(rustix::io::Errno::BADF) => {}
+            Err(e) => return Err(format!("descriptor {number} of {}: {e}", who.pid)),
+        }
+    }
+    Ok(links)
+}
+
+fn descriptors(who: &Who<'_>) -> Result<(bool, String), String> {
     let mut strange = vec![];
     let mut seen = 0;
-    for entry in std::fs::read_dir(&path)
-        .map_err(|e| format!("{path}: {e}"))?
-        .flatten()
-    {
-        let Ok(link) = std::fs::read_link(entry.path()) else {
-            continue;
-        };
+    for link in links(who)? {
         let link = link.display().to_string();
         seen += 1;
         let harmless = ["socket:", "anon_inode:", "pipe:"]

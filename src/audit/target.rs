@@ -21,6 +21,7 @@ use super::domain::{self, Pair};
 use super::inside::Context;
 use super::network::{self, Field};
 use super::{Finding, Outcome, Report, outside};
+use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Program;
 use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
@@ -38,7 +39,7 @@ pub struct Entered {
     /// Its pid 1.
     pub pidfd: OwnedFd,
     /// The id inside.
-    pub user: u32,
+    pub user: Ids,
     /// What it was read back to hold.
     pub keep: Vec<Capability>,
     /// What a command in it may call.

@@ -247,7 +247,7 @@ struct Entry {
     caller: rustix::process::Pid,
     pidfd: OwnedFd,
     keep: Vec<Capability>,
-    user: u32,
+    user: privileges::Ids,
     command: Command,
     program: OwnedFd,
     nproc: Option<u32>,

@@ -252,7 +252,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     writeln!(
         out,
         "  holds no capability; runs as {} inside, {} outside",
-        app.ids.user(),
+        app.ids.uid,
         plan.host_uid(app.ids)
     )?;
     writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
@@ -283,8 +283,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             volume.host.display(),
             match (volume.writable, plan.mode) {
                 (false, _) => "read-only".to_owned(),
-                (true, Mode::Root) =>
-                    format!("writable, {} is its owner on the disk", app.ids.user()),
+                (true, Mode::Root) => format!("writable, {} is its owner on the disk", app.ids.uid),
                 (true, Mode::Rootless) => "writable".to_owned(),
             },
             if volume.exec { "exec" } else { "noexec" },

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! A stage starts as id 0 of its own user namespace, with every capability over that namespace and what it owns. From
+//! A stage starts as id 0 of its own user namespace, or as the one id that is mapped there, with every capability over that namespace and what it owns. From
 //! there privilege only falls:
 //!
 //! 1. bounding set, inheritable and ambient set, then securebits: they need CAP_SETPCAP, so they come while it is held.
@@ -90,6 +90,20 @@ pub(crate) fn securebits() -> CapabilitiesSecureBits {
         | S::NO_CAP_AMBIENT_RAISE_LOCKED
 }
 
+/// Who a process is, by the ids of the user namespace that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// Real, effective and saved uid.
+    pub uid: u32,
+    /// Real, effective and saved gid.
+    pub gid: u32,
+}
+
+impl Ids {
+    /// Id 0 of the namespace, which is an ordinary number ([`securebits`]).
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
 /// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
 const FILTERED: u64 = 2;
 
@@ -108,14 +122,14 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
     }
 }
 
-/// Drops everything but `keep`, becomes `user` (uid and gid inside), goes under `filter`, reads back.
+/// Drops everything but `keep`, becomes `user`, goes under `filter`, reads back.
 ///
 /// Should be called once, by a single-threaded stage that has nothing privileged left to do. Mustn't be followed by
 /// anything that needs more than `keep`.
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.
-pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privileges, DropError> {
+pub fn drop_to(keep: &[Capability], user: Ids, filter: &Program) -> Result<Privileges, DropError> {
     drop_for(keep, keep, user, &[], filter)
 }
 
@@ -126,7 +140,7 @@ pub fn drop_to(keep: &[Capability], user: u32, filter: &Program) -> Result<Privi
 /// As [`drop_to`].
 pub fn drop_to_until_sealed(
     keep: &[Capability],
-    user: u32,
+    user: Ids,
     filter: &Program,
 ) -> Result<Privileges, DropError> {
     drop_for(keep, &[], user, &[], filter)
@@ -155,7 +169,7 @@ fn clear(which: CapSet) -> Result<(), DropError> {
 /// As [`drop_to`].
 pub fn drop_to_and_pass_on(
     keep: &[Capability],
-    user: u32,
+    user: Ids,
     filter: &Program,
 ) -> Result<Privileges, DropError> {
     drop_for(keep, keep, user, keep, filter)
@@ -164,7 +178,7 @@ pub fn drop_to_and_pass_on(
 fn drop_for(
     keep: &[Capability],
     bound: &[Capability],
-    user: u32,
+    user: Ids,
     pass_on: &[Capability],
     filter: &Program,
 ) -> Result<Privileges, DropError> {
@@ -176,7 +190,7 @@ fn drop_for(
         Err(nix::Error::EPERM) => held_groups()?,
         Err(e) => return Err(call("drop supplementary groups")(e)),
     };
-    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
     set(keep)?;
@@ -194,8 +208,8 @@ fn drop_for(
     let held = read()?;
     compare(&held, keep, bound, pass_on)?;
     for (what, found, wanted) in [
-        ("the uids", held.uids, [user; 3]),
-        ("the gids", held.gids, [user; 3]),
+        ("the uids", held.uids, [user.uid; 3]),
+        ("the gids", held.gids, [user.gid; 3]),
     ] {
         if found != wanted {
             return Err(DropError::Mismatch {
@@ -331,6 +345,23 @@ fn compare(
                 wanted: format!("{wanted:016x}"),
             });
         }
+    }
+    Ok(())
+}
+
+/// Makes everything that this process holds ambient: who is not uid 0 keeps it over an `execve(2)` so (capabilities(7)).
+///
+/// Should be called on the way into a part, by who is executed as its stage, which drops it all again.
+///
+/// # Errors
+/// [`DropError::Call`] when the kernel refuses.
+pub fn make_ambient() -> Result<(), DropError> {
+    let mut sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
+    sets.inheritable = sets.permitted;
+    rustix::thread::set_capabilities(None, sets).map_err(call("set the inheritable set"))?;
+    for bit in known_to_the_kernel().filter(|bit| sets.permitted.contains(*bit)) {
+        rustix::thread::configure_capability_in_ambient_set(bit, true)
+            .map_err(call("raise a capability in the ambient set"))?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::confine::privileges::Privileges;
+use crate::confine::privileges::{Ids, Privileges};
 use crate::log::{Filter, LogLine};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::Plan;
@@ -157,7 +157,7 @@ pub enum Reply {
     /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.
     Enter {
         /// The id inside that the part runs as.
-        user: u32,
+        user: Ids,
         /// The part's environment.
         env: std::collections::BTreeMap<String, String>,
         /// What the part holds: the command gets no more.

@@ -304,6 +304,8 @@ fn with_ipv6(mut plan: Plan) -> Plan {
 const IDS: IdMap = IdMap {
     host_id: 100_000,
     count: 2,
+    uid: 1000,
+    gid: 1000,
 };
 
 fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {

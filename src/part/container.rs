@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! The user and network namespace exist ([`crate::part::namespaces`]). A child of ours joins them, becomes id 0 there, and
-//! clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid, ipc, uts, cgroup), which so
+//! The user and network namespace exist ([`crate::part::namespaces`]). A child of ours joins them, becomes id 0 there, or
+//! the one id that is mapped, and clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid, ipc, uts, cgroup), which so
 //! belong to the part's user namespace; then it ends, and the grandchild is a child of ours and pid 1 of the part. It
 //! executes our own program through a read-only descriptor: a fresh image, so that nothing of the supervisor's memory
 //! is ever in a part. Its one descriptor is the socket, as standard input.
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sched::CloneFlags;
 use rustix::process::Signal;
 
-use crate::confine::privileges::Privileges;
+use crate::confine::privileges::{self, Privileges};
 use crate::part::namespaces::{Namespaces, reap, socketpair};
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
@@ -397,9 +397,16 @@ fn try_join(
         Ok(()) | Err(nix::Error::EPERM) => {}
         Err(e) => return Err(at("drop supplementary groups")(e)),
     }
-    let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-    nix::unistd::setresgid(gid, gid, gid).map_err(at("become gid 0 inside"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(at("become uid 0 inside"))?;
+    let first = namespaces.first;
+    let uid = nix::unistd::Uid::from_raw(first.uid);
+    let gid = nix::unistd::Gid::from_raw(first.gid);
+    nix::unistd::setresgid(gid, gid, gid).map_err(at("become its first gid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(at("become its first uid"))?;
+    if !uid.is_root() {
+        // Whoever is not 0 keeps over an execve(2) what is ambient, and nothing else (capabilities(7)).
+        privileges::make_ambient()
+            .map_err(|e| ("keep what the stage drops", io::Error::other(e)))?;
+    }
     let flags = libc::CLONE_PARENT
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID

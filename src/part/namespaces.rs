@@ -21,6 +21,7 @@ use nix::sys::socket::SockProtocol;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::confine::privileges::Ids;
 use crate::plan::IdMap;
 use crate::protocol::{self, Channel, FromStage};
 use crate::sys::namespace::{setns, unshare};
@@ -64,6 +65,8 @@ pub struct Namespaces {
     pub user: OwnedFd,
     /// The network namespace; `None` for [`Network::Shared`].
     pub net: Option<OwnedFd>,
+    /// Who a stage in them begins as.
+    pub first: Ids,
 }
 
 /// Sockets inside a part's network namespace, for `crate::net`: they ask and change it from outside.
@@ -326,12 +329,19 @@ impl Namespaces {
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        Self::make_mapped(part, (&ids.lines(), &ids.lines()), network, mapper).await
+        let [uids, gids] = ids.lines().map(|lines| {
+            let lines = lines
+                .iter()
+                .map(|[inside, outside, count]| format!("{inside} {outside} {count}\n"));
+            lines.collect::<String>()
+        });
+        Self::make_mapped(part, (&uids, &gids), ids.first(), network, mapper).await
     }
 
     async fn make_mapped(
         part: &str,
         maps: (&str, &str),
+        first: Ids,
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
@@ -346,7 +356,7 @@ impl Namespaces {
             (Some(route), Some(second)) => Some(Sockets { route, second }),
             _ => None,
         };
-        Ok((Self { user, net }, sockets))
+        Ok((Self { user, net, first }, sockets))
     }
 
     /// Another network namespace, empty and without a link that is up, owned by the same user namespace.
@@ -360,7 +370,8 @@ impl Namespaces {
         let net = made.map_err(failed(part))?.into_iter().next();
         let user = self.user.try_clone();
         let user = user.map_err(|e| failed(part)(("copy a descriptor", e)))?;
-        Ok(Self { user, net })
+        let first = self.first;
+        Ok(Self { user, net, first })
     }
 
     /// A TCP socket of `family` that is made inside.
@@ -406,7 +417,8 @@ pub async fn id_map(
     gids: &str,
     mapper: &mut impl Mapper,
 ) -> Result<OwnedFd, NamespaceError> {
-    let made = Namespaces::make_mapped(part, (uids, gids), Network::Shared, mapper).await;
+    let made =
+        Namespaces::make_mapped(part, (uids, gids), Ids::ROOT, Network::Shared, mapper).await;
     made.map(|(namespaces, _)| namespaces.user)
 }
 

@@ -24,6 +24,7 @@ use crate::config::{
     After, Connect, Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs,
     TrafficLog, Volume,
 };
+use crate::confine::privileges::Ids;
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
 
@@ -219,38 +220,61 @@ pub(crate) mod hexadecimal {
     }
 }
 
-/// The ids of one part. 0 inside is the stage, before it drops everything; an app runs as another, [`APP_ID`].
-/// Rootless there is one id only.
+/// The ids of one part. What an app runs as is the same inside whoever runs the stack; outside it is the last of `count`
+/// ids. Where there are two, the first is 0 inside, the stage before it drops everything, and so what the app can't change
+/// belongs to another than itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
-    /// The id outside that 0 inside stands for.
+    /// The first id outside; rootless, of the supervisor's user namespace.
     pub host_id: u32,
-    /// How many ids are mapped: 1, or 2, and then [`APP_ID`] inside is the next one outside.
+    /// How many ids outside are its own: 1 or 2.
     pub count: u32,
+    /// The uid inside that the part runs as.
+    #[serde(default)]
+    pub uid: u32,
+    /// The gid inside that the part runs as.
+    #[serde(default)]
+    pub gid: u32,
 }
 
 /// The id inside that an app runs as: the first of an ordinary user on most systems.
 pub const APP_ID: u32 = 1000;
 
 impl IdMap {
-    /// The id inside that the app runs as.
+    /// Who the part runs as.
     #[must_use]
-    pub fn user(&self) -> u32 {
-        if self.count == 1 { 0 } else { APP_ID }
-    }
-
-    /// The lines of `/proc/PID/uid_map` and `gid_map` (user_namespaces(7)).
-    #[must_use]
-    pub fn lines(&self) -> String {
-        let stage = format!("0 {} 1\n", self.host_id);
-        if self.count == 1 {
-            stage
-        } else {
-            format!("{stage}{APP_ID} {} 1\n", self.host_user())
+    pub fn inside(&self) -> Ids {
+        Ids {
+            uid: self.uid,
+            gid: self.gid,
         }
     }
 
-    /// The same id, seen from outside.
+    /// Who its stage begins as: 0, if that is mapped.
+    #[must_use]
+    pub fn first(&self) -> Ids {
+        if self.count == 1 {
+            self.inside()
+        } else {
+            Ids::ROOT
+        }
+    }
+
+    /// The lines of `/proc/PID/uid_map` and of `gid_map` (user_namespaces(7)): inside, outside, how many.
+    #[must_use]
+    pub fn lines(&self) -> [Vec<[u32; 3]>; 2] {
+        [self.uid, self.gid].map(|id| {
+            let stage = [0, self.host_id, 1];
+            let own = [id, self.host_user(), 1];
+            if self.count == 1 || id == 0 {
+                vec![own]
+            } else {
+                vec![stage, own]
+            }
+        })
+    }
+
+    /// What it runs as, seen from outside.
     #[must_use]
     pub fn host_user(&self) -> u32 {
         self.host_id + self.count - 1

@@ -15,8 +15,8 @@ use crate::names::{IfName, PartName, StackName};
 use crate::net;
 use crate::part::cgroup;
 use crate::plan::{
-    AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap, Mode, Plan,
-    PublishPlan, Transport, UplinkEnd, UplinkPlan,
+    APP_ID, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap, Mode,
+    Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -349,7 +349,7 @@ fn decide(
             mac: net::mac(stack, app.name.as_str()),
             port_link: IfName::new(format!("port{index}"))
                 .expect("at most 15 bytes for any number of apps"),
-            ids: ids(2),
+            ids: ids(APP_ID),
             rootfs: app.rootfs.clone(),
             command: app.command.clone(),
             env: environment(app),
@@ -405,12 +405,12 @@ fn decide(
         },
         uplink,
         log: config.sidecar.log,
-        sidecar: ids(1),
-        relay: ids(1),
+        sidecar: ids(0),
+        relay: ids(0),
         egress: egress_way(config, host, ends_at).map(|(via, why)| EgressPlan {
             via,
             why,
-            ids: ids(1),
+            ids: ids(0),
         }),
         seal: config.sidecar.seal,
         rules,
@@ -610,7 +610,7 @@ fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
         .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
 }
 
-/// A source of id maps for this stack: each call takes that many host ids.
+/// A source of id maps for this stack: each call is for a part that runs as that id inside.
 fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, PlanError> {
     let mut next = match host.mode {
         // One id is mapped, and every part is it.
@@ -629,15 +629,20 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
             Some(slot * IDS_PER_STACK)
         }
     };
-    Ok(move |count| match &mut next {
-        None => IdMap {
-            host_id: 0,
-            count: 1,
-        },
-        Some(next) => {
-            let host_id = *next;
-            *next += count;
-            IdMap { host_id, count }
+    Ok(move |id| {
+        let (host_id, count) = match &mut next {
+            None => (0, 1),
+            Some(next) => {
+                let (host_id, count) = (*next, if id == 0 { 1 } else { 2 });
+                *next += count;
+                (host_id, count)
+            }
+        };
+        IdMap {
+            host_id,
+            count,
+            uid: id,
+            gid: id,
         }
     })
 }

@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::config::clients::Admission;
 use crate::config::{Egress, Limits, Protocol, Tmpfs, Volume};
-use crate::confine::privileges::Privileges;
+use crate::confine::privileges::{Ids, Privileges};
 use crate::plan::Door;
 
 /// No message is longer, in bytes. The longest have the user's own rules in them, at some 800 bytes each.
@@ -161,8 +161,8 @@ pub struct Carried {
 /// What an app's stage needs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AppStart {
-    /// The id inside that the command runs as; the stage itself starts as 0.
-    pub user: u32,
+    /// Who the command runs as.
+    pub user: Ids,
     /// Program and arguments.
     pub command: Vec<String>,
     /// The whole environment.

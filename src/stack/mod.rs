@@ -1267,7 +1267,7 @@ impl Ground {
             &app.rootfs,
             self.apps[index].root.as_deref(),
             app.name.as_str(),
-            app.ids.user(),
+            app.ids.inside(),
             &app.resolvers().collect::<Vec<_>>(),
             &hosts,
         )?;
@@ -1275,7 +1275,7 @@ impl Ground {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
             role: Role::App(AppStart {
-                user: app.ids.user(),
+                user: app.ids.inside(),
                 command: app.command.clone(),
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::config::Rootfs;
+use crate::confine::privileges::Ids;
 use crate::firewall;
 use crate::part::container::{Container, ContainerError};
 use crate::part::namespaces::{NamespaceError, Namespaces};
@@ -167,8 +168,14 @@ pub async fn compile(
     let nft = nft().ok_or_else(|| ExtraError::NoNft {
         file: rules.file.clone(),
     })?;
-    let (mut start, mounts) =
-        rootfs::open(&Rootfs::Host, None, "compiler", 0, &[], &rootfs::hosts(&[]))?;
+    let (mut start, mounts) = rootfs::open(
+        &Rootfs::Host,
+        None,
+        "compiler",
+        Ids::ROOT,
+        &[],
+        &rootfs::hosts(&[]),
+    )?;
     let source = Source::of(rules);
     if let RootfsStart::Assembled { files, .. } = &mut start {
         for name in ["etc/services", "etc/protocols"] {

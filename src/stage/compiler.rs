@@ -47,8 +47,12 @@ pub fn run(
     rootfs::enter(root, fds, &[writable], &[], &Limits::default(), "")
         .map_err(step("make the root"))?;
     let filters = seccomp::visitor(&seccomp::sidecar()).map_err(step("make the seccomp filter"))?;
-    privileges::drop_to_and_pass_on(&[Capability::CAP_NET_ADMIN], 0, &filters.stage)
-        .map_err(step("drop privileges"))?;
+    privileges::drop_to_and_pass_on(
+        &[Capability::CAP_NET_ADMIN],
+        privileges::Ids::ROOT,
+        &filters.stage,
+    )
+    .map_err(step("drop privileges"))?;
     let socket = firewall::Socket::open().map_err(step("open a netfilter socket"))?;
     firewall::transact(&socket, ours).map_err(step("load our own rules"))?;
     let before = firewall::snapshot(&socket).map_err(step("list our own rules"))?;

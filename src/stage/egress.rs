@@ -16,7 +16,7 @@ use super::{StageError, drop_privileges, step};
 use crate::config::clients::{Admission, Gate};
 use crate::config::{Egress, Protocol};
 use crate::confine::landlock::TcpOnlyTo;
-use crate::confine::privileges::Privileges;
+use crate::confine::privileges::{Ids, Privileges};
 use crate::confine::seccomp;
 use crate::plan::Door;
 use crate::protocol::{self, FromStage};
@@ -65,7 +65,7 @@ pub(super) fn run(supervisor: &OwnedFd, out: Out) -> Result<ExitCode, StageError
     let filter = seccomp::carrier()
         .compile()
         .map_err(step("make the seccomp filter"))?;
-    let privileges = drop_privileges(&[], 0, &filter)?;
+    let privileges = drop_privileges(&[], Ids::ROOT, &filter)?;
     match protocol::receive::<FromStage>(&told).map_err(step("hear from the dialer"))? {
         Some((FromStage::Ready { .. }, _)) => {}
         Some((
@@ -152,6 +152,6 @@ fn become_dialer(list: &[Egress]) -> Result<(dialer::Grants, Privileges), StageE
     let ipv6 = list.iter().any(|grant| grant.to.addr().is_ipv6());
     let filter = seccomp::dialer(udp, ipv6).compile();
     let filter = filter.map_err(step("make the seccomp filter"))?;
-    let privileges = drop_privileges(&[], 0, &filter)?;
+    let privileges = drop_privileges(&[], Ids::ROOT, &filter)?;
     Ok((grants, privileges))
 }

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! [`crate::part::container`] has put this process into its namespaces, as id 0 of its user namespace and as pid 1, with an
+//! [`crate::part::container`] has put this process into its namespaces, with every capability over them and as pid 1, with an
 //! empty environment and one descriptor: standard input is the supervisor's socket. The first message says what to
 //! become. From there each role is a straight line: root, privileges, `Ready`, work. Whatever step does not work is
 //! named to the supervisor and the process ends; there is no way on.
@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 
 use caps::Capability;
 
-use crate::confine::privileges::{self, Privileges};
+use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp::Program;
 use crate::protocol::{self, FromStage, Role, Start, ToStage};
 use crate::sys::process::null_standard_descriptors;
@@ -63,7 +63,7 @@ pub(crate) fn step<E: Display>(step: &'static str) -> impl FnOnce(E) -> StageErr
 /// Drops to what the role may hold. Wraps [`privileges::drop_to`] for all roles alike.
 pub(crate) fn drop_privileges(
     keep: &[Capability],
-    user: u32,
+    user: Ids,
     filter: &Program,
 ) -> Result<Privileges, StageError> {
     privileges::drop_to(keep, user, filter).map_err(step("drop privileges"))

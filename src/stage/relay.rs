@@ -8,6 +8,7 @@ use super::{StageError, drop_privileges, step};
 use crate::config::Protocol;
 use crate::config::clients::{Admission, Gate};
 use crate::confine::landlock::TcpOnlyTo;
+use crate::confine::privileges::Ids;
 use crate::confine::seccomp;
 use crate::protocol::{self, Carried, FromStage, ToStage};
 use crate::relay::{self, Way};
@@ -41,7 +42,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
     let targets = by_tcp.map(|carried| carried.target);
     let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
     let notes = confined.map_err(step("confine by Landlock"))?;
-    let privileges = drop_privileges(&[], 0, &filter)?;
+    let privileges = drop_privileges(&[], Ids::ROOT, &filter)?;
 
     let (mut streams, mut datagrams) = (vec![], vec![]);
     let gates = work.admissions.into_iter().map(Gate::new).map(Rc::new);

@@ -81,9 +81,10 @@ pub(super) fn confine(
     let notes = confined.map_err(step("confine by Landlock"))?;
     let keep = [&[Capability::CAP_NET_ADMIN], more].concat();
     let privileges = if seal {
-        privileges::drop_to_until_sealed(&keep, 0, &filter).map_err(step("drop privileges"))
+        privileges::drop_to_until_sealed(&keep, privileges::Ids::ROOT, &filter)
+            .map_err(step("drop privileges"))
     } else {
-        drop_privileges(&keep, 0, &filter)
+        drop_privileges(&keep, privileges::Ids::ROOT, &filter)
     }?;
     Ok((privileges, notes.into_iter().collect()))
 }

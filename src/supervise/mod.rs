@@ -31,7 +31,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{Restart, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
-use crate::confine::privileges::{self, Privileges};
+use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
 use crate::control::evidence::{self, By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
@@ -1065,21 +1065,21 @@ impl Supervisor {
         let (user, env, confined, seccomp) = match id {
             PartId::App(_) => {
                 let app = self.ground.app_plan(id);
-                let (user, env) = (app.ids.user(), app.env.clone());
+                let (user, env) = (app.ids.inside(), app.env.clone());
                 (user, env, None, app.seccomp.filters())
             }
             PartId::Sidecar => {
                 let seccomp = seccomp::visitor(&seccomp::sidecar());
-                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+                (Ids::ROOT, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
             }
             PartId::Relay => {
                 let seccomp = seccomp::visitor(&self.ground.relay_profile());
                 let confined = self.ground.relay_confinement();
-                (0, BTreeMap::new(), Some(confined), seccomp)
+                (Ids::ROOT, BTreeMap::new(), Some(confined), seccomp)
             }
             PartId::Egress => {
                 let seccomp = seccomp::visitor(&seccomp::carrier());
-                (0, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
+                (Ids::ROOT, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
             }
         };
         let cgroup = self.ground.cgroups.path(name).map(Into::into);
