@@ -488,9 +488,17 @@ fn an_accept_rule_too_many_is_found() {
     up.caught(&["rules-sidecar"]);
 }
 
+/// The built-in example with an uplink that ends at the relay, where nothing but the sidecar's rules refuses a packet to it.
+fn up_beside_a_relay(network: &str, publish: &str) -> Up {
+    up_with(Some(&format!(
+        "name = \"customerA\"\n[network]\nsubnet = \"172.18.0.0/24\"\n{network}\n[app]\naddress = \"172.18.0.23\"\n\
+         rootfs = \"builtin:webapp\"\npublish = [\"{publish}\"]\nvia = \"relay\"\nsource = \"client\"\n"
+    )))
+}
+
 #[test]
 fn rules_that_let_the_uplink_reach_an_app_are_found_by_the_packet_too() {
-    let up = up();
+    let up = up_beside_a_relay("", "0.0.0.0:5000:5000");
     up.in_network(
         "sidecar",
         &[
@@ -779,7 +787,7 @@ fn a_stack_with_ipv6_passes() {
 
 #[test]
 fn a_rule_that_lets_ipv6_reach_an_app_is_found_by_the_packet_too() {
-    let up = up_with_ipv6();
+    let up = up_beside_a_relay("ipv6 = \"fd00:18::/64\"", "[::]:5000:5000");
     for rule in [
         "forward counter accept",
         "guard iifname uplink ip6 daddr fd00:18::2 counter accept",

@@ -15,7 +15,8 @@ use lrpns::config::clients::Rate;
 use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
     EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
-    forwarding, host_rules, host_table, list, sidecar_rules, to_json, to_text, transact, update,
+    encode_together, forwarding, host_rules, host_table, list, sidecar_rules, to_json, to_text,
+    transact, update, uplink_rules,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -511,6 +512,78 @@ fn our_text_is_what_nft_prints() {
             assert_eq!(
                 to_text(&rules).unwrap(),
                 must("nft", &["list", "ruleset"], "")
+            );
+        }
+    });
+}
+
+/// Runs `test` where the uplink's end of each plan is, with the rules that are bound to it.
+fn at_each_uplink(test: impl Fn(&Nftables<'static>) + Sync) {
+    let mut seen = 0;
+    for plan in plans() {
+        let Some(rules) = uplink_rules(&plan) else {
+            continue;
+        };
+        seen += 1;
+        in_netns(|| {
+            let link = plan.uplink.host_link.as_str();
+            must("ip", &["link", "add", link, "type", "veth"], "");
+            test(&rules);
+        });
+    }
+    assert!(seen > 2, "{seen}");
+}
+
+#[test]
+fn the_rules_at_the_uplink_are_in_the_kernel_as_modelled_and_as_nft_would_make_them() {
+    at_each_uplink(|rules| {
+        // nft 1.0.6 lists no link of a chain.
+        let mut wanted = modelled(rules);
+        for object in wanted["nftables"].as_array_mut().unwrap() {
+            if let Some(Value::Object(chain)) = object.get_mut("chain") {
+                chain.remove("dev");
+            }
+        }
+        let instructions = || {
+            let listing = must("nft", &["--debug=netlink", "list", "ruleset"], "");
+            let lines = listing.lines().filter(|line| line.starts_with("  [ "));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        load(rules);
+        assert_same(&listed(), &wanted);
+        let text = to_text(rules).unwrap();
+        assert_eq!(text, must("nft", &["list", "ruleset"], ""));
+        let ours = instructions();
+        must("nft", &["flush", "ruleset"], "");
+        must("nft", &["-f", "-"], &text);
+        assert_eq!(ours, instructions());
+        must("nft", &["flush", "ruleset"], "");
+        must("nft", &["-j", "-f", "-"], &to_json(rules).to_string());
+        assert_same(&listed(), &wanted);
+    });
+}
+
+#[test]
+fn rules_at_the_uplink_are_loaded_and_listed_with_the_hosts() {
+    let plan = plan(1, 1, |_| Transport::Dnat);
+    let at_link = uplink_rules(&plan).unwrap();
+    in_netns(|| {
+        let both = encode_together(&[&host_rules(&plan), &at_link]).unwrap();
+        let link = plan.uplink.host_link.as_str();
+        must("ip", &["link", "add", link, "type", "veth"], "");
+        transact(&Socket::open().unwrap(), &both).unwrap();
+        let listing = list(&Socket::open().unwrap(), &host_table(&plan.stack)).unwrap();
+        assert!(listing.other_tables.is_empty());
+        let labels: Vec<_> = listing.objects.iter().map(|object| &object.label).collect();
+        for label in [
+            "table netdev lrpns-customer-A_1",
+            "chain netdev uplink-out",
+            "rule uplink-in/drop-uplink-foreign",
+            "rule forward/drop-as-sidecar",
+        ] {
+            assert!(
+                labels.iter().any(|found| *found == label),
+                "{label}: {labels:?}"
             );
         }
     });

@@ -178,15 +178,16 @@ fn what_is_not_published_is_refused_by_the_rule_for_it() {
         "dev",
         &link,
     ]);
-    for (to, rule) in [
-        (APP, "guard/drop-uplink-bypass"),
-        (SIDECAR, "guard/drop-uplink-bypass"),
-        (entry.as_str(), "input/drop-unpublished"),
-    ] {
-        let before = inside();
+    let at_link = || look::uplink_counters(&lab, "web")["uplink-out/drop-uplink-bypass"];
+    let sent = at_link();
+    for to in [APP, SIDECAR] {
         lab.ok(&[PYTHON, "-c", SEND_UDP, to]);
-        look::assert_dropped(&lab, (sidecar, "lrpns"), &before, &[(rule, 1)]);
     }
+    look::eventually("dropped before it is sent", &(sent + 2), at_link);
+    let before = inside();
+    lab.ok(&[PYTHON, "-c", SEND_UDP, &entry]);
+    let dropped = [("input/drop-unpublished", 1)];
+    look::assert_dropped(&lab, (sidecar, "lrpns"), &before, &dropped);
 
     // As somebody of the stack's own prefix, and with a source route.
     lab.ok(&[

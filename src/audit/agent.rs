@@ -62,7 +62,14 @@ pub enum Ask {
     /// List what is in force of `table inet NAME`.
     List(String),
     /// List what the kernel makes of a ruleset, in an empty network namespace.
-    Meant(Batch, String),
+    Meant {
+        /// The ruleset.
+        batch: Batch,
+        /// Its table.
+        table: String,
+        /// A link that it is about, which is made for it; empty for none.
+        link: String,
+    },
     /// Read these files.
     Read(Vec<String>),
     /// List the routes.
@@ -402,7 +409,7 @@ fn serve(socket: &impl AsFd) {
                 Err(e) => Answer::Failed(format!("read the counters of {table}: {e}")),
             },
             Ask::List(table) => list(&table),
-            Ask::Meant(batch, table) => meant(&batch, &table),
+            Ask::Meant { batch, table, link } => meant(&batch, &table, &link),
             Ask::Read(paths) => Answer::Texts(
                 paths
                     .iter()
@@ -501,10 +508,13 @@ fn list(table: &str) -> Answer {
 }
 
 /// Loads a ruleset where nothing else is, and lists it. In a child, since unshare(2) is for good.
-fn meant(batch: &Batch, table: &str) -> Answer {
+fn meant(batch: &Batch, table: &str, link: &str) -> Answer {
     let work = || -> Result<Listing, String> {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
             .map_err(|e| format!("make an empty network namespace: {e}"))?;
+        if !link.is_empty() {
+            route::make_link(link).map_err(|e| format!("make a link there: {e}"))?;
+        }
         let socket = firewall::Socket::open().map_err(|e| e.to_string())?;
         firewall::transact(&socket, batch).map_err(|e| format!("load the planned rules: {e}"))?;
         firewall::list(&socket, table).map_err(|e| e.to_string())
@@ -742,7 +752,11 @@ fn open_in(directory: &OwnedFd) -> Answer {
 fn inject(link: &str, frame: &[u8]) -> io::Result<()> {
     let index = nix::net::if_::if_nametoindex(link)?;
     let socket = attempt::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
-    attempt::send_frame(socket.as_fd(), index, frame)
+    match attempt::send_frame(socket.as_fd(), index, frame) {
+        // A rule of the link's own has dropped it already, and counted it.
+        Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+        sent => sent,
+    }
 }
 
 /// The namespaces of [`Join::Uplink`]: the network namespace of process `pid`, and the user namespace that owns it.

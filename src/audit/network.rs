@@ -65,9 +65,10 @@ fn is_link(counter: &str) -> bool {
 }
 
 /// The rules that have counted something since. A rule that translates counts what is offered to it, by anybody who tries
-/// to get in just now: what it lets through meets a rule that accepts, or drops.
+/// to get in just now, and one at the uplink itself what goes on to the other end: what they let through meets a rule that
+/// accepts, or drops.
 fn grown(before: &Counters, after: &Counters) -> Vec<String> {
-    let offered = |rule: &str| rule.contains("/dnat-");
+    let offered = |rule: &str| rule.contains("/dnat-") || rule.contains(" uplink-out/accept-");
     after
         .iter()
         .filter(|(rule, packets)| {

@@ -716,13 +716,31 @@ fn is_captures(agent: &Agent, here: &Result<Agent, String>, table: &str) -> bool
     let name = table.to_owned();
     let (Ok(Answer::Listing(found)), Ok(Answer::Listing(meant))) = (
         agent.ask(&Ask::List(name.clone())),
-        here.ask(&Ask::Meant(meant, name)),
+        here.ask(&Ask::Meant {
+            batch: meant,
+            table: name,
+            link: String::new(),
+        }),
     ) else {
         return false;
     };
     // One of another family has the same name, and no rule of it was compared.
     let namesake = found.other_tables.iter().any(|other| other == table);
     table == firewall::CAPTURE_TABLE && !namesake && found.differences(&meant).is_empty()
+}
+
+/// What is to be in force where the uplink ends.
+fn planned_for_host(target: &Target) -> Result<firewall::Batch, firewall::EncodeError> {
+    let plan = &target.status.plan;
+    let rules = if target.status.gated {
+        firewall::closed_host_rules(plan)
+    } else {
+        firewall::host_rules(plan)
+    };
+    match firewall::uplink_rules(plan) {
+        Some(at_link) => firewall::encode_together(&[&rules, &at_link]),
+        None => firewall::encode(&rules),
+    }
 }
 
 /// The rules in force, the sidecar's network and the host's.
@@ -745,9 +763,11 @@ pub fn rules(
             let batch = batch.map_err(|e| e.to_string())?;
             let (Answer::Listing(found), Answer::Listing(meant)) = (
                 agent.ask(&Ask::List(table.clone()))?,
-                here.as_ref()
-                    .map_err(Clone::clone)?
-                    .ask(&Ask::Meant(batch, table))?,
+                here.as_ref().map_err(Clone::clone)?.ask(&Ask::Meant {
+                    batch,
+                    table,
+                    link: plan.uplink.host_link.to_string(),
+                })?,
             ) else {
                 return Err("the process inside answered something else".to_owned());
             };
@@ -784,11 +804,7 @@ pub fn rules(
         compare(
             host,
             host_table(&plan.stack),
-            firewall::encode(&if target.status.gated {
-                firewall::closed_host_rules(plan)
-            } else {
-                firewall::host_rules(plan)
-            }),
+            planned_for_host(target),
             false,
         ),
     );

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::{attribute, messages};
+use crate::netlink::{Attributes, attribute, messages};
 
 /// One route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +125,37 @@ pub fn ports() -> io::Result<Vec<Port>> {
         });
     }
     Ok(found)
+}
+
+/// Makes a link of that name, whose other end is called something else; nothing passes it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn make_link(name: &str) -> io::Result<()> {
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_INFO_KIND: u16 = 1;
+    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    let mut request = vec![];
+    // Length, set below; struct ifinfomsg is nothing but zeros.
+    request.extend([0; 4]);
+    request.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    request.extend((flags as u16).to_ne_bytes());
+    request.extend([0; 8 + 16]);
+    let mut attributes = Attributes(&mut request);
+    attributes.text(IFLA_IFNAME, name);
+    attributes.nest(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "veth"));
+    let length = request.len() as u32;
+    request[..4].copy_from_slice(&length.to_ne_bytes());
+    socket.send(&request, 0)?;
+    let mut buffer = Vec::with_capacity(4096);
+    socket.recv(&mut buffer, 0)?;
+    match messages(&buffer).next().map(|message| message.error()) {
+        Some(0) => Ok(()),
+        Some(number) => Err(io::Error::from_raw_os_error(number)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 fn dump(kind: u16, family: u8, header: usize) -> io::Result<Vec<Vec<u8>>> {

@@ -96,7 +96,11 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
     let mut text = String::new();
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
-    let host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    let mut host = firewall::to_text(&firewall::host_rules(plan)).map_err(Failure::unable)?;
+    if let Some(at_link) = firewall::uplink_rules(plan) {
+        host += "\n";
+        host += &firewall::to_text(&at_link).map_err(Failure::unable)?;
+    }
     let rules = rules
         + &plan
             .rules

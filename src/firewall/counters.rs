@@ -72,7 +72,18 @@ impl Listing {
     }
 }
 
-/// Lists the table `inet NAME` of the network namespace in which `socket` was opened.
+/// The families that our tables have. Of the sidecar's there is none of a link's, so that is one too many there.
+const FAMILIES: [(libc::c_int, &str); 2] =
+    [(libc::NFPROTO_INET, ""), (libc::NFPROTO_NETDEV, "netdev ")];
+
+/// What the label of an object of this family begins with; `None` for a family that none of our tables has.
+fn prefix(body: &[u8]) -> Option<&'static str> {
+    let family = i32::from(body.first().copied().unwrap_or_default());
+    let known = FAMILIES.into_iter().find(|(number, _)| *number == family);
+    known.map(|(_, prefix)| prefix)
+}
+
+/// Lists the table `inet NAME`, and `netdev NAME` if there is one, of the network namespace in which `socket` was opened.
 ///
 /// # Errors
 /// What `sendmsg(2)` or the kernel says; ENOENT is an empty listing.
@@ -82,23 +93,25 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         let Some(table) = text(attributes_of(&body), NFTA_TABLE_NAME) else {
             continue;
         };
-        let family = i32::from(body.first().copied().unwrap_or_default());
-        if family == libc::NFPROTO_INET && table == name {
-            listing.objects.push(Object {
-                label: format!("table {name}"),
+        match prefix(&body) {
+            Some(prefix) if table == name => listing.objects.push(Object {
+                label: format!("table {prefix}{name}"),
                 content: vec![],
-            });
-        } else {
-            listing.other_tables.push(table);
+            }),
+            _ => listing.other_tables.push(table),
         }
     }
     let mut chains = vec![];
-    for body in dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_INET, |_| {})? {
+    for body in dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC, |_| {})? {
         let chain = attributes_of(&body);
+        let Some(prefix) = prefix(&body) else {
+            continue;
+        };
         if text(chain, NFTA_CHAIN_TABLE).as_deref() != Some(name) {
             continue;
         }
-        let label = format!("chain {}", text(chain, NFTA_CHAIN_NAME).unwrap_or_default());
+        let chain_name = text(chain, NFTA_CHAIN_NAME).unwrap_or_default();
+        let label = format!("chain {prefix}{chain_name}");
         let mut content = vec![];
         for kind in [NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE] {
             content.extend(attribute(chain, kind).unwrap_or_default());
@@ -274,7 +287,12 @@ fn add_counter(counters: &mut BTreeMap<String, (u64, u64)>, path: String, counte
 fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
     let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
     let mut rules = vec![];
-    for body in dump(socket, libc::NFT_MSG_GETRULE, libc::NFPROTO_INET, of_table)? {
+    let mut bodies = vec![];
+    // Of two tables of that name the kernel would tell of the first only (nf_tables_dump_rules()).
+    for (family, _) in FAMILIES {
+        bodies.extend(dump(socket, libc::NFT_MSG_GETRULE, family, of_table)?);
+    }
+    for body in bodies {
         let rule = attributes_of(&body);
         if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
             continue;

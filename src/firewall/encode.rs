@@ -84,6 +84,22 @@ pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
     encode_with(rules, NFT_TABLE_F_OWNER, &[])
 }
 
+/// As [`encode`], for several tables at once: all of them or none.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
+    encode_all(rules, 0, &[])
+}
+
+/// As [`encode_owned`], for several tables at once: all of them or none.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_owned_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
+    encode_all(rules, NFT_TABLE_F_OWNER, &[])
+}
+
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
 #[must_use]
 pub fn an_empty_table() -> Batch {
@@ -113,8 +129,16 @@ fn encode_with(
     table_flags: u32,
     extra: &[ExtraObject],
 ) -> Result<Batch, EncodeError> {
+    encode_all(&[rules], table_flags, extra)
+}
+
+fn encode_all(
+    rules: &[&Nftables<'_>],
+    table_flags: u32,
+    extra: &[ExtraObject],
+) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::begin(table_flags);
-    for object in rules.objects.iter() {
+    for object in rules.iter().flat_map(|rules| rules.objects.iter()) {
         match object {
             NfObject::ListObject(object) => encoder.object(object)?,
             NfObject::CmdObject(command) => return Err(unsupported("ruleset", command)),
@@ -150,6 +174,8 @@ pub(super) struct Encoder {
     last: usize,
     sets: u32,
     table_flags: u32,
+    /// Of the table that messages are about.
+    family: libc::c_int,
 }
 
 impl Encoder {
@@ -162,6 +188,7 @@ impl Encoder {
             last: 0,
             sets: 0,
             table_flags,
+            family: libc::NFPROTO_INET,
         };
         encoder.edge(libc::NFNL_MSG_BATCH_BEGIN, "the batch");
         encoder
@@ -178,8 +205,9 @@ impl Encoder {
     pub(super) fn object(&mut self, object: &NfListObject<'_>) -> Result<(), EncodeError> {
         match object {
             NfListObject::Table(table) => {
-                only_inet(&format!("table {}", table.name), table.family)?;
-                self.table(&table.name);
+                let (number, name) = known(&format!("table {}", table.name), table.family)?;
+                self.family = number;
+                self.table(name, &table.name);
                 Ok(())
             }
             NfListObject::Chain(chain) => self.chain(chain),
@@ -187,6 +215,7 @@ impl Encoder {
             NfListObject::Set(set) => {
                 let object = format!("set {}", set.name);
                 only_inet(&object, set.family)?;
+                self.family = libc::NFPROTO_INET;
                 if (&set.policy, set.gc_interval, &set.comment) != (&None, None, &None) {
                     return Err(unsupported(&object, set));
                 }
@@ -204,6 +233,7 @@ impl Encoder {
             NfListObject::Map(map) => {
                 let object = format!("map {}", map.name);
                 only_inet(&object, map.family)?;
+                self.family = libc::NFPROTO_INET;
                 if !is_plain(map) {
                     return Err(unsupported(&object, map));
                 }
@@ -222,8 +252,8 @@ impl Encoder {
     }
 
     /// Add, so that there is something to delete; delete, with all its content; add.
-    fn table(&mut self, name: &str) {
-        let label = format!("table inet {name}");
+    fn table(&mut self, family: &str, name: &str) {
+        let label = format!("table {family} {name}");
         let flags = self.table_flags;
         for kind in [
             libc::NFT_MSG_NEWTABLE,
@@ -248,6 +278,7 @@ impl Encoder {
             _ => libc::NLM_F_CREATE,
         };
         let kept = super::extra::kept(extra.kind, &extra.attributes, false);
+        self.family = libc::NFPROTO_INET;
         self.sets += 1;
         let id = self.sets;
         self.message(extra.kind, flags, extra.label.clone(), |out| {
@@ -261,7 +292,7 @@ impl Encoder {
 
     fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
         let object = format!("chain {}", chain.name);
-        only_inet(&object, chain.family)?;
+        self.family = known(&object, chain.family)?.0;
         if (
             chain._type,
             chain.hook,
@@ -276,15 +307,16 @@ impl Encoder {
             });
             return Ok(());
         }
-        let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
-            chain._type,
-            chain.hook,
-            chain.prio,
-            chain.policy,
-            &chain.dev,
-        ) else {
+        let (Some(kind), Some(hook), Some(priority), Some(policy)) =
+            (chain._type, chain.hook, chain.prio, chain.policy)
+        else {
             return Err(unsupported(&object, chain));
         };
+        // Only these hooks are a link's, and they are nothing else.
+        let is_of_link = matches!(hook, NfHook::Ingress | NfHook::Egress);
+        if [chain.dev.is_some(), chain.family == NfFamily::NetDev] != [is_of_link; 2] {
+            return Err(unsupported(&object, chain));
+        }
         let kind = match kind {
             NfChainType::Filter => "filter",
             NfChainType::NAT => "nat",
@@ -296,7 +328,8 @@ impl Encoder {
             NfHook::Forward => libc::NF_INET_FORWARD,
             NfHook::Output => libc::NF_INET_LOCAL_OUT,
             NfHook::Postrouting => libc::NF_INET_POST_ROUTING,
-            NfHook::Ingress | NfHook::Egress => return Err(unsupported(&object, chain)),
+            NfHook::Ingress => libc::NF_NETDEV_INGRESS,
+            NfHook::Egress => libc::NF_NETDEV_EGRESS,
         };
         let policy = match policy {
             NfChainPolicy::Accept => libc::NF_ACCEPT,
@@ -308,6 +341,9 @@ impl Encoder {
             out.nest(NFTA_CHAIN_HOOK, |out| {
                 out.number(NFTA_HOOK_HOOKNUM, hook as u32);
                 out.number(NFTA_HOOK_PRIORITY, priority as u32);
+                if let Some(link) = &chain.dev {
+                    out.text(NFTA_HOOK_DEV, link);
+                }
             });
             out.number(NFTA_CHAIN_POLICY, policy as u32);
             out.text(NFTA_CHAIN_TYPE, kind);
@@ -451,7 +487,7 @@ impl Encoder {
     pub(super) fn rule_at(&mut self, rule: &Rule<'_>, place: Place) -> Result<(), EncodeError> {
         let name = rule.comment.as_deref().unwrap_or("(no comment)");
         let object = format!("rule {}/{name}", rule.chain);
-        only_inet(&object, rule.family)?;
+        self.family = known(&object, rule.family)?.0;
         if rule.index.is_some() {
             return Err(unsupported(&object, rule));
         }
@@ -478,6 +514,7 @@ impl Encoder {
                 let mut encoder = RuleEncoder {
                     object: &object,
                     list: Attributes(out.0),
+                    is_of_link: rule.family == NfFamily::NetDev,
                     knows_family: None,
                     knows_tcp: false,
                     knows_udp: false,
@@ -503,7 +540,7 @@ impl Encoder {
         message(
             &mut self.batch.bytes,
             (nft(kind), flags, sequence),
-            (libc::NFPROTO_INET, 0),
+            (self.family, 0),
             attributes,
         )
     }
@@ -615,6 +652,8 @@ fn put_counter(out: &mut Attributes<'_>, packets: u64, bytes: u64) {
 struct RuleEncoder<'a> {
     object: &'a str,
     list: Attributes<'a>,
+    /// In a table of family netdev.
+    is_of_link: bool,
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
     knows_family: Option<libc::c_int>,
     knows_tcp: bool,
@@ -983,8 +1022,22 @@ impl RuleEncoder<'_> {
 
     fn depend_on_family(&mut self, family: libc::c_int) {
         if self.knows_family != Some(family) {
-            self.meta(libc::NFT_META_NFPROTO, FIRST);
-            self.compare(libc::NFT_CMP_EQ, &[family as u8]);
+            if self.is_of_link {
+                let kind = match family {
+                    libc::NFPROTO_IPV6 => libc::ETH_P_IPV6,
+                    _ => libc::ETH_P_IP,
+                };
+                // Where nft has looked at the frame's header it goes on with it.
+                if self.knows_ether {
+                    self.payload(libc::NFT_PAYLOAD_LL_HEADER, 12, 2, FIRST);
+                } else {
+                    self.meta(libc::NFT_META_PROTOCOL, FIRST);
+                }
+                self.compare(libc::NFT_CMP_EQ, &(kind as u16).to_be_bytes());
+            } else {
+                self.meta(libc::NFT_META_NFPROTO, FIRST);
+                self.compare(libc::NFT_CMP_EQ, &[family as u8]);
+            }
             self.knows_family = Some(family);
         }
     }
@@ -1029,6 +1082,7 @@ impl RuleEncoder<'_> {
                     MetaKey::Nfproto => (libc::NFT_META_NFPROTO, Kind::Family),
                     MetaKey::L4proto => (libc::NFT_META_L4PROTO, Kind::Protocol),
                     MetaKey::Skuid => (libc::NFT_META_SKUID, Kind::User),
+                    MetaKey::Pkttype => (libc::NFT_META_PKTTYPE, Kind::PacketType),
                     _ => return Err(unsupported(self.object, field)),
                 };
                 self.meta(key, register);
@@ -1050,6 +1104,7 @@ impl RuleEncoder<'_> {
             }
             NamedExpression::Payload(Payload::PayloadField(header)) => {
                 let (base, offset, kind) = match (header.protocol.as_ref(), header.field.as_ref()) {
+                    ("ether", "daddr") => (libc::NFT_PAYLOAD_LL_HEADER, 0, Kind::Ether),
                     ("ether", "saddr") => (libc::NFT_PAYLOAD_LL_HEADER, 6, Kind::Ether),
                     ("ip", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 12, Kind::Address),
                     ("ip", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 16, Kind::Address),
@@ -1201,6 +1256,8 @@ enum Kind {
     Address6,
     /// Of the link layer.
     Ether,
+    /// Whom the link layer thinks that a packet is for.
+    PacketType,
     /// Whether there is a header.
     Present,
     Port,
@@ -1224,7 +1281,7 @@ enum Kind {
 impl Kind {
     fn width(self) -> u32 {
         match self {
-            Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present => 1,
+            Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present | Kind::PacketType => 1,
             Kind::Port => 2,
             Kind::Address
             | Kind::User
@@ -1250,6 +1307,7 @@ impl Kind {
             Kind::Address => "ipv4_addr",
             Kind::Address6 => "ipv6_addr",
             Kind::Ether => "ether_addr",
+            Kind::PacketType => "pkt_type",
             Kind::Present => "boolean",
             Kind::Port => "inet_service",
             Kind::Protocol => "inet_proto",
@@ -1327,6 +1385,8 @@ impl Kind {
             (Kind::Protocol, "udp") => byte(libc::IPPROTO_UDP),
             (Kind::Protocol, "icmp") => byte(libc::IPPROTO_ICMP),
             (Kind::Protocol, "ipv6-icmp") => byte(libc::IPPROTO_ICMPV6),
+            // PACKET_HOST of linux/if_packet.h.
+            (Kind::PacketType, "host") => byte(0),
             (Kind::Family, "ipv4") => byte(libc::NFPROTO_IPV4),
             (Kind::Family, "ipv6") => byte(libc::NFPROTO_IPV6),
             // RFC 9293, 3.1.
@@ -1508,6 +1568,15 @@ fn set_name<'a>(expression: &'a Expression<'_>) -> Option<&'a str> {
     match expression {
         Expression::String(text) => text.strip_prefix('@'),
         _ => None,
+    }
+}
+
+/// A family's number and name, of those that our tables have.
+fn known(object: &str, family: NfFamily) -> Result<(libc::c_int, &'static str), EncodeError> {
+    match family {
+        NfFamily::INet => Ok((libc::NFPROTO_INET, "inet")),
+        NfFamily::NetDev => Ok((libc::NFPROTO_NETDEV, "netdev")),
+        other => Err(unsupported(object, &other)),
     }
 }
 

@@ -70,6 +70,13 @@ impl LoadError {
             Self::NoAnswer => false,
         }
     }
+
+    /// Whether the kernel said of this chain that it has nothing that could hook it there.
+    #[must_use]
+    pub fn is_unknown_to_the_kernel(&self, chain: &str) -> bool {
+        matches!(self, Self::Refused { object, source, .. }
+            if *object == format!("chain {chain}") && source.raw_os_error() == Some(libc::EOPNOTSUPP))
+    }
 }
 
 /// What the kernel said, on its way from the process that loads to the one that tells: its number is all there is to it.

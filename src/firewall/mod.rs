@@ -39,7 +39,10 @@ mod update;
 
 pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_grants};
 pub use counters::{Listing, Object, counted, counters, list};
-pub use encode::{Batch, EncodeError, an_empty_table, encode, encode_owned, sidecar_batch};
+pub use encode::{
+    Batch, EncodeError, an_empty_table, encode, encode_owned, encode_owned_together,
+    encode_together, sidecar_batch,
+};
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{
     ForeignChain, Forwarding, ForwardingError, Hook, IpFamily, foreign_chains, forwarding,
@@ -48,8 +51,8 @@ pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;
 pub use ruleset::{
-    CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, capture_rules, closed_host_rules, host_rules,
-    host_table, is_ours, sidecar_rules,
+    CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, UPLINK_OUT, capture_rules, closed_host_rules,
+    host_rules, host_table, is_ours, sidecar_rules, uplink_rules, without_chain,
 };
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, common, update, update_sidecar};

@@ -14,6 +14,7 @@
 mod edges;
 pub(super) mod egress;
 mod rate;
+mod uplink;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -32,6 +33,8 @@ use nftables::stmt::{
     AnonymousCounter, Counter, JumpTarget, Match, NAT, NATFamily, Operator, Statement,
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+pub use uplink::{UPLINK_OUT, uplink_rules};
 
 use super::logging;
 use crate::config::{Protocol, Source, TrafficLog};
@@ -53,6 +56,15 @@ pub fn host_table(stack: &StackName) -> String {
 #[must_use]
 pub fn is_ours(table: &str) -> bool {
     table == SIDECAR_TABLE || table.starts_with("lrpns-")
+}
+
+/// Takes a chain with its rules out of a ruleset.
+pub fn without_chain(rules: &mut Nftables<'static>, name: &str) {
+    rules.objects.to_mut().retain(|object| match object {
+        NfObject::ListObject(NfListObject::Chain(chain)) => chain.name != name,
+        NfObject::ListObject(NfListObject::Rule(rule)) => rule.chain != name,
+        _ => true,
+    });
 }
 
 /// The rules in the sidecar's namespace, the same however a port gets there.
@@ -490,8 +502,8 @@ pub fn capture_rules() -> Nftables<'static> {
 
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
-/// Nothing here looks at a packet that neither crosses our link nor starts a connection to a published port, nor comes
-/// from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept`
+/// Nothing here decides about a packet that neither crosses our link nor has an address of it, nor starts a connection to a
+/// published port, nor comes from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept`
 /// here says that we have no objection; the host's own rules still have their say, as do a drop of ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
@@ -503,6 +515,7 @@ pub fn capture_rules() -> Nftables<'static> {
 /// - `output`, with UDP: what bounds the relay. Landlock keeps it to the entry ports by TCP and knows no UDP, so the
 ///   sockets that it makes itself, which are its user's, get out over our link only, and to entry ports. The published
 ///   sockets are not among them: they were made by the supervisor, and answer whoever has written to them.
+/// - All of these know the sidecar by its address as well as by the link, since a link may be taken over: [`uplink_rules`].
 /// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
 ///   nothing in either direction. So nobody routes around the published address.
 /// - `prerouting`: connections to one of the host's own addresses. Not the loopback's, which the relay serves; and there
@@ -718,6 +731,9 @@ impl<'p> HostSide<'p> {
         }
         egress::in_host_input(table, self.plan);
         table.rule("input", "drop-from-sidecar", [self.iif_sidecar()], drop());
+        if uplink::is_among_others(self.plan) {
+            uplink::as_sidecar(table, self.plan, "input");
+        }
     }
 
     fn forward(&self, table: &mut Table) {
@@ -751,6 +767,10 @@ impl<'p> HostSide<'p> {
         }
         egress::in_host_forward(table, self.plan);
         table.rule("forward", "drop-from-sidecar", [self.iif_sidecar()], drop());
+        let is_among_others = uplink::is_among_others(self.plan);
+        if is_among_others {
+            uplink::as_sidecar(table, self.plan, "forward");
+        }
         for family in &self.dnat_families() {
             table.rule(
                 "forward",
@@ -764,6 +784,10 @@ impl<'p> HostSide<'p> {
             );
         }
         table.rule("forward", "drop-bypass", [self.oif_sidecar()], drop());
+        if is_among_others {
+            let rule = ("forward", "drop-bypass-address");
+            uplink::to_sidecar(table, self.plan, rule, Vec::new);
+        }
     }
 
     fn output(&self, table: &mut Table) {
@@ -796,19 +820,14 @@ impl<'p> HostSide<'p> {
         }
         if self.has_users {
             egress::in_host_output(table, self.plan);
-            table.rule(
-                "output",
-                "drop-local-user",
-                [
-                    self.oif_sidecar(),
-                    is_not(meta(MetaKey::Skuid), Expression::Number(0)),
-                    is_not(
-                        meta(MetaKey::Skuid),
-                        Expression::Number(self.plan.relay.host_id),
-                    ),
-                ],
-                drop(),
-            );
+            let others = || {
+                [0, self.plan.relay.host_id]
+                    .map(|id| is_not(meta(MetaKey::Skuid), Expression::Number(id)))
+            };
+            let by_link = std::iter::once(self.oif_sidecar()).chain(others());
+            table.rule("output", "drop-local-user", by_link, drop());
+            let rule = ("output", "drop-local-user-address");
+            uplink::to_sidecar(table, self.plan, rule, || others().to_vec());
         }
     }
 }
@@ -1022,6 +1041,7 @@ const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// A table that is being written. It ends in the order in which nft lists one: sets and maps, chains, rules.
 struct Table {
+    family: NfFamily,
     name: String,
     /// Whether its rules log, and what.
     log: Option<TrafficLog>,
@@ -1030,12 +1050,17 @@ struct Table {
 
 impl Table {
     fn new(name: String) -> Self {
+        Self::of(NfFamily::INet, name)
+    }
+
+    fn of(family: NfFamily, name: String) -> Self {
         let table = NfTable {
-            family: NfFamily::INet,
+            family,
             name: name.clone().into(),
             handle: None,
         };
         Self {
+            family,
             name,
             log: None,
             objects: vec![NfListObject::Table(table)],
@@ -1045,7 +1070,7 @@ impl Table {
     /// `name` is as rules refer to it, with `@` or without.
     fn set(&mut self, name: String, key: &[SetType], elements: Vec<Expression<'static>>) {
         self.objects.push(NfListObject::Set(Box::new(Set {
-            family: NfFamily::INet,
+            family: self.family,
             table: self.name.clone().into(),
             name: name.into(),
             set_type: set_type(key),
@@ -1070,7 +1095,7 @@ impl Table {
         elements: Vec<Expression<'static>>,
     ) {
         self.objects.push(NfListObject::Map(Box::new(Map {
-            family: NfFamily::INet,
+            family: self.family,
             table: self.name.clone().into(),
             name: name.into(),
             set_type: set_type(key),
@@ -1115,7 +1140,7 @@ impl Table {
 
     fn add_chain(&mut self, chain: Chain<'static>) {
         self.objects.push(NfListObject::Chain(Chain {
-            family: NfFamily::INet,
+            family: self.family,
             table: self.name.clone().into(),
             ..chain
         }));
@@ -1160,7 +1185,7 @@ impl Table {
             .chain(actions)
             .collect();
         self.objects.push(NfListObject::Rule(Rule {
-            family: NfFamily::INet,
+            family: self.family,
             table: self.name.clone().into(),
             chain: chain.into(),
             expr: statements.into(),

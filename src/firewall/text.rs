@@ -156,13 +156,9 @@ fn types(types: &SetTypeValue<'_>) -> Result<String, TextError> {
 }
 
 fn base(chain: &Chain<'_>) -> Result<String, TextError> {
-    let (Some(kind), Some(hook), Some(priority), Some(policy), None) = (
-        chain._type,
-        chain.hook,
-        chain.prio,
-        chain.policy,
-        &chain.dev,
-    ) else {
+    let (Some(kind), Some(hook), Some(priority), Some(policy)) =
+        (chain._type, chain.hook, chain.prio, chain.policy)
+    else {
         return Err(unsupported(chain));
     };
     let kind = match kind {
@@ -183,14 +179,19 @@ fn base(chain: &Chain<'_>) -> Result<String, TextError> {
         NfHook::Forward => "forward",
         NfHook::Output => "output",
         NfHook::Postrouting => "postrouting",
-        NfHook::Ingress | NfHook::Egress => return Err(unsupported(chain)),
+        NfHook::Ingress => "ingress",
+        NfHook::Egress => "egress",
+    };
+    let device = match &chain.dev {
+        Some(link) => format!(" device \"{link}\""),
+        None => String::new(),
     };
     let policy = match policy {
         NfChainPolicy::Accept => "accept",
         NfChainPolicy::Drop => "drop",
     };
     Ok(format!(
-        "type {kind} hook {hook} priority {priority}; policy {policy};"
+        "type {kind} hook {hook}{device} priority {priority}; policy {policy};"
     ))
 }
 
@@ -404,6 +405,7 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                 MetaKey::L4proto => "meta l4proto".to_owned(),
                 MetaKey::Skuid => "meta skuid".to_owned(),
                 MetaKey::Mark => "meta mark".to_owned(),
+                MetaKey::Pkttype => "meta pkttype".to_owned(),
                 _ => return Err(unsupported(what)),
             },
             NamedExpression::CT(ct) if ct.family.is_none() && ct.dir.is_none() => {

@@ -547,7 +547,10 @@ impl Stack {
             true => firewall::closed_host_rules(plan),
             false => firewall::host_rules(plan),
         };
-        firewall::transact(&host_table, &firewall::encode_owned(&host_rules)?)?;
+        let mut sidecar = sidecar;
+        sidecar
+            .notes
+            .extend(load_host_rules(plan, &host_table, &host_rules)?);
         done("rules", progress)?;
 
         within("links", async {
@@ -598,6 +601,32 @@ async fn compile(
         rules.compiled = compiled;
     }
     Ok(())
+}
+
+/// Loads the host's rules and, in the same transaction, those at our link. Gives back what this kernel lacks of them.
+fn load_host_rules(
+    plan: &Plan,
+    socket: &firewall::Socket,
+    rules: &Nftables<'static>,
+) -> Result<Option<String>, StackError> {
+    let Some(mut at_link) = firewall::uplink_rules(plan) else {
+        firewall::transact(socket, &firewall::encode_owned(rules)?)?;
+        return Ok(None);
+    };
+    let both = firewall::encode_owned_together(&[rules, &at_link])?;
+    match firewall::transact(socket, &both) {
+        Err(e) if e.is_unknown_to_the_kernel(firewall::UPLINK_OUT) => {
+            firewall::without_chain(&mut at_link, firewall::UPLINK_OUT);
+            let rest = firewall::encode_owned_together(&[rules, &at_link])?;
+            firewall::transact(socket, &rest)?;
+            let link = &plan.uplink.host_link;
+            Ok(Some(format!(
+                "this kernel filters nothing that is sent by a link (Linux 5.16): what shares a bridge with {link} can write \
+                 to the sidecar, whose own rules decide alone"
+            )))
+        }
+        loaded => Ok(loaded.map(|()| None)?),
+    }
 }
 
 fn missing() -> StackError {

@@ -266,9 +266,18 @@ pub type Counters = BTreeMap<String, u64>;
 
 /// The counters of `table` in the network namespace of `pid`, or the lab's.
 pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
+    counters_of(lab, pid, "inet", table)
+}
+
+/// The counters of the rules at the uplink's end in the lab's network namespace.
+pub fn uplink_counters(lab: &Lab, stack: &str) -> Counters {
+    counters_of(lab, None, "netdev", &format!("lrpns-{stack}"))
+}
+
+fn counters_of(lab: &Lab, pid: Option<i64>, family: &str, table: &str) -> Counters {
     // As text: of a table with an owner, nft 1.0.6 prints in JSON what it has freed (table_flags_json(), src/json.c), and
     // then often stops there.
-    let args = ["nft", "list", "table", "inet", table];
+    let args = ["nft", "list", "table", family, table];
     let text = match pid {
         Some(pid) => beside(lab, pid, &args),
         None => lab.ok(&args),
@@ -491,7 +500,12 @@ def mac(text):
 def frame(link, target, source, payload, kind=0x0800):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
         s.bind((link, 0))
-        s.send(mac(target) + mac(source) + struct.pack("!H", kind) + payload)
+        try:
+            s.send(mac(target) + mac(source) + struct.pack("!H", kind) + payload)
+        except OSError as e:
+            # What a rule of the link's own drops.
+            if e.errno != errno.ENOBUFS:
+                raise
 "#;
 
 /// A process's capability sets, as `/proc/PID/status` has them, in this order: Inh, Prm, Eff, Bnd, Amb.
