@@ -8,6 +8,10 @@
 // The reading order, which is the one of the table in ARCHITECTURE.md: imports point down. rustfmt sorts within a
 // group only, hence the empty lines.
 
+// All that reads what others wrote, tried with what is not right.
+#[cfg(test)]
+mod spoilt;
+
 // Say it: the command line, and what is answered.
 pub mod commands;
 

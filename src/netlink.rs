@@ -165,7 +165,8 @@ impl Message<'_> {
     pub fn error(&self) -> i32 {
         self.body
             .first_chunk()
-            .map_or(libc::EBADMSG, |number| -i32::from_ne_bytes(*number))
+            .and_then(|number| i32::from_ne_bytes(*number).checked_neg())
+            .unwrap_or(libc::EBADMSG)
     }
 
     /// The kernel's words about an error, if it has any: they follow the header of the message that is answered.

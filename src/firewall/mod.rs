@@ -31,7 +31,7 @@ mod forwarding;
 mod json;
 mod load;
 pub mod logging;
-mod pieces;
+pub(crate) mod pieces;
 mod ruleset;
 mod text;
 pub mod trace;

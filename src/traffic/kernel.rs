@@ -12,7 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Flow;
-use crate::netlink::{self, Attributes, FAMILY_HEADER};
+use crate::netlink::{self, Attributes, FAMILY_HEADER, attributes};
 
 /// How much of a packet is asked for where its head is all that counts: two headers with every option.
 pub const HEAD: u32 = 128;
@@ -245,18 +245,6 @@ impl Reader {
     }
 }
 
-/// Attributes with their kinds, as far as they are whole.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let [a, b, c, d] = *bytes.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let value = bytes.get(4..length)?;
-        let kind = u16::from_ne_bytes([c, d]) & libc::NLA_TYPE_MASK as u16;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
 fn be32(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|b| u32::from_be_bytes(*b))
 }
@@ -280,11 +268,11 @@ pub struct Logged<'a> {
     pub mark: u32,
     /// When the kernel saw it first, in nanoseconds since 1970, if it was asked for times.
     pub time: Option<i64>,
-    pub(super) number: Option<u32>,
+    pub(crate) number: Option<u32>,
 }
 
 impl<'a> Logged<'a> {
-    fn parse(body: &'a [u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &'a [u8]) -> Option<Self> {
         const NFULA_MARK: u16 = 2;
         const NFULA_TIMESTAMP: u16 = 3;
         const NFULA_IFINDEX_INDEV: u16 = 4;
@@ -346,7 +334,7 @@ impl Forgotten {
         }
     }
 
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         const CTA_TUPLE_ORIG: u16 = 1;
         const CTA_TUPLE_REPLY: u16 = 2;
         const CTA_PROTOINFO: u16 = 4;

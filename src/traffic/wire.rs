@@ -301,56 +301,58 @@ impl Rest<'_> {
     }
 }
 
+/// A record of each kind.
+#[cfg(test)]
+pub(crate) fn samples() -> Vec<Record> {
+    let flow = Flow {
+        protocol: 6,
+        client: "10.0.0.9:40000".parse().unwrap(),
+        server: "[fd00::5]:5000".parse().unwrap(),
+    };
+    let packet = Packet {
+        source: [10, 0, 0, 9].into(),
+        target: [10, 0, 0, 1].into(),
+        protocol: 6,
+        length: 60,
+        ports: Some((1, 2)),
+        tcp: Some(Tcp {
+            flags: 2,
+            sequence: 0,
+            acknowledged: 0,
+            payload: 0,
+        }),
+        icmp: None,
+    };
+    [
+        Event::Open(flow),
+        Event::End {
+            flow,
+            bytes: [Some(7), None],
+            duration: Some(1 << 40),
+            how: How::ResetByApp,
+        },
+        Event::Packet {
+            rule: Name::new(&[b'x'; 99]),
+            link: Name::new(b"uplink"),
+            accepted: false,
+            packet,
+        },
+        Event::Suppressed {
+            source: Some(flow.server.ip()),
+            packets: 12,
+        },
+        Event::Lost {
+            by: LostBy::Sidecar,
+            count: 3,
+        },
+    ]
+    .map(|event| Record { time: -5, event })
+    .to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn records() -> Vec<Record> {
-        let flow = Flow {
-            protocol: 6,
-            client: "10.0.0.9:40000".parse().unwrap(),
-            server: "[fd00::5]:5000".parse().unwrap(),
-        };
-        let packet = Packet {
-            source: [10, 0, 0, 9].into(),
-            target: [10, 0, 0, 1].into(),
-            protocol: 6,
-            length: 60,
-            ports: Some((1, 2)),
-            tcp: Some(Tcp {
-                flags: 2,
-                sequence: 0,
-                acknowledged: 0,
-                payload: 0,
-            }),
-            icmp: None,
-        };
-        [
-            Event::Open(flow),
-            Event::End {
-                flow,
-                bytes: [Some(7), None],
-                duration: Some(1 << 40),
-                how: How::ResetByApp,
-            },
-            Event::Packet {
-                rule: Name::new(&[b'x'; 99]),
-                link: Name::new(b"uplink"),
-                accepted: false,
-                packet,
-            },
-            Event::Suppressed {
-                source: Some(flow.server.ip()),
-                packets: 12,
-            },
-            Event::Lost {
-                by: LostBy::Sidecar,
-                count: 3,
-            },
-        ]
-        .map(|event| Record { time: -5, event })
-        .to_vec()
-    }
 
     fn message() -> (Totals, Vec<u8>) {
         let totals = Totals {
@@ -366,7 +368,7 @@ mod tests {
         };
         let mut bytes = vec![];
         put_totals(&mut bytes, &totals);
-        for record in records() {
+        for record in samples() {
             let before = bytes.len();
             put_record(&mut bytes, &record);
             assert!(bytes.len() - before < RECORD);
@@ -379,7 +381,7 @@ mod tests {
         let (totals, bytes) = message();
         let (told, kept) = read(&bytes).unwrap();
         assert_eq!(told, totals);
-        assert_eq!(super::records(kept).collect::<Vec<_>>(), records());
+        assert_eq!(super::records(kept).collect::<Vec<_>>(), samples());
     }
 
     #[test]

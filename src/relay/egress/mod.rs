@@ -50,13 +50,13 @@ const REQUEST: usize = 8 + 16 + 2;
 const ANSWER: usize = 8 + 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Request {
+pub(crate) struct Request {
     number: u64,
     to: SocketAddr,
 }
 
 impl Request {
-    fn bytes(self) -> [u8; REQUEST] {
+    pub(crate) fn bytes(self) -> [u8; REQUEST] {
         let address = match self.to.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
@@ -68,7 +68,7 @@ impl Request {
         bytes
     }
 
-    fn of(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let (number, rest) = bytes.split_first_chunk()?;
         let (address, port) = rest.split_first_chunk::<16>()?;
         let address = IpAddr::V6(Ipv6Addr::from(*address)).to_canonical();
@@ -80,21 +80,21 @@ impl Request {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Answer {
+pub(crate) struct Answer {
     number: u64,
     /// 0 for none.
     errno: i32,
 }
 
 impl Answer {
-    fn bytes(self) -> [u8; ANSWER] {
+    pub(crate) fn bytes(self) -> [u8; ANSWER] {
         let mut bytes = [0; ANSWER];
         bytes[..8].copy_from_slice(&self.number.to_be_bytes());
         bytes[8..].copy_from_slice(&self.errno.to_be_bytes());
         bytes
     }
 
-    fn of(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let (number, errno) = bytes.split_first_chunk()?;
         Some(Self {
             number: u64::from_be_bytes(*number),
