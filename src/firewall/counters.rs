@@ -101,6 +101,8 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
             _ => listing.other_tables.push(table),
         }
     }
+    // The later was made, or made anew.
+    listing.objects.sort();
     let mut chains = vec![];
     for body in dump(socket, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC, |_| {})? {
         let chain = attributes_of(&body);
