@@ -3,6 +3,7 @@
 
 mod help;
 pub mod hide;
+mod time;
 
 use std::path::PathBuf;
 
@@ -57,8 +58,9 @@ pub struct Source {
 /// Which running stack.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The stack's name; left out, it is the file's, or the built-in example's
-    pub stack: Option<StackName>,
+    /// The stack's name; left out, it is the file's, or the built-in example's. Where one part is meant: STACK/PART, or
+    /// PART alone if one stack only has it
+    pub stack: Option<String>,
     /// The configuration that names the stack
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -124,10 +126,11 @@ pub enum Command {
         json: bool,
     },
     /// Start a part again; addresses, rules and the other parts stay
-    #[command(after_help = "Example: lrpns restart customerA sidecar")]
+    #[command(after_help = "Example: lrpns restart customerA/sidecar")]
     Restart {
-        /// The stack, then the part: `sidecar`, `relay` or an app's name; left out, every app
-        #[arg(value_names = ["STACK", "PART"], num_args = 0..=2)]
+        /// The stack, then parts: `sidecar`, `relay` or an app's name; left out, every app. STACK/PART too, or PART alone
+        /// if one stack only has it
+        #[arg(value_name = "STACK|PART")]
         words: Vec<String>,
         /// The configuration that names the stack
         #[arg(short, long, value_name = "FILE")]
@@ -154,19 +157,37 @@ pub enum Command {
         json: bool,
     },
     /// Show the log
-    #[command(after_help = "Example: lrpns logs -f --part app")]
+    #[command(
+        after_help = "Example: lrpns logs -f -n 50 customerA app\n         lrpns logs customerA --since 10m --grep 'error|denied'\n\n\
+                      TIME is how long ago (90s, 10m, 2h, 1d), or a date and time in UTC as the log has it; RE is a \
+                      regular expression."
+    )]
     Logs {
-        /// The stack's name; left out, it is the file's, or the built-in example's
-        stack: Option<StackName>,
+        /// The stack, then parts; left out, it is the file's, or the built-in example's. STACK/PART too, or PART alone if
+        /// one stack only has it
+        #[arg(value_name = "STACK|PART")]
+        words: Vec<String>,
         /// The configuration that names the stack
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
         /// Go on with what comes, until Ctrl-C
         #[arg(short, long)]
         follow: bool,
-        /// Only this part's lines; `traffic` for connections and refused packets
+        /// Only this part's lines, may be given several times; `traffic` for connections and refused packets
         #[arg(long)]
-        part: Option<String>,
+        part: Vec<String>,
+        /// Only the last N lines, and with -f what comes
+        #[arg(short = 'n', long, visible_alias = "tail", value_name = "N")]
+        lines: Option<usize>,
+        /// Only lines since then
+        #[arg(long, value_name = "TIME", value_parser = time::parse)]
+        since: Option<jiff::Timestamp>,
+        /// Only lines until then
+        #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "follow")]
+        until: Option<jiff::Timestamp>,
+        /// Only lines whose text matches this regular expression
+        #[arg(short, long, value_name = "RE")]
+        grep: Option<regex_lite::Regex>,
         /// What the stack of that name said last that came before
         #[arg(short, long)]
         previous: bool,
@@ -205,7 +226,7 @@ pub enum Command {
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
         /// The stack's name; left out, it is the file's, or the built-in example's
-        stack: Option<StackName>,
+        stack: Option<String>,
         /// The configuration that names the stack
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,

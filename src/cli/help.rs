@@ -16,7 +16,10 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
     ("Change it", &["apply", "restart", "exec"]),
     ("Check it", &["plan", "audit", "doctor"]),
-    ("Maintain", &["init", "rm", "gc", "completions", "man", "help"]),
+    (
+        "Maintain",
+        &["init", "rm", "gc", "completions", "man", "help"],
+    ),
 ];
 
 /// The command line, whose help has the commands in groups.

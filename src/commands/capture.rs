@@ -122,13 +122,12 @@ fn relays_address(client: IpAddr, plan: &Plan) -> IpAddr {
 ///
 /// # Errors
 /// The first word is neither.
-pub fn split(words: &[String]) -> Result<(Option<StackName>, &[String]), Failure> {
+pub fn split(words: &[String]) -> (Option<&str>, &[String]) {
     match words.split_first() {
         Some((first, rest)) if !matches!(first.as_str(), "client" | "port" | "refused") => {
-            let stack = StackName::new(first.as_str()).map_err(Failure::usage)?;
-            Ok((Some(stack), rest))
+            (Some(first), rest)
         }
-        _ => Ok((None, words)),
+        _ => (None, words),
     }
 }
 
@@ -151,7 +150,7 @@ pub fn capture(
     let sidecar = part_of(stack, "sidecar")?;
     // What ends when the stack does: a log that nothing is ever written to.
     let nothing = LogFilter {
-        part: Some("sidecar".to_owned()),
+        parts: vec!["sidecar".to_owned()],
         stream: Some(Stream::Out),
         from: u64::MAX,
     };

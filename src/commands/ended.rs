@@ -4,12 +4,10 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use super::print;
 use super::status::table;
 use crate::commands::failure::Failure;
 use crate::control::evidence::{Cause, Ended, EndedPart};
 use crate::host::Host;
-use crate::log::Filter;
 use crate::names::StackName;
 use crate::state::{Liveness, StateRoot};
 use crate::text::harmless;
@@ -40,7 +38,7 @@ pub(super) fn previous(stack: &StackName) -> Result<Ended, Failure> {
 }
 
 /// For people.
-pub(super) fn describe(ended: &Ended) -> String {
+pub(super) fn describe(ended: &Ended, part: Option<&str>) -> String {
     let mut text = String::new();
     let mode = ended.mode.as_str();
     let by = match &ended.by {
@@ -62,7 +60,7 @@ pub(super) fn describe(ended: &Ended) -> String {
     }
     if !ended.parts.is_empty() {
         let mut parts = table(&["", "PART", "ENDED", "LAST EXIT", "RESTARTS"]);
-        for part in &ended.parts {
+        for part in of_one(&ended.parts, part) {
             parts.add_row([
                 "",
                 &harmless(&part.name, 64),
@@ -76,8 +74,11 @@ pub(super) fn describe(ended: &Ended) -> String {
         }
         let _ = writeln!(text, "{parts}");
     }
-    let first = ended.lines.len().saturating_sub(SHOWN);
-    let lines = &ended.lines[first..];
+    let lines = ended.lines.iter();
+    let lines: Vec<_> = lines
+        .filter(|line| part.is_none_or(|part| line.part == part))
+        .collect();
+    let lines = &lines[lines.len().saturating_sub(SHOWN)..];
     if !lines.is_empty() {
         let _ = writeln!(
             text,
@@ -89,6 +90,14 @@ pub(super) fn describe(ended: &Ended) -> String {
         }
     }
     text
+}
+
+fn of_one<'a>(
+    parts: &'a [EndedPart],
+    name: Option<&'a str>,
+) -> impl Iterator<Item = &'a EndedPart> {
+    let wanted = move |part: &&EndedPart| name.is_none_or(|name| part.name == name);
+    parts.iter().filter(wanted)
 }
 
 fn exit(part: &EndedPart) -> String {
@@ -105,36 +114,6 @@ pub(super) fn state(ended: &Ended) -> String {
         Cause::Failed => format!("failed ({})", ended.exit),
         Cause::Stopped | Cause::AppEnded => format!("ended ({})", ended.exit),
     }
-}
-
-/// Prints its last lines.
-pub(super) fn logs(
-    ended: &Ended,
-    filter: &Filter,
-    json: bool,
-    colour: bool,
-) -> Result<(), Failure> {
-    if let Some(part) = &filter.part
-        && !ended.parts.iter().any(|known| known.name == *part)
-        && !ended.lines.iter().any(|line| line.part == *part)
-    {
-        let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
-        return Err(
-            Failure::failed(format!("{} had no part `{part}`", ended.stack))
-                .hint(format!("its parts were {}", names.join(", "))),
-        );
-    }
-    let mut text = String::new();
-    for line in &ended.lines {
-        if filter.wants(&line.part, line.stream) {
-            text += &match json {
-                true => line.json(),
-                false => line.human(colour),
-            };
-            text.push('\n');
-        }
-    }
-    print(&text)
 }
 
 /// Forgets a stack that has ended.

@@ -22,6 +22,7 @@ mod restart;
 mod rules;
 pub mod scratch;
 mod status;
+mod target;
 mod trace;
 mod up;
 
@@ -31,12 +32,11 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use crate::cli::{AuditFormat, Cli, Command, Source};
+use crate::cli::{AuditFormat, Cli, Command, Source, Target};
 use crate::commands::failure::Failure;
 use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
 use crate::control::{ANSWERS_WITHIN, Client, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
-use crate::log::Filter;
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::state::{Liveness, StateRoot};
@@ -98,20 +98,20 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             up::run(config::run(&options, &here)?, tty, interactive)
         }
         Command::Down { all: true, .. } => down::all(),
-        Command::Down { target, .. } => {
-            down::one(&target_name(target.stack, target.file.as_deref())?)
-        }
+        Command::Down { target, .. } => down::one(&whole(&target, "down", Some("restart"))?),
         Command::Ps { all, quiet, json } => status::ps(all, quiet, json),
         Command::Status {
             target,
             previous,
             json,
-        } => status::status(
-            &target_name(target.stack, target.file.as_deref())?,
-            previous,
-            json,
-        ),
-        Command::Restart { words, file } => restart::restart(words, file.as_deref()),
+        } => {
+            let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
+            status::status(&meant, previous, json)
+        }
+        Command::Restart { words, file } => {
+            let (stack, parts) = target::several(&words, file.as_deref())?;
+            restart::restart(&stack, parts)
+        }
         Command::Apply {
             source,
             confirm,
@@ -126,24 +126,27 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             },
         ),
         Command::Logs {
-            stack,
+            words,
             file,
             follow,
             part,
+            lines,
+            since,
+            until,
+            grep,
             previous,
             json,
         } => {
-            let filter = Filter {
-                part,
-                ..Filter::default()
-            };
+            let (stack, parts) = target::several(&words, file.as_deref())?;
             let wanted = logs::Wanted {
-                filter,
+                parts: [parts, part].concat(),
+                lines,
+                sieve: logs::Sieve { since, until, grep },
                 follow,
                 previous,
                 json,
             };
-            logs::logs(&target_name(stack, file.as_deref())?, wanted)
+            logs::logs(&stack, wanted)
         }
         Command::Capture {
             file,
@@ -151,9 +154,9 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             count,
             words,
         } => {
-            let (stack, words) = capture::split(&words)?;
+            let (stack, words) = capture::split(&words);
             let filter = capture::Filter::parse(words)?;
-            let stack = target_name(stack, file.as_deref())?;
+            let stack = target::whole(stack, file.as_deref(), "capture", None)?;
             capture::capture(&stack, write.as_deref(), count, &filter)
         }
         Command::Trace {
@@ -172,17 +175,17 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 within: std::time::Duration::from_secs(within),
             };
-            trace::trace(&target_name(stack, file.as_deref())?, &question, json)
+            let stack = target::whole(stack.as_deref(), file.as_deref(), "trace", None)?;
+            trace::trace(&stack, &question, json)
         }
         Command::Exec {
             target,
             part,
             command,
-        } => exec::exec(
-            &target_name(target.stack, target.file.as_deref())?,
-            part,
-            &command,
-        ),
+        } => {
+            let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
+            exec::exec(&meant.stack, part.or(meant.part), &command)
+        }
         Command::Audit {
             target,
             json,
@@ -194,27 +197,25 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 (_, true) => AuditFormat::Sarif,
                 _ => AuditFormat::Human,
             };
-            audit::audit(
-                &target_name(target.stack, target.file.as_deref())?,
-                format,
-                verbose,
-            )
+            audit::audit(&whole(&target, "audit", None)?, format, verbose)
         }
         Command::Rules {
             source,
             counters: true,
             json,
             ..
-        } => rules::counters(&target_name(source.stack, source.file.as_deref())?, json),
+        } => {
+            let stack = source.stack.as_ref().map(StackName::as_str);
+            let stack = target::whole(stack, source.file.as_deref(), "rules", None)?;
+            rules::counters(&stack, json)
+        }
         Command::Rules { source, format, .. } => rules::rules(&source, format),
         Command::Plan { source, json } => plan::plan(&source, json),
         Command::Init { list: true, .. } => init::list(),
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Gc { all } => down::gc(all),
-        Command::Rm { target } => {
-            ended::remove(&target_name(target.stack, target.file.as_deref())?)
-        }
+        Command::Rm { target } => ended::remove(&whole(&target, "rm", None)?),
         Command::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
@@ -309,7 +310,7 @@ fn configuration_or(
         };
     }
     if let Some(stack) = &source.stack {
-        let installed = Path::new("/etc/lrpns").join(format!("{stack}.toml"));
+        let installed = installed(stack);
         if installed.exists() {
             return Ok(config::load(&installed, &vars)?);
         }
@@ -360,21 +361,19 @@ fn configuration_or(
     }
 }
 
-/// The name of the stack that a command line means.
-fn target_name(stack: Option<StackName>, file: Option<&Path>) -> Result<StackName, Failure> {
-    match (stack, file) {
-        (Some(stack), None) => Ok(stack),
-        (stack, file) => {
-            let source = Source {
-                stack,
-                file: file.map(Path::to_owned),
-                demo: false,
-                set: vec![],
-                env_file: None,
-            };
-            configuration(&source, Named::Too).map(|config| config.name)
-        }
-    }
+/// Where the file of an installed stack is.
+fn installed(stack: &StackName) -> PathBuf {
+    Path::new("/etc/lrpns").join(format!("{stack}.toml"))
+}
+
+/// The stack that a command line means, for a verb that takes no parts.
+fn whole(target: &Target, verb: &str, for_a_part: Option<&str>) -> Result<StackName, Failure> {
+    target::whole(
+        target.stack.as_deref(),
+        target.file.as_deref(),
+        verb,
+        for_a_part,
+    )
 }
 
 /// Connects to a running stack and asks.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use nftables::schema::Nftables;
 use serde::Serialize;
 
-use super::{Named, configuration, print, print_json, target_name};
+use super::{Named, configuration, print, print_json, target};
 use crate::audit::target::{Target, tables};
 use crate::cli::{RulesFormat, Source};
 use crate::commands::failure::Failure;
@@ -22,7 +22,8 @@ use crate::plan::resolve;
 pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> {
     let named_only = source.file.is_none() && source.set.is_empty() && source.env_file.is_none();
     let running = if named_only {
-        let name = target_name(source.stack.clone(), None)?;
+        let stack = source.stack.as_ref().map(StackName::as_str);
+        let name = target::whole(stack, None, "rules", None)?;
         Host::state_root().plan(&name)
     } else {
         None

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use super::target::Meant;
 use super::{ended, print, print_json, status_of};
 use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
@@ -124,8 +125,11 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows one stack in full; one that has ended, and that is a failed check, or with `previous` the one before.
-pub fn status(stack: &StackName, previous: bool, json: bool) -> Result<ExitCode, Failure> {
+/// Shows one stack in full, or one part of it; one that has ended, and that is a failed check, or with `previous` the one
+/// before.
+pub(super) fn status(meant: &Meant, previous: bool, json: bool) -> Result<ExitCode, Failure> {
+    let Meant { stack, part } = meant;
+    let part = part.as_deref();
     let ended = match previous {
         true => Some(ended::previous(stack)?),
         false => ended::instead(stack),
@@ -133,7 +137,7 @@ pub fn status(stack: &StackName, previous: bool, json: bool) -> Result<ExitCode,
     if let Some(ended) = ended {
         match json {
             true => print_json(&ended)?,
-            false => print(&ended::describe(&ended))?,
+            false => print(&ended::describe(&ended, part))?,
         }
         return Ok(match previous {
             true => ExitCode::SUCCESS,
@@ -141,6 +145,9 @@ pub fn status(stack: &StackName, previous: bool, json: bool) -> Result<ExitCode,
         });
     }
     let status = status_of(stack)?;
+    if let Some(part) = part {
+        return part_status(&status, part, json);
+    }
     if json {
         let unable = |e: serde_json::Error| Failure::unable(format!("write it as JSON: {e}"));
         let mut document = serde_json::to_value(&status).map_err(unable)?;
@@ -149,6 +156,35 @@ pub fn status(stack: &StackName, previous: bool, json: bool) -> Result<ExitCode,
     } else {
         print(&describe(&status))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows one part.
+fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Failure> {
+    let found = status.parts.iter().find(|part| part.name == name);
+    let Some(part) = found else {
+        let names: Vec<&str> = status.parts.iter().map(|part| part.name.as_str()).collect();
+        return Err(
+            Failure::failed(format!("{} has no part `{name}`", status.plan.stack))
+                .hint(format!("its parts are {}", names.join(", "))),
+        );
+    };
+    if json {
+        print_json(part)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!(
+        "{} of {}: {} since {:.0}\n{}\n",
+        part.name,
+        status.plan.stack,
+        state(part.state),
+        part.since,
+        parts_table(std::slice::from_ref(part)),
+    );
+    for note in &part.notes {
+        let _ = writeln!(text, "{}: {note}", part.name);
+    }
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -214,7 +250,21 @@ fn describe(status: &Status) -> String {
     if let Some(egress) = &plan.egress {
         let _ = writeln!(text, "{egress}");
     }
-    let mut parts = table(&[
+    let parts = parts_table(&status.parts);
+    let _ = writeln!(text, "{parts}");
+    if let Some(traffic) = &status.traffic {
+        describe_traffic(&mut text, traffic);
+    }
+    for part in &status.parts {
+        for note in &part.notes {
+            let _ = writeln!(text, "{}: {note}", part.name);
+        }
+    }
+    text
+}
+
+fn parts_table(parts: &[PartStatus]) -> Table {
+    let mut table = table(&[
         "",
         "PART",
         "STATE",
@@ -224,8 +274,8 @@ fn describe(status: &Status) -> String {
         "RESTARTS",
         "LAST EXIT",
     ]);
-    for part in &status.parts {
-        parts.add_row([
+    for part in parts {
+        table.add_row([
             "",
             &part.name,
             state(plan, part),
@@ -238,16 +288,7 @@ fn describe(status: &Status) -> String {
                 .map_or_else(|| "-".to_owned(), |exit| exit.to_string()),
         ]);
     }
-    let _ = writeln!(text, "{parts}");
-    if let Some(traffic) = &status.traffic {
-        describe_traffic(&mut text, traffic);
-    }
-    for part in &status.parts {
-        for note in &part.notes {
-            let _ = writeln!(text, "{}: {note}", part.name);
-        }
-    }
-    text
+    table
 }
 
 fn describe_traffic(text: &mut String, traffic: &Summary) {

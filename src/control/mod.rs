@@ -154,6 +154,8 @@ pub enum Reply {
     Waits(String),
     /// One line of the log.
     Line(LogLine),
+    /// What comes next of the log is new.
+    UpToDate,
     /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.
     Enter {
         /// The id inside that the part runs as.

@@ -146,8 +146,8 @@ impl fmt::Display for Visible<'_> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Filter {
-    /// Lines of this part only.
-    pub part: Option<String>,
+    /// Lines of these parts only; of all, if there is none.
+    pub parts: Vec<String>,
     /// Lines of this stream only.
     pub stream: Option<Stream>,
     /// Lines with at least this number: what [`LogBuf::end`] was when they were last asked for, to follow the log.
@@ -158,7 +158,7 @@ impl Filter {
     /// Whether it wants lines of this part and stream.
     #[must_use]
     pub fn wants(&self, part: &str, stream: Stream) -> bool {
-        self.part.as_deref().is_none_or(|wanted| wanted == part)
+        (self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part))
             && self.stream.is_none_or(|wanted| wanted == stream)
     }
 }
@@ -412,7 +412,10 @@ impl Reader {
         let missed = oldest.saturating_sub(self.line);
         if missed > 0 {
             self.line = oldest;
-            let part = self.filter.part.as_deref().unwrap_or("log");
+            let part = match self.filter.parts.as_slice() {
+                [part] => part.as_str(),
+                _ => "log",
+            };
             lost(&mut lines, part, format!("{missed} lines are"));
         }
         let mut records = VecDeque::new();
@@ -630,7 +633,7 @@ mod tests {
         log.push(line("app", Stream::Err, "c"));
         log.push(line("app", Stream::Out, "d"));
         let filter = |part: Option<&str>, stream, from| Filter {
-            part: part.map(str::to_owned),
+            parts: part.into_iter().map(str::to_owned).collect(),
             stream,
             from,
         };

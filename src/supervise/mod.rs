@@ -921,11 +921,9 @@ impl Supervisor {
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Logs { filter, follow } => {
-                let part = filter
-                    .part
-                    .as_ref()
-                    .filter(|part| *part != TrafficBuf::PART);
-                if let Some(Err(reply)) = part.map(|part| self.find(part)) {
+                let parts = filter.parts.iter().map(String::as_str);
+                let mut parts = parts.filter(|part| *part != TrafficBuf::PART);
+                if let Some(reply) = parts.find_map(|part| self.find(part).err()) {
                     return tell(&client, *reply);
                 }
                 self.following
@@ -989,6 +987,7 @@ impl Supervisor {
             if !follow {
                 return tell(&client, Reply::Done);
             }
+            tell(&client, Reply::UpToDate);
             return journal.followers.push(Follower {
                 filter: reader.filter().clone(),
                 client,
