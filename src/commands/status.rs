@@ -177,9 +177,9 @@ fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Fail
         "{} of {}: {} since {:.0}\n{}\n",
         part.name,
         status.plan.stack,
-        state(part.state),
+        state(&status.plan, part),
         part.since,
-        parts_table(std::slice::from_ref(part)),
+        parts_table(&status.plan, std::slice::from_ref(part)),
     );
     for note in &part.notes {
         let _ = writeln!(text, "{}: {note}", part.name);
@@ -250,7 +250,7 @@ fn describe(status: &Status) -> String {
     if let Some(egress) = &plan.egress {
         let _ = writeln!(text, "{egress}");
     }
-    let parts = parts_table(&status.parts);
+    let parts = parts_table(plan, &status.parts);
     let _ = writeln!(text, "{parts}");
     if let Some(traffic) = &status.traffic {
         describe_traffic(&mut text, traffic);
@@ -263,7 +263,7 @@ fn describe(status: &Status) -> String {
     text
 }
 
-fn parts_table(parts: &[PartStatus]) -> Table {
+fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
     let mut table = table(&[
         "",
         "PART",
