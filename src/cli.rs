@@ -327,6 +327,12 @@ pub enum Command {
         /// A directory or file of the host: `HOST_PATH:PATH[:OPTIONS]`, read-only unless it says `rw`
         #[arg(short, long, value_name = "HOST_PATH:PATH[:OPTIONS]")]
         volume: Vec<String>,
+        /// Whom it runs as, within: a name of the root's /etc/passwd, or a number
+        #[arg(short, long, value_name = "USER[:GROUP]")]
+        user: Option<String>,
+        /// Where it starts
+        #[arg(short, long, value_name = "PATH")]
+        workdir: Option<String>,
         /// How much memory it may have: bytes, or with k, m or g
         #[arg(short, long, value_name = "SIZE")]
         memory: Option<String>,

@@ -64,6 +64,8 @@ pub mod config;
 // Give up what is not needed.
 pub mod confine;
 
+pub mod accounts;
+
 pub mod names;
 pub mod text;
 

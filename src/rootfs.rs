@@ -25,8 +25,10 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
+use crate::accounts::{Accounts, User};
 use crate::config::{Limits, Rootfs, Tmpfs, Volume};
 use crate::confine::privileges::Ids;
+use crate::plan::{APP_ID, APP_NAME};
 use crate::protocol::RootfsStart;
 use crate::sys;
 
@@ -384,26 +386,16 @@ fn minimal_etc(
     resolvers: &[IpAddr],
     hosts: &str,
 ) -> Vec<(PathBuf, String)> {
-    let Ids { uid, gid } = user;
-    let app_passwd = match uid {
-        0 => String::new(),
-        uid => format!("app:x:{uid}:{gid}:app:/:/usr/sbin/nologin\n"),
-    };
-    let app_group = match gid {
-        0 => String::new(),
-        gid => format!("app:x:{gid}:\n"),
-    };
+    let (passwd, group) = names(user);
     [
-        (
-            "etc/passwd",
-            format!(
-                "root:x:0:0:root:/:/usr/sbin/nologin\n{app_passwd}nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
-            ),
-        ),
-        ("etc/group", format!("root:x:0:\n{app_group}nogroup:x:65534:\n")),
+        ("etc/passwd", passwd),
+        ("etc/group", group),
         ("etc/hostname", format!("{hostname}\n")),
         ("etc/hosts", hosts.to_owned()),
-        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        (
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\n".to_owned(),
+        ),
         (
             "etc/resolv.conf",
             resolvers
@@ -415,6 +407,73 @@ fn minimal_etc(
     .into_iter()
     .map(|(path, text)| (PathBuf::from(path), text))
     .collect()
+}
+
+/// The last id of a user that is a server's and not a person's (`SYS_UID_MAX` of login.defs(5)), and of its group.
+const LAST_SYSTEM_ID: u32 = 999;
+/// Nobody's, and nogroup's.
+const NOBODY: u32 = 65534;
+
+/// Its /etc/passwd and /etc/group: who it runs as, and the host's users that are no person's, by name alone. Of persons, of
+/// passwords, and of what else a line may tell there is nothing.
+fn names(user: Ids) -> (String, String) {
+    // What can't be read has no names.
+    names_of(&Accounts::of(Path::new("/")).unwrap_or_default(), user)
+}
+
+fn names_of(host: &Accounts, user: Ids) -> (String, String) {
+    let Ids { uid, gid } = user;
+    let system = |id: u32| (1..=LAST_SYSTEM_ID).contains(&id) || id == NOBODY;
+    let mut passwd = "root:x:0:0:root:/:/usr/sbin/nologin\n".to_owned();
+    let mut group = "root:x:0:\n".to_owned();
+    let users = || host.users.iter().filter(|(_, user)| system(user.uid));
+    let groups = || host.groups.iter().filter(|(_, group)| system(group.gid));
+    let own = host.user(uid).filter(|_| uid != APP_ID);
+    if uid != 0 && users().all(|(_, user)| user.uid != uid) {
+        let name = own.map_or(APP_NAME, |(name, _)| name);
+        passwd += &format!("{name}:x:{uid}:{gid}::/:/usr/sbin/nologin\n");
+    }
+    let of_gid = |wanted: u32| {
+        let named = host.groups.iter().find(|(_, group)| group.gid == wanted);
+        named
+            .filter(|_| wanted != APP_ID)
+            .map_or(APP_NAME, |(name, _)| name)
+    };
+    if gid != 0 && groups().all(|(_, group)| group.gid != gid) {
+        group += &format!("{}:x:{gid}:\n", of_gid(gid));
+    }
+    for (name, user) in users() {
+        let User {
+            uid,
+            gid,
+            home,
+            shell,
+        } = user;
+        passwd += &format!("{name}:x:{uid}:{gid}::{home}:{shell}\n");
+    }
+    for (name, found) in groups() {
+        let members = found.members.iter();
+        let members = members.filter(|member| users().any(|(name, _)| name == *member));
+        let members: Vec<&str> = members.map(String::as_str).collect();
+        group += &format!("{name}:x:{}:{}\n", found.gid, members.join(","));
+    }
+    for (text, id, line) in [
+        (
+            &mut passwd,
+            host.user(NOBODY).is_some(),
+            "nobody:x:65534:65534::/:/usr/sbin/nologin\n",
+        ),
+        (
+            &mut group,
+            groups().any(|(_, group)| group.gid == NOBODY),
+            "nogroup:x:65534:\n",
+        ),
+    ] {
+        if !id {
+            *text += line;
+        }
+    }
+    (passwd, group)
 }
 
 /// What `/etc/hosts` says: this host's own names, and those that the app is to know.

@@ -53,7 +53,7 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
         ),
         (
             python("raise SystemExit('getpwnam(www-data) failed')"),
-            "the app's root has the users root, app and nobody".to_owned(),
+            "install the server's package on the host, which makes its user".to_owned(),
         ),
         (
             python("raise SystemExit('bind() to 0.0.0.0:6379 failed (13: Permission denied)')"),
@@ -99,7 +99,7 @@ fn an_app_that_publishes_nothing_and_fails_is_told_of_by_up_with_its_last_lines(
     for words in [
         "no such user: www-data",
         "web has ended: its app ended with exit status 1 right after its start",
-        "hint: the app's root has the users root, app and nobody",
+        "hint: the app's root has root, app and the host's users below id 1000",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }

@@ -187,6 +187,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         port_link: IfName::new(format!("port{number}")).unwrap(),
         ids,
         rootfs: Rootfs::BuiltinWebapp,
+        workdir: "/".into(),
         command: vec!["/webapp".into()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),

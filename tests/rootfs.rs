@@ -98,8 +98,10 @@ etc = {"alternatives", "group", "hostname", "hosts", "ld.so.cache", "localtime",
 say({
     "more in /": sorted(set(os.listdir("/")) - expected),
     "more in /etc": sorted(set(os.listdir("/etc")) - etc),
-    "passwd": [line.split(":")[0] for line in open("/etc/passwd")],
-    "group": [line.split(":")[0] for line in open("/etc/group")],
+    "passwd": [line.split(":")[0] for line in open("/etc/passwd")][:2],
+    "group": [line.split(":")[0] for line in open("/etc/group")][:2],
+    "persons": [line for name in ("passwd", "group") for line in open("/etc/" + name) if int(line.split(":")[2]) >= 1000][:5],
+    "words": [line for line in open("/etc/passwd") if line.split(":")[4] not in ("", "root")],
     "hostname": open("/etc/hostname").read(),
     "resolv.conf": open("/etc/resolv.conf").read(),
     "up": sorted(os.listdir("/..")) == sorted(os.listdir("/")),
@@ -109,7 +111,9 @@ say({
     assert_eq!(
         found,
         json!({
-            "more in /": [], "more in /etc": [], "passwd": ["root", "app", "nobody"], "group": ["root", "app", "nogroup"],
+            "more in /": [], "more in /etc": [], "passwd": ["root", "app"], "group": ["root", "app"], "words": [],
+            "persons": ["app:x:1000:1000::/:/usr/sbin/nologin\n", "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+                        "app:x:1000:\n", "nogroup:x:65534:\n"],
             "hostname": "app\n", "resolv.conf": "", "up": true,
         })
     );

@@ -186,7 +186,10 @@ impl Case<'_> {
             "unknown group",
             "invalid group",
         ]) {
-            return Some("the app's root has the users root, app and nobody, and it runs as app already: leave the server's own user and group out of its configuration, or say app".to_owned());
+            return Some(match &self.app.rootfs {
+                Rootfs::Host => "the app's root has root, app and the host's users below id 1000: install the server's package on the host, which makes its user, or leave user and group out of its configuration; it runs unprivileged already".to_owned(),
+                _ => "the app's root has no such user or group in its /etc/passwd or /etc/group: leave both out of the server's configuration; it runs unprivileged already".to_owned(),
+            });
         }
         if has(&["operation not permitted", "eperm", "errno 1]"]) {
             return Some(self.not_permitted(&lower));
@@ -362,11 +365,11 @@ impl Case<'_> {
                     "drop privileges",
                     "switch user",
                 ],
-                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration",
+                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start: user = \"www-data\", say",
             ),
             (
                 &["chown", "change owner", "change ownership"],
-                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration",
+                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start: user = \"www-data\", say",
             ),
             (
                 &["chroot"],

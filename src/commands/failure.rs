@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use crate::config::{ConfigErrors, Protocol};
+use crate::config::{ConfigErrors, Protocol, Rootfs};
 use crate::host::{HostError, holder};
 use crate::part::container::ContainerError;
 use crate::plan::resolve::PlanError;
@@ -163,6 +163,19 @@ impl From<PlanError> for Failure {
                 };
                 Self::usage(chain(&e)).hint(hint)
             }
+            PlanError::Account { ref root, key, .. } => {
+                let hint = match root {
+                    Rootfs::BuiltinWebapp => format!("it has no names: {key} = \"1000\""),
+                    Rootfs::Host => format!(
+                        "names are those of /etc/passwd and /etc/group; any number will do: {key} = \"1000\""
+                    ),
+                    Rootfs::Dir(path) => format!(
+                        "names are those of {0}/etc/passwd and {0}/etc/group; any number will do: {key} = \"1000\"",
+                        path.display()
+                    ),
+                };
+                Self::usage(chain(&e)).hint(hint)
+            }
             PlanError::SubnetFull { .. }
             | PlanError::RulesVariable { .. }
             | PlanError::RulesValue { .. } => Self::usage(chain(&e)),
@@ -243,6 +256,13 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             "the program must be executable by everybody (chmod 755); in a volume it needs the option exec, such as \
              volumes = [\"./server:/srv/server:exec\"], and in a tmpfs nothing can be executed",
         ),
+        StackError::Container(ContainerError::Stage { step, .. })
+            if step == "enter the working directory" =>
+        {
+            Some(
+                "workdir is a directory of the app's root, of a volume or of a tmpfs, which the app's user may enter",
+            )
+        }
         // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
         StackError::Container(ContainerError::Stage { step, .. })
             if step == "make the root" && text.contains("Function not implemented") =>

@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
 use crate::config::{Limits, Origin, Rootfs, Source as Seen, order};
+use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::host::Host;
@@ -19,7 +21,7 @@ use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
     let config = configuration(source, Named::No)?;
-    let plan = resolve::plan(&config, &Host::look(&config.name)?)?;
+    let plan = resolve::plan(&config, &Host::look_for(&config)?)?;
     if json {
         print_json(&Document::of(&plan))?;
     } else {
@@ -255,10 +257,22 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     }
     writeln!(
         out,
-        "  holds no capability; runs as {} inside, {} outside",
-        app.ids.uid,
-        plan.host_uid(app.ids)
+        "  holds no capability; runs as {} inside, {} outside  ({})",
+        match app.ids.inside() {
+            Ids { uid, gid } if uid == gid => uid.to_string(),
+            Ids { uid, gid } => format!("{uid}, group {gid},"),
+        },
+        plan.host_uid(app.ids),
+        key("user")
     )?;
+    if app.workdir != Path::new("/") {
+        writeln!(
+            out,
+            "  starts in {}  ({})",
+            app.workdir.display(),
+            key("workdir")
+        )?;
+    }
     writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
     describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
     let tcp = crate::confine::landlock::App::of(app);

@@ -32,7 +32,7 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
         Some(plan) => plan,
         None => {
             let config = configuration(source, Named::Too)?;
-            resolve::plan(&config, &Host::look(&config.name)?)?
+            resolve::plan(&config, &Host::look_for(&config)?)?
         }
     };
     let rules = firewall::sidecar_rules(&plan);

@@ -262,7 +262,7 @@ pub(super) fn escaped(text: &str) -> String {
 }
 
 /// The candidate that is written most like `word`, if more than half of it is the same.
-pub(super) fn nearest<'c>(
+pub(crate) fn nearest<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,
 ) -> Option<&'c str> {

@@ -35,6 +35,9 @@ keys! {
         "builtin:webapp, host, dir:PATH, oci:LAYOUT[:TAG], oci-archive:FILE, docker-archive:FILE or image:FILE",
         r#"rootfs = "host""#;
     COMMAND = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["/webapp"]"#;
+    USER = "user": "a name of the root's /etc/passwd, or a number", r#"user = "www-data""#;
+    GROUP = "group": "a name of the root's /etc/group, or a number", r#"group = "www-data""#;
+    WORKDIR = "workdir": "an absolute path", r#"workdir = "/srv/app""#;
     ENV = "env": "a table of names and strings", r#"env = { PROVIDER = "world" }"#;
     PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
     WAIT = "wait": "true or false", "wait = false";
@@ -77,6 +80,9 @@ pub(super) const APP_KEYS: &[Key] = &[
     APP_ADDRESS,
     ROOTFS,
     COMMAND,
+    USER,
+    GROUP,
+    WORKDIR,
     ENV,
     PUBLISH,
     WAIT,

@@ -29,6 +29,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::errors::nearest;
 pub use self::errors::{ConfigErrors, Place, Problem};
 pub use self::run::{RunOptions, run};
 pub use self::trust::trust_everybody;
@@ -357,6 +358,12 @@ pub struct App {
     pub rootfs: Rootfs,
     /// `command`, the program first; never empty.
     pub command: Vec<String>,
+    /// `user`: what it runs as, within; `None` is [`crate::plan::APP_ID`].
+    pub user: Option<Account>,
+    /// `group`; `None` is the user's own.
+    pub group: Option<Account>,
+    /// `workdir`: where its command starts; absolute, without `..`.
+    pub workdir: PathBuf,
     /// `env`; the app's whole environment but for PATH, HOME and HOSTNAME, which lrpns sets when they are absent.
     pub env: BTreeMap<String, String>,
     /// `publish`.
@@ -395,6 +402,15 @@ pub struct App {
     pub limits: Limits,
     /// `seccomp`, read if it is a file.
     pub seccomp: crate::confine::seccomp::Profile,
+}
+
+/// `user` and `group`: of the app's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// A number.
+    Id(u32),
+    /// A name of its /etc/passwd or /etc/group.
+    Name(String),
 }
 
 /// `rootfs`: where the app's root comes from.

@@ -19,8 +19,8 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish, Rootfs,
-    RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
+    Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
+    Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -426,6 +426,9 @@ impl Reader<'_> {
         }
         let rootfs = rootfs.map(|placed| placed.value);
         let command = self.command(section, rootfs.as_ref());
+        let user = self.account(section, keys::USER);
+        let group = self.account(section, keys::GROUP);
+        let workdir = self.one(section, keys::WORKDIR, values::workdir);
         let mut env = self.env(section);
         if rootfs == Some(Rootfs::BuiltinWebapp) {
             default_env(&mut env);
@@ -461,6 +464,9 @@ impl Reader<'_> {
             address: address.as_ref().map(|placed| placed.value),
             rootfs,
             command,
+            user,
+            group,
+            workdir: workdir.map_or_else(|| "/".into(), |placed| placed.value),
             env,
             publish: publish
                 .iter()
@@ -505,6 +511,21 @@ impl Reader<'_> {
             self.key_problem(span, message.to_owned(), keys::ALLOW);
         }
         list.into_iter().map(|placed| placed.value).collect()
+    }
+
+    /// A name or a number; the number may be one of TOML's.
+    fn account(&mut self, section: &Section<'_, '_>, key: Key) -> Option<Account> {
+        if let Some((_, value)) = section.get(key.name)
+            && let DeValue::Integer(_) = value.get_ref()
+        {
+            let id = |n: f64| {
+                let whole = n.fract() == 0.0 && (0.0..f64::from(u32::MAX)).contains(&n);
+                whole.then_some(Account::Id(n as u32))
+            };
+            return self.number(section, key, id);
+        }
+        let account = self.one(section, key, values::account);
+        account.map(|placed| placed.value)
     }
 
     fn seccomp(&mut self, section: &Section<'_, '_>) -> seccomp::Profile {

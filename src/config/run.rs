@@ -11,8 +11,8 @@ use super::errors::{ConfigErrors, Place, Problem, quoted};
 use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
-    App, Config, Limits, Network, Origin, Processors, Publish, Restart, Rootfs, Sidecar, Source,
-    Tmpfs, Via, Volume, check, keys, reader, values,
+    Account, App, Config, Limits, Network, Origin, Processors, Publish, Restart, Rootfs, Sidecar,
+    Source, Tmpfs, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -42,6 +42,10 @@ pub struct RunOptions {
     pub cpus: Option<String>,
     /// `--pids-limit`.
     pub pids: Option<String>,
+    /// `--user`: `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// `--workdir`.
+    pub workdir: Option<String>,
     /// `--via`; `None` is `auto`.
     pub via: Option<String>,
     /// With `--tty`, the caller's `TERM`.
@@ -81,6 +85,12 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
     };
     let volumes = flags.volumes(&options.volumes, base, &tmpfs);
     let limits = flags.limits(options);
+    let (user, group) = flags.user(options.user.as_deref());
+    let workdir = options.workdir.as_deref().and_then(|text| {
+        let workdir = values::workdir(text);
+        let workdir = workdir.map_err(|e| e.saying(keys::WORKDIR.expected, "--workdir /srv/app"));
+        flags.take("app.workdir", "--workdir", workdir)
+    });
     let via = options.via.as_deref().map(|text| {
         let via = values::via(text).map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
         flags.take("app.via", "--via", via).unwrap_or_default()
@@ -103,6 +113,9 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 address: None,
                 rootfs,
                 command,
+                user,
+                group,
+                workdir: workdir.unwrap_or_else(|| "/".into()),
                 env,
                 publish,
                 wait: true,
@@ -238,6 +251,28 @@ impl Flags {
             volumes.extend(self.take("app.volumes", FLAG, volume));
         }
         volumes
+    }
+
+    /// Docker's and Podman's form, `USER[:GROUP]`.
+    fn user(&mut self, given: Option<&str>) -> (Option<Account>, Option<Account>) {
+        let Some(text) = given else {
+            return (None, None);
+        };
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let mut take = |key: &str, text: &str| {
+            let account = values::account(text).map_err(|error| {
+                error.saying(
+                    "`USER[:GROUP]`, names of the root's or numbers",
+                    "--user www-data",
+                )
+            });
+            self.take(key, "--user", account)
+        };
+        let user = take("app.user", user);
+        (user, group.and_then(|group| take("app.group", group)))
     }
 
     /// Docker's and Podman's forms: a small letter is a unit too.

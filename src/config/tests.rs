@@ -78,6 +78,9 @@ fn the_built_in_example_is_the_original_set_up() {
             name: PartName::new("app").unwrap(),
             address: Some([172, 18, 0, 23].into()),
             rootfs: Rootfs::BuiltinWebapp,
+            user: None,
+            group: None,
+            workdir: "/".into(),
             command: vec!["/webapp".to_owned()],
             env: env.into_iter().map(own).collect(),
             publish: vec![Publish {
@@ -886,7 +889,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -1054,7 +1057,10 @@ fn the_example_file_shows_every_key() {
                     "limits",
                     "wait",
                     "start_timeout",
-                    "stop_"
+                    "stop_",
+                    "user",
+                    "group",
+                    "workdir"
                 ]
                 .iter()
                 .any(|key| own.starts_with(key)),

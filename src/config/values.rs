@@ -13,8 +13,8 @@ use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Connect, Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs, TrafficLog,
-    Until, Via, Volume,
+    Account, Connect, Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs,
+    TrafficLog, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -827,6 +827,32 @@ pub(super) fn stop_signal(text: &str) -> Result<StopSignal, ValueError> {
             quoted(text)
         ))
     })
+}
+
+/// `user` or `group`: a number, or a name as useradd(8) takes it.
+pub(super) fn account(text: &str) -> Result<Account, ValueError> {
+    const LONGEST: usize = 64;
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // The last one means none to setresuid(2).
+        let id = text.parse().ok().filter(|id| *id < u32::MAX);
+        return id
+            .map(Account::Id)
+            .ok_or_else(|| ValueError::said(format!("{} is larger than any id", quoted(text))));
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'$');
+    let first = text.bytes().next().is_some_and(|b| plain(b) && b != b'-');
+    if !first || !text.bytes().all(plain) || text.len() > LONGEST {
+        return Err(ValueError::said(format!(
+            "{} is neither a name nor a number",
+            quoted(text)
+        )));
+    }
+    Ok(Account::Name(text.to_owned()))
+}
+
+/// `workdir`.
+pub(super) fn workdir(text: &str) -> Result<PathBuf, ValueError> {
+    inner_path(text)
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ pub mod holder;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
+use crate::accounts::Accounts;
+use crate::config::{Config, Rootfs};
 use crate::firewall::{self, Forwarding, IpFamily};
 use crate::names::StackName;
 use crate::net;
@@ -40,6 +43,8 @@ pub struct Host {
     pub first_user_port: u16,
     /// Where cgroups may be made.
     pub cgroups: cgroup::Place,
+    /// Users and groups by name, of each root of which a configuration names some.
+    pub accounts: Vec<(Rootfs, Accounts)>,
     /// Bytes of memory; 0 when the kernel doesn't tell.
     pub memory: u64,
 }
@@ -50,6 +55,14 @@ pub enum HostError {
     /// The network's state.
     #[error("read the host's network: {0}")]
     Net(#[from] net::Error),
+    /// The users and groups of a root.
+    #[error("read {}: {source}", file.display())]
+    Accounts {
+        /// Its /etc/passwd or /etc/group.
+        file: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{what}: {source}")]
     Io {
@@ -144,8 +157,19 @@ impl Host {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(1024),
             cgroups: cgroup::find(mode == Mode::Root),
+            accounts: vec![],
             memory: memory(),
         })
+    }
+
+    /// As [`Host::look`], and also at what names in `config` mean.
+    ///
+    /// # Errors
+    /// As [`Host::look`]; and when a root's /etc/passwd or /etc/group can't be read.
+    pub fn look_for(config: &Config) -> Result<Self, HostError> {
+        let mut host = Self::look(&config.name)?;
+        host.accounts = accounts(config)?;
+        Ok(host)
     }
 
     /// Where this user's stacks are.
@@ -154,6 +178,26 @@ impl Host {
         let uid = nix::unistd::geteuid().as_raw();
         StateRoot::for_user(uid, std::env::var_os("XDG_RUNTIME_DIR").as_deref())
     }
+}
+
+/// The users and groups of each root of which `config` names some.
+fn accounts(config: &Config) -> Result<Vec<(Rootfs, Accounts)>, HostError> {
+    let mut all: Vec<(Rootfs, Accounts)> = vec![];
+    for app in &config.apps {
+        let named = app.user.is_some() || app.group.is_some();
+        if !named || all.iter().any(|(root, _)| *root == app.rootfs) {
+            continue;
+        }
+        let root = match &app.rootfs {
+            Rootfs::BuiltinWebapp => continue,
+            Rootfs::Host => Path::new("/"),
+            Rootfs::Dir(path) => path,
+        };
+        let accounts =
+            Accounts::of(root).map_err(|(file, source)| HostError::Accounts { file, source })?;
+        all.push((app.rootfs.clone(), accounts));
+    }
+    Ok(all)
 }
 
 /// Why there can be no IPv6 in this network namespace, and so in none that is reached from it (ip-sysctl.rst).

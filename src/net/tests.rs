@@ -318,6 +318,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         port_link: IfName::new(format!("p-{name}")).unwrap(),
         ids: IDS,
         rootfs: Rootfs::BuiltinWebapp,
+        workdir: "/".into(),
         command: vec!["/webapp".to_owned()],
         env: BTreeMap::new(),
         tmpfs: Vec::new(),

@@ -29,8 +29,8 @@ const LIVE: [&str; 10] = [
     "after",
 ];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 9] = [
-    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen", "job",
+const MADE_OF: [&str; 10] = [
+    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen", "job", "workdir",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
@@ -317,6 +317,16 @@ fn app_change(
             "address" => refused.push(Refused {
                 key: key(name.as_str()),
                 why: "it is one end of the app's open connections, and whom its neighbours know",
+                instead: Some(
+                    "give the app another name too: then one leaves and the other joins, live",
+                ),
+            }),
+            "ids" => refused.push(Refused {
+                key: match old.ids.uid == new.ids.uid {
+                    true => key("group"),
+                    false => key("user"),
+                },
+                why: "who is who within a user namespace is written down once, and its links and connections are in one that belongs to it",
                 instead: Some(
                     "give the app another name too: then one leaves and the other joins, live",
                 ),

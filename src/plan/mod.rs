@@ -240,6 +240,9 @@ pub struct IdMap {
 /// The id inside that an app runs as: the first of an ordinary user on most systems.
 pub const APP_ID: u32 = 1000;
 
+/// The name of that user and its group in a root made from the host's.
+pub const APP_NAME: &str = "app";
+
 impl IdMap {
     /// Who the part runs as.
     #[must_use]
@@ -350,6 +353,9 @@ pub struct AppPlan {
     pub ids: IdMap,
     /// Its root file system.
     pub rootfs: Rootfs,
+    /// Where its command starts.
+    #[serde(default = "root_directory")]
+    pub workdir: PathBuf,
     /// Its program and arguments.
     pub command: Vec<String>,
     /// Its whole environment.
@@ -501,6 +507,10 @@ pub enum Transport {
     Relay,
 }
 
+fn root_directory() -> PathBuf {
+    "/".into()
+}
+
 /// The PATH of an app whose environment has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -568,7 +578,11 @@ impl Plan {
             plan.origins.clear();
             plan.cgroup = Placement::default();
             for app in &mut plan.apps {
-                app.ids = self.sidecar;
+                app.ids = IdMap {
+                    uid: app.ids.uid,
+                    gid: app.ids.gid,
+                    ..self.sidecar
+                };
                 app.closing.clear();
                 for publish in &mut app.publish {
                     // What `auto` came to may have changed with the host; the stack works all the same.

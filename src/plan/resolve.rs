@@ -8,15 +8,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
-use crate::config::{self, Config, Limits, Origin, Protocol, RulesFile, Source, Tmpfs, Via};
+use crate::accounts::Accounts;
+use crate::config::{
+    self, Account, Config, Limits, Origin, Protocol, Rootfs, RulesFile, Source, Tmpfs, Via, nearest,
+};
+use crate::confine::privileges::Ids;
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
 use crate::net;
 use crate::part::cgroup;
 use crate::plan::{
-    APP_ID, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap, Mode,
-    Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
+    APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
+    Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -66,6 +70,24 @@ pub enum PlanError {
         egress: config::Egress,
         /// What would grant that, if it is an app.
         instead: Option<config::Connect>,
+    },
+    /// A name that the app's root doesn't know.
+    #[error("{key} \"{name}\" of {app}: {} has no such {key}{}", match root {
+        Rootfs::Host => "this host".to_owned(),
+        Rootfs::Dir(path) => format!("the root {}", path.display()),
+        Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
+    }, nearest.as_ref().map(|name| format!(", the nearest is `{name}`")).unwrap_or_default())]
+    Account {
+        /// The app.
+        app: String,
+        /// `user` or `group`.
+        key: &'static str,
+        /// The name.
+        name: String,
+        /// The root.
+        root: Rootfs,
+        /// What it may have been meant to be.
+        nearest: Option<String>,
     },
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
@@ -167,7 +189,12 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             new.push(app.name.clone());
             continue;
         };
-        app.ids = before.ids;
+        // Where they are on the host it keeps.
+        app.ids = IdMap {
+            host_id: before.ids.host_id,
+            count: before.ids.count,
+            ..app.ids
+        };
         if same_prefix {
             app.address6 = before.address6;
         }
@@ -223,13 +250,14 @@ fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
     let Some(app) = plan.apps.iter_mut().find(|app| app.name == *name) else {
         return;
     };
-    if app.ids.count > 1 {
+    if plan.mode == Mode::Root {
         let first = sidecar.host_id - sidecar.host_id % IDS_PER_STACK;
         let egress = running.egress.as_ref().map(|egress| egress.ids);
         let of_parts = [sidecar, running.relay].into_iter().chain(egress);
         let taken: Vec<IdMap> = others.iter().map(|app| app.ids).chain(of_parts).collect();
         let free = (first..first + IDS_PER_STACK).step_by(2).find(|id| {
-            let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < id + 2;
+            let end = id + app.ids.count;
+            let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < end;
             !taken.iter().any(meets)
         });
         app.ids.host_id = free.unwrap_or(app.ids.host_id);
@@ -349,8 +377,9 @@ fn decide(
             mac: net::mac(stack, app.name.as_str()),
             port_link: IfName::new(format!("port{index}"))
                 .expect("at most 15 bytes for any number of apps"),
-            ids: ids(APP_ID),
+            ids: ids(inside(app, host)?),
             rootfs: app.rootfs.clone(),
+            workdir: app.workdir.clone(),
             command: app.command.clone(),
             env: environment(app),
             tmpfs: with_shared_memory(&app.tmpfs, &limits),
@@ -405,12 +434,12 @@ fn decide(
         },
         uplink,
         log: config.sidecar.log,
-        sidecar: ids(0),
-        relay: ids(0),
+        sidecar: ids(Ids::ROOT),
+        relay: ids(Ids::ROOT),
         egress: egress_way(config, host, ends_at).map(|(via, why)| EgressPlan {
             via,
             why,
-            ids: ids(0),
+            ids: ids(Ids::ROOT),
         }),
         seal: config.sidecar.seal,
         rules,
@@ -610,8 +639,47 @@ fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
         .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
 }
 
-/// A source of id maps for this stack: each call is for a part that runs as that id inside.
-fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, PlanError> {
+/// Who an app runs as, within.
+fn inside(app: &config::App, host: &Host) -> Result<Ids, PlanError> {
+    let none = Accounts::default();
+    let accounts = host.accounts.iter().find(|(root, _)| *root == app.rootfs);
+    let accounts = accounts.map_or(&none, |(_, accounts)| accounts);
+    let unknown = |key: &'static str, name: &str, known: &mut dyn Iterator<Item = &String>| {
+        PlanError::Account {
+            app: app.name.to_string(),
+            key,
+            name: name.to_owned(),
+            root: app.rootfs.clone(),
+            nearest: nearest(name, known.map(String::as_str)).map(str::to_owned),
+        }
+    };
+    let (uid, own) = match &app.user {
+        None => (APP_ID, APP_ID),
+        Some(Account::Id(uid)) => match accounts.user(*uid) {
+            Some((_, user)) => (*uid, user.gid),
+            None => (*uid, *uid),
+        },
+        Some(Account::Name(name)) => match accounts.users.get(name) {
+            Some(user) => (user.uid, user.gid),
+            // Every root that is made from the host's has it.
+            None if name == APP_NAME && app.rootfs == Rootfs::Host => (APP_ID, APP_ID),
+            None => return Err(unknown("user", name, &mut accounts.users.keys())),
+        },
+    };
+    let gid = match &app.group {
+        None => own,
+        Some(Account::Id(gid)) => *gid,
+        Some(Account::Name(name)) => match accounts.groups.get(name) {
+            Some(group) => group.gid,
+            None if name == APP_NAME && app.rootfs == Rootfs::Host => APP_ID,
+            None => return Err(unknown("group", name, &mut accounts.groups.keys())),
+        },
+    };
+    Ok(Ids { uid, gid })
+}
+
+/// A source of id maps for this stack: each call is for a part that runs as these inside.
+fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(Ids) -> IdMap, PlanError> {
     let mut next = match host.mode {
         // One id is mapped, and every part is it.
         Mode::Rootless => None,
@@ -629,11 +697,11 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
             Some(slot * IDS_PER_STACK)
         }
     };
-    Ok(move |id| {
+    Ok(move |inside: Ids| {
         let (host_id, count) = match &mut next {
             None => (0, 1),
             Some(next) => {
-                let (host_id, count) = (*next, if id == 0 { 1 } else { 2 });
+                let (host_id, count) = (*next, if inside == Ids::ROOT { 1 } else { 2 });
                 *next += count;
                 (host_id, count)
             }
@@ -641,8 +709,8 @@ fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(u32) -> IdMap, P
         IdMap {
             host_id,
             count,
-            uid: id,
-            gid: id,
+            uid: inside.uid,
+            gid: inside.gid,
         }
     })
 }

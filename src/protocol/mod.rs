@@ -163,6 +163,8 @@ pub struct Carried {
 pub struct AppStart {
     /// Who the command runs as.
     pub user: Ids,
+    /// Where the command starts.
+    pub workdir: PathBuf,
     /// Program and arguments.
     pub command: Vec<String>,
     /// The whole environment.

@@ -1305,6 +1305,7 @@ impl Ground {
             nproc: self.plan.cgroup.nproc(&app.limits),
             role: Role::App(AppStart {
                 user: app.ids.inside(),
+                workdir: app.workdir.clone(),
                 command: app.command.clone(),
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),

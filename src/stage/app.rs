@@ -70,6 +70,10 @@ pub fn run(
     .map_err(step("make the root"))?;
     notes.extend(enter_domain(&start, program.as_fd())?);
     drop(program);
+    rustix::process::chdir(&start.workdir).map_err(|e| {
+        let cause = format!("{}: {}", start.workdir.display(), io::Error::from(e));
+        step("enter the working directory")(cause)
+    })?;
     let keep: &[Capability] = if weakened("app-capability") {
         &[Capability::CAP_NET_RAW]
     } else {

@@ -67,7 +67,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let stack = &config.name;
     let status = status_of(stack)?;
     let running = status.plan;
-    let host = Host::look(stack)?;
+    let host = Host::look_for(&config)?;
     let mut wanted = resolve::again(&config, &host, &running)?;
     let change = change::between(&running, &wanted).map_err(|e| {
         let hint = format!("lrpns down {stack} && lrpns up {stack}");

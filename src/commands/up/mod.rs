@@ -367,7 +367,7 @@ fn supervise_here(
         let held_back = HeldBack::signals()?;
         let global = state.lock()?;
         state.settle(&config.name, &global)?;
-        let host = Host::look(&config.name)?;
+        let host = Host::look_for(&config)?;
         let plan = resolve::plan(&config, &host)?;
         if let Some(claimed) = state.claim(&config.name, &global)? {
             // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
