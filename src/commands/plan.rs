@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, Rootfs, Source as Seen, order};
+use crate::config::{Limits, Origin, Restart, Rootfs, Source as Seen, order};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
@@ -366,6 +366,18 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             )?;
         }
     }
+    let limit = app.restart_limit.map(|limit| format!(", at most {limit}"));
+    writeln!(
+        out,
+        "  {}{}  ({})",
+        match app.restart {
+            Restart::No => "is not started again when it ends",
+            Restart::OnFailure => "is started again when it fails",
+            Restart::Always => "is started again when it ends",
+        },
+        limit.unwrap_or_default(),
+        key("restart")
+    )?;
     if app.job {
         writeln!(
             out,

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -11,20 +12,19 @@ use super::target::Meant;
 use super::{ended, print, print_json, status_of};
 use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
-use crate::control::{PartState, PartStatus, Status};
+use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
-use crate::protocol::Exit;
-use crate::state::Liveness;
+use crate::state::{Liveness, StateRoot};
 use crate::traffic::{Losses, Summary};
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
 #[derive(Serialize)]
 struct Row {
     stack: StackName,
-    /// `up`, `crashed` or `ended`.
+    /// `up`, `starting`, `crashed` or `ended`.
     state: &'static str,
     /// Of one that has ended: the exit code…
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,8 +39,63 @@ struct Row {
     /// Addresses and ports of the host, ports in a row as `FIRST-LAST`, with `/udp` where it is that.
     published: Vec<String>,
     apps: Vec<String>,
+    /// How each is, in the same order, as its supervisor says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    app_states: Vec<String>,
     config: Option<std::path::PathBuf>,
 }
+
+impl Row {
+    /// Asks the supervisor of a stack that is up how its apps are. One that brings it up answers nobody yet.
+    fn ask(&mut self, state: &StateRoot) {
+        if self.state != "up" {
+            return;
+        }
+        let ask = || -> std::io::Result<Option<Status>> {
+            let client = Client::connect(&state.control(&self.stack))?;
+            client.ask(&Request::Inspect)?;
+            if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
+                return Ok(None);
+            }
+            match client.reply()? {
+                Some((Reply::Status(status), _)) => Ok(Some(*status)),
+                _ => Ok(None),
+            }
+        };
+        match ask() {
+            Ok(Some(status)) => {
+                let state = |name: &String| {
+                    let part = status.parts.iter().find(|part| part.name == *name);
+                    part.map_or_else(
+                        || "ended".to_owned(),
+                        |part| part.shown(status.plan.app_named(name)),
+                    )
+                };
+                self.app_states = self.apps.iter().map(state).collect();
+            }
+            Ok(None) => {
+                self.state = "starting";
+                "starting".clone_into(&mut self.shown);
+            }
+            // It has just ended.
+            Err(_) => {}
+        }
+    }
+
+    /// The apps, with how they are if that is more than that they run.
+    fn shown_apps(&self) -> String {
+        let plain = self.app_states.iter().all(|state| state == "running");
+        if plain {
+            return self.apps.join(" ");
+        }
+        let both = self.apps.iter().zip(&self.app_states);
+        let both: Vec<String> = both.map(|(app, state)| format!("{app} {state}")).collect();
+        both.join(", ")
+    }
+}
+
+/// How long a supervisor may take to say how its apps are, before it is taken to be busy with the start.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Lists the stacks of this user; `all`, also those that have ended.
 pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
@@ -71,10 +126,14 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
                         .collect()
                 }),
                 apps: list(|plan| plan.apps.iter().map(|app| app.name.to_string()).collect()),
+                app_states: vec![],
                 config: plan.as_ref().and_then(|plan| plan.config.clone()),
                 stack,
             });
         }
+    }
+    for row in &mut rows {
+        row.ask(&state);
     }
     let lives = |stack: &StackName| rows.iter().any(|row: &Row| row.stack == *stack);
     let ended: Vec<StackName> = match all {
@@ -97,6 +156,7 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
             mode: Some(ended.mode),
             published: ended.published,
             apps: ended.apps,
+            app_states: vec![],
             config: ended.config,
             stack,
         });
@@ -114,9 +174,9 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     for row in rows {
         table.add_row([
             row.stack.to_string(),
-            row.shown,
+            row.shown.clone(),
             row.published.join(" "),
-            row.apps.join(" "),
+            row.shown_apps(),
             row.config
                 .map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         ]);
@@ -278,7 +338,7 @@ fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
         table.add_row([
             "",
             &part.name,
-            state(plan, part),
+            &part.shown(plan.app_named(&part.name)),
             &pid(part),
             &part.host_uid.to_string(),
             &capabilities(part),
@@ -321,20 +381,6 @@ fn describe_traffic(text: &mut String, traffic: &Summary) {
             "        the log lacks {} packets that the kernel could not hand over, {} lines that were not taken in time, the ends of {} connections",
             lost.kernel, lost.sidecar, lost.table
         );
-    }
-}
-
-fn state(plan: &Plan, part: &PartStatus) -> &'static str {
-    let job = || {
-        plan.apps
-            .iter()
-            .any(|app| app.name.as_str() == part.name && app.job)
-    };
-    match part.state {
-        PartState::Running => "running",
-        PartState::Starting => "starting",
-        PartState::Ended if part.last_exit == Some(Exit::Status(0)) && job() => "done",
-        PartState::Ended => "ended",
     }
 }
 

@@ -118,7 +118,12 @@ const WORDS: &[(&str, Ours, &str)] = &[
         "\"no\", \"on-failure\" or \"always\"",
     ),
     (
-        "restartsec startlimitburst maxretries startlimitinterval",
+        "startlimitburst maxretries maxattempts startlimitinterval startlimitintervalsec",
+        Line("restart = { policy = \"on-failure\", max = 5, window = \"1m\" }"),
+        "how often an app is started again at most",
+    ),
+    (
+        "restartsec restartsteps restartmaxdelaysec",
         Nothing,
         "lrpns waits longer from one restart to the next by itself",
     ),

@@ -54,7 +54,7 @@ keys! {
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
     HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
-    RESTART = "restart": r#""no", "on-failure" or "always""#, r#"restart = "on-failure""#;
+    RESTART = "restart": r#""no", "on-failure" or "always", or a table with `policy`, `max` and `window`"#, r#"restart = { policy = "on-failure", max = 5, window = "1m" }"#;
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
     STOP_TIMEOUT = "stop_timeout": "a time in ms, s or m, at most 60m", r#"stop_timeout = "30s""#;
     SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's, Podman's or the OCI's JSON format"#, r#"seccomp = "default""#;
@@ -63,6 +63,10 @@ keys! {
     HTTP = "http": "the path of an URL", r#"http = "/""#;
     TCP = "tcp": "true or false", "tcp = true";
     INTERVAL = "interval": "a time in ms, s or m", r#"interval = "5s""#;
+
+    POLICY = "policy": r#""no", "on-failure" or "always""#, r#"policy = "on-failure""#;
+    MAX = "max": "a number from 0 to 1000", "max = 5";
+    WINDOW = "window": "a time in ms, s or m, at most 60m", r#"window = "1m""#;
 
     MEMORY = "memory": "a size in bytes or with K, M or G, at least 4M", r#"memory = "256M""#;
     PIDS = "pids": "a number from 2: lrpns' own first process is one", "pids = 64";
@@ -107,6 +111,8 @@ pub(super) const APP_KEYS: &[Key] = &[
 ];
 /// The keys of `health`.
 pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];
+/// The keys of `restart`.
+pub(super) const RESTART_KEYS: &[Key] = &[POLICY, MAX, WINDOW];
 /// The keys of `limits`.
 pub(super) const LIMITS_KEYS: &[Key] = &[MEMORY, PIDS, CPU];
 
@@ -128,6 +134,7 @@ pub(super) fn home(name: &str) -> Option<(&'static str, Key)> {
         ("`[sidecar]`", SIDECAR_KEYS),
         ("`[app]`", APP_KEYS),
         ("`health`", HEALTH_KEYS),
+        ("`restart`", RESTART_KEYS),
         ("`limits`", LIMITS_KEYS),
     ];
     homes.into_iter().find_map(|(home, keys)| {

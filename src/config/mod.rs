@@ -396,6 +396,8 @@ pub struct App {
     pub job: bool,
     /// `restart`.
     pub restart: Restart,
+    /// How often it is started again at most; `None` is no limit.
+    pub restart_limit: Option<RestartLimit>,
     /// `stop_signal` and `stop_timeout`.
     pub stop: Stop,
     /// `limits`; what is absent is left to the default.
@@ -698,6 +700,25 @@ pub enum Restart {
     Always,
 }
 
+/// `max` and `window` of `restart`: how often an app that ends again and again is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartLimit {
+    /// This often…
+    pub max: u32,
+    /// …in this time, in milliseconds in JSON; `None` is in a row, without running steadily in between.
+    #[serde(with = "optional_milliseconds")]
+    pub window: Option<Duration>,
+}
+
+impl std::fmt::Display for RestartLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.window {
+            Some(window) => write!(f, "{} in {}", self.max, crate::text::duration(window)),
+            None => write!(f, "{} in a row", self.max),
+        }
+    }
+}
+
 /// `stop_signal`: what asks an app to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -759,6 +780,22 @@ impl Default for Stop {
             signal: StopSignal(Signal::SIGTERM),
             timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// As [`milliseconds`], or `null`.
+pub(crate) mod optional_milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        let time = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        time.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
     }
 }
 

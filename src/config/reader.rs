@@ -454,7 +454,7 @@ impl Reader<'_> {
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         self.health(section);
-        let restart = self.restart(section, job);
+        let (restart, restart_limit) = self.restart(section, job);
         let stop = self.stop(section);
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
@@ -487,6 +487,7 @@ impl Reader<'_> {
             after: after.iter().map(|placed| placed.value.clone()).collect(),
             job,
             restart,
+            restart_limit,
             stop,
             limits,
             seccomp,

@@ -131,6 +131,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 after: vec![],
                 job: false,
                 restart: Restart::No,
+                restart_limit: None,
                 stop: super::Stop::default(),
                 connect: vec![],
                 limits,

@@ -107,6 +107,7 @@ fn the_built_in_example_is_the_original_set_up() {
             after: vec![],
             job: false,
             restart: Restart::OnFailure,
+            restart_limit: None,
             stop: Stop::default(),
             limits: Limits::default(),
             seccomp: crate::confine::seccomp::default(),
@@ -1035,6 +1036,7 @@ fn the_example_file_shows_every_key() {
         keys::SIDECAR_KEYS,
         keys::APP_KEYS,
         keys::HEALTH_KEYS,
+        keys::RESTART_KEYS,
         keys::LIMITS_KEYS,
     ];
     for key in all.into_iter().flatten() {

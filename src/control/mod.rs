@@ -226,6 +226,15 @@ pub struct PartStatus {
     pub since: jiff::Timestamp,
     /// How often it was started again, by itself or by command.
     pub restarts: u32,
+    /// How often of these since it has last run for a while: of one that ends again and again.
+    #[serde(default)]
+    pub in_a_row: u32,
+    /// Of one that has ended: when it is started again.
+    #[serde(default)]
+    pub next_start: Option<jiff::Timestamp>,
+    /// It has ended as often as its limit allows, and is not started again.
+    #[serde(default)]
+    pub gave_up: bool,
     /// How its command ended last.
     pub last_exit: Option<protocol::Exit>,
     /// What the kernel said it holds, when it had dropped everything.
@@ -236,6 +245,22 @@ pub struct PartStatus {
     pub limits: Vec<LimitStatus>,
     /// What had to be left out.
     pub notes: Vec<String>,
+}
+
+impl PartStatus {
+    /// Its state in a word or two, of `app` if it is one.
+    #[must_use]
+    pub fn shown(&self, app: Option<&crate::plan::AppPlan>) -> String {
+        let done = self.last_exit == Some(protocol::Exit::Status(0));
+        match self.state {
+            PartState::Ended if self.gave_up => format!("given up ({})", self.restarts),
+            PartState::Ended if done && app.is_some_and(|app| app.job) => "done".to_owned(),
+            PartState::Ended => "ended".to_owned(),
+            _ if self.in_a_row > 0 => format!("restarting ({})", self.in_a_row),
+            PartState::Starting => "starting".to_owned(),
+            PartState::Running => "running".to_owned(),
+        }
+    }
 }
 
 /// One limit of a part.

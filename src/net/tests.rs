@@ -335,6 +335,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         after: vec![],
         job: false,
         restart: Restart::No,
+        restart_limit: None,
         stop: Default::default(),
         connect: vec![],
         serves: vec![],

@@ -16,11 +16,12 @@ use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 11] = [
     "publish",
     "allow",
     "rate",
     "restart",
+    "restart_limit",
     "stop",
     "egress",
     "connect",

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
-    After, Connect, Egress, Limits, Origin, Protocol, Restart, Rootfs, Source, Stop, Tmpfs,
-    TrafficLog, Volume,
+    After, Connect, Egress, Limits, Origin, Protocol, Restart, RestartLimit, Rootfs, Source, Stop,
+    Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::privileges::Ids;
 use crate::names::{IfName, PartName, StackName};
@@ -398,6 +398,9 @@ pub struct AppPlan {
     pub job: bool,
     /// What happens when it ends by itself.
     pub restart: Restart,
+    /// How often that is done at most.
+    #[serde(default)]
+    pub restart_limit: Option<RestartLimit>,
     /// How it is asked to end.
     #[serde(default)]
     pub stop: Stop,
@@ -732,6 +735,12 @@ impl Plan {
             (to.protocol, at)
         });
         published.chain(served).collect()
+    }
+
+    /// The app of that name, which may be no app's.
+    #[must_use]
+    pub fn app_named(&self, name: &str) -> Option<&AppPlan> {
+        self.apps.iter().find(|app| app.name.as_str() == name)
     }
 
     /// The app of that name.

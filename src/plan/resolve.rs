@@ -398,6 +398,7 @@ fn decide(
             after: app.after.clone(),
             job: app.job,
             restart: app.restart,
+            restart_limit: app.restart_limit,
             stop: app.stop,
             seccomp: app.seccomp.clone(),
         });

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod backoff;
 mod order;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,7 +30,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch as watched};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Restart, Stop, TrafficLog};
+use self::backoff::{Backoff, Next};
+use crate::config::{Restart, RestartLimit, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
@@ -103,12 +105,8 @@ const OURS_TO_END: Duration = Duration::from_secs(15);
 const HEARS_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take until a command that was sent SIGKILL is heard to have ended.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
-/// A part that ends again and again is started again after this pause, doubled each time…
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// …up to this one…
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// …and from the first one again when it has run for this long.
-const STEADY: Duration = Duration::from_secs(10);
+/// How long is waited when there is no descriptor left for a client.
+const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a stack ended.
 #[derive(Debug)]
@@ -204,7 +202,11 @@ struct Part {
     state: PartState,
     since: Timestamp,
     restarts: u32,
-    pause: Duration,
+    backoff: Backoff,
+    /// When it is started again, of one that has ended.
+    next_start: Option<Timestamp>,
+    /// It is not started again for having been so too often.
+    gave_up: bool,
     process: Option<Process>,
     /// How the command of the running process ended: its process ends next.
     exit: Option<Exit>,
@@ -753,6 +755,8 @@ impl Supervisor {
         }
         part.launching = true;
         part.state = PartState::Starting;
+        part.next_start = None;
+        part.gave_up = false;
         part.launch += 1;
         // One that has never been there is started for the first time.
         part.restarts += u32::from(part.privileges.is_some());
@@ -884,30 +888,66 @@ impl Supervisor {
                 Restart::No => false,
             },
         };
-        let sender = self.sender.clone();
+        let limit = self.restart_limit(id);
         let part = self.part(id);
-        part.process = None;
+        // One that has never come to run has not run for long.
+        let ran = match part.process.take() {
+            Some(_) => part.runs_for(),
+            None => Duration::ZERO,
+        };
         part.last_exit = Some(exit);
         part.last_end = Some(Timestamp::now());
         part.state = PartState::Ended;
         part.launch += 1;
-        if !again {
-            self.job_ended(id, exit);
-            return self.all_ended();
+        let next = again.then(|| part.backoff.ended(ran, Instant::now(), limit));
+        match next {
+            Some(Next::Again(pause)) => {
+                self.again_after(id, pause);
+                None
+            }
+            Some(Next::GiveUp(times)) => {
+                part.gave_up = true;
+                let limit = limit.map_or_else(String::new, |limit| limit.to_string());
+                let text =
+                    format!("is not started again: it has been {times} times, at most is {limit}");
+                self.note(id, text);
+                self.job_ended(id, exit);
+                self.all_ended()
+            }
+            None => {
+                self.job_ended(id, exit);
+                self.all_ended()
+            }
         }
-        let ran = Timestamp::now().duration_since(part.since).unsigned_abs();
-        part.pause = if ran >= STEADY {
-            FIRST_PAUSE
-        } else {
-            (part.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
-        };
+    }
+
+    fn restart_limit(&self, id: PartId) -> Option<RestartLimit> {
+        match id {
+            PartId::App(_) => self.ground.app_plan(id).restart_limit,
+            // The stack is nothing without them.
+            PartId::Sidecar | PartId::Relay | PartId::Egress => None,
+        }
+    }
+
+    /// Has a part started again after a pause, and says so.
+    fn again_after(&mut self, id: PartId, pause: Duration) {
+        let sender = self.sender.clone();
+        let part = self.part(id);
         part.state = PartState::Starting;
-        let (launch, pause) = (part.launch, part.pause);
+        part.next_start = Timestamp::now().checked_add(pause).ok();
+        let launch = part.launch;
+        let text = match part.backoff.in_a_row(Duration::ZERO) {
+            1 => format!("is started again in {}", duration(pause)),
+            times => format!(
+                "is started again in {}, {times} times in a row by then",
+                duration(pause)
+            ),
+        };
+        self.note(id, text);
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let _ = sender.send(Event::Again { id, launch });
         });
-        None
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
@@ -1046,7 +1086,7 @@ impl Supervisor {
                 self.note(id, "restart asked for".to_owned());
             }
             let part = self.part(id);
-            part.pause = Duration::ZERO;
+            part.backoff = Backoff::default();
             if part.launching {
                 part.waiting_for_next.push(client.clone());
             } else {
@@ -1183,6 +1223,12 @@ impl Supervisor {
                 host_uid: plan.host_uid(ids),
                 since: part.since,
                 restarts: part.restarts,
+                in_a_row: match part.state {
+                    PartState::Running => part.backoff.in_a_row(part.runs_for()),
+                    PartState::Starting | PartState::Ended => part.backoff.in_a_row(Duration::ZERO),
+                },
+                next_start: part.next_start,
+                gave_up: part.gave_up,
                 last_exit: part.last_exit,
                 privileges: part.privileges.clone(),
                 cgroup: self
@@ -1597,7 +1643,9 @@ impl Part {
             state: PartState::Starting,
             since: Timestamp::now(),
             restarts: 0,
-            pause: Duration::ZERO,
+            backoff: Backoff::default(),
+            next_start: None,
+            gave_up: false,
             process: None,
             exit: None,
             last_exit: None,
@@ -1611,6 +1659,11 @@ impl Part {
             waiting: vec![],
             waiting_for_next: vec![],
         }
+    }
+
+    /// How long it has been running.
+    fn runs_for(&self) -> Duration {
+        Timestamp::now().duration_since(self.since).unsigned_abs()
     }
 
     /// How it has ended, as far as it has.
@@ -2007,7 +2060,7 @@ fn serve(
         // An error is one client's (ECONNABORTED) or passes (EMFILE) when a client ends.
         while let Ok(turn) = Arc::clone(&heard).acquire_owned().await {
             let Ok((client, _)) = listener.accept().await else {
-                tokio::time::sleep(FIRST_PAUSE).await;
+                tokio::time::sleep(ACCEPTS_AGAIN).await;
                 continue;
             };
             let uid = client.peer_cred().map(|cred| cred.uid());

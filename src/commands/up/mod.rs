@@ -600,6 +600,9 @@ fn restless(status: &Status, said: &[LogLine]) -> Vec<String> {
             continue;
         }
         let again = match part.restarts {
+            times if part.gave_up => {
+                format!("and is not started again: it has been {times} times")
+            }
             _ if part.state == PartState::Ended => "and is not started again".to_owned(),
             0 => "and is started again".to_owned(),
             times => format!("and was started again {times} times"),
@@ -623,6 +626,24 @@ fn restless(status: &Status, said: &[LogLine]) -> Vec<String> {
         lines.extend(hints.iter().map(|hint| format!("hint: {hint}")));
     }
     lines
+}
+
+/// The parts of a stack that was up before which are not well, a line each.
+fn ill(status: &Status) -> String {
+    let mut text = String::new();
+    for part in &status.parts {
+        let shown = part.shown(status.plan.app_named(&part.name));
+        if part.in_a_row > 0 || part.gave_up {
+            let exit = part.last_exit.map_or_else(String::new, |exit| {
+                format!(
+                    ", it has ended with {exit}; lrpns logs {}/{}",
+                    status.plan.stack, part.name
+                )
+            });
+            text.push_str(&format!("\nbut {} is {shown}{exit}", part.name));
+        }
+    }
+    text
 }
 
 /// How many lines of an app are shown with how it ended.
@@ -689,8 +710,9 @@ fn already(
                 .is_ok_and(|wanted| status.plan.asks_for_the_same_as(&wanted)) =>
         {
             Ok(Some(format!(
-                "{}, as before; nothing was changed",
-                is_up(&status)
+                "{}, as before; nothing was changed{}",
+                is_up(&status),
+                ill(&status)
             )))
         }
         Ok(Some((Reply::Status(_), _))) => Err(Failure::failed(format!(

@@ -4,7 +4,10 @@ use toml::de::DeValue;
 
 use super::{Placed, ReadApp, Reader, Section, check, keys, quoted, values};
 use crate::config::order;
-use crate::config::{After, Restart, Until};
+use crate::config::{After, Restart, RestartLimit, Until};
+
+/// What counts starts within a window keeps each.
+const MOST_RESTARTS: f64 = 1000.0;
 
 impl Reader<'_> {
     /// `after`: a list of names, or a table of names with how far each has to be.
@@ -56,11 +59,24 @@ impl Reader<'_> {
         job
     }
 
-    /// `restart`; a job that has failed is not started again unless that is asked for.
-    pub(super) fn restart(&mut self, section: &Section<'_, '_>, job: bool) -> Restart {
-        let restart = self.one(section, keys::RESTART, values::restart);
+    /// `restart`, a word or a table; a job that has failed is not started again unless that is asked for.
+    pub(super) fn restart(
+        &mut self,
+        section: &Section<'_, '_>,
+        job: bool,
+    ) -> (Restart, Option<RestartLimit>) {
+        let default = if job { Restart::No } else { Restart::default() };
+        let table = section.get(keys::RESTART.name);
+        let (restart, limit) = match table.map(|(_, value)| value.get_ref()) {
+            None => return (default, None),
+            Some(DeValue::Table(_)) => match self.section(section, keys::RESTART) {
+                Some(table) => self.restart_table(&table),
+                None => (None, None),
+            },
+            Some(_) => (self.one(section, keys::RESTART, values::restart), None),
+        };
         let Some(restart) = restart else {
-            return if job { Restart::No } else { Restart::default() };
+            return (default, limit);
         };
         if job && restart.value == Restart::Always {
             let message = "a job that is always started again has no end";
@@ -71,7 +87,37 @@ impl Reader<'_> {
                 "restart = \"on-failure\"",
             );
         }
-        restart.value
+        (restart.value, limit)
+    }
+
+    fn restart_table(
+        &mut self,
+        table: &Section<'_, '_>,
+    ) -> (Option<Placed<Restart>>, Option<RestartLimit>) {
+        self.unknown_keys(table, keys::RESTART_KEYS);
+        let policy = self.one(table, keys::POLICY, values::restart);
+        let max = self.number(table, keys::MAX, |n| {
+            (n.fract() == 0.0 && n <= MOST_RESTARTS).then_some(n as u32)
+        });
+        let window = self.one(table, keys::WINDOW, values::time);
+        let policy = policy.or_else(|| {
+            let value = Restart::default();
+            let span = table.head.clone();
+            (!table.has(keys::POLICY)).then_some(Placed { value, span })
+        });
+        if let (Some((span, _)), false) = (table.get(keys::WINDOW.name), table.has(keys::MAX)) {
+            let message = "a `window` says nothing without `max`".to_owned();
+            self.key_problem(span, message, keys::MAX);
+        }
+        let none = policy
+            .as_ref()
+            .is_some_and(|policy| policy.value == Restart::No);
+        if let (Some((span, _)), true) = (table.get(keys::MAX.name), none) {
+            let message = "what is never started again needs no `max`".to_owned();
+            self.key_problem(span, message, keys::RESTART);
+        }
+        let window = window.map(|placed| placed.value);
+        (policy, max.map(|max| RestartLimit { max, window }))
     }
 
     /// What an app comes up after is another app of this file, which can get as far as that, and there is no circle.
