@@ -237,7 +237,7 @@ fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Fail
         "{} of {}: {} since {:.0}\n{}\n",
         part.name,
         status.plan.stack,
-        state(&status.plan, part),
+        part.shown(status.plan.app_named(name)),
         part.since,
         parts_table(&status.plan, std::slice::from_ref(part)),
     );
