@@ -195,6 +195,9 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         limits: Default::default(),
         start_timeout: std::time::Duration::from_secs(60),
         listen: vec![],
+        after: vec![],
+        job: false,
+        restart_limit: Default::default(),
         publish: (0..ports)
             .map(|port| PublishPlan {
                 protocol: lrpns::config::Protocol::Tcp,
