@@ -349,10 +349,10 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                 (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
                     problems.push(problem(
                         format!(
-                            "{}: via = \"dnat\" does not work beside source = \"client\" by relay or egress by relay, for which the uplink ends at the relay",
+                            "{}: via = \"dnat\" does not work where the uplink ends at the relay, as for source = \"client\" by relay, egress by relay, and a stack that was brought up with nothing forwarded",
                             publish.listen
                         ),
-                        "use via = \"auto\" for both, or two stacks",
+                        "use via = \"auto\" for both, or two stacks; a stack that runs has to be brought up anew",
                     ));
                 }
                 (Forwarding::Open, Mode::Root) => {}

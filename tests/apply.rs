@@ -153,7 +153,12 @@ impl Stack {
                 sidecar,
                 &["nft", "list", "table", "inet", "lrpns"],
             )),
-            plain(self.lab.ok(&["nft", "list", "table", "inet", "lrpns-web"])),
+            plain(match look::far(&self.lab.status("web")) {
+                (Some(relay), table) => {
+                    look::beside(&self.lab, relay, &["nft", "list", "table", "inet", &table])
+                }
+                (None, table) => self.lab.ok(&["nft", "list", "table", "inet", &table]),
+            }),
         ]
     }
 }
@@ -1545,8 +1550,11 @@ fn an_app_comes_to_see_its_clients_live_and_starts_again_to_see_them_no_more() {
     if !look::machine() {
         return;
     }
-    // By the relay its clients can be seen only if the uplink ends there, which is so from the start.
-    for (via, begins) in [("dnat", "sidecar"), ("relay", "client")] {
+    for (via, begins) in [
+        ("dnat", "sidecar"),
+        ("relay", "sidecar"),
+        ("relay", "client"),
+    ] {
         let file = |source: &str| {
             let one = (
                 "one",
@@ -1570,8 +1578,7 @@ fn an_app_comes_to_see_its_clients_live_and_starts_again_to_see_them_no_more() {
         if begins == "client" {
             assert_done(&stack.apply_file(&file("sidecar"), &[]));
         }
-        // Where the uplink ends at the relay the host has no table.
-        let rules = || (via == "dnat").then(|| stack.rules());
+        let rules = || stack.rules();
         let before = (rules(), routes(&stack, "one"));
         assert_eq!(before.1, ["172.18.0.33"]);
         let mut own = Keeping::to(&stack.lab, true, LAB, "5000");
@@ -1753,11 +1760,6 @@ fn what_cannot_change_live_says_why_and_what_to_do_instead() {
             "\"172.18.0.23\"",
             "\"172.18.0.24\"",
             &["app.address", "another name too"],
-        ),
-        (
-            "listen = [6000]",
-            "listen = [6000]\nsource = \"client\"",
-            &["source", "every open connection", "via = \"dnat\""],
         ),
         (
             "listen = [6000]",

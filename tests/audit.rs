@@ -616,7 +616,7 @@ fn a_neighbour_entry_that_can_be_changed_is_found() {
 }
 
 #[test]
-fn a_host_route_to_the_subnet_is_found() {
+fn a_route_to_the_subnet_where_the_uplink_ends_is_found() {
     let up = up();
     let status = up.lab.status("customerA");
     let uplink = &status["plan"]["uplink"];
@@ -624,17 +624,8 @@ fn a_host_route_to_the_subnet_is_found() {
         uplink["host_link"].as_str().unwrap(),
         uplink["sidecar_address"].as_str().unwrap(),
     );
-    up.lab.ok(&[
-        "ip",
-        "route",
-        "add",
-        "172.18.0.0/24",
-        "via",
-        via,
-        "dev",
-        link,
-        "onlink",
-    ]);
+    let route = ["ip", "route", "add", "172.18.0.0/24", "via", via];
+    up.in_network("relay", &[&route[..], &["dev", link, "onlink"]].concat());
     up.caught(&["in-host-route"]);
 }
 

@@ -175,7 +175,7 @@ def view():
     // Nor does any other part have the file, or the environment.
     let status = lab.status("web");
     // The sidecar: the supervisor, the rules, and the traffic log with the group of the user's rules and its way out.
-    for (part, sockets) in [("sidecar", 7), ("relay", 6), ("app", 1)] {
+    for (part, sockets) in [("sidecar", 7), ("relay", 7), ("app", 1)] {
         let pid = look::init(&status, part);
         let fds = look::links(&lab, pid, "fd");
         let files: Vec<_> = fds.values().filter(|link| link.starts_with('/')).collect();
@@ -583,9 +583,9 @@ fn shared_memory_and_message_queues_of_the_host_are_not_the_apps() {
 }
 
 #[test]
-fn the_relay_reaches_its_entry_port_and_no_other_service_of_the_host() {
-    // It is in the host's network namespace, so loopback is in reach but for Landlock.
+fn the_relay_reaches_its_entry_port_and_nobody_elses_service_even_at_that_port() {
     let lab = Lab::new();
+    let _others = support::servers::servers(&lab, Some("client"), &["tcp 10.99.0.2 5000"]);
     lab.lrpns_ok(&["up", "-d", "--demo"]);
     let status = lab.status("customerA");
     let parts = status["parts"].as_array().unwrap();
@@ -604,6 +604,12 @@ fn the_relay_reaches_its_entry_port_and_no_other_service_of_the_host() {
     };
     let own = dial(&sidecar, "5000");
     assert!(own.status.success(), "{}", describe(&own));
+    // The port that it may dial, at whatever other address: the host's own, where it is published, and the world's.
+    for address in ["127.0.0.1", "10.99.0.1", "10.99.0.2"] {
+        let refused = dial(address, "5000");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("Connection refused"), "{address}: {said}");
+    }
     // Port 22 is nobody's here: who may dial it is told that, who may not is told so first.
     for address in ["127.0.0.1", sidecar.as_str()] {
         let refused = dial(address, "22");

@@ -73,14 +73,15 @@ fn clients_and_loopback_reach_the_app_by_ipv6_and_it_sees_the_sidecar() {
     for (forwarding, via) in [(false, "relay"), (true, "dnat")] {
         let (lab, token, status) = up(forwarding, via);
         let sidecar = Some(look::init(&status, "sidecar"));
+        let (far, table) = look::far(&status);
         let (inside, host) = (
             look::counters(&lab, sidecar, "lrpns"),
-            look::counters(&lab, None, "lrpns-web"),
+            look::counters(&lab, far, &table),
         );
         let answer = look::told(lab.client_get(&url(LAB)));
         assert_eq!(answer["peer"], SIDECAR, "{via}");
         assert_eq!(answer["token"], token.as_str());
-        let counted = look::since(&host, &look::counters(&lab, None, "lrpns-web"));
+        let counted = look::since(&host, &look::counters(&lab, far, &table));
         let translated = counted.contains_key("prerouting/dnat-any6")
             && counted.contains_key("forward/accept-published6");
         assert_eq!(translated, via == "dnat", "{counted:?}");
@@ -665,7 +666,6 @@ fn connections_and_refused_packets_of_ipv6_are_told_of_like_ipv4s() {
         let (lab, _, status) = up(forwarding, via);
         let entry = look::planned(&status, "/uplink/sidecar_address6");
         let near = look::planned(&status, "/uplink/host_address6");
-        let client = if via == "dnat" { CLIENT } else { near };
         let script = format!(
             "import socket\ns = socket.create_connection((\"{LAB}\", 5000))\ns.sendall(b\"x\" * 12345)\n\
              s.shutdown(socket.SHUT_WR)\nwhile s.recv(65536): pass\n"
@@ -674,7 +674,7 @@ fn connections_and_refused_packets_of_ipv6_are_told_of_like_ipv4s() {
         assert!(output.status.success(), "{}", describe(&output));
         let of_client = |line: &Value| {
             let who = line["client"].as_str().unwrap();
-            who.starts_with(&format!("[{client}]"))
+            who.starts_with(&format!("[{CLIENT}]"))
         };
         let sent = |line: &Value| of_client(line) && line["bytes_from_client"] == 12345;
         let end = line_of(&lab, "end", sent);
@@ -683,12 +683,7 @@ fn connections_and_refused_packets_of_ipv6_are_told_of_like_ipv4s() {
             assert_eq!(line["server"], format!("[{APP}]:5000"));
             assert_eq!(line["app"], "app");
             assert_eq!(line["protocol"], "tcp");
-            let relay = if via == "relay" {
-                json!("relay")
-            } else {
-                Value::Null
-            };
-            assert_eq!(line["via"], relay);
+            assert_eq!(line["via"], Value::Null, "{via}");
         }
         assert!(end["bytes_to_client"].as_u64().unwrap() > 0, "{end}");
         assert!(end["how"].is_string(), "{end}");
@@ -696,8 +691,12 @@ fn connections_and_refused_packets_of_ipv6_are_told_of_like_ipv4s() {
             lab.status("web")["traffic"]["apps"][0]["bytes_from_clients"].clone()
         });
 
-        // From the host to what is not published; and from the app to somebody, with its name.
-        lab.ok(&[PYTHON, "-c", SEND_UDP, entry]);
+        // From where the uplink ends to what is not published; and from the app to somebody, with its name.
+        let send = [PYTHON, "-c", SEND_UDP, entry];
+        match look::far(&status).0 {
+            Some(relay) => look::beside(&lab, relay, &send),
+            None => lab.ok(&send),
+        };
         let refused = line_of(&lab, "refused", |line| line["target"] == entry);
         assert_eq!(refused["rule"], "input/drop-unpublished");
         assert_eq!(refused["link"], "uplink");

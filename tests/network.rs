@@ -72,11 +72,21 @@ fn both_ways() -> [(Lab, String, Value); 2] {
 }
 
 #[test]
-fn the_bridge_and_its_address_are_the_sidecars_and_the_host_has_one_uplink() {
+fn the_bridge_and_its_address_are_the_sidecars_and_the_host_has_one_uplink_if_it_forwards() {
     if !look::machine() {
         return;
     }
-    let (lab, _, status) = telling(Lab::new(), "relay");
+    let lab = Lab::forwarding();
+    let links = lab.ok(&["ip", "-j", "link"]);
+    let tables = lab.ok(&["nft", "list", "ruleset"]);
+    let (lab, _, status) = telling(lab, "relay");
+    assert_eq!(look::planned(&status, "/uplink/ends_at"), "relay");
+    // What is relayed needs no link and no rule of the host's.
+    assert_eq!(lab.ok(&["ip", "-j", "link"]), links);
+    assert_eq!(lab.ok(&["nft", "list", "ruleset"]), tables);
+    drop(lab);
+
+    let (lab, _, status) = telling(Lab::forwarding(), "dnat");
     let sidecar = Some(look::init(&status, "sidecar"));
     let uplink = look::planned(&status, "/uplink/host_link").to_owned();
     let (near, far) = (
@@ -259,13 +269,13 @@ fn up_executes_nothing_but_itself_and_the_apps_command() {
 fn answers_everywhere(lab: &Lab, stack: &str, via: &str, answer: &str) {
     let status = lab.status(stack);
     assert_eq!(look::planned(&status, "/apps/0/publish/0/via"), via);
-    let table = format!("lrpns-{stack}");
-    let before = look::counters(lab, None, &table);
+    let (far, table) = look::far(&status);
+    let before = look::counters(lab, far, &table);
     assert_eq!(
         lab.client_get(&format!("http://{LAB}:5000/")).unwrap(),
         answer
     );
-    let counted = look::since(&before, &look::counters(lab, None, &table));
+    let counted = look::since(&before, &look::counters(lab, far, &table));
     let translated = counted.contains_key("prerouting/dnat-any")
         && counted.contains_key("forward/accept-published");
     assert_eq!(translated, via == "dnat", "the way it went: {counted:?}");
@@ -430,7 +440,7 @@ fn a_loopback_port_is_not_reachable_from_the_client() {
 }
 
 #[test]
-fn the_app_sees_the_sidecar_and_the_sidecar_sees_the_client_or_the_relay() {
+fn the_app_sees_the_sidecar_and_the_sidecar_sees_the_client() {
     if !look::machine() {
         return;
     }
@@ -438,17 +448,13 @@ fn the_app_sees_the_sidecar_and_the_sidecar_sees_the_client_or_the_relay() {
         let via = look::planned(&status, "/apps/0/publish/0/via").to_owned();
         let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
         assert_eq!(answer["peer"], SIDECAR, "{via}");
-        let seen = match via.as_str() {
-            "dnat" => CLIENT,
-            _ => look::planned(&status, "/uplink/host_address"),
-        };
         let entry = look::planned(&status, "/uplink/sidecar_address");
         let connections = look::beside(
             &lab,
             look::init(&status, "sidecar"),
             &["cat", "/proc/net/nf_conntrack"],
         );
-        let wanted = format!("src={seen} dst={entry} ");
+        let wanted = format!("src={CLIENT} dst={entry} ");
         assert!(
             connections.contains(&wanted),
             "{via}: no {wanted} in {connections}"
@@ -551,8 +557,9 @@ fn ports_of_the_app_that_are_not_published_are_closed() {
         let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
         let before = look::counters(&lab, sidecar.0, sidecar.1);
         let entry = look::planned(&status, "/uplink/sidecar_address");
-        look::attack_from_host(
+        look::attack_from_far(
             &lab,
+            &status,
             &format!("say([knock('{entry}', 6000), knock('{entry}', 22), throw('{entry}', 5000)])"),
         );
         look::assert_counted(
@@ -574,7 +581,7 @@ fn the_apps_address_is_unreachable_from_the_host_even_with_a_route() {
     if !look::machine() {
         return;
     }
-    let (lab, _, status) = telling(Lab::new(), "relay");
+    let (lab, _, status) = telling(Lab::forwarding(), "dnat");
     let knock =
         format!("say([knock('{APP}', 5000), knock('{APP}', 6000), knock('{SIDECAR}', 5000)])");
     assert_eq!(
@@ -626,9 +633,11 @@ fn the_client_reaches_neither_app_nor_uplink_through_a_host_that_forwards() {
     for (lab, _, status) in both_ways() {
         let entry = look::planned(&status, "/uplink/sidecar_address").to_owned();
         let sidecar = (Some(look::init(&status, "sidecar")), "lrpns");
-        let host = (None, "lrpns-web");
-        // Worse than any host would be: it knows a way to the stack's subnet.
-        lab.ok(&["ip", "route", "add", "172.18.0.0/24", "via", &entry]);
+        let (far, table) = look::far(&status);
+        let host = (far, table.as_str());
+        // Worse than any host would be: it knows a way to the stack's subnet. By relay it can't even.
+        let route = ["ip", "route", "add", "172.18.0.0/24", "via", &entry];
+        assert_eq!(lab.run(&route).status.success(), far.is_none());
         lab.ok(&[
             "ip",
             "-n",
@@ -649,7 +658,11 @@ fn the_client_reaches_neither_app_nor_uplink_through_a_host_that_forwards() {
                 "say([knock('{APP}', 5000), knock('{SIDECAR}', 5000), knock('{entry}', 5000), throw('{entry}', 53)])"
             ),
         );
-        look::assert_dropped(&lab, host, &outside, &[("forward/drop-bypass", 4)]);
+        let dropped: &[_] = match far {
+            None => &[("forward/drop-bypass", 4)],
+            Some(_) => &[],
+        };
+        look::assert_dropped(&lab, host, &outside, dropped);
         assert_eq!(
             look::since(&inside, &look::counters(&lab, sidecar.0, sidecar.1)),
             look::Counters::new(),

@@ -427,7 +427,7 @@ fn a_user_changes_a_stack_that_runs_and_what_is_not_confirmed_is_taken_back() {
     assert!(get(5000).is_err() && get(8080).is_ok());
     assert_eq!(look::pid(&user.status("web"), "app"), app);
     let counters = user.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let counters = look::told_counters(&counters, "host");
+    let counters = look::told_counters(&counters, "relay");
     assert!(counters["input/accept-relay-reply"] > 0, "{counters:?}");
 }
 

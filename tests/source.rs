@@ -419,6 +419,11 @@ fn a_client_of_the_stacks_subnet_is_reset_by_the_relay() {
     let refused = lab.client_get("http://172.18.0.1:5000/");
     assert!(matches!(refused, Err(7 | 56)), "{refused:?}");
     assert!(lab.client_get(&format!("http://{LAB}:5000/")).is_ok());
+    // Where nobody is to see who it is, it is carried from the relay's own address.
+    lab.lrpns_ok(&["down", "web"]);
+    look::up(&lab, &look::telling("web", "t", "0.0.0.0:5000:5000", ""));
+    let answer = look::told(lab.client_get("http://172.18.0.1:5000/"));
+    assert_eq!(answer["peer"], "172.18.0.33");
 }
 
 #[test]
@@ -502,20 +507,42 @@ fn a_stack_that_ends_at_the_relay_is_changed_and_counted_like_any_other() {
         assert_eq!(answer["peer"], CLIENT, "{port}");
     }
     let counters = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
-    let counters = look::told_counters(&counters, "host");
+    let counters = look::told_counters(&counters, "relay");
     assert!(counters["input/accept-relay-reply"] > 0, "{counters:?}");
-    // The uplink's end stays where it is, and the relay dials as itself.
+    // The uplink's end stays where it is.
     let other = lab.write("other.toml", &file(&["0.0.0.0:5000:5000"], "sidecar"));
     lab.lrpns_ok(&["apply", "-f", other.to_str().unwrap()]);
     let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["peer"], "172.18.0.33");
     lab.lrpns_ok(&["down", "web"]);
-    // What would have to be made anew is refused, and nothing is changed.
-    look::up(&lab, &file(&["5000:5000"], "client"));
-    let (_, said) = lab.lrpns_err(&["apply", "-f", more.to_str().unwrap()]);
+    // It is there for what is relayed, whatever an app is to see.
+    look::up(&lab, &file(&["5000:5000"], "sidecar"));
+    lab.lrpns_ok(&["apply", "-f", more.to_str().unwrap()]);
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:6000/")));
+    assert_eq!(answer["peer"], CLIENT);
+}
+
+#[test]
+fn a_stack_that_ends_at_the_host_shows_no_client_by_relay_until_it_is_made_anew() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let file = |more: &str| look::telling("web", "t", "0.0.0.0:5000:5000", more);
+    look::up(&lab, &file("via = \"dnat\""));
+    let relayed = lab.write(
+        "relayed.toml",
+        &file("via = \"relay\"\nsource = \"client\""),
+    );
+    let (_, said) = lab.lrpns_err(&["apply", "-f", relayed.to_str().unwrap()]);
     assert!(
         said.contains("the uplink would have to end at the relay"),
         "{said}"
     );
-    assert_eq!(lab.client_get(&format!("http://{LAB}:6000/")), Err(7));
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], "172.18.0.33");
+    lab.lrpns_ok(&["down", "web"]);
+    look::up(&lab, &std::fs::read_to_string(relayed).unwrap());
+    let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
+    assert_eq!(answer["peer"], CLIENT);
 }

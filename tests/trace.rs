@@ -470,7 +470,7 @@ fn ipv6_is_followed_to_the_app_by_every_way() {
     }
     for (more, spaces) in [
         ("via = \"dnat\"", &["host", "sidecar"][..]),
-        ("via = \"relay\"", &["host", "sidecar"]),
+        ("via = \"relay\"", &["sidecar"]),
         ("via = \"relay\"\nsource = \"client\"", &["sidecar"]),
     ] {
         let lab = both(Lab::forwarding(), more);

@@ -731,3 +731,100 @@ two.bind(('', 0))
 print(two.getsockname()[1], flush=True)
 two.connect((sys.argv[1], 5000))
 "#;
+
+/// The lines of one event for which `is` holds, once there is one.
+fn line_when(lab: &Lab, event: &str, is: impl Fn(&Value) -> bool) -> Value {
+    until(&format!("a line of {event}"), || {
+        let mut all = lines(lab, "web").into_iter();
+        all.find(|line| line["event"] == event && is(line))
+    })
+}
+
+#[test]
+fn by_relay_the_sidecar_names_the_client_and_the_relay_whom_it_refuses() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for address in ["10.99.0.3", "10.99.0.4"] {
+        let address = format!("{address}/24");
+        let add = [
+            "ip", "-n", "client", "address", "add", &address, "dev", "eth0",
+        ];
+        lab.ok(&add);
+    }
+    let more =
+        "allow = [\"10.99.0.2\", \"10.99.0.4\", \"127.0.0.1\"]\nrate = \"20/minute per client\"";
+    look::up(&lab, &look::telling("web", "t", "0.0.0.0:5000:5000", more));
+    let status = lab.status("web");
+    lab.client_get(&format!("http://{LAB}:5000/")).unwrap();
+    let opened = &lines_of(&lab, "open", 1)[0];
+    assert_eq!(opened["via"], Value::Null, "{opened}");
+    assert_eq!(opened["app"], "app");
+    // One of the machine itself has no address that could be shown.
+    lab.get("http://127.0.0.1:5000/").unwrap();
+    let own = format!("{}:", look::planned(&status, "/uplink/host_address"));
+    let relayed = |line: &Value| {
+        line["via"] == "relay"
+            && line["client"]
+                .as_str()
+                .is_some_and(|who| who.starts_with(&own))
+    };
+    line_when(&lab, "open", relayed);
+
+    let connect = |from: &str, times: u64| {
+        let code = format!(
+            "for _ in range({times}):\n    s = socket.socket()\n    s.bind(('{from}', 0))\n    s.connect(W)\n    \
+             s.settimeout(9)\n    try: s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); s.recv(1)\n    except OSError: pass\n    s.close()"
+        );
+        client(&lab, &code);
+    };
+    connect("10.99.0.3", 1);
+    let refused = line_when(&lab, "refused", |line| line["source"] == "10.99.0.3");
+    assert_eq!(refused["rule"], "relay/drop-not-allowed");
+    assert_eq!(
+        (&refused["target"], &refused["target_port"]),
+        (&json!(LAB), &json!(5000))
+    );
+    assert_eq!(
+        (&refused["app"], &refused["protocol"], &refused["length"]),
+        (&json!("app"), &json!("tcp"), &Value::Null)
+    );
+    connect("10.99.0.4", 25);
+    let refused = line_when(&lab, "refused", |line| line["source"] == "10.99.0.4");
+    assert_eq!(refused["rule"], "relay/drop-rate");
+    // A flood has few lines, and is counted to the last.
+    connect("10.99.0.3", 1000);
+    let counted = || lab.status("web")["refused_by_relay"].clone();
+    let expected = json!({ "not_allowed": 1001, "rate": 5, "share": 0 });
+    look::eventually("refused", &expected, counted);
+    let all = lines(&lab, "web").into_iter();
+    let of_flood = all.filter(|line| line["source"] == "10.99.0.3" && line["event"] == "refused");
+    let count = of_flood.count();
+    assert!((10..500).contains(&count), "{count}");
+    // Also when another relay counts on.
+    lab.lrpns_ok(&["restart", "web", "relay"]);
+    connect("10.99.0.3", 1);
+    let expected = json!({ "not_allowed": 1002, "rate": 5, "share": 0 });
+    look::eventually("refused", &expected, counted);
+    let told = lab.lrpns_ok(&["status", "web"]);
+    assert!(
+        told.contains("1002 refused that `allow` does not name, 5 by `rate`"),
+        "{told}"
+    );
+    let tables = lab.lrpns_ok(&["rules", "web", "--counters", "--json"]);
+    let tables: Value = serde_json::from_str(&tables).unwrap();
+    assert_eq!(tables[2]["table"], "relay");
+    let rules = tables[2]["rules"].as_array().unwrap().iter();
+    let rules: Vec<_> = rules
+        .map(|rule| (rule["name"].as_str().unwrap(), rule["packets"].as_u64()))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            ("drop-not-allowed", Some(1002)),
+            ("drop-rate", Some(5)),
+            ("drop-share", Some(0))
+        ]
+    );
+}

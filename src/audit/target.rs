@@ -27,7 +27,7 @@ use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::part::cgroup::Controller;
-use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
+use crate::plan::{AppPlan, Plan, UplinkEnd};
 use crate::state::StateRoot;
 use crate::text::harmless;
 
@@ -279,12 +279,12 @@ fn agent<'a>(
 /// An agent where the host's end of the uplink is.
 fn host_agent(target: &Target) -> Result<Agent, String> {
     let plan = &target.status.plan;
-    let place = match (plan.mode, plan.uplink.ends_at) {
-        (Mode::Root, UplinkEnd::Host) => Join::Stay,
-        (Mode::Rootless, _) | (_, UplinkEnd::Relay) => {
-            // With nothing published only the supervisor is there.
+    let place = match plan.uplink.ends_at {
+        UplinkEnd::Host => Join::Stay,
+        UplinkEnd::Relay => {
             let relay = target.part("relay").and_then(|part| part.init);
-            uplink_of(relay.unwrap_or(target.status.supervisor))
+            let relay = relay.ok_or("the relay does not run")?;
+            uplink_of(relay)
                 .map_err(|e| format!("find the namespace in which the uplink ends: {e}"))?
         }
     };

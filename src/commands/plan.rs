@@ -188,10 +188,9 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
         uplink.host_link,
         uplink.host_mac,
         uplink.host_address,
-        match (plan.uplink.ends_at, plan.mode) {
-            (UplinkEnd::Relay, _) => "relay's netns",
-            (UplinkEnd::Host, Mode::Root) => "host's netns",
-            (UplinkEnd::Host, Mode::Rootless) => "supervisor's netns",
+        match plan.uplink.ends_at {
+            UplinkEnd::Relay => "relay's netns",
+            UplinkEnd::Host => "host's netns",
         },
         uplink.sidecar_link,
         uplink.sidecar_mac,

@@ -15,8 +15,9 @@ use crate::control::{Client, Request};
 use crate::firewall::{self, Listing};
 use crate::host::Host;
 use crate::names::StackName;
-use crate::plan::ExtraRules;
 use crate::plan::resolve;
+use crate::plan::{ExtraRules, UplinkEnd};
+use crate::traffic::{Refusals, Why};
 
 /// Prints the sidecar's ruleset: the running stack's if it runs, else the one that `up` would load.
 pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> {
@@ -62,7 +63,8 @@ struct Counted {
 /// A table's rules, in the order of `lrpns rules`.
 #[derive(Serialize)]
 struct CountedTable {
-    /// `sidecar` or `host`: whose network namespace it is in.
+    /// Whose network namespace it is in: `sidecar`; `host` or `relay`, where the uplink ends. What the relay itself has
+    /// counted is a table `relay`.
     namespace: &'static str,
     table: String,
     rules: Vec<Counted>,
@@ -76,10 +78,15 @@ pub fn counters(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
     let target = Target::find(&Host::state_root(), stack).map_err(unable)?;
     let [sidecar, host] = tables(&target).map_err(unable)?;
     let plan = &target.status.plan;
-    let tables = [
+    let end = match plan.uplink.ends_at {
+        UplinkEnd::Host => "host",
+        UplinkEnd::Relay => "relay",
+    };
+    let mut tables = vec![
         counted("sidecar", sidecar, &firewall::sidecar_rules(plan)),
-        counted("host", host, &firewall::host_rules(plan)),
+        counted(end, host, &firewall::host_rules(plan)),
     ];
+    tables.extend(target.status.refused_by_relay.map(refused));
     if json {
         print_json(&tables)?;
     } else {
@@ -112,6 +119,21 @@ fn counted(
         namespace,
         table,
         rules: rules.collect(),
+    }
+}
+
+/// The relay's own counts: of connections and datagrams, whose bytes it doesn't look at.
+fn refused(refusals: Refusals) -> CountedTable {
+    let rules = refusals.by_rule().map(|(why, packets)| Counted {
+        chain: Why::CHAIN.to_owned(),
+        name: why.rule().to_owned(),
+        packets,
+        bytes: 0,
+    });
+    CountedTable {
+        namespace: "relay",
+        table: "relay".to_owned(),
+        rules: rules.into(),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::names::StackName;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
 use crate::state::{Liveness, StateRoot};
-use crate::traffic::{Losses, Summary};
+use crate::traffic::{Losses, Refusals, Summary};
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
 #[derive(Serialize)]
@@ -314,6 +314,15 @@ fn describe(status: &Status) -> String {
     let _ = writeln!(text, "{parts}");
     if let Some(traffic) = &status.traffic {
         describe_traffic(&mut text, traffic);
+    }
+    if let Some(refused) = status.refused_by_relay
+        && refused != Refusals::default()
+    {
+        let _ = writeln!(
+            text,
+            "relay   {} refused that `allow` does not name, {} by `rate`, {} over their share of the relay",
+            refused.not_allowed, refused.rate, refused.share
+        );
     }
     for part in &status.parts {
         for note in &part.notes {

@@ -205,6 +205,8 @@ pub struct Status {
     pub parts: Vec<PartStatus>,
     /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
     pub traffic: Option<crate::traffic::Summary>,
+    /// Clients that the relay has refused, whom the sidecar never sees; `null` without a relay.
+    pub refused_by_relay: Option<crate::traffic::Refusals>,
     /// Every process of ours, as the kernel tells when it is asked.
     pub processes: Vec<crate::control::processes::Process>,
 }

@@ -39,7 +39,7 @@ pub use uplink::{UPLINK_OUT, uplink_rules};
 use super::logging;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::names::StackName;
-use crate::plan::{AppPlan, FamilyPlan, Mode, Plan, PublishPlan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// The table in the sidecar's namespace. It is alone there, so it needs no stack's name.
 pub const SIDECAR_TABLE: &str = "lrpns";
@@ -553,7 +553,7 @@ struct HostSide<'p> {
     translated: Vec<Of>,
     /// The ports of UDP beside which the relay has to be bounded.
     udp: Vec<Of>,
-    /// Whether others can be there: rootless, or beside the relay alone, there is nobody else.
+    /// Whether others can be there: beside the relay alone there is nobody else.
     has_users: bool,
 }
 
@@ -572,7 +572,7 @@ impl<'p> HostSide<'p> {
             plan,
             translated: all().filter(is_translated).collect(),
             udp: all().filter(is_bounded).collect(),
-            has_users: plan.mode == Mode::Root && in_host,
+            has_users: in_host,
             published,
         }
     }

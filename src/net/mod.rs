@@ -415,16 +415,16 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
 fn own_every_address(plan: &Plan) -> Vec<Step> {
     let mut steps = vec![];
     for family in plan.families() {
-        let sidecar = IpNet::from(family.sidecar);
+        let (sidecar, foreign) = (IpNet::from(family.sidecar), foreign_to(&family));
+        let [_, link_local] = foreign;
         steps.push(Step::create(
             format!("look for {sidecar} in the main table"),
             message::new_rule_to_main(sidecar, 2),
         ));
-        let (everywhere, link_local): (_, IpNet) = match sidecar {
-            IpNet::V4(_) => (IpNet::V4(Default::default()), LINK_LOCAL.into()),
-            IpNet::V6(_) => (IpNet::V6(Default::default()), LINK_LOCAL6.into()),
+        let everywhere = match sidecar {
+            IpNet::V4(_) => IpNet::V4(Default::default()),
+            IpNet::V6(_) => IpNet::V6(Default::default()),
         };
-        let foreign = [family.subnet, link_local];
         for net in [sidecar].into_iter().chain(foreign) {
             steps.push(Step::create(
                 format!("take {net} out of the local addresses"),
@@ -452,6 +452,27 @@ fn own_every_address(plan: &Plan) -> Vec<Step> {
         ));
     }
     steps
+}
+
+/// Whose addresses the relay can't dial from, where it dials as its clients: they are not local in its namespace.
+#[must_use]
+pub fn foreign(plan: &Plan) -> Vec<IpNet> {
+    let families = plan.families().into_iter();
+    families
+        .flat_map(|family| {
+            let sidecar = IpNet::from(family.sidecar);
+            [sidecar].into_iter().chain(foreign_to(&family))
+        })
+        .collect()
+}
+
+/// The stack's own, and link-local ones.
+fn foreign_to(family: &FamilyPlan) -> [IpNet; 2] {
+    let link_local = match family.bridge {
+        IpAddr::V4(_) => LINK_LOCAL.into(),
+        IpAddr::V6(_) => LINK_LOCAL6.into(),
+    };
+    [family.subnet, link_local]
 }
 
 /// The destinations of egress by relay, each once.

@@ -1,4 +1,4 @@
-//! Without root: our own user, network and mount namespace, in which the rest works as it does for root.
+//! Without root: our own user and mount namespace, in which the rest works as it does for root.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -21,29 +21,18 @@ pub struct RootlessError {
     source: io::Error,
 }
 
-/// Where the supervisor of an ordinary user is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Net {
-    /// In a network namespace of its own, in which the uplink ends.
-    Own,
-    /// In the host's, over which it has no privilege: so that a part can be there too.
-    Hosts,
-}
-
 /// Makes this process id 0 of a new user namespace in which its own id alone is mapped, in a new mount namespace that it
-/// owns and, as `net` says, a new network namespace. Sockets that are open stay in the network namespace that they were
-/// made in.
+/// owns. It stays in the host's network namespace, over which it has no privilege.
 ///
 /// Should be called by a single-threaded process, before there is a runtime (unshare(2)).
 ///
 /// # Errors
 /// [`RootlessError`]; EPERM or ENOSPC where unprivileged user namespaces are not allowed.
-pub fn become_root_of_own_namespaces(net: Net) -> Result<(), RootlessError> {
+pub fn become_root_of_own_namespaces() -> Result<(), RootlessError> {
     let at = |what: &'static str| move |source: io::Error| RootlessError { what, source };
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let mut kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    kinds.set(CloneFlags::CLONE_NEWNET, net == Net::Own);
-    unshare(kinds).map_err(at("make a user namespace"))?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .map_err(at("make a user namespace"))?;
     // A gid map may be written without privilege only after setgroups(2) has been given up (user_namespaces(7)).
     std::fs::write("/proc/self/setgroups", "deny").map_err(at("give up setgroups"))?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).map_err(at("map the uid"))?;

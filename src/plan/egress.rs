@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdMap, Plan};
+use super::{IdMap, Plan, UplinkEnd};
 use crate::config::{Egress, Protocol};
 
 /// How it leaves, and why so.
@@ -68,10 +68,10 @@ impl Plan {
     }
 
     /// Whether there is a relay: with nothing published it has nothing to do, but keeps its namespace in sight, in
-    /// which egress by relay begins.
+    /// which the uplink ends.
     #[must_use]
     pub fn has_relay(&self) -> bool {
-        self.published().next().is_some() || self.egress_relay().is_some()
+        self.published().next().is_some() || self.uplink.ends_at == UplinkEnd::Relay
     }
 
     /// The sockets by which the granted ports are asked for; none unless egress is by relay.

@@ -328,7 +328,7 @@ pub struct UplinkPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UplinkEnd {
-    /// The host's; rootless, the supervisor's.
+    /// The host's, which forwards something.
     #[default]
     Host,
     /// The relay's own, in which every address is its own: so it can dial as the client that it carries, and egress by

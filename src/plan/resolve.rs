@@ -139,11 +139,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             kept.push(app_key(app, "address"));
         }
     }
-    // What the relay's own namespace is needed for may be gone; it goes on working.
-    let ends_at = match running.uplink.ends_at {
-        UplinkEnd::Relay => UplinkEnd::Relay,
-        UplinkEnd::Host => uplink_end(&config, host, running.egress.as_ref()),
-    };
+    let ends_at = uplink_end(&config, host, Some(running));
     let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
@@ -764,23 +760,35 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     }
 }
 
-/// The relay's namespace, if it has to show an app its clients' addresses, or egress is by relay: to dial as somebody
-/// else, and to be called as somebody else, takes a place where that changes nothing for the host. `egress` is that of
-/// a stack that runs, and stays what it is.
-fn uplink_end(config: &Config, host: &Host, egress: Option<&EgressPlan>) -> UplinkEnd {
-    let relayed_as_client = config.apps.iter().any(|app| {
-        app.source == Source::Client
-            && app.publish.iter().any(|publish| {
+/// The host's namespace, if it forwards something for the stack; else the relay's own, where a dialled connection takes no
+/// port of the host's, and shows the sidecar who the client is. To show that to an app, and for egress by relay, it has to
+/// be the relay's. Where a stack that runs has it stays.
+fn uplink_end(config: &Config, host: &Host, running: Option<&Plan>) -> UplinkEnd {
+    if let Some(UplinkEnd::Relay) = running.map(|plan| plan.uplink.ends_at) {
+        // What it is needed for may be gone; it goes on working.
+        return UplinkEnd::Relay;
+    }
+    let any = |is: &dyn Fn(&config::App, Transport) -> bool| {
+        config.apps.iter().any(|app| {
+            app.publish.iter().any(|publish| {
                 let (via, _) = transport(publish.address, app, UplinkEnd::Host, host);
-                via == Transport::Relay && !publish.address.is_loopback()
+                !publish.address.is_loopback() && is(app, via)
             })
-    });
+        })
+    };
+    let relayed_as_client =
+        any(&|app, via| app.source == Source::Client && via == Transport::Relay);
     let decided = || egress_way(config, host, UplinkEnd::Host).map(|(via, _)| via);
-    let egress = egress.map(|egress| egress.via).or_else(decided);
+    let before = running.and_then(|plan| plan.egress.as_ref());
+    let egress = before.map(|egress| egress.via).or_else(decided);
     if relayed_as_client || egress == Some(EgressVia::Relay) {
-        UplinkEnd::Relay
-    } else {
+        return UplinkEnd::Relay;
+    }
+    let forwards = egress == Some(EgressVia::Nat) || any(&|_, via| via == Transport::Dnat);
+    if forwards || running.is_some() {
         UplinkEnd::Host
+    } else {
+        UplinkEnd::Relay
     }
 }
 
@@ -806,9 +814,7 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
     });
     match closed {
         Some(why) => by_relay(why),
-        None if ends_at == UplinkEnd::Relay => {
-            by_relay("the uplink ends at the relay, which shows an app its clients")
-        }
+        None if ends_at == UplinkEnd::Relay => by_relay("the uplink ends at the relay"),
         None => {
             let why = match needs_nothing {
                 true => "to the host itself nothing needs to be forwarded",
@@ -833,10 +839,9 @@ fn transport(
     match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
-        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => (
-            Transport::Relay,
-            "the uplink ends at the relay, for source = \"client\" or egress by relay".to_owned(),
-        ),
+        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => {
+            (Transport::Relay, "the uplink ends at the relay".to_owned())
+        }
         (Via::Auto, Forwarding::Open) => (
             Transport::Dnat,
             "the host forwards, and nothing of another owner drops it".to_owned(),

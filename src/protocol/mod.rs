@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -120,15 +121,17 @@ pub enum Role {
         /// What they may.
         grants: Vec<crate::firewall::Grants>,
     },
-    /// Carries bytes from the published sockets to the uplink. Descriptors: the sockets, in the order of `carried`; as
-    /// many [`ToStage::More`] follow as it takes to hand over all.
+    /// Carries bytes from the published sockets to the uplink. Descriptors: a socket of messages where it tells of clients
+    /// that it refuses, then the sockets, in the order of `carried`; as many [`ToStage::More`] follow as it takes to hand
+    /// over all.
     Relay {
         /// What each socket is.
         carried: Vec<Carried>,
         /// The clients of each app.
         admissions: Vec<Admission>,
-        /// It has a network namespace of its own, in which it dials as the client that it carries.
-        as_clients: bool,
+        /// It has a network namespace of its own, in which it dials as the client that it carries; but for these, whom
+        /// it can't be.
+        as_clients: Option<Vec<IpNet>>,
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
         wait: bool,
     },
@@ -156,6 +159,8 @@ pub struct Carried {
     pub target: SocketAddr,
     /// From whom it may come: a place in the list of admissions.
     pub admission: usize,
+    /// Its app sees its clients: then who can't be shown is not carried.
+    pub shows_client: bool,
 }
 
 /// What an app's stage needs.

@@ -21,9 +21,10 @@
 //! - **Dead peers** are found by TCP keepalive on both sides: 60 seconds of silence, then 4 probes 15 seconds apart.
 //!   There is no other idle time limit. Data on the wire that nobody acknowledges ends by `tcp_retries2` (tcp(7)).
 //!
-//! A relay dials one address and port from one address, so the ephemeral ports (some 28,000) bound how many new
-//! connections per minute can be ended *by the client first*: each such end leaves the relay's port in TIME-WAIT for 60
-//! seconds. Where the relay has a network namespace of its own, `net.ipv4.tcp_tw_reuse=1` there lifts this to one second.
+//! In a network namespace of its own it dials from its client's address and port. A connection that is ended *by the client
+//! first* leaves that port in TIME-WAIT for 60 seconds, of which `net.ipv4.tcp_tw_reuse=1` there leaves one: so nothing runs
+//! out, whatever clients do. Beside DNAT it dials from the uplink's one address on the host, whose 28,000 ephemeral ports bound
+//! how many such ends there may be a minute.
 //!
 //! # What it needs
 //!
@@ -41,6 +42,7 @@
 
 pub mod egress;
 mod flow;
+mod refused;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -55,6 +57,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
@@ -67,7 +70,9 @@ use tokio::task::JoinSet;
 
 use crate::config::Protocol;
 use crate::config::clients::Gate;
+use crate::traffic::{Refusals, Why};
 use flow::{Buffers, Tuning};
+use refused::Refused;
 use share::{Held, Shares};
 
 /// Written to the control socket, it asks for one line of JSON: [`Stats`].
@@ -152,6 +157,8 @@ pub struct Way {
     pub target: SocketAddr,
     /// The clients; all others are reset before a byte, or, by UDP, not heard.
     pub gate: Rc<Gate>,
+    /// Where the relay dials as its clients, it dials as nobody else for these.
+    pub shows_client: bool,
 }
 
 impl Way {
@@ -235,27 +242,32 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 /// (shutdown(2)) accepts no more, which is no error.
 ///
 /// With `as_clients` it dials from the address of the client that it carries, which the network namespace must take for
-/// its own; a client whose address it does not take is reset.
+/// its own. It does not take these: a client with one of them is reset if its way shows clients, and else carried from the
+/// relay's own address, as one of this machine's loopback always is.
+///
+/// At `told`, a socket of messages, it tells of the clients that it refuses ([`crate::traffic::wire::read_refusals`]).
 ///
 /// # Errors
 /// [`RelayError`]. Nothing that a client or a target does is an error.
 pub fn run(
     listeners: Vec<(std::net::TcpListener, Way)>,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
-    as_clients: bool,
+    as_clients: Option<Vec<IpNet>>,
     control: OwnedFd,
+    told: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), datagrams.len())?;
     let tuning = Tuning::default();
     let dials = Dials::Itself { as_clients };
-    run_with(listeners, datagrams, dials, control, places, tuning)
+    let sockets = (control, Some(told));
+    run_with(listeners, datagrams, dials, sockets, places, tuning)
 }
 
 fn run_with(
     listeners: Vec<(std::net::TcpListener, Way)>,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
     dials: Dials,
-    control: OwnedFd,
+    (control, told): (OwnedFd, Option<OwnedFd>),
     places: Places,
     tuning: Tuning,
 ) -> Result<(), RelayError> {
@@ -277,6 +289,11 @@ fn run_with(
         if !datagrams.is_empty() {
             let relay = Rc::clone(&relay);
             tokio::task::spawn_local(async move { relay.flows.sweep().await });
+        }
+        let hears = told.map(Rc::new);
+        if let Some(told) = hears.clone() {
+            let relay = Rc::clone(&relay);
+            tokio::task::spawn_local(async move { relay.refused.tell(&told).await });
         }
         for (number, (socket, way)) in datagrams.into_iter().enumerate() {
             let relay = Rc::clone(&relay);
@@ -307,6 +324,9 @@ fn run_with(
                 () = async { while let Told::LastOrders = serve_control(&mut control, &relay).await {} } => {}
                 () = relay.idle() => {}
             }
+        }
+        if let Some(told) = hears {
+            relay.refused.tell_now(&told, &mut Refusals::default());
         }
         Ok(())
     })
@@ -352,8 +372,8 @@ impl Places {
 
 /// Who dials.
 enum Dials {
-    /// The relay, from the client's address if so.
-    Itself { as_clients: bool },
+    /// The relay, from the client's address if so, unless that is one of these.
+    Itself { as_clients: Option<Vec<IpNet>> },
     /// Another process, which is asked at this socket.
     Asks(OwnedFd),
     /// We do, but only to what is granted.
@@ -362,7 +382,7 @@ enum Dials {
 
 /// What all connections share.
 struct Relay {
-    as_clients: bool,
+    as_clients: Option<Vec<IpNet>>,
     /// Who is asked to dial.
     dialer: Option<egress::Asker>,
     /// All that may be dialled, if not everything may.
@@ -371,6 +391,7 @@ struct Relay {
     buffers: Buffers,
     places: Arc<Semaphore>,
     shares: Rc<Shares>,
+    refused: Refused,
     /// How many listeners accept, each with a place.
     accepting: Cell<usize>,
     flows: udp::Flows,
@@ -380,7 +401,7 @@ struct Relay {
 
 impl Relay {
     fn new(places: Places, tuning: Tuning, dials: Dials) -> io::Result<Self> {
-        let (mut as_clients, mut dialer, mut grants) = (false, None, None);
+        let (mut as_clients, mut dialer, mut grants) = (None, None, None);
         match dials {
             Dials::Itself { as_clients: does } => as_clients = does,
             Dials::Asks(socket) => dialer = Some(egress::Asker::new(socket)?),
@@ -398,10 +419,17 @@ impl Relay {
             buffers: Buffers::new(places.pipes, tuning),
             places: Arc::new(Semaphore::new(places.connections)),
             shares: Rc::default(),
+            refused: Refused::new(),
             accepting: Cell::new(0),
             flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
         })
+    }
+
+    /// Counts a connection that is reset, and says so.
+    fn refuse(&self, why: Why, peer: SocketAddr, client: &TcpStream) {
+        let ours = || client.local_addr().ok();
+        self.refused.note(why, Protocol::Tcp, peer, ours);
     }
 
     /// EACCES for what may not be dialled.
@@ -418,6 +446,15 @@ impl Relay {
             },
             None => std::future::pending().await,
         }
+    }
+
+    /// As whom to dial for this client: itself, unless it is of this machine's loopback, which leads nowhere else.
+    fn source(&self, client: SocketAddr, way: &Way) -> Option<SocketAddr> {
+        let not = self.as_clients.as_ref()?;
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let is_foreign = || not.iter().any(|net| net.contains(&client.ip()));
+        let own = client.ip().is_loopback() || (!way.shows_client && is_foreign());
+        (!own).then_some(client)
     }
 
     fn count(&self, change: impl FnOnce(&mut Stats)) {
@@ -484,7 +521,13 @@ async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
             Ok(LAST_ORDERS) => return Told::LastOrders,
             _ => return Told::Stop,
         }
-        let stats = *relay.stats.borrow();
+        let refused = relay.refused.counts();
+        let stats = Stats {
+            not_allowed: refused.not_allowed,
+            too_many: refused.rate,
+            over_share: refused.share,
+            ..*relay.stats.borrow()
+        };
         let mut line = serde_json::to_vec(&stats).expect("numbers are JSON");
         line.push(b'\n');
         if control.write_all(&line).await.is_err() {
@@ -537,18 +580,18 @@ async fn accept(
             Ok((client, peer)) if !gate.admits(peer.ip()) => {
                 // Closing it is a reset then. It can only fail for a bad descriptor.
                 let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
-                relay.count(|s| s.not_allowed += 1);
+                relay.refuse(Why::NotAllowed, peer, &client);
                 continue;
             }
             Ok((client, peer)) if !gate.may_begin(peer.ip(), Instant::now()) => {
                 let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
-                relay.count(|s| s.too_many += 1);
+                relay.refuse(Why::Rate, peer, &client);
                 continue;
             }
             Ok((client, peer)) => {
                 let Some(share) = relay.share(peer.ip()) else {
                     let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
-                    relay.count(|s| s.over_share += 1);
+                    relay.refuse(Why::Share, peer, &client);
                     continue;
                 };
                 relay.count(|s| {
@@ -594,10 +637,7 @@ async fn carry(client: TcpStream, way: &Way, relay: &Relay) {
         return relay.count(|s| s.reset += 1);
     }
     let (source, target) = match (client.peer_addr(), client.local_addr()) {
-        (Ok(peer), Ok(ours)) => {
-            let source = relay.as_clients.then(|| source(peer)).flatten();
-            (source, way.to(ours.ip()))
-        }
+        (Ok(peer), Ok(ours)) => (relay.source(peer, way), way.to(ours.ip())),
         // It has gone already.
         _ => return relay.count(|s| s.reset += 1),
     };
@@ -631,12 +671,6 @@ async fn carry(client: TcpStream, way: &Way, relay: &Relay) {
         }
         Err(_) => relay.count(|s| s.reset += 1),
     }
-}
-
-/// As whom to dial for this client: itself, unless it is of this machine's loopback, which leads nowhere else.
-fn source(client: SocketAddr) -> Option<SocketAddr> {
-    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    (!client.ip().is_loopback()).then_some(client)
 }
 
 /// Dials from the client's own address, and its port if that is free: two connections of one client to two published

@@ -34,6 +34,7 @@ fn everybody(target: SocketAddr) -> Way {
             &[all],
             None,
         ))),
+        shows_client: false,
     }
 }
 
@@ -67,8 +68,8 @@ impl Running {
             run_with(
                 vec![(listener, everybody(target))],
                 vec![],
-                Dials::Itself { as_clients: false },
-                OwnedFd::from(theirs),
+                Dials::Itself { as_clients: None },
+                (OwnedFd::from(theirs), None),
                 places,
                 tuning,
             )

@@ -40,6 +40,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::config::Protocol;
+use crate::traffic::Why;
 
 use super::{EXHAUSTED_PAUSE, Relay, RelayError, Way};
 
@@ -273,8 +274,15 @@ impl Door {
             client,
             ours,
         };
+        let refuse = |why| {
+            let ours = || {
+                let port = self.socket.local_addr().ok()?.port();
+                Some(SocketAddr::new(ours, port))
+            };
+            relay.refused.note(why, Protocol::Udp, client, ours);
+        };
         if !self.way.gate.admits(client.ip()) {
-            return relay.count(|s| s.not_allowed += 1);
+            return refuse(Why::NotAllowed);
         }
         let begins = !relay.flows.table.borrow().contains_key(&key);
         if begins
@@ -283,7 +291,7 @@ impl Door {
                 .gate
                 .may_begin(client.ip(), Instant::now().into_std())
         {
-            return relay.count(|s| s.too_many += 1);
+            return refuse(Why::Rate);
         }
         let known = relay.flows.table.borrow().get(&key).map(|flow| {
             flow.last.set(Instant::now());
@@ -318,10 +326,7 @@ impl Door {
             let evicted = relay.flows.evict() as u64;
             relay.count(|s| s.evicted += evicted);
         }
-        let source = relay
-            .as_clients
-            .then(|| super::source(key.client))
-            .flatten();
+        let source = relay.source(key.client, &self.way);
         let socket = Rc::new(dial_from(source, target)?);
         let (last, answered) = (Rc::new(Cell::new(Instant::now())), Rc::default());
         let answers = Answers {

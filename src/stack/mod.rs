@@ -28,7 +28,7 @@ use std::time::Duration;
 use futures_util::future::{TryFutureExt, try_join_all};
 use nftables::schema::Nftables;
 use nix::sys::signal::Signal;
-use rustix::net::SocketAddrAny;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 
 use crate::config::clients::Admission;
@@ -334,7 +334,7 @@ pub struct Launched {
     pub notes: Vec<String>,
     /// App: the number of its command's process.
     pub command: Option<i32>,
-    /// Sidecar: where it tells of the traffic.
+    /// Sidecar and relay: where they tell of the traffic.
     pub traffic: Option<OwnedFd>,
 }
 
@@ -627,6 +627,15 @@ fn load_host_rules(
         }
         loaded => Ok(loaded.map(|()| None)?),
     }
+}
+
+/// For what a part tells of the traffic: messages, so that none is ever half there.
+fn pair() -> Result<(OwnedFd, OwnedFd), StackError> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).map_err(|e| StackError::Io {
+        what: "make a socket pair for the traffic log",
+        source: e.into(),
+    })
 }
 
 fn missing() -> StackError {
@@ -1028,24 +1037,7 @@ impl Ground {
                 .map(|app| app.addresses().collect())
                 .collect(),
         });
-        let pair = || {
-            // Messages, so that none is ever half there.
-            rustix::net::socketpair(
-                rustix::net::AddressFamily::UNIX,
-                rustix::net::SocketType::SEQPACKET,
-                rustix::net::SocketFlags::CLOEXEC,
-                None,
-            )
-        };
-        let (ours, theirs) = match &traffic {
-            Some(_) => pair()
-                .map(|(ours, theirs)| (Some(ours), Some(theirs)))
-                .map_err(|e| StackError::Io {
-                    what: "make a socket pair for the traffic log",
-                    source: e.into(),
-                })?,
-            None => (None, None),
-        };
+        let (ours, theirs) = traffic.as_ref().map(|_| pair()).transpose()?.unzip();
         let start = Start {
             hostname: format!("{}-sidecar", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
@@ -1224,6 +1216,7 @@ impl Ground {
             .enumerate()
             .flat_map(|(index, app)| app.publish.iter().map(move |p| (p.outside(), index)))
             .collect();
+        let app = |listener: &Listener| apps.get(&listener.outside()).copied();
         let start = Start {
             hostname: format!("{}-relay", self.plan.stack),
             nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
@@ -1235,9 +1228,9 @@ impl Ground {
                         protocol: listener.protocol,
                         target: listener.target,
                         // One that is nobody's any more has no clients.
-                        admission: apps
-                            .get(&(listener.address, listener.protocol))
-                            .map_or(usize::MAX, |index| *index),
+                        admission: app(listener).unwrap_or(usize::MAX),
+                        shows_client: app(listener)
+                            .is_some_and(|index| self.plan.apps[index].source == Source::Client),
                     })
                     .collect(),
                 admissions: self
@@ -1246,16 +1239,15 @@ impl Ground {
                     .iter()
                     .map(|app| Admission::of(&app.allow, app.rate))
                     .collect(),
-                as_clients: self.dials_as_clients(),
+                as_clients: self.dials_as_clients().then(|| net::foreign(&self.plan)),
                 wait,
             },
             weaken: None,
         };
-        let fds: Vec<_> = self
-            .listeners
-            .iter()
-            .map(|listener| listener.socket.as_fd())
-            .collect();
+        let (ours, theirs) = pair()?;
+        let sockets = self.listeners.iter();
+        let sockets = sockets.map(|listener| listener.socket.as_fd());
+        let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(sockets).collect();
         let mut batches = fds.chunks(MAX_FDS);
         container
             .send(
@@ -1266,7 +1258,11 @@ impl Ground {
         for batch in batches {
             container.send(&ToStage::More, batch).await?;
         }
-        Launched::ready(container).await
+        drop(theirs);
+        Ok(Launched {
+            traffic: Some(ours),
+            ..Launched::ready(container).await?
+        })
     }
 
     /// Starts the relay.

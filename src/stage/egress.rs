@@ -107,6 +107,7 @@ fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) ->
     let way = |door: Door| Way {
         target: SocketAddr::new(any(door), door.port),
         gate: Rc::clone(&gate),
+        shows_client: false,
     };
     let sockets = sockets.into_iter();
     sockets

@@ -179,12 +179,14 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             as_clients,
             wait,
         } => {
-            let sockets = all_of(carried.len(), fds, supervisor)?;
+            let mut sockets = all_of(carried.len() + 1, fds, supervisor)?;
+            let told = sockets.remove(0);
             let work = relay::Work {
                 carried,
                 admissions,
                 as_clients,
                 wait,
+                told,
                 sockets,
             };
             relay::run(supervisor, work).map(|()| ExitCode::SUCCESS)

@@ -4,6 +4,8 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use ipnet::IpNet;
+
 use super::{StageError, drop_privileges, step};
 use crate::config::Protocol;
 use crate::config::clients::{Admission, Gate};
@@ -14,12 +16,13 @@ use crate::protocol::{self, Carried, FromStage, ToStage};
 use crate::relay::{self, Way};
 use crate::rootfs;
 
-/// What it is told, as in [`protocol::Role::Relay`], and the socket of each port.
+/// What it is told, as in [`protocol::Role::Relay`], the socket for what it tells of refused clients, and that of each port.
 pub struct Work {
     pub carried: Vec<Carried>,
     pub admissions: Vec<Admission>,
-    pub as_clients: bool,
+    pub as_clients: Option<Vec<IpNet>>,
     pub wait: bool,
+    pub told: OwnedFd,
     pub sockets: Vec<OwnedFd>,
 }
 
@@ -30,17 +33,18 @@ pub struct Work {
 /// [`StageError`] with the step that did not work.
 pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
     let (carried, as_clients) = (&work.carried, work.as_clients);
+    let binds = as_clients.is_some();
     rootfs::enter_empty().map_err(step("make the root"))?;
     let carries = seccomp::Carries {
         udp: carried.iter().any(|c| c.protocol == Protocol::Udp),
-        as_clients,
+        as_clients: binds,
         ipv6: carried.iter().any(|c| c.target.is_ipv6()),
     };
     let filter = seccomp::relay(carries).compile();
     let filter = filter.map_err(step("make the seccomp filter"))?;
     let by_tcp = carried.iter().filter(|c| c.protocol == Protocol::Tcp);
     let targets = by_tcp.map(|carried| carried.target);
-    let confined = TcpOnlyTo::relay(targets, as_clients).enforce();
+    let confined = TcpOnlyTo::relay(targets, binds).enforce();
     let notes = confined.map_err(step("confine by Landlock"))?;
     let privileges = drop_privileges(&[], Ids::ROOT, &filter)?;
 
@@ -53,6 +57,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
             target: carried.target,
             // Who is named nowhere lets nobody in.
             gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
+            shows_client: carried.shows_client,
         };
         match carried.protocol {
             Protocol::Tcp => streams.push((fd.into(), way)),
@@ -78,5 +83,6 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
         }
     }
     let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-    relay::run(streams, datagrams, as_clients, shutdown).map_err(step("relay"))
+    let (control, told) = (shutdown, work.told);
+    relay::run(streams, datagrams, as_clients, control, told).map_err(step("relay"))
 }

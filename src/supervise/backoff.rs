@@ -113,7 +113,8 @@ mod tests {
             let window = window.map(Duration::from_secs);
             Some(RestartLimit { max, window })
         };
-        let cases: [(Option<RestartLimit>, &[u64], u64, &[&str]); 6] = [
+        type Case<'c> = (Option<RestartLimit>, &'c [u64], u64, &'c [&'c str]);
+        let cases: [Case<'_>; 6] = [
             (limit(0, None), &[0], 1, &["gives up after 0"]),
             (
                 limit(2, None),

@@ -326,6 +326,7 @@ pub struct Supervisor {
     budgets: Budgets,
     traffic: mpsc::Receiver<Traffic>,
     sums: traffic::Sums,
+    refused: Refused,
     traffic_in: mpsc::Sender<Traffic>,
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
@@ -463,6 +464,7 @@ pub async fn run(
         budgets,
         traffic,
         sums: traffic::Sums::default(),
+        refused: Refused::default(),
         traffic_in,
         launching: JoinSet::new(),
         journal,
@@ -733,10 +735,31 @@ impl Supervisor {
             ended_in,
             sender,
         ));
-        if let Some(socket) = traffic {
-            let apps = self.ground.plan.apps.iter();
-            self.sums.begin(apps.map(|app| app.name.as_str()));
-            hear_of_traffic(self.traffic_in.clone(), socket);
+        match (traffic, id) {
+            (None, _) => {}
+            (Some(socket), PartId::Relay) => {
+                let relay = self.refused.begin();
+                let read = move |message: &[u8]| {
+                    let (refusals, records) = traffic::wire::read_refusals(message)?;
+                    let records = records.to_vec();
+                    Some(Traffic::Refused {
+                        relay,
+                        refusals,
+                        records,
+                    })
+                };
+                hear_of_traffic(self.traffic_in.clone(), socket, id, read);
+            }
+            (Some(socket), _) => {
+                let apps = self.ground.plan.apps.iter();
+                self.sums.begin(apps.map(|app| app.name.as_str()));
+                let read = |message: &[u8]| {
+                    let (totals, records) = traffic::wire::read(message)?;
+                    let records = records.to_vec();
+                    Some(Traffic::Told { totals, records })
+                };
+                hear_of_traffic(self.traffic_in.clone(), socket, id, read);
+            }
         }
         if self.is_job(id) {
             return self.wait_for_job(id);
@@ -1252,6 +1275,7 @@ impl Supervisor {
             gated: self.gated,
             parts: parts.collect(),
             traffic: (plan.log > TrafficLog::Off).then(|| self.sums.summary()),
+            refused_by_relay: plan.has_relay().then(|| self.refused.sum()),
             // Asked for when somebody wants to know: it takes as long as the whole rest.
             processes: vec![],
         }
@@ -1278,18 +1302,30 @@ impl Supervisor {
         supervisor.into_iter().chain(parts).collect()
     }
 
-    /// The sidecar has said something.
+    /// The sidecar or a relay has said something of the traffic.
     fn took(&mut self, traffic: Traffic) {
         match traffic {
             Traffic::Told { totals, records } => {
                 self.journal.write_traffic(&records);
                 self.sums.set(totals);
             }
-            Traffic::Nonsense => self.note(
-                PartId::Sidecar,
-                "told of the traffic what makes no sense: the traffic log ends here, until the sidecar is started again"
-                    .to_owned(),
-            ),
+            Traffic::Refused {
+                relay,
+                refusals,
+                records,
+            } => {
+                if self.ground.plan.log > TrafficLog::Off {
+                    self.journal.write_traffic(&records);
+                }
+                self.refused.set(relay, refusals);
+            }
+            Traffic::Nonsense(id) => {
+                let name = self.ground.name(id);
+                let text = format!(
+                    "told of the traffic what makes no sense: it is not listened to any more, until the {name} is started again"
+                );
+                self.note(id, text);
+            }
         }
     }
 
@@ -1856,21 +1892,74 @@ async fn send(container: &Container, what: &ToStage, fds: &[BorrowedFd<'_>], hea
     }
 }
 
-/// What the sidecar has said at once.
+/// What the sidecar or a relay has said at once.
 enum Traffic {
-    /// A message of its.
+    /// A message of the sidecar's.
     Told {
         totals: traffic::Totals,
         /// As the sidecar wrote them: see [`traffic::wire::records`].
         records: Vec<u8>,
     },
-    /// What it never says. It is not listened to any more: it may have been broken into.
-    Nonsense,
+    /// A message of a relay's.
+    Refused {
+        /// Which.
+        relay: usize,
+        /// What it has refused since it was started.
+        refusals: traffic::Refusals,
+        /// As of the sidecar.
+        records: Vec<u8>,
+    },
+    /// What that part never says. It is not listened to any more: it may have been broken into.
+    Nonsense(PartId),
 }
 
-/// Takes what the sidecar says, a message at a time and no further than there is room for: then the sidecar counts what
-/// it can't say. What makes no sense ends the conversation.
-fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
+/// What relays have refused.
+#[derive(Default)]
+struct Refused {
+    /// Those that are gone.
+    before: traffic::Refusals,
+    /// Those that may say more, each with its number.
+    now: Vec<(usize, traffic::Refusals)>,
+    relays: usize,
+}
+
+impl Refused {
+    /// No more relays than that are told apart: one, and those that carry their last connections.
+    const MOST: usize = 32;
+
+    /// Another relay; its number.
+    fn begin(&mut self) -> usize {
+        if self.now.len() >= Self::MOST {
+            let (_, oldest) = self.now.remove(0);
+            self.before = self.before.and(oldest);
+        }
+        self.relays += 1;
+        self.now.push((self.relays, traffic::Refusals::default()));
+        self.relays
+    }
+
+    /// What that one has told last.
+    fn set(&mut self, relay: usize, refusals: traffic::Refusals) {
+        let mut now = self.now.iter_mut();
+        if let Some((_, told)) = now.find(|(number, _)| *number == relay) {
+            *told = refusals;
+        }
+    }
+
+    fn sum(&self) -> traffic::Refusals {
+        let now = self.now.iter().map(|(_, told)| *told);
+        now.fold(self.before, traffic::Refusals::and)
+    }
+}
+
+/// Takes what a part says of the traffic, a message at a time and no further than there is room for: then the part counts
+/// what it can't say. What can't be `read` makes no sense, and ends the conversation.
+fn hear_of_traffic(
+    heard: mpsc::Sender<Traffic>,
+    socket: OwnedFd,
+    id: PartId,
+    read: impl Fn(&[u8]) -> Option<Traffic> + Send + 'static,
+) {
     let socket = rustix::io::ioctl_fionbio(&socket, true)
         .map_err(io::Error::from)
         .and_then(|()| crate::sys::watch::owned(socket));
@@ -1903,14 +1992,8 @@ fn hear_of_traffic(heard: mpsc::Sender<Traffic>, socket: OwnedFd) {
             };
             messages.take(1, Instant::now());
             bytes.take(got as u64, Instant::now());
-            let told = match traffic::wire::read(&buffer[..got]) {
-                Some((totals, records)) => Traffic::Told {
-                    totals,
-                    records: records.to_vec(),
-                },
-                None => Traffic::Nonsense,
-            };
-            let over = matches!(told, Traffic::Nonsense);
+            let told = read(&buffer[..got]).unwrap_or(Traffic::Nonsense(id));
+            let over = matches!(told, Traffic::Nonsense(_));
             if heard.send(told).await.is_err() || over {
                 return;
             }

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::packet::{flag_names, protocol_name};
-use super::{Event, Flow, How, LostBy, Record};
+use super::{Event, Flow, How, LostBy, Packet, Record};
+use crate::config::Protocol;
 use crate::firewall::logging;
 use crate::plan::Plan;
 
@@ -110,6 +111,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     apps: Vec<(IpAddr, String)>,
+    /// What of the host is whose, by protocol.
+    published: Vec<(u8, SocketAddr, String)>,
     /// The relay's addresses, one of each family.
     relay: Vec<IpAddr>,
 }
@@ -124,6 +127,15 @@ impl Names {
                 .iter()
                 .flat_map(|app| (app.addresses()).map(|address| (address, app.name.to_string())))
                 .collect(),
+            published: (plan.published())
+                .map(|(app, publish)| {
+                    let protocol = match publish.protocol {
+                        Protocol::Tcp => 6,
+                        Protocol::Udp => 17,
+                    };
+                    (protocol, publish.listen, app.name.to_string())
+                })
+                .collect(),
             relay: (plan.families().iter()).map(|family| family.host).collect(),
         }
     }
@@ -132,6 +144,20 @@ impl Names {
         let mut apps = self.apps.iter();
         apps.find(|(of, _)| *of == address)
             .map(|(_, name)| name.as_str())
+    }
+
+    /// The app that is published where a packet goes.
+    fn published(&self, packet: &Packet) -> Option<&str> {
+        let to = SocketAddr::new(packet.target, packet.ports?.1);
+        let is_its = |listen: &SocketAddr| {
+            let ip = listen.ip();
+            let any = ip.is_unspecified() && ip.is_ipv6() == to.is_ipv6();
+            listen.port() == to.port() && (any || ip == to.ip())
+        };
+        let mut published = self.published.iter();
+        published
+            .find(|(protocol, listen, _)| *protocol == packet.protocol && is_its(listen))
+            .map(|(.., name)| name.as_str())
     }
 
     /// The names of both, if both are apps.
@@ -225,7 +251,10 @@ impl Names {
                 if let Some((kind, code)) = packet.icmp {
                     say(&mut text, format_args!(" type {kind} code {code}"));
                 }
-                say(&mut text, format_args!(", {} bytes", packet.length));
+                let length = (packet.length > 0).then_some(packet.length);
+                if let Some(length) = length {
+                    say(&mut text, format_args!(", {length} bytes"));
+                }
                 if !link.as_str().is_empty() {
                     say(&mut text, format_args!(", from link {}", link.as_str()));
                 }
@@ -237,6 +266,7 @@ impl Names {
                         app: self
                             .app(packet.source)
                             .or_else(|| self.app(packet.target))
+                            .or_else(|| self.published(packet))
                             .map(str::to_owned),
                         rule: Some(rule.to_owned()),
                         link: (!link.as_str().is_empty()).then(|| link.as_str().to_owned()),
@@ -247,7 +277,7 @@ impl Names {
                         tcp_flags,
                         icmp_type: packet.icmp.map(|(kind, _)| kind),
                         icmp_code: packet.icmp.map(|(_, code)| code),
-                        length: Some(packet.length),
+                        length,
                         ..Fields::default()
                     },
                 )

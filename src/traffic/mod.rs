@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod line;
 pub mod packet;
 pub mod pcapng;
+pub mod refused;
 pub mod track;
 pub mod watch;
 pub mod wire;
@@ -334,6 +335,65 @@ impl Sums {
             apps,
         }
     }
+}
+
+/// Clients that the relay has refused, by the reason: connections, and datagrams. The keys of the JSON form are stable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// They are not among those who may connect (`allow`).
+    pub not_allowed: u64,
+    /// The app's `rate` was reached.
+    pub rate: u64,
+    /// The client has its share of the relay's places.
+    pub share: u64,
+}
+
+impl Refusals {
+    /// Each with the rule that a line of the traffic log names.
+    #[must_use]
+    pub fn by_rule(&self) -> [(Why, u64); 3] {
+        [
+            (Why::NotAllowed, self.not_allowed),
+            (Why::Rate, self.rate),
+            (Why::Share, self.share),
+        ]
+    }
+
+    /// Both. They are a part's words: no number of them is too large.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            not_allowed: self.not_allowed.saturating_add(other.not_allowed),
+            rate: self.rate.saturating_add(other.rate),
+            share: self.share.saturating_add(other.share),
+        }
+    }
+}
+
+/// Why the relay has refused a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// See [`Refusals`].
+    NotAllowed,
+    /// See [`Refusals`].
+    Rate,
+    /// See [`Refusals`].
+    Share,
+}
+
+impl Why {
+    /// As a rule of a chain `relay`, which is what it is like.
+    #[must_use]
+    pub fn rule(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "drop-not-allowed",
+            Self::Rate => "drop-rate",
+            Self::Share => "drop-share",
+        }
+    }
+
+    /// What comes before that.
+    pub const CHAIN: &str = "relay";
 }
 
 /// What was counted since the sidecar was started.

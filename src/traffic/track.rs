@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::kernel::{Forgotten, Logged};
 use super::packet::{ACK, FIN, Packet, RST, SYN, Tcp};
+use super::refused::Lines;
 use crate::firewall::logging;
 
 use super::{AppTotals, Event, Flow, How, LostBy, Name, Record, Settings, Totals};
@@ -25,20 +26,8 @@ use super::{AppTotals, Event, Flow, How, LostBy, Name, Record, Settings, Totals}
 const MOST_CONNECTIONS: usize = 1 << 16;
 /// How many records wait for the supervisor.
 const MOST_RECORDS: usize = 1 << 13;
-/// How many sources have a bucket of their own; the rest share one.
-const MOST_SOURCES: usize = 1 << 12;
-/// How many lines a source may fill at once…
-const BURST: u32 = 10;
-/// …and all sources together…
-const BURST_OF_ALL: u32 = 200;
-/// …and how many each second in the long run.
-const PER_SECOND: u32 = 1;
-/// As [`PER_SECOND`], of all sources together.
-const PER_SECOND_OF_ALL: u32 = 50;
 /// Of a full table, the part that is forgotten to make room.
 const FORGOTTEN: usize = MOST_CONNECTIONS / 8;
-/// How many sources are named when it is told what has no line.
-const NAMED: usize = 5;
 
 #[derive(Debug, Clone, Copy)]
 struct Connection {
@@ -76,41 +65,6 @@ fn last_of_the_other(tcp: Tcp, first_fin: Option<u32>) -> Option<u32> {
     }
 }
 
-/// Fills by so many lines a second, up to so many.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    /// In thousandths of a line.
-    level: u32,
-    /// When it was filled last, monotonic, in milliseconds.
-    at: u64,
-    /// What found it empty.
-    suppressed: u64,
-}
-
-impl Bucket {
-    fn full(lines: u32, at: u64) -> Self {
-        Self {
-            level: lines * 1000,
-            at,
-            suppressed: 0,
-        }
-    }
-
-    fn take(&mut self, now: u64, per_second: u32, most: u32) -> bool {
-        let more = now
-            .saturating_sub(self.at)
-            .saturating_mul(per_second.into());
-        let level = u64::from(self.level).saturating_add(more);
-        self.level = level.min(u64::from(most) * 1000) as u32;
-        self.at = now;
-        let enough = self.level >= 1000;
-        if enough {
-            self.level -= 1000;
-        }
-        enough
-    }
-}
-
 /// What the time is.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -124,11 +78,7 @@ pub struct Now {
 pub struct Tracker {
     connections: HashMap<Flow, Connection>,
     apps: HashMap<IpAddr, u16>,
-    sources: HashMap<IpAddr, Bucket>,
-    others: Bucket,
-    all: Bucket,
-    /// When suppressed packets were told of last, monotonic, in milliseconds.
-    told: u64,
+    lines: Lines,
     /// What was counted.
     pub totals: Totals,
     /// What is to be told, oldest first.
@@ -152,10 +102,7 @@ impl Tracker {
                         .map(move |address| (*address, index as u16))
                 })
                 .collect(),
-            sources: HashMap::new(),
-            others: Bucket::full(BURST, 0),
-            all: Bucket::full(BURST_OF_ALL, 0),
-            told: 0,
+            lines: Lines::default(),
             totals: Totals {
                 apps: vec![AppTotals::default(); others + 1],
                 ..Totals::default()
@@ -425,19 +372,8 @@ impl Tracker {
         let Some(packet) = Packet::parse(logged.payload) else {
             return;
         };
-        let at = now.ticks / 1_000_000;
-        let room = self.sources.len() < MOST_SOURCES;
-        let bucket = match self.sources.entry(packet.source) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) if room => new.insert(Bucket::full(BURST, at)),
-            Entry::Vacant(_) => &mut self.others,
-        };
-        // The second is only asked when the first has some.
-        if bucket.take(at, PER_SECOND, BURST) && self.all.take(at, PER_SECOND_OF_ALL, BURST_OF_ALL)
-        {
+        if self.lines.take(packet.source, now.ticks / 1_000_000) {
             self.packet(now, logged, link, packet, false);
-        } else {
-            bucket.suppressed += 1;
         }
     }
 
@@ -470,40 +406,13 @@ impl Tracker {
     /// Whether there is something that [`Tracker::tick`] will tell.
     #[must_use]
     pub fn owes(&self) -> bool {
-        !self.sources.is_empty() || self.others.suppressed > 0
+        self.lines.owes()
     }
 
     /// What was left out in the last ten seconds; sources that were quiet for that long are forgotten.
     pub fn tick(&mut self, now: Now) {
-        let at = now.ticks / 1_000_000;
-        if at.saturating_sub(self.told) < 10_000 {
-            return;
-        }
-        self.told = at;
-        let mut left: Vec<(u64, IpAddr)> = vec![];
-        self.sources.retain(|source, bucket| {
-            let suppressed = std::mem::take(&mut bucket.suppressed);
-            if suppressed > 0 {
-                left.push((suppressed, *source));
-            }
-            suppressed > 0 || at.saturating_sub(bucket.at) < 10_000
-        });
-        left.sort_unstable();
-        let mut rest = std::mem::take(&mut self.others.suppressed);
-        for (index, (packets, source)) in left.into_iter().rev().enumerate() {
-            if index < NAMED {
-                let source = Some(source);
-                self.tell(now.wall, Event::Suppressed { source, packets });
-            } else {
-                rest += packets;
-            }
-        }
-        if rest > 0 {
-            let event = Event::Suppressed {
-                source: None,
-                packets: rest,
-            };
-            self.tell(now.wall, event);
+        for (source, packets) in self.lines.left_out(now.ticks / 1_000_000) {
+            self.tell(now.wall, Event::Suppressed { source, packets });
         }
     }
 
@@ -518,6 +427,7 @@ impl Tracker {
 
 #[cfg(test)]
 mod tests {
+    use super::super::refused::BURST;
     use super::*;
 
     /// A tracker of one app, 172.18.0.23.

@@ -1,10 +1,10 @@
-//! Records as bytes, from the sidecar to the supervisor: one message is the totals and some records, of at most
+//! Records as bytes, from the sidecar and the relay to the supervisor: one message is the totals and some records, of at most
 //! [`LARGEST`] bytes. Numbers are little endian. What is not of this shape is refused as a whole.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::packet::Tcp;
-use super::{AppTotals, Event, Flow, How, LostBy, Name, Packet, Record, Totals};
+use super::{AppTotals, Event, Flow, How, LostBy, Name, Packet, Record, Refusals, Totals, Why};
 
 /// No message is longer, in bytes.
 pub const LARGEST: usize = 48 << 10;
@@ -29,6 +29,13 @@ pub fn put_totals(out: &mut Vec<u8>, totals: &Totals) {
         for number in [app.open, app.opened, app.bytes[0], app.bytes[1]] {
             put64(out, number);
         }
+    }
+}
+
+/// Writes the beginning of a message of the relay's.
+pub fn put_refusals(out: &mut Vec<u8>, refusals: &Refusals) {
+    for (_, count) in refusals.by_rule() {
+        put64(out, count);
     }
 }
 
@@ -136,6 +143,30 @@ pub fn read(bytes: &[u8]) -> Option<(Totals, &[u8])> {
         rest.record()?;
     }
     Some((totals, kept))
+}
+
+/// As [`read`], of what the relay says: nothing but packets that it has refused.
+#[must_use]
+pub fn read_refusals(bytes: &[u8]) -> Option<(Refusals, &[u8])> {
+    let mut rest = Rest(bytes);
+    let refusals = Refusals {
+        not_allowed: rest.u64()?,
+        rate: rest.u64()?,
+        share: rest.u64()?,
+    };
+    let kept = rest.0;
+    while !rest.0.is_empty() {
+        let is_its = match rest.record()?.event {
+            Event::Packet { rule, accepted, .. } => {
+                let chain = rule.as_str().split_once('/').map(|(chain, _)| chain);
+                chain == Some(Why::CHAIN) && !accepted
+            }
+            Event::Suppressed { .. } => true,
+            _ => false,
+        };
+        is_its.then_some(())?;
+    }
+    Some((refusals, kept))
 }
 
 /// The records that these bytes are, up to what is none.

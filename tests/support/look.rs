@@ -264,6 +264,22 @@ pub fn findings(report: &[u8]) -> Vec<String> {
 /// Packets counted by each rule of our table, by `CHAIN/RULE`.
 pub type Counters = BTreeMap<String, u64>;
 
+/// Where a stack's uplink ends that is not its sidecar: the relay's process, if that is a namespace of its own, and the
+/// table there.
+pub fn far(status: &Value) -> (Option<i64>, String) {
+    let apart = planned(status, "/uplink/ends_at") == "relay";
+    let table = format!("lrpns-{}", planned(status, "/stack"));
+    (apart.then(|| init(status, "relay")), table)
+}
+
+/// As [`attack_from_host`], from where a stack's uplink ends.
+pub fn attack_from_far(lab: &Lab, status: &Value, code: &str) -> Value {
+    match far(status).0 {
+        Some(relay) => attack_beside(lab, relay, code),
+        None => attack_from_host(lab, code),
+    }
+}
+
 /// The counters of `table` in the network namespace of `pid`, or the lab's.
 pub fn counters(lab: &Lab, pid: Option<i64>, table: &str) -> Counters {
     counters_of(lab, pid, "inet", table)
@@ -625,14 +641,14 @@ pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
     }
     let net = |name: &str| namespace(lab, &init(status, name).to_string(), "net");
     let here = namespace(lab, "self", "net");
-    let (app, sidecar) = (net("app"), net("sidecar"));
+    let (app, sidecar, relay) = (net("app"), net("sidecar"), net("relay"));
     assert!(app != here && sidecar != here && app != sidecar);
     let supervisor = status["supervisor"].to_string();
-    assert_eq!(
-        net("relay"),
-        namespace(lab, &supervisor, "net"),
-        "the relay dials from where the supervisor is"
-    );
+    assert_eq!(here, namespace(lab, &supervisor, "net"));
+    match planned(status, "/uplink/ends_at") {
+        "relay" => assert!(![&here, &app, &sidecar].contains(&&relay)),
+        _ => assert_eq!(relay, here, "it dials from where the uplink ends"),
+    }
     // A command is where its part is.
     for kind in NAMESPACES.iter().chain(&["net"]) {
         assert_eq!(

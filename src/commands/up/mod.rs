@@ -389,11 +389,7 @@ fn supervise_here(
             let control = claimed.listen()?;
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
-                let net = match plan.egress_relay() {
-                    Some(_) => rootless::Net::Hosts,
-                    None => rootless::Net::Own,
-                };
-                rootless::become_root_of_own_namespaces(net)
+                rootless::become_root_of_own_namespaces()
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
             Ok((listeners, control, cgroups))

@@ -64,7 +64,7 @@ pub fn uplink_rules(plan: &Plan) -> Option<Nftables<'static>> {
 
 /// Whether the uplink ends where there are links of others.
 pub(super) fn is_among_others(plan: &Plan) -> bool {
-    plan.mode == Mode::Root && plan.uplink.ends_at == UplinkEnd::Host
+    plan.uplink.ends_at == UplinkEnd::Host
 }
 
 /// What has the sidecar's address, by whichever link, and no other rule has let in.

@@ -56,7 +56,7 @@ use crate::names::PartName;
 use crate::net::publish::{self, Listener};
 use crate::part::namespaces::Mapper;
 use crate::plan::change::{self, Change, PartChange};
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
+use crate::plan::{AppPlan, Plan, PublishPlan};
 use crate::protocol::Channel;
 use crate::stack::{Ground, Launched, PartId, StackError, Wait};
 use crate::state::{self, Staged, StateError};
@@ -1087,25 +1087,21 @@ fn listeners<'g>(these: &'g Ground, those: &'g Ground) -> impl Iterator<Item = &
 /// Where the relay listens no more, as far as that can be tried from here: not at an address that it still listens on, and
 /// of all addresses at the one that only the host has.
 fn gone(old: &Plan, new: &Plan) -> Vec<SocketAddr> {
-    if new.mode != Mode::Root || new.uplink.ends_at != UplinkEnd::Host {
-        return vec![];
-    }
-    let uplink = &new.uplink;
     let tried = |publish: &PublishPlan| match publish.listen {
         SocketAddr::V4(all) if all.ip().is_unspecified() => {
-            Some(SocketAddr::new(uplink.host_address.into(), all.port()))
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), all.port())
         }
-        SocketAddr::V6(all) if all.ip().is_unspecified() => uplink
-            .host_address6
-            .map(|address| SocketAddr::new(address.into(), all.port())),
-        one => Some(one),
+        SocketAddr::V6(all) if all.ip().is_unspecified() => {
+            SocketAddr::new(Ipv6Addr::LOCALHOST.into(), all.port())
+        }
+        one => one,
     };
     let by_tcp = old
         .published()
         .map(|(_, publish)| publish)
         .filter(|publish| publish.protocol == Protocol::Tcp);
     let tried = by_tcp.filter_map(|publish| {
-        let listen = tried(publish)?;
+        let listen = tried(publish);
         let at = PublishPlan {
             listen,
             ..publish.clone()
