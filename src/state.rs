@@ -118,6 +118,12 @@ impl StateRoot {
         Self(format!("/tmp/lrpns-{uid}").into())
     }
 
+    /// It.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The directory of one stack.
     #[must_use]
     pub fn stack(&self, name: &StackName) -> PathBuf {

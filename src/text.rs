@@ -32,11 +32,14 @@ pub fn harmless(text: &str, most: usize) -> String {
     shown
 }
 
-/// A time as the configuration writes it: `500ms`, `10s`, `2m`.
+/// A time as the configuration writes it: `500ms`, `10s`, `2m`, `7d`.
 #[must_use]
 pub fn duration(time: Duration) -> String {
     match time.as_millis() {
         milliseconds if !milliseconds.is_multiple_of(1000) => format!("{milliseconds}ms"),
+        milliseconds if milliseconds > 0 && milliseconds.is_multiple_of(86_400_000) => {
+            format!("{}d", milliseconds / 86_400_000)
+        }
         milliseconds if milliseconds > 0 && milliseconds.is_multiple_of(60_000) => {
             format!("{}m", milliseconds / 60_000)
         }
@@ -57,6 +60,8 @@ mod tests {
             (10_000, "10s"),
             (90_000, "90s"),
             (120_000, "2m"),
+            (3_600_000, "60m"),
+            (86_400_000, "1d"),
         ] {
             assert_eq!(duration(Duration::from_millis(milliseconds)), text);
         }

@@ -259,6 +259,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         egress: None,
         seal: false,
         rules: None,
+        record: Default::default(),
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),

@@ -12,6 +12,7 @@ use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::host::Host;
+use crate::log::files;
 use crate::names::StackName;
 use crate::net;
 use crate::part::cgroup;
@@ -72,6 +73,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
     }
+    files::tidy(&Host::logs());
     if all {
         removed += super::ended::remove_all(&state)?;
     }

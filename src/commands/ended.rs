@@ -1,13 +1,16 @@
 //! What is shown of a stack that has ended: by `status`, `logs` and `ps -a`, and how it is forgotten.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::status::table;
 use crate::commands::failure::Failure;
 use crate::control::evidence::{Cause, Ended, EndedPart};
 use crate::host::Host;
+use crate::log::files;
 use crate::names::StackName;
 use crate::state::{Liveness, StateRoot};
 use crate::text::harmless;
@@ -31,10 +34,24 @@ pub(super) fn instead(stack: &StackName) -> Option<Ended> {
 
 /// The same of the stack of that name that came before, whether there is one now or not.
 pub(super) fn previous(stack: &StackName) -> Result<Ended, Failure> {
-    of(&Host::state_root(), stack).ok_or_else(|| {
-        Failure::failed(format!("no stack {stack} has ended, as far as is known"))
-            .hint("lrpns ps -a shows what has")
-    })
+    of(&Host::state_root(), stack).ok_or_else(|| none(stack))
+}
+
+/// There is no such stack.
+pub(super) fn none(stack: &StackName) -> Failure {
+    Failure::failed(format!("no stack {stack} has ended, as far as is known"))
+        .hint("lrpns ps -a shows what has")
+}
+
+/// Removes the log on disk of a stack that has ended.
+fn remove_log(dir: &Path) -> Result<bool, Failure> {
+    files::remove(dir).map_err(|e| Failure::unable(format!("remove {}: {e}", dir.display())))
+}
+
+/// Where the log of a stack is that has ended.
+fn log_of(state: &StateRoot, stack: &StackName) -> PathBuf {
+    let log = of(state, stack).and_then(|ended| ended.log);
+    log.unwrap_or_else(|| Host::logs().join(stack.as_str()))
 }
 
 /// For people.
@@ -126,7 +143,8 @@ pub(super) fn remove(stack: &StackName) -> Result<ExitCode, Failure> {
                 .hint(format!("lrpns down {stack} takes it down")),
         );
     }
-    match state.forget(stack, &held)? {
+    let removed = remove_log(&log_of(&state, stack))?;
+    match state.forget(stack, &held)? || removed {
         true => eprintln!("{stack} is forgotten"),
         false => eprintln!("{stack} has left nothing: nothing to remove"),
     }
@@ -136,13 +154,18 @@ pub(super) fn remove(stack: &StackName) -> Result<ExitCode, Failure> {
 /// Forgets all of them; how many those were.
 pub(super) fn remove_all(state: &StateRoot) -> Result<usize, Failure> {
     let mut removed = 0;
-    let names = state.all_ended()?;
+    let logged = files::stacks(&Host::logs()).into_iter();
+    let logged = logged.filter_map(|name| StackName::new(name).ok());
+    let names: BTreeSet<StackName> = state.all_ended()?.into_iter().chain(logged).collect();
     if names.is_empty() {
         return Ok(0);
     }
     let held = state.lock()?;
     for stack in names {
-        if state.forget(&stack, &held)? {
+        // What runs again keeps its log, which has both.
+        let lives = state.settle(&stack, &held)? != Liveness::Absent;
+        let log = !lives && remove_log(&log_of(state, &stack))?;
+        if state.forget(&stack, &held)? || log {
             eprintln!("{stack} is forgotten");
             removed += 1;
         }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
@@ -12,10 +13,15 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::{ask, cannot_print, ended, next_reply};
 use crate::commands::failure::Failure;
+use crate::config::RecordTo;
 use crate::control::evidence::Ended;
 use crate::control::{Client, Reply, Request};
-use crate::log::{Filter, LogLine};
+use crate::host::Host;
+use crate::log::files::{self, About};
+use crate::log::{Filter, LogLine, Stream, TrafficBuf};
 use crate::names::StackName;
+use crate::plan::RecordPlan;
+use crate::state::Liveness;
 
 /// What is wanted of a log.
 pub struct Wanted {
@@ -119,42 +125,133 @@ impl Printer {
 
 /// Prints the log, and what comes if asked to.
 pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
-    let ended = match wanted.previous {
-        true => Some(ended::previous(stack)?),
-        false => ended::instead(stack),
-    };
-    match ended {
-        Some(ended) => of_ended(&ended, &wanted)?,
-        None => of_running(stack, &wanted)?,
+    let state = Host::state_root();
+    let lives = matches!(state.liveness(stack), Ok(Liveness::Alive));
+    if lives && !wanted.previous {
+        let on_disk = state.plan(stack).and_then(|plan| OnDisk::of(&plan.record));
+        of_running(stack, &wanted, on_disk)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::SUCCESS)
+    let ended = ended::of(&state, stack);
+    let dir = match (&ended, state.plan(stack)) {
+        // Of one that runs, or whose supervisor was killed.
+        (_, Some(plan)) => plan.record.dir,
+        (Some(ended), None) => match &ended.log {
+            Some(dir) => dir.clone(),
+            None => return of_ended(stack, ended.clone(), None, &wanted),
+        },
+        (None, None) => Host::logs().join(stack.as_str()),
+    };
+    let on_disk = match (OnDisk::at(dir), lives) {
+        (Some(on_disk), true) => on_disk.previous(),
+        (on_disk, _) => on_disk,
+    };
+    match (ended, on_disk) {
+        (None, None) if wanted.previous => Err(ended::none(stack)),
+        (None, None) => Err(super::no_connection(&state, stack)),
+        (Some(ended), on_disk) => of_ended(stack, ended, on_disk, &wanted),
+        (None, Some(on_disk)) => {
+            print_all(on_disk.lines(&wanted)?, &wanted)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }
 
-fn of_running(stack: &StackName, wanted: &Wanted) -> Result<(), Failure> {
-    let filter = Filter {
-        parts: wanted.parts.clone(),
-        ..Filter::default()
-    };
-    let follow = wanted.follow;
+/// The log of a stack on disk, from a run of it on.
+struct OnDisk {
+    dir: PathBuf,
+    about: About,
+    /// When that run began…
+    from: Timestamp,
+    /// …and the one after it.
+    to: Option<Timestamp>,
+}
+
+impl OnDisk {
+    fn at(dir: PathBuf) -> Option<Self> {
+        let about = files::about(&dir)?;
+        let from = about.begun;
+        Some(Self {
+            dir,
+            about,
+            from,
+            to: None,
+        })
+    }
+
+    /// Of a running stack, if it is there at all.
+    fn of(record: &RecordPlan) -> Option<Self> {
+        match record.to {
+            RecordTo::Off => None,
+            _ => Self::at(record.dir.clone()),
+        }
+    }
+
+    /// The same of the run before.
+    fn previous(self) -> Option<Self> {
+        Some(Self {
+            from: self.about.previous?,
+            to: Some(self.about.begun),
+            ..self
+        })
+    }
+
+    /// The lines that are wanted; older ones than of this run only if a time is asked for.
+    fn lines(&self, wanted: &Wanted) -> Result<Vec<LogLine>, Failure> {
+        let filter = wanted.filter();
+        let from = wanted.sieve.since.unwrap_or(self.from);
+        let wants = |line: &LogLine| {
+            line.time >= from
+                && self.to.is_none_or(|to| line.time < to)
+                && filter.wants(&line.part, line.stream)
+        };
+        files::read(&self.dir, wants)
+            .map_err(|e| Failure::unable(format!("read {}: {e}", self.dir.display())))
+    }
+}
+
+impl Wanted {
+    /// What the supervisor can choose.
+    fn filter(&self) -> Filter {
+        Filter {
+            parts: self.parts.clone(),
+            ..Filter::default()
+        }
+    }
+}
+
+/// From memory, and what was forgotten there from disk.
+fn of_running(stack: &StackName, wanted: &Wanted, on_disk: Option<OnDisk>) -> Result<(), Failure> {
+    let (filter, follow) = (wanted.filter(), wanted.follow);
     let client = ask(stack, &Request::Logs { filter, follow })?;
     let mut printer = Printer::new(wanted);
+    // With what is on disk it is to be put into one order first.
+    let mut held = on_disk.map(|on_disk| (on_disk, vec![]));
     loop {
         if !is_read(&client).map_err(cannot_print)? {
             return Ok(());
         }
-        let goes_on = match next_reply(&client, stack)? {
-            Some((Reply::Line(line), _)) => printer.line(line)?,
-            Some((Reply::UpToDate, _)) => printer.up_to_date()?,
-            Some(_) => {
-                printer.up_to_date()?;
-                false
+        let said = next_reply(&client, stack)?;
+        let goes_on = match (said, &mut held) {
+            (Some((Reply::Line(line), _)), Some((_, lines))) => {
+                lines.push(line);
+                true
             }
-            // The stack went down while we followed it: that is how a log ends.
-            None if follow => {
-                printer.up_to_date()?;
-                false
+            (Some((Reply::Line(line), _)), None) => printer.line(line)?,
+            (None, _) if !follow => {
+                return Err(Failure::failed(format!("{stack} ended meanwhile")));
             }
-            None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),
+            // Else the stack went down while we followed it: that is how a log ends.
+            (said, _) => {
+                if let Some((on_disk, lines)) = held.take() {
+                    for line in with_older(on_disk.lines(wanted)?, lines) {
+                        if !printer.line(line)? {
+                            return Ok(());
+                        }
+                    }
+                }
+                printer.up_to_date()? && matches!(said, Some((Reply::UpToDate, _)))
+            }
         };
         if !goes_on {
             return Ok(());
@@ -162,26 +259,65 @@ fn of_running(stack: &StackName, wanted: &Wanted) -> Result<(), Failure> {
     }
 }
 
-/// What a stack that has ended said last.
-fn of_ended(ended: &Ended, wanted: &Wanted) -> Result<(), Failure> {
-    for part in &wanted.parts {
-        if !ended.parts.iter().any(|known| known.name == *part)
-            && !ended.lines.iter().any(|line| line.part == *part)
-        {
-            let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
-            return Err(
-                Failure::failed(format!("{} had no part `{part}`", ended.stack))
-                    .hint(format!("its parts were {}", names.join(", "))),
-            );
-        }
-    }
-    let filter = Filter {
-        parts: wanted.parts.clone(),
-        ..Filter::default()
+/// What was said before the oldest line that is still in memory, and then that. The traffic log has memory of its own, and
+/// may go further back.
+fn with_older(mut on_disk: Vec<LogLine>, memory: Vec<LogLine>) -> Vec<LogLine> {
+    let oldest = |traffic: bool| {
+        let mut lines = memory.iter();
+        let of_that = |line: &&LogLine| (line.stream == Stream::Traffic) == traffic;
+        lines.find(of_that).map(|line| line.time)
     };
+    let (other, traffic) = (oldest(false), oldest(true));
+    on_disk.retain(|line| {
+        let oldest = if line.stream == Stream::Traffic {
+            traffic
+        } else {
+            other
+        };
+        oldest.is_none_or(|oldest| line.time < oldest)
+    });
+    if !on_disk.is_empty() {
+        on_disk.extend(memory);
+        on_disk.sort_by_key(|line| line.time);
+        return on_disk;
+    }
+    memory
+}
+
+/// What a stack that has ended said: all of its log, or what it said last where that is not on disk.
+fn of_ended(
+    stack: &StackName,
+    ended: Ended,
+    on_disk: Option<OnDisk>,
+    wanted: &Wanted,
+) -> Result<ExitCode, Failure> {
+    let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
+    let known = |part: &&String| {
+        names.contains(&part.as_str())
+            || part.as_str() == TrafficBuf::PART
+            || ended.lines.iter().any(|line| line.part == **part)
+    };
+    if let Some(part) = wanted.parts.iter().find(|part| !known(part)) {
+        return Err(Failure::failed(format!("{stack} had no part `{part}`"))
+            .hint(format!("its parts were {}", names.join(", "))));
+    }
+    let lines = match on_disk {
+        Some(on_disk) => on_disk.lines(wanted)?,
+        None => {
+            let filter = wanted.filter();
+            let mut lines = ended.lines;
+            lines.retain(|line| filter.wants(&line.part, line.stream));
+            lines
+        }
+    };
+    print_all(lines, wanted)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_all(lines: Vec<LogLine>, wanted: &Wanted) -> Result<(), Failure> {
     let mut printer = Printer::new(wanted);
-    for line in &ended.lines {
-        if filter.wants(&line.part, line.stream) && !printer.line(line.clone())? {
+    for line in lines {
+        if !printer.line(line)? {
             return Ok(());
         }
     }

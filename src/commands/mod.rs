@@ -481,6 +481,11 @@ fn next_reply(
     }
 }
 
+/// Why nothing can be had of a stack that doesn't run, as a connection to it would tell.
+fn no_connection(state: &StateRoot, stack: &StackName) -> Failure {
+    not_running(state, stack, &std::io::ErrorKind::ConnectionRefused.into())
+}
+
 fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
     match state.lock().and_then(|held| state.settle(stack, &held)) {
         Ok(Liveness::Alive) => {

@@ -4,11 +4,12 @@
 use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, Restart, Rootfs, Source as Seen, order};
+use crate::config::{Limits, Origin, RecordTo, Restart, Rootfs, Source as Seen, order};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
@@ -17,6 +18,7 @@ use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::reach::{self, Document};
 use crate::plan::resolve;
 use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
+use crate::text::duration;
 
 /// Prints what `up` would do; changes nothing.
 pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
@@ -171,6 +173,7 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
     {
         writeln!(out, "{complaint}")?;
     }
+    record(out, plan)?;
     let (bridge, uplink) = (&plan.bridge, &plan.uplink);
     writeln!(
         out,
@@ -200,6 +203,22 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
         writeln!(out, "  and {host}/127 == {sidecar}/127")?;
     }
     Ok(())
+}
+
+/// Where the log goes.
+fn record(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let record = &plan.record;
+    let from = origin(plan, "log.to");
+    match record.to {
+        RecordTo::Off => writeln!(out, "log in memory only  ({from})"),
+        RecordTo::Auto | RecordTo::File => writeln!(
+            out,
+            "log in memory, and in {}, at most {} bytes and {} old  ({from})",
+            record.dir.display(),
+            record.size,
+            duration(Duration::from_secs(record.age)),
+        ),
+    }
 }
 
 fn describe_sidecar(out: &mut String, plan: &Plan) -> std::fmt::Result {

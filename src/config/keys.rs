@@ -19,6 +19,7 @@ keys! {
     NAME = "name": "a name of letters, digits, `-` and `_`, at most 48", r#"name = "customerA""#;
     NETWORK = "network": "a table", r#"[network]"#;
     SIDECAR = "sidecar": "a table", r#"[sidecar]"#;
+    RECORD = "log": "a table with `to`, `dir`, `size` and `age`", r#"[log]"#;
     APP = "app": "a table, or several tables `[app.NAME]`", r#"[app]"#;
     VARS = "vars": "a table of strings", r#"[vars]"#;
 
@@ -29,6 +30,11 @@ keys! {
     LOG = "log": r#""off", "connections" or "packets""#, r#"log = "connections""#;
     SEAL = "seal": "true or false", "seal = false";
     RULES = "rules": "the path of a file in nft's syntax", r#"rules = "extra.nft""#;
+
+    TO = "to": r#""auto", "file" or "off""#, r#"to = "file""#;
+    DIR = "dir": "the absolute path of a directory", r#"dir = "/var/log/lrpns""#;
+    SIZE = "size": "a size in bytes or with K, M or G, at least 64K", r#"size = "8M""#;
+    AGE = "age": "a time in m, h or d, at most 3650d", r#"age = "7d""#;
 
     APP_ADDRESS = "address": "an IPv4 address of the subnet", r#"address = "172.18.0.23""#;
     ROOTFS = "rootfs":
@@ -74,11 +80,13 @@ keys! {
 }
 
 /// The keys of the file itself.
-pub(super) const ROOT_KEYS: &[Key] = &[NAME, NETWORK, SIDECAR, APP, VARS];
+pub(super) const ROOT_KEYS: &[Key] = &[NAME, NETWORK, SIDECAR, RECORD, APP, VARS];
 /// The keys of `[network]`.
 pub(super) const NETWORK_KEYS: &[Key] = &[SUBNET, IPV6];
 /// The keys of `[sidecar]`.
 pub(super) const SIDECAR_KEYS: &[Key] = &[SIDECAR_ADDRESS, LOG, SEAL, RULES];
+/// The keys of `[log]`.
+pub(super) const RECORD_KEYS: &[Key] = &[TO, DIR, SIZE, AGE];
 /// The keys of `[app]` and `[app.NAME]`.
 pub(super) const APP_KEYS: &[Key] = &[
     APP_ADDRESS,
@@ -129,9 +137,11 @@ impl Key {
 /// Where a key belongs that was found elsewhere, and the key.
 pub(super) fn home(name: &str) -> Option<(&'static str, Key)> {
     let homes = [
+        // `log` is a key there, and a table at the top of the file.
+        ("`[sidecar]`", SIDECAR_KEYS),
         ("the top of the file, before the first table", ROOT_KEYS),
         ("`[network]`", NETWORK_KEYS),
-        ("`[sidecar]`", SIDECAR_KEYS),
+        ("`[log]`", RECORD_KEYS),
         ("`[app]`", APP_KEYS),
         ("`health`", HEALTH_KEYS),
         ("`restart`", RESTART_KEYS),

@@ -293,10 +293,49 @@ pub struct Config {
     pub network: Network,
     /// `[sidecar]`.
     pub sidecar: Sidecar,
+    /// `[log]`.
+    pub record: Record,
     /// `[app]` (named `app`) or every `[app.NAME]`, in the file's order; never empty.
     pub apps: Vec<App>,
     /// Key path (`app.address`, `network.subnet`) to where the value came from; keys that kept their default are absent.
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// `[log]`: where the log goes beside memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// `to`.
+    pub to: RecordTo,
+    /// `dir`; each stack has a directory of its name there.
+    pub dir: Option<PathBuf>,
+    /// `size`, in bytes, of one stack's files together.
+    pub size: u64,
+    /// `age`, of a line.
+    pub age: Duration,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            to: RecordTo::default(),
+            dir: None,
+            size: 8 << 20,
+            age: Duration::from_hours(7 * 24),
+        }
+    }
+}
+
+/// `log.to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordTo {
+    /// To files where they can be written.
+    #[default]
+    Auto,
+    /// To files.
+    File,
+    /// Nowhere: it is in memory only.
+    Off,
 }
 
 /// `[network]`.

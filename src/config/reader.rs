@@ -20,7 +20,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
-    Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
+    Record, Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -174,6 +174,7 @@ impl Reader<'_> {
         let name = self.name(&root);
         let (subnet, ipv6) = self.network(&root);
         let sidecar = self.sidecar(&root);
+        let record = self.record(&root);
         let apps = self.apps(&root);
         let value = subnet.as_ref().and_then(Option::as_ref).map(|s| s.value);
         // A subnet that could not be read says nothing about the addresses.
@@ -203,6 +204,7 @@ impl Reader<'_> {
                 log: sidecar.log,
                 rules: sidecar.rules,
             },
+            record,
             apps: apps.into_iter().filter_map(|read| read.app).collect(),
             origins: BTreeMap::new(),
         })
@@ -308,6 +310,24 @@ impl Reader<'_> {
             rules,
             address: self.one(&section, keys::SIDECAR_ADDRESS, values::address),
             log: log.map(|placed| placed.value).unwrap_or_default(),
+        }
+    }
+
+    fn record(&mut self, root: &Section<'_, '_>) -> Record {
+        let default = Record::default();
+        let Some(section) = self.section(root, keys::RECORD) else {
+            return default;
+        };
+        self.unknown_keys(&section, keys::RECORD_KEYS);
+        let to = self.one(&section, keys::TO, values::record_to);
+        let dir = self.one(&section, keys::DIR, values::directory);
+        let size = self.one(&section, keys::SIZE, values::record_size);
+        let age = self.one(&section, keys::AGE, values::age);
+        Record {
+            to: to.map_or(default.to, |placed| placed.value),
+            dir: dir.map(|placed| placed.value),
+            size: size.map_or(default.size, |placed| placed.value),
+            age: age.map_or(default.age, |placed| placed.value),
         }
     }
 

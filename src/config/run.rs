@@ -11,8 +11,8 @@ use super::errors::{ConfigErrors, Place, Problem, quoted};
 use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
-    Account, App, Config, Limits, Network, Origin, Processors, Publish, Restart, Rootfs, Sidecar,
-    Source, Tmpfs, Via, Volume, check, keys, reader, values,
+    Account, App, Config, Limits, Network, Origin, Processors, Publish, Record, RecordTo, Restart,
+    Rootfs, Sidecar, Source, Tmpfs, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -108,6 +108,11 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 ..Network::default()
             },
             sidecar: Sidecar::default(),
+            // Its user is given everything.
+            record: Record {
+                to: RecordTo::Off,
+                ..Record::default()
+            },
             apps: vec![App {
                 name: PartName::new("app").expect("`app` is a name"),
                 address: None,

@@ -74,6 +74,7 @@ fn the_built_in_example_is_the_original_set_up() {
             seal: false,
             rules: None,
         },
+        record: Record::default(),
         apps: vec![App {
             name: PartName::new("app").unwrap(),
             address: Some([172, 18, 0, 23].into()),
@@ -1055,6 +1056,7 @@ fn the_example_file_shows_every_key() {
             Ok(_) => assert!(
                 [
                     "PROVIDER",
+                    "dir",
                     "volumes",
                     "limits",
                     "wait",

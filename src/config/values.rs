@@ -13,8 +13,8 @@ use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Account, Connect, Egress, Protocol, Publish, Restart, Rootfs, Source, StopSignal, Tmpfs,
-    TrafficLog, Until, Via, Volume,
+    Account, Connect, Egress, Protocol, Publish, RecordTo, Restart, Rootfs, Source, StopSignal,
+    Tmpfs, TrafficLog, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -316,6 +316,51 @@ pub(super) fn log(text: &str) -> Result<TrafficLog, ValueError> {
             ("packets", TrafficLog::Packets),
         ],
     )
+}
+
+/// `log.to`.
+pub(super) fn record_to(text: &str) -> Result<RecordTo, ValueError> {
+    one_of(
+        text,
+        &[
+            ("auto", RecordTo::Auto),
+            ("file", RecordTo::File),
+            ("off", RecordTo::Off),
+        ],
+    )
+}
+
+/// `log.dir`.
+pub(super) fn directory(text: &str) -> Result<PathBuf, ValueError> {
+    inner_path(text)
+}
+
+/// `log.size`.
+pub(super) fn record_size(text: &str) -> Result<u64, ValueError> {
+    let size = size(text)?;
+    if size < 64 << 10 {
+        return Err(ValueError::said(format!(
+            "{} is less than 64K, in which there is no room for lines of every part",
+            quoted(text)
+        )));
+    }
+    Ok(size)
+}
+
+/// `log.age`.
+pub(super) fn age(text: &str) -> Result<Duration, ValueError> {
+    let units = [("m", 60), ("h", 3600), ("d", 24 * 3600)];
+    let unit = units
+        .iter()
+        .find_map(|(unit, seconds)| Some((number(text.strip_suffix(unit)?)?, *seconds)));
+    match unit.and_then(|(count, unit)| count.checked_mul(unit)) {
+        Some(seconds @ 1..=315_360_000) => Ok(Duration::from_secs(seconds)),
+        Some(_) => Err(ValueError::said(format!(
+            "{} is not between 1m and 3650d",
+            quoted(text)
+        ))),
+        None => Err(ValueError::said(format!("{} is no time", quoted(text)))),
+    }
 }
 
 /// `sidecar.rules`; a relative path is taken from `base`, which is absolute.

@@ -49,6 +49,9 @@ pub struct Ended {
     pub by: Option<By>,
     /// The exit code that a foreground `up` would have had, or that of the app whose end it was.
     pub exit: u8,
+    /// Where its log is on disk; `null` where it is not.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
     /// Its parts.
     pub parts: Vec<EndedPart>,
     /// What was said last, some lines of each part, in the order of time.
@@ -145,6 +148,8 @@ pub struct Remains {
     pub since: Option<Timestamp>,
     /// Who wanted the end first.
     pub by: Option<By>,
+    /// Where its log is on disk.
+    pub log: Option<PathBuf>,
     /// Its parts.
     pub parts: Vec<EndedPart>,
     /// What was said last.
@@ -194,6 +199,7 @@ impl Ended {
                 .filter(|_| cause == Cause::Stopped)
                 .map(|by| by.outside(plan)),
             exit,
+            log: remains.log,
             parts: remains.parts,
             lines: remains.lines,
         }

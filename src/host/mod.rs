@@ -25,6 +25,8 @@ pub struct Host {
     pub uid: u32,
     /// Where the stacks' directories are.
     pub state: StateRoot,
+    /// Where their logs are.
+    pub logs: PathBuf,
     /// Eight hexadecimal digits nobody else has: see [`Plan::run`].
     pub run: String,
     /// Addresses, routes and links of the host.
@@ -143,6 +145,7 @@ impl Host {
             mode,
             uid,
             state,
+            logs: Self::logs(),
             run: format!("{:08x}", u32::from_ne_bytes(random)),
             deaf_to_routers: deaf_to_routers(&net.links),
             net,
@@ -172,7 +175,24 @@ impl Host {
         Ok(host)
     }
 
-    /// Where this user's stacks are.
+    /// Where the stacks' logs are, by the XDG base directory specification for an ordinary user.
+    #[must_use]
+    pub fn logs() -> PathBuf {
+        if nix::unistd::geteuid().is_root() {
+            return "/var/log/lrpns".into();
+        }
+        let of = |name| std::env::var_os(name).map(PathBuf::from);
+        let absolute = |path: Option<PathBuf>| path.filter(|path| path.is_absolute());
+        let home = || absolute(of("HOME")).map(|home| home.join(".local/state"));
+        let base = absolute(of("XDG_STATE_HOME")).or_else(home);
+        // Who has no home has a runtime directory at most, which lasts until the logout.
+        match base {
+            Some(base) => base.join("lrpns"),
+            None => Self::state_root().path().join(".logs"),
+        }
+    }
+
+    /// Where the stacks' directories are.
     #[must_use]
     pub fn state_root() -> StateRoot {
         let uid = nix::unistd::geteuid().as_raw();

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
+pub mod files;
+pub mod record;
 pub mod screen;
 pub mod streams;
 

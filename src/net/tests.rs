@@ -275,6 +275,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         egress: None,
         seal: false,
         rules: None,
+        record: Default::default(),
         sidecar_limits: Default::default(),
         relay_limits: Default::default(),
         cgroup: Default::default(),

@@ -180,6 +180,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                 ),
             }),
             "rules" => change.live.push("sidecar.rules".to_owned()),
+            "record" => change.live.push("log".to_owned()),
             "stack" => refused.push(refusal("name", ANOTHER_STACK)),
             "mode" | "owner" | "state_dir" => refused.push(refusal(
                 key,

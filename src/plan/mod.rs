@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
-    After, Connect, Egress, Limits, Origin, Protocol, Restart, RestartLimit, Rootfs, Source, Stop,
-    Tmpfs, TrafficLog, Volume,
+    After, Connect, Egress, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit, Rootfs,
+    Source, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::privileges::Ids;
 use crate::names::{IfName, PartName, StackName};
@@ -92,6 +92,19 @@ impl Mode {
     }
 }
 
+/// Where the log goes beside memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RecordPlan {
+    /// `log.to`: what `auto` comes to is found out by the supervisor.
+    pub to: RecordTo,
+    /// The stack's own directory.
+    pub dir: PathBuf,
+    /// What its files may take together, in bytes.
+    pub size: u64,
+    /// How old a line may get, in seconds.
+    pub age: u64,
+}
+
 /// One stack, decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -127,6 +140,9 @@ pub struct Plan {
     /// The user's own rules for the sidecar, beside those that come of the rest.
     #[serde(default)]
     pub rules: Option<ExtraRules>,
+    /// Where the log goes beside memory.
+    #[serde(default)]
+    pub record: RecordPlan,
     /// What the sidecar may use.
     pub sidecar_limits: Limits,
     /// What the relay may use.

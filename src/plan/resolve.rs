@@ -20,7 +20,7 @@ use crate::net;
 use crate::part::cgroup;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
-    Mode, Plan, PublishPlan, Transport, UplinkEnd, UplinkPlan,
+    Mode, Plan, PublishPlan, RecordPlan, Transport, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -154,6 +154,10 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         rules.compiled.clone_from(&before.compiled);
     }
     plan.run.clone_from(&running.run);
+    // Who asks may have another home than who brought it up.
+    if config.record.dir.is_none() && !running.origins.contains_key("log.dir") {
+        plan.record.dir.clone_from(&running.record.dir);
+    }
     plan.uplink = UplinkPlan {
         ends_at,
         ..running.uplink.clone()
@@ -440,6 +444,7 @@ fn decide(
         }),
         seal: config.sidecar.seal,
         rules,
+        record: record(config, host),
         sidecar_limits: cgroup::SIDECAR,
         relay_limits: cgroup::RELAY,
         apps,
@@ -449,6 +454,20 @@ fn decide(
     plan.derive_serves();
     no_egress_within(&plan)?;
     Ok(plan)
+}
+
+/// Where the log goes beside memory.
+fn record(config: &Config, host: &Host) -> RecordPlan {
+    let config::Record { to, dir, size, age } = &config.record;
+    RecordPlan {
+        to: *to,
+        dir: dir
+            .as_ref()
+            .unwrap_or(&host.logs)
+            .join(config.name.as_str()),
+        size: *size,
+        age: age.as_secs(),
+    }
 }
 
 /// Apps reach each other by `connect` alone: egress leaves by the uplink.

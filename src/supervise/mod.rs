@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch as watched};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::{Backoff, Next};
-use crate::config::{Restart, RestartLimit, Stop, TrafficLog};
+use crate::config::{RecordTo, Restart, RestartLimit, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
@@ -40,12 +40,14 @@ use crate::control::processes::{self, Role};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
 use crate::log::budget::{Bucket, Budget, LeftOut};
+use crate::log::files::Files;
+use crate::log::record::Record;
 use crate::log::streams::{self, Attached, Said, Streams};
 use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, TrafficBuf};
 use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::plan::Plan;
+use crate::plan::{Plan, RecordPlan};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
 use crate::stack::{Begun, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
@@ -92,6 +94,8 @@ const ASKS_WITHIN: Duration = Duration::from_secs(10);
 const LINES_WAITING: usize = 256;
 /// How many lines of the log a client is given at once.
 const LINES_AT_ONCE: usize = 256;
+/// Who says that the log can't be recorded.
+const RECORD: &str = "log";
 /// How many answers may wait for a client to read them.
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
@@ -286,6 +290,8 @@ impl Tee {
 /// What was said: kept, shown and handed to who follows it.
 struct Journal {
     kept: LogBuf,
+    /// What outlives this process.
+    record: Record,
     traffic: TrafficBuf,
     tee: Tee,
     followers: Vec<Follower>,
@@ -342,6 +348,27 @@ pub struct Supervisor {
     since: Timestamp,
 }
 
+/// Opens what a stack's log is recorded in, and outlives it.
+///
+/// # Errors
+/// Why what is asked for can't be had; what isn't asked for is done without, which the log says.
+pub fn record(plan: &Plan) -> Result<Record, String> {
+    let RecordPlan { to, dir, size, age } = &plan.record;
+    let files = || {
+        let age = Duration::from_secs(*age);
+        // The traffic is one more.
+        Files::open(dir, *size, age, plan.limits().count() + 1)
+    };
+    match to {
+        RecordTo::Off => Ok(Record::new(None, None)),
+        RecordTo::File => Ok(Record::new(Some(files()?), None)),
+        RecordTo::Auto => Ok(match files() {
+            Ok(files) => Record::new(Some(files), None),
+            Err(e) => Record::new(None, Some(format!("is kept in memory only: {e}"))),
+        }),
+    }
+}
+
 /// Brings a stack up, calls `ready`, supervises it until its end and takes it down.
 ///
 /// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is.
@@ -360,6 +387,7 @@ pub async fn run(
     control: std::os::unix::net::UnixListener,
     gate: Option<Gate>,
     lives_with: Option<OwnedFd>,
+    record: Record,
     tee: Tee,
     progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status, &[LogLine]),
@@ -380,12 +408,16 @@ pub async fn run(
     let user = tee.user();
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
+        record,
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],
         traffic_lines: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
         traffic_left_out: 0,
     };
+    if let Some(complaint) = journal.record.complaint() {
+        journal.kept.push(event_line(RECORD.to_owned(), complaint));
+    }
     let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
     let mut waiting_for_the_end = vec![];
     let mut early = VecDeque::new();
@@ -414,7 +446,7 @@ pub async fn run(
                     event => early.push_back(event),
                 },
                 // Shown when it is known how the start went.
-                Some(line) = lines.recv() => journal.kept.push(line),
+                Some(line) = lines.recv() => journal.keep(line),
             }
         }
     };
@@ -426,10 +458,11 @@ pub async fn run(
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
             let hurry = matches!(e, StackError::Interrupted { .. });
-            let keep = |line| journal.kept.push(line);
+            let keep = |line| journal.keep(line);
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
             remains.lines = journal.last();
+            remains.log = journal.on_disk();
             remains.by = ender.get().cloned();
             crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
             return Err(e);
@@ -652,7 +685,7 @@ impl Supervisor {
                         return Err(failed(format!("{name} ended while it was attacked")));
                     }
                 },
-                Some(line) = self.lines.recv() => self.journal.kept.push(line),
+                Some(line) = self.lines.recv() => self.journal.keep(line),
             }
         };
         if !judgement.passed {
@@ -1074,6 +1107,23 @@ impl Supervisor {
                 let _ = events.send(Event::ReadOn(reader, follow, client));
             }
         });
+    }
+
+    /// Records the log as a plan has it from now on.
+    fn record_as(&mut self, plan: &Plan) {
+        if plan.record != self.ground.plan.record {
+            let complaint = match record(plan) {
+                Ok(record) => {
+                    self.journal.record = record;
+                    self.journal.record.complaint()
+                }
+                Err(e) => Some(format!("goes where it went before: {e}")),
+            };
+            if let Some(text) = complaint {
+                self.journal.write(event_line(RECORD.to_owned(), text));
+            }
+        }
+        self.journal.record.divide(plan.limits().count() + 1);
     }
 
     fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
@@ -1502,6 +1552,7 @@ impl Supervisor {
         let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
         waiting.extend(asked);
         remains.lines = journal.last();
+        remains.log = journal.on_disk();
         remains.by = self.ender.get().cloned();
         waiting
     }
@@ -1573,10 +1624,29 @@ async fn hear_out(
 
 impl Journal {
     fn write(&mut self, line: LogLine) {
-        self.tee.line(&line);
-        self.followers
-            .retain_mut(|follower| follower.hand_on(&line));
+        self.show(&line);
+        self.keep(line);
+    }
+
+    /// Keeps a line, and shows it to nobody.
+    fn keep(&mut self, line: LogLine) {
+        self.record(&line);
         self.kept.push(line);
+    }
+
+    /// Hands a line to what outlives this process.
+    fn record(&mut self, line: &LogLine) {
+        if let Some(trouble) = self.record.write(line) {
+            let line = event_line(RECORD.to_owned(), trouble);
+            self.show(&line);
+            self.kept.push(line);
+        }
+    }
+
+    /// Where the log is on disk.
+    fn on_disk(&self) -> Option<std::path::PathBuf> {
+        let files = self.record.files();
+        files.map(|files| files.path().to_owned())
     }
 
     /// The last lines.
@@ -1604,30 +1674,46 @@ impl Journal {
             .followers
             .iter()
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
-        let shown = matches!(self.tee, Tee::Lines(_));
-        if followed || shown {
-            let all = traffic::wire::records(records).count() as u64;
-            let shown = self.traffic_lines.take(all, Instant::now());
-            self.traffic_left_out += all - shown;
-            if shown > 0 && self.traffic_left_out > 0 {
-                let left_out = std::mem::take(&mut self.traffic_left_out);
-                let text = format!(
-                    "{left_out} are left out here: more than {TRAFFIC_LINES} a second; `lrpns logs --part traffic` has the last ones"
-                );
-                let line = event_line(TrafficBuf::PART.to_owned(), text);
-                self.tee.line(&line);
-                self.followers
-                    .retain_mut(|follower| follower.hand_on(&line));
+        let all = traffic::wire::records(records).count() as u64;
+        let shown = match followed || matches!(self.tee, Tee::Lines(_)) {
+            true => self.traffic_shown(all),
+            false => 0,
+        };
+        let (recorded, left_out) = self.record.traffic(all);
+        if let Some(text) = left_out {
+            self.record(&event_line(TrafficBuf::PART.to_owned(), text));
+        }
+        let most = usize::try_from(shown.max(recorded)).unwrap_or(usize::MAX);
+        for (number, record) in (0..).zip(traffic::wire::records(records).take(most)) {
+            let line = self.traffic.line(&record);
+            if number < shown {
+                self.show(&line);
             }
-            let shown = usize::try_from(shown).unwrap_or(usize::MAX);
-            for record in traffic::wire::records(records).take(shown) {
-                let line = self.traffic.line(&record);
-                self.tee.line(&line);
-                self.followers
-                    .retain_mut(|follower| follower.hand_on(&line));
+            if number < recorded {
+                self.record(&line);
             }
         }
         self.traffic.push(records);
+    }
+
+    /// How many of so many records are made lines for those who read them now; says how many were not.
+    fn traffic_shown(&mut self, all: u64) -> u64 {
+        let shown = self.traffic_lines.take(all, Instant::now());
+        self.traffic_left_out += all - shown;
+        if shown > 0 && self.traffic_left_out > 0 {
+            let left_out = std::mem::take(&mut self.traffic_left_out);
+            let text = format!(
+                "{left_out} are left out here: more than {TRAFFIC_LINES} a second; `lrpns logs --part traffic` has the last ones"
+            );
+            self.show(&event_line(TrafficBuf::PART.to_owned(), text));
+        }
+        shown
+    }
+
+    /// Shows a line to those who read the log now.
+    fn show(&mut self, line: &LogLine) {
+        self.tee.line(line);
+        self.followers.retain_mut(|follower| follower.hand_on(line));
     }
 }
 

@@ -26,6 +26,7 @@ pub const CLIENT6: &str = "2001:db8::2";
 const SETUP: &str = r#"
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /var/log
 mkdir -p /run/netns /run/lab
 ip link set lo up
 ip netns add client
@@ -323,7 +324,7 @@ echo @neighbours;   ip -j neigh show nud permanent
 echo @tables;       nft -j list ruleset
 echo @mounts;       cat /proc/1/mountinfo
 echo @namespaces;   lsns -n -o NS,TYPE
-echo @run;          find /run -name .ended -prune -o -printf '%p %y %m\n' | grep -v '/lrpns d 700$' | sort
+echo @run;          find /run \( -name .ended -o -name .logs \) -prune -o -printf '%p %y %m\n' | grep -v '/lrpns d 700$' | sort
 echo @settings;     cd /proc/sys/net/ipv4 && grep -s . ip_forward ip_nonlocal_bind ip_unprivileged_port_start conf/*/*
 echo @listening;    cat /proc/net/tcp /proc/net/udp | awk '$4 == "0A" || $4 == "07" { print $2 }'
 "#;

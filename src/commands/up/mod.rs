@@ -22,6 +22,8 @@ use crate::config::{Config, Origin};
 use crate::control::evidence::{Cause, Ended, EndedPart, Remains};
 use crate::control::{Client, PartState, Reply, Request, Status, is_gone};
 use crate::host::Host;
+use crate::log::files;
+use crate::log::record::Record;
 use crate::log::screen::Screen;
 use crate::log::streams::Attached;
 use crate::log::{LogLine, Stream};
@@ -387,14 +389,18 @@ fn supervise_here(
         .and_then(|listeners| {
             claimed.save(&plan)?;
             let control = claimed.listen()?;
+            let record = match voice.leaves {
+                true => supervise::record(&plan).map_err(unrecorded)?,
+                false => Record::new(None, None),
+            };
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
                 rootless::become_root_of_own_namespaces()
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
-            Ok((listeners, control, cgroups))
+            Ok((listeners, control, cgroups, record))
         });
-    let (listeners, control, cgroups) = match prepared {
+    let (listeners, control, cgroups, record) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(path) = &plan.cgroup.path {
@@ -430,6 +436,7 @@ fn supervise_here(
     };
     let cgroup = plan.cgroup.path.clone();
     let apps = plan.apps.clone();
+    files::tidy(&Host::logs());
     let mut remains = Remains::default();
     let outline = plan.clone();
     let ended = runtime.block_on(supervise::run(
@@ -439,6 +446,7 @@ fn supervise_here(
         control,
         gate,
         lives_with,
+        record,
         tee,
         &mut *progress,
         ready,
@@ -488,6 +496,12 @@ fn supervise_here(
     };
     removed?;
     Ok(end)
+}
+
+/// The log can't be recorded where the file wants it.
+fn unrecorded(why: String) -> Failure {
+    Failure::unable(format!("log: {why}"))
+        .hint("log.dir names another directory; log.to = \"auto\" does without what can't be had")
 }
 
 /// Writes what there is to know of a stack that has ended.

@@ -149,6 +149,7 @@ impl Supervisor {
         match step {
             Step::Ground(ground) => {
                 self.journal.traffic.rename(Names::of(&ground.plan));
+                self.record_as(&ground.plan);
                 self.ground = ground;
             }
             Step::Join(id) => self.parts.push(Part::new(id)),

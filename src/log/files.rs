@@ -1,0 +1,674 @@
+//! The log on disk: what is said survives the stack and its supervisor's death, up to a size and an age.
+//!
+//! ```text
+//! /var/log/lrpns/STACK/         root; $XDG_STATE_HOME/lrpns/STACK, else ~/.local/state/lrpns/STACK
+//!   about.json                  when the stack that writes here was started, and the one before; how old lines may get
+//!   PART.log, PART.log.1        a line of JSON each, as `lrpns logs --json` prints them; the second is the older one
+//! ```
+//!
+//! # Theory of operation
+//!
+//! A line is one write(2), so what was said before a SIGKILL is there. Each part has an equal share of the size to itself:
+//! one that floods its own throws its own lines out, and no other's. A file that has half of its part's share, or lines
+//! of half the age, takes the place of the older one. A part also has a budget of bytes a second, and what
+//! exceeds it is counted and left out: rewriting the same few megabytes again and again wears a disk out as much as
+//! filling it. Nothing is written where less than a fiftieth of the file system is free.
+//!
+//! Nothing here ends the stack: what can't be written is counted, said once in the log itself, and once more on disk when
+//! that works again.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::budget::{Bucket, LeftOut};
+use super::{LogLine, Stream};
+
+/// What of a part may be written each second…
+const BYTES_A_SECOND: u64 = 1 << 20;
+/// …and at once.
+const BYTES_AT_ONCE: u64 = 8 << 20;
+/// How often a disk that takes nothing is tried, and how often is looked whether there is room.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// How often is looked for what has grown old.
+const LOOK_EVERY: SignedDuration = SignedDuration::from_mins(1);
+/// One of so many parts of a file system stays free…
+const KEEP_FREE: u64 = 50;
+/// …and no log takes more than one of so many.
+const TAKE_AT_MOST: u64 = 10;
+/// The longest line that is read back: a whole piece of a line, each byte of it escaped.
+const LONGEST: u64 = 256 << 10;
+
+/// What is known of the stack that writes a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// When it was started.
+    pub begun: Timestamp,
+    /// When the one before was.
+    pub previous: Option<Timestamp>,
+    /// How old lines may get, in seconds.
+    pub age: u64,
+}
+
+const ABOUT: &str = "about.json";
+
+/// A log that is written.
+#[derive(Debug)]
+pub struct Files {
+    dir: OwnedFd,
+    path: PathBuf,
+    size: u64,
+    /// What each part may take.
+    share: u64,
+    age: SignedDuration,
+    parts: BTreeMap<String, PartFile>,
+    /// When to look for what has grown old.
+    look: Timestamp,
+    /// When it was last looked whether there is room, and what came of it.
+    room: Option<(Instant, bool)>,
+    trouble: Option<Trouble>,
+}
+
+/// The disk takes nothing.
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    lines: u64,
+    tried: Instant,
+}
+
+#[derive(Debug)]
+struct PartFile {
+    file: File,
+    len: u64,
+    /// The time of its first line.
+    begun: Timestamp,
+    budget: Bucket,
+    left_out: LeftOut,
+}
+
+impl Files {
+    /// Makes the directory, or goes on in it; no more than its owner may read what is there.
+    ///
+    /// # Errors
+    /// What the kernel says, with what was tried.
+    pub fn open(path: &Path, size: u64, age: Duration, parts: usize) -> Result<Self, String> {
+        let at = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
+        let mut make = DirBuilder::new();
+        make.recursive(true).mode(0o700);
+        make.create(path).map_err(|e| at("make", e))?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let dir = rustix::fs::open(path, flags, Mode::empty());
+        let dir = dir.map_err(|e| at("open", e.into()))?;
+        let stat = rustix::fs::fstat(&dir).map_err(|e| at("look at", e.into()))?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+            return Err(format!(
+                "{} belongs to uid {} with mode {:o}: it must be ours, and nobody else may write there",
+                path.display(),
+                stat.st_uid,
+                stat.st_mode & 0o7777
+            ));
+        }
+        let room = rustix::fs::fstatvfs(&dir).map_err(|e| at("look for room at", e.into()))?;
+        let all = room.f_blocks.saturating_mul(room.f_frsize);
+        let size = size.min(all / TAKE_AT_MOST).max(1);
+        let now = Timestamp::now();
+        let files = Self {
+            dir,
+            path: path.to_owned(),
+            size,
+            share: share(size, parts),
+            age: SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX),
+            parts: BTreeMap::new(),
+            look: now,
+            room: None,
+            trouble: None,
+        };
+        let about = About {
+            begun: now,
+            previous: about(path).map(|about| about.begun),
+            age: age.as_secs(),
+        };
+        files.write_about(&about).map_err(|e| at("write", e))?;
+        // Of parts that are no more there is nobody to do it.
+        remove_old(path, files.age, now);
+        Ok(files)
+    }
+
+    fn write_about(&self, about: &About) -> io::Result<()> {
+        let new = format!("{ABOUT}.new");
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = self.open_at(&new, flags)?;
+        File::from(file).write_all(&serde_json::to_vec(about)?)?;
+        Ok(rustix::fs::renameat(&self.dir, &new, &self.dir, ABOUT)?)
+    }
+
+    fn open_at(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        Ok(rustix::fs::openat(&self.dir, name, flags, mode)?)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why it is not written at the moment, if it isn't.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|trouble| trouble.why.as_str())
+    }
+
+    /// From now on there are so many parts.
+    pub fn divide(&mut self, parts: usize) {
+        self.share = share(self.size, parts);
+    }
+
+    /// Writes a line; what goes wrong for the first time is given back, to be said elsewhere.
+    pub fn write(&mut self, line: &LogLine, now: Instant) -> Option<String> {
+        if let Some(trouble) = &mut self.trouble {
+            if now.saturating_duration_since(trouble.tried) < TRY_EVERY {
+                trouble.lines += 1;
+                return None;
+            }
+            trouble.tried = now;
+        }
+        if line.time >= self.look {
+            self.look = line.time.saturating_add(LOOK_EVERY).unwrap_or(line.time);
+            self.grow_old(line.time);
+        }
+        let written = self.has_room(now).and_then(|()| self.try_write(line, now));
+        match (written, &mut self.trouble) {
+            (Ok(()), _) => None,
+            (Err(_), Some(trouble)) => {
+                trouble.lines += 1;
+                None
+            }
+            (Err(e), none) => {
+                let why = format!("write {}: {e}", self.path.display());
+                *none = Some(Trouble {
+                    why: why.clone(),
+                    lines: 1,
+                    tried: now,
+                });
+                Some(format!(
+                    "the log on disk lacks what follows until it works again: {why}"
+                ))
+            }
+        }
+    }
+
+    fn try_write(&mut self, line: &LogLine, now: Instant) -> io::Result<()> {
+        if let Some(trouble) = &self.trouble {
+            let Trouble { why, lines, .. } = trouble;
+            let text = format!("{lines} lines are missing on disk: {why}");
+            self.append(&of_ours(&line.part, text, line.time), now)?;
+            self.trouble = None;
+        }
+        // What happens to a part is seldom, and ours.
+        if line.stream == Stream::Event {
+            return self.append(line, now);
+        }
+        let size = line.text.len() as u64 + 100;
+        let part = self.part(&line.part, line.time, now)?;
+        if part.budget.left(now) < size {
+            part.left_out.lines += 1;
+            part.left_out.bytes += line.text.len() as u64 + 1;
+            return Ok(());
+        }
+        part.budget.take(size, now);
+        let LeftOut { lines, bytes } = std::mem::take(&mut part.left_out);
+        if lines > 0 {
+            let text = format!(
+                "{lines} lines, {bytes} bytes are left out here: more than {BYTES_A_SECOND} bytes a second are not written to disk"
+            );
+            self.append(&of_ours(&line.part, text, line.time), now)?;
+        }
+        self.append(line, now)
+    }
+
+    /// The file of a part, opened where it ends.
+    fn part(&mut self, name: &str, time: Timestamp, now: Instant) -> io::Result<&mut PartFile> {
+        if !self.parts.contains_key(name) {
+            let flags = OFlags::CREATE | OFlags::RDWR;
+            let file = File::from(self.open_at(&format!("{name}.log"), flags)?);
+            let mut len = file.metadata()?.len();
+            // A line that was torn by the end of a machine, or of its room.
+            let mut last = [b'\n'];
+            if len > 0 {
+                file.read_exact_at(&mut last, len - 1)?;
+            }
+            if last != [b'\n'] {
+                file.write_all_at(b"\n", len)?;
+                len += 1;
+            }
+            let begun = first(&file).unwrap_or(time);
+            self.parts.insert(
+                name.to_owned(),
+                PartFile {
+                    file,
+                    len,
+                    begun,
+                    budget: Bucket::new(BYTES_A_SECOND, BYTES_AT_ONCE, now),
+                    left_out: LeftOut::default(),
+                },
+            );
+        }
+        let part = self.parts.get_mut(name);
+        part.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn append(&mut self, line: &LogLine, now: Instant) -> io::Result<()> {
+        let most = self.share / 2;
+        let mut text = line.json();
+        text.push('\n');
+        if text.len() as u64 > most {
+            let note = format!("a line of {} bytes is left out here", line.text.len());
+            text = of_ours(&line.part, note, line.time).json() + "\n";
+        }
+        let part = self.part(&line.part, line.time, now)?;
+        if part.len > 0 && part.len + text.len() as u64 > most {
+            self.rotate(&line.part)?;
+        }
+        let part = self.part(&line.part, line.time, now)?;
+        match part.file.write_all_at(text.as_bytes(), part.len) {
+            Ok(()) => {
+                part.len += text.len() as u64;
+                Ok(())
+            }
+            Err(e) => {
+                // Of half a line nothing is understood.
+                let _ = part.file.set_len(part.len);
+                Err(e)
+            }
+        }
+    }
+
+    /// The file of a part takes the place of its older one.
+    fn rotate(&mut self, name: &str) -> io::Result<()> {
+        let (new, old) = (format!("{name}.log"), format!("{name}.log.1"));
+        rustix::fs::renameat(&self.dir, new, &self.dir, old)?;
+        // The budget is the part's, and goes on.
+        let Some(PartFile {
+            budget, left_out, ..
+        }) = self.parts.remove(name)
+        else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        let part = self.part(name, Timestamp::now(), now)?;
+        part.budget = budget;
+        part.left_out = left_out;
+        Ok(())
+    }
+
+    /// Rotates what has lines of half the age, and removes what has lines that are too old.
+    fn grow_old(&mut self, now: Timestamp) {
+        let half = self.age / 2;
+        let old: Vec<String> = { self.parts.iter() }
+            .filter(|(_, part)| part.len > 0 && now.duration_since(part.begun) > half)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in old {
+            // Then its lines get older than they should, and the next look tries again.
+            let _ = self.rotate(&name);
+        }
+        remove_old(&self.path, self.age, now);
+        // Another command may have tidied up, of a stack that has been silent.
+        self.parts
+            .retain(|_, part| part.file.metadata().is_ok_and(|meta| meta.nlink() > 0));
+    }
+
+    /// Whether there is room, as far as is known.
+    fn has_room(&mut self, now: Instant) -> io::Result<()> {
+        let known = self
+            .room
+            .filter(|(at, _)| now.saturating_duration_since(*at) < TRY_EVERY);
+        let free = match known {
+            Some((_, free)) => free,
+            None => {
+                let room = rustix::fs::fstatvfs(self.dir.as_fd())?;
+                let free = room.f_bavail >= room.f_blocks / KEEP_FREE;
+                self.room = Some((now, free));
+                free
+            }
+        };
+        match free {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("less than 1/{KEEP_FREE} of the file system is free"),
+            )),
+        }
+    }
+}
+
+fn share(size: u64, parts: usize) -> u64 {
+    size / u64::try_from(parts).unwrap_or(u64::MAX).max(1)
+}
+
+/// A line of our own.
+fn of_ours(part: &str, text: String, time: Timestamp) -> LogLine {
+    LogLine {
+        time,
+        part: part.to_owned(),
+        stream: Stream::Event,
+        text,
+        continues: false,
+        traffic: None,
+    }
+}
+
+/// The time of the first line of a file.
+fn first(file: &File) -> Option<Timestamp> {
+    let mut start = vec![0; usize::try_from(LONGEST).ok()?];
+    let got = file.read_at(&mut start, 0).ok()?;
+    let line = start[..got].split(|byte| *byte == b'\n').next()?;
+    Some(serde_json::from_slice::<LogLine>(line).ok()?.time)
+}
+
+/// Whether a file of this name has lines; of which part.
+fn part_of(file: &str) -> Option<&str> {
+    file.strip_suffix(".log")
+        .or_else(|| file.strip_suffix(".log.1"))
+}
+
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(path)?;
+    let files = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        part_of(name.to_str()?)?;
+        Some(path.join(name))
+    });
+    Ok(files.collect())
+}
+
+/// Removes files whose first line is older than that. Its others are not much younger: at most by half the age.
+fn remove_old(path: &Path, age: SignedDuration, now: Timestamp) {
+    for path in files(path).unwrap_or_default() {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else {
+            continue;
+        };
+        let begun = first(&File::from(file));
+        if begun.is_some_and(|begun| now.duration_since(begun) > age) {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// What is known of the stack that wrote a log last, if one has.
+#[must_use]
+pub fn about(path: &Path) -> Option<About> {
+    serde_json::from_slice(&std::fs::read(path.join(ABOUT)).ok()?).ok()
+}
+
+/// Every line of a log that `wants` lets through, in the order of time; what is no line is passed over.
+///
+/// # Errors
+/// What the kernel says; a directory that isn't there has no lines.
+pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<Vec<LogLine>> {
+    let mut lines = vec![];
+    let files = match files(path) {
+        Ok(files) => files,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(lines),
+        Err(e) => return Err(e),
+    };
+    for file in files {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(&file, flags, Mode::empty()) {
+            Ok(file) => file,
+            // It was rotated away while we looked.
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let mut file = BufReader::new(File::from(file));
+        let mut text = vec![];
+        loop {
+            text.clear();
+            let got = io::Read::take(&mut file, LONGEST).read_until(b'\n', &mut text)?;
+            if got == 0 {
+                break;
+            }
+            if let Ok(line) = serde_json::from_slice::<LogLine>(&text)
+                && wants(&line)
+            {
+                lines.push(line);
+            }
+        }
+    }
+    lines.sort_by_key(|line| line.time);
+    Ok(lines)
+}
+
+/// Removes a log; `false` when there was none.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    // Somebody else's files are not ours to remove, whatever directory this is.
+    let mut removed = false;
+    let all = match files(path) {
+        Ok(files) => files,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    for file in all.into_iter().chain([path.join(ABOUT)]) {
+        match std::fs::remove_file(&file) {
+            Ok(()) => removed = true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    // With the last one; else they say that they aren't empty.
+    let _ = std::fs::remove_dir(path);
+    let _ = path.parent().map(std::fs::remove_dir);
+    Ok(removed)
+}
+
+/// Removes what has grown old of the logs of all stacks below `root`, whether they run or not.
+pub fn tidy(root: &Path) {
+    let now = Timestamp::now();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(about) = about(&path) else { continue };
+        let is_old = SignedDuration::from_secs(i64::try_from(about.age).unwrap_or(i64::MAX));
+        remove_old(&path, is_old, now);
+        if files(&path).is_ok_and(|files| files.is_empty())
+            && now.duration_since(about.begun) > is_old
+        {
+            let _ = remove(&path);
+        }
+    }
+}
+
+/// The names of the stacks that have one below `root`.
+#[must_use]
+pub fn stacks(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let named = entries.filter(|entry| about(&entry.path()).is_some());
+    named
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(part: &str, text: &str, time: Timestamp) -> LogLine {
+        LogLine {
+            time,
+            part: part.to_owned(),
+            stream: Stream::Out,
+            text: text.to_owned(),
+            continues: false,
+            traffic: None,
+        }
+    }
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    struct Log {
+        dir: tempfile::TempDir,
+        now: Timestamp,
+        begun: Instant,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+                now: Timestamp::now(),
+                begun: Instant::now(),
+            }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.dir.path().join("lrpns/shop")
+        }
+
+        fn open(&self, size: u64) -> Files {
+            Files::open(&self.path(), size, DAY, 2).unwrap()
+        }
+
+        fn texts(&self, part: &str) -> Vec<String> {
+            let lines = read(&self.path(), |line| line.part == part).unwrap();
+            lines.into_iter().map(|line| line.text).collect()
+        }
+
+        fn size(&self) -> u64 {
+            let files = files(&self.path()).unwrap();
+            files.iter().map(|f| f.metadata().unwrap().len()).sum()
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_after_a_restart_and_who_wrote_is_known() {
+        let log = Log::new();
+        let mut files = log.open(1 << 20);
+        assert_eq!(files.write(&line("web", "one", log.now), log.begun), None);
+        drop(files);
+        let first = about(&log.path()).unwrap();
+        assert_eq!((first.previous, first.age), (None, 86_400));
+        // Torn by the machine's end.
+        let path = log.path().join("web.log");
+        let mut torn = File::options().append(true).open(path).unwrap();
+        torn.write_all(b"{\"time\":\"20").unwrap();
+        let mut files = log.open(1 << 20);
+        assert_eq!(files.write(&line("web", "two", log.now), log.begun), None);
+        assert_eq!(log.texts("web"), ["one", "two"]);
+        assert_eq!(about(&log.path()).unwrap().previous, Some(first.begun));
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(&log.path()), 0o700);
+        assert_eq!(mode(&log.path().join("web.log")), 0o600);
+        assert!(remove(&log.path()).unwrap());
+        assert!(!remove(&log.path()).unwrap());
+        assert!(!log.path().exists());
+    }
+
+    #[test]
+    fn a_flood_takes_neither_more_than_its_share_nor_the_lines_of_others() {
+        let log = Log::new();
+        let size = 64 << 10;
+        let mut files = log.open(size);
+        assert_eq!(files.write(&line("db", "quiet", log.now), log.begun), None);
+        let mut most = 0;
+        for number in 0..10_000 {
+            let text = format!("{number} {}", "x".repeat(100));
+            files.write(&line("web", &text, log.now), log.begun);
+            if number % 100 == 0 {
+                most = most.max(log.size());
+            }
+        }
+        assert!(most <= size, "{most}");
+        assert!(log.size() > size / 8, "{}", log.size());
+        assert_eq!(log.texts("db"), ["quiet"]);
+        let last = log.texts("web");
+        assert!(last.last().unwrap().starts_with("9999 "), "{last:?}");
+        // A line that has no room in its whole share is said to be missing.
+        files.write(&line("web", &"y".repeat(40 << 10), log.now), log.begun);
+        let last = log.texts("web").pop().unwrap();
+        assert_eq!(last, "a line of 40960 bytes is left out here");
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_is_counted_and_said_when_there_is_some_again() {
+        let log = Log::new();
+        let mut files = log.open(64 << 20);
+        let text = "x".repeat(1 << 10);
+        for _ in 0..10_000 {
+            files.write(&line("web", &text, log.now), log.begun);
+        }
+        let written = log.texts("web").len();
+        assert!((7_000..8_000).contains(&written), "{written}");
+        let later = log.begun + Duration::from_secs(1);
+        let after = log.now + SignedDuration::from_secs(1);
+        files.write(&line("web", "again", after), later);
+        let texts = log.texts("web");
+        let [.., said, again] = texts.as_slice() else {
+            panic!("{texts:?}")
+        };
+        assert!(
+            said.starts_with(&format!("{} lines, ", 10_000 - written)),
+            "{said}"
+        );
+        assert_eq!(again, "again");
+    }
+
+    #[test]
+    fn lines_get_no_older_than_they_may() {
+        let log = Log::new();
+        let mut files = log.open(1 << 20);
+        files.write(&line("web", "old", log.now), log.begun);
+        files.write(&line("db", "silent", log.now), log.begun);
+        let later = |hours| log.now + SignedDuration::from_hours(hours);
+        files.write(&line("web", "newer", later(13)), log.begun);
+        assert_eq!(log.texts("web"), ["old", "newer"]);
+        assert!(log.path().join("web.log.1").exists());
+        files.write(&line("web", "newest", later(25)), log.begun);
+        assert_eq!(log.texts("web"), ["newer", "newest"]);
+        assert!(log.texts("db").is_empty());
+        // One that was removed while nothing was said.
+        std::fs::remove_file(log.path().join("web.log")).unwrap();
+        files.write(&line("web", "after", later(26)), log.begun);
+        assert_eq!(log.texts("web"), ["newer", "after"]);
+        // Of a stack that has ended it is done by whoever tidies up.
+        drop(files);
+        let root = log.path().parent().unwrap().to_owned();
+        tidy(&root);
+        assert_eq!(log.texts("web"), ["newer", "after"]);
+        let mut old = log.open(1 << 20);
+        old.write(&line("db", "old", later(-25)), log.begun);
+        tidy(&root);
+        assert!(log.texts("db").is_empty());
+        assert!(log.path().exists(), "its stack is not that old");
+    }
+
+    #[test]
+    fn a_directory_of_somebody_elses_is_refused() {
+        let log = Log::new();
+        std::fs::create_dir_all(log.path()).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(log.path(), mode).unwrap();
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1).unwrap_err();
+        assert!(e.contains("it must be ours"), "{e}");
+        let target = log.dir.path().join("elsewhere");
+        std::fs::create_dir(&target).unwrap();
+        std::fs::remove_dir(log.path()).unwrap();
+        std::os::unix::fs::symlink(&target, log.path()).unwrap();
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1).unwrap_err();
+        assert!(e.starts_with("open "), "{e}");
+    }
+}

@@ -1,0 +1,83 @@
+//! Where the log goes beside memory: what outlives the supervisor.
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use super::budget::Bucket;
+use super::files::Files;
+use super::{LogLine, TrafficBuf};
+
+/// How many lines are made of the traffic log each second to be recorded, and how many at once. The rest is counted.
+const TRAFFIC_LINES: u64 = 200;
+const TRAFFIC_LINES_AT_ONCE: u64 = 4_000;
+
+/// What records a stack's log.
+#[derive(Debug)]
+pub struct Record {
+    files: Option<Files>,
+    /// What went wrong at the start, to be said in the log.
+    complaint: Option<String>,
+    traffic: Bucket,
+    traffic_left_out: u64,
+}
+
+impl Record {
+    /// To files, or nowhere; what went wrong is said in the log.
+    #[must_use]
+    pub fn new(files: Option<Files>, complaint: Option<String>) -> Self {
+        Self {
+            files,
+            complaint,
+            traffic: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
+            traffic_left_out: 0,
+        }
+    }
+
+    /// Whether anything is recorded.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.files.is_some()
+    }
+
+    /// The files, if there are any.
+    #[must_use]
+    pub fn files(&self) -> Option<&Files> {
+        self.files.as_ref()
+    }
+
+    /// What went wrong at the start, once.
+    pub fn complaint(&mut self) -> Option<String> {
+        self.complaint.take()
+    }
+
+    /// From now on the stack has so many parts.
+    pub fn divide(&mut self, parts: usize) {
+        if let Some(files) = &mut self.files {
+            files.divide(parts);
+        }
+    }
+
+    /// Records a line; what goes wrong for the first time is given back, to be said in the log.
+    pub fn write(&mut self, line: &LogLine) -> Option<String> {
+        let files = self.files.as_mut()?;
+        files.write(line, Instant::now())
+    }
+
+    /// How many of so many records of the traffic log may be made lines to be recorded; how many were not since that was
+    /// last said, if it is to be said now.
+    pub fn traffic(&mut self, all: u64) -> (u64, Option<String>) {
+        if !self.is_on() {
+            return (0, None);
+        }
+        let taken = self.traffic.take(all, Instant::now());
+        self.traffic_left_out += all - taken;
+        let said = (taken > 0 && self.traffic_left_out > 0).then(|| {
+            let left_out = std::mem::take(&mut self.traffic_left_out);
+            format!(
+                "{left_out} of {} are left out here: more than {TRAFFIC_LINES} a second",
+                TrafficBuf::PART
+            )
+        });
+        (taken, said)
+    }
+}
