@@ -40,14 +40,12 @@ fn assert_code(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{}", describe(output));
 }
 
-/// The names of an object's members.
+/// The names of an object's members, in the order of the alphabet.
 fn keys(value: &Value) -> Vec<&str> {
-    value
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect()
+    let members = value.as_object().unwrap().keys();
+    let mut names: Vec<&str> = members.map(String::as_str).collect();
+    names.sort_unstable();
+    names
 }
 
 /// The lines of /proc/PID/status that say what a process holds.
@@ -704,7 +702,7 @@ fn ps_lists_stacks_as_text_and_as_json() {
     let rows: Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
     let wanted = json!([{
         "stack": "customerA", "state": "up", "mode": "root", "published": ["0.0.0.0:5000"], "apps": ["app"],
-        "config": null,
+        "app_states": ["running"], "config": null,
     }]);
     assert_eq!(rows, wanted);
     lab.kill("KILL", &lab.status("customerA")["supervisor"]);

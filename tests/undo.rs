@@ -345,7 +345,7 @@ fn a_busy_port_is_refused_before_anything_is_made() {
         &lab,
         &text("172.18.0.0/24", WEBAPP),
         125,
-        &["0.0.0.0:5000", "in use", "ss -ltn"],
+        &["0.0.0.0:5000", "in use", "ss -tanp"],
     );
 }
 
