@@ -348,3 +348,42 @@ fn the_same_without_root() {
     clients.into_iter().for_each(answered);
     assert!(down.wait().unwrap().success());
 }
+
+/// Becomes the parent of a process in another pid namespace, and never waits for it.
+const CARELESS: &str = r#"
+import ctypes, os, signal, sys
+if ctypes.CDLL(None).setns(os.open(f"/proc/{sys.argv[1]}/ns/pid", os.O_RDONLY), 0):
+    sys.exit("setns")
+if os.fork() == 0:
+    signal.pause()
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn a_zombie_that_somebody_else_left_in_a_part_keeps_neither_the_part_nor_the_stack() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let text = "name = \"visited\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\npublish = [\"5000:5000\"]\n";
+    look::up(&lab, text);
+    let sidecar = || look::pid(&lab.status("visited"), "sidecar");
+    let first = sidecar();
+    let _one = lab.start(&[PYTHON, "-c", CARELESS, &first.to_string()]);
+    lab.kill("KILL", &first.into());
+    let second = until("another sidecar is there", || {
+        let status = lab.status("visited");
+        let parts = status["parts"].as_array().unwrap();
+        let part = parts.iter().find(|part| part["name"] == "sidecar").unwrap();
+        part["pid"].as_i64().filter(|pid| *pid != first)
+    });
+    let _other = lab.start(&[PYTHON, "-c", CARELESS, &second.to_string()]);
+    let lrpns = lrpns();
+    let down = lab.run(&["timeout", "60", lrpns, "down", "visited"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    let said = stderr(&down);
+    assert!(said.contains("sidecar: killed, and does not end"), "{said}");
+    assert!(!lab.root().join("run/lrpns/visited").exists());
+    assert!(!lab.ok(&["ip", "-o", "link"]).contains("lrp"));
+}

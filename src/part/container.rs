@@ -14,8 +14,10 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sched::CloneFlags;
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
@@ -24,6 +26,9 @@ use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
 use crate::text::harmless;
+
+/// How long the kernel may take to end a part that was killed.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// How much of a sentence that a part says is kept, in bytes, and how many of its notes.
 const SENTENCE: usize = 4096;
@@ -308,11 +313,16 @@ impl Container {
     }
 
     /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.
-    /// A part that has ended already is success.
-    pub async fn kill(self) {
+    /// A part that has ended already is success. `false` when it has not ended within [`ENDS_WITHIN`]: its pid 1 ends when
+    /// every other process of its pid namespace has, and one that came from outside (`nsenter`, a debugger) is a zombie
+    /// there until its parent waits for it, which may be stopped or not care; or one hangs in the kernel. What it had of
+    /// the network is gone by then (`do_exit()`, kernel/exit.c).
+    pub async fn kill(self) -> bool {
         self.send_kill();
         // ECHILD: it was waited for already.
-        let _ = reap(&self.pidfd).await;
+        tokio::time::timeout(ENDS_WITHIN, reap(&self.pidfd))
+            .await
+            .is_ok()
     }
 
     fn send_kill(&self) {
@@ -335,18 +345,29 @@ impl Drop for Container {
     }
 }
 
-/// Waits until every child of this process has ended; they must have been told to.
+/// Waits until every child of this process has ended, but not for those that don't within [`ENDS_WITHIN`]
+/// ([`Container::kill`]); they must have been told to.
 ///
 /// # Errors
-/// What `waitid(2)` says, but for "there is none".
-pub fn reap_all() -> io::Result<()> {
-    loop {
-        match nix::sys::wait::wait() {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(nix::Error::ECHILD) => return Ok(()),
-            Err(e) => return Err(e.into()),
+/// What `waitid(2)` or `sigaction(2)` says, but for "there is none".
+pub async fn reap_all() -> io::Result<()> {
+    // Before the first look, so that no end is missed.
+    let mut child_ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?;
+    let all = async {
+        loop {
+            match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => {
+                    child_ended.recv().await;
+                }
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(nix::Error::ECHILD) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
         }
-    }
+    };
+    tokio::time::timeout(ENDS_WITHIN, all)
+        .await
+        .unwrap_or(Ok(()))
 }
 
 /// The process number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).

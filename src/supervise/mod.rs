@@ -109,6 +109,9 @@ const OURS_TO_END: Duration = Duration::from_secs(15);
 const HEARS_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take until a command that was sent SIGKILL is heard to have ended.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// What there is to say of a part that [`Container::kill`] could not wait for.
+const LINGERS: &str = "killed, and does not end: a process in its namespaces that is none of ours hangs in the kernel, or is \
+                       a zombie that its parent does not wait for; what the part had of the network is gone";
 /// How long is waited when there is no descriptor left for a client.
 const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
 
@@ -131,6 +134,8 @@ enum Event {
     },
     /// What is left of an app after its time was up was killed.
     Killed { id: PartId, what: Left },
+    /// A part was killed, and the kernel has not ended its pid 1.
+    Lingers { id: PartId },
     /// A part was started again, or could not be.
     Launched {
         id: PartId,
@@ -237,7 +242,7 @@ struct Process {
     orders: mpsc::UnboundedSender<Order>,
     /// Dropped, it kills; apart from the orders, since a part that doesn't hear can keep those waiting.
     life: oneshot::Sender<()>,
-    ended: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<bool>,
     pidfd: OwnedFd,
     init: i32,
     command: Option<i32>,
@@ -464,7 +469,9 @@ pub async fn run(
             remains.lines = journal.last();
             remains.log = journal.on_disk();
             remains.by = ender.get().cloned();
-            crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            crate::part::container::reap_all()
+                .await
+                .map_err(io_error("wait for the parts to end"))?;
             return Err(e);
         }
     };
@@ -528,7 +535,9 @@ pub async fn run(
             let _answered_by_the_end = supervisor.take_down(true, remains).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
-            crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+            crate::part::container::reap_all()
+                .await
+                .map_err(io_error("wait for the parts to end"))?;
             return Err(e);
         }
     }
@@ -558,7 +567,9 @@ pub async fn run(
     };
     let hurry = matches!(outcome, Outcome::Stopped);
     let _answered_by_the_end = supervisor.take_down(hurry, remains).await;
-    crate::part::container::reap_all().map_err(io_error("wait for the parts to end"))?;
+    crate::part::container::reap_all()
+        .await
+        .map_err(io_error("wait for the parts to end"))?;
     Ok(outcome)
 }
 
@@ -616,6 +627,7 @@ impl Supervisor {
                         self.note(id, text);
                     }
                 }
+                Event::Lingers { id } => self.note(id, LINGERS.to_owned()),
                 Event::Again { id, launch } => {
                     if self.is_current(id, launch) {
                         self.launch(id);
@@ -678,6 +690,7 @@ impl Supervisor {
                     // One that starts again is not the one that was attacked.
                     Event::Part { id, .. }
                     | Event::Killed { id, .. }
+                    | Event::Lingers { id }
                     | Event::Again { id, .. }
                     | Event::Overdue { id, .. }
                     | Event::Launched { id, .. } => {
@@ -1427,8 +1440,8 @@ impl Supervisor {
             match part.id {
                 PartId::App(_) => apps.push((part.id, process, ground.app_plan(part.id).stop)),
                 PartId::Relay => relays.push(process),
-                PartId::Egress => egress = Some(process),
-                PartId::Sidecar => sidecar = Some(process),
+                PartId::Egress => egress = Some((part.id, process)),
+                PartId::Sidecar => sidecar = Some((part.id, process)),
             }
         }
         let mut left: Vec<(PartId, Left)> =
@@ -1450,7 +1463,7 @@ impl Supervisor {
             }
             // What it is refused is told below; the apps end all the same.
             let closed = ground.close_entries().await;
-            let ends = apps.into_iter().map(|(_, process, stop)| {
+            let ends = apps.into_iter().map(|(id, process, stop)| {
                 let mut at_once = killed_at_once.clone();
                 async move {
                     let asked = process.stop(stop);
@@ -1458,10 +1471,10 @@ impl Supervisor {
                         () = asked => {}
                         _ = at_once.wait_for(|kill| *kill) => {}
                     }
-                    process.kill().await;
+                    (id, process.kill().await)
                 }
             });
-            futures_util::future::join_all(ends).await;
+            let mut went = futures_util::future::join_all(ends).await;
             // An app that ends in order may have to say so elsewhere, and to who has asked it something.
             if !*killed_at_once.borrow() {
                 ground.delivered().await;
@@ -1469,19 +1482,20 @@ impl Supervisor {
                     let _ = tokio::time::timeout(RELAY_ENDS_WITHIN, relay.has_ended()).await;
                 }
             }
-            for process in relays.into_iter().chain(egress).chain(sidecar) {
-                process.kill().await;
+            let relays = relays.into_iter().map(|relay| (PartId::Relay, relay));
+            for (id, process) in relays.chain(egress).chain(sidecar) {
+                went.push((id, process.kill().await));
             }
-            closed
+            (closed, went)
         };
         let (lines, events, journal) = (&mut self.lines, &mut self.events, &mut self.journal);
         let mut waiting = std::mem::take(&mut self.waiting_for_the_end);
         let mut wait = Wait::begin();
         tokio::pin!(ending);
-        let closed = loop {
+        let (closed, went) = loop {
             tokio::select! {
                 biased;
-                closed = &mut ending => break closed,
+                done = &mut ending => break done,
                 Some(event) = events.recv() => match event {
                     Event::Signal(Signal::SIGINT) => kill.send_replace(true),
                     Event::Asked(Request::Kill, _, client) => {
@@ -1546,6 +1560,11 @@ impl Supervisor {
         if let Err(e) = closed {
             let text = format!("new connections were let in to the end: {e}");
             journal.write(event_line("sidecar".to_owned(), text));
+        }
+        for (id, _) in went.into_iter().filter(|(_, went)| !went) {
+            let name = ground.name(id).to_owned();
+            tell_all(&waiting, &format!("{name}: {LINGERS}"));
+            journal.write(event_line(name, LINGERS.to_owned()));
         }
         // The pumps have the other senders, and end with the apps.
         drop(self.lines_in);
@@ -1821,10 +1840,10 @@ impl Process {
         self.orders.closed().await;
     }
 
-    /// Ends it at once, and waits until it has.
-    async fn kill(self) {
+    /// Ends it at once, and waits until it has; `false` when it lingers ([`Container::kill`]).
+    async fn kill(self) -> bool {
         drop(self.life);
-        let _ = self.ended.await;
+        self.ended.await.unwrap_or(true)
     }
 
     /// Ends it, an app as `stop` says, and waits until it has.
@@ -1851,13 +1870,14 @@ async fn watch(
     mut container: Container,
     orders: mpsc::UnboundedReceiver<Order>,
     life: oneshot::Receiver<()>,
-    ended: oneshot::Sender<()>,
+    ended: oneshot::Sender<bool>,
     events: mpsc::UnboundedSender<Event>,
 ) {
     let tell = |said| {
         let event = match said {
             Tended::Said(what) => Event::Part { id, launch, what },
             Tended::Killed(what) => Event::Killed { id, what },
+            Tended::Lingers => Event::Lingers { id },
         };
         drop(events.send(event));
     };
@@ -1867,18 +1887,22 @@ async fn watch(
         _ = life => None,
         last = tend(&mut container, orders, tell) => Some(last),
     };
-    container.kill().await;
+    let went = container.kill().await;
+    if !went {
+        tell(Tended::Lingers);
+    }
     if let Some(last) = last {
         tell(Tended::Said(last));
     }
     // Nobody may be waiting for it.
-    let _ = ended.send(());
+    let _ = ended.send(went);
 }
 
 /// What there is to tell of a part's process.
 enum Tended {
     Said(Result<ContainerEvent, ContainerError>),
     Killed(Left),
+    Lingers,
 }
 
 /// An app that is to end.
