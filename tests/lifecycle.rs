@@ -561,13 +561,16 @@ fn restarting_what_is_not_there_is_refused_and_the_parts_are_named() {
         status
     };
     let before = status();
-    for args in [
-        &["restart", "customerA", "nobody"][..],
-        &["restart", "nobody"],
+    for (args, words) in [
+        (
+            &["restart", "customerA", "nobody"][..],
+            &["nobody", "sidecar", "relay", "app"][..],
+        ),
+        (&["restart", "nobody"], &["nobody does not run", "lrpns ps"]),
     ] {
         let (code, said) = lab.lrpns_err(args);
         assert_eq!(code, 1, "{said}");
-        for word in ["nobody", "sidecar", "relay", "app"] {
+        for word in words {
             assert!(said.contains(word), "{said}");
         }
     }

@@ -59,6 +59,8 @@ fn a_life(user: &User<'_>) {
     assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
     assert_eq!(user.processes(), Vec::<String>::new());
     user.lrpns_ok(&["down"]);
+    // What a stack has left to read is all that is left of it.
+    user.lrpns_ok(&["gc", "--all"]);
 }
 
 #[test]

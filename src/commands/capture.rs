@@ -24,11 +24,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags};
 
 use super::opener::{open_inside, part_of};
-use super::{ask, status_of};
+use super::{ask, reply, status_of};
 use crate::commands::failure::{Failure, chain};
 use crate::config::Source;
 use crate::confine::privileges;
-use crate::control::Request;
+use crate::control::{Reply, Request};
 use crate::firewall::{self, logging};
 use crate::log::{Filter as LogFilter, Stream};
 use crate::names::StackName;
@@ -161,6 +161,10 @@ pub fn capture(
             follow: true,
         },
     )?;
+    match reply(&lives, stack)? {
+        (Reply::UpToDate, _) => {}
+        (other, _) => return Err(unable("follow its log", &format!("it said {other:?}"))),
+    }
 
     let mut end = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
