@@ -1442,6 +1442,10 @@ fn a_change_of_egress_that_is_not_confirmed_gives_back_routes_rules_and_connecti
         });
         // What was sent meanwhile is sent again by TCP.
         look::eventually(how, &true, || held.ask("ask").contains("echo"));
+        // And each piece of it may be answered by itself.
+        look::eventually("no answer is left", &"silence".to_owned(), || {
+            held.ask("hear")
+        });
         assert_eq!(stack.pids(), pids, "{how}");
         look::eventually("the plan", &"10.99.0.2/32".to_owned(), || {
             let plan = stack.lab.status("web")["plan"].clone();

@@ -798,6 +798,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
             "parts",
             "plan",
             "processes",
+            "refused_by_relay",
             "since",
             "supervisor",
             "supervisor_privileges",
@@ -812,11 +813,14 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
     for part in parts {
         let wanted = [
             "cgroup",
+            "gave_up",
             "host_uid",
+            "in_a_row",
             "init",
             "last_exit",
             "limits",
             "name",
+            "next_start",
             "notes",
             "pid",
             "privileges",
