@@ -802,3 +802,30 @@ fn no_part_may_have_more_of_what_user_namespaces_count_than_it_needs() {
         }
     }
 }
+
+#[test]
+fn a_supervisor_holds_no_memory_for_the_other_stacks_of_its_machine() {
+    if !look::machine() {
+        return;
+    }
+    const STACKS: usize = 12;
+    let lab = Lab::new();
+    let mut held = vec![];
+    for number in 1..=STACKS {
+        let file = format!(
+            "name = \"s{number}\"\n[app]\nrootfs = \"builtin:webapp\"\npublish = [\"{}:5000\"]\n",
+            6000 + number
+        );
+        look::up(&lab, &file);
+        if number == 1 || number == STACKS {
+            let supervisor = lab.status(&format!("s{number}"))["supervisor"].as_i64();
+            let maps = lab.proc(supervisor.unwrap(), "smaps");
+            let heap = maps.lines().skip_while(|line| !line.ends_with("[heap]"));
+            let mut heap = heap.filter_map(|line| line.strip_prefix("Private_Dirty:"));
+            let kilobytes = heap.next().unwrap().trim().trim_end_matches(" kB");
+            held.push(kilobytes.parse::<usize>().unwrap());
+        }
+    }
+    // Their plans as they are written would be some 50 kB each.
+    assert!(held[1] < held[0] + 15 * STACKS, "{held:?}");
+}

@@ -559,6 +559,7 @@ pub async fn run(
         None => {
             ready(&supervisor.status(), &supervisor.journal.last());
             supervisor.journal.show_kept();
+            crate::sys::memory::give_back();
             match supervisor.all_ended() {
                 Some(outcome) => outcome,
                 None => supervisor.run(&mut early).await,

@@ -7,6 +7,7 @@
 //! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by
 //!   `.clippy.toml`
+//! - [`memory`][]: `malloc_trim(3)`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket, and one from a descriptor
 //! - [`seccomp`][]: `seccomp(2)`
@@ -14,6 +15,7 @@
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
 pub mod attempt;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -412,6 +412,8 @@ fn supervise_here(
         }
     };
     drop(global);
+    // With the plans of all other stacks: this process lives as long as its own.
+    drop(host);
     let root = plan.mode == Mode::Root;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
