@@ -17,6 +17,9 @@
 //! 158 us, spliced by 256 KiB 109 to 122 us. 50 kB: 22 us copied by 64 KiB, 26 us when a 16 KiB buffer leaves most of it to
 //! splice. 100 bytes: no difference.
 //!
+//! A pipe that would hold less is none: past its share of the kernel's pages for pipes (`pipe-user-pages-soft`, pipe(7)), which
+//! all that a user runs has together, one holds two of them, and by that splicing is three times as slow as copying.
+//!
 //! A direction gives way to others after [`TURN`] bytes.
 
 use std::cell::{Cell, RefCell};
@@ -25,9 +28,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{
+    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice,
+};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -39,6 +45,9 @@ const ASIDE: usize = 16 * 1024 * 1024;
 
 /// What a read takes at most when that much is put aside already.
 const SMALL_READ: usize = 4 * 1024;
+
+/// How long a pipe that would hold too little keeps others from being tried.
+const TRIES_AGAIN: Duration = Duration::from_secs(1);
 
 /// Sizes, in bytes; [`Default`] is what measuring chose.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +73,8 @@ pub(super) struct Buffers {
     pipe_size: usize,
     idle_pipes: RefCell<Vec<(OwnedFd, OwnedFd)>>,
     pipes_to_make: Cell<usize>,
+    /// When one that would have held too little was made last.
+    too_small: Cell<Option<Instant>>,
     /// Bytes put aside, of all connections.
     aside: Cell<usize>,
 }
@@ -76,6 +87,7 @@ impl Buffers {
             pipe_size: tuning.pipe,
             idle_pipes: RefCell::default(),
             pipes_to_make: Cell::new(if tuning.pipe == 0 { 0 } else { pipes }),
+            too_small: Cell::new(None),
             aside: Cell::new(0),
         }
     }
@@ -110,10 +122,18 @@ impl Buffers {
 
     fn make(&self) -> Option<(OwnedFd, OwnedFd)> {
         let left = self.pipes_to_make.get().checked_sub(1)?;
+        let lately = |at: Instant| at.elapsed() < TRIES_AGAIN;
+        if self.too_small.get().is_some_and(lately) {
+            return None;
+        }
         let ends = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
-        self.pipes_to_make.set(left);
-        // past the user's share (pipe(7), pipe-user-pages-soft) it stays smaller, and works all the same
+        // what it says no to is read back
         let _ = fcntl_setpipe_size(&ends.1, self.pipe_size);
+        if fcntl_getpipe_size(&ends.1).ok()? < self.pipe_size {
+            self.too_small.set(Some(Instant::now()));
+            return None;
+        }
+        self.pipes_to_make.set(left);
         Some(ends)
     }
 }
@@ -448,6 +468,26 @@ mod tests {
             .await
             .unwrap();
         (client, listener.accept().await.unwrap().0)
+    }
+
+    #[test]
+    fn a_pipe_that_holds_less_than_it_should_is_not_used() {
+        let holding = |pipe| {
+            Buffers::new(
+                1,
+                Tuning {
+                    pipe,
+                    ..Tuning::default()
+                },
+            )
+        };
+        assert!(holding(4096).lease().is_some());
+        // No pipe holds that much (round_pipe_size(), fs/pipe.c), as none holds what is past its user's share.
+        let buffers = holding(1 << 40);
+        assert!(buffers.lease().is_none());
+        assert_eq!(buffers.pipes_to_make.get(), 1);
+        // And it is not tried for each read anew.
+        assert!(buffers.too_small.get().is_some());
     }
 
     #[test]
