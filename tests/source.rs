@@ -4,8 +4,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::lab::{CLIENT, LAB, Lab};
-use support::look;
+use support::lab::{CLIENT, LAB, Lab, describe};
+use support::look::{self, PYTHON};
 
 const APP: &str = "172.18.0.23";
 const SIDECAR: &str = "172.18.0.33";
@@ -545,4 +545,33 @@ fn a_stack_that_ends_at_the_host_shows_no_client_by_relay_until_it_is_made_anew(
     look::up(&lab, &std::fs::read_to_string(relayed).unwrap());
     let answer = look::told(lab.client_get(&format!("http://{LAB}:5000/")));
     assert_eq!(answer["peer"], CLIENT);
+}
+
+/// Connections that the client closes first, one after another: how many were answered.
+const CLOSES_FIRST: &str = r#"
+import socket, sys
+answered = 0
+for _ in range(int(sys.argv[2])):
+    with socket.create_connection((sys.argv[1], 5000), 20) as s:
+        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answered += s.recv(16).startswith(b"HTTP/1.0 200")
+print(answered)
+"#;
+
+#[test]
+fn connections_that_clients_close_first_take_no_port_of_the_hosts() {
+    if !look::machine() {
+        return;
+    }
+    const CONNECTIONS: &str = "2000";
+    let lab = Lab::new();
+    // Each such end leaves a port in TIME-WAIT for a minute: with so few, one that is taken for each is soon missed.
+    let few = ["sysctl", "-q", "net.ipv4.ip_local_port_range=20000 20099"];
+    lab.ok(&few);
+    look::up(&lab, &look::telling("web", "t", "0.0.0.0:5000:5000", ""));
+    let (relay, _) = look::far(&lab.status("web"));
+    look::beside(&lab, relay.unwrap(), &few);
+    let output = lab.client(&[PYTHON, "-c", CLOSES_FIRST, LAB, CONNECTIONS]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.trim(), CONNECTIONS, "{}", describe(&output));
 }
