@@ -16,6 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
@@ -177,6 +178,29 @@ pub enum Others {
     Shared,
 }
 
+/// Keepalive: silence before the first probe, time between probes, probes without an answer (tcp(7)).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Sets a socket of TCP as every connection that is carried must be ([`crate::relay`]). What is accepted at a listening socket
+/// is born with what that had before the client came, so it is set there once, and early.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn carried(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
+    // An urgent byte would be lost otherwise: it is carried as an ordinary one.
+    sockopt::set_socket_oobinline(socket, true)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
 /// A socket for a published port, bound.
 ///
 /// # Errors
@@ -197,7 +221,10 @@ pub fn bound(address: SocketAddr, protocol: Protocol, others: Others) -> io::Res
     }
     match protocol {
         // Listening sockets still count (socket(7)).
-        Protocol::Tcp => sockopt::set_socket_reuseaddr(&socket, others != Others::None)?,
+        Protocol::Tcp => {
+            sockopt::set_socket_reuseaddr(&socket, others != Others::None)?;
+            carried(&socket)?;
+        }
         // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
         Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
             .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
@@ -386,7 +413,10 @@ mod tests {
             let ours = Listener::bind(address, Protocol::Tcp, address).unwrap();
             ours.listen().unwrap();
             let mut client = std::net::TcpStream::connect(address).unwrap();
-            drop(rustix::net::accept(&*ours.socket).unwrap());
+            let accepted = rustix::net::accept(&*ours.socket).unwrap();
+            // In order, and not by the reset that the relay's connections are born to end with.
+            sockopt::set_socket_linger(&accepted, None).unwrap();
+            drop(accepted);
             io::Read::read(&mut client, &mut [0]).unwrap();
         }
     }

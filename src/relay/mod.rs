@@ -33,7 +33,7 @@
 //!
 //! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
 //!   (`FIONBIO`), `getsockname`, `getrandom`;
-//! - each connection: `accept4`, `getpeername`, `socket`, `setsockopt`, `bind` (as a client), `connect`, `getsockopt`
+//! - each connection: `accept4`, `socket`, `setsockopt`, `bind` (as a client), `connect`, `getsockopt`
 //!   (`SO_ERROR`), `epoll_ctl`, `shutdown`, `close`;
 //! - bytes: `epoll_wait`, `recvfrom`, `sendto`, `splice`, `pipe2`, `fcntl` (`F_SETPIPE_SZ`);
 //! - datagrams: `recvmsg`, `sendmsg`, `recvfrom`, `sendto`;
@@ -51,7 +51,7 @@ mod udp;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,6 +70,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Protocol;
 use crate::config::clients::Gate;
+use crate::net::publish::carried;
 use crate::traffic::{Refusals, Why};
 use flow::{Buffers, Tuning};
 use refused::Refused;
@@ -83,11 +84,6 @@ pub const LAST_ORDERS: u8 = b'.';
 
 /// How long the target may take to answer a connection attempt before the client is reset.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Keepalive: silence before the first probe, time between probes, probes without an answer (tcp(7)).
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES: u32 = 4;
 
 /// Descriptors that are neither listeners, connections nor pipes: standard streams, control socket, epoll and its
 /// wakers, and some that the process was started with.
@@ -233,7 +229,7 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
-/// Each listener, already bound and listening, has the way that its connections are carried, and each socket of
+/// Each listener, already bound and listening, with connections that are born [as they are carried](carried), has the way that its connections are carried, and each socket of
 /// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
@@ -486,19 +482,6 @@ fn prepare(listener: std::net::TcpListener) -> Result<TcpListener, RelayError> {
         .map_err(|source| RelayError::Listener { listen, source })
 }
 
-fn set_options(socket: impl AsFd) -> io::Result<()> {
-    let socket = socket.as_fd();
-    sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
-    // an urgent byte would be lost otherwise: it is carried as an ordinary one
-    sockopt::set_socket_oobinline(socket, true)?;
-    sockopt::set_tcp_nodelay(socket, true)?;
-    sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
-    Ok(())
-}
-
 fn watch_end(control: OwnedFd) -> Result<UnixStream, RelayError> {
     let control = StdUnixStream::from(control);
     control
@@ -546,7 +529,7 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
         relay.accepting.set(relay.accepting.get() + 1);
         let accepted = accept(&listener, &way.gate, &relay).await;
         relay.accepting.set(relay.accepting.get() - 1);
-        let (client, share) = match accepted {
+        let (client, peer, share) = match accepted {
             Ok(client) => client,
             // accept(2): it isn't listening.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
@@ -561,7 +544,7 @@ async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option
         let way = way.clone();
         tokio::task::spawn_local(async move {
             // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
-            tokio::task::coop::unconstrained(carry(client, &way, &relay)).await;
+            tokio::task::coop::unconstrained(carry(client, peer, &way, &relay)).await;
             relay.count(|s| s.open -= 1);
             drop((place, share));
             relay.closed.notify_one();
@@ -574,23 +557,19 @@ async fn accept(
     listener: &TcpListener,
     gate: &Gate,
     relay: &Relay,
-) -> io::Result<(TcpStream, Held)> {
+) -> io::Result<(TcpStream, SocketAddr, Held)> {
     loop {
         let error = match listener.accept().await {
             Ok((client, peer)) if !gate.admits(peer.ip()) => {
-                // Closing it is a reset then. It can only fail for a bad descriptor.
-                let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
                 relay.refuse(Why::NotAllowed, peer, &client);
                 continue;
             }
             Ok((client, peer)) if !gate.may_begin(peer.ip(), Instant::now()) => {
-                let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
                 relay.refuse(Why::Rate, peer, &client);
                 continue;
             }
             Ok((client, peer)) => {
                 let Some(share) = relay.share(peer.ip()) else {
-                    let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO));
                     relay.refuse(Why::Share, peer, &client);
                     continue;
                 };
@@ -598,7 +577,7 @@ async fn accept(
                     s.accepted += 1;
                     s.open += 1;
                 });
-                return Ok((client, share));
+                return Ok((client, peer, share));
             }
             Err(error) => error,
         };
@@ -631,15 +610,15 @@ async fn accept(
 
 /// Carries one connection to its end. Whatever way it returns, both sockets are closed, by a reset unless both sides
 /// had ended their streams.
-async fn carry(client: TcpStream, way: &Way, relay: &Relay) {
-    // Not inherited from the listener: clients may have connected before this process was there to set them.
-    if set_options(&client).is_err() {
-        return relay.count(|s| s.reset += 1);
-    }
-    let (source, target) = match (client.peer_addr(), client.local_addr()) {
-        (Ok(peer), Ok(ours)) => (relay.source(peer, way), way.to(ours.ip())),
+async fn carry(client: TcpStream, peer: SocketAddr, way: &Way, relay: &Relay) {
+    let source = relay.source(peer, way);
+    let target = match way.target.ip().is_unspecified() {
+        true => client.local_addr().map(|ours| way.to(ours.ip())),
+        false => Ok(way.target),
+    };
+    let Ok(target) = target else {
         // It has gone already.
-        _ => return relay.count(|s| s.reset += 1),
+        return relay.count(|s| s.reset += 1);
     };
     let dial = async {
         match &relay.dialer {
@@ -698,7 +677,7 @@ async fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpS
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    set_options(&socket)?;
+    carried(&socket)?;
     if let Some(source) = source {
         socket.set_reuseaddr(true)?;
         socket.bind(source)?;

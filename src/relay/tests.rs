@@ -25,6 +25,13 @@ fn in_netns() {
     assert!(up.success());
 }
 
+/// A listening socket as a published port has it.
+fn listening(address: &str) -> TcpListener {
+    let listener = TcpListener::bind(address).unwrap();
+    carried(&listener).unwrap();
+    listener
+}
+
 /// The way to `target` for whoever comes.
 fn everybody(target: SocketAddr) -> Way {
     let all = "0.0.0.0/0".parse().unwrap();
@@ -55,7 +62,7 @@ impl Running {
     }
 
     fn start_with(places: Places, tuning: Tuning) -> Self {
-        Self::start_on(TcpListener::bind(RELAY).unwrap(), places, tuning)
+        Self::start_on(listening(RELAY), places, tuning)
     }
 
     fn start_on(listener: TcpListener, places: Places, tuning: Tuning) -> Self {
@@ -703,7 +710,7 @@ fn answers(app: &TcpListener, size: usize, count: u32) {
 fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_connection() {
     in_netns();
     let app = TcpListener::bind(APP).unwrap();
-    let listener = TcpListener::bind(RELAY).unwrap();
+    let listener = listening(RELAY);
     let again = || {
         let listener = listener.try_clone().unwrap();
         Running::start_on(
@@ -733,7 +740,7 @@ fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_conne
 fn a_listener_that_is_shut_down_ends_no_connection() {
     in_netns();
     let app = TcpListener::bind(APP).unwrap();
-    let listener = TcpListener::bind(RELAY).unwrap();
+    let listener = listening(RELAY);
     let shared = listener.try_clone().unwrap();
     let mut relay = Running::start_on(shared, Places::share_out(1, 0).unwrap(), Tuning::default());
     let (client, server) = connect(&app);

@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use super::{Ground, Launched, StackError};
 use crate::config::Protocol;
 use crate::config::clients::Admission;
+use crate::net::publish::carried;
 use crate::part::namespaces::{Namespaces, Network};
 use crate::plan::{Door, Plan};
 use crate::protocol::{MAX_FDS, Role, Start, ToStage};
@@ -71,6 +72,7 @@ fn open(door: &Door) -> io::Result<OwnedFd> {
     }
     rustix::net::bind(&socket, &SocketAddr::new(any, door.port))?;
     if door.protocol == Protocol::Tcp {
+        carried(&socket)?;
         rustix::net::listen(&socket, BACKLOG)?;
     }
     Ok(socket)
