@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Bucket, LeftOut};
@@ -106,18 +106,7 @@ impl Files {
         let mut make = DirBuilder::new();
         make.recursive(true).mode(0o700);
         make.create(path).map_err(|e| at("make", e))?;
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-        let dir = rustix::fs::open(path, flags, Mode::empty());
-        let dir = dir.map_err(|e| at("open", e.into()))?;
-        let stat = rustix::fs::fstat(&dir).map_err(|e| at("look at", e.into()))?;
-        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
-            return Err(format!(
-                "{} belongs to uid {} with mode {:o}: it must be ours, and nobody else may write there",
-                path.display(),
-                stat.st_uid,
-                stat.st_mode & 0o7777
-            ));
-        }
+        let dir = open_dir(path).map_err(|e| at("open", e))?;
         let room = rustix::fs::fstatvfs(&dir).map_err(|e| at("look for room at", e.into()))?;
         let all = room.f_blocks.saturating_mul(room.f_frsize);
         let size = size.min(all / TAKE_AT_MOST).max(1);
@@ -135,12 +124,12 @@ impl Files {
         };
         let about = About {
             begun: now,
-            previous: about(path).map(|about| about.begun),
+            previous: about_in(&files.dir).map(|about| about.begun),
             age: age.as_secs(),
         };
         files.write_about(&about).map_err(|e| at("write", e))?;
         // Of parts that are no more there is nobody to do it.
-        remove_old(path, files.age, now);
+        remove_old(&files.dir, files.age, now);
         Ok(files)
     }
 
@@ -324,7 +313,7 @@ impl Files {
             // Then its lines get older than they should, and the next look tries again.
             let _ = self.rotate(&name);
         }
-        remove_old(&self.path, self.age, now);
+        remove_old(&self.dir, self.age, now);
         // Another command may have tidied up, of a stack that has been silent.
         self.parts
             .retain(|_, part| part.file.metadata().is_ok_and(|meta| meta.nlink() > 0));
@@ -370,6 +359,32 @@ fn of_ours(part: &str, text: String, time: Timestamp) -> LogLine {
     }
 }
 
+/// The directory itself, if it is one and ours: in its place, or in that of one above it, somebody else may have put a link
+/// since it was made.
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let dir = rustix::fs::open(path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&dir)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+        return Err(io::Error::other(format!(
+            "it belongs to uid {} with mode {:o}: it must be ours, and nobody else may write there",
+            stat.st_uid,
+            stat.st_mode & 0o7777
+        )));
+    }
+    Ok(dir)
+}
+
+/// A file of the directory to be read, if it is one: nothing waits for who opens the other end of a pipe.
+fn open_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file")),
+    }
+}
+
 /// The time of the first line of a file.
 fn first(file: &File) -> Option<Timestamp> {
     let mut start = vec![0; usize::try_from(LONGEST).ok()?];
@@ -384,26 +399,23 @@ fn part_of(file: &str) -> Option<&str> {
         .or_else(|| file.strip_suffix(".log.1"))
 }
 
-fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(path)?;
-    let files = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name();
-        part_of(name.to_str()?)?;
-        Some(path.join(name))
-    });
-    Ok(files.collect())
+fn files(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut files = vec![];
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if part_of(&name).is_some() {
+            files.push(name);
+        }
+    }
+    Ok(files)
 }
 
 /// Removes files whose first line is older than that. Its others are not much younger: at most by half the age.
-fn remove_old(path: &Path, age: SignedDuration, now: Timestamp) {
-    for path in files(path).unwrap_or_default() {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else {
-            continue;
-        };
-        let begun = first(&File::from(file));
+fn remove_old(dir: &OwnedFd, age: SignedDuration, now: Timestamp) {
+    for name in files(dir).unwrap_or_default() {
+        let begun = open_file(dir, &name).ok().and_then(|file| first(&file));
         if begun.is_some_and(|begun| now.duration_since(begun) > age) {
-            let _ = std::fs::remove_file(&path);
+            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
         }
     }
 }
@@ -411,7 +423,14 @@ fn remove_old(path: &Path, age: SignedDuration, now: Timestamp) {
 /// What is known of the stack that wrote a log last, if one has.
 #[must_use]
 pub fn about(path: &Path) -> Option<About> {
-    serde_json::from_slice(&std::fs::read(path.join(ABOUT)).ok()?).ok()
+    about_in(&open_dir(path).ok()?)
+}
+
+fn about_in(dir: &OwnedFd) -> Option<About> {
+    let mut text = vec![];
+    let file = open_file(dir, ABOUT).ok()?;
+    io::Read::read_to_end(&mut io::Read::take(file, LONGEST), &mut text).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// Every line of a log that `wants` lets through, in the order of time; what is no line is passed over.
@@ -420,20 +439,19 @@ pub fn about(path: &Path) -> Option<About> {
 /// What the kernel says; a directory that isn't there has no lines.
 pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<Vec<LogLine>> {
     let mut lines = vec![];
-    let files = match files(path) {
-        Ok(files) => files,
+    let dir = match open_dir(path) {
+        Ok(dir) => dir,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(lines),
         Err(e) => return Err(e),
     };
-    for file in files {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::open(&file, flags, Mode::empty()) {
+    for name in files(&dir)? {
+        let file = match open_file(&dir, &name) {
             Ok(file) => file,
             // It was rotated away while we looked.
-            Err(rustix::io::Errno::NOENT) => continue,
-            Err(e) => return Err(e.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
         };
-        let mut file = BufReader::new(File::from(file));
+        let mut file = BufReader::new(file);
         let mut text = vec![];
         loop {
             text.clear();
@@ -457,24 +475,26 @@ pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<
 /// # Errors
 /// What the kernel says.
 pub fn remove(path: &Path) -> io::Result<bool> {
-    // Somebody else's files are not ours to remove, whatever directory this is.
-    let mut removed = false;
-    let all = match files(path) {
-        Ok(files) => files,
+    let dir = match open_dir(path) {
+        Ok(dir) => dir,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
     };
-    for file in all.into_iter().chain([path.join(ABOUT)]) {
-        match std::fs::remove_file(&file) {
-            Ok(()) => removed = true,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+    // Others have files of such names too, and whatever directory this is, they are not ours to remove.
+    if about_in(&dir).is_none() {
+        return Ok(false);
+    }
+    // What tells that it is a log goes last.
+    for name in files(&dir)?.into_iter().chain([ABOUT.to_owned()]) {
+        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
         }
     }
     // With the last one; else they say that they aren't empty.
     let _ = std::fs::remove_dir(path);
     let _ = path.parent().map(std::fs::remove_dir);
-    Ok(removed)
+    Ok(true)
 }
 
 /// Removes what has grown old of the logs of all stacks below `root`, whether they run or not.
@@ -482,10 +502,13 @@ pub fn tidy(root: &Path) {
     let now = Timestamp::now();
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
-        let Some(about) = about(&path) else { continue };
+        let Ok(dir) = open_dir(&path) else { continue };
+        let Some(about) = about_in(&dir) else {
+            continue;
+        };
         let is_old = SignedDuration::from_secs(i64::try_from(about.age).unwrap_or(i64::MAX));
-        remove_old(&path, is_old, now);
-        if files(&path).is_ok_and(|files| files.is_empty())
+        remove_old(&dir, is_old, now);
+        if files(&dir).is_ok_and(|files| files.is_empty())
             && now.duration_since(about.begun) > is_old
         {
             let _ = remove(&path);
@@ -549,8 +572,9 @@ mod tests {
         }
 
         fn size(&self) -> u64 {
-            let files = files(&self.path()).unwrap();
-            files.iter().map(|f| f.metadata().unwrap().len()).sum()
+            let files = files(&open_dir(&self.path()).unwrap()).unwrap();
+            let length = |name: &String| self.path().join(name).metadata().unwrap().len();
+            files.iter().map(length).sum()
         }
     }
 
@@ -670,5 +694,42 @@ mod tests {
         std::os::unix::fs::symlink(&target, log.path()).unwrap();
         let e = Files::open(&log.path(), 1 << 20, DAY, 1).unwrap_err();
         assert!(e.starts_with("open "), "{e}");
+    }
+
+    #[test]
+    fn what_has_taken_the_place_of_a_log_is_neither_read_nor_removed() {
+        let log = Log::new();
+        let mut files = log.open(1 << 20);
+        assert_eq!(files.write(&line("web", "one", log.now), log.begun), None);
+        drop(files);
+        // In the place of the log, a link to it.
+        let (path, aside) = (log.path(), log.dir.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &path).unwrap();
+        assert!(remove(&path).is_err());
+        assert!(read(&path, |_| true).is_err());
+        assert_eq!(about(&path), None);
+        // A link above it, to a directory that has files of such names.
+        std::fs::remove_file(&path).unwrap();
+        let other = log.dir.path().join("var");
+        DirBuilder::new().mode(0o755).create(&other).unwrap();
+        let shop = other.join("shop");
+        DirBuilder::new().mode(0o755).create(&shop).unwrap();
+        std::fs::write(shop.join("kern.log"), "kept").unwrap();
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&other, path.parent().unwrap()).unwrap();
+        assert!(!remove(&path).unwrap());
+        assert_eq!(std::fs::read(shop.join("kern.log")).unwrap(), b"kept");
+        // Who waits for a writer waits for ever.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            aside.join("pipe.log"),
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        assert!(read(&aside, |_| true).is_err());
+        assert!(remove(&aside).unwrap());
     }
 }
