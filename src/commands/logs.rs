@@ -18,10 +18,12 @@ use crate::control::evidence::Ended;
 use crate::control::{Client, Reply, Request};
 use crate::host::Host;
 use crate::log::files::{self, About};
+use crate::log::journald;
 use crate::log::{Filter, LogLine, Stream, TrafficBuf};
 use crate::names::StackName;
 use crate::plan::RecordPlan;
 use crate::state::Liveness;
+use crate::supervise;
 
 /// What is wanted of a log.
 pub struct Wanted {
@@ -126,33 +128,83 @@ impl Printer {
 /// Prints the log, and what comes if asked to.
 pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
+    let plan = state.plan(stack);
     let lives = matches!(state.liveness(stack), Ok(Liveness::Alive));
     if lives && !wanted.previous {
-        let on_disk = state.plan(stack).and_then(|plan| OnDisk::of(&plan.record));
-        of_running(stack, &wanted, on_disk)?;
+        let recorded = plan.and_then(|plan| Recorded::of(stack, &plan.record, &plan.run));
+        of_running(stack, &wanted, recorded)?;
         return Ok(ExitCode::SUCCESS);
     }
     let ended = ended::of(&state, stack);
-    let dir = match (&ended, state.plan(stack)) {
-        // Of one that runs, or whose supervisor was killed.
-        (_, Some(plan)) => plan.record.dir,
-        (Some(ended), None) => match &ended.log {
-            Some(dir) => dir.clone(),
-            None => return of_ended(stack, ended.clone(), None, &wanted),
-        },
-        (None, None) => Host::logs().join(stack.as_str()),
+    let recorded = match (&ended, plan) {
+        // Its supervisor was killed.
+        (_, Some(plan)) if !lives => Recorded::of(stack, &plan.record, &plan.run),
+        (Some(ended), _) if ended.log.is_none() => ended
+            .journal
+            .then(|| Recorded::in_the_journal(stack, &ended.run)),
+        (ended, plan) => {
+            let dir = plan.map(|plan| plan.record.dir);
+            let dir = dir.or_else(|| ended.as_ref().and_then(|ended| ended.log.clone()));
+            let on_disk = OnDisk::at(dir.unwrap_or_else(|| Host::logs().join(stack.as_str())));
+            let on_disk = match lives {
+                true => on_disk.and_then(OnDisk::previous),
+                false => on_disk,
+            };
+            on_disk.map(Recorded::OnDisk)
+        }
     };
-    let on_disk = match (OnDisk::at(dir), lives) {
-        (Some(on_disk), true) => on_disk.previous(),
-        (on_disk, _) => on_disk,
-    };
-    match (ended, on_disk) {
-        (None, None) if wanted.previous => Err(ended::none(stack)),
-        (None, None) => Err(super::no_connection(&state, stack)),
-        (Some(ended), on_disk) => of_ended(stack, ended, on_disk, &wanted),
-        (None, Some(on_disk)) => {
-            print_all(on_disk.lines(&wanted)?, &wanted)?;
-            Ok(ExitCode::SUCCESS)
+    match (ended, recorded) {
+        (None, None) if wanted.previous => return Err(ended::none(stack)),
+        (None, None) => return Err(super::no_connection(&state, stack)),
+        (Some(ended), recorded) => of_ended(stack, ended, recorded, &wanted)?,
+        (None, Some(recorded)) => print_all(recorded.lines(&wanted)?, &wanted)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the log of a stack is that its supervisor doesn't have any more.
+enum Recorded {
+    OnDisk(OnDisk),
+    InTheJournal { stack: StackName, run: String },
+}
+
+impl Recorded {
+    /// Where a plan wants it, and there is one.
+    fn of(stack: &StackName, record: &RecordPlan, run: &str) -> Option<Self> {
+        let on_disk = || OnDisk::at(record.dir.clone()).map(Self::OnDisk);
+        match record.to {
+            RecordTo::Off => None,
+            RecordTo::File | RecordTo::Both => on_disk(),
+            RecordTo::Journal => Some(Self::in_the_journal(stack, run)),
+            RecordTo::Auto => match supervise::systemd_runs() {
+                true => Some(Self::in_the_journal(stack, run)),
+                false => on_disk(),
+            },
+        }
+    }
+
+    fn in_the_journal(stack: &StackName, run: &str) -> Self {
+        Self::InTheJournal {
+            stack: stack.clone(),
+            run: run.to_owned(),
+        }
+    }
+
+    /// The lines that are wanted; older ones than of this run only if a time is asked for.
+    fn lines(&self, wanted: &Wanted) -> Result<Vec<LogLine>, Failure> {
+        match self {
+            Self::OnDisk(on_disk) => on_disk.lines(wanted),
+            Self::InTheJournal { stack, run } => {
+                let run = wanted.sieve.since.is_none().then_some(run.as_str());
+                let filter = wanted.filter();
+                let read = journald::read(stack.as_str(), run, wanted.sieve.since, |line| {
+                    filter.wants(&line.part, line.stream)
+                });
+                read.map_err(|e| {
+                    Failure::unable(format!("read the journal: {e}"))
+                        .hint(format!("its log is there: journalctl LRPNS_STACK={stack}"))
+                })
+            }
         }
     }
 }
@@ -177,14 +229,6 @@ impl OnDisk {
             from,
             to: None,
         })
-    }
-
-    /// Of a running stack, if it is there at all.
-    fn of(record: &RecordPlan) -> Option<Self> {
-        match record.to {
-            RecordTo::Off => None,
-            _ => Self::at(record.dir.clone()),
-        }
     }
 
     /// The same of the run before.
@@ -221,12 +265,16 @@ impl Wanted {
 }
 
 /// From memory, and what was forgotten there from disk.
-fn of_running(stack: &StackName, wanted: &Wanted, on_disk: Option<OnDisk>) -> Result<(), Failure> {
+fn of_running(
+    stack: &StackName,
+    wanted: &Wanted,
+    recorded: Option<Recorded>,
+) -> Result<(), Failure> {
     let (filter, follow) = (wanted.filter(), wanted.follow);
     let client = ask(stack, &Request::Logs { filter, follow })?;
     let mut printer = Printer::new(wanted);
     // With what is on disk it is to be put into one order first.
-    let mut held = on_disk.map(|on_disk| (on_disk, vec![]));
+    let mut held = recorded.map(|recorded| (recorded, vec![]));
     loop {
         if !is_read(&client).map_err(cannot_print)? {
             return Ok(());
@@ -243,8 +291,8 @@ fn of_running(stack: &StackName, wanted: &Wanted, on_disk: Option<OnDisk>) -> Re
             }
             // Else the stack went down while we followed it: that is how a log ends.
             (said, _) => {
-                if let Some((on_disk, lines)) = held.take() {
-                    for line in with_older(on_disk.lines(wanted)?, lines) {
+                if let Some((recorded, lines)) = held.take() {
+                    for line in with_older(older(&recorded, wanted)?, lines) {
                         if !printer.line(line)? {
                             return Ok(());
                         }
@@ -256,6 +304,15 @@ fn of_running(stack: &StackName, wanted: &Wanted, on_disk: Option<OnDisk>) -> Re
         if !goes_on {
             return Ok(());
         }
+    }
+}
+
+/// What a running stack has recorded. The journal is asked only if somebody wants to go further back than memory may: that
+/// takes a while.
+fn older(recorded: &Recorded, wanted: &Wanted) -> Result<Vec<LogLine>, Failure> {
+    match recorded {
+        Recorded::InTheJournal { .. } if wanted.sieve.since.is_none() => Ok(vec![]),
+        recorded => recorded.lines(wanted),
     }
 }
 
@@ -288,9 +345,9 @@ fn with_older(mut on_disk: Vec<LogLine>, memory: Vec<LogLine>) -> Vec<LogLine> {
 fn of_ended(
     stack: &StackName,
     ended: Ended,
-    on_disk: Option<OnDisk>,
+    recorded: Option<Recorded>,
     wanted: &Wanted,
-) -> Result<ExitCode, Failure> {
+) -> Result<(), Failure> {
     let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
     let known = |part: &&String| {
         names.contains(&part.as_str())
@@ -301,8 +358,8 @@ fn of_ended(
         return Err(Failure::failed(format!("{stack} had no part `{part}`"))
             .hint(format!("its parts were {}", names.join(", "))));
     }
-    let lines = match on_disk {
-        Some(on_disk) => on_disk.lines(wanted)?,
+    let lines = match recorded {
+        Some(recorded) => recorded.lines(wanted)?,
         None => {
             let filter = wanted.filter();
             let mut lines = ended.lines;
@@ -310,8 +367,7 @@ fn of_ended(
             lines
         }
     };
-    print_all(lines, wanted)?;
-    Ok(ExitCode::SUCCESS)
+    print_all(lines, wanted)
 }
 
 fn print_all(lines: Vec<LogLine>, wanted: &Wanted) -> Result<(), Failure> {

@@ -208,17 +208,21 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
 /// Where the log goes.
 fn record(out: &mut String, plan: &Plan) -> std::fmt::Result {
     let record = &plan.record;
+    let files = format!(
+        "{}, at most {} bytes and {} old",
+        record.dir.display(),
+        record.size,
+        duration(Duration::from_secs(record.age)),
+    );
+    let place = match record.to {
+        RecordTo::Off => "only".to_owned(),
+        RecordTo::File => format!("and in {files}"),
+        RecordTo::Journal => "and in the journal".to_owned(),
+        RecordTo::Both => format!("and in the journal, and in {files}"),
+        RecordTo::Auto => format!("and in the journal, or without systemd in {files}"),
+    };
     let from = origin(plan, "log.to");
-    match record.to {
-        RecordTo::Off => writeln!(out, "log in memory only  ({from})"),
-        RecordTo::Auto | RecordTo::File => writeln!(
-            out,
-            "log in memory, and in {}, at most {} bytes and {} old  ({from})",
-            record.dir.display(),
-            record.size,
-            duration(Duration::from_secs(record.age)),
-        ),
-    }
+    writeln!(out, "log in memory {place}  ({from})")
 }
 
 fn describe_sidecar(out: &mut String, plan: &Plan) -> std::fmt::Result {

@@ -31,7 +31,7 @@ keys! {
     SEAL = "seal": "true or false", "seal = false";
     RULES = "rules": "the path of a file in nft's syntax", r#"rules = "extra.nft""#;
 
-    TO = "to": r#""auto", "file" or "off""#, r#"to = "file""#;
+    TO = "to": r#""auto", "file", "journal", "both" or "off""#, r#"to = "file""#;
     DIR = "dir": "the absolute path of a directory", r#"dir = "/var/log/lrpns""#;
     SIZE = "size": "a size in bytes or with K, M or G, at least 64K", r#"size = "8M""#;
     AGE = "age": "a time in m, h or d, at most 3650d", r#"age = "7d""#;

@@ -329,11 +329,15 @@ impl Default for Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordTo {
-    /// To files where they can be written.
+    /// To the journal where systemd runs, else to files where they can be written.
     #[default]
     Auto,
     /// To files.
     File,
+    /// To the journal.
+    Journal,
+    /// To both.
+    Both,
     /// Nowhere: it is in memory only.
     Off,
 }

@@ -325,6 +325,8 @@ pub(super) fn record_to(text: &str) -> Result<RecordTo, ValueError> {
         &[
             ("auto", RecordTo::Auto),
             ("file", RecordTo::File),
+            ("journal", RecordTo::Journal),
+            ("both", RecordTo::Both),
             ("off", RecordTo::Off),
         ],
     )

@@ -27,6 +27,9 @@ const BYTES_OF_ALL: usize = 256 << 10;
 pub struct Ended {
     /// Its name.
     pub stack: StackName,
+    /// Eight hexadecimal digits that tell this run of it from any other.
+    #[serde(default)]
+    pub run: String,
     /// Always [`State::Ended`], which tells this document from that of a running stack.
     pub state: State,
     /// Whose it was.
@@ -52,6 +55,9 @@ pub struct Ended {
     /// Where its log is on disk; `null` where it is not.
     #[serde(default)]
     pub log: Option<PathBuf>,
+    /// Whether its log is in the journal.
+    #[serde(default)]
+    pub journal: bool,
     /// Its parts.
     pub parts: Vec<EndedPart>,
     /// What was said last, some lines of each part, in the order of time.
@@ -150,6 +156,8 @@ pub struct Remains {
     pub by: Option<By>,
     /// Where its log is on disk.
     pub log: Option<PathBuf>,
+    /// Whether its log is in the journal.
+    pub journal: bool,
     /// Its parts.
     pub parts: Vec<EndedPart>,
     /// What was said last.
@@ -200,6 +208,8 @@ impl Ended {
                 .map(|by| by.outside(plan)),
             exit,
             log: remains.log,
+            journal: remains.journal,
+            run: plan.run.clone(),
             parts: remains.parts,
             lines: remains.lines,
         }

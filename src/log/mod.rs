@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod files;
+pub mod journald;
 pub mod record;
 pub mod screen;
 pub mod streams;
@@ -40,6 +41,26 @@ pub enum Stream {
     Event,
     /// The sidecar, about connections and packets.
     Traffic,
+}
+
+impl Stream {
+    /// As documents have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stream::Out => "out",
+            Stream::Err => "err",
+            Stream::Event => "event",
+            Stream::Traffic => "traffic",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Out, Self::Err, Self::Event, Self::Traffic];
+        all.into_iter().find(|stream| stream.as_str() == name)
+    }
 }
 
 /// One line of the log. Its fields are the keys of the JSON form, which are stable:

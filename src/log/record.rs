@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::budget::Bucket;
 use super::files::Files;
+use super::journald::Journald;
 use super::{LogLine, TrafficBuf};
 
 /// How many lines are made of the traffic log each second to be recorded, and how many at once. The rest is counted.
@@ -15,6 +16,7 @@ const TRAFFIC_LINES_AT_ONCE: u64 = 4_000;
 #[derive(Debug)]
 pub struct Record {
     files: Option<Files>,
+    journald: Option<Journald>,
     /// What went wrong at the start, to be said in the log.
     complaint: Option<String>,
     traffic: Bucket,
@@ -22,11 +24,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// To files, or nowhere; what went wrong is said in the log.
+    /// To files, the journal, both, or nowhere; what went wrong is said in the log.
     #[must_use]
-    pub fn new(files: Option<Files>, complaint: Option<String>) -> Self {
+    pub fn new(
+        files: Option<Files>,
+        journald: Option<Journald>,
+        complaint: Option<String>,
+    ) -> Self {
         Self {
             files,
+            journald,
             complaint,
             traffic: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
             traffic_left_out: 0,
@@ -36,7 +43,13 @@ impl Record {
     /// Whether anything is recorded.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.files.is_some()
+        self.files.is_some() || self.journald.is_some()
+    }
+
+    /// Whether it goes to the journal.
+    #[must_use]
+    pub fn is_in_the_journal(&self) -> bool {
+        self.journald.is_some()
     }
 
     /// The files, if there are any.
@@ -59,8 +72,11 @@ impl Record {
 
     /// Records a line; what goes wrong for the first time is given back, to be said in the log.
     pub fn write(&mut self, line: &LogLine) -> Option<String> {
-        let files = self.files.as_mut()?;
-        files.write(line, Instant::now())
+        let now = Instant::now();
+        if let Some(journald) = &mut self.journald {
+            journald.write(line, now);
+        }
+        self.files.as_mut()?.write(line, now)
     }
 
     /// How many of so many records of the traffic log may be made lines to be recorded; how many were not since that was

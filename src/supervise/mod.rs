@@ -18,6 +18,7 @@ mod order;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, 
 use crate::firewall;
 use crate::log::budget::{Bucket, Budget, LeftOut};
 use crate::log::files::Files;
+use crate::log::journald::{Journald, SOCKET};
 use crate::log::record::Record;
 use crate::log::streams::{self, Attached, Said, Streams};
 use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, TrafficBuf};
@@ -353,6 +355,12 @@ pub struct Supervisor {
     since: Timestamp,
 }
 
+/// Whether systemd is the machine's init, by the test of sd_booted(3).
+#[must_use]
+pub fn systemd_runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// Opens what a stack's log is recorded in, and outlives it.
 ///
 /// # Errors
@@ -364,12 +372,18 @@ pub fn record(plan: &Plan) -> Result<Record, String> {
         // The traffic is one more.
         Files::open(dir, *size, age, plan.limits().count() + 1)
     };
+    let journal = || Journald::connect(Path::new(SOCKET), plan.stack.as_str(), &plan.run);
     match to {
-        RecordTo::Off => Ok(Record::new(None, None)),
-        RecordTo::File => Ok(Record::new(Some(files()?), None)),
-        RecordTo::Auto => Ok(match files() {
-            Ok(files) => Record::new(Some(files), None),
-            Err(e) => Record::new(None, Some(format!("is kept in memory only: {e}"))),
+        RecordTo::Off => Ok(Record::new(None, None, None)),
+        RecordTo::File => Ok(Record::new(Some(files()?), None, None)),
+        RecordTo::Journal => Ok(Record::new(None, Some(journal()?), None)),
+        RecordTo::Both => Ok(Record::new(Some(files()?), Some(journal()?), None)),
+        RecordTo::Auto => Ok(match systemd_runs().then(journal) {
+            Some(Ok(journal)) => Record::new(None, Some(journal), None),
+            _ => match files() {
+                Ok(files) => Record::new(Some(files), None, None),
+                Err(e) => Record::new(None, None, Some(format!("is kept in memory only: {e}"))),
+            },
         }),
     }
 }
@@ -467,7 +481,7 @@ pub async fn run(
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
             remains.lines = journal.last();
-            remains.log = journal.on_disk();
+            (remains.log, remains.journal) = journal.recorded();
             remains.by = ender.get().cloned();
             crate::part::container::reap_all()
                 .await
@@ -1572,7 +1586,7 @@ impl Supervisor {
         let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
         waiting.extend(asked);
         remains.lines = journal.last();
-        remains.log = journal.on_disk();
+        (remains.log, remains.journal) = journal.recorded();
         remains.by = self.ender.get().cloned();
         waiting
     }
@@ -1663,10 +1677,10 @@ impl Journal {
         }
     }
 
-    /// Where the log is on disk.
-    fn on_disk(&self) -> Option<std::path::PathBuf> {
-        let files = self.record.files();
-        files.map(|files| files.path().to_owned())
+    /// Where the log is on disk, and whether it is in the journal.
+    fn recorded(&self) -> (Option<PathBuf>, bool) {
+        let files = self.record.files().map(|files| files.path().to_owned());
+        (files, self.record.is_in_the_journal())
     }
 
     /// The last lines.

@@ -391,7 +391,7 @@ fn supervise_here(
             let control = claimed.listen()?;
             let record = match voice.leaves {
                 true => supervise::record(&plan).map_err(unrecorded)?,
-                false => Record::new(None, None),
+                false => Record::new(None, None, None),
             };
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
@@ -427,6 +427,11 @@ fn supervise_here(
         detached,
         leaves,
     } = voice;
+    // Else each line would be there twice.
+    let tee = match tee {
+        Tee::Lines(_) if record.is_in_the_journal() && goes_to_the_journal() => Tee::Nobody,
+        tee => tee,
+    };
     let ready = |status: &Status, said: &[LogLine]| {
         ready(status, said);
         let text = is_up(status);
@@ -498,6 +503,15 @@ fn supervise_here(
     };
     removed?;
     Ok(end)
+}
+
+/// Whether standard output is the journal's, by `$JOURNAL_STREAM` (systemd.exec(5)).
+fn goes_to_the_journal() -> bool {
+    let Ok(stat) = rustix::fs::fstat(std::io::stdout()) else {
+        return false;
+    };
+    let own = format!("{}:{}", stat.st_dev, stat.st_ino);
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == own)
 }
 
 /// The log can't be recorded where the file wants it.
