@@ -323,7 +323,7 @@ mod tests {
         journald.write(&line("a\nLRPNS_PART=db"), now);
         let said = listener.next().unwrap();
         assert!(
-            said.contains("MESSAGE\n\u{e}\0\0\0\0\0\0\0a\nLRPNS_PART=db\nPRIORITY"),
+            said.contains("MESSAGE\n\u{f}\0\0\0\0\0\0\0a\nLRPNS_PART=db\nPRIORITY"),
             "{said:?}"
         );
         let refused = Fields {
