@@ -237,13 +237,16 @@ fn a_root_in_a_directory_passes() {
 
 #[test]
 fn an_extra_capability_in_the_app_is_found() {
-    weakened("app-capability", &["app-cap-inside", "app-cap-sets"]);
+    weakened(
+        "app-capability",
+        &["app-cap-inside", "app-cap-sets", "members"],
+    );
 }
 
 #[test]
 fn an_extra_capability_in_the_sidecar_is_found() {
     // Its use is not: the seccomp filter has no raw and no packet socket.
-    weakened("sidecar-capability", &["sidecar-cap-sets"]);
+    weakened("sidecar-capability", &["members", "sidecar-cap-sets"]);
 }
 
 #[test]
@@ -570,6 +573,142 @@ fn another_table_in_the_sidecar_is_found() {
     let up = up();
     up.in_network("sidecar", &["nft", "add", "table", "ip", "other"]);
     up.caught(&["rules-sidecar"]);
+}
+
+/// Joins namespaces of a process, of the kinds that are named, and stays there: by itself, or as a child where the pid
+/// namespace is among them; or, for `thread`, with one thread of its own only.
+const JOIN: &str = r#"
+import ctypes, os, signal, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+pid, how, kinds = sys.argv[1], sys.argv[2], sys.argv[3:]
+fds = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in kinds]
+def join():
+    for fd in fds:
+        if libc.setns(fd, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+def stay():
+    libc.prctl(1, signal.SIGKILL)
+    os.write(1, b"ready\n")
+    os.close(1)
+    signal.pause()
+libc.prctl(1, signal.SIGKILL)
+if how == "thread":
+    def inside():
+        join()
+        os.write(1, b"ready\n")
+        os.close(1)
+        threading.Event().wait()
+    threading.Thread(target=inside, daemon=True).start()
+    signal.pause()
+join()
+if "pid" in kinds and os.fork():
+    libc.prctl(1, signal.SIGKILL)
+    signal.pause()
+stay()
+"#;
+
+/// The kinds in the order in which they can be joined.
+const EVERY_KIND: [&str; 7] = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
+
+impl Up {
+    /// What the audit says of processes while somebody is in some namespaces of a part.
+    #[track_caller]
+    fn joined(&self, part: &str, how: &str, kinds: &[&str], also: &[&str]) {
+        let pid = self.pid(part, "init").to_string();
+        let join = [&[look::PYTHON, "-c", JOIN, &pid, how], kinds].concat();
+        let running = self.lab.start(&join);
+        self.caught(&[also, &["members"]].concat());
+        drop(running);
+        // Whoever was there is gone, and so is the finding.
+        support::lab::until("it is alone again", || {
+            (audit(&self.lab, "customerA") == self.before).then_some(())
+        });
+    }
+}
+
+#[test]
+fn somebody_in_namespaces_of_a_part_who_is_not_of_it_is_found() {
+    let up = up();
+    // With every capability over the app's user namespace.
+    let also = ["leak-app-descriptors", "limit-process"];
+    up.joined("app", "process", &EVERY_KIND, &also);
+    // The host's root, where it sees the app's processes and files.
+    up.joined("app", "process", &["mnt", "pid"], &[]);
+    up.joined("app", "thread", &["net"], &[]);
+    up.joined("sidecar", "process", &["net"], &[]);
+    up.joined("sidecar", "process", &["user"], &[]);
+    up.joined("app", "process", &["uts"], &[]);
+}
+
+#[test]
+fn limits_of_a_user_namespace_that_were_raised_are_found() {
+    let up = up();
+    for (part, limit, planned, value) in [
+        ("app", "max_user_namespaces", "0", "100"),
+        ("relay", "max_inotify_instances", "0", "128"),
+        ("sidecar", "max_net_namespaces", "64", "1000"),
+    ] {
+        let pid = up.pid(part, "init").to_string();
+        let set = |value: &str| {
+            let script = format!("echo {value} > /proc/sys/user/{limit}");
+            up.lab.ok(&[
+                "nsenter", "--user", "--target", &pid, "--", "sh", "-c", &script,
+            ]);
+        };
+        set(value);
+        up.caught(&["limit-user-namespace"]);
+        set(planned);
+        up.caught(&[]);
+    }
+}
+
+#[test]
+fn an_app_without_resource_limits_is_found() {
+    // And the fork bomb with it, where a cgroup does not hold the number of processes.
+    let sound = up();
+    let lab = Lab::new();
+    let variable = "LRPNS_TEST_WEAKEN=limits";
+    lab.ok(&["env", variable, support::lab::lrpns(), "up", "-d", "--demo"]);
+    let after = audit(&lab, "customerA");
+    let new: Vec<&String> = after.difference(&sound.before).collect();
+    assert!(new.iter().any(|probe| *probe == "limit-process"), "{new:?}");
+    let known = ["limit-process", "limit-pids", "limit-pids?"];
+    assert!(
+        new.iter().all(|probe| known.contains(&probe.as_str())),
+        "{new:?}"
+    );
+}
+
+#[test]
+fn a_leaked_socket_of_the_host_and_a_file_of_another_mount_are_found_in_the_app_itself() {
+    let found = [
+        "leak-app-descriptors",
+        "leak-descriptors",
+        "leak-part-descriptors",
+    ];
+    weakened("leak-everything", &found);
+}
+
+#[test]
+fn files_of_the_stack_that_others_may_use_are_found() {
+    let up = up();
+    let state = "/run/lrpns/customerA";
+    for (change, back) in [
+        ("chmod 755 S", "chmod 700 S"),
+        ("chmod 666 S/control.sock", "chmod 600 S/control.sock"),
+        ("touch S/sock", "rm S/sock"),
+        ("chown 1000 S/lock", "chown 0 S/lock"),
+        (
+            "mv S/plan.json /run/p; ln -s /run/p S/plan.json",
+            "mv /run/p S/plan.json",
+        ),
+    ] {
+        let run = |script: &str| up.lab.ok(&["sh", "-ec", &script.replace('S', state)]);
+        run(change);
+        up.caught(&["leak-state"]);
+        run(back);
+        up.caught(&[]);
+    }
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub enum Ask {
     Routes,
     /// List the bridge ports.
     Ports,
+    /// Say which network namespace this is.
+    Cookie,
     /// Connect, as a client would.
     Connect(SocketAddr),
     /// Bind a TCP port of every address.
@@ -113,6 +115,8 @@ pub enum Answer {
     Routes(Vec<Route>),
     /// To [`Ask::Ports`].
     Ports(Vec<Port>),
+    /// To [`Ask::Cookie`].
+    Cookie(u64),
     /// What was tried, and the errno of what was refused.
     Tried(Vec<(String, Option<i32>)>),
     /// To [`Ask::Whoami`].
@@ -173,6 +177,8 @@ pub enum Lost {
 pub enum Join<'a> {
     /// Nowhere: where the audit itself is.
     Stay,
+    /// The user namespace of a part alone.
+    User(BorrowedFd<'a>),
     /// The user and network namespace of a part, with every capability over them and the host's files.
     Network(BorrowedFd<'a>),
     /// The supervisor's network namespace, where the uplink ends, by way of the relay's or another process of the same
@@ -315,6 +321,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
     die_with_parent()?;
     match place {
         Join::Stay => {}
+        Join::User(pidfd) => setns(pidfd, CloneFlags::CLONE_NEWUSER).map_err(joined)?,
         Join::Network(pidfd) => {
             setns(pidfd, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(joined)?;
         }
@@ -423,6 +430,12 @@ fn serve(socket: &impl AsFd) {
             Ask::Ports => match route::ports() {
                 Ok(ports) => Answer::Ports(ports),
                 Err(e) => Answer::Failed(format!("list the bridge ports: {e}")),
+            },
+            Ask::Cookie => match attempt::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)
+                .and_then(|socket| attempt::netns_cookie(socket.as_fd()))
+            {
+                Ok(cookie) => Answer::Cookie(cookie),
+                Err(e) => Answer::Failed(format!("ask for the network namespace: {e}")),
             },
             Ask::Connect(to) => connect(to),
             Ask::Bind(port) => {

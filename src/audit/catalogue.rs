@@ -1,6 +1,7 @@
 //! Every probe: what it tries, why that matters, what is expected.
 
 use super::Group;
+use super::probes::{Found, Scene, ceilings, descriptors, members, state};
 use crate::sys::attempt::Attempt;
 
 /// One claim of the design, tried out.
@@ -21,7 +22,7 @@ pub struct Probe {
 }
 
 /// Where a probe runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Side {
     /// In each app, one system call that must be refused.
     AppCall(Attempt),
@@ -37,6 +38,8 @@ pub enum Side {
     Network,
     /// In each app and beside it, by [`super::domain`].
     Landlock,
+    /// From outside, by itself.
+    Look(fn(&Scene<'_>) -> Found),
 }
 
 const REFUSED: &str = "EPERM, EACCES or ENOSYS";
@@ -1519,6 +1522,11 @@ pub const CATALOGUE: &[Probe] = &[
         "tty(4)",
         "the null device",
     ),
+    members::MEMBERS,
+    ceilings::USER,
+    ceilings::PROCESS,
+    descriptors::DESCRIPTORS,
+    state::STATE,
 ];
 
 /// The probe of that name.

@@ -16,6 +16,8 @@
 //!   sidecar did, to what the sidecar was read back to hold.
 //! - From outside ([`outside`]): what the kernel tells of the real processes in `/proc`, what is in force in each
 //!   network namespace, compared with what the kernel makes of the plan in an empty one ([`crate::firewall::list`]).
+//! - Compared as a whole ([`probes`]): processes, descriptors, limits, files of the stack, all that there is in a network
+//!   namespace. What the plan does not have is unexpected, and fails.
 //! - Over the network ([`network`]): from the app, from the sidecar, from the host's end of the uplink and from the app
 //!   of a scratch stack. Who waits for an answer that must not come waits long; so the counters of the rules are read
 //!   before and after each packet: the one that has grown has eaten it.
@@ -42,6 +44,7 @@ pub mod inside;
 mod links;
 pub mod network;
 pub mod outside;
+pub mod probes;
 pub mod report;
 pub mod route;
 pub mod sarif;

@@ -20,6 +20,8 @@ use super::catalogue::{CATALOGUE, Probe, Side, find};
 use super::domain::{self, Pair};
 use super::inside::Context;
 use super::network::{self, Field};
+use super::probes::Scene;
+use super::probes::members::Processes;
 use super::{Finding, Outcome, Report, outside};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Program;
@@ -203,9 +205,30 @@ pub fn run(
         .collect();
     outside::processes(&target, &mut findings);
     outside::rules(&target, &sidecar_net, &host_net, &mut findings);
-    for (app, entered) in &apps {
-        let net = agent(entered, |entered| Join::Network(entered.pidfd.as_fd()));
-        outside::app_network(app, plan, &net, &mut findings);
+    let nets: Vec<_> = apps
+        .iter()
+        .map(|(_, entered)| agent(entered, |entered| Join::Network(entered.pidfd.as_fd())))
+        .collect();
+    for ((app, _), net) in apps.iter().zip(&nets) {
+        outside::app_network(app, plan, net, &mut findings);
+    }
+    let others = others(&target);
+    let of_apps = apps.iter().zip(&nets);
+    let of_apps = of_apps.map(|((app, _), net)| (app.name.as_str(), net));
+    let inside = std::iter::once(("sidecar", &sidecar_net)).chain(of_apps);
+    let scene = Scene {
+        target: &target,
+        processes: Processes::look(),
+        inside: inside
+            .chain(others.iter().map(|(name, agent)| (*name, agent)))
+            .collect(),
+    };
+    for probe in CATALOGUE {
+        if let Side::Look(look) = probe.from {
+            for (part, outcome) in look(&scene) {
+                findings.add(probe.id, &part, outcome);
+            }
+        }
     }
 
     progress("from inside");
@@ -274,6 +297,18 @@ fn agent<'a>(
 ) -> Result<Agent, String> {
     let entered = entered.as_ref().map_err(Clone::clone)?;
     Agent::join(&place(entered)).map_err(|e| format!("fork: {e}"))
+}
+
+/// An agent in the user namespace of each part that has no network namespace of its own to be looked at.
+fn others(target: &Target) -> Vec<(&'static str, Result<Agent, String>)> {
+    let parts = ["relay", "egress"].into_iter();
+    let running = parts.filter(|name| target.part(name).is_some());
+    let agents = running.map(|name| {
+        let entered = target.enter(name);
+        let agent = agent(&entered, |entered| Join::User(entered.pidfd.as_fd()));
+        (name, agent)
+    });
+    agents.collect()
 }
 
 /// An agent where the host's end of the uplink is.

@@ -45,6 +45,25 @@ pub fn halve_what_counts_for_the_host() -> io::Result<()> {
     Ok(())
 }
 
+/// What `/proc/PID/limits` calls each (proc_pid_limits(5)), and the hard limit of a part's processes, or less.
+#[must_use]
+pub fn hard(nproc: Option<u32>) -> Vec<(&'static str, u64)> {
+    let name = |resource| match resource {
+        Resource::Core => Some("Max core file size"),
+        Resource::Nofile => Some("Max open files"),
+        Resource::Sigpending => Some("Max pending signals"),
+        Resource::Msgqueue => Some("Max msgqueue size"),
+        Resource::Memlock => Some("Max locked memory"),
+        Resource::Rtprio => Some("Max realtime priority"),
+        _ => None,
+    };
+    let own = CEILINGS
+        .into_iter()
+        .filter_map(|(resource, _, hard)| Some((name(resource)?, hard)));
+    let nproc = nproc.map(|most| ("Max processes", u64::from(most)));
+    own.chain(nproc).collect()
+}
+
 /// Raises this process's soft limit of descriptors to its hard one, which [`lower`] has lowered: for the relay, whose
 /// connections it bounds.
 ///

@@ -219,9 +219,15 @@ fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
             done => done.map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}"))),
         }
     };
-    for (name, most) in CEILINGS {
-        set(name, most.into())?;
+    for (name, most) in user_limits(network) {
+        set(name, most)?;
     }
+    Ok(())
+}
+
+/// Every limit of a part's user namespace, by its name in /proc/sys/user.
+pub(crate) fn user_limits(network: Network) -> Vec<(&'static str, u64)> {
+    let mut all: Vec<_> = CEILINGS.map(|(name, most)| (name, most.into())).into();
     for (name, of_the_host, most) in INOTIFY {
         let most = match network {
             Network::App { .. } => {
@@ -232,9 +238,9 @@ fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
             }
             _ => 0,
         };
-        set(name, most)?;
+        all.push((name, most));
     }
-    Ok(())
+    all
 }
 
 /// The sidecar forwards, and frames between its bridge's ports meet no other rules than its own. Forwarding comes

@@ -69,7 +69,11 @@ pub fn run(
     )
     .map_err(step("make the root"))?;
     notes.extend(enter_domain(&start, program.as_fd())?);
-    drop(program);
+    if weakened("leak-everything") {
+        std::mem::forget(program);
+    } else {
+        drop(program);
+    }
     rustix::process::chdir(&start.workdir).map_err(|e| {
         let cause = format!("{}: {}", start.workdir.display(), io::Error::from(e));
         step("enter the working directory")(cause)
@@ -515,6 +519,9 @@ fn prepare_child(launch: &Launch<'_>) -> io::Result<()> {
     close_on_exec_from(3)?;
     if weakened("leak-descriptor") {
         std::mem::forget(rustix::io::dup(launch.out)?);
+    }
+    if weakened("leak-everything") {
+        crate::sys::process::keep_on_exec_from(3);
     }
     Ok(())
 }

@@ -527,6 +527,30 @@ pub fn set_option(socket: BorrowedFd<'_>, option: SocketOption) -> io::Result<()
     Ok(())
 }
 
+/// Which network namespace a socket is of, as a number that no other namespace has until the next boot
+/// (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// What `getsockopt(2)` says.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie: u64 = 0;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are of live values, of which the first is as long as the second says.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

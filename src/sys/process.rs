@@ -157,6 +157,20 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// The opposite, of the first descriptors from `first` on that are no pipes, whose end somebody waits for: what a test of
+/// the audit leaks on purpose.
+pub fn keep_on_exec_from(first: i32) {
+    const SOME: i32 = 64;
+    let is_pipe = |fd| {
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        link.is_ok_and(|link| link.to_string_lossy().starts_with("pipe:"))
+    };
+    for fd in (first..SOME).filter(|fd| !is_pipe(*fd)) {
+        // SAFETY: a flag on descriptors breaks no owner's invariant; a number that is not open is an error.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
+}
+
 /// Gives every signal its default action back: an ignored signal stays so across `execve(2)` (signal(7)). Rust's
 /// runtime ignores SIGPIPE, nohup(1) SIGHUP, a shell without job control SIGINT and SIGQUIT, and whoever started us
 /// may have ignored any.
