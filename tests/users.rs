@@ -243,3 +243,261 @@ fn another_user_takes_another_app_and_another_place_to_start_a_restart() {
     ]);
     assert!(plan.contains("runs as 7, group 8, inside"), "{plan}");
 }
+
+/// An app of a running stack's plan.
+fn planned<'s>(status: &'s serde_json::Value, app: &str) -> &'s serde_json::Value {
+    let mut apps = status["plan"]["apps"].as_array().unwrap().iter();
+    apps.find(|found| found["name"] == app).unwrap()
+}
+
+/// A stack whose app has a range of ids.
+fn over_a_range(command: &[&str], more: &str) -> String {
+    format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\nids = \"range\"\nrestart = \"no\"\ncommand = {}\n{more}\n",
+        look::toml_list(command)
+    )
+}
+
+#[test]
+fn a_server_that_begins_as_root_has_workers_that_hold_nothing() {
+    if !look::machine_with(&["nginx"]) {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let nginx = look::NGINX
+        .replace("/tmp/nginx.pid", "/run/nginx.pid")
+        .replace("daemon off;", "daemon off;\nuser www-data;")
+        .replace("listen [::]:5000;", "");
+    let conf = lab.write("nginx.conf", &nginx);
+    let (www_data, _) = www_data();
+    for via in ["dnat", "relay"] {
+        let more = format!(
+            "publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"\ntmpfs = [\"/run:1M\", \"/tmp:1M\", \"/var/log/nginx:1M\"]\n\
+             volumes = [\"{}:/srv/nginx.conf\"]\nstop_signal = \"SIGQUIT\"",
+            conf.display()
+        );
+        look::up(
+            &lab,
+            &over_a_range(&["nginx", "-c", "/srv/nginx.conf"], &more),
+        );
+        let url = format!("http://{}:5000/", support::lab::LAB);
+        assert_eq!(lab.client_get(&url).unwrap(), "from nginx\n");
+        let status = lab.status("web");
+        let ids = &planned(&status, "app")["ids"];
+        let first = ids["host_id"].as_u64().unwrap();
+        assert!(first >= 0x7000_0000 && ids["count"] == 65536, "{ids}");
+        let master = look::pid(&status, "app");
+        let workers = lab.ok(&["pgrep", "-P", &master.to_string()]);
+        for (pid, uid, held) in
+            [(master, 0, "00000000000000eb")]
+                .into_iter()
+                .chain(workers.lines().map(|pid| {
+                    (
+                        pid.parse().unwrap(),
+                        u64::from(www_data),
+                        "0000000000000000",
+                    )
+                }))
+        {
+            let uids = look::status_line(&lab, pid, "Uid");
+            let uids: Vec<&str> = uids.split_whitespace().collect();
+            assert_eq!(uids, vec![(first + uid).to_string(); 4]);
+            let sets = look::capabilities(&lab, pid);
+            let [_, permitted, effective, bounding, ambient] = &sets[..] else {
+                panic!("{sets:?}");
+            };
+            assert_eq!(
+                (permitted.as_str(), effective.as_str()),
+                (held, held),
+                "{via} {pid}"
+            );
+            assert_eq!(
+                (bounding.as_str(), ambient.as_str()),
+                ("00000000000000eb", "0000000000000000")
+            );
+            assert_eq!(look::status_line(&lab, pid, "NoNewPrivs"), "1");
+            assert_eq!(look::status_line(&lab, pid, "Seccomp"), "2");
+        }
+        assert_eq!(workers.lines().count(), 1);
+        let report = lab.lrpns(&["audit", "web", "--json"]);
+        let found = look::findings(&report.stdout);
+        assert!(
+            found.is_empty() && report.status.success(),
+            "{via}: {found:#?}"
+        );
+        lab.lrpns_ok(&["restart", "web", "app"]);
+        assert_eq!(lab.client_get(&url).unwrap(), "from nginx\n");
+        lab.lrpns_ok(&["down", "web"]);
+    }
+}
+
+#[test]
+fn what_all_ids_of_a_range_have_together_is_bounded_as_for_one() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(
+        &lab,
+        &over_a_range(&["sleep", "infinity"], "limits = { pids = 24 }"),
+    );
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        r#"
+import signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+told, tell = os.pipe()
+forked = instances = 0
+pids = []
+for uid in range(2000, 2100):
+    try:
+        pid = os.fork()
+    except OSError:
+        break
+    forked += 1
+    pids.append(pid)
+    if pid == 0:
+        os.setgid(uid)
+        os.setuid(uid)
+        made = 0
+        for _ in range(20):
+            made += libc.inotify_init() >= 0
+        os.write(tell, bytes([made]))
+        signal.pause()
+    instances += os.read(told, 1)[0]
+say([forked, instances])
+for pid in pids:
+    os.kill(pid, signal.SIGKILL)
+"#,
+    );
+    let [forked, instances] = [&found[0], &found[1]].map(|n| n.as_u64().unwrap());
+    assert!((8..24).contains(&forked), "{found}");
+    assert_eq!(instances, 16, "{found}");
+}
+
+#[test]
+fn a_volume_of_a_range_is_whose_the_option_says_and_nobody_elses() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let (www_data, _) = www_data();
+    let mut volumes = vec![];
+    for (name, option) in [("a", ""), ("b", ",owner=www-data")] {
+        let data = lab.dir.path().join(name);
+        std::fs::create_dir(&data).unwrap();
+        std::os::unix::fs::chown(&data, Some(4321), Some(4322)).unwrap();
+        volumes.push(format!("{}:/{name}:rw{option}", data.display()));
+    }
+    let volumes: Vec<&str> = volumes.iter().map(String::as_str).collect();
+    let more = format!("volumes = {}", look::toml_list(&volumes));
+    let file = over_a_range(&["sleep", "infinity"], &more);
+    let path = lab.write("range.toml", &file);
+    let plan = lab.lrpns_ok(&["plan", "-f", path.to_str().unwrap()]);
+    for words in [
+        "holds what root has over files and processes of its own ids",
+        "ids 0 to 65535 inside, ",
+        "price: who breaks in",
+        &format!("writable, {www_data} is its owner on the disk"),
+    ] {
+        assert!(plan.contains(words), "{words}: {plan}");
+    }
+    look::up(&lab, &file);
+    // Who is not the owner makes nothing there, nor is anything given to another.
+    let script = "stat -c %u /a /b; touch /a/mine; setpriv --reuid www-data --regid www-data --clear-groups touch /b/theirs; \
+                  touch /b/roots; chown 7 /b/theirs; chown 7 /a/mine; chmod 4755 /a/mine; stat -c %A /a/mine; ls /b";
+    let output = lab.lrpns(&["exec", "web", "--", "sh", "-c", script]);
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(
+        out,
+        format!("0\n{www_data}\n-rw-r--r--\ntheirs\n"),
+        "{}",
+        describe(&output)
+    );
+    for name in ["a/mine", "b/theirs"] {
+        let made = std::fs::metadata(lab.dir.path().join(name));
+        let made = made.unwrap_or_else(|e| panic!("{name}: {e}: {}", describe(&output)));
+        assert_eq!(
+            std::os::unix::fs::MetadataExt::uid(&made),
+            4321,
+            "{name}: {}",
+            describe(&output)
+        );
+    }
+}
+
+#[test]
+fn a_range_joins_live_and_what_can_t_be_one_is_refused() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    let app = |name: &str, more: &str| {
+        format!("[app.{name}]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\n{more}\n")
+    };
+    let one = format!("name = \"web\"\n{}", app("one", "ids = \"range\""));
+    look::up(&lab, &one);
+    let path = lab.write("more.toml", &(one.clone() + &app("two", "ids = \"range\"")));
+    lab.lrpns_ok(&["apply", "-f", path.to_str().unwrap()]);
+    let status = lab.status("web");
+    let first = |name: &str| planned(&status, name)["ids"]["host_id"].as_u64().unwrap();
+    let mut slots = vec![first("one") >> 16, first("two") >> 16];
+    slots.push(status["plan"]["sidecar"]["host_id"].as_u64().unwrap() >> 16);
+    slots.dedup();
+    assert_eq!(slots.len(), 3, "{slots:?}");
+    assert_eq!(
+        lab.lrpns_ok(&["exec", "web", "--part", "two", "--", "id", "-u"]),
+        "0\n"
+    );
+
+    let changed = format!(
+        "name = \"web\"\n{}{}",
+        app("one", ""),
+        app("two", "ids = \"range\"")
+    );
+    let path = lab.write("changed.toml", &changed);
+    let (code, said) = lab.lrpns_err(&["apply", "-f", path.to_str().unwrap()]);
+    assert!(
+        code == 1 && said.contains("app.one.ids can't be changed"),
+        "{code}: {said}"
+    );
+
+    for (more, words) in [
+        (
+            "ids = \"range\"\nuser = \"www-data\"",
+            "a user or group that is not root's",
+        ),
+        (
+            "volumes = [\"/srv:/srv:owner=www-data\"]",
+            "owner=www-data, and the app has ids = \"one\"",
+        ),
+        (
+            "ids = \"range\"\nvolumes = [\"/srv:/srv:owner=70000\"]",
+            "owner=70000",
+        ),
+    ] {
+        let path = lab.write(
+            "wrong.toml",
+            &format!("name = \"wrong\"\n{}", app("x", more)),
+        );
+        let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
+        assert!(
+            code == 2 && said.contains(words) && said.contains("hint: "),
+            "{code}: {said}"
+        );
+    }
+    let output = user.lrpns(&[
+        "up",
+        "-d",
+        "-f",
+        lab.write("one.toml", &one).to_str().unwrap(),
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("an ordinary user has one id") && said.contains("hint: "),
+        "{said}"
+    );
+}

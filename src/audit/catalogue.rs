@@ -87,7 +87,7 @@ pub const CATALOGUE: &[Probe] = &[
         "app-cap-inside",
         "the five sets of a process that was started as the app's command was",
         "capabilities(7), execve(2): what the launch path gives",
-        "all five empty",
+        "all five empty; with a range of ids permitted, effective and bounding are its six",
     ),
     probe(
         Cap,
@@ -112,6 +112,14 @@ pub const CATALOGUE: &[Probe] = &[
         "setresuid(0, 0, 0)",
         "setresuid(2), CVE-2017-5123: the id that owns the namespace",
         "EPERM, or EINVAL where no id 0 is mapped",
+    ),
+    probe(
+        Cap,
+        App,
+        "app-ids",
+        "ids beyond the app's range, and back to root after a change",
+        "setresuid(2), chown(2), capabilities(7): `ids = \"range\"` gives root over its own ids, and nothing else",
+        "EINVAL, EPERM or EROFS; nothing is held after the change",
     ),
     probe(
         Cap,

@@ -48,6 +48,10 @@ pub struct Context {
     pub memory: Option<u64>,
     /// Whether it may have a socket of NETLINK_ROUTE.
     pub rtnetlink: bool,
+    /// What it may hold: capabilities by their bits.
+    pub holds: u64,
+    /// Its securebits.
+    pub securebits: u32,
     /// The descriptors that the agent had when it was started.
     pub inherited: Vec<i32>,
 }
@@ -56,7 +60,8 @@ pub struct Context {
 #[must_use]
 pub fn run(probe: &Probe, context: &Context) -> Outcome {
     match probe.from {
-        Side::AppCall(call) | Side::SidecarCall(call) => attempt(call),
+        Side::AppCall(call) => attempt(call, context),
+        Side::SidecarCall(call) => attempt(call, &Context::default()),
         _ => named(probe.id, context),
     }
 }
@@ -75,7 +80,10 @@ fn is(e: &io::Error, numbers: &[i32]) -> bool {
 }
 
 /// A call that must be refused. Another error than a refusal means that the kernel looked at it.
-fn attempt(call: Attempt) -> Outcome {
+fn attempt(call: Attempt, context: &Context) -> Outcome {
+    if call == Attempt::Setgroups && context.holds != 0 {
+        return Outcome::not_applicable("ids = \"range\" grants it, within the app's own ids");
+    }
     if call == Attempt::BecomeRoot && nix::unistd::getuid().is_root() {
         return Outcome::not_applicable("it runs as 0 inside; the host's is another");
     }
@@ -114,7 +122,7 @@ fn named(id: &str, context: &Context) -> Outcome {
                 held.ambient,
             ];
             Outcome::check(
-                all == [0; 5],
+                all == [0, context.holds, context.holds, context.holds, 0],
                 format!(
                     "inheritable {:x}, permitted {:x}, effective {:x}, bounding {:x}, ambient {:x}",
                     all[0], all[1], all[2], all[3], all[4]
@@ -128,7 +136,7 @@ fn named(id: &str, context: &Context) -> Outcome {
             )
         }),
         "app-securebits" => held(|held| {
-            let wanted = privileges::securebits().bits();
+            let wanted = context.securebits;
             Outcome::check(
                 held.securebits == wanted,
                 format!("{:#x}, meant is {wanted:#x}", held.securebits),
@@ -210,7 +218,8 @@ fn named(id: &str, context: &Context) -> Outcome {
         "files-noexec" => noexec(context),
         "files-tmpfs-size" => tmpfs_size(context),
         "files-proc" => shown(context),
-        "files-proc-sys" => closed(&[
+        "app-ids" => ids(context),
+        "files-proc-sys" => closed_or_empty(&[
             "/proc/sys/kernel/core_pattern",
             "/proc/sys/kernel/modprobe",
             "/proc/sys/kernel/kptr_restrict",
@@ -396,6 +405,66 @@ fn closed(paths: &[&str]) -> Outcome {
         }
     }
     Outcome::pass(last)
+}
+
+/// As [`closed`]; but root over a range of ids may open what covers an entry, in which there is nothing.
+fn closed_or_empty(paths: &[&str]) -> Outcome {
+    let of = |path: &str| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    let proc = of("/proc/self");
+    let is_cover = |path: &&&str| {
+        let empty = match std::fs::read_dir(path) {
+            Ok(mut list) => list.next().is_none(),
+            Err(_) => std::fs::read(path).is_ok_and(|text| text.is_empty()),
+        };
+        let written = OpenOptions::new().write(true).open(path);
+        let fixed = written.is_err_and(|e| is(&e, &[libc::EROFS, libc::EISDIR]));
+        empty && fixed && of(path) != proc
+    };
+    let others: Vec<&str> = paths
+        .iter()
+        .filter(|path| !is_cover(path))
+        .copied()
+        .collect();
+    if others.is_empty() {
+        return Outcome::pass("all are covered by what is empty");
+    }
+    closed(&others)
+}
+
+/// What comes with a range of ids is worth nothing beyond it, and is gone with the change to another.
+fn ids(context: &Context) -> Outcome {
+    use nix::unistd::{Gid, Uid, chown, setresgid, setresuid};
+    if context.holds == 0 {
+        return Outcome::not_applicable("it has one id");
+    }
+    let beyond = crate::plan::RANGE;
+    let (uid, gid) = (Uid::from_raw(beyond), Gid::from_raw(beyond));
+    let tries = [
+        ("setresuid beyond the range", setresuid(uid, uid, uid)),
+        ("setresgid beyond the range", setresgid(gid, gid, gid)),
+        // The root's: of ids that are none of its own.
+        ("chown of /", chown("/", Some(Uid::from_raw(1)), None)),
+    ];
+    for (what, tried) in tries {
+        match tried {
+            Ok(()) => return Outcome::fail(format!("{what} was granted")),
+            Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::EROFS) => {}
+            Err(e) => return Outcome::fail(format!("{what}: {e:?}")),
+        }
+    }
+    let (uid, gid) = (Uid::from_raw(33), Gid::from_raw(33));
+    let changed = setresgid(gid, gid, gid).and_then(|()| setresuid(uid, uid, uid));
+    if let Err(e) = changed {
+        return Outcome::fail(format!("change to 33: {e:?}"));
+    }
+    let root = Uid::from_raw(0);
+    if setresuid(root, root, root).is_ok() {
+        return Outcome::fail("who is 33 became 0 again");
+    }
+    held(|held| {
+        let left = held.permitted | held.effective | held.ambient | held.inheritable;
+        Outcome::check(left == 0, format!("who is 33 holds {left:x}"))
+    })
 }
 
 /// Everything in /proc beside processes is on a list, or can't be read; what is on it shows no more than the limits and can't be

@@ -17,7 +17,7 @@ use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::part::namespaces::{self, Network};
-use crate::plan::{AppPlan, Mode, Plan};
+use crate::plan::{AppPlan, IdMap, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).
 fn status(pid: i32) -> Result<BTreeMap<String, String>, String> {
@@ -123,6 +123,10 @@ fn sets(who: &Who<'_>, may_hold: u64) -> Result<(bool, String), String> {
     Ok((good, format!("{}: {}", who.what, words.join(", "))))
 }
 
+fn mask(capabilities: &[caps::Capability]) -> u64 {
+    capabilities.iter().fold(0, |all, one| all | one.bitmask())
+}
+
 /// CAP_NET_ADMIN.
 const NET_ADMIN: u64 = 1 << 12;
 
@@ -162,7 +166,11 @@ pub fn processes(target: &Target, findings: &mut Findings) {
     for app in target.apps() {
         let name = app.name.as_str();
         let own = of(name);
-        findings.add("app-cap-sets", name, all(&own, |who| sets(who, 0)));
+        findings.add(
+            "app-cap-sets",
+            name,
+            all(&own, |who| sets(who, mask(app.ids.capabilities()))),
+        );
         findings.add("app-seccomp", name, all(&own, |who| seccomp(who)));
         for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
             let id = format!("app-ns-{kind}");
@@ -210,9 +218,12 @@ pub fn processes(target: &Target, findings: &mut Findings) {
         "all",
         all(&everybody, |who| {
             let uids = who.field("Uid")?;
+            let range = plan.apps.iter().find(|app| app.name.as_str() == who.part);
+            let range = range.map(|app| app.ids).filter(IdMap::is_range);
+            let planned = |uid: u32| uid == who.uid || range.is_some_and(|ids| ids.has(uid));
             let good = uids
                 .split_whitespace()
-                .all(|uid| uid.parse() == Ok(who.uid))
+                .all(|uid| uid.parse().is_ok_and(planned))
                 && who.uid != 0;
             // Until it executes its command, an app's pid 1 may be another of the part's ids.
             Ok((

@@ -23,7 +23,7 @@ use super::network::{self, Field};
 use super::probes::Scene;
 use super::probes::members::Processes;
 use super::{Finding, Outcome, Report, outside};
-use crate::confine::privileges::Ids;
+use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::Program;
 use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
@@ -477,6 +477,15 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
         no_pids,
         processors: app.limits.cpu.map(|cpu| cpu.thousandths().div_ceil(1000)),
         memory: app.limits.memory,
+        holds: app
+            .ids
+            .capabilities()
+            .iter()
+            .fold(0, |all, one| all | one.bitmask()),
+        securebits: match app.ids.is_range() {
+            true => privileges::securebits_over_a_range().bits(),
+            false => privileges::securebits().bits(),
+        },
         rtnetlink: app.seccomp == crate::confine::seccomp::default(),
         inherited: vec![],
     }

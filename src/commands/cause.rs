@@ -224,6 +224,15 @@ impl Case<'_> {
                 },
             );
         }
+        if self.app.ids.is_range()
+            && has(&[
+                "value too large for defined data type",
+                "eoverflow",
+                "errno 75",
+            ])
+        {
+            return Some("a volume has one owner within, and nobody else makes files there or is given any: the option owner=USER says who, such as volumes = [\"./data:/data:rw,owner=www-data\"]".to_owned());
+        }
         if has(&[
             "cannot allocate memory",
             "out of memory",
@@ -365,11 +374,11 @@ impl Case<'_> {
                     "drop privileges",
                     "switch user",
                 ],
-                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start: user = \"www-data\", say",
+                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
             ),
             (
                 &["chown", "change owner", "change ownership"],
-                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start: user = \"www-data\", say",
+                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
             ),
             (
                 &["chroot"],

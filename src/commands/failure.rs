@@ -176,6 +176,15 @@ impl From<PlanError> for Failure {
                 };
                 Self::usage(chain(&e)).hint(hint)
             }
+            PlanError::OwnerOfOne { .. } => Self::usage(chain(&e)).hint(
+                "an app with one id is a volume's owner itself: leave owner out; with ids = \"range\" it is one below 65536",
+            ),
+            PlanError::RangeWithUser { .. } => Self::usage(chain(&e)).hint(
+                "it begins as root over its own ids and changes to a user of its own configuration: leave user and group out; an app that is one user from its start needs no range",
+            ),
+            PlanError::NoRange { .. } => Self::unable(chain(&e)).hint(
+                "run it as root, or let it be one user from its start: user = \"www-data\", say, without ids",
+            ),
             PlanError::SubnetFull { .. }
             | PlanError::RulesVariable { .. }
             | PlanError::RulesValue { .. } => Self::usage(chain(&e)),

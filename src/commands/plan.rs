@@ -279,7 +279,11 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     }
     writeln!(
         out,
-        "  holds no capability; runs as {} inside, {} outside  ({})",
+        "  holds {}; runs as {} inside, {} outside  ({})",
+        match app.ids.is_range() {
+            true => "what root has over files and processes of its own ids, see below".to_owned(),
+            false => "no capability".to_owned(),
+        },
         match app.ids.inside() {
             Ids { uid, gid } if uid == gid => uid.to_string(),
             Ids { uid, gid } => format!("{uid}, group {gid},"),
@@ -287,6 +291,9 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         plan.host_uid(app.ids),
         key("user")
     )?;
+    if app.ids.is_range() {
+        range(out, app, &key("ids"))?;
+    }
     if app.workdir != Path::new("/") {
         writeln!(
             out,
@@ -323,7 +330,10 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             volume.host.display(),
             match (volume.writable, plan.mode) {
                 (false, _) => "read-only".to_owned(),
-                (true, Mode::Root) => format!("writable, {} is its owner on the disk", app.ids.uid),
+                (true, Mode::Root) => format!(
+                    "writable, {} is its owner on the disk",
+                    volume.owner.map_or(app.ids.uid, |(uid, _)| uid)
+                ),
                 (true, Mode::Rootless) => "writable".to_owned(),
             },
             if volume.exec { "exec" } else { "noexec" },
@@ -502,6 +512,25 @@ fn ports(ports: &[u16]) -> String {
 }
 
 /// How many system calls, then their names; rules in full are in `--json`.
+/// What a range of ids is, and what it costs.
+fn range(out: &mut String, app: &AppPlan, origin: &str) -> std::fmt::Result {
+    let (first, count) = (app.ids.host_id, app.ids.count);
+    let held = app.ids.capabilities().iter().map(ToString::to_string);
+    writeln!(
+        out,
+        "  ids 0 to {} inside, {first} to {} outside, of nobody else  ({origin})",
+        count - 1,
+        first + count - 1
+    )?;
+    writeln!(
+        out,
+        "    begins as root with {}, over these ids alone, and loses them with the change to another\n    \
+         price: who breaks in before that is whoever it likes among them, reads and writes whatever they own, and reaches\n    \
+         the kernel's code behind these six",
+        held.collect::<Vec<_>>().join(", ")
+    )
+}
+
 fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt::Result {
     let (allowed, conditional) = profile.names();
     writeln!(

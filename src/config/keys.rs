@@ -43,6 +43,7 @@ keys! {
     COMMAND = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["/webapp"]"#;
     USER = "user": "a name of the root's /etc/passwd, or a number", r#"user = "www-data""#;
     GROUP = "group": "a name of the root's /etc/group, or a number", r#"group = "www-data""#;
+    IDS = "ids": r#""one" or "range""#, r#"ids = "one""#;
     WORKDIR = "workdir": "an absolute path", r#"workdir = "/srv/app""#;
     ENV = "env": "a table of names and strings", r#"env = { PROVIDER = "world" }"#;
     PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
@@ -94,6 +95,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     COMMAND,
     USER,
     GROUP,
+    IDS,
     WORKDIR,
     ENV,
     PUBLISH,

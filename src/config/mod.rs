@@ -405,6 +405,8 @@ pub struct App {
     pub user: Option<Account>,
     /// `group`; `None` is the user's own.
     pub group: Option<Account>,
+    /// `ids`: how many ids it has within.
+    pub ids: IdCount,
     /// `workdir`: where its command starts; absolute, without `..`.
     pub workdir: PathBuf,
     /// `env`; the app's whole environment but for PATH, HOME and HOSTNAME, which lrpns sets when they are absent.
@@ -447,6 +449,16 @@ pub struct App {
     pub limits: Limits,
     /// `seccomp`, read if it is a file.
     pub seccomp: crate::confine::seccomp::Profile,
+}
+
+/// `ids`: how many ids an app has within.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdCount {
+    /// The one that it runs as.
+    #[default]
+    One,
+    /// A whole range, and it begins as root over that: for servers that change to a user of their own.
+    Range,
 }
 
 /// `user` and `group`: of the app's root.
@@ -681,6 +693,12 @@ pub struct Volume {
     pub writable: bool,
     /// `exec`: programs of it may be executed.
     pub exec: bool,
+    /// `owner`: whom of the app's ids its owner on the disk is within, where it isn't the one that the app runs as; uid and gid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<(u32, u32)>,
+    /// The same as it was written; none in a plan.
+    #[serde(skip)]
+    pub owner_name: Option<Account>,
 }
 
 /// `limits`, of one part.

@@ -448,6 +448,7 @@ impl Reader<'_> {
         let command = self.command(section, rootfs.as_ref());
         let user = self.account(section, keys::USER);
         let group = self.account(section, keys::GROUP);
+        let ids = self.one(section, keys::IDS, values::ids);
         let workdir = self.one(section, keys::WORKDIR, values::workdir);
         let mut env = self.env(section);
         if rootfs == Some(Rootfs::BuiltinWebapp) {
@@ -486,6 +487,7 @@ impl Reader<'_> {
             command,
             user,
             group,
+            ids: ids.map(|placed| placed.value).unwrap_or_default(),
             workdir: workdir.map_or_else(|| "/".into(), |placed| placed.value),
             env,
             publish: publish

@@ -120,6 +120,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 command,
                 user,
                 group,
+                ids: super::IdCount::One,
                 workdir: workdir.unwrap_or_else(|| "/".into()),
                 env,
                 publish,

@@ -81,6 +81,7 @@ fn the_built_in_example_is_the_original_set_up() {
             rootfs: Rootfs::BuiltinWebapp,
             user: None,
             group: None,
+            ids: super::IdCount::One,
             workdir: "/".into(),
             command: vec!["/webapp".to_owned()],
             env: env.into_iter().map(own).collect(),
@@ -891,7 +892,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, user, group, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -1064,6 +1065,7 @@ fn the_example_file_shows_every_key() {
                     "stop_",
                     "user",
                     "group",
+                    "ids",
                     "workdir"
                 ]
                 .iter()

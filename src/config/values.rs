@@ -13,8 +13,8 @@ use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Account, Connect, Egress, Protocol, Publish, RecordTo, Restart, Rootfs, Source, StopSignal,
-    Tmpfs, TrafficLog, Until, Via, Volume,
+    Account, Connect, Egress, IdCount, Protocol, Publish, RecordTo, Restart, Rootfs, Source,
+    StopSignal, Tmpfs, TrafficLog, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -751,7 +751,7 @@ fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
 }
 
 /// What `volumes` looks like.
-pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, a relative HOST_PATH taken from the file's directory, PATH absolute, OPTIONS of ro (the default) or rw, and exec";
+pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, a relative HOST_PATH taken from the file's directory, PATH absolute, OPTIONS of ro (the default) or rw, exec, and with ids = \"range\" owner=USER";
 
 /// A path of the host: absolute, without `..`, `.` and doubled slashes; a relative one is taken from `base`, which is absolute.
 pub(super) fn host_path(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
@@ -787,8 +787,14 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
     else {
         return Err(ValueError::said(format!("{} is no volume", quoted(text))));
     };
-    let (mut writable, mut exec) = (None, false);
+    let (mut writable, mut exec, mut owner) = (None, false, None);
     for option in options.iter().flat_map(|options| options.split(',')) {
+        if let Some(name) = option.strip_prefix("owner=") {
+            if owner.replace(account(name)?).is_some() {
+                return Err(ValueError::said(format!("{} has two owners", quoted(text))));
+            }
+            continue;
+        }
         let words = [("ro", Some(false)), ("rw", Some(true)), ("exec", None)];
         let twice = match one_of(option, &words)? {
             Some(rw) => writable.replace(rw).is_some(),
@@ -818,6 +824,8 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
         path,
         writable: writable.unwrap_or(false),
         exec,
+        owner: None,
+        owner_name: owner,
     })
 }
 
@@ -895,6 +903,11 @@ pub(super) fn account(text: &str) -> Result<Account, ValueError> {
         )));
     }
     Ok(Account::Name(text.to_owned()))
+}
+
+/// `ids`.
+pub(super) fn ids(text: &str) -> Result<IdCount, ValueError> {
+    one_of(text, &[("one", IdCount::One), ("range", IdCount::Range)])
 }
 
 /// `workdir`.

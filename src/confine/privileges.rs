@@ -104,6 +104,48 @@ impl Ids {
     pub const ROOT: Self = Self { uid: 0, gid: 0 };
 }
 
+/// What an app holds over a range of ids of its own, which is what it takes to begin as root there and go on as others.
+///
+/// The kernel asks for them where the owner of a file, and the uid of a process, are ids of the range, and nowhere else. Who
+/// may become any of these ids could do all of it by becoming the owner; servers that begin as root don't.
+pub const OVER_A_RANGE: [Capability; 6] = [
+    // A log, a socket, a directory for whom it changes to.
+    Capability::CAP_CHOWN,
+    // What belongs to that one it looks at, and sets up, before it changes: mariadbd, start scripts.
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    // Those who have changed, it ends: a master its workers, and the app's pid 1 whatever is left.
+    Capability::CAP_KILL,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+];
+
+/// What uid 0 of the namespace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Zero {
+    /// A number as any other.
+    Ordinary,
+    /// Who holds what is bounded, keeps it over an `execve(2)`, and loses it with the change to another uid.
+    Root,
+}
+
+impl Zero {
+    /// The securebits that make it so, each with its lock.
+    fn securebits(self) -> CapabilitiesSecureBits {
+        use CapabilitiesSecureBits as S;
+        match self {
+            Self::Ordinary => securebits(),
+            // Who changes its uid may keep what it holds until it executes something: setpriv(1), named and chronyd do.
+            Self::Root => securebits() & !(S::NO_ROOT | S::NO_SETUID_FIXUP | S::KEEP_CAPS_LOCKED),
+        }
+    }
+}
+
+/// The securebits of an app that has a range of ids.
+pub(crate) fn securebits_over_a_range() -> CapabilitiesSecureBits {
+    Zero::Root.securebits()
+}
+
 /// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
 const FILTERED: u64 = 2;
 
@@ -130,7 +172,7 @@ fn caps_call(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Drop
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn drop_to(keep: &[Capability], user: Ids, filter: &Program) -> Result<Privileges, DropError> {
-    drop_for(keep, keep, user, &[], filter)
+    drop_for(keep, keep, (user, Zero::Ordinary), &[], filter)
 }
 
 /// As [`drop_to`], for a process that is going to give `keep` up by [`seal`]: the bounding set is empty from now on. The
@@ -143,7 +185,7 @@ pub fn drop_to_until_sealed(
     user: Ids,
     filter: &Program,
 ) -> Result<Privileges, DropError> {
-    drop_for(keep, &[], user, &[], filter)
+    drop_for(keep, &[], (user, Zero::Ordinary), &[], filter)
 }
 
 /// Gives up what [`drop_to_until_sealed`] has kept, and reads back that nothing is left.
@@ -154,7 +196,7 @@ pub fn seal() -> Result<Privileges, DropError> {
     clear(CapSet::Effective)?;
     clear(CapSet::Permitted)?;
     let held = read()?;
-    compare(&held, &[], &[], &[])?;
+    compare(&held, &[], &[], &[], Zero::Ordinary)?;
     Ok(held)
 }
 
@@ -172,17 +214,27 @@ pub fn drop_to_and_pass_on(
     user: Ids,
     filter: &Program,
 ) -> Result<Privileges, DropError> {
-    drop_for(keep, keep, user, keep, filter)
+    drop_for(keep, keep, (user, Zero::Ordinary), keep, filter)
+}
+
+/// As [`drop_to`], for an app that has a range of ids and is root over them: it keeps [`OVER_A_RANGE`], over an `execve(2)`
+/// too, until it changes to another uid.
+///
+/// # Errors
+/// As [`drop_to`].
+pub fn drop_to_range(filter: &Program) -> Result<Privileges, DropError> {
+    let keep = &OVER_A_RANGE;
+    drop_for(keep, keep, (Ids::ROOT, Zero::Root), &[], filter)
 }
 
 fn drop_for(
     keep: &[Capability],
     bound: &[Capability],
-    user: Ids,
+    (user, zero): (Ids, Zero),
     pass_on: &[Capability],
     filter: &Program,
 ) -> Result<Privileges, DropError> {
-    lock(bound, pass_on)?;
+    lock(bound, pass_on, zero)?;
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
@@ -206,7 +258,7 @@ fn drop_for(
         .map_err(call("install the seccomp filter"))?;
 
     let held = read()?;
-    compare(&held, keep, bound, pass_on)?;
+    compare(&held, keep, bound, pass_on, zero)?;
     for (what, found, wanted) in [
         ("the uids", held.uids, [user.uid; 3]),
         ("the gids", held.gids, [user.gid; 3]),
@@ -279,10 +331,10 @@ fn keep_and_pass(keep: &[Capability], pass_on: bool) -> Result<Privileges, DropE
         .filter(|cap| permitted & cap.bitmask() != 0)
         .collect();
     let pass_on = if pass_on { keep.as_slice() } else { &[] };
-    lock(&keep, pass_on)?;
+    lock(&keep, pass_on, Zero::Ordinary)?;
     set(&keep)?;
     let held = read()?;
-    compare(&held, &keep, &keep, pass_on)?;
+    compare(&held, &keep, &keep, pass_on, Zero::Ordinary)?;
     Ok(held)
 }
 
@@ -293,7 +345,7 @@ fn mask(capabilities: &[Capability]) -> u64 {
 }
 
 /// What needs CAP_SETPCAP: the bounding set, what an `execve(2)` passes on, and the securebits.
-fn lock(keep: &[Capability], pass_on: &[Capability]) -> Result<(), DropError> {
+fn lock(keep: &[Capability], pass_on: &[Capability], zero: Zero) -> Result<(), DropError> {
     let passed: HashSet<Capability> = pass_on.iter().copied().collect();
     let mask = mask(keep);
     // By number and not by the caps crate's names: the kernel may know more of them than the crate.
@@ -306,7 +358,7 @@ fn lock(keep: &[Capability], pass_on: &[Capability]) -> Result<(), DropError> {
     // The ambient set first: one of the securebits keeps everybody from adding to it.
     caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
     caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
-    rustix::thread::set_capabilities_secure_bits(securebits()).map_err(call("set securebits"))
+    rustix::thread::set_capabilities_secure_bits(zero.securebits()).map_err(call("set securebits"))
 }
 
 /// The effective and the permitted set, and no way back.
@@ -325,10 +377,11 @@ fn compare(
     keep: &[Capability],
     bound: &[Capability],
     pass_on: &[Capability],
+    zero: Zero,
 ) -> Result<(), DropError> {
     let (bounding, passed) = (mask(bound), mask(pass_on));
     let mask = mask(keep);
-    let securebits = u64::from(securebits().bits());
+    let securebits = u64::from(zero.securebits().bits());
     for (what, found, wanted) in [
         ("the inheritable set", held.inheritable, passed),
         ("the permitted set", held.permitted, mask),

@@ -206,7 +206,8 @@ impl Host {
 fn accounts(config: &Config) -> Result<Vec<(Rootfs, Accounts)>, HostError> {
     let mut all: Vec<(Rootfs, Accounts)> = vec![];
     for app in &config.apps {
-        let named = app.user.is_some() || app.group.is_some();
+        let owners = app.volumes.iter().any(|volume| volume.owner_name.is_some());
+        let named = app.user.is_some() || app.group.is_some() || owners;
         if !named || all.iter().any(|(root, _)| *root == app.rootfs) {
             continue;
         }

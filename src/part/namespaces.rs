@@ -18,12 +18,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
+use nix::unistd::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::Ids;
 use crate::plan::IdMap;
-use crate::protocol::{self, Channel, FromStage};
+use crate::protocol::{self, Channel, FromStage, ToStage};
 use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
@@ -184,10 +185,7 @@ pub(crate) fn sysctls(network: Network) -> impl Iterator<Item = (&'static str, &
 /// What a part's user namespace may have of what is counted up the tree of user namespaces, that is for host root as well
 /// (namespaces(7), "The /proc/sys/user directory"; kernel/ucount.c). Who could raise a limit again holds CAP_SYS_RESOURCE
 /// there, that is nobody.
-const CEILINGS: [(&str, u32); 10] = [
-    // In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most
-    // holes of the kernel are reached. No part needs one.
-    (NO_USER_NAMESPACES, 0),
+const CEILINGS: [(&str, u32); 9] = [
     ("max_time_namespaces", 0),
     ("max_fanotify_groups", 0),
     ("max_fanotify_marks", 0),
@@ -199,6 +197,8 @@ const CEILINGS: [(&str, u32); 10] = [
     ("max_pid_namespaces", OWN_NAMESPACES),
     ("max_uts_namespaces", OWN_NAMESPACES),
 ];
+/// In a user namespace of its own a process holds every capability, and may make any other namespace: that is how most holes
+/// of the kernel are reached. No part needs one.
 const NO_USER_NAMESPACES: &str = "max_user_namespaces";
 const OWN_NAMESPACES: u32 = 64;
 
@@ -209,8 +209,8 @@ const INOTIFY: [(&str, &str, u64); 2] = [
     ("max_inotify_watches", "max_user_watches", 16_384),
 ];
 
-/// Sets [`CEILINGS`] and [`INOTIFY`] in the user namespace of this process.
-fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
+/// Sets [`CEILINGS`] and [`INOTIFY`] in the user namespace of this process, and how many others may be made in it.
+fn limit_what_counts_for_the_host(network: Network, namespaces: u32) -> io::Result<()> {
     let set = |name: &str, most: u64| {
         let path = format!("/proc/sys/user/{name}");
         match std::fs::write(&path, most.to_string()) {
@@ -220,6 +220,10 @@ fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
         }
     };
     for (name, most) in user_limits(network) {
+        let most = match name {
+            NO_USER_NAMESPACES => namespaces.into(),
+            _ => most,
+        };
         set(name, most)?;
     }
     Ok(())
@@ -228,6 +232,7 @@ fn limit_what_counts_for_the_host(network: Network) -> io::Result<()> {
 /// Every limit of a part's user namespace, by its name in /proc/sys/user.
 pub(crate) fn user_limits(network: Network) -> Vec<(&'static str, u64)> {
     let mut all: Vec<_> = CEILINGS.map(|(name, most)| (name, most.into())).into();
+    all.push((NO_USER_NAMESPACES, 0));
     for (name, of_the_host, most) in INOTIFY {
         let most = match network {
             Network::App { .. } => {
@@ -322,16 +327,17 @@ impl Namespaces {
         ids: IdMap,
         network: Network,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        Self::make_by(part, ids, network, &mut Itself).await
+        Self::make_by(part, (ids, None), network, &mut Itself).await
     }
 
-    /// As [`Namespaces::make`], with the ids mapped by somebody else.
+    /// As [`Namespaces::make`], with the ids mapped by somebody else. Of a range, all ids together have so many processes, if
+    /// that is given.
     ///
     /// # Errors
     /// As [`Namespaces::make`].
     pub async fn make_by(
         part: &str,
-        ids: IdMap,
+        (ids, processes): (IdMap, Option<u32>),
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
@@ -341,17 +347,29 @@ impl Namespaces {
                 .map(|[inside, outside, count]| format!("{inside} {outside} {count}\n"));
             lines.collect::<String>()
         });
-        Self::make_mapped(part, (&uids, &gids), ids.first(), network, mapper).await
+        let range = ids.is_range().then_some(Range {
+            ids: ids.count,
+            processes,
+        });
+        let first = (ids.first(), range);
+        Self::make_mapped(part, (&uids, &gids), first, network, mapper).await
     }
 
     async fn make_mapped(
         part: &str,
         maps: (&str, &str),
-        first: Ids,
+        (first, range): (Ids, Option<Range>),
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        let made = from_child(|| make(network), |pid| map_ids(pid, maps, mapper)).await;
+        let made = from_child(
+            |supervisor| match range {
+                None => make(network),
+                Some(range) => make_over_a_range(supervisor, network, range),
+            },
+            |pid| map_ids(pid, maps, mapper),
+        )
+        .await;
         let mut fds = made.map_err(failed(part))?.into_iter();
         let user = fds
             .next()
@@ -372,7 +390,7 @@ impl Namespaces {
     /// # Errors
     /// [`NamespaceError`]; joining a user namespace that is not our own child needs CAP_SYS_ADMIN over it.
     pub async fn with_empty_network(&self, part: &str) -> Result<Self, NamespaceError> {
-        let made = from_child(|| empty_network(&self.user), |_| ready(Ok(()))).await;
+        let made = from_child(|_| empty_network(&self.user), |_| ready(Ok(()))).await;
         let net = made.map_err(failed(part))?.into_iter().next();
         let user = self.user.try_clone();
         let user = user.map_err(|e| failed(part)(("copy a descriptor", e)))?;
@@ -399,7 +417,7 @@ impl Namespaces {
         &self,
         open: impl FnOnce() -> io::Result<Vec<OwnedFd>>,
     ) -> io::Result<Vec<OwnedFd>> {
-        let made = from_child(|| self.join_and_open(open), |_| ready(Ok(()))).await;
+        let made = from_child(|_| self.join_and_open(open), |_| ready(Ok(()))).await;
         made.map_err(|(_, e)| e)
     }
 
@@ -423,8 +441,14 @@ pub async fn id_map(
     gids: &str,
     mapper: &mut impl Mapper,
 ) -> Result<OwnedFd, NamespaceError> {
-    let made =
-        Namespaces::make_mapped(part, (uids, gids), Ids::ROOT, Network::Shared, mapper).await;
+    let made = Namespaces::make_mapped(
+        part,
+        (uids, gids),
+        (Ids::ROOT, None),
+        Network::Shared,
+        mapper,
+    )
+    .await;
     made.map(|(namespaces, _)| namespaces.user)
 }
 
@@ -455,6 +479,13 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
+/// How many ids there are, and how many processes all of them may have together, if that is limited.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    ids: u32,
+    processes: Option<u32>,
+}
+
 /// What a child has made, or the step that failed.
 type Made = Result<Vec<OwnedFd>, (&'static str, io::Error)>;
 
@@ -467,9 +498,10 @@ fn failed(part: &str) -> impl Fn((&'static str, io::Error)) -> NamespaceError {
 }
 
 /// Has a short-lived child `make` descriptors and hand them up. It exists until `meanwhile`, which is told its number, is
-/// done.
+/// done. What it makes in two steps it may say so before the second, without descriptors: it is told to proceed when
+/// `meanwhile` is done.
 async fn from_child<F: Future<Output = io::Result<()>>>(
-    make: impl FnOnce() -> Made,
+    make: impl FnOnce(&OwnedFd) -> Made,
     meanwhile: impl FnOnce(i32) -> F,
 ) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
@@ -477,19 +509,33 @@ async fn from_child<F: Future<Output = io::Result<()>>>(
     let (pid, pidfd) = match clone3(0).map_err(at("clone"))? {
         Cloned::Child => {
             drop(ours);
-            exit_now(hand_up(&theirs, make()))
+            exit_now(hand_up(&theirs, make(&theirs)))
         }
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
     let mut channel = Channel::new(ours).map_err(at("watch the child"))?;
-    let made = match channel.receive::<FromStage>().await {
-        Ok(Some((FromStage::Made, fds))) => meanwhile(pid).await.map(|()| fds),
-        Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
-            Err(io::Error::other(format!("{step}: {cause}")))
+    let mut meanwhile = Some(meanwhile);
+    let made = loop {
+        let fds = match channel.receive::<FromStage>().await {
+            Ok(Some((FromStage::Made, fds))) => fds,
+            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
+                break Err(io::Error::other(format!("{step}: {cause}")));
+            }
+            Ok(_) => break Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) => break Err(e),
+        };
+        if let Some(meanwhile) = meanwhile.take()
+            && let Err(e) = meanwhile(pid).await
+        {
+            break Err(e);
         }
-        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Err(e) => Err(e),
+        if !fds.is_empty() {
+            break Ok(fds);
+        }
+        if let Err(e) = channel.send(&ToStage::Proceed, &[]).await {
+            break Err(e);
+        }
     };
     // The end of the conversation ends the child; then there is nothing left of it.
     drop(channel);
@@ -531,17 +577,94 @@ fn empty_network(user: &OwnedFd) -> Made {
 
 fn make(network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|e| ("set the parent-death signal", e.into()))?;
-    let mut flags = CloneFlags::CLONE_NEWUSER;
-    if network != Network::Shared {
-        flags |= CloneFlags::CLONE_NEWNET;
-    }
+    die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
         .map_err(at("lower the resource limits"))?;
-    unshare(flags).map_err(at("unshare"))?;
-    limit_what_counts_for_the_host(network)
+    unshare(kinds(network)).map_err(at("unshare"))?;
+    limit_what_counts_for_the_host(network, 0)
         .map_err(at("limit what counts for the host in the user namespace"))?;
+    open_all(network)
+}
+
+/// As [`make`], for a range of ids, of which there are so many in each namespace.
+///
+/// The limits of a user namespace are each id's, and there are many. What all of them have together is counted for who has
+/// made the namespace, in the one that it was made in, and there one limit holds it (kernel/ucount.c). So the namespace is
+/// made in another, with the same ids, by their first.
+fn make_over_a_range(supervisor: &OwnedFd, network: Network, range: Range) -> Made {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    die_with_parent()?;
+    crate::confine::ceilings::halve_what_counts_for_the_host()
+        .map_err(at("lower the resource limits"))?;
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(at("unshare for all ids together"))?;
+    limit_what_counts_for_the_host(network, 1)
+        .map_err(at("limit what counts for the host for all ids together"))?;
+    protocol::send(supervisor, &FromStage::Made, &[]).map_err(at("ask for the ids"))?;
+    match protocol::receive(supervisor).map_err(at("wait for the ids"))? {
+        Some((ToStage::Proceed, _)) => {}
+        _ => return Err(("wait for the ids", io::ErrorKind::UnexpectedEof.into())),
+    }
+    let first = |e: nix::Error| ("become the first of the ids", e.into());
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    match nix::unistd::setgroups(&[]) {
+        // Forbidden by an unprivileged gid map (user_namespaces(7)).
+        Ok(()) | Err(nix::Error::EPERM) => {}
+        Err(e) => return Err(first(e)),
+    }
+    nix::unistd::setresgid(gid, gid, gid).map_err(first)?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(first)?;
+    // It has cleared the signal.
+    die_with_parent()?;
+    crate::confine::ceilings::lower(range.processes).map_err(at("lower the resource limits"))?;
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let (mut told, tell) = io::pipe().map_err(at("make a pipe"))?;
+    // Who has moved into the inner one can't map its ids any more.
+    let writer = match clone3(0).map_err(at("clone"))? {
+        Cloned::Child => {
+            drop(tell);
+            let mut word = [0];
+            let written = io::Read::read_exact(&mut told, &mut word).and_then(|()| {
+                let lines = format!("0 0 {}\n", range.ids);
+                write_maps(process_directory(own)?.as_fd(), &lines, &lines)
+            });
+            exit_now(written.map_or_else(|e| e.raw_os_error().unwrap_or(1), |()| 0))
+        }
+        Cloned::Parent { pidfd, .. } => pidfd,
+    };
+    unshare(kinds(network)).map_err(at("unshare"))?;
+    // Or the writer could not open this process's files, which would be the host's root's (proc_pid(5)).
+    nix::sys::prctl::set_dumpable(true).map_err(|e| ("be dumpable", e.into()))?;
+    io::Write::write_all(&mut &tell, &[0]).map_err(at("have the ids mapped"))?;
+    let status = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(writer.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    );
+    match status.map(|status| status.and_then(|status| status.exit_status())) {
+        Ok(Some(0)) => {}
+        Ok(Some(e)) => return Err(("map the ids", io::Error::from_raw_os_error(e))),
+        _ => return Err(("map the ids", io::ErrorKind::UnexpectedEof.into())),
+    }
+    limit_what_counts_for_the_host(network, 0)
+        .map_err(at("limit what counts for the host in the user namespace"))?;
+    open_all(network)
+}
+
+fn die_with_parent() -> Result<(), (&'static str, io::Error)> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))
+}
+
+/// What of its own it gets.
+fn kinds(network: Network) -> CloneFlags {
+    match network {
+        Network::Shared => CloneFlags::CLONE_NEWUSER,
+        _ => CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET,
+    }
+}
+
+/// The namespaces that this process has made, with their sysctls set, and sockets in them.
+fn open_all(network: Network) -> Made {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
     let ipv6 = match network {
@@ -603,10 +726,15 @@ fn load_connection_tracking() -> io::Result<()> {
     Ok(())
 }
 
+fn process_directory(pid: i32) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
+    Ok(directory)
+}
+
 /// Has the ids of a child mapped that waits for it; `pid` is ours and not yet waited for, so the number can't have been
 /// given to another.
 async fn map_ids(pid: i32, (uids, gids): (&str, &str), mapper: &mut impl Mapper) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let process = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
+    let process = process_directory(pid)?;
     mapper.map(process.as_fd(), uids, gids).await
 }

@@ -215,11 +215,16 @@ impl Volumes {
             }
             let (uid, gid) = look.owner;
             let id = app.ids.host_user();
+            let theirs = match volume.owner {
+                Some((uid, gid)) => (app.ids.host_id + uid, app.ids.host_id + gid),
+                None => (id, id),
+            };
             // An ordinary user's app is that user, and may not map anything.
-            let map = if volume.writable && mode == Mode::Root && (uid, gid) != (id, id) {
-                let line = |owner: u32| format!("{owner} {id} 1\n");
+            let map = if volume.writable && mode == Mode::Root && (uid, gid) != theirs {
+                let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
+                let (uids, gids) = (line(uid, theirs.0), line(gid, theirs.1));
                 let what = format!("the volume {}", volume.host.display());
-                Some(namespaces::id_map(&what, &line(uid), &line(gid), mapper).await?)
+                Some(namespaces::id_map(&what, &uids, &gids, mapper).await?)
             } else {
                 None
             };

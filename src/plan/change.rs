@@ -324,9 +324,10 @@ fn app_change(
                 ),
             }),
             "ids" => refused.push(Refused {
-                key: match old.ids.uid == new.ids.uid {
-                    true => key("group"),
-                    false => key("user"),
+                key: match () {
+                    () if old.ids.is_range() != new.ids.is_range() => key("ids"),
+                    () if old.ids.uid != new.ids.uid => key("user"),
+                    () => key("group"),
                 },
                 why: "who is who within a user namespace is written down once, and its links and connections are in one that belongs to it",
                 instead: Some(

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caps::Capability;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ use crate::config::{
     After, Connect, Egress, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit, Rootfs,
     Source, Stop, Tmpfs, TrafficLog, Volume,
 };
-use crate::confine::privileges::Ids;
+use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
 
@@ -238,12 +239,12 @@ pub(crate) mod hexadecimal {
 
 /// The ids of one part. What an app runs as is the same inside whoever runs the stack; outside it is the last of `count`
 /// ids. Where there are two, the first is 0 inside, the stage before it drops everything, and so what the app can't change
-/// belongs to another than itself.
+/// belongs to another than itself. A whole range is mapped in order, from 0 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     /// The first id outside; rootless, of the supervisor's user namespace.
     pub host_id: u32,
-    /// How many ids outside are its own: 1 or 2.
+    /// How many ids outside are its own: 1, 2 or [`RANGE`].
     pub count: u32,
     /// The uid inside that the part runs as.
     #[serde(default)]
@@ -258,6 +259,9 @@ pub const APP_ID: u32 = 1000;
 
 /// The name of that user and its group in a root made from the host's.
 pub const APP_NAME: &str = "app";
+
+/// How many ids a whole range is: as many as there are users below nobody, and nobody.
+pub const RANGE: u32 = 0x1_0000;
 
 impl IdMap {
     /// Who the part runs as.
@@ -283,6 +287,9 @@ impl IdMap {
     #[must_use]
     pub fn lines(&self) -> [Vec<[u32; 3]>; 2] {
         [self.uid, self.gid].map(|id| {
+            if self.is_range() {
+                return vec![[0, self.host_id, self.count]];
+            }
             let stage = [0, self.host_id, 1];
             let own = [id, self.host_user(), 1];
             if self.count == 1 || id == 0 {
@@ -296,7 +303,29 @@ impl IdMap {
     /// What it runs as, seen from outside.
     #[must_use]
     pub fn host_user(&self) -> u32 {
-        self.host_id + self.count - 1
+        if self.is_range() {
+            self.host_id + self.uid
+        } else {
+            self.host_id + self.count - 1
+        }
+    }
+
+    /// Whether it is a whole range.
+    #[must_use]
+    pub fn is_range(&self) -> bool {
+        self.count == RANGE
+    }
+
+    /// What the part holds over its ids.
+    #[must_use]
+    pub fn capabilities(&self) -> &'static [Capability] {
+        if self.is_range() { &OVER_A_RANGE } else { &[] }
+    }
+
+    /// Whether an id outside is one of its own.
+    #[must_use]
+    pub fn has(&self, id: u32) -> bool {
+        (self.host_id..self.host_id + self.count).contains(&id)
     }
 }
 
@@ -600,6 +629,7 @@ impl Plan {
                 app.ids = IdMap {
                     uid: app.ids.uid,
                     gid: app.ids.gid,
+                    count: app.ids.count,
                     ..self.sidecar
                 };
                 app.closing.clear();

@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
 use crate::accounts::Accounts;
 use crate::config::{
-    self, Account, Config, Limits, Origin, Protocol, Rootfs, RulesFile, Source, Tmpfs, Via, nearest,
+    self, Account, Config, IdCount, Limits, Origin, Protocol, Rootfs, RulesFile, Source, Tmpfs,
+    Via, Volume, nearest,
 };
 use crate::confine::privileges::Ids;
 use crate::firewall::Forwarding;
@@ -20,7 +22,7 @@ use crate::net;
 use crate::part::cgroup;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
-    Mode, Plan, PublishPlan, RecordPlan, Transport, UplinkEnd, UplinkPlan,
+    Mode, Plan, PublishPlan, RANGE, RecordPlan, Transport, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -89,6 +91,28 @@ pub enum PlanError {
         /// What it may have been meant to be.
         nearest: Option<String>,
     },
+    /// An owner among ids that are not there.
+    #[error("volume {} of {app}: owner={owner}, and the app has ids = \"one\"", path.display())]
+    OwnerOfOne {
+        /// The app.
+        app: String,
+        /// The volume's place in the app.
+        path: PathBuf,
+        /// Who.
+        owner: String,
+    },
+    /// A range is mapped for who begins as root.
+    #[error("{app} has ids = \"range\" and a user or group that is not root's")]
+    RangeWithUser {
+        /// The app.
+        app: String,
+    },
+    /// There is no range to map.
+    #[error("{app} has ids = \"range\", and an ordinary user has one id")]
+    NoRange {
+        /// The app.
+        app: String,
+    },
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
     Ids {
@@ -100,7 +124,7 @@ pub enum PlanError {
 /// Host ids of stacks run by root: 4096 ranges of 65536 from 0x70000000 on, which systemd's "Users, Groups, UIDs and
 /// GIDs on systemd Systems" lists as used by nobody.
 const FIRST_ID: u32 = 0x7000_0000;
-const IDS_PER_STACK: u32 = 0x1_0000;
+const IDS_PER_STACK: u32 = RANGE;
 const ID_SLOTS: u32 = 4096;
 
 /// Where a subnet is taken from when the file names none: the half of 198.18.0.0/15 (RFC 2544) that the uplinks
@@ -190,11 +214,13 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             continue;
         };
         // Where they are on the host it keeps.
-        app.ids = IdMap {
-            host_id: before.ids.host_id,
-            count: before.ids.count,
-            ..app.ids
-        };
+        if before.ids.is_range() == app.ids.is_range() {
+            app.ids = IdMap {
+                host_id: before.ids.host_id,
+                count: before.ids.count,
+                ..app.ids
+            };
+        }
         if same_prefix {
             app.address6 = before.address6;
         }
@@ -222,7 +248,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         app.closing.retain(|publish| !open.contains(&way(publish)));
     }
     for (index, name) in new.iter().enumerate() {
-        join(name, &new[..index], &mut plan, running);
+        join(name, &new[..index], &mut plan, running, &host.others);
     }
     // The order of a file means nothing to a stack that runs.
     let place = |app: &AppPlan| {
@@ -238,7 +264,13 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
 
 /// Gives an app that is new in a stack that runs what no other app of it has: the file's order has said who is which until
 /// now, and another may have been there before.
-fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
+fn join(
+    name: &PartName,
+    joined: &[PartName],
+    plan: &mut Plan,
+    running: &Plan,
+    other_stacks: &[Plan],
+) {
     let others: Vec<AppPlan> = running
         .apps
         .iter()
@@ -250,7 +282,12 @@ fn join(name: &PartName, joined: &[PartName], plan: &mut Plan, running: &Plan) {
     let Some(app) = plan.apps.iter_mut().find(|app| app.name == *name) else {
         return;
     };
-    if plan.mode == Mode::Root {
+    if app.ids.is_range() {
+        let mut taken = slots(running);
+        taken.extend(other_stacks.iter().flat_map(slots));
+        taken.extend(others.iter().map(|app| slot_of(&app.ids)));
+        app.ids.host_id = free_slot(&plan.stack, &taken).unwrap_or(app.ids.host_id);
+    } else if plan.mode == Mode::Root {
         let first = sidecar.host_id - sidecar.host_id % IDS_PER_STACK;
         let egress = running.egress.as_ref().map(|egress| egress.ids);
         let of_parts = [sidecar, running.relay].into_iter().chain(egress);
@@ -377,13 +414,13 @@ fn decide(
             mac: net::mac(stack, app.name.as_str()),
             port_link: IfName::new(format!("port{index}"))
                 .expect("at most 15 bytes for any number of apps"),
-            ids: ids(inside(app, host)?),
+            ids: ids(inside(app, host)?, app.ids)?,
             rootfs: app.rootfs.clone(),
             workdir: app.workdir.clone(),
             command: app.command.clone(),
             env: environment(app),
             tmpfs: with_shared_memory(&app.tmpfs, &limits),
-            volumes: app.volumes.clone(),
+            volumes: volumes(app, host)?,
             limits,
             publish: published,
             start_timeout: app.start_timeout,
@@ -435,13 +472,16 @@ fn decide(
         },
         uplink,
         log: config.sidecar.log,
-        sidecar: ids(Ids::ROOT),
-        relay: ids(Ids::ROOT),
-        egress: egress_way(config, host, ends_at).map(|(via, why)| EgressPlan {
-            via,
-            why,
-            ids: ids(Ids::ROOT),
-        }),
+        sidecar: ids(Ids::ROOT, IdCount::One)?,
+        relay: ids(Ids::ROOT, IdCount::One)?,
+        egress: match egress_way(config, host, ends_at) {
+            Some((via, why)) => Some(EgressPlan {
+                via,
+                why,
+                ids: ids(Ids::ROOT, IdCount::One)?,
+            }),
+            None => None,
+        },
         seal: config.sidecar.seal,
         rules,
         record: record(config, host),
@@ -655,79 +695,181 @@ fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
         .unwrap_or_else(|| Ipv4Net::new(SUBNET_POOL, length).expect("length is at most 32"))
 }
 
-/// Who an app runs as, within.
-fn inside(app: &config::App, host: &Host) -> Result<Ids, PlanError> {
-    let none = Accounts::default();
-    let accounts = host.accounts.iter().find(|(root, _)| *root == app.rootfs);
-    let accounts = accounts.map_or(&none, |(_, accounts)| accounts);
-    let unknown = |key: &'static str, name: &str, known: &mut dyn Iterator<Item = &String>| {
+/// What names in a configuration mean in its app's root.
+struct Names<'a> {
+    app: &'a config::App,
+    accounts: Option<&'a Accounts>,
+}
+
+impl<'a> Names<'a> {
+    fn of(app: &'a config::App, host: &'a Host) -> Self {
+        let accounts = host.accounts.iter().find(|(root, _)| *root == app.rootfs);
+        Self {
+            app,
+            accounts: accounts.map(|(_, accounts)| accounts),
+        }
+    }
+
+    fn unknown<'n>(
+        &self,
+        key: &'static str,
+        name: &str,
+        known: impl Iterator<Item = &'n String>,
+    ) -> PlanError {
         PlanError::Account {
-            app: app.name.to_string(),
+            app: self.app.name.to_string(),
             key,
             name: name.to_owned(),
-            root: app.rootfs.clone(),
+            root: self.app.rootfs.clone(),
             nearest: nearest(name, known.map(String::as_str)).map(str::to_owned),
         }
-    };
-    let (uid, own) = match &app.user {
-        None => (APP_ID, APP_ID),
-        Some(Account::Id(uid)) => match accounts.user(*uid) {
-            Some((_, user)) => (*uid, user.gid),
-            None => (*uid, *uid),
+    }
+
+    /// Every root that is made from the host's has it.
+    fn is_app(&self, name: &str) -> bool {
+        name == APP_NAME && self.app.rootfs == Rootfs::Host
+    }
+
+    /// A user, and its own group.
+    fn user(&self, account: &Account) -> Result<Ids, PlanError> {
+        let none = Accounts::default();
+        let accounts = self.accounts.unwrap_or(&none);
+        let (uid, gid) = match account {
+            Account::Id(uid) => match accounts.user(*uid) {
+                Some((_, user)) => (*uid, user.gid),
+                None => (*uid, *uid),
+            },
+            Account::Name(name) => match accounts.users.get(name) {
+                Some(user) => (user.uid, user.gid),
+                None if self.is_app(name) => (APP_ID, APP_ID),
+                None => return Err(self.unknown("user", name, accounts.users.keys())),
+            },
+        };
+        Ok(Ids { uid, gid })
+    }
+
+    fn group(&self, account: &Account) -> Result<u32, PlanError> {
+        let none = Accounts::default();
+        let accounts = self.accounts.unwrap_or(&none);
+        Ok(match account {
+            Account::Id(gid) => *gid,
+            Account::Name(name) => match accounts.groups.get(name) {
+                Some(group) => group.gid,
+                None if self.is_app(name) => APP_ID,
+                None => return Err(self.unknown("group", name, accounts.groups.keys())),
+            },
+        })
+    }
+}
+
+/// An app's volumes, with their owners' numbers.
+fn volumes(app: &config::App, host: &Host) -> Result<Vec<Volume>, PlanError> {
+    let names = Names::of(app, host);
+    let mut volumes = app.volumes.clone();
+    for volume in &mut volumes {
+        let Some(name) = volume.owner_name.take() else {
+            continue;
+        };
+        let Ids { uid, gid } = names.user(&name)?;
+        if app.ids == IdCount::One || uid >= RANGE || gid >= RANGE {
+            return Err(PlanError::OwnerOfOne {
+                app: app.name.to_string(),
+                path: volume.path.clone(),
+                owner: match name {
+                    Account::Id(id) => id.to_string(),
+                    Account::Name(name) => name,
+                },
+            });
+        }
+        volume.owner = Some((uid, gid));
+    }
+    Ok(volumes)
+}
+
+/// Who an app runs as, within.
+fn inside(app: &config::App, host: &Host) -> Result<Ids, PlanError> {
+    let names = Names::of(app, host);
+    let Ids { uid, gid: own } = match &app.user {
+        None if app.ids == IdCount::Range => Ids::ROOT,
+        None => Ids {
+            uid: APP_ID,
+            gid: APP_ID,
         },
-        Some(Account::Name(name)) => match accounts.users.get(name) {
-            Some(user) => (user.uid, user.gid),
-            // Every root that is made from the host's has it.
-            None if name == APP_NAME && app.rootfs == Rootfs::Host => (APP_ID, APP_ID),
-            None => return Err(unknown("user", name, &mut accounts.users.keys())),
-        },
+        Some(account) => names.user(account)?,
     };
     let gid = match &app.group {
         None => own,
-        Some(Account::Id(gid)) => *gid,
-        Some(Account::Name(name)) => match accounts.groups.get(name) {
-            Some(group) => group.gid,
-            None if name == APP_NAME && app.rootfs == Rootfs::Host => APP_ID,
-            None => return Err(unknown("group", name, &mut accounts.groups.keys())),
-        },
+        Some(account) => names.group(account)?,
     };
+    let is_root = (uid, gid) == (0, 0);
+    if app.ids == IdCount::Range && !is_root {
+        return Err(PlanError::RangeWithUser {
+            app: app.name.to_string(),
+        });
+    }
+    if app.ids == IdCount::Range && host.mode == Mode::Rootless {
+        return Err(PlanError::NoRange {
+            app: app.name.to_string(),
+        });
+    }
     Ok(Ids { uid, gid })
 }
 
+fn slot_of(ids: &IdMap) -> u32 {
+    ids.host_id / IDS_PER_STACK
+}
+
+/// The ranges of host ids that a stack has: one for all its parts, and one for each app with a range of its own.
+fn slots(plan: &Plan) -> Vec<u32> {
+    let ranges = plan.apps.iter().map(|app| &app.ids);
+    let ranges = ranges.filter(|ids| ids.is_range());
+    std::iter::once(&plan.sidecar)
+        .chain(ranges)
+        .map(slot_of)
+        .collect()
+}
+
+/// The first id of a range that nobody has: the same each time, as long as nobody does.
+fn free_slot(stack: &StackName, taken: &[u32]) -> Option<u32> {
+    let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
+    (0..ID_SLOTS)
+        .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)
+        .find(|slot| !taken.contains(slot))
+        .map(|slot| slot * IDS_PER_STACK)
+}
+
 /// A source of id maps for this stack: each call is for a part that runs as these inside.
-fn id_maps(stack: &StackName, host: &Host) -> Result<impl FnMut(Ids) -> IdMap, PlanError> {
+fn id_maps(
+    stack: &StackName,
+    host: &Host,
+) -> Result<impl FnMut(Ids, IdCount) -> Result<IdMap, PlanError>, PlanError> {
+    let mut taken: Vec<u32> = host.others.iter().flat_map(slots).collect();
+    let mut slot = move || {
+        let first = free_slot(stack, &taken).ok_or(PlanError::Ids { slots: ID_SLOTS })?;
+        taken.push(first / IDS_PER_STACK);
+        Ok(first)
+    };
     let mut next = match host.mode {
         // One id is mapped, and every part is it.
         Mode::Rootless => None,
-        Mode::Root => {
-            let start = (net::fnv1a(&[stack.as_str()]) % u64::from(ID_SLOTS)) as u32;
-            let taken: Vec<u32> = host
-                .others
-                .iter()
-                .map(|other| other.sidecar.host_id / IDS_PER_STACK)
-                .collect();
-            let slot = (0..ID_SLOTS)
-                .map(|offset| FIRST_ID / IDS_PER_STACK + (start + offset) % ID_SLOTS)
-                .find(|slot| !taken.contains(slot))
-                .ok_or(PlanError::Ids { slots: ID_SLOTS })?;
-            Some(slot * IDS_PER_STACK)
-        }
+        Mode::Root => Some(slot()?),
     };
-    Ok(move |inside: Ids| {
-        let (host_id, count) = match &mut next {
-            None => (0, 1),
-            Some(next) => {
+    Ok(move |inside: Ids, ids| {
+        let (host_id, count) = match (&mut next, ids) {
+            (None, _) => (0, 1),
+            (Some(_), IdCount::Range) => (slot()?, RANGE),
+            (Some(next), IdCount::One) => {
                 let (host_id, count) = (*next, if inside == Ids::ROOT { 1 } else { 2 });
                 *next += count;
                 (host_id, count)
             }
         };
-        IdMap {
+        Ok(IdMap {
             host_id,
             count,
             uid: inside.uid,
             gid: inside.gid,
-        }
+        })
     })
 }
 

@@ -168,6 +168,8 @@ pub struct Carried {
 pub struct AppStart {
     /// Who the command runs as.
     pub user: Ids,
+    /// Whether it has a range of ids, and is root over them.
+    pub range: bool,
     /// Where the command starts.
     pub workdir: PathBuf,
     /// Program and arguments.

@@ -288,7 +288,13 @@ impl AppGround {
     ) -> Result<Self, StackError> {
         let ipv6 = plan.has_ipv6();
         let (name, network) = (app.name.as_str(), Network::App { ipv6 });
-        let (namespaces, sockets) = Namespaces::make_by(name, app.ids, network, mapper).await?;
+        let (namespaces, sockets) = Namespaces::make_by(
+            name,
+            (app.ids, plan.cgroup.nproc(&app.limits)),
+            network,
+            mapper,
+        )
+        .await?;
         let sockets = sockets.ok_or_else(missing)?;
         Ok(Self {
             number,
@@ -1301,6 +1307,7 @@ impl Ground {
             nproc: self.plan.cgroup.nproc(&app.limits),
             role: Role::App(AppStart {
                 user: app.ids.inside(),
+                range: app.ids.is_range(),
                 workdir: app.workdir.clone(),
                 command: app.command.clone(),
                 env: app_env(app),

@@ -35,6 +35,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::{StageError, drop_privileges, step, weakened};
 use crate::confine::ceilings;
 use crate::confine::landlock::{self, Writable};
+use crate::confine::privileges;
 use crate::confine::seccomp::Program;
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
@@ -83,7 +84,11 @@ pub fn run(
     } else {
         &[]
     };
-    let privileges = drop_privileges(keep, start.user, &start.seccomp.stage)?;
+    let privileges = if start.range {
+        privileges::drop_to_range(&start.seccomp.stage).map_err(step("drop privileges"))?
+    } else {
+        drop_privileges(keep, start.user, &start.seccomp.stage)?
+    };
     if weakened("dumpable") {
         nix::sys::prctl::set_dumpable(true).map_err(step("set the dumpable flag"))?;
     }
