@@ -34,6 +34,7 @@ pub mod control;
 // Become it: what a part's process does before it is the part; and the parts that are compiled in.
 pub mod stage;
 
+pub mod check;
 pub mod part;
 pub mod relay;
 pub mod webapp;

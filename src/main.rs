@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         Some(role) if role == "probe" && lrpns::audit::agent::was_started_by_us() => {
             return lrpns::audit::agent::prober();
         }
+        Some(role) if role == lrpns::check::ROLE => {
+            return lrpns::check::run(args);
+        }
         Some(role)
             if role == lrpns::audit::target::SCRATCH
                 && lrpns::commands::scratch::was_started_by_us() =>

@@ -86,10 +86,14 @@ impl Target {
     pub fn find(state: &StateRoot, stack: &StackName) -> Result<Self, String> {
         let control = state.control(stack);
         match ask(&control, &Request::Inspect)? {
-            (Reply::Status(status), _) => Ok(Self {
-                status: *status,
-                control,
-            }),
+            (Reply::Status(mut status), _) => {
+                // What is published is what people are let in to now.
+                status.plan = status.plan.without_entries(&status.closed);
+                Ok(Self {
+                    status: *status,
+                    control,
+                })
+            }
             _ => Err("the supervisor answered something else".to_owned()),
         }
     }

@@ -197,6 +197,8 @@ impl From<StackError> for Failure {
         let failure = match &e {
             StackError::AppEnded { .. }
             | StackError::EndedBefore { .. }
+            | StackError::EndedUnhealthy { .. }
+            | StackError::Unhealthy { .. }
             | StackError::JobFailed { .. }
             | StackError::JobGoesOn { .. }
             | StackError::NotListening { .. }
@@ -286,6 +288,7 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         ),
         StackError::AppEnded { .. }
         | StackError::EndedBefore { .. }
+        | StackError::EndedUnhealthy { .. }
         | StackError::JobFailed { .. }
         | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \

@@ -9,7 +9,9 @@ use std::time::Duration;
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Limits, Origin, RecordTo, Restart, Rootfs, Source as Seen, order};
+use crate::config::{
+    Limits, OnUnhealthy, Origin, RecordTo, Restart, Rootfs, Source as Seen, order,
+};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
@@ -397,6 +399,21 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
                 key("egress")
             )?;
         }
+    }
+    if let Some(health) = &app.health {
+        writeln!(
+            out,
+            "  is healthy by {}, every {}, within {}; not after {} failed in a row{}  ({})",
+            health.check,
+            crate::text::duration(health.interval),
+            crate::text::duration(health.timeout),
+            health.retries,
+            match health.on_unhealthy {
+                OnUnhealthy::Nothing => ", and is let be",
+                OnUnhealthy::Restart => ", and is started again",
+            },
+            key("health")
+        )?;
     }
     let limit = app.restart_limit.map(|limit| format!(", at most {limit}"));
     writeln!(

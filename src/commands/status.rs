@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
+use crate::protocol;
 use crate::state::{Liveness, StateRoot};
 use crate::traffic::{Losses, Refusals, Summary};
 
@@ -241,6 +242,7 @@ fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Fail
         part.since,
         parts_table(&status.plan, std::slice::from_ref(part)),
     );
+    describe_life(&mut text, part);
     for note in &part.notes {
         let _ = writeln!(text, "{}: {note}", part.name);
     }
@@ -325,6 +327,7 @@ fn describe(status: &Status) -> String {
         );
     }
     for part in &status.parts {
+        describe_life(&mut text, part);
         for note in &part.notes {
             let _ = writeln!(text, "{}: {note}", part.name);
         }
@@ -358,6 +361,29 @@ fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
         ]);
     }
     table
+}
+
+/// What health checks say, and when a part that has ended is started again.
+fn describe_life(text: &mut String, part: &PartStatus) {
+    if let Some(health) = &part.health {
+        let state = match health.state {
+            protocol::Health::Starting => "not healthy yet",
+            protocol::Health::Healthy => "healthy",
+            protocol::Health::Unhealthy => "unhealthy, its ports are closed",
+        };
+        let _ = write!(text, "{}: {state} since {:.0}", part.name, health.since);
+        if health.failures > 0 {
+            let _ = write!(text, ", {} checks in a row have failed", health.failures);
+        }
+        let output = health.output.as_deref().filter(|output| !output.is_empty());
+        let _ = match output {
+            Some(output) => writeln!(text, "; the last said: {output}"),
+            None => writeln!(text),
+        };
+    }
+    if let Some(next) = part.next_start {
+        let _ = writeln!(text, "{}: is started again at {next:.0}", part.name);
+    }
 }
 
 fn describe_traffic(text: &mut String, traffic: &Summary) {

@@ -206,6 +206,7 @@ pub(super) fn gets_there(app: &App, until: Until) -> Result<(), ValueError> {
     let message = match until {
         Until::Started => return Ok(()),
         Until::Done if app.job => return Ok(()),
+        Until::Healthy if app.health.is_some() => return Ok(()),
         Until::Done => format!("`{name}` is never done: it is no job"),
         Until::Healthy => format!("`{name}` is never known to be healthy: it has no `health`"),
     };

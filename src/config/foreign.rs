@@ -539,7 +539,11 @@ mod tests {
                         .lines()
                         .filter(|other| !other.starts_with(key))
                         .fold(String::new(), |all, line| all + line + "\n");
-                    ("name = \"x\"", format!("[app]\n{app}{line}\n"))
+                    // What is checked has a port.
+                    (
+                        "name = \"x\"",
+                        format!("[app]\nlisten = [5000]\n{app}{line}\n"),
+                    )
                 }
             };
             // What is said of several apps needs others, and what takes a file or a variable needs that.

@@ -60,7 +60,7 @@ keys! {
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
-    HEALTH = "health": "a table with `http` or `tcp`, and `interval`", r#"health = { http = "/", interval = "5s" }"#;
+    HEALTH = "health": "a table with `http`, `tcp` or `command`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always", or a table with `policy`, `max` and `window`"#, r#"restart = { policy = "on-failure", max = 5, window = "1m" }"#;
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
     STOP_TIMEOUT = "stop_timeout": "a time in ms, s or m, at most 60m", r#"stop_timeout = "30s""#;
@@ -69,7 +69,13 @@ keys! {
 
     HTTP = "http": "the path of an URL", r#"http = "/""#;
     TCP = "tcp": "true or false", "tcp = true";
-    INTERVAL = "interval": "a time in ms, s or m", r#"interval = "5s""#;
+    CHECK = "command": "the program (absolute, or a bare name) and its arguments", r#"command = ["pg_isready"]"#;
+    PORT = "port": "a TCP port of the app's: one that it publishes, one of `listen`, or one that others connect to", "port = 8080";
+    INTERVAL = "interval": "a time in ms, s or m, at most 60m", r#"interval = "5s""#;
+    TIMEOUT = "timeout": "a time in ms, s or m, at most 60m", r#"timeout = "5s""#;
+    RETRIES = "retries": "a number from 1 to 1000", "retries = 3";
+    START_PERIOD = "start_period": "a time in ms, s or m, at most 60m", r#"start_period = "60s""#;
+    ON_UNHEALTHY = "on_unhealthy": r#""nothing" or "restart""#, r#"on_unhealthy = "restart""#;
 
     POLICY = "policy": r#""no", "on-failure" or "always""#, r#"policy = "on-failure""#;
     MAX = "max": "a number from 0 to 1000", "max = 5";
@@ -120,21 +126,21 @@ pub(super) const APP_KEYS: &[Key] = &[
     SECCOMP,
 ];
 /// The keys of `health`.
-pub(super) const HEALTH_KEYS: &[Key] = &[HTTP, TCP, INTERVAL];
+pub(super) const HEALTH_KEYS: &[Key] = &[
+    HTTP,
+    TCP,
+    CHECK,
+    PORT,
+    INTERVAL,
+    TIMEOUT,
+    RETRIES,
+    START_PERIOD,
+    ON_UNHEALTHY,
+];
 /// The keys of `restart`.
 pub(super) const RESTART_KEYS: &[Key] = &[POLICY, MAX, WINDOW];
 /// The keys of `limits`.
 pub(super) const LIMITS_KEYS: &[Key] = &[MEMORY, PIDS, CPU];
-
-impl Key {
-    /// An example of what is supported now, for a value that is not.
-    pub(super) fn today(&self) -> String {
-        match self.name {
-            "health" => format!("# {}", self.example),
-            _ => self.example.to_owned(),
-        }
-    }
-}
 
 /// Where a key belongs that was found elsewhere, and the key.
 pub(super) fn home(name: &str) -> Option<(&'static str, Key)> {

@@ -439,6 +439,8 @@ pub struct App {
     pub after: Vec<After>,
     /// `job`: it runs to its end, which must be 0.
     pub job: bool,
+    /// `health`.
+    pub health: Option<Health>,
     /// `restart`.
     pub restart: Restart,
     /// How often it is started again at most; `None` is no limit.
@@ -759,6 +761,81 @@ pub enum Restart {
     OnFailure,
     /// It is started again.
     Always,
+}
+
+/// `health`: how it is found out whether an app is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// What is done.
+    pub check: Check,
+    /// How long it is from the end of one check to the next; times are milliseconds in JSON.
+    #[serde(with = "milliseconds")]
+    pub interval: Duration,
+    /// How long a check may take.
+    #[serde(with = "milliseconds")]
+    pub timeout: Duration,
+    /// How many in a row have to fail for the app to be unhealthy.
+    pub retries: u32,
+    /// How long after its start, as long as none has passed, those that fail do not count.
+    #[serde(with = "milliseconds")]
+    pub start_period: Duration,
+    /// What is done with an app that is unhealthy, beside taking its ports away.
+    pub on_unhealthy: OnUnhealthy,
+}
+
+/// What a health check does, within the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Check {
+    /// Asks for a path by HTTP; a status from 200 to 399 is well.
+    Http {
+        /// Of the app's.
+        port: u16,
+        /// With its first slash.
+        path: String,
+    },
+    /// Connects.
+    Tcp {
+        /// Of the app's.
+        port: u16,
+    },
+    /// Runs a program, which has to end with 0.
+    Command {
+        /// The program first; never empty.
+        command: Vec<String>,
+    },
+}
+
+impl Check {
+    /// The port that it connects to.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Http { port, .. } | Self::Tcp { port } => Some(*port),
+            Self::Command { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http { port, path } => write!(f, "GET {path} at port {port}"),
+            Self::Tcp { port } => write!(f, "a connection to port {port}"),
+            Self::Command { command } => write!(f, "`{}`", command.join(" ")),
+        }
+    }
+}
+
+/// `on_unhealthy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUnhealthy {
+    /// Nothing: it may come to be healthy again.
+    #[default]
+    Nothing,
+    /// It is started again.
+    Restart,
 }
 
 /// `max` and `window` of `restart`: how often an app that ends again and again is started again.

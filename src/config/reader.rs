@@ -148,6 +148,8 @@ struct ReadApp {
     egress: Vec<Placed<Egress>>,
     connect: Vec<Placed<Connect>>,
     after: Vec<Placed<After>>,
+    /// That of its health check, if it says so itself.
+    health_port: Option<Placed<u16>>,
 }
 
 /// `[sidecar]`, with the place that the checks across addresses need.
@@ -184,6 +186,7 @@ impl Reader<'_> {
         self.publish_twice(&apps);
         self.links(&apps);
         self.order(&apps);
+        self.health_ports(&apps);
         // A prefix that could not be read is there all the same.
         if let Some(ipv6) = &ipv6 {
             self.prefix(ipv6.as_ref(), &apps);
@@ -474,7 +477,7 @@ impl Reader<'_> {
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
-        self.health(section);
+        let (health, health_port) = self.health(section, (publish.as_deref(), &listen), job);
         let (restart, restart_limit) = self.restart(section, job);
         let stop = self.stop(section);
         let limits = self.limits(section);
@@ -508,6 +511,7 @@ impl Reader<'_> {
             volumes,
             after: after.iter().map(|placed| placed.value.clone()).collect(),
             job,
+            health,
             restart,
             restart_limit,
             stop,
@@ -522,6 +526,7 @@ impl Reader<'_> {
             egress,
             connect,
             after,
+            health_port,
         }
     }
 
@@ -634,24 +639,6 @@ impl Reader<'_> {
             }
         }
         list.into_iter().map(|placed| placed.value).collect()
-    }
-
-    fn health(&mut self, section: &Section<'_, '_>) {
-        let before = self.problems.len();
-        let Some(table) = self.section(section, keys::HEALTH) else {
-            return;
-        };
-        self.unknown_keys(&table, keys::HEALTH_KEYS);
-        self.one(&table, keys::HTTP, values::http_path);
-        self.flag(&table, keys::TCP);
-        self.one(&table, keys::INTERVAL, values::time);
-        if table.has(keys::HTTP) == table.has(keys::TCP) {
-            let message = "`health` needs either `http` or `tcp`".to_owned();
-            self.key_problem(table.head.clone(), message, keys::HEALTH);
-        }
-        if self.problems.len() == before {
-            self.later(section, keys::HEALTH, "the key left out");
-        }
     }
 
     fn stop(&mut self, section: &Section<'_, '_>) -> Stop {
@@ -1095,28 +1082,10 @@ impl Reader<'_> {
         match error.saying(key.expected, key.example) {
             ValueError::Later { value, now } => {
                 let message = format!("not supported yet: {path} = {value}");
-                self.problem(span, message, now, &key.today());
+                self.problem(span, message, now, key.example);
             }
             form @ ValueError::Form { .. } => self.refused(span, form),
         }
-    }
-
-    fn later(&mut self, section: &Section<'_, '_>, key: Key, now: &str) {
-        let Some((_, value)) = section.get(key.name) else {
-            return;
-        };
-        let raw = self.source.text.get(value.span()).unwrap_or_default();
-        let path = section.key_path(key.name);
-        let message = if value.get_ref().is_table() {
-            format!("not supported yet: {path}")
-        } else {
-            format!("not supported yet: {path} = {}", quoted(raw))
-        };
-        let span = match value.get_ref() {
-            DeValue::Table(_) => section.get(key.name).map_or(0..0, |(span, _)| span),
-            _ => value.span(),
-        };
-        self.problem(span, message, now, &key.today());
     }
 
     fn missing(&mut self, section: &Section<'_, '_>, key: Key) {

@@ -136,6 +136,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 volumes,
                 after: vec![],
                 job: false,
+                health: None,
                 restart: Restart::No,
                 restart_limit: None,
                 stop: super::Stop::default(),

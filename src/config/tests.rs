@@ -108,6 +108,7 @@ fn the_built_in_example_is_the_original_set_up() {
             volumes: vec![],
             after: vec![],
             job: false,
+            health: None,
             restart: Restart::OnFailure,
             restart_limit: None,
             stop: Stop::default(),
@@ -629,23 +630,51 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
         (
             "health = { http = \"/\", interval = \"5s\" }",
             1,
-            "not supported yet: app.health",
+            "`health` needs a port: the app publishes none by TCP",
         ),
         (
             "health = { tcp = true }",
             1,
-            "not supported yet: app.health",
+            "`health` needs a port: the app publishes none by TCP",
         ),
         (
-            "health = { htp = \"/\", tcp = true }",
+            "health = { htp = \"/\", tcp = true }\nlisten = [80]",
             12,
             "unknown key `htp` in `[app.health]`: the nearest known key is `http`",
         ),
-        ("health = {}", 1, "`health` needs either `http` or `tcp`"),
-        ("health = { tcp = 1 }", 18, "`app.health.tcp` is an integer"),
-        ("health = { http = \"x\" }", 19, "`x` is no path of an URL"),
         (
-            "health = { tcp = true, interval = \"5\" }",
+            "health = {}",
+            1,
+            "`health` needs either `http`, `tcp` or `command`",
+        ),
+        (
+            "health = { tcp = true, port = 80 }",
+            31,
+            "the app may not listen on port 80",
+        ),
+        ("health = { command = [] }", 1, "the command is empty"),
+        (
+            "health = { command = [\"true\"], retries = 0 }",
+            42,
+            "`app.health.retries` is out of range",
+        ),
+        (
+            "health = { command = [\"true\"], on_unhealthy = \"reboot\" }",
+            47,
+            "`reboot` is unknown",
+        ),
+        (
+            "health = { tcp = 1 }\nlisten = [80]",
+            18,
+            "`app.health.tcp` is an integer",
+        ),
+        (
+            "health = { http = \"x\" }\nlisten = [80]",
+            19,
+            "`x` is no path of an URL",
+        ),
+        (
+            "health = { tcp = true, interval = \"5\" }\nlisten = [80]",
             35,
             "`5` is no time",
         ),
@@ -962,7 +991,6 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
         &[
             // The file that `rules` names is looked for and isn't there.
             (0, 0, "read the file: No such file"),
-            (27, 1, "not supported yet: app.health"),
         ],
     );
 }
@@ -1060,6 +1088,7 @@ fn the_example_file_shows_every_key() {
                     "dir",
                     "volumes",
                     "limits",
+                    "health",
                     "wait",
                     "start_timeout",
                     "stop_",

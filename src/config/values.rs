@@ -13,8 +13,8 @@ use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Account, Connect, Egress, IdCount, Protocol, Publish, RecordTo, Restart, Rootfs, Source,
-    StopSignal, Tmpfs, TrafficLog, Until, Via, Volume,
+    Account, Connect, Egress, IdCount, OnUnhealthy, Protocol, Publish, RecordTo, Restart, Rootfs,
+    Source, StopSignal, Tmpfs, TrafficLog, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -526,6 +526,15 @@ pub(super) fn app(text: &str) -> Result<PartName, ValueError> {
     PartName::new(text).map_err(|error| ValueError::said(escaped(&error.to_string())))
 }
 
+/// `on_unhealthy`.
+pub(super) fn on_unhealthy(text: &str) -> Result<OnUnhealthy, ValueError> {
+    let words = [
+        ("nothing", OnUnhealthy::Nothing),
+        ("restart", OnUnhealthy::Restart),
+    ];
+    one_of(text, &words)
+}
+
 /// How far an app of `after` has to be.
 pub(super) fn until(text: &str) -> Result<Until, ValueError> {
     let words = [
@@ -844,9 +853,10 @@ pub(super) fn program(text: &str) -> Result<(), ValueError> {
 }
 
 /// `health.http`.
-pub(super) fn http_path(text: &str) -> Result<(), ValueError> {
-    if text.starts_with('/') && !text.contains(char::is_whitespace) {
-        return Ok(());
+pub(super) fn http_path(text: &str) -> Result<String, ValueError> {
+    let is_graphic = |c: char| c.is_ascii_graphic();
+    if text.starts_with('/') && text.chars().all(is_graphic) {
+        return Ok(text.to_owned());
     }
     Err(ValueError::said(format!(
         "{} is no path of an URL",

@@ -201,6 +201,9 @@ pub struct Status {
     pub since: jiff::Timestamp,
     /// Whether its ports are still closed, since the audit that `up --gate` asks for has not passed yet.
     pub gated: bool,
+    /// Apps to which nobody new is let in, since they are not healthy.
+    #[serde(default)]
+    pub closed: std::collections::BTreeSet<crate::names::PartName>,
     /// Its parts.
     pub parts: Vec<PartStatus>,
     /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
@@ -234,6 +237,9 @@ pub struct PartStatus {
     /// Of one that has ended: when it is started again.
     #[serde(default)]
     pub next_start: Option<jiff::Timestamp>,
+    /// What its health checks have come to, of an app that runs and has any.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
     /// It has ended as often as its limit allows, and is not started again.
     #[serde(default)]
     pub gave_up: bool,
@@ -249,6 +255,21 @@ pub struct PartStatus {
     pub notes: Vec<String>,
 }
 
+/// What an app's health checks have come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// How it is.
+    pub state: protocol::Health,
+    /// Since when.
+    pub since: jiff::Timestamp,
+    /// How many checks in a row have failed that count.
+    pub failures: u32,
+    /// When the last check was done.
+    pub checked: Option<jiff::Timestamp>,
+    /// What it said, in one line.
+    pub output: Option<String>,
+}
+
 impl PartStatus {
     /// Its state in a word or two, of `app` if it is one.
     #[must_use]
@@ -258,10 +279,19 @@ impl PartStatus {
             PartState::Ended if self.gave_up => format!("given up ({})", self.restarts),
             PartState::Ended if done && app.is_some_and(|app| app.job) => "done".to_owned(),
             PartState::Ended => "ended".to_owned(),
+            PartState::Running if self.is(protocol::Health::Healthy) => "healthy".to_owned(),
+            PartState::Running if self.is(protocol::Health::Unhealthy) => "unhealthy".to_owned(),
             _ if self.in_a_row > 0 => format!("restarting ({})", self.in_a_row),
             PartState::Starting => "starting".to_owned(),
+            PartState::Running if self.is(protocol::Health::Starting) => "starting".to_owned(),
             PartState::Running => "running".to_owned(),
         }
+    }
+
+    fn is(&self, state: protocol::Health) -> bool {
+        self.health
+            .as_ref()
+            .is_some_and(|health| health.state == state)
     }
 }
 

@@ -37,7 +37,7 @@ pub const TOPICS: &[Topic] = &topics! {
     "surroundings": "what an app finds around it, and what that is worth to an attacker", [];
     "own-rules": "nft rules of your own", ["rules"];
     "sealing": "a sidecar without any capability", [];
-    "life": "the life of an app: order of start, jobs, restarts", [];
+    "life": "the life of an app: order of start, jobs, health, restarts", [];
     "changes": "changing a stack that runs", ["apply", "restart"];
     "history": "what a stack said, and how it ended", ["logs", "rm"];
     "traffic": "the traffic log, and captures", ["capture"];

@@ -139,7 +139,11 @@ impl Listener {
         if self.protocol == Protocol::Udp {
             return;
         }
-        // A socket that doesn't listen yet is closed already.
+        // A socket that doesn't listen is closed already. Shut down, it would remember that, and whoever connects to it once
+        // it listens again would be at their end at once (inet_shutdown(), net/ipv4/af_inet.c).
+        if !sockopt::socket_acceptconn(&*self.socket).unwrap_or(false) {
+            return;
+        }
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
 }

@@ -16,7 +16,7 @@ use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 11] = [
+const LIVE: [&str; 12] = [
     "publish",
     "allow",
     "rate",
@@ -28,6 +28,7 @@ const LIVE: [&str; 11] = [
     "source",
     "start_timeout",
     "after",
+    "health",
 ];
 /// Of an app: what its process is made of.
 const MADE_OF: [&str; 10] = [

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
-    After, Connect, Egress, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit, Rootfs,
-    Source, Stop, Tmpfs, TrafficLog, Volume,
+    After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit,
+    Rootfs, Source, Stop, Tmpfs, TrafficLog, Volume,
 };
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
@@ -441,6 +441,9 @@ pub struct AppPlan {
     /// It runs to its end, which must be 0; [`AppPlan::start_timeout`] is how long it may take.
     #[serde(default)]
     pub job: bool,
+    /// How it is found out whether it is well; its ports are published only while it is.
+    #[serde(default)]
+    pub health: Option<Health>,
     /// What happens when it ends by itself.
     pub restart: Restart,
     /// How often that is done at most.
@@ -739,6 +742,17 @@ impl Plan {
             let its = links.iter().filter(|(to, _)| *to == app.name);
             app.serves = its.map(|(_, from)| from.clone()).collect();
         }
+    }
+
+    /// The same without a way in to these apps: nobody new is let in, and who was in stays.
+    #[must_use]
+    pub fn without_entries(&self, closed: &BTreeSet<PartName>) -> Self {
+        let mut plan = self.clone();
+        let apps = plan.apps.iter_mut();
+        for app in apps.filter(|app| closed.contains(&app.name)) {
+            app.closing.append(&mut app.publish);
+        }
+        plan
     }
 
     /// For each app, the places of those that it comes up after.

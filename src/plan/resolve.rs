@@ -434,6 +434,7 @@ fn decide(
             closing: vec![],
             after: app.after.clone(),
             job: app.job,
+            health: app.health.clone(),
             restart: app.restart,
             restart_limit: app.restart_limit,
             stop: app.stop,

@@ -46,7 +46,7 @@ pub enum ToStage {
     Signal(i32),
     /// App: run one command more, as the command was started, for who is at the other end of the last descriptor: told
     /// [`FromStage::Exited`] or [`FromStage::Failed`] there; should that end first, the command does. Descriptors:
-    /// standard input, output and error, and that conversation.
+    /// standard input, output and error, that conversation, and our own program if it is that.
     Exec {
         /// Program and arguments.
         command: Vec<String>,
@@ -54,6 +54,9 @@ pub enum ToStage {
         env: BTreeMap<String, String>,
         /// One of the three is a terminal, and is to be the command's own.
         terminal: bool,
+        /// It is our own program.
+        #[serde(default)]
+        program: bool,
     },
     /// App: start our own program as `lrpns probe`, as the command was started. Descriptors: the program, and the
     /// prober's standard input, a socket.
@@ -257,6 +260,18 @@ pub enum Compiled {
     NotAllowed(String),
     /// nft did not take them, and said so.
     NftSays(String),
+}
+
+/// How an app is, by its health checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// No check has passed since it was started.
+    Starting,
+    /// The last check has passed, or not as many in a row have failed as it takes.
+    Healthy,
+    /// As many in a row have failed.
+    Unhealthy,
 }
 
 /// How a command ended.

@@ -65,7 +65,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::runtime::LocalOptions;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::config::Protocol;
@@ -81,6 +81,9 @@ pub const STATS_REQUEST: u8 = b'?';
 /// Written to the control socket, it asks to accept nothing more, and to end with the last connection: another relay has
 /// the listening sockets as well.
 pub const LAST_ORDERS: u8 = b'.';
+
+/// Written to the control socket, it says that listening sockets which were shut down may listen again.
+pub const LISTEN_AGAIN: u8 = b'+';
 
 /// How long the target may take to answer a connection attempt before the client is reset.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -235,7 +238,7 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
 /// backlog is left to whoever shares it. End of file, or any byte other than these and [`STATS_REQUEST`], means stop:
 /// listeners and connections are dropped at once, open connections are reset on both sides. A listener that is shut down
-/// (shutdown(2)) accepts no more, which is no error.
+/// (shutdown(2)) accepts no more until [`LISTEN_AGAIN`], which is no error.
 ///
 /// With `as_clients` it dials from the address of the client that it carries, which the network namespace must take for
 /// its own. It does not take these: a client with one of them is reset if its way shows clients, and else carried from the
@@ -393,6 +396,8 @@ struct Relay {
     flows: udp::Flows,
     /// Told whenever a connection has closed its descriptors.
     closed: Notify,
+    /// How often it was said that sockets listen again.
+    reopened: watch::Sender<u32>,
 }
 
 impl Relay {
@@ -419,6 +424,7 @@ impl Relay {
             accepting: Cell::new(0),
             flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
+            reopened: watch::Sender::new(0),
         })
     }
 
@@ -502,6 +508,12 @@ async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
         match control.read_u8().await {
             Ok(STATS_REQUEST) => {}
             Ok(LAST_ORDERS) => return Told::LastOrders,
+            Ok(LISTEN_AGAIN) => {
+                relay
+                    .reopened
+                    .send_modify(|times| *times = times.wrapping_add(1));
+                continue;
+            }
             _ => return Told::Stop,
         }
         let refused = relay.refused.counts();
@@ -519,21 +531,44 @@ async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
     }
 }
 
-/// Accepts until the listener is shut down, or can't for another reason, which it returns.
-async fn accept_all(listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option<RelayError> {
+/// Accepts until it can't, which it returns; not while the listener is shut down.
+async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option<RelayError> {
+    let mut reopened = relay.reopened.subscribe();
     loop {
         let place = Arc::clone(&relay.places)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
         relay.accepting.set(relay.accepting.get() + 1);
-        let accepted = accept(&listener, &way.gate, &relay).await;
+        let accepted = tokio::select! {
+            biased;
+            // Its sender is the relay's.
+            _ = reopened.changed() => None,
+            accepted = accept(&listener, &way.gate, &relay) => Some(accepted),
+        };
         relay.accepting.set(relay.accepting.get() - 1);
         let (client, peer, share) = match accepted {
-            Ok(client) => client,
+            Some(Ok(client)) => client,
+            // A socket that was shut down is readable for ever to who watches it: it is to be watched anew.
+            None => match listener.into_std().map(prepare) {
+                Ok(Ok(again)) => {
+                    listener = again;
+                    continue;
+                }
+                Ok(Err(error)) => return Some(error),
+                Err(source) => {
+                    let listen = "a socket that was shut down".to_owned();
+                    return Some(RelayError::Listener { listen, source });
+                }
+            },
             // accept(2): it isn't listening.
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return None,
-            Err(source) => {
+            Some(Err(e)) if Errno::from_io_error(&e) == Some(Errno::INVAL) => {
+                drop(place);
+                let _ = reopened.changed().await;
+                reopened.mark_changed();
+                continue;
+            }
+            Some(Err(source)) => {
                 let listen = listener
                     .local_addr()
                     .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod egress;
+pub mod health;
 mod order;
 pub mod rules;
 
@@ -22,7 +23,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, try_join_all};
@@ -37,6 +38,7 @@ use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
 use crate::firewall::{self, ExtraChange};
 use crate::log::streams::Streams;
+use crate::names::PartName;
 use crate::net::publish::{self, ListenError, Listener};
 use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::part::cgroup::Cgroups;
@@ -140,6 +142,22 @@ pub enum StackError {
         exit: Exit,
         /// The first one that comes after it.
         before: String,
+    },
+    /// The app ended before a health check had passed.
+    #[error("{app} ended with {exit} before it was healthy")]
+    EndedUnhealthy {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+    },
+    /// The app's health checks fail.
+    #[error("{app} is not healthy: {said}")]
+    Unhealthy {
+        /// The app.
+        app: String,
+        /// What the last check said.
+        said: String,
     },
     /// A job did not end with 0.
     #[error("{app} ended with {exit}; it is a job, which has to end with 0")]
@@ -249,6 +267,8 @@ pub struct Ground {
     links: Links,
     /// The bound sockets of the published ports, in the order of [`Plan::published`].
     listeners: Vec<Listener>,
+    /// The apps to which nobody new is let in, since they are not healthy; the same for all that are made of this.
+    closed: Arc<Mutex<BTreeSet<PartName>>>,
 }
 
 /// What an app needs beside its plan.
@@ -342,6 +362,8 @@ pub struct Launched {
     pub command: Option<i32>,
     /// Sidecar and relay: where they tell of the traffic.
     pub traffic: Option<OwnedFd>,
+    /// App: what its health checks have come to so far.
+    pub health: Option<health::Watch>,
 }
 
 /// What has become of a part at a start.
@@ -699,6 +721,7 @@ impl Ground {
             apps,
             links: Links::default(),
             listeners,
+            closed: Arc::default(),
         };
         Ok((ground, far))
     }
@@ -1032,7 +1055,7 @@ impl Ground {
     /// # Errors
     /// [`StackError`].
     pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
-        let rules = firewall::sidecar_batch(&self.plan)?;
+        let rules = self.whole_rules()?;
         let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
             packets: self.plan.log == TrafficLog::Packets,
             again,
@@ -1075,11 +1098,70 @@ impl Ground {
         self.load(Role::Loader { rules }).await
     }
 
-    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change.
+    /// The rules of the whole plan as they are to be in force now, in one transaction.
+    ///
+    /// # Errors
+    /// [`StackError::Encode`].
+    pub fn whole_rules(&self) -> Result<firewall::Batch, StackError> {
+        Ok(firewall::sidecar_batch(
+            &self.plan.without_entries(&self.closed()),
+        )?)
+    }
+
+    /// The apps to which nobody new is let in, since they are not healthy.
+    #[must_use]
+    pub fn closed(&self) -> BTreeSet<PartName> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.clone()
+    }
+
+    /// Lets nobody new in to these apps and to no other; `whole` puts all rules in the place of whatever there is. A relay
+    /// is then to be told that sockets listen again.
+    ///
+    /// # Errors
+    /// [`StackError`] of the sidecar's rules, [`StackError::Listen`]; then it is to be tried again.
+    pub async fn close_only(
+        &self,
+        wanted: BTreeSet<PartName>,
+        whole: bool,
+    ) -> Result<(), StackError> {
+        let before = self.closed();
+        let of = |apps: &BTreeSet<PartName>| {
+            let ports = self.plan.published().zip(&self.listeners);
+            let its = ports.filter(|((app, _), _)| apps.contains(&app.name));
+            its.map(|(_, listener)| listener.clone())
+                .collect::<Vec<_>>()
+        };
+        for listener in of(&wanted) {
+            listener.close();
+        }
+        let (old, new) = (
+            self.plan.without_entries(&before),
+            self.plan.without_entries(&wanted),
+        );
+        match whole {
+            true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
+            false => self.update_exactly(&old, &new).await?,
+        }
+        for listener in of(&before.difference(&wanted).cloned().collect()) {
+            listener.listen()?;
+        }
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(())
+    }
+
+    /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change; in either without a
+    /// way in to apps that are not healthy.
     ///
     /// # Errors
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
+        let closed = self.closed();
+        let (old, new) = (old.without_entries(&closed), new.without_entries(&closed));
+        self.update_exactly(&old, &new).await
+    }
+
+    async fn update_exactly(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
         let theirs = ExtraChange::between(old, new);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
@@ -1450,7 +1532,13 @@ impl Ground {
 
     fn ways_to_try(&self) -> Vec<(&AppPlan, &PublishPlan)> {
         let mut ways = vec![];
-        for app in &self.plan.apps {
+        let closed = self.closed();
+        for app in self
+            .plan
+            .apps
+            .iter()
+            .filter(|app| !closed.contains(&app.name))
+        {
             for ipv6 in [false, true] {
                 let by_tcp = |publish: &&PublishPlan| {
                     publish.waited
@@ -1554,6 +1642,7 @@ impl Launched {
             notes,
             command: None,
             traffic: None,
+            health: None,
         })
     }
 

@@ -32,6 +32,8 @@ enum Far {
     Begun,
     /// It listens.
     Started,
+    /// Its health check has passed.
+    Healthy,
     /// A job: it has ended with 0.
     Done,
 }
@@ -41,8 +43,7 @@ impl Far {
     fn of(until: Until) -> Self {
         match until {
             Until::Started => Self::Started,
-            // Without a health check, which the configuration sees to, it is as good as that.
-            Until::Healthy => Self::Started,
+            Until::Healthy => Self::Healthy,
             Until::Done => Self::Done,
         }
     }
@@ -115,6 +116,13 @@ impl All<'_> {
             false => "listens",
         };
         self.is_now(index, Far::Started, how);
+        if let Some(health) = &app.health {
+            let waits = |what: &str| self.waits(what);
+            let watch = self.ground.until_healthy(app, health, container, waits);
+            launched.health = Some(watch.await?);
+            self.is_now(index, Far::Healthy, "is healthy");
+        }
+        let container = &mut launched.container;
         self.stays(index, container).await?;
         Ok(Begun::Runs(launched))
     }
@@ -180,6 +188,21 @@ impl All<'_> {
             exit,
             before: waits.map_or_else(String::new, |later| name(*later)),
         })
+    }
+}
+
+/// Waits for something while an app runs.
+pub(super) async fn unless_ended<T>(
+    app: &AppPlan,
+    container: &mut Container,
+    work: impl Future<Output = T>,
+) -> Result<T, StackError> {
+    tokio::select! {
+        done = work => Ok(done),
+        exit = ended(container) => Err(StackError::EndedUnhealthy {
+            app: app.name.to_string(),
+            exit: exit?,
+        }),
     }
 }
 

@@ -214,9 +214,13 @@ fn tend(
                         command,
                         env,
                         terminal,
+                        program,
                     },
                     fds,
-                )) => visitors.extend(start_visitor(start, &command, &env, terminal, fds)),
+                )) => {
+                    let visitor = (command.as_slice(), &env, terminal, program);
+                    visitors.extend(start_visitor(start, visitor, fds));
+                }
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(()),
             }
@@ -242,11 +246,10 @@ fn signal_to(whom: Pid, signal: Signal) -> nix::Result<()> {
 /// Starts a command for `lrpns exec`, by the way that the app's own command took: it can have no more.
 fn start_visitor(
     start: &AppStart,
-    command: &[String],
-    env: &BTreeMap<String, String>,
-    terminal: bool,
-    fds: Vec<OwnedFd>,
+    (command, env, terminal, ours): (&[String], &BTreeMap<String, String>, bool, bool),
+    mut fds: Vec<OwnedFd>,
 ) -> Option<Visitor> {
+    let program = if ours { Some(fds.pop()?) } else { None };
     let [stdin, out, err, host] = <[OwnedFd; 4]>::try_from(fds).ok()?;
     let started = Command::new(command, env)
         .map_err(step("read the command"))
@@ -255,7 +258,7 @@ fn start_visitor(
                 stdin: Some(stdin.as_fd()),
                 out: out.as_fd(),
                 err: err.as_fd(),
-                program: None,
+                program: program.as_ref().map(AsFd::as_fd),
                 terminal,
                 within: Some(BEGINS_WITHIN),
                 apart: false,

@@ -13,6 +13,7 @@
 
 mod apply;
 mod backoff;
+mod health;
 mod order;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -148,6 +149,14 @@ enum Event {
     Again { id: PartId, launch: u64 },
     /// The time of a job is over.
     Overdue { id: PartId, launch: u64 },
+    /// A health check is done.
+    Checked {
+        id: PartId,
+        launch: u64,
+        report: Box<health::Report>,
+    },
+    /// Ports of apps were closed or opened.
+    Entries(Box<health::EntriesChange>),
     /// A client asks.
     Asked(Request, Vec<OwnedFd>, Client),
     /// A client has taken what it was given of the log.
@@ -201,6 +210,8 @@ enum Order {
     Stop(Stop),
     /// Relay: accept nothing more, end with the last connection.
     LastOrders,
+    /// Relay: listening sockets that were shut down listen again.
+    ListenAgain,
     /// Start something in an app: what, and its descriptors.
     Start(ToStage, Vec<OwnedFd>),
 }
@@ -228,6 +239,10 @@ struct Part {
     out_of_memory: bool,
     privileges: Option<Privileges>,
     notes: Vec<String>,
+    /// What its health checks have come to, as long as it runs.
+    health: Option<health::Watched>,
+    /// It is being ended for being unhealthy.
+    ends_unhealthy: bool,
     /// A task is starting it again.
     launching: bool,
     /// That task.
@@ -332,6 +347,8 @@ pub struct Supervisor {
     relays: u64,
     /// Whether a live change is under way.
     applying: bool,
+    /// How ports are closed and opened as health has it.
+    entries: health::Entries,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
     lines: mpsc::Receiver<LogLine>,
@@ -511,6 +528,7 @@ pub async fn run(
         leaving: vec![],
         relays: 0,
         applying: false,
+        entries: health::Entries::default(),
         events,
         sender,
         lines,
@@ -592,7 +610,9 @@ impl Supervisor {
     /// Whether there is an app of which nothing was waited for.
     fn has_an_unknown_app(&self) -> bool {
         let mut apps = self.ground.plan.apps.iter();
-        apps.any(|app| !app.job && !app.publish.iter().any(|publish| publish.waited))
+        apps.any(|app| {
+            !app.job && app.health.is_none() && !app.publish.iter().any(|publish| publish.waited)
+        })
     }
 
     async fn run(&mut self, early: &mut VecDeque<Event>) -> Outcome {
@@ -653,6 +673,12 @@ impl Supervisor {
                         self.overdue(id);
                     }
                 }
+                Event::Checked { id, launch, report } => {
+                    if self.is_current(id, launch) {
+                        self.checked(id, *report);
+                    }
+                }
+                Event::Entries(change) => self.entries_changed(*change),
                 Event::Launched { id, launch, result } => {
                     if self.is_current(id, launch)
                         && let Some(outcome) = self.launched(id, *result)
@@ -695,6 +721,8 @@ impl Supervisor {
                     Event::Asked(..)
                     | Event::ReadOn(..)
                     | Event::Apply(..)
+                    | Event::Checked { .. }
+                    | Event::Entries(_)
                     | Event::Applying(_) => {
                         early.push_back(event);
                     }
@@ -726,6 +754,7 @@ impl Supervisor {
             let _ = process.orders.send(Order::Start(ToStage::Proceed, vec![]));
         }
         self.gated = false;
+        self.enforce();
         Ok(())
     }
 
@@ -760,6 +789,7 @@ impl Supervisor {
             notes,
             command,
             traffic,
+            health,
         } = launched;
         let Ok(pidfd) = container.pidfd().try_clone_to_owned() else {
             // Out of descriptors: the part is ended by the container's drop, and started again like any that ended.
@@ -825,6 +855,13 @@ impl Supervisor {
         if self.is_job(id) {
             return self.wait_for_job(id);
         }
+        if id == PartId::Relay {
+            self.listen_again();
+        }
+        let known = health.is_some();
+        if self.watch_health(id, health) && !known {
+            return;
+        }
         for client in std::mem::take(&mut self.part(id).waiting) {
             tell(&client, Reply::Done);
         }
@@ -844,8 +881,11 @@ impl Supervisor {
         part.launch += 1;
         // One that has never been there is started for the first time.
         part.restarts += u32::from(part.privileges.is_some());
+        part.health = None;
+        part.ends_unhealthy = false;
         let launch = part.launch;
         let old = part.process.take();
+        self.enforce();
         let stop = matches!(id, PartId::App(_)).then(|| self.stop(id));
         let user = self.journal.tee.user();
         while self.launching.try_join_next().is_some() {}
@@ -882,6 +922,9 @@ impl Supervisor {
     /// A part is there again, or is not.
     fn launched(&mut self, id: PartId, result: Result<Launched, StackError>) -> Option<Outcome> {
         self.part(id).launching = false;
+        if id == PartId::Sidecar {
+            self.sidecar_has_started();
+        }
         let next = std::mem::take(&mut self.part(id).waiting_for_next);
         let asked_again = !next.is_empty();
         let outcome = match result {
@@ -963,6 +1006,7 @@ impl Supervisor {
 
     /// A part is not there any more: start it again, or end with it.
     fn ended(&mut self, id: PartId, exit: Exit) -> Option<Outcome> {
+        let job = self.is_job(id);
         let again = match id {
             // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
             PartId::Sidecar | PartId::Relay | PartId::Egress => true,
@@ -973,7 +1017,24 @@ impl Supervisor {
             },
         };
         let limit = self.restart_limit(id);
+        let name = self.ground.name(id).to_owned();
         let part = self.part(id);
+        part.health = None;
+        let again = again || std::mem::take(&mut part.ends_unhealthy);
+        let early = match part.process {
+            // Those who wait for a job's end have it.
+            Some(_) if !job => std::mem::take(&mut part.waiting),
+            _ => vec![],
+        };
+        for client in early {
+            tell(
+                &client,
+                refused(
+                    format!("{name} ended with {exit} before it was healthy"),
+                    None,
+                ),
+            );
+        }
         // One that has never come to run has not run for long.
         let ran = match part.process.take() {
             Some(_) => part.runs_for(),
@@ -983,6 +1044,8 @@ impl Supervisor {
         part.last_end = Some(Timestamp::now());
         part.state = PartState::Ended;
         part.launch += 1;
+        self.enforce();
+        let part = self.part(id);
         let next = again.then(|| part.backoff.ended(ran, Instant::now(), limit));
         match next {
             Some(Next::Again(pause)) => {
@@ -1276,6 +1339,7 @@ impl Supervisor {
             command,
             env,
             terminal,
+            program: false,
         };
         // A part that ends now closes the conversation, which tells.
         let _ = process.orders.send(Order::Start(what, fds));
@@ -1329,6 +1393,7 @@ impl Supervisor {
                     PartState::Starting | PartState::Ended => part.backoff.in_a_row(Duration::ZERO),
                 },
                 next_start: part.next_start,
+                health: Self::health_status(part),
                 gave_up: part.gave_up,
                 last_exit: part.last_exit,
                 privileges: part.privileges.clone(),
@@ -1351,6 +1416,7 @@ impl Supervisor {
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
             gated: self.gated,
+            closed: self.ground.closed(),
             parts: parts.collect(),
             traffic: (plan.log > TrafficLog::Off).then(|| self.sums.summary()),
             refused_by_relay: plan.has_relay().then(|| self.refused.sum()),
@@ -1809,6 +1875,8 @@ impl Part {
             out_of_memory: false,
             privileges: None,
             notes: vec![],
+            health: None,
+            ends_unhealthy: false,
             launching: false,
             starting: None,
             give_up: None,
@@ -1979,6 +2047,7 @@ async fn tend(
                     signal_app(container, stop.signal.number(), &mut hears).await;
                 }
                 Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
+                Order::ListenAgain => drop(container.say(relay::LISTEN_AGAIN).await),
                 Order::Start(what, fds) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     send(container, &what, &fds, &mut hears).await;

@@ -490,11 +490,14 @@ fn supervise_here(
         Err(e) => match &e {
             StackError::AppEnded { app, exit, .. }
             | StackError::EndedBefore { app, exit, .. }
+            | StackError::EndedUnhealthy { app, exit }
             | StackError::JobFailed { app, exit } => {
                 let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
                 End::Early(exit, advised(e.into(), &hints))
             }
-            StackError::NotListening { app, .. } | StackError::JobGoesOn { app, .. } => {
+            StackError::NotListening { app, .. }
+            | StackError::Unhealthy { app, .. }
+            | StackError::JobGoesOn { app, .. } => {
                 let hints = hints(&apps, Some(app), None, &said);
                 return Err(advised(e.into(), &hints));
             }

@@ -1,10 +1,14 @@
 //! The keys of an app's life: what it comes up after, whether it is a job, when it is started again.
 
+use std::time::Duration;
+
 use toml::de::DeValue;
 
 use super::{Placed, ReadApp, Reader, Section, check, keys, quoted, values};
 use crate::config::order;
-use crate::config::{After, Restart, RestartLimit, Until};
+use crate::config::{
+    After, Check, Health, OnUnhealthy, Protocol, Publish, Restart, RestartLimit, Until,
+};
 
 /// What counts starts within a window keeps each.
 const MOST_RESTARTS: f64 = 1000.0;
@@ -118,6 +122,123 @@ impl Reader<'_> {
         }
         let window = window.map(|placed| placed.value);
         (policy, max.map(|max| RestartLimit { max, window }))
+    }
+
+    /// `health`, with its port if that is said; `ports` are what the app publishes, and its `listen`.
+    pub(super) fn health(
+        &mut self,
+        section: &Section<'_, '_>,
+        (publish, listen): (Option<&[Placed<Publish>]>, &[u16]),
+        job: bool,
+    ) -> (Option<Health>, Option<Placed<u16>>) {
+        let Some(table) = self.section(section, keys::HEALTH) else {
+            return (None, None);
+        };
+        self.unknown_keys(&table, keys::HEALTH_KEYS);
+        let kinds = [keys::HTTP, keys::TCP, keys::CHECK];
+        if kinds.iter().filter(|key| table.has(**key)).count() != 1 {
+            let message = "`health` needs either `http`, `tcp` or `command`".to_owned();
+            self.key_problem(table.head.clone(), message, keys::HEALTH);
+            return (None, None);
+        }
+        if job {
+            let message = "a job has no health: it ends, with 0 or not".to_owned();
+            self.key_problem(table.head.clone(), message, keys::JOB);
+        }
+        let own = self.health_port(&table);
+        let tcp = publish.unwrap_or_default().iter();
+        let mut tcp = tcp.filter(|publish| publish.value.protocol == Protocol::Tcp);
+        let first = tcp.next().map(|publish| publish.value.app_port);
+        let port = own.as_ref().map(|port| port.value);
+        let port = port.or(first).or(listen.first().copied());
+        let check = self.check(&table, port);
+        let time = |reader: &mut Self, key, default| {
+            let time = reader.one(&table, key, values::time);
+            time.map_or(default, |placed| placed.value)
+        };
+        const SECOND: Duration = Duration::from_secs(1);
+        let retries = self.number(&table, keys::RETRIES, |n| {
+            (n.fract() == 0.0 && (1.0..=MOST_RESTARTS).contains(&n)).then_some(n as u32)
+        });
+        let on_unhealthy = self.one(&table, keys::ON_UNHEALTHY, values::on_unhealthy);
+        let health = check.map(|check| Health {
+            check,
+            interval: time(self, keys::INTERVAL, 5 * SECOND),
+            timeout: time(self, keys::TIMEOUT, 5 * SECOND),
+            retries: retries.unwrap_or(3),
+            start_period: time(self, keys::START_PERIOD, 60 * SECOND),
+            on_unhealthy: on_unhealthy.map_or_else(OnUnhealthy::default, |placed| placed.value),
+        });
+        (health, own)
+    }
+
+    fn health_port(&mut self, table: &Section<'_, '_>) -> Option<Placed<u16>> {
+        let (_, value) = table.get(keys::PORT.name)?;
+        let most = f64::from(u16::MAX);
+        let port = self.number(table, keys::PORT, |n| {
+            (n.fract() == 0.0 && (1.0..=most).contains(&n)).then_some(n as u16)
+        })?;
+        Some(Placed {
+            value: port,
+            span: value.span(),
+        })
+    }
+
+    fn check(&mut self, table: &Section<'_, '_>, port: Option<u16>) -> Option<Check> {
+        if table.has(keys::CHECK) {
+            let words = self.many(table, keys::CHECK, |text| Ok(text.to_owned()))?;
+            let command: Vec<String> = words.into_iter().map(|placed| placed.value).collect();
+            if command.is_empty() {
+                self.key_problem(
+                    table.head.clone(),
+                    "the command is empty".to_owned(),
+                    keys::CHECK,
+                );
+                return None;
+            }
+            return Some(Check::Command { command });
+        }
+        let path = self.one(table, keys::HTTP, values::http_path);
+        let flag = self.flag(table, keys::TCP);
+        if table.has(keys::TCP) && flag.is_none() {
+            return None;
+        }
+        if flag == Some(false) {
+            let message = "`tcp` can be true, or left out".to_owned();
+            self.key_problem(table.head.clone(), message, keys::TCP);
+            return None;
+        }
+        let Some(port) = port else {
+            let message = "`health` needs a port: the app publishes none by TCP".to_owned();
+            self.key_problem(table.head.clone(), message, keys::PORT);
+            return None;
+        };
+        match (table.has(keys::TCP), path) {
+            (true, _) => Some(Check::Tcp { port }),
+            (false, path) => path.map(|path| Check::Http {
+                port,
+                path: path.value,
+            }),
+        }
+    }
+
+    /// An app's health check connects within the app: to no other ports than those that the app may bind.
+    pub(super) fn health_ports(&mut self, apps: &[ReadApp]) {
+        for read in apps {
+            let (Some(port), Some(app)) = (&read.health_port, &read.app) else {
+                continue;
+            };
+            let own = |publish: &Publish| publish.ports().any(|(_, app)| app == port.value);
+            let served = apps.iter().flat_map(|other| &other.connect).any(|connect| {
+                let ports = connect.value.first_port..=connect.value.last_port;
+                connect.value.app == app.name && ports.contains(&port.value)
+            });
+            if !served && !app.listen.contains(&port.value) && !app.publish.iter().any(own) {
+                let message = format!("the app may not listen on port {}", port.value);
+                let example = format!("listen = [{}]", port.value);
+                self.problem(port.span.clone(), message, keys::PORT.expected, &example);
+            }
+        }
     }
 
     /// What an app comes up after is another app of this file, which can get as far as that, and there is no circle.

@@ -99,11 +99,26 @@ pub(super) enum Step {
     Over,
 }
 
+/// A live change that has not begun.
+pub(super) struct Waiting {
+    pub(super) apply: Apply,
+    pub(super) sockets: Vec<OwnedFd>,
+    pub(super) channel: Channel,
+}
+
 impl Supervisor {
-    /// Begins a live change, unless there is one.
+    /// Begins a live change, unless there is one. Ports that are being closed or opened are waited for.
     pub(super) fn apply(&mut self, apply: Apply, sockets: Vec<OwnedFd>, channel: Channel) {
+        if self.entries.is_changing() && self.entries.waiting.is_none() {
+            self.entries.waiting = Some(Waiting {
+                apply,
+                sockets,
+                channel,
+            });
+            return;
+        }
         let leaving = self.leaving.iter().filter(|relay| relay.lives()).count();
-        let why = if self.applying {
+        let why = if self.applying || self.entries.waiting.is_some() {
             Some("another live change is under way".to_owned())
         } else if apply.running != self.ground.plan {
             Some("the stack has changed meanwhile".to_owned())
@@ -150,7 +165,8 @@ impl Supervisor {
             Step::Ground(ground) => {
                 self.journal.traffic.rename(Names::of(&ground.plan));
                 self.record_as(&ground.plan);
-                self.ground = ground;
+                let before = std::mem::replace(&mut self.ground, ground);
+                self.check_as_planned(&before);
             }
             Step::Join(id) => self.parts.push(Part::new(id)),
             Step::GiveUp(id) => self.give_up(id),
@@ -160,6 +176,7 @@ impl Supervisor {
             Step::Note(text) => self.note(PartId::Sidecar, text),
             Step::Over => {
                 self.applying = false;
+                self.change_is_over();
                 return self.all_ended();
             }
         }
@@ -863,7 +880,11 @@ impl Task {
         let joined = old.plan.apps.len()..next.plan.apps.len();
         left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
         for id in std::mem::take(&mut self.done.restarted) {
-            left.extend(restart(&self.events, id, &old).await.err());
+            let again = restart(&self.events, id, &old).await;
+            // What was not well before need not be so now.
+            let was_ill =
+                matches!(id, PartId::App(_)) && old.closed().contains(&old.app_plan(id).name);
+            left.extend(again.err().filter(|_| !was_ill));
         }
         if self.done.relay {
             self.share_ports(true);
@@ -913,7 +934,7 @@ async fn restart(
 
 /// Puts the sidecar's rules in the place of whatever there is.
 async fn load_whole(ground: &Ground) -> Result<(), String> {
-    let rules = firewall::sidecar_batch(&ground.plan);
+    let rules = ground.whole_rules();
     let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
     loaded.map_err(|e| e.to_string())
 }
