@@ -855,7 +855,8 @@ impl Supervisor {
         if self.is_job(id) {
             return self.wait_for_job(id);
         }
-        if id == PartId::Relay {
+        // One that waits for the gate hears nothing but that it has opened.
+        if id == PartId::Relay && !self.gated {
             self.listen_again();
         }
         let known = health.is_some();
