@@ -18,8 +18,10 @@ use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use rustix::event::Timespec;
 
 use crate::names::StackName;
 use crate::plan::Plan;
@@ -31,6 +33,16 @@ const ENDED: &str = ".ended";
 const ENDED_STACKS: usize = 50;
 /// …of how many bytes together.
 const ENDED_BYTES: u64 = 8 << 20;
+
+/// How long a lock is waited for: far longer than anybody has one who works.
+const LOCK_WITHIN: Duration = Duration::from_secs(30);
+/// The same when who has it was stopped (SIGSTOP), and won't give it back by himself.
+const STOPPED_WITHIN: Duration = Duration::from_secs(2);
+/// flock(2) waits without a limit, so it is tried this often instead.
+const TRIED_EVERY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
 
 /// A file or directory of the state could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +56,16 @@ pub enum StateError {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// Somebody has a lock for too long.
+    #[error("wait for the lock {}: {} has it{}", path.display(), holder.map_or_else(|| "somebody".to_owned(), |pid| format!("process {pid}")), if *stopped { ", and was stopped (SIGSTOP)" } else { " for too long" })]
+    Held {
+        /// The lock's file.
+        path: PathBuf,
+        /// Whose it is, where the kernel tells.
+        holder: Option<u32>,
+        /// Whether that one was stopped.
+        stopped: bool,
     },
     /// The directory is not ours alone.
     #[error("{} belongs to uid {uid} with mode {mode:o}: it must be ours, and nobody else may write there", path.display())]
@@ -171,8 +193,7 @@ impl StateRoot {
             });
         }
         let path = self.0.join(".lock");
-        let lock = Flock::lock(open_lock(&path)?, FlockArg::LockExclusive)
-            .map_err(|(_, e)| at("lock", &path)(e.into()))?;
+        let lock = lock_in_time(&path, open_lock(&path)?, FlockArg::LockExclusiveNonblock)?;
         let ours = lock.metadata().map_err(at("look at", &path))?;
         Ok(match std::fs::metadata(&path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
@@ -229,9 +250,7 @@ impl StateRoot {
         }
         let path = self.stack(name).join("lock");
         let lock = File::open(&path).map_err(at("open", &path))?;
-        Flock::lock(lock, FlockArg::LockShared)
-            .map(|_| Liveness::Crashed)
-            .map_err(|(_, e)| at("lock", &path)(e.into()))
+        lock_in_time(&path, lock, FlockArg::LockSharedNonblock).map(|_| Liveness::Crashed)
     }
 
     /// Makes the stack's directory and takes its lock; `None` when it lives.
@@ -475,6 +494,58 @@ fn names(dir: &Path, name_of: fn(&str) -> Option<&str>) -> Result<Vec<StackName>
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Takes a lock, or says who has it after [`LOCK_WITHIN`], or [`STOPPED_WITHIN`].
+fn lock_in_time(path: &Path, mut file: File, how: FlockArg) -> Result<Flock<File>, StateError> {
+    let begun = Instant::now();
+    let mut looks = STOPPED_WITHIN;
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(lock) => return Ok(lock),
+            Err((file, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => file,
+            Err((_, e)) => return Err(at("lock", path)(e.into())),
+        };
+        let waited = begun.elapsed();
+        if waited >= looks {
+            looks += Duration::from_secs(1);
+            let holder = holder_of(&file);
+            let stopped = holder.is_some_and(is_stopped);
+            if stopped || waited >= LOCK_WITHIN {
+                let path = path.to_owned();
+                return Err(StateError::Held {
+                    path,
+                    holder,
+                    stopped,
+                });
+            }
+        }
+        // EINTR only makes it the shorter.
+        let _ = rustix::event::poll(&mut [], Some(&TRIED_EVERY));
+    }
+}
+
+/// Who has the lock of a file, by /proc/locks (proc_locks(5)).
+fn holder_of(file: &File) -> Option<u32> {
+    let meta = file.metadata().ok()?;
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // Who waits has an arrow in the place of FLOCK.
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [_, "FLOCK", _, _, pid, file, ..] if file == wanted => pid.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
+/// Whether a process was stopped, by a signal or by who traces it.
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Its name is in parentheses, and may have some of its own.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with(['T', 't']))
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {

@@ -387,3 +387,35 @@ fn a_zombie_that_somebody_else_left_in_a_part_keeps_neither_the_part_nor_the_sta
     assert!(!lab.root().join("run/lrpns/visited").exists());
     assert!(!lab.ok(&["ip", "-o", "link"]).contains("lrp"));
 }
+
+/// Has the lock of all stacks, and is stopped.
+const STOPPED: &str = r#"
+import fcntl, os, signal
+os.makedirs("/run/lrpns", 0o700, exist_ok=True)
+lock = open("/run/lrpns/.lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("ready", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"#;
+
+#[test]
+fn who_was_stopped_with_the_lock_of_all_stacks_is_named_and_not_waited_for() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(
+        &lab,
+        "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\n",
+    );
+    let _stopped = lab.start(&[PYTHON, "-c", STOPPED]);
+    for command in [&["ps"][..], &["rm", "none"], &["gc"], &["up", "-d"]] {
+        let args = [&["timeout", "60", lrpns()][..], command].concat();
+        let refused = lab.run(&args);
+        let said = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(125), "{command:?}: {said}");
+        assert!(said.contains("/run/lrpns/.lock: process "), "{said}");
+        assert!(said.contains("was stopped (SIGSTOP)"), "{said}");
+        assert!(said.contains("hint: kill -CONT "), "{said}");
+    }
+}

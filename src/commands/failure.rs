@@ -136,7 +136,17 @@ impl From<ConfigErrors> for Failure {
 
 impl From<StateError> for Failure {
     fn from(e: StateError) -> Self {
-        Self::unable(chain(&e))
+        let failure = Self::unable(chain(&e));
+        match e {
+            StateError::Held {
+                holder: Some(pid),
+                stopped: true,
+                ..
+            } => failure.hint(format!(
+                "kill -CONT {pid} lets it go on; kill -KILL {pid} ends it, and with it what it had begun"
+            )),
+            _ => failure,
+        }
     }
 }
 
