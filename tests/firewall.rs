@@ -198,6 +198,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         after: vec![],
         job: false,
         restart_limit: Default::default(),
+        health: None,
         publish: (0..ports)
             .map(|port| PublishPlan {
                 protocol: lrpns::config::Protocol::Tcp,
