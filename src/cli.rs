@@ -1,6 +1,7 @@
 //! The command line, as types only.
 #![forbid(unsafe_code)]
 
+mod habits;
 mod help;
 pub mod hide;
 mod time;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::names::StackName;
+pub use habits::{answer, rewritten};
 pub use help::command;
 
 /// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
@@ -39,6 +41,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Source {
     /// The stack's name; left out, it is the file's, or the built-in example's
+    #[arg(value_parser = habits::stack)]
     pub stack: Option<StackName>,
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
@@ -86,9 +89,19 @@ pub enum Command {
         /// Publish only after `lrpns audit` has passed; else take the stack down, say what it found and exit with 1
         #[arg(long)]
         gate: bool,
+        /// What one stack more would be, or its apps: refused, with what to do instead.
+        #[arg(hide = true)]
+        more: Vec<String>,
+    },
+    /// Start a stack that has ended, or an app of a running one that has
+    #[command(hide = true, after_help = "Example: lrpns start customerA")]
+    Start {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
     },
     /// Take a stack down; nothing to take down is success
-    #[command(after_help = "Example: lrpns down --all")]
+    #[command(alias = "stop", after_help = "Example: lrpns down --all")]
     Down {
         /// Which stack.
         #[command(flatten)]
@@ -98,7 +111,7 @@ pub enum Command {
         all: bool,
     },
     /// List the stacks of this user
-    #[command(after_help = "Example: lrpns ps --json")]
+    #[command(alias = "ls", alias = "list", after_help = "Example: lrpns ps --json")]
     Ps {
         /// Also stacks that have ended
         #[arg(short, long)]
@@ -124,6 +137,32 @@ pub enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Print what `status --json` does
+    #[command(hide = true, after_help = "Example: lrpns inspect customerA")]
+    Inspect {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List the processes of each part
+    #[command(after_help = "Example: lrpns top customerA")]
+    Top {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Send a signal to an app's command, or to every app's
+    #[command(
+        after_help = "Example: lrpns kill -s HUP customerA/app\n\nAn app that ends by it is started again if `restart` says so."
+    )]
+    Kill {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// Its name, with SIG or without, or its number
+        #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = habits::signal)]
+        signal: nix::sys::signal::Signal,
     },
     /// Start a part again; addresses, rules and the other parts stay
     #[command(after_help = "Example: lrpns restart customerA/sidecar")]
@@ -241,7 +280,10 @@ pub enum Command {
         json: bool,
     },
     /// Run a command with exactly the privileges of a part, never more
-    #[command(after_help = "Example: lrpns exec customerA --part app -- /bin/sh")]
+    #[command(
+        after_help = "Example: lrpns exec customerA/app -- /bin/sh\n\nWhere one of the three standard streams is a terminal, the command has a pseudo-terminal in \
+                      its place; -i and -t are taken and change nothing."
+    )]
     Exec {
         /// Which stack.
         #[command(flatten)]
@@ -249,6 +291,12 @@ pub enum Command {
         /// `sidecar`, `relay` or an app's name; left out, the first app
         #[arg(long)]
         part: Option<String>,
+        /// As it is in any case.
+        #[arg(short, long, hide = true)]
+        interactive: bool,
+        /// As it is in any case.
+        #[arg(short, long, hide = true)]
+        tty: bool,
         /// The command. In the sidecar and the relay, whose roots are empty, it is a static program of the host's
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
@@ -291,7 +339,10 @@ pub enum Command {
         json: bool,
     },
     /// Print what `up` would do and where each value comes from; change nothing
-    #[command(after_help = "Example: lrpns plan -f lrpns.toml --json")]
+    #[command(
+        alias = "config",
+        after_help = "Example: lrpns plan -f lrpns.toml --json"
+    )]
     Plan {
         /// Where the configuration comes from.
         #[command(flatten)]
@@ -384,9 +435,14 @@ pub enum Command {
     /// Forget a stack that has ended
     #[command(after_help = "Example: lrpns rm customerA")]
     Rm {
-        /// Which stack.
-        #[command(flatten)]
-        target: Target,
+        /// The stack's name; left out, it is the file's, or the built-in example's
+        stack: Option<String>,
+        /// The configuration that names the stack
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Take it down first if it runs
+        #[arg(short, long)]
+        force: bool,
     },
     /// Print a shell's completions
     #[command(after_help = "Example: lrpns completions bash > /etc/bash_completion.d/lrpns")]

@@ -32,7 +32,17 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let matches = lrpns::cli::command().get_matches();
+    clap_complete::CompleteEnv::with_factory(lrpns::commands::complete::command)
+        .var(lrpns::commands::complete::VARIABLE)
+        .complete();
+    let args = lrpns::cli::rewritten(std::env::args_os().collect());
+    let matches = match lrpns::cli::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(e) => match lrpns::cli::answer(&e) {
+            Some(answer) => return lrpns::commands::failure::Failure::usage(answer).print(),
+            None => e.exit(),
+        },
+    };
     // They were made by these very types.
     let cli = lrpns::cli::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     // What can't be hidden stays where whoever typed it has put it.

@@ -32,6 +32,22 @@ pub fn harmless(text: &str, most: usize) -> String {
     shown
 }
 
+/// A size as the configuration writes it: `64M`, `1.5G`.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    let Some((shift, unit)) = units.into_iter().find(|(shift, _)| bytes >> shift > 0) else {
+        return bytes.to_string();
+    };
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    match tenths % 10 {
+        0 => format!("{}{unit}", tenths / 10),
+        // Of large numbers nobody wants to know.
+        _ if tenths >= 1000 => format!("{}{unit}", tenths / 10),
+        tenth => format!("{}.{tenth}{unit}", tenths / 10),
+    }
+}
+
 /// A time as the configuration writes it: `500ms`, `10s`, `2m`, `7d`.
 #[must_use]
 pub fn duration(time: Duration) -> String {
@@ -64,6 +80,23 @@ mod tests {
             (86_400_000, "1d"),
         ] {
             assert_eq!(duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn a_size_is_written_as_people_write_it() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1 << 10, "1K"),
+            (1536, "1.5K"),
+            (64 << 20, "64M"),
+            ((64 << 20) + 1, "64M"),
+            (100 * (1 << 20) + (1 << 19), "100M"),
+            (3 << 29, "1.5G"),
+            (u64::MAX, "17179869183G"),
+        ] {
+            assert_eq!(size(bytes), text);
         }
     }
 

@@ -5,6 +5,7 @@ mod apply;
 mod audit;
 mod capture;
 mod cause;
+pub mod complete;
 mod doctor;
 mod down;
 mod ended;
@@ -14,6 +15,7 @@ mod gate;
 mod help;
 mod init;
 mod interrupt;
+mod kill;
 mod logs;
 mod opener;
 mod plan;
@@ -23,6 +25,7 @@ mod rules;
 pub mod scratch;
 mod status;
 mod target;
+mod top;
 mod trace;
 mod up;
 
@@ -30,9 +33,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::CommandFactory;
-
-use crate::cli::{AuditFormat, Cli, Command, Source, Target};
+use crate::cli::{AuditFormat, Command, Source, Target};
 use crate::commands::failure::Failure;
 use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
 use crate::control::{ANSWERS_WITHIN, Client, Reply, Request, Status, is_gone, is_silent};
@@ -52,7 +53,9 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             detach,
             strict_limits,
             gate,
+            more,
         } => {
+            target::one_stack_only(&source, &more)?;
             let wishes = up::Wishes {
                 strict_limits,
                 gate,
@@ -101,6 +104,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
             up::run(config::run(&options, &here)?, tty, interactive)
         }
+        Command::Start { target } => start(&target),
         Command::Down { all: true, .. } => down::all(),
         Command::Down { target, .. } => down::one(&whole(&target, "down", Some("restart"))?),
         Command::Ps { all, quiet, json } => status::ps(all, quiet, json),
@@ -111,6 +115,18 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         } => {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
             status::status(&meant, previous, json)
+        }
+        Command::Inspect { target } => {
+            let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
+            status::status(&meant, false, true)
+        }
+        Command::Top { target } => top::top(&target::one(
+            target.stack.as_deref(),
+            target.file.as_deref(),
+        )?),
+        Command::Kill { target, signal } => {
+            let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
+            kill::kill(meant, signal)
         }
         Command::Restart { words, file } => {
             let (stack, parts) = target::several(&words, file.as_deref())?;
@@ -186,6 +202,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             target,
             part,
             command,
+            ..
         } => {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
             exec::exec(&meant.stack, part.or(meant.part), &command)
@@ -219,16 +236,40 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Gc { all } => down::gc(all),
-        Command::Rm { target } => ended::remove(&whole(&target, "rm", None)?),
+        Command::Rm { stack, file, force } => {
+            let stack = target::whole(stack.as_deref(), file.as_deref(), "rm", None)?;
+            if force {
+                down::one(&stack)?;
+            }
+            ended::remove(&stack)
+        }
         Command::Completions { shell } => {
-            let mut script = vec![];
-            clap_complete::generate(shell, &mut Cli::command(), "lrpns", &mut script);
-            print(&String::from_utf8_lossy(&script))?;
+            complete::register(shell)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => help::man(dir.as_deref()),
         Command::Help { topic } => help::help(topic.as_deref()),
     }
+}
+
+/// Starts what has ended: a stack as `up -d` does, or an app as `restart` does.
+fn start(target: &Target) -> Result<ExitCode, Failure> {
+    let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
+    if let Some(part) = meant.part {
+        return restart::restart(&meant.stack, vec![part]);
+    }
+    let source = Source {
+        stack: target.stack.as_ref().map(|_| meant.stack),
+        file: target.file.clone(),
+        demo: false,
+        set: vec![],
+        env_file: None,
+    };
+    let config = configuration(&source, Named::No)?;
+    if let Some(line) = up::demo(&config) {
+        eprintln!("{line}");
+    }
+    up::up(config, true, up::Wishes::default())
 }
 
 /// Prints to standard output; a reader that has gone away is no failure of ours.
@@ -324,7 +365,23 @@ fn configuration_or(
     if here.exists() {
         let config = config::load(here, &vars)?;
         match &source.stack {
-            Some(stack) if *stack != config.name => passed_over = Some(config.name),
+            Some(stack) if *stack != config.name => {
+                if config
+                    .apps
+                    .iter()
+                    .any(|app| app.name.as_str() == stack.as_str())
+                {
+                    return Err(Failure::usage(format!(
+                        "{stack} is an app of {}, and this command takes a whole stack; nothing was done",
+                        config.name
+                    ))
+                    .hint(format!(
+                        "a stack's apps start together: name {}, or nothing; lrpns restart {}/{stack} starts that one again",
+                        config.name, config.name
+                    )));
+                }
+                passed_over = Some(config.name);
+            }
             _ => return Ok(config),
         }
     }

@@ -86,6 +86,23 @@ pub(super) fn whole(
     .hint(hint))
 }
 
+/// Refuses to start apps by name, which a stack's are not.
+pub(super) fn one_stack_only(source: &Source, more: &[String]) -> Result<(), Failure> {
+    if more.is_empty() {
+        return Ok(());
+    }
+    let names = source.stack.iter().map(StackName::as_str);
+    let names: Vec<&str> = names.chain(more.iter().map(String::as_str)).collect();
+    Err(Failure::usage(format!(
+        "lrpns up takes one stack, and {} are {}; nothing was done",
+        names.join(", "),
+        names.len()
+    ))
+    .hint(
+        "a stack's apps start together, in the order of `after`: lrpns up -d; lrpns restart STACK/APP starts one again",
+    ))
+}
+
 /// The configuration that names the stack.
 fn of_file(file: Option<&Path>) -> Result<Config, Failure> {
     let source = Source {

@@ -40,6 +40,13 @@ pub enum Request {
         /// The part.
         part: Option<String>,
     },
+    /// Send a signal to an app's command; `None` for every app's.
+    Signal {
+        /// The app.
+        part: Option<String>,
+        /// The signal's number.
+        signal: i32,
+    },
     /// The log; with `follow` until either side ends.
     Logs {
         /// Which lines.

@@ -1108,6 +1108,7 @@ impl Supervisor {
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
+            Request::Signal { part, signal } => self.signal(part.as_deref(), signal),
             Request::Logs { filter, follow } => {
                 let parts = filter.parts.iter().map(String::as_str);
                 let mut parts = parts.filter(|part| *part != TrafficBuf::PART);
@@ -1258,6 +1259,34 @@ impl Supervisor {
                 part.waiting.push(client.clone());
                 self.launch(id);
             }
+        }
+    }
+
+    /// Sends a signal to an app's command, or to every app's.
+    fn signal(&mut self, part: Option<&str>, signal: i32) -> Reply {
+        let ids = match part.map(|name| self.find_app(name)) {
+            Some(Ok(id)) => vec![id],
+            Some(Err(reply)) => return *reply,
+            None => self.ground.apps().collect(),
+        };
+        let mut sent = false;
+        for id in ids {
+            if let Some(process) = &self.part(id).process {
+                let order = Order::Start(ToStage::Signal(signal), vec![]);
+                sent |= process.orders.send(order).is_ok();
+                let signal = Exit::Signal(signal);
+                self.note(id, format!("{signal} sent, as asked for"));
+            }
+        }
+        match sent {
+            true => Reply::Done,
+            false => refused(
+                match part {
+                    Some(name) => format!("{name} does not run"),
+                    None => "no app runs".to_owned(),
+                },
+                None,
+            ),
         }
     }
 
