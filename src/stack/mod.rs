@@ -367,6 +367,10 @@ pub struct Launched {
 }
 
 /// What has become of a part at a start.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each start of a part, and it is taken apart at once"
+)]
 pub enum Begun {
     /// It runs.
     Runs(Launched),
