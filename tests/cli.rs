@@ -794,6 +794,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
     assert_eq!(
         keys(&status),
         [
+            "closed",
             "gated",
             "parts",
             "plan",
@@ -814,6 +815,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
         let wanted = [
             "cgroup",
             "gave_up",
+            "health",
             "host_uid",
             "in_a_row",
             "init",
