@@ -360,6 +360,7 @@ fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
     });
     assert_eq!(lab.client_get(&format!("http://{LAB}:5000/")), Err(7));
     user.lrpns_ok(&["down"]);
+    user.lrpns_ok(&["gc", "--all"]);
     let left = lab.ok(&["find", user.runtime.as_deref().unwrap(), "-mindepth", "1"]);
     assert_eq!(left, "");
     user.lrpns_ok(&["up", "-d", "--demo"]);

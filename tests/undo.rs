@@ -555,8 +555,8 @@ fn an_up_that_is_interrupted_before_it_can_hear_of_it_leaves_nothing() {
             let all = String::from_utf8_lossy(&found.stdout).into_owned();
             let pids: Vec<&str> = all.split_whitespace().collect();
             let (first, last) = (pids.first()?, pids.last()?);
-            let stack = lab.run(&["cat", &format!("/proc/{last}/wchan")]);
-            let waits = String::from_utf8_lossy(&stack.stdout).contains("lock");
+            let open = lab.run(&["ls", "-l", &format!("/proc/{last}/fd")]);
+            let waits = String::from_utf8_lossy(&open.stdout).contains("/run/lrpns/.lock");
             (waits && pids.len() == 1 + detach.len()).then(|| (*first).to_owned())
         };
         let first = until("it waits for the lock", waits);

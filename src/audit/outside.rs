@@ -123,7 +123,7 @@ fn sets(who: &Who<'_>, may_hold: u64) -> Result<(bool, String), String> {
     Ok((good, format!("{}: {}", who.what, words.join(", "))))
 }
 
-fn mask(capabilities: &[caps::Capability]) -> u64 {
+pub(super) fn mask(capabilities: &[caps::Capability]) -> u64 {
     capabilities.iter().fold(0, |all, one| all | one.bitmask())
 }
 

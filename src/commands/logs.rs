@@ -319,14 +319,15 @@ fn older(recorded: &Recorded, wanted: &Wanted) -> Result<Vec<LogLine>, Failure> 
 /// What was said before the oldest line that is still in memory, and then that. The traffic log has memory of its own, and
 /// may go further back.
 fn with_older(mut on_disk: Vec<LogLine>, memory: Vec<LogLine>) -> Vec<LogLine> {
+    // Not the first: a connection's beginning is told when it is known to have begun, with the time of its first packet.
     let oldest = |traffic: bool| {
-        let mut lines = memory.iter();
         let of_that = |line: &&LogLine| (line.stream == Stream::Traffic) == traffic;
-        lines.find(of_that).map(|line| line.time)
+        memory.iter().filter(of_that).map(|line| line.time).min()
     };
     let (other, traffic) = (oldest(false), oldest(true));
     on_disk.retain(|line| {
-        let oldest = if line.stream == Stream::Traffic {
+        // What was left out on disk matters as long as memory does not have it.
+        let oldest = if line.part == TrafficBuf::PART {
             traffic
         } else {
             other

@@ -37,7 +37,7 @@ const STRANGE: [&str; 6] = [
 ];
 
 fn look(scene: &Scene<'_>) -> Found {
-    let apps = scene.plan().apps.iter();
+    let apps = scene.target.apps();
     let found = apps.map(|app| {
         let name = app.name.as_str();
         (

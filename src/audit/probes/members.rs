@@ -14,9 +14,10 @@ use std::path::Path;
 
 use super::{Found, Scene, nothing_of};
 use crate::audit::catalogue::{Probe, Side};
+use crate::audit::outside::mask;
 use crate::audit::{Group, Outcome};
-use crate::control::PartStatus;
-use crate::plan::Mode;
+use crate::control::{PartState, PartStatus};
+use crate::plan::{IdMap, Mode};
 
 /// Somebody in a part's namespaces who is not of the part.
 pub const MEMBERS: Probe = Probe {
@@ -125,6 +126,8 @@ struct Allowed {
     by_root: bool,
     /// The uids outside that are the part's: an app's pid 1 is another of them until it executes its command.
     uids: Vec<u32>,
+    /// Or any of these.
+    range: Option<IdMap>,
     /// The cgroups that its pid 1 is in; processes of other parts than an app come and go by themselves.
     cgroup: Option<String>,
 }
@@ -155,10 +158,11 @@ impl Allowed {
             own,
             capabilities: match part.name.as_str() {
                 "sidecar" if !plan.seal => NET_ADMIN,
-                _ => 0,
+                _ => app.map_or(0, |app| mask(app.ids.capabilities())),
             },
             root: root(&path),
             by_root: plan.mode == Mode::Root,
+            range: app.map(|app| app.ids).filter(IdMap::is_range),
             uids: match app {
                 Some(app) if app.ids.count > 1 => vec![part.host_uid, app.ids.host_id],
                 _ => vec![part.host_uid],
@@ -213,7 +217,11 @@ impl Allowed {
         };
         for ids in kinds {
             let found = field(&status, ids)?;
-            let is_ours = |id: &str| id.parse().is_ok_and(|id| self.uids.contains(&id));
+            let is_ours = |id: &str| {
+                id.parse().is_ok_and(|id| {
+                    self.uids.contains(&id) || self.range.is_some_and(|range| range.has(id))
+                })
+            };
             if !found.split_whitespace().all(is_ours) {
                 wrong.push(format!("{ids} {}", found.replace('\t', " ")));
             }
@@ -254,6 +262,10 @@ fn is_machinery(scene: &Scene<'_>, allowed: &Allowed, path: &str) -> bool {
 fn look(scene: &Scene<'_>) -> Found {
     let mut parts = BTreeMap::new();
     for part in &scene.target.status.parts {
+        // A job that has ended has nobody.
+        if scene.app(&part.name).is_some_and(|app| app.job) && part.state == PartState::Ended {
+            continue;
+        }
         parts.insert(part.name.as_str(), Allowed::of(scene, part));
     }
     let mut found = vec![];
