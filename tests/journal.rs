@@ -115,7 +115,12 @@ fn each_line_is_in_the_journal_with_fields_and_no_file_is_written() {
 
     // After the supervisor's death it is where it was, and logs finds it.
     lab.kill("KILL", &lab.status("shop")["supervisor"]);
-    let log = lab.lrpns_ok(&["logs", "shop", "db"]);
+    // Who asks a supervisor while it is dying hears that it has ended.
+    let log = until("the log is found", || {
+        let output = lab.lrpns(&["logs", "shop", "db"]);
+        let log = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(log)
+    });
     assert!(log.contains("db | FATAL"), "{log}");
     lab.lrpns_ok(&["down", "shop"]);
     booted.up("");
