@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe, until};
@@ -29,15 +29,6 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 5000), Handler).serve_forever()
 
 /// Quick enough for a test.
 const QUICK: &str = "interval = \"50ms\", timeout = \"2s\", retries = 2";
-
-fn data(lab: &Lab) -> PathBuf {
-    let dir = lab.dir.path().join("data");
-    std::fs::create_dir(&dir).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(&dir, mode).unwrap();
-    std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).unwrap();
-    dir
-}
 
 fn is_well(data: &Path, well: bool) {
     let path = data.join("health");
@@ -86,7 +77,7 @@ fn ports_are_published_only_while_the_app_is_healthy() {
             "relay" => Lab::new(),
             _ => Lab::forwarding(),
         };
-        let data = data(&lab);
+        let data = lab.volume("data");
         let file = web(&data, HTTP, &format!("via = \"{via}\""));
         let file = lab.write("shop.toml", &file);
         let url = format!("http://{LAB}:5000/");
@@ -157,7 +148,7 @@ fn an_unhealthy_app_keeps_its_ports_closed_whatever_starts_again() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     is_well(&data, true);
     look::up(&lab, &web(&data, HTTP, "via = \"relay\""));
     is_well(&data, false);
@@ -191,7 +182,7 @@ fn an_app_that_never_becomes_healthy_ends_the_start() {
     }
     let lab = Lab::new();
     let before = lab.traces();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let health = format!("{HTTP}, start_period = \"300ms\"");
     let file = lab.write("shop.toml", &web(&data, &health, ""));
     let (code, said) = lab.lrpns_err(&["up", "-d", "-f", file.to_str().unwrap()]);
@@ -222,7 +213,7 @@ fn a_check_holds_no_more_than_its_app() {
     }
     let lab = Lab::new();
     let _outside = lab.listen(&format!("{LAB}:7000"));
-    let data = data(&lab);
+    let data = lab.volume("data");
     let check = format!("command = {}", toml_list(&[PYTHON, "-c", PRIVILEGES]));
     look::up(&lab, &web(&data, &check, ""));
     let status = becomes(&lab, "healthy");
@@ -247,7 +238,7 @@ fn what_a_check_says_and_how_long_it_takes_is_bounded() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let script = "head -c 500000 /dev/zero | tr '\\0' x; if [ -e /data/hang ]; then touch /data/hangs; sleep 600; fi";
     let check = format!("command = {}", toml_list(&["/bin/sh", "-c", script]));
     let file = web(&data, &check, "").replace("timeout = \"2s\"", "timeout = \"700ms\"");
@@ -286,7 +277,7 @@ fn an_unhealthy_app_is_started_again_if_it_says_so() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     is_well(&data, true);
     let health = format!("{HTTP}, on_unhealthy = \"restart\"");
     look::up(&lab, &web(&data, &health, "restart = \"no\""));
@@ -343,7 +334,7 @@ fn health_changes_live_and_an_unhealthy_app_is_healed_by_apply() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     is_well(&data, true);
     let file = web(&data, HTTP, "");
     look::up(&lab, &file);
@@ -401,7 +392,7 @@ fn the_same_without_root() {
     if !user.may() {
         return;
     }
-    let data = data(&lab);
+    let data = lab.volume("data");
     is_well(&data, true);
     user.up(&web(&data, HTTP, ""));
     assert_eq!(lab.get("http://127.0.0.1:5000/").as_deref(), Ok("from web"));

@@ -43,16 +43,6 @@ while True:
     c.close()
 "#;
 
-/// A directory that every app may write to.
-fn data(lab: &Lab) -> std::path::PathBuf {
-    let dir = lab.dir.path().join("data");
-    std::fs::create_dir(&dir).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(&dir, mode).unwrap();
-    std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).unwrap();
-    dir
-}
-
 fn app(name: &str, command: &[&str], data: &Path, more: &str) -> String {
     format!(
         "[app.{name}]\nrootfs = \"host\"\ncommand = {}\nvolumes = [\"{}:/data:rw\"]\n{more}\n",
@@ -114,7 +104,7 @@ fn apps_come_up_in_their_order_and_a_job_is_done_before_those_after_it() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let up = look::up(&lab, &shop(&data));
     assert_in_order(
         &up,
@@ -164,7 +154,7 @@ fn a_job_that_fails_ends_the_start_with_what_it_said() {
     }
     let lab = Lab::new();
     let before = lab.traces();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let job = "echo no such table >&2; exit 3";
     let file = format!(
         "name = \"shop\"\n{}{}",
@@ -187,7 +177,7 @@ fn a_job_has_its_time_and_no_more() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let more = "job = true\nstart_timeout = \"2500ms\"";
     let file = format!(
         "name = \"shop\"\n{}",
@@ -210,7 +200,7 @@ fn an_app_that_ends_before_those_after_it_are_started_ends_the_start() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     // The job goes on for as long as the one that both wait for lives.
     let db = "sleep 0.2; exit 5";
     let job = "while :; do sleep 60; done";
@@ -237,7 +227,7 @@ fn a_stack_of_jobs_ends_with_them() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     let write = |name: &str| format!("echo {name} >>/data/order");
     let file = format!(
         "name = \"batch\"\n{}{}",
@@ -267,7 +257,7 @@ fn apply_keeps_the_order() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab);
+    let data = lab.volume("data");
     std::fs::write(data.join("order"), "migrate\n").unwrap();
     std::os::unix::fs::chown(data.join("order"), Some(1000), Some(1000)).unwrap();
     look::up(&lab, &format!("name = \"shop\"\n{}", web(&data, "")));
@@ -343,7 +333,7 @@ fn the_same_without_root() {
     if !user.may() {
         return;
     }
-    let data = data(&lab);
+    let data = lab.volume("data");
     user.up(&shop(&data));
     assert_eq!(said(&data), ["db", "migrate", "web"]);
     assert_eq!(lab.get("http://127.0.0.1:5000/").unwrap(), "from web");

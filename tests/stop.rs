@@ -54,17 +54,6 @@ threading.Event().wait(0.3)
 open("/data/flushed", "w").close()
 "#;
 
-/// A directory that everybody may write to, as an app's /data.
-fn data(lab: &Lab, name: &str) -> std::path::PathBuf {
-    let dir = lab.dir.path().join(name);
-    std::fs::create_dir(&dir).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(&dir, mode).unwrap();
-    // A writable volume is its app's user's on the disk.
-    std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).unwrap();
-    dir
-}
-
 /// A stack of one app.
 fn stack(name: &str, command: &[&str], data: &Path, more: &str) -> String {
     format!(
@@ -125,7 +114,7 @@ fn what_is_under_way_at_down_is_answered_and_nobody_new_is_let_in() {
         } else {
             Lab::new()
         };
-        let data = data(&lab, "data");
+        let data = lab.volume("data");
         let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
         look::up(
             &lab,
@@ -164,7 +153,7 @@ fn what_is_under_way_is_answered_at_a_restart_and_at_a_signal_to_up() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab, "data");
+    let data = lab.volume("data");
     let more = "publish = [\"0.0.0.0:5000:5000\"]\nvia = \"relay\"\nstop_signal = \"USR1\"";
     let file = stack("served", &[PYTHON, "-c", GRACEFUL], &data, more);
     let file = lab.write("served.toml", &file);
@@ -205,7 +194,7 @@ fn what_a_command_has_left_running_gets_its_signal_and_its_time() {
             "stop_timeout = \"2s\"",
         ),
     ] {
-        let data = data(&lab, name);
+        let data = lab.volume(name);
         look::up(
             &lab,
             &stack(name, &["/bin/sh", "-c", &command], &data, more),
@@ -215,7 +204,7 @@ fn what_a_command_has_left_running_gets_its_signal_and_its_time() {
         assert!(down.status.success(), "{}", describe(&down));
         assert!(data.join("flushed").exists(), "{name}: {}", stderr(&down));
     }
-    let data = data(&lab, "ends");
+    let data = lab.volume("ends");
     let command =
         format!("{server} & while [ ! -e /data/end ]; do sleep 0.01; done; rm /data/end; exit 3");
     look::up(
@@ -237,7 +226,7 @@ fn down_says_what_it_waits_for_and_that_it_killed() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab, "data");
+    let data = lab.volume("data");
     let command = "trap '' TERM; touch /data/ready; while :; do sleep 60; done";
     let more = "stop_timeout = \"2500ms\"";
     look::up(
@@ -264,7 +253,7 @@ fn a_second_ctrl_c_kills_at_once() {
         return;
     }
     let lab = Lab::new();
-    let data = data(&lab, "data");
+    let data = lab.volume("data");
     let command =
         "trap 'touch /data/told' TERM; touch /data/ready; while :; do sleep 60 & wait; done";
     let text = stack(
@@ -333,7 +322,7 @@ fn the_same_without_root() {
     if !user.may() {
         return;
     }
-    let data = data(&lab, "data");
+    let data = lab.volume("data");
     let command = format!("{PYTHON} -c '{GRACEFUL}' & wait");
     let more = "publish = [\"0.0.0.0:5000:5000\"]";
     user.up(&stack("served", &["/bin/sh", "-c", &command], &data, more));

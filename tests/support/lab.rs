@@ -227,6 +227,16 @@ impl Lab {
         path
     }
 
+    /// A new directory in the lab's, to be a writable volume, which is its app's user's on the disk.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir(&dir).expect("make a directory");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(&dir, mode).expect("open it to everybody");
+        std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).expect("give it away");
+        dir
+    }
+
     /// A file of `/proc/PID` for a process of the lab.
     pub fn proc(&self, pid: i64, file: &str) -> String {
         self.ok(&["cat", &format!("/proc/{pid}/{file}")])
