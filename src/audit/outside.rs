@@ -1040,7 +1040,11 @@ fn text(agent: &Result<Agent, String>, path: &str, look: impl FnOnce(&str) -> Ou
     }
 }
 
-fn texts(agent: &Result<Agent, String>, paths: Vec<String>) -> Result<Vec<Option<String>>, String> {
+/// The contents of files, read where the agent is; what can't be read there is `None`.
+pub(super) fn texts(
+    agent: &Result<Agent, String>,
+    paths: Vec<String>,
+) -> Result<Vec<Option<String>>, String> {
     match agent
         .as_ref()
         .map_err(Clone::clone)?

@@ -219,20 +219,16 @@ fn limit_what_counts_for_the_host(network: Network, namespaces: u32) -> io::Resu
             done => done.map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}"))),
         }
     };
-    for (name, most) in user_limits(network) {
-        let most = match name {
-            NO_USER_NAMESPACES => namespaces.into(),
-            _ => most,
-        };
+    for (name, most) in user_limits(network, namespaces) {
         set(name, most)?;
     }
     Ok(())
 }
 
-/// Every limit of a part's user namespace, by its name in /proc/sys/user.
-pub(crate) fn user_limits(network: Network) -> Vec<(&'static str, u64)> {
+/// Every limit of a part's user namespace, by its name in /proc/sys/user, where so many others may be made in it.
+pub(crate) fn user_limits(network: Network, namespaces: u32) -> Vec<(&'static str, u64)> {
     let mut all: Vec<_> = CEILINGS.map(|(name, most)| (name, most.into())).into();
-    all.push((NO_USER_NAMESPACES, 0));
+    all.push((NO_USER_NAMESPACES, namespaces.into()));
     for (name, of_the_host, most) in INOTIFY {
         let most = match network {
             Network::App { .. } => {

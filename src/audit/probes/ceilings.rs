@@ -1,7 +1,8 @@
 //! What a part may have of what is counted for the whole machine, read back.
 
-use super::{Found, Scene, nothing_of, read};
+use super::{Found, Scene, nothing_of};
 use crate::audit::catalogue::{Probe, Side};
+use crate::audit::outside::texts;
 use crate::audit::{Group, Outcome};
 use crate::confine::ceilings;
 use crate::part::namespaces::{self, Network};
@@ -33,10 +34,10 @@ fn user(scene: &Scene<'_>) -> Found {
             Some(_) => Network::App { ipv6: false },
             None => Network::Shared,
         };
-        let wanted = namespaces::user_limits(network);
+        let wanted = namespaces::user_limits(network, 0);
         let paths = wanted.iter();
         let paths = paths.map(|(limit, _)| format!("/proc/sys/user/{limit}"));
-        let found = read(agent, paths.collect())?;
+        let found = texts(agent, paths.collect())?;
         let mut wrong = vec![];
         for ((limit, most), found) in wanted.iter().zip(&found) {
             // A kernel without it has nothing to count.

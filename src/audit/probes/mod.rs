@@ -7,7 +7,7 @@ pub mod members;
 pub mod state;
 
 use super::Outcome;
-use super::agent::{Agent, Answer, Ask};
+use super::agent::Agent;
 use super::target::Target;
 use crate::plan::{AppPlan, Plan};
 
@@ -35,18 +35,6 @@ impl Scene<'_> {
     fn app(&self, name: &str) -> Option<&AppPlan> {
         let apps = self.plan().apps.iter();
         apps.into_iter().find(|app| app.name.as_str() == name)
-    }
-}
-
-/// The contents of files, read where the agent is; what can't be read there is `None`.
-fn read(agent: &Result<Agent, String>, paths: Vec<String>) -> Result<Vec<Option<String>>, String> {
-    match agent
-        .as_ref()
-        .map_err(Clone::clone)?
-        .ask(&Ask::Read(paths))?
-    {
-        Answer::Texts(texts) => Ok(texts),
-        _ => Err("the process inside answered something else".to_owned()),
     }
 }
 
