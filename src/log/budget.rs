@@ -38,6 +38,31 @@ pub struct Bucket {
     at: Instant,
 }
 
+/// A [`Bucket`] that remembers what was more than it had.
+#[derive(Debug)]
+pub struct Rationed {
+    bucket: Bucket,
+    left_out: u64,
+}
+
+impl Rationed {
+    /// By this bucket.
+    #[must_use]
+    pub fn by(bucket: Bucket) -> Self {
+        let left_out = 0;
+        Self { bucket, left_out }
+    }
+
+    /// How many of so many there is enough for; and how many there was not enough for since that was last said, if it is
+    /// to be said before these.
+    pub fn take(&mut self, all: u64, now: Instant) -> (u64, Option<u64>) {
+        let taken = self.bucket.take(all, now);
+        self.left_out += all - taken;
+        let says = taken > 0 && self.left_out > 0;
+        (taken, says.then(|| std::mem::take(&mut self.left_out)))
+    }
+}
+
 /// Billionths in a whole.
 const WHOLE: u128 = 1_000_000_000;
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::budget::Bucket;
+use super::budget::{Bucket, Rationed};
 use super::files::Files;
 use super::journald::Journald;
 use super::{LogLine, TrafficBuf};
@@ -19,8 +19,7 @@ pub struct Record {
     journald: Option<Journald>,
     /// What went wrong at the start, to be said in the log.
     complaint: Option<String>,
-    traffic: Bucket,
-    traffic_left_out: u64,
+    traffic: Rationed,
 }
 
 impl Record {
@@ -35,8 +34,11 @@ impl Record {
             files,
             journald,
             complaint,
-            traffic: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
-            traffic_left_out: 0,
+            traffic: Rationed::by(Bucket::new(
+                TRAFFIC_LINES,
+                TRAFFIC_LINES_AT_ONCE,
+                Instant::now(),
+            )),
         }
     }
 
@@ -85,10 +87,8 @@ impl Record {
         if !self.is_on() {
             return (0, None);
         }
-        let taken = self.traffic.take(all, Instant::now());
-        self.traffic_left_out += all - taken;
-        let said = (taken > 0 && self.traffic_left_out > 0).then(|| {
-            let left_out = std::mem::take(&mut self.traffic_left_out);
+        let (taken, left_out) = self.traffic.take(all, Instant::now());
+        let said = left_out.map(|left_out| {
             format!(
                 "{left_out} of {} are left out here: more than {TRAFFIC_LINES} a second",
                 TrafficBuf::PART

@@ -41,7 +41,7 @@ use crate::control::evidence::{self, By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall;
-use crate::log::budget::{Bucket, Budget, LeftOut};
+use crate::log::budget::{Bucket, Budget, LeftOut, Rationed};
 use crate::log::files::Files;
 use crate::log::journald::{Journald, SOCKET};
 use crate::log::record::Record;
@@ -318,9 +318,7 @@ struct Journal {
     tee: Tee,
     followers: Vec<Follower>,
     /// How many lines may be made of the traffic log for those.
-    traffic_lines: Bucket,
-    /// How many were not.
-    traffic_left_out: u64,
+    traffic_lines: Rationed,
 }
 
 /// A client that reads the log as it grows.
@@ -448,8 +446,11 @@ pub async fn run(
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],
-        traffic_lines: Bucket::new(TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, Instant::now()),
-        traffic_left_out: 0,
+        traffic_lines: Rationed::by(Bucket::new(
+            TRAFFIC_LINES,
+            TRAFFIC_LINES_AT_ONCE,
+            Instant::now(),
+        )),
     };
     if let Some(complaint) = journal.record.complaint() {
         journal.kept.push(event_line(RECORD.to_owned(), complaint));
@@ -1804,8 +1805,17 @@ impl Journal {
             .followers
             .iter()
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
+        let is_shown = followed || matches!(self.tee, Tee::Lines(_));
+        if is_shown || self.record.is_on() {
+            self.make_lines(records, is_shown);
+        }
+        self.traffic.push(records);
+    }
+
+    /// Makes lines of what the sidecar has said, for those who read them now, if there are any, and to be recorded.
+    fn make_lines(&mut self, records: &[u8], is_shown: bool) {
         let all = traffic::wire::records(records).count() as u64;
-        let shown = match followed || matches!(self.tee, Tee::Lines(_)) {
+        let shown = match is_shown {
             true => self.traffic_shown(all),
             false => 0,
         };
@@ -1823,15 +1833,12 @@ impl Journal {
                 self.record(&line);
             }
         }
-        self.traffic.push(records);
     }
 
     /// How many of so many records are made lines for those who read them now; says how many were not.
     fn traffic_shown(&mut self, all: u64) -> u64 {
-        let shown = self.traffic_lines.take(all, Instant::now());
-        self.traffic_left_out += all - shown;
-        if shown > 0 && self.traffic_left_out > 0 {
-            let left_out = std::mem::take(&mut self.traffic_left_out);
+        let (shown, left_out) = self.traffic_lines.take(all, Instant::now());
+        if let Some(left_out) = left_out {
             let text = format!(
                 "{left_out} are left out here: more than {TRAFFIC_LINES} a second; `lrpns logs --part traffic` has the last ones"
             );
