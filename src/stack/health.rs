@@ -88,8 +88,7 @@ impl Watch {
         let passed = checked.passed;
         let time = Timestamp::now();
         self.last = Some((time, checked));
-        let starts = self.state == State::Starting
-            && now.saturating_duration_since(self.begun) < health.start_period;
+        let starts = self.starts(now, health);
         self.failures = match passed {
             true => 0,
             false if starts => 0,
@@ -108,20 +107,23 @@ impl Watch {
         Some(state)
     }
 
+    /// Whether what fails does not count yet.
+    fn starts(&self, now: Instant, health: &Health) -> bool {
+        self.state == State::Starting
+            && now.saturating_duration_since(self.begun) < health.start_period
+    }
+
     /// How long it is until the next check: an app that starts is asked more often at first.
     #[must_use]
     pub fn pause(&self, now: Instant, health: &Health) -> Duration {
-        let starts = self.state == State::Starting
-            && now.saturating_duration_since(self.begun) < health.start_period;
-        match starts {
-            false if self.made == 0 => Duration::ZERO,
-            false => health.interval,
-            true if self.made == 0 => Duration::ZERO,
-            true => {
-                let doubled = 2_u32.saturating_pow(self.made - 1);
-                FIRST_PAUSE.saturating_mul(doubled).min(health.interval)
-            }
+        let Some(before) = self.made.checked_sub(1) else {
+            return Duration::ZERO;
+        };
+        if !self.starts(now, health) {
+            return health.interval;
         }
+        let doubled = 2_u32.saturating_pow(before);
+        FIRST_PAUSE.saturating_mul(doubled).min(health.interval)
     }
 
     /// What the last check said.

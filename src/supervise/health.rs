@@ -196,11 +196,10 @@ impl Supervisor {
     /// The apps to which nobody new is to be let in.
     fn unhealthy(&self) -> BTreeSet<PartName> {
         let open = |part: &super::Part| {
-            let healthy = part.health.as_ref();
+            let watched = part.health.as_ref();
             part.state == PartState::Running
                 && !part.ends_unhealthy
-                && healthy.is_some_and(|health| health.watch.state != State::Unhealthy)
-                && healthy.is_some_and(|health| health.watch.state != State::Starting)
+                && watched.is_some_and(|health| health.watch.state == State::Healthy)
         };
         let apps = self.parts.iter().filter(|part| {
             let app = matches!(part.id, PartId::App(_));
