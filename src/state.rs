@@ -26,6 +26,7 @@ use rustix::event::Timespec;
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::plan::reach::Document;
+use crate::sys;
 
 /// What stacks that have ended leave.
 const ENDED: &str = ".ended";
@@ -542,10 +543,7 @@ fn holder_of(file: &File) -> Option<u32> {
 
 /// Whether a process was stopped, by a signal or by who traces it.
 fn is_stopped(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Its name is in parentheses, and may have some of its own.
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|state| state.starts_with(['T', 't']))
+    matches!(sys::process::state(pid), Some('T' | 't'))
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {

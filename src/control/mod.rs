@@ -23,6 +23,7 @@ use crate::log::{Filter, LogLine};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::Plan;
 use crate::protocol;
+use crate::sys;
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -428,12 +429,7 @@ impl Client {
         let Ok((pid, _held)) = self.supervisor() else {
             return false;
         };
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        // What is in brackets before it is the program's name, which may have brackets of its own.
-        stat.is_ok_and(|stat| {
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('T'))
-        })
+        sys::process::state(pid.as_raw_nonzero().get().unsigned_abs()) == Some('T')
     }
 
     /// Waits for a reply, or the end, until then; whether there is one.

@@ -222,3 +222,12 @@ pub fn null_standard_descriptors() -> io::Result<()> {
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
 }
+
+/// The state of a process by its letter (proc_pid_stat(5)): `T` was stopped by a signal, `t` by who traces it. `None` where
+/// there is no such process.
+#[must_use]
+pub fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name is in parentheses, and may have some of its own.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
