@@ -493,9 +493,9 @@ fn cannot_bind(
     host: &Host,
 ) -> Problem {
     let address = publish.listen;
-    let (udp, sockets) = match publish.protocol {
-        Protocol::Tcp => ("", "-tanp"),
-        Protocol::Udp => ("/udp", "-uanp"),
+    let udp = match publish.protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => "/udp",
     };
     let what = format!("listen on {address}{udp}: {e}");
     match e.kind() {
@@ -538,8 +538,8 @@ fn cannot_bind(
                 None => problem(
                     what,
                     format!(
-                        "ss {sockets} 'sport = :{}' shows who has it, if it is not free again by now",
-                        address.port()
+                        "{} shows who has it, if it is not free again by now",
+                        holder::shown_by(address.port(), publish.protocol)
                     ),
                 ),
             }

@@ -17,6 +17,16 @@ use crate::{sys, text};
 /// So long a name of a process is shown; the kernel keeps 15 bytes (`TASK_COMM_LEN`).
 const MOST_NAME: usize = 15;
 
+/// The command by which root sees who has a port.
+#[must_use]
+pub fn shown_by(port: u16, protocol: Protocol) -> String {
+    let sockets = match protocol {
+        Protocol::Tcp => "-tanp",
+        Protocol::Udp => "-uanp",
+    };
+    format!("ss {sockets} 'sport = :{port}'")
+}
+
 /// What keeps `address` from being bound: a sentence, and what to do. `None` when nothing is seen that does.
 #[must_use]
 pub fn who_has(address: SocketAddr, protocol: Protocol) -> Option<(String, String)> {
@@ -61,15 +71,12 @@ fn overlap(theirs: IpAddr, ours: IpAddr) -> bool {
 fn told(holder: &Holder, protocol: Protocol, name: &str, seen: bool) -> (String, String) {
     let Holder { address, peer, .. } = holder;
     let port = address.port();
-    let sockets = match protocol {
-        Protocol::Tcp => "-tanp",
-        Protocol::Udp => "-uanp",
-    };
     let end = if seen {
         format!("end it, or publish another port than {port}")
     } else {
         format!(
-            "which one it is, root sees by ss {sockets} 'sport = :{port}'; or publish another port"
+            "which one it is, root sees by {}; or publish another port",
+            shown_by(port, protocol)
         )
     };
     let away = "a port that connections going out may get (net.ipv4.ip_local_port_range) can be taken at any time: \
