@@ -572,14 +572,13 @@ impl Stack {
                 async { Ok(net::create(plan, &host, sidecar_end, &app_ends).await?) },
             )
         };
-        let (sidecar, apps, relay, egress, links) = within("parts", parts).await?;
+        let (mut sidecar, apps, relay, egress, links) = within("parts", parts).await?;
         done("parts", progress)?;
 
         let host_rules = match gated {
             true => firewall::closed_host_rules(plan),
             false => firewall::host_rules(plan),
         };
-        let mut sidecar = sidecar;
         sidecar
             .notes
             .extend(load_host_rules(plan, &host_table, &host_rules)?);

@@ -77,7 +77,7 @@ impl Ground {
         }
         let all = All {
             ground: self,
-            progress: RefCell::new(&mut *progress),
+            progress: RefCell::new(progress),
             far: apps
                 .iter()
                 .map(|_| watch::Sender::new(Far::Waits))
@@ -86,9 +86,7 @@ impl Ground {
             begun: Cell::new(0),
         };
         let apps = apps.into_iter().enumerate();
-        let begun = try_join_all(apps.map(|(index, app)| all.start(index, app))).await?;
-        done("listening", progress)?;
-        Ok(begun)
+        try_join_all(apps.map(|(index, app)| all.start(index, app))).await
     }
 }
 
