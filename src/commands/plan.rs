@@ -528,7 +528,6 @@ fn ports(ports: &[u16]) -> String {
     runs.join(", ")
 }
 
-/// How many system calls, then their names; rules in full are in `--json`.
 /// What a range of ids is, and what it costs.
 fn range(out: &mut String, app: &AppPlan, origin: &str) -> std::fmt::Result {
     let (first, count) = (app.ids.host_id, app.ids.count);
@@ -548,6 +547,7 @@ fn range(out: &mut String, app: &AppPlan, origin: &str) -> std::fmt::Result {
     )
 }
 
+/// How many system calls, then their names; rules in full are in `--json`.
 fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt::Result {
     let (allowed, conditional) = profile.names();
     writeln!(

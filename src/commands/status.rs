@@ -133,8 +133,11 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
             });
         }
     }
-    for row in &mut rows {
-        row.ask(&state);
+    // Names alone need no answer of a supervisor.
+    if !quiet {
+        for row in &mut rows {
+            row.ask(&state);
+        }
     }
     let lives = |stack: &StackName| rows.iter().any(|row: &Row| row.stack == *stack);
     let ended: Vec<StackName> = match all {
