@@ -218,7 +218,7 @@ pub fn processes(target: &Target, findings: &mut Findings) {
         "all",
         all(&everybody, |who| {
             let uids = who.field("Uid")?;
-            let range = plan.apps.iter().find(|app| app.name.as_str() == who.part);
+            let range = plan.app_named(who.part);
             let range = range.map(|app| app.ids).filter(IdMap::is_range);
             let planned = |uid: u32| uid == who.uid || range.is_some_and(|ids| ids.has(uid));
             let good = uids
@@ -380,9 +380,7 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
         );
     }
     let ids = plan
-        .apps
-        .iter()
-        .find(|app| app.name.as_str() == who.part)
+        .app_named(who.part)
         .map(|app| app.ids)
         .or(match who.part {
             "sidecar" => Some(plan.sidecar),

@@ -806,7 +806,7 @@ impl Plan {
     /// The app of that name.
     #[must_use]
     pub fn app(&self, name: &PartName) -> Option<&AppPlan> {
-        self.apps.iter().find(|app| app.name == *name)
+        self.app_named(name.as_str())
     }
 
     /// The uid, on the host, of a part with these ids.

@@ -33,8 +33,7 @@ impl Scene<'_> {
 
     /// The app of that name.
     fn app(&self, name: &str) -> Option<&AppPlan> {
-        let apps = self.plan().apps.iter();
-        apps.into_iter().find(|app| app.name.as_str() == name)
+        self.plan().app_named(name)
     }
 }
 

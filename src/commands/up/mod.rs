@@ -616,12 +616,7 @@ fn advise(hints: &[String]) {
 fn restless(status: &Status, said: &[LogLine]) -> Vec<String> {
     let mut lines = vec![];
     for part in &status.parts {
-        let Some(app) = status
-            .plan
-            .apps
-            .iter()
-            .find(|app| app.name.as_str() == part.name)
-        else {
+        let Some(app) = status.plan.app_named(&part.name) else {
             continue;
         };
         let Some(exit) = part.last_exit else { continue };
