@@ -122,13 +122,11 @@ impl Listening {
     /// [`Error::SockDiag`].
     pub fn holders(&self, protocol: Protocol, port: u16) -> Result<Vec<Holder>, Error> {
         let mut found = vec![];
-        let kind = || {
-            let number = match protocol {
-                Protocol::Tcp => IPPROTO_TCP,
-                Protocol::Udp => IPPROTO_UDP,
-            };
-            (number, StateFlags::from_bits_retain(ANY_STATE))
+        let number = match protocol {
+            Protocol::Tcp => IPPROTO_TCP,
+            Protocol::Udp => IPPROTO_UDP,
         };
+        let kind = || (number, StateFlags::from_bits_retain(ANY_STATE));
         for family in FAMILIES {
             self.dump(family, port, kind(), |socket| {
                 let header = &socket.header;
