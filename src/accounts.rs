@@ -115,7 +115,7 @@ fn read(root: &Path, name: &str) -> io::Result<String> {
     )?;
     let file = File::from(file);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = vec![];
     file.take(LARGEST + 1).read_to_end(&mut bytes)?;

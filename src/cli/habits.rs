@@ -44,7 +44,7 @@ pub fn rewritten(args: Vec<OsString>) -> Vec<OsString> {
             return rewritten;
         }
     }
-    // There is no verb.
+    // No word is a command: clap says what is wrong with it.
     if let Some(file) = file {
         rewritten.extend(["-f".into(), file]);
     }

@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A stage starts as id 0 of its own user namespace, or as the one id that is mapped there, with every capability over that namespace and what it owns. From
-//! there privilege only falls:
+//! A stage starts as id 0 of its own user namespace, or as the one id that is mapped there, with every capability over that
+//! namespace and what it owns. From there privilege only falls:
 //!
 //! 1. bounding set, inheritable and ambient set, then securebits: they need CAP_SETPCAP, so they come while it is held.
 //! 2. supplementary groups, gid, uid: need CAP_SETGID and CAP_SETUID. With NO_SETUID_FIXUP the sets survive the change

@@ -503,8 +503,9 @@ pub fn capture_rules() -> Nftables<'static> {
 /// The rules in the host's namespace: they publish by DNAT, where the plan says so, and guard our own link, always.
 ///
 /// Nothing here decides about a packet that neither crosses our link nor has an address of it, nor starts a connection to a
-/// published port, nor comes from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track connections. An `accept`
-/// here says that we have no objection; the host's own rules still have their say, as do a drop of ours and theirs.
+/// published port, nor comes from the relay. A stack that only relays, and no UDP, has no rule that makes the kernel track
+/// connections. An `accept` here says that we have no objection; the host's own rules still have their say, as do a drop of
+/// ours and theirs.
 ///
 /// - `input`: from the sidecar come replies to the relay and nothing else: from its address to ours, from an entry port,
 ///   and never a SYN without ACK (where the uplink ends at the relay, to any address: each is a client's that the relay

@@ -381,7 +381,7 @@ fn open_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
     let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no file")),
+        false => Err(io::Error::other("it is not a regular file")),
     }
 }
 

@@ -3,10 +3,10 @@
 //! # Theory of operation
 //!
 //! The user and network namespace exist ([`crate::part::namespaces`]). A child of ours joins them, becomes id 0 there, or
-//! the one id that is mapped, and clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid, ipc, uts, cgroup), which so
-//! belong to the part's user namespace; then it ends, and the grandchild is a child of ours and pid 1 of the part. It
-//! executes our own program through a read-only descriptor: a fresh image, so that nothing of the supervisor's memory
-//! is ever in a part. Its one descriptor is the socket, as standard input.
+//! the one id that is mapped, and clones once more with `CLONE_PARENT`, now with the other five namespaces (mount, pid,
+//! ipc, uts, cgroup), which so belong to the part's user namespace; then it ends, and the grandchild is a child of ours and
+//! pid 1 of the part. It executes our own program through a read-only descriptor: a fresh image, so that nothing of the
+//! supervisor's memory is ever in a part. Its one descriptor is the socket, as standard input.
 //!
 //! Should keep every process reachable by pidfd only. Mustn't be used by a process with threads.
 #![forbid(unsafe_code)]

@@ -409,7 +409,8 @@ pub fn record(plan: &Plan) -> Result<Record, String> {
 ///
 /// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
 /// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
-/// if everything has ended by then. What there is to know of the stack afterwards is left in `remains`, however it ends. Every process of the stack has ended when this returns.
+/// if everything has ended by then. What there is to know of the stack afterwards is left in `remains`, however it ends.
+/// Every process of the stack has ended when this returns.
 ///
 /// # Errors
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.

@@ -80,7 +80,7 @@ fn process(scene: &Scene<'_>) -> Found {
                 let hard = line.and_then(|line| line.split_whitespace().nth(1));
                 match hard {
                     None => wrong.push(format!("{limit} can't be read")),
-                    // "unlimited" is no number.
+                    // "unlimited" is not a number, and exceeds every limit.
                     Some(hard) if hard.parse::<u64>().is_ok_and(|hard| hard <= *most) => {}
                     Some(hard) => wrong.push(format!(
                         "process {}: {} is {hard}, planned is {most}",

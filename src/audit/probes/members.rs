@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! Every process of the machine is asked which namespaces it is in, and each of its threads for what a thread may have of its
-//! own. One that is in some of a part's and not in all is no process of the part: somebody has joined it (setns(2)). One that
+//! own. One that is in some of a part's and not in all does not belong to the part: somebody has joined it (setns(2)). One that
 //! is in all of them must hold no more than the part does, whoever started it; so what `exec` and `audit` run there passes.
 //! The machinery of lrpns itself joins parts too, for a moment and with more: its audits and what its supervisor has just
 //! started. These are known by their parent, or by the program that they are.
