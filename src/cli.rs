@@ -135,8 +135,11 @@ pub enum Command {
         #[arg(long)]
         previous: bool,
         /// As JSON
-        #[arg(long)]
+        #[arg(long, conflicts_with = "verbose")]
         json: bool,
+        /// Also links and addresses, and why a port is published as it is
+        #[arg(short, long)]
+        verbose: bool,
     },
     /// Print what `status --json` does
     #[command(hide = true, after_help = "Example: lrpns inspect customerA")]
@@ -338,18 +341,21 @@ pub enum Command {
         #[arg(long, requires = "counters")]
         json: bool,
     },
-    /// Print what `up` would do and where each value comes from; change nothing
+    /// Print what `up` would do, as a picture and in a few words; change nothing
     #[command(
         alias = "config",
-        after_help = "Example: lrpns plan -f lrpns.toml --json"
+        after_help = "Example: lrpns plan -f lrpns.toml\n         lrpns plan -v"
     )]
     Plan {
         /// Where the configuration comes from.
         #[command(flatten)]
         source: Source,
         /// As JSON
-        #[arg(long)]
+        #[arg(long, conflicts_with = "verbose")]
         json: bool,
+        /// Every decision, and where each value comes from; also system calls, links and rules
+        #[arg(short, long)]
+        verbose: bool,
     },
     /// Run a stack around one command, no file needed; ends with the command's exit code
     #[command(

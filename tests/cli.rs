@@ -861,12 +861,16 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
     let text = lab.lrpns_ok(&["status"]);
     for word in [
         "customerA is up",
-        "172.18.0.33/24",
+        "172.18.0.33",
         "0.0.0.0:5000",
         "NET_ADMIN",
         "none",
     ] {
         assert!(text.contains(word), "{text}");
+    }
+    let full = lab.lrpns_ok(&["status", "-v"]);
+    for word in ["172.18.0.33/24", "publish 0.0.0.0:5000/tcp -> app "] {
+        assert!(full.contains(word), "{full}");
     }
 }
 
@@ -1070,7 +1074,7 @@ fn rules_are_valid_input_for_nft_in_both_formats() {
 fn plan_prints_every_decision_and_changes_nothing() {
     let lab = Lab::new();
     let before = lab.traces();
-    let plan = lab.lrpns_ok(&["plan", "--demo", "--set", "PROVIDER=lrpns"]);
+    let plan = lab.lrpns_ok(&["plan", "-v", "--demo", "--set", "PROVIDER=lrpns"]);
     for word in [
         "stack customerA as root",
         "172.18.0.0/24",

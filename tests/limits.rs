@@ -281,12 +281,17 @@ fn what_can_not_be_held_is_said_and_refused_when_asked_before_anything_is_made()
     assert!(said.contains("hint: "), "{said}");
     lab.assert_as(&before);
 
-    let plan = lab.lrpns_ok(&["plan", "-f", file]);
+    let plan = lab.lrpns_ok(&["plan", "-v", "-f", file]);
     assert!(
-        plan.contains("memory 67108864 bytes, held by nothing here"),
+        plan.contains("memory 64M  (") && plan.contains("cpu 0.5  ("),
         "{plan}"
     );
-    assert!(plan.contains("cpu 0.5, held by nothing here"), "{plan}");
+    // What this machine can't hold is said once.
+    let brief = lab.lrpns_ok(&["plan", "-f", file]);
+    for text in [&plan, &brief] {
+        let complaint = "limits that can't be enforced: memory, cpu";
+        assert_eq!(text.matches(complaint).count(), 1, "{text}");
+    }
 
     let up = lab.lrpns(&["up", "-d", "-f", file]);
     assert!(up.status.success(), "{}", describe(&up));

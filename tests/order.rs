@@ -125,7 +125,7 @@ fn apps_come_up_in_their_order_and_a_job_is_done_before_those_after_it() {
     assert_eq!(job["state"], "ended");
     assert_eq!(job["last_exit"], serde_json::json!({ "status": 0 }));
     let shown = lab.lrpns_ok(&["status", "shop"]);
-    let line = shown.lines().find(|line| line.contains("migrate"));
+    let line = shown.lines().find(|line| line.starts_with(" migrate  "));
     assert!(line.unwrap().contains("done"), "{shown}");
     let audit = lab.lrpns(&["audit", "shop", "--json"]);
     assert_eq!(look::findings(&audit.stdout), [""; 0]);
@@ -296,7 +296,7 @@ fn the_plan_shows_the_order_and_a_circle_is_refused() {
         let path = dir.path().join("shop.toml");
         std::fs::write(&path, file).unwrap();
         std::process::Command::new(support::lab::lrpns())
-            .args(["plan", "--trust-file", "-f"])
+            .args(["plan", "-v", "--trust-file", "-f"])
             .arg(path)
             .output()
             .unwrap()

@@ -134,7 +134,7 @@ fn a_range_of_ports_is_published_port_by_port() {
             let refused = lab.client_get(&format!("http://{LAB}:{port}/"));
             assert_eq!(refused, Err(7), "{via} {port}");
         }
-        let status = lab.lrpns_ok(&["status", "web"]);
+        let status = lab.lrpns_ok(&["status", "-v", "web"]);
         assert_eq!(status.matches("publish ").count(), 1, "{status}");
         assert!(status.contains("publish 0.0.0.0:8000-8199/tcp -> app 172.18.0.23:9000-9199"));
         let plans = lab.lrpns_ok(&["ps", "--json"]);
@@ -185,7 +185,7 @@ fn datagrams_of_any_size_are_answered_from_the_address_that_they_were_sent_to() 
             let expected = format!("{host} 53 {token} 172.18.0.33 5300 True\n").repeat(sizes.len());
             assert_eq!(answers, expected, "{via} {host}");
         }
-        let status = lab.lrpns_ok(&["status", "web"]);
+        let status = lab.lrpns_ok(&["status", "-v", "web"]);
         assert!(
             status.contains(&format!(
                 "publish 0.0.0.0:53/udp -> app 172.18.0.23:5300 by {via}"

@@ -138,7 +138,9 @@ fn say(lab: &Lab, command: &str) -> String {
         "0" => "export SUDO_UID=1000 SUDO_GID=1000;",
         _ => "",
     };
-    let script = format!("exec 2>&1; {sudo} PATH=$PWD/bin:$PATH; cd home\n{command}");
+    let script = format!(
+        "exec 2>&1; {sudo} LC_ALL=C.UTF-8 PATH=$PWD/bin:$PATH; export LC_ALL; cd home\n{command}"
+    );
     let output = lab.run(&[
         "setpriv",
         "--reuid",

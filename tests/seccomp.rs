@@ -465,7 +465,7 @@ fn a_file_of_dockers_decides() {
     );
     assert_eq!(said, "30\n");
     let file = lab.dir.path().join("lrpns.toml");
-    let plan = lab.lrpns_ok(&["plan", "-f", file.to_str().unwrap()]);
+    let plan = lab.lrpns_ok(&["plan", "-v", "-f", file.to_str().unwrap()]);
     assert!(
         plan.contains("unknown here: a_call_of_another_kernel\n"),
         "{plan}"
@@ -500,7 +500,7 @@ fn a_file_that_is_wrong_is_shown_with_its_place() {
 #[test]
 fn plan_shows_the_effective_list() {
     let lab = Lab::new();
-    let text = lab.lrpns_ok(&["plan"]);
+    let text = lab.lrpns_ok(&["plan", "-v"]);
     assert!(text.contains("\n  seccomp default: "), "{text}");
     let list = text.split("\n  seccomp default: ").nth(1).unwrap();
     let mut list = list.lines().take_while(|line| !line.is_empty());

@@ -236,6 +236,7 @@ fn another_user_takes_another_app_and_another_place_to_start_a_restart() {
     assert_eq!(lab.lrpns_ok(&exec), "/tmp\n7\n");
     let plan = lab.lrpns_ok(&[
         "plan",
+        "-v",
         "-f",
         lab.write("plan.toml", &file("user = 7\ngroup = 8"))
             .to_str()
@@ -395,7 +396,7 @@ fn a_volume_of_a_range_is_whose_the_option_says_and_nobody_elses() {
     let more = format!("volumes = {}", look::toml_list(&volumes));
     let file = over_a_range(&["sleep", "infinity"], &more);
     let path = lab.write("range.toml", &file);
-    let plan = lab.lrpns_ok(&["plan", "-f", path.to_str().unwrap()]);
+    let plan = lab.lrpns_ok(&["plan", "-v", "-f", path.to_str().unwrap()]);
     for words in [
         "holds what root has over files and processes of its own ids",
         "ids 0 to 65535 inside, ",

@@ -385,7 +385,7 @@ fn the_plan_shows_each_volume_and_where_it_came_from() {
         &file(&[format!("{}:/data:rw", data.display())], ""),
     );
     let path = path.to_str().unwrap();
-    let text = lab.lrpns_ok(&["plan", "-f", path]);
+    let text = lab.lrpns_ok(&["plan", "-v", "-f", path]);
     let line = text
         .lines()
         .find(|line| line.contains("volume /data"))

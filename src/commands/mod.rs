@@ -18,6 +18,7 @@ mod interrupt;
 mod kill;
 mod logs;
 mod opener;
+mod picture;
 mod plan;
 mod recipes;
 mod restart;
@@ -112,13 +113,19 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             target,
             previous,
             json,
+            verbose,
         } => {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
-            status::status(&meant, previous, json)
+            let how = match (json, verbose) {
+                (true, _) => status::How::Json,
+                (_, true) => status::How::Full,
+                _ => status::How::Brief,
+            };
+            status::status(&meant, previous, how)
         }
         Command::Inspect { target } => {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
-            status::status(&meant, false, true)
+            status::status(&meant, false, status::How::Json)
         }
         Command::Top { target } => top::top(&target::one(
             target.stack.as_deref(),
@@ -231,7 +238,11 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             rules::counters(&stack, json)
         }
         Command::Rules { source, format, .. } => rules::rules(&source, format),
-        Command::Plan { source, json } => plan::plan(&source, json),
+        Command::Plan {
+            source,
+            json,
+            verbose,
+        } => plan::plan(&source, json, verbose),
         Command::Init { list: true, .. } => init::list(),
         Command::Init { output, recipe, .. } => init::init(&output, recipe.as_deref()),
         Command::Doctor { json } => doctor::doctor(json),

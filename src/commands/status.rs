@@ -8,6 +8,7 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use super::picture::{self, Picture, wrapped};
 use super::target::Meant;
 use super::{ended, print, print_json, status_of};
 use crate::commands::failure::{FAILED, Failure};
@@ -15,10 +16,12 @@ use crate::config::Protocol;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
 use crate::host::Host;
 use crate::names::StackName;
+use crate::part::cgroup::Placement;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
 use crate::protocol;
 use crate::state::{Liveness, StateRoot};
+use crate::text::size;
 use crate::traffic::{Losses, Refusals, Summary};
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
@@ -189,9 +192,21 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How a stack is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// As people read it.
+    Brief,
+    /// With links, addresses and reasons.
+    Full,
+    /// As JSON.
+    Json,
+}
+
 /// Shows one stack in full, or one part of it; one that has ended, and that is a failed check, or with `previous` the one
 /// before.
-pub(super) fn status(meant: &Meant, previous: bool, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn status(meant: &Meant, previous: bool, how: How) -> Result<ExitCode, Failure> {
+    let json = how == How::Json;
     let Meant { stack, part } = meant;
     let part = part.as_deref();
     let ended = match previous {
@@ -218,7 +233,7 @@ pub(super) fn status(meant: &Meant, previous: bool, json: bool) -> Result<ExitCo
         document["plan"] = serde_json::to_value(Document::of(&status.plan)).map_err(unable)?;
         print_json(&document)?;
     } else {
-        print(&describe(&status))?;
+        print(&describe(&status, how))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -247,7 +262,7 @@ fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Fail
     );
     describe_life(&mut text, part);
     for note in &part.notes {
-        let _ = writeln!(text, "{}: {note}", part.name);
+        text += &wrapped(&format!("{}: ", part.name), note);
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -259,19 +274,47 @@ pub(super) fn table(head: &[&str]) -> Table {
     table
 }
 
-fn describe(status: &Status) -> String {
+fn describe(status: &Status, how: How) -> String {
     let plan = &status.plan;
     let mode = plan.mode.as_str();
     let mut text = String::new();
     // Writing to a String can't fail.
     let _ = writeln!(
         text,
-        "{} is up since {} ({mode}, supervisor {})",
+        "{} is up since {} ({mode}, supervisor {})\n\n{}",
         plan.stack,
         format_args!("{:.0}", status.since),
-        status.supervisor
+        status.supervisor,
+        picture::draw(&Picture::running(status))
     );
+    if how == How::Full {
+        describe_links(&mut text, plan);
+    }
+    let parts = parts_table(plan, &status.parts);
+    let _ = writeln!(text, "{parts}");
+    if let Some(traffic) = &status.traffic {
+        describe_traffic(&mut text, traffic);
+    }
+    if let Some(refused) = status.refused_by_relay
+        && refused != Refusals::default()
+    {
+        let _ = writeln!(
+            text,
+            "relay   {} refused that `allow` does not name, {} by `rate`,\n        {} over their share of the relay",
+            refused.not_allowed, refused.rate, refused.share
+        );
+    }
+    for part in &status.parts {
+        describe_life(&mut text, part);
+    }
+    describe_notes(&mut text, status);
+    text
+}
+
+/// What the picture has not: links, addresses, and why each port is published as it is.
+fn describe_links(text: &mut String, plan: &Plan) {
     let uplink = &plan.uplink;
+    // Writing to a String can't fail.
     let _ = writeln!(
         text,
         "uplink  {} {}/31 -- {}/31 {}\nbridge  {} {}/{}",
@@ -315,32 +358,11 @@ fn describe(status: &Status) -> String {
     if let Some(egress) = &plan.egress {
         let _ = writeln!(text, "{egress}");
     }
-    let parts = parts_table(plan, &status.parts);
-    let _ = writeln!(text, "{parts}");
-    if let Some(traffic) = &status.traffic {
-        describe_traffic(&mut text, traffic);
-    }
-    if let Some(refused) = status.refused_by_relay
-        && refused != Refusals::default()
-    {
-        let _ = writeln!(
-            text,
-            "relay   {} refused that `allow` does not name, {} by `rate`, {} over their share of the relay",
-            refused.not_allowed, refused.rate, refused.share
-        );
-    }
-    for part in &status.parts {
-        describe_life(&mut text, part);
-        for note in &part.notes {
-            let _ = writeln!(text, "{}: {note}", part.name);
-        }
-    }
-    text
+    let _ = writeln!(text);
 }
 
 fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
     let mut table = table(&[
-        "",
         "PART",
         "STATE",
         "PID",
@@ -351,7 +373,6 @@ fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
     ]);
     for part in parts {
         table.add_row([
-            "",
             &part.name,
             &part.shown(plan.app_named(&part.name)),
             &pid(part),
@@ -364,6 +385,30 @@ fn parts_table(plan: &Plan, parts: &[PartStatus]) -> Table {
         ]);
     }
     table
+}
+
+/// What had to be left out: once, with all the parts of which it is true.
+fn describe_notes(text: &mut String, status: &Status) {
+    let mut said: Vec<(&str, Vec<&str>)> = vec![];
+    let plan = &status.plan;
+    let limits = plan.limits().map(|(_, limits)| limits);
+    let of_host = plan.cgroup.complaint(limits);
+    for part in &status.parts {
+        for note in &part.notes {
+            // Each part says it of its own limits.
+            if of_host.is_some() && note.starts_with(Placement::COMPLAINT) {
+                continue;
+            }
+            match said.iter_mut().find(|(other, _)| other == note) {
+                Some((_, names)) => names.push(&part.name),
+                None => said.push((note, vec![&part.name])),
+            }
+        }
+    }
+    for (note, names) in said {
+        *text += &wrapped(&format!("{}: ", names.join(", ")), note);
+    }
+    *text += &of_host.map_or_else(String::new, |note| wrapped("this host: ", &note));
 }
 
 /// What health checks say, and when a part that has ended is started again.
@@ -390,25 +435,26 @@ fn describe_life(text: &mut String, part: &PartStatus) {
 }
 
 fn describe_traffic(text: &mut String, traffic: &Summary) {
+    // Writing to a String can't fail.
     let _ = writeln!(
         text,
-        "traffic {} connections open, {} accepted; {} packets refused; {} bytes from clients, {} to them",
+        "traffic {} connections open, {} accepted; {} packets refused\n        {} from clients, {} to them",
         traffic.open,
         traffic.accepted,
         traffic.refused,
-        traffic.bytes_from_clients,
-        traffic.bytes_to_clients
+        bytes(traffic.bytes_from_clients),
+        bytes(traffic.bytes_to_clients)
     );
     if traffic.apps.len() > 1 {
         for app in &traffic.apps {
             let _ = writeln!(
                 text,
-                "        {}: {} open, {} accepted, {} bytes from clients, {} to them",
+                "        {}: {} open, {} accepted, {} from clients, {} to them",
                 app.name.as_deref().unwrap_or("no app"),
                 app.open,
                 app.accepted,
-                app.bytes_from_clients,
-                app.bytes_to_clients
+                bytes(app.bytes_from_clients),
+                bytes(app.bytes_to_clients)
             );
         }
     }
@@ -416,9 +462,17 @@ fn describe_traffic(text: &mut String, traffic: &Summary) {
     if lost != Losses::default() {
         let _ = writeln!(
             text,
-            "        the log lacks {} packets that the kernel could not hand over, {} lines that were not taken in time, the ends of {} connections",
+            "        the log lacks {} packets that the kernel could not hand over, {} lines\n        that were not taken in time, the ends of {} connections",
             lost.kernel, lost.sidecar, lost.table
         );
+    }
+}
+
+/// As people write it, with the word where there is no unit.
+fn bytes(count: u64) -> String {
+    match count {
+        0..1024 => format!("{count} bytes"),
+        more => size(more),
     }
 }
 

@@ -372,9 +372,11 @@ impl Placement {
         not_held.dedup();
         let names: Vec<&str> = not_held.into_iter().map(Controller::as_str).collect();
         let why = self.why.as_deref().unwrap_or("no reason is known");
-        (!names.is_empty())
-            .then(|| format!("limits that can't be enforced: {}; {why}", names.join(", ")))
+        (!names.is_empty()).then(|| format!("{}: {}; {why}", Self::COMPLAINT, names.join(", ")))
     }
+
+    /// What [`Placement::complaint`] begins with.
+    pub const COMPLAINT: &str = "limits that can't be enforced";
 
     /// Every limit of `limits` with what holds it.
     pub fn held(&self, limits: &Limits) -> impl Iterator<Item = (Controller, Option<HeldBy>)> {

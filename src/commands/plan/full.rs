@@ -1,41 +1,31 @@
-//! `lrpns plan`.
+//! What `plan -v` prints: every decision, and where each value comes from.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{Named, configuration, print, print_json};
-use crate::cli::Source;
+use super::{order, rootfs};
 use crate::commands::failure::Failure;
-use crate::config::{
-    Limits, OnUnhealthy, Origin, RecordTo, Restart, Rootfs, Source as Seen, order,
-};
+use crate::commands::picture::{self, Picture};
+use crate::config::{Limits, OnUnhealthy, Origin, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
-use crate::host::Host;
 use crate::part::cgroup::{Controller, HeldBy};
-use crate::plan::reach::{self, Document};
-use crate::plan::resolve;
+use crate::plan::reach;
 use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
-use crate::text::duration;
+use crate::text::{duration, size};
 
-/// Prints what `up` would do; changes nothing.
-pub fn plan(source: &Source, json: bool) -> Result<ExitCode, Failure> {
-    let config = configuration(source, Named::No)?;
-    let plan = resolve::plan(&config, &Host::look_for(&config)?)?;
-    if json {
-        print_json(&Document::of(&plan))?;
-    } else {
-        print(&describe(&plan)?)?;
-    }
-    Ok(ExitCode::SUCCESS)
+/// Who may reach whom as a matrix: who connects stands at the left, `.` is no port at all.
+pub fn matrix(plan: &Plan) -> String {
+    let mut out = String::new();
+    // Writing to a String can't fail.
+    let _ = matrix_to(&mut out, plan);
+    out
 }
 
-/// The same as a matrix: who connects stands at the left, `.` is no port at all.
-fn matrix(out: &mut String, plan: &Plan) -> std::fmt::Result {
+fn matrix_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     let all = reach::reach(plan);
     let names: Vec<&str> = plan.apps.iter().map(|app| app.name.as_str()).collect();
     let rows: Vec<&str> = std::iter::once("clients")
@@ -78,27 +68,8 @@ fn matrix(out: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
-/// In which order the apps come up, if in any: those of a step at the same time.
-fn describe_order(out: &mut String, plan: &Plan) -> std::fmt::Result {
-    if !plan.has_order() {
-        return Ok(());
-    }
-    let steps = order::steps(&plan.after());
-    let steps: Vec<String> = steps
-        .iter()
-        .map(|step| {
-            let names = step.iter().map(|app| {
-                let app = &plan.apps[*app];
-                let job = if app.job { " (a job)" } else { "" };
-                format!("{}{job}", app.name)
-            });
-            names.collect::<Vec<_>>().join(", ")
-        })
-        .collect();
-    writeln!(out, "\norder of start: {}", steps.join(", then "))
-}
-
-fn describe(plan: &Plan) -> Result<String, Failure> {
+/// Everything.
+pub fn describe(plan: &Plan) -> Result<String, Failure> {
     let mut text = String::new();
     describe_to(&mut text, plan).map_err(Failure::unable)?;
     let rules = firewall::to_text(&firewall::sidecar_rules(plan)).map_err(Failure::unable)?;
@@ -111,7 +82,7 @@ fn describe(plan: &Plan) -> Result<String, Failure> {
         + &plan
             .rules
             .as_ref()
-            .map_or_else(String::new, super::rules::extra);
+            .map_or_else(String::new, crate::commands::rules::extra);
     Ok(format!(
         "{text}\nthe sidecar's rules\n{}\nthe host's table, gone when the supervisor is\n{}",
         indent(&rules),
@@ -125,8 +96,11 @@ fn indent(text: &str) -> String {
 
 fn describe_to(out: &mut String, plan: &Plan) -> std::fmt::Result {
     describe_stack(out, plan)?;
-    matrix(out, plan)?;
-    describe_order(out, plan)?;
+    writeln!(out, "\n{}", picture::draw(&Picture::of(plan)).trim_end())?;
+    matrix_to(out, plan)?;
+    if plan.has_order() {
+        writeln!(out, "\n{}", order(plan))?;
+    }
     describe_sidecar(out, plan)?;
     for app in &plan.apps {
         describe_app(out, plan, app)?;
@@ -211,9 +185,9 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
 fn record(out: &mut String, plan: &Plan) -> std::fmt::Result {
     let record = &plan.record;
     let files = format!(
-        "{}, at most {} bytes and {} old",
+        "{}, at most {} and {} old",
         record.dir.display(),
-        record.size,
+        size(record.size),
         duration(Duration::from_secs(record.age)),
     );
     let place = match record.to {
@@ -262,11 +236,6 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         let is_one_of_several = plan.origins.contains_key(&several);
         origin(plan, if is_one_of_several { &several } else { &one })
     };
-    let rootfs = match &app.rootfs {
-        Rootfs::BuiltinWebapp => "builtin:webapp".to_owned(),
-        Rootfs::Host => "host".to_owned(),
-        Rootfs::Dir(path) => format!("dir:{}", path.display()),
-    };
     writeln!(out, "\napp {}", app.name)?;
     writeln!(
         out,
@@ -304,7 +273,8 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             key("workdir")
         )?;
     }
-    writeln!(out, "  rootfs {rootfs}, read-only  ({})", key("rootfs"))?;
+    let root = rootfs(&app.rootfs);
+    writeln!(out, "  rootfs {root}, read-only  ({})", key("rootfs"))?;
     describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
     let tcp = crate::confine::landlock::App::of(app);
     writeln!(
@@ -318,9 +288,9 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     for tmpfs in &app.tmpfs {
         writeln!(
             out,
-            "  tmpfs {} of {} bytes  ({})",
+            "  tmpfs {} of {}  ({})",
             tmpfs.path.display(),
-            tmpfs.size,
+            size(tmpfs.size),
             key("tmpfs")
         )?;
     }
@@ -485,7 +455,7 @@ fn describe_egress(out: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
-/// The limits of one part, and what holds each.
+/// The limits of one part, and what holds each that something holds.
 fn limits(
     out: &mut String,
     plan: &Plan,
@@ -494,18 +464,19 @@ fn limits(
 ) -> std::fmt::Result {
     for (limit, held_by) in plan.cgroup.held(limits) {
         let value = match limit {
-            Controller::Memory => limits.memory.map(|bytes| format!("{bytes} bytes")),
+            Controller::Memory => limits.memory.map(size),
             Controller::Pids => limits.pids.map(|pids| pids.to_string()),
             Controller::Cpu => limits.cpu.map(|cpu| f64::from(cpu).to_string()),
         };
         let held_by = match held_by {
-            Some(HeldBy::Cgroup) => "by the cgroup",
-            Some(HeldBy::Rlimit) => "by RLIMIT_NPROC",
-            None => "by nothing here",
+            Some(HeldBy::Cgroup) => ", held by the cgroup",
+            Some(HeldBy::Rlimit) => ", held by RLIMIT_NPROC",
+            // That is said once, of all of them.
+            None => "",
         };
         writeln!(
             out,
-            "  {limit} {}, held {held_by}  ({})",
+            "  {limit} {}{held_by}  ({})",
             value.unwrap_or_default(),
             from(limit)
         )?;

@@ -1,0 +1,144 @@
+//! The picture of a stack: who may reach whom, from left to right through the sidecar. It is made of a plan, and of what is
+//! known of a running stack if it runs; `plan`, `status` and `graph` show it.
+#![forbid(unsafe_code)]
+
+mod terminal;
+
+use crate::control::Status;
+use crate::plan::reach::{self, Range};
+use crate::plan::{AppPlan, EgressVia, Plan, Transport};
+
+pub use terminal::{WIDTH, draw, wrapped};
+
+/// What is drawn.
+pub struct Picture {
+    /// The sidecar's addresses.
+    pub sidecar: Vec<String>,
+    /// The apps, in the plan's order.
+    pub apps: Vec<App>,
+}
+
+/// A box at the right.
+pub struct App {
+    /// Its name.
+    pub name: String,
+    /// What stands below it: addresses, and how it is.
+    pub lines: Vec<String>,
+    /// What leads to it and from it.
+    pub edges: Vec<Edge>,
+}
+
+/// What may be connected to, and by whom.
+pub enum Edge {
+    /// An app, by clients.
+    In {
+        /// Who may.
+        who: String,
+        /// The host's address and ports.
+        listen: String,
+        /// How it comes from there to the sidecar.
+        via: &'static str,
+        /// The app's port.
+        port: String,
+        /// Nobody new is let in for now.
+        closed: bool,
+    },
+    /// An app, by another one.
+    From {
+        /// The other one.
+        app: String,
+        /// The port.
+        port: String,
+    },
+    /// What is outside, by an app.
+    Out {
+        /// Where to.
+        to: String,
+        /// How it leaves.
+        via: &'static str,
+    },
+}
+
+impl Picture {
+    /// Of a plan.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let bridge = &plan.bridge;
+        let mut sidecar = vec![bridge.address.to_string()];
+        sidecar.extend(bridge.address6.map(|address| address.to_string()));
+        let reach = reach::reach(plan);
+        let ranges = reach::ranges(plan);
+        let apps = plan.apps.iter().map(|app| {
+            let own = ranges.iter().filter(|range| range.app.name == app.name);
+            let mut edges: Vec<Edge> = own.map(|range| entry(app, range)).collect();
+            for other in &plan.apps {
+                let links = reach.iter().filter(|link| {
+                    link.from == other.name.as_str() && link.to == app.name.as_str()
+                });
+                edges.extend(links.flat_map(|link| &link.ports).map(|port| Edge::From {
+                    app: other.name.to_string(),
+                    port: port.clone(),
+                }));
+            }
+            edges.extend(app.egress.iter().map(|egress| Edge::Out {
+                to: egress.to_string(),
+                via: match plan.egress.as_ref().map(|egress| egress.via) {
+                    Some(EgressVia::Nat) => "nat",
+                    Some(EgressVia::Relay) | None => "relay",
+                },
+            }));
+            let mut lines = vec![app.address.to_string()];
+            lines.extend(app.address6.map(|address| address.to_string()));
+            App {
+                name: app.name.to_string(),
+                lines,
+                edges,
+            }
+        });
+        Self {
+            sidecar,
+            apps: apps.collect(),
+        }
+    }
+
+    /// Of a running stack.
+    #[must_use]
+    pub fn running(status: &Status) -> Self {
+        let mut picture = Self::of(&status.plan);
+        for app in &mut picture.apps {
+            let part = status.parts.iter().find(|part| part.name == app.name);
+            let state = part.map_or_else(
+                || "ended".to_owned(),
+                |part| part.shown(status.plan.app_named(&app.name)),
+            );
+            app.lines.push(state);
+            let shut = status.gated || status.closed.iter().any(|name| name.as_str() == app.name);
+            for edge in &mut app.edges {
+                if let Edge::In { closed, .. } = edge {
+                    *closed = shut;
+                }
+            }
+        }
+        picture
+    }
+}
+
+/// A published port, or ports in a row.
+fn entry(app: &AppPlan, range: &Range<'_>) -> Edge {
+    let who = match (range.first.listen.ip().is_loopback(), app.allow.as_slice()) {
+        (true, _) => "this host".to_owned(),
+        _ if !app.is_selective() => "anyone".to_owned(),
+        (_, [one]) => one.to_string(),
+        (_, several) => format!("{} networks", several.len()),
+    };
+    Edge::In {
+        who,
+        listen: range.listen(),
+        via: match range.first.via {
+            Transport::Dnat => "dnat",
+            Transport::Relay => "relay",
+        },
+        port: range.app_ports(),
+        closed: false,
+    }
+}
