@@ -444,7 +444,7 @@ fn a_whole_proc_is_found() {
 fn a_default_route_in_the_app_is_found() {
     let up = up();
     look::route_everywhere(&up.lab, up.pid("app", "init"));
-    up.caught(&["app-routes"]);
+    up.caught(&["app-routes", "net-routes"]);
 }
 
 #[test]
@@ -572,7 +572,7 @@ fn another_element_of_a_set_is_found() {
 fn another_table_in_the_sidecar_is_found() {
     let up = up();
     up.in_network("sidecar", &["nft", "add", "table", "ip", "other"]);
-    up.caught(&["rules-sidecar"]);
+    up.caught(&["net-policies", "rules-sidecar"]);
 }
 
 /// Joins namespaces of a process, of the kinds that are named, and stays there: by itself, or as a child where the pid
@@ -711,6 +711,298 @@ fn files_of_the_stack_that_others_may_use_are_found() {
     }
 }
 
+/// Where a mutation is made: in the network namespace of a part, or on the host.
+#[derive(Clone, Copy)]
+enum At {
+    Part(&'static str),
+    Host,
+}
+
+impl Up {
+    fn shell(&self, at: At, script: &str) {
+        let status = self.lab.status("customerA");
+        let uplink = &status["plan"]["uplink"];
+        let set = format!(
+            "LINK={}; NEAR={}; FAR={}; {script}",
+            uplink["host_link"].as_str().unwrap(),
+            uplink["host_address"].as_str().unwrap(),
+            uplink["sidecar_address"].as_str().unwrap(),
+        );
+        match at {
+            At::Part(part) => self.in_network(part, &["sh", "-ec", &set]),
+            At::Host => drop(self.lab.ok(&["sh", "-ec", &set])),
+        }
+    }
+
+    /// Each change is noticed by exactly these, and gone with what takes it back.
+    #[track_caller]
+    fn each_is_caught(&self, mutations: &[(At, &str, &str, &[&str])]) {
+        for (at, change, back, expected) in mutations {
+            eprintln!("{change}");
+            self.shell(*at, change);
+            self.caught(expected);
+            self.shell(*at, back);
+        }
+        self.caught(&[]);
+    }
+}
+
+#[test]
+fn a_link_an_address_a_neighbour_and_a_route_too_many_are_found() {
+    let (app, sidecar, relay) = (At::Part("app"), At::Part("sidecar"), At::Part("relay"));
+    up().each_is_caught(&[
+        (
+            sidecar,
+            "ip link add extra type veth",
+            "ip link del extra",
+            &["net-links", "net-settings"],
+        ),
+        (
+            sidecar,
+            "ip link add link uplink name over0 type macvlan",
+            "ip link del over0",
+            &["net-links", "net-settings"],
+        ),
+        (
+            sidecar,
+            "ip link property add dev uplink altname other",
+            "ip link property del dev uplink altname other",
+            &["net-links"],
+        ),
+        (
+            relay,
+            "ip link set $LINK promisc on",
+            "ip link set $LINK promisc off",
+            &["net-links"],
+        ),
+        (
+            sidecar,
+            "ip addr add 172.18.0.99/32 dev customerA",
+            "ip addr del 172.18.0.99/32 dev customerA",
+            &["net-addresses", "net-routes"],
+        ),
+        (
+            app,
+            "ip neigh add 172.18.0.99 lladdr 02:00:00:00:00:99 nud permanent dev eth0",
+            "ip neigh del 172.18.0.99 dev eth0",
+            &["net-neighbours"],
+        ),
+        (
+            app,
+            "ip neigh add 172.18.0.98 lladdr 02:00:00:00:00:98 nud noarp dev eth0",
+            "ip neigh del 172.18.0.98 dev eth0",
+            &["net-neighbours"],
+        ),
+        (
+            sidecar,
+            "ip neigh add proxy 172.18.0.99 dev customerA",
+            "ip neigh del proxy 172.18.0.99 dev customerA",
+            &["net-neighbours"],
+        ),
+        (
+            sidecar,
+            "bridge fdb add 02:00:00:00:00:99 dev port0 master static",
+            "bridge fdb del 02:00:00:00:00:99 dev port0 master",
+            &["net-neighbours"],
+        ),
+        (
+            sidecar,
+            "ip route add 203.0.113.0/24 via $NEAR dev uplink table 77",
+            "ip route del 203.0.113.0/24 table 77",
+            &["net-routes"],
+        ),
+        (
+            relay,
+            "ip route add 203.0.113.0/24 via $FAR dev $LINK",
+            "ip route del 203.0.113.0/24",
+            &["in-host-route", "net-routes"],
+        ),
+        (
+            sidecar,
+            "ip rule add from 172.18.0.23 lookup 77",
+            "ip rule del from 172.18.0.23 lookup 77",
+            &["net-rules"],
+        ),
+        (
+            relay,
+            "ip rule add pref 1 fwmark 7 lookup main",
+            "ip rule del pref 1",
+            &["net-rules"],
+        ),
+    ]);
+}
+
+#[test]
+fn what_decides_about_packets_elsewhere_than_in_the_rules_is_found() {
+    let (app, sidecar) = (At::Part("app"), At::Part("sidecar"));
+    up().each_is_caught(&[
+        (
+            sidecar,
+            "tc qdisc add dev uplink clsact",
+            "tc qdisc del dev uplink clsact",
+            &["net-filters"],
+        ),
+        (
+            app,
+            "tc qdisc add dev eth0 root pfifo",
+            "tc qdisc del dev eth0 root",
+            &["net-filters"],
+        ),
+        (
+            app,
+            "nft add table inet mine",
+            "nft delete table inet mine",
+            &["net-policies"],
+        ),
+        (
+            sidecar,
+            "ip xfrm policy add src 0.0.0.0/0 dst 203.0.113.0/24 dir out action allow",
+            "ip xfrm policy flush",
+            &["net-policies"],
+        ),
+        (
+            sidecar,
+            "ip nexthop add id 7 blackhole",
+            "ip nexthop del id 7",
+            &["net-policies"],
+        ),
+        (
+            sidecar,
+            "nft 'add table netdev lrpns'",
+            "nft 'delete table netdev lrpns'",
+            &["net-policies", "rules-sidecar"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_setting_of_one_link_is_found() {
+    let (app, sidecar, relay) = (At::Part("app"), At::Part("sidecar"), At::Part("relay"));
+    let set = |link: &str, name: &str, value: &str| {
+        format!("echo {value} > /proc/sys/net/ipv4/conf/{link}/{name}")
+    };
+    let up = up();
+    for (at, link, name, value, planned) in [
+        (app, "eth0", "route_localnet", "1", "0"),
+        (app, "lo", "route_localnet", "1", "0"),
+        (sidecar, "uplink", "accept_redirects", "1", "0"),
+        (sidecar, "customerA", "proxy_arp", "1", "0"),
+        (sidecar, "port0", "rp_filter", "0", "1"),
+        (relay, "$LINK", "accept_local", "1", "0"),
+    ] {
+        let (change, back) = (set(link, name, value), set(link, name, planned));
+        up.each_is_caught(&[(at, &change, &back, &["net-settings"])]);
+    }
+}
+
+/// A socket that hears what passes, or listens, in a network namespace in which its process is not any more.
+const SOCKET: &str = r#"
+import ctypes, os, signal, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(1, signal.SIGKILL)
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
+there = os.open(f"/proc/{sys.argv[1]}/ns/net", os.O_RDONLY)
+assert libc.setns(there, 0) == 0
+if sys.argv[2] == "packet":
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+elif sys.argv[2] == "raw":
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+else:
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if sys.argv[2] == "tcp" else socket.SOCK_DGRAM)
+    s.bind(("0.0.0.0", 4444))
+    if sys.argv[2] == "tcp":
+        s.listen()
+assert libc.setns(home, 0) == 0
+os.write(1, b"ready\n")
+os.close(1)
+signal.pause()
+"#;
+
+#[test]
+fn a_socket_of_somebody_else_in_a_parts_network_is_found() {
+    let up = up();
+    for (part, kind) in [
+        ("app", "tcp"),
+        ("app", "udp"),
+        ("sidecar", "packet"),
+        ("app", "raw"),
+        ("sidecar", "udp"),
+    ] {
+        let pid = up.pid(part, "init").to_string();
+        let holder = up.lab.start(&[look::PYTHON, "-c", SOCKET, &pid, kind]);
+        up.caught(&["net-sockets"]);
+        drop(holder);
+        support::lab::until("it is gone", || {
+            (audit(&up.lab, "customerA") == up.before).then_some(())
+        });
+    }
+}
+
+/// The built-in example where the host forwards: the uplink ends there.
+fn up_forwarding() -> Up {
+    let lab = Lab::forwarding();
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
+    let before = audit(&lab, "customerA");
+    Up { lab, before }
+}
+
+#[test]
+fn what_takes_the_uplinks_end_on_the_host_over_is_found() {
+    let up = up_forwarding();
+    let conf = "/proc/sys/net/ipv4/conf/$LINK";
+    up.each_is_caught(&[
+        (
+            At::Host,
+            "ip link add link $LINK name over0 type macvlan",
+            "ip link del over0",
+            &["net-links"],
+        ),
+        (
+            At::Host,
+            "ip addr add 203.0.113.7/32 dev $LINK",
+            "ip addr del 203.0.113.7/32 dev $LINK",
+            &["in-host-route", "net-addresses"],
+        ),
+        (
+            At::Host,
+            "tc qdisc add dev $LINK clsact",
+            "tc qdisc del dev $LINK clsact",
+            &["net-filters"],
+        ),
+        (
+            At::Host,
+            &format!("echo 1 > {conf}/route_localnet"),
+            &format!("echo 0 > {conf}/route_localnet"),
+            &["net-settings"],
+        ),
+        (
+            At::Host,
+            &format!("echo 1 > {conf}/proxy_arp"),
+            &format!("echo 0 > {conf}/proxy_arp"),
+            &["net-settings"],
+        ),
+    ]);
+    // Nothing gets through any more, and the audit says why.
+    up.shell(
+        At::Host,
+        "ip link add br0 type bridge; ip link set br0 up; ip link set $LINK master br0",
+    );
+    let after = audit(&up.lab, "customerA");
+    assert!(
+        after.contains("net-links") && after.contains("in-control"),
+        "{after:?}"
+    );
+    up.shell(At::Host, "ip link set $LINK nomaster");
+    up.caught(&[]);
+    // Under another name no rule by name knows it.
+    up.shell(At::Host, "ip link set $LINK name eth7 2>/dev/null || true");
+    let after = audit(&up.lab, "customerA");
+    assert!(
+        after.contains("net-links") || after == up.before,
+        "{after:?}"
+    );
+}
+
 #[test]
 fn a_bridge_port_that_is_not_isolated_is_found() {
     let up = up();
@@ -751,7 +1043,7 @@ fn a_neighbour_entry_that_can_be_changed_is_found() {
             "reachable",
         ],
     );
-    up.caught(&["arp-static"]);
+    up.caught(&["arp-static", "net-neighbours"]);
 }
 
 #[test]
@@ -765,7 +1057,7 @@ fn a_route_to_the_subnet_where_the_uplink_ends_is_found() {
     );
     let route = ["ip", "route", "add", "172.18.0.0/24", "via", via];
     up.in_network("relay", &[&route[..], &["dev", link, "onlink"]].concat());
-    up.caught(&["in-host-route"]);
+    up.caught(&["in-host-route", "net-routes"]);
 }
 
 #[test]
@@ -957,7 +1249,7 @@ fn an_address_of_ipv6_too_many_in_the_app_is_found() {
     let up = up_with_ipv6();
     let words = "ip -6 address add fd00:18::99/128 dev eth0 nodad";
     up.in_network("app", &words.split(' ').collect::<Vec<_>>());
-    up.caught(&["app-ipv6-off", "app-routes"]);
+    up.caught(&["app-ipv6-off", "app-routes", "net-addresses", "net-routes"]);
 }
 
 #[test]
@@ -982,7 +1274,7 @@ fn an_audit_during_a_capture_takes_its_table_for_what_it_is_and_no_other() {
     assert!(said.starts_with("capturing"), "{said}");
     up.caught(&[]);
     up.in_network("sidecar", &["nft", "add", "table", "ip", "lrpns-capture"]);
-    up.caught(&["rules-sidecar"]);
+    up.caught(&["net-policies", "rules-sidecar"]);
     capture.kill().unwrap();
     capture.wait().unwrap();
 }

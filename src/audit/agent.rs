@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::domain::BAIT;
 use super::inside::{self, Context};
 use super::route::{self, Port, Route};
+use super::survey::{Survey, survey};
 use super::{Outcome, catalogue};
 use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::{self, Program};
@@ -78,6 +79,8 @@ pub enum Ask {
     Ports,
     /// Say which network namespace this is.
     Cookie,
+    /// List all that there is in this network namespace; or at one link of it.
+    Survey(Option<String>),
     /// Connect, as a client would.
     Connect(SocketAddr),
     /// Bind a TCP port of every address.
@@ -117,6 +120,8 @@ pub enum Answer {
     Ports(Vec<Port>),
     /// To [`Ask::Cookie`].
     Cookie(u64),
+    /// To [`Ask::Survey`].
+    Survey(Box<Survey>),
     /// What was tried, and the errno of what was refused.
     Tried(Vec<(String, Option<i32>)>),
     /// To [`Ask::Whoami`].
@@ -436,6 +441,10 @@ fn serve(socket: &impl AsFd) {
             {
                 Ok(cookie) => Answer::Cookie(cookie),
                 Err(e) => Answer::Failed(format!("ask for the network namespace: {e}")),
+            },
+            Ask::Survey(only) => match survey(only.as_deref()) {
+                Ok(found) => Answer::Survey(Box::new(found)),
+                Err(e) => Answer::Failed(format!("list what is in the network namespace: {e}")),
             },
             Ask::Connect(to) => connect(to),
             Ask::Bind(port) => {

@@ -1,7 +1,7 @@
 //! Every probe: what it tries, why that matters, what is expected.
 
 use super::Group;
-use super::probes::{Found, Scene, ceilings, descriptors, members, state};
+use super::probes::{Found, Scene, ceilings, descriptors, members, network, state};
 use crate::sys::attempt::Attempt;
 
 /// One claim of the design, tried out.
@@ -1535,6 +1535,15 @@ pub const CATALOGUE: &[Probe] = &[
     ceilings::PROCESS,
     descriptors::DESCRIPTORS,
     state::STATE,
+    network::LINKS,
+    network::ADDRESSES,
+    network::NEIGHBOURS,
+    network::ROUTES,
+    network::RULES,
+    network::FILTERS,
+    network::POLICIES,
+    network::SOCKETS,
+    network::SETTINGS,
 ];
 
 /// The probe of that name.

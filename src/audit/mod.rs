@@ -48,6 +48,7 @@ pub mod probes;
 pub mod report;
 pub mod route;
 pub mod sarif;
+mod survey;
 pub mod target;
 
 use serde::{Deserialize, Serialize};

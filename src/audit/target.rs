@@ -22,6 +22,7 @@ use super::inside::Context;
 use super::network::{self, Field};
 use super::probes::Scene;
 use super::probes::members::Processes;
+use super::probes::network::{Place, Surveyed};
 use super::{Finding, Outcome, Report, outside};
 use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::Program;
@@ -217,6 +218,20 @@ pub fn run(
         outside::app_network(app, plan, net, &mut findings);
     }
     let others = others(&target);
+    let beside_relay = carrier(&target);
+    let mut places = vec![(Place::Sidecar, &sidecar_net)];
+    places.extend(
+        apps.iter()
+            .zip(&nets)
+            .map(|((app, _), net)| (Place::App(app), net)),
+    );
+    places.push(match plan.uplink.ends_at {
+        UplinkEnd::Host => (Place::Host, &host_net),
+        UplinkEnd::Relay => (Place::Relay, &host_net),
+    });
+    places.extend(beside_relay.iter().map(|agent| (Place::Egress, agent)));
+    let networks = places.into_iter();
+    let networks = networks.map(|(place, agent)| Surveyed::of(place, agent, plan));
     let of_apps = apps.iter().zip(&nets);
     let of_apps = of_apps.map(|((app, _), net)| (app.name.as_str(), net));
     let inside = std::iter::once(("sidecar", &sidecar_net)).chain(of_apps);
@@ -226,6 +241,7 @@ pub fn run(
         inside: inside
             .chain(others.iter().map(|(name, agent)| (*name, agent)))
             .collect(),
+        networks: networks.collect(),
     };
     for probe in CATALOGUE {
         if let Side::Look(look) = probe.from {
@@ -301,6 +317,15 @@ fn agent<'a>(
 ) -> Result<Agent, String> {
     let entered = entered.as_ref().map_err(Clone::clone)?;
     Agent::join(&place(entered)).map_err(|e| format!("fork: {e}"))
+}
+
+/// An agent in the network namespace of what carries egress by relay.
+fn carrier(target: &Target) -> Option<Result<Agent, String>> {
+    let init = target.part("egress")?.init?;
+    let agent = uplink_of(init)
+        .and_then(|place| Agent::join(&place))
+        .map_err(|e| format!("join the network namespace of egress: {e}"));
+    Some(agent)
 }
 
 /// An agent in the user namespace of each part that has no network namespace of its own to be looked at.

@@ -181,6 +181,28 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
     Ok(listing)
 }
 
+/// Every table of the network namespace in which `socket` was opened, as `FAMILY NAME`.
+///
+/// # Errors
+/// As [`list`].
+pub fn tables(socket: &Socket) -> io::Result<Vec<String>> {
+    let all = dump(socket, libc::NFT_MSG_GETTABLE, libc::AF_UNSPEC, |_| {})?;
+    let tables = all.iter().map(|body| {
+        let family = match i32::from(body.first().copied().unwrap_or_default()) {
+            libc::NFPROTO_INET => "inet".to_owned(),
+            libc::NFPROTO_IPV4 => "ip".to_owned(),
+            libc::NFPROTO_IPV6 => "ip6".to_owned(),
+            libc::NFPROTO_ARP => "arp".to_owned(),
+            libc::NFPROTO_BRIDGE => "bridge".to_owned(),
+            libc::NFPROTO_NETDEV => "netdev".to_owned(),
+            other => format!("family {other}"),
+        };
+        let name = text(attributes_of(body), NFTA_TABLE_NAME).unwrap_or_default();
+        format!("{family} {name}")
+    });
+    Ok(tables.collect())
+}
+
 /// What the rules and the grants of the table `inet NAME` have counted: packets and bytes, by `chain/name`. Of several with one name,
 /// the sum.
 ///

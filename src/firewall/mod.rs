@@ -38,7 +38,7 @@ pub mod trace;
 mod update;
 
 pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_grants};
-pub use counters::{Listing, Object, counted, counters, list};
+pub use counters::{Listing, Object, counted, counters, list, tables};
 pub use encode::{
     Batch, EncodeError, an_empty_table, encode, encode_owned, encode_owned_together,
     encode_together, sidecar_batch,

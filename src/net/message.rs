@@ -7,9 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort,
-    InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -19,7 +19,9 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
+use rtnetlink::packet_core::{
+    DefaultNla, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
 
 use crate::plan::Mac;
 
@@ -114,6 +116,28 @@ pub(super) fn alias(index: u32, alias: &str) -> RouteNetlinkMessage {
     let mut link = indexed(index);
     link.attributes
         .push(LinkAttribute::IfAlias(alias.to_owned()));
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Settings of the link by IPv4, by their numbers: those that are 0, too, which the crate would leave out.
+pub(super) fn ipv4_settings<const N: usize>(
+    index: u32,
+    settings: [(u16, u32); N],
+) -> RouteNetlinkMessage {
+    const IFLA_INET_CONF: u16 = 1;
+    const LENGTH: u16 = 8;
+    let mut nested = vec![];
+    for (number, value) in settings {
+        nested.extend(LENGTH.to_ne_bytes());
+        nested.extend(number.to_ne_bytes());
+        nested.extend(value.to_ne_bytes());
+    }
+    let nla = DefaultNla::new(IFLA_INET_CONF | libc::NLA_F_NESTED as u16, nested);
+    let mut link = indexed(index);
+    link.attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
+            AfSpecInet::Other(nla),
+        ])]));
     RouteNetlinkMessage::SetLink(link)
 }
 

@@ -183,17 +183,20 @@ async fn create_uplink(
     );
     let [host_link] = host.create_links("host", vec![create], [near.name]).await?;
     let alias = alias(&plan.stack);
-    host.run(
-        "host",
-        vec![
-            Step::on(
-                format!("set the alias of link {} to {alias}", near.name),
-                message::alias(host_link, &alias),
-            ),
-            no_ipv6(host_link, near.name),
-        ],
-    )
-    .await?;
+    let mut steps = vec![
+        Step::on(
+            format!("set the alias of link {} to {alias}", near.name),
+            message::alias(host_link, &alias),
+        ),
+        no_ipv6(host_link, near.name),
+    ];
+    if plan.uplink.ends_at == UplinkEnd::Host {
+        steps.push(Step::on(
+            format!("set what link {} believes of IPv4", near.name),
+            message::ipv4_settings(host_link, AT_HOST.map(|(_, index, value)| (index, value))),
+        ));
+    }
+    host.run("host", steps).await?;
     // The relay's namespace is set so as a whole.
     if plan.has_ipv6() && plan.uplink.ends_at == UplinkEnd::Host {
         ipv6_as_planned(near.name)?;
@@ -415,43 +418,65 @@ async fn configure_host(plan: &Plan, host: &Rtnl, links: &Links) -> Result<(), E
 fn own_every_address(plan: &Plan) -> Vec<Step> {
     let mut steps = vec![];
     for family in plan.families() {
-        let (sidecar, foreign) = (IpNet::from(family.sidecar), foreign_to(&family));
-        let [_, link_local] = foreign;
+        let sidecar = IpNet::from(family.sidecar);
         steps.push(Step::create(
             format!("look for {sidecar} in the main table"),
             message::new_rule_to_main(sidecar, 2),
         ));
+    }
+    for net in refused_to_relay(plan) {
+        steps.push(Step::create(
+            format!("refuse what has a source of {net}"),
+            message::new_rule_unreachable_from(net, 1),
+        ));
+    }
+    steps.extend(local_to_relay(plan).into_iter().map(|route| match route {
+        LocalRoute::Throw(net) => Step::create(
+            format!("take {net} out of the local addresses"),
+            message::new_throw_from_local(net),
+        ),
+        LocalRoute::Local(net) => Step::create(
+            format!("make {net} local"),
+            message::new_local_route(net, LOOPBACK),
+        ),
+    }));
+    steps
+}
+
+/// A route of the relay's table of local addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalRoute {
+    /// All of this is an address of its own.
+    Local(IpNet),
+    /// Nothing of this is.
+    Throw(IpNet),
+}
+
+/// What the relay's namespace has in its table of local addresses beside the kernel's own.
+#[must_use]
+pub fn local_to_relay(plan: &Plan) -> Vec<LocalRoute> {
+    let mut routes = vec![];
+    for family in plan.families() {
+        let (sidecar, foreign) = (IpNet::from(family.sidecar), foreign_to(&family));
+        let [_, link_local] = foreign;
         let everywhere = match sidecar {
             IpNet::V4(_) => IpNet::V4(Default::default()),
             IpNet::V6(_) => IpNet::V6(Default::default()),
         };
-        for net in [sidecar].into_iter().chain(foreign) {
-            steps.push(Step::create(
-                format!("take {net} out of the local addresses"),
-                message::new_throw_from_local(net),
-            ));
-        }
-        if sidecar.addr().is_ipv6() {
-            for net in foreign {
-                steps.push(Step::create(
-                    format!("refuse what has a source of {net}"),
-                    message::new_rule_unreachable_from(net, 1),
-                ));
-            }
-        }
+        routes.extend([sidecar].into_iter().chain(foreign).map(LocalRoute::Throw));
         // A link-local destination is one that was listed by itself.
-        for granted in egress_nets(plan).filter(|net| link_local.contains(net)) {
-            steps.push(Step::create(
-                format!("make {granted} local"),
-                message::new_local_route(granted, LOOPBACK),
-            ));
-        }
-        steps.push(Step::create(
-            "make every other address local",
-            message::new_local_route(everywhere, LOOPBACK),
-        ));
+        let granted = egress_nets(plan).filter(|net| link_local.contains(net));
+        routes.extend(granted.chain([everywhere]).map(LocalRoute::Local));
     }
-    steps
+    routes
+}
+
+/// The sources that nobody may have in the relay's namespace: of IPv6, where no route keeps anybody from binding them.
+#[must_use]
+pub fn refused_to_relay(plan: &Plan) -> Vec<IpNet> {
+    let families = plan.families().into_iter();
+    let six = families.filter(|family| family.sidecar.is_ipv6());
+    six.flat_map(|family| foreign_to(&family)).collect()
 }
 
 /// Whose addresses the relay can't dial from, where it dials as its clients: they are not local in its namespace.
@@ -523,6 +548,18 @@ pub struct AppRoute {
 }
 
 impl AppRoute {
+    /// Where it leads.
+    #[must_use]
+    pub fn net(&self) -> IpNet {
+        self.net
+    }
+
+    /// By whom.
+    #[must_use]
+    pub fn gateway(&self) -> IpAddr {
+        self.gateway
+    }
+
     fn add(self, link: u32) -> Step {
         Step::create(
             format!("route {} to {}", self.net, self.gateway),
@@ -660,7 +697,8 @@ fn in_app(app: &AppPlan) -> String {
 
 /// The port's own link-layer address: not the app's, which the bridge would take for its own then, and different from
 /// every one that [`mac`] makes.
-fn port_mac(app: &AppPlan) -> Mac {
+#[must_use]
+pub fn port_mac(app: &AppPlan) -> Mac {
     let mut mac = app.mac;
     mac.0[0] ^= 0b100;
     mac
@@ -706,21 +744,56 @@ fn peer(index: u32, address: IpAddr, mac: Mac) -> [Step; 2] {
     ]
 }
 
+/// Our link in the host's namespace was born with the host's defaults for IPv4, which may be a router's, or trusting. What
+/// comes by it has one source and goes nowhere by itself: name, number (`IPV4_DEVCONF_*` of linux/ip.h) and value.
+const AT_HOST: [(&str, u16, u32); 10] = [
+    ("proxy_arp", 3, 0),
+    ("accept_redirects", 4, 0),
+    ("secure_redirects", 5, 0),
+    ("send_redirects", 6, 0),
+    // The stricter of this and `all` counts, and 2 is the looser one.
+    ("rp_filter", 8, 1),
+    ("accept_source_route", 9, 0),
+    ("accept_local", 23, 0),
+    ("proxy_arp_pvlan", 25, 0),
+    ("route_localnet", 26, 0),
+    ("bc_forwarding", 32, 0),
+];
+
+/// Settings of one link, by name.
+pub type Settings = Vec<(&'static str, String)>;
+
+/// What our link in the host's namespace is set to by IPv4 and by IPv6, where it is there.
+#[must_use]
+pub fn settings_at_host(plan: &Plan) -> (Settings, Settings) {
+    let four = AT_HOST.map(|(name, _, value)| (name, value.to_string()));
+    let six = AT_HOST6
+        .iter()
+        .filter(|(name, _)| plan.has_ipv6() && !OF_ALL_LINKS.contains(name));
+    let six = six.map(|(name, value)| (*name, (*value).to_owned()));
+    (four.into(), six.collect())
+}
+
 /// Our link in the host's namespace was born with the host's defaults for IPv6. It alone is set otherwise: it has IPv6 even
 /// where links have none by default; believes no router; and joins no group of routers, since that sends packets, even
 /// where the host is one. What is forwarded over it is decided by `conf/all` only (`ip6_forward`, net/ipv6/ip6_output.c).
+const AT_HOST6: [(&str, &str); 8] = [
+    ("disable_ipv6", "0"),
+    // The second version also reports that a group was left, which the next setting may do.
+    ("force_mld_version", "1"),
+    ("forwarding", "0"),
+    ("accept_ra", "0"),
+    ("autoconf", "0"),
+    ("accept_redirects", "0"),
+    ("accept_dad", "0"),
+    ("proxy_ndp", "0"),
+];
+
+/// What the host sets on all links at once when it is to forward.
+const OF_ALL_LINKS: [&str; 1] = ["forwarding"];
+
 fn ipv6_as_planned(link: &str) -> Result<(), Error> {
-    for (name, value) in [
-        ("disable_ipv6", "0"),
-        // The second version also reports that a group was left, which the next setting may do.
-        ("force_mld_version", "1"),
-        ("forwarding", "0"),
-        ("accept_ra", "0"),
-        ("autoconf", "0"),
-        ("accept_redirects", "0"),
-        ("accept_dad", "0"),
-        ("proxy_ndp", "0"),
-    ] {
+    for (name, value) in AT_HOST6 {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/{name}"), value).map_err(
             |source| Error::Setting {
                 name,

@@ -4,6 +4,7 @@
 pub mod ceilings;
 pub mod descriptors;
 pub mod members;
+pub mod network;
 pub mod state;
 
 use super::Outcome;
@@ -19,6 +20,8 @@ pub struct Scene<'a> {
     pub processes: members::Processes,
     /// In the user namespace of each part, by the part's name.
     pub inside: Vec<(&'a str, &'a Result<Agent, String>)>,
+    /// What there is in each network namespace.
+    pub networks: Vec<network::Surveyed<'a>>,
 }
 
 /// What it found: of which part, and how it went.
