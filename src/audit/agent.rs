@@ -252,21 +252,51 @@ impl Agent {
     /// # Errors
     /// As [`Agent::ask`].
     pub fn ask_with(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<Answer, String> {
+        self.tell(ask, fds)?;
+        self.hear()
+    }
+
+    /// Asks, without waiting: what is answered is for [`Agent::hear`].
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn tell(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
         if let Some(lost) = self.lost() {
             return Err(lost.to_string());
         }
-        let sent = protocol::send(&self.socket, ask, fds);
-        let lost = match sent.and_then(|()| protocol::receive(&self.socket)) {
-            Ok(Some((Answer::Failed(why), _))) => return Err(why),
-            Ok(Some((answer, _))) => return Ok(answer),
-            Ok(None) => Lost::Ended,
-            Err(e) => match e.kind() {
-                io::ErrorKind::WouldBlock => Lost::Silent,
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Lost::Ended,
-                _ => Lost::Broken(e.to_string()),
-            },
+        protocol::send(&self.socket, ask, fds).map_err(|e| self.lose(&e))
+    }
+
+    /// Waits for the answer to what it was told.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn hear(&self) -> Result<Answer, String> {
+        if let Some(lost) = self.lost() {
+            return Err(lost.to_string());
+        }
+        match protocol::receive(&self.socket) {
+            Ok(Some((Answer::Failed(why), _))) => Err(why),
+            Ok(Some((answer, _))) => Ok(answer),
+            Ok(None) => Err(self.lost.get_or_init(|| Lost::Ended).to_string()),
+            Err(e) => Err(self.lose(&e)),
+        }
+    }
+
+    /// Notes why nothing more is to be had of it.
+    fn lose(&self, e: &io::Error) -> String {
+        let lost = || match e.kind() {
+            io::ErrorKind::WouldBlock => Lost::Silent,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Lost::Ended,
+            _ => Lost::Broken(e.to_string()),
         };
-        Err(self.lost.get_or_init(|| lost).to_string())
+        self.lost.get_or_init(lost).to_string()
+    }
+
+    /// Ends the conversation, which ends it, and does not wait for that. Said, not only closed: later agents were forked with
+    /// this socket.
+    pub fn dismiss(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
     /// Why nothing more is to be had of it. Whoever has been waited for once is not asked again: each question would cost
@@ -286,11 +316,10 @@ const ENDS_WITHIN: rustix::event::Timespec = rustix::event::Timespec {
 impl Drop for Agent {
     fn drop(&mut self) {
         let Some(child) = &self.child else { return };
-        // The end of the conversation ends it, and first its child in a part's pid namespace, which it reaps. A child
-        // whose parent is killed is left to the machine's pid 1, and the part's own pid 1 can't end before that has
-        // reaped it (zap_pid_ns_processes(), kernel/pid_namespace.c). Said, not only closed: later agents were forked
-        // with this socket.
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        // A child in a part's pid namespace ends first, and is reaped. One whose parent is killed is left to the machine's
+        // pid 1, and the part's own pid 1 can't end before that has reaped it (zap_pid_ns_processes(),
+        // kernel/pid_namespace.c).
+        self.dismiss();
         let mut ends = [rustix::event::PollFd::new(
             child,
             rustix::event::PollFlags::IN,
@@ -390,6 +419,7 @@ fn serve(socket: &impl AsFd) {
     let mut context = Context::default();
     let mut pending: Option<OwnedFd> = None;
     let mut listening = vec![];
+    let sockets = Sockets::default();
     while let Ok(Some((ask, fds))) = protocol::receive::<Ask>(socket) {
         let answer = match ask {
             Ask::Context(new) => {
@@ -412,11 +442,11 @@ fn serve(socket: &impl AsFd) {
                     .map_or(Landing::Sent, |socket| hear(&socket, milliseconds));
                 Answer::Landing(landing)
             }
-            Ask::Inject { link, frame } => match inject(&link, &frame) {
+            Ask::Inject { link, frame } => match sockets.inject(&link, &frame) {
                 Ok(()) => Answer::Done,
                 Err(e) => Answer::Failed(format!("send a frame on {link}: {e}")),
             },
-            Ask::Counters(table) => match counters(&table) {
+            Ask::Counters(table) => match sockets.counters(&table) {
                 Ok(counters) => Answer::Counters(counters),
                 Err(e) => Answer::Failed(format!("read the counters of {table}: {e}")),
             },
@@ -484,9 +514,45 @@ fn serve(socket: &impl AsFd) {
 /// What a counter of frames, and not of a rule, begins with.
 pub const LINK: &str = "link ";
 
-fn counters(table: &str) -> Result<BTreeMap<String, u64>, String> {
-    let socket = firewall::Socket::open().map_err(|e| e.to_string())?;
-    let rules = firewall::counters(&socket, table).map_err(|e| e.to_string())?;
+/// What is kept open from one question to the next. To close a packet socket takes a grace period of RCU, many milliseconds
+/// (`packet_release()`, net/packet/af_packet.c).
+#[derive(Default)]
+struct Sockets {
+    rules: OnceCell<firewall::Socket>,
+    frames: OnceCell<OwnedFd>,
+}
+
+/// The one that is there, or a new one.
+fn kept<T, E>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    match cell.get() {
+        Some(open) => Ok(open),
+        None => {
+            let new = open()?;
+            Ok(cell.get_or_init(|| new))
+        }
+    }
+}
+
+impl Sockets {
+    fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>, String> {
+        let socket = kept(&self.rules, firewall::Socket::open).map_err(|e| e.to_string())?;
+        counters(socket, table)
+    }
+
+    fn inject(&self, link: &str, frame: &[u8]) -> io::Result<()> {
+        let index = nix::net::if_::if_nametoindex(link)?;
+        let open = || attempt::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        let socket = kept(&self.frames, open)?;
+        match attempt::send_frame(socket.as_fd(), index, frame) {
+            // A rule of the link's own has dropped it already, and counted it.
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            sent => sent,
+        }
+    }
+}
+
+fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, u64>, String> {
+    let rules = firewall::counters(socket, table).map_err(|e| e.to_string())?;
     let mut all: BTreeMap<String, u64> = rules
         .into_iter()
         .map(|(rule, (packets, _))| (rule, packets))
@@ -769,16 +835,6 @@ fn open_in(directory: &OwnedFd) -> Answer {
         let opened = rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, mode);
         (what.to_owned(), opened.map(drop).map_err(io::Error::from))
     }))
-}
-
-fn inject(link: &str, frame: &[u8]) -> io::Result<()> {
-    let index = nix::net::if_::if_nametoindex(link)?;
-    let socket = attempt::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
-    match attempt::send_frame(socket.as_fd(), index, frame) {
-        // A rule of the link's own has dropped it already, and counted it.
-        Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-        sent => sent,
-    }
 }
 
 /// The namespaces of [`Join::Uplink`]: the network namespace of process `pid`, and the user namespace that owns it.

@@ -39,14 +39,16 @@ type Counters = BTreeMap<String, u64>;
 
 impl Field<'_> {
     fn counters(&self) -> Result<Counters, String> {
+        let sidecar = self.sidecar.as_ref().map_err(Clone::clone)?;
+        let host = self.host.as_ref().map_err(Clone::clone)?;
+        // Both at the same time; and what was asked is heard, or the next answer would be taken for another.
+        sidecar.tell(&Ask::Counters(SIDECAR_TABLE.to_owned()), &[])?;
+        let told = host.tell(&Ask::Counters(host_table(&self.plan.stack)), &[]);
+        let of_sidecar = sidecar.hear();
+        let of_host = told.and_then(|()| host.hear());
         let mut all = Counters::new();
-        let places = [
-            ("sidecar", self.sidecar, SIDECAR_TABLE.to_owned()),
-            ("host", self.host, host_table(&self.plan.stack)),
-        ];
-        for (place, agent, table) in places {
-            let agent = agent.as_ref().map_err(Clone::clone)?;
-            let Answer::Counters(counters) = agent.ask(&Ask::Counters(table))? else {
+        for (place, answer) in [("sidecar", of_sidecar), ("host", of_host)] {
+            let Answer::Counters(counters) = answer? else {
                 return Err("the counters could not be read".to_owned());
             };
             for (counter, packets) in counters {
@@ -690,13 +692,13 @@ fn inject(field: &Field<'_>, from: &Result<Agent, String>, link: &str, frame: Ve
 pub fn other_stack(
     field: &Field<'_>,
     beside: &[Result<Agent, String>],
-    scratch: io::Result<Scratch>,
+    scratch: &mut io::Result<Scratch>,
     state: &StateRoot,
     findings: &mut Findings,
 ) {
     let hosts = host_addresses();
-    let attack = || -> Result<(Outcome, Outcome), String> {
-        let mut scratch = scratch.map_err(|e| format!("start a scratch stack: {e}"))?;
+    let attack = |scratch: &mut io::Result<Scratch>| -> Result<(Outcome, Outcome), String> {
+        let scratch = scratch.as_mut().map_err(|e| format!("start a scratch stack: {e}"))?;
         scratch.wait()?;
         let other = Target::find(state, &scratch.name)?;
         let theirs = &other.status.plan;
@@ -742,7 +744,10 @@ pub fn other_stack(
         Ok((out, into))
     };
     let (out, into) =
-        attack().unwrap_or_else(|e| (Outcome::unknown(e.clone()), Outcome::unknown(e)));
+        attack(scratch).unwrap_or_else(|e| (Outcome::unknown(e.clone()), Outcome::unknown(e)));
+    if let Ok(scratch) = scratch {
+        scratch.leave();
+    }
     findings.add("out-other-stack", BETWEEN, out);
     findings.add("in-other-stack", BETWEEN, into);
 }

@@ -533,6 +533,7 @@ fn descriptors_now(who: &Who<'_>) -> Result<(bool, String), String> {
 
 /// Where the relay listens, by the sockets that it holds.
 fn listeners(target: &Target, findings: &mut Findings) {
+    const LISTEN: &str = "0A";
     let Some(relay) = target.part("relay").and_then(|part| part.init) else {
         findings.add(
             "in-listeners",
@@ -566,12 +567,17 @@ fn listeners(target: &Target, findings: &mut Findings) {
                 let text = std::fs::read_to_string(path).unwrap_or_default();
                 for line in text.lines().skip(1) {
                     let fields: Vec<&str> = line.split_whitespace().collect();
-                    let (Some(local), Some(state), Some(inode)) =
-                        (fields.get(1), fields.get(3), fields.get(9))
+                    let (Some(local), Some(peer), Some(state), Some(inode)) =
+                        (fields.get(1), fields.get(2), fields.get(3), fields.get(9))
                     else {
                         continue;
                     };
-                    if held.contains(*inode) && (*state == "0A" || file.starts_with("udp")) {
+                    // One with a peer carries a client's datagrams to the app: it hears nobody else.
+                    let hears = match file.starts_with("udp") {
+                        true => peer.ends_with(":0000"),
+                        false => *state == LISTEN,
+                    };
+                    if held.contains(*inode) && hears {
                         found.insert((file.to_owned(), (*local).to_owned()));
                     }
                 }

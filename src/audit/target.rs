@@ -23,7 +23,7 @@ use super::network::{self, Field};
 use super::probes::Scene;
 use super::probes::members::Processes;
 use super::probes::network::{Place, Surveyed};
-use super::{Finding, Outcome, Report, outside};
+use super::{Finding, Outcome, Report, Verdict, outside};
 use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::Program;
 use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
@@ -34,6 +34,8 @@ use crate::plan::{AppPlan, Plan, UplinkEnd};
 use crate::state::StateRoot;
 use crate::text::harmless;
 
+/// The probe that tries to signal processes outside, by their numbers there.
+const SIGNAL: &str = "process-signal";
 /// More than that is told of no probe, in bytes.
 const MOST: usize = 4096;
 
@@ -192,7 +194,7 @@ pub fn run(
     let begun = Instant::now();
     let target = Target::find(state, stack)?;
     // It takes the longest, so it starts first.
-    let scratch = Scratch::start(state, &target.status.plan);
+    let mut scratch = Scratch::start(state, &target.status.plan);
     let mut findings = Findings::default();
     let plan = &target.status.plan;
     let abstract_name = format!("lrpns-audit-{}", std::process::id());
@@ -259,7 +261,15 @@ pub fn run(
         let mut prober = Inside::new(|| target.prober(name, &context));
         for probe in CATALOGUE {
             if matches!(probe.from, Side::App | Side::AppCall(_)) {
-                findings.add(probe.id, name, prober.run(probe));
+                let mut outcome = prober.run(probe);
+                // The app may have started something since that has the number of a process outside.
+                if probe.id == SIGNAL && outcome.verdict == Verdict::Fail {
+                    let context = self::context(&target, app, &abstract_name);
+                    if prober.learn(&context) {
+                        outcome = prober.run(probe);
+                    }
+                }
+                findings.add(probe.id, name, outcome);
             }
         }
         probers.push(prober.agent);
@@ -277,13 +287,17 @@ pub fn run(
     }
     let in_sidecar = in_sidecar.agent;
 
-    progress("over the network");
     let field = Field {
         plan,
         sidecar: &sidecar_net,
         host: &host_net,
     };
     let besides: Vec<_> = apps.iter().map(|(_, entered)| beside(entered)).collect();
+    // First: what is left of it ends while the other attacks go on.
+    progress("from another stack");
+    network::other_stack(&field, &besides, &mut scratch, state, &mut findings);
+
+    progress("over the network");
     for (((app, _), inside), beside) in apps.iter().zip(&probers).zip(&besides) {
         network::from_app(&field, app, inside, beside, &mut findings);
         domain::probe(plan, app, &Pair { inside, beside }, &mut findings);
@@ -291,8 +305,11 @@ pub fn run(
     network::from_sidecar(&field, &in_sidecar, &mut findings);
     network::from_host(&field, &mut findings);
 
-    progress("from another stack");
-    network::other_stack(&field, &besides, scratch, state, &mut findings);
+    // Each takes its time to end, so all do at once.
+    let agents = nets.iter().chain(&probers).chain(&besides);
+    let agents = agents.chain([&sidecar_net, &host_net, &in_sidecar]);
+    let agents = agents.chain(&beside_relay);
+    agents.flatten().for_each(Agent::dismiss);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Report::new(stack.to_string(), findings.0, milliseconds))
 }
@@ -393,6 +410,12 @@ impl<'a> Inside<'a> {
             replaced: false,
             hindered: false,
         }
+    }
+
+    /// Tells it what its probes need to know; whether it has heard that.
+    fn learn(&self, context: &Context) -> bool {
+        let told = self.agent.as_ref().ok();
+        told.is_some_and(|agent| agent.ask(&Ask::Context(Box::new(context.clone()))).is_ok())
     }
 
     /// Runs one probe. A process that has ended is replaced once: a probe may have ended it, or a limit. No probe ends two,
@@ -576,6 +599,8 @@ pub struct Scratch {
     control: PathBuf,
     /// The command that brings it up, while it runs.
     up: Option<Child>,
+    /// The conversation in which it was told to go down.
+    down: Option<Client>,
 }
 
 /// How long the supervisor of a scratch stack may take to end.
@@ -613,7 +638,22 @@ impl Scratch {
             control: state.control(&name),
             name,
             up: Some(up),
+            down: None,
         })
+    }
+
+    /// Has it go down, and does not wait for that.
+    pub fn leave(&mut self) {
+        let _ = self.wait();
+        if self.down.is_some() {
+            return;
+        }
+        // One that could not be brought up listens no more, and one that can't be asked ends when we do.
+        if let Ok(client) = Client::connect(&self.control)
+            && client.ask(&Request::Down).is_ok()
+        {
+            self.down = Some(client);
+        }
     }
 
     /// Waits until it is up.
@@ -639,11 +679,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = self.wait();
-        // One that could not be brought up listens no more, and one that can't be asked ends when we do.
-        if let Ok(client) = Client::connect(&self.control)
-            && client.ask(&Request::Down).is_ok()
-        {
+        self.leave();
+        if let Some(client) = &self.down {
             // It answers by ending, when nothing of the stack is left.
             let limit = tokio::time::Instant::now() + SCRATCH_ENDS_WITHIN;
             let _ = client.has_answered_by(limit);
