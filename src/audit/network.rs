@@ -698,7 +698,9 @@ pub fn other_stack(
 ) {
     let hosts = host_addresses();
     let attack = |scratch: &mut io::Result<Scratch>| -> Result<(Outcome, Outcome), String> {
-        let scratch = scratch.as_mut().map_err(|e| format!("start a scratch stack: {e}"))?;
+        let scratch = scratch
+            .as_mut()
+            .map_err(|e| format!("start a scratch stack: {e}"))?;
         scratch.wait()?;
         let other = Target::find(state, &scratch.name)?;
         let theirs = &other.status.plan;
