@@ -384,6 +384,9 @@ pub enum Command {
         /// A directory or file of the host: `HOST_PATH:PATH[:OPTIONS]`, read-only unless it says `rw`
         #[arg(short, long, value_name = "HOST_PATH:PATH[:OPTIONS]")]
         volume: Vec<String>,
+        /// A Unix socket of the host, or a directory of them, that it may connect to: `HOST_PATH:PATH`
+        #[arg(long, value_name = "HOST_PATH:PATH")]
+        socket: Vec<String>,
         /// Whom it runs as, within: a name of the root's /etc/passwd, or a number
         #[arg(short, long, value_name = "USER[:GROUP]")]
         user: Option<String>,

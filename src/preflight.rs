@@ -4,16 +4,16 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
-use crate::config::{Egress, Protocol, Rootfs, SHARED_MEMORY};
+use crate::config::{Egress, Protocol, Rootfs, SHARED_MEMORY, UnixGrant, Volume};
 use crate::firewall::Forwarding;
 use crate::host::{Host, holder};
 use crate::net::publish::{self, Listener};
-use crate::part::volumes;
+use crate::part::volumes::{self, sockets};
 use crate::plan::reach;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::rootfs::{self, Enclosing};
@@ -73,6 +73,11 @@ fn look(
     mut problems: Vec<Problem>,
 ) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
+    problems.extend(
+        plan.apps
+            .iter()
+            .filter_map(|app| sockets(app, running.and_then(|r| r.app(&app.name)))),
+    );
     problems.extend(plan.apps.iter().flat_map(|app| root(app, plan)));
     problems.extend(extra_rules(plan));
     problems.extend(ipv6(plan, host));
@@ -213,7 +218,7 @@ fn root(app: &AppPlan, plan: &Plan) -> Vec<Problem> {
 /// Whether an app's volumes can be had, and these and its tmpfs mounted where they shall be.
 fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
     let mut problems = vec![];
-    for volume in &app.volumes {
+    for volume in &app.mounted() {
         match volumes::look(volume, app, mode) {
             Ok((_, look)) => {
                 let what = format!("volume {}", volume.host.display());
@@ -229,6 +234,45 @@ fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
         problems.extend(mount_point(app, "tmpfs", &tmpfs.path, true));
     }
     problems
+}
+
+/// Whether somebody listens on Unix sockets of the app's that it does not declare. What it has had already, while it ran, may
+/// be its own.
+fn sockets(app: &AppPlan, running: Option<&AppPlan>) -> Option<Problem> {
+    let new = |volume: &&Volume| !running.is_some_and(|r| r.volumes.contains(volume));
+    let volumes = app.volumes.iter().filter(new);
+    let mut places: Vec<(PathBuf, PathBuf)> =
+        volumes.map(|v| (v.host.clone(), v.path.clone())).collect();
+    match &app.rootfs {
+        Rootfs::Dir(root) if !running.is_some_and(|r| r.rootfs == app.rootfs) => {
+            places.push((root.clone(), "/".into()));
+        }
+        _ => {}
+    }
+    let found = places
+        .iter()
+        .flat_map(|(host, path)| sockets::find(host, path).sockets);
+    let found: Vec<UnixGrant> = found
+        .filter(|socket| !sockets::is_declared(&socket.path, app))
+        .collect();
+    let first = found.first()?;
+    let more = match found.len() - 1 {
+        0 => String::new(),
+        1 => " and one more".to_owned(),
+        more => format!(" and {more} more"),
+    };
+    Some(problem(
+        format!(
+            "{}: somebody listens on the Unix socket {}{more}, which it would have at {}: a way out past every rule",
+            app.name,
+            first.host.display(),
+            first.path.display()
+        ),
+        format!(
+            "if it shall: {}; else leave them out of the volume",
+            sockets::line(app, &found)
+        ),
+    ))
 }
 
 /// Whether there is something to mount on at `path`, or it is made ([`rootfs::enclosing`]).

@@ -292,26 +292,10 @@ fn mounted_below(directory: &OwnedFd) -> Result<Vec<PathBuf>, RootfsError> {
     let path = std::fs::read_link(&link).map_err(at("read", &link))?;
     let file = Path::new("/proc/self/mountinfo");
     let mounts = std::fs::read(file).map_err(at("read", file))?;
-    Ok(mount_points_of(&mounts)
+    Ok(sys::mount::points(&mounts)
+        .map(|(point, _)| point)
         .filter(|mount| mount.starts_with(&path) && *mount != path)
         .collect())
-}
-
-/// The mount points in a mountinfo, whose blanks and backslashes are written as `\ooo`.
-fn mount_points_of(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
-    mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut rest = line.split(|byte| *byte == b' ').nth(4)?;
-        let mut path = vec![];
-        while let Some((first, more)) = rest.split_first() {
-            let octal = more.get(..3).filter(|_| *first == b'\\');
-            let escaped = octal
-                .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-            path.push(escaped.unwrap_or(*first));
-            rest = &more[if escaped.is_some() { 3 } else { 0 }..];
-        }
-        Some(std::ffi::OsString::from_vec(path).into())
-    })
 }
 
 /// Opens what the app's root is made of; `directory` is the one of a root that is a directory, and `resolvers` are those

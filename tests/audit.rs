@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -62,6 +63,7 @@ fn up_with(config: Option<&str>) -> Up {
     let lab = Lab::new();
     match config {
         Some(text) => {
+            std::fs::create_dir(lab.dir.path().join("data")).unwrap();
             let file = lab.write("lrpns.toml", text);
             lab.lrpns_ok(&["up", "-d", "-f", file.to_str().unwrap()]);
         }
@@ -425,6 +427,36 @@ fn a_mount_that_honours_set_user_id_files_is_found() {
         rustix::mount::mount_remount("/tmp", flags, "").unwrap();
     });
     up.caught(&["app-mounts-nosuid"]);
+}
+
+#[test]
+fn a_socket_that_is_made_in_a_volume_later_is_found() {
+    if !support::look::machine() {
+        return;
+    }
+    let up = up_with(Some(
+        "name = \"customerA\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\n\
+         volumes = [\"./data:/d\"]\n",
+    ));
+    let path = up.lab.dir.path().join("data/later.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    up.caught(&["sockets-host"]);
+}
+
+#[test]
+fn a_file_system_of_the_kernels_is_found() {
+    let up = up_with(Some(
+        "name = \"customerA\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"infinity\"]\n",
+    ));
+    up.in_mounts("app", || {
+        let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        mount_new("tracefs", "/etc", flags, &[]);
+    });
+    up.caught(&["app-mounts-kernel"]);
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
         volumes: Vec::new(),
+        sockets: Vec::new(),
         limits: Default::default(),
         start_timeout: std::time::Duration::from_secs(60),
         listen: vec![],

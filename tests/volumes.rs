@@ -511,3 +511,160 @@ fn a_relative_host_path_is_taken_from_the_directory_of_the_file_or_of_run() {
     );
     assert!(out.contains("before"), "{out}");
 }
+
+/// What an app comes to that connects to the socket at `path`.
+fn connects(lab: &Lab, path: &str) -> Value {
+    let code = format!(
+        "import socket\nsay(tried(socket.socket(socket.AF_UNIX).connect, {}))",
+        json!(path)
+    );
+    look::attack(lab, "web", "app", &code)
+}
+
+/// A socket below `path` that everybody may connect to, on which the test listens.
+fn listen(path: &Path) -> std::os::unix::net::UnixListener {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    everybodys(path, 0o777);
+    listener
+}
+
+#[test]
+fn a_unix_socket_in_a_volume_is_refused_until_it_is_declared() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    std::fs::create_dir(data.join("deep")).unwrap();
+    let _listener = listen(&data.join("deep/s.sock"));
+    // Nobody comes back to one that was left.
+    drop(listen(&data.join("left.sock")));
+    let volume = format!("{}:/d", data.display());
+    let said = refused(&lab, &file(std::slice::from_ref(&volume), ""));
+    let line = format!("sockets = [\"{}/deep:/d/deep\"]", data.display());
+    assert!(
+        said.contains("somebody listens on the Unix socket"),
+        "{said}"
+    );
+    assert!(said.contains(&line), "{said}");
+    assert!(!said.contains("left.sock"), "{said}");
+    // The plan names it, whether it is declared or not.
+    for (more, words) in [("", "up refuses that without"), (line.as_str(), "declared")] {
+        let path = lab.write("plan.toml", &file(std::slice::from_ref(&volume), more));
+        let plan = tells(&lab, &["plan", "-f", path.to_str().unwrap()]);
+        let found = plan.lines().find(|l| l.contains("somebody listens on"));
+        let found = found.unwrap_or_else(|| panic!("{plan}"));
+        assert!(
+            found.contains("/d/deep/s.sock") && found.contains(words),
+            "{found}"
+        );
+        assert!(plan.contains("before Linux 7.1"), "{plan}");
+    }
+    look::up(&lab, &file(&[volume], &line));
+    assert_eq!(connects(&lab, "/d/deep/s.sock"), "OK");
+    assert_eq!(connects(&lab, "/d/left.sock"), "ECONNREFUSED");
+    tells(&lab, &["audit", "web"]);
+}
+
+#[test]
+fn declared_sockets_need_no_volume_and_bring_a_directory_or_one_socket() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    let other = directory(&lab, "other", 0);
+    let _one = listen(&data.join("s.sock"));
+    let _two = listen(&other.join("t.sock"));
+    let sockets = format!(
+        "sockets = [\"{}:/run/data\", \"{}:/run/t.sock\"]",
+        data.display(),
+        other.join("t.sock").display()
+    );
+    look::up(&lab, &file(&[], &sockets));
+    assert_eq!(connects(&lab, "/run/data/s.sock"), "OK");
+    assert_eq!(connects(&lab, "/run/t.sock"), "OK");
+    let seen = look::attack(&lab, "web", "app", "say(tried(open, '/run/data/new', 'w'))");
+    assert_eq!(seen, "EROFS");
+    tells(&lab, &["audit", "web"]);
+    // As a volume it is none.
+    let volume = format!("{}:/run/t.sock", other.join("t.sock").display());
+    let said = refused(&lab, &file(&[volume], "").replace("\"web\"", "\"web2\""));
+    assert!(said.contains("it is a Unix socket"), "{said}");
+    assert!(
+        said.contains("in place of the volume: sockets = ["),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_apps_own_socket_in_its_volume_is_no_way_out() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    let script = "import socket, time\n\
+         s = socket.socket(socket.AF_UNIX); s.bind('/d/own.sock'); s.listen()\n\
+         d = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); d.bind('/d/own.dgram')\n\
+         time.sleep(1e6)";
+    let own = format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {}\nvolumes = [\"{}:/d:rw\"]\n",
+        look::toml_list(&[PYTHON, "-c", script]),
+        data.display()
+    );
+    let path = look::up(&lab, &own);
+    let sockets = ["own.sock", "own.dgram"].map(|name| data.join(name));
+    support::lab::until("the sockets", || {
+        sockets.iter().all(|s| s.exists()).then_some(())
+    });
+    tells(&lab, &["audit", "web"]);
+    // It is there still when the stack changes, and belongs to it.
+    let file = lab.write("lrpns.toml", &(own + "rate = \"100/second\"\n"));
+    tells(&lab, &["apply", "-f", file.to_str().unwrap()]);
+    // After it has ended they are left, and nobody's.
+    drop(path);
+    lab.lrpns_ok(&["down", "web"]);
+    for socket in &sockets {
+        assert!(socket.exists());
+    }
+    let path = lab.write(
+        "again.toml",
+        &self::file(&[format!("{}:/d:rw", data.display())], ""),
+    );
+    lab.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+}
+
+#[test]
+fn what_is_the_kernels_own_is_no_volume() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for (host, kind) in [
+        ("/proc", "proc"),
+        ("/proc/sys", "proc"),
+        ("/sys", "sysfs"),
+        ("/sys/kernel", "sysfs"),
+    ] {
+        for options in ["", ":rw"] {
+            let said = refused(&lab, &file(&[format!("{host}:/host{options}")], ""));
+            let words = format!("is a {kind}, the kernel's own");
+            assert!(
+                said.contains(&words) && said.contains("leave it out"),
+                "{said}"
+            );
+        }
+    }
+    // Nor in one.
+    let data = directory(&lab, "data", 0);
+    std::fs::create_dir(data.join("proc")).unwrap();
+    let point = data.join("proc");
+    let path = point.to_str().unwrap();
+    lab.ok(&["mount", "-t", "proc", "proc", path]);
+    let said = refused(&lab, &file(&[format!("{}:/d", data.display())], ""));
+    assert!(
+        said.contains(path) && said.contains("hint: name what the app needs"),
+        "{said}"
+    );
+}

@@ -1303,6 +1303,22 @@ pub const CATALOGUE: &[Probe] = &[
         "CVE-2020-15257: who may speak to a runtime is root",
         "ENOENT or EACCES",
     ),
+    probe(
+        Files,
+        App,
+        "sockets-host",
+        "every Unix socket in the app's root: whether somebody else listens there",
+        "unix(7): a connection by a path asks no rule and no network namespace",
+        "none but what `sockets` declares",
+    ),
+    probe(
+        Files,
+        Outside,
+        "app-mounts-kernel",
+        "file systems of the kernel's own among the app's mounts",
+        "proc(5), sysfs(5): the host's tell of every process and device",
+        "none but the app's own /proc and five devices",
+    ),
     // Other processes.
     probe(
         Process,

@@ -1,14 +1,15 @@
 //! The probes that run inside a part. Each has a process of its own, which ends with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,10 @@ pub struct Context {
     pub tmpfs: Vec<(PathBuf, u64)>,
     /// What else is declared writable.
     pub writable: Vec<PathBuf>,
+    /// What is the host's in its root.
+    pub volumes: Vec<PathBuf>,
+    /// The declared Unix sockets, and directories of them.
+    pub sockets: Vec<PathBuf>,
     /// Numbers of processes outside that no process inside has.
     pub host_pids: Vec<i32>,
     /// The host's name.
@@ -217,6 +222,7 @@ fn named(id: &str, context: &Context) -> Outcome {
         "files-writable" => writable(context),
         "files-noexec" => noexec(context),
         "files-tmpfs-size" => tmpfs_size(context),
+        "sockets-host" => sockets_of_others(context),
         "files-proc" => shown(context),
         "app-ids" => ids(context),
         "files-proc-sys" => closed_or_empty(&[
@@ -609,12 +615,17 @@ fn writable(context: &Context) -> Outcome {
                 continue;
             };
             seen += 1;
-            if kind.is_symlink() || kind.is_char_device() || declared.contains(&path.as_path()) {
+            // To write to a socket is to connect to it: `sockets-host`.
+            let other = kind.is_symlink() || kind.is_char_device() || kind.is_socket();
+            if other || declared.contains(&path.as_path()) {
                 continue;
             }
             if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).is_ok()
                 // What a directory says of a name is not what is mounted on it.
-                && std::fs::symlink_metadata(&path).is_ok_and(|meta| !meta.file_type().is_char_device())
+                && std::fs::symlink_metadata(&path).is_ok_and(|meta| {
+                    let kind = meta.file_type();
+                    !(kind.is_char_device() || kind.is_socket())
+                })
             {
                 found.push(path.display().to_string());
             }
@@ -769,8 +780,92 @@ fn secrets(context: &Context) -> Outcome {
     ))
 }
 
+/// Unix sockets in the volumes, and then in the rest of the root, that are not declared: connects to each.
+fn sockets_of_others(context: &Context) -> Outcome {
+    let own = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let own: HashSet<&str> = own
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7))
+        .collect();
+    let (mut seen, mut declared, mut others) = (0, 0, vec![]);
+    let root = [PathBuf::from("/")];
+    for (place, most) in [(&context.volumes[..], 4 * NAMES), (&root[..], NAMES)] {
+        let mut left = most;
+        let mut directories: VecDeque<PathBuf> = place.iter().cloned().collect();
+        while let Some(path) = directories.pop_front() {
+            let Ok(kind) = std::fs::symlink_metadata(&path).map(|meta| meta.file_type()) else {
+                continue;
+            };
+            if kind.is_dir() && !path.starts_with("/proc") {
+                let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+                for entry in entries.take(left) {
+                    left -= 1;
+                    seen += 1;
+                    // Most are files, which take no more calls.
+                    let kind = entry.file_type();
+                    if kind.is_ok_and(|kind| kind.is_dir() || kind.is_socket()) {
+                        directories.push_back(entry.path());
+                    }
+                }
+            } else if !kind.is_socket() || others.contains(&path) {
+            } else if context.sockets.iter().any(|s| path.starts_with(s)) {
+                declared += 1;
+            } else if is_of_another(&path, &own) {
+                others.push(path);
+            }
+        }
+    }
+    let said = format!("among {seen} names, {declared} declared");
+    if others.is_empty() {
+        return Outcome::pass(format!("no other's {said}"));
+    }
+    let others: Vec<String> = others
+        .iter()
+        .take(5)
+        .map(|o| o.display().to_string())
+        .collect();
+    Outcome::fail(format!("connected to {}", others.join(", ")))
+}
+
+/// Whether somebody outside of the app is bound to a socket. The kernel names who listens on a stream by the number that he
+/// has in our pid namespace, 0 if he has none; of datagrams it says nothing, and what is bound in our own network namespace
+/// is the app's.
+fn is_of_another(path: &Path, own: &HashSet<&str>) -> bool {
+    let listed = || own.contains(&*path.to_string_lossy());
+    match listener(path) {
+        Ok(Some(pid)) => pid == 0,
+        Ok(None) => !listed(),
+        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => !listed(),
+        Err(_) => false,
+    }
+}
+
+/// Connects to a Unix socket: the process number of who listens there on a stream, `None` if it is one of datagrams.
+fn listener(path: &Path) -> io::Result<Option<i32>> {
+    let address = UnixAddr::new(path)?;
+    for kind in [SockType::Datagram, SockType::Stream, SockType::SeqPacket] {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = nix::sys::socket::socket(AddressFamily::Unix, kind, flags, None)?;
+        match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
+            Ok(()) if kind == SockType::Datagram => return Ok(None),
+            Ok(()) => {
+                let peer = nix::sys::socket::getsockopt(&socket, sockopt::PeerCredentials)?;
+                return Ok(Some(peer.pid()));
+            }
+            Err(nix::Error::EPROTOTYPE) => {}
+            // It has another end that it listens to alone.
+            Err(nix::Error::EPERM) if kind == SockType::Datagram => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 fn sockets(context: &Context) -> Outcome {
     for path in &context.host_sockets {
+        if context.sockets.iter().any(|s| path.starts_with(s)) {
+            continue;
+        }
         if UnixStream::connect(path).is_ok() {
             return Outcome::fail(format!("connected to {}", path.display()));
         }

@@ -17,6 +17,7 @@ use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, host_table};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::part::namespaces::{self, Network};
+use crate::part::volumes::sockets;
 use crate::plan::{AppPlan, IdMap, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).
@@ -62,6 +63,7 @@ struct Mount {
     at: String,
     options: Vec<String>,
     propagation: Vec<String>,
+    kind: String,
 }
 
 impl Mount {
@@ -70,6 +72,7 @@ impl Mount {
         let at = fields.next()?.to_owned();
         let options = fields.next()?.split(',').map(str::to_owned).collect();
         let propagation = fields
+            .by_ref()
             .take_while(|field| *field != "-")
             .map(str::to_owned)
             .collect();
@@ -77,6 +80,7 @@ impl Mount {
             at,
             options,
             propagation,
+            kind: fields.next()?.to_owned(),
         })
     }
 
@@ -412,6 +416,15 @@ pub fn volumes(app: &AppPlan) -> Vec<PathBuf> {
     writable.map(|volume| volume.path.clone()).collect()
 }
 
+/// The devices of an app, each a mount of the host's.
+const DEVICES: [&str; 5] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+];
+
 fn mounts(app: &AppPlan, own: &[&Who<'_>], findings: &mut Findings) {
     let name = app.name.as_str();
     let mut declared: BTreeSet<String> = app
@@ -446,6 +459,14 @@ fn mounts(app: &AppPlan, own: &[&Who<'_>], findings: &mut Findings) {
         "app-mounts-nosuid",
         name,
         look(&|mount| !mount.has("nosuid")),
+    );
+    findings.add(
+        "app-mounts-kernel",
+        name,
+        look(&|mount| {
+            let own = mount.at.starts_with("/proc") || DEVICES.contains(&mount.at.as_str());
+            sockets::is_kernels(&mount.kind) && !own
+        }),
     );
     // What is in /dev is looked at one by one.
     findings.add(

@@ -505,6 +505,8 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
             .map(|tmpfs| (tmpfs.path.clone(), tmpfs.size))
             .collect(),
         writable: outside::volumes(app),
+        volumes: app.mounted().into_iter().map(|v| v.path).collect(),
+        sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
         host_pids: outside
             .filter(|pid| !inside.contains(pid) && *pid > 1)
             .collect(),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
-use super::{App, Egress, Publish, Rootfs, Tmpfs, Until, Volume};
+use super::{App, Egress, Publish, Rootfs, Tmpfs, UnixGrant, Until, Volume};
 
 /// A value and the bytes of the file that it stands in.
 #[derive(Debug, Clone)]
@@ -176,6 +176,39 @@ pub(super) fn volume(
         return said(format!("two volumes are to be at {shown}"));
     }
     Ok(())
+}
+
+/// One entry of `sockets`, given those before it and the app's other mounts.
+pub(super) fn socket(
+    socket: &UnixGrant,
+    earlier: &[UnixGrant],
+    volumes: &[Volume],
+    tmpfs: &[Tmpfs],
+) -> Result<(), ValueError> {
+    let said = |message: String| Err(ValueError::form(message, "", ""));
+    let shown = values_path(&socket.path);
+    if earlier.iter().any(|other| other.path == socket.path) {
+        return said(format!("two entries of sockets are to be at {shown}"));
+    }
+    if socket.is_in(volumes) {
+        return Ok(());
+    }
+    let mounted = earlier.iter().filter(|other| !other.is_in(volumes)).count();
+    if volumes.len() + mounted >= MOST_VOLUMES {
+        return said(format!(
+            "there are more than {MOST_VOLUMES} volumes and sockets"
+        ));
+    }
+    let other = if volumes.iter().any(|volume| volume.path == socket.path) {
+        "a volume of something else"
+    } else if tmpfs.iter().any(|tmpfs| tmpfs.path == socket.path) {
+        "a tmpfs"
+    } else {
+        return Ok(());
+    };
+    said(format!(
+        "{other} and an entry of sockets are both to be at {shown}"
+    ))
 }
 
 /// Another app of the same file, whose apps have these names.

@@ -60,6 +60,7 @@ keys! {
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
+    SOCKETS = "sockets": super::values::SOCKET, r#"sockets = ["/run/postgresql:/run/postgresql"]"#;
     HEALTH = "health": "a table with `http`, `tcp` or `command`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always", or a table with `policy`, `max` and `window`"#, r#"restart = { policy = "on-failure", max = 5, window = "1m" }"#;
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
@@ -118,6 +119,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     RATE,
     TMPFS,
     VOLUMES,
+    SOCKETS,
     HEALTH,
     RESTART,
     STOP_SIGNAL,

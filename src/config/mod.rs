@@ -435,6 +435,8 @@ pub struct App {
     pub tmpfs: Vec<Tmpfs>,
     /// `volumes`; none is where another one or a tmpfs is, but one may be in another.
     pub volumes: Vec<Volume>,
+    /// `sockets`: Unix sockets of the host's, or directories of them, that it may connect to.
+    pub sockets: Vec<UnixGrant>,
     /// `after`: what comes up before it; each is another app of the same file, and there is no circle.
     pub after: Vec<After>,
     /// `job`: it runs to its end, which must be 0.
@@ -701,6 +703,49 @@ pub struct Volume {
     /// The same as it was written; none in a plan.
     #[serde(skip)]
     pub owner_name: Option<Account>,
+}
+
+/// One entry of `sockets`: `HOST_PATH:PATH`, a Unix socket or a directory in which there are some.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixGrant {
+    /// The host's path, absolute, without `..`.
+    pub host: PathBuf,
+    /// The app's path, absolute, without `..`.
+    pub path: PathBuf,
+}
+
+impl UnixGrant {
+    /// Whether one of these volumes brings it in already: then it is no mount of its own.
+    #[must_use]
+    pub fn is_in(&self, volumes: &[Volume]) -> bool {
+        volumes.iter().any(|volume| {
+            let within = self.path.strip_prefix(&volume.path);
+            within.is_ok_and(|within| self.host == joined(&volume.host, within))
+        })
+    }
+
+    /// As a volume: read-only, which keeps nobody from connecting.
+    #[must_use]
+    pub fn volume(&self) -> Volume {
+        Volume {
+            host: self.host.clone(),
+            path: self.path.clone(),
+            writable: false,
+            exec: false,
+            owner: None,
+            owner_name: None,
+        }
+    }
+}
+
+/// `path` and what is within it, without a slash at the end where that is nothing.
+#[must_use]
+pub fn joined(path: &std::path::Path, within: &std::path::Path) -> PathBuf {
+    if within.as_os_str().is_empty() {
+        path.to_owned()
+    } else {
+        path.join(within)
+    }
 }
 
 /// `limits`, of one part.

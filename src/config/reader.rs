@@ -20,7 +20,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
-    Record, Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, Volume,
+    Record, Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -477,6 +477,7 @@ impl Reader<'_> {
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
+        let sockets = self.sockets(section, &volumes, &tmpfs);
         let (health, health_port) = self.health(section, (publish.as_deref(), &listen), job);
         let (restart, restart_limit) = self.restart(section, job);
         let stop = self.stop(section);
@@ -509,6 +510,7 @@ impl Reader<'_> {
             connect: connect.iter().map(|placed| placed.value.clone()).collect(),
             tmpfs,
             volumes,
+            sockets,
             after: after.iter().map(|placed| placed.value.clone()).collect(),
             job,
             health,
@@ -664,6 +666,25 @@ impl Reader<'_> {
             volumes.push(placed.value);
         }
         volumes
+    }
+
+    fn sockets(
+        &mut self,
+        section: &Section<'_, '_>,
+        volumes: &[Volume],
+        tmpfs: &[Tmpfs],
+    ) -> Vec<UnixGrant> {
+        let base = std::fs::canonicalize(&self.base).unwrap_or_else(|_| self.base.clone());
+        let list = self.many(section, keys::SOCKETS, |text| values::socket(text, &base));
+        let list = list.unwrap_or_default();
+        let mut sockets = Vec::with_capacity(list.len());
+        for placed in list {
+            if let Err(error) = check::socket(&placed.value, &sockets, volumes, tmpfs) {
+                self.refused_key(placed.span, error, keys::SOCKETS, "");
+            }
+            sockets.push(placed.value);
+        }
+        sockets
     }
 
     fn limits(&mut self, section: &Section<'_, '_>) -> Limits {

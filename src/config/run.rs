@@ -12,7 +12,7 @@ use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
     Account, App, Config, Limits, Network, Origin, Processors, Publish, Record, RecordTo, Restart,
-    Rootfs, Sidecar, Source, Tmpfs, Via, Volume, check, keys, reader, values,
+    Rootfs, Sidecar, Source, Tmpfs, UnixGrant, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -36,6 +36,8 @@ pub struct RunOptions {
     pub tmpfs: Vec<String>,
     /// Every `--volume`; a relative host's path is taken from `base`.
     pub volumes: Vec<String>,
+    /// Every `--socket`; as with `--volume`.
+    pub sockets: Vec<String>,
     /// `--memory`.
     pub memory: Option<String>,
     /// `--cpus`.
@@ -84,6 +86,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         given => flags.all::<Tmpfs>("app.tmpfs", "--tmpfs", given),
     };
     let volumes = flags.volumes(&options.volumes, base, &tmpfs);
+    let sockets = flags.sockets(&options.sockets, base, &volumes, &tmpfs);
     let limits = flags.limits(options);
     let (user, group) = flags.user(options.user.as_deref());
     let workdir = options.workdir.as_deref().and_then(|text| {
@@ -134,6 +137,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 rate: None,
                 tmpfs,
                 volumes,
+                sockets,
                 after: vec![],
                 job: false,
                 health: None,
@@ -259,6 +263,27 @@ impl Flags {
             volumes.extend(self.take("app.volumes", FLAG, volume));
         }
         volumes
+    }
+
+    fn sockets(
+        &mut self,
+        given: &[String],
+        base: &Path,
+        volumes: &[Volume],
+        tmpfs: &[Tmpfs],
+    ) -> Vec<UnixGrant> {
+        let base = std::fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
+        let mut sockets: Vec<UnixGrant> = vec![];
+        for text in given {
+            let socket = values::socket(text, &base).and_then(|socket| {
+                check::socket(&socket, &sockets, volumes, tmpfs)?;
+                Ok(socket)
+            });
+            let example = "--socket /run/postgresql:/run/postgresql";
+            let socket = socket.map_err(|error| error.saying(values::SOCKET, example));
+            sockets.extend(self.take("app.sockets", "--socket", socket));
+        }
+        sockets
     }
 
     /// Docker's and Podman's form, `USER[:GROUP]`.

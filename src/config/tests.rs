@@ -106,6 +106,7 @@ fn the_built_in_example_is_the_original_set_up() {
                 size: 16 << 20,
             }],
             volumes: vec![],
+            sockets: vec![],
             after: vec![],
             job: false,
             health: None,
@@ -921,7 +922,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -1087,6 +1088,7 @@ fn the_example_file_shows_every_key() {
                     "PROVIDER",
                     "dir",
                     "volumes",
+                    "sockets",
                     "limits",
                     "health",
                     "wait",

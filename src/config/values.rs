@@ -14,7 +14,7 @@ use crate::names::PartName;
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
     Account, Connect, Egress, IdCount, OnUnhealthy, Protocol, Publish, RecordTo, Restart, Rootfs,
-    Source, StopSignal, Tmpfs, TrafficLog, Until, Via, Volume,
+    Source, StopSignal, Tmpfs, TrafficLog, UnixGrant, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -836,6 +836,22 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
         owner: None,
         owner_name: owner,
     })
+}
+
+/// What `sockets` looks like.
+pub(super) const SOCKET: &str = "a list of `HOST_PATH:PATH`, a Unix socket of the host's or a directory of them, a relative HOST_PATH taken from the file's directory, PATH absolute";
+
+/// One entry of `sockets`: `HOST_PATH:PATH`; a relative HOST_PATH is taken from `base`, which is absolute.
+pub(super) fn socket(text: &str, base: &Path) -> Result<UnixGrant, ValueError> {
+    let mut fields = text.split(':');
+    let (Some(host), Some(path), None) = (fields.next(), fields.next(), fields.next()) else {
+        return Err(ValueError::said(format!(
+            "{} is no `HOST_PATH:PATH`",
+            quoted(text)
+        )));
+    };
+    let Volume { host, path, .. } = volume(&format!("{host}:{path}"), base)?;
+    Ok(UnixGrant { host, path })
 }
 
 /// The first word of `command`.

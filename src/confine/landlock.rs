@@ -18,6 +18,9 @@
 //! - a directory or a file from outside the root, should a descriptor of one ever get in (CVE-2024-21626), can't be
 //!   opened, whatever its mode: it is beneath no path that has a rule.
 //!
+//! - a Unix socket of the host's in a volume is connected to only if `sockets` declares it, from Linux 7.1 on. Before, those
+//!   that are there when the app starts are found by who starts it ([`crate::part::volumes::sockets`]).
+//!
 //! A socket that was never bound gets a free port when it connects or listens (`ip_local_port_range`); Landlock does not
 //! ask about that, so port 0 needs no rule to connect, and whoever binds port 0 by name is refused.
 #![forbid(unsafe_code)]
@@ -129,6 +132,8 @@ pub struct Support {
     pub tcp: bool,
     /// Abstract sockets and signals (6.12).
     pub scopes: bool,
+    /// Unix sockets of others, by their paths (7.1).
+    pub sockets: bool,
 }
 
 impl Support {
@@ -142,10 +147,11 @@ impl Support {
                 .handle_access(AccessNet::from_all(ABI::V4))
                 .is_ok(),
             scopes: strictly().scope(Scope::from_all(ABI::V6)).is_ok(),
+            sockets: strictly().handle_access(AccessFs::ResolveUnix).is_ok(),
         }
     }
 
-    /// What is lacking, in a sentence.
+    /// What is lacking, in a sentence. Of Unix sockets `plan` tells, where an app has volumes: nothing else can bring one.
     #[must_use]
     pub fn lack(self) -> Option<String> {
         let mut lacks = vec![];
@@ -199,6 +205,8 @@ pub struct App {
 pub struct Writable<'a> {
     /// Where anything but a device may be made and changed.
     pub trees: Vec<&'a Path>,
+    /// Unix sockets of others, or directories of them, that may be connected to.
+    pub sockets: Vec<&'a Path>,
     /// A program that is executed by its descriptor, since it is beneath no path: our own, for the audit.
     pub program: BorrowedFd<'a>,
 }
@@ -263,7 +271,9 @@ impl App {
         }
         let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
         if with_files {
-            ruleset = ruleset.handle_access(AccessFs::from_all(ABI::V6))?;
+            // Its last right, to connect to a Unix socket by its path, is about the sockets of others alone: those that were
+            // made in this domain, or below it, stay in reach.
+            ruleset = ruleset.handle_access(AccessFs::from_all(ABI::V9))?;
         }
         if with_tcp {
             ruleset = ruleset.handle_access(match self.connect {
@@ -328,13 +338,17 @@ fn allow_files(
         let access = if is_directory {
             access
         } else {
-            access & AccessFs::from_file(ABI::V6)
+            access & AccessFs::from_file(ABI::V9)
         };
         Ok::<_, ConfineError>(ruleset.add_rule(PathBeneath::new(opened, access))?)
     };
     ruleset = allow(ruleset, Path::new("/"), read)?;
     for tree in &files.trees {
         ruleset = allow(ruleset, tree, AccessFs::from_all(ABI::V6) & !devices)?;
+    }
+    // A kernel before 7.1 leaves the right out, and with it the rule.
+    for socket in &files.sockets {
+        ruleset = allow(ruleset, socket, read | AccessFs::ResolveUnix)?;
     }
     for name in DEVICES {
         // A request to a device that is none of a terminal's must be told so (ENOTTY): isatty(3).
@@ -374,6 +388,7 @@ mod tests {
             files: true,
             tcp: true,
             scopes: true,
+            sockets: true,
         };
         assert_eq!(all.lack(), None);
         let old = Support {

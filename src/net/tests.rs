@@ -324,6 +324,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         env: BTreeMap::new(),
         tmpfs: Vec::new(),
         volumes: Vec::new(),
+        sockets: Vec::new(),
         limits: Default::default(),
         start_timeout: std::time::Duration::from_secs(60),
         publish: Vec::new(),

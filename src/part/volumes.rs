@@ -14,6 +14,8 @@
 //! be root's, on the host, where no nosuid protects anybody.
 #![forbid(unsafe_code)]
 
+pub mod sockets;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, CWD, FileType, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::mount::OpenTreeFlags;
 
-use crate::config::Volume;
+use crate::config::{UnixGrant, Volume};
 use crate::part::namespaces::{self, Mapper, NamespaceError};
 use crate::plan::{AppPlan, Mode};
 use crate::sys;
@@ -47,7 +49,25 @@ pub enum VolumeError {
         /// The same without links.
         real: Option<PathBuf>,
     },
-    /// A socket, a device, a pipe.
+    /// The kernel's own, or with such a thing in it.
+    #[error("volume {}: {} is a {kind}, the kernel's own", path.display(), at.display())]
+    Kernels {
+        /// The host's path.
+        path: PathBuf,
+        /// Where it is mounted.
+        at: PathBuf,
+        /// Its type.
+        kind: String,
+    },
+    /// A socket that is no volume.
+    #[error("volume {}: it is a Unix socket, by which the app would reach a process of the host past every rule", path.display())]
+    Socket {
+        /// The host's path.
+        path: PathBuf,
+        /// The line that declares it.
+        line: String,
+    },
+    /// A device, a pipe.
     #[error("volume {}: it is neither a directory nor a regular file", path.display())]
     Kind {
         /// The host's path.
@@ -97,6 +117,8 @@ impl VolumeError {
                 Some(real) => format!("it stands for {}: write that", real.display()),
                 None => "the link leads nowhere".to_owned(),
             }),
+            Self::Kernels { path, at, kind } => Some(kernels_hint(path, at, kind)),
+            Self::Socket { line, .. } => Some(format!("in place of the volume: {line}")),
             Self::Roots { path, app, .. } => Some(format!(
                 "give it to a user of its own, or to the app's: {}",
                 own(path, *app)
@@ -108,6 +130,26 @@ impl VolumeError {
             _ => None,
         }
     }
+}
+
+fn kernels_hint(path: &Path, at: &Path, kind: &str) -> String {
+    if !path.starts_with(at) {
+        return format!(
+            "name what the app needs of {} without {}, each directory by itself",
+            path.display(),
+            at.display()
+        );
+    }
+    let own = match kind {
+        "proc" => {
+            "an app has a /proc of its own, which shows its own processes and what programs size themselves by"
+        }
+        "devtmpfs" | "devpts" => {
+            "an app has a /dev of its own with null, zero, full, random and urandom, and no other device works in it"
+        }
+        _ => "it tells of the whole machine, and no app is given any of it",
+    };
+    format!("leave it out: {own}")
 }
 
 fn at<E: Into<io::Error>>(
@@ -167,8 +209,27 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
     let directory = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => true,
         FileType::RegularFile => false,
+        FileType::Socket if sockets::is_declared(&volume.path, app) => false,
+        FileType::Socket => {
+            let socket = UnixGrant {
+                host: path.clone(),
+                path: volume.path.clone(),
+            };
+            return Err(VolumeError::Socket {
+                path: path.clone(),
+                line: sockets::line(app, &[socket]),
+            });
+        }
         _ => return Err(VolumeError::Kind { path: path.clone() }),
     };
+    let kernels = sockets::kernels(path).map_err(at("look what is mounted in", path))?;
+    if let Some((at, kind)) = kernels.into_iter().next() {
+        return Err(VolumeError::Kernels {
+            path: path.clone(),
+            at,
+            kind,
+        });
+    }
     let look = Look {
         directory,
         owner: (stat.st_uid, stat.st_gid),
@@ -203,8 +264,9 @@ impl Volumes {
         mode: Mode,
         mapper: &mut impl Mapper,
     ) -> Result<Self, VolumeError> {
-        let mut opened = Vec::with_capacity(app.volumes.len());
-        for volume in &app.volumes {
+        let mounted = app.mounted();
+        let mut opened = Vec::with_capacity(mounted.len());
+        for volume in &mounted {
             let (source, look) = look(volume, app, mode)?;
             let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
             if !volume.writable {

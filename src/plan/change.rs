@@ -31,8 +31,9 @@ const LIVE: [&str; 12] = [
     "health",
 ];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 10] = [
-    "rootfs", "command", "env", "tmpfs", "volumes", "limits", "seccomp", "listen", "job", "workdir",
+const MADE_OF: [&str; 11] = [
+    "rootfs", "command", "env", "tmpfs", "volumes", "sockets", "limits", "seccomp", "listen",
+    "job", "workdir",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];

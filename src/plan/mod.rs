@@ -23,7 +23,7 @@ use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
     After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit,
-    Rootfs, Source, Stop, Tmpfs, TrafficLog, Volume,
+    Rootfs, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
@@ -409,6 +409,9 @@ pub struct AppPlan {
     pub tmpfs: Vec<Tmpfs>,
     /// Directories and files of the host's.
     pub volumes: Vec<Volume>,
+    /// Unix sockets of the host's, or directories of them, that it may connect to.
+    #[serde(default)]
+    pub sockets: Vec<UnixGrant>,
     /// What it may use.
     pub limits: Limits,
     /// Its published ports.
@@ -490,6 +493,14 @@ impl FamilyPlan {
 }
 
 impl AppPlan {
+    /// All of the host's that is mounted in its root: its volumes, and its sockets as far as they are in none.
+    #[must_use]
+    pub fn mounted(&self) -> Vec<Volume> {
+        let own = self.sockets.iter().filter(|s| !s.is_in(&self.volumes));
+        let own = own.map(UnixGrant::volume);
+        self.volumes.iter().cloned().chain(own).collect()
+    }
+
     /// Its addresses: the IPv4 one, and the IPv6 one if it has one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))

@@ -421,6 +421,7 @@ fn decide(
             env: environment(app),
             tmpfs: with_shared_memory(&app.tmpfs, &limits),
             volumes: volumes(app, host)?,
+            sockets: app.sockets.clone(),
             limits,
             publish: published,
             start_timeout: app.start_timeout,

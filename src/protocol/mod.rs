@@ -185,6 +185,8 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// Where the Unix sockets of others are that it may connect to.
+    pub sockets: Vec<PathBuf>,
     /// What it may use, for what it is shown of the machine.
     pub limits: Limits,
     /// What its `/etc/hosts` says.

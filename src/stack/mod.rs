@@ -752,7 +752,7 @@ impl Ground {
             compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
         }
         for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
-            if app.volumes != before.volumes {
+            if app.mounted() != before.mounted() {
                 ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
             }
             if app.rootfs != before.rootfs {
@@ -1399,7 +1399,8 @@ impl Ground {
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
                 hosts,
-                volumes: app.volumes.clone(),
+                volumes: app.mounted(),
+                sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
                 limits: app.limits,
                 stdin: streams.stdin.is_some(),
                 terminal: streams.terminal,

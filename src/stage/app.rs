@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, NulError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -127,6 +127,7 @@ fn enter_domain(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<Stri
         trees: tmpfs
             .chain(volumes.map(|volume| volume.path.as_path()))
             .collect(),
+        sockets: start.sockets.iter().map(PathBuf::as_path).collect(),
         program,
     };
     let without = |what: &str| weakened("landlock") || weakened(&format!("landlock-{what}"));

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 
 /// Sets mount attributes (`MOUNT_ATTR_*` of linux/mount.h) of the mount that `mount` stands for, and of all below it
 /// when `recursive`, and makes them private: a copy of a shared mount is its peer, and what is mounted on the one
@@ -52,4 +53,25 @@ fn apply(mount: BorrowedFd<'_>, recursive: bool, set: u64, userns_fd: u64) -> io
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The mount points in a mountinfo (proc_pid_mountinfo(5)), whose blanks and backslashes are written as `\ooo`, each with the
+/// type of its file system.
+pub fn points(mountinfo: &[u8]) -> impl Iterator<Item = (PathBuf, String)> {
+    use std::os::unix::ffi::OsStringExt;
+    mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mut rest = fields.nth(4)?;
+        let mut path = vec![];
+        while let Some((first, more)) = rest.split_first() {
+            let octal = more.get(..3).filter(|_| *first == b'\\');
+            let escaped = octal
+                .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+            path.push(escaped.unwrap_or(*first));
+            rest = &more[if escaped.is_some() { 3 } else { 0 }..];
+        }
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let kind = String::from_utf8_lossy(kind).into_owned();
+        Some((std::ffi::OsString::from_vec(path).into(), kind))
+    })
 }

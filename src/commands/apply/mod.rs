@@ -105,7 +105,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let maps = !report.change.added.is_empty()
         || report.change.restart.iter().any(|part| {
             let mut keys = part.because.iter();
-            keys.any(|key| key.ends_with(".volumes"))
+            keys.any(|key| key.ends_with(".volumes") || key.ends_with(".sockets"))
         });
     let mut keep = vec![];
     if maps {

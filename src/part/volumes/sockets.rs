@@ -1,0 +1,197 @@
+//! What else of the host a volume brings in: Unix sockets, which lead out past every rule of the network, and file systems of
+//! the kernel's own.
+//!
+//! # Theory of operation
+//!
+//! A connection to a Unix socket by its path asks for write access to the socket's inode, and for nothing that a mount could
+//! refuse: neither read-only nor a network namespace keeps an app from the process that listens there. So who starts the app
+//! looks for sockets first ([`find`]). It takes those for dangerous to which somebody is bound. One that was left behind can't
+//! come to life again: bind(2) makes a new inode, or fails.
+//!
+//! A look before the start doesn't see what comes later. That takes Landlock ([`crate::confine::landlock`]) from Linux 7.1 on,
+//! or `lrpns audit`.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use crate::config::{UnixGrant, joined};
+use crate::plan::AppPlan;
+
+/// How many names are looked at in a volume, and for how long: it may be any size, on any disk.
+const NAMES: usize = 20_000;
+const TIME: Duration = Duration::from_millis(500);
+/// How many sockets are told of.
+const SHOWN: usize = 10;
+
+/// What was found in a volume.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Sockets to which somebody is bound: the host's paths and the app's.
+    pub sockets: Vec<UnixGrant>,
+    /// Not everything was looked at.
+    pub partly: bool,
+}
+
+/// Sockets below `host`, which the app has at `path`, to which somebody is bound, the uppermost first.
+#[must_use]
+pub fn find(host: &Path, path: &Path) -> Found {
+    let begin = Instant::now();
+    let mut found = Found::default();
+    let mut seen = 0_usize;
+    let mut directories = VecDeque::from([PathBuf::new()]);
+    if std::fs::symlink_metadata(host).is_ok_and(|meta| meta.file_type().is_socket()) {
+        directories.clear();
+        found.keep(host, path, Path::new(""));
+    }
+    while let Some(directory) = directories.pop_front() {
+        let Ok(entries) = std::fs::read_dir(joined(host, &directory)) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            seen += 1;
+            if seen > NAMES || begin.elapsed() > TIME || found.sockets.len() == SHOWN {
+                found.partly = true;
+                return found;
+            }
+            let within = directory.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => directories.push_back(within),
+                Ok(kind) if kind.is_socket() => found.keep(host, path, &within),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+impl Found {
+    fn keep(&mut self, host: &Path, path: &Path, within: &Path) {
+        let socket = UnixGrant {
+            host: joined(host, within),
+            path: joined(path, within),
+        };
+        if is_bound(&socket.host) {
+            self.sockets.push(socket);
+        }
+    }
+}
+
+/// Whether somebody is bound to a socket. Nobody there hears of it: of a stream it is a connection of the wrong type, and of
+/// datagrams one of which the other end is not told.
+fn is_bound(path: &Path) -> bool {
+    // Its path may be longer than an address. Who may not look at it has no app that may.
+    let Ok(fd) = open(path) else {
+        return false;
+    };
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let answer = UnixDatagram::unbound().and_then(|socket| socket.connect(link));
+    let kinds = [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::PermissionDenied,
+    ];
+    // EPERM is of a socket of datagrams that has another end.
+    !answer.is_err_and(|e| kinds.contains(&e.kind()) && e.raw_os_error() != Some(libc::EPERM))
+}
+
+fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat2(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
+/// Whether `sockets` of an app declares one that it has at `path`: by itself, or with its directory.
+#[must_use]
+pub fn is_declared(path: &Path, app: &AppPlan) -> bool {
+    let mut declared = app.sockets.iter();
+    declared.any(|socket| path.starts_with(&socket.path))
+}
+
+/// The `sockets` line with which an app has these too, each with its directory: a server that is started again makes another
+/// socket there, which is not the one that was declared.
+#[must_use]
+pub fn line(app: &AppPlan, more: &[UnixGrant]) -> String {
+    let directory = |socket: &UnixGrant| {
+        let (host, path) = (socket.host.parent(), socket.path.parent());
+        // Of a volume that is a single socket there is no more.
+        let is_volume = app.volumes.iter().any(|v| v.path == socket.path);
+        match (host, path) {
+            (Some(host), Some(path)) if !is_volume => UnixGrant {
+                host: host.to_owned(),
+                path: path.to_owned(),
+            },
+            _ => socket.clone(),
+        }
+    };
+    let mut all = app.sockets.clone();
+    for socket in more {
+        let socket = directory(socket);
+        if !all.contains(&socket) {
+            all.push(socket);
+        }
+    }
+    let all: Vec<String> = all
+        .iter()
+        .map(|s| format!("\"{}:{}\"", s.host.display(), s.path.display()))
+        .collect();
+    format!("sockets = [{}]", all.join(", "))
+}
+
+/// File systems in which the kernel shows itself or the machine, or is told what to do.
+const KERNELS: [&str; 19] = [
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "selinuxfs",
+    "bpf",
+    "configfs",
+    "efivarfs",
+    "pstore",
+    "fusectl",
+    "binfmt_misc",
+    "mqueue",
+    "nsfs",
+    "smackfs",
+];
+
+/// Whether a file system of that type is the kernel's own.
+#[must_use]
+pub fn is_kernels(kind: &str) -> bool {
+    KERNELS.contains(&kind)
+}
+
+/// File systems of the kernel's that a volume of the directory `host` has, at it or below it: where, and of which type.
+///
+/// # Errors
+/// What the kernel says of its list of mounts.
+pub fn kernels(host: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let mounts: Vec<(PathBuf, String)> = crate::sys::mount::points(&mounts).collect();
+    // Of several at one place the last one is seen.
+    let at = mounts
+        .iter()
+        .filter(|(point, _)| host.starts_with(point))
+        .max_by_key(|(point, _)| point.components().count());
+    let below = mounts
+        .iter()
+        .filter(|(point, _)| point.starts_with(host) && point != host);
+    let all = at.into_iter().chain(below);
+    Ok(all.filter(|(_, kind)| is_kernels(kind)).cloned().collect())
+}
