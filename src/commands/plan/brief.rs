@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{full, order, rootfs};
+use super::{full, order, rootfs, unix_sockets};
 use crate::commands::picture::{self, Picture, WIDTH, wrapped};
 use crate::config::{Limits, OnUnhealthy, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
@@ -184,6 +184,7 @@ fn of_app(app: &AppPlan) -> Vec<Said> {
         let names: Vec<&str> = app.env.keys().map(String::as_str).collect();
         all.push(("variables", names.join(" ")));
     }
+    all.extend(unix_sockets(app).into_iter().map(|said| ("sockets", said)));
     all.extend(of_traffic(app));
     all.extend(of_life(app));
     all

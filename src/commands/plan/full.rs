@@ -8,13 +8,11 @@ use std::time::Duration;
 use super::{order, rootfs};
 use crate::commands::failure::Failure;
 use crate::commands::picture::{self, Picture};
-use crate::config::{Limits, OnUnhealthy, Origin, RecordTo, Restart, Source as Seen, Volume};
-use crate::confine::landlock::Support;
+use crate::config::{Limits, OnUnhealthy, Origin, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::part::cgroup::{Controller, HeldBy};
-use crate::part::volumes::sockets;
 use crate::plan::reach;
 use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
 use crate::text::{duration, size};
@@ -90,34 +88,6 @@ pub fn describe(plan: &Plan) -> Result<String, Failure> {
         indent(&rules),
         indent(&host)
     ))
-}
-
-/// Unix sockets in a volume to which somebody listens now.
-fn describe_found(out: &mut String, app: &AppPlan, volume: &Volume) -> std::fmt::Result {
-    let found = sockets::find(&volume.host, &volume.path);
-    for socket in &found.sockets {
-        let path = socket.path.display();
-        if sockets::is_declared(&socket.path, app) {
-            writeln!(out, "    somebody listens on {path} in it, declared")?;
-        } else {
-            let line = sockets::line(app, std::slice::from_ref(socket));
-            writeln!(
-                out,
-                "    somebody listens on {path} in it: up refuses that without {line}"
-            )?;
-        }
-    }
-    if found.partly {
-        writeln!(out, "    it has too many names to look for sockets at all")?;
-    }
-    Ok(())
-}
-
-/// Whether a socket is one by which containers are made.
-fn is_of_a_runtime(path: &Path) -> bool {
-    const WORDS: [&str; 5] = ["docker", "containerd", "podman", "crio", "lxd"];
-    let path = path.to_string_lossy();
-    WORDS.iter().any(|word| path.contains(word))
 }
 
 fn indent(text: &str) -> String {
@@ -341,27 +311,9 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             if volume.exec { "exec" } else { "noexec" },
             key("volumes")
         )?;
-        describe_found(out, app, volume)?;
     }
-    for socket in &app.sockets {
-        writeln!(
-            out,
-            "  Unix sockets {} of the host's {}: it may act as whoever listens there lets it, past every rule{}  ({})",
-            socket.path.display(),
-            socket.host.display(),
-            if is_of_a_runtime(&socket.host) {
-                ", and this one makes root of who asks"
-            } else {
-                ""
-            },
-            key("sockets")
-        )?;
-    }
-    if !(app.volumes.is_empty() || Support::of_this_kernel().sockets) {
-        writeln!(
-            out,
-            "  a Unix socket that is made in a volume later is not seen before Linux 7.1 (Landlock's ABI 9), where it is refused; lrpns audit finds it",
-        )?;
+    for said in super::unix_sockets(app) {
+        writeln!(out, "  {said}  ({})", key("sockets"))?;
     }
     limits(out, plan, &app.limits, &|limit| {
         key(&format!("limits.{limit}"))

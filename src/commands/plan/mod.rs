@@ -4,16 +4,19 @@
 mod brief;
 mod full;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
 use crate::config::{Rootfs, order};
+use crate::confine::landlock::Support;
 use crate::host::Host;
-use crate::plan::Plan;
+use crate::part::volumes::sockets;
 use crate::plan::reach::Document;
 use crate::plan::resolve;
+use crate::plan::{AppPlan, Plan};
 
 /// Prints what `up` would do, `verbose` to the last system call; changes nothing.
 pub fn plan(source: &Source, json: bool, verbose: bool) -> Result<ExitCode, Failure> {
@@ -51,4 +54,54 @@ fn rootfs(rootfs: &Rootfs) -> String {
         Rootfs::Host => "host".to_owned(),
         Rootfs::Dir(path) => format!("dir:{}", path.display()),
     }
+}
+
+/// Unix sockets of the host's that an app has: what it declares, what is in its volumes now, and what is not seen.
+fn unix_sockets(app: &AppPlan) -> Vec<String> {
+    let mut all = vec![];
+    for socket in &app.sockets {
+        let root = match is_of_a_runtime(&socket.host) {
+            true => ", and this one makes root of those who ask",
+            false => "",
+        };
+        all.push(format!(
+            "{} is {}: a way past every rule, to whoever listens there{root}",
+            socket.path.display(),
+            socket.host.display(),
+        ));
+    }
+    for volume in &app.volumes {
+        let found = sockets::find(&volume.host, &volume.path);
+        for socket in &found.sockets {
+            let path = socket.path.display();
+            let then = match sockets::is_declared(&socket.path, app) {
+                true => "declared".to_owned(),
+                false => format!(
+                    "up refuses that without {}",
+                    sockets::line(app, std::slice::from_ref(socket))
+                ),
+            };
+            all.push(format!("somebody listens on {path} in a volume: {then}"));
+        }
+        if found.partly {
+            all.push(format!(
+                "{} has too many names to find all that are in it",
+                volume.path.display()
+            ));
+        }
+    }
+    if !(app.volumes.is_empty() || Support::of_this_kernel().sockets) {
+        all.push(
+            "one that is made in a volume later is not seen before Linux 7.1, which refuses it (Landlock's ABI 9); lrpns audit finds it"
+                .to_owned(),
+        );
+    }
+    all
+}
+
+/// Whether a socket is one by which containers are made.
+fn is_of_a_runtime(path: &Path) -> bool {
+    const WORDS: [&str; 5] = ["docker", "containerd", "podman", "crio", "lxd"];
+    let path = path.to_string_lossy();
+    WORDS.iter().any(|word| path.contains(word))
 }
