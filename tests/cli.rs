@@ -801,6 +801,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
             "processes",
             "refused_by_relay",
             "since",
+            "starting",
             "supervisor",
             "supervisor_privileges",
             "traffic"

@@ -486,9 +486,18 @@ fn silent(stack: &StackName) -> Failure {
     ))
 }
 
-/// The status of a running stack.
+/// The status of a running stack; of one that starts, when it has started.
 fn status_of(stack: &StackName) -> Result<Box<Status>, Failure> {
-    let client = ask(stack, &Request::Status)?;
+    status_by(stack, &Request::Status)
+}
+
+/// The status of a stack as it is now, also while it starts.
+fn status_now(stack: &StackName) -> Result<Box<Status>, Failure> {
+    status_by(stack, &Request::Look { processes: true })
+}
+
+fn status_by(stack: &StackName, request: &Request) -> Result<Box<Status>, Failure> {
+    let client = ask(stack, request)?;
     // As long as the stack starts there is no answer.
     while !client
         .has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)

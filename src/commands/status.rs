@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::picture::{self, Picture, wrapped};
 use super::target::Meant;
-use super::{ended, print, print_json, status_of};
+use super::{ended, print, print_json, status_now};
 use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
 use crate::control::{Client, PartStatus, Reply, Request, Status};
@@ -50,14 +50,14 @@ struct Row {
 }
 
 impl Row {
-    /// Asks the supervisor of a stack that is up how its apps are. One that brings it up answers nobody yet.
+    /// Asks the supervisor of a stack that is up how its apps are; one that has no time yet to answer is starting.
     fn ask(&mut self, state: &StateRoot) {
         if self.state != "up" {
             return;
         }
         let ask = || -> std::io::Result<Option<Status>> {
             let client = Client::connect(&state.control(&self.stack))?;
-            client.ask(&Request::Inspect)?;
+            client.ask(&Request::Look { processes: false })?;
             if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
                 return Ok(None);
             }
@@ -68,6 +68,9 @@ impl Row {
         };
         match ask() {
             Ok(Some(status)) => {
+                if status.starting {
+                    self.starts();
+                }
                 let state = |name: &String| {
                     let part = status.parts.iter().find(|part| part.name == *name);
                     part.map_or_else(
@@ -77,13 +80,15 @@ impl Row {
                 };
                 self.app_states = self.apps.iter().map(state).collect();
             }
-            Ok(None) => {
-                self.state = "starting";
-                "starting".clone_into(&mut self.shown);
-            }
+            Ok(None) => self.starts(),
             // It has just ended.
             Err(_) => {}
         }
+    }
+
+    fn starts(&mut self) {
+        self.state = "starting";
+        "starting".clone_into(&mut self.shown);
     }
 
     /// The apps, with how they are if that is more than that they run.
@@ -223,7 +228,7 @@ pub(super) fn status(meant: &Meant, previous: bool, how: How) -> Result<ExitCode
             false => ExitCode::from(FAILED),
         });
     }
-    let status = status_of(stack)?;
+    let status = status_now(stack)?;
     if let Some(part) = part {
         return part_status(&status, part, json);
     }
@@ -279,9 +284,10 @@ fn describe(status: &Status, how: How) -> String {
     let mode = plan.mode.as_str();
     let mut text = String::new();
     // Writing to a String can't fail.
+    let is = if status.starting { "starting" } else { "up" };
     let _ = writeln!(
         text,
-        "{} is up since {} ({mode}, supervisor {})\n\n{}",
+        "{} is {is} since {} ({mode}, supervisor {})\n\n{}",
         plan.stack,
         format_args!("{:.0}", status.since),
         status.supervisor,

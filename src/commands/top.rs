@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::status::table;
 use super::target::Meant;
-use super::{print, status_of};
+use super::{print, status_now};
 use crate::commands::failure::Failure;
 use crate::control::PartStatus;
 use crate::text::harmless;
@@ -18,7 +18,7 @@ const LONGEST: usize = 100;
 /// Lists the processes of a stack, or of one part of it.
 pub(super) fn top(meant: &Meant) -> Result<ExitCode, Failure> {
     let Meant { stack, part } = meant;
-    let status = status_of(stack)?;
+    let status = status_now(stack)?;
     let wanted: Vec<&PartStatus> = { status.parts.iter() }
         .filter(|of| part.as_ref().is_none_or(|part| *part == of.name))
         .collect();

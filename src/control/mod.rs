@@ -30,6 +30,11 @@ use crate::sys;
 pub enum Request {
     /// How the stack is; while it starts, answered when it has started.
     Status,
+    /// The same for people: answered at once, while the stack starts with what there is of it.
+    Look {
+        /// With every process of ours.
+        processes: bool,
+    },
     /// The same for the audit: answered while the gate is closed as well.
     Inspect,
     /// Take everything down. Answered by [`Reply::Waits`] as long as that takes its time, and by the end.
@@ -207,6 +212,9 @@ pub struct Status {
     pub supervisor_privileges: Privileges,
     /// When it was up, RFC 3339, UTC.
     pub since: jiff::Timestamp,
+    /// Whether it is still being brought up: then nothing is published yet, and parts may be missing.
+    #[serde(default)]
+    pub starting: bool,
     /// Whether its ports are still closed, since the audit that `up --gate` asks for has not passed yet.
     pub gated: bool,
     /// Apps to which nobody new is let in, since they are not healthy.

@@ -199,6 +199,14 @@ impl Container {
             })
     }
 
+    /// Another one to say short messages to it.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` says.
+    pub fn speaker(&self) -> io::Result<protocol::Speaker> {
+        self.channel.speaker()
+    }
+
     /// Says one byte as it is, for a part that has become what hears nothing else (the relay).
     ///
     /// # Errors

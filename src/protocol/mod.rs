@@ -529,6 +529,14 @@ impl Channel {
         Ok(())
     }
 
+    /// Another one to speak, in the same conversation.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` says.
+    pub fn speaker(&self) -> io::Result<Speaker> {
+        Ok(Speaker(self.socket.get_ref().as_fd().try_clone_to_owned()?))
+    }
+
     /// From now on no descriptor comes in, whatever the other side sends.
     ///
     /// Closing the last descriptor of a socket takes as long as whoever made it wants (`SO_LINGER` of socket(7)), and who
@@ -589,6 +597,33 @@ impl Channel {
                 }
                 Progress::End => return Ok(None),
             }
+        }
+    }
+}
+
+/// Says short messages in a [`Channel`]'s conversation, between those that it sends.
+pub struct Speaker(OwnedFd);
+
+impl Speaker {
+    /// The longest message that goes whole or not at all: the kernel takes that much as one piece of a socket's buffer
+    /// (`unix_stream_sendmsg()`, net/unix/af_unix.c), so none is ever cut in two by another.
+    const MOST: usize = 32 << 10;
+
+    /// Says one.
+    ///
+    /// # Errors
+    /// EAGAIN when the other side has left no room, and when it is too long.
+    pub fn say(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = encode(message)?;
+        if bytes.len() > Self::MOST {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("it is longer than {} bytes", Self::MOST),
+            ));
+        }
+        match send_some(self.0.as_fd(), &bytes, fds)? {
+            sent if sent == bytes.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
 }

@@ -415,9 +415,26 @@ pub struct Stack {
     pub parts: Vec<(PartId, Begun)>,
 }
 
+/// What has become of a part at a start.
+#[derive(Clone, Copy)]
+pub enum PartNow<'p> {
+    /// Its process is ready; an app's command waits for its turn.
+    Ready(&'p Launched),
+    /// An app's command runs, as this process.
+    Begun(Option<i32>),
+    /// It takes its time: what is waited for.
+    Waits(&'p str),
+    /// It does what it is there for.
+    Runs,
+    /// A job: it has ended with 0.
+    Done,
+}
+
 /// How a start goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum Progress<'p> {
+    /// A part, by its name, has come further.
+    Part(&'p str, PartNow<'p>),
     /// One of [`STEPS`] is done.
     Done(&'static str),
     /// An app has come to a point that others may wait for, in words.
@@ -573,6 +590,15 @@ impl Stack {
             )
         };
         let (mut sidecar, apps, relay, egress, links) = within("parts", parts).await?;
+        let ready = [("sidecar", &sidecar)].into_iter();
+        let ready = ready.chain(egress.iter().map(|egress| ("egress", egress)));
+        let names = plan.apps.iter().map(|app| app.name.as_str());
+        for (name, launched) in ready.chain(names.zip(&apps)) {
+            progress(Progress::Part(name, PartNow::Ready(launched)));
+        }
+        for name in ["sidecar", "egress"] {
+            progress(Progress::Part(name, PartNow::Runs));
+        }
         done("parts", progress)?;
 
         let host_rules = match gated {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::watch;
 
-use super::{Begun, Done, Ground, Launched, Progress, StackError, Wait, done, patience};
+use super::{Begun, Done, Ground, Launched, PartNow, Progress, StackError, Wait, done, patience};
 use crate::config::Until;
 use crate::part::container::{Container, ContainerError, Event};
 use crate::plan::AppPlan;
@@ -97,17 +97,19 @@ impl All<'_> {
             self.is(*other, Far::of(after.until)).await;
         }
         launched.proceed().await?;
+        self.part(index, PartNow::Begun(launched.command));
         self.has_begun(index)?;
         if app.job {
-            let waits = &mut |what: &str| self.waits(what);
+            let waits = &mut |what: &str| self.waits(index, what);
             let done = self.ground.run_job(app, launched, waits).await?;
+            self.part(index, PartNow::Done);
             self.is_now(index, Far::Done, "is done");
             return Ok(Begun::Done(done));
         }
         let container = &mut launched.container;
         let listens = self
             .ground
-            .wait_until_listening(index, container, |what| self.waits(what));
+            .wait_until_listening(index, container, |what| self.waits(index, what));
         listens.await?;
         let how = match self.ground.plan.has_to_listen(app).is_empty() {
             true => "runs",
@@ -115,11 +117,12 @@ impl All<'_> {
         };
         self.is_now(index, Far::Started, how);
         if let Some(health) = &app.health {
-            let waits = |what: &str| self.waits(what);
+            let waits = |what: &str| self.waits(index, what);
             let watch = self.ground.until_healthy(app, health, container, waits);
             launched.health = Some(watch.await?);
             self.is_now(index, Far::Healthy, "is healthy");
         }
+        self.part(index, PartNow::Runs);
         let container = &mut launched.container;
         self.stays(index, container).await?;
         Ok(Begun::Runs(launched))
@@ -160,7 +163,13 @@ impl All<'_> {
         Ok(())
     }
 
-    fn waits(&self, what: &str) {
+    fn part(&self, index: usize, now: PartNow<'_>) {
+        let name = self.ground.plan.apps[index].name.as_str();
+        self.say(Progress::Part(name, now));
+    }
+
+    fn waits(&self, index: usize, what: &str) {
+        self.part(index, PartNow::Waits(what));
         self.say(Progress::Waits(what));
     }
 

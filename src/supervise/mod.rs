@@ -15,7 +15,9 @@ mod apply;
 mod backoff;
 mod health;
 mod order;
+mod rising;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +35,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch as watched};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::{Backoff, Next};
+use self::rising::Rising;
 use crate::config::{RecordTo, Restart, RestartLimit, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
@@ -282,7 +285,10 @@ pub struct Judgement {
 
 /// Where the apps' output goes besides the log.
 pub enum Tee {
-    /// Each line, when it is complete: to the terminal of a foreground `up`. `false` when nobody hears any more.
+    /// Each line, when it is complete, from the first one on: to the terminal of a foreground `up`. `false` when nobody hears
+    /// any more.
+    Live(Box<dyn FnMut(&LogLine) -> bool>),
+    /// The same once it is known how the start went.
     Lines(Box<dyn FnMut(&LogLine) -> bool>),
     /// Nobody, who costs nothing: no line is made of what the traffic log has if there is no reader.
     Nobody,
@@ -296,12 +302,12 @@ impl Tee {
     fn user(&self) -> Option<Arc<Attached>> {
         match self {
             Tee::Bytes(user) => Some(Arc::clone(user)),
-            Tee::Lines(_) | Tee::Nobody => None,
+            Tee::Live(_) | Tee::Lines(_) | Tee::Nobody => None,
         }
     }
 
     fn line(&mut self, line: &LogLine) {
-        if let Tee::Lines(write) = self
+        if let Tee::Live(write) | Tee::Lines(write) = self
             && !write(line)
         {
             *self = Tee::Nobody;
@@ -317,6 +323,8 @@ struct Journal {
     traffic: TrafficBuf,
     tee: Tee,
     followers: Vec<Follower>,
+    /// Who follows it, or is still given what there was.
+    following: Vec<mpsc::WeakSender<Answer>>,
     /// How many lines may be made of the traffic log for those.
     traffic_lines: Rationed,
 }
@@ -359,8 +367,6 @@ pub struct Supervisor {
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
     journal: Journal,
-    /// Who follows the log.
-    following: Vec<mpsc::WeakSender<Answer>>,
     /// Who asked for the end; answered by the end of this process.
     waiting_for_the_end: Vec<Client>,
     /// Whether nothing is to be waited for at the end.
@@ -447,6 +453,7 @@ pub async fn run(
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],
+        following: vec![],
         traffic_lines: Rationed::by(Bucket::new(
             TRAFFIC_LINES,
             TRAFFIC_LINES_AT_ONCE,
@@ -462,13 +469,18 @@ pub async fn run(
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
         let streams = |app: usize| hear(&lines_in, &budgets, &names[app], user.as_ref());
+        let rising = RefCell::new(Rising::of(&plan, gate.is_some()));
+        let mut told = |told: Progress<'_>| match told {
+            Progress::Part(name, now) => rising.borrow_mut().heard(name, now),
+            told => progress(told),
+        };
         let bring_up = Stack::bring_up(
             plan,
             cgroups,
             listeners,
             gate.is_some(),
             &streams,
-            &mut *progress,
+            &mut told,
         );
         tokio::pin!(bring_up);
         loop {
@@ -481,10 +493,14 @@ pub async fn run(
                         waiting_for_the_end.push(client);
                         break Err(StackError::Interrupted { by: None });
                     }
+                    Event::Asked(request, fds, client) if Rising::answers(&request) => {
+                        let rising = rising.borrow();
+                        journal.answer_early(&rising, request, &fds, client, &sender);
+                    }
+                    Event::ReadOn(reader, follow, client) => journal.read_on(reader, follow, client, &sender),
                     event => early.push_back(event),
                 },
-                // Shown when it is known how the start went.
-                Some(line) = lines.recv() => journal.keep(line),
+                Some(line) = lines.recv() => journal.hear(line),
             }
         }
     };
@@ -496,7 +512,7 @@ pub async fn run(
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
             let hurry = matches!(e, StackError::Interrupted { .. });
-            let keep = |line| journal.keep(line);
+            let keep = |line| journal.hear(line);
             let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
             journal.show_kept();
             remains.lines = journal.last();
@@ -542,7 +558,6 @@ pub async fn run(
         traffic_in,
         launching: JoinSet::new(),
         journal,
-        following: vec![],
         waiting_for_the_end,
         killing: false,
         ender,
@@ -716,12 +731,17 @@ impl Supervisor {
                         return Err(StackError::Interrupted { by: None });
                     }
                     Event::Asked(
-                        request @ (Request::Inspect | Request::Enter { .. } | Request::Probe { .. }),
+                        request @ (Request::Look { .. }
+                        | Request::Logs { .. }
+                        | Request::Exec { .. }
+                        | Request::Inspect
+                        | Request::Enter { .. }
+                        | Request::Probe { .. }),
                         fds,
                         client,
                     ) => self.answer(request, fds, client),
+                    Event::ReadOn(reader, follow, client) => self.read_on(reader, follow, client),
                     Event::Asked(..)
-                    | Event::ReadOn(..)
                     | Event::Apply(..)
                     | Event::Checked { .. }
                     | Event::Entries(_)
@@ -743,7 +763,7 @@ impl Supervisor {
                         return Err(failed(format!("{name} ended while it was attacked")));
                     }
                 },
-                Some(line) = self.lines.recv() => self.journal.keep(line),
+                Some(line) = self.lines.recv() => self.journal.hear(line),
             }
         };
         if !judgement.passed {
@@ -1102,11 +1122,11 @@ impl Supervisor {
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
-            Request::Status => Reply::Status(Box::new(Status {
+            Request::Status | Request::Look { processes: true } => Reply::Status(Box::new(Status {
                 processes: self.processes(),
                 ..self.status()
             })),
-            Request::Inspect => Reply::Status(Box::new(self.status())),
+            Request::Inspect | Request::Look { processes: false } => Reply::Status(Box::new(self.status())),
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
@@ -1117,19 +1137,7 @@ impl Supervisor {
                 if let Some(reply) = parts.find_map(|part| self.find(part).err()) {
                     return tell(&client, *reply);
                 }
-                self.following
-                    .retain(|client| client.upgrade().is_some_and(|client| !client.is_closed()));
-                if follow && self.following.len() >= FOLLOWERS {
-                    let why = format!("{FOLLOWERS} clients follow this log already");
-                    let hint = "end one of them; without -f it can be read by any number";
-                    return tell(&client, refused(why, Some(hint.to_owned())));
-                }
-                if follow {
-                    self.following.push(client.downgrade());
-                }
-                let journal = &self.journal;
-                let reader = Reader::new(filter, &journal.kept, &journal.traffic, follow);
-                return self.read_on(reader, follow, client);
+                return self.journal.read(filter, follow, client, &self.sender);
             }
             Request::Enter { part } => {
                 let (reply, fd) = self.enter(&part);
@@ -1169,39 +1177,8 @@ impl Supervisor {
         tell(&client, reply);
     }
 
-    /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
-    /// ever on their way.
-    fn read_on(&mut self, mut reader: Reader, follow: bool, client: Client) {
-        let journal = &mut self.journal;
-        let lines = reader.read(&journal.kept, &journal.traffic, LINES_AT_ONCE);
-        if lines.is_empty() {
-            if !follow {
-                return tell(&client, Reply::Done);
-            }
-            tell(&client, Reply::UpToDate);
-            return journal.followers.push(Follower {
-                filter: reader.filter().clone(),
-                client,
-                missed: 0,
-            });
-        }
-        let (sent, is_sent) = oneshot::channel();
-        let answer = Answer {
-            replies: lines.into_iter().map(Reply::Line).collect(),
-            fd: None,
-            sent: Some(sent),
-        };
-        if client.try_send(answer).is_err() {
-            return;
-        }
-        let events = self.sender.clone();
-        tokio::spawn(async move {
-            // Dropped with the answer, sent or not.
-            let _ = is_sent.await;
-            if !client.is_closed() {
-                let _ = events.send(Event::ReadOn(reader, follow, client));
-            }
-        });
+    fn read_on(&mut self, reader: Reader, follow: bool, client: Client) {
+        self.journal.read_on(reader, follow, client, &self.sender);
     }
 
     /// Records the log as a plan has it from now on.
@@ -1447,6 +1424,7 @@ impl Supervisor {
             supervisor: nix::unistd::getpid().as_raw(),
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
+            starting: self.gated,
             gated: self.gated,
             closed: self.ground.closed(),
             parts: parts.collect(),
@@ -1760,6 +1738,106 @@ impl Journal {
         self.keep(line);
     }
 
+    /// Keeps a line of a stack of which is not known yet how its start goes: those see it who want to see the start.
+    fn hear(&mut self, line: LogLine) {
+        match self.tee {
+            Tee::Live(_) => self.write(line),
+            Tee::Lines(_) | Tee::Nobody | Tee::Bytes(_) => {
+                self.followers.retain_mut(|follower| follower.hand_on(&line));
+                self.keep(line);
+            }
+        }
+    }
+
+    /// Answers who asks while the stack starts ([`Rising::answers`]).
+    fn answer_early(
+        &mut self,
+        rising: &Rising,
+        request: Request,
+        fds: &[OwnedFd],
+        client: Client,
+        events: &mpsc::UnboundedSender<Event>,
+    ) {
+        let reply = match request {
+            Request::Logs { filter, follow } => {
+                let mut parts = filter.parts.iter();
+                let missing = parts.find(|part| *part != TrafficBuf::PART && !rising.has(part));
+                match missing {
+                    Some(part) => refused(format!("there is no part `{part}`"), None),
+                    None => return self.read(filter, follow, client, events),
+                }
+            }
+            request @ Request::Exec { .. } => rising.exec(request, fds),
+            _ => match rising.status() {
+                Ok(status) => Reply::Status(Box::new(status)),
+                Err(e) => refused(format!("look at the supervisor: {e}"), None),
+            },
+        };
+        tell(&client, reply);
+    }
+
+    /// Begins to hand a client the log.
+    fn read(
+        &mut self,
+        filter: Filter,
+        follow: bool,
+        client: Client,
+        events: &mpsc::UnboundedSender<Event>,
+    ) {
+        self.following
+            .retain(|client| client.upgrade().is_some_and(|client| !client.is_closed()));
+        if follow && self.following.len() >= FOLLOWERS {
+            let why = format!("{FOLLOWERS} clients follow this log already");
+            let hint = "end one of them; without -f it can be read by any number";
+            return tell(&client, refused(why, Some(hint.to_owned())));
+        }
+        if follow {
+            self.following.push(client.downgrade());
+        }
+        let reader = Reader::new(filter, &self.kept, &self.traffic, follow);
+        self.read_on(reader, follow, client, events);
+    }
+
+    /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
+    /// ever on their way.
+    fn read_on(
+        &mut self,
+        mut reader: Reader,
+        follow: bool,
+        client: Client,
+        events: &mpsc::UnboundedSender<Event>,
+    ) {
+        let lines = reader.read(&self.kept, &self.traffic, LINES_AT_ONCE);
+        if lines.is_empty() {
+            if !follow {
+                return tell(&client, Reply::Done);
+            }
+            tell(&client, Reply::UpToDate);
+            return self.followers.push(Follower {
+                filter: reader.filter().clone(),
+                client,
+                missed: 0,
+            });
+        }
+        let (sent, is_sent) = oneshot::channel();
+        let answer = Answer {
+            replies: lines.into_iter().map(Reply::Line).collect(),
+            fd: None,
+            sent: Some(sent),
+        };
+        if client.try_send(answer).is_err() {
+            return;
+        }
+        let events = events.clone();
+        tokio::spawn(async move {
+            // Dropped with the answer, sent or not.
+            let _ = is_sent.await;
+            if !client.is_closed() {
+                let _ = events.send(Event::ReadOn(reader, follow, client));
+            }
+        });
+    }
+
     /// Keeps a line, and shows it to nobody.
     fn keep(&mut self, line: LogLine) {
         self.record(&line);
@@ -1788,6 +1866,9 @@ impl Journal {
 
     /// Shows what came before there was anybody to show it to.
     fn show_kept(&mut self) {
+        if !matches!(self.tee, Tee::Lines(_)) {
+            return;
+        }
         let mut reader = Reader::new(Filter::default(), &self.kept, &self.traffic, false);
         loop {
             let lines = reader.read(&self.kept, &self.traffic, LINES_AT_ONCE);
@@ -1806,7 +1887,7 @@ impl Journal {
             .followers
             .iter()
             .any(|follower| TrafficBuf::is_wanted(&follower.filter));
-        let is_shown = followed || matches!(self.tee, Tee::Lines(_));
+        let is_shown = followed || matches!(self.tee, Tee::Live(_) | Tee::Lines(_));
         if is_shown || self.record.is_on() {
             self.make_lines(records, is_shown);
         }

@@ -163,13 +163,14 @@ impl Voice {
                 let what = match progress {
                     Progress::Done(step) => done(step),
                     Progress::App(what) | Progress::Waits(what) => what,
+                    Progress::Part(..) => return,
                 };
                 tell(&format!("{elapsed:>8.1} ms  {what}"));
             }),
             detached: false,
             leaves: true,
             ready: Box::new(|status, _| eprintln!("{}\nCtrl-C takes it down", is_up_but(status))),
-            tee: Tee::Lines(Box::new(move |line| {
+            tee: Tee::Live(Box::new(move |line| {
                 screen.line(&line.human(colour));
                 true
             })),
@@ -298,6 +299,7 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
                 Progress::Done(step) => Told::Step(step.to_owned()),
                 Progress::App(what) => Told::App(what.to_owned()),
                 Progress::Waits(what) => Told::Waits(what.to_owned()),
+                Progress::Part(..) => return,
             };
             let _ = protocol::send(&*steps, &told, &[]);
         }),
@@ -429,7 +431,7 @@ fn supervise_here(
     } = voice;
     // Else each line would be there twice.
     let tee = match tee {
-        Tee::Lines(_) if record.is_in_the_journal() && goes_to_the_journal() => Tee::Nobody,
+        Tee::Lines(_) | Tee::Live(_) if record.is_in_the_journal() && goes_to_the_journal() => Tee::Nobody,
         tee => tee,
     };
     let ready = |status: &Status, said: &[LogLine]| {
