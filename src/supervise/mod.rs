@@ -1122,11 +1122,15 @@ impl Supervisor {
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
-            Request::Status | Request::Look { processes: true } => Reply::Status(Box::new(Status {
-                processes: self.processes(),
-                ..self.status()
-            })),
-            Request::Inspect | Request::Look { processes: false } => Reply::Status(Box::new(self.status())),
+            Request::Status | Request::Look { processes: true } => {
+                Reply::Status(Box::new(Status {
+                    processes: self.processes(),
+                    ..self.status()
+                }))
+            }
+            Request::Inspect | Request::Look { processes: false } => {
+                Reply::Status(Box::new(self.status()))
+            }
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
@@ -1743,7 +1747,8 @@ impl Journal {
         match self.tee {
             Tee::Live(_) => self.write(line),
             Tee::Lines(_) | Tee::Nobody | Tee::Bytes(_) => {
-                self.followers.retain_mut(|follower| follower.hand_on(&line));
+                self.followers
+                    .retain_mut(|follower| follower.hand_on(&line));
                 self.keep(line);
             }
         }

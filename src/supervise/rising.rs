@@ -56,7 +56,10 @@ impl Rising {
         let egress = egress.map(|egress| ("egress".to_owned(), plan.host_uid(egress.ids)));
         let apps = plan.apps.iter();
         let apps = apps.map(|app| (app.name.to_string(), plan.host_uid(app.ids)));
-        let all = std::iter::once(sidecar).chain(egress).chain(apps).chain(relay);
+        let all = std::iter::once(sidecar)
+            .chain(egress)
+            .chain(apps)
+            .chain(relay);
         let parts = all.map(|(name, host_uid)| RisingPart {
             waits: plan.app_named(&name).and_then(|app| {
                 let after: Vec<String> = app.after.iter().map(ToString::to_string).collect();
@@ -134,7 +137,9 @@ impl Rising {
         let plan = &self.plan;
         let limits = |name: &str| {
             let of = plan.limits().find(|(part, _)| *part == name);
-            let held = of.into_iter().flat_map(|(_, limits)| plan.cgroup.held(limits));
+            let held = of
+                .into_iter()
+                .flat_map(|(_, limits)| plan.cgroup.held(limits));
             held.map(|(limit, held_by)| LimitStatus { limit, held_by })
                 .collect()
         };

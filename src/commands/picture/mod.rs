@@ -112,7 +112,9 @@ impl Picture {
                 |part| part.shown(status.plan.app_named(&app.name)),
             );
             app.lines.push(state);
-            let shut = status.starting || status.gated || status.closed.iter().any(|name| name.as_str() == app.name);
+            let shut = status.starting
+                || status.gated
+                || status.closed.iter().any(|name| name.as_str() == app.name);
             for edge in &mut app.edges {
                 if let Edge::In { closed, .. } = edge {
                     *closed = shut;

@@ -431,7 +431,9 @@ fn supervise_here(
     } = voice;
     // Else each line would be there twice.
     let tee = match tee {
-        Tee::Lines(_) | Tee::Live(_) if record.is_in_the_journal() && goes_to_the_journal() => Tee::Nobody,
+        Tee::Lines(_) | Tee::Live(_) if record.is_in_the_journal() && goes_to_the_journal() => {
+            Tee::Nobody
+        }
         tee => tee,
     };
     let ready = |status: &Status, said: &[LogLine]| {
