@@ -387,6 +387,9 @@ pub enum Command {
         /// A Unix socket of the host, or a directory of them, that it may connect to: `HOST_PATH:PATH`
         #[arg(long, value_name = "HOST_PATH:PATH")]
         socket: Vec<String>,
+        /// A file that only the app reads, at /run/secrets/NAME: `NAME=HOST_PATH`
+        #[arg(long, value_name = "NAME=HOST_PATH")]
+        secret: Vec<String>,
         /// Whom it runs as, within: a name of the root's /etc/passwd, or a number
         #[arg(short, long, value_name = "USER[:GROUP]")]
         user: Option<String>,

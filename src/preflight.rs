@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use rustix::fs::{FileType, Mode as FileMode, OFlags};
 
-use crate::config::{Egress, Protocol, Rootfs, SHARED_MEMORY, UnixGrant, Volume};
+use crate::config::{Egress, Protocol, Rootfs, SECRETS, SHARED_MEMORY, UnixGrant, Volume};
 use crate::firewall::Forwarding;
 use crate::host::{Host, holder};
 use crate::net::publish::{self, Listener};
+use crate::part::secrets;
 use crate::part::volumes::{self, sockets};
 use crate::plan::reach;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
@@ -73,6 +74,15 @@ fn look(
     mut problems: Vec<Problem>,
 ) -> Result<Vec<Listener>, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
+    for app in &plan.apps {
+        if let Err(e) = secrets::open(app, plan) {
+            let what = e.to_string();
+            problems.push(Problem {
+                what,
+                hint: e.hint(),
+            });
+        }
+    }
     problems.extend(
         plan.apps
             .iter()
@@ -229,6 +239,9 @@ fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
                 hint: e.hint(),
             }),
         }
+    }
+    if !app.secrets.is_empty() {
+        problems.extend(mount_point(app, "secrets", Path::new(SECRETS), true));
     }
     for tmpfs in &app.tmpfs {
         problems.extend(mount_point(app, "tmpfs", &tmpfs.path, true));

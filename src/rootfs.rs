@@ -26,7 +26,7 @@ use rustix::mount::{
 };
 
 use crate::accounts::{Accounts, User};
-use crate::config::{Limits, Rootfs, Tmpfs, Volume};
+use crate::config::{Limits, Rootfs, SECRETS, Tmpfs, Volume};
 use crate::confine::privileges::Ids;
 use crate::plan::{APP_ID, APP_NAME};
 use crate::protocol::RootfsStart;
@@ -513,6 +513,7 @@ pub fn enter_empty() -> Result<(), RootfsError> {
 }
 
 /// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out.
+/// Secrets are given by their names, with whose they are.
 ///
 /// Should be called by a stage in its own mount and pid namespace, before it drops anything. Mustn't be called where
 /// a path of the host is still needed.
@@ -524,6 +525,7 @@ pub fn enter(
     fds: Vec<OwnedFd>,
     writable: &[Tmpfs],
     volumes: &[Volume],
+    (secrets, owner): (&[String], Ids),
     limits: &Limits,
     hosts: &str,
 ) -> Result<Vec<String>, RootfsError> {
@@ -578,7 +580,7 @@ pub fn enter(
             ),
         }
     }
-    let mut own = Vec::with_capacity(volumes.len() + writable.len());
+    let mut own = Vec::with_capacity(volumes.len() + writable.len() + 1);
     for volume in volumes {
         let path = &volume.path;
         let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
@@ -593,6 +595,14 @@ pub fn enter(
         ];
         let mount = new_mount("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
         own.push((&tmp.path, mount));
+    }
+    let secrets: Vec<(&String, OwnedFd)> = secrets.iter().zip(fds).collect();
+    let place = PathBuf::from(SECRETS);
+    if !secrets.is_empty() {
+        // Its pages are never swapped to a disk, as those of a tmpfs may be.
+        let mount =
+            new_mount("ramfs", &[("mode", "755")]).map_err(at("make a ramfs for", &place))?;
+        own.push((&place, mount));
     }
     // What one of them is mounted in comes before it.
     own.sort_by_key(|(path, _)| path.components().count());
@@ -609,11 +619,40 @@ pub fn enter(
             make_target(&root, path, &mount, mode)?;
         }
         attach(&mount, &root, path)?;
+        if place.ends_with(path) {
+            fill(&mount, &secrets, owner)?;
+        }
     }
     sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
         .map_err(at("make read-only", "/"))?;
     pivot(root)?;
     Ok(notes)
+}
+
+/// Puts an app's secrets where it finds them, for itself alone, and for good.
+fn fill(
+    directory: &OwnedFd,
+    secrets: &[(&String, OwnedFd)],
+    owner: Ids,
+) -> Result<(), RootfsError> {
+    let uid = rustix::fs::Uid::from_raw(owner.uid);
+    let gid = rustix::fs::Gid::from_raw(owner.gid);
+    for (name, content) in secrets {
+        let path = Path::new(SECRETS).join(name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory, name.as_str(), flags, Mode::RUSR)
+            .map_err(at("make the file", &path))?;
+        rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(at("give the app", &path))?;
+        rustix::fs::seek(content, rustix::fs::SeekFrom::Start(0)).map_err(at("read", &path))?;
+        let mut content = std::fs::File::from(content.try_clone().map_err(at("read", &path))?);
+        io::copy(&mut content, &mut std::fs::File::from(file)).map_err(at("write", &path))?;
+    }
+    sys::mount::set_attributes(
+        directory.as_fd(),
+        false,
+        READ_ONLY | libc::MOUNT_ATTR_NOEXEC,
+    )
+    .map_err(at("make read-only", SECRETS))
 }
 
 /// Where the new root is attached until the pivot. Any directory that is always there would do.

@@ -193,6 +193,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         sockets: Vec::new(),
+        secrets: Vec::new(),
         limits: Default::default(),
         start_timeout: std::time::Duration::from_secs(60),
         listen: vec![],
@@ -234,6 +235,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         mode: Mode::Root,
         owner: 0,
         run: "0123abcd".into(),
+        credentials: None,
         state_dir: PathBuf::from("/run/lrpns/customerA"),
         config: None,
         bridge: BridgePlan {

@@ -670,3 +670,208 @@ fn what_is_the_kernels_own_is_no_volume() {
         "{said}"
     );
 }
+
+/// The file of a stack with one app that waits, and these secrets.
+fn with_secrets(secrets: &[&str], more: &str) -> String {
+    file(
+        &[],
+        &format!("secrets = {}\n{more}", look::toml_list(secrets)),
+    )
+}
+
+/// What nobody but root may read.
+fn key(lab: &Lab, name: &str, text: &str) -> PathBuf {
+    let path = lab.write(name, text);
+    everybodys(&path, 0o600);
+    path
+}
+
+#[test]
+fn a_secret_of_roots_is_a_file_of_the_apps_alone_and_stands_nowhere_else() {
+    if !look::machine() {
+        return;
+    }
+    const CONTENT: &str = "tOp-SeCrEt-1";
+    let lab = Lab::new();
+    let path = key(&lab, "privkey.pem", CONTENT);
+    // certbot's are links.
+    symlink("privkey.pem", lab.dir.path().join("live.pem")).unwrap();
+    look::up(&lab, &with_secrets(&["tls.key=./live.pem"], ""));
+    let code = "s = os.stat('/run/secrets/tls.key')\n\
+         say([open('/run/secrets/tls.key').read(), oct(s.st_mode & 0o7777), s.st_uid, s.st_gid, os.listdir('/run/secrets'),\n\
+         tried(os.chmod, '/run/secrets/tls.key', 0o444), tried(open, '/run/secrets/new', 'w'), tried(os.unlink, '/run/secrets/tls.key')])";
+    let seen = look::attack(&lab, "web", "app", code);
+    assert_eq!(
+        seen,
+        json!([
+            CONTENT,
+            "0o400",
+            1000,
+            1000,
+            ["tls.key"],
+            "EROFS",
+            "EROFS",
+            "EROFS"
+        ])
+    );
+    let config = lab.write("plan.toml", &with_secrets(&["tls.key=./live.pem"], ""));
+    for args in [
+        &["status", "web"][..],
+        &["status", "web", "--json"],
+        &["logs", "web"],
+        &["plan", "-f", config.to_str().unwrap(), "--json"],
+        &["audit", "web"],
+    ] {
+        let said = tells(&lab, args);
+        assert!(!said.contains(CONTENT), "{args:?}: {said}");
+    }
+    let state = lab.root().join("run/lrpns");
+    let found = lab.run(&["grep", "-r", CONTENT, "/run/lrpns"]);
+    assert!(
+        state.exists() && found.stdout.is_empty(),
+        "{}",
+        describe(&found)
+    );
+    // One that was renewed comes when the app is started again.
+    std::fs::write(&path, "tOp-SeCrEt-2").unwrap();
+    let read = "say(open('/run/secrets/tls.key').read())";
+    assert_eq!(look::attack(&lab, "web", "app", read), CONTENT);
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    assert_eq!(look::attack(&lab, "web", "app", read), "tOp-SeCrEt-2");
+}
+
+#[test]
+fn a_secret_may_come_from_systemd_and_lie_in_a_tmpfs_of_the_apps() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let credentials = lab.dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    std::fs::write(credentials.join("tls.key"), "one").unwrap();
+    std::fs::write(credentials.join("other"), "two").unwrap();
+    let text = with_secrets(
+        &["tls.key", "mine=credential:other"],
+        "tmpfs = [\"/run:1M\"]\nids = \"range\"",
+    );
+    let said = refused(&lab, &text);
+    assert!(said.contains("no $CREDENTIALS_DIRECTORY"), "{said}");
+    assert!(said.contains("LoadCredential=tls.key:PATH"), "{said}");
+    let path = lab.write("lrpns.toml", &text);
+    let env = [("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())];
+    let args = ["up", "-d", "-f", path.to_str().unwrap()];
+    let output = lab.lrpns_with(&env, &args);
+    assert!(output.status.success(), "{}", describe(&output));
+    let code = "say([open('/run/secrets/' + n).read() for n in ('tls.key', 'mine')])";
+    assert_eq!(
+        look::attack(&lab, "web", "app", code),
+        json!(["one", "two"])
+    );
+    // From a shell, which has none, it can be changed all the same.
+    std::fs::write(credentials.join("other"), "three").unwrap();
+    let more = lab.write("more.toml", &(text + "\nenv = { A = \"b\" }\n"));
+    lab.lrpns_ok(&["apply", "-f", more.to_str().unwrap()]);
+    assert_eq!(
+        look::attack(&lab, "web", "app", code),
+        json!(["one", "three"])
+    );
+}
+
+#[test]
+fn a_secret_that_another_could_have_chosen_or_that_is_too_long_is_refused() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let others = key(&lab, "others.pem", "x");
+    chown(&others, Some(OWNER), Some(OWNER)).unwrap();
+    let long = key(&lab, "long.pem", &"x".repeat(300_000));
+    for (secret, words, hint) in [
+        (others.as_path(), "root does not read it", "chown root: "),
+        (long.as_path(), "has more than 262144 bytes", "is a volume"),
+        (Path::new("/nowhere"), "No such file", ""),
+        (Path::new("/etc"), "/etc: ", ""),
+    ] {
+        let said = refused(
+            &lab,
+            &with_secrets(&[&format!("k={}", secret.display())], ""),
+        );
+        assert!(
+            said.contains("secret k of app") && said.contains(words),
+            "{said}"
+        );
+        assert!(said.contains(hint), "{said}");
+    }
+    let said = refused(&lab, &with_secrets(&["a/b=/etc/hostname"], ""));
+    assert!(
+        said.contains("is no name of a file in /run/secrets"),
+        "{said}"
+    );
+}
+
+#[test]
+fn without_root_a_secret_is_the_users_own() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4400);
+    if !user.may() {
+        return;
+    }
+    let path = key(&lab, "password", "hers");
+    chown(&path, Some(4400), Some(4400)).unwrap();
+    user.up(&with_secrets(
+        &[&format!("password={}", path.display())],
+        "",
+    ));
+    let said = user.lrpns_ok(&["exec", "web", "--", "cat", "/run/secrets/password"]);
+    assert_eq!(said, "hers");
+    let root = key(&lab, "root", "his");
+    let file = lab.write(
+        "other.toml",
+        &with_secrets(&[&format!("x={}", root.display())], "").replace("web", "web2"),
+    );
+    let output = user.lrpns(&["up", "-d", "-f", file.to_str().unwrap()]);
+    let said = describe(&output);
+    assert!(
+        !output.status.success() && said.contains("Permission denied"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_owners_files_of_a_read_only_volume_are_the_apps_to_read_and_roots_are_a_secret() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    everybodys(&data.join("before"), 0o600);
+    std::fs::write(data.join("root.key"), "root's").unwrap();
+    everybodys(&data.join("root.key"), 0o600);
+    let volume = format!("{}:/d", data.display());
+    look::up(&lab, &file(std::slice::from_ref(&volume), ""));
+    let seen = look::attack(
+        &lab,
+        "web",
+        "app",
+        "say([open('/d/before').read(), os.stat('/d/before').st_uid, tried(open, '/d/root.key'), tried(open, '/d/before', 'a')])",
+    );
+    assert_eq!(seen, json!(["before", 1000, "EACCES", "EROFS"]));
+    tells(&lab, &["audit", "web"]);
+    // A server that wants root's key hears what gives it.
+    let said = {
+        let text = file(&[volume], "publish = [\"80:80\"]\nrestart = \"no\"").replace(
+            &look::toml_list(&["/bin/sleep", "infinity"]),
+            &look::toml_list(&["cat", "/d/root.key"]),
+        );
+        let path = lab.write("cat.toml", &text.replace("\"web\"", "\"web2\""));
+        lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]).1
+    };
+    let line = format!(
+        "secrets = [\"root.key={}\"]",
+        data.join("root.key").display()
+    );
+    assert!(said.contains(&line), "{said}");
+}

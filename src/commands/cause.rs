@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Rootfs, Tmpfs};
+use crate::config::{Rootfs, SECRETS, Tmpfs, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{AppPlan, PublishPlan};
 use crate::protocol::Exit;
@@ -209,6 +209,9 @@ impl Case<'_> {
         }
         if refused {
             let path = path(line)?;
+            if let Some(hint) = self.secret(&path) {
+                return Some(hint);
+            }
             return Some(
                 if std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()) && has(&["exec"]) {
                     format!(
@@ -341,6 +344,9 @@ impl Case<'_> {
             return None;
         }
         let parent = path.parent().filter(|parent| *parent != Path::new("/"))?;
+        if let Some(hint) = self.secret(path) {
+            return Some(hint);
+        }
         if path.exists() {
             // A server's own directory holds what its file refers to.
             let whole = parent.starts_with("/etc") && parent != Path::new("/etc");
@@ -353,6 +359,34 @@ impl Case<'_> {
             "{} is not in the app's root; to write there: {}",
             shown(parent),
             self.writable(path)
+        ))
+    }
+
+    /// What to do about a file of root's that nobody else may read: as a volume it stays so.
+    fn secret(&self, path: &Path) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        let volumes = self.app.volumes.iter();
+        let of_a_volume = volumes.filter_map(|volume| {
+            let within = path.strip_prefix(&volume.path).ok()?;
+            Some(joined(&volume.host, within))
+        });
+        let host = of_a_volume
+            .max_by_key(|host| host.components().count())
+            .unwrap_or_else(|| path.to_owned());
+        let meta = std::fs::metadata(&host).ok()?;
+        if !meta.is_file() || meta.uid() != 0 || meta.mode() & 0o004 != 0 {
+            return None;
+        }
+        let name = host.file_name()?.to_str()?;
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let name = match name.bytes().all(fits) && !name.starts_with('.') {
+            true => name,
+            false => "NAME",
+        };
+        Some(format!(
+            "{} is root's alone: secrets = [\"{name}={}\"] gives it to the app as {SECRETS}/{name}, which its configuration has to name",
+            shown(&host),
+            host.display()
         ))
     }
 

@@ -239,6 +239,12 @@ impl From<StackError> for Failure {
         {
             return failure.hint(hint);
         }
+        if let StackError::Secret(secret) = &e {
+            return match secret.hint() {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            };
+        }
         if let StackError::Directory { source, .. } = &e {
             return failure.hint(source.hint());
         }

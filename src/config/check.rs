@@ -6,7 +6,7 @@ use std::ops::Range;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
-use super::{App, Egress, Publish, Rootfs, Tmpfs, UnixGrant, Until, Volume};
+use super::{App, Egress, Publish, Rootfs, SECRETS, Secret, Tmpfs, UnixGrant, Until, Volume};
 
 /// A value and the bytes of the file that it stands in.
 #[derive(Debug, Clone)]
@@ -209,6 +209,33 @@ pub(super) fn socket(
     said(format!(
         "{other} and an entry of sockets are both to be at {shown}"
     ))
+}
+
+/// No more secrets than an app needs, each of which is a descriptor while it is started.
+const MOST_SECRETS: usize = 32;
+
+/// One secret, given those before it and the app's other mounts.
+pub(super) fn secret(
+    secret: &Secret,
+    earlier: &[Secret],
+    volumes: &[Volume],
+    tmpfs: &[Tmpfs],
+) -> Result<(), ValueError> {
+    let said = |message: String| Err(ValueError::form(message, "", ""));
+    if earlier.len() == MOST_SECRETS {
+        return said(format!("there are more than {MOST_SECRETS} secrets"));
+    }
+    if earlier.iter().any(|other| other.name == secret.name) {
+        return said(format!("two secrets are to be called `{}`", secret.name));
+    }
+    let mut paths = volumes
+        .iter()
+        .map(|volume| &volume.path)
+        .chain(tmpfs.iter().map(|tmpfs| &tmpfs.path));
+    if paths.any(|path| path.starts_with(SECRETS)) {
+        return said(format!("{SECRETS} is where the app's secrets are"));
+    }
+    Ok(())
 }
 
 /// Another app of the same file, whose apps have these names.

@@ -61,6 +61,7 @@ keys! {
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
     VOLUMES = "volumes": super::values::VOLUME, r#"volumes = ["/srv/data:/data:ro"]"#;
     SOCKETS = "sockets": super::values::SOCKET, r#"sockets = ["/run/postgresql:/run/postgresql"]"#;
+    SECRETS = "secrets": super::values::SECRET, r#"secrets = ["tls.key=/etc/letsencrypt/live/example.org/privkey.pem"]"#;
     HEALTH = "health": "a table with `http`, `tcp` or `command`", r#"health = { http = "/", interval = "5s" }"#;
     RESTART = "restart": r#""no", "on-failure" or "always", or a table with `policy`, `max` and `window`"#, r#"restart = { policy = "on-failure", max = 5, window = "1m" }"#;
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
@@ -120,6 +121,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     TMPFS,
     VOLUMES,
     SOCKETS,
+    SECRETS,
     HEALTH,
     RESTART,
     STOP_SIGNAL,

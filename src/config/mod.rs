@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::errors::nearest;
 pub use self::errors::{ConfigErrors, Place, Problem};
 pub use self::run::{RunOptions, run};
-pub use self::trust::trust_everybody;
+pub use self::trust::{OpenError, Trust, trust_everybody};
 pub use self::values::ValueError;
 pub use self::vars::{Vars, parse_set};
 use crate::config::clients::Rate;
@@ -437,6 +437,8 @@ pub struct App {
     pub volumes: Vec<Volume>,
     /// `sockets`: Unix sockets of the host's, or directories of them, that it may connect to.
     pub sockets: Vec<UnixGrant>,
+    /// `secrets`: files that only it reads.
+    pub secrets: Vec<Secret>,
     /// `after`: what comes up before it; each is another app of the same file, and there is no circle.
     pub after: Vec<After>,
     /// `job`: it runs to its end, which must be 0.
@@ -746,6 +748,28 @@ pub fn joined(path: &std::path::Path, within: &std::path::Path) -> PathBuf {
     } else {
         path.join(within)
     }
+}
+
+/// Where an app's secrets are.
+pub const SECRETS: &str = "/run/secrets";
+
+/// One entry of `secrets`: `NAME=HOST_PATH`, `NAME=credential:CREDENTIAL` or `NAME`, which is the credential of that name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// The name of the file in [`SECRETS`].
+    pub name: String,
+    /// Where it comes from, whenever the app is started.
+    pub from: SecretFrom,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretFrom {
+    /// A file of the host's; the path is absolute here.
+    File(PathBuf),
+    /// A file of `$CREDENTIALS_DIRECTORY` (systemd.exec(5)).
+    Credential(String),
 }
 
 /// `limits`, of one part.

@@ -20,7 +20,7 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
-    Record, Rootfs, RulesFile, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
+    Record, Rootfs, RulesFile, Secret, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -478,6 +478,7 @@ impl Reader<'_> {
         let tmpfs = self.tmpfs(section);
         let volumes = self.volumes(section, &tmpfs);
         let sockets = self.sockets(section, &volumes, &tmpfs);
+        let secrets = self.secrets(section, &volumes, &tmpfs);
         let (health, health_port) = self.health(section, (publish.as_deref(), &listen), job);
         let (restart, restart_limit) = self.restart(section, job);
         let stop = self.stop(section);
@@ -511,6 +512,7 @@ impl Reader<'_> {
             tmpfs,
             volumes,
             sockets,
+            secrets,
             after: after.iter().map(|placed| placed.value.clone()).collect(),
             job,
             health,
@@ -685,6 +687,26 @@ impl Reader<'_> {
             sockets.push(placed.value);
         }
         sockets
+    }
+
+    fn secrets(
+        &mut self,
+        section: &Section<'_, '_>,
+        volumes: &[Volume],
+        tmpfs: &[Tmpfs],
+    ) -> Vec<Secret> {
+        // Its path may have links in it: certbot's are links.
+        let base = std::path::absolute(&self.base).unwrap_or_else(|_| self.base.clone());
+        let list = self.many(section, keys::SECRETS, |text| values::secret(text, &base));
+        let list = list.unwrap_or_default();
+        let mut secrets = Vec::with_capacity(list.len());
+        for placed in list {
+            if let Err(error) = check::secret(&placed.value, &secrets, volumes, tmpfs) {
+                self.refused_key(placed.span, error, keys::SECRETS, "");
+            }
+            secrets.push(placed.value);
+        }
+        secrets
     }
 
     fn limits(&mut self, section: &Section<'_, '_>) -> Limits {

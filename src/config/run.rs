@@ -12,7 +12,7 @@ use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
     Account, App, Config, Limits, Network, Origin, Processors, Publish, Record, RecordTo, Restart,
-    Rootfs, Sidecar, Source, Tmpfs, UnixGrant, Via, Volume, check, keys, reader, values,
+    Rootfs, Secret, Sidecar, Source, Tmpfs, UnixGrant, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -38,6 +38,8 @@ pub struct RunOptions {
     pub volumes: Vec<String>,
     /// Every `--socket`; as with `--volume`.
     pub sockets: Vec<String>,
+    /// Every `--secret`; as with `--volume`.
+    pub secrets: Vec<String>,
     /// `--memory`.
     pub memory: Option<String>,
     /// `--cpus`.
@@ -87,6 +89,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
     };
     let volumes = flags.volumes(&options.volumes, base, &tmpfs);
     let sockets = flags.sockets(&options.sockets, base, &volumes, &tmpfs);
+    let secrets = flags.secrets(&options.secrets, base, &volumes, &tmpfs);
     let limits = flags.limits(options);
     let (user, group) = flags.user(options.user.as_deref());
     let workdir = options.workdir.as_deref().and_then(|text| {
@@ -138,6 +141,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 tmpfs,
                 volumes,
                 sockets,
+                secrets,
                 after: vec![],
                 job: false,
                 health: None,
@@ -284,6 +288,26 @@ impl Flags {
             sockets.extend(self.take("app.sockets", "--socket", socket));
         }
         sockets
+    }
+
+    fn secrets(
+        &mut self,
+        given: &[String],
+        base: &Path,
+        volumes: &[Volume],
+        tmpfs: &[Tmpfs],
+    ) -> Vec<Secret> {
+        let mut secrets: Vec<Secret> = vec![];
+        for text in given {
+            let secret = values::secret(text, base).and_then(|secret| {
+                check::secret(&secret, &secrets, volumes, tmpfs)?;
+                Ok(secret)
+            });
+            let example = "--secret tls.key=/etc/ssl/private/tls.key";
+            let secret = secret.map_err(|error| error.saying(values::SECRET, example));
+            secrets.extend(self.take("app.secrets", "--secret", secret));
+        }
+        secrets
     }
 
     /// Docker's and Podman's form, `USER[:GROUP]`.

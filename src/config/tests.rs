@@ -107,6 +107,7 @@ fn the_built_in_example_is_the_original_set_up() {
             }],
             volumes: vec![],
             sockets: vec![],
+            secrets: vec![],
             after: vec![],
             job: false,
             health: None,
@@ -922,7 +923,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, secrets, health, restart, stop_signal, stop_timeout, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -1089,6 +1090,7 @@ fn the_example_file_shows_every_key() {
                     "dir",
                     "volumes",
                     "sockets",
+                    "secrets",
                     "limits",
                     "health",
                     "wait",

@@ -14,7 +14,7 @@ use crate::names::PartName;
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
     Account, Connect, Egress, IdCount, OnUnhealthy, Protocol, Publish, RecordTo, Restart, Rootfs,
-    Source, StopSignal, Tmpfs, TrafficLog, UnixGrant, Until, Via, Volume,
+    Secret, SecretFrom, Source, StopSignal, Tmpfs, TrafficLog, UnixGrant, Until, Via, Volume,
 };
 
 /// Why a value was refused.
@@ -852,6 +852,42 @@ pub(super) fn socket(text: &str, base: &Path) -> Result<UnixGrant, ValueError> {
     };
     let Volume { host, path, .. } = volume(&format!("{host}:{path}"), base)?;
     Ok(UnixGrant { host, path })
+}
+
+/// What `secrets` looks like.
+pub(super) const SECRET: &str = "a list of `NAME=HOST_PATH`, a relative HOST_PATH taken from the file's directory, `NAME=credential:CREDENTIAL` of systemd's or `NAME`, for a credential of that name";
+
+/// One entry of `secrets`; a relative path is taken from `base`, which is absolute.
+pub(super) fn secret(text: &str, base: &Path) -> Result<Secret, ValueError> {
+    let (name, from) = match text.split_once('=') {
+        None => (text, SecretFrom::Credential(file_name(text)?)),
+        Some((name, from)) => match from.strip_prefix("credential:") {
+            Some(credential) => (name, SecretFrom::Credential(file_name(credential)?)),
+            None => (name, SecretFrom::File(host_path(from, base)?)),
+        },
+    };
+    let name = file_name(name)?;
+    Ok(Secret { name, from })
+}
+
+/// A name that is harmless in a path, in a message and in a shell.
+fn file_name(text: &str) -> Result<String, ValueError> {
+    const LONGEST: usize = 64;
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if text.is_empty() || text.starts_with(['.', '-']) || !text.bytes().all(fits) {
+        return Err(ValueError::said(format!(
+            "{} is no name of a file in {}: letters, digits, `.`, `_` and `-`",
+            quoted(text),
+            super::SECRETS
+        )));
+    }
+    if text.len() > LONGEST {
+        return Err(ValueError::said(format!(
+            "{} is longer than {LONGEST} bytes",
+            quoted(text)
+        )));
+    }
+    Ok(text.to_owned())
 }
 
 /// The first word of `command`.

@@ -48,6 +48,8 @@ pub struct Host {
     pub cgroups: cgroup::Place,
     /// Users and groups by name, of each root of which a configuration names some.
     pub accounts: Vec<(Rootfs, Accounts)>,
+    /// Where systemd has put what is secret for the service that this is (`$CREDENTIALS_DIRECTORY`).
+    pub credentials: Option<PathBuf>,
     /// Bytes of memory; 0 when the kernel doesn't tell.
     pub memory: u64,
 }
@@ -163,6 +165,7 @@ impl Host {
             .unwrap_or(1024),
             cgroups: cgroup::find(mode == Mode::Root),
             accounts: vec![],
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             memory: memory(),
         })
     }

@@ -248,6 +248,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
         mode: Mode::Root,
         owner: 0,
         run: "0123abcd".to_owned(),
+        credentials: None,
         state_dir: PathBuf::new(),
         config: None,
         bridge: BridgePlan {
@@ -325,6 +326,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         tmpfs: Vec::new(),
         volumes: Vec::new(),
         sockets: Vec::new(),
+        secrets: Vec::new(),
         limits: Default::default(),
         start_timeout: std::time::Duration::from_secs(60),
         publish: Vec::new(),

@@ -5,4 +5,5 @@ pub mod cgroup;
 pub mod container;
 pub mod namespaces;
 pub mod rootless;
+pub mod secrets;
 pub mod volumes;

@@ -10,7 +10,8 @@
 //! What an app writes has to belong to somebody on the disk. That is the owner of the volume: the mount's ids are mapped
 //! (`MOUNT_ATTR_IDMAP` of mount_setattr(2)), the volume's owner to the app's id and nobody else's to anything. So two
 //! stacks, or the same one under other ids, can share a volume, and nothing on the disk ever belongs to an id that only
-//! lrpns knows. A volume that belongs to root can't be writable: a set-user-id program that the app leaves there would
+//! lrpns knows. So it is with what is read-only, where the file system can: its owner's own files are the app's to read. A
+//! volume that belongs to root is not mapped, and can't be writable: a set-user-id program that the app leaves there would
 //! be root's, on the host, where no nosuid protects anybody.
 #![forbid(unsafe_code)]
 
@@ -183,6 +184,8 @@ struct Open {
     attributes: u64,
     /// The user namespace whose map the mount's ids go through.
     map: Option<OwnedFd>,
+    /// Where that can't be done, it is read-only and does without.
+    writable: bool,
 }
 
 /// Opens a volume and looks whether the app may have it: all but whether its file system can map ids.
@@ -281,8 +284,13 @@ impl Volumes {
                 Some((uid, gid)) => (app.ids.host_id + uid, app.ids.host_id + gid),
                 None => (id, id),
             };
-            // An ordinary user's app is that user, and may not map anything.
-            let map = if volume.writable && mode == Mode::Root && (uid, gid) != theirs {
+            // An ordinary user's app is that user, and may not map anything. Of what is read-only the owner's own files are the
+            // app's to read; root's are not, whatever is mounted.
+            let roots = uid == 0 || gid == 0;
+            // To connect to a socket is to write to it, which nobody may to a file whose owner has no id on the mount.
+            let has_sockets =
+                !volume.writable && app.sockets.iter().any(|s| s.path.starts_with(&volume.path));
+            let map = if mode == Mode::Root && (uid, gid) != theirs && !roots && !has_sockets {
                 let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
                 let (uids, gids) = (line(uid, theirs.0), line(gid, theirs.1));
                 let what = format!("the volume {}", volume.host.display());
@@ -296,6 +304,7 @@ impl Volumes {
                 directory: look.directory,
                 attributes,
                 map,
+                writable: volume.writable,
             };
             // Whether it can be mounted is known now, and not when the app is started.
             open.detached(id)?;
@@ -325,18 +334,17 @@ impl Open {
             .map_err(at("clone its mount", &self.host))?;
         sys::mount::set_attributes(mount.as_fd(), self.directory, self.attributes)
             .map_err(at("set the attributes of its mount", &self.host))?;
-        if let Some(map) = &self.map {
-            sys::mount::map_ids(mount.as_fd(), self.directory, map.as_fd()).map_err(|e| {
-                if e.raw_os_error() == Some(libc::EINVAL) {
-                    VolumeError::NoIdMap {
-                        path: self.host.clone(),
-                        app: user,
-                    }
-                } else {
-                    at("map the ids of its files", &self.host)(e)
-                }
-            })?;
+        let Some(map) = &self.map else {
+            return Ok(mount);
+        };
+        match sys::mount::map_ids(mount.as_fd(), self.directory, map.as_fd()) {
+            Ok(()) => Ok(mount),
+            Err(_) if !self.writable => Ok(mount),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(VolumeError::NoIdMap {
+                path: self.host.clone(),
+                app: user,
+            }),
+            Err(e) => Err(at("map the ids of its files", &self.host)(e)),
         }
-        Ok(mount)
     }
 }

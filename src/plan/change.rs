@@ -31,14 +31,21 @@ const LIVE: [&str; 12] = [
     "health",
 ];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 11] = [
-    "rootfs", "command", "env", "tmpfs", "volumes", "sockets", "limits", "seccomp", "listen",
-    "job", "workdir",
+const MADE_OF: [&str; 12] = [
+    "rootfs", "command", "env", "tmpfs", "volumes", "sockets", "secrets", "limits", "seccomp",
+    "listen", "job", "workdir",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
-const NO_CHANGE: [&str; 5] = ["origins", "config", "closing", "address6", "serves"];
+const NO_CHANGE: [&str; 6] = [
+    "origins",
+    "config",
+    "closing",
+    "address6",
+    "serves",
+    "credentials",
+];
 
 const ANOTHER_STACK: &str = "a stack of another name is another stack";
 const BY_RELAY: &str = "the processes that carry it are made with a socket for each port that is granted, and all that goes through them would end with them";

@@ -23,7 +23,7 @@ use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
     After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit,
-    Rootfs, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
+    Rootfs, Secret, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
@@ -120,6 +120,9 @@ pub struct Plan {
     pub run: String,
     /// The stack's directory below /run or $XDG_RUNTIME_DIR.
     pub state_dir: PathBuf,
+    /// Where systemd's credentials are, if an app has one for a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
     /// The file it came from, `None` for the built-in example and `lrpns run`.
     pub config: Option<PathBuf>,
     /// The bridge in the sidecar's namespace.
@@ -412,6 +415,9 @@ pub struct AppPlan {
     /// Unix sockets of the host's, or directories of them, that it may connect to.
     #[serde(default)]
     pub sockets: Vec<UnixGrant>,
+    /// Files that only it reads: where each comes from, and nothing of what is in it.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// What it may use.
     pub limits: Limits,
     /// Its published ports.

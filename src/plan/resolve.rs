@@ -178,6 +178,10 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         rules.compiled.clone_from(&before.compiled);
     }
     plan.run.clone_from(&running.run);
+    // They are the service's.
+    if running.credentials.is_some() {
+        plan.credentials.clone_from(&running.credentials);
+    }
     // Who asks may have another home than who brought it up.
     if config.record.dir.is_none() && !running.origins.contains_key("log.dir") {
         plan.record.dir.clone_from(&running.record.dir);
@@ -422,6 +426,7 @@ fn decide(
             tmpfs: with_shared_memory(&app.tmpfs, &limits),
             volumes: volumes(app, host)?,
             sockets: app.sockets.clone(),
+            secrets: app.secrets.clone(),
             limits,
             publish: published,
             start_timeout: app.start_timeout,
@@ -463,6 +468,10 @@ fn decide(
         owner: host.uid,
         run: host.run.clone(),
         state_dir: host.state.stack(stack),
+        credentials: host.credentials.clone().filter(|_| {
+            let mut secrets = apps.iter().flat_map(|app| &app.secrets);
+            secrets.any(|secret| matches!(secret.from, config::SecretFrom::Credential(_)))
+        }),
         config: config.path.clone(),
         bridge: BridgePlan {
             name: bridge_name(stack),

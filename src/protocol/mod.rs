@@ -149,7 +149,7 @@ pub enum Role {
         clients: Admission,
     },
     /// Runs the user's command. Descriptors: standard output, standard error, our own program, standard input if it has
-    /// one, the mounts of `rootfs`, the mounts of `volumes`.
+    /// one, the mounts of `rootfs`, the mounts of `volumes`, what is in its `secrets`.
     App(AppStart),
 }
 
@@ -185,6 +185,8 @@ pub struct AppStart {
     pub rootfs: RootfsStart,
     /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
     pub volumes: Vec<Volume>,
+    /// The names of its secrets: the descriptors of what is in them are the last of all.
+    pub secrets: Vec<String>,
     /// Where the Unix sockets of others are that it may connect to.
     pub sockets: Vec<PathBuf>,
     /// What it may use, for what it is shown of the machine.

@@ -44,6 +44,7 @@ use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event};
 use crate::part::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
+use crate::part::secrets;
 use crate::part::volumes::{self, Volumes};
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
@@ -91,6 +92,9 @@ pub enum StackError {
         /// Why.
         source: rootfs::DirectoryError,
     },
+    /// A secret.
+    #[error(transparent)]
+    Secret(#[from] secrets::SecretError),
     /// A volume.
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
@@ -1427,6 +1431,7 @@ impl Ground {
                 hosts,
                 volumes: app.mounted(),
                 sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
+                secrets: app.secrets.iter().map(|s| s.name.clone()).collect(),
                 limits: app.limits,
                 stdin: streams.stdin.is_some(),
                 terminal: streams.terminal,
@@ -1442,7 +1447,15 @@ impl Ground {
             self.program.as_fd(),
         ];
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
-        fds.extend(mounts.iter().chain(&volumes).map(AsFd::as_fd));
+        // Now, so that a certificate that was renewed comes with the next start.
+        let secrets = secrets::open(app, &self.plan)?;
+        fds.extend(
+            mounts
+                .iter()
+                .chain(&volumes)
+                .chain(&secrets)
+                .map(AsFd::as_fd),
+        );
         let container = self
             .spawn(app.name.as_str(), &self.apps[index].namespaces)
             .await?;

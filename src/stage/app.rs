@@ -65,6 +65,7 @@ pub fn run(
         fds.collect(),
         &start.tmpfs,
         &start.volumes,
+        (&start.secrets, start.user),
         &start.limits,
         &start.hosts,
     )

@@ -16,6 +16,7 @@ use super::app::{Command, Launch};
 use super::{StageError, step};
 use crate::config::{Limits, Tmpfs};
 use crate::confine::privileges;
+use crate::confine::privileges::Ids;
 use crate::confine::seccomp::{self, Filters};
 use crate::firewall::{self, Batch, Pieces};
 use crate::protocol::{self, Compiled, FromStage, RootfsStart};
@@ -44,8 +45,16 @@ pub fn run(
         path: DIRECTORY.into(),
         size: ROOM,
     };
-    rootfs::enter(root, fds, &[writable], &[], &Limits::default(), "")
-        .map_err(step("make the root"))?;
+    rootfs::enter(
+        root,
+        fds,
+        &[writable],
+        &[],
+        (&[], Ids::ROOT),
+        &Limits::default(),
+        "",
+    )
+    .map_err(step("make the root"))?;
     let filters = seccomp::visitor(&seccomp::sidecar()).map_err(step("make the seccomp filter"))?;
     privileges::drop_to_and_pass_on(
         &[Capability::CAP_NET_ADMIN],

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{full, order, rootfs, unix_sockets};
+use super::{full, order, rootfs, secrets_of, unix_sockets};
 use crate::commands::picture::{self, Picture, WIDTH, wrapped};
 use crate::config::{Limits, OnUnhealthy, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
@@ -47,7 +47,7 @@ pub fn describe(plan: &Plan) -> String {
 
 /// What the apps are: what is true of several and of all of them is said once.
 fn apps(plan: &Plan) -> String {
-    let of_each: Vec<_> = plan.apps.iter().map(of_app).collect();
+    let of_each: Vec<_> = plan.apps.iter().map(|app| of_app(app, plan)).collect();
     let several = of_each.len() > 1;
     let shared = |said: &Said| several && of_each.iter().all(|all| all.contains(said));
     let mut out = String::new();
@@ -149,7 +149,7 @@ fn limits(limits: &Limits) -> String {
 }
 
 /// What an app is, and is not as others are.
-fn of_app(app: &AppPlan) -> Vec<Said> {
+fn of_app(app: &AppPlan, plan: &Plan) -> Vec<Said> {
     let command = app.command.join(" ");
     let mut command = harmless(&command.replace('\n', " "), COMMAND);
     if app.workdir != Path::new("/") {
@@ -184,6 +184,8 @@ fn of_app(app: &AppPlan) -> Vec<Said> {
         let names: Vec<&str> = app.env.keys().map(String::as_str).collect();
         all.push(("variables", names.join(" ")));
     }
+    let secrets = secrets_of(app, plan).into_iter();
+    all.extend(secrets.map(|said| ("secret", said)));
     all.extend(unix_sockets(app).into_iter().map(|said| ("sockets", said)));
     all.extend(of_traffic(app));
     all.extend(of_life(app));

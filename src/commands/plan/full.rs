@@ -312,6 +312,9 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             key("volumes")
         )?;
     }
+    for said in super::secrets_of(app, plan) {
+        writeln!(out, "  secret {said}  ({})", key("secrets"))?;
+    }
     for said in super::unix_sockets(app) {
         writeln!(out, "  {said}  ({})", key("sockets"))?;
     }

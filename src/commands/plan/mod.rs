@@ -10,9 +10,10 @@ use std::process::ExitCode;
 use super::{Named, configuration, print, print_json};
 use crate::cli::Source;
 use crate::commands::failure::Failure;
-use crate::config::{Rootfs, order};
+use crate::config::{Rootfs, Secret, SecretFrom, order};
 use crate::confine::landlock::Support;
 use crate::host::Host;
+use crate::part::secrets;
 use crate::part::volumes::sockets;
 use crate::plan::reach::Document;
 use crate::plan::resolve;
@@ -54,6 +55,22 @@ fn rootfs(rootfs: &Rootfs) -> String {
         Rootfs::Host => "host".to_owned(),
         Rootfs::Dir(path) => format!("dir:{}", path.display()),
     }
+}
+
+/// An app's secrets: where each comes from.
+fn secrets_of(app: &AppPlan, plan: &Plan) -> Vec<String> {
+    let one = |secret: &Secret| {
+        let from = match (&secret.from, &plan.credentials) {
+            (SecretFrom::File(path), _) => path.display().to_string(),
+            (SecretFrom::Credential(name), Some(_)) => format!("systemd's credential {name}"),
+            (SecretFrom::Credential(name), None) => {
+                format!("systemd's credential {name}, which only a service has")
+            }
+        };
+        let path = secrets::path(secret);
+        format!("{} from {from}, for the app alone", path.display())
+    };
+    app.secrets.iter().map(one).collect()
 }
 
 /// Unix sockets of the host's that an app has: what it declares, what is in its volumes now, and what is not seen.

@@ -337,6 +337,7 @@ fn untouched(e: &StackError) -> Reply {
     let hint = match e {
         StackError::Extra(e) => e.hint().map(Cow::into_owned),
         StackError::Volume(e) => e.hint(),
+        StackError::Secret(e) => e.hint(),
         _ => None,
     };
     Reply::Refused {
