@@ -155,6 +155,40 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Show what each part uses: processors, memory, connections, bytes
+    #[command(
+        after_help = "Example: lrpns stats -f customerA\n         lrpns stats customerA/app --json"
+    )]
+    Stats {
+        /// The stack's name; left out, it is the file's, or the built-in example's. STACK/PART, or PART alone if one stack
+        /// only has it, is for that part
+        stack: Option<String>,
+        /// The configuration that names the stack
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Go on every second, until Ctrl-C or the stack's end
+        #[arg(short, long)]
+        follow: bool,
+        /// As JSON; with --follow one document a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the same, and what each rule has counted, for Prometheus
+    #[command(
+        after_help = "Example: lrpns metrics customerA\n         lrpns metrics --all --listen unix:/run/lrpns-metrics.sock\n\n\
+                      The socket answers HTTP; who may connect is decided by its directory, and by the umask of this command."
+    )]
+    Metrics {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// Every stack of this user
+        #[arg(long, conflicts_with_all = ["stack", "file"])]
+        all: bool,
+        /// Serve them on a socket, until Ctrl-C: unix:PATH
+        #[arg(long, value_name = "unix:PATH", value_parser = habits::unix_socket)]
+        listen: Option<PathBuf>,
+    },
     /// Send a signal to an app's command, or to every app's
     #[command(
         after_help = "Example: lrpns kill -s HUP customerA/app\n\nAn app that ends by it is started again if `restart` says so."

@@ -52,6 +52,14 @@ pub fn rewritten(args: Vec<OsString>) -> Vec<OsString> {
     rewritten
 }
 
+/// Where a socket is to be: `unix:PATH`.
+pub(super) fn unix_socket(text: &str) -> Result<std::path::PathBuf, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err("it is written unix:PATH, such as unix:/run/lrpns-metrics.sock".to_owned()),
+    }
+}
+
 /// The words after `exec`, with `--` before the command where a stack is named and there is none.
 fn with_dashes(words: Vec<OsString>) -> Vec<OsString> {
     let mut place = None;

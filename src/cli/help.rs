@@ -12,7 +12,9 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Run a stack", &["up", "run", "down"]),
     (
         "Look at it",
-        &["ps", "status", "top", "logs", "capture", "trace", "rules"],
+        &[
+            "ps", "status", "top", "stats", "metrics", "logs", "capture", "trace", "rules",
+        ],
     ),
     ("Change it", &["apply", "restart", "kill", "exec"]),
     ("Check it", &["plan", "audit", "doctor"]),

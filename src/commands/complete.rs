@@ -19,11 +19,11 @@ use crate::state::StateRoot;
 pub const VARIABLE: &str = "LRPNS_COMPLETE";
 
 /// What takes stacks only.
-const STACKS: [&str; 7] = [
-    "down", "apply", "capture", "trace", "audit", "rules", "inspect",
+const STACKS: [&str; 8] = [
+    "down", "apply", "capture", "trace", "audit", "rules", "inspect", "metrics",
 ];
 /// What takes parts as well.
-const PARTS: [&str; 6] = ["status", "top", "logs", "restart", "kill", "exec"];
+const PARTS: [&str; 7] = ["status", "top", "stats", "logs", "restart", "kill", "exec"];
 /// What takes stacks that have ended.
 const ENDED: [&str; 2] = ["rm", "start"];
 

@@ -17,6 +17,7 @@ mod init;
 mod interrupt;
 mod kill;
 mod logs;
+mod metrics;
 mod opener;
 mod picture;
 mod plan;
@@ -24,6 +25,7 @@ mod recipes;
 mod restart;
 mod rules;
 pub mod scratch;
+mod stats;
 mod status;
 mod target;
 mod top;
@@ -135,6 +137,22 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             target.stack.as_deref(),
             target.file.as_deref(),
         )?),
+        Command::Stats {
+            stack,
+            file,
+            follow,
+            json,
+        } => {
+            let meant = target::one(stack.as_deref(), file.as_deref())?;
+            stats::stats(&meant, follow, json)
+        }
+        Command::Metrics {
+            all: true, listen, ..
+        } => metrics::metrics(None, listen.as_deref()),
+        Command::Metrics { target, listen, .. } => metrics::metrics(
+            Some(whole(&target, "metrics", Some("stats"))?),
+            listen.as_deref(),
+        ),
         Command::Kill { target, signal } => {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
             kill::kill(meant, signal)

@@ -53,27 +53,38 @@ pub fn rules(source: &Source, format: RulesFormat) -> Result<ExitCode, Failure> 
 
 /// One rule and what it has counted.
 #[derive(Serialize)]
-struct Counted {
-    chain: String,
-    name: String,
-    packets: u64,
-    bytes: u64,
+pub(super) struct Counted {
+    pub(super) chain: String,
+    pub(super) name: String,
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
 }
 
 /// A table's rules, in the order of `lrpns rules`.
 #[derive(Serialize)]
-struct CountedTable {
+pub(super) struct CountedTable {
     /// Whose network namespace it is in: `sidecar`; `host` or `relay`, where the uplink ends. What the relay itself has
     /// counted is a table `relay`.
-    namespace: &'static str,
-    table: String,
-    rules: Vec<Counted>,
+    pub(super) namespace: &'static str,
+    pub(super) table: String,
+    pub(super) rules: Vec<Counted>,
 }
 
 /// Prints what every rule of a running stack has counted.
 pub fn counters(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
     // Says who does not run, in the words of every other command.
     drop::<Client>(super::ask(stack, &Request::Status)?);
+    let tables = count(stack)?;
+    if json {
+        print_json(&tables)?;
+    } else {
+        print(&describe(&tables))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What every rule of a running stack has counted.
+pub(super) fn count(stack: &StackName) -> Result<Vec<CountedTable>, Failure> {
     let unable = |e| Failure::unable(format!("read the counters of {stack}: {e}"));
     let target = Target::find(&Host::state_root(), stack).map_err(unable)?;
     let [sidecar, host] = tables(&target).map_err(unable)?;
@@ -87,12 +98,7 @@ pub fn counters(stack: &StackName, json: bool) -> Result<ExitCode, Failure> {
         counted(end, host, &firewall::host_rules(plan)),
     ];
     tables.extend(target.status.refused_by_relay.map(refused));
-    if json {
-        print_json(&tables)?;
-    } else {
-        print(&describe(&tables))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(tables)
 }
 
 /// The counts in the order of the rules; what the kernel has besides comes last.

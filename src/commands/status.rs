@@ -243,15 +243,18 @@ pub(super) fn status(meant: &Meant, previous: bool, how: How) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// What to say to who names a part that isn't there.
+pub(super) fn no_such_part(status: &Status, name: &str) -> Failure {
+    let names: Vec<&str> = status.parts.iter().map(|part| part.name.as_str()).collect();
+    Failure::failed(format!("{} has no part `{name}`", status.plan.stack))
+        .hint(format!("its parts are {}", names.join(", ")))
+}
+
 /// Shows one part.
 fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Failure> {
     let found = status.parts.iter().find(|part| part.name == name);
     let Some(part) = found else {
-        let names: Vec<&str> = status.parts.iter().map(|part| part.name.as_str()).collect();
-        return Err(
-            Failure::failed(format!("{} has no part `{name}`", status.plan.stack))
-                .hint(format!("its parts are {}", names.join(", "))),
-        );
+        return Err(no_such_part(status, name));
     };
     if json {
         print_json(part)?;

@@ -7,11 +7,9 @@ use super::status::table;
 use super::target::Meant;
 use super::{print, status_now};
 use crate::commands::failure::Failure;
-use crate::control::PartStatus;
+use crate::control::{PartStatus, usage};
 use crate::text::harmless;
 
-/// How many processes of a part are looked at.
-const MOST: usize = 1000;
 /// How much of a command line is shown, in bytes.
 const LONGEST: usize = 100;
 
@@ -23,13 +21,17 @@ pub(super) fn top(meant: &Meant) -> Result<ExitCode, Failure> {
         .filter(|of| part.as_ref().is_none_or(|part| *part == of.name))
         .collect();
     if let (Some(part), []) = (part, wanted.as_slice()) {
-        let names: Vec<&str> = status.parts.iter().map(|part| part.name.as_str()).collect();
-        return Err(Failure::failed(format!("{stack} has no part `{part}`"))
-            .hint(format!("its parts are {}", names.join(", "))));
+        return Err(super::status::no_such_part(&status, part));
     }
     let mut table = table(&["PART", "PID", "UID", "S", "CPU", "MEMORY", "COMMAND"]);
     for part in wanted {
-        for process in part.init.map(tree).unwrap_or_default() {
+        for process in part
+            .init
+            .map(usage::tree)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(look)
+        {
             table.add_row([
                 part.name.clone(),
                 process.pid.to_string(),
@@ -54,32 +56,6 @@ struct Process {
     cpu: f64,
     memory: String,
     command: String,
-}
-
-/// A part's pid 1 and all that is below it, which is all that the part has.
-fn tree(init: i32) -> Vec<Process> {
-    let mut found = vec![];
-    let mut left = vec![init];
-    while let Some(pid) = left.pop() {
-        if found.len() == MOST {
-            break;
-        }
-        let Some(process) = look(pid) else { continue };
-        found.push(process);
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-        for task in tasks.into_iter().flatten().flatten().take(MOST) {
-            let children = std::fs::read_to_string(task.path().join("children"));
-            let children = children.unwrap_or_default();
-            left.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|pid| pid.parse::<i32>().ok()),
-            );
-        }
-        // The oldest first.
-        left.sort_unstable_by(|a, b| b.cmp(a));
-    }
-    found
 }
 
 /// By proc_pid_stat(5) and proc_pid_status(5).

@@ -6,6 +6,7 @@
 
 pub mod evidence;
 pub mod processes;
+pub mod usage;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
