@@ -202,8 +202,15 @@ pub enum Command {
         signal: nix::sys::signal::Signal,
     },
     /// Start a part again; addresses, rules and the other parts stay
-    #[command(after_help = "Example: lrpns restart customerA/sidecar")]
+    #[command(
+        after_help = "Example: lrpns restart --rolling customerA/app\n\nWith --rolling, exit code 1 if the new one did not come to be well: it is gone then, \
+                      and the old one stays."
+    )]
     Restart {
+        /// Start another of the app beside it, and let the old one end when the new one is well and has its clients: no
+        /// connection is refused. Without a part, every app that allows it, one after the other
+        #[arg(long)]
+        rolling: bool,
         /// The stack, then parts: `sidecar`, `relay` or an app's name; left out, every app. STACK/PART too, or PART alone
         /// if one stack only has it
         #[arg(value_name = "STACK|PART")]

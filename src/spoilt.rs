@@ -166,6 +166,7 @@ tmpfs = ["/run:1M", "/dev/shm:64M"]
 limits = { memory = "256M", pids = 64, cpu = 1.5, files = 1024 }
 stop_signal = "INT"
 stop_timeout = "10s"
+replace = "rolling"
 restart = "on-failure"
 seccomp = "default"
 [app.db]

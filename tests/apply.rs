@@ -1564,7 +1564,8 @@ fn an_app_comes_to_see_its_clients_live_and_starts_again_to_see_them_no_more() {
                 "one",
                 23,
                 "0.0.0.0:5000:5000",
-                format!("source = \"{source}\"\n"),
+                // In place, so that all is where it was before.
+                format!("source = \"{source}\"\nreplace = \"stop-first\"\n"),
             );
             several(via, &[(one.0, one.1, one.2, &one.3), SECOND])
         };

@@ -200,6 +200,10 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         after: vec![],
         job: false,
         restart_limit: Default::default(),
+        replace: lrpns::config::Replace::StopFirst,
+        spare: None,
+        away: false,
+        turn: lrpns::plan::Turn::Serves,
         health: None,
         publish: (0..ports)
             .map(|port| PublishPlan {

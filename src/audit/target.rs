@@ -91,7 +91,7 @@ impl Target {
         match ask(&control, &Request::Inspect)? {
             (Reply::Status(mut status), _) => {
                 // What is published is what people are let in to now.
-                status.plan = status.plan.without_entries(&status.closed);
+                status.plan = status.plan.in_force(&status.closed);
                 Ok(Self {
                     status: *status,
                     control,

@@ -157,9 +157,16 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             let meant = target::one(target.stack.as_deref(), target.file.as_deref())?;
             kill::kill(meant, signal)
         }
-        Command::Restart { words, file } => {
+        Command::Restart {
+            rolling,
+            words,
+            file,
+        } => {
             let (stack, parts) = target::several(&words, file.as_deref())?;
-            restart::restart(&stack, parts)
+            match rolling {
+                true => restart::replace(&stack, parts),
+                false => restart::restart(&stack, parts),
+            }
         }
         Command::Apply {
             source,

@@ -5,8 +5,28 @@ use std::process::ExitCode;
 
 use super::{ask, next_reply};
 use crate::commands::failure::Failure;
-use crate::control::Request;
+use crate::control::{Reply, Request};
 use crate::names::StackName;
+
+/// Replaces apps, one after the other; or every app that can be.
+pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failure> {
+    let requests: Vec<Option<String>> = match parts.is_empty() {
+        true => vec![None],
+        false => parts.into_iter().map(Some).collect(),
+    };
+    for part in requests {
+        let client = ask(stack, &Request::Replace { part })?;
+        loop {
+            match next_reply(&client, stack)? {
+                Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
+                Some((Reply::Done, _)) => break,
+                Some(_) => {}
+                None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Starts parts again, or every app.
 pub fn restart(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failure> {

@@ -66,6 +66,7 @@ keys! {
     RESTART = "restart": r#""no", "on-failure" or "always", or a table with `policy`, `max` and `window`"#, r#"restart = { policy = "on-failure", max = 5, window = "1m" }"#;
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
     STOP_TIMEOUT = "stop_timeout": "a time in ms, s or m, at most 60m", r#"stop_timeout = "30s""#;
+    REPLACE = "replace": r#""rolling" or "stop-first""#, r#"replace = "rolling""#;
     SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's, Podman's or the OCI's JSON format"#, r#"seccomp = "default""#;
     LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
 
@@ -126,6 +127,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     RESTART,
     STOP_SIGNAL,
     STOP_TIMEOUT,
+    REPLACE,
     LIMITS,
     SECCOMP,
 ];

@@ -451,6 +451,8 @@ pub struct App {
     pub restart_limit: Option<RestartLimit>,
     /// `stop_signal` and `stop_timeout`.
     pub stop: Stop,
+    /// `replace`; left out, it depends on what the app is.
+    pub replace: Option<Replace>,
     /// `limits`; what is absent is left to the default.
     pub limits: Limits,
     /// `seccomp`, read if it is a file.
@@ -988,6 +990,16 @@ impl Default for Stop {
             timeout: Duration::from_secs(10),
         }
     }
+}
+
+/// `replace`: what happens to an app in whose place another is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Replace {
+    /// The new one starts beside it, and takes its connections when it is well.
+    Rolling,
+    /// It has ended before the new one starts: the two can't be at the same time.
+    StopFirst,
 }
 
 /// As [`milliseconds`], or `null`.

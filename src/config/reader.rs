@@ -20,7 +20,8 @@ use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
     Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
-    Record, Rootfs, RulesFile, Secret, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
+    Record, Replace, Rootfs, RulesFile, Secret, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant,
+    Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -482,6 +483,7 @@ impl Reader<'_> {
         let (health, health_port) = self.health(section, (publish.as_deref(), &listen), job);
         let (restart, restart_limit) = self.restart(section, job);
         let stop = self.stop(section);
+        let replace = self.replace(section);
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
         let shown = name.to_string();
@@ -519,6 +521,7 @@ impl Reader<'_> {
             restart,
             restart_limit,
             stop,
+            replace,
             limits,
             seccomp,
         });
@@ -653,6 +656,11 @@ impl Reader<'_> {
             signal: signal.map_or(default.signal, |placed| placed.value),
             timeout: timeout.map_or(default.timeout, |placed| placed.value),
         }
+    }
+
+    fn replace(&mut self, section: &Section<'_, '_>) -> Option<Replace> {
+        let replace = self.one(section, keys::REPLACE, values::replace);
+        replace.map(|placed| placed.value)
     }
 
     fn volumes(&mut self, section: &Section<'_, '_>, tmpfs: &[Tmpfs]) -> Vec<Volume> {

@@ -148,6 +148,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 restart: Restart::No,
                 restart_limit: None,
                 stop: super::Stop::default(),
+                replace: None,
                 connect: vec![],
                 limits,
                 seccomp: crate::confine::seccomp::default(),

@@ -114,6 +114,7 @@ fn the_built_in_example_is_the_original_set_up() {
             restart: Restart::OnFailure,
             restart_limit: None,
             stop: Stop::default(),
+            replace: None,
             limits: Limits::default(),
             seccomp: crate::confine::seccomp::default(),
         }],
@@ -923,7 +924,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, secrets, health, restart, stop_signal, stop_timeout, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, secrets, health, restart, stop_signal, stop_timeout, replace, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());
@@ -1096,6 +1097,7 @@ fn the_example_file_shows_every_key() {
                     "wait",
                     "start_timeout",
                     "stop_",
+                    "replace",
                     "user",
                     "group",
                     "ids",

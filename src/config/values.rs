@@ -13,8 +13,9 @@ use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
 use super::{
-    Account, Connect, Egress, IdCount, OnUnhealthy, Protocol, Publish, RecordTo, Restart, Rootfs,
-    Secret, SecretFrom, Source, StopSignal, Tmpfs, TrafficLog, UnixGrant, Until, Via, Volume,
+    Account, Connect, Egress, IdCount, OnUnhealthy, Protocol, Publish, RecordTo, Replace, Restart,
+    Rootfs, Secret, SecretFrom, Source, StopSignal, Tmpfs, TrafficLog, UnixGrant, Until, Via,
+    Volume,
 };
 
 /// Why a value was refused.
@@ -531,6 +532,15 @@ pub(super) fn on_unhealthy(text: &str) -> Result<OnUnhealthy, ValueError> {
     let words = [
         ("nothing", OnUnhealthy::Nothing),
         ("restart", OnUnhealthy::Restart),
+    ];
+    one_of(text, &words)
+}
+
+/// `replace`.
+pub(super) fn replace(text: &str) -> Result<Replace, ValueError> {
+    let words = [
+        ("rolling", Replace::Rolling),
+        ("stop-first", Replace::StopFirst),
     ];
     one_of(text, &words)
 }

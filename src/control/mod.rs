@@ -47,6 +47,12 @@ pub enum Request {
         /// The part.
         part: Option<String>,
     },
+    /// Put another of an app in its place, without a gap; `None` for every app that can be. Answered by [`Reply::Waits`]
+    /// for each.
+    Replace {
+        /// The app.
+        part: Option<String>,
+    },
     /// Send a signal to an app's command; `None` for every app's.
     Signal {
         /// The app.
@@ -236,6 +242,9 @@ pub struct Status {
 pub struct PartStatus {
     /// Its name: `sidecar`, `relay`, or an app's.
     pub name: String,
+    /// Which of two of its name it is, while one takes the other's place; left out as a rule.
+    #[serde(default, skip_serializing_if = "crate::plan::Turn::serves")]
+    pub turn: crate::plan::Turn,
     /// Whether it runs.
     pub state: PartState,
     /// The process that does the part's work, in the supervisor's pid namespace: the app's command, or the part's pid 1.
@@ -292,6 +301,11 @@ impl PartStatus {
     #[must_use]
     pub fn shown(&self, app: Option<&crate::plan::AppPlan>) -> String {
         let done = self.last_exit == Some(protocol::Exit::Status(0));
+        match self.turn {
+            crate::plan::Turn::Serves => {}
+            crate::plan::Turn::Comes => return "to come".to_owned(),
+            crate::plan::Turn::Goes => return "to go".to_owned(),
+        }
         match self.state {
             PartState::Ended if self.gave_up => format!("given up ({})", self.restarts),
             PartState::Ended if done && app.is_some_and(|app| app.job) => "done".to_owned(),

@@ -105,6 +105,7 @@ pub fn without_chain(rules: &mut Nftables<'static>, name: &str) {
 /// - `connect` of an app: to each listed port of another app and no other, the same way, from the bridge to the bridge. The
 ///   bridge's ports are isolated from each other, so the sidecar is the only way; it translates nothing, and both apps see
 ///   each other's address.
+///   Where that app has been replaced, `prerouting` takes who connects by the address it had at first to where it is.
 /// - `postrouting`: the app sees the sidecar's address, and needs no route; unless it shall see its clients'.
 #[must_use]
 pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
@@ -125,6 +126,7 @@ pub fn sidecar_rules(plan: &Plan) -> Nftables<'static> {
 
     side.guard(&mut table);
     side.prerouting(&mut table);
+    side.moved(&mut table);
     side.input(&mut table);
     side.forward(&mut table);
     side.output(&mut table);
@@ -340,6 +342,31 @@ impl<'p> Sidecar<'p> {
         }
     }
 
+    /// Who connects to an app by the address that its /etc/hosts has is taken to where that app is.
+    fn moved(&self, table: &mut Table) {
+        for family in &self.families {
+            let of = |(home, _): &(IpAddr, IpAddr)| family.plan.has(*home);
+            let moved: BTreeMap<IpAddr, IpAddr> = self.plan.moved().filter(of).collect();
+            if moved.is_empty() {
+                continue;
+            }
+            let elements = moved.iter();
+            let elements = elements.map(|(home, now)| pair(address(*home), address(*now)));
+            table.map(
+                family.named("moved"),
+                &[family.address_type()],
+                family.address_type(),
+                elements.collect(),
+            );
+            table.rule(
+                "prerouting",
+                family.named("dnat-moved"),
+                [self.iif_bridge()],
+                family.dnat_address(lookup(family.daddr(), family.at("moved"))),
+            );
+        }
+    }
+
     fn input(&self, table: &mut Table) {
         table.rule(
             "input",
@@ -459,6 +486,17 @@ impl<'p> Sidecar<'p> {
 
     fn postrouting(&self, table: &mut Table) {
         for family in &self.families {
+            // Translated, and not from without: both see each other's address.
+            if self.plan.moved().any(|(home, _)| family.plan.has(home)) {
+                let from_app = is(family.saddr(), family.at("apps"));
+                let matches = [self.oif_bridge(), from_app];
+                table.rule(
+                    "postrouting",
+                    family.named("accept-moved"),
+                    matches,
+                    accept(),
+                );
+            }
             table.rule(
                 "postrouting",
                 family.named("snat-published"),
@@ -948,6 +986,10 @@ impl Family {
 
     fn dnat(self, to: Expression<'static>, port: Expression<'static>) -> Statement<'static> {
         Statement::DNAT(self.nat(to, Some(port)))
+    }
+
+    fn dnat_address(self, to: Expression<'static>) -> Statement<'static> {
+        Statement::DNAT(self.nat(to, None))
     }
 
     fn snat(self, to: Expression<'static>) -> Statement<'static> {

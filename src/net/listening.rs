@@ -2,6 +2,7 @@
 //! table of all connections of the machine for it, which costs milliseconds where that table is large.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -143,6 +144,34 @@ impl Listening {
         }
         // The kernel before 4.4 took no port here.
         found.retain(|holder| holder.address.port() == port);
+        Ok(found)
+    }
+
+    /// Whether there is a connection of TCP to a port that somebody listens at, of whatever state but its very end.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn has_clients(&self) -> Result<bool, Error> {
+        let listening = self.of(Protocol::Tcp)?.into_iter();
+        let listening: BTreeSet<u16> = listening.map(|socket| socket.address.port()).collect();
+        let states = || {
+            StateFlags::ESTABLISHED
+                | StateFlags::SYN_RECV
+                | StateFlags::CLOSE_WAIT
+                | StateFlags::FIN_WAIT1
+                | StateFlags::CLOSING
+                | StateFlags::LAST_ACK
+        };
+        let mut found = false;
+        for family in FAMILIES {
+            self.dump(family, 0, (IPPROTO_TCP, states()), |socket| {
+                let id = &socket.header.socket_id;
+                let within =
+                    id.source_address == id.destination_address || id.source_address.is_loopback();
+                found |= !within && listening.contains(&id.source_port);
+            })
+            .map_err(Error::SockDiag)?;
+        }
         Ok(found)
     }
 

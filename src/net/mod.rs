@@ -58,7 +58,7 @@ use self::message::VethEnd;
 use self::rtnl::Step;
 pub use self::rtnl::{Error, Refusal, Rtnl};
 use crate::config::Source;
-use crate::names::{PartName, StackName};
+use crate::names::{IfName, StackName};
 use crate::plan::{AppPlan, FamilyPlan, Mac, Plan, UplinkEnd};
 
 /// What the alias of every link of ours in the host's namespace begins with.
@@ -103,8 +103,8 @@ pub struct Links {
     pub uplink: u32,
     /// The bridge in the sidecar's namespace.
     pub bridge: u32,
-    /// Each app's links.
-    pub apps: BTreeMap<PartName, AppLinks>,
+    /// Each app's links, by its bridge port: an app may be there twice.
+    pub apps: BTreeMap<IfName, AppLinks>,
 }
 
 /// The indices of one app's links.
@@ -267,7 +267,7 @@ pub async fn create_app(
         .run(&namespace, vec![no_ipv6(eth0_index, APP_LINK)])
         .await?;
     links.apps.insert(
-        plan.name.clone(),
+        plan.port_link.clone(),
         AppLinks {
             port: port_index,
             eth0: eth0_index,
@@ -303,14 +303,14 @@ pub async fn configure_and_up(
     host.wait_up("host", &host_link, deadline, UP_WITHIN)
         .await?;
     for (app, end) in plan.apps.iter().zip(apps) {
-        let eth0 = [(links.apps[&app.name].eth0, APP_LINK)];
+        let eth0 = [(links.apps[&app.port_link].eth0, APP_LINK)];
         end.rtnl
             .wait_up(&in_app(app), &eth0, deadline, UP_WITHIN)
             .await?;
     }
     let mut inside = vec![(links.uplink, plan.uplink.sidecar_link.as_str())];
     for app in &plan.apps {
-        inside.push((links.apps[&app.name].port, app.port_link.as_str()));
+        inside.push((links.apps[&app.port_link].port, app.port_link.as_str()));
     }
     // The bridge comes last: it has a carrier once a port has.
     inside.push((links.bridge, plan.bridge.name.as_str()));
@@ -337,7 +337,7 @@ pub async fn up_app(
 ) -> Result<(), Error> {
     configure_app(plan, app, sidecar, end, links).await?;
     let deadline = Instant::now() + UP_WITHIN;
-    let ours = links.apps[&app.name];
+    let ours = links.apps[&app.port_link];
     end.rtnl
         .wait_up(&in_app(app), &[(ours.eth0, APP_LINK)], deadline, UP_WITHIN)
         .await?;
@@ -517,7 +517,7 @@ async fn configure_app(
     end: Endpoint<'_>,
     links: &Links,
 ) -> Result<(), Error> {
-    let ours = links.apps[&app.name];
+    let ours = links.apps[&app.port_link];
     let bridge = &plan.bridge;
 
     let mut steps = vec![set_up(ours.port, app.port_link.as_str())];
@@ -580,7 +580,8 @@ impl AppRoute {
 pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
     let mut found = BTreeSet::new();
     for family in plan.families() {
-        let linked = plan.linked(app).flat_map(AppPlan::addresses);
+        let linked = plan.linked(app);
+        let linked = linked.flat_map(|other| other.home().chain(other.addresses()));
         let nets = app.routes().into_iter().chain(linked.map(IpNet::from));
         let mut nets: Vec<IpNet> = nets.filter(|net| family.has(net.addr())).collect();
         if family.bridge.is_ipv6() && app.source == Source::Client {
@@ -607,7 +608,7 @@ pub async fn change_routes(
     old: &BTreeSet<AppRoute>,
     new: &BTreeSet<AppRoute>,
 ) -> Result<(), Error> {
-    let link = links.apps[&app.name].eth0;
+    let link = links.apps[&app.port_link].eth0;
     let add = new.difference(old);
     let mut steps: Vec<Step> = add.map(|r| r.add(link).or(Errno::EEXIST)).collect();
     let delete = old.difference(new);
@@ -644,7 +645,7 @@ pub async fn remove_app(
         );
     }
     // By index, and from then on unknown: an index comes back as little as a pid does, but it may.
-    if let Some(ours) = links.apps.remove(&app.name) {
+    if let Some(ours) = links.apps.remove(&app.port_link) {
         steps.push(
             Step::on(
                 format!("remove bridge port {}", app.port_link),

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::config::{Restart, Rootfs};
-use crate::names::IfName;
+use crate::names::PartName;
 use crate::plan::{BridgePlan, IdMap, Mode, UplinkPlan};
 
 /// A network namespace and a netlink socket that was made inside.
@@ -341,6 +341,10 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         health: None,
         restart: Restart::No,
         restart_limit: None,
+        replace: crate::config::Replace::StopFirst,
+        spare: None,
+        away: false,
+        turn: crate::plan::Turn::Serves,
         stop: Default::default(),
         connect: vec![],
         serves: vec![],
@@ -449,7 +453,7 @@ fn created_links_are_down_and_have_every_property() {
         assert_eq!(data["mcast_snooping"], 0);
         let eth0 = find(&in_app, "ifname", "eth0");
         assert_eq!(eth0["address"], plan.apps[1].mac.to_string());
-        assert_eq!(eth0["ifindex"], links.apps[&plan.apps[1].name].eth0);
+        assert_eq!(eth0["ifindex"], links.apps[&plan.apps[1].port_link].eth0);
 
         for link in here.iter().chain(&inside).chain(&in_app) {
             if link["ifname"] != "lo" {
@@ -463,7 +467,7 @@ fn created_links_are_down_and_have_every_property() {
             let name = app.port_link.as_str();
             let port = find(&inside, "ifname", name);
             assert_eq!(port["master"], "customerA");
-            assert_eq!(port["ifindex"], links.apps[&app.name].port);
+            assert_eq!(port["ifindex"], links.apps[&app.port_link].port);
             let flags = &port["linkinfo"]["info_slave_data"];
             for (flag, value) in [
                 ("isolated", true),
@@ -672,7 +676,7 @@ fn links_with_ipv6_have_the_planned_addresses_and_say_nothing_by_themselves() {
             vec![Step::replace("route as the test needs it", route)]
         };
         let six = stack.plan.families()[1];
-        let eth0 = links.apps[&stack.plan.apps[0].name].eth0;
+        let eth0 = links.apps[&stack.plan.apps[0].port_link].eth0;
         stack.apps[0]
             .1
             .run("app", route(eth0, six.bridge))
@@ -738,7 +742,7 @@ fn the_first_connection_loses_nothing(
                 let route = message::new_default_route(index, gateway);
                 vec![Step::replace("route as the test needs it", route)]
             };
-            let eth0 = links.apps[&stack.plan.apps[0].name].eth0;
+            let eth0 = links.apps[&stack.plan.apps[0].port_link].eth0;
             let to_sidecar = route(eth0, family.bridge);
             stack.apps[0].1.run("app", to_sidecar).await.unwrap();
             let to_sidecar = route(links.host, family.sidecar);
@@ -989,7 +993,7 @@ fn an_app_leaves_and_comes_back_while_another_stays() {
 
         remove_app(a, stack.sidecar(), &mut links).await.unwrap();
         remove_app(a, stack.sidecar(), &mut links).await.unwrap();
-        assert!(!links.apps.contains_key(&a.name));
+        assert!(!links.apps.contains_key(&a.port_link));
         for what in ["link", "route", "neigh"] {
             let left = sidecar.within(|| output(&format!("ip {what}")));
             assert!(

@@ -394,6 +394,31 @@ impl Namespaces {
         Ok(Self { user, net, first })
     }
 
+    /// Another network namespace as the one of a part, owned by the same user namespace, and sockets in it.
+    ///
+    /// As [`Namespaces::with_empty_network`] it needs no id map.
+    ///
+    /// # Errors
+    /// As [`Namespaces::with_empty_network`].
+    pub async fn another(
+        &self,
+        part: &str,
+        network: Network,
+    ) -> Result<(Self, Sockets), NamespaceError> {
+        let made = from_child(|_| another_network(&self.user, network), |_| ready(Ok(()))).await;
+        let mut fds = made.map_err(failed(part))?.into_iter();
+        match (fds.next(), fds.next(), fds.next(), fds.next()) {
+            (Some(user), net @ Some(_), Some(route), Some(second)) => {
+                let first = self.first;
+                Ok((Self { user, net, first }, Sockets { route, second }))
+            }
+            _ => Err(failed(part)((
+                "take a network namespace",
+                io::ErrorKind::InvalidData.into(),
+            ))),
+        }
+    }
+
     /// A TCP socket of `family` that is made inside.
     ///
     /// # Errors
@@ -569,6 +594,14 @@ fn empty_network(user: &OwnedFd) -> Made {
     unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
     let net = std::fs::File::open("/proc/self/ns/net");
     Ok(vec![net.map_err(at("open the network namespace"))?.into()])
+}
+
+fn another_network(user: &OwnedFd, network: Network) -> Made {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    setns(user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
+    die_with_parent()?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
+    open_all(network)
 }
 
 fn make(network: Network) -> Made {

@@ -16,13 +16,14 @@ use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
 
 /// Of an app: what is rules, routes, sockets, or the supervisor's own business.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 13] = [
     "publish",
     "allow",
     "rate",
     "restart",
     "restart_limit",
     "stop",
+    "replace",
     "egress",
     "connect",
     "source",
@@ -38,13 +39,14 @@ const MADE_OF: [&str; 12] = [
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];
 /// What says where a plan came from, and what follows from the rest.
-const NO_CHANGE: [&str; 6] = [
+const NO_CHANGE: [&str; 7] = [
     "origins",
     "config",
     "closing",
     "address6",
     "serves",
     "credentials",
+    "spare",
 ];
 
 const ANOTHER_STACK: &str = "a stack of another name is another stack";

@@ -8,6 +8,7 @@ pub mod change;
 mod egress;
 pub mod reach;
 pub mod resolve;
+mod seat;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,12 +23,14 @@ use serde::{Deserialize, Serialize};
 use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
-    After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Restart, RestartLimit,
-    Rootfs, Secret, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
+    After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Replace, Restart,
+    RestartLimit, Rootfs, Secret, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
 use crate::part::cgroup::{self, Placement};
+
+pub use seat::{CannotRoll, Spare, Turn};
 
 pub use egress::{Door, EgressPlan, EgressVia, MOST_DOORS};
 
@@ -461,6 +464,18 @@ pub struct AppPlan {
     /// How it is asked to end.
     #[serde(default)]
     pub stop: Stop,
+    /// What happens when another is to come in its place.
+    #[serde(default = "stop_first")]
+    pub replace: Replace,
+    /// The addresses that it isn't at, for another one; `None` where the subnet has none left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
+    /// It has been replaced, and is not where the configuration has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub away: bool,
+    /// Which of two it is, while one takes the other's place.
+    #[serde(default, skip_serializing_if = "Turn::serves")]
+    pub turn: Turn,
     /// Which system calls its command may make.
     pub seccomp: crate::confine::seccomp::Profile,
 }
@@ -575,6 +590,10 @@ pub enum Transport {
     Relay,
 }
 
+fn stop_first() -> Replace {
+    Replace::StopFirst
+}
+
 fn root_directory() -> PathBuf {
     "/".into()
 }
@@ -653,6 +672,10 @@ impl Plan {
                     ..self.sidecar
                 };
                 app.closing.clear();
+                app.address = app.home4();
+                app.mac = self.bridge.mac;
+                app.port_link.clone_from(&self.uplink.sidecar_link);
+                (app.spare, app.away) = (None, false);
                 for publish in &mut app.publish {
                     // What `auto` came to may have changed with the host; the stack works all the same.
                     publish.via = Transport::Relay;
@@ -702,8 +725,10 @@ impl Plan {
         app: &'p AppPlan,
     ) -> impl Iterator<Item = (&'p Connect, Egress)> + 'p {
         app.connect.iter().flat_map(|connect| {
-            let to = self.app(&connect.app).into_iter();
-            to.flat_map(AppPlan::addresses).map(move |address| {
+            let to = self.apps.iter().filter(|to| to.name == connect.app);
+            let to = to.flat_map(|to| to.home().chain(to.addresses()));
+            let to: BTreeSet<IpAddr> = to.collect();
+            to.into_iter().map(move |address| {
                 let egress = Egress {
                     protocol: connect.protocol,
                     to: address.into(),
@@ -723,7 +748,9 @@ impl Plan {
             .chain(&app.serves)
             .map(|connect| &connect.app)
             .collect();
-        names.into_iter().filter_map(|name| self.app(name))
+        self.apps
+            .iter()
+            .filter(move |app| names.contains(&app.name))
     }
 
     /// The names that an app can look up: its own, and those of what it connects to.
@@ -731,12 +758,10 @@ impl Plan {
     pub fn hosts(&self, app: &AppPlan) -> Vec<(IpAddr, String)> {
         let names: BTreeSet<&PartName> = app.connect.iter().map(|to| &to.app).collect();
         let others = names.into_iter().filter_map(|name| self.app(name));
-        std::iter::once(app)
-            .chain(others)
-            .flat_map(|app| {
-                app.addresses()
-                    .map(|address| (address, app.name.to_string()))
-            })
+        let own = app.addresses().map(|address| (address, app));
+        let others = others.flat_map(|app| app.home().map(move |address| (address, app)));
+        own.chain(others)
+            .map(|(address, app)| (address, app.name.to_string()))
             .collect()
     }
 
@@ -759,17 +784,6 @@ impl Plan {
             let its = links.iter().filter(|(to, _)| *to == app.name);
             app.serves = its.map(|(_, from)| from.clone()).collect();
         }
-    }
-
-    /// The same without a way in to these apps: nobody new is let in, and who was in stays.
-    #[must_use]
-    pub fn without_entries(&self, closed: &BTreeSet<PartName>) -> Self {
-        let mut plan = self.clone();
-        let apps = plan.apps.iter_mut();
-        for app in apps.filter(|app| closed.contains(&app.name)) {
-            app.closing.append(&mut app.publish);
-        }
-        plan
     }
 
     /// For each app, the places of those that it comes up after.
@@ -814,10 +828,12 @@ impl Plan {
         published.chain(served).collect()
     }
 
-    /// The app of that name, which may be no app's.
+    /// The app of that name, which may be no app's; of two, the one that serves.
     #[must_use]
     pub fn app_named(&self, name: &str) -> Option<&AppPlan> {
-        self.apps.iter().find(|app| app.name.as_str() == name)
+        let mut its = self.apps.iter().filter(|app| app.name.as_str() == name);
+        let first = its.next();
+        its.chain(first).find(|app| app.turn.serves()).or(first)
     }
 
     /// The app of that name.

@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 
 use crate::accounts::Accounts;
 use crate::config::{
-    self, Account, Config, IdCount, Limits, Origin, Protocol, Rootfs, RulesFile, Source, Tmpfs,
-    Via, Volume, nearest,
+    self, Account, Config, IdCount, Limits, Origin, Protocol, Replace, Rootfs, RulesFile, Source,
+    Tmpfs, Via, Volume, nearest,
 };
 use crate::confine::privileges::Ids;
 use crate::firewall::Forwarding;
@@ -22,7 +22,7 @@ use crate::net;
 use crate::part::cgroup;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
-    Mode, Plan, PublishPlan, RANGE, RecordPlan, Transport, UplinkEnd, UplinkPlan,
+    Mode, Plan, PublishPlan, RANGE, RecordPlan, Spare, Transport, Turn, UplinkEnd, UplinkPlan,
 };
 
 /// What can't be decided.
@@ -137,7 +137,9 @@ const SUBNET_POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// [`PlanError`] when something that has to be unique on this machine is used up.
 pub fn plan(config: &Config, host: &Host) -> Result<Plan, PlanError> {
     let ends_at = uplink_end(config, host, None);
-    decide(config, host, EntryPorts::new(), ends_at)
+    let mut plan = decide(config, host, EntryPorts::new(), ends_at, &[])?;
+    spares(&mut plan, None);
+    Ok(plan)
 }
 
 /// As [`plan`], for a stack that runs: what is not configured stays what was chosen when it was brought up, and what no
@@ -159,12 +161,14 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
     }
     for app in &mut config.apps {
         if let (None, Some(before)) = (app.address, running.app(&app.name)) {
-            app.address = Some(before.address);
+            app.address = Some(before.home4());
             kept.push(app_key(app, "address"));
         }
     }
     let ends_at = uplink_end(&config, host, Some(running));
-    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at)?;
+    let away = running.apps.iter().filter(|app| app.away);
+    let away: Vec<Ipv4Addr> = away.map(|app| app.address).collect();
+    let mut plan = decide(&config, host, EntryPorts::of(running), ends_at, &away)?;
     for key in kept {
         if let Some(origin) = running.origins.get(&key) {
             plan.origins.insert(key, origin.clone());
@@ -255,6 +259,8 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
         join(name, &new[..index], &mut plan, running, &host.others);
     }
     // The order of a file means nothing to a stack that runs.
+    spares(&mut plan, Some(running));
+    plan.seat_as(running);
     let place = |app: &AppPlan| {
         running
             .apps
@@ -313,9 +319,10 @@ fn join(
     }
     if let Some(prefix) = prefix6 {
         let first = prefix.network().to_bits() + 2;
-        app.address6 = (first..)
-            .map(Ipv6Addr::from_bits)
-            .find(|address| others.iter().all(|app| app.address6 != Some(*address)));
+        app.address6 = (first..).map(Ipv6Addr::from_bits).find(|address| {
+            let is_its = |app: &AppPlan| app.everywhere().any(|its| its == IpAddr::from(*address));
+            !others.iter().any(is_its)
+        });
     }
 }
 
@@ -324,6 +331,7 @@ fn decide(
     host: &Host,
     mut entries: EntryPorts,
     ends_at: UplinkEnd,
+    also_taken: &[Ipv4Addr],
 ) -> Result<Plan, PlanError> {
     let mut origins = config.origins.clone();
     let mut chosen = |key: String, how: &str| {
@@ -338,10 +346,13 @@ fn decide(
             "network.subnet".into(),
             "the smallest that fits, unused on this host",
         );
-        choose_subnet(config.apps.len(), host)
+        let twice = config.apps.iter();
+        let twice = twice.filter(|app| replace(app, config) == Replace::Rolling);
+        choose_subnet(config.apps.len() + twice.count(), host)
     });
     let mut taken: Vec<Ipv4Addr> = config.apps.iter().filter_map(|app| app.address).collect();
     taken.extend(config.sidecar.address);
+    taken.extend(also_taken);
     let mut next_free = |part: &str| {
         let free = subnet.hosts().find(|address| !taken.contains(address));
         let address = free.ok_or_else(|| PlanError::SubnetFull {
@@ -444,6 +455,10 @@ fn decide(
             restart: app.restart,
             restart_limit: app.restart_limit,
             stop: app.stop,
+            replace: replace(app, config),
+            spare: None,
+            away: false,
+            turn: Turn::Serves,
             seccomp: app.seccomp.clone(),
         });
     }
@@ -505,6 +520,82 @@ fn decide(
     plan.derive_serves();
     no_egress_within(&plan)?;
     Ok(plan)
+}
+
+/// What is to be done with an app in whose place another is to come, where the file doesn't say: that there are two is
+/// harmless where somebody is taken from one to the other, and nothing on disk is written by both.
+fn replace(app: &config::App, config: &Config) -> Replace {
+    let writes = app.volumes.iter().any(|volume| volume.writable);
+    let linked = config
+        .apps
+        .iter()
+        .any(|other| other.connect.iter().any(|to| to.app == app.name));
+    let serves = !app.publish.is_empty() || linked;
+    app.replace.unwrap_or(match serves && !writes && !app.job {
+        true => Replace::Rolling,
+        false => Replace::StopFirst,
+    })
+}
+
+/// Gives each app that another may take the place of the addresses for that, from the subnet's end: the others are those
+/// that they would be without. What `running` has stays.
+fn spares(plan: &mut Plan, running: Option<&Plan>) {
+    let mut taken: BTreeSet<IpAddr> = plan.apps.iter().flat_map(AppPlan::addresses).collect();
+    let before = |app: &AppPlan| {
+        let before = running?.app(&app.name)?;
+        let spare = before.spare.filter(|_| before.home4() == app.home4())?;
+        // Where nobody is, one that joins may be now.
+        (before.away || !taken.contains(&spare.address.into())).then_some(spare)
+    };
+    let known: Vec<Option<Spare>> = plan.apps.iter().map(before).collect();
+    taken.extend(
+        known
+            .iter()
+            .flatten()
+            .map(|spare| IpAddr::from(spare.address)),
+    );
+    taken.extend(
+        known
+            .iter()
+            .flatten()
+            .filter_map(|spare| spare.address6)
+            .map(IpAddr::from),
+    );
+    // Who leaves may still be there.
+    taken.extend(
+        running
+            .into_iter()
+            .flat_map(|plan| plan.apps.iter().flat_map(AppPlan::everywhere)),
+    );
+    taken.insert(plan.bridge.address.into());
+    let subnet = plan.bridge.subnet;
+    let prefix6 = plan.bridge.prefix6;
+    let (first, last) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
+    for (app, known) in plan.apps.iter_mut().zip(known) {
+        if app.replace == Replace::StopFirst && known.is_none() {
+            continue;
+        }
+        app.spare = known.or_else(|| {
+            let mut free = (first + 1..last).rev().map(Ipv4Addr::from_bits);
+            let address = free.find(|address| !taken.contains(&IpAddr::from(*address)))?;
+            let address6 = match prefix6 {
+                None => None,
+                Some(prefix) => {
+                    let first = prefix.network().to_bits() + 2;
+                    let mut free = (first..=prefix.broadcast().to_bits()).map(Ipv6Addr::from_bits);
+                    Some(free.find(|address| !taken.contains(&IpAddr::from(*address)))?)
+                }
+            };
+            taken.insert(address.into());
+            taken.extend(address6.map(IpAddr::from));
+            let mac = net::mac(&plan.stack, &format!("{}.2", app.name));
+            Some(Spare {
+                address,
+                address6,
+                mac,
+            })
+        });
+    }
 }
 
 /// Where the log goes beside memory.
@@ -684,7 +775,7 @@ fn bridge_name(stack: &StackName) -> IfName {
     IfName::new(name).expect("a stack's name has only characters that a link's may have")
 }
 
-/// The smallest subnet that fits sidecar and apps, a /29 at most.
+/// The smallest subnet that fits the sidecar and so many apps, counted twice if there may be two of them; a /29 at most.
 fn choose_subnet(apps: usize, host: &Host) -> Ipv4Net {
     // Network and broadcast address, and the sidecar.
     let wanted = u32::try_from(apps).unwrap_or(u32::MAX).saturating_add(3);
@@ -1055,7 +1146,7 @@ impl EntryPorts {
                 let port = publish.entry_port;
                 entries.before.entry(publish.outside()).or_insert(port);
                 let behind = entries.behind.entry((publish.protocol, port)).or_default();
-                behind.push((app.address, publish.app_port));
+                behind.push((app.home4(), publish.app_port));
             }
         }
         entries

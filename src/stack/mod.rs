@@ -15,6 +15,7 @@
 mod egress;
 pub mod health;
 mod order;
+mod replace;
 pub mod rules;
 
 use std::collections::btree_map::Entry;
@@ -819,8 +820,8 @@ impl Ground {
     async fn make_room(&mut self, first: usize) -> Result<(), StackError> {
         for index in first..self.plan.apps.len() {
             let app = &self.plan.apps[index];
-            let name = app.name.as_str();
-            let cgroups = self.cgroups.with(&self.plan.cgroup, name, &app.limits)?;
+            let name = app.own_name();
+            let cgroups = self.cgroups.with(&self.plan.cgroup, &name, &app.limits)?;
             self.cgroups = Arc::new(cgroups);
             let mut links = self.links.clone();
             let made = within("make the links", async {
@@ -941,9 +942,9 @@ impl Ground {
         }
         let mut next = self.clone();
         for index in apps {
-            let name = &self.plan.apps[*index].name;
-            next.links.apps.remove(name);
-            next.cgroups = Arc::new(next.cgroups.without(name.as_str()));
+            let app = &self.plan.apps[*index];
+            next.links.apps.remove(&app.port_link);
+            next.cgroups = Arc::new(next.cgroups.without(&app.own_name()));
         }
         next.plan.apps = others(&self.plan.apps, apps);
         next.apps = others(&self.apps, apps);
@@ -987,7 +988,7 @@ impl Ground {
             let mut links = self.links.clone();
             let removed = net::remove_app(app, self.sidecar_end(), &mut links).await;
             first = first.and(removed.map_err(StackError::from));
-            let removed = self.cgroups.remove(app.name.as_str());
+            let removed = self.cgroups.remove(&app.own_name());
             first = first.and(removed.map_err(StackError::from));
         }
         first
@@ -1072,6 +1073,15 @@ impl Ground {
         }
     }
 
+    /// What a part is called in the cgroups.
+    #[must_use]
+    pub fn cgroup_name(&self, id: PartId) -> String {
+        match id {
+            PartId::App(_) => self.app_plan(id).own_name(),
+            PartId::Sidecar | PartId::Relay | PartId::Egress => self.name(id).to_owned(),
+        }
+    }
+
     /// What a part may use.
     #[must_use]
     pub fn limits(&self, id: PartId) -> &Limits {
@@ -1096,7 +1106,8 @@ impl Ground {
                 .plan
                 .apps
                 .iter()
-                .map(|app| app.addresses().collect())
+                .filter(|app| app.turn.serves())
+                .map(|app| app.everywhere().collect())
                 .collect(),
         });
         let (ours, theirs) = traffic.as_ref().map(|_| pair()).transpose()?.unzip();
@@ -1137,8 +1148,17 @@ impl Ground {
     /// [`StackError::Encode`].
     pub fn whole_rules(&self) -> Result<firewall::Batch, StackError> {
         Ok(firewall::sidecar_batch(
-            &self.plan.without_entries(&self.closed()),
+            &self.plan.in_force(&self.closed()),
         )?)
+    }
+
+    /// Puts the rules of a plan in the place of whatever there is.
+    ///
+    /// # Errors
+    /// As [`Ground::load_rules`].
+    pub async fn load_plan(&self, plan: &Plan) -> Result<(), StackError> {
+        let plan = plan.in_force(&self.closed());
+        self.load_rules(firewall::sidecar_batch(&plan)?).await
     }
 
     /// The apps to which nobody new is let in, since they are not healthy.
@@ -1168,10 +1188,7 @@ impl Ground {
         for listener in of(&wanted) {
             listener.close();
         }
-        let (old, new) = (
-            self.plan.without_entries(&before),
-            self.plan.without_entries(&wanted),
-        );
+        let (old, new) = (self.plan.in_force(&before), self.plan.in_force(&wanted));
         match whole {
             true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
             false => self.update_exactly(&old, &new).await?,
@@ -1190,7 +1207,7 @@ impl Ground {
     /// As [`Ground::load_rules`].
     pub async fn update_rules(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let closed = self.closed();
-        let (old, new) = (old.without_entries(&closed), new.without_entries(&closed));
+        let (old, new) = (old.in_force(&closed), new.in_force(&closed));
         self.update_exactly(&old, &new).await
     }
 
@@ -1457,7 +1474,7 @@ impl Ground {
                 .map(AsFd::as_fd),
         );
         let container = self
-            .spawn(app.name.as_str(), &self.apps[index].namespaces)
+            .spawn(&app.own_name(), &self.apps[index].namespaces)
             .await?;
         container
             .send(&ToStage::Start(Box::new(start)), &fds)
@@ -1559,7 +1576,26 @@ impl Ground {
     /// # Errors
     /// [`StackError::Path`].
     pub async fn try_the_path(&self) -> Result<(), StackError> {
-        for (app, publish) in self.ways_to_try() {
+        self.try_ways(self.ways_to_try().into_iter()).await
+    }
+
+    /// The same, to one app, by those of its ports that `known` has too: the others lead nowhere yet.
+    ///
+    /// # Errors
+    /// [`StackError::Path`].
+    pub async fn try_the_path_to(&self, id: PartId, known: &Plan) -> Result<(), StackError> {
+        let name = &self.app_plan(id).name;
+        let known: Vec<_> = known.published().map(|(_, port)| port.outside()).collect();
+        let ways = self.ways_to_try().into_iter();
+        let its = ways.filter(|(app, port)| app.name == *name && known.contains(&port.outside()));
+        self.try_ways(its).await
+    }
+
+    async fn try_ways<'a>(
+        &self,
+        ways: impl Iterator<Item = (&'a AppPlan, &'a PublishPlan)>,
+    ) -> Result<(), StackError> {
+        for (app, publish) in ways {
             let target = self.plan.uplink.entry(publish);
             tokio::time::timeout(Duration::from_secs(5), self.connect(target))
                 .await
@@ -1580,7 +1616,7 @@ impl Ground {
             .plan
             .apps
             .iter()
-            .filter(|app| !closed.contains(&app.name))
+            .filter(|app| app.turn.serves() && !closed.contains(&app.name))
         {
             for ipv6 in [false, true] {
                 let by_tcp = |publish: &&PublishPlan| {

@@ -203,6 +203,7 @@ impl Supervisor {
         };
         let apps = self.parts.iter().filter(|part| {
             let app = matches!(part.id, PartId::App(_));
+            let app = app && self.turn(part.id).serves();
             app && self.ground.app_plan(part.id).health.is_some()
         });
         apps.filter(|part| !open(part))
@@ -214,7 +215,7 @@ impl Supervisor {
     pub(super) fn enforce(&mut self) {
         let sidecar = self.parts.iter().find(|part| part.id == PartId::Sidecar);
         let starts = sidecar.is_some_and(|sidecar| sidecar.launching);
-        if self.applying || self.gated || starts || self.entries.changing {
+        if self.applying || self.gated || starts || self.entries.changing || self.replacing.held {
             return;
         }
         let (wanted, closed) = (self.unhealthy(), self.ground.closed());
@@ -241,12 +242,17 @@ impl Supervisor {
     pub(super) fn sidecar_has_started(&mut self) {
         let mut apps = self.ground.plan.apps.iter();
         self.entries.whole |= apps.any(|app| app.health.is_some());
+        // Or on a replacement: it may have loaded what was in force before.
+        self.entries.whole |= self.replacing.is_under_way();
         self.enforce();
     }
 
     /// Ports were closed or opened, or could not be.
     pub(super) fn entries_changed(&mut self, change: EntriesChange) {
         self.entries.changing = false;
+        if let Some(held) = self.replacing.holds.take() {
+            self.replacing.held = held.send(()).is_ok();
+        }
         if let Some(Waiting {
             apply,
             sockets,

@@ -15,6 +15,7 @@ mod apply;
 mod backoff;
 mod health;
 mod order;
+mod replace;
 mod rising;
 
 use std::cell::RefCell;
@@ -53,7 +54,7 @@ use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, T
 use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
-use crate::plan::{Plan, RecordPlan};
+use crate::plan::{Plan, RecordPlan, Turn};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
 use crate::stack::{Begun, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
@@ -168,6 +169,8 @@ enum Event {
     Apply(Box<Apply>, Vec<OwnedFd>, Channel),
     /// The task that makes it wants something of the loop.
     Applying(apply::Step),
+    /// The task that replaces an app wants something of the loop.
+    Replacing(replace::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal(Signal),
 }
@@ -353,6 +356,8 @@ pub struct Supervisor {
     relays: u64,
     /// Whether a live change is under way.
     applying: bool,
+    /// Whether an app is being replaced.
+    replacing: replace::Replacing,
     /// How ports are closed and opened as health has it.
     entries: health::Entries,
     events: mpsc::UnboundedReceiver<Event>,
@@ -546,6 +551,7 @@ pub async fn run(
         leaving: vec![],
         relays: 0,
         applying: false,
+        replacing: replace::Replacing::default(),
         entries: health::Entries::default(),
         events,
         sender,
@@ -666,6 +672,7 @@ impl Supervisor {
                         return outcome;
                     }
                 }
+                Event::Replacing(step) => self.step_of_replacing(step),
                 Event::Part { id, launch, what } => {
                     if self.is_current(id, launch)
                         && let Some(outcome) = self.part_said(id, what)
@@ -745,6 +752,7 @@ impl Supervisor {
                     | Event::Apply(..)
                     | Event::Checked { .. }
                     | Event::Entries(_)
+                    | Event::Replacing(_)
                     | Event::Applying(_) => {
                         early.push_back(event);
                     }
@@ -864,7 +872,7 @@ impl Supervisor {
                 hear_of_traffic(self.traffic_in.clone(), socket, id, read);
             }
             (Some(socket), _) => {
-                let apps = self.ground.plan.apps.iter();
+                let apps = self.ground.plan.apps.iter().filter(|app| app.turn.serves());
                 self.sums.begin(apps.map(|app| app.name.as_str()));
                 let read = |message: &[u8]| {
                     let (totals, records) = traffic::wire::read(message)?;
@@ -1004,7 +1012,10 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                let out_of_memory = self.ground.cgroups.ran_out_of_memory(self.ground.name(id));
+                let out_of_memory = self
+                    .ground
+                    .cgroups
+                    .ran_out_of_memory(&self.ground.cgroup_name(id));
                 self.part(id).out_of_memory = out_of_memory;
                 if out_of_memory {
                     let most = self.ground.limits(id).memory.unwrap_or_default();
@@ -1031,6 +1042,7 @@ impl Supervisor {
     fn ended(&mut self, id: PartId, exit: Exit) -> Option<Outcome> {
         let job = self.is_job(id);
         let again = match id {
+            _ if !self.turn(id).serves() => false,
             // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
             PartId::Sidecar | PartId::Relay | PartId::Egress => true,
             PartId::App(_) => match self.ground.app_plan(id).restart {
@@ -1041,9 +1053,10 @@ impl Supervisor {
         };
         let limit = self.restart_limit(id);
         let name = self.ground.name(id).to_owned();
+        let serves = self.turn(id).serves();
         let part = self.part(id);
         part.health = None;
-        let again = again || std::mem::take(&mut part.ends_unhealthy);
+        let again = again || (std::mem::take(&mut part.ends_unhealthy) && serves);
         let early = match part.process {
             // Those who wait for a job's end have it.
             Some(_) if !job => std::mem::take(&mut part.waiting),
@@ -1134,6 +1147,7 @@ impl Supervisor {
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
+            Request::Replace { part } => return self.replace(part.as_deref(), client),
             Request::Signal { part, signal } => self.signal(part.as_deref(), signal),
             Request::Logs { filter, follow } => {
                 let parts = filter.parts.iter().map(String::as_str);
@@ -1202,9 +1216,11 @@ impl Supervisor {
         self.journal.record.divide(plan.limits().count() + 1);
     }
 
+    /// The part of that name; of two, the one that serves.
     fn find(&self, name: &str) -> Result<PartId, Box<Reply>> {
         let ids = || self.parts.iter().map(|part| part.id);
-        let found = ids().find(|id| self.ground.name(*id) == name);
+        let its = || ids().filter(|id| self.ground.name(*id) == name);
+        let found = its().find(|id| self.turn(*id).serves()).or(its().next());
         found.ok_or_else(|| {
             let names: Vec<_> = ids().map(|id| self.ground.name(id)).collect();
             Box::new(refused(
@@ -1298,7 +1314,11 @@ impl Supervisor {
                 (Ids::ROOT, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
             }
         };
-        let cgroup = self.ground.cgroups.path(name).map(Into::into);
+        let cgroup = self
+            .ground
+            .cgroups
+            .path(&self.ground.cgroup_name(id))
+            .map(Into::into);
         let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
         let seccomp = match seccomp {
             Ok(filters) => Box::new(filters),
@@ -1395,6 +1415,7 @@ impl Supervisor {
             let process = part.process.as_ref();
             PartStatus {
                 name: self.ground.name(part.id).to_owned(),
+                turn: self.turn(part.id),
                 state: part.state,
                 pid: process.map(|p| p.command.unwrap_or(p.init)),
                 init: process.map(|p| p.init),
@@ -1413,7 +1434,7 @@ impl Supervisor {
                 cgroup: self
                     .ground
                     .cgroups
-                    .path(self.ground.name(part.id))
+                    .path(&self.ground.cgroup_name(part.id))
                     .map(Into::into),
                 limits: plan
                     .cgroup
@@ -1514,6 +1535,11 @@ impl Supervisor {
 
     /// A line of our own about a part.
     fn note(&mut self, id: PartId, text: String) {
+        let text = match self.turn(id) {
+            Turn::Serves => text,
+            Turn::Comes => format!("the one to come: {text}"),
+            Turn::Goes => format!("the one before: {text}"),
+        };
         let line = event_line(self.ground.name(id).to_owned(), text);
         self.journal.write(line);
     }
@@ -1524,7 +1550,9 @@ impl Supervisor {
     async fn take_down(mut self, hurry: bool, remains: &mut Remains) -> Vec<Client> {
         let ground = Arc::clone(&self.ground);
         remains.since = Some(self.since);
-        remains.parts = self.parts.iter().map(|part| part.ended(&ground)).collect();
+        let serves = |part: &&Part| self.turn(part.id).serves();
+        let parts = self.parts.iter().filter(serves);
+        remains.parts = parts.map(|part| part.ended(&ground)).collect();
         let mut apps = vec![];
         let mut relays = std::mem::take(&mut self.leaving);
         let (mut egress, mut sidecar) = (None, None);
@@ -1592,6 +1620,10 @@ impl Supervisor {
                 biased;
                 done = &mut ending => break done,
                 Some(event) = events.recv() => match event {
+                    // Of a part that has left before.
+                    Event::Part { id: PartId::App(number), .. }
+                    | Event::Killed { id: PartId::App(number), .. }
+                        if ground.place(number).is_none() => continue,
                     Event::Signal(Signal::SIGINT) => kill.send_replace(true),
                     Event::Asked(Request::Kill, _, client) => {
                         waiting.push(client);
@@ -1615,7 +1647,7 @@ impl Supervisor {
                     }
                     Event::Part { id, what: Ok(ContainerEvent::Gone) | Err(_), .. } => {
                         remains.note(ground.name(id), |part| {
-                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&part.name);
+                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&ground.cgroup_name(id));
                         });
                         left.retain(|(app, _)| *app != id);
                         continue;

@@ -145,6 +145,7 @@ impl Rising {
         };
         let parts = self.parts.iter().map(|part| PartStatus {
             name: part.name.clone(),
+            turn: crate::plan::Turn::Serves,
             state: part.state,
             pid: match plan.app_named(&part.name) {
                 Some(_) => part.command,

@@ -125,7 +125,7 @@ impl Names {
             apps: plan
                 .apps
                 .iter()
-                .flat_map(|app| (app.addresses()).map(|address| (address, app.name.to_string())))
+                .flat_map(|app| (app.everywhere()).map(|address| (address, app.name.to_string())))
                 .collect(),
             published: (plan.published())
                 .map(|(app, publish)| {

@@ -14,7 +14,7 @@ use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::reach;
-use crate::plan::{AppPlan, Mode, Plan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, CannotRoll, Mode, Plan, Transport, UplinkEnd};
 use crate::text::{duration, size};
 
 /// Who may reach whom as a matrix: who connects stands at the left, `.` is no port at all.
@@ -426,6 +426,18 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         app.stop.signal,
         crate::text::duration(app.stop.timeout),
         key("stop_signal")
+    )?;
+    writeln!(
+        out,
+        "  {}  ({})",
+        match (plan.can_roll(app), app.spare) {
+            (Ok(()), Some(spare)) =>
+                format!("is replaced by another one beside it, at {}", spare.address),
+            (Err(CannotRoll::StopFirst(_)), _) | (Ok(()), None) =>
+                "is replaced stop-first".to_owned(),
+            (Err(why), _) => format!("is replaced stop-first: {why}"),
+        },
+        key("replace")
     )?;
     if let Some(rate) = app.rate {
         writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;

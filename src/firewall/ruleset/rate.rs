@@ -52,7 +52,7 @@ fn counted(plan: &Plan) -> Vec<Counted<'_>> {
                         "{}-{}-{unit}-{}",
                         family.named("rate"),
                         rate.count,
-                        app.name
+                        app.own_name()
                     ),
                 });
             }

@@ -47,6 +47,7 @@ use ipnet::IpNet;
 use nftables::schema::Nftables;
 use tokio::sync::{mpsc, oneshot};
 
+use super::replace::Replacement;
 use super::{Event, Order, Outcome, Part, PartState, Process, Supervisor, refused, tell};
 use crate::config::clients::Rate;
 use crate::config::{Egress, Protocol, Source};
@@ -118,7 +119,9 @@ impl Supervisor {
             return;
         }
         let leaving = self.leaving.iter().filter(|relay| relay.lives()).count();
-        let why = if self.applying || self.entries.waiting.is_some() {
+        let why = if self.replacing.is_under_way() {
+            Some("an app is being replaced: try again when that is over".to_owned())
+        } else if self.applying || self.entries.waiting.is_some() {
             Some("another live change is under way".to_owned())
         } else if apply.running != self.ground.plan {
             Some("the stack has changed meanwhile".to_owned())
@@ -306,11 +309,27 @@ async fn given_up(channel: &mut Channel) -> String {
     }
 }
 
+/// The same while a part is started, which may take its time: what it is waited for the client is told.
+async fn wanted_no_more(channel: &mut Channel, ground: Arc<Ground>, id: PartId) -> String {
+    let mut wait = Wait::begin();
+    loop {
+        tokio::select! {
+            why = given_up(channel) => return why,
+            () = tokio::time::sleep_until(wait.next()) => {}
+        }
+        if let Some(what) = wait.due().and_then(|since| ground.not_yet(id, since)) {
+            // That it is gone is heard of above.
+            let _ = send(channel, &Reply::Applying(Applying::Step(what)), &[]).await;
+        }
+    }
+}
+
 /// How far it has come, which is what has to be taken back.
 #[derive(Default)]
 struct Done {
     ground: bool,
     restarted: Vec<PartId>,
+    replaced: Vec<PartName>,
     joined: Vec<PartId>,
     rules: Rules,
     routes: bool,
@@ -454,21 +473,21 @@ impl Task {
         let mut mapper = ByClient(&mut self.channel, &mut self.reverted);
         let changed = self.old.changed(held, &new, &mut mapper).await;
         match changed {
-            Ok(next) => self.go(&Arc::new(next), apply.confirm).await,
+            Ok(next) => self.go(Arc::new(next), apply.confirm).await,
             Err(e) => untouched(&e),
         }
     }
 
     /// There, or there and back.
-    async fn go(&mut self, next: &Arc<Ground>, confirm: Option<u64>) -> Reply {
+    async fn go(&mut self, mut next: Arc<Ground>, confirm: Option<u64>) -> Reply {
         // What could not be saved is not begun.
         let staged = match state::stage(&next.plan) {
             Ok(staged) => staged,
             Err(e) => return refused(format!("{e}; nothing was changed"), None),
         };
-        let why = match self.forward(next, confirm).await {
+        let why = match self.forward(&mut next, confirm).await {
             Ok(()) => {
-                return match self.settle(next, staged).await {
+                return match self.settle(&next, staged).await {
                     Ok(()) => Reply::Applying(Applying::Applied),
                     Err(e) => refused(
                         format!("the change is in force, but its plan could not be saved: {e}"),
@@ -482,7 +501,8 @@ impl Task {
         self.note(format!("live change: {why}; the old rules come back"));
         let started = [&self.done.restarted, &self.done.joined];
         let started = started.iter().any(|parts| !parts.is_empty());
-        let left = self.back(next).await;
+        let started = started || !self.done.replaced.is_empty();
+        let left = self.back(&next).await;
         if left.is_empty() {
             let stack = &next.plan.stack;
             let hint = started.then(|| format!("lrpns logs {stack} has what the parts said"));
@@ -521,9 +541,11 @@ impl Task {
     }
 
     /// All but the last step; what is about to be done is noted first.
-    async fn forward(&mut self, next: &Arc<Ground>, confirm: Option<u64>) -> Result<(), String> {
-        let old = Arc::clone(&self.old);
-        let (old_plan, new_plan) = (&old.plan, &next.plan);
+    async fn forward(
+        &mut self,
+        next: &mut Arc<Ground>,
+        confirm: Option<u64>,
+    ) -> Result<(), String> {
         self.done.ground = true;
         self.tell(Step::Ground(Arc::clone(next)));
         let (mut sidecar, others): (Vec<_>, Vec<_>) = self
@@ -536,10 +558,12 @@ impl Task {
         if !self.change.removed.is_empty() {
             sidecar.retain(|part| !part.because.iter().all(|key| is_of_app(key)));
         }
-        let wide = wide(old_plan, new_plan);
-        let between = behind_closed_ports(&wide, new_plan);
+        let wide = wide(&self.old.plan, &next.plan);
+        let mut between = behind_closed_ports(&wide, &next.plan);
         self.widen(next, &wide, &between).await?;
-        self.start_apps(&others, next).await?;
+        self.start_apps(&others, next, &mut between).await?;
+        let (old, next) = (Arc::clone(&self.old), Arc::clone(next));
+        let (old_plan, new_plan, next) = (&old.plan, &next.plan, &next);
         for index in 0..new_plan.apps.len() {
             if let Some(deaf) = next.deaf(index).map_err(|e| e.to_string())? {
                 return Err(deaf);
@@ -681,15 +705,57 @@ impl Task {
 
     /// Starts again the apps of which a part has changed, and starts those that are new, where they can reach what they may
     /// and nobody comes to them yet; in the order of the new plan.
-    async fn start_apps(&mut self, changed: &[PartChange], next: &Ground) -> Result<(), String> {
+    async fn start_apps(
+        &mut self,
+        changed: &[PartChange],
+        next: &mut Arc<Ground>,
+        in_force: &mut Plan,
+    ) -> Result<(), String> {
         for index in next.plan.start_order() {
-            let name = next.plan.apps[index].name.as_str();
+            let app = &next.plan.apps[index];
+            let name = app.name.clone();
             if index >= self.old.plan.apps.len() {
                 self.join(index, next).await?;
-            } else if changed.iter().any(|part| part.part == name) {
-                self.start_again(name, next).await?;
+            } else if changed.iter().any(|part| part.part == name.as_str()) {
+                let rolls = |plan: &Plan| plan.app(&name).map(|app| plan.can_roll(app));
+                let both = [&self.old.plan, &next.plan];
+                let rolls = both.into_iter().all(|plan| rolls(plan) == Some(Ok(())));
+                match rolls {
+                    true => self.replace(name, next, in_force).await?,
+                    false => self.start_again(name.as_str(), next).await?,
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Puts another of an app in its place, made as `next` has it; the old one has ended then. `in_force` is the plan whose
+    /// rules are.
+    async fn replace(
+        &mut self,
+        name: PartName,
+        next: &mut Arc<Ground>,
+        in_force: &mut Plan,
+    ) -> Result<(), String> {
+        self.still_wanted()?;
+        let mut one = Replacement {
+            events: self.events.clone(),
+            name: name.clone(),
+            ground: Arc::clone(next),
+            rules: in_force.clone(),
+            within_apply: true,
+        };
+        let channel = &mut self.channel;
+        let went = one
+            .run(|ground, id| wanted_no_more(channel, ground, id))
+            .await;
+        self.done.rules = Rules::Of(Box::new(one.rules.clone()));
+        (*next, *in_force) = (one.ground, one.rules);
+        went?;
+        // Should all come back, it comes back to where the app is now.
+        self.old = Arc::new(self.old.seated_as(next));
+        self.say(format!("{name} is replaced")).await;
+        self.done.replaced.push(name);
         Ok(())
     }
 
@@ -855,7 +921,7 @@ impl Task {
 
     /// Takes back what has been done; what can't be is told.
     async fn back(&mut self, next: &Arc<Ground>) -> Vec<String> {
-        let old = Arc::clone(&self.old);
+        let mut old = Arc::clone(&self.old);
         let mut left = vec![];
         let rules = match &self.done.rules {
             Rules::Old => true,
@@ -880,6 +946,20 @@ impl Task {
         }
         let joined = old.plan.apps.len()..next.plan.apps.len();
         left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
+        for name in std::mem::take(&mut self.done.replaced) {
+            let mut one = Replacement {
+                events: self.events.clone(),
+                name: name.clone(),
+                rules: old.plan.clone(),
+                ground: Arc::clone(&old),
+                within_apply: true,
+            };
+            let went = one.run(|_, _| std::future::pending()).await;
+            old = one.ground;
+            if went.is_err() {
+                self.done.restarted.extend(find(&old, name.as_str()));
+            }
+        }
         for id in std::mem::take(&mut self.done.restarted) {
             let again = restart(&self.events, id, &old).await;
             // What was not well before need not be so now.
@@ -916,7 +996,8 @@ async fn restart(
 ) -> Result<(), String> {
     let name = ground.name(id);
     let limits = ground.limits(id);
-    let limited = ground.cgroups.change(&ground.plan.cgroup, name, limits);
+    let cgroup = ground.cgroup_name(id);
+    let limited = ground.cgroups.change(&ground.plan.cgroup, &cgroup, limits);
     limited.map_err(|e| e.to_string())?;
     let (client, mut answers) = mpsc::channel(4);
     let request = Request::Restart {

@@ -1,0 +1,175 @@
+//! Another of an app beside it: what both are in, while one takes the other's place ([`crate::plan::Turn`]).
+//!
+//! # Theory of operation
+//!
+//! The new one has processes, mounts, a network namespace, an address, a bridge port and a cgroup of its own. The user
+//! namespace is the old one's: who is supervisor has dropped what mapping ids takes, and both are the same app, with the
+//! same ids, in namespaces of processes in which neither sees the other.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AppGround, Ground, Listening, PartId, Rtnl, StackError};
+use crate::names::PartName;
+use crate::part::namespaces::Network;
+use crate::plan::{AppPlan, Plan, Turn};
+
+/// How often it is asked whether an app has connections left: the kernel tells nobody.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How often in a row there must be none: what had passed the sidecar when the rules changed is there by then.
+const NONE_IN_A_ROW: u32 = 3;
+
+impl AppGround {
+    async fn another(&self, number: usize, app: &AppPlan, plan: &Plan) -> Result<Self, StackError> {
+        let ipv6 = plan.has_ipv6();
+        let (name, network) = (app.name.as_str(), Network::App { ipv6 });
+        let (namespaces, sockets) = self.namespaces.another(name, network).await?;
+        Ok(Self {
+            number,
+            namespaces: Arc::new(namespaces),
+            route: Arc::new(Rtnl::from_fd(sockets.route)?),
+            listening: Arc::new(Listening::from_fd(sockets.second)?),
+            volumes: Arc::clone(&self.volumes),
+            root: self.root.clone(),
+        })
+    }
+}
+
+impl Ground {
+    fn turn(&self, name: &PartName, turn: Turn) -> Option<usize> {
+        let mut apps = self.plan.apps.iter();
+        apps.position(|app| app.name == *name && app.turn == turn)
+    }
+
+    /// The one of that name whose turn it is.
+    #[must_use]
+    pub fn in_turn(&self, name: &PartName, turn: Turn) -> Option<PartId> {
+        let place = self.turn(name, turn)?;
+        self.apps().nth(place)
+    }
+
+    /// The same with another of an app, whose links are down; `None` when the plan has no place for it.
+    ///
+    /// # Errors
+    /// [`StackError`]; then nothing is left of it.
+    pub async fn with_another(&self, name: &PartName) -> Result<Option<Self>, StackError> {
+        let mut next = self.clone();
+        let Some(serves) = self.turn(name, Turn::Serves) else {
+            return Ok(None);
+        };
+        let new = self.plan.apps[serves].clone();
+        let Some(place) = next.plan.begin(&new) else {
+            return Ok(None);
+        };
+        let app = &next.plan.apps[place];
+        let other = &self.apps[serves];
+        let another = other.another(next.next_number, app, &next.plan).await?;
+        next.apps.push(another);
+        next.next_number += 1;
+        if let Err(e) = next.make_room(place).await {
+            let _ = next.remove([place]).await;
+            return Err(e);
+        }
+        Ok(Some(next))
+    }
+
+    /// The same once who is new is taken to the other one.
+    #[must_use]
+    pub fn handed_over(&self, name: &PartName) -> Self {
+        let mut next = self.clone();
+        next.plan.hand_over(name);
+        next
+    }
+
+    /// The same with the new one in the place of the old one, which has ended.
+    #[must_use]
+    pub fn finished(&self, name: &PartName) -> Self {
+        let (Some(goes), Some(serves)) =
+            (self.turn(name, Turn::Goes), self.turn(name, Turn::Serves))
+        else {
+            return self.clone();
+        };
+        let mut next = self.without(&[goes]);
+        next.plan.apps.clone_from(&self.plan.apps);
+        next.apps.clone_from(&self.apps);
+        next.plan.finish(name);
+        next.apps.swap(goes, serves);
+        next.apps.remove(serves);
+        next
+    }
+
+    /// What of an app that is to go is left: its links and its cgroup.
+    ///
+    /// # Errors
+    /// As [`Ground::remove`].
+    pub async fn remove_turn(&self, name: &PartName, turn: Turn) -> Result<(), StackError> {
+        self.remove(self.turn(name, turn)).await
+    }
+
+    /// The same without the one that comes.
+    #[must_use]
+    pub fn abandoned(&self, name: &PartName) -> Self {
+        match self.turn(name, Turn::Comes) {
+            Some(comes) => self.without(&[comes]),
+            None => self.clone(),
+        }
+    }
+
+    /// The same, where an app is as it is in `other`, which was replaced since.
+    #[must_use]
+    pub fn seated_as(&self, other: &Ground) -> Self {
+        let mut next = self.clone();
+        next.plan.seat_as(&other.plan);
+        next.links.clone_from(&other.links);
+        next.cgroups = Arc::clone(&other.cgroups);
+        next.next_number = other.next_number;
+        for (app, ground) in next.plan.apps.iter().zip(&mut next.apps) {
+            let place = other.plan.apps.iter().position(|its| its.name == app.name);
+            if let Some(place) = place {
+                let its = &other.apps[place];
+                ground.number = its.number;
+                ground.namespaces = Arc::clone(&its.namespaces);
+                ground.route = Arc::clone(&its.route);
+                ground.listening = Arc::clone(&its.listening);
+            }
+        }
+        next
+    }
+
+    /// Lets packets through the links of the one that comes, and gives those it is linked with a route to it; the rules
+    /// must be in force.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn join_another(&self, name: &PartName, before: &Ground) -> Result<(), StackError> {
+        if let Some(place) = self.turn(name, Turn::Comes) {
+            self.join(place).await?;
+        }
+        self.add_routes(before).await
+    }
+
+    /// Waits until an app has no connection left of those that came to it by TCP.
+    ///
+    /// # Errors
+    /// [`StackError::Net`].
+    pub async fn drained(&self, id: PartId) -> Result<(), StackError> {
+        let PartId::App(number) = id else {
+            return Ok(());
+        };
+        let Some(place) = self.place(number) else {
+            return Ok(());
+        };
+        let mut none = 0;
+        loop {
+            none = match self.apps[place].listening.has_clients()? {
+                true => 0,
+                false => none + 1,
+            };
+            if none >= NONE_IN_A_ROW {
+                return Ok(());
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! `restart --rolling` and `replace`: another of an app takes its place without a gap, or the old one stays.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Child;
+
+use serde_json::Value;
+use support::lab::{Lab, describe, until};
+use support::look::{self, PYTHON, part, toml_list};
+use support::user::User;
+
+/// Answers with a word of its own, which each start chooses anew. Asked to end, it lets nobody in any more, and each
+/// connection has its last answer.
+const SERVER: &str = r#"
+import http.server, os, signal, socket, threading, time
+word = os.urandom(4).hex()
+ends = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(1)
+        body = word.encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        if ends.is_set():
+            self.send_header("connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = False
+server = Server(("0.0.0.0", 5000), Handler)
+def end(*_):
+    ends.set()
+    threading.Thread(target=server.shutdown).start()
+signal.signal(signal.SIGTERM, end)
+server.serve_forever()
+server.server_close()
+"#;
+
+/// Asks as fast as it can, until its input ends, by connections of one request and by one that is kept: then says how many
+/// answers it had, the words, and what went wrong.
+const LOAD: &str = r#"
+import http.client, json, sys, threading
+host, port = sys.argv[1], int(sys.argv[2])
+over = threading.Event()
+lock, words, wrong, count = threading.Lock(), set(), [], [0]
+def ask(kept):
+    connection = None
+    while not over.is_set():
+        try:
+            if connection is None:
+                connection = http.client.HTTPConnection(host, port, timeout=10)
+            connection.request("GET", "/", headers={} if kept else {"connection": "close"})
+            answer = connection.getresponse()
+            word = answer.read().decode()
+            if answer.status != 200:
+                raise OSError(f"status {answer.status}")
+            with lock:
+                words.add(word)
+                count[0] += 1
+            if not kept or answer.will_close:
+                connection.close()
+                connection = None
+        except Exception as e:
+            with lock:
+                wrong.append(f"{'kept' if kept else 'new'}: {e!r}")
+            connection = None
+threads = [threading.Thread(target=ask, args=(kept,)) for kept in (False, False, False, True)]
+[thread.start() for thread in threads]
+print("ready", flush=True)
+sys.stdin.read()
+over.set()
+[thread.join() for thread in threads]
+print(json.dumps({"count": count[0], "words": len(words), "wrong": wrong}))
+"#;
+
+fn shop(via: &str, more: &str) -> String {
+    format!(
+        "name = \"shop\"\n[app.web]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5000:5000\"]\n\
+         via = \"{via}\"\nstop_timeout = \"1s\"\n{more}\n",
+        toml_list(&[PYTHON, "-c", SERVER])
+    )
+}
+
+struct Load(Child, BufReader<std::process::ChildStdout>);
+
+impl Load {
+    /// From the client, or from the host itself.
+    fn begin(lab: &Lab, from_client: bool, host: &str) -> Self {
+        let args = [PYTHON, "-c", LOAD, host, "5000"];
+        let mut child = match from_client {
+            true => lab.spawn(&[&["ip", "netns", "exec", "client"], args.as_slice()].concat()),
+            false => lab.spawn(&args),
+        };
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child, said)
+    }
+
+    fn end(mut self) -> Value {
+        drop(self.0.stdin.take());
+        let mut said = String::new();
+        self.1.read_to_string(&mut said).unwrap();
+        let _ = self.0.wait();
+        serde_json::from_str(&said).unwrap()
+    }
+}
+
+fn apps(status: &Value) -> Vec<(String, String)> {
+    let parts = status["parts"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let apps = parts.iter().filter(|part| part["name"] == "web");
+    apps.map(|part| (text(&part["state"]), text(&part["turn"])))
+        .collect()
+}
+
+/// The addresses within the stack that are neighbours of the sidecar's, and its bridge ports.
+fn within(lab: &Lab, status: &Value) -> (usize, usize) {
+    let sidecar = look::init(status, "sidecar");
+    let ports = look::beside(lab, sidecar, &["ip", "-o", "link", "show", "type", "veth"]);
+    let neighbours = look::beside(lab, sidecar, &["ip", "-4", "neigh", "show"]);
+    (neighbours.lines().count(), ports.lines().count())
+}
+
+#[test]
+fn under_load_no_request_fails_when_an_app_is_replaced_by_relay_and_by_dnat() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = match via {
+            "relay" => Lab::new(),
+            _ => Lab::forwarding(),
+        };
+        look::up(&lab, &shop(via, ""));
+        let before = lab.status("shop");
+        let load = Load::begin(&lab, true, "10.99.0.1");
+        let mut addresses = vec![look::planned(&before, "/apps/0/address").to_owned()];
+        for _ in 0..3 {
+            lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
+            let status = lab.status("shop");
+            assert_eq!(apps(&status), [("running".to_owned(), String::new())]);
+            addresses.push(look::planned(&status, "/apps/0/address").to_owned());
+        }
+        let came = load.end();
+        assert_eq!(came["wrong"], serde_json::json!([]), "{via}: {came}");
+        assert_eq!(came["words"], 4, "{via}: {came}");
+        // There and back.
+        assert_ne!(addresses[0], addresses[1]);
+        assert_eq!(addresses[0], addresses[2]);
+        assert_eq!(addresses[1], addresses[3]);
+        let after = lab.status("shop");
+        assert_eq!(part(&after, "web")["restarts"], 3);
+        assert_eq!(within(&lab, &before), within(&lab, &after), "{via}");
+        let audit = lab.lrpns(&["audit", "shop"]);
+        assert!(audit.status.success(), "{via}: {}", describe(&audit));
+        lab.lrpns_ok(&["down", "shop"]);
+    }
+}
+
+#[test]
+fn an_ordinary_user_replaces_an_app_too() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 1001);
+    if !user.may() {
+        return;
+    }
+    user.up(&shop("relay", ""));
+    let load = Load::begin(&lab, false, "127.0.0.1");
+    for _ in 0..2 {
+        user.lrpns_ok(&["restart", "--rolling", "shop"]);
+    }
+    let came = load.end();
+    assert_eq!(came["wrong"], serde_json::json!([]), "{came}");
+    assert_eq!(came["words"], 3, "{came}");
+    user.lrpns_ok(&["down", "shop"]);
+}
+
+#[test]
+fn one_that_is_never_well_goes_and_the_old_one_stays() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let data = lab.volume("data");
+    // The second start finds what the first has left, and fails.
+    let health = "health = { command = [\"sh\", \"-c\", \"! test -e /data/bad\"], interval = \"50ms\", timeout = \"2s\", \
+                  retries = 2, start_period = \"100ms\" }\nreplace = \"rolling\"";
+    let volume = format!("volumes = [\"{}:/data:rw\"]\n{health}", data.display());
+    look::up(&lab, &shop("dnat", &volume));
+    let before = lab.status("shop");
+    let word = lab.client_get("http://10.99.0.1:5000/").unwrap();
+    let rules = || lab.lrpns_ok(&["rules", "shop"]);
+    let _ = rules();
+    std::fs::write(data.join("bad"), "").unwrap();
+    // The old one is not well either now, but it is the new one that is asked.
+    let (code, said) = lab.lrpns_err(&["restart", "--rolling", "shop/web"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("web is not replaced, and the one before stays"),
+        "{said}"
+    );
+    std::fs::remove_file(data.join("bad")).unwrap();
+    let status = until("well again", || {
+        let status = lab.status("shop");
+        (status["closed"] == serde_json::json!([])).then_some(status)
+    });
+    assert_eq!(part(&status, "web")["pid"], part(&before, "web")["pid"]);
+    assert_eq!(apps(&status).len(), 1);
+    assert_eq!(lab.client_get("http://10.99.0.1:5000/").unwrap(), word);
+    assert_eq!(within(&lab, &before), within(&lab, &status));
+    // And then it can be.
+    lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
+    assert_ne!(lab.client_get("http://10.99.0.1:5000/").unwrap(), word);
+}
+
+#[test]
+fn what_is_under_way_is_answered_by_the_old_one() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    look::up(&lab, &shop("dnat", "").replace("\"1s\"", "\"10s\""));
+    let word = lab.client_get("http://10.99.0.1:5000/").unwrap();
+    let slow = lab.spawn(&[
+        "ip",
+        "netns",
+        "exec",
+        "client",
+        "curl",
+        "-sS",
+        "http://10.99.0.1:5000/slow",
+    ]);
+    let app = look::pid(&lab.status("shop"), "web");
+    until("it is connected", || {
+        let all = look::beside(&lab, app, &["ss", "-Htn", "state", "established"]);
+        (!all.trim().is_empty()).then_some(())
+    });
+    lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
+    let answer = slow.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), word);
+    assert_ne!(lab.client_get("http://10.99.0.1:5000/").unwrap(), word);
+}
+
+#[test]
+fn nothing_is_left_when_either_is_killed_amid_a_replacement() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let before = lab.traces();
+    let data = lab.volume("data");
+    let health = "health = { command = [\"test\", \"-e\", \"/data/well\"], interval = \"50ms\", start_period = \"60s\" }\n\
+                  replace = \"rolling\"";
+    let more = format!("volumes = [\"{}:/data:rw\"]\n{health}", data.display());
+    std::fs::write(data.join("well"), "").unwrap();
+    look::up(&lab, &shop("dnat", &more));
+    let word = lab.client_get("http://10.99.0.1:5000/").unwrap();
+    let old = lab.status("shop");
+    let amid = || {
+        std::fs::remove_file(data.join("well")).unwrap();
+        let command = lab.spawn_lrpns(&["restart", "--rolling", "shop/web"]);
+        let status = until("both are there", || {
+            let status = lab.status("shop");
+            let parts = status["parts"].as_array().unwrap();
+            let comes = parts.iter().find(|part| part["turn"] == "comes")?;
+            let runs = comes["state"] == "running" || !comes["pid"].is_null();
+            runs.then(|| status.clone())
+        });
+        (command, status)
+    };
+    // The new one.
+    let (command, status) = amid();
+    let parts = status["parts"].as_array().unwrap();
+    let comes = parts.iter().find(|part| part["turn"] == "comes").unwrap();
+    lab.kill("KILL", &comes["init"]);
+    let said = command.wait_with_output().unwrap();
+    assert_eq!(said.status.code(), Some(1), "{}", describe(&said));
+    std::fs::write(data.join("well"), "").unwrap();
+    let status = until("well again", || {
+        let status = lab.status("shop");
+        (status["closed"] == serde_json::json!([])).then_some(status)
+    });
+    assert_eq!(within(&lab, &status), within(&lab, &old));
+    assert_eq!(lab.client_get("http://10.99.0.1:5000/").unwrap(), word);
+    // The supervisor.
+    let (mut command, status) = amid();
+    lab.kill("KILL", &status["supervisor"]);
+    assert!(!command.wait().unwrap().success());
+    lab.lrpns(&["down", "shop"]);
+    lab.assert_as(&before);
+}
+
+#[test]
+fn an_app_that_can_not_be_twice_is_not_made_twice() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = lab.volume("data");
+    let more = format!("volumes = [\"{}:/data:rw\"]", data.display());
+    look::up(&lab, &shop("relay", &more));
+    let (code, said) = lab.lrpns_err(&["restart", "--rolling", "shop/web"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("web is replaced stop-first"), "{said}");
+    assert!(said.contains("hint: "), "{said}");
+}
