@@ -779,6 +779,19 @@ impl Up {
     }
 }
 
+/// A program that may start no other is attacked by one process for each probe.
+#[test]
+fn a_part_that_may_start_no_process_is_proved_all_the_same() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = "name = \"one\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\npublish = [\"127.0.0.1:5000:5000\"]\nseccomp = \"strict\"\n";
+    look::up(&lab, file);
+    let report = lab.lrpns(&["audit", "one", "--json"]);
+    assert_eq!(look::findings(&report.stdout), [""; 0]);
+}
+
 #[test]
 fn a_link_an_address_a_neighbour_and_a_route_too_many_are_found() {
     let (app, sidecar, relay) = (At::Part("app"), At::Part("sidecar"), At::Part("relay"));

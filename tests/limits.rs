@@ -111,6 +111,44 @@ fn each_part_is_in_a_cgroup_of_its_own_and_sees_no_other() {
 }
 
 #[test]
+fn the_audit_finds_who_has_left_a_parts_cgroup_and_what_is_below_it() {
+    if !look::machine() {
+        return;
+    }
+    let Some(hierarchy) = hierarchy() else { return };
+    let lab = Lab::new();
+    look::up(&lab, &waiting("publish = []"));
+    let status = lab.status("web");
+    let findings = || look::findings(&lab.lrpns(&["audit", "web", "--json"]).stdout);
+    let is_caught = |probe: &str, because: &str| {
+        let found = findings();
+        let is_it = |line: &String| line.starts_with(probe) && line.contains(because);
+        assert!(found.iter().any(is_it), "{found:?}");
+    };
+    let before = findings();
+    assert!(before.iter().all(|line| !line.starts_with("limit-cgroup")));
+
+    let elsewhere = Cgroup::new(&hierarchy);
+    let app = PathBuf::from(part(&status, "app")["cgroup"].as_str().unwrap());
+    let (pid, init) = (look::pid(&status, "app"), look::init(&status, "app"));
+    let to = |process: i64, cgroup: &Path| {
+        let path = cgroup.join("cgroup.procs");
+        lab.ok(&["sh", "-c", &format!("echo {process} > {}", path.display())]);
+    };
+    to(init, &elsewhere.0);
+    is_caught("limit-cgroup", &format!("process {init} is in /"));
+    to(init, &app);
+    to(pid, &elsewhere.0);
+    is_caught("members", "outside the part's cgroup");
+    to(pid, &app);
+    let below = app.join("below");
+    lab.ok(&["mkdir", below.to_str().unwrap()]);
+    is_caught("limit-cgroup", "unexpected: ");
+    lab.ok(&["rmdir", below.to_str().unwrap()]);
+    assert_eq!(findings(), before);
+}
+
+#[test]
 fn a_part_that_is_started_again_is_in_its_cgroup_again() {
     if !look::machine() {
         return;

@@ -2,7 +2,8 @@
 //!
 //! Two kinds run the same loop, [`serve`]: the prober, which the app's pid 1 starts as it started the command, and
 //! forks of the audit itself that have joined a part's namespaces ([`Agent::join`]). Whatever may end a process is done
-//! in a child of its own ([`in_child`]), so that the loop survives it; should the loop's process end all the same, that
+//! in a child of its own ([`in_child`]), so that the loop survives it; where the part may start no process (the profile
+//! `strict`), one such process does one probe and ends. Should the loop's process end all the same, that
 //! probe is unknown and [`super::target`] starts another one.
 
 use std::cell::OnceCell;
@@ -104,6 +105,8 @@ pub enum Answer {
     Done,
     /// How a probe went.
     Outcome(Outcome),
+    /// How a probe went that this process had to run itself, since it may start none: it ends now.
+    Last(Outcome),
     /// The probe's child was ended by this signal.
     Died(i32),
     /// How a packet went.
@@ -428,7 +431,13 @@ fn serve(socket: &impl AsFd) {
                 Answer::Done
             }
             Ask::Probe(id) => match catalogue::find(&id) {
-                Some(probe) => in_child(|| inside::run(probe, &context)),
+                Some(probe) => match in_child(|| inside::run(probe, &context)) {
+                    Ran::Apart(answer) => answer,
+                    Ran::Here(outcome) => {
+                        let _ = protocol::send(socket, &Answer::Last(outcome), &[]);
+                        return;
+                    }
+                },
                 None => Answer::Failed(format!("there is no probe {id}")),
             },
             Ask::Send(shot) => {
@@ -482,7 +491,7 @@ fn serve(socket: &impl AsFd) {
                 tried([(format!("bind {port}"), bind(any))])
             }
             Ask::OpenIn => match fds.first() {
-                Some(directory) => in_child(|| open_in(directory)),
+                Some(directory) => in_child(|| open_in(directory)).answer(),
                 None => Answer::Failed("its descriptor did not come".to_owned()),
             },
             Ask::Listen(name) => match abstract_socket(&name)
@@ -607,10 +616,11 @@ fn meant(batch: &Batch, table: &str, link: &str) -> Answer {
         firewall::transact(&socket, batch).map_err(|e| format!("load the planned rules: {e}"))?;
         firewall::list(&socket, table).map_err(|e| e.to_string())
     };
-    in_child(|| match work() {
+    let child = in_child(|| match work() {
         Ok(listing) => Answer::Listing(Box::new(listing)),
         Err(e) => Answer::Failed(e),
-    })
+    });
+    child.answer()
 }
 
 /// What a child may say.
@@ -630,11 +640,30 @@ impl IntoAnswer for Outcome {
     }
 }
 
-/// Runs `work` in a child, for a bounded time.
-fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Answer {
+/// What [`in_child`] came to.
+enum Ran<R> {
+    /// Its child said, or what became of it.
+    Apart(Answer),
+    /// There could be no child; whatever the work has changed stays.
+    Here(R),
+}
+
+impl<R: IntoAnswer> Ran<R> {
+    fn answer(self) -> Answer {
+        match self {
+            Self::Apart(answer) => answer,
+            Self::Here(result) => result.into_answer(),
+        }
+    }
+}
+
+/// Runs `work` in a child, for a bounded time; or here, if a filter allows no child.
+fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Ran<R> {
+    let failed =
+        |what: &str, e: &dyn std::fmt::Display| Ran::Apart(Answer::Failed(format!("{what}: {e}")));
     let (read, write) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
         Ok(pipe) => pipe,
-        Err(e) => return Answer::Failed(format!("make a pipe: {e}")),
+        Err(e) => return failed("make a pipe", &e),
     };
     let pid = match attempt::fork() {
         Ok(None) => {
@@ -658,7 +687,10 @@ fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Answer {
             exit_now(0)
         }
         Ok(Some(pid)) => nix::unistd::Pid::from_raw(pid),
-        Err(e) => return Answer::Failed(format!("fork: {e}")),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
+            return Ran::Here(work());
+        }
+        Err(e) => return failed("fork", &e),
     };
     drop(write);
     let (mut text, mut file) = (vec![], std::fs::File::from(read));
@@ -685,12 +717,12 @@ fn in_child<R: IntoAnswer>(work: impl FnOnce() -> R) -> Answer {
             status => break status,
         }
     };
-    match status {
+    Ran::Apart(match status {
         _ if !in_time => Answer::Failed(format!("it did not end within {} ms", PROBE.as_millis())),
         Ok(nix::sys::wait::WaitStatus::Signaled(_, signal, _)) => Answer::Died(signal as i32),
         _ => serde_json::from_slice(&text)
             .unwrap_or_else(|e| Answer::Failed(format!("its child said nothing: {e}"))),
-    }
+    })
 }
 
 /// Whether something is to be had of a descriptor within `time`.
@@ -859,6 +891,7 @@ mod tests {
             let sent = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSYS);
             Outcome::pass(format!("{sent:?}"))
         });
+        let answer = answer.answer();
         assert!(matches!(answer, Answer::Outcome(_)), "{answer:?}");
     }
 }

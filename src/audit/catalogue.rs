@@ -1549,6 +1549,7 @@ pub const CATALOGUE: &[Probe] = &[
     members::MEMBERS,
     ceilings::USER,
     ceilings::PROCESS,
+    ceilings::CGROUP,
     descriptors::DESCRIPTORS,
     state::STATE,
     network::LINKS,

@@ -398,6 +398,8 @@ struct Inside<'a> {
     again: Box<dyn Fn() -> Result<Agent, String> + 'a>,
     /// One that has ended was replaced.
     replaced: bool,
+    /// Each does one probe and ends.
+    one_each: bool,
     /// It was said that the part hinders the audit.
     hindered: bool,
 }
@@ -408,6 +410,7 @@ impl<'a> Inside<'a> {
             agent: make(),
             again: Box::new(make),
             replaced: false,
+            one_each: false,
             hindered: false,
         }
     }
@@ -429,6 +432,11 @@ impl<'a> Inside<'a> {
         let answer = agent.ask(&Ask::Probe(probe.id.to_owned()));
         match answer {
             Ok(Answer::Outcome(outcome)) => outcome,
+            Ok(Answer::Last(outcome)) => {
+                self.one_each = true;
+                self.agent = (self.again)();
+                outcome
+            }
             Ok(Answer::Died(libc::SIGSYS)) => Outcome::pass("SIGSYS: the filter ended the process"),
             Ok(Answer::Died(signal)) => {
                 Outcome::unknown(format!("the probe was ended by signal {signal}"))
@@ -437,7 +445,7 @@ impl<'a> Inside<'a> {
             Err(e) => match agent.lost() {
                 None => Outcome::unknown(e),
                 Some(_) if self.hindered => Outcome::unknown(format!("not tried: {e}")),
-                Some(Lost::Ended) if !self.replaced => {
+                Some(Lost::Ended) if self.one_each || !self.replaced => {
                     self.replaced = true;
                     self.agent = (self.again)();
                     Outcome::unknown(e)
@@ -541,6 +549,9 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
             false => privileges::securebits().bits(),
         },
         rtnetlink: app.seccomp == crate::confine::seccomp::default(),
+        read_back: target
+            .part(app.name.as_str())
+            .and_then(|part| part.privileges.clone()),
         inherited: vec![],
     }
 }

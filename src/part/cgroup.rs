@@ -620,7 +620,8 @@ fn enable(cgroup: &Path, controller: Controller) -> Result<(), CgroupError> {
 }
 
 /// The files that the limits are written to, as far as their controllers are there.
-fn settings(limits: &Limits, controllers: &[Controller]) -> Vec<(&'static str, String)> {
+#[must_use]
+pub fn settings(limits: &Limits, controllers: &[Controller]) -> Vec<(&'static str, String)> {
     let mut settings = vec![];
     let on = |controller| controllers.contains(&controller);
     if let Some(bytes) = limits.memory.filter(|_| on(Controller::Memory)) {
@@ -651,18 +652,23 @@ fn set(cgroup: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
     }
     let path = cgroup.join(file);
     let found = std::fs::read_to_string(&path).map_err(at("read back", &path))?;
-    // Memory is counted in pages, and what is no whole page is cut off.
-    let page = rustix::param::page_size() as u64;
-    let whole = |value: &str| value.parse::<u64>().map(|bytes| bytes - bytes % page);
     let found = found.trim_end();
-    let same = found == value
-        || (file == "memory.max"
-            && matches!((whole(found), whole(value)), (Ok(a), Ok(b)) if a == b));
-    if same {
+    if says(file, found, value) {
         return Ok(());
     }
     let wrong = io::Error::other(format!("it says {found}, and {value} was written"));
     Err(at("read back", &path)(wrong))
+}
+
+/// Whether what was found in one of the files of [`settings`] is what was written there.
+#[must_use]
+pub fn says(file: &str, found: &str, value: &str) -> bool {
+    // Memory is counted in pages, and what is no whole page is cut off.
+    let page = rustix::param::page_size() as u64;
+    let whole = |value: &str| value.parse::<u64>().map(|bytes| bytes - bytes % page);
+    found == value
+        || (file == "memory.max"
+            && matches!((whole(found), whole(value)), (Ok(a), Ok(b)) if a == b))
 }
 
 fn write(cgroup: &Path, file: &str, value: &str) -> Result<(), CgroupError> {

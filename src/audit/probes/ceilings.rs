@@ -5,6 +5,7 @@ use crate::audit::catalogue::{Probe, Side};
 use crate::audit::outside::texts;
 use crate::audit::{Group, Outcome};
 use crate::confine::ceilings;
+use crate::part::cgroup::{Controller, HeldBy, says, settings};
 use crate::part::namespaces::{self, Network};
 
 /// The limits of each part's user namespace.
@@ -26,6 +27,16 @@ pub const PROCESS: Probe = Probe {
     title: "the resource limits of every process of each part",
     why: "getrlimit(2): queued signals, message queues and cores are the host's as well",
     expected: "hard limits as planned, or lower",
+};
+
+/// The cgroups of the parts.
+pub const CGROUP: Probe = Probe {
+    id: "limit-cgroup",
+    group: Group::Resources,
+    from: Side::Look(cgroup),
+    title: "the cgroup that each part is in, and the limits that are set there",
+    why: "cgroups(7): a process in another cgroup is bounded by that one's limits, or by none",
+    expected: "the part's own, with nothing below it and the planned limits",
 };
 
 fn user(scene: &Scene<'_>) -> Found {
@@ -97,4 +108,62 @@ fn process(scene: &Scene<'_>) -> Found {
         found.push((name.to_owned(), outcome));
     }
     found
+}
+
+fn cgroup(scene: &Scene<'_>) -> Found {
+    let plan = scene.plan();
+    let look = |name: &str, limits| -> Result<Outcome, String> {
+        let part = scene.target.part(name).ok_or("there is no such part")?;
+        let Some(path) = &part.cgroup else {
+            let why = plan.cgroup.why.as_deref();
+            return Ok(Outcome::not_applicable(
+                why.unwrap_or("there is no cgroup for it"),
+            ));
+        };
+        let init = part.init.ok_or("the part does not run")?;
+        // The rest of an app is compared with its pid 1 by `members`.
+        let own = std::fs::read_to_string(format!("/proc/{init}/cgroup"))
+            .map_err(|e| format!("read the cgroup of process {init}: {e}"))?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+        let mut wrong = vec![];
+        // It is told from the hierarchy's root on.
+        if own.is_none_or(|own| own.is_empty() || !path.ends_with(own)) {
+            let own = own.unwrap_or_default();
+            wrong.push(format!("process {init} is in /{own}"));
+        }
+        let entries =
+            std::fs::read_dir(path).map_err(|e| format!("list {}: {e}", path.display()))?;
+        let below = entries.flatten().filter(|entry| entry.path().is_dir());
+        wrong.extend(below.map(|entry| format!("unexpected: {}", entry.path().display())));
+        let held = part.limits.iter();
+        let held = held.filter(|status| status.held_by == Some(HeldBy::Cgroup));
+        let controllers: Vec<Controller> = held.map(|status| status.limit).collect();
+        let wanted = settings(limits, &controllers);
+        for (file, value) in &wanted {
+            match std::fs::read_to_string(path.join(file)) {
+                Ok(found) if says(file, found.trim_end(), value) => {}
+                Ok(found) => wrong.push(format!(
+                    "{file} is {}, planned is {value}",
+                    found.trim_end()
+                )),
+                // A kernel without swap accounting has no swap limit.
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::NotFound && *file == "memory.swap.max" => {}
+                Err(e) => wrong.push(format!("{file}: {e}")),
+            }
+        }
+        Ok(nothing_of(
+            &wrong,
+            format!("its own, with {} limits as planned", wanted.len()),
+        ))
+    };
+    let running = plan.limits().filter(|(name, _)| {
+        let part = scene.target.part(name);
+        part.is_some_and(|part| part.init.is_some())
+    });
+    let found = running.map(|(name, limits)| {
+        let outcome = look(name, limits).unwrap_or_else(Outcome::unknown);
+        (name.to_owned(), outcome)
+    });
+    found.collect()
 }

@@ -450,6 +450,8 @@ fn supervise_here(
     files::tidy(&Host::logs());
     let mut remains = Remains::default();
     let outline = plan.clone();
+    // Whoever has made a stack for himself sees for himself whether it works.
+    let settles = (detached && lives_with.is_none()).then_some(SETTLES_WITHIN);
     let ended = runtime.block_on(supervise::run(
         plan,
         cgroups,
@@ -461,7 +463,7 @@ fn supervise_here(
         tee,
         &mut *progress,
         ready,
-        detached.then_some(SETTLES_WITHIN),
+        settles,
         &mut remains,
     ));
     let said = remains.lines.clone();
