@@ -12,6 +12,7 @@
 //! its owner could otherwise put a link to `/` in its place.
 #![forbid(unsafe_code)]
 
+pub mod etc;
 pub mod proc;
 
 use std::io;
@@ -104,9 +105,6 @@ pub fn own_program() -> Result<OwnedFd, RootfsError> {
 
 /// Top level directories of a root made from the host's, where they exist.
 const HOST_DIRECTORIES: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-/// Files and directories of the host's /etc that programs need to start at all, and that tell nothing of this host.
-const HOST_ETC: [&str; 4] = ["ld.so.cache", "alternatives", "localtime", "mime.types"];
-
 /// Whether `path` of a root made from the host's is the host's own, and so can't be added to.
 #[must_use]
 pub fn is_of_the_host(path: &Path) -> bool {
@@ -346,17 +344,21 @@ pub fn open(
                     mounts.push(PathBuf::from(name));
                 }
             }
-            for name in HOST_ETC {
-                let path = Path::new("/etc").join(name);
-                if path.exists() {
-                    fds.push(detached(&path)?);
-                    mounts.push(Path::new("etc").join(name));
-                }
+            let public = etc::public(Path::new("/etc"));
+            for (inside, host) in public.mounts {
+                fds.push(detached(&host)?);
+                mounts.push(inside);
             }
+            links.extend(public.links);
+            for (path, target) in [("etc/mtab", "/proc/mounts"), ("var/run", "/run")] {
+                links.push((path.into(), target.into()));
+            }
+            let mut files = minimal_etc(hostname, user, resolvers, hosts);
+            files.extend(public.files);
             let start = RootfsStart::Assembled {
                 mounts,
                 links,
-                files: minimal_etc(hostname, user, resolvers, hosts),
+                files,
             };
             Ok((start, fds))
         }
@@ -408,14 +410,15 @@ fn names(user: Ids) -> (String, String) {
 fn names_of(host: &Accounts, user: Ids) -> (String, String) {
     let Ids { uid, gid } = user;
     let system = |id: u32| (1..=LAST_SYSTEM_ID).contains(&id) || id == NOBODY;
-    let mut passwd = "root:x:0:0:root:/:/usr/sbin/nologin\n".to_owned();
+    // Nobody has a password, so nobody looks for one in a shadow that isn't there: su and others would refuse who needs none.
+    let mut passwd = "root:*:0:0:root:/:/usr/sbin/nologin\n".to_owned();
     let mut group = "root:x:0:\n".to_owned();
     let users = || host.users.iter().filter(|(_, user)| system(user.uid));
     let groups = || host.groups.iter().filter(|(_, group)| system(group.gid));
     let own = host.user(uid).filter(|_| uid != APP_ID);
     if uid != 0 && users().all(|(_, user)| user.uid != uid) {
         let name = own.map_or(APP_NAME, |(name, _)| name);
-        passwd += &format!("{name}:x:{uid}:{gid}::/:/usr/sbin/nologin\n");
+        passwd += &format!("{name}:*:{uid}:{gid}::/:/usr/sbin/nologin\n");
     }
     let of_gid = |wanted: u32| {
         let named = host.groups.iter().find(|(_, group)| group.gid == wanted);
@@ -433,7 +436,7 @@ fn names_of(host: &Accounts, user: Ids) -> (String, String) {
             home,
             shell,
         } = user;
-        passwd += &format!("{name}:x:{uid}:{gid}::{home}:{shell}\n");
+        passwd += &format!("{name}:*:{uid}:{gid}::{home}:{shell}\n");
     }
     for (name, found) in groups() {
         let members = found.members.iter();
@@ -445,7 +448,7 @@ fn names_of(host: &Accounts, user: Ids) -> (String, String) {
         (
             &mut passwd,
             host.user(NOBODY).is_some(),
-            "nobody:x:65534:65534::/:/usr/sbin/nologin\n",
+            "nobody:*:65534:65534::/:/usr/sbin/nologin\n",
         ),
         (
             &mut group,
@@ -546,7 +549,16 @@ pub fn enter(
             for (path, text) in files {
                 file(&root, path, text)?;
             }
+            // Where the app has a mount of its own, that is what is there.
+            let own = || writable.iter().map(|tmp| &tmp.path);
+            let own = || own().chain(volumes.iter().map(|volume| &volume.path));
             for (path, target) in links {
+                if own().any(|mount| mount.starts_with(Path::new("/").join(path))) {
+                    continue;
+                }
+                if let Some(parent) = path.parent() {
+                    directories(&root, parent, DIRECTORY)?;
+                }
                 rustix::fs::symlinkat(target, &root, path).map_err(at("link", path))?;
             }
             for path in mounts {
@@ -554,7 +566,9 @@ pub fn enter(
                 make_target(&root, path, &mount, DIRECTORY)?;
                 attach(&mount, &root, path)?;
             }
-            for path in ["proc", "dev"] {
+            // A root of the host's programs has links, and what they, and programs, expect beside them.
+            let more = (!links.is_empty()).then_some("run");
+            for path in ["proc", "dev"].into_iter().chain(more) {
                 directories(&root, Path::new(path), DIRECTORY)?;
             }
             root

@@ -92,12 +92,13 @@ fn the_host_root_holds_programs_and_an_etc_that_tells_nothing() {
         "web",
         "app",
         r#"
-expected = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "tmp", "usr"}
-etc = {"alternatives", "group", "hostname", "hosts", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "passwd",
-       "resolv.conf"}
+expected = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "tmp", "usr", "var"}
+never = {"shadow", "gshadow", "sudoers", "ssh", "machine-id", "fstab", "environment", "nginx", "postgresql", "cron.d", "ssl/private"}
 say({
     "more in /": sorted(set(os.listdir("/")) - expected),
-    "more in /etc": sorted(set(os.listdir("/etc")) - etc),
+    "more in /etc": [name for name in sorted(never) if os.path.lexists("/etc/" + name)],
+    "more in /var": os.listdir("/var"),
+    "run": [os.readlink("/var/run"), os.listdir("/run"), os.readlink("/etc/mtab")],
     "passwd": [line.split(":")[0] for line in open("/etc/passwd")][:2],
     "group": [line.split(":")[0] for line in open("/etc/group")][:2],
     "persons": [line for name in ("passwd", "group") for line in open("/etc/" + name) if int(line.split(":")[2]) >= 1000][:5],
@@ -111,12 +112,115 @@ say({
     assert_eq!(
         found,
         json!({
-            "more in /": [], "more in /etc": [], "passwd": ["root", "app"], "group": ["root", "app"], "words": [],
-            "persons": ["app:x:1000:1000::/:/usr/sbin/nologin\n", "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+            "more in /": [], "more in /etc": [], "more in /var": ["run"], "run": ["/run", [], "/proc/mounts"], "passwd": ["root", "app"], "group": ["root", "app"], "words": [],
+            "persons": ["app:*:1000:1000::/:/usr/sbin/nologin\n", "nobody:*:65534:65534::/nonexistent:/usr/sbin/nologin\n",
                         "app:x:1000:\n", "nogroup:x:65534:\n"],
             "hostname": "app\n", "resolv.conf": "", "up": true,
         })
     );
+}
+
+#[test]
+fn no_link_of_the_hosts_programs_leads_nowhere_and_nothing_that_is_not_public_is_there() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // The lab's /etc is its own from here on: something private beside what is public.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mkdir /run/lab/etc; cp -a /etc/. /run/lab/etc; mount --bind /run/lab/etc /etc; mkdir -p /etc/ssl/private /etc/pam.d
+         for f in pam.d/secret ssl/private/key shadow security/opasswd; do echo private >/etc/$f; chmod 600 /etc/$f; done
+         echo Europe/Berlin >/etc/timezone; ln -sf /usr/share/zoneinfo/Europe/Berlin /etc/localtime",
+    ]);
+    // What may hold passwords, and what a link leads to that the host has not either.
+    const LEFT: &str = "/etc/environment /etc/ssl/private";
+    look::up(&lab, &look::telling("web", "t", "5000:5000", ""));
+    let found = look::attack(
+        &lab,
+        "web",
+        "app",
+        &r#"
+left = "LEFT".split()
+leading, dangling, private = set(), set(), []
+for base, dirs, files in os.walk("/usr"):
+    for name in dirs + files:
+        path = os.path.join(base, name)
+        if os.path.islink(path):
+            to = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(base) + "/x"), os.readlink(path)))
+            if to.startswith(("/etc/", "/var/")):
+                leading.add(to)
+                if not os.path.exists(path):
+                    dangling.add(to)
+for base, dirs, files in os.walk("/etc"):
+    for name in dirs + files:
+        path = os.path.join(base, name)
+        if not os.path.islink(path) and not os.stat(path).st_mode & 0o004:
+            private.append(path)
+import ssl, socket, time
+say({"leading": sorted(leading), "dangling": sorted(dangling), "private": private,
+     "cas": len(ssl.create_default_context().get_ca_certs()) > 50 or not os.path.exists("/etc/ssl/certs/ca-certificates.crt"),
+     "service": socket.getservbyname("https"), "protocol": socket.getprotobyname("tcp"),
+     "zone": [open("/etc/timezone").read(), os.readlink("/etc/localtime"), time.tzname[0]]})
+"#
+        .replace("LEFT", LEFT),
+    );
+    let dangling: Vec<&str> = found["dangling"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|path| path.as_str().unwrap())
+        .filter(|path| !LEFT.split(' ').any(|left| left == *path))
+        // What leads nowhere on the host leads nowhere here.
+        .filter(|path| lab.run(&["test", "-e", path]).status.success())
+        .collect();
+    assert!(dangling.is_empty(), "{dangling:?}");
+    assert!(found["leading"].as_array().unwrap().len() > 5, "{found}");
+    assert_eq!(found["private"], json!([]));
+    assert_eq!(found["cas"], true);
+    assert_eq!(
+        (&found["service"], &found["protocol"]),
+        (&json!(443), &json!(6))
+    );
+    assert_eq!(
+        found["zone"],
+        json!([
+            "Europe/Berlin\n",
+            "/usr/share/zoneinfo/Europe/Berlin",
+            "CET"
+        ])
+    );
+}
+
+#[test]
+fn what_an_app_mounts_below_var_run_is_there_and_not_in_run() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let said = lab.lrpns_ok(&[
+        "run",
+        "--tmpfs",
+        "/var/run/x:1M",
+        "--tmpfs",
+        "/tmp:1M",
+        "--",
+        "sh",
+        "-c",
+        "echo a >/var/run/x/a && cat /var/run/x/a; test ! -e /run/x && echo not",
+    ]);
+    assert_eq!(said, "a\nnot\n");
+    let said = lab.lrpns_ok(&[
+        "run",
+        "--tmpfs",
+        "/run:1M",
+        "--",
+        "sh",
+        "-c",
+        "echo a >/var/run/a && cat /run/a",
+    ]);
+    assert_eq!(said, "a\n");
 }
 
 #[test]

@@ -127,12 +127,12 @@ fn names_are_those_of_the_apps_own_root_and_persons_are_not_among_the_hosts() {
     let told = lab.lrpns_ok(&[&["run", "-u", "srv", "--"][..], &cat].concat());
     assert_eq!(
         told,
-        "root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534::/:/no\nsrv:x:42:43::/var/lib/srv:/bin/false\n\
+        "root:*:0:0:root:/:/usr/sbin/nologin\nnobody:*:65534:65534::/:/no\nsrv:*:42:43::/var/lib/srv:/bin/false\n\
          root:x:0:\nnogroup:x:65534:\nsrv:x:43:srv\n"
     );
     let told = lab.lrpns_ok(&[&["run", "-u", "jane", "--"][..], &cat].concat());
     assert!(
-        told.contains("\njane:x:1042:1042::/:/usr/sbin/nologin\n")
+        told.contains("\njane:*:1042:1042::/:/usr/sbin/nologin\n")
             && told.contains("\njane:x:1042:\n"),
         "{told}"
     );
@@ -329,6 +329,24 @@ fn a_server_that_begins_as_root_has_workers_that_hold_nothing() {
         lab.lrpns_ok(&["restart", "web", "app"]);
         assert_eq!(lab.client_get(&url).unwrap(), "from nginx\n");
         lab.lrpns_ok(&["down", "web"]);
+    }
+}
+
+#[test]
+fn su_and_runuser_change_to_a_user_over_a_range_without_a_password() {
+    if !machine() || !std::path::Path::new("/etc/pam.d/su").exists() {
+        return;
+    }
+    let lab = Lab::new();
+    for command in [
+        &["su", "-s", "/bin/sh", "-c", "id -u", "nobody"][..],
+        &["runuser", "-u", "nobody", "--", "id", "-u"],
+    ] {
+        let file = over_a_range(command, "");
+        let path = lab.write("su.toml", &file);
+        let output = lab.lrpns(&["up", "-f", path.to_str().unwrap()]);
+        let said = describe(&output);
+        assert!(said.contains("| 65534"), "{command:?}: {said}");
     }
 }
 

@@ -31,7 +31,7 @@ const MAX_LEN: usize = 64 << 20;
 /// None of a part's is longer, which may have been broken into and say what it likes; but of the compiler's.
 const MAX_LEN_OF_PART: usize = 4 << 20;
 /// No message carries more descriptors; the kernel's own limit is 253 (`SCM_MAX_FD` of include/net/scm.h).
-pub const MAX_FDS: usize = 128;
+pub const MAX_FDS: usize = 200;
 
 /// To the stage.
 #[derive(Debug, Serialize, Deserialize)]

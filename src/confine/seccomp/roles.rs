@@ -390,6 +390,11 @@ pub fn default() -> Profile {
     // getifaddrs(3): a program lists its own links, addresses and routes. The kernel changes none of them without
     // CAP_NET_ADMIN (rtnetlink_rcv_msg(), net/core/rtnetlink.c), and a filter sees nothing of the messages.
     families.push(allow([equal(0, AF_NETLINK), equal(2, libc::NETLINK_ROUTE)]));
+    // Who is root takes EPERM for a failure here, and PAM lets nobody through; of a kernel without it nobody asks more.
+    families.push(Rule {
+        when: vec![equal(0, AF_NETLINK), equal(2, libc::NETLINK_AUDIT)],
+        action: Action::Errno(libc::EPROTONOSUPPORT as u16),
+    });
     set(&mut calls, Sysno::socket, families);
     // Without CAP_MKNOD the kernel makes no device; this keeps it so whatever the kernel thinks.
     let nodes = |arg| {
