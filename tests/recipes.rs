@@ -248,6 +248,10 @@ recipes! {
         finds: "mosquitto_sub -h $HOST -p $PORT -t t -C 1 -W 9",
         prints: "kept",
     }
+    dnsmasq ALL => {
+        name: "dnsmasq", program: "dnsmasq", prints: "192.0.2.1",
+        uses: "dig +short @$HOST -p $PORT alive.lrpns.test; dig +tcp +short @$HOST -p $PORT alive.lrpns.test",
+    }
     unbound ALL => {
         name: "unbound", program: "unbound", prints: "192.0.2.1",
         uses: "dig +short @$HOST -p $PORT alive.lrpns.test; dig +tcp +short @$HOST -p $PORT alive.lrpns.test",

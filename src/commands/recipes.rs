@@ -49,6 +49,7 @@ pub(super) const RECIPES: &[Recipe] = recipes! {
     "redis": "redis.conf";
     "memcached":;
     "mosquitto": "mosquitto.conf";
+    "dnsmasq": "dnsmasq.conf";
     "unbound": "unbound.conf";
     "sshd": "authorized_keys" "sshd_config" "start";
 };
