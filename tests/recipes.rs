@@ -173,8 +173,9 @@ fn every_recipe_is_tried_here() {
     let tests = std::fs::read_to_string(here.join("tests/recipes.rs")).unwrap();
     for folder in std::fs::read_dir(here.join("rootfs/recipes")).unwrap() {
         let name = folder.unwrap().file_name().into_string().unwrap();
+        let own = here.join(format!("tests/{name}.rs")).exists();
         assert!(
-            tests.contains(&format!("name: \"{name}\"")),
+            own || tests.contains(&format!("name: \"{name}\"")),
             "nothing tries {name}"
         );
     }

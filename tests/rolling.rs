@@ -3,11 +3,9 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::Child;
-
 use serde_json::Value;
 use support::lab::{Lab, describe, until};
+use support::load::Load;
 use support::look::{self, PYTHON, part, toml_list};
 use support::user::User;
 
@@ -44,75 +42,12 @@ server.serve_forever()
 server.server_close()
 "#;
 
-/// Asks as fast as it can, until its input ends, by connections of one request and by one that is kept: then says how many
-/// answers it had, the words, and what went wrong.
-const LOAD: &str = r#"
-import http.client, json, sys, threading
-host, port = sys.argv[1], int(sys.argv[2])
-over = threading.Event()
-lock, words, wrong, count = threading.Lock(), set(), [], [0]
-def ask(kept):
-    connection = None
-    while not over.is_set():
-        try:
-            if connection is None:
-                connection = http.client.HTTPConnection(host, port, timeout=10)
-            connection.request("GET", "/", headers={} if kept else {"connection": "close"})
-            answer = connection.getresponse()
-            word = answer.read().decode()
-            if answer.status != 200:
-                raise OSError(f"status {answer.status}")
-            with lock:
-                words.add(word)
-                count[0] += 1
-            if not kept or answer.will_close:
-                connection.close()
-                connection = None
-        except Exception as e:
-            with lock:
-                wrong.append(f"{'kept' if kept else 'new'}: {e!r}")
-            connection = None
-threads = [threading.Thread(target=ask, args=(kept,)) for kept in (False, False, False, True)]
-[thread.start() for thread in threads]
-print("ready", flush=True)
-sys.stdin.read()
-over.set()
-[thread.join() for thread in threads]
-print(json.dumps({"count": count[0], "words": len(words), "wrong": wrong}))
-"#;
-
 fn shop(via: &str, more: &str) -> String {
     format!(
         "name = \"shop\"\n[app.web]\nrootfs = \"host\"\ncommand = {}\npublish = [\"0.0.0.0:5000:5000\"]\n\
          via = \"{via}\"\nstop_timeout = \"1s\"\n{more}\n",
         toml_list(&[PYTHON, "-c", SERVER])
     )
-}
-
-struct Load(Child, BufReader<std::process::ChildStdout>);
-
-impl Load {
-    /// From the client, or from the host itself.
-    fn begin(lab: &Lab, from_client: bool, host: &str) -> Self {
-        let args = [PYTHON, "-c", LOAD, host, "5000"];
-        let mut child = match from_client {
-            true => lab.spawn(&[&["ip", "netns", "exec", "client"], args.as_slice()].concat()),
-            false => lab.spawn(&args),
-        };
-        let mut said = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child, said)
-    }
-
-    fn end(mut self) -> Value {
-        drop(self.0.stdin.take());
-        let mut said = String::new();
-        self.1.read_to_string(&mut said).unwrap();
-        let _ = self.0.wait();
-        serde_json::from_str(&said).unwrap()
-    }
 }
 
 fn apps(status: &Value) -> Vec<(String, String)> {
@@ -143,7 +78,7 @@ fn under_load_no_request_fails_when_an_app_is_replaced_by_relay_and_by_dnat() {
         };
         look::up(&lab, &shop(via, ""));
         let before = lab.status("shop");
-        let load = Load::begin(&lab, true, "10.99.0.1");
+        let load = Load::begin(&lab, true, "10.99.0.1", "5000");
         let mut addresses = vec![look::planned(&before, "/apps/0/address").to_owned()];
         for _ in 0..3 {
             lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
@@ -178,7 +113,7 @@ fn an_ordinary_user_replaces_an_app_too() {
         return;
     }
     user.up(&shop("relay", ""));
-    let load = Load::begin(&lab, false, "127.0.0.1");
+    let load = Load::begin(&lab, false, "127.0.0.1", "5000");
     for _ in 0..2 {
         user.lrpns_ok(&["restart", "--rolling", "shop"]);
     }

@@ -51,6 +51,7 @@ pub(super) const RECIPES: &[Recipe] = recipes! {
     "mosquitto": "mosquitto.conf";
     "dnsmasq": "dnsmasq.conf";
     "unbound": "unbound.conf";
+    "shop": "web.py" "start" "redis.conf" "schema.sql";
     "sshd": "authorized_keys" "sshd_config" "start";
 };
 
@@ -85,11 +86,9 @@ mod tests {
                 "{}",
                 recipe.name
             );
-            assert!(
-                app.limits.memory.is_some() && app.limits.pids.is_some(),
-                "{}",
-                recipe.name
-            );
+            let bounded =
+                |app: &crate::config::App| app.limits.memory.is_some() && app.limits.pids.is_some();
+            assert!(config.apps.iter().all(bounded), "{}", recipe.name);
             let own = |path: &std::path::Path| {
                 path.strip_prefix("/srv/x")
                     .ok()
@@ -97,10 +96,9 @@ mod tests {
             };
             for (file, _) in recipe.files {
                 let source = [".go", ".java"].iter().any(|end| file.ends_with(end));
-                let mounted = app
-                    .volumes
-                    .iter()
-                    .any(|volume| own(&volume.host).is_some_and(|p| p.as_os_str() == *file));
+                let mut volumes = config.apps.iter().flat_map(|app| &app.volumes);
+                let mounted =
+                    volumes.any(|volume| own(&volume.host).is_some_and(|p| p.as_os_str() == *file));
                 assert!(source || mounted, "{}: nothing mounts {file}", recipe.name);
             }
             assert!(

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod lab;
+pub mod load;
 pub mod look;
 pub mod servers;
 pub mod user;
