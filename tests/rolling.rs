@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::Value;
-use support::lab::{Lab, describe, until};
+use support::lab::{LAB, Lab, describe, until};
 use support::load::Load;
 use support::look::{self, PYTHON, part, toml_list};
 use support::user::User;
@@ -20,7 +20,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/slow":
             time.sleep(1)
-        body = word.encode()
+        body = (self.client_address[0] if self.path == "/peer" else word).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         if ends.is_set():
@@ -251,4 +251,141 @@ fn an_app_that_can_not_be_twice_is_not_made_twice() {
     assert_eq!(code, 1);
     assert!(said.contains("web is replaced stop-first"), "{said}");
     assert!(said.contains("hint: "), "{said}");
+}
+
+#[test]
+fn a_live_change_that_starts_an_app_again_replaces_it_and_takes_that_back_the_same_way() {
+    if !look::machine() {
+        return;
+    }
+    for via in ["dnat", "relay"] {
+        let lab = Lab::forwarding();
+        let file = |more: &str| {
+            let path = lab.write("shop.toml", &shop(via, more));
+            path.to_str().unwrap().to_owned()
+        };
+        lab.lrpns_ok(&["up", "-d", "-f", &file("")]);
+        let load = Load::begin(&lab, true, LAB, "5000");
+        let apply = |more: &str, args: &[&str]| {
+            let path = file(more);
+            lab.lrpns(&[&["apply", "-f", &path], args].concat())
+        };
+        let pid = || look::pid(&lab.status("shop"), "web");
+        let first = pid();
+        // A second.
+        let output = apply("env = { COLOUR = \"red\" }", &[]);
+        assert!(output.status.success(), "{via}: {}", describe(&output));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("web is replaced"), "{via}: {said}");
+        let second = pid();
+        assert_ne!(first, second);
+        // One that is never ready.
+        let output = apply(
+            "start_timeout = \"300ms\"\nenv = { PYTHONHOME = \"/nowhere\" }",
+            &[],
+        );
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{via}: {}",
+            describe(&output)
+        );
+        assert_eq!(pid(), second, "{via}");
+        // A third, which nobody confirms, and so a fourth.
+        let output = apply("env = { COLOUR = \"blue\" }", &["--confirm", "30"]);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{via}: {}",
+            describe(&output)
+        );
+        let status = lab.status("shop");
+        assert_eq!(status["plan"]["apps"][0]["env"]["COLOUR"], "red", "{via}");
+        let app = look::pid(&status, "web");
+        assert!(![first, second].contains(&app), "{via}");
+        assert!(lab.proc(app, "environ").contains("COLOUR=red"), "{via}");
+        let came = load.end();
+        assert_eq!(came["wrong"], serde_json::json!([]), "{via}: {came}");
+        assert_eq!(came["words"], 4, "{via}: {came}");
+        let audit = lab.lrpns(&["audit", "shop"]);
+        assert!(audit.status.success(), "{via}: {}", describe(&audit));
+        // What is not to be twice starts again in its place.
+        let output = apply("env = { COLOUR = \"red\" }\nreplace = \"stop-first\"", &[]);
+        assert!(output.status.success(), "{via}: {}", describe(&output));
+        let before = look::planned(&lab.status("shop"), "/apps/0/address").to_owned();
+        let output = apply("replace = \"stop-first\"", &[]);
+        assert!(output.status.success(), "{via}: {}", describe(&output));
+        assert_eq!(
+            look::planned(&lab.status("shop"), "/apps/0/address"),
+            before
+        );
+        lab.lrpns_ok(&["down", "shop"]);
+    }
+}
+
+#[test]
+fn apps_that_are_linked_go_on_by_name_when_either_is_replaced() {
+    if !look::machine() {
+        return;
+    }
+    for ipv6 in [false, true] {
+        let lab = match ipv6 {
+            true => Lab::new().with_ipv6(),
+            false => Lab::new(),
+        };
+        let prefix = if ipv6 {
+            "[network]\nipv6 = \"fd00:18::/64\"\n"
+        } else {
+            ""
+        };
+        let command = toml_list(&[PYTHON, "-c", SERVER]);
+        let file = format!(
+            "name = \"shop\"\n{prefix}[app.web]\nrootfs = \"host\"\ncommand = {command}\nconnect = [\"db:5000\"]\n\
+             publish = [\"127.0.0.1:5000:5000\"]\n[app.db]\nrootfs = \"host\"\ncommand = {command}\n\
+             stop_timeout = \"1s\"\n"
+        );
+        look::up(&lab, &file);
+        let ask = |path: &str| {
+            lab.lrpns_ok(&[
+                "exec",
+                "shop/web",
+                "--",
+                "curl",
+                "-4sS",
+                "--max-time",
+                "5",
+                &format!("http://db:5000{path}"),
+            ])
+        };
+        let address = |app: usize| {
+            let status = lab.status("shop");
+            look::planned(&status, &format!("/apps/{app}/address")).to_owned()
+        };
+        let home = address(1);
+        // One that is kept open by an app, over both replacements of the other.
+        let hold = "import socket, time\ns = socket.create_connection(('db', 5000), 5)\nprint('ready', flush=True)\ninput()";
+        for times in 1..=2 {
+            let word = ask("/");
+            let kept = lab.spawn_lrpns(&["exec", "shop/web", "--", PYTHON, "-c", hold]);
+            lab.lrpns_ok(&["restart", "--rolling", "shop/db"]);
+            assert_ne!(ask("/"), word);
+            assert_eq!(address(1) == home, times == 2);
+            drop(kept);
+            let hosts = lab.lrpns_ok(&["exec", "shop/web", "--", "cat", "/etc/hosts"]);
+            assert!(hosts.contains(&home), "{hosts}");
+            // It still sees who it is that asks.
+            assert_eq!(ask("/peer"), address(0));
+            let audit = lab.lrpns(&["audit", "shop"]);
+            assert!(audit.status.success(), "{}", describe(&audit));
+        }
+        let before = address(0);
+        lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
+        assert_ne!(address(0), before);
+        assert_eq!(ask("/peer"), address(0));
+        // Both are elsewhere.
+        lab.lrpns_ok(&["restart", "--rolling", "shop"]);
+        assert_eq!(ask("/peer"), address(0));
+        let audit = lab.lrpns(&["audit", "shop"]);
+        assert!(audit.status.success(), "{}", describe(&audit));
+    }
 }

@@ -996,7 +996,7 @@ pub fn app_network(
         let Answer::Routes(routes) = net.as_ref().map_err(Clone::clone)?.ask(&Ask::Routes)? else {
             return Err("the process inside answered something else".to_owned());
         };
-        let linked = plan.linked(app).flat_map(AppPlan::addresses);
+        let linked = plan.linked(app).flat_map(AppPlan::known_at);
         let granted: BTreeSet<(IpAddr, u8)> = app
             .routes()
             .into_iter()

@@ -580,8 +580,7 @@ impl AppRoute {
 pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
     let mut found = BTreeSet::new();
     for family in plan.families() {
-        let linked = plan.linked(app);
-        let linked = linked.flat_map(|other| other.home().chain(other.addresses()));
+        let linked = plan.linked(app).flat_map(AppPlan::known_at);
         let nets = app.routes().into_iter().chain(linked.map(IpNet::from));
         let mut nets: Vec<IpNet> = nets.filter(|net| family.has(net.addr())).collect();
         if family.bridge.is_ipv6() && app.source == Source::Client {

@@ -726,7 +726,7 @@ impl Plan {
     ) -> impl Iterator<Item = (&'p Connect, Egress)> + 'p {
         app.connect.iter().flat_map(|connect| {
             let to = self.apps.iter().filter(|to| to.name == connect.app);
-            let to = to.flat_map(|to| to.home().chain(to.addresses()));
+            let to = to.flat_map(AppPlan::known_at);
             let to: BTreeSet<IpAddr> = to.collect();
             to.into_iter().map(move |address| {
                 let egress = Egress {

@@ -105,6 +105,11 @@ impl AppPlan {
         std::iter::once(four.into()).chain(six.map(IpAddr::from))
     }
 
+    /// Where others look for it, and where it is: the same twice, as a rule.
+    pub fn known_at(&self) -> impl Iterator<Item = IpAddr> {
+        self.home().chain(self.addresses())
+    }
+
     /// The IPv4 one of them.
     #[must_use]
     pub fn home4(&self) -> Ipv4Addr {
