@@ -278,6 +278,31 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what has become of the parts: started, ended, healthy or not, changed
+    #[command(
+        after_help = "Example: lrpns events -f --json customerA\n\nThe same lines are in the log, between those of the parts. TIME is as \
+                      `lrpns logs` has it."
+    )]
+    Events {
+        /// The stack, then parts, as `lrpns logs` has them
+        #[arg(value_name = "STACK|PART")]
+        words: Vec<String>,
+        /// The configuration that names the stack
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Go on with what comes, until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+        /// Only those since then
+        #[arg(long, value_name = "TIME", value_parser = time::parse)]
+        since: Option<jiff::Timestamp>,
+        /// Those of the stack of that name that came before
+        #[arg(short, long)]
+        previous: bool,
+        /// One JSON document a line, with the keys that lines of the log have
+        #[arg(long)]
+        json: bool,
+    },
     /// Capture the packets that the sidecar lets through and refuses, with the rule's name
     #[command(
         after_help = "Example: lrpns capture customerA -w - port 5000 | tcpdump -n -r -\n\nFILTER is made of `client ADDRESS`, \

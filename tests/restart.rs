@@ -258,3 +258,20 @@ fn nothing_is_open_while_a_sidecar_or_a_relay_is_replaced() {
         );
     }
 }
+
+#[test]
+fn ps_and_status_say_how_an_app_has_ended() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(&lab, &with("shop", "exit 1", "restart = \"no\""));
+    until("it has ended", || {
+        let status = lab.status("shop");
+        (part(&status, "web")["state"] == "ended").then_some(())
+    });
+    let text = lab.lrpns_ok(&["ps"]);
+    assert!(text.contains("web ended (1), stays running"), "{text}");
+    let text = lab.lrpns_ok(&["status", "shop"]);
+    assert!(shown(&text, "web").contains("ended (1)"), "{text}");
+}

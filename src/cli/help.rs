@@ -13,7 +13,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Look at it",
         &[
-            "ps", "status", "top", "stats", "metrics", "logs", "capture", "trace", "rules",
+            "ps", "status", "top", "stats", "metrics", "logs", "events", "capture", "trace",
+            "rules",
         ],
     ),
     ("Change it", &["apply", "restart", "kill", "exec"]),

@@ -23,7 +23,9 @@ const STACKS: [&str; 8] = [
     "down", "apply", "capture", "trace", "audit", "rules", "inspect", "metrics",
 ];
 /// What takes parts as well.
-const PARTS: [&str; 7] = ["status", "top", "stats", "logs", "restart", "kill", "exec"];
+const PARTS: [&str; 8] = [
+    "status", "top", "stats", "logs", "events", "restart", "kill", "exec",
+];
 /// What takes stacks that have ended.
 const ENDED: [&str; 2] = ["rm", "start"];
 

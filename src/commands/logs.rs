@@ -29,6 +29,10 @@ use crate::supervise;
 pub struct Wanted {
     /// Lines of these parts; of all, if there is none.
     pub parts: Vec<String>,
+    /// Lines of this stream; of all, if none is said.
+    pub stream: Option<Stream>,
+    /// What comes before all of it, of a stack that runs.
+    pub first: Vec<LogLine>,
     /// No more than the last ones of what there is.
     pub lines: Option<usize>,
     /// Of those, which.
@@ -123,6 +127,31 @@ impl Printer {
             Err(e) => Err(cannot_print(e)),
         }
     }
+}
+
+/// Prints what has become of a stack's parts: the log's events, after their first starts, of which the log says nothing.
+pub fn events(stack: &StackName, mut wanted: Wanted) -> Result<ExitCode, Failure> {
+    let lives = matches!(Host::state_root().liveness(stack), Ok(Liveness::Alive));
+    if lives && !wanted.previous {
+        let status = super::status_now(stack)?;
+        let parts = wanted.parts.as_slice();
+        let is_wanted = |name: &String| parts.is_empty() || parts.contains(name);
+        let mut first: Vec<LogLine> = { status.parts.iter() }
+            .filter(|part| part.restarts == 0 && part.pid.is_some() && is_wanted(&part.name))
+            .map(|part| LogLine {
+                time: part.since,
+                part: part.name.clone(),
+                stream: Stream::Event,
+                text: "started".to_owned(),
+                continues: false,
+                traffic: None,
+            })
+            .collect();
+        first.sort_by_key(|line| line.time);
+        wanted.first = first;
+    }
+    wanted.stream = Some(Stream::Event);
+    logs(stack, wanted)
 }
 
 /// Prints the log, and what comes if asked to.
@@ -259,6 +288,7 @@ impl Wanted {
     fn filter(&self) -> Filter {
         Filter {
             parts: self.parts.clone(),
+            stream: self.stream,
             ..Filter::default()
         }
     }
@@ -273,6 +303,11 @@ fn of_running(
     let (filter, follow) = (wanted.filter(), wanted.follow);
     let client = ask(stack, &Request::Logs { filter, follow })?;
     let mut printer = Printer::new(wanted);
+    for line in &wanted.first {
+        if !printer.line(line.clone())? {
+            return Ok(());
+        }
+    }
     // With what is on disk it is to be put into one order first.
     let mut held = recorded.map(|recorded| (recorded, vec![]));
     loop {

@@ -196,6 +196,8 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             let (stack, parts) = target::several(&words, file.as_deref())?;
             let wanted = logs::Wanted {
                 parts: [parts, part].concat(),
+                stream: None,
+                first: vec![],
                 lines,
                 sieve: logs::Sieve { since, until, grep },
                 follow,
@@ -203,6 +205,31 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
                 json,
             };
             logs::logs(&stack, wanted)
+        }
+        Command::Events {
+            words,
+            file,
+            follow,
+            since,
+            previous,
+            json,
+        } => {
+            let (stack, parts) = target::several(&words, file.as_deref())?;
+            let sieve = logs::Sieve {
+                since,
+                ..logs::Sieve::default()
+            };
+            let wanted = logs::Wanted {
+                parts,
+                stream: None,
+                first: vec![],
+                lines: None,
+                sieve,
+                follow,
+                previous,
+                json,
+            };
+            logs::events(&stack, wanted)
         }
         Command::Capture {
             file,

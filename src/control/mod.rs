@@ -309,7 +309,11 @@ impl PartStatus {
         match self.state {
             PartState::Ended if self.gave_up => format!("given up ({})", self.restarts),
             PartState::Ended if done && app.is_some_and(|app| app.job) => "done".to_owned(),
-            PartState::Ended => "ended".to_owned(),
+            PartState::Ended => match self.last_exit {
+                Some(protocol::Exit::Status(status)) => format!("ended ({status})"),
+                Some(exit) => format!("ended ({})", exit.to_string().trim_start_matches("signal ")),
+                None => "ended".to_owned(),
+            },
             PartState::Running if self.is(protocol::Health::Healthy) => "healthy".to_owned(),
             PartState::Running if self.is(protocol::Health::Unhealthy) => "unhealthy".to_owned(),
             _ if self.in_a_row > 0 => format!("restarting ({})", self.in_a_row),

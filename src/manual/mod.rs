@@ -39,7 +39,7 @@ pub const TOPICS: &[Topic] = &topics! {
     "sealing": "a sidecar without any capability", [];
     "life": "the life of an app: order of start, jobs, health, restarts", [];
     "changes": "changing a stack that runs", ["apply", "restart"];
-    "history": "what a stack said, and how it ended", ["logs", "rm"];
+    "history": "what a stack said, and how it ended", ["logs", "events", "rm"];
     "figures": "what a stack uses and counts, also for Prometheus", ["stats", "metrics"];
     "traffic": "the traffic log, and captures", ["capture"];
     "diagnosis": "why a client does not get through", ["trace"];

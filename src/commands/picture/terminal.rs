@@ -10,7 +10,10 @@ pub const WIDTH: usize = 80;
 /// What stands left of everything.
 const INDENT: usize = 1;
 /// What an app's box takes at most beside its borders.
-const WIDEST_APP: usize = 24;
+const WIDEST_APP: usize = 20;
+
+/// What the left takes at least: two characters of who it is, and of the host's address; the rest are lines and arrows.
+const NARROWEST_LEFT: usize = 2 + 4 + 2 + 3 + "closed".len() + 2;
 
 /// One line of an app: what is at the left of the sidecar, what is between it and the app.
 #[derive(Default)]
@@ -103,6 +106,7 @@ impl Row {
                     Way::Closed => ("closed", "─╳"),
                     _ => (*via, "─►"),
                 };
+                let name = shortened(name, who);
                 let room = width.saturating_sub(who + 4 + 3 + via.len() + 2);
                 let listen = shortened(listen, room);
                 let line = "─".repeat(room - columns(&listen));
@@ -147,7 +151,11 @@ pub fn draw(picture: &Picture) -> String {
         _ => who + 4 + columns(&row.left.listen) + 6 + "closed".len(),
     });
     let taken = INDENT + (sidecar + 2) + (port + 5) + (app + 4);
-    let left = wanted.clamp(8, WIDTH.saturating_sub(taken).max(24));
+    let left = wanted.clamp(
+        NARROWEST_LEFT,
+        WIDTH.saturating_sub(taken).max(NARROWEST_LEFT),
+    );
+    let who = who.min(left - (NARROWEST_LEFT - 2));
 
     let mut lines: Vec<(String, String, String)> = vec![];
     for (app_drawn, rows) in picture.apps.iter().zip(&rows) {
