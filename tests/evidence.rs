@@ -194,3 +194,63 @@ fn an_app_without_root_leaves_the_same() {
     let runtime = lab.root().join("run/lab/4242/lrpns");
     assert!(!runtime.exists());
 }
+
+#[test]
+fn a_supervisor_that_was_killed_leaves_how_too_once_somebody_finds_it() {
+    let lab = Lab::new();
+    for finds in ["ps", "down", "up"] {
+        let script = "echo FATAL disk full >&2; exec sleep 1000";
+        let name = format!("shop-{finds}");
+        let text = std::fs::read_to_string(file(&lab, &name, "no", script)).unwrap();
+        let file = lab.write("it.toml", &format!("{text}[log]\nto = \"file\"\n"));
+        let file = file.to_str().unwrap();
+        lab.lrpns_ok(&["up", "-d", "-f", file]);
+        until("it is said", || {
+            let log = lab.lrpns_ok(&["logs", &name]);
+            log.contains("FATAL").then_some(())
+        });
+        let status = lab.status(&name);
+        lab.kill("KILL", &status["supervisor"]);
+        until("it is gone", || {
+            let found = lab.run(&[
+                "test",
+                "-e",
+                &format!("/proc/{}/fd/0", status["supervisor"]),
+            ]);
+            (!found.status.success()).then_some(())
+        });
+        match finds {
+            "ps" => {
+                let list = lab.lrpns_ok(&["ps"]);
+                assert!(list.contains("crashed"), "{list}");
+                lab.lrpns_ok(&["down", &name]);
+            }
+            "up" => {
+                lab.lrpns_ok(&["up", "-d", "-f", file]);
+                lab.lrpns_ok(&["status", &name]);
+                let before = lab.lrpns(&["status", &name, "--previous"]);
+                let said = String::from_utf8(before.stdout).unwrap();
+                assert!(
+                    said.contains("its supervisor was killed, or crashed"),
+                    "{said}"
+                );
+                lab.lrpns_ok(&["down", &name]);
+                continue;
+            }
+            _ => drop(lab.lrpns_ok(&["down", &name])),
+        }
+        let document = ended(&lab, &name);
+        assert_eq!(document["cause"], "killed");
+        assert_eq!(document["run"], status["plan"]["run"]);
+        let list = lab.lrpns_ok(&["ps", "-a"]);
+        let line = list.lines().find(|line| line.contains(&name)).unwrap();
+        assert!(line.contains("killed"), "{list}");
+        let output = lab.lrpns(&["status", &name]);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            said.contains("its supervisor was killed, or crashed"),
+            "{said}"
+        );
+        assert!(said.contains("app | FATAL disk full"), "{said}");
+    }
+}

@@ -23,7 +23,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = (self.client_address[0] if self.path == "/peer" else word).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
-        if ends.is_set():
+        if ends.is_set() or self.close_connection:
             self.send_header("connection", "close")
             self.close_connection = True
         self.end_headers()
@@ -387,5 +387,59 @@ fn apps_that_are_linked_go_on_by_name_when_either_is_replaced() {
         assert_eq!(ask("/peer"), address(0));
         let audit = lab.lrpns(&["audit", "shop"]);
         assert!(audit.status.success(), "{}", describe(&audit));
+    }
+}
+
+/// What wrk found wrong; it asks by so many connections, each kept or each for one request.
+fn wrk(lab: &Lab, from_client: bool, host: &str, kept: bool) -> std::process::Child {
+    let url = format!("http://{host}:5000/");
+    let header: &[&str] = if kept {
+        &[]
+    } else {
+        &["-H", "Connection: close"]
+    };
+    let args = [
+        &["wrk", "-t1", "-c8", "-d75s", "--timeout", "10s"],
+        header,
+        &[&url],
+    ]
+    .concat();
+    match from_client {
+        true => lab.spawn(&[&["ip", "netns", "exec", "client"], args.as_slice()].concat()),
+        false => lab.spawn(&args),
+    }
+}
+
+#[test]
+#[ignore = "measures"]
+fn twenty_replacements_under_wrk_fail_no_request() {
+    if !look::machine_with(&["wrk"]) {
+        return;
+    }
+    for (via, rootless) in [("dnat", false), ("relay", false), ("relay", true)] {
+        let lab = Lab::forwarding();
+        let user = rootless.then(|| User::new(&lab, 1001));
+        let lrpns = |args: &[&str]| match &user {
+            Some(user) => user.lrpns_ok(args),
+            None => lab.lrpns_ok(args),
+        };
+        let path = lab.write("shop.toml", &shop(via, ""));
+        lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let clients = [true, false].map(|kept| wrk(&lab, true, LAB, kept));
+        let begun = std::time::Instant::now();
+        for _ in 0..20 {
+            lrpns(&["restart", "--rolling", "shop/web"]);
+        }
+        let took = begun.elapsed();
+        for client in clients {
+            let output = client.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            println!("{via} rootless {rootless}: 20 in {took:?}\n{said}");
+            assert!(said.contains("requests in"), "{said}");
+            for wrong in ["Socket errors", "Non-2xx"] {
+                assert!(!said.contains(wrong), "{via}: {said}");
+            }
+        }
+        lrpns(&["down", "shop"]);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::ended;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
@@ -75,7 +76,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     }
     files::tidy(&Host::logs());
     if all {
-        removed += super::ended::remove_all(&state)?;
+        removed += ended::remove_all(&state)?;
     }
     if removed == 0 {
         eprintln!("nothing to remove");
@@ -135,6 +136,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
                     in_runtime(net::wait_until_gone(plan.uplink.host_link))?;
                 }
                 remove_cgroup(state, stack)?;
+                ended::note_crash(state, stack, &global);
                 state.remove(stack, global)?;
                 return Ok(true);
             }

@@ -6,17 +6,21 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use jiff::Timestamp;
+
 use super::status::table;
-use crate::commands::failure::Failure;
-use crate::control::evidence::{Cause, Ended, EndedPart};
+use crate::commands::failure::{FAILED, Failure};
+use crate::control::evidence::{self, Cause, Ended, EndedPart, Remains};
 use crate::host::Host;
-use crate::log::files;
+use crate::log::{LogBuf, LogLine, files};
 use crate::names::StackName;
-use crate::state::{Liveness, StateRoot};
+use crate::state::{GlobalLock, Liveness, StateRoot};
 use crate::text::harmless;
 
 /// How many lines `status` shows.
 const SHOWN: usize = 10;
+/// How much of a log on disk is looked at for what was said last, in bytes of memory.
+const READ: usize = 4 << 20;
 
 /// What a stack left when it ended; `None` where there is nothing.
 pub(super) fn of(state: &StateRoot, stack: &StackName) -> Option<Ended> {
@@ -35,6 +39,37 @@ pub(super) fn instead(stack: &StackName) -> Option<Ended> {
 /// The same of the stack of that name that came before, whether there is one now or not.
 pub(super) fn previous(stack: &StackName) -> Result<Ended, Failure> {
     of(&Host::state_root(), stack).ok_or_else(|| none(stack))
+}
+
+/// Writes what there is to know of a stack whose supervisor was killed, or crashed: once for each run, by whoever finds that
+/// first. What it said last is known if its log is on disk; when it ended is not, so it is when it was found.
+pub(super) fn note_crash(state: &StateRoot, stack: &StackName, held: &GlobalLock) {
+    let Some(plan) = state.plan(stack) else {
+        return;
+    };
+    if of(state, stack).is_some_and(|ended| ended.run == plan.run) {
+        return;
+    }
+    // Its socket is made when it starts. The log has lines of earlier runs, too.
+    let begun = std::fs::symlink_metadata(state.control(stack)).and_then(|meta| meta.modified());
+    let begun = begun.ok().and_then(|time| Timestamp::try_from(time).ok());
+    let dir = plan.record.dir.clone();
+    let its = |line: &LogLine| begun.is_none_or(|begun| line.time >= begun);
+    let mut log = LogBuf::new(READ);
+    for line in files::read(&dir, its).unwrap_or_default() {
+        log.push(line);
+    }
+    let remains = Remains {
+        since: begun,
+        log: dir.exists().then_some(dir),
+        lines: evidence::last_lines(&log),
+        ..Remains::default()
+    };
+    let why = "its supervisor was killed, or crashed".to_owned();
+    let document = Ended::new(&plan, remains, Cause::Killed, why, FAILED);
+    let document = serde_json::to_vec(&document).unwrap_or_default();
+    // What can't be written is missing, and no more: what was asked for is something else.
+    let _ = state.leave(stack, &document, held);
 }
 
 /// There is no such stack.
@@ -129,6 +164,7 @@ fn exit(part: &EndedPart) -> String {
 pub(super) fn state(ended: &Ended) -> String {
     match ended.cause {
         Cause::Failed => format!("failed ({})", ended.exit),
+        Cause::Killed => "killed".to_owned(),
         Cause::Stopped | Cause::AppEnded => format!("ended ({})", ended.exit),
     }
 }

@@ -620,7 +620,14 @@ fn no_connection(state: &StateRoot, stack: &StackName) -> Failure {
 }
 
 fn not_running(state: &StateRoot, stack: &StackName, e: &std::io::Error) -> Failure {
-    match state.lock().and_then(|held| state.settle(stack, &held)) {
+    let settled = state.lock().and_then(|held| {
+        let settled = state.settle(stack, &held)?;
+        if settled == Liveness::Crashed {
+            ended::note_crash(state, stack, &held);
+        }
+        Ok(settled)
+    });
+    match settled {
         Ok(Liveness::Alive) => {
             Failure::unable(format!("connect to the supervisor of {stack}: {e}"))
         }

@@ -117,7 +117,10 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
         for stack in names {
             let liveness = match state.settle(&stack, &held)? {
                 Liveness::Alive => "up",
-                Liveness::Crashed => "crashed",
+                Liveness::Crashed => {
+                    ended::note_crash(&state, &stack, &held);
+                    "crashed"
+                }
                 Liveness::Absent => continue,
             };
             let plan = state.plan(&stack);

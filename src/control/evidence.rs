@@ -1,7 +1,8 @@
 //! What a stack that has ended leaves to be read: why it ended, how each part did, and what was said last.
 //!
 //! One document a stack, written by its supervisor when nothing of the stack is left but its directory, bounded, and
-//! replaced when a stack of that name ends again. A supervisor that is killed with SIGKILL writes none.
+//! replaced when a stack of that name ends again. Of a supervisor that is killed with SIGKILL the first command that finds
+//! its directory without it writes one.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -82,6 +83,8 @@ pub enum Cause {
     AppEnded,
     /// It could not be brought up.
     Failed,
+    /// Its supervisor was killed, or crashed, and could say nothing: who has found that has written what there was.
+    Killed,
 }
 
 /// Who wanted the end.

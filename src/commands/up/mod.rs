@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::cause::Case;
+use super::ended;
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::{FAILED, Failure, chain};
@@ -35,7 +36,7 @@ use crate::plan::resolve;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
-use crate::state::{GlobalLock, StateError, StateRoot};
+use crate::state::{GlobalLock, Liveness, StateError, StateRoot};
 use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
@@ -370,7 +371,9 @@ fn supervise_here(
     let (global, host, mut plan, claimed, _held_back) = loop {
         let held_back = HeldBack::signals()?;
         let global = state.lock()?;
-        state.settle(&config.name, &global)?;
+        if state.settle(&config.name, &global)? == Liveness::Crashed {
+            ended::note_crash(&state, &config.name, &global);
+        }
         let host = Host::look_for(&config)?;
         let plan = resolve::plan(&config, &host)?;
         if let Some(claimed) = state.claim(&config.name, &global)? {
