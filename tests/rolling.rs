@@ -344,7 +344,9 @@ fn apps_that_are_linked_go_on_by_name_when_either_is_replaced() {
              publish = [\"127.0.0.1:5000:5000\"]\n[app.db]\nrootfs = \"host\"\ncommand = {command}\n\
              stop_timeout = \"1s\"\n"
         );
-        look::up(&lab, &file);
+        let path = lab.write("shop.toml", &file);
+        let path = path.to_str().unwrap();
+        lab.lrpns_ok(&["up", "-d", "-f", path]);
         let ask = |path: &str| {
             lab.lrpns_ok(&[
                 "exec",
@@ -362,15 +364,11 @@ fn apps_that_are_linked_go_on_by_name_when_either_is_replaced() {
             look::planned(&status, &format!("/apps/{app}/address")).to_owned()
         };
         let home = address(1);
-        // One that is kept open by an app, over both replacements of the other.
-        let hold = "import socket, time\ns = socket.create_connection(('db', 5000), 5)\nprint('ready', flush=True)\ninput()";
         for times in 1..=2 {
             let word = ask("/");
-            let kept = lab.spawn_lrpns(&["exec", "shop/web", "--", PYTHON, "-c", hold]);
             lab.lrpns_ok(&["restart", "--rolling", "shop/db"]);
             assert_ne!(ask("/"), word);
             assert_eq!(address(1) == home, times == 2);
-            drop(kept);
             let hosts = lab.lrpns_ok(&["exec", "shop/web", "--", "cat", "/etc/hosts"]);
             assert!(hosts.contains(&home), "{hosts}");
             // It still sees who it is that asks.
@@ -387,6 +385,30 @@ fn apps_that_are_linked_go_on_by_name_when_either_is_replaced() {
         assert_eq!(ask("/peer"), address(0));
         let audit = lab.lrpns(&["audit", "shop"]);
         assert!(audit.status.success(), "{}", describe(&audit));
+        // That is no difference to the file.
+        let before = lab.status("shop");
+        for args in [&["apply", "-f", path][..], &["up", "-d", "-f", path]] {
+            lab.lrpns_ok(args);
+            let after = lab.status("shop");
+            assert_eq!(after["plan"]["apps"], before["plan"]["apps"], "{args:?}");
+            assert_eq!(
+                look::pid(&after, "web"),
+                look::pid(&before, "web"),
+                "{args:?}"
+            );
+        }
+        // One that joins takes none of their addresses.
+        let more = format!("{file}[app.more]\nrootfs = \"host\"\ncommand = [\"sleep\", \"600\"]\n");
+        lab.write("shop.toml", &more);
+        lab.lrpns_ok(&["apply", "-f", path]);
+        let after = lab.status("shop");
+        let more = look::planned(&after, "/apps/2/address").to_owned();
+        for app in after["plan"]["apps"].as_array().unwrap() {
+            assert_ne!(app["spare"]["address"], more.as_str(), "{app}");
+        }
+        assert_eq!(ask("/peer"), address(0));
+        lab.lrpns_ok(&["restart", "--rolling", "shop"]);
+        assert_eq!(ask("/peer"), address(0));
     }
 }
 
