@@ -148,3 +148,71 @@ fn a_program_that_may_not_be_executed_is_told_which_option_it_needs() {
     );
     assert_eq!(code, 0, "{said}");
 }
+
+#[test]
+fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_them() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // The lab's /etc is its own from here on.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mkdir /run/lab/etc; cp -a /etc/. /run/lab/etc; mount --bind /run/lab/etc /etc
+         mkdir /etc/quiet /etc/quiet/own; echo x >/etc/quiet.conf; echo x >/etc/quiet/own/key; chmod 600 /etc/quiet/own/key
+         chown -R 4321:4321 /etc/quiet/own; printf '#!/bin/sh\\nexit 3\\n' >/run/lab/quiet; chmod 755 /run/lab/quiet",
+    ]);
+    let quiet = "volumes = [\"/run/lab/quiet:/srv/quiet:exec\"]";
+    let shell = |said: &str| {
+        let line = format!("echo {said:?} >&2; exit 1");
+        ["sh".to_owned(), "-c".to_owned(), line]
+    };
+    let program = |argument: &str| {
+        [
+            "/srv/quiet".to_owned(),
+            "-c".to_owned(),
+            argument.to_owned(),
+        ]
+    };
+    for (command, more, hint) in [
+        // It says nothing: its argument, or the configuration of its name.
+        (
+            program("/etc/quiet.conf"),
+            quiet,
+            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\"]",
+        ),
+        (program("x"), quiet, "volumes = [\"/etc/quiet:/etc/quiet\"]"),
+        // One of several, and one that the host has not either.
+        (
+            shell("non-existent configuration file(s): /etc/nowhere:/etc/quiet.conf"),
+            "",
+            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\"]",
+        ),
+        (
+            shell("Failed to parse config file: /etc/nowhere.conf"),
+            "",
+            "volumes = [\"./nowhere.conf:/etc/nowhere.conf\"]",
+        ),
+        (
+            shell("directory '/var/cache/quiet' is not writable"),
+            "",
+            "tmpfs = [\"/tmp:16M\", \"/var/cache/quiet:16M\"]",
+        ),
+        (
+            shell("/etc/quiet/own/key: Permission denied"),
+            "volumes = [\"/etc/quiet:/etc/quiet\"]",
+            "volumes = [\"/etc/quiet/own:/etc/quiet/own\"]",
+        ),
+    ] {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let more = format!("publish = [\"8000:8000\"]\nrestart = \"no\"\n{more}");
+        let (code, said) = told(&lab, &command, &more);
+        assert_eq!(code, 1, "{command:?}: {said}");
+        let hints = &said[said.find("hint: ").expect("no hint")..];
+        assert!(hints.contains(hint), "{command:?}: {said}");
+    }
+    let more = "publish = [\"8000:8000\"]\nrestart = \"no\"";
+    let (_, said) = told(&lab, &["sh", "-c", "exit 3"], more);
+    assert!(said.contains("hint: sh wrote nothing"), "{said}");
+}

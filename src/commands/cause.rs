@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Rootfs, SECRETS, Tmpfs, joined};
+use crate::config::{Rootfs, SECRETS, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{AppPlan, PublishPlan};
 use crate::protocol::Exit;
@@ -76,6 +76,19 @@ const FOREGROUND: &[(&str, &str)] = &[
     ("thttpd", "thttpd -D"),
 ];
 
+/// Where Debian has a server's configuration that is not called as its program.
+const CONFIGURED: &[(&str, &str)] = &[
+    ("slapd", "ldap"),
+    ("named", "bind"),
+    ("smbd", "samba"),
+    ("nmbd", "samba"),
+    ("mysqld", "mysql"),
+    ("mariadbd", "mysql"),
+    ("freeradius", "freeradius"),
+    ("clamd", "clamav"),
+    ("in.tftpd", "default/tftpd-hpa"),
+];
+
 /// What is known of an app that is not what it should be.
 pub(super) struct Case<'a> {
     /// What it may do.
@@ -114,7 +127,51 @@ impl Case<'_> {
             };
             add(self.by_line(line));
         }
+        if hints.is_empty() && self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
+            // What it said of a file is not about one that it doesn't find.
+            if self.said.iter().all(|line| path(line).is_none()) {
+                hints.extend(self.by_files());
+            }
+            let wrote = self.said.iter().any(|line| !line.trim().is_empty());
+            if hints.is_empty() && !wrote {
+                hints.push(format!(
+                    "{} wrote nothing: let it log to its standard error, or say more (-d, -v, --debug); one that must begin as root and tells nobody takes ids = \"range\"",
+                    text::harmless(self.program(), 64)
+                ));
+            }
+        }
         hints
+    }
+
+    /// What it may have looked for and not found, where it says nothing that is understood: a path of its command, or the
+    /// configuration that the host has for its program.
+    fn by_files(&self) -> Option<String> {
+        if self.app.rootfs != Rootfs::Host {
+            return None;
+        }
+        let program = self.program();
+        let bare = program.trim_end_matches('d');
+        let other = CONFIGURED.iter().find(|(name, _)| *name == program);
+        let arguments = self.app.command.iter().skip(1).map(PathBuf::from);
+        let own = [
+            program.to_owned(),
+            format!("{program}.conf"),
+            bare.to_owned(),
+        ];
+        let own = other
+            .map(|(_, name)| (*name).to_owned())
+            .into_iter()
+            .chain(own)
+            .filter(|name| !name.is_empty() && !name.contains('/'))
+            .map(|name| Path::new("/etc").join(name));
+        let mut all = arguments.filter(|path| path.is_absolute()).chain(own);
+        all.find_map(|path| {
+            let there = self.app.volumes.iter().any(|v| path.starts_with(&v.path));
+            if there || !path.exists() || !path.starts_with("/etc") {
+                return None;
+            }
+            self.missing(&path)
+        })
     }
 
     fn program(&self) -> &str {
@@ -164,8 +221,18 @@ impl Case<'_> {
         {
             return Some(self.own_port(port));
         }
-        if has(&["read-only file system", "erofs", "errno 30"]) {
+        if has(&[
+            "read-only file system",
+            "erofs",
+            "errno 30",
+            "is not writable",
+            "isn't writable",
+        ]) {
             return Some(match path(line) {
+                // With a slash at its end it is one, also where the host has none.
+                Some(path) if has(&["directory", "folder"]) && has(&["writable"]) => {
+                    self.writable(&path.join(""))
+                }
                 Some(path) => self.writable(&path),
                 None => "it writes where nothing is writable: the root is read-only. Name the directory in tmpfs, such as tmpfs = [\"/tmp:16M\", \"/run:1M\"], or, for what must last, in volumes with :rw".to_owned(),
             });
@@ -194,22 +261,33 @@ impl Case<'_> {
         if has(&["operation not permitted", "eperm", "errno 1]"]) {
             return Some(self.not_permitted(&lower));
         }
-        if has(&[
-            "no such file or directory",
-            "enoent",
-            "errno 2]",
-            "cannot load certificate",
-            "cannot load",
-            "can't open",
-            "cannot open",
-            "could not open",
-        ]) && let Some(path) = path(line)
+        if !refused
+            && has(&[
+                "no such file or directory",
+                "enoent",
+                "errno 2]",
+                "failed to parse config",
+                "non-existent",
+                "does not exist",
+                "unable to open",
+                "failed to open",
+                "cannot load certificate",
+                "cannot load",
+                "can't open",
+                "cannot open",
+                "could not open",
+            ])
+            && let Some(first) = path(line)
         {
-            return self.missing(&path);
+            let on_the_host = paths(line).find(|path| path.exists());
+            return self.missing(&on_the_host.unwrap_or(first));
         }
         if refused {
             let path = path(line)?;
-            if let Some(hint) = self.secret(&path) {
+            let mut all = paths(line);
+            if let Some(hint) =
+                all.find_map(|path| self.owners(&path).or_else(|| self.secret(&path)))
+            {
                 return Some(hint);
             }
             return Some(
@@ -305,6 +383,8 @@ impl Case<'_> {
             Some(parent) if !is_directory && parent != Path::new("/") => parent,
             _ => path,
         };
+        // Without a slash at its end.
+        let directory: &Path = &directory.components().collect::<PathBuf>();
         if self.is_of_the_root(directory) {
             return format!(
                 "{} is part of the programs, which stay read-only: let the server write elsewhere, such as below /tmp",
@@ -355,6 +435,13 @@ impl Case<'_> {
                 "{path} is the host's and not in the app's root: volumes = [\"{path}:{path}\"]"
             ));
         }
+        if path.starts_with("/etc") {
+            let name = shown(Path::new(path.file_name()?));
+            return Some(format!(
+                "{0} is not there, nor on the host: write one beside the stack's file, and volumes = [\"./{name}:{0}\"]",
+                shown(path)
+            ));
+        }
         Some(format!(
             "{} is not in the app's root; to write there: {}",
             shown(parent),
@@ -362,19 +449,49 @@ impl Case<'_> {
         ))
     }
 
+    /// The host's path of what the app has at `path` in a volume, with the volume.
+    fn in_a_volume(&self, path: &Path) -> Option<(PathBuf, &Volume)> {
+        let volumes = self.app.volumes.iter();
+        volumes
+            .filter_map(|volume| {
+                let within = path.strip_prefix(&volume.path).ok()?;
+                Some((joined(&volume.host, within), volume))
+            })
+            .max_by_key(|(_, volume)| volume.path.components().count())
+    }
+
+    /// What to do about somebody's own files in a volume of root's: as a volume they are the app's.
+    fn owners(&self, path: &Path) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        let (host, volume) = self.in_a_volume(path)?;
+        let owner = |path: &Path| Some(std::fs::metadata(path).ok()?.uid());
+        let whose = host.ancestors().find_map(owner)?;
+        if whose == 0 || owner(&volume.host)? == whose {
+            return None;
+        }
+        let own = |path: &&Path| path.starts_with(&volume.host) && owner(path) == Some(whose);
+        let top = host.ancestors().filter(own).last()?;
+        let inside = joined(&volume.path, top.strip_prefix(&volume.host).ok()?);
+        Some(format!(
+            "{0} is another user's than the volume that it is in, and an app is whom its volume belongs to: one more, by itself: volumes = [\"{0}:{1}\"]",
+            shown(top),
+            shown(&inside)
+        ))
+    }
+
     /// What to do about a file of root's that nobody else may read: as a volume it stays so.
     fn secret(&self, path: &Path) -> Option<String> {
         use std::os::unix::fs::MetadataExt;
-        let volumes = self.app.volumes.iter();
-        let of_a_volume = volumes.filter_map(|volume| {
-            let within = path.strip_prefix(&volume.path).ok()?;
-            Some(joined(&volume.host, within))
-        });
-        let host = of_a_volume
-            .max_by_key(|host| host.components().count())
-            .unwrap_or_else(|| path.to_owned());
+        let in_a_volume = self.in_a_volume(path).map(|(host, _)| host);
+        let host = in_a_volume.unwrap_or_else(|| path.to_owned());
         let meta = std::fs::metadata(&host).ok()?;
-        if !meta.is_file() || meta.uid() != 0 || meta.mode() & 0o004 != 0 {
+        // The way to it counts, too: what everybody may read in a directory that nobody enters.
+        let is_shut = |directory: &Path| {
+            std::fs::metadata(directory)
+                .is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o001 == 0)
+        };
+        let shut = host.ancestors().skip(1).any(is_shut);
+        if !meta.is_file() || !(shut || meta.uid() == 0 && meta.mode() & 0o004 == 0) {
             return None;
         }
         let name = host.file_name()?.to_str()?;
@@ -407,12 +524,15 @@ impl Case<'_> {
                     "change user",
                     "drop privileges",
                     "switch user",
+                    "prctl",
+                    "capset",
+                    "capabilities",
                 ],
-                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
+                "it changes its user, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its command and its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
             ),
             (
                 &["chown", "change owner", "change ownership"],
-                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
+                "it gives a file another owner, which an app has no right to: it runs unprivileged already, so leave its own user and group out of its command and its configuration, or let it be that user from its start (user = \"www-data\", say); a server that has to begin as root takes ids = \"range\"",
             ),
             (
                 &["chroot"],
@@ -465,18 +585,25 @@ impl Case<'_> {
 
 /// The first absolute path of a line.
 fn path(line: &str) -> Option<PathBuf> {
+    paths(line).next()
+}
+
+/// All of them: a program may try several.
+fn paths(line: &str) -> impl Iterator<Item = PathBuf> {
     let ends = |c: char| {
         c.is_whitespace()
             || matches!(
                 c,
-                '"' | '\'' | '`' | '(' | ')' | ',' | ';' | '<' | '>' | '=' | '[' | ']' | '{' | '}'
+                '"' | '\'' | '`' | '(' | ')' | ',' | ';' | '<' | '>' | '[' | ']' | '{' | '}' | ':'
             )
     };
-    line.split(ends).find_map(|word| {
-        let word = word.trim_end_matches([':', '.', '!']);
+    line.split(ends).filter_map(|word| {
+        // `key=/path`; a name may have one, too.
+        let word = word.find("=/").map_or(word, |i| &word[i + 1..]);
+        let word = word.trim_end_matches(['.', '!']);
         let whole = word.len() > 1 && word.starts_with('/') && !word.starts_with("//");
         let path = Path::new(word);
-        let plain = !word.contains(':') && !path.components().any(|c| c.as_os_str() == "..");
+        let plain = !path.components().any(|c| c.as_os_str() == "..");
         (whole && plain && word.len() <= 255).then(|| path.to_owned())
     })
 }
@@ -543,9 +670,19 @@ mod tests {
                 "/app/log.txt",
             ),
             ("at https://example.org/x /y.", "/y"),
+            (
+                "ldif_read_file: Permission denied for \"/etc/ldap/cn=config.ldif\"",
+                "/etc/ldap/cn=config.ldif",
+            ),
+            ("/etc/x.conf:12: file=/a is missing", "/etc/x.conf"),
+            ("cannot open file=/a", "/a"),
         ] {
             assert_eq!(path(line).as_deref(), Some(Path::new(found)), "{line}");
         }
+        assert_eq!(
+            paths("no configuration file(s): /etc/a.conf:/var/b").collect::<Vec<_>>(),
+            [Path::new("/etc/a.conf"), Path::new("/var/b")]
+        );
         for line in ["nothing", "// a comment", "/", "/a/../b"] {
             assert_eq!(path(line), None, "{line}");
         }
