@@ -801,9 +801,9 @@ pub const CATALOGUE: &[Probe] = &[
         Out,
         Outside,
         "app-forwarding",
-        "ip_forward in the app's network namespace",
+        "ip_forward, and what else is set for an app alone, in its network namespace",
         "ip-sysctl.rst: an app that forwards is a router",
-        "0",
+        "0, and the rest as planned",
     ),
     probe(
         Out,

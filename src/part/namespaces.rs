@@ -265,14 +265,18 @@ pub(crate) const SIDECAR: [(&str, &str); 10] = [
     ("netfilter/nf_conntrack_tcp_timeout_established", "7440"),
 ];
 
+/// Gives the port of a connection that has ended out again after a second, and not after 60: who connects to one service all the
+/// time has no more than 28,000.
+const PORTS_AGAIN: (&str, &str) = ("ipv4/tcp_tw_reuse", "1");
+
 /// The app forwards nothing.
-pub(crate) const APP: [(&str, &str); 1] = [("ipv4/ip_forward", "0")];
+pub(crate) const APP: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), PORTS_AGAIN];
 
 /// It listens where it likes, at port 80 as well: its ports are its own, and who reaches them the rules say.
 const APP_PORTS: [(&str, &str); 1] = [("ipv4/ip_unprivileged_port_start", "0")];
 
-/// The relay's forwards nothing, and gives the ports of what has ended out again after a second.
-pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), ("ipv4/tcp_tw_reuse", "1")];
+/// The relay's forwards nothing.
+pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), PORTS_AGAIN];
 
 /// Who writes the two maps of a user namespace that has just been made (user_namespaces(7)): that takes CAP_SETUID and
 /// CAP_SETGID over the namespace that it was made in, of the writer and of whoever has opened the file.
