@@ -155,6 +155,18 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Draw a stack: who may reach whom, and what was counted and refused if it runs
+    #[command(
+        after_help = "Example: lrpns graph customerA\n         lrpns graph --svg customerA.svg"
+    )]
+    Graph {
+        /// Which stack.
+        #[command(flatten)]
+        target: Target,
+        /// Write it as SVG there, for a browser; `-` is standard output
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
     /// Show what each part uses: processors, memory, connections, bytes
     #[command(
         after_help = "Example: lrpns stats -f customerA\n         lrpns stats customerA/app --json"

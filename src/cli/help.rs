@@ -13,8 +13,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Look at it",
         &[
-            "ps", "status", "top", "stats", "metrics", "logs", "events", "capture", "trace",
-            "rules",
+            "ps", "status", "top", "graph", "stats", "metrics", "logs", "events", "capture",
+            "trace", "rules",
         ],
     ),
     ("Change it", &["apply", "restart", "kill", "exec"]),

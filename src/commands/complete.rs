@@ -19,8 +19,8 @@ use crate::state::StateRoot;
 pub const VARIABLE: &str = "LRPNS_COMPLETE";
 
 /// What takes stacks only.
-const STACKS: [&str; 8] = [
-    "down", "apply", "capture", "trace", "audit", "rules", "inspect", "metrics",
+const STACKS: [&str; 9] = [
+    "down", "apply", "capture", "trace", "audit", "rules", "inspect", "metrics", "graph",
 ];
 /// What takes parts as well.
 const PARTS: [&str; 8] = [

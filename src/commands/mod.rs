@@ -12,6 +12,7 @@ mod ended;
 mod exec;
 pub mod failure;
 mod gate;
+mod graph;
 mod help;
 mod init;
 mod interrupt;
@@ -137,6 +138,11 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             target.stack.as_deref(),
             target.file.as_deref(),
         )?),
+        Command::Graph { target, svg } => {
+            let stack = whole(&target, "graph", Some("status"))?;
+            let named = target.stack.is_some();
+            graph::graph(&stack, target.file.as_deref(), named, svg.as_deref())
+        }
         Command::Stats {
             stack,
             file,

@@ -40,7 +40,7 @@ pub const TOPICS: &[Topic] = &topics! {
     "life": "the life of an app: order of start, jobs, health, restarts", [];
     "changes": "changing a stack that runs", ["apply", "restart"];
     "history": "what a stack said, and how it ended", ["logs", "events", "rm"];
-    "figures": "what a stack uses and counts, also for Prometheus", ["stats", "metrics"];
+    "figures": "what a stack uses and counts, also for Prometheus", ["stats", "metrics", "graph"];
     "traffic": "the traffic log, and captures", ["capture"];
     "diagnosis": "why a client does not get through", ["trace"];
     "service": "as a systemd service", [];

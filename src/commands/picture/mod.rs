@@ -2,18 +2,22 @@
 //! known of a running stack if it runs; `plan`, `status` and `graph` show it.
 #![forbid(unsafe_code)]
 
+mod svg;
 mod terminal;
 
 use crate::control::Status;
 use crate::plan::reach::{self, Range};
 use crate::plan::{AppPlan, EgressVia, Plan, Transport};
 
+pub use svg::draw as svg;
 pub use terminal::{WIDTH, draw, wrapped};
 
 /// What is drawn.
 pub struct Picture {
     /// The sidecar's addresses.
     pub sidecar: Vec<String>,
+    /// What it has refused, and what the relay has.
+    pub refused: Vec<String>,
     /// The apps, in the plan's order.
     pub apps: Vec<App>,
 }
@@ -97,6 +101,7 @@ impl Picture {
         });
         Self {
             sidecar,
+            refused: vec![],
             apps: apps.collect(),
         }
     }
@@ -120,6 +125,31 @@ impl Picture {
                     *closed = shut;
                 }
             }
+        }
+        picture
+    }
+}
+
+impl Picture {
+    /// The same with what was counted: of each app its connections, and what was refused.
+    #[must_use]
+    pub fn counted(status: &Status) -> Self {
+        let mut picture = Self::running(status);
+        if let Some(traffic) = &status.traffic {
+            picture.refused.push(format!("{} refused", traffic.refused));
+            for app in &mut picture.apps {
+                let mut counted = traffic.apps.iter();
+                let its = counted.find(|of| of.name.as_deref() == Some(&app.name));
+                if let Some(its) = its {
+                    app.lines.push(format!("{} open", its.open));
+                    app.lines.push(format!("{} accepted", its.accepted));
+                }
+            }
+        }
+        if let Some(refused) = status.refused_by_relay {
+            let all = refused.by_rule().map(|(_, packets)| packets);
+            let sum = all.into_iter().fold(0, u64::saturating_add);
+            picture.refused.push(format!("{sum} by relay"));
         }
         picture
     }

@@ -138,7 +138,8 @@ pub fn draw(picture: &Picture) -> String {
     let widest = |of: &dyn Fn(&Row) -> usize| all().map(of).max().unwrap_or(0);
     let port = widest(&|row| columns(&row.port));
     let app = picture.apps.iter().map(inner).max().unwrap_or(0);
-    let addresses = picture.sidecar.iter().map(|line| columns(line));
+    let inside = picture.sidecar.iter().chain(&picture.refused);
+    let addresses = inside.map(|line| columns(line));
     let sidecar = addresses.max().unwrap_or(0).max("sidecar".len()) + 2;
     let who = widest(&|row| match row.left.listen.is_empty() {
         true => 0,
@@ -182,7 +183,7 @@ pub fn draw(picture: &Picture) -> String {
         lines.push((a, b, format!("└{}┘", "─".repeat(app + 2))));
     }
     let mut inside = vec!["sidecar".to_owned()];
-    inside.extend(picture.sidecar.iter().cloned());
+    inside.extend(picture.sidecar.iter().chain(&picture.refused).cloned());
     while lines.len() < inside.len() + 2 {
         let blank = " ".repeat(left);
         lines.push((blank, " ".repeat(port + 5 + app + 4), String::new()));
@@ -312,6 +313,7 @@ mod tests {
         let long = "[2001:db8:1111:2222:3333:4444:5555:6666]:10000-65535/udp";
         let picture = Picture {
             sidecar: vec!["172.18.0.33".to_owned(), "fd00:18::1".to_owned()],
+            refused: vec!["12 refused".to_owned()],
             apps: vec![
                 app(
                     &"w".repeat(40),
