@@ -24,7 +24,7 @@ use crate::part::namespaces::{NamespaceError, Namespaces};
 #[cfg(test)]
 use crate::plan::Quoting;
 use crate::plan::{ExtraObject, ExtraRules, Plan};
-use crate::protocol::{Compiled, Role, RootfsStart, Start, ToStage};
+use crate::protocol::{Compiled, Role, Start, ToStage};
 use crate::rootfs;
 
 /// Where nft is, on whatever distribution: a path of the root that the compiler gets as well.
@@ -168,7 +168,8 @@ pub async fn compile(
     let nft = nft().ok_or_else(|| ExtraError::NoNft {
         file: rules.file.clone(),
     })?;
-    let (mut start, mounts) = rootfs::open(
+    // What `tcp dport https` is it has from /etc/services, which is in that root; a machine without that has numbers.
+    let (start, mounts) = rootfs::open(
         &Rootfs::Host,
         None,
         "compiler",
@@ -177,14 +178,6 @@ pub async fn compile(
         &rootfs::hosts(&[]),
     )?;
     let source = Source::of(rules);
-    if let RootfsStart::Assembled { files, .. } = &mut start {
-        for name in ["etc/services", "etc/protocols"] {
-            // What `tcp dport https` is; a machine without them has numbers.
-            if let Ok(text) = std::fs::read_to_string(Path::new("/").join(name)) {
-                files.push((name.into(), text));
-            }
-        }
-    }
     let mut ours = plan.clone();
     if let Some(rules) = &mut ours.rules {
         rules.compiled.clear();
