@@ -206,6 +206,41 @@ fn metrics_are_what_prometheus_takes_printed_and_by_a_socket() {
     }
 }
 
+#[test]
+fn who_is_slow_keeps_no_scrape_waiting_and_no_other_file_is_removed() {
+    let lab = Lab::new();
+    let socket = lab.dir.path().join("metrics.sock");
+    let listen = format!("unix:{}", socket.display());
+    let mut served = lab.spawn_lrpns(&["metrics", "--all", "--listen", &listen]);
+    let connect = || std::os::unix::net::UnixStream::connect(&socket).ok();
+    let slow: Vec<_> = (0..8)
+        .map(|_| until("it listens", &connect))
+        .map(|mut client| {
+            client.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+            client
+        })
+        .collect();
+    // Each of the eight may take 10 s.
+    let path = socket.display().to_string();
+    lab.ok(&[
+        "curl",
+        "-sS",
+        "--fail",
+        "-m",
+        "9",
+        "--unix-socket",
+        &path,
+        "http://localhost/metrics",
+    ]);
+    // Another has the name by now.
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "kept").unwrap();
+    lab.kill("TERM", &pid_of(&lab, &listen).into());
+    assert!(served.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "kept");
+    drop(slow);
+}
+
 /// The process that has this argument.
 fn pid_of(lab: &Lab, argument: &str) -> i64 {
     let list = lab.ok(&["ps", "-eo", "pid=,args="]);

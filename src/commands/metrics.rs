@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,6 +19,7 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 use super::rules::{self, CountedTable};
 use super::stats::Stats;
@@ -29,8 +30,10 @@ use crate::host::Host;
 use crate::names::StackName;
 use crate::protocol::Health;
 
-/// How long who scrapes may take to ask, and to take the answer: there is one at a time.
+/// How long who scrapes may take to ask, and to take the answer.
 const WITHIN: Duration = Duration::from_secs(10);
+/// How many may do so at once: who is slow keeps nobody waiting, and takes no more descriptors than these.
+const CLIENTS: usize = 64;
 
 /// Prints them, or serves them; of every stack if none is named.
 pub(super) fn metrics(
@@ -305,33 +308,48 @@ fn serve(path: &Path, stack: Option<&StackName>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| at("serve", &e))?;
-    runtime.block_on(async {
+    let own = runtime.block_on(async {
         let catch = |kind| signal(kind).map_err(|e| at("serve", &e));
         let mut interrupt = catch(SignalKind::interrupt())?;
         let mut terminate = catch(SignalKind::terminate())?;
         let listener = UnixListener::bind(path).map_err(|e| at("listen on", &e))?;
+        let own = identity(path);
+        let mut clients = JoinSet::new();
         loop {
             tokio::select! {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
-                accepted = listener.accept() => match accepted {
-                    // One at a time: a look costs a process that joins a namespace.
-                    Ok((client, _)) => answer(client, stack).await,
+                Some(_) = clients.join_next() => {}
+                accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
+                    // A look costs a process that joins a namespace; it blocks this thread, so there is one at a time.
+                    Ok((client, _)) => {
+                        clients.spawn(answer(client, stack.cloned()));
+                    }
                     // It passes when a descriptor is free again.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
             }
         }
-        Ok::<(), Failure>(())
+        Ok::<_, Failure>(own)
     })?;
-    std::fs::remove_file(path).map_err(|e| at("remove", &e))
+    // What has its name by now may be another's.
+    match own.is_some() && own == identity(path) {
+        true => std::fs::remove_file(path).map_err(|e| at("remove", &e)),
+        false => Ok(()),
+    }
+}
+
+/// Which file a path names itself.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let seen = std::fs::symlink_metadata(path).ok()?;
+    Some((seen.dev(), seen.ino()))
 }
 
 /// Answers one client: `GET /metrics`.
-async fn answer(client: tokio::net::UnixStream, stack: Option<&StackName>) {
+async fn answer(client: tokio::net::UnixStream, stack: Option<StackName>) {
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         let (code, body) = match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics" | "/") => match now(stack) {
+            (&Method::GET, "/metrics" | "/") => match now(stack.as_ref()) {
                 Ok(text) => (StatusCode::OK, text),
                 Err(failure) => (
                     StatusCode::SERVICE_UNAVAILABLE,
