@@ -262,11 +262,10 @@ fn sockets(app: &AppPlan, running: Option<&AppPlan>) -> Option<Problem> {
         }
         _ => {}
     }
-    let found = places
+    let declared = |path: &Path| sockets::is_declared(path, app);
+    let found: Vec<UnixGrant> = places
         .iter()
-        .flat_map(|(host, path)| sockets::find(host, path).sockets);
-    let found: Vec<UnixGrant> = found
-        .filter(|socket| !sockets::is_declared(&socket.path, app))
+        .flat_map(|(host, path)| sockets::find(host, path, declared).sockets)
         .collect();
     let first = found.first()?;
     let more = match found.len() - 1 {

@@ -88,7 +88,7 @@ fn unix_sockets(app: &AppPlan) -> Vec<String> {
         ));
     }
     for volume in &app.volumes {
-        let found = sockets::find(&volume.host, &volume.path);
+        let found = sockets::find(&volume.host, &volume.path, |_| false);
         for socket in &found.sockets {
             let path = socket.path.display();
             let then = match sockets::is_declared(&socket.path, app) {
@@ -102,7 +102,7 @@ fn unix_sockets(app: &AppPlan) -> Vec<String> {
         }
         if found.partly {
             all.push(format!(
-                "{} has too many names to find all that are in it",
+                "{} has too many names, or too deep ones, to find all that are in it",
                 volume.path.display()
             ));
         }

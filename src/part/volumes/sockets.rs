@@ -40,20 +40,27 @@ pub struct Found {
     pub partly: bool,
 }
 
-/// Sockets below `host`, which the app has at `path`, to which somebody is bound, the uppermost first.
+/// Sockets below `host`, which the app has at `path`, to which somebody is bound, the uppermost first; without those that are
+/// `passed` over by the app's path: if they counted, enough of them would hide the next one.
 #[must_use]
-pub fn find(host: &Path, path: &Path) -> Found {
+pub fn find(host: &Path, path: &Path, passed: impl Fn(&Path) -> bool) -> Found {
     let begin = Instant::now();
     let mut found = Found::default();
     let mut seen = 0_usize;
     let mut directories = VecDeque::from([PathBuf::new()]);
     if std::fs::symlink_metadata(host).is_ok_and(|meta| meta.file_type().is_socket()) {
         directories.clear();
-        found.keep(host, path, Path::new(""));
+        found.keep(host, path, Path::new(""), &passed);
     }
     while let Some(directory) = directories.pop_front() {
-        let Ok(entries) = std::fs::read_dir(joined(host, &directory)) else {
-            continue;
+        let entries = match std::fs::read_dir(joined(host, &directory)) {
+            Ok(entries) => entries,
+            Err(e) => {
+                // Too deep for a path, or not to be listed: whoever goes there step by step gets to what is there.
+                let none = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+                found.partly |= !none.contains(&e.kind());
+                continue;
+            }
         };
         for entry in entries.flatten() {
             seen += 1;
@@ -64,7 +71,7 @@ pub fn find(host: &Path, path: &Path) -> Found {
             let within = directory.join(entry.file_name());
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => directories.push_back(within),
-                Ok(kind) if kind.is_socket() => found.keep(host, path, &within),
+                Ok(kind) if kind.is_socket() => found.keep(host, path, &within, &passed),
                 _ => {}
             }
         }
@@ -73,23 +80,30 @@ pub fn find(host: &Path, path: &Path) -> Found {
 }
 
 impl Found {
-    fn keep(&mut self, host: &Path, path: &Path, within: &Path) {
+    fn keep(&mut self, host: &Path, path: &Path, within: &Path, passed: impl Fn(&Path) -> bool) {
         let socket = UnixGrant {
             host: joined(host, within),
             path: joined(path, within),
         };
-        if is_bound(&socket.host) {
-            self.sockets.push(socket);
+        if passed(&socket.path) {
+            return;
+        }
+        match is_bound(&socket.host) {
+            Some(true) => self.sockets.push(socket),
+            Some(false) => {}
+            None => self.partly = true,
         }
     }
 }
 
 /// Whether somebody is bound to a socket. Nobody there hears of it: of a stream it is a connection of the wrong type, and of
-/// datagrams one of which the other end is not told.
-fn is_bound(path: &Path) -> bool {
+/// datagrams one of which the other end is not told. `None` if its path is longer than a path may be.
+fn is_bound(path: &Path) -> Option<bool> {
     // Its path may be longer than an address. Who may not look at it has no app that may.
-    let Ok(fd) = open(path) else {
-        return false;
+    let fd = match open(path) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::NAMETOOLONG) => return None,
+        Err(_) => return Some(false),
     };
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let answer = UnixDatagram::unbound().and_then(|socket| socket.connect(link));
@@ -98,7 +112,7 @@ fn is_bound(path: &Path) -> bool {
         io::ErrorKind::PermissionDenied,
     ];
     // EPERM is of a socket of datagrams that has another end.
-    !answer.is_err_and(|e| kinds.contains(&e.kind()) && e.raw_os_error() != Some(libc::EPERM))
+    Some(!answer.is_err_and(|e| kinds.contains(&e.kind()) && e.raw_os_error() != Some(libc::EPERM)))
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -194,4 +208,50 @@ pub fn kernels(host: &Path) -> io::Result<Vec<(PathBuf, String)>> {
         .filter(|(point, _)| point.starts_with(host) && point != host);
     let all = at.into_iter().chain(below);
     Ok(all.filter(|(_, kind)| is_kernels(kind)).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn what_is_too_deep_for_a_path_is_not_passed_over_silently() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = Path::new("/data");
+        let none = |_: &Path| false;
+        let _listener = UnixListener::bind(temporary.path().join("a")).unwrap();
+        let found = find(temporary.path(), path, none);
+        assert_eq!((found.sockets.len(), found.partly), (1, false));
+        let file = temporary.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(!find(&file, path, none).partly);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at = rustix::fs::open(temporary.path(), flags, Mode::empty()).unwrap();
+        let name = "d".repeat(200);
+        for _ in 0..=libc::PATH_MAX as usize / 200 {
+            rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, &name, flags, Mode::empty()).unwrap();
+        }
+        let found = find(temporary.path(), path, none);
+        assert_eq!((found.sockets.len(), found.partly), (1, true));
+    }
+
+    #[test]
+    fn declared_ones_hide_no_other() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = Path::new("/data");
+        let bind = |name: String| UnixListener::bind(temporary.path().join(name)).unwrap();
+        let _declared: Vec<_> = (0..2 * SHOWN)
+            .map(|i| bind(format!("declared{i}")))
+            .collect();
+        std::fs::create_dir(temporary.path().join("below")).unwrap();
+        let _other = bind("below/other".to_owned());
+        let passed = |path: &Path| !path.ends_with("below/other");
+        let found = find(temporary.path(), path, passed);
+        let paths: Vec<_> = found.sockets.iter().map(|s| s.path.as_path()).collect();
+        assert_eq!(paths, [Path::new("/data/below/other")]);
+        let all = find(temporary.path(), path, |_: &Path| false);
+        assert_eq!((all.sockets.len(), all.partly), (SHOWN, true));
+    }
 }
