@@ -114,6 +114,10 @@ pub(super) fn make(root: &OwnedFd, limits: &Limits) -> Result<bool, RootfsError>
     attach(&covers, root, here)?;
     fill(&covers, &own, limits)?;
     attach(&own, root, here)?;
+    // What is cloned from a mount has its attributes.
+    let flags = READ_ONLY | libc::MOUNT_ATTR_NOEXEC;
+    sys::mount::set_attributes(covers.as_fd(), false, flags)
+        .map_err(at("make read-only", "/proc"))?;
     let uuid = clone(&own, Path::new(UUID)).ok();
     for (name, is_directory) in entries(&own)? {
         if name.bytes().all(|b| b.is_ascii_digit()) || LIVE.iter().any(|(live, _)| *live == name) {
@@ -130,11 +134,10 @@ pub(super) fn make(root: &OwnedFd, limits: &Limits) -> Result<bool, RootfsError>
         put(&clone(&covers, Path::new(cover))?, &own, name)?;
     }
     if let Some(uuid) = uuid {
+        sys::mount::set_attributes(uuid.as_fd(), false, flags)
+            .map_err(at("make read-only", UUID))?;
         put(&uuid, &own, Path::new(UUID))?;
     }
-    let flags = READ_ONLY | libc::MOUNT_ATTR_NOEXEC;
-    sys::mount::set_attributes(covers.as_fd(), false, flags)
-        .map_err(at("make read-only", "/proc"))?;
     Ok(true)
 }
 
@@ -159,28 +162,22 @@ fn entries(proc: &OwnedFd) -> Result<Vec<(String, bool)>, RootfsError> {
     listed().map_err(at("list", "/proc"))
 }
 
-/// A detached, read-only mount of one file or directory.
+/// A detached mount of one file or directory, with the attributes of the one that it is of.
 fn clone(of: &OwnedFd, path: &Path) -> Result<OwnedFd, RootfsError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    let mount = rustix::mount::open_tree(of, path, flags).map_err(at("open for /proc", path))?;
-    let flags = READ_ONLY | libc::MOUNT_ATTR_NOEXEC;
-    sys::mount::set_attributes(mount.as_fd(), false, flags).map_err(at("make read-only", path))?;
-    Ok(mount)
+    rustix::mount::open_tree(of, path, flags).map_err(at("open for /proc", path))
 }
 
-/// Attaches `mount` over `path` of the procfs.
+/// Attaches `mount` over `path` of the procfs, through no link.
 fn put(mount: &OwnedFd, proc: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target =
-        rustix::fs::openat(proc, path, flags, Mode::empty()).map_err(at("find in /proc", path))?;
     rustix::mount::move_mount(
         mount,
         "",
-        &target,
-        "",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+        proc,
+        path,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
     .map_err(at("cover in /proc", path))
 }
