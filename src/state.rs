@@ -254,6 +254,17 @@ impl StateRoot {
         lock_in_time(&path, lock, FlockArg::LockSharedNonblock).map(|_| Liveness::Crashed)
     }
 
+    /// Waits until nobody else audits the stack, and keeps others from it: two at once would count each other's packets, and
+    /// fill each other's limits.
+    ///
+    /// # Errors
+    /// [`StateError`]; [`StateError::Held`] when another one does not end.
+    pub fn audits(&self, name: &StackName) -> Result<Flock<File>, StateError> {
+        let path = self.stack(name);
+        let directory = File::open(&path).map_err(at("open", &path))?;
+        lock_in_time(&path, directory, FlockArg::LockExclusiveNonblock)
+    }
+
     /// Makes the stack's directory and takes its lock; `None` when it lives.
     ///
     /// # Errors

@@ -793,6 +793,38 @@ fn a_part_that_may_start_no_process_is_proved_all_the_same() {
 }
 
 #[test]
+fn two_audits_of_a_stack_wait_for_each_other() {
+    if !look::machine() {
+        return;
+    }
+    let up = up();
+    let program = env!("CARGO_BIN_EXE_lrpns");
+    let audits = format!(
+        "for i in 1 2 3; do {program} audit customerA --json >report$i & done; wait; cat report1 report2 report3"
+    );
+    let said = up
+        .lab
+        .ok(&["sh", "-c", &format!("cd $(mktemp -d); {audits}")]);
+    let reports = serde_json::Deserializer::from_str(&said).into_iter::<serde_json::Value>();
+    let verdicts: Vec<_> = reports
+        .map(|report| report.unwrap()["verdict"].clone())
+        .collect();
+    assert_eq!(verdicts, ["pass", "pass", "pass"]);
+    // One that was stopped is named, and not waited for long.
+    let hold = "import fcntl, os, signal\n\
+                fcntl.flock(os.open('/run/lrpns/customerA', os.O_RDONLY), fcntl.LOCK_EX)\n\
+                os.write(1, b'ready\\n')\n\
+                os.close(1)\n\
+                os.kill(os.getpid(), signal.SIGSTOP)";
+    let stopped = up.lab.start(&[look::PYTHON, "-c", hold]);
+    // It says so before it stops: by then the audit waits, and looks again.
+    let said = up.lab.lrpns(&["audit", "customerA"]);
+    let said = String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("was stopped (SIGSTOP)"), "{said}");
+    drop(stopped);
+}
+
+#[test]
 fn a_link_an_address_a_neighbour_and_a_route_too_many_are_found() {
     let (app, sidecar, relay) = (At::Part("app"), At::Part("sidecar"), At::Part("relay"));
     up().each_is_caught(&[

@@ -738,6 +738,16 @@ fn a_secret_of_roots_is_a_file_of_the_apps_alone_and_stands_nowhere_else() {
     assert_eq!(look::attack(&lab, "web", "app", read), CONTENT);
     lab.lrpns_ok(&["restart", "web", "app"]);
     assert_eq!(look::attack(&lab, "web", "app", read), "tOp-SeCrEt-2");
+    // Who can't begin again is not ended.
+    let before = look::pid(&lab.status("web"), "app");
+    std::fs::remove_file(&path).unwrap();
+    for args in [&["restart", "web", "app"][..], &["restart", "web"]] {
+        let refused = lab.lrpns(args);
+        assert!(!refused.status.success());
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("secret tls.key of app"), "{said}");
+    }
+    assert_eq!(look::pid(&lab.status("web"), "app"), before);
 }
 
 #[test]

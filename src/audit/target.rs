@@ -191,8 +191,9 @@ pub fn run(
     stack: &StackName,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Report, String> {
-    let begun = Instant::now();
     let target = Target::find(state, stack)?;
+    let _alone = state.audits(stack).map_err(|e| e.to_string())?;
+    let begun = Instant::now();
     // It takes the longest, so it starts first.
     let mut scratch = Scratch::start(state, &target.status.plan);
     let mut findings = Findings::default();

@@ -54,6 +54,7 @@ use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, T
 use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
+use crate::part::secrets;
 use crate::plan::{Plan, RecordPlan, Turn};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
@@ -1246,6 +1247,15 @@ impl Supervisor {
             }
             None => self.all_to_restart(),
         };
+        // An app that does well is not ended for one that can't begin.
+        let apps = ids.iter().filter(|id| matches!(id, PartId::App(_)));
+        for id in apps {
+            let app = self.ground.app_plan(*id);
+            if let Err(e) = secrets::open(app, &self.ground.plan) {
+                tell(client, refused(e.to_string(), e.hint()));
+                return;
+            }
+        }
         for id in ids {
             if self.part(id).privileges.is_some() {
                 self.note(id, "restart asked for".to_owned());
