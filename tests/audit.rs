@@ -399,7 +399,7 @@ fn a_device_too_many_is_found() {
         );
     });
     // What is declared there can't be made full: it is not to be written to.
-    up.caught(&["files-devices", "files-tmpfs-size?"]);
+    up.caught(&["app-mounts-kernel", "files-devices", "files-tmpfs-size?"]);
 }
 
 #[test]
