@@ -367,7 +367,13 @@ mod tests {
     #[test]
     fn an_app_is_replaced_step_by_step_and_comes_to_its_other_address_and_back() {
         let web = name("web");
-        let steps: [(&str, fn(&mut Plan, &PartName), &str, &str); 9] = [
+        type Step = (
+            &'static str,
+            fn(&mut Plan, &PartName),
+            &'static str,
+            &'static str,
+        );
+        let steps: [Step; 9] = [
             (
                 "as it was",
                 |_, _| {},
@@ -497,7 +503,8 @@ mod tests {
     #[test]
     fn who_can_not_be_twice_is_not() {
         let plan = plan();
-        let cases: [(&str, fn(&mut Plan), Option<&str>); 6] = [
+        type Case = (&'static str, fn(&mut Plan), Option<&'static str>);
+        let cases: [Case; 6] = [
             ("as it is", |_| {}, None),
             (
                 "stop-first",
