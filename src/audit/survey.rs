@@ -25,9 +25,9 @@ pub struct Survey {
     pub neighbours: BTreeSet<String>,
     /// Of bridges: `MAC behind LINK, STATE`.
     pub forwarding: BTreeSet<String>,
-    /// See [`route`].
+    /// See [`routes`].
     pub routes: BTreeSet<String>,
-    /// See [`rule`].
+    /// See [`rules`].
     pub rules: BTreeSet<String>,
     /// Queueing disciplines that are not the one that does nothing: `LINK KIND`.
     pub queues: BTreeSet<String>,
