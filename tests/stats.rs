@@ -86,6 +86,17 @@ fn processor_time_memory_connections_and_bytes_are_told_of_each_part() {
         "{said}"
     );
 
+    // Whoever begins to watch sees it, each time.
+    for _ in 0..8 {
+        let mut watch = lab.spawn_lrpns(&["stats", "-f", "--json", "shop"]);
+        let mut line = String::new();
+        let mut said = BufReader::new(watch.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        assert!(line.starts_with('{'), "{line}");
+        // It ends when nobody reads any more.
+        drop(said);
+        assert!(watch.wait().unwrap().success());
+    }
     // Until the stack's end.
     let mut follow = lab.spawn_lrpns(&["stats", "-f", "--json", "shop"]);
     let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();

@@ -521,14 +521,7 @@ fn ask_with(
     request: &Request,
     fds: &[std::os::fd::BorrowedFd<'_>],
 ) -> Result<Client, Failure> {
-    let state = Host::state_root();
-    let client = Client::connect(&state.control(stack)).map_err(|e| match is_silent(&e) {
-        true => silent(stack),
-        false => not_running(&state, stack, &e),
-    })?;
-    if client.is_stopped() {
-        return Err(silent(stack));
-    }
+    let client = connect(stack)?;
     match client.ask_with(request, fds) {
         Ok(()) => Ok(client),
         Err(e) if is_gone(&e) => Err(ended(stack)),
@@ -536,6 +529,19 @@ fn ask_with(
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),
+    }
+}
+
+/// A conversation with the supervisor of `stack` in which nothing has been asked yet.
+fn connect(stack: &StackName) -> Result<Client, Failure> {
+    let state = Host::state_root();
+    let client = Client::connect(&state.control(stack)).map_err(|e| match is_silent(&e) {
+        true => silent(stack),
+        false => not_running(&state, stack, &e),
+    })?;
+    match client.is_stopped() {
+        true => Err(silent(stack)),
+        false => Ok(client),
     }
 }
 

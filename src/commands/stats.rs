@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::status::table;
 use super::target::Meant;
-use super::{ask, cannot_print, print, print_json, reply, status_now};
+use super::{ask, cannot_print, print, print_json, status_now};
 use crate::commands::failure::Failure;
 use crate::control::usage::{self, Usage};
 use crate::control::{PartStatus, Reply, Request, Status};
@@ -116,12 +116,12 @@ pub(super) fn stats(meant: &Meant, follow: bool, json: bool) -> Result<ExitCode,
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let client = ask(stack, &Request::Look { processes: false })?;
+    // Nothing is asked in it: when the answer has come, the conversation is over, and with it what tells whose number it is.
+    let client = super::connect(stack)?;
     let (_, supervisor) = client.supervisor().map_err(|e| {
         Failure::unable(format!("watch the supervisor of {stack}: {e}"))
             .hint("-f needs it in the same pid namespace; without -f it works from anywhere")
     })?;
-    drop(reply(&client, stack)?);
     drop(client);
     let screen = !json && std::io::stdout().is_terminal();
     loop {
