@@ -94,6 +94,13 @@ pub(crate) fn number(attributes: &[u8], kind: u16) -> Option<u32> {
         .map(|bytes| u32::from_be_bytes(*bytes))
 }
 
+/// A number in the machine's own order, as all of rtnetlink's are.
+pub(crate) fn native(attributes: &[u8], kind: u16) -> Option<u32> {
+    attribute(attributes, kind)?
+        .first_chunk()
+        .map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
 /// Text up to its NUL.
 pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
     let value = attribute(attributes, kind)?;

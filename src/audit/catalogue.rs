@@ -45,7 +45,7 @@ pub enum Side {
 const REFUSED: &str = "EPERM, EACCES or ENOSYS";
 const EATEN: &str = "no answer, and the counter of a drop rule grows; or no way there";
 
-const fn probe(
+pub(super) const fn probe(
     group: Group,
     from: Side,
     id: &'static str,

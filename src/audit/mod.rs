@@ -40,6 +40,7 @@
 pub mod agent;
 pub mod catalogue;
 pub mod domain;
+mod dump;
 pub mod inside;
 mod links;
 pub mod network;

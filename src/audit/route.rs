@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::{Attributes, attribute, messages};
+use super::dump::dump;
+use crate::netlink::{Attributes, attribute, messages, native, text};
 
 /// One route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,18 +61,13 @@ const IFLA_BRPORT_LOCKED: u16 = 39;
 pub fn routes() -> io::Result<Vec<Route>> {
     let mut found = vec![];
     // struct rtmsg is 12 bytes long: family, destination's prefix, ..., table at 4, type at 7.
-    let mut bodies = dump(libc::RTM_GETROUTE, libc::AF_INET as u8, 12)?;
+    let mut bodies = dump(libc::RTM_GETROUTE, libc::AF_INET, 12, |_| {})?;
     if std::path::Path::new("/proc/self/net/if_inet6").exists() {
-        bodies.extend(dump(libc::RTM_GETROUTE, libc::AF_INET6 as u8, 12)?);
+        bodies.extend(dump(libc::RTM_GETROUTE, libc::AF_INET6, 12, |_| {})?);
     }
     for body in bodies {
         let (Some(header), Some(attributes)) = (body.get(..12), body.get(12..)) else {
             continue;
-        };
-        let word = |kind| {
-            attribute(attributes, kind)
-                .and_then(|bytes| bytes.first_chunk().copied())
-                .map(u32::from_ne_bytes)
         };
         let to = attribute(attributes, RTA_DST);
         let to = if i32::from(header[0]) == libc::AF_INET6 {
@@ -83,13 +79,13 @@ pub fn routes() -> io::Result<Vec<Route>> {
                 .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from)
                 .into()
         };
-        let link = word(RTA_OIF).unwrap_or_default();
+        let link = native(attributes, RTA_OIF).unwrap_or_default();
         found.push(Route {
             to,
             prefix: header[1],
             link,
             kind: header[7],
-            table: word(RTA_TABLE).unwrap_or_else(|| header[4].into()),
+            table: native(attributes, RTA_TABLE).unwrap_or_else(|| header[4].into()),
             name: nix::net::if_::if_indextoname(link)
                 .map(|name| name.to_string_lossy().into_owned())
                 .unwrap_or_default(),
@@ -105,19 +101,14 @@ pub fn routes() -> io::Result<Vec<Route>> {
 pub fn ports() -> io::Result<Vec<Port>> {
     let mut found = vec![];
     // struct ifinfomsg is 16 bytes long.
-    for body in dump(libc::RTM_GETLINK, libc::AF_BRIDGE as u8, 16)? {
+    for body in dump(libc::RTM_GETLINK, libc::AF_BRIDGE, 16, |_| {})? {
         let attributes = body.get(16..).unwrap_or_default();
         let Some(port) = attribute(attributes, IFLA_PROTINFO) else {
             continue;
         };
         let flag = |kind| attribute(port, kind).is_some_and(|bytes| bytes.first() == Some(&1));
-        let name = attribute(attributes, IFLA_IFNAME).map(|bytes| {
-            String::from_utf8_lossy(bytes)
-                .trim_end_matches('\0')
-                .to_owned()
-        });
         found.push(Port {
-            name: name.unwrap_or_default(),
+            name: text(attributes, IFLA_IFNAME).unwrap_or_default(),
             isolated: flag(IFLA_BRPORT_ISOLATED),
             locked: flag(IFLA_BRPORT_LOCKED),
             learning: flag(IFLA_BRPORT_LEARNING),
@@ -155,30 +146,5 @@ pub fn make_link(name: &str) -> io::Result<()> {
         Some(0) => Ok(()),
         Some(number) => Err(io::Error::from_raw_os_error(number)),
         None => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
-fn dump(kind: u16, family: u8, header: usize) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    let mut request = vec![];
-    request.extend((16 + header as u32).to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.push(family);
-    request.resize(16 + header, 0);
-    socket.send(&request, 0)?;
-    let mut found = vec![];
-    loop {
-        let mut buffer = Vec::with_capacity(64 * 1024);
-        socket.recv(&mut buffer, 0)?;
-        for message in messages(&buffer) {
-            match message.kind {
-                libc::NLMSG_DONE => return Ok(found),
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                _ => found.push(message.body.to_vec()),
-            }
-        }
     }
 }

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
+use netlink_sys::protocols::NETLINK_XFRM;
 use serde::{Deserialize, Serialize};
 
+use super::dump::{dump, dump_of};
 use crate::firewall;
-use crate::netlink::{attribute, messages, text};
+use crate::netlink::{attribute, attributes, native, text};
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +72,6 @@ pub struct Socket {
     pub kind: String,
     /// Its own port, or what its kind has instead.
     pub port: u32,
-    /// Whether it takes connections, or, without any, whatever comes.
-    pub listens: bool,
     /// Whose it is, by the ids of the user namespace that this process is in.
     pub uid: u32,
 }
@@ -97,25 +96,20 @@ type Names = BTreeMap<u32, String>;
 /// # Errors
 /// What the kernel says.
 pub fn survey(only: Option<&str>) -> io::Result<Survey> {
-    let mut found = Survey {
-        links: links()?,
-        ..Survey::default()
-    };
-    let names: Names = found
-        .links
-        .iter()
-        .map(|link| (link.index, link.name.clone()))
-        .collect();
-    if let Some(name) = only {
-        let this = found.links.iter().find(|link| link.name == name);
-        let index = this.map(|link| link.index);
-        found
-            .links
-            .retain(|link| link.name == name || index.is_some() && link.over == index);
-    }
+    let mut found = Survey::default();
+    let mut links = links()?;
+    let named = links.iter().map(|link| (link.index, link.name.clone()));
+    let names: Names = named.collect();
     let wanted = |line: &String| only.is_none_or(|name| line.starts_with(&format!("{name} ")));
     found.addresses = addresses(&names)?.into_iter().filter(wanted).collect();
-    found.neighbours = neighbours(&names)?.into_iter().filter(wanted).collect();
+    let neighbours = neighbours(&links, &names)?.into_iter();
+    found.neighbours = neighbours.filter(wanted).collect();
+    if let Some(name) = only {
+        let this = links.iter().find(|link| link.name == name);
+        let index = this.map(|link| link.index);
+        links.retain(|link| link.name == name || index.is_some() && link.over == index);
+    }
+    found.links = links;
     found.queues = queues(&names)?.into_iter().filter(wanted).collect();
     match only {
         Some(name) => found.settings = settings(&[name]),
@@ -130,12 +124,6 @@ pub fn survey(only: Option<&str>) -> io::Result<Survey> {
         }
     }
     Ok(found)
-}
-
-fn word(attributes: &[u8], kind: u16) -> Option<u32> {
-    attribute(attributes, kind)?
-        .first_chunk()
-        .map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
 fn mac(bytes: &[u8]) -> String {
@@ -171,11 +159,11 @@ fn links() -> io::Result<Vec<Link>> {
         let kind = attribute(attributes, IFLA_LINKINFO).and_then(|info| text(info, IFLA_INFO_KIND));
         // Of a pair whose other end is elsewhere it is a number there.
         let here = attribute(attributes, IFLA_LINK_NETNSID).is_none();
-        let over = word(attributes, IFLA_LINK).filter(|over| here && *over != index);
+        let over = native(attributes, IFLA_LINK).filter(|over| here && *over != index);
         let xdp = attribute(attributes, IFLA_XDP)
             .and_then(|xdp| attribute(xdp, IFLA_XDP_ATTACHED)?.first().copied());
         found.push((
-            word(attributes, IFLA_MASTER),
+            native(attributes, IFLA_MASTER),
             Link {
                 index,
                 name,
@@ -185,7 +173,7 @@ fn links() -> io::Result<Vec<Link>> {
                 master: None,
                 over,
                 xdp: xdp.is_some_and(|attached| attached != 0),
-                promiscuity: word(attributes, IFLA_PROMISCUITY).unwrap_or_default(),
+                promiscuity: native(attributes, IFLA_PROMISCUITY).unwrap_or_default(),
                 more_names: usize::from(attribute(attributes, IFLA_PROP_LIST).is_some()),
             },
         ));
@@ -234,10 +222,14 @@ fn state(bits: u16) -> String {
 
 /// Without what the kernel makes by itself where nobody is asked: an entry for whoever is sent to, with the link's own
 /// address, and those of groups.
-fn neighbours(names: &Names) -> io::Result<Vec<String>> {
+fn neighbours(links: &[Link], names: &Names) -> io::Result<Vec<String>> {
     const NDA_DST: u16 = 1;
     const NDA_LLADDR: u16 = 2;
     const NTF_PROXY: u8 = 0x08;
+    let own = |index| {
+        let mut links = links.iter();
+        links.find(|link| link.index == index).map(|link| &link.mac)
+    };
     let mut found = vec![];
     for proxy in [0, NTF_PROXY] {
         // struct ndmsg: index at 4, state at 8, flags at 10.
@@ -265,20 +257,15 @@ fn neighbours(names: &Names) -> io::Result<Vec<String>> {
             let at = attribute(attributes, NDA_LLADDR).unwrap_or_default();
             let is_group = at.first().is_some_and(|first| first & 1 != 0);
             let is_nothing = at.iter().all(|byte| *byte == 0);
-            if bits == NOARP && (is_group || is_nothing || own(&name) == Some(mac(at))) {
+            if bits == NOARP
+                && (is_group || is_nothing || own(index).is_some_and(|own| *own == mac(at)))
+            {
                 continue;
             }
             found.push(format!("{name} {address} is {}, {}", mac(at), state(bits)));
         }
     }
     Ok(found)
-}
-
-/// The link-layer address of a link.
-fn own(name: &str) -> Option<String> {
-    let links = links().ok()?;
-    let link = links.into_iter().find(|link| link.name == name)?;
-    Some(link.mac)
 }
 
 /// What bridges know of who is where, without groups.
@@ -345,10 +332,10 @@ fn routes(names: &Names) -> io::Result<BTreeSet<String>> {
             if let Some(by) = attribute(attributes, RTA_GATEWAY).and_then(ip) {
                 line += &format!(" via {by}");
             }
-            if let Some(link) = word(attributes, RTA_OIF) {
+            if let Some(link) = native(attributes, RTA_OIF) {
                 line += &format!(" on {}", name_of(names, link));
             }
-            let table = word(attributes, RTA_TABLE).unwrap_or_else(|| head[4].into());
+            let table = native(attributes, RTA_TABLE).unwrap_or_else(|| head[4].into());
             if table != MAIN {
                 line += &format!(" in table {table}");
             }
@@ -401,15 +388,15 @@ fn rules() -> io::Result<BTreeSet<String>> {
                 Some(address) => format!("{address}/{length}"),
                 None => "all".to_owned(),
             };
-            let priority = word(attributes, FRA_PRIORITY).unwrap_or_default();
-            let table = word(attributes, FRA_TABLE).unwrap_or_else(|| head[4].into());
+            let priority = native(attributes, FRA_PRIORITY).unwrap_or_default();
+            let table = native(attributes, FRA_TABLE).unwrap_or_else(|| head[4].into());
             let (from, to) = (end(FRA_SRC, head[2]), end(FRA_DST, head[1]));
             let action = match head[7] {
                 1 => format!("table {table}"),
                 7 => "unreachable".to_owned(),
                 other => format!("action {other}"),
             };
-            let more = kinds(attributes).any(|kind| !KNOWN.contains(&kind));
+            let more = self::attributes(attributes).any(|(kind, _)| !KNOWN.contains(&kind));
             let more = if more || at(head, 8) != Some(0) {
                 " and more"
             } else {
@@ -421,18 +408,6 @@ fn rules() -> io::Result<BTreeSet<String>> {
         }
     }
     Ok(found)
-}
-
-/// The kinds of the attributes that are there.
-fn kinds(mut attributes: &[u8]) -> impl Iterator<Item = u16> + '_ {
-    std::iter::from_fn(move || {
-        let [a, b, c, d] = *attributes.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([a, b])).max(4);
-        attributes = attributes
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
-        Some(u16::from_ne_bytes([c, d]) & 0x3fff)
-    })
 }
 
 fn queues(names: &Names) -> io::Result<Vec<String>> {
@@ -482,35 +457,24 @@ fn others() -> io::Result<BTreeSet<String>> {
 fn sockets() -> Vec<Socket> {
     const LISTEN: &str = "0A";
     let mut found = vec![];
-    for (files, port_at) in [(
-        &[
-            "tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "icmp", "icmp6", "raw", "raw6",
-        ][..],
-        1,
-    )] {
-        for file in files {
-            let text =
-                std::fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
-            for line in text.lines().skip(1) {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                let (Some(local), Some(state), Some(uid)) =
-                    (fields.get(port_at), fields.get(3), fields.get(7))
-                else {
-                    continue;
-                };
-                let listens = *state == LISTEN || !file.starts_with("tcp");
-                let port = local
-                    .rsplit_once(':')
-                    .map(|(_, port)| u32::from_str_radix(port, 16));
-                if let (true, Some(Ok(port)), Ok(uid)) = (listens, port, uid.parse()) {
-                    let kind = (*file).to_owned();
-                    found.push(Socket {
-                        kind,
-                        port,
-                        listens,
-                        uid,
-                    });
-                }
+    for file in [
+        "tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "icmp", "icmp6", "raw", "raw6",
+    ] {
+        let text = std::fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (Some(local), Some(state), Some(uid)) =
+                (fields.get(1), fields.get(3), fields.get(7))
+            else {
+                continue;
+            };
+            let hears = *state == LISTEN || !file.starts_with("tcp");
+            let port = local
+                .rsplit_once(':')
+                .map(|(_, port)| u32::from_str_radix(port, 16));
+            if let (true, Some(Ok(port)), Ok(uid)) = (hears, port, uid.parse()) {
+                let kind = file.to_owned();
+                found.push(Socket { kind, port, uid });
             }
         }
     }
@@ -523,12 +487,7 @@ fn sockets() -> Vec<Socket> {
             fields.get(7).map(|f| f.parse()),
         ) {
             let kind = "packet".to_owned();
-            found.push(Socket {
-                kind,
-                port,
-                listens: true,
-                uid,
-            });
+            found.push(Socket { kind, port, uid });
         }
     }
     found.sort();
@@ -556,47 +515,4 @@ fn settings(links: &[&str]) -> BTreeMap<String, BTreeMap<String, String>> {
         }
     }
     found
-}
-
-fn dump(
-    kind: u16,
-    family: i32,
-    header: usize,
-    fill: impl Fn(&mut [u8]),
-) -> io::Result<Vec<Vec<u8>>> {
-    dump_of(NETLINK_ROUTE, kind, family, header, fill)
-}
-
-fn dump_of(
-    protocol: isize,
-    kind: u16,
-    family: i32,
-    header: usize,
-    fill: impl Fn(&mut [u8]),
-) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = netlink_sys::Socket::new(protocol)?;
-    socket.bind_auto()?;
-    let mut request = vec![];
-    request.extend((16 + header as u32).to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.resize(16 + header, 0);
-    if header > 0 {
-        request[16] = family as u8;
-        fill(&mut request[16..]);
-    }
-    socket.send(&request, 0)?;
-    let mut found = vec![];
-    loop {
-        let mut buffer = Vec::with_capacity(64 * 1024);
-        socket.recv(&mut buffer, 0)?;
-        for message in messages(&buffer) {
-            match message.kind {
-                libc::NLMSG_DONE => return Ok(found),
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                _ => found.push(message.body.to_vec()),
-            }
-        }
-    }
 }

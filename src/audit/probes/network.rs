@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::{Found, Scene, nothing_of};
 use crate::audit::agent::{Agent, Answer, Ask};
-use crate::audit::catalogue::{Probe, Side};
+use crate::audit::catalogue::{Probe, Side, probe};
 use crate::audit::survey::{Link, Survey};
 use crate::audit::{Group, Outcome};
 use crate::config::Protocol;
@@ -77,91 +77,83 @@ impl<'a> Surveyed<'a> {
     }
 }
 
-const fn probe(
-    id: &'static str,
-    from: Side,
-    title: &'static str,
-    why: &'static str,
-    expected: &'static str,
-) -> Probe {
-    Probe {
-        id,
-        group: Group::NetworkIn,
-        from,
-        title,
-        why,
-        expected,
-    }
-}
-
 /// Links.
 pub const LINKS: Probe = probe(
-    "net-links",
+    Group::NetworkIn,
     Side::Look(links),
+    "net-links",
     "every link of the stack's network namespaces, and what has taken over the uplink's end on the host",
     "veth(4), bridge(8): a second link is a way past the rules; a bridge, a macvlan or XDP takes packets before a rule does",
     "the planned ones, of the planned kind and address, with nothing on top of them",
 );
 /// Addresses.
 pub const ADDRESSES: Probe = probe(
-    "net-addresses",
+    Group::NetworkIn,
     Side::Look(addresses),
+    "net-addresses",
     "every address of those links",
     "rtnetlink(7): an address more is one more to be reached at, or to be trusted as",
     "the planned ones",
 );
 /// Neighbours, and what the bridge forwards where.
 pub const NEIGHBOURS: Probe = probe(
-    "net-neighbours",
+    Group::NetworkIn,
     Side::Look(neighbours),
+    "net-neighbours",
     "every neighbour, whom links answer for, and who is behind which port of the bridge",
     "arp(7): who says where an address is gets its packets",
     "the planned ones, permanent",
 );
 /// Routes.
 pub const ROUTES: Probe = probe(
-    "net-routes",
+    Group::NetworkIn,
     Side::Look(routes),
+    "net-routes",
     "every route of every table",
     "ip-route(8)",
     "the planned ones, and what the kernel adds to an address",
 );
 /// Rules of the routing policy.
 pub const RULES: Probe = probe(
-    "net-rules",
+    Group::NetworkIn,
     Side::Look(rules),
+    "net-rules",
     "every rule of the routing policy",
     "ip-rule(8): it decides before any route",
     "the kernel's own, and in the relay's namespace the planned ones",
 );
 /// What hangs on links beside nftables.
 pub const FILTERS: Probe = probe(
-    "net-filters",
+    Group::NetworkIn,
     Side::Look(filters),
+    "net-filters",
     "every queueing discipline: what filters, redirects and changes packets outside nftables hangs on one (tc)",
     "tc(8), CVE-2023-3776: it sees packets before the rules do",
     "none",
 );
 /// What decides elsewhere.
 pub const POLICIES: Probe = probe(
-    "net-policies",
+    Group::NetworkIn,
     Side::Look(policies),
+    "net-policies",
     "tables of nftables and iptables, policies of IPsec, next hops",
     "nft(8), ip-xfrm(8), ip-nexthop(8)",
     "the planned tables",
 );
 /// Sockets.
 pub const SOCKETS: Probe = probe(
-    "net-sockets",
+    Group::NetworkIn,
     Side::Look(sockets),
+    "net-sockets",
     "every socket that takes connections or datagrams, or sees what passes",
     "packet(7), socket(7): who listens in a part's network and is not of the part",
     "in the sidecar none; in an app its own, of TCP at its planned ports",
 );
 /// Settings by link.
 pub const SETTINGS: Probe = probe(
-    "net-settings",
+    Group::NetworkIn,
     Side::Look(settings),
+    "net-settings",
     "the settings of every link by itself, on both ends of the uplink",
     "ip-sysctl.rst: `all` and `default` say little of a link; route_localnet on one is CVE-2020-8558",
     "as the namespace's default, which is as planned; at the uplink's end on the host as planned",
