@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use regex_lite::Regex;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, cannot_print, ended, next_reply};
+use super::{ask, cannot_print, ended, next_reply, written};
 use crate::commands::failure::Failure;
 use crate::config::RecordTo;
 use crate::control::evidence::Ended;
@@ -119,13 +119,7 @@ impl Printer {
             true => line.json(),
             false => line.human(self.colour),
         };
-        let mut out = anstream::stdout();
-        match writeln!(out, "{text}").and_then(|()| out.flush()) {
-            Ok(()) => Ok(true),
-            // Whoever read it has seen enough.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-            Err(e) => Err(cannot_print(e)),
-        }
+        written(anstream::stdout(), &(text + "\n"))
     }
 }
 

@@ -33,7 +33,6 @@ mod top;
 mod trace;
 mod up;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -347,9 +346,15 @@ fn start(target: &Target) -> Result<ExitCode, Failure> {
 
 /// Prints to standard output; a reader that has gone away is no failure of ours.
 fn print(text: &str) -> Result<(), Failure> {
-    match anstream::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(cannot_print(e)),
-        _ => Ok(()),
+    written(anstream::stdout(), text).map(|_| ())
+}
+
+/// Writes it to standard output at once; `false` when nobody reads any more.
+fn written(mut out: impl std::io::Write, text: &str) -> Result<bool, Failure> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(cannot_print(e)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `lrpns stats`: what each part of a running stack uses.
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::status::table;
 use super::target::Meant;
-use super::{ask, cannot_print, print, print_json, status_now};
+use super::{ask, print, print_json, status_now, written};
 use crate::commands::failure::Failure;
 use crate::control::usage::{self, Usage};
 use crate::control::{PartStatus, Reply, Request, Status};
@@ -131,7 +131,7 @@ pub(super) fn stats(meant: &Meant, follow: bool, json: bool) -> Result<ExitCode,
             false if screen => format!("\x1b[H\x1b[J{}", describe(&before)),
             false => describe(&before) + "\n",
         };
-        if !shown(&text)? || ends_within(&supervisor, EVERY)? {
+        if !written(std::io::stdout(), &text)? || ends_within(&supervisor, EVERY)? {
             return Ok(ExitCode::SUCCESS);
         }
         let Some(status) = still_there(stack)? else {
@@ -163,16 +163,6 @@ fn still_there(stack: &StackName) -> Result<Option<Box<Status>>, Failure> {
     match super::next_reply(&client, stack)? {
         Some((Reply::Status(status), _)) => Ok(Some(status)),
         _ => Ok(None),
-    }
-}
-
-/// Writes it; `false` when nobody reads any more.
-fn shown(text: &str) -> Result<bool, Failure> {
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(e) => Err(cannot_print(e)),
     }
 }
 
