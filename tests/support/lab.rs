@@ -237,6 +237,12 @@ impl Lab {
         dir
     }
 
+    /// Gives the lab a copy of the host's /etc: what is changed there from now on is the lab's alone.
+    pub fn own_etc(&self) {
+        let copy = "mkdir /run/lab/etc; cp -a /etc/. /run/lab/etc; mount --bind /run/lab/etc /etc";
+        self.ok(&["sh", "-ec", copy]);
+    }
+
     /// A file of `/proc/PID` for a process of the lab.
     pub fn proc(&self, pid: i64, file: &str) -> String {
         self.ok(&["cat", &format!("/proc/{pid}/{file}")])
