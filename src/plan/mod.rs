@@ -831,9 +831,8 @@ impl Plan {
     /// The app of that name, which may be no app's; of two, the one that serves.
     #[must_use]
     pub fn app_named(&self, name: &str) -> Option<&AppPlan> {
-        let mut its = self.apps.iter().filter(|app| app.name.as_str() == name);
-        let first = its.next();
-        its.chain(first).find(|app| app.turn.serves()).or(first)
+        let its = || self.apps.iter().filter(|app| app.name.as_str() == name);
+        its().find(|app| app.turn.serves()).or_else(|| its().next())
     }
 
     /// The app of that name.

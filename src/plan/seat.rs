@@ -136,22 +136,30 @@ impl AppPlan {
         }
     }
 
-    /// The same at its other addresses.
-    fn elsewhere(&self) -> Option<Self> {
+    /// Puts it where `its` is.
+    fn sit_as(&mut self, its: &Self) {
+        self.address = its.address;
+        self.address6 = its.address6;
+        self.mac = its.mac;
+        self.port_link.clone_from(&its.port_link);
+        self.spare = its.spare;
+        self.away = its.away;
+    }
+
+    /// Puts it at its other addresses, behind another port; `None` if it has no others.
+    fn change_seats(&mut self, port_link: IfName) -> Option<()> {
         let spare = self.spare?;
-        Some(Self {
-            address: spare.address,
-            address6: spare.address6,
-            mac: spare.mac,
-            spare: Some(Spare {
-                address: self.address,
-                address6: self.address6,
-                mac: self.mac,
-            }),
-            away: !self.away,
-            turn: Turn::Comes,
-            ..self.clone()
-        })
+        self.spare = Some(Spare {
+            address: self.address,
+            address6: self.address6,
+            mac: self.mac,
+        });
+        self.address = spare.address;
+        self.address6 = spare.address6;
+        self.mac = spare.mac;
+        self.port_link = port_link;
+        self.away = !self.away;
+        Some(())
     }
 }
 
@@ -183,7 +191,9 @@ impl Plan {
         }
     }
 
-    fn place_of(&self, name: &PartName, turn: Turn) -> Option<usize> {
+    /// Where the app of that name is whose turn it is.
+    #[must_use]
+    pub fn place_of(&self, name: &PartName, turn: Turn) -> Option<usize> {
         let mut apps = self.apps.iter();
         apps.position(|app| app.name == *name && app.turn == turn)
     }
@@ -205,19 +215,12 @@ impl Plan {
         let links: BTreeSet<&str> = self.apps.iter().map(|app| app.port_link.as_str()).collect();
         let mut names = (0..=links.len()).map(|number| format!("port{number}"));
         let free = names.find(|name| !links.contains(name.as_str()))?;
-        let mut other = self.apps[serves].elsewhere()?;
-        other.port_link = IfName::new(free).ok()?;
         // Where it is this plan knows; all else is the new one's.
-        self.apps.push(AppPlan {
-            address: other.address,
-            address6: other.address6,
-            mac: other.mac,
-            port_link: other.port_link,
-            spare: other.spare,
-            away: other.away,
-            turn: Turn::Comes,
-            ..new.clone()
-        });
+        let mut another = new.clone();
+        another.sit_as(&self.apps[serves]);
+        another.change_seats(IfName::new(free).ok()?)?;
+        another.turn = Turn::Comes;
+        self.apps.push(another);
         Some(self.apps.len() - 1)
     }
 
@@ -256,12 +259,7 @@ impl Plan {
             let Some(its) = its.filter(|its| its.home4() == app.home4()) else {
                 continue;
             };
-            app.address = its.address;
-            app.address6 = its.address6;
-            app.mac = its.mac;
-            app.port_link.clone_from(&its.port_link);
-            app.spare = its.spare;
-            app.away = its.away;
+            app.sit_as(its);
         }
     }
 

@@ -37,15 +37,10 @@ impl AppGround {
 }
 
 impl Ground {
-    fn turn(&self, name: &PartName, turn: Turn) -> Option<usize> {
-        let mut apps = self.plan.apps.iter();
-        apps.position(|app| app.name == *name && app.turn == turn)
-    }
-
     /// The one of that name whose turn it is.
     #[must_use]
     pub fn in_turn(&self, name: &PartName, turn: Turn) -> Option<PartId> {
-        let place = self.turn(name, turn)?;
+        let place = self.plan.place_of(name, turn)?;
         self.apps().nth(place)
     }
 
@@ -55,7 +50,7 @@ impl Ground {
     /// [`StackError`]; then nothing is left of it.
     pub async fn with_another(&self, name: &PartName) -> Result<Option<Self>, StackError> {
         let mut next = self.clone();
-        let Some(serves) = self.turn(name, Turn::Serves) else {
+        let Some(serves) = self.plan.place_of(name, Turn::Serves) else {
             return Ok(None);
         };
         let new = self.plan.apps[serves].clone();
@@ -85,15 +80,13 @@ impl Ground {
     /// The same with the new one in the place of the old one, which has ended.
     #[must_use]
     pub fn finished(&self, name: &PartName) -> Self {
-        let (Some(goes), Some(serves)) =
-            (self.turn(name, Turn::Goes), self.turn(name, Turn::Serves))
-        else {
+        let mut plan = self.plan.clone();
+        let Some((goes, serves)) = plan.finish(name) else {
             return self.clone();
         };
         let mut next = self.without(&[goes]);
-        next.plan.apps.clone_from(&self.plan.apps);
+        next.plan = plan;
         next.apps.clone_from(&self.apps);
-        next.plan.finish(name);
         next.apps.swap(goes, serves);
         next.apps.remove(serves);
         next
@@ -104,13 +97,13 @@ impl Ground {
     /// # Errors
     /// As [`Ground::remove`].
     pub async fn remove_turn(&self, name: &PartName, turn: Turn) -> Result<(), StackError> {
-        self.remove(self.turn(name, turn)).await
+        self.remove(self.plan.place_of(name, turn)).await
     }
 
     /// The same without the one that comes.
     #[must_use]
     pub fn abandoned(&self, name: &PartName) -> Self {
-        match self.turn(name, Turn::Comes) {
+        match self.plan.place_of(name, Turn::Comes) {
             Some(comes) => self.without(&[comes]),
             None => self.clone(),
         }
@@ -143,7 +136,7 @@ impl Ground {
     /// # Errors
     /// [`StackError::Net`].
     pub async fn join_another(&self, name: &PartName, before: &Ground) -> Result<(), StackError> {
-        if let Some(place) = self.turn(name, Turn::Comes) {
+        if let Some(place) = self.plan.place_of(name, Turn::Comes) {
             self.join(place).await?;
         }
         self.add_routes(before).await

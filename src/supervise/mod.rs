@@ -55,7 +55,7 @@ use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
 use crate::part::secrets;
-use crate::plan::{Plan, RecordPlan, Turn};
+use crate::plan::{AppPlan, Plan, RecordPlan, Turn};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
 use crate::stack::{Begun, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
@@ -1371,18 +1371,9 @@ impl Supervisor {
             Ok(id) => id,
             Err(reply) => return *reply,
         };
-        let mut env = self.ground.app_plan(id).env.clone();
-        if let Some(term) = term {
-            env.entry("TERM".to_owned()).or_insert(term);
-        }
+        let what = one_more(self.ground.app_plan(id), command, term, terminal);
         let Some(process) = &self.part(id).process else {
             return refused(format!("{name} does not run"), None);
-        };
-        let what = ToStage::Exec {
-            command,
-            env,
-            terminal,
-            program: false,
         };
         // A part that ends now closes the conversation, which tells.
         let _ = process.orders.send(Order::Start(what, fds));
@@ -2101,6 +2092,20 @@ impl Process {
             self.stop(stop).await;
         }
         self.kill().await;
+    }
+}
+
+/// What has an app's pid 1 run a command more, with the app's environment and the terminal's type of who asks.
+fn one_more(app: &AppPlan, command: Vec<String>, term: Option<String>, terminal: bool) -> ToStage {
+    let mut env = app.env.clone();
+    if let Some(term) = term {
+        env.entry("TERM".to_owned()).or_insert(term);
+    }
+    ToStage::Exec {
+        command,
+        env,
+        terminal,
+        program: false,
     }
 }
 

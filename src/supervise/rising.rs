@@ -16,9 +16,9 @@ use crate::confine::privileges::{self, Privileges};
 use crate::control::processes::{Process, Role};
 use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::plan::Plan;
-use crate::protocol::{Exit, Speaker, ToStage};
+use crate::protocol::{Exit, Speaker};
 use crate::stack::PartNow;
-use crate::supervise::refused;
+use crate::supervise::{one_more, refused};
 
 /// A stack, as far as it has come.
 pub(super) struct Rising {
@@ -222,16 +222,7 @@ impl Rising {
             let hint = format!("{stack} is starting: lrpns status {stack} says what it waits for");
             return refused(format!("{name} {what}"), Some(hint));
         };
-        let mut env = app.env.clone();
-        if let Some(term) = term {
-            env.entry("TERM".to_owned()).or_insert(term);
-        }
-        let what = ToStage::Exec {
-            command,
-            env,
-            terminal,
-            program: false,
-        };
+        let what = one_more(app, command, term, terminal);
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         match speaker.say(&what, &fds) {
             Ok(()) => Reply::Done,
