@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Rootfs, SECRETS, Tmpfs, Volume, joined};
+use crate::config::{Rootfs, SECRETS, Secret, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{AppPlan, PublishPlan};
 use crate::protocol::Exit;
@@ -495,8 +495,7 @@ impl Case<'_> {
             return None;
         }
         let name = host.file_name()?.to_str()?;
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        let name = match name.bytes().all(fits) && !name.starts_with('.') {
+        let name = match Secret::may_be_called(name) {
             true => name,
             false => "NAME",
         };

@@ -764,6 +764,15 @@ pub struct Secret {
     pub from: SecretFrom,
 }
 
+impl Secret {
+    /// Whether a name is harmless in a path, in a message and in a shell.
+    #[must_use]
+    pub fn may_be_called(name: &str) -> bool {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        !name.is_empty() && !name.starts_with(['.', '-']) && name.bytes().all(fits)
+    }
+}
+
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -883,8 +883,7 @@ pub(super) fn secret(text: &str, base: &Path) -> Result<Secret, ValueError> {
 /// A name that is harmless in a path, in a message and in a shell.
 fn file_name(text: &str) -> Result<String, ValueError> {
     const LONGEST: usize = 64;
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if text.is_empty() || text.starts_with(['.', '-']) || !text.bytes().all(fits) {
+    if !Secret::may_be_called(text) {
         return Err(ValueError::said(format!(
             "{} is no name of a file in {}: letters, digits, `.`, `_` and `-`",
             quoted(text),
