@@ -776,7 +776,7 @@ fn status_lists_every_process_of_ours_as_proc_has_it() {
         let no_new_privs = u8::from(process["no_new_privs"].as_bool().unwrap());
         assert_eq!(no_new_privs.to_string(), field("NoNewPrivs:"));
         // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and every lock.
-        assert_eq!(process["securebits"], 0xef, "{process}");
+        assert_eq!(process["securebits"], 0xcf, "{process}");
         let namespaces = process["namespaces"].as_object().unwrap();
         assert_eq!(namespaces.len(), 8);
         for (kind, inode) in namespaces {

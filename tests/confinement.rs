@@ -162,8 +162,8 @@ def view():
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                 "TWO=a b",
             ],
-            // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the locks of all four (linux/securebits.h).
-            "securebits": 0b1110_1111,
+            // NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the locks of all three (linux/securebits.h).
+            "securebits": 0b1100_1111,
             "hostname": "app",
             "cwd": "/",
             "umask": 0o022,

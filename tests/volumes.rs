@@ -885,3 +885,135 @@ fn the_owners_files_of_a_read_only_volume_are_the_apps_to_read_and_roots_are_a_s
     );
     assert!(said.contains(&line), "{said}");
 }
+
+/// A directory of root's with a file for each of these owners, which nobody else may read.
+fn of_several(lab: &Lab, name: &str, owners: &[(u32, u32)]) -> PathBuf {
+    let path = directory(lab, name, 0);
+    everybodys(&path, 0o755);
+    for (uid, gid) in owners {
+        let file = path.join(format!("{uid}-{gid}"));
+        std::fs::write(&file, "private").unwrap();
+        chown(&file, Some(*uid), Some(*gid)).unwrap();
+        everybodys(&file, 0o640);
+    }
+    path
+}
+
+/// User and group www-data, which every Debian has.
+const WWW_DATA: u32 = 33;
+
+#[test]
+fn a_server_that_begins_as_root_finds_the_owners_of_its_configuration_as_on_the_host() {
+    if !look::machine_with(&["setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let etc = of_several(
+        &lab,
+        "etc",
+        &[(0, 0), (0, WWW_DATA), (WWW_DATA, 8), (70_000, 8)],
+    );
+    let line = |options: &str| [format!("{}:/etc/server:{options}", etc.display())];
+    let range = file(&line("ro,owners"), "ids = \"range\"");
+    let path = lab.write("range.toml", &range);
+    let plan = lab.lrpns_ok(&["plan", "-v", "-f", path.to_str().unwrap()]);
+    assert!(
+        plan.contains("read-only, each file its owner's: what is root's alone on the host, this app reads, too"),
+        "{plan}"
+    );
+    look::up(&lab, &range);
+    let script = "cd /etc/server; stat -c %n:%u:%g *; cat 0-0; \
+        as() { setpriv --reuid $1 --regid $1 --clear-groups sh -c \"$2\" 2>&1; }; \
+        as www-data 'cat 0-33 33-8'; as www-data 'cat 0-0'; as 34 'cat 33-8'; \
+        cat 70000-8; touch new; chmod 600 0-0; exec 2>&1; touch new";
+    let output = lab.lrpns(&["exec", "web", "--", "sh", "-c", script]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0-0:0:0\n0-33:0:33\n33-8:33:8\n70000-8:65534:8\nbefore:0:0\n\
+         privateprivateprivate\
+         cat: 0-0: Permission denied\ncat: 33-8: Permission denied\n\
+         touch: cannot touch 'new': Read-only file system\n",
+        "{}",
+        describe(&output)
+    );
+    lab.lrpns_ok(&["audit", "web"]);
+    lab.lrpns_ok(&["down", "web"]);
+
+    // Where there is no range, where something could be written, where the file system can't.
+    for (name, more, words) in [
+        ("owners", "", "owners, and the app has ids = \"one\""),
+        (
+            "rw,owners",
+            "ids = \"range\"",
+            "rw and owners: what an app's root writes would be root's",
+        ),
+        (
+            "owners,owner=www-data",
+            "ids = \"range\"",
+            "owner and owners: its files are one user's",
+        ),
+    ] {
+        let said = refused(&lab, &file(&line(name), more));
+        assert!(said.contains(words), "{said}");
+    }
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mkdir -p /run/o/l /run/o/u /run/o/w /run/o/m; mount -t overlay -o lowerdir=/run/o/l,upperdir=/run/o/u,workdir=/run/o/w o /run/o/m",
+    ]);
+    let over = ["/run/o/m:/etc/server:owners".to_owned()];
+    let said = refused(&lab, &file(&over, "ids = \"range\""));
+    assert!(
+        said.contains("its file system can't map the ids") && said.contains("leave owners out"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_user_of_the_hosts_is_itself_in_a_volume_of_roots() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let etc = of_several(
+        &lab,
+        "etc",
+        &[(0, 0), (0, WWW_DATA), (WWW_DATA, 0), (1000, 1000)],
+    );
+    let data = directory(&lab, "data", 0);
+    chown(&data, Some(0), Some(WWW_DATA)).unwrap();
+    everybodys(&data, 0o2775);
+    let volumes = [
+        format!("{}:/etc/server", etc.display()),
+        format!("{}:/data:rw", data.display()),
+    ];
+    look::up(&lab, &file(&volumes, "user = \"www-data\""));
+    let code = "os.chdir('/etc/server')\n\
+         open('/data/new', 'w').write('new')\n\
+         say([os.stat('0-33').st_uid, os.stat('0-33').st_gid] +\n\
+             [tried(open, name) for name in ['0-0', '0-33', '33-0', '1000-1000']] +\n\
+             [tried(open, '/data/before', 'a'), tried(os.chown, '/data/new', 0, 33), tried(os.chmod, '/data', 0o777)])";
+    let seen = look::attack(&lab, "web", "app", code);
+    assert_eq!(seen[0], 0, "{seen}");
+    assert_eq!(seen[1], WWW_DATA, "{seen}");
+    let tried: Vec<&str> = (2..9).map(|i| seen[i].as_str().unwrap()).collect();
+    assert_eq!(
+        tried,
+        ["EACCES", "OK", "OK", "EACCES", "OK", "EPERM", "EPERM"],
+        "{seen}"
+    );
+    let made = std::fs::metadata(data.join("new")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (WWW_DATA, WWW_DATA));
+    lab.lrpns_ok(&["down", "web"]);
+
+    // Who was not named is nobody of the host's, and where such a user may not write, nothing is writable.
+    look::up(&lab, &file(&volumes[..1], ""));
+    let code =
+        "say([tried(open, '/etc/server/' + name) for name in ['0-33', '33-0', '1000-1000']])";
+    let seen = look::attack(&lab, "web", "app", code);
+    assert_eq!(seen, json!(["EACCES", "EACCES", "EACCES"]));
+    lab.lrpns_ok(&["down", "web"]);
+    everybodys(&data, 0o2755);
+    let said = refused(&lab, &file(&volumes[1..], "user = \"www-data\""));
+    assert!(said.contains("it belongs to user 0 and group 33"), "{said}");
+}

@@ -187,7 +187,13 @@ impl From<PlanError> for Failure {
                 Self::usage(chain(&e)).hint(hint)
             }
             PlanError::OwnerOfOne { .. } => Self::usage(chain(&e)).hint(
-                "an app with one id is a volume's owner itself: leave owner out; with ids = \"range\" it is one below 65536",
+                "an app with one id is a volume's owner itself: leave the option out, or add ids = \"range\"",
+            ),
+            PlanError::OwnerBeyond { .. } => Self::usage(chain(&e)).hint(
+                "owner is whom of the app's ids the volume's files belong to within, whoever has them on the disk: leave it out for root",
+            ),
+            PlanError::OwnersOfUser { .. } => Self::unable(chain(&e)).hint(
+                "leave owners out: the files that you own are the app's anyway, and others' are yours as far as everybody may read them",
             ),
             PlanError::RangeWithUser { .. } => Self::usage(chain(&e)).hint(
                 "it begins as root over its own ids and changes to a user of its own configuration: leave user and group out; an app that is one user from its start needs no range",

@@ -704,7 +704,10 @@ pub struct Volume {
     /// `owner`: whom of the app's ids its owner on the disk is within, where it isn't the one that the app runs as; uid and gid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<(u32, u32)>,
-    /// The same as it was written; none in a plan.
+    /// `owners`: each of its files belongs within to the id that it has on the disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owners: bool,
+    /// `owner` as it was written; none in a plan.
     #[serde(skip)]
     pub owner_name: Option<Account>,
 }
@@ -737,6 +740,7 @@ impl UnixGrant {
             writable: false,
             exec: false,
             owner: None,
+            owners: false,
             owner_name: None,
         }
     }

@@ -770,7 +770,7 @@ fn tmpfs(text: &str) -> Result<Tmpfs, ValueError> {
 }
 
 /// What `volumes` looks like.
-pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, a relative HOST_PATH taken from the file's directory, PATH absolute, OPTIONS of ro (the default) or rw, exec, and with ids = \"range\" owner=USER";
+pub(super) const VOLUME: &str = "a list of `HOST_PATH:PATH[:OPTIONS]`, a relative HOST_PATH taken from the file's directory, PATH absolute, OPTIONS of ro (the default) or rw, exec, and with ids = \"range\" owner=USER or, of what is ro, owners";
 
 /// A path of the host: absolute, without `..`, `.` and doubled slashes; a relative one is taken from `base`, which is absolute.
 pub(super) fn host_path(text: &str, base: &Path) -> Result<PathBuf, ValueError> {
@@ -806,7 +806,7 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
     else {
         return Err(ValueError::said(format!("{} is no volume", quoted(text))));
     };
-    let (mut writable, mut exec, mut owner) = (None, false, None);
+    let (mut writable, mut exec, mut owner, mut owners) = (None, false, None, false);
     for option in options.iter().flat_map(|options| options.split(',')) {
         if let Some(name) = option.strip_prefix("owner=") {
             if owner.replace(account(name)?).is_some() {
@@ -814,10 +814,11 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
             }
             continue;
         }
-        let words = [("ro", Some(false)), ("rw", Some(true)), ("exec", None)];
+        let words = [("ro", 0), ("rw", 1), ("exec", 2), ("owners", 3)];
         let twice = match one_of(option, &words)? {
-            Some(rw) => writable.replace(rw).is_some(),
-            None => std::mem::replace(&mut exec, true),
+            2 => std::mem::replace(&mut exec, true),
+            3 => std::mem::replace(&mut owners, true),
+            rw => writable.replace(rw == 1).is_some(),
         };
         if twice {
             return Err(ValueError::said(format!(
@@ -825,6 +826,18 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
                 quoted(text)
             )));
         }
+    }
+    let clash = match (owners, writable, &owner) {
+        (true, Some(true), _) => {
+            Some("rw and owners: what an app's root writes would be root's on the host")
+        }
+        (true, _, Some(_)) => {
+            Some("owner and owners: its files are one user's within, or whose they are on the host")
+        }
+        _ => None,
+    };
+    if let Some(clash) = clash {
+        return Err(ValueError::said(format!("{} has {clash}", quoted(text))));
     }
     let (host, path) = (host_path(host, base)?, inner_path(path)?);
     if host == Path::new("/") {
@@ -844,6 +857,7 @@ pub(super) fn volume(text: &str, base: &Path) -> Result<Volume, ValueError> {
         writable: writable.unwrap_or(false),
         exec,
         owner: None,
+        owners,
         owner_name: owner,
     })
 }
@@ -1191,6 +1205,8 @@ mod tests {
             ("/srv:/data:exec", (false, true)),
             ("/srv:/data:rw,exec", (true, true)),
             ("/srv:/data:exec,ro", (false, true)),
+            ("/srv:/data:owners", (false, false)),
+            ("/srv:/data:ro,owners,exec", (false, true)),
         ] {
             assert_eq!(parse(text), Ok(options), "{text}");
         }
@@ -1213,6 +1229,9 @@ mod tests {
             "/srv:/data:",
             "/srv:/data:rx",
             "/srv:/data:ro,rw",
+            "/srv:/data:rw,owners",
+            "/srv:/data:owners,owners",
+            "/srv:/data:owners,owner=1",
             "/srv:/data:rw,rw",
             "/srv:/data:exec,exec",
             "/srv:/data:ro:rw",

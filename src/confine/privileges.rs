@@ -79,13 +79,14 @@ pub enum DropError {
 }
 
 /// Every securebit that makes uid 0 an ordinary number, each with its lock (capabilities(7), "securebits").
+///
+/// `KEEP_CAPS` is not among them: it counts for nothing beside `NO_SETUID_FIXUP`, and named ends if it can't set it.
 pub(crate) fn securebits() -> CapabilitiesSecureBits {
     use CapabilitiesSecureBits as S;
     S::NO_ROOT
         | S::NO_ROOT_LOCKED
         | S::NO_SETUID_FIXUP
         | S::NO_SETUID_FIXUP_LOCKED
-        | S::KEEP_CAPS_LOCKED
         | S::NO_CAP_AMBIENT_RAISE
         | S::NO_CAP_AMBIENT_RAISE_LOCKED
 }
@@ -136,7 +137,7 @@ impl Zero {
         match self {
             Self::Ordinary => securebits(),
             // Who changes its uid may keep what it holds until it executes something: setpriv(1), named and chronyd do.
-            Self::Root => securebits() & !(S::NO_ROOT | S::NO_SETUID_FIXUP | S::KEEP_CAPS_LOCKED),
+            Self::Root => securebits() & !(S::NO_ROOT | S::NO_SETUID_FIXUP),
         }
     }
 }

@@ -13,6 +13,13 @@
 //! lrpns knows. So it is with what is read-only, where the file system can: its owner's own files are the app's to read. A
 //! volume that belongs to root is not mapped, and can't be writable: a set-user-id program that the app leaves there would
 //! be root's, on the host, where no nosuid protects anybody.
+//!
+//! An app that runs as one of the host's users (`user`, with the host's root) is that user in a volume of root's: root's files
+//! are root's, whom nobody in the app can become, that user's own are the app's. So a key of `root:openldap` can be read, and
+//! what is written to a directory of that group belongs to that user.
+//!
+//! A server that begins as root over a range of ids expects its configuration as its package has left it: root's, a group's,
+//! its own. For that a read-only volume may have all its owners (`owners`): the host's ids 0 to 65535 are those of the range.
 #![forbid(unsafe_code)]
 
 pub mod sockets;
@@ -24,9 +31,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, CWD, FileType, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::mount::OpenTreeFlags;
 
-use crate::config::{UnixGrant, Volume};
+use crate::config::{Rootfs, UnixGrant, Volume};
+use crate::confine::privileges::Ids;
 use crate::part::namespaces::{self, Mapper, NamespaceError};
-use crate::plan::{AppPlan, Mode};
+use crate::plan::{APP_ID, AppPlan, Mode};
 use crate::sys;
 
 /// Why a volume can't be had.
@@ -99,6 +107,8 @@ pub enum VolumeError {
         path: PathBuf,
         /// The host's id of the app.
         app: u32,
+        /// With whose owners it was to be.
+        owners: bool,
     },
     /// The user namespace that holds the map.
     #[error(transparent)]
@@ -124,7 +134,10 @@ impl VolumeError {
                 "give it to a user of its own, or to the app's: {}",
                 own(path, *app)
             )),
-            Self::NoIdMap { path, app } => Some(format!(
+            Self::NoIdMap { owners: true, .. } => Some(
+                "leave owners out, and give the app what everybody may read, or copy it to a file system that can (ext4, xfs, btrfs, tmpfs)".to_owned(),
+            ),
+            Self::NoIdMap { path, app, .. } => Some(format!(
                 "give it to the app's own id, which needs no map: {}",
                 own(path, *app)
             )),
@@ -172,6 +185,26 @@ pub struct Look {
     pub directory: bool,
     /// Its owner, and whose group it is.
     owner: (u32, u32),
+    /// Whom of the host's users the app is in it, beside root.
+    namesake: Option<Ids>,
+}
+
+/// Whom of the host's users an app is that runs under his name, in what is root's. A number that was not chosen is nobody's.
+fn namesake(app: &AppPlan, owner: (u32, u32)) -> Option<Ids> {
+    let ids = app.ids.inside();
+    let one = |id: u32| id != 0 && id != APP_ID;
+    let named = app.rootfs == Rootfs::Host && !app.ids.is_range() && one(ids.uid) && one(ids.gid);
+    (named && (owner.0 == 0 || owner.1 == 0)).then_some(ids)
+}
+
+/// Whether this user may make files in what has such an owner and mode.
+fn writes(ids: Ids, (uid, gid): (u32, u32), mode: u32) -> bool {
+    let bit = match () {
+        () if ids.uid == uid => 0o200,
+        () if ids.gid == gid => 0o020,
+        () => 0o002,
+    };
+    mode & bit != 0
 }
 
 /// An app's volumes, held open.
@@ -184,8 +217,10 @@ struct Open {
     attributes: u64,
     /// The user namespace whose map the mount's ids go through.
     map: Option<OwnedFd>,
-    /// Where that can't be done, it is read-only and does without.
-    writable: bool,
+    /// Whether the app can't do without.
+    must: bool,
+    /// Whether all its owners are mapped.
+    owners: bool,
 }
 
 /// Opens a volume and looks whether the app may have it: all but whether its file system can map ids.
@@ -233,12 +268,18 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
             kind,
         });
     }
+    let owner = (stat.st_uid, stat.st_gid);
     let look = Look {
         directory,
-        owner: (stat.st_uid, stat.st_gid),
+        owner,
+        namesake: namesake(app, owner),
     };
     if volume.writable {
         match (mode, look.owner) {
+            (Mode::Root, owner)
+                if look
+                    .namesake
+                    .is_some_and(|ids| writes(ids, owner, stat.st_mode)) => {}
             (Mode::Root, (uid, gid)) if uid == 0 || gid == 0 => {
                 return Err(VolumeError::Roots {
                     path: path.clone(),
@@ -290,9 +331,20 @@ impl Volumes {
             // To connect to a socket is to write to it, which nobody may to a file whose owner has no id on the mount.
             let has_sockets =
                 !volume.writable && app.sockets.iter().any(|s| s.path.starts_with(&volume.path));
-            let map = if mode == Mode::Root && (uid, gid) != theirs && !roots && !has_sockets {
-                let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
-                let (uids, gids) = (line(uid, theirs.0), line(gid, theirs.1));
+            let (first, count) = (app.ids.host_id, app.ids.count);
+            let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
+            let lines = match volume.owners {
+                true => Some([(); 2].map(|()| format!("0 {first} {count}\n"))),
+                false if mode == Mode::Rootless || (uid, gid) == theirs || has_sockets => None,
+                false => match look.namesake {
+                    Some(own) => {
+                        Some([own.uid, own.gid].map(|own| line(0, first) + &line(own, id)))
+                    }
+                    None if roots => None,
+                    None => Some([line(uid, theirs.0), line(gid, theirs.1)]),
+                },
+            };
+            let map = if let Some([uids, gids]) = lines {
                 let what = format!("the volume {}", volume.host.display());
                 Some(namespaces::id_map(&what, &uids, &gids, mapper).await?)
             } else {
@@ -304,7 +356,8 @@ impl Volumes {
                 directory: look.directory,
                 attributes,
                 map,
-                writable: volume.writable,
+                must: volume.writable || volume.owners,
+                owners: volume.owners,
             };
             // Whether it can be mounted is known now, and not when the app is started.
             open.detached(id)?;
@@ -339,10 +392,11 @@ impl Open {
         };
         match sys::mount::map_ids(mount.as_fd(), self.directory, map.as_fd()) {
             Ok(()) => Ok(mount),
-            Err(_) if !self.writable => Ok(mount),
+            Err(_) if !self.must => Ok(mount),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(VolumeError::NoIdMap {
                 path: self.host.clone(),
                 app: user,
+                owners: self.owners,
             }),
             Err(e) => Err(at("map the ids of its files", &self.host)(e)),
         }

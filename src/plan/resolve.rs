@@ -92,14 +92,32 @@ pub enum PlanError {
         nearest: Option<String>,
     },
     /// An owner among ids that are not there.
-    #[error("volume {} of {app}: owner={owner}, and the app has ids = \"one\"", path.display())]
+    #[error("volume {} of {app}: {option}, and the app has ids = \"one\"", path.display())]
     OwnerOfOne {
         /// The app.
         app: String,
         /// The volume's place in the app.
         path: PathBuf,
+        /// `owner=USER` or `owners`.
+        option: String,
+    },
+    /// An owner that no id of a range is.
+    #[error("volume {} of {app}: owner={owner} is none of its ids, which are 0 to {}", path.display(), RANGE - 1)]
+    OwnerBeyond {
+        /// The app.
+        app: String,
+        /// The volume's place in the app.
+        path: PathBuf,
         /// Who.
-        owner: String,
+        owner: u32,
+    },
+    /// Whose files are whose is for root to say.
+    #[error("volume {} of {app}: owners, which takes root", path.display())]
+    OwnersOfUser {
+        /// The app.
+        app: String,
+        /// The volume's place in the app.
+        path: PathBuf,
     },
     /// A range is mapped for who begins as root.
     #[error("{app} has ids = \"range\" and a user or group that is not root's")]
@@ -869,18 +887,35 @@ fn volumes(app: &config::App, host: &Host) -> Result<Vec<Volume>, PlanError> {
     let names = Names::of(app, host);
     let mut volumes = app.volumes.clone();
     for volume in &mut volumes {
+        let (app_name, path) = (app.name.to_string(), volume.path.clone());
+        let option = match &volume.owner_name {
+            Some(Account::Id(id)) => format!("owner={id}"),
+            Some(Account::Name(name)) => format!("owner={name}"),
+            None if volume.owners => "owners".to_owned(),
+            None => continue,
+        };
+        if app.ids == IdCount::One {
+            return Err(PlanError::OwnerOfOne {
+                app: app_name,
+                path,
+                option,
+            });
+        }
+        if volume.owners && host.mode == Mode::Rootless {
+            return Err(PlanError::OwnersOfUser {
+                app: app_name,
+                path,
+            });
+        }
         let Some(name) = volume.owner_name.take() else {
             continue;
         };
         let Ids { uid, gid } = names.user(&name)?;
-        if app.ids == IdCount::One || uid >= RANGE || gid >= RANGE {
-            return Err(PlanError::OwnerOfOne {
-                app: app.name.to_string(),
-                path: volume.path.clone(),
-                owner: match name {
-                    Account::Id(id) => id.to_string(),
-                    Account::Name(name) => name,
-                },
+        if uid >= RANGE || gid >= RANGE {
+            return Err(PlanError::OwnerBeyond {
+                app: app_name,
+                path,
+                owner: uid.max(gid),
             });
         }
         volume.owner = Some((uid, gid));

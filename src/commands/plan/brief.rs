@@ -208,8 +208,13 @@ fn files(app: &AppPlan) -> String {
             (false, true) => "read-only, exec",
             (false, false) => "read-only",
         };
+        let owners = if volume.owners {
+            ", with its owners"
+        } else {
+            ""
+        };
         files += &format!(
-            "; {} is {} ({how})",
+            "; {} is {} ({how}{owners})",
             volume.path.display(),
             volume.host.display()
         );

@@ -301,6 +301,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             volume.path.display(),
             volume.host.display(),
             match (volume.writable, plan.mode) {
+                (false, _) if volume.owners => "read-only, each file its owner's: what is root's alone on the host, this app reads, too".to_owned(),
                 (false, _) => "read-only".to_owned(),
                 (true, Mode::Root) => format!(
                     "writable, {} is its owner on the disk",
