@@ -802,6 +802,7 @@ fn status_has_the_documented_keys_and_agrees_with_proc() {
             "refused_by_relay",
             "since",
             "starting",
+            "stopping",
             "supervisor",
             "supervisor_privileges",
             "traffic"

@@ -163,3 +163,60 @@ fn a_part_alone_means_that_of_the_one_stack_that_has_it() {
     let again = texts(&lab, &["logs", "web", "--grep", "^started again"]);
     assert_eq!(again, ["started again"]);
 }
+
+#[test]
+fn who_is_still_reading_when_the_stack_ends_reads_all_of_it() {
+    let lab = Lab::new();
+    // More than the pipe and the conversation hold. It says its last word when it is let.
+    let script = "trap 'while [ ! -e /tmp/go ]; do read -t 0.05 _ <>/tmp/fifo; done; echo the last word; exit 0' TERM; \
+                  mkfifo /tmp/fifo; i=0; while [ $i -lt 20000 ]; do echo \"line $i of many that nobody reads yet\"; \
+                  i=$((i+1)); done; touch /tmp/said; while :; do sleep 1000 & wait; done";
+    let text = format!(
+        "name = \"shop\"\n[log]\nto = \"off\"\n[app.web]\nrootfs = \"host\"\n\
+         command = [\"/bin/bash\", \"-c\", '''{script}''']\n"
+    );
+    let path = lab.write("shop.toml", &text);
+    lab.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+    until("it has said its lines", || {
+        let log = lab.lrpns_ok(&["logs", "shop", "-n", "1"]);
+        log.contains("line 19999 ").then_some(())
+    });
+    let mut follow = lab.spawn_lrpns(&["logs", "shop", "web", "-f"]);
+    let mut said = BufReader::new(follow.stdout.take().unwrap());
+    let mut first = String::new();
+    said.read_line(&mut first).unwrap();
+    assert!(first.contains("line 0 "), "{first}");
+
+    let mut down = lab.spawn_lrpns(&["down", "shop"]);
+    until("the end has begun", || {
+        let log = lab.lrpns_ok(&["logs", "shop", "-n", "1"]);
+        log.contains("waiting for its command to end").then_some(())
+    });
+    // Who asks how it is, or looks why it takes so long, is answered.
+    let status = lab.status("shop");
+    assert_eq!(
+        (&status["stopping"], &status["parts"][1]["state"]),
+        (&true.into(), &"running".into())
+    );
+    let list: serde_json::Value = serde_json::from_str(&lab.lrpns_ok(&["ps", "--json"])).unwrap();
+    assert_eq!(list[0]["state"], "stopping");
+    let (_, refused) = lab.lrpns_err(&["restart", "shop/web"]);
+    assert!(refused.contains("shop is being taken down"), "{refused}");
+    lab.lrpns_ok(&["exec", "shop/web", "--", "touch", "/tmp/go"]);
+    let rest: Vec<String> = said.lines().map(Result::unwrap).collect();
+    assert!(
+        rest.iter()
+            .any(|line| line.ends_with("line 19999 of many that nobody reads yet"))
+    );
+    assert!(
+        rest.iter().any(|line| line.ends_with("the last word")),
+        "{:?}",
+        rest.last()
+    );
+    assert!(
+        rest.last().unwrap().contains("ended with"),
+        "{:?}",
+        rest.last()
+    );
+    assert!(down.wait().unwrap().success() && follow.wait().unwrap().success());
+}

@@ -24,7 +24,7 @@ pub(super) fn graph(
     let (picture, is) = match lives {
         true => {
             let status = status_now(stack)?;
-            let is = if status.starting { "starting" } else { "up" };
+            let is = status.word();
             (Picture::counted(&status), is)
         }
         false => {

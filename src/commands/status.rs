@@ -28,7 +28,7 @@ use crate::traffic::{Losses, Refusals, Summary};
 #[derive(Serialize)]
 struct Row {
     stack: StackName,
-    /// `up`, `starting`, `crashed` or `ended`.
+    /// `up`, `starting`, `stopping`, `crashed` or `ended`.
     state: &'static str,
     /// Of one that has ended: the exit code…
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,14 +63,13 @@ impl Row {
             }
             match client.reply()? {
                 Some((Reply::Status(status), _)) => Ok(Some(*status)),
-                _ => Ok(None),
+                Some(_) => Ok(None),
+                None => Err(std::io::ErrorKind::UnexpectedEof.into()),
             }
         };
         match ask() {
             Ok(Some(status)) => {
-                if status.starting {
-                    self.starts();
-                }
+                self.is(status.word());
                 let state = |name: &String| {
                     let part = status.parts.iter().find(|part| part.name == *name);
                     part.map_or_else(
@@ -80,15 +79,15 @@ impl Row {
                 };
                 self.app_states = self.apps.iter().map(state).collect();
             }
-            Ok(None) => self.starts(),
+            Ok(None) => self.is("starting"),
             // It has just ended.
             Err(_) => {}
         }
     }
 
-    fn starts(&mut self) {
-        self.state = "starting";
-        "starting".clone_into(&mut self.shown);
+    fn is(&mut self, state: &'static str) {
+        self.state = state;
+        state.clone_into(&mut self.shown);
     }
 
     /// The apps, with how they are if that is more than that they run.
@@ -290,7 +289,10 @@ fn describe(status: &Status, how: How) -> String {
     let mode = plan.mode.as_str();
     let mut text = String::new();
     // Writing to a String can't fail.
-    let is = if status.starting { "starting" } else { "up" };
+    let is = match status.word() {
+        "stopping" => "stopping, up",
+        word => word,
+    };
     let _ = writeln!(
         text,
         "{} is {is} since {} ({mode}, supervisor {})\n\n{}",

@@ -222,6 +222,9 @@ pub struct Status {
     /// Whether it is still being brought up: then nothing is published yet, and parts may be missing.
     #[serde(default)]
     pub starting: bool,
+    /// Whether it is being taken down: nobody new is let in, and parts go one by one.
+    #[serde(default)]
+    pub stopping: bool,
     /// Whether its ports are still closed, since the audit that `up --gate` asks for has not passed yet.
     pub gated: bool,
     /// Apps to which nobody new is let in, since they are not healthy.
@@ -294,6 +297,18 @@ pub struct HealthStatus {
     pub checked: Option<jiff::Timestamp>,
     /// What it said, in one line.
     pub output: Option<String>,
+}
+
+impl Status {
+    /// How it is, in a word.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.starting, self.stopping) {
+            (_, true) => "stopping",
+            (true, false) => "starting",
+            (false, false) => "up",
+        }
+    }
 }
 
 impl PartStatus {

@@ -264,12 +264,24 @@ struct Part {
 
 struct Process {
     orders: mpsc::UnboundedSender<Order>,
-    /// Dropped, it kills; apart from the orders, since a part that doesn't hear can keep those waiting.
-    life: oneshot::Sender<()>,
-    ended: oneshot::Receiver<bool>,
+    /// Until somebody ends it who waits for that.
+    life: Option<Life>,
     pidfd: OwnedFd,
     init: i32,
     command: Option<i32>,
+}
+
+/// What keeps a process alive: dropped, it kills. Apart from the orders, since a part that doesn't hear can keep those
+/// waiting.
+struct Life {
+    held: oneshot::Sender<()>,
+    ended: oneshot::Receiver<bool>,
+}
+
+/// The end of a process, in the hands of who waits for it; whoever asks meanwhile still finds the [`Process`].
+struct Awaited {
+    orders: mpsc::UnboundedSender<Order>,
+    life: Option<Life>,
 }
 
 /// Who audits the stack before its ports open: told `()`, it answers with a [`Judgement`].
@@ -329,6 +341,8 @@ struct Journal {
     followers: Vec<Follower>,
     /// Who follows it, or is still given what there was.
     following: Vec<mpsc::WeakSender<Answer>>,
+    /// How many clients are on their way through what there is ([`Event::ReadOn`]).
+    reading: usize,
     /// How many lines may be made of the traffic log for those.
     traffic_lines: Rationed,
 }
@@ -377,6 +391,8 @@ pub struct Supervisor {
     waiting_for_the_end: Vec<Client>,
     /// Whether nothing is to be waited for at the end.
     killing: bool,
+    /// Whether it is being taken down.
+    stopping: bool,
     /// Who wants it.
     ender: Ender,
     since: Timestamp,
@@ -460,6 +476,7 @@ pub async fn run(
         tee,
         followers: vec![],
         following: vec![],
+        reading: 0,
         traffic_lines: Rationed::by(Bucket::new(
             TRAFFIC_LINES,
             TRAFFIC_LINES_AT_ONCE,
@@ -518,8 +535,9 @@ pub async fn run(
             // What the app has said before it failed to start is the best explanation there is.
             drop(lines_in);
             let hurry = matches!(e, StackError::Interrupted { .. });
-            let keep = |line| journal.hear(line);
-            let _answered_by_the_end = hear_out(&mut lines, &mut events, hurry, keep).await;
+            let _answered_by_the_end = journal
+                .hear_out(&mut lines, &mut events, &sender, hurry, Journal::hear)
+                .await;
             journal.show_kept();
             remains.lines = journal.last();
             (remains.log, remains.journal) = journal.recorded();
@@ -567,6 +585,7 @@ pub async fn run(
         journal,
         waiting_for_the_end,
         killing: false,
+        stopping: false,
         ender,
         since: Timestamp::now(),
     };
@@ -833,11 +852,10 @@ impl Supervisor {
         };
         let (orders, orders_in) = mpsc::unbounded_channel();
         let (ended_in, ended) = oneshot::channel();
-        let (life, life_in) = oneshot::channel();
+        let (held, life_in) = oneshot::channel();
         part.process = Some(Process {
             orders,
-            life,
-            ended,
+            life: Some(Life { held, ended }),
             pidfd,
             init: container.pid(),
             command,
@@ -1147,6 +1165,11 @@ impl Supervisor {
             }
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) => unreachable!("it is an event of its own"),
+            Request::Restart { .. } | Request::Replace { .. } if self.stopping => {
+                let stack = &self.ground.plan.stack;
+                let hint = format!("lrpns status {stack} says what is waited for");
+                refused(format!("{stack} is being taken down"), Some(hint))
+            }
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Replace { part } => return self.replace(part.as_deref(), client),
             Request::Signal { part, signal } => self.signal(part.as_deref(), signal),
@@ -1451,6 +1474,7 @@ impl Supervisor {
             supervisor_privileges: self.privileges.clone(),
             since: self.since,
             starting: self.gated,
+            stopping: self.stopping,
             gated: self.gated,
             closed: self.ground.closed(),
             parts: parts.collect(),
@@ -1554,18 +1578,20 @@ impl Supervisor {
         let serves = |part: &&Part| self.turn(part.id).serves();
         let parts = self.parts.iter().filter(serves);
         remains.parts = parts.map(|part| part.ended(&ground)).collect();
+        self.stopping = true;
         let mut apps = vec![];
-        let mut relays = std::mem::take(&mut self.leaving);
+        let mut relays: Vec<Awaited> = self.leaving.iter_mut().map(Process::awaited).collect();
         let (mut egress, mut sidecar) = (None, None);
         for part in &mut self.parts {
-            let Some(process) = part.process.take() else {
+            let Some(process) = &mut part.process else {
                 continue;
             };
+            let awaited = process.awaited();
             match part.id {
-                PartId::App(_) => apps.push((part.id, process, ground.app_plan(part.id).stop)),
-                PartId::Relay => relays.push(process),
-                PartId::Egress => egress = Some((part.id, process)),
-                PartId::Sidecar => sidecar = Some((part.id, process)),
+                PartId::App(_) => apps.push((part.id, awaited, ground.app_plan(part.id).stop)),
+                PartId::Relay => relays.push(awaited),
+                PartId::Egress => egress = Some((part.id, awaited)),
+                PartId::Sidecar => sidecar = Some((part.id, awaited)),
             }
         }
         let mut left: Vec<(PartId, Left)> =
@@ -1579,7 +1605,7 @@ impl Supervisor {
             sd_notify::NotifyState::ExtendTimeoutUsec(longest),
         ]);
         let (kill, killed_at_once) = watched::channel(self.killing);
-        let mut launching = self.launching;
+        let mut launching = std::mem::take(&mut self.launching);
         let ending = async {
             launching.shutdown().await;
             for relay in &relays {
@@ -1612,29 +1638,35 @@ impl Supervisor {
             }
             (closed, went)
         };
-        let (lines, events, journal) = (&mut self.lines, &mut self.events, &mut self.journal);
-        let mut waiting = std::mem::take(&mut self.waiting_for_the_end);
         let mut wait = Wait::begin();
         tokio::pin!(ending);
         let (closed, went) = loop {
             tokio::select! {
                 biased;
                 done = &mut ending => break done,
-                Some(event) = events.recv() => match event {
+                Some(event) = self.events.recv() => match event {
                     // Of a part that has left before.
                     Event::Part { id: PartId::App(number), .. }
                     | Event::Killed { id: PartId::App(number), .. }
                         if ground.place(number).is_none() => continue,
                     Event::Signal(Signal::SIGINT) => kill.send_replace(true),
                     Event::Asked(Request::Kill, _, client) => {
-                        waiting.push(client);
+                        self.waiting_for_the_end.push(client);
                         kill.send_replace(true)
                     }
                     Event::Asked(Request::Down, _, client) => {
-                        waiting.push(client);
+                        self.waiting_for_the_end.push(client);
                         continue;
                     }
-                    Event::Part { id, what: Ok(ContainerEvent::Exited(exit)), .. } => {
+                    Event::Asked(request, fds, client) => {
+                        self.answer(request, fds, client);
+                        continue;
+                    }
+                    Event::ReadOn(reader, follow, client) => {
+                        self.read_on(reader, follow, client);
+                        continue;
+                    }
+                    Event::Part { id, launch, what: Ok(ContainerEvent::Exited(exit)) } => {
                         for (_, what) in left.iter_mut().filter(|(app, _)| *app == id) {
                             *what = Left::Rest;
                         }
@@ -1643,27 +1675,35 @@ impl Supervisor {
                             part.exit = Some(exit);
                             part.ended = Some(Timestamp::now());
                         });
-                        journal.write(event_line(name, format!("ended with {exit}")));
+                        if self.is_current(id, launch) {
+                            self.part(id).last_exit = Some(exit);
+                        }
+                        self.journal.write(event_line(name, format!("ended with {exit}")));
                         continue;
                     }
-                    Event::Part { id, what: Ok(ContainerEvent::Gone) | Err(_), .. } => {
+                    Event::Part { id, launch, what: Ok(ContainerEvent::Gone) | Err(_) } => {
                         remains.note(ground.name(id), |part| {
                             part.out_of_memory |= ground.cgroups.ran_out_of_memory(&ground.cgroup_name(id));
                         });
                         left.retain(|(app, _)| *app != id);
+                        if self.is_current(id, launch) {
+                            let part = self.part(id);
+                            part.process = None;
+                            part.state = PartState::Ended;
+                        }
                         continue;
                     }
                     Event::Killed { id, what } => {
                         let text = killed(what, ground.app_plan(id).stop);
                         let name = ground.name(id).to_owned();
-                        tell_all(&waiting, &format!("{name}: {text}"));
-                        journal.write(event_line(name, text));
+                        tell_all(&self.waiting_for_the_end, &format!("{name}: {text}"));
+                        self.journal.write(event_line(name, text));
                         continue;
                     }
                     _ => continue,
                 },
-                Some(line) = lines.recv() => {
-                    journal.write(line);
+                Some(line) = self.lines.recv() => {
+                    self.journal.write(line);
                     continue;
                 }
                 () = tokio::time::sleep_until(wait.next()) => {
@@ -1671,8 +1711,8 @@ impl Supervisor {
                         for (id, what) in &left {
                             let app = ground.app_plan(*id);
                             let text = stopping(*what, app.stop, since);
-                            tell_all(&waiting, &format!("{}: {text}", app.name));
-                            journal.write(event_line(app.name.to_string(), text));
+                            tell_all(&self.waiting_for_the_end, &format!("{}: {text}", app.name));
+                            self.journal.write(event_line(app.name.to_string(), text));
                         }
                     }
                     continue;
@@ -1681,27 +1721,31 @@ impl Supervisor {
             // Only who has asked for it comes here.
             for (id, _) in std::mem::take(&mut left) {
                 let (name, text) = (ground.name(id).to_owned(), "killed, as asked for");
-                tell_all(&waiting, &format!("{name}: {text}"));
-                journal.write(event_line(name, text.to_owned()));
+                tell_all(&self.waiting_for_the_end, &format!("{name}: {text}"));
+                self.journal.write(event_line(name, text.to_owned()));
             }
         };
         if let Err(e) = closed {
             let text = format!("new connections were let in to the end: {e}");
-            journal.write(event_line("sidecar".to_owned(), text));
+            self.journal.write(event_line("sidecar".to_owned(), text));
         }
         for (id, _) in went.into_iter().filter(|(_, went)| !went) {
             let name = ground.name(id).to_owned();
-            tell_all(&waiting, &format!("{name}: {LINGERS}"));
-            journal.write(event_line(name, LINGERS.to_owned()));
+            tell_all(&self.waiting_for_the_end, &format!("{name}: {LINGERS}"));
+            self.journal.write(event_line(name, LINGERS.to_owned()));
         }
         // The pumps have the other senders, and end with the apps.
         drop(self.lines_in);
-        let asked = hear_out(lines, events, hurry, |line| journal.write(line)).await;
-        waiting.extend(asked);
-        remains.lines = journal.last();
-        (remains.log, remains.journal) = journal.recorded();
+        let (lines, events) = (&mut self.lines, &mut self.events);
+        let asked = self
+            .journal
+            .hear_out(lines, events, &self.sender, hurry, Journal::write)
+            .await;
+        remains.lines = self.journal.last();
+        (remains.log, remains.journal) = self.journal.recorded();
         remains.by = self.ender.get().cloned();
-        waiting
+        self.waiting_for_the_end.extend(asked);
+        self.waiting_for_the_end
     }
 }
 
@@ -1740,36 +1784,69 @@ fn tell_all(clients: &[Client], text: &str) {
     }
 }
 
-/// Takes what apps that have ended still have to say, which is at its end when their user has it all. In a `hurry`, or as
-/// soon as the end is asked for, a user who takes nothing is not waited for. Gives back who has asked.
-async fn hear_out(
-    lines: &mut mpsc::Receiver<LogLine>,
-    events: &mut mpsc::UnboundedReceiver<Event>,
-    mut hurry: bool,
-    mut take: impl FnMut(LogLine),
-) -> Vec<Client> {
-    let mut asked = vec![];
-    loop {
-        tokio::select! {
-            biased;
-            line = lines.recv() => match line {
-                Some(line) => take(line),
-                None => return asked,
-            },
-            Some(event) = events.recv() => match event {
-                Event::Signal(_) => hurry = true,
-                Event::Asked(Request::Down | Request::Kill, _, client) => {
-                    asked.push(client);
-                    hurry = true;
-                }
-                _ => {}
-            },
-            () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => return asked,
-        }
-    }
-}
-
 impl Journal {
+    /// Takes what apps that have ended still have to say, which is at its end when their user has it all, and sees to it
+    /// that who reads the log gets it. In a `hurry`, or as soon as the end is asked for, a user who takes nothing is not
+    /// waited for. Gives back who has asked.
+    async fn hear_out(
+        &mut self,
+        lines: &mut mpsc::Receiver<LogLine>,
+        events: &mut mpsc::UnboundedReceiver<Event>,
+        sender: &mpsc::UnboundedSender<Event>,
+        mut hurry: bool,
+        take: fn(&mut Self, LogLine),
+    ) -> Vec<Client> {
+        let mut asked = vec![];
+        loop {
+            tokio::select! {
+                biased;
+                line = lines.recv() => match line {
+                    Some(line) => take(self, line),
+                    None => break,
+                },
+                Some(event) = events.recv() => match event {
+                    Event::Signal(_) => hurry = true,
+                    Event::Asked(Request::Down | Request::Kill, _, client) => {
+                        asked.push(client);
+                        hurry = true;
+                    }
+                    Event::ReadOn(reader, follow, client) => {
+                        self.read_on(reader, follow, client, sender);
+                    }
+                    _ => {}
+                },
+                () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => break,
+            }
+        }
+        let _ = tokio::time::timeout(USER_TAKES_WITHIN, self.hand_out(events, sender)).await;
+        asked
+    }
+
+    /// Waits until everybody who reads the log has all of it.
+    async fn hand_out(
+        &mut self,
+        events: &mut mpsc::UnboundedReceiver<Event>,
+        sender: &mpsc::UnboundedSender<Event>,
+    ) {
+        while self.reading > 0 {
+            if let Some(Event::ReadOn(reader, follow, client)) = events.recv().await {
+                self.read_on(reader, follow, client, sender);
+            }
+        }
+        let taken = self.followers.iter().map(|follower| async {
+            let (sent, is_sent) = oneshot::channel();
+            let nothing = Answer {
+                replies: vec![],
+                fd: None,
+                sent: Some(sent),
+            };
+            if follower.client.send(nothing).await.is_ok() {
+                let _ = is_sent.await;
+            }
+        });
+        futures_util::future::join_all(taken).await;
+    }
+
     fn write(&mut self, line: LogLine) {
         self.show(&line);
         self.keep(line);
@@ -1833,12 +1910,26 @@ impl Journal {
             self.following.push(client.downgrade());
         }
         let reader = Reader::new(filter, &self.kept, &self.traffic, follow);
-        self.read_on(reader, follow, client, events);
+        self.hand_next(reader, follow, client, events);
+    }
+
+    /// Goes on with a client that has taken what it was handed, or has gone.
+    fn read_on(
+        &mut self,
+        reader: Reader,
+        follow: bool,
+        client: Client,
+        events: &mpsc::UnboundedSender<Event>,
+    ) {
+        self.reading = self.reading.saturating_sub(1);
+        if !client.is_closed() {
+            self.hand_next(reader, follow, client, events);
+        }
     }
 
     /// Hands a client the next lines of the log, and the ones after that when it has taken these: no more than these are
     /// ever on their way.
-    fn read_on(
+    fn hand_next(
         &mut self,
         mut reader: Reader,
         follow: bool,
@@ -1866,13 +1957,12 @@ impl Journal {
         if client.try_send(answer).is_err() {
             return;
         }
+        self.reading += 1;
         let events = events.clone();
         tokio::spawn(async move {
             // Dropped with the answer, sent or not.
             let _ = is_sent.await;
-            if !client.is_closed() {
-                let _ = events.send(Event::ReadOn(reader, follow, client));
-            }
+            let _ = events.send(Event::ReadOn(reader, follow, client));
         });
     }
 
@@ -2069,6 +2159,25 @@ impl Process {
         !self.orders.is_closed()
     }
 
+    /// Its end, for one who waits for it.
+    fn awaited(&mut self) -> Awaited {
+        Awaited {
+            orders: self.orders.clone(),
+            life: self.life.take(),
+        }
+    }
+
+    /// Ends it, an app as `stop` says, and waits until it has.
+    async fn end(mut self, stop: Option<Stop>) {
+        let awaited = self.awaited();
+        if let Some(stop) = stop {
+            awaited.stop(stop).await;
+        }
+        awaited.kill().await;
+    }
+}
+
+impl Awaited {
     /// Asks an app to end, and waits until it has; who owns its process sees to its time.
     async fn stop(&self, stop: Stop) {
         let _ = self.orders.send(Order::Stop(stop));
@@ -2082,16 +2191,13 @@ impl Process {
 
     /// Ends it at once, and waits until it has; `false` when it lingers ([`Container::kill`]).
     async fn kill(self) -> bool {
-        drop(self.life);
-        self.ended.await.unwrap_or(true)
-    }
-
-    /// Ends it, an app as `stop` says, and waits until it has.
-    async fn end(self, stop: Option<Stop>) {
-        if let Some(stop) = stop {
-            self.stop(stop).await;
+        match self.life {
+            Some(Life { held, ended }) => {
+                drop(held);
+                ended.await.unwrap_or(true)
+            }
+            None => true,
         }
-        self.kill().await;
     }
 }
 

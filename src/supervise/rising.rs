@@ -171,6 +171,7 @@ impl Rising {
             supervisor_privileges: privileges::read().map_err(std::io::Error::other)?,
             since: self.since,
             starting: true,
+            stopping: false,
             gated: self.gated,
             closed: std::collections::BTreeSet::new(),
             parts: parts.collect(),
