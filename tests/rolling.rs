@@ -272,6 +272,14 @@ fn a_live_change_that_starts_an_app_again_replaces_it_and_takes_that_back_the_sa
         };
         let pid = || look::pid(&lab.status("shop"), "web");
         let first = pid();
+        let how = |said: &[u8]| {
+            let said = String::from_utf8_lossy(said).into_owned();
+            let line = said.lines().find(|line| line.starts_with("web ")).unwrap();
+            line.to_owned()
+        };
+        let output = apply("env = { COLOUR = \"red\" }", &["--dry-run"]);
+        let rolls = "web is replaced by another: app.web.env.COLOUR";
+        assert_eq!(how(&output.stderr), rolls, "{via}");
         // A second.
         let output = apply("env = { COLOUR = \"red\" }", &[]);
         assert!(output.status.success(), "{via}: {}", describe(&output));
@@ -313,6 +321,12 @@ fn a_live_change_that_starts_an_app_again_replaces_it_and_takes_that_back_the_sa
         let output = apply("env = { COLOUR = \"red\" }\nreplace = \"stop-first\"", &[]);
         assert!(output.status.success(), "{via}: {}", describe(&output));
         let before = look::planned(&lab.status("shop"), "/apps/0/address").to_owned();
+        let output = apply("replace = \"stop-first\"", &["--dry-run"]);
+        assert_eq!(
+            how(&output.stderr),
+            "web starts again: app.web.env.COLOUR",
+            "{via}"
+        );
         let output = apply("replace = \"stop-first\"", &[]);
         assert!(output.status.success(), "{via}: {}", describe(&output));
         assert_eq!(

@@ -64,6 +64,9 @@ pub struct PartChange {
     /// Why that can't be done while it runs, where it isn't plain that the part is made of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub why: Vec<String>,
+    /// Whether another of it takes its place without a gap ([`Plan::can_roll`]); else it ends before it starts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rolling: bool,
 }
 
 /// What there is to do.
@@ -213,7 +216,17 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
                     sidecar.push(format!("app.{}", app.name));
                 }
             }
-            Some(after) => app_change(app, after, &key, &mut change, &mut refused),
+            Some(after) => {
+                let (because, why) = app_change(app, after, &key, &mut change, &mut refused);
+                if !because.is_empty() {
+                    change.restart.push(PartChange {
+                        part: app.name.to_string(),
+                        because,
+                        why,
+                        rolling: old.can_roll(app).is_ok() && new.can_roll(after).is_ok(),
+                    });
+                }
+            }
         }
     }
     for app in &new.apps {
@@ -236,6 +249,7 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
             part: "sidecar".to_owned(),
             because: sidecar,
             why: vec![],
+            rolling: false,
         });
     }
     let ports = |plan: &Plan| -> BTreeSet<String> {
@@ -253,13 +267,15 @@ pub fn between(old: &Plan, new: &Plan) -> Result<Change, NotLive> {
     }
 }
 
+/// Which keys of an app have changed that it has to start again for, and why where that isn't plain. What needs no start, and
+/// what can't be had, is noted.
 fn app_change(
     old: &AppPlan,
     new: &AppPlan,
     key: &dyn Fn(&str) -> String,
     change: &mut Change,
     refused: &mut Vec<Refused>,
-) {
+) -> (Vec<String>, Vec<String>) {
     let (mut because, mut why) = (vec![], vec![]);
     let (had, has) = (landlock::App::at_least(old), landlock::App::at_least(new));
     let bind = has.bind.iter().filter(|port| !had.bind.contains(port));
@@ -356,13 +372,7 @@ fn app_change(
             other => refused.push(refusal(key(other), UNKNOWN)),
         }
     }
-    if !because.is_empty() {
-        change.restart.push(PartChange {
-            part: old.name.to_string(),
-            because,
-            why,
-        });
-    }
+    (because, why)
 }
 
 /// Ports, in words.

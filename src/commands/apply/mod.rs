@@ -190,7 +190,11 @@ impl Report {
         let mut text = String::new();
         for part in &self.change.restart {
             let because = part.because.join(", ");
-            text += &format!("{bold}{}{plain} starts again: {because}\n", part.part);
+            let how = match part.rolling {
+                true => "is replaced by another",
+                false => "starts again",
+            };
+            text += &format!("{bold}{}{plain} {how}: {because}\n", part.part);
             for why in &part.why {
                 text += &format!("  {why}\n");
             }

@@ -716,11 +716,8 @@ impl Task {
             let name = app.name.clone();
             if index >= self.old.plan.apps.len() {
                 self.join(index, next).await?;
-            } else if changed.iter().any(|part| part.part == name.as_str()) {
-                let rolls = |plan: &Plan| plan.app(&name).map(|app| plan.can_roll(app));
-                let both = [&self.old.plan, &next.plan];
-                let rolls = both.into_iter().all(|plan| rolls(plan) == Some(Ok(())));
-                match rolls {
+            } else if let Some(part) = changed.iter().find(|part| part.part == name.as_str()) {
+                match part.rolling {
                     true => self.replace(name, next, in_force).await?,
                     false => self.start_again(name.as_str(), next).await?,
                 }
