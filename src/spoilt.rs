@@ -279,6 +279,41 @@ fn packets() -> Vec<Vec<u8>> {
     ]
 }
 
+/// What the relay sends: what it has refused, of whose clients, and a line of one.
+fn refusals_message() -> Vec<u8> {
+    let mut bytes = vec![];
+    let refusals = traffic::Refusals {
+        not_allowed: 3,
+        rate: 2,
+        share: 1,
+    };
+    wire::put_refusals(&mut bytes, &refusals, &[4, 2]);
+    let refused = wire::samples().into_iter().find(|record| {
+        matches!(
+            record.event,
+            traffic::Event::Packet {
+                accepted: false,
+                ..
+            }
+        )
+    });
+    if let Some(traffic::Record {
+        time,
+        event: traffic::Event::Packet { link, packet, .. },
+    }) = refused
+    {
+        let rule = traffic::Name::new(b"relay/drop-rate");
+        let event = traffic::Event::Packet {
+            rule,
+            link,
+            accepted: false,
+            packet,
+        };
+        wire::put_record(&mut bytes, &traffic::Record { time, event });
+    }
+    bytes
+}
+
 /// What the sidecar sends: totals of two apps, and a record of each kind.
 fn wire_message() -> Vec<u8> {
     let mut bytes = vec![];
@@ -394,6 +429,14 @@ proptest! {
         }
         // Each packet says two things at most: a beginning and an end.
         prop_assert!(tracker.records.len() <= 4 * all.len() + 4, "{} of {}", tracker.records.len(), all.len());
+    }
+
+    #[test]
+    fn refusals_of_a_relay(bytes in spoilt(vec![refusals_message()], NO_WORDS)) {
+        if let Some((_, apps, records)) = wire::read_refusals(&bytes) {
+            prop_assert!(apps.len() <= wire::MOST_APPS);
+            prop_assert!(records.len() <= bytes.len());
+        }
     }
 
     #[test]

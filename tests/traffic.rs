@@ -804,7 +804,7 @@ fn by_relay_the_sidecar_names_the_client_and_the_relay_whom_it_refuses() {
     // A flood has few lines, and is counted to the last.
     connect("10.99.0.3", 1000);
     let counted = || lab.status("web")["refused_by_relay"].clone();
-    let expected = json!({ "not_allowed": 1001, "rate": 5, "share": 0 });
+    let expected = json!({ "not_allowed": 1001, "rate": 5, "share": 0, "apps": { "app": 1006 } });
     look::eventually("refused", &expected, counted);
     let all = lines(&lab, "web").into_iter();
     let of_flood = all.filter(|line| line["source"] == "10.99.0.3" && line["event"] == "refused");
@@ -813,7 +813,7 @@ fn by_relay_the_sidecar_names_the_client_and_the_relay_whom_it_refuses() {
     // Also when another relay counts on.
     lab.lrpns_ok(&["restart", "web", "relay"]);
     connect("10.99.0.3", 1);
-    let expected = json!({ "not_allowed": 1002, "rate": 5, "share": 0 });
+    let expected = json!({ "not_allowed": 1002, "rate": 5, "share": 0, "apps": { "app": 1007 } });
     look::eventually("refused", &expected, counted);
     let told = lab.lrpns_ok(&["status", "web"]);
     assert!(

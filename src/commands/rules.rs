@@ -97,7 +97,12 @@ pub(super) fn count(stack: &StackName) -> Result<Vec<CountedTable>, Failure> {
         counted("sidecar", sidecar, &firewall::sidecar_rules(plan)),
         counted(end, host, &firewall::host_rules(plan)),
     ];
-    tables.extend(target.status.refused_by_relay.map(refused));
+    tables.extend(
+        target
+            .status
+            .refused_by_relay
+            .map(|refused| by_relay(refused.all)),
+    );
     Ok(tables)
 }
 
@@ -129,7 +134,7 @@ fn counted(
 }
 
 /// The relay's own counts: of connections and datagrams, whose bytes it doesn't look at.
-fn refused(refusals: Refusals) -> CountedTable {
+fn by_relay(refusals: Refusals) -> CountedTable {
     let rules = refusals.by_rule().map(|(why, packets)| Counted {
         chain: Why::CHAIN.to_owned(),
         name: why.rule().to_owned(),

@@ -309,7 +309,7 @@ fn describe(status: &Status, how: How) -> String {
     if let Some(traffic) = &status.traffic {
         describe_traffic(&mut text, traffic);
     }
-    if let Some(refused) = status.refused_by_relay
+    if let Some(refused) = status.refused_by_relay.as_ref().map(|refused| refused.all)
         && refused != Refusals::default()
     {
         let _ = writeln!(

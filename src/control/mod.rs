@@ -235,7 +235,7 @@ pub struct Status {
     /// What the sidecar has seen of the traffic; `null` with `log = "off"`.
     pub traffic: Option<crate::traffic::Summary>,
     /// Clients that the relay has refused, whom the sidecar never sees; `null` without a relay.
-    pub refused_by_relay: Option<crate::traffic::Refusals>,
+    pub refused_by_relay: Option<crate::traffic::RefusedByRelay>,
     /// Every process of ours, as the kernel tells when it is asked.
     pub processes: Vec<crate::control::processes::Process>,
 }

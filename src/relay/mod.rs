@@ -158,6 +158,8 @@ pub struct Way {
     pub gate: Rc<Gate>,
     /// Where the relay dials as its clients, it dials as nobody else for these.
     pub shows_client: bool,
+    /// Whose clients are refused here, of those that are counted apart: a place among them.
+    pub app: usize,
 }
 
 impl Way {
@@ -430,9 +432,9 @@ impl Relay {
     }
 
     /// Counts a connection that is reset, and says so.
-    fn refuse(&self, why: Why, peer: SocketAddr, client: &TcpStream) {
+    fn refuse(&self, app: usize, why: Why, peer: SocketAddr, client: &TcpStream) {
         let ours = || client.local_addr().ok();
-        self.refused.note(why, Protocol::Tcp, peer, ours);
+        self.refused.note(app, why, Protocol::Tcp, peer, ours);
     }
 
     /// EACCES for what may not be dialled.
@@ -545,7 +547,7 @@ async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Op
             biased;
             // Its sender is the relay's.
             _ = reopened.changed() => None,
-            accepted = accept(&listener, &way.gate, &relay) => Some(accepted),
+            accepted = accept(&listener, &way, &relay) => Some(accepted),
         };
         relay.accepting.set(relay.accepting.get() - 1);
         let (client, peer, share) = match accepted {
@@ -591,22 +593,22 @@ async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Op
 /// One connection, past errors that say nothing about the listener (accept(2), "Error handling").
 async fn accept(
     listener: &TcpListener,
-    gate: &Gate,
+    way: &Way,
     relay: &Relay,
 ) -> io::Result<(TcpStream, SocketAddr, Held)> {
     loop {
         let error = match listener.accept().await {
-            Ok((client, peer)) if !gate.admits(peer.ip()) => {
-                relay.refuse(Why::NotAllowed, peer, &client);
+            Ok((client, peer)) if !way.gate.admits(peer.ip()) => {
+                relay.refuse(way.app, Why::NotAllowed, peer, &client);
                 continue;
             }
-            Ok((client, peer)) if !gate.may_begin(peer.ip(), Instant::now()) => {
-                relay.refuse(Why::Rate, peer, &client);
+            Ok((client, peer)) if !way.gate.may_begin(peer.ip(), Instant::now()) => {
+                relay.refuse(way.app, Why::Rate, peer, &client);
                 continue;
             }
             Ok((client, peer)) => {
                 let Some(share) = relay.share(peer.ip()) else {
-                    relay.refuse(Why::Share, peer, &client);
+                    relay.refuse(way.app, Why::Share, peer, &client);
                     continue;
                 };
                 relay.count(|s| {

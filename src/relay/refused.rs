@@ -25,6 +25,8 @@ const MOST_RECORDS: usize = 1 << 10;
 /// Counts, and tells.
 pub(super) struct Refused {
     counts: Cell<Refusals>,
+    /// Of each app's clients, as far as it is among the first [`wire::MOST_APPS`].
+    apps: RefCell<Vec<u64>>,
     lines: RefCell<Lines>,
     records: RefCell<VecDeque<Record>>,
     begun: Instant,
@@ -35,6 +37,7 @@ impl Refused {
     pub(super) fn new() -> Self {
         Self {
             counts: Cell::default(),
+            apps: RefCell::default(),
             lines: RefCell::default(),
             records: RefCell::default(),
             begun: Instant::now(),
@@ -46,9 +49,10 @@ impl Refused {
         self.counts.get()
     }
 
-    /// A client was refused; `ours` says which address it has written to, if somebody wants to know.
+    /// A client of an app's was refused; `ours` says which address it has written to, if somebody wants to know.
     pub(super) fn note(
         &self,
+        app: usize,
         why: Why,
         protocol: Protocol,
         client: SocketAddr,
@@ -61,6 +65,13 @@ impl Refused {
             Why::Share => counts.share += 1,
         }
         self.counts.set(counts);
+        if app < wire::MOST_APPS {
+            let mut apps = self.apps.borrow_mut();
+            if apps.len() <= app {
+                apps.resize(app + 1, 0);
+            }
+            apps[app] += 1;
+        }
         self.more.notify_one();
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let mut records = self.records.borrow_mut();
@@ -115,7 +126,7 @@ impl Refused {
         let mut message = vec![];
         while !records.is_empty() || *told != counts {
             message.clear();
-            wire::put_refusals(&mut message, &counts);
+            wire::put_refusals(&mut message, &counts, &self.apps.borrow());
             let mut count = 0;
             for record in &*records {
                 if message.len() + wire::RECORD > wire::LARGEST {

@@ -42,6 +42,7 @@ fn everybody(target: SocketAddr) -> Way {
             None,
         ))),
         shows_client: false,
+        app: 0,
     }
 }
 

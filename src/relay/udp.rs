@@ -279,7 +279,9 @@ impl Door {
                 let port = self.socket.local_addr().ok()?.port();
                 Some(SocketAddr::new(ours, port))
             };
-            relay.refused.note(why, Protocol::Udp, client, ours);
+            relay
+                .refused
+                .note(self.way.app, why, Protocol::Udp, client, ours);
         };
         if !self.way.gate.admits(client.ip()) {
             return refuse(Why::NotAllowed);

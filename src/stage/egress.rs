@@ -108,6 +108,7 @@ fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) ->
         target: SocketAddr::new(any(door), door.port),
         gate: Rc::clone(&gate),
         shows_client: false,
+        app: 0,
     };
     let sockets = sockets.into_iter();
     sockets

@@ -58,6 +58,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
             // Who is named nowhere lets nobody in.
             gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
             shows_client: carried.shows_client,
+            app: carried.admission,
         };
         match carried.protocol {
             Protocol::Tcp => streams.push((fd.into(), way)),

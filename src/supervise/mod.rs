@@ -878,13 +878,17 @@ impl Supervisor {
         match (traffic, id) {
             (None, _) => {}
             (Some(socket), PartId::Relay) => {
-                let relay = self.refused.begin();
+                let apps = self.ground.plan.apps.iter();
+                let relay = self
+                    .refused
+                    .begin(apps.map(|app| app.name.to_string()).collect());
                 let read = move |message: &[u8]| {
-                    let (refusals, records) = traffic::wire::read_refusals(message)?;
+                    let (refusals, apps, records) = traffic::wire::read_refusals(message)?;
                     let records = records.to_vec();
                     Some(Traffic::Refused {
                         relay,
                         refusals,
+                        apps,
                         records,
                     })
                 };
@@ -1516,12 +1520,13 @@ impl Supervisor {
             Traffic::Refused {
                 relay,
                 refusals,
+                apps,
                 records,
             } => {
                 if self.ground.plan.log > TrafficLog::Off {
                     self.journal.write_traffic(&records);
                 }
-                self.refused.set(relay, refusals);
+                self.refused.set(relay, refusals, apps);
             }
             Traffic::Nonsense(id) => {
                 let name = self.ground.name(id);
@@ -2377,6 +2382,8 @@ enum Traffic {
         relay: usize,
         /// What it has refused since it was started.
         refusals: traffic::Refusals,
+        /// The same of each app's clients, in the order of the plan that it was started by.
+        apps: Vec<u64>,
         /// As of the sidecar.
         records: Vec<u8>,
     },
@@ -2388,38 +2395,69 @@ enum Traffic {
 #[derive(Default)]
 struct Refused {
     /// Those that are gone.
-    before: traffic::Refusals,
-    /// Those that may say more, each with its number.
-    now: Vec<(usize, traffic::Refusals)>,
+    before: traffic::RefusedByRelay,
+    /// Those that may say more.
+    now: Vec<Refusing>,
     relays: usize,
+}
+
+/// A relay, and what it has told last.
+struct Refusing {
+    number: usize,
+    /// The apps that it knows.
+    names: Vec<String>,
+    all: traffic::Refusals,
+    apps: Vec<u64>,
+}
+
+impl Refusing {
+    /// What it and others have refused. It is a part's words: no number of it is too large.
+    fn and(&self, others: traffic::RefusedByRelay) -> traffic::RefusedByRelay {
+        let traffic::RefusedByRelay { all, mut apps } = others;
+        for (name, count) in self.names.iter().zip(&self.apps) {
+            if *count > 0 {
+                let sum = apps.entry(name.clone()).or_default();
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        traffic::RefusedByRelay {
+            all: all.and(self.all),
+            apps,
+        }
+    }
 }
 
 impl Refused {
     /// No more relays than that are told apart: one, and those that carry their last connections.
     const MOST: usize = 32;
 
-    /// Another relay; its number.
-    fn begin(&mut self) -> usize {
+    /// Another relay, which knows the apps of these names in this order; its number.
+    fn begin(&mut self, names: Vec<String>) -> usize {
         if self.now.len() >= Self::MOST {
-            let (_, oldest) = self.now.remove(0);
-            self.before = self.before.and(oldest);
+            let oldest = self.now.remove(0);
+            self.before = oldest.and(std::mem::take(&mut self.before));
         }
         self.relays += 1;
-        self.now.push((self.relays, traffic::Refusals::default()));
+        self.now.push(Refusing {
+            number: self.relays,
+            names,
+            all: traffic::Refusals::default(),
+            apps: vec![],
+        });
         self.relays
     }
 
     /// What that one has told last.
-    fn set(&mut self, relay: usize, refusals: traffic::Refusals) {
+    fn set(&mut self, relay: usize, all: traffic::Refusals, apps: Vec<u64>) {
         let mut now = self.now.iter_mut();
-        if let Some((_, told)) = now.find(|(number, _)| *number == relay) {
-            *told = refusals;
+        if let Some(told) = now.find(|told| told.number == relay) {
+            (told.all, told.apps) = (all, apps);
         }
     }
 
-    fn sum(&self) -> traffic::Refusals {
-        let now = self.now.iter().map(|(_, told)| *told);
-        now.fold(self.before, traffic::Refusals::and)
+    fn sum(&self) -> traffic::RefusedByRelay {
+        let now = self.now.iter();
+        now.fold(self.before.clone(), |sum, told| told.and(sum))
     }
 }
 

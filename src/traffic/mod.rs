@@ -240,6 +240,12 @@ pub struct AppSummary {
     pub bytes_from_clients: u64,
     /// As in [`Summary`].
     pub bytes_to_clients: u64,
+    /// Packets to it that the sidecar refused.
+    #[serde(default)]
+    pub refused: u64,
+    /// Packets from it that the sidecar refused.
+    #[serde(default)]
+    pub refused_from: u64,
 }
 
 /// The totals of a sidecar, and of those before it.
@@ -287,6 +293,7 @@ impl Sums {
                 open: a.open.saturating_add(b.open),
                 opened: a.opened.saturating_add(b.opened),
                 bytes: [0, 1].map(|way| a.bytes[way].saturating_add(b.bytes[way])),
+                refused: [0, 1].map(|way| a.refused[way].saturating_add(b.refused[way])),
             }
         };
         Totals {
@@ -313,6 +320,8 @@ impl Sums {
                     accepted: app.opened,
                     bytes_from_clients: app.bytes[0],
                     bytes_to_clients: app.bytes[1],
+                    refused: app.refused[0],
+                    refused_from: app.refused[1],
                 }
             })
             .filter(|app| app.name.is_some() || app.accepted > 0)
@@ -346,6 +355,16 @@ pub struct Refusals {
     pub rate: u64,
     /// The client has its share of the relay's places.
     pub share: u64,
+}
+
+/// The same, and of whose clients they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedByRelay {
+    /// Of all apps.
+    #[serde(flatten)]
+    pub all: Refusals,
+    /// Of each app, by its name, if there were any.
+    pub apps: std::collections::BTreeMap<String, u64>,
 }
 
 impl Refusals {
@@ -420,4 +439,6 @@ pub struct AppTotals {
     pub opened: u64,
     /// Bytes of payload of ended connections, from clients and to them.
     pub bytes: [u64; 2],
+    /// Packets that were refused, to it and from it.
+    pub refused: [u64; 2],
 }

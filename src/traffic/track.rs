@@ -372,6 +372,15 @@ impl Tracker {
         let Some(packet) = Packet::parse(logged.payload) else {
             return;
         };
+        let ends = [packet.target, packet.source];
+        let its = ends.map(|address| self.apps.get(&address).copied());
+        if let Some((way, app)) = its
+            .into_iter()
+            .enumerate()
+            .find_map(|(way, app)| Some((way, app?)))
+        {
+            self.app(app).refused[way] += 1;
+        }
         if self.lines.take(packet.source, now.ticks / 1_000_000) {
             self.packet(now, logged, link, packet, false);
         }
@@ -628,5 +637,7 @@ mod tests {
         assert_eq!(told.event, Event::Suppressed { source, packets });
         assert_eq!(lines(&mut tracker, at(100)), BURST as usize);
         assert_eq!(tracker.totals.refused, 300);
+        // To the app; what comes from one is counted there.
+        assert_eq!(tracker.totals.apps[0].refused, [300, 0]);
     }
 }

@@ -26,16 +26,22 @@ pub fn put_totals(out: &mut Vec<u8>, totals: &Totals) {
     let apps = &totals.apps[..totals.apps.len().min(MOST_APPS + 1)];
     out.extend((apps.len() as u16).to_le_bytes());
     for app in apps {
-        for number in [app.open, app.opened, app.bytes[0], app.bytes[1]] {
+        let [to, from] = app.refused;
+        for number in [app.open, app.opened, app.bytes[0], app.bytes[1], to, from] {
             put64(out, number);
         }
     }
 }
 
-/// Writes the beginning of a message of the relay's.
-pub fn put_refusals(out: &mut Vec<u8>, refusals: &Refusals) {
+/// Writes the beginning of a message of the relay's: what it has refused, and of whose clients.
+pub fn put_refusals(out: &mut Vec<u8>, refusals: &Refusals, apps: &[u64]) {
     for (_, count) in refusals.by_rule() {
         put64(out, count);
+    }
+    let apps = &apps[..apps.len().min(MOST_APPS)];
+    out.extend((apps.len() as u16).to_le_bytes());
+    for app in apps {
+        put64(out, *app);
     }
 }
 
@@ -147,13 +153,18 @@ pub fn read(bytes: &[u8]) -> Option<(Totals, &[u8])> {
 
 /// As [`read`], of what the relay says: nothing but packets that it has refused.
 #[must_use]
-pub fn read_refusals(bytes: &[u8]) -> Option<(Refusals, &[u8])> {
+pub fn read_refusals(bytes: &[u8]) -> Option<(Refusals, Vec<u64>, &[u8])> {
     let mut rest = Rest(bytes);
     let refusals = Refusals {
         not_allowed: rest.u64()?,
         rate: rest.u64()?,
         share: rest.u64()?,
     };
+    let apps = usize::from(rest.u16()?);
+    if apps > MOST_APPS {
+        return None;
+    }
+    let apps = (0..apps).map(|_| rest.u64()).collect::<Option<_>>()?;
     let kept = rest.0;
     while !rest.0.is_empty() {
         let is_its = match rest.record()?.event {
@@ -166,7 +177,7 @@ pub fn read_refusals(bytes: &[u8]) -> Option<(Refusals, &[u8])> {
         };
         is_its.then_some(())?;
     }
-    Some((refusals, kept))
+    Some((refusals, apps, kept))
 }
 
 /// The records that these bytes are, up to what is none.
@@ -228,6 +239,7 @@ impl Rest<'_> {
                 open: self.u64()?,
                 opened: self.u64()?,
                 bytes: [self.u64()?, self.u64()?],
+                refused: [self.u64()?, self.u64()?],
             });
         }
         Some(totals)
@@ -392,6 +404,7 @@ mod tests {
                 AppTotals::default(),
                 AppTotals {
                     open: 3,
+                    refused: [4, 5],
                     ..AppTotals::default()
                 },
             ],
@@ -428,6 +441,27 @@ mod tests {
                 let _ = read(&changed);
             }
         }
+    }
+
+    #[test]
+    fn what_a_relay_has_refused_is_read_as_it_was_written_and_no_more_of_it() {
+        let refusals = Refusals {
+            not_allowed: 1,
+            rate: 2,
+            share: 3,
+        };
+        for apps in [vec![], vec![7, 0, 9], vec![1; MOST_APPS]] {
+            let mut bytes = vec![];
+            put_refusals(&mut bytes, &refusals, &apps);
+            assert_eq!(read_refusals(&bytes), Some((refusals, apps, &[][..])));
+            assert_eq!(read_refusals(&bytes[..bytes.len() - 1]), None);
+            bytes.push(0);
+            assert_eq!(read_refusals(&bytes), None);
+        }
+        let mut bytes = vec![0; 24];
+        bytes.extend((MOST_APPS as u16 + 1).to_le_bytes());
+        bytes.extend(vec![0; 8 * (MOST_APPS + 1)]);
+        assert_eq!(read_refusals(&bytes), None);
     }
 
     /// xorshift64*: the same numbers each time.

@@ -40,8 +40,8 @@ pub enum Edge {
         who: String,
         /// The host's address and ports.
         listen: String,
-        /// How it comes from there to the sidecar.
-        via: &'static str,
+        /// How it comes from there to the sidecar, and how many were refused on that way, where it is known.
+        via: String,
         /// The app's port.
         port: String,
         /// Nobody new is let in for now.
@@ -146,12 +146,44 @@ impl Picture {
                 }
             }
         }
-        if let Some(refused) = status.refused_by_relay {
-            let all = refused.by_rule().map(|(_, packets)| packets);
+        if let Some(refused) = &status.refused_by_relay {
+            let all = refused.all.by_rule().map(|(_, packets)| packets);
             let sum = all.into_iter().fold(0, u64::saturating_add);
             picture.refused.push(format!("{sum} by relay"));
         }
+        for app in &mut picture.apps {
+            app.refused(status);
+        }
         picture
+    }
+}
+
+impl App {
+    /// What was refused on the way to it, at its edge if it has one only, and on the way from it.
+    fn refused(&mut self, status: &Status) {
+        let traffic = status.traffic.iter().flat_map(|traffic| &traffic.apps);
+        let mut its = traffic.filter(|of| of.name.as_deref() == Some(self.name.as_str()));
+        let its = its.next().cloned().unwrap_or_default();
+        let by_relay = status.refused_by_relay.as_ref();
+        let by_relay = by_relay.and_then(|refused| refused.apps.get(&self.name));
+        let to = its
+            .refused
+            .saturating_add(by_relay.copied().unwrap_or_default());
+        let mut ways: Vec<&mut String> = { self.edges.iter_mut() }
+            .filter_map(|edge| match edge {
+                Edge::In { via, .. } => Some(via),
+                _ => None,
+            })
+            .collect();
+        match ways.as_mut_slice() {
+            _ if to == 0 => {}
+            [via] => **via += &format!(", {to} refused"),
+            _ => self.lines.push(format!("{to} refused")),
+        }
+        if its.refused_from > 0 {
+            self.lines
+                .push(format!("{} refused from it", its.refused_from));
+        }
     }
 }
 
@@ -167,8 +199,8 @@ fn entry(app: &AppPlan, range: &Range<'_>) -> Edge {
         who,
         listen: range.listen(),
         via: match range.first.via {
-            Transport::Dnat => "dnat",
-            Transport::Relay => "relay",
+            Transport::Dnat => "dnat".to_owned(),
+            Transport::Relay => "relay".to_owned(),
         },
         port: range.app_ports(),
         closed: false,

@@ -36,7 +36,7 @@ fn labels(edge: &Edge) -> (String, String, &'static str) {
         } => {
             let (via, class) = match closed {
                 true => ("closed", "closed"),
-                false => (*via, "in"),
+                false => (via.as_str(), "in"),
             };
             (format!("{who} → {listen} ({via})"), port.clone(), class)
         }

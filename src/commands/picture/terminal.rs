@@ -39,7 +39,7 @@ enum Way {
 struct Left {
     who: String,
     listen: String,
-    via: &'static str,
+    via: String,
 }
 
 impl Row {
@@ -55,7 +55,7 @@ impl Row {
                 left: Left {
                     who: who.clone(),
                     listen: listen.clone(),
-                    via,
+                    via: via.clone(),
                 },
                 port: port.clone(),
                 way: if *closed { Way::Closed } else { Way::In },
@@ -71,7 +71,7 @@ impl Row {
             Edge::Out { to, via } => Self {
                 left: Left {
                     listen: to.clone(),
-                    via,
+                    via: (*via).to_owned(),
                     ..Left::default()
                 },
                 way: Way::Out,
@@ -104,7 +104,7 @@ impl Row {
             Way::In | Way::Closed => {
                 let (via, end) = match self.way {
                     Way::Closed => ("closed", "─╳"),
-                    _ => (*via, "─►"),
+                    _ => (via.as_str(), "─►"),
                 };
                 let name = shortened(name, who);
                 let room = width.saturating_sub(who + 4 + 3 + via.len() + 2);
@@ -149,7 +149,7 @@ pub fn draw(picture: &Picture) -> String {
         Way::None => 0,
         Way::Out => columns(&row.left.listen) + row.left.via.len() + 6,
         _ if row.left.listen.is_empty() => columns(&row.left.who) + 3,
-        _ => who + 4 + columns(&row.left.listen) + 6 + "closed".len(),
+        _ => who + 4 + columns(&row.left.listen) + 6 + row.left.via.len().max("closed".len()),
     });
     let taken = INDENT + (sidecar + 2) + (port + 5) + (app + 4);
     let left = wanted.clamp(
@@ -294,7 +294,7 @@ mod tests {
         Edge::In {
             who: who.to_owned(),
             listen: listen.to_owned(),
-            via: "relay",
+            via: "relay".to_owned(),
             port: "5000".to_owned(),
             closed: false,
         }
