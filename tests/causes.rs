@@ -215,3 +215,119 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
     let (_, said) = told(&lab, &["sh", "-c", "exit 3"], more);
     assert!(said.contains("hint: sh wrote nothing"), "{said}");
 }
+
+/// The lines to paste that a hint has.
+fn lines_of(said: &str) -> String {
+    let lines: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .collect();
+    lines.join("\n")
+}
+
+#[test]
+fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.own_etc();
+    // A package with a configuration of root's that its user reads, a directory that is its user's, and what starts it.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
+         cd /var/lib/dpkg; printf 'Package: quiet-server\\nSource: quiet (1)\\n\\nPackage: quiet-common\\nSource: quiet\\n' >status
+         printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quiet/conf\\n' >info/quiet-common.list
+         printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
+         echo x >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
+         printf '#!/bin/sh\\n[ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
+         cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5
+         echo >/run/quiet/quiet.pid || exit 4\\n[ -n \"$1\" ] || echo >/var/lib/quiet/new || exit 4\\nexec sleep infinity\\n' >/run/lab/quiet
+         chmod 755 /run/lab/quiet",
+    ]);
+    let with = |command: &[&str], lines: &str| {
+        let own = "\"/run/lab/quiet:/srv/quiet:exec\"";
+        let lines = match lines.contains("volumes = [") {
+            true if lines.contains("/srv/quiet") => lines.to_owned(),
+            true => lines.replace("volumes = [", &format!("volumes = [{own}, ")),
+            false => format!("volumes = [{own}]\n{lines}"),
+        };
+        told(&lab, command, &format!("{lines}\nrestart = \"no\""))
+    };
+    let (code, said) = with(&["/srv/quiet"], "");
+    assert_eq!(code, 1, "{said}");
+    let lines = lines_of(&said);
+    assert!(
+        said.contains("what the host's package quiet-server has for quiet"),
+        "{said}"
+    );
+    assert_eq!(
+        lines,
+        "user = \"www-data\"\n\
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/var/lib/quiet:/var/lib/quiet:rw\"]\n\
+         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
+    );
+    let (code, said) = with(&["/srv/quiet"], &lines);
+    assert_eq!(code, 0, "{said}");
+    lab.ok(&["stat", "/var/lib/quiet/new"]);
+    lab.lrpns_ok(&["down", "web"]);
+
+    // One that insists on root, with a key elsewhere that is root's alone.
+    let (code, said) = with(&["/srv/quiet", "root"], &lines);
+    assert_eq!(code, 1, "{said}");
+    let lines = lines_of(&said);
+    assert_eq!(
+        lines,
+        "ids = \"range\"\n\
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
+         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
+         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
+    );
+    let (code, said) = with(&["/srv/quiet", "root"], &lines);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.own_etc();
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mkdir /etc/quiet; printf '# listen 127.0.0.1\\nx\\nbind_to = 127.0.0.1\\n' >/etc/quiet/conf",
+    ]);
+    let listens = |at: &str| {
+        let code = format!(
+            "import socket, signal\ns = socket.socket()\ns.bind({at})\ns.listen()\nsignal.pause()"
+        );
+        let command = [PYTHON, "-c", &code];
+        told(
+            &lab,
+            &command,
+            "publish = [\"9000:8000\"]\nstart_timeout = \"1s\"\nlisten = [8002]\nvolumes = [\"/etc/quiet:/etc/quiet\"]",
+        )
+    };
+    let (code, said) = listens("('127.0.0.1', 8000)");
+    assert_eq!(code, 1, "{said}");
+    for words in [
+        "its configuration has it here: /etc/quiet/conf:3: bind_to = 127.0.0.1.",
+        "volumes = [\"./conf:/etc/quiet/conf\"]",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let (code, said) = listens("('0.0.0.0', 8000 + 1)");
+    assert!(
+        code == 1 && said.contains("what it was refused it does not name: a TCP port"),
+        "{code}: {said}"
+    );
+    let (code, said) = listens("('0.0.0.0', 8002)");
+    assert!(
+        code == 1 && said.contains("hint: it listens on 8002 instead: publish = [\"9000:8002\"]"),
+        "{code}: {said}"
+    );
+}

@@ -4,14 +4,20 @@
 //! An app's words are its own, and may be an attacker's. They choose among the hints that are written here, and what is
 //! taken over from them is a path or a number, escaped and bounded.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Rootfs, SECRETS, Secret, Tmpfs, Volume, joined};
+use super::installed::{Entry, Installed};
+use crate::config::{Protocol, Rootfs, SECRETS, Secret, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
-use crate::plan::{AppPlan, PublishPlan};
+use crate::plan::{APP_ID, AppPlan, PublishPlan};
 use crate::protocol::Exit;
 use crate::text;
 
+/// No more files of its configuration are searched, and no larger ones.
+const MOST_FILES: usize = 2000;
+const LARGEST_FILE: u64 = 1 << 20;
 /// No more hints at once: the first is mostly the cause, and the rest its consequences.
 const MOST: usize = 3;
 /// No more lines are looked at, from the last one on…
@@ -76,19 +82,6 @@ const FOREGROUND: &[(&str, &str)] = &[
     ("thttpd", "thttpd -D"),
 ];
 
-/// Where Debian has a server's configuration that is not called as its program.
-const CONFIGURED: &[(&str, &str)] = &[
-    ("slapd", "ldap"),
-    ("named", "bind"),
-    ("smbd", "samba"),
-    ("nmbd", "samba"),
-    ("mysqld", "mysql"),
-    ("mariadbd", "mysql"),
-    ("freeradius", "freeradius"),
-    ("clamd", "clamav"),
-    ("in.tftpd", "default/tftpd-hpa"),
-];
-
 /// What is known of an app that is not what it should be.
 pub(super) struct Case<'a> {
     /// What it may do.
@@ -96,7 +89,7 @@ pub(super) struct Case<'a> {
     /// How it ended; `None` while it runs.
     pub(super) exit: Option<Exit>,
     /// What it wrote, the last line last.
-    pub(super) said: &'a [String],
+    pub(super) said: Vec<String>,
 }
 
 impl Case<'_> {
@@ -112,6 +105,20 @@ impl Case<'_> {
             }
         };
         add(self.by_exit());
+        if self.exit != Some(Exit::Status(0))
+            && let Some(hint) = self.installed()
+        {
+            hints.push(hint);
+            return hints;
+        }
+        let mut add = |hint: Option<String>| {
+            if let Some(hint) = hint
+                && hints.len() < MOST
+                && !hints.contains(&hint)
+            {
+                hints.push(hint);
+            }
+        };
         let first = self.said.len().saturating_sub(LINES);
         for line in &self.said[first..] {
             let end = line
@@ -134,13 +141,94 @@ impl Case<'_> {
             }
             let wrote = self.said.iter().any(|line| !line.trim().is_empty());
             if hints.is_empty() && !wrote {
-                hints.push(format!(
+                hints.push(self.begins_as_root().unwrap_or_else(|| format!(
                     "{} wrote nothing: let it log to its standard error, or say more (-d, -v, --debug); one that must begin as root and tells nobody takes ids = \"range\"",
                     text::harmless(self.program(), 64)
-                ));
+                )));
             }
         }
         hints
+    }
+
+    /// The hints for one that does not listen on `port`, but there.
+    pub(super) fn elsewhere(&self, port: u16, listening: &[SocketAddr]) -> Vec<String> {
+        let same: Vec<&SocketAddr> = listening.iter().filter(|at| at.port() == port).collect();
+        let others: BTreeSet<u16> = listening.iter().map(SocketAddr::port).collect();
+        let mut hints = vec![];
+        if same.iter().any(|at| at.ip().is_loopback()) {
+            hints.push(match self.loopback() {
+                Some((path, number, line)) => format!(
+                    "127.0.0.1 is the app's own within; its configuration has it here: {}:{number}: {}. A copy of the file beside the stack's, with 0.0.0.0 there, comes as volumes = [\"./{}:{}\"]",
+                    shown(&path),
+                    text::harmless(line.trim(), 200),
+                    shown(Path::new(path.file_name().unwrap_or_default())),
+                    shown(&path)
+                ),
+                None => "127.0.0.1 is the app's own within: its command or its configuration has to say 0.0.0.0".to_owned(),
+            });
+        } else if let Some(other) = others.first().filter(|_| same.is_empty()) {
+            let publish = self
+                .app
+                .publish
+                .iter()
+                .find(|publish| publish.app_port == port);
+            let (host, protocol) = publish.map_or((port, ""), |publish| {
+                let udp = publish.protocol == Protocol::Udp;
+                (publish.listen.port(), if udp { "/udp" } else { "" })
+            });
+            hints.push(format!(
+                "it listens on {other} instead: publish = [\"{host}:{other}{protocol}\"], or tell it {port}"
+            ));
+        }
+        hints.extend(self.hints());
+        hints.truncate(MOST);
+        hints
+    }
+
+    /// Where its configuration says that it is to listen on the loopback.
+    fn loopback(&self) -> Option<(PathBuf, usize, String)> {
+        let of_etc = self.app.volumes.iter().filter(|volume| !volume.writable);
+        let mut places: Vec<(PathBuf, PathBuf)> = of_etc
+            .map(|volume| (volume.host.clone(), volume.path.clone()))
+            .collect();
+        let mut seen = 0;
+        while let Some((host, path)) = places.pop() {
+            seen += 1;
+            if seen > MOST_FILES {
+                break;
+            }
+            let Ok(meta) = std::fs::symlink_metadata(&host) else {
+                continue;
+            };
+            if meta.is_dir() {
+                let entries = std::fs::read_dir(&host).into_iter().flatten().flatten();
+                places.extend(entries.map(|entry| {
+                    let name = entry.file_name();
+                    (host.join(&name), path.join(&name))
+                }));
+                continue;
+            }
+            if !meta.is_file() || meta.len() > LARGEST_FILE {
+                continue;
+            }
+            let Ok(content) = std::fs::read_to_string(&host) else {
+                continue;
+            };
+            let found = content.lines().enumerate().find(|(_, line)| {
+                let line = line.trim_start();
+                let comment = line.starts_with(['#', ';']) || line.starts_with("//");
+                let says = ["127.0.0.1", "localhost", "::1"]
+                    .iter()
+                    .any(|word| line.contains(word));
+                let lower = line.to_lowercase();
+                let listens = ["listen", "bind", "address", "interface", "host"];
+                !comment && says && listens.iter().any(|word| lower.contains(word))
+            });
+            if let Some((number, line)) = found {
+                return Some((path, number + 1, line.to_owned()));
+            }
+        }
+        None
     }
 
     /// What it may have looked for and not found, where it says nothing that is understood: a path of its command, or the
@@ -151,17 +239,14 @@ impl Case<'_> {
         }
         let program = self.program();
         let bare = program.trim_end_matches('d');
-        let other = CONFIGURED.iter().find(|(name, _)| *name == program);
         let arguments = self.app.command.iter().skip(1).map(PathBuf::from);
         let own = [
             program.to_owned(),
             format!("{program}.conf"),
             bare.to_owned(),
         ];
-        let own = other
-            .map(|(_, name)| (*name).to_owned())
+        let own = own
             .into_iter()
-            .chain(own)
             .filter(|name| !name.is_empty() && !name.contains('/'))
             .map(|name| Path::new("/etc").join(name));
         let mut all = arguments.filter(|path| path.is_absolute()).chain(own);
@@ -172,6 +257,106 @@ impl Case<'_> {
             }
             self.missing(&path)
         })
+    }
+
+    /// All that the host's package of the server has for it, where the app has none of it yet.
+    fn installed(&self) -> Option<String> {
+        let installed = self.package()?;
+        let has = |path: &PathBuf| {
+            self.app
+                .volumes
+                .iter()
+                .any(|v| v.path.starts_with(path) || path.starts_with(&v.path))
+        };
+        let begun = !installed.etc.is_empty() && installed.etc.iter().any(has);
+        let own = ![0, APP_ID].contains(&self.app.ids.uid);
+        let nothing = installed.etc.is_empty() && installed.user.is_none();
+        if begun || own || nothing || self.app.ids.is_range() {
+            return None;
+        }
+        Some(format!(
+            "what the host's package {} has for {}, in place of these keys:{}",
+            shown(Path::new(&installed.name)),
+            text::harmless(self.program(), 64),
+            self.lines(&installed, false)
+        ))
+    }
+
+    /// The same for a server that has to begin as root.
+    fn begins_as_root(&self) -> Option<String> {
+        if self.app.ids.is_range() || self.is_rootless() {
+            return None;
+        }
+        let installed = self.package()?;
+        Some(format!(
+            "{} has to begin as root and changes its user by itself: in place of user and these keys:{}",
+            text::harmless(self.program(), 64),
+            self.lines(&installed, true)
+        ))
+    }
+
+    fn package(&self) -> Option<Installed> {
+        if self.app.rootfs != Rootfs::Host {
+            return None;
+        }
+        Installed::of(Path::new("/"), self.app.command.first()?)
+    }
+
+    /// An ordinary user's app, who is that user.
+    fn is_rootless(&self) -> bool {
+        self.app.ids.host_id == 0
+    }
+
+    fn lines(&self, installed: &Installed, range: bool) -> String {
+        let (mut volumes, mut memory) = installed.mounts(Path::new("/"), range);
+        if self.is_rootless() {
+            let (state, own) = volumes
+                .into_iter()
+                .partition(|entry: &Entry| entry.options.contains("rw"));
+            volumes = own;
+            let state: Vec<Entry> = state;
+            memory.extend(state.into_iter().map(|entry| entry.path));
+        }
+        let mut lines = String::new();
+        let mut line = |key: &str, value: String| lines += &format!("\n  {key} = {value}");
+        match &installed.user {
+            _ if range => line("ids", "\"range\"".to_owned()),
+            Some((name, _)) if !self.is_rootless() => line("user", format!("\"{name}\"")),
+            _ => {}
+        }
+        let kept = self
+            .app
+            .volumes
+            .iter()
+            .filter(|v| volumes.iter().all(|new| new.path != v.path));
+        let kept = kept.map(volume);
+        let new = volumes
+            .iter()
+            .map(|new| format!("{0}:{0}{1}", shown(&new.path), new.options));
+        let all: Vec<String> = kept.chain(new).collect();
+        if !all.is_empty() {
+            line("volumes", list(&all));
+        }
+        let chosen = shared_memory(&self.app.limits);
+        let mut all: Vec<String> = self
+            .app
+            .tmpfs
+            .iter()
+            .filter(|tmpfs| **tmpfs != chosen)
+            .map(entry)
+            .collect();
+        for path in memory {
+            if self.app.tmpfs.iter().all(|tmpfs| tmpfs.path != path) {
+                let size = if path.starts_with("/run") {
+                    "1M"
+                } else {
+                    "16M"
+                };
+                all.push(format!("{}:{size}", shown(&path)));
+            }
+        }
+        line("tmpfs", list(&all));
+        lines
     }
 
     fn program(&self) -> &str {
@@ -215,10 +400,7 @@ impl Case<'_> {
         let lower = line.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         let refused = has(&["permission denied", "eacces", "errno 13"]);
-        if refused
-            && has(&["bind", "listen", "connect"])
-            && let Some(port) = port(&lower)
-        {
+        if let Some(port) = refused_port(&lower) {
             return Some(self.own_port(port));
         }
         if has(&[
@@ -258,6 +440,29 @@ impl Case<'_> {
                 _ => "the app's root has no such user or group in its /etc/passwd or /etc/group: leave both out of the server's configuration; it runs unprivileged already".to_owned(),
             });
         }
+        let wants_root = has(&[
+            "run as root",
+            "running as root",
+            "started as root",
+            "must be root",
+            "be root to",
+            "root privileges",
+            "superuser",
+        ]);
+        // Some refuse to be root, too.
+        let not_root = has(&[
+            "not be run as root",
+            "not run as root",
+            "do not run",
+            "never run",
+        ]);
+        if wants_root
+            && !not_root
+            && self.app.ids.uid != 0
+            && let Some(hint) = self.begins_as_root()
+        {
+            return Some(hint);
+        }
         if has(&["operation not permitted", "eperm", "errno 1]"]) {
             return Some(self.not_permitted(&lower));
         }
@@ -283,7 +488,9 @@ impl Case<'_> {
             return self.missing(&on_the_host.unwrap_or(first));
         }
         if refused {
-            let path = path(line)?;
+            let Some(path) = path(line) else {
+                return Some("what it was refused it does not name: a TCP port that it binds or connects to (Landlock: listen = [PORT], or egress), or a file that its user may not read or write".to_owned());
+            };
             let mut all = paths(line);
             if let Some(hint) =
                 all.find_map(|path| self.owners(&path).or_else(|| self.secret(&path)))
@@ -367,9 +574,21 @@ impl Case<'_> {
                 "port {port} is published, and it may listen there: what it was refused is a connection, which egress = [\"tcp ADDRESS:{port}\"] grants"
             );
         }
-        let mut ports = self.app.listen.clone();
-        ports.push(port);
-        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        // All that it was refused, at once.
+        let published = |port: &u16| {
+            self.app
+                .publish
+                .iter()
+                .any(|publish| publish.app_port == *port)
+        };
+        let said = self.said.iter().rev().take(LINES);
+        let all: BTreeSet<u16> = said
+            .filter_map(|line| refused_port(&line.to_lowercase()))
+            .filter(|port| !published(port))
+            .chain(self.app.listen.iter().copied())
+            .chain([port])
+            .collect();
+        let ports: Vec<String> = all.iter().map(u16::to_string).collect();
         format!(
             "a TCP port that it uses within itself is not published: listen = [{}]; for its clients: publish = [\"{port}:{port}\"]",
             ports.join(", ")
@@ -420,8 +639,11 @@ impl Case<'_> {
             .volumes
             .iter()
             .any(|volume| path.starts_with(&volume.path));
-        if self.app.rootfs != Rootfs::Host || mounted || self.is_of_the_root(path) {
+        if self.app.rootfs != Rootfs::Host || self.is_of_the_root(path) {
             return None;
+        }
+        if mounted {
+            return self.linked(path);
         }
         let parent = path.parent().filter(|parent| *parent != Path::new("/"))?;
         if let Some(hint) = self.secret(path) {
@@ -446,6 +668,21 @@ impl Case<'_> {
             "{} is not in the app's root; to write there: {}",
             shown(parent),
             self.writable(path)
+        ))
+    }
+
+    /// What to do about a link in a volume that leads out of it.
+    fn linked(&self, path: &Path) -> Option<String> {
+        let (host, volume) = self.in_a_volume(path)?;
+        let target = std::fs::canonicalize(&host).ok()?;
+        if target.starts_with(&volume.host) || self.is_of_the_root(&target) {
+            return None;
+        }
+        let owners = if volume.owners { ":ro,owners" } else { "" };
+        Some(format!(
+            "{} is a link to {1}, which is not in the app's root: one more, volumes = [\"{1}:{1}{owners}\"]",
+            shown(path),
+            shown(&target)
         ))
     }
 
@@ -493,6 +730,15 @@ impl Case<'_> {
         let shut = host.ancestors().skip(1).any(is_shut);
         if !meta.is_file() || !(shut || meta.uid() == 0 && meta.mode() & 0o004 == 0) {
             return None;
+        }
+        // A server that reads what is root's alone in its own directory does so before it changes its user.
+        let own = |volume: &Volume| {
+            !volume.writable && host.starts_with(&volume.host) && path.starts_with("/etc")
+        };
+        if self.app.volumes.iter().any(own)
+            && let Some(hint) = self.begins_as_root()
+        {
+            return Some(hint);
         }
         let name = host.file_name()?.to_str()?;
         let name = match Secret::may_be_called(name) {
@@ -572,6 +818,12 @@ impl Case<'_> {
                 "it wants raw sockets, which an app never has",
             ),
         ];
+        let changes_user = CALLS[..2]
+            .iter()
+            .any(|(words, _)| words.iter().any(|word| line.contains(word)));
+        if changes_user && let Some(hint) = self.begins_as_root() {
+            return hint;
+        }
         let known = CALLS
             .iter()
             .find(|(words, _)| words.iter().any(|word| line.contains(word)));
@@ -607,7 +859,15 @@ fn paths(line: &str) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// The port in `0.0.0.0:80`, `:::6379`, `[::]:80` or `port 80`.
+/// The port at which a line says, in small letters, that Landlock has refused something.
+fn refused_port(lower: &str) -> Option<u16> {
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let refused = has(&["permission denied", "eacces", "errno 13"]);
+    let of_a_socket = has(&["bind", "listen", "connect", "socket"]);
+    (refused && of_a_socket).then(|| port(lower)).flatten()
+}
+
+/// The port in `0.0.0.0:80`, `:::6379`, `[::]:80`, `(0.0.0.0, 80)` or `port 80`.
 fn port(line: &str) -> Option<u16> {
     let after = |mark: &str| {
         line.match_indices(mark).find_map(|(i, _)| {
@@ -618,20 +878,56 @@ fn port(line: &str) -> Option<u16> {
             rest[..end].parse::<u16>().ok().filter(|port| *port > 0)
         })
     };
-    after("port ").or_else(|| {
-        let words = line.split([' ', ',', '(', ')', '"', '\'']);
-        words
-            .filter_map(|word| {
-                let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
-                let is_address = address == "*"
-                    || address.ends_with(':')
-                    || address.ends_with(']')
-                    || address.parse::<std::net::IpAddr>().is_ok()
-                    || address == "localhost";
-                is_address.then(|| port.parse::<u16>().ok()).flatten()
-            })
-            .find(|port| *port > 0)
-    })
+    let pair = || {
+        let words = line.split([' ', ',', '(', ')', '"', '\'', '[', ']']);
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        words.windows(2).find_map(|pair| {
+            let is_address = pair[0] == "*" || pair[0].parse::<std::net::IpAddr>().is_ok();
+            is_address.then(|| pair[1].parse::<u16>().ok()).flatten()
+        })
+    };
+    after("port ")
+        .or_else(pair)
+        .filter(|port| *port > 0)
+        .or_else(|| {
+            let words = line.split([' ', ',', '(', ')', '"', '\'']);
+            words
+                .filter_map(|word| {
+                    let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
+                    let is_address = address == "*"
+                        || address.ends_with(':')
+                        || address.ends_with(']')
+                        || address.parse::<std::net::IpAddr>().is_ok()
+                        || address == "localhost";
+                    is_address.then(|| port.parse::<u16>().ok()).flatten()
+                })
+                .find(|port| *port > 0)
+        })
+}
+
+/// A volume as the configuration has it.
+fn volume(volume: &Volume) -> String {
+    let mut options = vec![];
+    if volume.writable {
+        options.push("rw".to_owned());
+    }
+    if volume.exec {
+        options.push("exec".to_owned());
+    }
+    if volume.owners {
+        options.push("owners".to_owned());
+    }
+    options.extend(volume.owner.map(|(uid, _)| format!("owner={uid}")));
+    let mut text = format!("{}:{}", shown(&volume.host), shown(&volume.path));
+    if !options.is_empty() {
+        text = format!("{text}:{}", options.join(","));
+    }
+    text
+}
+
+fn list(entries: &[String]) -> String {
+    let quoted: Vec<String> = entries.iter().map(|one| format!("\"{one}\"")).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 /// A tmpfs as the configuration has it.
@@ -699,6 +995,8 @@ mod tests {
                 Some(11211),
             ),
             ("12:30:05 connect() to [::1]:9000 failed", Some(9000)),
+            ("bind(0.0.0.0, 993) failed: permission denied", Some(993)),
+            ("listen(*, 993) failed: permission denied", Some(993)),
             ("12:30:05 nothing", None),
         ] {
             assert_eq!(port(line), found, "{line}");

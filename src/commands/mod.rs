@@ -15,6 +15,7 @@ mod gate;
 mod graph;
 mod help;
 mod init;
+mod installed;
 mod interrupt;
 mod kill;
 mod logs;

@@ -189,8 +189,10 @@ pub enum StackError {
         seconds: u64,
         /// The first port that nobody listens on.
         port: AppPort,
-        /// Where it listens instead.
+        /// Where it listens instead, in words.
         found: String,
+        /// The same by that protocol.
+        listening: Vec<SocketAddr>,
     },
     /// The way from the host to the app's port doesn't work.
     #[error("connect through the sidecar to {app} port {port}: {source}")]
@@ -1008,7 +1010,7 @@ impl Ground {
         let app = &self.plan.apps[index].name;
         Ok(self
             .deaf_port(index)?
-            .map(|(port, found)| format!("{app} does not listen on {port}; {found}")))
+            .map(|Deaf { port, found, .. }| format!("{app} does not listen on {port}; {found}")))
     }
 
     /// The first published port of an app that the sidecar would find nobody at, and where it listens instead, in words.
@@ -1021,11 +1023,11 @@ impl Ground {
         if app.job {
             return Some(order::goes_on(app, since));
         }
-        let (port, found) = self.deaf_port(index).ok()??;
+        let Deaf { port, found, .. } = self.deaf_port(index).ok()??;
         Some(not_yet(app, port, &found, since))
     }
 
-    fn deaf_port(&self, index: usize) -> Result<Option<(AppPort, String)>, StackError> {
+    fn deaf_port(&self, index: usize) -> Result<Option<Deaf>, StackError> {
         let wanted = self.plan.has_to_listen(&self.plan.apps[index]);
         let mut found = BTreeMap::new();
         for (protocol, _) in &wanted {
@@ -1047,8 +1049,12 @@ impl Ground {
         let missing = wanted.into_iter().find(|at| !is_open(at));
         Ok(missing.map(|(protocol, target)| {
             let port = target.port();
-            let found = describe(&found[&protocol], target);
-            (AppPort { protocol, port }, found)
+            let listening = &found[&protocol];
+            Deaf {
+                port: AppPort { protocol, port },
+                found: describe(listening, target),
+                listening: listening.iter().map(|socket| socket.address).collect(),
+            }
         }))
     }
 
@@ -1533,11 +1539,12 @@ impl Ground {
         let begun = tokio::time::Instant::now();
         let mut wait = Wait::begin();
         loop {
-            let Some((missing, found)) = self.deaf_port(index)? else {
+            let Some(deaf) = self.deaf_port(index)? else {
                 return Ok(());
             };
+            let missing = deaf.port;
             if let Some(since) = wait.due() {
-                waits(&not_yet(app, missing, &found, since));
+                waits(&not_yet(app, missing, &deaf.found, since));
             }
             let waited = begun.elapsed();
             if waited >= patience(app) {
@@ -1545,7 +1552,8 @@ impl Ground {
                     app: app.name.to_string(),
                     seconds: app.start_timeout.as_secs(),
                     port: missing,
-                    found,
+                    found: deaf.found,
+                    listening: deaf.listening,
                 });
             }
             tokio::select! {
@@ -1688,6 +1696,13 @@ fn udp_that_moves(old: &Plan, new: &Plan) -> Vec<u16> {
         .map(|(entry, _, _)| *entry)
         .collect();
     gone.into_iter().collect()
+}
+
+/// A port on which an app does not listen, and where it does, in words and by addresses.
+struct Deaf {
+    port: AppPort,
+    found: String,
+    listening: Vec<SocketAddr>,
 }
 
 /// What to tell who waits for a port.

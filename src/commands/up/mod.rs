@@ -504,9 +504,17 @@ fn supervise_here(
                 let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
                 End::Early(exit, advised(e.into(), &hints))
             }
-            StackError::NotListening { app, .. }
-            | StackError::Unhealthy { app, .. }
-            | StackError::JobGoesOn { app, .. } => {
+            StackError::NotListening {
+                app,
+                port,
+                listening,
+                ..
+            } => {
+                let case = case(&apps, Some(app), None, &said);
+                let hints = case.map_or_else(Vec::new, |case| case.elsewhere(port.port, listening));
+                return Err(advised(e.into(), &hints));
+            }
+            StackError::Unhealthy { app, .. } | StackError::JobGoesOn { app, .. } => {
                 let hints = hints(&apps, Some(app), None, &said);
                 return Err(advised(e.into(), &hints));
             }
@@ -587,24 +595,30 @@ fn hints(
     exit: Option<Exit>,
     said: &[LogLine],
 ) -> Vec<String> {
+    case(apps, name, exit, said).map_or_else(Vec::new, |case| case.hints())
+}
+
+fn case<'a>(
+    apps: &'a [plan::AppPlan],
+    name: Option<&str>,
+    exit: Option<Exit>,
+    said: &[LogLine],
+) -> Option<Case<'a>> {
     let of = |name: &str| apps.iter().find(|app| app.name.as_str() == name);
     let app = match name {
         Some(name) => of(name),
         None => said.iter().rev().find_map(|line| of(&line.part)),
     };
-    let Some(app) = app.or(apps.first()) else {
-        return vec![];
-    };
+    let app = app.or(apps.first())?;
     let own = |line: &&LogLine| {
         line.part == app.name.as_str() && matches!(line.stream, Stream::Out | Stream::Err)
     };
-    let said: Vec<String> = said
+    let said = said
         .iter()
         .filter(own)
         .map(|line| line.text.clone())
         .collect();
-    let said = said.as_slice();
-    Case { app, exit, said }.hints()
+    Some(Case { app, exit, said })
 }
 
 /// The same with these hints, if there are any, in place of its own.

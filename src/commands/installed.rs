@@ -1,0 +1,557 @@
+//! What the host's package of a server has brought: its configuration, its user, where it writes. From Debian's own record
+//! of files, the unit or the script that starts it, and the names that such things have, to the lines of the configuration
+//! that give an app all of it at once. Nothing is granted by this: the lines are there to be pasted.
+//!
+//! Read are only the host's own files, none of which an app writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::accounts::Accounts;
+use crate::confine::privileges::Ids;
+
+/// Users below are the system's, and those that packages make.
+const FIRST_PERSON: u32 = 1000;
+
+/// Where servers write, below /var.
+const STATE: [&str; 4] = ["lib", "cache", "log", "spool"];
+
+/// What packages have in /etc that is not a server's configuration.
+const NO_CONFIGURATION: &[&str] = &[
+    "X11",
+    "alternatives",
+    "apparmor.d",
+    "apt",
+    "bash_completion.d",
+    "binfmt.d",
+    "ca-certificates",
+    "cron.d",
+    "cron.daily",
+    "cron.hourly",
+    "cron.monthly",
+    "cron.weekly",
+    "dbus-1",
+    "default",
+    "dhcp",
+    "environment.d",
+    "init.d",
+    "insserv.conf.d",
+    "kernel",
+    "ld.so.conf.d",
+    "logcheck",
+    "logrotate.d",
+    "modprobe.d",
+    "modules-load.d",
+    "network",
+    "pam.d",
+    "ppp",
+    "profile.d",
+    "resolvconf",
+    "rsyslog.d",
+    "security",
+    "skel",
+    "ssl",
+    "sudoers.d",
+    "sysctl.d",
+    "systemd",
+    "tmpfiles.d",
+    "udev",
+    "ufw",
+    "update-motd.d",
+    "xdg",
+];
+
+/// Where Debian has what is a server's, if it is not called as its program.
+const CALLED: &[(&str, &str)] = &[
+    ("slapd", "ldap"),
+    ("named", "bind"),
+    ("smbd", "samba"),
+    ("nmbd", "samba"),
+    ("mysqld", "mysql"),
+    ("mariadbd", "mysql"),
+    ("clamd", "clamav"),
+    ("in.tftpd", "default/tftpd-hpa"),
+    ("snmpd", "snmp"),
+    ("ntpd", "ntpsec"),
+];
+
+/// A directory below /var, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Directory {
+    path: PathBuf,
+    owner: Ids,
+    mode: u32,
+}
+
+/// What there is of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Installed {
+    /// The package, or the program where no package is known.
+    pub(super) name: String,
+    /// Whom it runs as.
+    pub(super) user: Option<(String, Ids)>,
+    /// Its files and directories in /etc.
+    pub(super) etc: Vec<PathBuf>,
+    /// Where it keeps things.
+    state: Vec<Directory>,
+    /// Where it expects to write below /run.
+    run: Vec<PathBuf>,
+}
+
+/// One line of `volumes`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The same path on the host and in the app.
+    pub(super) path: PathBuf,
+    /// What follows it, with its colon.
+    pub(super) options: String,
+}
+
+impl Installed {
+    /// What `root` has of the server that this program is; nothing, if it isn't one that a package starts.
+    pub(super) fn of(root: &Path, program: &str) -> Option<Self> {
+        let name = program.rsplit('/').next()?;
+        let record = root.join("var/lib/dpkg");
+        let own = owner(&record, name, program)?;
+        let sources = sources(&record);
+        let source = sources.get(&own).unwrap_or(&own);
+        let siblings: Vec<&String> = sources
+            .iter()
+            .filter(|(_, of)| *of == source)
+            .map(|(package, _)| package)
+            .collect();
+        let files: BTreeSet<PathBuf> = siblings
+            .iter()
+            .flat_map(|package| files(&record, package))
+            .collect();
+        let starts = start(root, &files, name)?;
+
+        let bare = name.strip_suffix('d').unwrap_or(name);
+        let mut names: BTreeSet<String> = [name, bare, &own, source]
+            .iter()
+            .flat_map(|name| {
+                [
+                    (*name).to_owned(),
+                    format!("{name}.conf"),
+                    format!("{name}d.conf"),
+                ]
+            })
+            .collect();
+        let called = CALLED.iter().find(|(program, _)| *program == name);
+        names.extend(called.map(|(_, called)| (*called).to_owned()));
+        names.retain(|name| !name.is_empty() && !name.contains("..") && !name.starts_with('/'));
+
+        let etc = configuration(root, &files, &names);
+        let accounts = Accounts::of(root).unwrap_or_default();
+        let mut state: Vec<Directory> = STATE
+            .iter()
+            .flat_map(|kind| places(root, Path::new("/var").join(kind), &files, &names))
+            .collect();
+        let user = user(root, &accounts, &starts, &etc, &state, &names);
+        if let Some((name, _)) = &user {
+            let home = accounts
+                .users
+                .get(name)
+                .map(|user| PathBuf::from(&user.home));
+            let home = home.filter(|home| {
+                STATE
+                    .iter()
+                    .any(|kind| home.parent() == Some(&Path::new("/var").join(kind)))
+                    && state.iter().all(|known| known.path != *home)
+            });
+            state.extend(home.and_then(|home| directory(root, &home)));
+        }
+        let run = runtime(&files, root, &starts);
+        Some(Self {
+            name: own,
+            user,
+            etc,
+            state,
+            run,
+        })
+    }
+
+    /// What of it are volumes, and which directories are rather in memory: as its user, or for one that begins as root over
+    /// a range of ids, where root's own `owners` are shown.
+    pub(super) fn mounts(&self, root: &Path, range: bool) -> (Vec<Entry>, Vec<PathBuf>) {
+        let entry = |path: &Path, options: &str| Entry {
+            path: path.to_owned(),
+            options: options.to_owned(),
+        };
+        let readable = if range { ":ro,owners" } else { "" };
+        let mut volumes: Vec<Entry> = self.etc.iter().map(|path| entry(path, readable)).collect();
+        // What its configuration has elsewhere: keys and certificates.
+        let linked = linked(root, &self.etc);
+        let ids = self.user.as_ref().map(|(_, ids)| *ids);
+        let linked = linked.iter().filter(|(_, meta)| range || reads(ids, meta));
+        volumes.extend(linked.map(|(path, _)| entry(path, readable)));
+        let mut memory = vec![];
+        let accounts = Accounts::of(root).unwrap_or_default();
+        for directory in &self.state {
+            let within = children(root, &directory.path);
+            match self.writable(directory, range, &accounts) {
+                Some(options) => volumes.push(entry(&directory.path, &options)),
+                None => {
+                    let own: Vec<Entry> = within
+                        .iter()
+                        .filter_map(|child| {
+                            Some(entry(&child.path, &self.writable(child, range, &accounts)?))
+                        })
+                        .collect();
+                    let lasts =
+                        directory.path.starts_with("/var/lib") && !is_empty(root, &directory.path);
+                    if own.is_empty() && lasts {
+                        volumes.push(entry(&directory.path, readable));
+                    } else if own.is_empty() {
+                        memory.push(directory.path.clone());
+                    } else {
+                        volumes.extend(own);
+                    }
+                }
+            }
+        }
+        memory.extend(self.run.iter().cloned());
+        (volumes, memory)
+    }
+
+    /// With what a directory is a writable volume, if it can be: what is root's alone can't.
+    fn writable(&self, directory: &Directory, range: bool, accounts: &Accounts) -> Option<String> {
+        let Ids { uid, gid } = directory.owner;
+        if range {
+            let (name, _) = accounts.user(uid).filter(|_| uid != 0 && gid != 0)?;
+            return Some(format!(":rw,owner={name}"));
+        }
+        let (_, ids) = self.user.as_ref()?;
+        let bit = match () {
+            () if ids.uid == uid => 0o200,
+            () if ids.gid == gid => 0o020,
+            () => return None,
+        };
+        (directory.mode & bit != 0).then(|| ":rw".to_owned())
+    }
+}
+
+/// The package that has brought a program, by Debian's record; it may know it by either of two paths (/usr merged).
+fn owner(record: &Path, name: &str, program: &str) -> Option<String> {
+    let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
+    let mut paths: Vec<String> = match program.starts_with('/') {
+        true => vec![program.to_owned()],
+        false => places
+            .iter()
+            .map(|place| format!("{place}/{name}"))
+            .collect(),
+    };
+    if let Some(shorter) = program.strip_prefix("/usr") {
+        paths.push(shorter.to_owned());
+    }
+    if program.starts_with("/bin/") || program.starts_with("/sbin/") {
+        paths.push(format!("/usr{program}"));
+    }
+    let lists = std::fs::read_dir(record.join("info")).ok()?;
+    let mut lists: Vec<PathBuf> = lists
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|kind| kind == "list"))
+        .collect();
+    lists.sort();
+    lists.into_iter().find_map(|list| {
+        let text = std::fs::read_to_string(&list).ok()?;
+        let has = text
+            .lines()
+            .any(|line| paths.iter().any(|path| path == line));
+        let package = list.file_stem()?.to_str()?;
+        let package = package.split(':').next()?;
+        has.then(|| package.to_owned())
+    })
+}
+
+/// The source of each package that is installed.
+fn sources(record: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(record.join("status")).unwrap_or_default();
+    let mut all = BTreeMap::new();
+    for stanza in text.split("\n\n") {
+        let field = |name: &str| {
+            let value = stanza.lines().find_map(|line| line.strip_prefix(name))?;
+            value.split_whitespace().next()
+        };
+        let Some(package) = field("Package: ") else {
+            continue;
+        };
+        let source = field("Source: ").unwrap_or(package);
+        all.insert(package.to_owned(), source.to_owned());
+    }
+    all
+}
+
+fn files(record: &Path, package: &str) -> Vec<PathBuf> {
+    let lists = [format!("{package}.list"), format!("{package}:amd64.list")];
+    let lists = lists
+        .iter()
+        .chain(&[])
+        .map(|list| record.join("info").join(list));
+    lists
+        .filter_map(|list| std::fs::read_to_string(list).ok())
+        .flat_map(|text| text.lines().map(PathBuf::from).collect::<Vec<_>>())
+        .collect()
+}
+
+/// The units and scripts of these files that start the program, as text; `None` where nothing does, and it is no server.
+fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<String>> {
+    let is_unit = |path: &Path| {
+        let service = path.extension().is_some_and(|kind| kind == "service");
+        service && path.components().any(|part| part.as_os_str() == "systemd")
+    };
+    let mut all = vec![];
+    for path in files {
+        if !is_unit(path) && !path.starts_with("/etc/init.d/") {
+            continue;
+        }
+        let Ok(text) = std::fs::read_to_string(below(root, path)) else {
+            continue;
+        };
+        let of_it = |word: &str| {
+            let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '/');
+            word.rsplit('/').next() == Some(program)
+        };
+        if text
+            .split([' ', '\t', '\n', '=', '"', '\'', ';'])
+            .any(of_it)
+        {
+            all.push(text);
+        }
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The first part of `path` below `directory`, and `directory` before it.
+fn first_below(directory: &Path, path: &Path) -> Option<PathBuf> {
+    let first = path.strip_prefix(directory).ok()?.components().next()?;
+    Some(directory.join(first))
+}
+
+/// What is the server's in /etc.
+fn configuration(root: &Path, files: &BTreeSet<PathBuf>, names: &BTreeSet<String>) -> Vec<PathBuf> {
+    let etc = Path::new("/etc");
+    let packaged = files.iter().filter_map(|path| first_below(etc, path));
+    let named = names.iter().map(|name| etc.join(name));
+    let is_noise = |path: &PathBuf| {
+        let name = path.strip_prefix(etc).unwrap_or(path);
+        NO_CONFIGURATION
+            .iter()
+            .any(|noise| Path::new(noise) == name)
+    };
+    let mut all: Vec<PathBuf> = packaged
+        .chain(named)
+        .filter(|path| !is_noise(path) && below(root, path).exists())
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// What is the server's in such a directory.
+fn places(
+    root: &Path,
+    place: PathBuf,
+    files: &BTreeSet<PathBuf>,
+    names: &BTreeSet<String>,
+) -> Vec<Directory> {
+    let packaged = files.iter().filter_map(|path| first_below(&place, path));
+    let named = names.iter().map(|name| place.join(name));
+    let mut all: Vec<PathBuf> = packaged.chain(named).collect();
+    all.sort();
+    all.dedup();
+    all.iter()
+        .filter_map(|path| directory(root, path))
+        .collect()
+}
+
+fn directory(root: &Path, path: &Path) -> Option<Directory> {
+    let meta = std::fs::symlink_metadata(below(root, path)).ok()?;
+    meta.is_dir().then(|| Directory {
+        path: path.to_owned(),
+        owner: Ids {
+            uid: meta.uid(),
+            gid: meta.gid(),
+        },
+        mode: meta.mode(),
+    })
+}
+
+/// Whether this user may read what has such an owner and mode; nobody's user reads what everybody may.
+fn reads(ids: Option<Ids>, meta: &std::fs::Metadata) -> bool {
+    let bit = match ids {
+        Some(ids) if ids.uid == meta.uid() => 0o400,
+        Some(ids) if ids.gid == meta.gid() => 0o040,
+        _ => 0o004,
+    };
+    meta.mode() & bit != 0
+}
+
+/// The files elsewhere in /etc that links in these directories lead to, as far as an app does not have them anyway.
+fn linked(root: &Path, etc: &[PathBuf]) -> Vec<(PathBuf, std::fs::Metadata)> {
+    const MOST: usize = 2000;
+    let (mut places, mut found, mut seen) = (etc.to_vec(), BTreeMap::new(), 0);
+    while let Some(place) = places.pop() {
+        seen += 1;
+        let here = below(root, &place);
+        let Ok(meta) = std::fs::symlink_metadata(&here) else {
+            continue;
+        };
+        if seen > MOST {
+            break;
+        }
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(&here).into_iter().flatten().flatten();
+            places.extend(entries.map(|entry| place.join(entry.file_name())));
+        } else if meta.is_symlink()
+            && let Ok(target) = std::fs::canonicalize(&here)
+            && let Ok(meta) = std::fs::metadata(&target)
+        {
+            let target = Path::new("/").join(target.strip_prefix(root).unwrap_or(&target));
+            let own = etc.iter().any(|place| target.starts_with(place));
+            let public = ["/etc/ssl/certs", "/etc/alternatives"];
+            let public = public.iter().any(|place| target.starts_with(place));
+            if meta.is_file() && target.starts_with("/etc") && !own && !public {
+                found.insert(target, meta);
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+fn is_empty(root: &Path, path: &Path) -> bool {
+    std::fs::read_dir(below(root, path)).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn children(root: &Path, path: &Path) -> Vec<Directory> {
+    let entries = std::fs::read_dir(below(root, path)).into_iter().flatten();
+    let mut all: Vec<Directory> = entries
+        .filter_map(|entry| directory(root, &path.join(entry.ok()?.file_name())))
+        .collect();
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    all
+}
+
+/// Whom the server runs as: who is named where it is started, or else who has most of what is its own, or its name.
+fn user(
+    root: &Path,
+    accounts: &Accounts,
+    starts: &[String],
+    etc: &[PathBuf],
+    state: &[Directory],
+    names: &BTreeSet<String>,
+) -> Option<(String, Ids)> {
+    let of = |name: &str| {
+        let user = accounts.users.get(name)?;
+        let ids = Ids {
+            uid: user.uid,
+            gid: user.gid,
+        };
+        let of_the_system = (1..FIRST_PERSON).contains(&user.uid) && user.gid != 0;
+        of_the_system.then(|| (name.to_owned(), ids))
+    };
+    let settings = starts.iter().flat_map(|text| text.lines());
+    let named = settings
+        .clone()
+        .find_map(|line| of(line.trim().strip_prefix("User=")?));
+    let argument = || {
+        settings.clone().find_map(|line| {
+            let ends = |c: char| c.is_whitespace() || c == '=' || c == '"';
+            let words: Vec<&str> = line.split(ends).collect();
+            words.windows(2).find_map(|pair| {
+                let asks = ["-u", "-U", "--user", "--chuid"].contains(&pair[0]);
+                asks.then(|| of(pair[1].split(':').next()?)).flatten()
+            })
+        })
+    };
+    let by_files = || {
+        let mut count: BTreeMap<u32, usize> = BTreeMap::new();
+        let inner = etc.iter().flat_map(|path| {
+            let entries = std::fs::read_dir(below(root, path)).into_iter().flatten();
+            entries.filter_map(|entry| entry.ok()?.metadata().ok())
+        });
+        let outer = etc
+            .iter()
+            .chain(state.iter().map(|directory| &directory.path))
+            .filter_map(|path| std::fs::symlink_metadata(below(root, path)).ok());
+        for meta in outer.chain(inner) {
+            let group = accounts
+                .groups
+                .iter()
+                .find(|(_, group)| group.gid == meta.gid());
+            let user = match meta.uid() {
+                0 => group.and_then(|(name, _)| Some(of(name)?.1.uid)),
+                uid => Some(uid),
+            };
+            if let Some(uid) = user {
+                *count.entry(uid).or_default() += 1;
+            }
+        }
+        let (uid, _) = count.into_iter().max_by_key(|(_, count)| *count)?;
+        of(accounts.user(uid)?.0)
+    };
+    let by_name = || {
+        let prefixes = ["", "_", "debian-", "Debian-"];
+        names
+            .iter()
+            .flat_map(|name| prefixes.map(|prefix| format!("{prefix}{name}")))
+            .find_map(|name| of(&name))
+    };
+    named.or_else(argument).or_else(by_files).or_else(by_name)
+}
+
+/// The directories below /run that are made for it before it is started, by what starts it and by what systemd-tmpfiles reads.
+fn runtime(files: &BTreeSet<PathBuf>, root: &Path, starts: &[String]) -> Vec<PathBuf> {
+    let made: Vec<String> = files
+        .iter()
+        .filter(|path| {
+            path.components()
+                .any(|part| part.as_os_str() == "tmpfiles.d")
+        })
+        .filter_map(|path| std::fs::read_to_string(below(root, path)).ok())
+        .collect();
+    let run = Path::new("/run");
+    let mut all: BTreeSet<PathBuf> = BTreeSet::from([run.to_owned()]);
+    for text in starts.iter().chain(&made) {
+        let lines = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        for line in lines {
+            if let Some(names) = line.strip_prefix("RuntimeDirectory=") {
+                all.extend(names.split_whitespace().map(|name| run.join(name)));
+            }
+            let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
+            for word in line.split(ends) {
+                let Some(within) = word
+                    .strip_prefix("/var/run/")
+                    .or(word.strip_prefix("/run/"))
+                else {
+                    continue;
+                };
+                let path = run.join(within.trim_end_matches('/'));
+                let directory = match path.extension() {
+                    Some(_) => path.parent().unwrap_or(run),
+                    None => &path,
+                };
+                all.extend(first_below(run, directory).map(|_| directory.to_owned()));
+            }
+        }
+    }
+    let foreign = [
+        "/run/systemd",
+        "/run/lock",
+        "/run/user",
+        "/run/dbus",
+        "/run/sendsigs.omit.d",
+    ];
+    all.retain(|path| {
+        let plain = path.components().all(|part| part.as_os_str() != "..");
+        plain && !foreign.iter().any(|other| path.starts_with(other))
+    });
+    all.into_iter().collect()
+}
