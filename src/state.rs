@@ -422,11 +422,7 @@ impl StackDir {
     /// # Errors
     /// [`StateError`].
     pub fn save(&self, plan: &Plan) -> Result<(), StateError> {
-        let staged = stage(&Plan {
-            state_dir: self.path.clone(),
-            ..plan.clone()
-        })?;
-        staged.commit(plan)
+        Staged::begin(&self.path)?.commit(plan)
     }
 
     /// Listens on the control socket. A socket that a crash left is replaced: its lock was free.
@@ -457,15 +453,18 @@ pub struct Staged {
 /// # Errors
 /// [`StateError`]; a full file system is found now.
 pub fn stage(plan: &Plan) -> Result<Staged, StateError> {
-    let path = plan.state_dir.join("plan.json");
-    let new = plan.state_dir.join("plan.json.new");
-    let file = File::create(&new).map_err(at("write", &new))?;
-    let staged = Staged { file, new, path };
+    let staged = Staged::begin(&plan.state_dir)?;
     staged.write(plan)?;
     Ok(staged)
 }
 
 impl Staged {
+    fn begin(dir: &Path) -> Result<Self, StateError> {
+        let (path, new) = (dir.join("plan.json"), dir.join("plan.json.new"));
+        let file = File::create(&new).map_err(at("write", &new))?;
+        Ok(Self { file, new, path })
+    }
+
     /// Puts `plan` in the place of the saved one: what was staged, or less. Whoever reads it finds the old one or the new
     /// one.
     ///
