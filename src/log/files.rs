@@ -387,10 +387,10 @@ fn open_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
 
 /// The time of the first line of a file.
 fn first(file: &File) -> Option<Timestamp> {
-    let mut start = vec![0; usize::try_from(LONGEST).ok()?];
-    let got = file.read_at(&mut start, 0).ok()?;
-    let line = start[..got].split(|byte| *byte == b'\n').next()?;
-    Some(serde_json::from_slice::<LogLine>(line).ok()?.time)
+    let mut line = vec![];
+    let mut start = BufReader::new(io::Read::take(file, LONGEST));
+    start.read_until(b'\n', &mut line).ok()?;
+    Some(serde_json::from_slice::<LogLine>(&line).ok()?.time)
 }
 
 /// Whether a file of this name has lines; of which part.
