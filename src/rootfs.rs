@@ -874,6 +874,11 @@ fn file(root: &OwnedFd, path: &Path, text: &str) -> Result<(), RootfsError> {
     if let Some(parent) = path.parent() {
         directories(root, parent, DIRECTORY)?;
     }
+    file_in_its_place(root, path, text)
+}
+
+/// The same where the directory that it is in has been made.
+fn file_in_its_place(root: &OwnedFd, path: &Path, text: &str) -> Result<(), RootfsError> {
     let fd = rustix::fs::openat(
         root,
         path,

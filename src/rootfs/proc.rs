@@ -20,7 +20,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::{DIRECTORY, READ_ONLY, RootfsError, at, attach, directories, file, new_mount, tmpfs};
+use super::{
+    DIRECTORY, READ_ONLY, RootfsError, at, attach, directories, file, file_in_its_place, new_mount,
+    tmpfs,
+};
 use crate::config::Limits;
 use crate::sys;
 
@@ -212,12 +215,19 @@ fn fill(covers: &OwnedFd, proc: &OwnedFd, limits: &Limits) -> Result<(), RootfsE
     ] {
         file(covers, Path::new(name), &text)?;
     }
+    let mut made = PathBuf::new();
     for setting in SETTINGS {
         let path = PathBuf::from(format!("sys/{setting}"));
         // What this kernel has not, nobody misses.
-        if let Some(text) = read(proc, &path) {
-            file(covers, &path, &text)?;
+        let Some(text) = read(proc, &path) else {
+            continue;
+        };
+        // They are sorted: those of one directory follow one another.
+        if let Some(parent) = path.parent().filter(|parent| *parent != made) {
+            directories(covers, parent, DIRECTORY)?;
+            made = parent.to_owned();
         }
+        file_in_its_place(covers, &path, &text)?;
     }
     file(covers, Path::new(UUID), "")?;
     let nobody = Mode::empty();
@@ -233,7 +243,8 @@ fn fill(covers: &OwnedFd, proc: &OwnedFd, limits: &Limits) -> Result<(), RootfsE
 fn read(proc: &OwnedFd, path: impl AsRef<Path>) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(proc, path.as_ref(), flags, Mode::empty()).ok()?;
-    let mut text = String::new();
+    // A page: what procfs makes up for a setting at once.
+    let mut text = String::with_capacity(4096);
     let read: io::Result<usize> = std::fs::File::from(fd).take(MOST).read_to_string(&mut text);
     read.ok().map(|_| text)
 }
