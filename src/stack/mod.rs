@@ -1634,9 +1634,10 @@ impl Ground {
                 };
                 let ports: Vec<&PublishPlan> = app.publish.iter().filter(by_tcp).collect();
                 let step = ports.len().div_ceil(PORTS_TRIED).max(1);
-                let last = ports.last().copied();
-                let some = ports.into_iter().step_by(step).chain(last);
-                ways.extend(some.map(|publish| (app, publish)));
+                let count = ports.len();
+                let some = ports.into_iter().enumerate();
+                let some = some.filter(|(at, _)| at % step == 0 || at + 1 == count);
+                ways.extend(some.map(|(_, publish)| (app, publish)));
             }
         }
         ways
