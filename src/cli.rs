@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::names::StackName;
 pub use habits::{answer, rewritten};
-pub use help::command;
+pub use help::{command, read};
 
 /// Run a web app behind a firewall sidecar, with the least privilege that works. No Docker, no daemon.
 #[derive(Debug, Parser)]

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         .var(lrpns::commands::complete::VARIABLE)
         .complete();
     let args = lrpns::cli::rewritten(std::env::args_os().collect());
-    let matches = match lrpns::cli::command().try_get_matches_from(args) {
+    let matches = match lrpns::cli::read(args) {
         Ok(matches) => matches,
         Err(e) => match lrpns::cli::answer(&e) {
             Some(answer) => return lrpns::commands::failure::Failure::usage(answer).print(),

@@ -3,7 +3,10 @@
 //! clap writes the list as always: names, wrapped descriptions, colours. Its lines are then put under a heading each, so
 //! whatever is said of a command is said once, at its type.
 
-use clap::CommandFactory;
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory};
 
 use crate::manual;
 
@@ -39,6 +42,20 @@ pub fn command() -> clap::Command {
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{grouped}{}\n{{options}}{{after-help}}",
         format_args!("{headings}Options:{headings:#}"),
     ))
+}
+
+/// What a command line says. Its help is made for who asks for help.
+///
+/// # Errors
+/// What is wrong with it, or the help.
+pub fn read(args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+    let read = super::Cli::command().try_get_matches_from(&args);
+    match read.as_ref().map_err(clap::Error::kind) {
+        Err(ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) => {
+            command().try_get_matches_from(args)
+        }
+        _ => read,
+    }
 }
 
 /// Every command's help with the page of the manual that is about it.
