@@ -211,18 +211,40 @@ const INOTIFY: [(&str, &str, u64); 2] = [
 
 /// Sets [`CEILINGS`] and [`INOTIFY`] in the user namespace of this process, and how many others may be made in it.
 fn limit_what_counts_for_the_host(network: Network, namespaces: u32) -> io::Result<()> {
-    let set = |name: &str, most: u64| {
-        let path = format!("/proc/sys/user/{name}");
-        match std::fs::write(&path, most.to_string()) {
-            // A kernel without it has nothing to count.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && name != NO_USER_NAMESPACES => Ok(()),
-            done => done.map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}"))),
-        }
-    };
+    let limits = Settings::at("/proc/sys/user")?;
     for (name, most) in user_limits(network, namespaces) {
-        set(name, most)?;
+        match limits.set(name, &most.to_string()) {
+            // A kernel without it has nothing to count.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name != NO_USER_NAMESPACES => {}
+            done => {
+                done.map_err(|e| io::Error::new(e.kind(), format!("/proc/sys/user/{name}: {e}")))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// A directory of settings below /proc/sys, in the namespaces of who has opened it. There are a hundred to be set at a start:
+/// each is looked up from here, and never made.
+struct Settings(OwnedFd);
+
+impl Settings {
+    fn at(directory: &str) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory, flags, Mode::empty());
+        let opened = opened
+            .map_err(io::Error::from)
+            .map_err(|e| io::Error::new(e.kind(), format!("{directory}: {e}")))?;
+        Ok(Self(opened))
+    }
+
+    fn set(&self, name: &str, value: &str) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let setting = rustix::fs::openat(&self.0, name, flags, Mode::empty())?;
+        // One call: each is a value of its own (proc_sys_write, fs/proc/proc_sysctl.c).
+        rustix::io::write(&setting, value.as_bytes())?;
+        Ok(())
+    }
 }
 
 /// Every limit of a part's user namespace, by its name in /proc/sys/user, where so many others may be made in it.
@@ -705,9 +727,10 @@ fn open_all(network: Network) -> Made {
         Network::Sidecar { ipv6 } | Network::App { ipv6 } | Network::Relay { ipv6 } => ipv6,
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
+    // It shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
+    let settings = Settings::at("/proc/sys/net").map_err(at("open the sysctls"))?;
     for (name, value) in sysctls(network) {
-        // /proc/sys/net shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
-        let set = || std::fs::write(format!("/proc/sys/net/{name}"), value);
+        let set = || settings.set(name, value);
         let done = match set() {
             Err(e) if e.kind() == io::ErrorKind::NotFound && name.starts_with("netfilter/") => {
                 load_connection_tracking().map_err(at("have connection tracking loaded"))?;
