@@ -91,7 +91,7 @@ impl Target {
         match ask(&control, &Request::Inspect)? {
             (Reply::Status(mut status), _) => {
                 // What is published is what people are let in to now.
-                status.plan = status.plan.in_force(&status.closed);
+                status.plan = status.plan.in_force(&status.closed).into_owned();
                 Ok(Self {
                     status: *status,
                     control,

@@ -15,6 +15,7 @@
 //! What others have in their /etc/hosts is the home; where the app is elsewhere, the sidecar's rules take them there.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -266,7 +267,11 @@ impl Plan {
     /// The plan that the sidecar's rules are made of: without a way in to these apps, to one that comes, and to one that
     /// goes; who was in stays.
     #[must_use]
-    pub fn in_force(&self, closed: &BTreeSet<PartName>) -> Self {
+    pub fn in_force(&self, closed: &BTreeSet<PartName>) -> Cow<'_, Self> {
+        let as_it_is = |app: &AppPlan| app.turn == Turn::Serves && !closed.contains(&app.name);
+        if self.apps.iter().all(as_it_is) {
+            return Cow::Borrowed(self);
+        }
         let mut plan = self.clone();
         for app in &mut plan.apps {
             if app.turn == Turn::Comes {
@@ -276,7 +281,7 @@ impl Plan {
                 app.closing.append(&mut app.publish);
             }
         }
-        plan
+        Cow::Owned(plan)
     }
 
     /// The apps that are not at the address others know, each with that and where it is.

@@ -449,7 +449,6 @@ fn supervise_here(
         ]);
     };
     let cgroup = plan.cgroup.path.clone();
-    let apps = plan.apps.clone();
     files::tidy(&Host::logs());
     let mut remains = Remains::default();
     let outline = plan.clone();
@@ -493,7 +492,7 @@ fn supervise_here(
         // Of what has done its work there is nothing to advise.
         Ok(Outcome::AppEnded(exit)) if exit != Exit::Status(0) => End::Over(
             Outcome::AppEnded(exit),
-            hints(&apps, None, Some(exit), &said),
+            hints(&outline.apps, None, Some(exit), &said),
         ),
         Ok(outcome) => End::Over(outcome, vec![]),
         Err(e) => match &e {
@@ -501,7 +500,7 @@ fn supervise_here(
             | StackError::EndedBefore { app, exit, .. }
             | StackError::EndedUnhealthy { app, exit }
             | StackError::JobFailed { app, exit } => {
-                let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
+                let (exit, hints) = (*exit, hints(&outline.apps, Some(app), Some(*exit), &said));
                 End::Early(exit, advised(e.into(), &hints))
             }
             StackError::NotListening {
@@ -510,12 +509,12 @@ fn supervise_here(
                 listening,
                 ..
             } => {
-                let case = case(&apps, Some(app), None, &said);
+                let case = case(&outline.apps, Some(app), None, &said);
                 let hints = case.map_or_else(Vec::new, |case| case.elsewhere(port.port, listening));
                 return Err(advised(e.into(), &hints));
             }
             StackError::Unhealthy { app, .. } | StackError::JobGoesOn { app, .. } => {
-                let hints = hints(&apps, Some(app), None, &said);
+                let hints = hints(&outline.apps, Some(app), None, &said);
                 return Err(advised(e.into(), &hints));
             }
             _ => return Err(e.into()),
