@@ -71,7 +71,7 @@ use Group::{
 use Side::{App, AppCall, Landlock, Network, Outside, Sidecar, SidecarCall};
 
 /// All probes, in the order of the report.
-pub const CATALOGUE: &[Probe] = &[
+pub static CATALOGUE: &[Probe] = &[
     // What the processes hold.
     probe(
         Cap,

@@ -31,7 +31,7 @@ macro_rules! recipes {
 }
 
 /// All of them.
-pub(super) const RECIPES: &[Recipe] = recipes! {
+pub(super) static RECIPES: &[Recipe] = recipes! {
     "nginx": "nginx.conf";
     "apache": "apache.conf";
     "caddy": "Caddyfile";

@@ -28,7 +28,7 @@ macro_rules! topics {
 }
 
 /// Every page, in the order in which `lrpns help` lists them.
-pub const TOPICS: &[Topic] = &topics! {
+pub static TOPICS: &[Topic] = &topics! {
     "configuration": "the file lrpns.toml and its keys", ["up", "init", "plan", "run"];
     "commands": "every command, and exit codes", ["ps", "status", "exec", "doctor", "gc", "completions", "man"];
     "publishing": "ports, clients, rates, floods, IPv6", [];
