@@ -350,15 +350,20 @@ fn lock(keep: &[Capability], pass_on: &[Capability], zero: Zero) -> Result<(), D
     let passed: HashSet<Capability> = pass_on.iter().copied().collect();
     let mask = mask(keep);
     // By number and not by the caps crate's names: the kernel may know more of them than the crate.
-    for bit in known_to_the_kernel() {
-        if mask & bit.bits() == 0 {
+    for (bit, bounding) in known_to_the_kernel() {
+        if bounding && mask & bit.bits() == 0 {
             rustix::thread::remove_capability_from_bounding_set(bit)
                 .map_err(call("drop a capability from the bounding set"))?;
         }
     }
     // The ambient set first: one of the securebits keeps everybody from adding to it.
     caps::set(None, CapSet::Inheritable, &passed).map_err(caps_call("set the inheritable set"))?;
-    caps::set(None, CapSet::Ambient, &passed).map_err(caps_call("set the ambient set"))?;
+    let ambient = "set the ambient set";
+    rustix::thread::clear_ambient_capability_set().map_err(call(ambient))?;
+    for capability in pass_on {
+        let bit = CapabilitySet::from_bits_retain(capability.bitmask());
+        rustix::thread::configure_capability_in_ambient_set(bit, true).map_err(call(ambient))?;
+    }
     rustix::thread::set_capabilities_secure_bits(zero.securebits()).map_err(call("set securebits"))
 }
 
@@ -413,7 +418,8 @@ pub fn make_ambient() -> Result<(), DropError> {
     let mut sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
     sets.inheritable = sets.permitted;
     rustix::thread::set_capabilities(None, sets).map_err(call("set the inheritable set"))?;
-    for bit in known_to_the_kernel().filter(|bit| sets.permitted.contains(*bit)) {
+    let known = known_to_the_kernel().map(|(bit, _)| bit);
+    for bit in known.filter(|bit| sets.permitted.contains(*bit)) {
         rustix::thread::configure_capability_in_ambient_set(bit, true)
             .map_err(call("raise a capability in the ambient set"))?;
     }
@@ -427,10 +433,8 @@ pub fn make_ambient() -> Result<(), DropError> {
 pub fn read() -> Result<Privileges, DropError> {
     let sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
     let (mut bounding, mut ambient) = (0, 0);
-    for bit in known_to_the_kernel() {
-        if rustix::thread::capability_is_in_bounding_set(bit)
-            .map_err(call("read the bounding set"))?
-        {
+    for (bit, is_bounding) in known_to_the_kernel() {
+        if is_bounding {
             bounding |= bit.bits();
         }
         if rustix::thread::capability_is_in_ambient_set(bit)
@@ -465,9 +469,12 @@ fn held_groups() -> Result<usize, DropError> {
         .len())
 }
 
-/// One bit for each capability that this kernel knows (`PR_CAPBSET_READ(2const)` refuses the others).
-fn known_to_the_kernel() -> impl Iterator<Item = CapabilitySet> {
-    (0..64)
-        .map(|number| CapabilitySet::from_bits_retain(1 << number))
-        .take_while(|bit| rustix::thread::capability_is_in_bounding_set(*bit).is_ok())
+/// One bit for each capability that this kernel knows (`PR_CAPBSET_READ(2const)` refuses the others), and whether it is in
+/// the bounding set.
+fn known_to_the_kernel() -> impl Iterator<Item = (CapabilitySet, bool)> {
+    (0..64).map_while(|number| {
+        let bit = CapabilitySet::from_bits_retain(1 << number);
+        let is_bounding = rustix::thread::capability_is_in_bounding_set(bit);
+        is_bounding.ok().map(|is_bounding| (bit, is_bounding))
+    })
 }
