@@ -224,22 +224,25 @@ pub(crate) mod hexadecimal {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        let text: String = digits
-            .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-            .collect();
+        let mut text = String::with_capacity(2 * bytes.len());
+        for digit in bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
         to.serialize_str(&text)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
-        let digits = text.as_bytes().chunks(2).map(|pair| {
-            let pair = std::str::from_utf8(pair).ok()?;
-            u8::from_str_radix(pair, 16).ok()
-        });
-        digits
-            .collect::<Option<_>>()
-            .ok_or_else(|| D::Error::custom("no pairs of hexadecimal digits"))
+        let wrong = || D::Error::custom("no pairs of hexadecimal digits");
+        let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(wrong);
+        let mut bytes = Vec::with_capacity(text.len() / 2);
+        for pair in text.as_bytes().chunks(2) {
+            let &[high, low] = pair else {
+                return Err(wrong());
+            };
+            bytes.push((digit(high)? << 4 | digit(low)?) as u8);
+        }
+        Ok(bytes)
     }
 }
 

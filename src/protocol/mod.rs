@@ -30,6 +30,10 @@ use crate::plan::Door;
 const MAX_LEN: usize = 64 << 20;
 /// None of a part's is longer, which may have been broken into and say what it likes; but of the compiler's.
 const MAX_LEN_OF_PART: usize = 4 << 20;
+/// The bytes of a message's length.
+const HEAD: usize = 4;
+/// How much of a message is read at once.
+const AT_ONCE: usize = 64 << 10;
 /// No message carries more descriptors; the kernel's own limit is 253 (`SCM_MAX_FD` of include/net/scm.h).
 pub const MAX_FDS: usize = 200;
 
@@ -315,13 +319,13 @@ impl std::fmt::Display for Exit {
 }
 
 fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let body = serde_json::to_vec(message)?;
-    let len = u32::try_from(body.len())
+    let mut bytes = vec![0; HEAD];
+    serde_json::to_writer(&mut bytes, message)?;
+    let len = u32::try_from(bytes.len() - HEAD)
         .ok()
         .filter(|len| *len as usize <= MAX_LEN)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message too long"))?;
-    let mut bytes = len.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&body);
+    bytes[..HEAD].copy_from_slice(&len.to_le_bytes());
     Ok(bytes)
 }
 
@@ -403,23 +407,21 @@ impl Incoming {
 
     /// Reads once; never past the end of this message, so descriptors stay with theirs.
     fn advance(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
-        let mut chunk = [0; 16 << 10];
-        let want = match self.wanted()? {
-            Some(body) => (body - self.body.len()).min(chunk.len()),
-            None => 4 - self.head.len(),
+        let (part, whole) = match self.wanted()? {
+            Some(body) => (&mut self.body, body),
+            None => (&mut self.head, HEAD),
         };
-        let got = receive_some(socket, &mut chunk[..want], &mut self.fds)?;
-        if got == 0 && want > 0 {
+        let before = part.len();
+        // There is no more room than has come, and a bit: who says how long it is to be may lie.
+        part.resize(whole.min(before + AT_ONCE), 0);
+        let got = receive_some(socket, &mut part[before..], &mut self.fds);
+        part.truncate(before + got.as_ref().map_or(0, |got| *got));
+        if got? == 0 {
             return if self.head.is_empty() {
                 Ok(Progress::End)
             } else {
                 Err(io::ErrorKind::UnexpectedEof.into())
             };
-        }
-        if self.head.len() < 4 {
-            self.head.extend_from_slice(&chunk[..got]);
-        } else {
-            self.body.extend_from_slice(&chunk[..got]);
         }
         Ok(match self.wanted()? {
             Some(body) if self.body.len() == body => Progress::Done,

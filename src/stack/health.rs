@@ -250,7 +250,8 @@ impl Asked {
 
 /// Reads what there is; 0 at its end.
 async fn take(out: &AsyncFd<OwnedFd>, kept: &mut Vec<u8>) -> usize {
-    let mut chunk = [0; 16 << 10];
+    // On the heap: the future of whoever waits for this is no larger for it.
+    let mut chunk = vec![0; 16 << 10];
     let read = |out: &OwnedFd| Ok(rustix::io::read(out.as_fd(), &mut chunk[..])?);
     let got = out.async_io(Interest::READABLE, read).await.unwrap_or(0);
     keep(kept, &chunk[..got]);
