@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+use std::io::{BufRead, BufReader, Write};
+
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe};
 use support::look::{self, PYTHON};
@@ -192,6 +194,95 @@ fn datagrams_of_any_size_are_answered_from_the_address_that_they_were_sent_to() 
             )),
             "{status}"
         );
+    }
+}
+
+/// A server that answers each datagram with its own, and one that begins with `G` with ten at once.
+const ECHO_UDP: &str = r#"
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.bind(("0.0.0.0", 5300))
+while True:
+    got, peer = s.recvfrom(65536)
+    if got[:1] == b"G":
+        s.sendmsg([bytes([i // 1200 % 251 for i in range(11500)])], [(17, 103, struct.pack("H", 1200))], 0, peer)
+    else:
+        s.sendto(got, peer)
+"#;
+
+/// Sends a burst from two sockets in turn, some of it as one packet of many datagrams, says so, and looks at what comes back
+/// when it is told to.
+const BURST_UDP: &str = r#"
+import socket, struct, sys
+host = sys.argv[1]
+sizes = [1200] * 40 + [300] + [1200] * 3 + [0] + [1] * 5 + [9000, 1473, 1472, 1472, 1471] + [1400] * 20 + [20000, 3]
+clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+for number, s in enumerate(clients):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    s.connect((host, 53))
+    s.settimeout(10)
+def datagram(number, i, size):
+    return (b"%d %d " % (number, i) + bytes(size))[:size]
+# Runs of one flow, broken by the other one.
+turn = [0, 0, 0, 0, 0, 0, 1, 1, 0, 1]
+sent = [[], []]
+for i, size in enumerate(sizes):
+    number = turn[i % len(turn)]
+    data = datagram(number, i, size)
+    clients[number].send(data)
+    # What a rule drops.
+    if size != 1 or len(sys.argv) < 3:
+        sent[number].append(data)
+whole = b"".join(b"%d" % i + bytes(998) for i in range(9)) + b"end"
+clients[0].sendmsg([whole], [(17, 103, struct.pack("H", 999))])
+sent[0] += [whole[at:at + 999] for at in range(0, len(whole), 999)]
+clients[1].send(b"GO")
+many = bytes([i // 1200 % 251 for i in range(11500)])
+sent[1] += [many[at:at + 1200] for at in range(0, len(many), 1200)]
+print("sent", flush=True)
+sys.stdin.readline()
+for number, s in enumerate(clients):
+    got = [s.recv(65536) for _ in sent[number]]
+    assert got == sent[number], (number, [len(x) for x in got], [len(x) for x in sent[number]])
+print("all", sum(map(len, sent)), flush=True)
+"#;
+
+#[test]
+fn a_burst_of_datagrams_arrives_as_it_was_sent_and_in_order() {
+    if !look::machine() {
+        return;
+    }
+    // Rules of the user's see each datagram: those of one byte are dropped, also where two of a flow come together.
+    let rules = "chain before {\n  udp length 9 drop\n}\n";
+    for (more, dropped) in [("", false), ("rules = \"extra.nft\"", true)] {
+        let lab = Lab::new();
+        lab.write("extra.nft", rules);
+        let command = look::toml_list(&[PYTHON, "-c", ECHO_UDP]);
+        let file = format!(
+            "name = \"web\"\n[sidecar]\n{more}\n[app]\nrootfs = \"host\"\ncommand = {command}\npublish = [\"0.0.0.0:53:5300/udp\"]\n"
+        );
+        look::up(&lab, &file);
+        let relay = look::pid(&lab.status("web"), "relay");
+        for from_client in [true, false] {
+            // So that all of it waits for the relay together.
+            lab.kill("STOP", &relay.into());
+            let mut command = vec![PYTHON, "-c", BURST_UDP, LAB];
+            command.extend(dropped.then_some("dropped"));
+            if from_client {
+                command.splice(..0, ["ip", "netns", "exec", "client"]);
+            }
+            let mut burst = lab.spawn(&command);
+            let mut said = BufReader::new(burst.stdout.take().unwrap()).lines();
+            let sent = said.next().map(Result::unwrap);
+            lab.kill("CONT", &relay.into());
+            assert_eq!(sent.as_deref(), Some("sent"));
+            burst.stdin.take().unwrap().write_all(b"\n").unwrap();
+            let all = said.next().map(Result::unwrap);
+            let output = burst.wait_with_output().unwrap();
+            let expected = if dropped { "all 92" } else { "all 97" };
+            assert_eq!(all.as_deref(), Some(expected), "{}", describe(&output));
+        }
     }
 }
 

@@ -26,8 +26,13 @@ use crate::config::Protocol;
 use crate::plan::{Plan, PublishPlan};
 use crate::sys::socket::drop_all;
 
-/// What a socket of UDP may hold until the relay comes to read it, in bytes: some thousand small datagrams.
-const UDP_BUFFER: usize = 1 << 20;
+/// What the sockets of UDP of a stack may hold together until the relay comes to read them, in bytes of the kernel's memory
+/// for all UDP of the machine (`udp_mem`, udp(7))…
+const UDP_BUFFERS: usize = 64 << 20;
+/// …one of them at most: 20 ms at 150,000 datagrams of 1,200 bytes a second…
+const UDP_BUFFER: usize = 8 << 20;
+/// …and at least, as any socket has it (`net.core.rmem_default`).
+const LEAST_UDP_BUFFER: usize = 212_992;
 
 /// How many connections may wait to be accepted (listen(2)).
 const WAITING: i32 = 4096;
@@ -229,15 +234,19 @@ pub fn bound(address: SocketAddr, protocol: Protocol, others: Others) -> io::Res
             sockopt::set_socket_reuseaddr(&socket, others != Others::None)?;
             carried(&socket)?;
         }
-        // Here the same option would let another socket have the port as well. Beyond net.core.rmem_max only root may.
-        Protocol::Udp => sockopt::set_socket_recv_buffer_size_force(&socket, UDP_BUFFER)
-            .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, UDP_BUFFER))?,
+        // Here the same option would let another socket have the port as well.
+        Protocol::Udp => {}
     }
     if others == Others::Shared {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// What each of so many sockets of UDP may hold ([`UDP_BUFFERS`]).
+fn udp_buffer(sockets: usize) -> usize {
+    (UDP_BUFFERS / sockets.max(1)).clamp(LEAST_UDP_BUFFER, UDP_BUFFER)
 }
 
 /// Binds every published port of the plan that `running` hasn't bound; all that can't be bound are told, not only the first.
@@ -250,9 +259,20 @@ pub fn bind_new<'p>(
 ) -> Result<Vec<Listener>, Vec<(&'p PublishPlan, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
     make_room_for(plan);
+    let all = plan.published().map(|(_, publish)| publish.protocol);
+    let buffer = udp_buffer(all.filter(|protocol| *protocol == Protocol::Udp).count());
     for publish in new_ports(plan, running) {
         match Listener::bind(publish.listen, publish.protocol, target(plan, publish)) {
-            Ok(listener) => bound.push(listener),
+            Ok(listener) => {
+                if listener.protocol == Protocol::Udp {
+                    // Beyond net.core.rmem_max only root may; it is smaller without.
+                    let _ = sockopt::set_socket_recv_buffer_size_force(&listener.socket, buffer)
+                        .or_else(|_| {
+                            sockopt::set_socket_recv_buffer_size(&listener.socket, buffer)
+                        });
+                }
+                bound.push(listener);
+            }
             Err(e) => refused.push((publish, e)),
         }
     }
@@ -423,6 +443,12 @@ mod tests {
             drop(accepted);
             io::Read::read(&mut client, &mut [0]).unwrap();
         }
+    }
+
+    #[test]
+    fn sockets_of_udp_hold_little_where_there_are_many() {
+        let held = [0, 1, 8, 16, 100, 4096].map(udp_buffer);
+        assert_eq!(held, [8 << 20, 8 << 20, 8 << 20, 4 << 20, 671_088, 212_992]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{IdMap, Plan, UplinkEnd};
-use crate::config::{Egress, Protocol};
+use crate::config::{Egress, Protocol, TrafficLog};
 
 /// How it leaves, and why so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,13 @@ impl Plan {
     pub fn egress_relay(&self) -> Option<&EgressPlan> {
         let by_relay = |egress: &&EgressPlan| egress.via == EgressVia::Relay;
         self.egress.as_ref().filter(by_relay)
+    }
+
+    /// Whether datagrams of one flow may pass the sidecar as one packet: rules of ours ask each flow once, and look into no
+    /// datagram; rules of the user's, and a log of each packet, would see the first only.
+    #[must_use]
+    pub fn joins_datagrams(&self) -> bool {
+        self.rules.is_none() && self.log < TrafficLog::Packets
     }
 
     /// Whether there is a relay: with nothing published it has nothing to do, but keeps its namespace in sight, in

@@ -139,6 +139,8 @@ pub enum Role {
         /// It has a network namespace of its own, in which it dials as the client that it carries; but for these, whom
         /// it can't be.
         as_clients: Option<Vec<IpNet>>,
+        /// Datagrams of one flow may pass the sidecar as one packet ([`Plan::joins_datagrams`](crate::plan::Plan::joins_datagrams)).
+        joined: bool,
         /// Only bound so far: be ready, and wait for [`ToStage::Proceed`].
         wait: bool,
     },

@@ -160,6 +160,8 @@ pub struct Way {
     pub shows_client: bool,
     /// Whose clients are refused here, of those that are counted apart: a place among them.
     pub app: usize,
+    /// Datagrams of one flow may go there as one packet.
+    pub joined: bool,
 }
 
 impl Way {

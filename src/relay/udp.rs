@@ -17,6 +17,13 @@
 //!   flow stays, and works again when the app does.
 //! - **A datagram is a datagram**: of any size up to 65507 bytes, none as well, never torn or joined; lost where there is
 //!   no room for it, as on any way that it takes.
+//! - **What comes together goes together.** Each datagram on the way to an app passes two links, a bridge and every rule,
+//!   which costs more than all the relay does. Those of one flow that come one after the other, all of one length but the
+//!   last, go as one call with the length of each (`UDP_SEGMENT`, udp(7)): the kernel takes them through as one packet and
+//!   cuts it up at the socket they are for: where rules are the user's, or each packet is logged, they see each, and nothing
+//!   is joined on this way ([`Way::joined`]). What the kernel has joined itself comes in one call (`UDP_GRO`) and goes on in
+//!   one. Order is kept; where the kernel won't have a batch (longer than the link takes, no checksums by it), its datagrams
+//!   go one by one.
 //! - **Not a reflector of broadcasts**: what was sent to a broadcast or multicast address is dropped, as by DNAT, which
 //!   translates what is for one of the host's own addresses.
 
@@ -33,7 +40,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
@@ -57,6 +64,10 @@ const SWEEP: Duration = Duration::from_secs(5);
 const TURN: usize = 64;
 /// Longer than any datagram (udp(7)).
 const DATAGRAM: usize = 64 << 10;
+/// What a batch may be long, with its headers no longer than a packet.
+const BATCH: usize = 65_000;
+/// How many datagrams may be one (`UDP_MAX_SEGMENTS` before Linux 6.6).
+const MOST_IN_BATCH: usize = 64;
 
 /// A published socket.
 struct Door {
@@ -87,12 +98,103 @@ impl Drop for Flow {
     }
 }
 
+/// Datagrams of one flow, one behind the other, that go by one call: all of one length but the last.
+struct Batch {
+    bytes: Vec<u8>,
+    /// How many of these are datagrams.
+    length: usize,
+    /// The length of each but the last.
+    segment: usize,
+    datagrams: u64,
+}
+
+impl Batch {
+    fn new(room: usize) -> Self {
+        Self {
+            bytes: vec![0; room],
+            length: 0,
+            segment: 0,
+            datagrams: 0,
+        }
+    }
+
+    /// Where the next datagram is to go.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.length..]
+    }
+
+    /// Whether what lies in the room, `length` bytes of datagrams of `segment` bytes each, can go with what there is.
+    fn takes(&self, length: usize, segment: usize) -> bool {
+        // The last may be shorter.
+        let is_next = segment == self.segment || length < self.segment && segment >= length;
+        self.datagrams == 0
+            || is_next
+                && length > 0
+                && self.length.is_multiple_of(self.segment)
+                && self.length + length <= BATCH
+                && (self.length + length).div_ceil(self.segment) <= MOST_IN_BATCH
+    }
+
+    /// Takes it.
+    fn push(&mut self, length: usize, segment: usize) {
+        if self.datagrams == 0 {
+            self.segment = segment;
+        }
+        self.length += length;
+        self.datagrams += length.div_ceil(segment.max(1)).max(1) as u64;
+    }
+
+    /// Takes all out of it, but for `kept` bytes in the room, which come first then.
+    fn clear(&mut self, kept: usize) {
+        self.bytes.copy_within(self.length..self.length + kept, 0);
+        (self.length, self.segment, self.datagrams) = (0, 0, 0);
+    }
+
+    /// Its datagrams.
+    fn each(&self) -> impl Iterator<Item = &[u8]> {
+        let all = &self.bytes[..self.length];
+        let none = (self.length == 0 && self.datagrams > 0).then_some(all);
+        none.into_iter().chain(all.chunks(self.segment.max(1)))
+    }
+
+    /// Hands all of it to `send`, with the length of each datagram where it is more than one: at once, or one by one where
+    /// that may not be (`joined`), or the kernel won't have it so. What that came to of each, in the order of [`Self::each`], or of all.
+    fn send(
+        &self,
+        joined: bool,
+        mut send: impl FnMut(&[u8], Option<u16>) -> io::Result<()>,
+        mut sent: impl FnMut(&[u8], u64, io::Result<()>),
+    ) {
+        let all = &self.bytes[..self.length];
+        if self.datagrams > 1 {
+            let at_once = match u16::try_from(self.segment) {
+                Ok(segment) if joined => send(all, Some(segment)),
+                _ => Err(Errno::OPNOTSUPP.into()),
+            };
+            if !at_once.as_ref().is_err_and(is_no_batch) {
+                return sent(all, self.datagrams, at_once);
+            }
+        }
+        for datagram in self.each() {
+            sent(datagram, 1, send(datagram, None));
+        }
+    }
+}
+
+/// Whether an error is about a batch, and not about each of its datagrams as well.
+fn is_no_batch(e: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(e),
+        Some(Errno::INVAL | Errno::MSGSIZE | Errno::IO | Errno::OPNOTSUPP)
+    )
+}
+
 /// Every flow of every published socket.
 pub(super) struct Flows {
     table: RefCell<HashMap<Key, Flow>>,
     most: usize,
-    /// Where a datagram is on its way through.
-    datagram: RefCell<Vec<u8>>,
+    /// Where datagrams are on their way through.
+    batch: RefCell<Batch>,
 }
 
 impl Flows {
@@ -100,7 +202,7 @@ impl Flows {
         Self {
             table: RefCell::default(),
             most,
-            datagram: RefCell::new(vec![0; if most == 0 { 0 } else { DATAGRAM }]),
+            batch: RefCell::new(Batch::new(if most == 0 { 0 } else { 2 * DATAGRAM })),
         }
     }
 
@@ -166,7 +268,8 @@ pub(super) async fn carry_all(
     loop {
         let result = door.take_some(&relay).await;
         match result {
-            Ok(()) => tokio::task::yield_now().await,
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => {}
             Err(source) => match Errno::from_io_error(&source) {
                 Some(Errno::NOMEM | Errno::NOBUFS) => {
                     relay.count(|s| s.exhausted += 1);
@@ -194,6 +297,7 @@ impl Door {
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
             SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
         }
+        joined(&socket);
         Ok(Self {
             socket: UdpSocket::from_std(socket)?,
             way,
@@ -201,30 +305,56 @@ impl Door {
         })
     }
 
-    /// Waits for datagrams and carries those that are there, a turn at most.
-    async fn take_some(self: &Rc<Self>, relay: &Rc<Relay>) -> io::Result<()> {
+    /// Waits for datagrams and carries those that are there, a turn at most; whether more may be there.
+    async fn take_some(self: &Rc<Self>, relay: &Rc<Relay>) -> io::Result<bool> {
         self.socket.readable().await?;
+        let mut batch = relay.flows.batch.borrow_mut();
+        // Whose the batch is.
+        let mut whose: Option<(Key, Rc<UdpSocket>)> = None;
+        let mut ended = Ok(true);
         for _ in 0..TURN {
-            let mut buffer = relay.flows.datagram.borrow_mut();
             let got = self
                 .socket
-                .try_io(Interest::READABLE, || self.receive(&mut buffer));
+                .try_io(Interest::READABLE, || self.receive(batch.room()));
             match got {
-                Ok(Some((length, client, ours))) => {
-                    self.carry(&buffer[..length], client, ours, relay);
+                Ok(Some(Got {
+                    length,
+                    segment,
+                    client,
+                    ours,
+                })) => {
+                    let door = self.number;
+                    let key = Key { door, client, ours };
+                    let goes_on = whose.as_ref().is_some_and(|(of, _)| *of == key);
+                    if !goes_on || !self.way.joined || !batch.takes(length, segment) {
+                        self.hand_on(&mut batch, whose.as_ref(), length, relay);
+                    }
+                    if !goes_on {
+                        whose = self.flow(key, relay).map(|socket| (key, socket));
+                    }
+                    if whose.is_some() {
+                        batch.push(length, segment);
+                    }
                 }
                 Ok(None) => relay.count(|s| s.dropped += 1),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ended = Ok(false);
+                    break;
+                }
+                Err(e) => {
+                    ended = Err(e);
+                    break;
+                }
             }
         }
-        Ok(())
+        self.hand_on(&mut batch, whose.as_ref(), 0, relay);
+        ended
     }
 
-    /// One datagram: its length, who sent it and to which of our addresses; `None` if that is nobody who could be
-    /// answered, or no address of ours alone.
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr, IpAddr)>> {
-        let mut space = nix::cmsg_space!(libc::in6_pktinfo);
+    /// What one call gives: one datagram, or several that the kernel has joined; `None` if that is from nobody who could be
+    /// answered, or to no address of ours alone.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Got>> {
+        let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
         let mut slices = [IoSliceMut::new(buffer)];
         let got = recvmsg::<SockaddrStorage>(
             self.socket.as_raw_fd(),
@@ -242,82 +372,94 @@ impl Door {
                     .map(|a| SocketAddr::V6((*a).into()))
             })
         });
-        let ours = got.cmsgs()?.find_map(|message| match message {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                let local = |a: libc::in_addr| Ipv4Addr::from(u32::from_be(a.s_addr));
-                // The kernel's own choice of a source differs for what was sent to more than us (ip_recv_error(7) aside).
-                (info.ipi_addr.s_addr == info.ipi_spec_dst.s_addr)
-                    .then(|| IpAddr::V4(local(info.ipi_addr)))
+        let (mut ours, mut segment) = (None, got.bytes);
+        for message in got.cmsgs()? {
+            match message {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    let local = |a: libc::in_addr| Ipv4Addr::from(u32::from_be(a.s_addr));
+                    // The kernel's own choice of a source differs for what was sent to more than us (ip_recv_error(7) aside).
+                    ours = (info.ipi_addr.s_addr == info.ipi_spec_dst.s_addr)
+                        .then(|| IpAddr::V4(local(info.ipi_addr)));
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    let address = std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    ours = (!address.is_multicast()).then_some(IpAddr::V6(address));
+                }
+                ControlMessageOwned::UdpGroSegments(length) => segment = of_each(length, segment),
+                _ => {}
             }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                let address = std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                (!address.is_multicast()).then_some(IpAddr::V6(address))
-            }
-            _ => None,
-        });
-        Ok(client
-            .filter(|client| client.port() != 0)
-            .zip(ours)
-            .map(|(client, ours)| (got.bytes, client, ours)))
-    }
-
-    /// Hands a datagram on, by the flow that it belongs to or a new one.
-    fn carry(
-        self: &Rc<Self>,
-        datagram: &[u8],
-        client: SocketAddr,
-        ours: IpAddr,
-        relay: &Rc<Relay>,
-    ) {
-        let key = Key {
-            door: self.number,
+        }
+        let client = client.filter(|client| client.port() != 0);
+        Ok(client.zip(ours).map(|(client, ours)| Got {
+            length: got.bytes,
+            segment,
             client,
             ours,
-        };
+        }))
+    }
+
+    /// The socket of the flow that a datagram belongs to, or of a new one; none if the client is refused, or there is no
+    /// room for it.
+    fn flow(self: &Rc<Self>, key: Key, relay: &Rc<Relay>) -> Option<Rc<UdpSocket>> {
+        let client = key.client;
         let refuse = |why| {
             let ours = || {
                 let port = self.socket.local_addr().ok()?.port();
-                Some(SocketAddr::new(ours, port))
+                Some(SocketAddr::new(key.ours, port))
             };
             relay
                 .refused
                 .note(self.way.app, why, Protocol::Udp, client, ours);
+            None
         };
         if !self.way.gate.admits(client.ip()) {
             return refuse(Why::NotAllowed);
-        }
-        let begins = !relay.flows.table.borrow().contains_key(&key);
-        if begins
-            && !self
-                .way
-                .gate
-                .may_begin(client.ip(), Instant::now().into_std())
-        {
-            return refuse(Why::Rate);
         }
         let known = relay.flows.table.borrow().get(&key).map(|flow| {
             flow.last.set(Instant::now());
             flow.socket.clone()
         });
-        let socket = match known.map_or_else(|| self.begin(key, relay), Ok) {
-            Ok(socket) => socket,
-            Err(_) => return relay.count(|s| s.dropped += 1),
-        };
-        let send = || rustix::net::send(&*socket, datagram, SendFlags::DONTWAIT);
-        // The first error may be an earlier datagram's.
-        match send().or_else(|e| {
-            if e == Errno::CONNREFUSED {
-                send()
-            } else {
-                Err(e)
-            }
-        }) {
-            Ok(_) => relay.count(|s| {
-                s.datagrams_in += 1;
-                s.bytes_in += datagram.len() as u64;
-            }),
-            Err(_) => relay.count(|s| s.dropped += 1),
+        if known.is_some() {
+            return known;
         }
+        let now = Instant::now().into_std();
+        if !self.way.gate.may_begin(client.ip(), now) {
+            return refuse(Why::Rate);
+        }
+        let begun = self.begin(key, relay);
+        if begun.is_err() {
+            relay.count(|s| s.dropped += 1);
+        }
+        begun.ok()
+    }
+
+    /// Hands a batch on, and makes it empty but for what has come last, of `kept` bytes.
+    fn hand_on(
+        &self,
+        batch: &mut Batch,
+        whose: Option<&(Key, Rc<UdpSocket>)>,
+        kept: usize,
+        relay: &Relay,
+    ) {
+        if let Some((_, socket)) = whose {
+            let send = |bytes: &[u8], segment: Option<u16>| {
+                // The first error may be an earlier datagram's.
+                Ok(send_on(socket, bytes, segment).or_else(|e| match e {
+                    Errno::CONNREFUSED => send_on(socket, bytes, segment),
+                    e => Err(e),
+                })?)
+            };
+            batch.send(self.way.joined, send, |bytes, datagrams, sent| {
+                relay.count(|s| match sent {
+                    Ok(()) => {
+                        s.datagrams_in += datagrams;
+                        s.bytes_in += bytes.len() as u64;
+                    }
+                    Err(_) => s.dropped += datagrams,
+                });
+            });
+        }
+        batch.clear(kept);
     }
 
     /// A new flow.
@@ -350,13 +492,25 @@ impl Door {
         Ok(socket)
     }
 
-    /// Sends an answer, from the address that the client wrote to.
-    fn answer(&self, datagram: &[u8], key: &Key) -> io::Result<()> {
-        let slices = [IoSlice::new(datagram)];
+    /// Sends an answer, or several of so many bytes each, from the address that the client wrote to.
+    fn answer(&self, bytes: &[u8], segment: Option<u16>, key: &Key) -> io::Result<()> {
+        let slices = [IoSlice::new(bytes)];
         let to = SockaddrStorage::from(key.client);
         let send = |info: ControlMessage<'_>| {
             let fd = self.socket.as_raw_fd();
-            sendmsg(fd, &slices, &[info], MsgFlags::MSG_DONTWAIT, Some(&to))?;
+            let both;
+            let one;
+            let control: &[ControlMessage<'_>] = match &segment {
+                Some(length) => {
+                    both = [info, ControlMessage::UdpGsoSegments(length)];
+                    &both
+                }
+                None => {
+                    one = [info];
+                    &one
+                }
+            };
+            sendmsg(fd, &slices, control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
             Ok(())
         };
         match key.ours {
@@ -377,6 +531,43 @@ impl Door {
     }
 }
 
+/// What one call has given.
+struct Got {
+    /// Of all of it.
+    length: usize,
+    /// Of each datagram but the last, where it is several.
+    segment: usize,
+    client: SocketAddr,
+    ours: IpAddr,
+}
+
+/// The length of each datagram, as the kernel tells it beside `all` bytes; it never tells less than one.
+fn of_each(told: i32, all: usize) -> usize {
+    match usize::try_from(told) {
+        Ok(length) if length > 0 => length,
+        _ => all,
+    }
+}
+
+/// Has the kernel hand over together what it has joined. One that can't (before Linux 5.0) hands over one by one.
+fn joined(socket: &impl AsFd) {
+    let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
+}
+
+/// Sends by a socket whose other end is the target; several datagrams of so many bytes each.
+fn send_on(socket: &UdpSocket, bytes: &[u8], segment: Option<u16>) -> Result<(), Errno> {
+    let Some(length) = segment else {
+        rustix::net::send(socket, bytes, SendFlags::DONTWAIT)?;
+        return Ok(());
+    };
+    let control = [ControlMessage::UdpGsoSegments(&length)];
+    let slices = [IoSlice::new(bytes)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    sendmsg::<()>(socket.as_raw_fd(), &slices, &control, flags, None)
+        .map_err(|e| Errno::from_raw_os_error(e as i32))?;
+    Ok(())
+}
+
 /// As [`super::dial_from`]: from the client's own address, and its port if that is free.
 fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
     dial(source, target).or_else(|e| dial(super::at_any_port(source, e)?, target))
@@ -392,6 +583,7 @@ fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<UdpSocket>
         rustix::net::bind(&socket, &source)?;
     }
     rustix::net::connect(&socket, &target)?;
+    joined(&socket);
     UdpSocket::from_std(socket.into())
 }
 
@@ -409,61 +601,211 @@ impl Answers {
     /// For ever: the flow's end takes the task away.
     async fn carry(self) {
         while self.socket.readable().await.is_ok() {
-            for _ in 0..TURN {
-                match self.carry_one() {
-                    Ok(()) => {}
-                    Err(Left::Nothing) => break,
-                    // The published socket has no room at the moment.
-                    Err(Left::Datagram(datagram)) => {
-                        let send = || self.door.answer(&datagram, &self.key);
-                        let sent = self.door.socket.async_io(Interest::WRITABLE, send).await;
-                        self.sent(datagram.len(), &sent);
+            let (more, left) = self.carry_some();
+            // The published socket has no room at the moment.
+            for datagram in left {
+                let send = || self.door.answer(&datagram, None, &self.key);
+                let sent = self.door.socket.async_io(Interest::WRITABLE, send).await;
+                self.sent(datagram.len(), 1, &sent);
+            }
+            if more {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// A turn at most: whether more may be there, and what there was no room for.
+    fn carry_some(&self) -> (bool, Vec<Vec<u8>>) {
+        let mut batch = self.relay.flows.batch.borrow_mut();
+        let mut left = vec![];
+        for _ in 0..TURN {
+            let receive = || self.receive(batch.room());
+            match self.socket.try_io(Interest::READABLE, receive) {
+                Ok((length, segment)) => {
+                    if !batch.takes(length, segment) {
+                        self.hand_on(&mut batch, length, &mut left);
                     }
+                    batch.push(length, segment);
                 }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.hand_on(&mut batch, 0, &mut left);
+                    return (false, left);
+                }
+                // A refusal.
+                Err(_) => {}
             }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn carry_one(&self) -> Result<(), Left> {
-        let mut buffer = self.relay.flows.datagram.borrow_mut();
-        let receive = || {
-            let socket = self.socket.as_fd();
-            let (length, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
-            Ok(length)
-        };
-        let datagram = match self.socket.try_io(Interest::READABLE, receive) {
-            Ok(length) => &buffer[..length],
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(Left::Nothing),
-            // A refusal.
-            Err(_) => return Ok(()),
-        };
-        self.last.set(Instant::now());
-        self.answered.set(true);
-        match self.door.answer(datagram, &self.key) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                Err(Left::Datagram(datagram.to_vec()))
-            }
-            sent => {
-                self.sent(datagram.len(), &sent);
-                Ok(())
+            if !left.is_empty() {
+                break;
             }
         }
+        self.hand_on(&mut batch, 0, &mut left);
+        (true, left)
     }
 
-    fn sent(&self, length: usize, sent: &io::Result<()>) {
+    /// What one call gives: its length, and that of each datagram but the last.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, usize)> {
+        let mut space = nix::cmsg_space!(libc::c_int);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let fd = self.socket.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let got = recvmsg::<()>(fd, &mut slices, Some(&mut space), flags)?;
+        let joined = got.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::UdpGroSegments(length) => Some(of_each(length, got.bytes)),
+            _ => None,
+        });
+        Ok((got.bytes, joined.unwrap_or(got.bytes)))
+    }
+
+    /// Sends the batch, and makes it empty but for what has come last, of `kept` bytes. What there is no room for goes to
+    /// `left`, and what comes after that as well.
+    fn hand_on(&self, batch: &mut Batch, kept: usize, left: &mut Vec<Vec<u8>>) {
+        if batch.datagrams > 0 {
+            self.last.set(Instant::now());
+            self.answered.set(true);
+        }
+        if !left.is_empty() {
+            left.extend(batch.each().map(<[u8]>::to_vec));
+            return batch.clear(kept);
+        }
+        let mut waits = vec![];
+        let segment = batch.segment.max(1);
+        batch.send(
+            true,
+            |bytes, segment| self.door.answer(bytes, segment, &self.key),
+            |bytes, datagrams, sent| match &sent {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => match bytes.is_empty() {
+                    true => waits.push(vec![]),
+                    false => waits.extend(bytes.chunks(segment).map(<[u8]>::to_vec)),
+                },
+                sent => self.sent(bytes.len(), datagrams, sent),
+            },
+        );
+        left.append(&mut waits);
+        batch.clear(kept);
+    }
+
+    fn sent(&self, length: usize, datagrams: u64, sent: &io::Result<()>) {
         self.relay.count(|s| match sent {
             Ok(()) => {
-                s.datagrams_out += 1;
+                s.datagrams_out += datagrams;
                 s.bytes_out += length as u64;
             }
-            Err(_) => s.dropped += 1,
+            Err(_) => s.dropped += datagrams,
         });
     }
 }
 
-/// What is left to do for the way back.
-enum Left {
-    Nothing,
-    Datagram(Vec<u8>),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pushes datagrams, each by itself or joined (length, segment), and lists the batches that they make.
+    fn batches(pieces: &[(usize, usize)]) -> Vec<(usize, u64)> {
+        let mut batch = Batch::new(2 * DATAGRAM);
+        let mut all = vec![];
+        for &(length, segment) in pieces {
+            if !batch.takes(length, segment) {
+                all.push((batch.length, batch.datagrams));
+                batch.clear(length);
+            }
+            assert!(batch.room().len() >= length);
+            batch.push(length, segment);
+            assert_eq!(batch.each().count() as u64, batch.datagrams);
+        }
+        all.push((batch.length, batch.datagrams));
+        all
+    }
+
+    #[test]
+    fn datagrams_of_one_length_are_a_batch_and_a_shorter_one_ends_it() {
+        let one = |length: usize| (length, length);
+        let cases: [(&str, Vec<(usize, usize)>, Vec<(usize, u64)>); 10] = [
+            ("one", vec![one(5)], vec![(5, 1)]),
+            ("equal", vec![one(5); 3], vec![(15, 3)]),
+            (
+                "a shorter one is the last",
+                vec![one(5), one(5), one(2), one(5)],
+                vec![(12, 3), (5, 1)],
+            ),
+            (
+                "two shorter ones",
+                vec![one(5), one(2), one(2)],
+                vec![(7, 2), (2, 1)],
+            ),
+            (
+                "a longer one begins anew",
+                vec![one(2), one(5)],
+                vec![(2, 1), (5, 1)],
+            ),
+            (
+                "nothing is one too",
+                vec![one(0), one(0), one(5)],
+                vec![(0, 1), (0, 1), (5, 1)],
+            ),
+            (
+                "nothing ends it",
+                vec![one(5), one(0), one(5)],
+                vec![(5, 1), (0, 1), (5, 1)],
+            ),
+            (
+                "joined ones",
+                vec![(25, 10), one(10)],
+                vec![(25, 3), (10, 1)],
+            ),
+            (
+                "joined ones of the same length",
+                vec![one(10), (25, 10)],
+                vec![(35, 4)],
+            ),
+            (
+                "joined ones are no shorter one",
+                vec![one(10), (6, 3)],
+                vec![(10, 1), (6, 2)],
+            ),
+        ];
+        for (what, pieces, expected) in cases {
+            assert_eq!(batches(&pieces), expected, "{what}");
+        }
+        // No longer than a packet, and of no more than so many.
+        assert_eq!(
+            batches(&[(1200, 1200); 60]),
+            [(54 * 1200, 54), (6 * 1200, 6)]
+        );
+        assert_eq!(batches(&[(1, 1); 70]), [(64, 64), (6, 6)]);
+        assert_eq!(
+            batches(&[(65_507, 1200), (65_507, 1200)]),
+            [(65_507, 55), (65_507, 55)]
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_will_not_have_together_goes_one_by_one() {
+        let mut batch = Batch::new(2 * DATAGRAM);
+        for (length, fill) in [(4, 1), (4, 2), (3, 3)] {
+            batch.room()[..length].fill(fill);
+            batch.push(length, length);
+        }
+        for (joined, error, expected) in [
+            (true, None, vec![(11, Some(4))]),
+            (
+                true,
+                Some(Errno::MSGSIZE),
+                vec![(11, Some(4)), (4, None), (4, None), (3, None)],
+            ),
+            // That is no reason to try it otherwise.
+            (true, Some(Errno::NOBUFS), vec![(11, Some(4))]),
+            (false, None, vec![(4, None), (4, None), (3, None)]),
+        ] {
+            let (mut calls, mut told) = (vec![], 0);
+            let send = |bytes: &[u8], segment: Option<u16>| {
+                calls.push((bytes.len(), segment));
+                match error {
+                    Some(e) if segment.is_some() => Err(e.into()),
+                    _ => Ok(()),
+                }
+            };
+            batch.send(joined, send, |_, datagrams, _| told += datagrams);
+            assert_eq!((calls, told), (expected, 3), "{joined} {error:?}");
+        }
+    }
 }

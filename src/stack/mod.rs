@@ -1384,6 +1384,7 @@ impl Ground {
                     .map(|app| Admission::of(&app.allow, app.rate))
                     .collect(),
                 as_clients: self.dials_as_clients().then(|| net::foreign(&self.plan)),
+                joined: self.plan.joins_datagrams(),
                 wait,
             },
             weaken: None,

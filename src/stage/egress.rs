@@ -109,6 +109,7 @@ fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) ->
         gate: Rc::clone(&gate),
         shows_client: false,
         app: 0,
+        joined: true,
     };
     let sockets = sockets.into_iter();
     sockets

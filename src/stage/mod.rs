@@ -179,6 +179,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             carried,
             admissions,
             as_clients,
+            joined,
             wait,
         } => {
             let mut sockets = all_of(carried.len() + 1, fds, supervisor)?;
@@ -187,6 +188,7 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
                 carried,
                 admissions,
                 as_clients,
+                joined,
                 wait,
                 told,
                 sockets,

@@ -21,6 +21,7 @@ pub struct Work {
     pub carried: Vec<Carried>,
     pub admissions: Vec<Admission>,
     pub as_clients: Option<Vec<IpNet>>,
+    pub joined: bool,
     pub wait: bool,
     pub told: OwnedFd,
     pub sockets: Vec<OwnedFd>,
@@ -59,6 +60,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
             gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
             shows_client: carried.shows_client,
             app: carried.admission,
+            joined: work.joined,
         };
         match carried.protocol {
             Protocol::Tcp => streams.push((fd.into(), way)),

@@ -607,7 +607,9 @@ impl Task {
     async fn publish(&mut self, next: &Ground) -> Result<(), String> {
         let old = Arc::clone(&self.old);
         let (before, after) = (&old.plan, &next.plan);
-        if ports(before) == ports(after) && clients(before) == clients(after) {
+        let joins = (before.joins_datagrams(), after.joins_datagrams());
+        let same = ports(before) == ports(after) && clients(before) == clients(after);
+        if same && (joins.0 == joins.1 || !after.has_relay()) {
             return Ok(());
         }
         self.done.relay = true;
