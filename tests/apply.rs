@@ -1484,10 +1484,10 @@ fn a_dry_run_says_why_an_app_starts_again_for_its_egress() {
         let (told, said) = dry_run(&stack, egress);
         assert_eq!(
             told["restart"],
-            serde_json::json!([{ "part": "one", "because": ["app.one.egress"], "why": why }])
+            serde_json::json!([{ "part": "one", "because": ["app.one.egress"], "why": why, "rolling": true }])
         );
         for why in why {
-            let line = format!("one starts again: app.one.egress\n  {why}\n");
+            let line = format!("one is replaced by another: app.one.egress\n  {why}\n");
             assert!(
                 said.contains(&line) || why == &resolvers && said.contains(why),
                 "{said}"
