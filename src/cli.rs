@@ -89,6 +89,9 @@ pub enum Command {
         /// Publish only after `lrpns audit` has passed; else take the stack down, say what it found and exit with 1
         #[arg(long)]
         gate: bool,
+        /// Say at its end what the apps' system calls were refused, with the lines that would allow them; grants nothing
+        #[arg(long, conflicts_with_all = ["detach", "gate"])]
+        explain: bool,
         /// What one stack more would be, or its apps: refused, with what to do instead.
         #[arg(hide = true)]
         more: Vec<String>,
@@ -486,6 +489,9 @@ pub enum Command {
         /// auto, dnat or relay
         #[arg(long)]
         via: Option<String>,
+        /// Say at its end which system calls it was refused, with the lines that would allow them; grants nothing
+        #[arg(long)]
+        explain: bool,
         /// The stack's name; left out, it is `run-` and the number of this process
         #[arg(long)]
         name: Option<StackName>,

@@ -331,3 +331,117 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
         "{code}: {said}"
     );
 }
+
+#[test]
+fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let code = "import ctypes, os, socket\n\
+                libc = ctypes.CDLL(None, use_errno=True)\n\
+                def errno(*args): return ctypes.get_errno() if libc.syscall(*args) == -1 else 0\n\
+                def tried(f, *args):\n\
+                \x20try: f(*args); return 0\n\
+                \x20except OSError as e: return e.errno\n\
+                open('/tmp/x', 'w')\n\
+                print([errno(250, 0, 0, 0, 0, 0), errno(1000), errno(272, 0x10000000), tried(os.chroot, '/'),\n\
+                tried(os.setuid, 1000), tried(os.setuid, 33), tried(os.setgroups, []), tried(os.chmod, '/tmp/x', 0o4755),\n\
+                tried(socket.socket, 16, 3, 15)])\n\
+                raise SystemExit(3)";
+    // keyctl and unshare by their numbers on x86_64.
+    if std::env::consts::ARCH != "x86_64" {
+        return;
+    }
+    // The same answers, whether it is explained or not.
+    let plain = lab.lrpns(&["run", "--", PYTHON, "-c", code]);
+    let output = lab.lrpns(&["run", "--explain", "--", PYTHON, "-c", code]);
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "{}",
+        support::lab::describe(&output)
+    );
+    assert_eq!(output.stdout, plain.stdout);
+    let answers = String::from_utf8_lossy(&plain.stdout);
+    assert_eq!(answers, "[1, 38, 1, 1, 0, 22, 1, 1, 1]\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    for words in [
+        "app was refused, the latest last:",
+        "  keyctl(0) by python3: EPERM\n",
+        "  unshare(0x10000000) by python3: EPERM\n",
+        "  setuid(33) by python3: what the kernel says to who has one user\n",
+        "  socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT) by python3: EPERM\n",
+        "hint: 1000: answered as by a kernel that does not have it",
+        "hint: if it does not go on without: seccomp = \"default+keyctl\"\n",
+        "unshare, chroot, chmod: no key gives an app that",
+        "hint: setuid, setgroups: it becomes another user",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("setuid(1000)"), "{said}");
+    let plain = String::from_utf8_lossy(&plain.stderr).into_owned();
+    assert!(!plain.contains("was refused, the latest last"), "{plain}");
+
+    // What is pasted is what is allowed: keyctl(KEYCTL_GET_KEYRING_ID) of nothing is no EPERM any more, chroot still is.
+    let (code, said) = told(
+        &lab,
+        &[
+            PYTHON,
+            "-c",
+            "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(250, 99, 0, 0, 0, 0)\n\
+             assert ctypes.get_errno() == 95, ctypes.get_errno()\ntry: os.chroot('/')\nexcept PermissionError: raise SystemExit(0)\nraise SystemExit(1)",
+        ],
+        "seccomp = \"default+keyctl\"\nrestart = \"no\"",
+    );
+    assert!(
+        code == 0 && said.contains("ended with exit status 0"),
+        "{code}: {said}"
+    );
+    for (seccomp, words) in [
+        (
+            "default+no_such_call",
+            "this machine has no system call `no_such_call`",
+        ),
+        (
+            "default+socket",
+            "`socket` is allowed by default as far as it is safe",
+        ),
+        ("wide+keyctl", "wide"),
+    ] {
+        let (code, said) = told(&lab, &["true"], &format!("seccomp = \"{seccomp}\""));
+        assert!(code == 2 && said.contains(words), "{code}: {said}");
+    }
+}
+
+#[test]
+fn an_app_that_asks_without_end_keeps_nobody_waiting() {
+    if !look::machine() || std::env::consts::ARCH != "x86_64" {
+        return;
+    }
+    let lab = Lab::new();
+    // Four ask all the time; killed while they wait for an answer, too; a hundred different calls are kept as 64.
+    let code = "import ctypes, os, signal, time\n\
+                libc = ctypes.CDLL(None)\n\
+                for n in range(100): libc.syscall(250, n, 0, 0, 0, 0)\n\
+                children = []\n\
+                for _ in range(4):\n\
+                \x20pid = os.fork()\n\
+                \x20while pid == 0: libc.syscall(250, 0, 0, 0, 0, 0)\n\
+                \x20children.append(pid)\n\
+                print('begun', flush=True)\n\
+                time.sleep(1)\n\
+                for pid in children: os.kill(pid, signal.SIGKILL)\n\
+                for pid in children: os.waitpid(pid, 0)";
+    let begun = std::time::Instant::now();
+    let output = lab.lrpns(&["run", "--explain", "--", PYTHON, "-c", code]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("  keyctl(0) by python3: EPERM, "), "{said}");
+    assert!(
+        said.contains(" calls more, of which no list was kept"),
+        "{said}"
+    );
+    assert_eq!(said.matches("  keyctl(").count(), 64, "{said}");
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+}

@@ -549,7 +549,7 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
             true => privileges::securebits_over_a_range().bits(),
             false => privileges::securebits().bits(),
         },
-        rtnetlink: app.seccomp == crate::confine::seccomp::default(),
+        rtnetlink: crate::confine::seccomp::allows_rtnetlink(&app.seccomp),
         read_back: target
             .part(app.name.as_str())
             .and_then(|part| part.privileges.clone()),

@@ -828,7 +828,7 @@ impl Case<'_> {
             .iter()
             .find(|(words, _)| words.iter().any(|word| line.contains(word)));
         known.map_or_else(
-            || "a system call was refused: seccomp = \"FILE\" takes a profile that has it, if it is one that needs no capability".to_owned(),
+            || "a system call was refused: `lrpns up --explain`, or `lrpns run --explain -- CMD`, says which, with the line that would allow it".to_owned(),
             |(_, hint)| (*hint).to_owned(),
         )
     }

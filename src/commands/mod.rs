@@ -10,6 +10,7 @@ mod doctor;
 mod down;
 mod ended;
 mod exec;
+mod explain;
 pub mod failure;
 mod gate;
 mod graph;
@@ -57,12 +58,14 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             detach,
             strict_limits,
             gate,
+            explain,
             more,
         } => {
             target::one_stack_only(&source, &more)?;
             let wishes = up::Wishes {
                 strict_limits,
                 gate,
+                explain,
             };
             let config = configuration(&source, Named::No)?;
             if let Some(line) = up::demo(&config) {
@@ -87,6 +90,7 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             pids_limit,
             via,
             name,
+            explain,
             command,
         } => {
             let name = name.map_or_else(|| format!("run-{}", std::process::id()), String::from);
@@ -110,7 +114,11 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             };
             let here = std::env::current_dir()
                 .map_err(|e| Failure::unable(format!("find the current directory: {e}")))?;
-            up::run(config::run(&options, &here)?, tty, interactive)
+            let wishes = up::Wishes {
+                explain,
+                ..up::Wishes::default()
+            };
+            up::run(config::run(&options, &here)?, tty, interactive, wishes)
         }
         Command::Start { target } => start(&target),
         Command::Down { all: true, .. } => down::all(),

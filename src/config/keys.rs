@@ -67,7 +67,7 @@ keys! {
     STOP_SIGNAL = "stop_signal": "the name of a signal", r#"stop_signal = "SIGQUIT""#;
     STOP_TIMEOUT = "stop_timeout": "a time in ms, s or m, at most 60m", r#"stop_timeout = "30s""#;
     REPLACE = "replace": r#""rolling" or "stop-first""#, r#"replace = "rolling""#;
-    SECCOMP = "seccomp": r#""default", "strict" or the path of a profile in Docker's, Podman's or the OCI's JSON format"#, r#"seccomp = "default""#;
+    SECCOMP = "seccomp": r#""default", "strict", either with calls more ("default+CALL+CALL"), or the path of a profile in Docker's, Podman's or the OCI's JSON format"#, r#"seccomp = "default""#;
     LIMITS = "limits": "a table with `memory`, `pids` and `cpu`", r#"limits = { memory = "256M", pids = 64, cpu = 1.0 }"#;
 
     HTTP = "http": "the path of an URL", r#"http = "/""#;

@@ -569,6 +569,7 @@ impl Reader<'_> {
         match choice.map(|placed| placed.value) {
             None | Some(values::Seccomp::Default) => seccomp::default(),
             Some(values::Seccomp::Strict) => seccomp::strict(),
+            Some(values::Seccomp::With(profile)) => *profile,
             Some(values::Seccomp::File(path)) => {
                 super::read_seccomp(&path).unwrap_or_else(|problem| {
                     self.problems.push(*problem);

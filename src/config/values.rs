@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::signal::Signal;
 
 use crate::config::clients::Rate;
+use crate::confine::seccomp as profiles;
 use crate::names::PartName;
 
 use super::errors::{Place, Problem, escaped, nearest, quoted};
@@ -437,6 +438,7 @@ pub(super) fn rootfs(text: &str, base: &Path) -> Result<Rootfs, ValueError> {
 pub(super) enum Seccomp {
     Default,
     Strict,
+    With(Box<profiles::Profile>),
     File(PathBuf),
 }
 
@@ -446,6 +448,17 @@ pub(super) fn seccomp(text: &str, base: &Path) -> Result<Seccomp, ValueError> {
         "default" => Ok(Seccomp::Default),
         "strict" => Ok(Seccomp::Strict),
         path if path.contains(['/', '.']) => Ok(Seccomp::File(base.join(path))),
+        more if more.contains('+') => {
+            let mut words = more.split('+').map(str::trim);
+            let words_of_base = [
+                ("default", profiles::default as fn() -> _),
+                ("strict", profiles::strict),
+            ];
+            let profile = one_of(words.next().unwrap_or_default(), &words_of_base)?();
+            let with = profiles::with(profile, &words.collect::<Vec<_>>());
+            with.map(|profile| Seccomp::With(Box::new(profile)))
+                .map_err(ValueError::said)
+        }
         word => one_of(word, &[("default", ()), ("strict", ())]).map(|()| Seccomp::Default),
     }
 }

@@ -21,7 +21,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
+use crate::confine::seccomp::Profile;
 use crate::part::namespaces::{Namespaces, reap, socketpair};
+use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
@@ -91,6 +93,8 @@ pub struct Container {
     channel: Channel,
     /// What it has said since it was ready; each can be said once.
     said: Said,
+    /// Where it is noted what its filter asks about, and the profile that has the answers, if it does.
+    explains: Option<(Refusals, String, Profile)>,
 }
 
 /// What a part that is ready has said.
@@ -159,6 +163,7 @@ impl Container {
             pidfd,
             channel,
             said: Said::default(),
+            explains: None,
         })
     }
 
@@ -250,6 +255,11 @@ impl Container {
         }
     }
 
+    /// Notes what the filter of its command asks about, and answers as this profile does.
+    pub fn explain(&mut self, refusals: Refusals, app: String, profile: Profile) {
+        self.explains = Some((refusals, app, profile));
+    }
+
     /// Waits until the part has dropped everything and is ready for its work.
     ///
     /// # Errors
@@ -302,22 +312,42 @@ impl Container {
     /// # Errors
     /// [`ContainerError::Stage`] when the command could not be executed.
     pub async fn next(&mut self) -> Result<Event, ContainerError> {
-        Ok(match self.receive().await? {
-            Some((FromStage::Started, fds)) if !std::mem::replace(&mut self.said.started, true) => {
-                self.wants_no_descriptors();
-                Event::Started {
-                    pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+        loop {
+            return Ok(match self.receive().await? {
+                Some((FromStage::Asks, fds)) if self.explains.is_some() && !self.said.started => {
+                    let explains = self.explains.take();
+                    if let (Some((refusals, app, profile)), Some(listener)) =
+                        (explains, fds.into_iter().next())
+                    {
+                        let watched = refusals.watch(app, profile, listener);
+                        watched.map_err(|source| ContainerError::Ours {
+                            part: self.part.clone(),
+                            what: "watch what its filter asks",
+                            source,
+                        })?;
+                    }
+                    continue;
                 }
-            }
-            Some((FromStage::Exited(exit), _))
-                if !std::mem::replace(&mut self.said.exited, true) =>
-            {
-                Event::Exited(exit)
-            }
-            // A part that has been broken into could talk without end.
-            Some(_) => return Err(self.ended("working, with a message that makes no sense")),
-            None => Event::Gone,
-        })
+                Some((FromStage::Started, fds))
+                    if !std::mem::replace(&mut self.said.started, true) =>
+                {
+                    self.wants_no_descriptors();
+                    Event::Started {
+                        pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
+                    }
+                }
+                Some((FromStage::Exited(exit), _))
+                    if !std::mem::replace(&mut self.said.exited, true) =>
+                {
+                    Event::Exited(exit)
+                }
+                // A part that has been broken into could talk without end.
+                Some(_) => {
+                    return Err(self.ended("working, with a message that makes no sense"));
+                }
+                None => Event::Gone,
+            });
+        }
     }
 
     /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.

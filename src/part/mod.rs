@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod namespaces;
+pub mod refused;
 pub mod rootless;
 pub mod secrets;
 pub mod volumes;

@@ -207,6 +207,9 @@ pub struct AppStart {
     pub confined: crate::confine::landlock::App,
     /// What it may call, on the way to the command and in it.
     pub seccomp: Box<crate::confine::seccomp::Filters>,
+    /// Whether the command's filter asks the supervisor ([`FromStage::Asks`]).
+    #[serde(default)]
+    pub explain: bool,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.
@@ -248,6 +251,8 @@ pub enum FromStage {
     Compiled(Compiled),
     /// App: the command runs. Egress: the dialer does. Descriptor: its pidfd.
     Started,
+    /// App that is explained, by the command's process right before it is the command: its filter asks there. Descriptor: where.
+    Asks,
     /// App: the command ended; the stage ends with the last process that the command has left running.
     Exited(Exit),
     /// A step did not work; the process ends next.

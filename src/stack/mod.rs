@@ -37,6 +37,7 @@ use crate::config::clients::Admission;
 use crate::config::{Limits, Protocol, Rootfs, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
+use crate::confine::seccomp::Filters;
 use crate::firewall::{self, ExtraChange};
 use crate::log::streams::Streams;
 use crate::names::PartName;
@@ -45,6 +46,7 @@ use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event};
 use crate::part::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
+use crate::part::refused::Refusals;
 use crate::part::secrets;
 use crate::part::volumes::{self, Volumes};
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
@@ -276,6 +278,8 @@ pub struct Ground {
     listeners: Vec<Listener>,
     /// The apps to which nobody new is let in, since they are not healthy; the same for all that are made of this.
     closed: Arc<Mutex<BTreeSet<PartName>>>,
+    /// Where it is noted what the apps' filters refuse, if that is asked for.
+    refusals: Option<Refusals>,
 }
 
 /// What an app needs beside its plan.
@@ -561,6 +565,7 @@ impl Stack {
         cgroups: Cgroups,
         listeners: Vec<Listener>,
         gated: bool,
+        explain: Option<Refusals>,
         streams: MakeStreams<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, StackError> {
@@ -575,6 +580,7 @@ impl Stack {
             rules: host_table,
         } = far;
         done("namespaces", progress)?;
+        ground.refusals = explain;
         let Ground {
             plan,
             program,
@@ -758,6 +764,7 @@ impl Ground {
             links: Links::default(),
             listeners,
             closed: Arc::default(),
+            refusals: None,
         };
         Ok((ground, far))
     }
@@ -1460,7 +1467,11 @@ impl Ground {
                 stdin: streams.stdin.is_some(),
                 terminal: streams.terminal,
                 confined: crate::confine::landlock::App::of(app),
-                seccomp: Box::new(app.seccomp.filters()?),
+                seccomp: Box::new(match &self.refusals {
+                    None => app.seccomp.filters()?,
+                    Some(_) => Filters::asking(&app.seccomp)?,
+                }),
+                explain: self.refusals.is_some(),
             }),
             weaken: weaken(),
         };
@@ -1480,9 +1491,12 @@ impl Ground {
                 .chain(&secrets)
                 .map(AsFd::as_fd),
         );
-        let container = self
+        let mut container = self
             .spawn(&app.own_name(), &self.apps[index].namespaces)
             .await?;
+        if let Some(refusals) = &self.refusals {
+            container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
+        }
         container
             .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;

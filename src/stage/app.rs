@@ -112,6 +112,7 @@ pub fn run(
         within: None,
         apart: !weakened("landlock"),
         filter: &start.seccomp.command,
+        asks: start.explain.then(|| supervisor.as_fd()),
     })?;
     drop((stdin, out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
@@ -265,6 +266,7 @@ fn start_visitor(
                 within: Some(BEGINS_WITHIN),
                 apart: false,
                 filter: &start.seccomp.command,
+                asks: None,
             })
         });
     match started {
@@ -305,6 +307,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         within: Some(BEGINS_WITHIN),
         apart: false,
         filter: &start.seccomp.command,
+        asks: None,
     })?;
     Ok(())
 }
@@ -415,7 +418,7 @@ impl Command {
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
-                let ready = prepare_child(launch).and_then(|()| launch.filter.install());
+                let ready = prepare_child(launch).and_then(|()| launch.confine());
                 let error = match (ready, launch.program) {
                     (Ok(()), None) => self.exec(),
                     (Ok(()), Some(program)) => self.exec_from(program),
@@ -504,6 +507,19 @@ pub(super) struct Launch<'a> {
     pub(super) apart: bool,
     /// What it may call.
     pub(super) filter: &'a Program,
+    /// Who is handed the descriptor at which the filter asks, if it does.
+    pub(super) asks: Option<BorrowedFd<'a>>,
+}
+
+impl Launch<'_> {
+    fn confine(&self) -> io::Result<()> {
+        let Some(supervisor) = self.asks else {
+            return self.filter.install();
+        };
+        let listener = self.filter.install_and_listen()?;
+        // Under the filter by now: `--explain` is refused to a profile without sendmsg(2).
+        protocol::send(supervisor, &FromStage::Asks, &[listener.as_fd()])
+    }
 }
 
 /// The child's last steps before `execve(2)`.

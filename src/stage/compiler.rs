@@ -125,6 +125,7 @@ fn run_nft(
         terminal: false,
         apart: false,
         filter: &filters.command,
+        asks: None,
     })?;
     drop(say);
     let mut words = vec![];

@@ -54,6 +54,7 @@ use crate::log::{Filter, LineSplitter, LogBuf, LogLine, Piece, Reader, Stream, T
 use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, ContainerError, Event as ContainerEvent};
+use crate::part::refused::Refusals;
 use crate::part::secrets;
 use crate::plan::{AppPlan, Plan, RecordPlan, Turn};
 use crate::protocol::{Channel, Exit, ToStage};
@@ -433,7 +434,8 @@ pub fn record(plan: &Plan) -> Result<Record, String> {
 
 /// Brings a stack up, calls `ready`, supervises it until its end and takes it down.
 ///
-/// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is.
+/// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is. What the apps'
+/// filters refuse is noted in `explain`, if that is given.
 ///
 /// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
 /// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
@@ -449,6 +451,7 @@ pub async fn run(
     listeners: Vec<Listener>,
     control: std::os::unix::net::UnixListener,
     gate: Option<Gate>,
+    explain: Option<Refusals>,
     lives_with: Option<OwnedFd>,
     record: Record,
     tee: Tee,
@@ -502,6 +505,7 @@ pub async fn run(
             cgroups,
             listeners,
             gate.is_some(),
+            explain,
             &streams,
             &mut told,
         );

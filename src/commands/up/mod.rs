@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cause::Case;
 use super::ended;
+use super::explain;
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::{FAILED, Failure, chain};
@@ -30,6 +31,7 @@ use crate::log::streams::Attached;
 use crate::log::{LogLine, Stream};
 use crate::part::cgroup::{self, Cgroups};
 use crate::part::namespaces;
+use crate::part::refused::Refusals;
 use crate::part::rootless;
 use crate::plan::reach;
 use crate::plan::resolve;
@@ -48,6 +50,8 @@ pub struct Wishes {
     pub strict_limits: bool,
     /// `--gate`.
     pub gate: bool,
+    /// `--explain`.
+    pub explain: bool,
 }
 
 /// What is said first of all where nobody has named a file, so that it is known what runs, and who may reach it.
@@ -81,8 +85,16 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     }
     let screen = Screen::new(std::io::stdout())
         .map_err(|e| Failure::unable(format!("open standard output: {e}")))?;
-    let ended = supervise_here(config, wishes, Voice::terminal(screen.clone()), None);
+    let mut explained = vec![];
+    let ended = supervise_here(
+        config,
+        wishes,
+        Voice::terminal(screen.clone()),
+        None,
+        &mut explained,
+    );
     screen.finish();
+    explained.iter().for_each(|line| eprintln!("{line}"));
     match ended.map_err(Failure::of_the_stack)? {
         End::Already(message) => {
             eprintln!("{message}");
@@ -103,13 +115,20 @@ pub fn up_with(config: Config, lives_with: OwnedFd) -> Result<ExitCode, Failure>
 }
 
 /// A stack around one command; its standard streams are the command's, its end too.
-pub fn run(config: Config, tty: bool, interactive: bool) -> Result<ExitCode, Failure> {
+pub fn run(
+    config: Config,
+    tty: bool,
+    interactive: bool,
+    wishes: Wishes,
+) -> Result<ExitCode, Failure> {
     let user = Attached::new(tty, interactive)
         .map_err(|e| Failure::unable(format!("open the standard streams: {e}")))?;
     let user = Arc::new(user);
     let voice = Voice::command(user.clone());
-    let ended = supervise_here(config, Wishes::default(), voice, None);
+    let mut explained = vec![];
+    let ended = supervise_here(config, wishes, voice, None, &mut explained);
     user.detach();
+    explained.iter().for_each(|line| eprintln!("{line}"));
     match ended? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
@@ -326,7 +345,7 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
             heard
         })),
     };
-    match supervise_here(config, wishes, voice, lives_with) {
+    match supervise_here(config, wishes, voice, lives_with, &mut vec![]) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(Outcome::AppEnded(exit), hints)) => {
             // Heard only if it was never said to be up.
@@ -352,14 +371,18 @@ fn leave_terminal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Claims the stack, brings it up and supervises it until its end.
+/// Claims the stack, brings it up and supervises it until its end. What there is to say with `--explain` is in `explained`.
 fn supervise_here(
     config: Config,
     wishes: Wishes,
     mut voice: Voice,
     lives_with: Option<OwnedFd>,
+    explained: &mut Vec<String>,
 ) -> Result<End, Failure> {
     let strict_limits = wishes.strict_limits;
+    if wishes.explain {
+        explain::can(&config)?;
+    }
     // Before there is anything of the stack that it could keep alive.
     let gate = match wishes.gate {
         true => Some(gate::auditor(&config.name)?),
@@ -452,6 +475,7 @@ fn supervise_here(
     files::tidy(&Host::logs());
     let mut remains = Remains::default();
     let outline = plan.clone();
+    let refusals = wishes.explain.then(Refusals::default);
     // Whoever has made a stack for himself sees for himself whether it works.
     let settles = (detached && lives_with.is_none()).then_some(SETTLES_WITHIN);
     let ended = runtime.block_on(supervise::run(
@@ -460,6 +484,7 @@ fn supervise_here(
         listeners,
         control,
         gate,
+        refusals.clone(),
         lives_with,
         record,
         tee,
@@ -469,6 +494,9 @@ fn supervise_here(
         &mut remains,
     ));
     let said = remains.lines.clone();
+    if let Some(refusals) = &refusals {
+        *explained = explain::lines(refusals, &outline.apps);
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
         if leaves {

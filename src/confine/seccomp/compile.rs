@@ -34,6 +34,19 @@ impl Program {
     }
 }
 
+impl Program {
+    /// The same program, which asks where it would answer with an error number.
+    pub(super) fn asking(mut self) -> Self {
+        for instruction in &mut self.0 {
+            let returns = u32::from(instruction.code) == BPF_RET | BPF_K;
+            if returns && instruction.k & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO {
+                instruction.k = libc::SECCOMP_RET_USER_NOTIF;
+            }
+        }
+        self
+    }
+}
+
 impl From<Program> for Vec<u64> {
     fn from(program: Program) -> Self {
         let packed = |i: &sock_filter| {
@@ -90,9 +103,9 @@ pub enum CompileError {
 
 /// `AUDIT_ARCH_*` of linux/audit.h.
 #[cfg(target_arch = "x86_64")]
-const ARCH: u32 = 0xc000_003e;
+pub(super) const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
-const ARCH: u32 = 0xc000_00b7;
+pub(super) const ARCH: u32 = 0xc000_00b7;
 
 /// Offsets in `struct seccomp_data` (seccomp(2)).
 const NUMBER: u32 = 0;

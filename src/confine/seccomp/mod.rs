@@ -317,6 +317,91 @@ impl Profile {
     }
 }
 
+/// Calls by which a process becomes somebody else, or gives a file to somebody else: an app with one id makes them in vain.
+const CHANGES_OF_USER: [&str; 12] = [
+    "setuid",
+    "setgid",
+    "setgroups",
+    "setreuid",
+    "setregid",
+    "setresuid",
+    "setresgid",
+    "chown",
+    "fchown",
+    "lchown",
+    "fchownat",
+    "chroot",
+];
+
+/// Whether an app of this profile may have a socket of NETLINK_ROUTE.
+#[must_use]
+pub fn allows_rtnetlink(profile: &Profile) -> bool {
+    let [family, kind, protocol] = [libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE]
+        .map(|n| u64::from(n.cast_unsigned()));
+    let socket = Sysno::socket.id().cast_unsigned();
+    let answer = profile.answer(socket, [family, kind, protocol, 0, 0, 0]);
+    answer.allows()
+}
+
+/// `base` and these calls, with any arguments, but for what no app may do.
+///
+/// # Errors
+/// What is wrong with a name, in words.
+pub fn with(mut base: Profile, names: &[&str]) -> Result<Profile, String> {
+    for name in names {
+        let number =
+            number(name).ok_or_else(|| format!("this machine has no system call `{name}`"))?;
+        match base.calls.get(&number) {
+            Some(rules) if rules.iter().any(|rule| rule.action.allows()) => {
+                return Err(format!(
+                    "`{name}` is allowed by {} as far as it is safe; more of it takes a file",
+                    base.name
+                ));
+            }
+            _ => drop(base.calls.insert(number, vec![always(Action::Allow)])),
+        }
+    }
+    base.name = std::iter::once(base.name.as_str())
+        .chain(names.iter().copied())
+        .collect::<Vec<_>>()
+        .join("+");
+    Ok(floored(base).guarded())
+}
+
+impl Filters {
+    /// The same where somebody is asked about each call that would get an error, and about each change of user, which the
+    /// profile leaves to the kernel ([`explained`]). Until somebody listens they get ENOSYS.
+    ///
+    /// # Errors
+    /// As [`Profile::compile`].
+    pub fn asking(profile: &Profile) -> Result<Self, CompileError> {
+        let mut more = profile.clone();
+        for number in CHANGES_OF_USER.iter().filter_map(|name| number(name)) {
+            let refused = Action::Errno(libc::EPERM as u16);
+            more.calls.insert(number, vec![always(refused)]);
+        }
+        Ok(Self {
+            stage: roles::on_the_way_to(profile).compile()?.asking(),
+            command: more.compile()?.asking(),
+        })
+    }
+}
+
+/// What a call gets that [`Filters::asking`] has asked about: an error number, or `None` for what the profile leaves to the
+/// kernel. It depends on nothing that the caller can still change.
+#[must_use]
+pub fn explained(profile: &Profile, architecture: u32, number: u32, args: [u64; 6]) -> Option<u16> {
+    if architecture != compile::ARCH {
+        return Some(libc::EPERM as u16);
+    }
+    match profile.answer(number, args) {
+        Action::Allow | Action::Log => None,
+        Action::Errno(errno) => Some(errno),
+        // Not asked about.
+        Action::Trap | Action::KillThread | Action::KillProcess => Some(libc::EPERM as u16),
+    }
+}
+
 impl Test {
     /// Whether it holds for these arguments.
     #[must_use]
@@ -368,5 +453,13 @@ impl Program {
     /// What `seccomp(2)` says.
     pub fn install(&self) -> io::Result<()> {
         crate::sys::seccomp::install(self.instructions())
+    }
+
+    /// As [`Program::install`], for a program that asks; the descriptor is where it does.
+    ///
+    /// # Errors
+    /// As [`Program::install`].
+    pub fn install_and_listen(&self) -> io::Result<std::os::fd::OwnedFd> {
+        crate::sys::seccomp::install_and_listen(self.instructions())
     }
 }

@@ -1,0 +1,322 @@
+//! `--explain`: what the apps' system calls were refused, and the lines that would allow them, the least first. Nothing is
+//! granted by this: the lines are there to be pasted.
+
+use super::failure::Failure;
+use crate::config::Config;
+use crate::confine::privileges::Ids;
+use crate::confine::seccomp::{self, Action, Profile};
+use crate::part::refused::{Refusals, Refused};
+use crate::plan::AppPlan;
+
+/// Calls that the kernel keeps for who has a capability that no app has, whatever its profile says.
+const PRIVILEGED: &[&str] = &[
+    "acct",
+    "adjtimex",
+    "bpf",
+    "chroot",
+    "clock_adjtime",
+    "clock_settime",
+    "clone",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "mknod",
+    "mknodat",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "umount2",
+    "unshare",
+    "vhangup",
+];
+
+/// Whether it can be found out what these apps are refused.
+///
+/// # Errors
+/// An app's profile keeps it from handing over where its filter asks.
+pub(super) fn can(config: &Config) -> Result<(), Failure> {
+    let mut apps = config.apps.iter();
+    match apps.find(|app| !app.seccomp.may_allow("sendmsg")) {
+        None => Ok(()),
+        Some(app) => Err(Failure::usage(format!(
+            "{} can't be explained: its profile {} has no sendmsg, by which it hands over what its filter asks",
+            app.name, app.seccomp.name
+        ))
+        .hint("add sendmsg to the profile, or explain it with seccomp = \"default\"")),
+    }
+}
+
+/// What there is to say.
+pub(super) fn lines(refusals: &Refusals, apps: &[AppPlan]) -> Vec<String> {
+    let (all, more) = refusals.all();
+    let mut lines = vec![];
+    for app in apps {
+        let own = |call: &&Refused| call.app == app.name.as_str() && !is_itself(call, app);
+        let own: Vec<&Refused> = all.iter().filter(own).collect();
+        if own.is_empty() {
+            lines.push(format!(
+                "{}: its system call filter refused nothing; what it was refused of files and ports it says itself",
+                app.name
+            ));
+            continue;
+        }
+        lines.push(format!("{} was refused, the latest last:", app.name));
+        lines.extend(own.iter().map(|call| format!("  {}", said(call))));
+        lines.extend(
+            hints(&own, app)
+                .into_iter()
+                .map(|hint| format!("hint: {hint}")),
+        );
+    }
+    if more > 0 {
+        lines.push(format!("and {more} calls more, of which no list was kept"));
+    }
+    lines
+}
+
+/// Whether a change of user is none: to whom it is, or by who may be anybody of a range.
+fn is_itself(call: &Refused, app: &AppPlan) -> bool {
+    if call.errno.is_some() {
+        return false;
+    }
+    let name = seccomp::name(call.number).unwrap_or_default();
+    if name == "chroot" {
+        return false;
+    }
+    let Ids { uid, gid } = app.ids.inside();
+    let same = |wanted: u64, own: u32| wanted == u64::from(u32::MAX) || wanted == u64::from(own);
+    let [a, b, c] = call.args;
+    app.ids.is_range()
+        || match name {
+            "setuid" => same(a, uid),
+            "setgid" => same(a, gid),
+            "setreuid" => same(a, uid) && same(b, uid),
+            "setregid" => same(a, gid) && same(b, gid),
+            "setresuid" => [a, b, c].iter().all(|wanted| same(*wanted, uid)),
+            "setresgid" => [a, b, c].iter().all(|wanted| same(*wanted, gid)),
+            "setgroups" => false,
+            _ => same(b, uid) && same(c, gid),
+        }
+}
+
+fn said(call: &Refused) -> String {
+    let by = match call.by.as_str() {
+        "" => String::new(),
+        by => format!(" by {by}"),
+    };
+    let times = match call.times {
+        1 => String::new(),
+        times => format!(", {times} times"),
+    };
+    let answer = match call.errno {
+        Some(errno) => Action::Errno(errno).to_string(),
+        None => "what the kernel says to who has one user".to_owned(),
+    };
+    format!("{}{by}: {answer}{times}", written(call))
+}
+
+/// As in a program.
+fn written(call: &Refused) -> String {
+    let name =
+        seccomp::name(call.number).map_or_else(|| format!("call {}", call.number), str::to_owned);
+    let id = |id: u64| match id {
+        id if id == u64::from(u32::MAX) => "-1".to_owned(),
+        id => id.to_string(),
+    };
+    let [a, b, c] = call.args;
+    match name.as_str() {
+        "socket" => format!("socket({})", socket(call.args)),
+        "prctl" | "personality" | "keyctl" | "bpf" | "setuid" | "setgid" | "setgroups" => {
+            format!("{name}({})", id(a))
+        }
+        "setreuid" | "setregid" => format!("{name}({}, {})", id(a), id(b)),
+        "setresuid" | "setresgid" => format!("{name}({}, {}, {})", id(a), id(b), id(c)),
+        "chown" | "lchown" | "fchown" | "fchownat" => format!("{name}(…, {}, {})", id(b), id(c)),
+        "clone" | "unshare" => format!("{name}({a:#x})"),
+        "setns" | "ioctl" | "fcntl" => format!("{name}(…, {b:#x})"),
+        "setsockopt" => format!("setsockopt(…, {b}, {c})"),
+        _ => name,
+    }
+}
+
+fn socket([family, kind, protocol]: [u64; 3]) -> String {
+    let family_name = match i32::try_from(family) {
+        Ok(libc::AF_UNIX) => "AF_UNIX",
+        Ok(libc::AF_INET) => "AF_INET",
+        Ok(libc::AF_INET6) => "AF_INET6",
+        Ok(libc::AF_NETLINK) => "AF_NETLINK",
+        Ok(libc::AF_PACKET) => "AF_PACKET",
+        Ok(libc::AF_ALG) => "AF_ALG",
+        Ok(libc::AF_VSOCK) => "AF_VSOCK",
+        Ok(libc::AF_BLUETOOTH) => "AF_BLUETOOTH",
+        Ok(libc::AF_CAN) => "AF_CAN",
+        _ => "",
+    };
+    let kind_name = match kind & 0xf {
+        1 => "SOCK_STREAM",
+        2 => "SOCK_DGRAM",
+        3 => "SOCK_RAW",
+        5 => "SOCK_SEQPACKET",
+        _ => "",
+    };
+    let netlink = match (family_name, i32::try_from(protocol)) {
+        ("AF_NETLINK", Ok(libc::NETLINK_ROUTE)) => "NETLINK_ROUTE",
+        ("AF_NETLINK", Ok(libc::NETLINK_SOCK_DIAG)) => "NETLINK_SOCK_DIAG",
+        ("AF_NETLINK", Ok(libc::NETLINK_XFRM)) => "NETLINK_XFRM",
+        ("AF_NETLINK", Ok(libc::NETLINK_AUDIT)) => "NETLINK_AUDIT",
+        ("AF_NETLINK", Ok(libc::NETLINK_NETFILTER)) => "NETLINK_NETFILTER",
+        ("AF_NETLINK", Ok(libc::NETLINK_KOBJECT_UEVENT)) => "NETLINK_KOBJECT_UEVENT",
+        ("AF_NETLINK", Ok(libc::NETLINK_GENERIC)) => "NETLINK_GENERIC",
+        _ => "",
+    };
+    let word = |name: &str, number: u64| match name {
+        "" => number.to_string(),
+        name => name.to_owned(),
+    };
+    format!(
+        "{}, {}, {}",
+        word(family_name, family),
+        word(kind_name, kind & 0xf),
+        word(netlink, protocol)
+    )
+}
+
+/// What would allow them, the least first.
+fn hints(calls: &[&Refused], app: &AppPlan) -> Vec<String> {
+    let profile = &app.seccomp;
+    let mut hints = vec![];
+    let is_named = |call: &Refused, names: &[&str]| {
+        seccomp::name(call.number).is_some_and(|name| names.contains(&name))
+    };
+    let known: Vec<&Refused> = calls
+        .iter()
+        .copied()
+        .filter(|call| call.errno.is_some())
+        .collect();
+    let (older, known): (Vec<&Refused>, Vec<&Refused>) = known
+        .into_iter()
+        .partition(|call| call.errno == Some(libc::ENOSYS as u16));
+    if !older.is_empty() {
+        hints.push(format!(
+            "{}: answered as by a kernel that does not have it, and programs go on without",
+            names(&older).join(", ")
+        ));
+    }
+    // What `default` allows needs no more than that.
+    let by_default = |call: &&Refused| seccomp::default().answer(call.number, call.first).allows();
+    let (of_default, known): (Vec<&Refused>, Vec<&Refused>) =
+        known.into_iter().partition(by_default);
+    if !of_default.is_empty() {
+        hints.push(format!(
+            "{}: seccomp = \"default\"",
+            names(&of_default).join(", ")
+        ));
+    }
+    let (in_vain, known): (Vec<&Refused>, Vec<&Refused>) = known
+        .into_iter()
+        .partition(|call| is_named(call, PRIVILEGED) || is_floored(call));
+    let (socket, known): (Vec<&Refused>, Vec<&Refused>) = known
+        .into_iter()
+        .partition(|call| is_conditional(profile, call));
+    if !known.is_empty() {
+        let names = names(&known);
+        hints.push(match profile.name.contains(['/', '.']) {
+            true => format!(
+                "if it does not go on without: {} in {}",
+                names.join(", "),
+                profile.name
+            ),
+            false => format!(
+                "if it does not go on without: seccomp = \"{}+{}\"",
+                profile.name,
+                names.join("+")
+            ),
+        });
+    }
+    if !socket.is_empty() {
+        let calls: Vec<String> = socket.iter().map(|call| written(call)).collect();
+        hints.push(format!(
+            "{} is more of a call than {} allows: a profile of its own that does, seccomp = \"FILE\"",
+            calls.join(", "),
+            profile.name
+        ));
+    }
+    let in_vain = in_vain.into_iter().chain(
+        calls
+            .iter()
+            .copied()
+            .filter(|call| call.errno.is_none() && is_named(call, &["chroot"])),
+    );
+    let in_vain: Vec<&Refused> = in_vain.collect();
+    if !in_vain.is_empty() {
+        hints.push(format!(
+            "{}: no key gives an app that: switch it off in its configuration (chroot, sandbox, set-user-ID files)",
+            names(&in_vain).join(", ")
+        ));
+    }
+    let changes = |call: &&&Refused| call.errno.is_none() && !is_named(call, &["chroot"]);
+    let changes: Vec<&Refused> = calls.iter().filter(changes).copied().collect();
+    if !changes.is_empty() {
+        hints.push(format!(
+            "{}: it becomes another user, or gives files to one: leave that out of its configuration and let it be that user from its start, user = \"NAME\"; one that has to begin as root takes ids = \"range\"",
+            names(&changes).join(", ")
+        ));
+    }
+    hints
+}
+
+/// The names of calls, each once.
+fn names(calls: &[&Refused]) -> Vec<String> {
+    let mut names: Vec<String> = vec![];
+    for call in calls {
+        let name =
+            seccomp::name(call.number).map_or_else(|| call.number.to_string(), str::to_owned);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether no profile gives it to an app.
+fn is_floored(call: &Refused) -> bool {
+    let all = Profile {
+        name: String::new(),
+        otherwise: Action::Allow,
+        calls: std::collections::BTreeMap::new(),
+        unknown: vec![],
+    };
+    let answer = seccomp::floored(all)
+        .guarded()
+        .answer(call.number, call.first);
+    !answer.allows()
+}
+
+/// Whether the profile allows it with other arguments.
+fn is_conditional(profile: &Profile, call: &Refused) -> bool {
+    let rules = profile.calls.get(&call.number);
+    rules.is_some_and(|rules| rules.iter().any(|rule| rule.action.allows()))
+}
