@@ -92,6 +92,9 @@ pub enum Command {
         /// Say at its end what the apps' system calls were refused, with the lines that would allow them; grants nothing
         #[arg(long, conflicts_with_all = ["detach", "gate"])]
         explain: bool,
+        /// Say of each step when it was done and what it has taken, in milliseconds
+        #[arg(long)]
+        timings: bool,
         /// What one stack more would be, or its apps: refused, with what to do instead.
         #[arg(hide = true)]
         more: Vec<String>,

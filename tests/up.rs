@@ -87,3 +87,39 @@ fn a_stack_that_is_named_and_has_no_file_is_never_the_demo() {
     }
     support::lab::assert_unchanged(&before, &lab.traces());
 }
+
+#[test]
+fn each_step_is_timed_when_asked() {
+    let lab = Lab::new();
+    let up = lab.lrpns(&["up", "-d", "--timings"]);
+    assert!(up.status.success(), "{}", describe(&up));
+    let said = String::from_utf8_lossy(&up.stderr).into_owned();
+    // When, and what it took.
+    let steps: Vec<(f64, f64, &str)> = { said.lines() }
+        .filter_map(|line| {
+            let (at, rest) = line.trim_start().split_once(" ms ")?;
+            let (took, what) = rest.trim_start().split_once("  ")?;
+            Some((
+                at.parse().ok()?,
+                took.strip_prefix('+')?.parse().ok()?,
+                what,
+            ))
+        })
+        .collect();
+    let [first, .., last] = steps.as_slice() else {
+        panic!("{said}");
+    };
+    assert_eq!(
+        (first.2, last.2),
+        ("the configuration is a plan", "ports are published")
+    );
+    assert!(steps.len() > 8, "{said}");
+    // Rounded, each of them.
+    let sum: f64 = steps.iter().map(|(_, took, _)| took).sum();
+    assert!((sum - last.0).abs() < 0.1 * steps.len() as f64, "{said}");
+    assert!(steps.is_sorted_by(|a, b| a.0 <= b.0), "{said}");
+    // Nobody else hears of it.
+    lab.lrpns_ok(&["down"]);
+    let up = lab.lrpns(&["up", "-d"]);
+    assert!(!String::from_utf8_lossy(&up.stderr).contains(" ms "));
+}

@@ -59,13 +59,16 @@ pub fn run(command: Command) -> Result<ExitCode, Failure> {
             strict_limits,
             gate,
             explain,
+            timings,
             more,
         } => {
+            let begun = std::time::Instant::now();
             target::one_stack_only(&source, &more)?;
             let wishes = up::Wishes {
                 strict_limits,
                 gate,
                 explain,
+                timings: timings.then_some(begun),
             };
             let config = configuration(&source, Named::No)?;
             if let Some(line) = up::demo(&config) {

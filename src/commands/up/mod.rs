@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ use crate::supervise::{self, Outcome, Tee};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
 
+/// The step before [`crate::stack::STEPS`].
+const CHECKED: &str = "checked";
+
 /// What `up` is asked for beside the configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wishes {
@@ -52,6 +55,30 @@ pub struct Wishes {
     pub gate: bool,
     /// `--explain`.
     pub explain: bool,
+    /// `--timings`: from when.
+    pub timings: Option<Instant>,
+}
+
+/// What each step has taken.
+#[derive(Clone, Copy)]
+struct Timings {
+    begun: Instant,
+    last: Instant,
+}
+
+impl Timings {
+    fn from(begun: Instant) -> Self {
+        Self { begun, last: begun }
+    }
+
+    /// A step is done: when, and what it has taken.
+    fn done(&mut self, what: &str) -> String {
+        let now = Instant::now();
+        let ms = |since: Instant| (now - since).as_secs_f64() * 1e3;
+        let line = format!("{:>8.1} ms {:>+8.1}  {what}", ms(self.begun), ms(self.last));
+        self.last = now;
+        line
+    }
 }
 
 /// What is said first of all where nobody has named a file, so that it is known what runs, and who may reach it.
@@ -89,7 +116,7 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
     let ended = supervise_here(
         config,
         wishes,
-        Voice::terminal(screen.clone()),
+        Voice::terminal(screen.clone(), wishes.timings),
         None,
         &mut explained,
     );
@@ -172,11 +199,11 @@ struct Voice {
 
 impl Voice {
     /// A foreground `up`: progress on standard error, the log on standard output.
-    fn terminal(screen: Screen) -> Self {
+    fn terminal(screen: Screen, timings: Option<Instant>) -> Self {
         let stdout = std::io::stdout();
         let colour = stdout.is_terminal()
             && anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         Self {
             progress: Box::new(move |progress| {
                 let elapsed = begun.elapsed().as_secs_f64() * 1e3;
@@ -185,7 +212,10 @@ impl Voice {
                     Progress::App(what) | Progress::Waits(what) => what,
                     Progress::Part(..) => return,
                 };
-                tell(&format!("{elapsed:>8.1} ms  {what}"));
+                match timings {
+                    Some(_) => tell(what),
+                    None => tell(&format!("{elapsed:>8.1} ms  {what}")),
+                }
             }),
             detached: false,
             leaves: true,
@@ -383,6 +413,7 @@ fn supervise_here(
     if wishes.explain {
         explain::can(&config)?;
     }
+    let mut timings = wishes.timings.map(Timings::from);
     // Before there is anything of the stack that it could keep alive.
     let gate = match wishes.gate {
         true => Some(gate::auditor(&config.name)?),
@@ -408,6 +439,9 @@ fn supervise_here(
             return Ok(End::Already(message));
         }
     };
+    if let Some(timings) = &mut timings {
+        (voice.progress)(Progress::App(&timings.done("the configuration is a plan")));
+    }
     if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
         // Of a supervisor that was killed.
         cgroup::remove(&left).map_err(Failure::unable)?;
@@ -462,6 +496,15 @@ fn supervise_here(
         }
         tee => tee,
     };
+    let mut progress = move |what: Progress<'_>| match (what, &mut timings) {
+        (Progress::Done(step), Some(timings)) => {
+            progress(Progress::App(&timings.done(done(step))));
+        }
+        (what, _) => progress(what),
+    };
+    if wishes.timings.is_some() {
+        progress(Progress::Done(CHECKED));
+    }
     let ready = |status: &Status, said: &[LogLine]| {
         ready(status, said);
         let text = is_up(status);
@@ -488,7 +531,7 @@ fn supervise_here(
         lives_with,
         record,
         tee,
-        &mut *progress,
+        &mut progress,
         ready,
         settles,
         &mut remains,
@@ -807,6 +850,7 @@ fn already(
 /// A step in words.
 fn done(step: &str) -> &str {
     match step {
+        CHECKED => "the machine can do it, ports are bound",
         "namespaces" => "namespaces are made",
         "parts" => "parts have dropped their privileges, the sidecar's rules are in force",
         "rules" => "the host's table is in force",
