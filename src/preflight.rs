@@ -45,12 +45,20 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
 /// Of ports that can't be had, so many are shown one by one.
 const REFUSED_SHOWN: usize = 10;
 
+/// There is nothing in the way.
+pub struct Passed {
+    /// The published ports, bound.
+    pub listeners: Vec<Listener>,
+    /// What could not be looked at, in whole sentences.
+    pub notes: Vec<String>,
+}
+
 /// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
 /// that they are free.
 ///
 /// # Errors
 /// All problems, never only the first.
-pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listener>, Vec<Problem>> {
+pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Passed, Vec<Problem>> {
     let strict = limits(plan).filter(|_| strict_limits);
     look(plan, None, host, strict.into_iter().collect())
 }
@@ -59,11 +67,7 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Vec<Listen
 ///
 /// # Errors
 /// As [`check`].
-pub fn check_change(
-    plan: &Plan,
-    running: &Plan,
-    host: &Host,
-) -> Result<Vec<Listener>, Vec<Problem>> {
+pub fn check_change(plan: &Plan, running: &Plan, host: &Host) -> Result<Passed, Vec<Problem>> {
     look(plan, Some(running), host, vec![])
 }
 
@@ -72,7 +76,7 @@ fn look(
     running: Option<&Plan>,
     host: &Host,
     mut problems: Vec<Problem>,
-) -> Result<Vec<Listener>, Vec<Problem>> {
+) -> Result<Passed, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
     for app in &plan.apps {
         if let Err(e) = secrets::open(app, plan) {
@@ -83,11 +87,11 @@ fn look(
             });
         }
     }
-    problems.extend(
-        plan.apps
-            .iter()
-            .filter_map(|app| sockets(app, running.and_then(|r| r.app(&app.name)))),
-    );
+    let mut notes = vec![];
+    for app in &plan.apps {
+        let running = running.and_then(|running| running.app(&app.name));
+        problems.extend(sockets(app, running, &mut notes));
+    }
     problems.extend(plan.apps.iter().flat_map(|app| root(app, plan)));
     problems.extend(extra_rules(plan));
     problems.extend(ipv6(plan, host));
@@ -111,7 +115,7 @@ fn look(
         vec![]
     });
     if problems.is_empty() {
-        Ok(listeners)
+        Ok(Passed { listeners, notes })
     } else {
         Err(problems)
     }
@@ -250,8 +254,8 @@ fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
 }
 
 /// Whether somebody listens on Unix sockets of the app's that it does not declare. What it has had already, while it ran, may
-/// be its own.
-fn sockets(app: &AppPlan, running: Option<&AppPlan>) -> Option<Problem> {
+/// be its own. What was looked at in part is noted.
+fn sockets(app: &AppPlan, running: Option<&AppPlan>, notes: &mut Vec<String>) -> Option<Problem> {
     let new = |volume: &&Volume| !running.is_some_and(|r| r.volumes.contains(volume));
     let volumes = app.volumes.iter().filter(new);
     let mut places: Vec<(PathBuf, PathBuf)> =
@@ -263,10 +267,14 @@ fn sockets(app: &AppPlan, running: Option<&AppPlan>) -> Option<Problem> {
         _ => {}
     }
     let declared = |path: &Path| sockets::is_declared(path, app);
-    let found: Vec<UnixGrant> = places
-        .iter()
-        .flat_map(|(host, path)| sockets::find(host, path, declared).sockets)
-        .collect();
+    let mut found: Vec<UnixGrant> = vec![];
+    for (host, path) in &places {
+        let here = sockets::find(host, path, declared);
+        if here.partly {
+            notes.push(format!("{}: {}", app.name, sockets::in_part(path)));
+        }
+        found.extend(here.sockets);
+    }
     let first = found.first()?;
     let more = match found.len() - 1 {
         0 => String::new(),

@@ -638,6 +638,30 @@ fn an_apps_own_socket_in_its_volume_is_no_way_out() {
 }
 
 #[test]
+fn what_is_too_large_to_be_looked_at_for_sockets_is_said_at_the_start() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    let up = |lab: &Lab| {
+        let file = lab.write("large.toml", &file(&[format!("{}:/d", data.display())], ""));
+        let up = lab.lrpns(&["up", "-d", "-f", file.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&up.stderr).into_owned();
+        assert!(up.status.success(), "{said}");
+        lab.lrpns_ok(&["down", "--all"]);
+        said
+    };
+    const WORDS: &str = "/d has too many names, or too deep ones, to find every Unix socket";
+    assert!(!up(&lab).contains(WORDS));
+    for number in 0..20_001 {
+        std::fs::write(data.join(number.to_string()), "").unwrap();
+    }
+    let said = up(&lab);
+    assert!(said.contains(WORDS), "{said}");
+}
+
+#[test]
 fn what_is_the_kernels_own_is_no_volume() {
     if !look::machine() {
         return;

@@ -92,9 +92,12 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         return report.end(options, false);
     }
     let _ = anstream::stderr().write_all(report.keys().as_bytes());
-    let listeners = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
+    let passed = preflight::check_change(&wanted, &running, &host).map_err(|problems| {
         preflight::describe_as(&format!("{stack} can't be changed to that"), &problems)
     })?;
+    for note in &passed.notes {
+        eprintln!("{note}");
+    }
     if options.dry_run {
         if !options.json {
             print(&report.rules())?;
@@ -120,7 +123,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         wanted,
         confirm: options.confirm,
     };
-    carry_out(stack, order, &listeners, &keep)?;
+    carry_out(stack, order, &passed.listeners, &keep)?;
     eprintln!("{stack}: done");
     report.end(options, true)
 }

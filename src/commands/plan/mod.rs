@@ -101,10 +101,7 @@ fn unix_sockets(app: &AppPlan) -> Vec<String> {
             all.push(format!("somebody listens on {path} in a volume: {then}"));
         }
         if found.partly {
-            all.push(format!(
-                "{} has too many names, or too deep ones, to find all that are in it",
-                volume.path.display()
-            ));
+            all.push(sockets::in_part(&volume.path));
         }
     }
     if !(app.volumes.is_empty() || Support::of_this_kernel().sockets) {

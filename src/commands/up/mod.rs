@@ -448,7 +448,10 @@ fn supervise_here(
     }
     let prepared = preflight::check(&plan, &host, strict_limits)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
-        .and_then(|listeners| {
+        .and_then(|preflight::Passed { listeners, notes }| {
+            for note in &notes {
+                (voice.progress)(Progress::App(note));
+            }
             claimed.save(&plan)?;
             let control = claimed.listen()?;
             let record = match voice.leaves {

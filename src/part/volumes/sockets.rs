@@ -125,6 +125,15 @@ fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
     )
 }
 
+/// What there is to say of a volume at `path` that was looked at in part.
+#[must_use]
+pub fn in_part(path: &Path) -> String {
+    format!(
+        "{} has too many names, or too deep ones, to find every Unix socket in it that somebody listens on",
+        path.display()
+    )
+}
+
 /// Whether `sockets` of an app declares one that it has at `path`: by itself, or with its directory.
 #[must_use]
 pub fn is_declared(path: &Path, app: &AppPlan) -> bool {
@@ -163,7 +172,7 @@ pub fn line(app: &AppPlan, more: &[UnixGrant]) -> String {
 }
 
 /// File systems in which the kernel shows itself or the machine, or is told what to do.
-const KERNELS: [&str; 19] = [
+const KERNELS: [&str; 33] = [
     "proc",
     "sysfs",
     "devtmpfs",
@@ -183,6 +192,22 @@ const KERNELS: [&str; 19] = [
     "mqueue",
     "nsfs",
     "smackfs",
+    "apparmorfs",
+    "cpuset",
+    "resctrl",
+    "nfsd",
+    "rpc_pipefs",
+    // A call to a driver for each file, as of a device.
+    "binder",
+    "functionfs",
+    "gadgetfs",
+    "usbfs",
+    "xenfs",
+    "s390_hypfs",
+    "spufs",
+    "openpromfs",
+    // The locks of a cluster.
+    "ocfs2_dlmfs",
 ];
 
 /// Whether a file system of that type is the kernel's own.
@@ -235,6 +260,64 @@ mod tests {
         }
         let found = find(temporary.path(), path, none);
         assert_eq!((found.sockets.len(), found.partly), (1, true));
+    }
+
+    /// A kernel to come brings others: each type that needs no disk is either one or the other.
+    #[test]
+    fn every_file_system_without_a_disk_is_the_kernels_or_somebodys_data() {
+        const DATA: &[&str] = &[
+            "9p",
+            "afs",
+            "aufs",
+            "autofs",
+            "ceph",
+            "cifs",
+            "coda",
+            "ecryptfs",
+            "fuse",
+            "gfs2meta",
+            "hugetlbfs",
+            "incremental-fs",
+            "jffs2",
+            "lustre",
+            "nfs",
+            "nfs4",
+            "overlay",
+            "ramfs",
+            "rootfs",
+            "shiftfs",
+            "smb3",
+            "tmpfs",
+            "ubifs",
+            "vboxsf",
+            "virtiofs",
+            "zfs",
+        ];
+        // Nobody can mount these.
+        const NONE: &[&str] = &[
+            "aio",
+            "anon_inodefs",
+            "bdev",
+            "btrfs_test_fs",
+            "cxl",
+            "dax",
+            "devmem",
+            "dma_buf",
+            "drm",
+            "guest_memfd",
+            "pidfs",
+            "pipefs",
+            "secretmem",
+            "sockfs",
+            "zsmalloc",
+        ];
+        let there = std::fs::read_to_string("/proc/filesystems").unwrap();
+        for kind in there.lines().filter_map(|line| line.strip_prefix("nodev")) {
+            let kind = kind.trim();
+            let known = [is_kernels(kind), DATA.contains(&kind), NONE.contains(&kind)];
+            let known = known.iter().filter(|known| **known).count();
+            assert_eq!(known, 1, "{kind}");
+        }
     }
 
     #[test]
