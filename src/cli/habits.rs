@@ -31,7 +31,9 @@ pub fn rewritten(args: Vec<OsString>) -> Vec<OsString> {
             before.push(arg);
         } else {
             rewritten.extend(before);
-            let (takes, text_is_exec) = (takes_file(&text), text == "exec");
+            // Who has named none needs no list of verbs made.
+            let takes = file.is_some() && takes_file(&text);
+            let text_is_exec = text == "exec";
             rewritten.push(arg);
             if let Some(file) = file {
                 rewritten.push(if takes { "--file" } else { "-f" }.into());
