@@ -103,7 +103,7 @@ pub fn detach(kept: OwnedFd, life: impl FnOnce(OwnedFd) -> i32) -> io::Result<Ow
 /// status that it returns. The pidfd of the child is for the caller, who has `kept` no more.
 ///
 /// So whatever the caller was started with (a pipe that somebody waits for the end of, a lock) ends with the caller.
-/// Nothing that `life` captures may own a descriptor: it is closed.
+/// Nothing that `life` captures may own a descriptor: it is closed. The caller, which should be about to end, never frees it.
 ///
 /// # Errors
 /// As [`clone3`].
@@ -112,7 +112,11 @@ pub fn detach_with<K: AsRef<[OwnedFd]>>(
     life: impl FnOnce(K) -> i32,
 ) -> io::Result<OwnedFd> {
     match clone3(0)? {
-        Cloned::Parent { pidfd, .. } => Ok(pidfd),
+        Cloned::Parent { pidfd, .. } => {
+            // Freeing it would copy its pages, which both have still. It owns no descriptor.
+            std::mem::forget(life);
+            Ok(pidfd)
+        }
         Cloned::Child => {
             let fds = kept.as_ref().iter();
             let mut numbers: Vec<u32> = fds.map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
