@@ -549,7 +549,8 @@ async fn within_limit<T>(
     step: &'static str,
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Result<T, StackError> {
-    tokio::time::timeout(limit, work)
+    // On the heap: else each caller's future, and the stack that it is polled on, has room for all that it awaits.
+    tokio::time::timeout(limit, Box::pin(work))
         .await
         .unwrap_or(Err(StackError::TimedOut { step, limit }))
 }

@@ -500,7 +500,7 @@ pub async fn run(
             Progress::Part(name, now) => rising.borrow_mut().heard(name, now),
             told => progress(told),
         };
-        let bring_up = Stack::bring_up(
+        let mut bring_up = Box::pin(Stack::bring_up(
             plan,
             cgroups,
             listeners,
@@ -508,8 +508,7 @@ pub async fn run(
             explain,
             &streams,
             &mut told,
-        );
-        tokio::pin!(bring_up);
+        ));
         loop {
             tokio::select! {
                 biased;
@@ -611,7 +610,7 @@ pub async fn run(
         });
         if let Err(e) = opened {
             supervisor.journal.show_kept();
-            let _answered_by_the_end = supervisor.take_down(true, remains).await;
+            let _answered_by_the_end = Box::pin(supervisor.take_down(true, remains)).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
             crate::part::container::reap_all()
@@ -646,7 +645,7 @@ pub async fn run(
         }
     };
     let hurry = matches!(outcome, Outcome::Stopped);
-    let _answered_by_the_end = supervisor.take_down(hurry, remains).await;
+    let _answered_by_the_end = Box::pin(supervisor.take_down(hurry, remains)).await;
     crate::part::container::reap_all()
         .await
         .map_err(io_error("wait for the parts to end"))?;
