@@ -867,7 +867,11 @@ fn fifty_changes_cost_no_request_no_connection_and_no_syn() {
         lab.lrpns_ok(&["up", "-d", "-f", path]);
         let url = format!("http://{LAB}:5000/");
         let in_client = ["ip", "netns", "exec", "client"];
-        let before = netstat(&lab, "TCPSynRetrans");
+        // One that is sent again without a reset before was lost. Else the last connection from that port of the sidecar's,
+        // which is in TIME-WAIT in the app, has answered the first: the client resets that, and tries again after 8 ms
+        // (tcp_rcv_synsent_state_process, net/ipv4/tcp_input.c). It happens once in some ten thousand, changes or not.
+        let lost = || netstat(&lab, "TCPSynRetrans").saturating_sub(netstat(&lab, "OutRsts"));
+        let before = lost();
         // Far longer than it takes; it is interrupted.
         let wrk = lab.spawn(
             &[
@@ -900,9 +904,10 @@ fn fifty_changes_cost_no_request_no_connection_and_no_syn() {
             .split_whitespace()
             .map(|word| word.parse().unwrap())
             .collect();
+        // wrk resets its connections when it ends.
+        let after = lost();
         lab.ok(&["pkill", "-INT", "-x", "wrk"]);
         let wrk = String::from_utf8_lossy(&wrk.wait_with_output().unwrap().stdout).into_owned();
-        let retransmitted = netstat(&lab, "TCPSynRetrans");
         eprintln!("{via}: new connections, failed, longest ms: {told:?}\n{wrk}");
         assert!(told[0] >= 2000.0 && told[1] == 0.0, "{}", describe(&new));
         assert!(
@@ -916,7 +921,7 @@ fn fifty_changes_cost_no_request_no_connection_and_no_syn() {
         let requests: u64 = requests.split_whitespace().next().unwrap().parse().unwrap();
         assert!(requests >= 10_000, "{wrk}");
         // A SYN that is lost costs a second.
-        assert_eq!(retransmitted, before, "{via}");
+        assert_eq!(after, before, "{via}");
         assert!(told[2] < 1000.0, "{via}: {told:?}");
     }
 }
