@@ -191,7 +191,10 @@ pub(super) const NFTA_LIST_ELEM: u16 = 1;
 
 pub(super) const NFTA_TABLE_NAME: u16 = 1;
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
+pub(super) const NFTA_TABLE_OWNER: u16 = 7;
 pub(super) const NFT_TABLE_F_OWNER: u32 = 2;
+/// `NFT_DATA_VERDICT`: what a verdict map's values are.
+pub(super) const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
@@ -315,6 +318,10 @@ pub(super) const NFTA_DYNSET_SREG_KEY: u16 = 4;
 pub(super) const NFTA_DYNSET_TIMEOUT: u16 = 6;
 pub(super) const NFTA_DYNSET_EXPR: u16 = 7;
 pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
+
+pub(super) const NFTA_SOCKET_KEY: u16 = 1;
+pub(super) const NFTA_SOCKET_DREG: u16 = 2;
+pub(super) const NFT_SOCKET_WILDCARD: u32 = 2;
 
 pub(super) const NFTA_LIMIT_RATE: u16 = 1;
 pub(super) const NFTA_LIMIT_UNIT: u16 = 2;

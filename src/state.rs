@@ -141,6 +141,12 @@ impl StateRoot {
         Self(format!("/tmp/lrpns-{uid}").into())
     }
 
+    /// Where a stack's directory is, and its neighbours'.
+    #[must_use]
+    pub fn of_stack(dir: &Path) -> Self {
+        Self(dir.parent().unwrap_or(dir).to_owned())
+    }
+
     /// It.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use lrpns::config::clients::Rate;
 use lrpns::config::{Egress, Protocol, Restart, Rootfs, Source};
 use lrpns::firewall::{
-    EncodeError, Forwarding, IpFamily, LoadError, Socket, Updated, encode, encode_owned,
-    encode_together, forwarding, host_rules, host_table, list, sidecar_rules, to_json, to_text,
-    transact, update, uplink_rules,
+    EncodeError, Forwarding, IpFamily, LoadError, SHARED_TABLE, Shared, Socket, Updated, encode,
+    encode_owned, encode_together, end_table, forwarding, host_rules, host_table, list,
+    sidecar_rules, to_json, to_text, transact, update, uplink_rules,
 };
 use lrpns::names::{IfName, PartName, StackName};
 use lrpns::plan::{
@@ -1554,4 +1554,79 @@ fn an_update_that_the_kernel_refuses_changes_nothing_and_names_the_object() {
         );
         assert_eq!(listing(), before);
     });
+}
+
+#[test]
+fn a_part_of_the_shared_table_ends_where_a_fresh_one_does_for_every_pair_and_leaves_others_alone() {
+    let mut other = plan(1, 1, |_| Transport::Dnat);
+    other.stack = StackName::new("other").unwrap();
+    other.uplink.host_link = IfName::new("lrp00000001".to_owned()).unwrap();
+    other.uplink.sidecar_address = "198.19.200.201".parse().unwrap();
+    other.relay.host_id = 7_000_001;
+    other.apps[0].publish[0].listen.set_port(61_000);
+    let mut plans = plans();
+    plans.retain(|plan| plan.uplink.ends_at == UplinkEnd::Host);
+    assert!(plans.len() > 5);
+    let part = |plan: &Plan| list(&Socket::open().unwrap(), &end_table(plan)).unwrap();
+    let fresh: Vec<_> = plans
+        .iter()
+        .map(|plan| {
+            in_netns(|| {
+                let table = Shared::make().unwrap().unwrap();
+                table.enter(plan, &host_rules(plan)).unwrap();
+                part(plan)
+            })
+        })
+        .collect();
+    for (from, old) in plans.iter().enumerate() {
+        for (to, new) in plans.iter().enumerate() {
+            // A live change leaves a stack its families.
+            if old.has_ipv6() != new.has_ipv6() {
+                continue;
+            }
+            in_netns(|| {
+                let table = Shared::make().unwrap().unwrap();
+                assert!(Shared::make().unwrap().is_none(), "there is one");
+                table.enter(&other, &host_rules(&other)).unwrap();
+                let beside = part(&other);
+                let (before, after) = (host_rules(old), host_rules(new));
+                table.enter(old, &before).unwrap();
+                let updated = table.change(old, &before, &after).unwrap();
+                assert!(from != to || updated == Updated::Nothing);
+                let none = Vec::<String>::new();
+                assert_eq!(part(new).differences(&fresh[to]), none, "{from} to {to}");
+                assert_eq!(part(&other).differences(&beside), none, "{from} to {to}");
+                // Again: an earlier run's part is none that stays.
+                table.enter(new, &after).unwrap();
+                assert_eq!(part(new).differences(&fresh[to]), none, "{from} to {to}");
+                assert_eq!(table.sweep(|stack| stack == "other").unwrap(), 1);
+                assert_eq!(part(&other).differences(&beside), none, "{from} to {to}");
+                assert_eq!(table.sweep(|_| true).unwrap(), 0);
+                assert_eq!(table.sweep(|_| false).unwrap(), 1);
+                drop(table);
+                assert!(!Shared::is_there().unwrap(), "it goes with its socket");
+            });
+        }
+    }
+}
+
+#[test]
+fn nft_makes_the_shared_table_of_what_it_prints_of_it() {
+    for plan in plans() {
+        if plan.uplink.ends_at != UplinkEnd::Host {
+            continue;
+        }
+        let listing = || list(&Socket::open().unwrap(), &end_table(&plan)).unwrap();
+        let (meant, text) = in_netns(|| {
+            let table = Shared::make().unwrap().unwrap();
+            table.enter(&plan, &host_rules(&plan)).unwrap();
+            let text = must("nft", &["-s", "list", "table", "inet", SHARED_TABLE], "");
+            (listing(), text)
+        });
+        let theirs = in_netns(|| {
+            must("nft", &["-f", "-"], &text.replace("flags owner", ""));
+            listing()
+        });
+        assert_eq!(theirs.differences(&meant), Vec::<String>::new());
+    }
 }

@@ -59,11 +59,8 @@ fn answering(lab: &Lab, status: &Value, ports: &[&str]) -> Vec<String> {
 fn rules(lab: &Lab, status: &Value) -> (Vec<String>, usize) {
     let sidecar = look::init(status, "sidecar");
     let list = |table: &str| -> String {
-        let args = ["nft", "-a", "list", "table", "inet", table];
-        match table {
-            "lrpns" => look::beside(lab, sidecar, &args),
-            _ => lab.ok(&args),
-        }
+        let pid = (table == "lrpns").then_some(sidecar);
+        look::table_text(lab, pid, table, &["-a"])
     };
     let (mut rules, mut elements) = (vec![], 0);
     for line in (list("lrpns") + &list("lrpns-web")).lines() {

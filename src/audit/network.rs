@@ -13,7 +13,7 @@ use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
 use crate::config::{Egress, METADATA6, Protocol};
-use crate::firewall::{SIDECAR_TABLE, host_table};
+use crate::firewall::{SIDECAR_TABLE, end_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
 
@@ -43,7 +43,7 @@ impl Field<'_> {
         let host = self.host.as_ref().map_err(Clone::clone)?;
         // Both at the same time; and what was asked is heard, or the next answer would be taken for another.
         sidecar.tell(&Ask::Counters(SIDECAR_TABLE.to_owned()), &[])?;
-        let told = host.tell(&Ask::Counters(host_table(&self.plan.stack)), &[]);
+        let told = host.tell(&Ask::Counters(end_table(self.plan)), &[]);
         let of_sidecar = sidecar.hear();
         let of_host = told.and_then(|()| host.hear());
         let mut all = Counters::new();

@@ -14,7 +14,7 @@ use super::target::{Findings, Target};
 use super::{Outcome, Verdict};
 use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
-use crate::firewall::{self, SIDECAR_TABLE, host_table};
+use crate::firewall::{self, SIDECAR_TABLE, end_table};
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::part::namespaces::{self, Network};
 use crate::part::volumes::sockets;
@@ -790,7 +790,7 @@ fn planned_for_host(target: &Target) -> Result<firewall::Batch, firewall::Encode
         firewall::host_rules(plan)
     };
     match firewall::uplink_rules(plan) {
-        Some(at_link) => firewall::encode_together(&[&rules, &at_link]),
+        Some(at_link) => firewall::alone(plan, &rules, &at_link),
         None => firewall::encode(&rules),
     }
 }
@@ -853,12 +853,7 @@ pub fn rules(
     findings.add(
         "rules-host",
         "host",
-        compare(
-            host,
-            host_table(&plan.stack),
-            planned_for_host(target),
-            false,
-        ),
+        compare(host, end_table(plan), planned_for_host(target), false),
     );
 
     let bridge = plan.bridge.name.as_str();

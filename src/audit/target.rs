@@ -379,7 +379,7 @@ fn host_agent(target: &Target) -> Result<Agent, String> {
 /// # Errors
 /// In words.
 pub fn tables(target: &Target) -> Result<[(String, Listing); 2], String> {
-    let host = firewall::host_table(&target.status.plan.stack);
+    let host = firewall::end_table(&target.status.plan);
     let sidecar = target.enter("sidecar");
     let in_sidecar = agent(&sidecar, |entered| Join::Network(entered.pidfd.as_fd()))?;
     let list = |agent: &Agent, table: &str| match agent.ask(&Ask::List(table.to_owned()))? {

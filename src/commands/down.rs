@@ -1,7 +1,7 @@
 //! `lrpns down` and `lrpns gc`.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::ended;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::Failure;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
+use crate::firewall::{self, Shared};
 use crate::host::Host;
 use crate::log::files;
 use crate::names::StackName;
@@ -23,7 +24,9 @@ use crate::supervise;
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
-    let went = take_down(&Host::state_root(), stack)?;
+    let state = Host::state_root();
+    let went = take_down(&state, stack)?;
+    sweep(&state)?;
     cgroup::tidy(root());
     let said = if went {
         "is down"
@@ -38,12 +41,23 @@ pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
 pub fn all() -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let mut failures = vec![];
-    for stack in state.stacks()? {
-        match take_down(&state, &stack) {
-            Ok(true) => eprintln!("{stack} is down"),
-            Ok(false) => {}
-            Err(e) => failures.push(format!("{stack}: {}", e.message)),
+    for some in state.stacks()?.chunks(AT_ONCE) {
+        // They end beside each other; what came of it is heard below, stack by stack.
+        let ask = |stack| {
+            let client = Client::connect(&state.control(stack)).ok()?;
+            client.ask(&Request::Down).ok().map(|()| client)
+        };
+        let asked: Vec<Option<Client>> = some.iter().map(ask).collect();
+        for (stack, asked) in some.iter().zip(asked) {
+            match take_down(&state, stack) {
+                Ok(went) if went || asked.is_some() => eprintln!("{stack} is down"),
+                Ok(_) => {}
+                Err(e) => failures.push(format!("{stack}: {}", e.message)),
+            }
         }
+    }
+    if let Err(e) = sweep(&state) {
+        failures.push(e.message);
     }
     cgroup::tidy(root());
     if failures.is_empty() {
@@ -52,6 +66,9 @@ pub fn all() -> Result<ExitCode, Failure> {
         Err(Failure::unable(failures.join("\n")))
     }
 }
+
+/// How many stacks end at once: each is a conversation, and this process may have 1,024 descriptors as a rule.
+const AT_ONCE: usize = 100;
 
 /// Removes what crashes left: directories whose supervisor is gone, links of ours that belong to no living stack.
 pub fn gc(all: bool) -> Result<ExitCode, Failure> {
@@ -73,6 +90,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     cgroup::tidy(root());
     if root() {
         removed += in_runtime(net::remove_leftover_links(&alive))?;
+        removed += sweep(&state)?;
     }
     files::tidy(&Host::logs());
     if all {
@@ -228,6 +246,41 @@ fn force(stack: &StackName, client: &Client, silent: Duration) -> Result<(), Fai
         Err(e) => Err(unable(e.into())),
     }
 }
+
+/// Removes parts of the host's table that are of no stack that lives; how many there were. Whoever has the table is asked
+/// for it; without a stack that has a part in it there is none.
+fn sweep(state: &StateRoot) -> Result<usize, Failure> {
+    let unable = |e: firewall::SharedError| Failure::unable(format!("tidy the host's table: {e}"));
+    if !root() || !Shared::is_there().map_err(unable)? {
+        return Ok(0);
+    }
+    for stack in state.stacks()? {
+        // Who is gone, silent or has no part in it is no reason to stop: the next one may have.
+        let Ok(Some(fd)) = host_table(state, &stack) else {
+            continue;
+        };
+        if let Some(table) = Shared::from_fd(fd).map_err(unable)? {
+            return table
+                .sweep(|stack| supervise::lives(state, stack))
+                .map_err(unable);
+        }
+    }
+    Ok(0)
+}
+
+/// The socket that owns the host's table, from a supervisor that has it.
+fn host_table(state: &StateRoot, stack: &StackName) -> std::io::Result<Option<OwnedFd>> {
+    let client = Client::connect(&state.control(stack))?;
+    client.ask(&Request::HostTable)?;
+    if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
+        return Ok(None);
+    }
+    let fds = client.reply()?.map(|(_, fds)| fds).unwrap_or_default();
+    Ok(fds.into_iter().next())
+}
+
+/// How long a supervisor may take to hand it over.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 fn root() -> bool {
     nix::unistd::geteuid().is_root()

@@ -304,8 +304,12 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
                 "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out",
             )
         }
-        StackError::HostTable(_) => Some(
-            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT; and no other table may have \
+        e if e.is_for_want_of_the_table() => Some(
+            "lrpns ps lists the stacks: a supervisor that was stopped (SIGSTOP) goes on by kill -CONT, or is ended by lrpns \
+             down; if no stack has it, another table has that name: nft delete table inet lrpns.host",
+        ),
+        StackError::HostTable(_) | StackError::SharedTable(_) => Some(
+            "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_SOCKET; and no other table may have \
              that name: nft delete table inet NAME",
         ),
         StackError::AppEnded { .. }

@@ -49,15 +49,23 @@ struct Row {
     config: Option<std::path::PathBuf>,
 }
 
+/// How many supervisors are asked at once: each is a descriptor, and this process may have 1,024 as a rule.
+const AT_ONCE: usize = 100;
+
 impl Row {
-    /// Asks the supervisor of a stack that is up how its apps are; one that has no time yet to answer is starting.
-    fn ask(&mut self, state: &StateRoot) {
+    /// Asks the supervisor of a stack that is up how its apps are; [`Row::hear`] is told. One that has just ended is not.
+    fn ask(&self, state: &StateRoot) -> Option<Client> {
         if self.state != "up" {
-            return;
+            return None;
         }
-        let ask = || -> std::io::Result<Option<Status>> {
-            let client = Client::connect(&state.control(&self.stack))?;
-            client.ask(&Request::Look { processes: false })?;
+        let client = Client::connect(&state.control(&self.stack)).ok()?;
+        client.ask(&Request::Look { processes: false }).ok()?;
+        Some(client)
+    }
+
+    /// Takes the answer; a supervisor that has no time yet to answer is starting.
+    fn hear(&mut self, client: &Client) {
+        let answer = || -> std::io::Result<Option<Status>> {
             if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
                 return Ok(None);
             }
@@ -67,7 +75,7 @@ impl Row {
                 None => Err(std::io::ErrorKind::UnexpectedEof.into()),
             }
         };
-        match ask() {
+        match answer() {
             Ok(Some(status)) => {
                 self.is(status.word());
                 let state = |name: &String| {
@@ -145,8 +153,14 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     }
     // Names alone need no answer of a supervisor.
     if !quiet {
-        for row in &mut rows {
-            row.ask(&state);
+        // All of them before the first is heard: they answer beside each other.
+        for some in rows.chunks_mut(AT_ONCE) {
+            let asked: Vec<_> = some.iter().map(|row| row.ask(&state)).collect();
+            for (row, client) in some.iter_mut().zip(asked) {
+                if let Some(client) = client {
+                    row.hear(&client);
+                }
+            }
         }
     }
     let lives = |stack: &StackName| rows.iter().any(|row: &Row| row.stack == *stack);

@@ -60,6 +60,9 @@ pub enum Request {
         /// The signal's number.
         signal: i32,
     },
+    /// The socket that owns the table of the host's that stacks share ([`crate::firewall::Shared`]): [`Reply::Done`] with
+    /// that descriptor, or a refusal by who has no part in it.
+    HostTable,
     /// The log; with `follow` until either side ends.
     Logs {
         /// Which lines.
@@ -119,6 +122,8 @@ pub enum Applying {
     /// The host's table is to change, which is the client's to do: the supervisor has dropped NET_ADMIN. Descriptor: the
     /// socket that owns the table. Answered by [`Said::Changed`].
     Host {
+        /// The stack, if its rules are a part of the table that stacks share.
+        part: Option<Box<Plan>>,
         /// What is in force.
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::load::{ANSWER, Socket};
 use super::ruleset::egress::granted_in;
+use super::shared::{self, Scope, verdict};
 use crate::netlink::*;
 
 /// One thing of nf_tables: a table, a chain, a rule, a set or an element.
@@ -87,15 +88,18 @@ fn prefix(body: &[u8]) -> Option<&'static str> {
 ///
 /// # Errors
 /// What `sendmsg(2)` or the kernel says; ENOENT is an empty listing.
+///
+/// `TABLE/STACK` is a stack's part of the table that stacks share, with what that has beside such parts, and `netdev` its own.
 pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
+    let of = Of::parse(name);
     let mut listing = Listing::default();
     for body in dump(socket, libc::NFT_MSG_GETTABLE, libc::AF_UNSPEC, |_| {})? {
         let Some(table) = text(attributes_of(&body), NFTA_TABLE_NAME) else {
             continue;
         };
         match prefix(&body) {
-            Some(prefix) if table == name => listing.objects.push(Object {
-                label: format!("table {prefix}{name}"),
+            Some(prefix) if of.is(prefix, &table) => listing.objects.push(Object {
+                label: format!("table {prefix}{table}"),
                 content: vec![],
             }),
             _ => listing.other_tables.push(table),
@@ -109,10 +113,11 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         let Some(prefix) = prefix(&body) else {
             continue;
         };
-        if text(chain, NFTA_CHAIN_TABLE).as_deref() != Some(name) {
+        let chain_name = text(chain, NFTA_CHAIN_NAME).unwrap_or_default();
+        let table = text(chain, NFTA_CHAIN_TABLE).unwrap_or_default();
+        if !of.is(prefix, &table) || !of.has(&chain_name) {
             continue;
         }
-        let chain_name = text(chain, NFTA_CHAIN_NAME).unwrap_or_default();
         let label = format!("chain {prefix}{chain_name}");
         let mut content = vec![];
         for kind in [NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE] {
@@ -123,8 +128,9 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
     chains.sort();
     listing.objects.extend(chains);
 
-    rules(socket, name, &mut listing)?;
+    rules(socket, &of, &mut listing)?;
 
+    let name = of.table;
     let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, name);
     let mut sets = vec![];
     for body in dump(socket, libc::NFT_MSG_GETSET, libc::NFPROTO_INET, of_table)? {
@@ -143,11 +149,10 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         }
         let flags = number(set, NFTA_SET_FLAGS).unwrap_or_default();
         let by_packets = flags & (NFT_SET_TIMEOUT | NFT_SET_EVAL) != 0;
-        sets.push((
-            text(set, NFTA_SET_NAME).unwrap_or_default(),
-            content,
-            by_packets,
-        ));
+        let set = text(set, NFTA_SET_NAME).unwrap_or_default();
+        if of.has(&set) {
+            sets.push((set, content, by_packets));
+        }
     }
     sets.sort();
     for (set, mut content, by_packets) in sets {
@@ -161,6 +166,10 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
         }
         let mut elements = vec![];
         for_each_element(socket, name, &set, |element| {
+            // Of what leads to other stacks' chains nothing is asked.
+            if verdict(element).is_some_and(|(_, chain)| !of.has(&chain)) {
+                return;
+            }
             let parts = [
                 NFTA_SET_ELEM_KEY,
                 NFTA_SET_ELEM_KEY_END,
@@ -169,7 +178,7 @@ pub fn list(socket: &Socket, name: &str) -> io::Result<Listing> {
             ];
             let part = |kind| attribute(element, kind).unwrap_or_default();
             elements.push(parts.map(part).concat());
-            count_grant(&mut listing.counters, &set, element);
+            count_grant(&mut listing.counters, of.own(&set), element);
         })?;
         elements.sort();
         content.extend(elements.concat());
@@ -210,15 +219,18 @@ pub fn tables(socket: &Socket) -> io::Result<Vec<String>> {
 /// As [`list`].
 pub fn counters(socket: &Socket, name: &str) -> io::Result<BTreeMap<String, (u64, u64)>> {
     let mut listing = Listing::default();
-    rules(socket, name, &mut listing)?;
+    let of = Of::parse(name);
+    rules(socket, &of, &mut listing)?;
+    let name = of.table;
     let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, name);
     for body in dump(socket, libc::NFT_MSG_GETSET, libc::NFPROTO_INET, of_table)? {
         let set = attributes_of(&body);
         let (Some(table), Some(set)) = (text(set, NFTA_SET_TABLE), text(set, NFTA_SET_NAME)) else {
             continue;
         };
-        if table == name && granted_in(&set).is_some() {
-            let count = |element: &[u8]| count_grant(&mut listing.counters, &set, element);
+        let own = of.own(&set);
+        if table == name && of.has(&set) && granted_in(own).is_some() {
+            let count = |element: &[u8]| count_grant(&mut listing.counters, own, element);
             for_each_element(socket, name, &set, count)?;
         }
     }
@@ -265,8 +277,53 @@ pub fn counted(rules: &Nftables<'_>) -> Vec<String> {
     all
 }
 
+/// What is asked of: a table, or one stack's part of one.
+struct Of<'n> {
+    table: &'n str,
+    part: Option<Scope>,
+}
+
+impl<'n> Of<'n> {
+    fn parse(name: &'n str) -> Self {
+        match shared::part(name) {
+            Some((table, part)) => Self {
+                table,
+                part: Some(part),
+            },
+            None => Self {
+                table: name,
+                part: None,
+            },
+        }
+    }
+
+    /// Whether it is this table; the family is as [`prefix`] has it.
+    fn is(&self, family: &str, table: &str) -> bool {
+        match &self.part {
+            Some(part) if !family.is_empty() => table == part.netdev(),
+            _ => table == self.table,
+        }
+    }
+
+    /// Whether a chain or a set of the table is asked of: one that is no other stack's.
+    fn has(&self, name: &str) -> bool {
+        match &self.part {
+            Some(part) => part.own(name).is_some() || !shared::is_of_stack(name),
+            None => true,
+        }
+    }
+
+    /// What it is called in the stack's own table.
+    fn own<'m>(&self, name: &'m str) -> &'m str {
+        self.part
+            .as_ref()
+            .and_then(|part| part.own(name))
+            .unwrap_or(name)
+    }
+}
+
 /// Reads a set's elements, each as its attributes.
-fn for_each_element(
+pub(super) fn for_each_element(
     socket: &Socket,
     table: &str,
     set: &str,
@@ -308,22 +365,28 @@ fn add_counter(counters: &mut BTreeMap<String, (u64, u64)>, path: String, counte
     entry.1 += counted(NFTA_COUNTER_BYTES);
 }
 
-fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
-    let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, name);
+fn rules(socket: &Socket, of: &Of<'_>, listing: &mut Listing) -> io::Result<()> {
     let mut rules = vec![];
     let mut bodies = vec![];
     // Of two tables of that name the kernel would tell of the first only (nf_tables_dump_rules()).
-    for (family, _) in FAMILIES {
-        bodies.extend(dump(socket, libc::NFT_MSG_GETRULE, family, of_table)?);
+    for (family, prefix) in FAMILIES {
+        let table = match &of.part {
+            Some(part) if !prefix.is_empty() => part.netdev(),
+            _ => of.table.to_owned(),
+        };
+        let of_table = |a: &mut Attributes<'_>| a.text(NFTA_RULE_TABLE, &table);
+        let found = dump(socket, libc::NFT_MSG_GETRULE, family, of_table)?;
+        bodies.extend(found.into_iter().map(|body| (table.clone(), body)));
     }
-    for body in bodies {
+    for (table, body) in bodies {
         let rule = attributes_of(&body);
-        if text(rule, NFTA_RULE_TABLE).as_deref() != Some(name) {
+        let chain = text(rule, NFTA_RULE_CHAIN).unwrap_or_default();
+        if text(rule, NFTA_RULE_TABLE) != Some(table) || !of.has(&chain) {
             continue;
         }
-        let chain = text(rule, NFTA_RULE_CHAIN).unwrap_or_default();
         let comment = attribute(rule, NFTA_RULE_USERDATA).and_then(comment);
-        let path = format!("{chain}/{}", comment.as_deref().unwrap_or("(unnamed)"));
+        let name = comment.as_deref().unwrap_or("(unnamed)");
+        let path = format!("{}/{name}", of.own(&chain));
         let mut content = vec![];
         let mut expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
         while let Some((expression, rest)) = next(expressions) {
@@ -338,7 +401,7 @@ fn rules(socket: &Socket, name: &str, listing: &mut Listing) -> io::Result<()> {
             }
             expressions = rest;
         }
-        let label = format!("rule {path}");
+        let label = format!("rule {chain}/{name}");
         rules.push((chain, Object { label, content }));
     }
     // Chains are in the order in which they were made, which says nothing.

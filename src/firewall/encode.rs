@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nftables::expr::{
     BinaryOperation, CT, Expression, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
-    PayloadBase, PayloadRaw, Prefix,
+    PayloadBase, PayloadRaw, Prefix, SocketAttr,
 };
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
@@ -20,6 +20,8 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::netlink::*;
 use crate::plan::{ExtraObject, Plan};
+
+use super::shared::Scope;
 
 /// Why a ruleset can't be encoded. Rulesets of this crate always can; a test says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,14 +92,6 @@ pub fn encode_owned(rules: &Nftables<'_>) -> Result<Batch, EncodeError> {
 /// As [`encode`].
 pub fn encode_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
     encode_all(rules, 0, &[])
-}
-
-/// As [`encode_owned`], for several tables at once: all of them or none.
-///
-/// # Errors
-/// As [`encode`].
-pub fn encode_owned_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
-    encode_all(rules, NFT_TABLE_F_OWNER, &[])
 }
 
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
@@ -176,9 +170,40 @@ pub(super) struct Encoder {
     table_flags: u32,
     /// Of the table that messages are about.
     family: libc::c_int,
+    /// Whose part of a table that several share is written: see [`super::shared`].
+    scope: Option<Scope>,
 }
 
 impl Encoder {
+    /// As [`Encoder::begin`], for one stack's part of a table that there is already.
+    pub(super) fn begin_in(scope: Scope) -> Self {
+        Encoder {
+            scope: Some(scope),
+            ..Self::begin(0)
+        }
+    }
+
+    /// What a table of this name is called where it is written to.
+    fn table_name(&self, name: &str) -> String {
+        match &self.scope {
+            Some(_) => super::shared::TABLE.to_owned(),
+            None => name.to_owned(),
+        }
+    }
+
+    /// The same of a chain or a set.
+    fn own_name(&self, name: &str) -> String {
+        match &self.scope {
+            Some(scope) => scope.name(name),
+            None => name.to_owned(),
+        }
+    }
+
+    /// Where a chain or a set of this table is written to.
+    pub(super) fn place_of(&self, table: &str, name: &str) -> (String, String) {
+        (self.table_name(table), self.own_name(name))
+    }
+
     pub(super) fn begin(table_flags: u32) -> Self {
         let mut encoder = Encoder {
             batch: Batch {
@@ -189,6 +214,7 @@ impl Encoder {
             sets: 0,
             table_flags,
             family: libc::NFPROTO_INET,
+            scope: None,
         };
         encoder.edge(libc::NFNL_MSG_BATCH_BEGIN, "the batch");
         encoder
@@ -207,7 +233,9 @@ impl Encoder {
             NfListObject::Table(table) => {
                 let (number, name) = known(&format!("table {}", table.name), table.family)?;
                 self.family = number;
-                self.table(name, &table.name);
+                if self.scope.is_none() {
+                    self.table(name, &table.name);
+                }
                 Ok(())
             }
             NfListObject::Chain(chain) => self.chain(chain),
@@ -293,6 +321,7 @@ impl Encoder {
     fn chain(&mut self, chain: &Chain<'_>) -> Result<(), EncodeError> {
         let object = format!("chain {}", chain.name);
         self.family = known(&object, chain.family)?.0;
+        let (table, name) = (self.table_name(&chain.table), self.own_name(&chain.name));
         if (
             chain._type,
             chain.hook,
@@ -300,10 +329,12 @@ impl Encoder {
             chain.policy,
             &chain.dev,
         ) == (None, None, None, None, &None)
+            || self.scope.is_some()
         {
+            // Of a table that is shared the base chains are all stacks': see `shared`.
             self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
-                out.text(NFTA_CHAIN_TABLE, &chain.table);
-                out.text(NFTA_CHAIN_NAME, &chain.name);
+                out.text(NFTA_CHAIN_TABLE, &table);
+                out.text(NFTA_CHAIN_NAME, &name);
             });
             return Ok(());
         }
@@ -336,8 +367,8 @@ impl Encoder {
             NfChainPolicy::Drop => libc::NF_DROP,
         };
         self.message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, object, |out| {
-            out.text(NFTA_CHAIN_TABLE, &chain.table);
-            out.text(NFTA_CHAIN_NAME, &chain.name);
+            out.text(NFTA_CHAIN_TABLE, &table);
+            out.text(NFTA_CHAIN_NAME, &name);
             out.nest(NFTA_CHAIN_HOOK, |out| {
                 out.number(NFTA_HOOK_HOOKNUM, hook as u32);
                 out.number(NFTA_HOOK_PRIORITY, priority as u32);
@@ -362,6 +393,7 @@ impl Encoder {
     ) -> Result<(), EncodeError> {
         self.sets += 1;
         let id = self.sets;
+        let (table, name) = (&*self.table_name(table), &*self.own_name(name));
         let mut key = Shape::new(object, key)?;
         key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
@@ -473,6 +505,7 @@ impl Encoder {
         keys: Keys,
         elements: &[Expression<'_>],
     ) -> Result<(), EncodeError> {
+        let (table, name) = (&*self.table_name(table), &*self.own_name(name));
         let mut key = Shape::new(object, key)?;
         key.1 = keys;
         let value = value.map(|value| Shape::new(object, value)).transpose()?;
@@ -501,9 +534,11 @@ impl Encoder {
                 Place::Last => libc::NLM_F_APPEND,
                 Place::Before(_) => 0,
             };
+        let (table, chain) = (self.table_name(&rule.table), self.own_name(&rule.chain));
+        let scope = self.scope.clone();
         self.message(libc::NFT_MSG_NEWRULE, flags, object.clone(), |out| {
-            out.text(NFTA_RULE_TABLE, &rule.table);
-            out.text(NFTA_RULE_CHAIN, &rule.chain);
+            out.text(NFTA_RULE_TABLE, &table);
+            out.text(NFTA_RULE_CHAIN, &chain);
             if let Place::Before(handle) = place {
                 out.bytes(NFTA_RULE_POSITION, &handle.to_be_bytes());
             }
@@ -515,6 +550,7 @@ impl Encoder {
                     object: &object,
                     list: Attributes(out.0),
                     is_of_link: rule.family == NfFamily::NetDev,
+                    scope: scope.as_ref(),
                     knows_family: None,
                     knows_tcp: false,
                     knows_udp: false,
@@ -557,6 +593,110 @@ impl Encoder {
             |_| (),
         );
     }
+}
+
+/// A map whose values are verdicts, which the `nftables` crate has no type for.
+pub(super) struct VerdictMap {
+    pub(super) name: &'static str,
+    /// The types of its key's parts, by nft's names.
+    pub(super) key: &'static [&'static str],
+    /// Whether who is found goes there for good, or comes back.
+    pub(super) goes: bool,
+}
+
+impl VerdictMap {
+    fn shape(&self) -> Result<Shape, EncodeError> {
+        let kind = |name: &&str| match *name {
+            "ifname" => Ok(Kind::Link),
+            "uid" => Ok(Kind::User),
+            "ipv4_addr" => Ok(Kind::Address),
+            "ipv6_addr" => Ok(Kind::Address6),
+            "inet_proto" => Ok(Kind::Protocol),
+            "inet_service" => Ok(Kind::Port),
+            other => Err(unsupported(self.name, &other)),
+        };
+        let kinds = self.key.iter().map(kind).collect::<Result<_, _>>()?;
+        Ok(Shape(kinds, Keys::Single))
+    }
+}
+
+impl Encoder {
+    /// From here on what is written is one stack's part.
+    pub(super) fn enter_scope(&mut self, scope: Scope) {
+        self.scope = Some(scope);
+        self.family = libc::NFPROTO_INET;
+    }
+
+    pub(super) fn verdict_map(&mut self, table: &str, map: &VerdictMap) -> Result<(), EncodeError> {
+        self.sets += 1;
+        let (id, key) = (self.sets, map.shape()?);
+        let label = format!("map {}", map.name);
+        self.message(libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE, label, |out| {
+            out.text(NFTA_SET_TABLE, table);
+            out.text(NFTA_SET_NAME, map.name);
+            out.number(NFTA_SET_ID, id);
+            out.number(NFTA_SET_FLAGS, NFT_SET_MAP);
+            out.number(NFTA_SET_KEY_TYPE, key.type_id());
+            out.number(NFTA_SET_KEY_LEN, key.width());
+            out.number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT);
+            out.bytes(NFTA_SET_USERDATA, &byte_orders(&key, None));
+        });
+        Ok(())
+    }
+
+    /// Adds or deletes elements of a verdict map, each with the chain that it leads to.
+    pub(super) fn verdicts(
+        &mut self,
+        kind: libc::c_int,
+        table: &str,
+        map: &VerdictMap,
+        elements: &[(Vec<u8>, String)],
+    ) {
+        let code = if map.goes {
+            libc::NFT_GOTO
+        } else {
+            libc::NFT_JUMP
+        };
+        let map = map.name;
+        let adds = kind == libc::NFT_MSG_NEWSETELEM;
+        let create = if adds {
+            libc::NLM_F_CREATE | libc::NLM_F_EXCL
+        } else {
+            0
+        };
+        for elements in elements.chunks(NAMED_PER_MESSAGE) {
+            let label = format!("elements of map {map}");
+            self.message(kind, create, label, |out| {
+                out.text(NFTA_SET_ELEM_LIST_TABLE, table);
+                out.text(NFTA_SET_ELEM_LIST_SET, map);
+                out.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |out| {
+                    for (key, chain) in elements {
+                        out.nest(NFTA_LIST_ELEM, |out| {
+                            out.nest(NFTA_SET_ELEM_KEY, |out| out.bytes(NFTA_DATA_VALUE, key));
+                            out.nest(NFTA_SET_ELEM_DATA, |out| {
+                                out.nest(NFTA_DATA_VERDICT, |out| {
+                                    out.number(NFTA_VERDICT_CODE, code as u32);
+                                    out.text(NFTA_VERDICT_CHAIN, chain);
+                                });
+                            });
+                        });
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// The keys of a map's elements, as the kernel has them.
+pub(super) fn map_keys(map: &nftables::schema::Map<'_>) -> Result<Vec<Vec<u8>>, EncodeError> {
+    let object = format!("map {}", map.name);
+    let shape = Shape::new(&object, &map.set_type)?;
+    let elements = map.elem.as_deref().unwrap_or_default().iter();
+    let keys = elements.map(|element| match element {
+        Expression::List(pair) if pair.len() == 2 => shape.bytes(&object, &pair[0]),
+        other => Err(unsupported(&object, other)),
+    });
+    keys.collect()
 }
 
 /// Whether a map is nothing but its elements, as all of ours are.
@@ -654,6 +794,8 @@ struct RuleEncoder<'a> {
     list: Attributes<'a>,
     /// In a table of family netdev.
     is_of_link: bool,
+    /// As the encoder's.
+    scope: Option<&'a Scope>,
     /// In a table of family inet, a field of an IP or TCP header may only be read once the rule has asked for the protocol.
     knows_family: Option<libc::c_int>,
     knows_tcp: bool,
@@ -683,7 +825,24 @@ impl RuleEncoder<'_> {
                 Ok(())
             }
             Statement::Accept(_) => {
-                self.verdict(libc::NF_ACCEPT);
+                // Of a stack's part: it has no objection, and the next that the packet has to do with is asked.
+                self.verdict(match self.scope {
+                    Some(_) => libc::NFT_RETURN,
+                    None => libc::NF_ACCEPT,
+                });
+                Ok(())
+            }
+            Statement::VerdictMap(map) => {
+                let Some(name) = set_name(&map.data) else {
+                    return Err(unsupported(self.object, statement));
+                };
+                self.depend(&map.key)?;
+                self.load_key(&map.key, FIRST)?;
+                self.expression("lookup", |out| {
+                    out.text(NFTA_LOOKUP_SET, name);
+                    out.number(NFTA_LOOKUP_SREG, FIRST);
+                    out.number(NFTA_LOOKUP_DREG, libc::NFT_REG_VERDICT as u32);
+                });
                 Ok(())
             }
             Statement::Drop(_) => {
@@ -723,8 +882,9 @@ impl RuleEncoder<'_> {
                     limit_attributes(limit).ok_or_else(|| unsupported(self.object, statement))?;
                 self.depend(&meter.key)?;
                 self.load_key(&meter.key, FIRST)?;
+                let name = self.set_called(&meter.name);
                 self.expression("dynset", |out| {
-                    out.text(NFTA_DYNSET_SET_NAME, &meter.name);
+                    out.text(NFTA_DYNSET_SET_NAME, &name);
                     out.number(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
                     out.number(NFTA_DYNSET_SREG_KEY, FIRST);
                     out.nest(NFTA_DYNSET_EXPR, |out| {
@@ -817,6 +977,7 @@ impl RuleEncoder<'_> {
             Operator::EQ => Some(libc::NFT_CMP_EQ),
             Operator::NEQ => Some(libc::NFT_CMP_NEQ),
             Operator::GEQ => Some(libc::NFT_CMP_GTE),
+            Operator::LEQ => Some(libc::NFT_CMP_LTE),
             Operator::IN => None,
             _ => return refuse(self),
         };
@@ -828,8 +989,9 @@ impl RuleEncoder<'_> {
             } else {
                 0
             };
+            let set = self.set_called(set);
             self.expression("lookup", |out| {
-                out.text(NFTA_LOOKUP_SET, set);
+                out.text(NFTA_LOOKUP_SET, &set);
                 out.number(NFTA_LOOKUP_SREG, FIRST);
                 out.number(NFTA_LOOKUP_FLAGS, flags);
             });
@@ -975,8 +1137,9 @@ impl RuleEncoder<'_> {
             return Err(unsupported(self.object, operand));
         };
         self.load_key(&map.key, register)?;
+        let name = self.set_called(name);
         self.expression("lookup", |out| {
-            out.text(NFTA_LOOKUP_SET, name);
+            out.text(NFTA_LOOKUP_SET, &name);
             out.number(NFTA_LOOKUP_SREG, register);
             out.number(NFTA_LOOKUP_DREG, register);
         });
@@ -1111,7 +1274,9 @@ impl RuleEncoder<'_> {
                     ("ip6", "saddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 8, Kind::Address6),
                     ("ip6", "daddr") => (libc::NFT_PAYLOAD_NETWORK_HEADER, 24, Kind::Address6),
                     ("tcp" | "udp", "sport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, Kind::Port),
-                    ("tcp" | "udp", "dport") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port),
+                    ("tcp" | "udp" | "th", "dport") => {
+                        (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, Kind::Port)
+                    }
                     ("tcp", "flags") => (libc::NFT_PAYLOAD_TRANSPORT_HEADER, 13, Kind::TcpFlags),
                     _ => return Err(unsupported(self.object, field)),
                 };
@@ -1137,6 +1302,16 @@ impl RuleEncoder<'_> {
                     out.number(NFTA_EXTHDR_LEN, Kind::Present.width());
                     out.number(NFTA_EXTHDR_OP, NFT_EXTHDR_OP_IPV6);
                     out.number(NFTA_EXTHDR_FLAGS, NFT_EXTHDR_F_PRESENT);
+                });
+                Kind::Present
+            }
+            NamedExpression::Socket(socket) => {
+                if *socket.key != SocketAttr::Wildcard {
+                    return Err(unsupported(self.object, field));
+                }
+                self.expression("socket", |out| {
+                    out.number(NFTA_SOCKET_KEY, NFT_SOCKET_WILDCARD);
+                    out.number(NFTA_SOCKET_DREG, register);
                 });
                 Kind::Present
             }
@@ -1194,6 +1369,13 @@ impl RuleEncoder<'_> {
             out.number(NFTA_CMP_OP, op as u32);
             out.nest(NFTA_CMP_DATA, |out| out.bytes(NFTA_DATA_VALUE, value));
         });
+    }
+
+    fn set_called(&self, name: &str) -> String {
+        match self.scope {
+            Some(scope) => scope.name(name),
+            None => name.to_owned(),
+        }
     }
 
     fn jump(&mut self, chain: &str) {
@@ -1376,6 +1558,10 @@ impl Kind {
                     .collect();
                 bytes.filter(|bytes| bytes.len() == 6)
             }
+            // All links whose names begin so.
+            (Kind::Link, text) if text.ends_with('*') => {
+                Some(text.trim_end_matches('*').as_bytes().to_vec())
+            }
             (Kind::Link, text) if text.len() < libc::IFNAMSIZ => {
                 let mut name = text.as_bytes().to_vec();
                 name.resize(libc::IFNAMSIZ, 0);
@@ -1471,6 +1657,8 @@ impl Shape {
                     Kind::Address6 => 8,
                     Kind::Ether => 9,
                     Kind::Protocol => 12,
+                    Kind::User => 24,
+                    Kind::Link => 41,
                     _ => 13,
                 }
         })
@@ -1539,7 +1727,11 @@ impl Shape {
 /// libnftnl's `NFTNL_UDATA_SET_KEYBYTEORDER` (0) and `NFTNL_UDATA_SET_DATABYTEORDER` (1): without them nft prints a port
 /// with its bytes swapped. 2 is big endian, 0 is for concatenations, whose parts know their own.
 fn byte_orders(key: &Shape, value: Option<&Shape>) -> Vec<u8> {
-    let order = |shape: &Shape| if shape.0.len() == 1 { 2u32 } else { 0 };
+    let order = |shape: &Shape| match shape.0.as_slice() {
+        [Kind::Link | Kind::User] => 1u32,
+        [_] => 2,
+        _ => 0,
+    };
     let mut tlvs = tlv(0, &order(key).to_ne_bytes());
     if let Some(value) = value {
         tlvs.extend(tlv(1, &order(value).to_ne_bytes()));

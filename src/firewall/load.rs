@@ -146,12 +146,30 @@ impl Socket {
     /// # Errors
     /// [`LoadError::Open`]: it is no netlink socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+        let socket = Self::taken(fd)?;
+        socket.drain();
+        Ok(socket)
+    }
+
+    /// As [`Socket::from_fd`], and throws nothing away.
+    pub(super) fn taken(fd: OwnedFd) -> Result<Self, LoadError> {
         let socket = sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        Ok(Self(socket))
+    }
+
+    /// Throws away what others have asked by this socket and not heard.
+    pub(super) fn drain(&self) {
         let mut left = Vec::with_capacity(ANSWER);
-        while socket.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
+        while self.0.recv(&mut left, libc::MSG_DONTWAIT).is_ok() {
             left.clear();
         }
-        Ok(Self(socket))
+    }
+
+    /// The socket's own address, by which the kernel tells whose a table is.
+    pub(super) fn address(&self) -> io::Result<u32> {
+        let mut address = netlink_sys::SocketAddr::new(0, 0);
+        self.0.get_address(&mut address)?;
+        Ok(address.port_number())
     }
 
     /// A transaction is one message buffer, of which the socket must be able to hold all.

@@ -9,7 +9,8 @@
 //!    refuses changes nothing.
 //! 3. [`update()`] changes a table that is loaded into another with the least change, so that no packet and no count is
 //!    lost.
-//! 4. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
+//! 4. In the host's namespace all stacks share a table ([`Shared`]): there a stack's is written as its part of that.
+//! 5. [`transact`] sends it on a [`Socket`] and says which object was refused, if one was.
 //!
 //! [`forwarding()`] reads whether the host forwards and whether somebody else's rules stand in the way.
 //!
@@ -33,6 +34,7 @@ mod load;
 pub mod logging;
 pub(crate) mod pieces;
 mod ruleset;
+mod shared;
 mod text;
 pub mod trace;
 mod update;
@@ -40,8 +42,7 @@ mod update;
 pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_grants};
 pub use counters::{Listing, Object, counted, counters, list, tables};
 pub use encode::{
-    Batch, EncodeError, an_empty_table, encode, encode_owned, encode_owned_together,
-    encode_together, sidecar_batch,
+    Batch, EncodeError, an_empty_table, encode, encode_owned, encode_together, sidecar_batch,
 };
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{
@@ -52,7 +53,8 @@ pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, UPLINK_OUT, capture_rules, closed_host_rules,
-    host_rules, host_table, is_ours, sidecar_rules, uplink_rules, without_chain,
+    end_table, host_rules, host_table, is_ours, sidecar_rules, uplink_rules, without_chain,
 };
+pub use shared::{Shared, SharedError, TABLE as SHARED_TABLE, alone};
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, common, update, update_sidecar};

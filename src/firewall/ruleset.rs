@@ -13,6 +13,7 @@
 
 mod edges;
 pub(super) mod egress;
+mod frame;
 mod rate;
 mod uplink;
 
@@ -34,6 +35,7 @@ use nftables::stmt::{
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
+pub(super) use frame::frame;
 pub use uplink::{UPLINK_OUT, uplink_rules};
 
 use super::logging;
@@ -52,10 +54,20 @@ pub fn host_table(stack: &StackName) -> String {
     format!("lrpns-{stack}")
 }
 
+/// Where the rules of [`host_rules`] are in force: a table, or a stack's part of the one that stacks share, as
+/// `TABLE/STACK`.
+#[must_use]
+pub fn end_table(plan: &Plan) -> String {
+    match plan.uplink.ends_at {
+        UplinkEnd::Host => format!("{}/{}", super::shared::TABLE, plan.stack),
+        UplinkEnd::Relay => host_table(&plan.stack),
+    }
+}
+
 /// Whether a table is one of ours by its name, whichever stack's: also the short-lived ones of `capture` and `trace`.
 #[must_use]
 pub fn is_ours(table: &str) -> bool {
-    table == SIDECAR_TABLE || table.starts_with("lrpns-")
+    table == SIDECAR_TABLE || table == super::shared::TABLE || table.starts_with("lrpns-")
 }
 
 /// Takes a chain with its rules out of a ruleset.

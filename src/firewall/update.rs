@@ -24,6 +24,7 @@ use nftables::stmt::{Counter, Statement};
 use super::counters::{attributes_of, dump};
 use super::encode::{self, Encoder, Place, unsupported};
 use super::load::{LoadError, Socket, transact};
+use super::shared::{self, Lead, Scope};
 use super::{Batch, EncodeError, ExtraChange};
 use crate::netlink::*;
 
@@ -85,7 +86,33 @@ pub fn update_sidecar(
         table: old.table.to_owned(),
         source,
     })?;
-    match encode_update(&old, &new, &handles, theirs)? {
+    let out = Encoder::begin(0);
+    match encode_update(out, &old, &new, &handles, theirs, None)? {
+        None => Ok(Updated::Nothing),
+        Some(batch) => {
+            transact(socket, &batch)?;
+            Ok(Updated::Transaction(batch.size()))
+        }
+    }
+}
+
+/// As [`update`], for one stack's part of the table that several share, whose lock is held.
+pub(super) fn update_part(
+    socket: &Socket,
+    scope: &Scope,
+    [old, new]: [&Nftables<'static>; 2],
+    [before, after]: [BTreeSet<Lead>; 2],
+) -> Result<Updated, UpdateError> {
+    let (old, new) = (Ruleset::of(old)?, Ruleset::of(new)?);
+    let all = handles(socket, shared::TABLE).map_err(|source| UpdateError::Read {
+        table: shared::TABLE.to_owned(),
+        source,
+    })?;
+    let own = all.into_iter();
+    let own = own.filter_map(|(chain, handles)| Some((scope.own(&chain)?.to_owned(), handles)));
+    let (handles, out) = (own.collect(), Encoder::begin_in(scope.clone()));
+    let leads = (scope, before, after);
+    match encode_update(out, &old, &new, &handles, None, Some(leads))? {
         None => Ok(Updated::Nothing),
         Some(batch) => {
             transact(socket, &batch)?;
@@ -202,13 +229,31 @@ fn name_of<'a>(object: &'a NfListObject<'_>) -> &'a str {
 
 /// The transaction; `None` when there is nothing to change.
 fn encode_update(
+    mut out: Encoder,
     old: &Ruleset<'_>,
     new: &Ruleset<'_>,
     handles: &Handles,
     theirs: Option<&ExtraChange>,
+    leads: Option<(&Scope, BTreeSet<Lead>, BTreeSet<Lead>)>,
 ) -> Result<Option<Batch>, EncodeError> {
-    let mut out = Encoder::begin(0);
     let mut changed = theirs.is_some();
+    let lead = |out: &mut Encoder, kind, scope: &Scope, leads: Vec<&Lead>| {
+        let changes = !leads.is_empty();
+        for (map, key, chain) in leads {
+            out.verdicts(
+                kind,
+                shared::TABLE,
+                shared::named(map),
+                &[(key.clone(), scope.name(chain))],
+            );
+        }
+        changes
+    };
+    // What leads to a chain goes before the chain does.
+    if let Some((scope, before, after)) = &leads {
+        let gone = before.difference(after).collect();
+        changed |= lead(&mut out, libc::NFT_MSG_DELSETELEM, scope, gone);
+    }
     if let Some(theirs) = theirs {
         theirs.delete(&mut out, |chain| handles.contains_key(chain));
     }
@@ -269,17 +314,19 @@ fn encode_update(
 
     for chain in old.chains.keys().filter(|chain| !stays(chain)) {
         changed = true;
+        let (table, name) = out.place_of(old.table, chain);
         out.message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
-            a.text(NFTA_CHAIN_TABLE, old.table);
-            a.text(NFTA_CHAIN_NAME, chain);
+            a.text(NFTA_CHAIN_TABLE, &table);
+            a.text(NFTA_CHAIN_NAME, &name);
         });
     }
     for (name, set) in &old.sets {
         if renewed.contains(name) || !new.sets.contains_key(name) {
             changed = true;
+            let (table, name) = out.place_of(old.table, name);
             out.message(libc::NFT_MSG_DELSET, 0, set.label.clone(), |a| {
-                a.text(NFTA_SET_TABLE, old.table);
-                a.text(NFTA_SET_NAME, name);
+                a.text(NFTA_SET_TABLE, &table);
+                a.text(NFTA_SET_NAME, &name);
             });
         }
     }
@@ -321,6 +368,10 @@ fn encode_update(
     for object in theirs.iter().flat_map(|theirs| &theirs.new) {
         out.extra(object);
     }
+    if let Some((scope, before, after)) = &leads {
+        let more = after.difference(before).collect();
+        changed |= lead(&mut out, libc::NFT_MSG_NEWSETELEM, scope, more);
+    }
     Ok(changed.then(|| out.finish()))
 }
 
@@ -337,9 +388,10 @@ pub(super) fn delete_rules(out: &mut Encoder, table: &str, chain: &str, handle: 
         Some(handle) => format!("rule {handle} of chain {chain}"),
         None => format!("rules of chain {chain}"),
     };
+    let (table, chain) = out.place_of(table, chain);
     out.message(libc::NFT_MSG_DELRULE, 0, label, |a| {
-        a.text(NFTA_RULE_TABLE, table);
-        a.text(NFTA_RULE_CHAIN, chain);
+        a.text(NFTA_RULE_TABLE, &table);
+        a.text(NFTA_RULE_CHAIN, &chain);
         if let Some(handle) = handle {
             a.bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
         }

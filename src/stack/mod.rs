@@ -8,7 +8,7 @@
 //!
 //! There is one undo, for a failed `bring_up`, a normal end and a signal: drop what there is, which kills the parts and
 //! closes the descriptors. The kernel does the rest: links, rules, connections and mounts go with the namespaces, and
-//! the host's table goes with the socket that owns it. When this process is killed the kernel does all of it, since
+//! the rules in the host's namespace go with the sockets that own them. When this process is killed the kernel does all of it, since
 //! every part dies with its parent (`PR_SET_PDEATHSIG(2const)`).
 #![forbid(unsafe_code)]
 
@@ -38,7 +38,7 @@ use crate::config::{Limits, Protocol, Rootfs, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
 use crate::confine::seccomp::Filters;
-use crate::firewall::{self, ExtraChange};
+use crate::firewall::{self, ExtraChange, Shared};
 use crate::log::streams::Streams;
 use crate::names::PartName;
 use crate::net::publish::{self, ListenError, Listener};
@@ -113,6 +113,9 @@ pub enum StackError {
     /// The host's table.
     #[error("the host's table: {0}")]
     HostTable(#[from] firewall::LoadError),
+    /// The one that stacks share.
+    #[error("the host's table: {0}")]
+    SharedTable(#[from] firewall::SharedError),
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
@@ -241,6 +244,13 @@ pub enum StackError {
 }
 
 impl StackError {
+    /// Whether somebody else has the host's table, and neither hands it over nor lets go of it.
+    #[must_use]
+    pub fn is_for_want_of_the_table(&self) -> bool {
+        use firewall::SharedError as E;
+        matches!(self, Self::SharedTable(E::NotHandedOver | E::Lock(_)))
+    }
+
     /// Whether what is wrong is what the user has written.
     #[must_use]
     pub fn is_of_the_configuration(&self) -> bool {
@@ -348,16 +358,28 @@ impl AppGround {
 /// Ways to change the network namespace in which the uplink ends.
 struct FarEnd {
     rtnl: Rtnl,
-    rules: firewall::Socket,
+    rules: EndTable,
 }
 
-impl FarEnd {
-    /// That of this process.
-    fn here() -> Result<Self, StackError> {
-        Ok(Self {
-            rtnl: Rtnl::open()?,
-            rules: firewall::Socket::open()?,
-        })
+/// The rules where the uplink ends. Dropping it takes them away; of the table that stacks share, with the last that has it.
+pub enum EndTable {
+    /// In a namespace in which there is no other stack: a table of its own.
+    Own(firewall::Socket),
+    /// In the host's.
+    Host {
+        /// The table of which this stack has a part.
+        shared: Arc<Shared>,
+        /// What owns the rules at the link itself.
+        at_link: firewall::Socket,
+    },
+}
+
+impl AsFd for EndTable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(socket) => socket.as_fd(),
+            Self::Host { shared, .. } => shared.as_fd(),
+        }
     }
 }
 
@@ -418,8 +440,8 @@ pub enum PartId {
 pub struct Stack {
     /// What never changes.
     pub ground: Arc<Ground>,
-    /// Dropping it takes the host's table away.
-    pub host_table: firewall::Socket,
+    /// The rules where the uplink ends.
+    pub host_table: EndTable,
     /// What it holds.
     pub host_rules: Nftables<'static>,
     /// The parts, in the order of the plan, the relay last.
@@ -561,10 +583,12 @@ impl Stack {
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
+    #[allow(clippy::too_many_arguments)] // each is of another kind, and there is one caller
     pub async fn bring_up(
         plan: Plan,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
+        shared: Option<Arc<Shared>>,
         gated: bool,
         explain: Option<Refusals>,
         streams: MakeStreams<'_>,
@@ -573,7 +597,7 @@ impl Stack {
         let program = rootfs::own_program()?;
         let (mut ground, far) = within(
             "namespaces",
-            Ground::make(plan, program, cgroups, listeners),
+            Ground::make(plan, program, cgroups, listeners, shared),
         )
         .await?;
         let FarEnd {
@@ -674,22 +698,36 @@ async fn compile(
     Ok(())
 }
 
-/// Loads the host's rules and, in the same transaction, those at our link. Gives back what this kernel lacks of them.
+/// Loads the rules at our link, then the host's. Gives back what this kernel lacks of them.
 fn load_host_rules(
     plan: &Plan,
-    socket: &firewall::Socket,
+    table: &EndTable,
     rules: &Nftables<'static>,
 ) -> Result<Option<String>, StackError> {
-    let Some(mut at_link) = firewall::uplink_rules(plan) else {
-        firewall::transact(socket, &firewall::encode_owned(rules)?)?;
-        return Ok(None);
+    let (shared, socket) = match table {
+        EndTable::Own(socket) => {
+            firewall::transact(socket, &firewall::encode_owned(rules)?)?;
+            return Ok(None);
+        }
+        EndTable::Host { shared, at_link } => (shared, at_link),
     };
-    let both = firewall::encode_owned_together(&[rules, &at_link])?;
-    match firewall::transact(socket, &both) {
+    let lacks = match firewall::uplink_rules(plan) {
+        Some(at_link) => load_uplink_rules(plan, socket, at_link)?,
+        None => None,
+    };
+    shared.enter(plan, rules)?;
+    Ok(lacks)
+}
+
+fn load_uplink_rules(
+    plan: &Plan,
+    socket: &firewall::Socket,
+    mut at_link: Nftables<'static>,
+) -> Result<Option<String>, StackError> {
+    match firewall::transact(socket, &firewall::encode_owned(&at_link)?) {
         Err(e) if e.is_unknown_to_the_kernel(firewall::UPLINK_OUT) => {
             firewall::without_chain(&mut at_link, firewall::UPLINK_OUT);
-            let rest = firewall::encode_owned_together(&[rules, &at_link])?;
-            firewall::transact(socket, &rest)?;
+            firewall::transact(socket, &firewall::encode_owned(&at_link)?)?;
             let link = &plan.uplink.host_link;
             Ok(Some(format!(
                 "this kernel filters nothing that is sent by a link (Linux 5.16): what shares a bridge with {link} can write \
@@ -731,6 +769,7 @@ impl Ground {
         program: OwnedFd,
         cgroups: Cgroups,
         listeners: Vec<Listener>,
+        shared: Option<Arc<Shared>>,
     ) -> Result<(Self, FarEnd), StackError> {
         let ipv6 = plan.has_ipv6();
         let relay_network = match plan.uplink.ends_at {
@@ -744,12 +783,19 @@ impl Ground {
             try_join_all(plan.apps.iter().enumerate().map(app)),
         )?;
         let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
-        let far = match relay.1 {
-            None => FarEnd::here()?,
-            Some(sockets) => FarEnd {
+        let far = match (relay.1, shared) {
+            (Some(sockets), _) => FarEnd {
                 rtnl: Rtnl::from_fd(sockets.route)?,
-                rules: firewall::Socket::made_inside(sockets.second)?,
+                rules: EndTable::Own(firewall::Socket::made_inside(sockets.second)?),
             },
+            (None, Some(shared)) => FarEnd {
+                rtnl: Rtnl::open()?,
+                rules: EndTable::Host {
+                    shared,
+                    at_link: firewall::Socket::open()?,
+                },
+            },
+            (None, None) => return Err(missing()),
         };
         let egress = egress::Way::make(&plan, &relay.0).await?;
         let ground = Self {
@@ -1351,10 +1397,18 @@ impl Ground {
     /// back what the host's table holds then.
     ///
     /// # Errors
-    /// [`StackError::HostTable`], [`StackError::Listen`].
-    pub fn publish(&self, host_table: &firewall::Socket) -> Result<Nftables<'static>, StackError> {
+    /// [`StackError::HostTable`], [`StackError::SharedTable`], [`StackError::Listen`].
+    pub fn publish(&self, host_table: &EndTable) -> Result<Nftables<'static>, StackError> {
         let rules = firewall::host_rules(&self.plan);
-        firewall::transact(host_table, &firewall::encode_owned(&rules)?)?;
+        match host_table {
+            EndTable::Own(socket) => {
+                firewall::transact(socket, &firewall::encode_owned(&rules)?)?;
+            }
+            EndTable::Host { shared, .. } => {
+                let closed = firewall::closed_host_rules(&self.plan);
+                shared.change(&self.plan, &closed, &rules)?;
+            }
+        }
         self.listen()?;
         Ok(rules)
     }

@@ -17,6 +17,7 @@ mod health;
 mod order;
 mod replace;
 mod rising;
+mod shared;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -37,6 +38,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::{Backoff, Next};
 use self::rising::Rising;
+pub use self::shared::lives;
 use crate::config::{RecordTo, Restart, RestartLimit, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
@@ -44,7 +46,6 @@ use crate::confine::seccomp;
 use crate::control::evidence::{self, By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
-use crate::firewall;
 use crate::log::budget::{Bucket, Budget, LeftOut, Rationed};
 use crate::log::files::Files;
 use crate::log::journald::{Journald, SOCKET};
@@ -59,7 +60,7 @@ use crate::part::secrets;
 use crate::plan::{AppPlan, Plan, RecordPlan, Turn};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::relay;
-use crate::stack::{Begun, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
+use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
 use crate::text::duration;
 use crate::traffic;
 use crate::traffic::line::Names;
@@ -360,8 +361,8 @@ struct Follower {
 pub struct Supervisor {
     privileges: Privileges,
     ground: Arc<Ground>,
-    /// Dropping it takes the host's table away.
-    host_table: firewall::Socket,
+    /// The rules where the uplink ends.
+    host_table: EndTable,
     /// What the host's table holds.
     host_rules: Nftables<'static>,
     gated: bool,
@@ -467,8 +468,11 @@ pub async fn run(
     if let Some(process) = lives_with {
         end_with(process, sender.clone()).map_err(io_error("watch whom the stack is for"))?;
     }
-    serve(control, sender.clone(), ender.clone()).map_err(io_error("watch the control socket"))?;
+    let offer = shared::Offer::default();
+    serve(control, sender.clone(), ender.clone(), offer.clone())
+        .map_err(io_error("watch the control socket"))?;
 
+    let table = shared::table(&plan, &offer).await?;
     let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
     let budgets = Budgets::default();
     let user = tee.user();
@@ -504,6 +508,7 @@ pub async fn run(
             plan,
             cgroups,
             listeners,
+            table,
             gate.is_some(),
             explain,
             &streams,
@@ -649,6 +654,8 @@ pub async fn run(
     crate::part::container::reap_all()
         .await
         .map_err(io_error("wait for the parts to end"))?;
+    // Up to here others may ask for it, however long the apps took to end.
+    offer.withdraw();
     Ok(outcome)
 }
 
@@ -1171,7 +1178,7 @@ impl Supervisor {
                 Reply::Status(Box::new(self.status()))
             }
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
-            Request::Apply(_) => unreachable!("it is an event of its own"),
+            Request::Apply(_) | Request::HostTable => unreachable!("it does not come this way"),
             Request::Restart { .. } | Request::Replace { .. } if self.stopping => {
                 let stack = &self.ground.plan.stack;
                 let hint = format!("lrpns status {stack} says what is waited for");
@@ -2645,6 +2652,7 @@ fn serve(
     listener: std::os::unix::net::UnixListener,
     events: mpsc::UnboundedSender<Event>,
     ender: Ender,
+    offer: shared::Offer,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -2660,8 +2668,8 @@ fn serve(
             };
             let uid = client.peer_cred().map(|cred| cred.uid());
             if uid.is_ok_and(|uid| uid == own_uid || uid == 0) {
-                let conversation =
-                    converse(client, Arc::clone(&answered), events.clone(), ender.clone());
+                let (answered, events) = (Arc::clone(&answered), events.clone());
+                let conversation = converse(client, answered, events, ender.clone(), offer.clone());
                 tokio::spawn(async move {
                     conversation.await;
                     drop(turn);
@@ -2678,6 +2686,7 @@ async fn converse(
     answered: Arc<Semaphore>,
     events: mpsc::UnboundedSender<Event>,
     ender: Ender,
+    offer: shared::Offer,
 ) {
     let peer = client.peer_cred();
     let Ok(Ok(mut channel)) = client
@@ -2690,6 +2699,10 @@ async fn converse(
     let Ok(Ok(Some((request, fds)))) = asked.await else {
         return;
     };
+    if matches!(request, Request::HostTable) {
+        let _ = tokio::time::timeout(ASKS_WITHIN, offer.answer(&channel)).await;
+        return;
+    }
     if matches!(request, Request::Down | Request::Kill) {
         let by = peer.map(|peer| evidence::asker(peer.uid(), peer.pid()));
         let _ = by.map(|by| ender.get_or_init(|| by));

@@ -290,13 +290,40 @@ pub fn uplink_counters(lab: &Lab, stack: &str) -> Counters {
     counters_of(lab, None, "netdev", &format!("lrpns-{stack}"))
 }
 
+/// A table of family inet as `nft` with these flags lists it. In the lab's network namespace `lrpns-STACK` is a stack's part of
+/// the table that stacks share, as though it were a table of its own.
+pub fn table_text(lab: &Lab, pid: Option<i64>, table: &str, flags: &[&str]) -> String {
+    let list = |table| [&["nft"], flags, &["list", "table", "inet", table]].concat();
+    let stack = match (pid, table.strip_prefix("lrpns-")) {
+        (Some(pid), _) => return beside(lab, pid, &list(table)),
+        (None, None) => return lab.ok(&list(table)),
+        (None, Some(stack)) => stack,
+    };
+    let suffix = format!(".{stack}");
+    let all = lab.ok(&list("lrpns.host"));
+    let mut text = String::new();
+    let mut within = false;
+    for line in all.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["chain" | "set" | "map", name, "{", ..] = words[..] {
+            within = name.ends_with(&suffix);
+        }
+        if within {
+            text += &line.replace(&suffix, "");
+            text.push('\n');
+        }
+        within &= words != ["}"];
+    }
+    text
+}
+
 fn counters_of(lab: &Lab, pid: Option<i64>, family: &str, table: &str) -> Counters {
     // As text: of a table with an owner, nft 1.0.6 prints in JSON what it has freed (table_flags_json(), src/json.c), and
     // then often stops there.
-    let args = ["nft", "list", "table", family, table];
-    let text = match pid {
-        Some(pid) => beside(lab, pid, &args),
-        None => lab.ok(&args),
+    let text = match (pid, family) {
+        (None, "inet") => table_text(lab, None, table, &[]),
+        (None, _) => lab.ok(&["nft", "list", "table", family, table]),
+        (Some(pid), _) => beside(lab, pid, &["nft", "list", "table", family, table]),
     };
     let mut counters = Counters::new();
     let mut chain = "";

@@ -468,16 +468,22 @@ fn converse(
                 return Err(answered_something_else(stack));
             };
             let told = match order {
-                Applying::Host { old, new, grants } => {
+                Applying::Host {
+                    part,
+                    old,
+                    new,
+                    grants,
+                } => {
+                    let part = part.as_deref();
                     if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
                         return Err(too_late(stack));
                     }
-                    let changed = change_host(&fds, &old, &new, &grants);
+                    let changed = change_host(&fds, part, &old, &new, &grants);
                     let undo = changed.is_ok();
                     if done(changed).is_err() {
                         // Whoever asked for it takes it for not done.
                         if undo {
-                            change_host(&fds, &new, &old, &[]).map_err(Failure::unable)?;
+                            change_host(&fds, part, &new, &old, &[]).map_err(Failure::unable)?;
                         }
                         return Err(too_late(stack));
                     }
@@ -576,14 +582,27 @@ fn map(fds: Vec<OwnedFd>, uids: &str, gids: &str) -> Result<(), String> {
 /// Changes the host's table on the socket that owns it, and forgets what is not granted any more.
 fn change_host(
     fds: &[OwnedFd],
+    part: Option<&Plan>,
     old: &nftables::schema::Nftables<'static>,
     new: &nftables::schema::Nftables<'static>,
     grants: &[firewall::Grants],
 ) -> Result<(), String> {
     let socket = fds.first().ok_or("no socket came")?;
     let socket = socket.try_clone().map_err(|e| e.to_string())?;
-    let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
-    firewall::update(&socket, old, new).map_err(|e| e.to_string())?;
+    let socket = match part {
+        Some(plan) => {
+            let table = firewall::Shared::from_fd(socket).map_err(|e| e.to_string())?;
+            let table = table.ok_or("the socket that came owns no table here")?;
+            table.change(plan, old, new).map_err(|e| e.to_string())?;
+            // Others may use that one meanwhile.
+            firewall::Socket::open().map_err(|e| e.to_string())?
+        }
+        None => {
+            let socket = firewall::Socket::from_fd(socket).map_err(|e| e.to_string())?;
+            firewall::update(&socket, old, new).map_err(|e| e.to_string())?;
+            socket
+        }
+    };
     if grants.is_empty() {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use crate::config::clients::Admission;
 use crate::config::{Protocol, Source};
 use crate::control::{PartState, Status};
 use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};
-use crate::firewall::{Fill, SIDECAR_TABLE, host_table, is_ours};
+use crate::firewall::{Fill, SHARED_TABLE, SIDECAR_TABLE, host_table, is_ours};
 use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
@@ -617,10 +617,15 @@ impl<'a> Case<'a> {
             );
             return (Outcome::Lost, sentence, Some(by));
         }
-        let table = host_table(&plan.stack);
+        let chain = match plan.uplink.ends_at {
+            UplinkEnd::Host => (
+                SHARED_TABLE.to_owned(),
+                format!("prerouting.{}", plan.stack),
+            ),
+            UplinkEnd::Relay => (host_table(&plan.stack), "prerouting".to_owned()),
+        };
         let translated = seen.steps.iter().any(|step| {
-            step.table == table
-                && step.chain == "prerouting"
+            (&step.table, &step.chain) == (&chain.0, &chain.1)
                 && step.verdict == Verdict::Accept
                 && step.rule.is_some()
         });

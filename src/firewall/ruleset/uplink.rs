@@ -14,7 +14,8 @@
 //!   that is its packet type. Since Linux 5.16; before, a bridge that has our link lets its other ports write to the sidecar,
 //!   whose own rules then decide alone.
 //!
-//! Both chains belong to the socket that owns the host's table, and are loaded with it, before the link is up.
+//! Both chains belong to a socket of the supervisor's alone, and are loaded before the stack's part of the host's table
+//! ([`crate::firewall::Shared`]), before the link is up.
 
 use super::*;
 

@@ -57,7 +57,7 @@ use crate::names::PartName;
 use crate::net::publish::{self, Listener};
 use crate::part::namespaces::Mapper;
 use crate::plan::change::{self, Change, PartChange};
-use crate::plan::{AppPlan, Plan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Channel;
 use crate::stack::{Ground, Launched, PartId, StackError, Wait};
 use crate::state::{self, Staged, StateError};
@@ -824,7 +824,9 @@ impl Task {
         if self.host_rules == new && grants.is_empty() {
             return Ok(());
         }
+        let shares = self.old.plan.uplink.ends_at == UplinkEnd::Host;
         let order = Applying::Host {
+            part: shares.then(|| Box::new(self.old.plan.clone())),
             old: Box::new(self.host_rules.clone()),
             new: Box::new(new.clone()),
             grants,
