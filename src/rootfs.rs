@@ -498,6 +498,10 @@ pub fn enclosing<'m>(path: &Path, tmpfs: &[Tmpfs], volumes: &'m [Volume]) -> Opt
         .map(|(_, enclosing)| enclosing)
 }
 
+/// What everybody may write to, as on any system. Every other tmpfs is the app's: servers refuse to keep their keys and logs
+/// where everybody could.
+const EVERYBODYS: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
 /// The directories that a `dir:` root must have, to mount on: its own /proc and /dev.
 pub const MOUNT_POINTS: [&str; 2] = ["/proc", "/dev"];
 
@@ -516,7 +520,7 @@ pub fn enter_empty() -> Result<(), RootfsError> {
 }
 
 /// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out.
-/// Secrets are given by their names, with whose they are.
+/// Secrets are given by their names, with whose they and the tmpfs are.
 ///
 /// Should be called by a stage in its own mount and pid namespace, before it drops anything. Mustn't be called where
 /// a path of the host is still needed.
@@ -602,11 +606,16 @@ pub fn enter(
     }
     for tmp in writable {
         let (size, inodes) = (tmp.size.to_string(), inodes(tmp.size).to_string());
-        let options = [
-            ("size", size.as_str()),
-            ("nr_inodes", &inodes),
-            ("mode", "1777"),
-        ];
+        let options = [("size", size.as_str()), ("nr_inodes", &inodes)];
+        let (uid, gid) = (owner.uid.to_string(), owner.gid.to_string());
+        // Who begins as root goes on as others, who write there, too.
+        let everybodys =
+            owner.uid == 0 || EVERYBODYS.iter().any(|path| tmp.path == Path::new(path));
+        let whose: &[(&str, &str)] = match everybodys {
+            true => &[("mode", "1777")],
+            false => &[("mode", "755"), ("uid", &uid), ("gid", &gid)],
+        };
+        let options = [&options, whose].concat();
         let mount = new_mount("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
         own.push((&tmp.path, mount));
     }

@@ -184,7 +184,35 @@ fn an_app_that_needs_another_port_is_told_which_key_gives_it() {
     assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
     let said = String::from_utf8_lossy(&up.stderr).into_owned();
     assert!(said.contains("Permission denied"), "{said}");
-    assert!(said.contains("listen = [6379]"), "{said}");
+    assert!(said.contains("listen = [PORT]"), "{said}");
+}
+
+#[test]
+fn listening_at_0_lets_an_app_bind_what_is_free_and_connect_nowhere() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let code = "import socket\n\
+                s = socket.socket(); s.bind(('0.0.0.0', 0)); s.listen()\n\
+                free = s.getsockname()[1]\n\
+                def tried(f, at):\n\
+                \x20try: f(at); return 0\n\
+                \x20except OSError as e: return e.errno\n\
+                print(free >= 32768, tried(socket.socket().bind, ('0.0.0.0', 7000)), \
+                tried(socket.socket().connect, ('127.0.0.1', free)), flush=True)\n\
+                import signal; signal.pause()";
+    let file = format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\nlisten = [0]\ncommand = {}\n",
+        look::toml_list(&[look::PYTHON, "-c", code])
+    );
+    look::up(&lab, &file);
+    support::lab::until("the app says what it could", || {
+        let said = lab.lrpns_ok(&["logs", "web"]);
+        said.contains("True 13 13").then_some(())
+    });
+    // A socket that listens there is none that audit does not expect.
+    lab.lrpns_ok(&["audit", "web"]);
 }
 
 #[test]
@@ -194,7 +222,6 @@ fn a_port_that_is_none_is_refused_with_its_place() {
     }
     let lab = Lab::new();
     for (listen, words) in [
-        ("[0]", "port 0 does not exist"),
         ("[70000]", "above 65535"),
         ("[true]", "a port"),
         ("6379", "a list of ports"),

@@ -520,3 +520,35 @@ fn a_range_joins_live_and_what_can_t_be_one_is_refused() {
         "{said}"
     );
 }
+
+#[test]
+fn a_tmpfs_is_the_apps_but_for_what_is_everybodys() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let look = ["stat", "-c", "%n %a %u %g", "/tmp", "/srv/x", "/dev/shm"];
+    let tmpfs = ["--tmpfs", "/tmp:1M", "--tmpfs", "/srv/x:1M"];
+    let run = [&["run", "-u", "33:7"], &tmpfs[..], &["--"], &look].concat();
+    assert_eq!(
+        lab.lrpns_ok(&run),
+        "/tmp 1777 0 0\n/srv/x 755 33 7\n/dev/shm 1777 0 0\n"
+    );
+    let user = User::new(&lab, 4321);
+    if user.may() {
+        let said = user.lrpns_ok(&run);
+        assert!(said.contains("/srv/x 755 33 7"), "{said}");
+    }
+    let file = over_a_range(
+        &["sleep", "infinity"],
+        "tmpfs = [\"/tmp:1M\", \"/srv/x:1M\"]",
+    );
+    look::up(&lab, &file);
+    let output = lab.lrpns(&[&["exec", "web", "--"], &look[..]].concat());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "/tmp 1777 0 0\n/srv/x 1777 0 0\n/dev/shm 1777 0 0\n",
+        "{}",
+        describe(&output)
+    );
+}

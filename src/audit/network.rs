@@ -314,7 +314,8 @@ const ALL_GRANTED: &str = "the app's egress grants every such port";
 fn ports_of(app: &AppPlan) -> impl Iterator<Item = (Protocol, u16)> + use<> {
     let published = app.publish.iter();
     let published = published.map(|publish| (publish.protocol, publish.app_port));
-    let own = app.listen.iter().map(|port| (Protocol::Tcp, *port));
+    let own = app.listen.iter().filter(|port| **port != 0);
+    let own = own.map(|port| (Protocol::Tcp, *port));
     let served = app.serves.iter().flat_map(|serves| {
         let after = serves.last_port.checked_add(1);
         let before = serves.first_port.checked_sub(1).filter(|port| *port > 0);

@@ -324,11 +324,7 @@ impl Case<'_> {
             Some((name, _)) if !self.is_rootless() => line("user", format!("\"{name}\"")),
             _ => {}
         }
-        let kept = self
-            .app
-            .volumes
-            .iter()
-            .filter(|v| volumes.iter().all(|new| new.path != v.path));
+        let kept = self.app.volumes.iter().filter(|v| !installed.has(&v.path));
         let kept = kept.map(volume);
         let new = volumes
             .iter()
@@ -342,11 +338,12 @@ impl Case<'_> {
             .app
             .tmpfs
             .iter()
-            .filter(|tmpfs| **tmpfs != chosen)
+            .filter(|tmpfs| **tmpfs != chosen && !installed.has(&tmpfs.path))
             .map(entry)
             .collect();
         for path in memory {
-            if self.app.tmpfs.iter().all(|tmpfs| tmpfs.path != path) {
+            let given = |tmpfs: &Tmpfs| tmpfs.path == path && !installed.has(&path);
+            if !self.app.tmpfs.iter().any(given) {
                 let size = if path.starts_with("/run") {
                     "1M"
                 } else {
@@ -356,6 +353,23 @@ impl Case<'_> {
             }
         }
         line("tmpfs", list(&all));
+        if let Some(workdir) = installed
+            .workdir
+            .as_ref()
+            .filter(|_| self.app.workdir == Path::new("/"))
+        {
+            line("workdir", format!("\"{workdir}\""));
+        }
+        let own = ["PATH", "HOME", "HOSTNAME"];
+        if !installed.env.is_empty() && self.app.env.keys().all(|name| own.contains(&name.as_str()))
+        {
+            let all = installed
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name} = \"{value}\""));
+            let all: Vec<String> = all.collect();
+            line("env", format!("{{ {} }}", all.join(", ")));
+        }
         lines
     }
 
@@ -416,6 +430,10 @@ impl Case<'_> {
                     self.writable(&path.join(""))
                 }
                 Some(path) => self.writable(&path),
+                None if self.app.workdir == Path::new("/") && self.writable_place().is_some() => format!(
+                    "it writes where nothing is writable: to its working directory, perhaps: workdir = \"{}\"",
+                    shown(self.writable_place()?)
+                ),
                 None => "it writes where nothing is writable: the root is read-only. Name the directory in tmpfs, such as tmpfs = [\"/tmp:16M\", \"/run:1M\"], or, for what must last, in volumes with :rw".to_owned(),
             });
         }
@@ -548,6 +566,12 @@ impl Case<'_> {
                 "it may start no more processes or threads: limits = {{ pids = {pids} }}"
             ));
         }
+        if has(&["failed to map segment from shared object"]) {
+            return Some("it runs what it has written itself, which no tmpfs lets it: a directory of the host's that is the app's, volumes = [\"./data:PATH:rw,exec\"]".to_owned());
+        }
+        if has(&["bind("]) && has(&["failed", "error", "could not"]) && !has(&["in use", "eaddr"]) {
+            return Some("it binds a TCP port that is not published: listen = [PORT], or listen = [0] if it takes whichever is free".to_owned());
+        }
         if has(&["address already in use", "eaddrinuse"]) {
             return Some("something within the app listens there already: each port has one server; started twice, perhaps".to_owned());
         }
@@ -561,6 +585,15 @@ impl Case<'_> {
             ));
         }
         None
+    }
+
+    /// Where what it writes may be, best where it lasts.
+    fn writable_place(&self) -> Option<&Path> {
+        let volumes = self.app.volumes.iter().filter(|volume| volume.writable);
+        let volumes = volumes.map(|volume| volume.path.as_path());
+        let tmpfs = self.app.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
+        let mut all = volumes.chain(tmpfs);
+        all.find(|path| !path.starts_with("/run") && !path.starts_with("/dev"))
     }
 
     fn own_port(&self, port: u16) -> String {
@@ -718,6 +751,13 @@ impl Case<'_> {
 
     /// What to do about a file of root's that nobody else may read: as a volume it stays so.
     fn secret(&self, path: &Path) -> Option<String> {
+        // What a server writes is no secret of root's.
+        if ["/run", "/tmp", "/var/cache", "/var/log"]
+            .iter()
+            .any(|place| path.starts_with(place))
+        {
+            return None;
+        }
         use std::os::unix::fs::MetadataExt;
         let in_a_volume = self.in_a_volume(path).map(|(host, _)| host);
         let host = in_a_volume.unwrap_or_else(|| path.to_owned());

@@ -97,6 +97,10 @@ pub(super) struct Installed {
     state: Vec<Directory>,
     /// Where it expects to write below /run.
     run: Vec<PathBuf>,
+    /// Where its unit starts it.
+    pub(super) workdir: Option<String>,
+    /// What its unit has in its environment.
+    pub(super) env: Vec<(String, String)>,
 }
 
 /// One line of `volumes`.
@@ -169,7 +173,20 @@ impl Installed {
             etc,
             state,
             run,
+            workdir: setting(&starts, "WorkingDirectory=").next(),
+            env: setting(&starts, "Environment=")
+                .filter_map(|text| {
+                    let (name, value) = text.split_once('=')?;
+                    (!value.is_empty()).then(|| (name.to_owned(), value.to_owned()))
+                })
+                .collect(),
         })
+    }
+
+    /// Whether this is where it keeps something, or its configuration is.
+    pub(super) fn has(&self, path: &Path) -> bool {
+        let state = self.state.iter().map(|directory| &directory.path);
+        state.chain(&self.etc).any(|own| path.starts_with(own))
     }
 
     /// What of it are volumes, and which directories are rather in memory: as its user, or for one that begins as root over
@@ -199,15 +216,14 @@ impl Installed {
                             Some(entry(&child.path, &self.writable(child, range, &accounts)?))
                         })
                         .collect();
-                    let lasts =
-                        directory.path.starts_with("/var/lib") && !is_empty(root, &directory.path);
-                    if own.is_empty() && lasts {
+                    let lasts = directory.path.starts_with("/var/lib")
+                        && has_files(root, &directory.path, 2);
+                    if lasts && own.is_empty() {
                         volumes.push(entry(&directory.path, readable));
-                    } else if own.is_empty() {
+                    } else if !lasts {
                         memory.push(directory.path.clone());
-                    } else {
-                        volumes.extend(own);
                     }
+                    volumes.extend(own);
                 }
             }
         }
@@ -313,6 +329,18 @@ fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<St
             let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '/');
             word.rsplit('/').next() == Some(program)
         };
+        if is_unit(path) {
+            // Of what is another's unit, that it comes after this one's.
+            let own = text.lines().any(|line| {
+                let command = line.strip_prefix("ExecStart=").unwrap_or_default();
+                let first = command.split_whitespace().next().unwrap_or_default();
+                first.rsplit('/').next() == Some(program)
+            });
+            if own {
+                all.insert(0, text);
+            }
+            continue;
+        }
         if text
             .split([' ', '\t', '\n', '=', '"', '\'', ';'])
             .any(of_it)
@@ -424,8 +452,16 @@ fn linked(root: &Path, etc: &[PathBuf]) -> Vec<(PathBuf, std::fs::Metadata)> {
     found.into_iter().collect()
 }
 
-fn is_empty(root: &Path, path: &Path) -> bool {
-    std::fs::read_dir(below(root, path)).is_ok_and(|mut entries| entries.next().is_none())
+/// Whether there is a file in it that is to be kept.
+fn has_files(root: &Path, path: &Path, depth: u32) -> bool {
+    let entries = std::fs::read_dir(below(root, path)).into_iter().flatten();
+    entries.flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => {
+            depth > 1 && has_files(root, &path.join(entry.file_name()), depth - 1)
+        }
+        Ok(kind) => kind.is_file(),
+        Err(_) => false,
+    })
 }
 
 fn children(root: &Path, path: &Path) -> Vec<Directory> {
@@ -464,7 +500,8 @@ fn user(
             let ends = |c: char| c.is_whitespace() || c == '=' || c == '"';
             let words: Vec<&str> = line.split(ends).collect();
             words.windows(2).find_map(|pair| {
-                let asks = ["-u", "-U", "--user", "--chuid"].contains(&pair[0]);
+                let asks = ["-u", "-U", "--user", "--chuid"].contains(&pair[0])
+                    || pair[0].ends_with(",user");
                 asks.then(|| of(pair[1].split(':').next()?)).flatten()
             })
         })
@@ -503,6 +540,16 @@ fn user(
             .find_map(|name| of(&name))
     };
     named.or_else(argument).or_else(by_files).or_else(by_name)
+}
+
+/// What units say by such a line, as far as it is plain.
+fn setting<'s>(starts: &'s [String], key: &'s str) -> impl Iterator<Item = String> + 's {
+    let lines = starts.iter().flat_map(|text| text.lines());
+    lines.filter_map(move |line| {
+        let value = line.strip_prefix(key)?.trim().trim_matches(['"', '\'']);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=+@".contains(c);
+        (!value.is_empty() && value.chars().all(plain)).then(|| value.to_owned())
+    })
 }
 
 /// The directories below /run that are made for it before it is started, by what starts it and by what systemd-tmpfiles reads.

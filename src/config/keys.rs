@@ -49,7 +49,7 @@ keys! {
     PUBLISH = "publish": super::values::PUBLISH, r#"publish = ["0.0.0.0:5000:5000/tcp"]"#;
     WAIT = "wait": "true or false", "wait = false";
     START_TIMEOUT = "start_timeout": "a time in ms, s or m, at most 60m", r#"start_timeout = "60s""#;
-    LISTEN = "listen": "a list of TCP ports from 1 to 65535", r#"listen = [6379]"#;
+    LISTEN = "listen": "a list of TCP ports from 1 to 65535, or 0 for whichever is free", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
     SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, the address of IPv6 in brackets", r#"egress = ["tcp 192.0.2.10:5432"]"#;

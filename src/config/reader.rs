@@ -1086,7 +1086,10 @@ impl Reader<'_> {
                     continue;
                 }
             };
+            // Of a port that the kernel chooses.
+            let free = text == "0" && key.name == keys::LISTEN.name;
             match values::port(&text) {
+                _ if free => ports.push(0),
                 Ok(port) => ports.push(port),
                 Err(error) => {
                     self.refused_key(value.span(), error, key, &path);

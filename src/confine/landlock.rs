@@ -22,7 +22,7 @@
 //!   that are there when the app starts are found by who starts it ([`crate::part::volumes::sockets`]).
 //!
 //! A socket that was never bound gets a free port when it connects or listens (`ip_local_port_range`); Landlock does not
-//! ask about that, so port 0 needs no rule to connect, and whoever binds port 0 by name is refused.
+//! ask about that, so port 0 needs no rule to connect, and whoever binds port 0 by name is refused, unless `listen` has 0.
 #![forbid(unsafe_code)]
 
 use std::io;

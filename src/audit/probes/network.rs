@@ -569,9 +569,15 @@ fn sockets(scene: &Scene<'_>) -> Found {
                 _ => None,
             };
             let is_tcp = kind.starts_with("tcp");
+            // `listen = [0]`: one of those that the kernel gives out, `net.ipv4.ip_local_port_range`.
+            let free = tcp.contains(&0) && (32_768..=60_999).contains(&port);
             let is_known = ["tcp", "tcp6", "udp", "udp6"].contains(&kind.as_str());
             match of_app {
-                Some(uid) if uid == socket.uid && is_known && (!is_tcp || tcp.contains(&port)) => {
+                Some(uid)
+                    if uid == socket.uid
+                        && is_known
+                        && (!is_tcp || free || tcp.contains(&port)) =>
+                {
                     None
                 }
                 Some(uid) if uid == socket.uid => Some(format!("unexpected: {kind} {port}")),
