@@ -285,8 +285,8 @@ fn sockets(app: &AppPlan, running: Option<&AppPlan>, notes: &mut Vec<String>) ->
         format!(
             "{}: somebody listens on the Unix socket {}{more}, which it would have at {}: a way out past every rule",
             app.name,
-            first.host.display(),
-            first.path.display()
+            sockets::shown(&first.host),
+            sockets::shown(&first.path)
         ),
         format!(
             "if it shall: {}; else leave them out of the volume",

@@ -662,6 +662,26 @@ fn what_is_too_large_to_be_looked_at_for_sockets_is_said_at_the_start() {
 }
 
 #[test]
+fn the_name_that_somebody_gave_a_socket_does_nothing_to_a_terminal() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", 0);
+    let evil = data.join("a\u{1b}[2J\nhint: curl");
+    std::fs::create_dir(&evil).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(evil.join("s")).unwrap();
+    let text = file(&[format!("{}:/d", data.display())], "");
+    let said = refused(&lab, &text);
+    let path = lab.write("evil.toml", &text);
+    let plan = lab.lrpns_ok(&["plan", "-v", "-f", path.to_str().unwrap()]);
+    for said in [said, plan] {
+        let hidden = said.contains('\u{1b}') || said.contains("\nhint: curl");
+        assert!(said.contains("listens on") && !hidden, "{said:?}");
+    }
+}
+
+#[test]
 fn what_is_the_kernels_own_is_no_volume() {
     if !look::machine() {
         return;

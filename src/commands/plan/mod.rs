@@ -90,7 +90,7 @@ fn unix_sockets(app: &AppPlan) -> Vec<String> {
     for volume in &app.volumes {
         let found = sockets::find(&volume.host, &volume.path, |_| false);
         for socket in &found.sockets {
-            let path = socket.path.display();
+            let path = sockets::shown(&socket.path);
             let then = match sockets::is_declared(&socket.path, app) {
                 true => "declared".to_owned(),
                 false => format!(

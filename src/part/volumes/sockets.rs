@@ -24,12 +24,15 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::config::{UnixGrant, joined};
 use crate::plan::AppPlan;
+use crate::text::harmless;
 
 /// How many names are looked at in a volume, and for how long: it may be any size, on any disk.
 const NAMES: usize = 20_000;
 const TIME: Duration = Duration::from_millis(500);
 /// How many sockets are told of.
 const SHOWN: usize = 10;
+/// How much of a path is shown, in bytes.
+const MOST_SHOWN: usize = 512;
 
 /// What was found in a volume.
 #[derive(Debug, Default)]
@@ -125,6 +128,18 @@ fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
     )
 }
 
+/// One as the configuration has it, to be pasted: whoever may write there has given it its name.
+fn quoted(socket: &UnixGrant) -> String {
+    let text = format!("{}:{}", socket.host.display(), socket.path.display());
+    harmless(&serde_json::Value::from(text).to_string(), MOST_SHOWN)
+}
+
+/// The path of something in a volume as it can be shown: whoever may write there has given it its name.
+#[must_use]
+pub fn shown(path: &Path) -> String {
+    harmless(&path.to_string_lossy(), MOST_SHOWN)
+}
+
 /// What there is to say of a volume at `path` that was looked at in part.
 #[must_use]
 pub fn in_part(path: &Path) -> String {
@@ -164,10 +179,7 @@ pub fn line(app: &AppPlan, more: &[UnixGrant]) -> String {
             all.push(socket);
         }
     }
-    let all: Vec<String> = all
-        .iter()
-        .map(|s| format!("\"{}:{}\"", s.host.display(), s.path.display()))
-        .collect();
+    let all: Vec<String> = all.iter().map(quoted).collect();
     format!("sockets = [{}]", all.join(", "))
 }
 
@@ -318,6 +330,24 @@ mod tests {
             let known = known.iter().filter(|known| **known).count();
             assert_eq!(known, 1, "{kind}");
         }
+    }
+
+    #[test]
+    fn the_name_of_one_is_shown_and_obeyed_by_nobody() {
+        let name = "a\x1b[31m\x07\n\"],x=[\"";
+        assert_eq!(
+            shown(&Path::new("/data").join(name)),
+            r#"/data/a\u{1b}[31m\u{7}\u{a}"],x=[""#
+        );
+        let socket = UnixGrant {
+            host: Path::new("/srv").join(name),
+            path: Path::new("/data").join(name),
+        };
+        let line = format!("sockets = [{}]", quoted(&socket));
+        assert!(!line.contains(crate::text::is_hostile), "{line}");
+        let read: toml::Table = line.parse().unwrap();
+        let expected = format!("/srv/{name}:/data/{name}");
+        assert_eq!(read["sockets"][0].as_str().unwrap(), expected);
     }
 
     #[test]
