@@ -23,12 +23,13 @@ mod compile;
 pub mod docker;
 mod roles;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::OnceLock;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
@@ -123,8 +124,8 @@ pub struct Rule {
 /// The answer to every system call. The first rule of a call that applies decides; a call without one, or with none
 /// that applies, gets `otherwise`. Calls that are newer than this program get ENOSYS where `otherwise` is an error, as
 /// from a kernel that has not got them, and calls of another architecture or ABI are never made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Written", into = "Written")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Written<'static>")]
 pub struct Profile {
     /// `default`, `strict`, the name of a part, or the file's path.
     pub name: String,
@@ -138,58 +139,57 @@ pub struct Profile {
 
 /// A profile as JSON has it: calls by name, the plain ones in one list.
 #[derive(Serialize, Deserialize)]
-struct Written {
-    profile: String,
+struct Written<'p> {
+    profile: Cow<'p, str>,
     otherwise: Action,
-    allowed: Vec<String>,
-    conditional: Vec<WrittenCall>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    unknown: Vec<String>,
+    allowed: Vec<Cow<'p, str>>,
+    conditional: Vec<WrittenCall<'p>>,
+    #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
+    unknown: Cow<'p, [String]>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct WrittenCall {
-    name: String,
-    rules: Vec<Rule>,
+struct WrittenCall<'p> {
+    name: Cow<'p, str>,
+    rules: Cow<'p, [Rule]>,
 }
 
-impl From<Profile> for Written {
-    fn from(profile: Profile) -> Self {
-        let name = |number: &u32| name(*number).unwrap_or("?").to_owned();
-        let (allowed, conditional): (Vec<_>, Vec<_>) = profile
-            .calls
-            .into_iter()
-            .partition(|(_, rules)| is_always_allowed(rules));
-        let mut allowed: Vec<_> = allowed.iter().map(|(number, _)| name(number)).collect();
-        let mut conditional: Vec<_> = conditional
-            .into_iter()
-            .map(|(number, rules)| WrittenCall {
-                name: name(&number),
-                rules,
-            })
-            .collect();
+impl Serialize for Profile {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let name = |number: &u32| Cow::Borrowed(name(*number).unwrap_or("?"));
+        let (mut allowed, mut conditional) = (vec![], vec![]);
+        for (number, rules) in &self.calls {
+            match is_always_allowed(rules) {
+                true => allowed.push(name(number)),
+                false => conditional.push(WrittenCall {
+                    name: name(number),
+                    rules: rules.into(),
+                }),
+            }
+        }
         allowed.sort_unstable();
         conditional.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Self {
-            profile: profile.name,
-            otherwise: profile.otherwise,
+        let written = Written {
+            profile: self.name.as_str().into(),
+            otherwise: self.otherwise,
             allowed,
             conditional,
-            unknown: profile.unknown,
-        }
+            unknown: (&self.unknown).into(),
+        };
+        written.serialize(to)
     }
 }
 
-impl From<Written> for Profile {
+impl From<Written<'_>> for Profile {
     /// A name that this machine hasn't is left out: then the call has no rule, which is never more than it had.
-    fn from(written: Written) -> Self {
-        let always = |name: &String| Some((number(name)?, vec![always(Action::Allow)]));
+    fn from(written: Written<'_>) -> Self {
+        let always = |name: &Cow<str>| Some((number(name)?, vec![always(Action::Allow)]));
         let conditional = written
             .conditional
             .into_iter()
-            .filter_map(|call| Some((number(&call.name)?, call.rules)));
+            .filter_map(|call| Some((number(&call.name)?, call.rules.into_owned())));
         Self {
-            name: written.profile,
+            name: written.profile.into_owned(),
             otherwise: written.otherwise,
             calls: written
                 .allowed
@@ -197,7 +197,7 @@ impl From<Written> for Profile {
                 .filter_map(always)
                 .chain(conditional)
                 .collect(),
-            unknown: written.unknown,
+            unknown: written.unknown.into_owned(),
         }
     }
 }
