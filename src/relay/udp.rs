@@ -719,7 +719,8 @@ mod tests {
     #[test]
     fn datagrams_of_one_length_are_a_batch_and_a_shorter_one_ends_it() {
         let one = |length: usize| (length, length);
-        let cases: [(&str, Vec<(usize, usize)>, Vec<(usize, u64)>); 10] = [
+        type Case = (&'static str, Vec<(usize, usize)>, Vec<(usize, u64)>);
+        let cases: [Case; 10] = [
             ("one", vec![one(5)], vec![(5, 1)]),
             ("equal", vec![one(5); 3], vec![(15, 3)]),
             (
