@@ -203,7 +203,7 @@ fn what_a_killed_stack_leaves_beside_another_leads_nowhere_and_the_next_command_
             assert_answers(&lab, &["two"]);
             until("it has crashed", || is_crashed(&lab, "one").then_some(()));
             let has_a_part = !["namespaces", "parts"].contains(&step);
-            assert_eq!(part(&lab, "one") != "", has_a_part, "{step}");
+            assert_eq!(!part(&lab, "one").is_empty(), has_a_part, "{step}");
             lab.lrpns_ok(next);
             assert_eq!(part(&lab, "one"), "", "{step}, {next:?}");
             lab.lrpns_ok(&["down", "one"]);
@@ -278,7 +278,7 @@ fn a_sidecar_whose_link_has_another_name_still_reaches_nobody() {
     let theirs = look::planned(&two, "/uplink/sidecar_address");
     let mut from = link;
     for name in ["lrpother", "other0", link] {
-        lab.ok(&["ip", "link", "set", &from, "name", name]);
+        lab.ok(&["ip", "link", "set", from, "name", name]);
         from = name;
         let counters = || {
             let mut all = look::counters(&lab, None, "lrpns-one");
