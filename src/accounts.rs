@@ -1,6 +1,8 @@
 //! Users and groups by name, as passwd(5) and group(5) have them.
 #![forbid(unsafe_code)]
 
+pub mod subordinate;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};

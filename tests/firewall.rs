@@ -238,6 +238,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         stack: StackName::new("customer-A_1").unwrap(),
         mode: Mode::Root,
         owner: 0,
+        subordinate: None,
         run: "0123abcd".into(),
         credentials: None,
         state_dir: PathBuf::from("/run/lrpns/customerA"),

@@ -516,7 +516,9 @@ fn a_range_joins_live_and_what_can_t_be_one_is_refused() {
     ]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        said.contains("an ordinary user has one id") && said.contains("hint: "),
+        (said.contains("has no 65535 ids in /etc/subuid")
+            || said.contains("there is no newuidmap"))
+            && said.contains("hint: "),
         "{said}"
     );
 }
@@ -551,4 +553,75 @@ fn a_tmpfs_is_the_apps_but_for_what_is_everybodys() {
         "{}",
         describe(&output)
     );
+}
+
+#[test]
+fn an_ordinary_user_has_a_range_by_the_helpers_of_the_host() {
+    if !machine() {
+        return;
+    }
+    if support::program("newuidmap").is_none() {
+        support::skip("uidmap", "there is no newuidmap");
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !user.may() {
+        return;
+    }
+    lab.own_etc();
+    // Set-user-ID, whatever this machine has made of them.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "for name in newuidmap newgidmap; do
+            install -o root -g root -m 4755 /usr/bin/$name /run/lab/$name; mount --bind /run/lab/$name /usr/bin/$name
+         done
+         echo user:x:4321:4321::/:/bin/sh >>/etc/passwd; : >/etc/subuid; : >/etc/subgid",
+    ]);
+    let data = lab.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::chown(&data, Some(4321), Some(4321)).unwrap();
+    let volumes = format!("volumes = [\"{}:/data:rw\"]", data.display());
+    let file = over_a_range(&["sleep", "infinity"], &volumes);
+    let path = lab.write("range.toml", &file);
+    let path = path.to_str().unwrap();
+    let refused = |words: &str| {
+        let output = user.lrpns(&["up", "-d", "-f", path]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains(words),
+            "{words}: {said}"
+        );
+    };
+    refused(
+        "and user has no 65535 ids in /etc/subuid\nhint: as root: usermod --add-subuids 100000-165535 user",
+    );
+    lab.ok(&["sh", "-c", "echo user:300000:65536 >/etc/subuid"]);
+    refused("and user has no 65535 ids in /etc/subgid\nhint: as root: usermod --add-subgids");
+    lab.ok(&["sh", "-c", "echo 4321:400000:65536 >/etc/subgid"]);
+    user.lrpns_ok(&["up", "-d", "-f", path]);
+    let script = "id -u; tr -s ' ' </proc/self/uid_map; touch /data/mine; touch /tmp/x; chown www-data:www-data /tmp/x; \
+                  setpriv --reuid www-data --regid www-data --clear-groups sh -c 'id -u; touch /tmp/x; touch /data/theirs'; chown 7 /data/mine; stat -c %u:%g /data/mine";
+    let output = user.lrpns(&["exec", "web", "--", "sh", "-c", script]);
+    let (www_data, _) = www_data();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim_start_matches(' '),
+        format!("0\n 0 0 1\n 1 1 65535\n{www_data}\n7:0\n"),
+        "{}",
+        describe(&output)
+    );
+    let made = std::fs::metadata(data.join("mine")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 300_006);
+    assert!(!data.join("theirs").exists());
+    user.lrpns_ok(&["audit", "web"]);
+    user.lrpns_ok(&["restart", "web", "app"]);
+    user.lrpns_ok(&["down", "web"]);
+
+    // Whose files are whose is for root to say.
+    let file = over_a_range(&["true"], "volumes = [\"/etc/ssl:/x:owners\"]");
+    let path = lab.write("owners.toml", &file);
+    let output = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("owners, which takes root"), "{said}");
 }

@@ -224,7 +224,8 @@ pub fn processes(target: &Target, findings: &mut Findings) {
             let uids = who.field("Uid")?;
             let range = plan.app_named(who.part);
             let range = range.map(|app| app.ids).filter(IdMap::is_range);
-            let planned = |uid: u32| uid == who.uid || range.is_some_and(|ids| ids.has(uid));
+            let planned =
+                |uid: u32| uid == who.uid || range.is_some_and(|ids| plan.is_of(ids, uid));
             let good = uids
                 .split_whitespace()
                 .all(|uid| uid.parse().is_ok_and(planned))
@@ -404,7 +405,13 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
     let [wanted, _] = ids.lines();
     let good = match plan.mode {
         Mode::Root => found == wanted && found.iter().all(|line| line.get(1) != Some(&0)),
-        Mode::Rootless => found == [[ids.uid, plan.owner, 1]] && plan.owner != 0,
+        Mode::Rootless => {
+            let mut wanted = vec![vec![ids.uid, plan.owner, 1]];
+            if let Some(further) = plan.subordinate.filter(|_| ids.is_range()) {
+                wanted.push(vec![1, further.uid, ids.count - 1]);
+            }
+            found == wanted && plan.owner != 0
+        }
     };
     Ok((good, format!("{}: {words}", who.part)))
 }

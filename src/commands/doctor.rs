@@ -17,13 +17,14 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::Serialize;
 
 use super::print;
+use crate::accounts::subordinate;
 use crate::commands::failure::Failure;
 use crate::config::{Limits, Processors};
 use crate::confine::landlock;
 use crate::firewall::{self, ForeignChain, Forwarding, Hook};
 use crate::host::Host;
 use crate::names::StackName;
-use crate::plan::Mode;
+use crate::plan::{Mode, RANGE};
 use crate::stack::rules;
 
 /// How long the scratch stack may take for each step.
@@ -622,33 +623,14 @@ fn id_ranges(host: &Host) -> Finding {
     if host.mode == Mode::Root {
         return Finding::ok("ids", "root maps ids as it needs them");
     }
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid())
-        .ok()
-        .flatten();
-    let name = user.map(|user| user.name).unwrap_or_default();
-    let file = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let has = file.lines().any(|line| {
-        let owner = line.split(':').next().unwrap_or_default();
-        owner == name || owner == host.uid.to_string()
-    });
-    let helper = Path::new("/usr/bin/newuidmap").exists();
-    match (has, helper) {
-        (true, true) => Finding::ok("ids", "a range of ids in /etc/subuid, and newuidmap"),
-        _ => Finding::note(
+    match subordinate::of(host.uid, RANGE - 1) {
+        Ok(_) => Finding::ok("ids", "a range of ids in /etc/subuid and /etc/subgid, and newuidmap"),
+        Err((why, remedy)) => Finding::note(
             "ids",
-            match helper {
-                true => "/etc/subuid has no range for this user",
-                false => "there is no newuidmap",
-            },
+            why,
             "a server that starts as root and drops to a user of its own needs a range; one id is enough for others",
         )
-        .remedy(
-            match helper {
-                true => format!("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"),
-                false => "apt install uidmap".to_owned(),
-            },
-            "none",
-        ),
+        .remedy(remedy, "none"),
     }
 }
 

@@ -193,14 +193,19 @@ impl From<PlanError> for Failure {
                 "owner is whom of the app's ids the volume's files belong to within, whoever has them on the disk: leave it out for root",
             ),
             PlanError::OwnersOfUser { .. } => Self::unable(chain(&e)).hint(
-                "leave owners out: the files that you own are the app's anyway, and others' are yours as far as everybody may read them",
+                "leave the option out: your own files are those of the app's root, and others' are to be read as far as everybody may",
             ),
             PlanError::RangeWithUser { .. } => Self::usage(chain(&e)).hint(
                 "it begins as root over its own ids and changes to a user of its own configuration: leave user and group out; an app that is one user from its start needs no range",
             ),
-            PlanError::NoRange { .. } => Self::unable(chain(&e)).hint(
-                "run it as root, or let it be one user from its start: user = \"www-data\", say, without ids",
-            ),
+            PlanError::NoRange { ref hint, .. } => {
+                let other = "run it as root, or let it be one user from its start: user = \"www-data\", say, without ids";
+                let hint = match hint.as_str() {
+                    "" => other.to_owned(),
+                    hint => format!("{hint}; or {other}"),
+                };
+                Self::unable(chain(&e)).hint(hint)
+            }
             PlanError::SubnetFull { .. }
             | PlanError::RulesVariable { .. }
             | PlanError::RulesValue { .. } => Self::usage(chain(&e)),

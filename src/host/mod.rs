@@ -8,13 +8,13 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use crate::accounts::Accounts;
-use crate::config::{Config, Rootfs};
+use crate::accounts::{Accounts, subordinate};
+use crate::config::{Config, IdCount, Rootfs};
 use crate::firewall::{self, Forwarding, IpFamily};
 use crate::names::StackName;
 use crate::net;
 use crate::part::cgroup;
-use crate::plan::{Mode, Plan};
+use crate::plan::{Mode, Plan, RANGE, Subordinate};
 use crate::state::StateRoot;
 
 /// This machine, as far as a plan depends on it.
@@ -50,6 +50,8 @@ pub struct Host {
     pub accounts: Vec<(Rootfs, Accounts)>,
     /// Where systemd has put what is secret for the service that this is (`$CREDENTIALS_DIRECTORY`).
     pub credentials: Option<PathBuf>,
+    /// An ordinary user's further ids, or what is missing and what helps, where an app wants a range.
+    pub subordinate: Option<Result<Subordinate, (String, String)>>,
     /// Bytes of memory; 0 when the kernel doesn't tell.
     pub memory: u64,
 }
@@ -166,6 +168,7 @@ impl Host {
             cgroups: cgroup::find(mode == Mode::Root),
             accounts: vec![],
             credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            subordinate: None,
             memory: memory(),
         })
     }
@@ -177,6 +180,10 @@ impl Host {
     pub fn look_for(config: &Config) -> Result<Self, HostError> {
         let mut host = Self::look(&config.name)?;
         host.accounts = accounts(config)?;
+        if host.mode == Mode::Rootless && config.apps.iter().any(|app| app.ids == IdCount::Range) {
+            let further = subordinate::of(host.uid, RANGE - 1);
+            host.subordinate = Some(further.map(|(uid, gid)| Subordinate { uid, gid }));
+        }
         Ok(host)
     }
 

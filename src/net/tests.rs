@@ -247,6 +247,7 @@ fn plan(stack: &str, uplink: &str, apps: &[&str]) -> Plan {
     Plan {
         mode: Mode::Root,
         owner: 0,
+        subordinate: None,
         run: "0123abcd".to_owned(),
         credentials: None,
         state_dir: PathBuf::new(),

@@ -371,6 +371,7 @@ impl Namespaces {
         });
         let range = ids.is_range().then_some(Range {
             ids: ids.count,
+            of_user: ids.host_id == 0,
             processes,
         });
         let first = (ids.first(), range);
@@ -530,6 +531,8 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
 #[derive(Debug, Clone, Copy)]
 struct Range {
     ids: u32,
+    /// Whether the first is an ordinary user's own, and so a range by itself.
+    of_user: bool,
     processes: Option<u32>,
 }
 
@@ -679,7 +682,10 @@ fn make_over_a_range(supervisor: &OwnedFd, network: Network, range: Range) -> Ma
             drop(tell);
             let mut word = [0];
             let written = io::Read::read_exact(&mut told, &mut word).and_then(|()| {
-                let lines = format!("0 0 {}\n", range.ids);
+                let lines = match range.of_user {
+                    true => format!("0 0 1\n1 1 {}\n", range.ids - 1),
+                    false => format!("0 0 {}\n", range.ids),
+                };
                 write_maps(process_directory(own)?.as_fd(), &lines, &lines)
             });
             exit_now(written.map_or_else(|e| e.raw_os_error().unwrap_or(1), |()| 0))

@@ -109,6 +109,15 @@ pub struct RecordPlan {
     pub age: u64,
 }
 
+/// The first of an ordinary user's further ids (subuid(5)): over a range an app's 0 is the user, and these are its 1 to 65535.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subordinate {
+    /// Of /etc/subuid.
+    pub uid: u32,
+    /// Of /etc/subgid.
+    pub gid: u32,
+}
+
 /// One stack, decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -118,6 +127,9 @@ pub struct Plan {
     pub mode: Mode,
     /// The uid of who runs it; rootless, every part is this uid outside.
     pub owner: u32,
+    /// An ordinary user's further ids, if an app has a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subordinate: Option<Subordinate>,
     /// Eight hexadecimal digits that tell this run from any other: host objects linger for some 40 ms after their
     /// namespace has gone, so their names must not come back at once.
     pub run: String,
@@ -296,6 +308,10 @@ impl IdMap {
     #[must_use]
     pub fn lines(&self) -> [Vec<[u32; 3]>; 2] {
         [self.uid, self.gid].map(|id| {
+            if self.is_range() && self.host_id == 0 {
+                // An ordinary user's own id and the further ones are two ranges, over which none may reach.
+                return vec![[0, 0, 1], [1, 1, self.count - 1]];
+            }
             if self.is_range() {
                 return vec![[0, self.host_id, self.count]];
             }
@@ -850,6 +866,19 @@ impl Plan {
         match self.mode {
             Mode::Root => ids.host_user(),
             Mode::Rootless => self.owner,
+        }
+    }
+
+    /// Whether a uid of the host's is one of a part's with these ids.
+    #[must_use]
+    pub fn is_of(&self, ids: IdMap, uid: u32) -> bool {
+        let further = self.subordinate.filter(|_| ids.is_range());
+        match (self.mode, further) {
+            (Mode::Root, _) => ids.has(uid),
+            (Mode::Rootless, Some(further)) => {
+                uid == self.owner || (further.uid..further.uid + RANGE - 1).contains(&uid)
+            }
+            (Mode::Rootless, None) => uid == self.owner,
         }
     }
 

@@ -112,12 +112,14 @@ pub enum PlanError {
         owner: u32,
     },
     /// Whose files are whose is for root to say.
-    #[error("volume {} of {app}: owners, which takes root", path.display())]
+    #[error("volume {} of {app}: {option}, which takes root", path.display())]
     OwnersOfUser {
         /// The app.
         app: String,
         /// The volume's place in the app.
         path: PathBuf,
+        /// `owner=USER` or `owners`.
+        option: String,
     },
     /// A range is mapped for who begins as root.
     #[error("{app} has ids = \"range\" and a user or group that is not root's")]
@@ -126,10 +128,14 @@ pub enum PlanError {
         app: String,
     },
     /// There is no range to map.
-    #[error("{app} has ids = \"range\", and an ordinary user has one id")]
+    #[error("{app} has ids = \"range\", and {why}")]
     NoRange {
         /// The app.
         app: String,
+        /// What is missing.
+        why: String,
+        /// What helps.
+        hint: String,
     },
     /// Every range of host ids is taken.
     #[error("all {slots} ranges of host ids are taken by other stacks")]
@@ -499,6 +505,10 @@ fn decide(
         stack: stack.clone(),
         mode: host.mode,
         owner: host.uid,
+        subordinate: match &host.subordinate {
+            Some(Ok(further)) if apps.iter().any(|app| app.ids.is_range()) => Some(*further),
+            _ => None,
+        },
         run: host.run.clone(),
         state_dir: host.state.stack(stack),
         credentials: host.credentials.clone().filter(|_| {
@@ -901,10 +911,11 @@ fn volumes(app: &config::App, host: &Host) -> Result<Vec<Volume>, PlanError> {
                 option,
             });
         }
-        if volume.owners && host.mode == Mode::Rootless {
+        if host.mode == Mode::Rootless {
             return Err(PlanError::OwnersOfUser {
                 app: app_name,
                 path,
+                option,
             });
         }
         let Some(name) = volume.owner_name.take() else {
@@ -945,9 +956,19 @@ fn inside(app: &config::App, host: &Host) -> Result<Ids, PlanError> {
         });
     }
     if app.ids == IdCount::Range && host.mode == Mode::Rootless {
-        return Err(PlanError::NoRange {
-            app: app.name.to_string(),
-        });
+        let nothing = || ("an ordinary user has one id".to_owned(), String::new());
+        if let Err((why, hint)) = host
+            .subordinate
+            .clone()
+            .ok_or_else(nothing)
+            .and_then(|found| found)
+        {
+            return Err(PlanError::NoRange {
+                app: app.name.to_string(),
+                why,
+                hint,
+            });
+        }
     }
     Ok(Ids { uid, gid })
 }
@@ -993,7 +1014,9 @@ fn id_maps(
     };
     Ok(move |inside: Ids, ids| {
         let (host_id, count) = match (&mut next, ids) {
-            (None, _) => (0, 1),
+            // Its 0 is the user.
+            (None, IdCount::Range) => (0, RANGE),
+            (None, IdCount::One) => (0, 1),
             (Some(_), IdCount::Range) => (slot()?, RANGE),
             (Some(next), IdCount::One) => {
                 let (host_id, count) = (*next, if inside == Ids::ROOT { 1 } else { 2 });

@@ -14,7 +14,7 @@ use crate::confine::seccomp::Profile;
 use crate::firewall;
 use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::reach;
-use crate::plan::{AppPlan, CannotRoll, Mode, Plan, Transport, UplinkEnd};
+use crate::plan::{AppPlan, CannotRoll, Mode, Plan, Subordinate, Transport, UplinkEnd};
 use crate::text::{duration, size};
 
 /// Who may reach whom as a matrix: who connects stands at the left, `.` is no port at all.
@@ -263,7 +263,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         key("user")
     )?;
     if app.ids.is_range() {
-        range(out, app, &key("ids"))?;
+        range(out, app, plan.subordinate, &key("ids"))?;
     }
     if app.workdir != Path::new("/") {
         writeln!(
@@ -519,15 +519,29 @@ fn ports(ports: &[u16]) -> String {
 }
 
 /// What a range of ids is, and what it costs.
-fn range(out: &mut String, app: &AppPlan, origin: &str) -> std::fmt::Result {
+fn range(
+    out: &mut String,
+    app: &AppPlan,
+    further: Option<Subordinate>,
+    origin: &str,
+) -> std::fmt::Result {
     let (first, count) = (app.ids.host_id, app.ids.count);
     let held = app.ids.capabilities().iter().map(ToString::to_string);
-    writeln!(
-        out,
-        "  ids 0 to {} inside, {first} to {} outside, of nobody else  ({origin})",
-        count - 1,
-        first + count - 1
-    )?;
+    match further {
+        None => writeln!(
+            out,
+            "  ids 0 to {} inside, {first} to {} outside, of nobody else  ({origin})",
+            count - 1,
+            first + count - 1
+        )?,
+        Some(further) => writeln!(
+            out,
+            "  ids 0 to {} inside: you, and {} to {} of /etc/subuid, which your other stacks have, too  ({origin})",
+            count - 1,
+            further.uid,
+            further.uid + count - 2
+        )?,
+    }
     writeln!(
         out,
         "    begins as root with {}, over these ids alone, and loses them with the change to another\n    \

@@ -460,7 +460,7 @@ fn supervise_here(
             };
             let cgroups = limit(&mut plan, strict_limits)?;
             if plan.mode == Mode::Rootless {
-                rootless::become_root_of_own_namespaces()
+                rootless::become_root_of_own_namespaces(plan.subordinate)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
             Ok((listeners, control, cgroups, record))
