@@ -445,3 +445,22 @@ fn an_app_that_asks_without_end_keeps_nobody_waiting() {
     assert_eq!(said.matches("  keyctl(").count(), 64, "{said}");
     assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
 }
+
+#[test]
+fn one_that_listens_and_takes_no_connection_is_told_where_to_look() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // At any address, as far as the kernel tells, but of the loopback alone.
+    let code = "import socket, time\ns = socket.socket()\ns.setsockopt(socket.SOL_SOCKET, 25, b'lo')\n\
+                s.bind(('0.0.0.0', 8000))\ns.listen()\ntime.sleep(99)";
+    let (code, said) = told(&lab, &[PYTHON, "-c", code], "publish = [\"9000:8000\"]");
+    assert_eq!(code, 1, "{said}");
+    for words in [
+        "connect through the sidecar to app port 8000: Connection refused",
+        "hint: python3 listened and then took no connection",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}

@@ -587,6 +587,11 @@ fn supervise_here(
                 let hints = case.map_or_else(Vec::new, |case| case.elsewhere(port.port, listening));
                 return Err(advised(e.into(), &hints));
             }
+            StackError::Path { app, .. } => {
+                let case = case(&outline.apps, Some(app), None, &said);
+                let hints = case.map_or_else(Vec::new, |case| case.deaf());
+                return Err(advised(e.into(), &hints));
+            }
             StackError::Unhealthy { app, .. } | StackError::JobGoesOn { app, .. } => {
                 let hints = hints(&outline.apps, Some(app), None, &said);
                 return Err(advised(e.into(), &hints));
