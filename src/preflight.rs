@@ -15,6 +15,7 @@ use crate::host::{Host, holder};
 use crate::net::publish::{self, Listener};
 use crate::part::secrets;
 use crate::part::volumes::{self, sockets};
+use crate::plan::neighbour::{self, Neighbour};
 use crate::plan::reach;
 use crate::plan::{AppPlan, MOST_DOORS, Mode, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::rootfs::{self, Enclosing};
@@ -124,16 +125,16 @@ fn look(
 /// Grants by NAT for an address of this host's at which a stack publishes by DNAT, this one or another. Such a packet is
 /// translated first, and the rule that grants it knows it no more: it would be dropped, and the app would wait.
 fn hairpins(plan: &Plan, host: &Host) -> Vec<Problem> {
-    let others = host.others.iter();
-    let pairs = std::iter::once((plan, plan))
-        .chain(others.clone().map(|other| (plan, other)))
-        .chain(others.map(|other| (other, plan)));
+    let (own, others) = (Neighbour::from(plan), host.others.iter());
+    let pairs = std::iter::once((&own, &own))
+        .chain(others.clone().map(|other| (&own, other)))
+        .chain(others.map(|other| (other, &own)));
     let mut problems = vec![];
     for (from, to) in pairs {
-        if from.egress.is_none() || from.egress_relay().is_some() {
+        if !from.leaves_by_nat() {
             continue;
         }
-        let ports: Vec<(&AppPlan, &PublishPlan)> = to
+        let ports: Vec<(&neighbour::App, &PublishPlan)> = to
             .published()
             .filter(|(_, publish)| publish.via == Transport::Dnat)
             .collect();
@@ -153,7 +154,8 @@ fn hairpins(plan: &Plan, host: &Host) -> Vec<Problem> {
                 let Some((published, publish)) = ports.iter().find(|(_, port)| meets(port)) else {
                     continue;
                 };
-                let whose = |of: &Plan, app: &AppPlan| format!("{} of {}", app.name, of.stack);
+                let whose =
+                    |of: &Neighbour, app: &neighbour::App| format!("{} of {}", app.name, of.stack);
                 problems.push(problem(
                     format!(
                         "egress \"{egress}\" of {} leads to {}, which is published on this host by dnat: by the host's nat that does not come through",

@@ -25,6 +25,7 @@ use rustix::event::Timespec;
 
 use crate::names::StackName;
 use crate::plan::Plan;
+use crate::plan::neighbour::Neighbour;
 use crate::plan::reach::Document;
 use crate::sys;
 
@@ -307,6 +308,13 @@ impl StateRoot {
     /// The plan that a stack was brought up with; `None` when there is none that can be read.
     #[must_use]
     pub fn plan(&self, name: &StackName) -> Option<Plan> {
+        let text = std::fs::read(self.stack(name).join("plan.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// What others have to know of a stack, as [`StateRoot::plan`].
+    #[must_use]
+    pub fn neighbour(&self, name: &StackName) -> Option<Neighbour> {
         let text = std::fs::read(self.stack(name).join("plan.json")).ok()?;
         serde_json::from_slice(&text).ok()
     }

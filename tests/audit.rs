@@ -225,7 +225,7 @@ fn a_root_in_a_directory_passes() {
     lab.ok(&[
         "sh",
         "-ec",
-        "mkdir -p $0/usr $0/etc $0/proc $0/dev $0/tmp; ln -s usr/bin usr/lib usr/lib64 $0/; mount --rbind /usr $0/usr",
+        "mkdir -p $0/usr $0/etc $0/proc $0/dev $0/tmp; ln -s usr/bin usr/lib usr/lib64 $0/; mount -o bind,ro /usr $0/usr",
         root.to_str().unwrap(),
     ]);
     let text = format!(

@@ -13,10 +13,10 @@ use support::look::{self, PYTHON};
 const MAKE_ROOT: &str = r#"
 set -e
 mkdir -p "$1"/usr "$1"/proc "$1"/dev "$1"/tmp "$1"/etc "$1"/opt
-mount --bind /usr "$1"/usr
+mount -o bind,ro /usr "$1"/usr
 for name in bin sbin lib lib32 lib64 libx32; do
     [ ! -L /$name ] || cp -P /$name "$1"/
-    [ -L /$name ] || [ ! -d /$name ] || { mkdir "$1"/$name; mount --bind /$name "$1"/$name; }
+    [ -L /$name ] || [ ! -d /$name ] || { mkdir "$1"/$name; mount -o bind,ro /$name "$1"/$name; }
 done
 [ ! -e /etc/ld.so.cache ] || cp /etc/ld.so.cache "$1"/etc
 "#;
@@ -242,7 +242,7 @@ fn a_directory_is_the_whole_root_and_read_only_whoever_owns_it() {
         "sh",
         "-ec",
         &format!(
-            "cd {}; mkdir open mounted; echo {token} >open/file; chmod -R a+rwX open; chown -R {app}:{app} open .\n\
+            "cd {}; mkdir open mounted; echo {token} >open/file; chmod -R a+rwX open; chown -R {app}:{app} open; chown {app}:{app} .\n\
              mount -t tmpfs -o mode=777 tmpfs mounted; touch mounted/file; chmod 666 mounted/file\n\
              mknod memory c 1 1; chmod 666 memory; ln -s /etc/shadow out; ln -s ../../../../etc/shadow up",
             root.display()

@@ -191,7 +191,7 @@ fn a_java_server_serves_under_default_and_strict() {
             "sh",
             "-ec",
             "mkdir -p $0/usr $0/etc $0/proc $0/dev $0/tmp; ln -s usr/bin usr/lib usr/lib64 $0/
-             mount --rbind /usr $0/usr; cp -rL /etc/java* /etc/alternatives /etc/ld.so.cache $0/etc/ 2>/dev/null || :
+             mount -o bind,ro /usr $0/usr; cp -rL /etc/java* /etc/alternatives /etc/ld.so.cache $0/etc/ 2>/dev/null || :
              rm -r $0/etc/alternatives; cp -r /etc/alternatives $0/etc/",
             root.to_str().unwrap(),
         ]);

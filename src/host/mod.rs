@@ -3,7 +3,6 @@
 
 pub mod holder;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,8 @@ use crate::firewall::{self, Forwarding, IpFamily};
 use crate::names::StackName;
 use crate::net;
 use crate::part::cgroup;
-use crate::plan::{Mode, Plan, RANGE, Subordinate};
+use crate::plan::neighbour::Neighbour;
+use crate::plan::{Mode, RANGE, Subordinate};
 use crate::state::StateRoot;
 
 /// This machine, as far as a plan depends on it.
@@ -40,8 +40,8 @@ pub struct Host {
     pub deaf_to_routers: Vec<String>,
     /// Why there can be no IPv6 here, if there can't.
     pub no_ipv6: Option<String>,
-    /// The plans of the other stacks here, without what only they themselves need.
-    pub others: Vec<Plan>,
+    /// The other stacks here.
+    pub others: Vec<Neighbour>,
     /// The first port that an ordinary user may bind (`net.ipv4.ip_unprivileged_port_start`).
     pub first_user_port: u16,
     /// Where cgroups may be made.
@@ -121,8 +121,7 @@ impl Host {
             .unwrap_or_default()
             .iter()
             .filter(|other| *other != name)
-            .filter_map(|other| state.plan(other))
-            .map(in_short)
+            .filter_map(|other| state.neighbour(other))
             .collect();
         let (net, [forwarding, forwarding6]) = match mode {
             // The runtime lives for this question only: what follows may unshare, which a process with a runtime
@@ -240,18 +239,6 @@ fn no_ipv6() -> Option<String> {
         Ok(_) => Some("net.ipv6.conf.all.disable_ipv6 is 1".to_owned()),
         Err(_) => Some("this kernel has no IPv6".to_owned()),
     }
-}
-
-/// A plan without what is longest in it: there may be hundreds of them.
-fn in_short(mut plan: Plan) -> Plan {
-    plan.rules = None;
-    plan.origins = BTreeMap::new();
-    for app in &mut plan.apps {
-        app.env = BTreeMap::new();
-        app.seccomp.calls = BTreeMap::new();
-        app.seccomp.unknown = vec![];
-    }
-    plan
 }
 
 /// As `ipv6_accept_ra` has it (include/net/ipv6.h).

@@ -6,6 +6,7 @@
 
 pub mod change;
 mod egress;
+pub mod neighbour;
 pub mod reach;
 pub mod resolve;
 mod seat;

@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
 use crate::net;
 use crate::part::cgroup;
+use crate::plan::neighbour::Neighbour;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
     Mode, Plan, PublishPlan, RANGE, RecordPlan, Spare, Transport, Turn, UplinkEnd, UplinkPlan,
@@ -303,7 +304,7 @@ fn join(
     joined: &[PartName],
     plan: &mut Plan,
     running: &Plan,
-    other_stacks: &[Plan],
+    other_stacks: &[Neighbour],
 ) {
     let others: Vec<AppPlan> = running
         .apps
@@ -317,7 +318,7 @@ fn join(
         return;
     };
     if app.ids.is_range() {
-        let mut taken = slots(running);
+        let mut taken = slots(&Neighbour::from(running));
         taken.extend(other_stacks.iter().flat_map(slots));
         taken.extend(others.iter().map(|app| slot_of(&app.ids)));
         app.ids.host_id = free_slot(&plan.stack, &taken).unwrap_or(app.ids.host_id);
@@ -978,7 +979,7 @@ fn slot_of(ids: &IdMap) -> u32 {
 }
 
 /// The ranges of host ids that a stack has: one for all its parts, and one for each app with a range of its own.
-fn slots(plan: &Plan) -> Vec<u32> {
+fn slots(plan: &Neighbour) -> Vec<u32> {
     let ranges = plan.apps.iter().map(|app| &app.ids);
     let ranges = ranges.filter(|ids| ids.is_range());
     std::iter::once(&plan.sidecar)

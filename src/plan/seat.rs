@@ -296,6 +296,7 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::plan::PublishPlan;
+    use crate::plan::neighbour::Neighbour;
 
     /// A stack of web, which publishes a port, and db, to which it connects; read from JSON, as from a running stack.
     fn plan() -> Plan {
@@ -501,6 +502,26 @@ mod tests {
             .map(|app| app.address)
             .collect();
         assert_eq!(both.len(), 2, "{both:?}");
+    }
+
+    #[test]
+    fn what_others_read_of_a_plan_is_what_it_has() {
+        let mut plan = plan();
+        plan.egress = Some(crate::plan::EgressPlan {
+            via: crate::plan::EgressVia::Nat,
+            why: String::new(),
+            ids: plan.relay,
+        });
+        plan.apps[1].egress = vec![crate::config::Egress {
+            protocol: Protocol::Tcp,
+            to: "192.0.2.1/32".parse().unwrap(),
+            first_port: 80,
+            last_port: 80,
+        }];
+        let written = serde_json::to_string(&plan).unwrap();
+        let read: Neighbour = serde_json::from_str(&written).unwrap();
+        assert_eq!(read, Neighbour::from(&plan));
+        assert!(read.leaves_by_nat() && read.published().count() == 1);
     }
 
     #[test]

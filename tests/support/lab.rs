@@ -5,7 +5,8 @@
 //! client netns, eth0 10.99.0.2  ==(veth)==  ext0 10.99.0.1, the lab
 //! ```
 //!
-//! Nothing in a lab has a route to anywhere else. When it is dropped its pid namespace ends, and with it everything
+//! The machine's own programs are read-only in it: whatever a test does as root, /usr is as it was. Nothing in a lab has a
+//! route to anywhere else. When it is dropped its pid namespace ends, and with it everything
 //! that was started in it.
 
 use std::io::{BufRead, BufReader};
@@ -25,6 +26,7 @@ pub const CLIENT6: &str = "2001:db8::2";
 /// What makes a lab, in its namespaces: it says "ready" and holds them until its standard input ends.
 const SETUP: &str = r#"
 set -e
+mount -o bind,ro /usr /usr
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /var/log
 mkdir -p /run/netns /run/lab
