@@ -119,7 +119,12 @@ impl VolumeError {
     /// What to do about it, where that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        let own = |path: &Path, id: u32| format!("chown -R {id}:{id} {}", path.display());
+        let own = |path: &Path, id: u32| match is_the_systems(path) {
+            true => format!(
+                "install -d -o {id} -g {id} /srv/DIRECTORY, and that for this one, which is the system's"
+            ),
+            false => format!("chown -R {id}:{id} {}", path.display()),
+        };
         match self {
             Self::Call { source, path, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some(format!("mkdir -p {}", path.display()))
@@ -144,6 +149,16 @@ impl VolumeError {
             _ => None,
         }
     }
+}
+
+/// Whether others than the app live of what is there: a line that gives it away would be the machine's end.
+fn is_the_systems(path: &Path) -> bool {
+    const ALL_OF: [&str; 9] = [
+        "/usr", "/etc", "/boot", "/bin", "/sbin", "/lib", "/proc", "/sys", "/dev",
+    ];
+    let below = path.components().count().saturating_sub(1);
+    let shared = below < 2 || path.starts_with("/var") && below < 3;
+    shared || ALL_OF.iter().any(|top| path.starts_with(top))
 }
 
 fn kernels_hint(path: &Path, at: &Path, kind: &str) -> String {
@@ -399,6 +414,36 @@ impl Open {
                 owners: self.owners,
             }),
             Err(e) => Err(at("map the ids of its files", &self.host)(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_the_systems_is_not_to_be_given_away() {
+        for (path, is) in [
+            ("/", true),
+            ("/srv", true),
+            ("/usr", true),
+            ("/usr/share/app", true),
+            ("/etc/app", true),
+            ("/var/lib", true),
+            ("/var/lib/app", false),
+            ("/srv/app", false),
+            ("/home/user", false),
+        ] {
+            assert_eq!(is_the_systems(Path::new(path)), is, "{path}");
+            let hint = VolumeError::Roots {
+                path: path.into(),
+                uid: 0,
+                gid: 0,
+                app: 7,
+            };
+            let hint = hint.hint().unwrap_or_default();
+            assert_eq!(hint.contains("chown -R 7:7 "), !is, "{hint}");
         }
     }
 }
