@@ -212,12 +212,13 @@ fn a_supervisor_that_was_killed_leaves_how_too_once_somebody_finds_it() {
         let status = lab.status(&name);
         lab.kill("KILL", &status["supervisor"]);
         until("it is gone", || {
-            let found = lab.run(&[
-                "test",
-                "-e",
-                &format!("/proc/{}/fd/0", status["supervisor"]),
-            ]);
-            (!found.status.success()).then_some(())
+            // Its locks with it: a process is a zombie after it has closed everything.
+            let ended = format!(
+                "! grep '^State:' /proc/{}/status 2>/dev/null | grep -qv Z",
+                status["supervisor"]
+            );
+            let ended = lab.run(&["sh", "-c", &ended]);
+            ended.status.success().then_some(())
         });
         match finds {
             "ps" => {
