@@ -28,7 +28,7 @@ pub struct Host {
     pub state: StateRoot,
     /// Where their logs are.
     pub logs: PathBuf,
-    /// Eight hexadecimal digits nobody else has: see [`Plan::run`].
+    /// Eight hexadecimal digits nobody else has: see [`run`](crate::plan::Plan::run).
     pub run: String,
     /// Addresses, routes and links of the host.
     pub net: net::Facts,

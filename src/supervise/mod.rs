@@ -1586,7 +1586,7 @@ impl Supervisor {
 
     /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
     /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
-    /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`hear_out`].
+    /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`Journal::hear_out`].
     async fn take_down(mut self, hurry: bool, remains: &mut Remains) -> Vec<Client> {
         let ground = Arc::clone(&self.ground);
         remains.since = Some(self.since);
