@@ -308,13 +308,17 @@ impl StateRoot {
     /// The plan that a stack was brought up with; `None` when there is none that can be read.
     #[must_use]
     pub fn plan(&self, name: &StackName) -> Option<Plan> {
-        let text = std::fs::read(self.stack(name).join("plan.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+        self.read_plan(name)
     }
 
     /// What others have to know of a stack, as [`StateRoot::plan`].
     #[must_use]
     pub fn neighbour(&self, name: &StackName) -> Option<Neighbour> {
+        self.read_plan(name)
+    }
+
+    /// As much of a stack's plan as `T` has.
+    fn read_plan<T: serde::de::DeserializeOwned>(&self, name: &StackName) -> Option<T> {
         let text = std::fs::read(self.stack(name).join("plan.json")).ok()?;
         serde_json::from_slice(&text).ok()
     }

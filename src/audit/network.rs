@@ -141,7 +141,7 @@ fn tried(
 fn pause(milliseconds: u64) {
     let time = std::time::Duration::from_millis(milliseconds);
     let wait = rustix::event::Timespec {
-        tv_sec: 0,
+        tv_sec: time.as_secs().cast_signed(),
         tv_nsec: time.subsec_nanos().into(),
     };
     let _ = rustix::event::poll(&mut [], Some(&wait));

@@ -763,7 +763,7 @@ impl Case<'_> {
 
     /// What to do about a file of root's that nobody else may read: as a volume it stays so.
     fn secret(&self, path: &Path) -> Option<String> {
-        // What a server writes is no secret of root's.
+        // A file that the server itself writes does not hold secrets of root's.
         if ["/run", "/tmp", "/var/cache", "/var/log"]
             .iter()
             .any(|place| path.starts_with(place))

@@ -255,7 +255,7 @@ fn sweep(state: &StateRoot) -> Result<usize, Failure> {
         return Ok(0);
     }
     for stack in state.stacks()? {
-        // Who is gone, silent or has no part in it is no reason to stop: the next one may have.
+        // A supervisor that is gone, does not answer, or has no part in the table is passed over: the next one may have it.
         let Ok(Some(fd)) = host_table(state, &stack) else {
             continue;
         };

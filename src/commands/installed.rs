@@ -311,7 +311,7 @@ fn files(record: &Path, package: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The units and scripts of these files that start the program, as text; `None` where nothing does, and it is no server.
+/// The text of the units and scripts among these files that start the program; `None` where none does: then it is no server.
 fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<String>> {
     let is_unit = |path: &Path| {
         let service = path.extension().is_some_and(|kind| kind == "service");

@@ -305,7 +305,7 @@ impl<'n> Of<'n> {
         }
     }
 
-    /// Whether a chain or a set of the table is asked of: one that is no other stack's.
+    /// Whether a chain or a set of the table is wanted: it belongs to this stack, or to none.
     fn has(&self, name: &str) -> bool {
         match &self.part {
             Some(part) => part.own(name).is_some() || !shared::is_of_stack(name),

@@ -178,13 +178,7 @@ impl Shared {
 
     fn lock(&self) -> Result<Lock<'_>, SharedError> {
         let begun = Instant::now();
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
+        let lock = whole(libc::F_WRLCK);
         loop {
             match fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&lock)) {
                 Ok(_) => break,
@@ -310,15 +304,19 @@ struct Lock<'s>(&'s Shared);
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        let lock = libc::flock {
-            l_type: libc::F_UNLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
         // It is refused for nothing but an argument that is wrong.
-        let _ = fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&lock));
+        let _ = fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&whole(libc::F_UNLCK)));
+    }
+}
+
+/// A lock of this kind on all of a file (fcntl(2)).
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
     }
 }
 

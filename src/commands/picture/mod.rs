@@ -137,14 +137,6 @@ impl Picture {
         let mut picture = Self::running(status);
         if let Some(traffic) = &status.traffic {
             picture.refused.push(format!("{} refused", traffic.refused));
-            for app in &mut picture.apps {
-                let mut counted = traffic.apps.iter();
-                let its = counted.find(|of| of.name.as_deref() == Some(&app.name));
-                if let Some(its) = its {
-                    app.lines.push(format!("{} open", its.open));
-                    app.lines.push(format!("{} accepted", its.accepted));
-                }
-            }
         }
         if let Some(refused) = &status.refused_by_relay {
             let all = refused.all.by_rule().map(|(_, packets)| packets);
@@ -152,23 +144,25 @@ impl Picture {
             picture.refused.push(format!("{sum} by relay"));
         }
         for app in &mut picture.apps {
-            app.refused(status);
+            app.counted(status);
         }
         picture
     }
 }
 
 impl App {
-    /// What was refused on the way to it, at its edge if it has one only, and on the way from it.
-    fn refused(&mut self, status: &Status) {
-        let traffic = status.traffic.iter().flat_map(|traffic| &traffic.apps);
-        let mut its = traffic.filter(|of| of.name.as_deref() == Some(self.name.as_str()));
-        let its = its.next().cloned().unwrap_or_default();
+    /// Its connections; and what was refused on the way to it, at its edge if it has one only, and on the way from it.
+    fn counted(&mut self, status: &Status) {
+        let mut traffic = status.traffic.iter().flat_map(|traffic| &traffic.apps);
+        let its = traffic.find(|of| of.name.as_deref() == Some(self.name.as_str()));
+        if let Some(its) = its {
+            self.lines.push(format!("{} open", its.open));
+            self.lines.push(format!("{} accepted", its.accepted));
+        }
+        let (to, from) = its.map_or((0, 0), |its| (its.refused, its.refused_from));
         let by_relay = status.refused_by_relay.as_ref();
         let by_relay = by_relay.and_then(|refused| refused.apps.get(&self.name));
-        let to = its
-            .refused
-            .saturating_add(by_relay.copied().unwrap_or_default());
+        let to = to.saturating_add(by_relay.copied().unwrap_or_default());
         let mut ways: Vec<&mut String> = { self.edges.iter_mut() }
             .filter_map(|edge| match edge {
                 Edge::In { via, .. } => Some(via),
@@ -180,9 +174,8 @@ impl App {
             [via] => **via += &format!(", {to} refused"),
             _ => self.lines.push(format!("{to} refused")),
         }
-        if its.refused_from > 0 {
-            self.lines
-                .push(format!("{} refused from it", its.refused_from));
+        if from > 0 {
+            self.lines.push(format!("{from} refused from it"));
         }
     }
 }
