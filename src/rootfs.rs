@@ -519,7 +519,8 @@ pub fn enter_empty() -> Result<(), RootfsError> {
     pivot(root)
 }
 
-/// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out.
+/// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out, and hands
+/// out the socket that is its `/dev/log`.
 /// Secrets are given by their names, with whose they and the tmpfs are.
 ///
 /// Should be called by a stage in its own mount and pid namespace, before it drops anything. Mustn't be called where
@@ -535,7 +536,7 @@ pub fn enter(
     (secrets, owner): (&[String], Ids),
     limits: &Limits,
     hosts: &str,
-) -> Result<Vec<String>, RootfsError> {
+) -> Result<(Vec<String>, OwnedFd), RootfsError> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
     let mut over = None;
@@ -578,7 +579,7 @@ pub fn enter(
             root
         }
     };
-    device_files(&root)?;
+    let dev = device_files(&root)?;
     let mut notes = vec![];
     if !proc::make(&root, limits)? {
         notes.push(
@@ -649,7 +650,26 @@ pub fn enter(
     sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
         .map_err(at("make read-only", "/"))?;
     pivot(root)?;
-    Ok(notes)
+    // By its whole path, so that /proc/net/unix has it as the app's own.
+    let log = bind_log()?;
+    sys::mount::set_attributes(dev.as_fd(), false, READ_ONLY & !libc::MOUNT_ATTR_NODEV)
+        .map_err(at("make read-only", "/dev"))?;
+    Ok((notes, log))
+}
+
+/// Where syslog(3) sends its messages.
+pub const LOG: &str = "/dev/log";
+
+/// The socket at [`LOG`], to which everybody in the app may send.
+fn bind_log() -> Result<OwnedFd, RootfsError> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
+        .map_err(at("make a socket for", LOG))?;
+    let address = SocketAddrUnix::new(LOG).map_err(at("name", LOG))?;
+    rustix::net::bind(&socket, &address).map_err(at("bind", LOG))?;
+    rustix::fs::chmod(LOG, Mode::from_raw_mode(0o666)).map_err(at("open to all", LOG))?;
+    Ok(socket)
 }
 
 /// Puts an app's secrets where it finds them, for itself alone, and for good.
@@ -758,8 +778,8 @@ const DEVICES: [(&str, u32, u32); 5] = [
     ("urandom", 1, 9),
 ];
 
-/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace.
-fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
+/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace. It is writable still.
+fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
     let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
     attach(&dev, root, Path::new("dev"))?;
     for (name, major, minor) in DEVICES {
@@ -801,8 +821,7 @@ fn device_files(root: &OwnedFd) -> Result<(), RootfsError> {
         rustix::fs::symlinkat(target, &dev, name).map_err(at("link", name))?;
     }
     rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o755)).map_err(at("make", "/dev/shm"))?;
-    sys::mount::set_attributes(dev.as_fd(), false, READ_ONLY & !libc::MOUNT_ATTR_NODEV)
-        .map_err(at("make read-only", "/dev"))
+    Ok(dev)
 }
 
 /// `path` within `root`, opened without following a symbolic link anywhere.

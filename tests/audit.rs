@@ -288,6 +288,7 @@ seccomp = "{}"
 #[test]
 fn a_leaked_descriptor_is_found() {
     weakened("leak-descriptor", &["leak-descriptors"]);
+    weakened("log-descriptors", &["sockets-log"]);
 }
 
 #[test]

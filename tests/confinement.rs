@@ -174,8 +174,9 @@ def view():
     );
     // Nor does any other part have the file, or the environment.
     let status = lab.status("web");
-    // The sidecar: the supervisor, the rules, and the traffic log with the group of the user's rules and its way out.
-    for (part, sockets) in [("sidecar", 7), ("relay", 7), ("app", 1)] {
+    // The sidecar: the supervisor, the rules, and the traffic log with the group of the user's rules and its way out. The
+    // app's pid 1: the supervisor, and the app's /dev/log.
+    for (part, sockets) in [("sidecar", 7), ("relay", 7), ("app", 2)] {
         let pid = look::init(&status, part);
         let fds = look::links(&lab, pid, "fd");
         let files: Vec<_> = fds.values().filter(|link| link.starts_with('/')).collect();
@@ -367,6 +368,8 @@ for name in os.listdir("/dev"):
         found[name] = [os.major(at.st_rdev), os.minor(at.st_rdev)]
     elif stat.S_ISLNK(at.st_mode):
         found[name] = os.readlink("/dev/" + name)
+    elif stat.S_ISSOCK(at.st_mode):
+        found[name] = "%o" % at.st_mode
     else:
         found[name] = os.listdir("/dev/" + name)
 say(found)
@@ -377,7 +380,7 @@ say(found)
         json!({
             "null": [1, 3], "zero": [1, 5], "full": [1, 7], "random": [1, 8], "urandom": [1, 9],
             "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
-            "shm": [],
+            "shm": [], "log": "140666",
         })
     );
 }

@@ -1313,6 +1313,14 @@ pub static CATALOGUE: &[Probe] = &[
     ),
     probe(
         Files,
+        App,
+        "sockets-log",
+        "a descriptor sent along with a message to /dev/log",
+        "unix(7), SCM_RIGHTS: who has to close it waits as long as its sender wants (socket(7), SO_LINGER)",
+        "EPERM, or closed by who reads it",
+    ),
+    probe(
+        Files,
         Outside,
         "app-mounts-kernel",
         "file systems of the kernel's own among the app's mounts",

@@ -17,7 +17,7 @@ use super::catalogue::{Probe, Side};
 use super::{Outcome, Verdict};
 use crate::confine::privileges;
 use crate::firewall;
-use crate::rootfs::proc;
+use crate::rootfs::{self, proc};
 use crate::sys::attempt::{self, Attempt, SocketOption};
 
 /// What probes inside need to know of the plan and of the host.
@@ -257,6 +257,7 @@ fn named(id: &str, context: &Context) -> Outcome {
         "files-devices" => devices(),
         "files-host-secrets" => secrets(context),
         "files-host-sockets" => sockets(context),
+        "sockets-log" => descriptor_to_log(),
         "process-see" => processes(),
         "process-signal" => signals(context),
         "process-oom" => match OpenOptions::new()
@@ -851,6 +852,51 @@ fn is_of_another(path: &Path, own: &HashSet<&str>) -> bool {
         Ok(None) => !listed(),
         Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => !listed(),
         Err(_) => false,
+    }
+}
+
+/// How long the app's pid 1 may take to close what was sent to it.
+const CLOSES_WITHIN: rustix::fs::Timespec = rustix::fs::Timespec {
+    tv_sec: 3,
+    tv_nsec: 0,
+};
+
+/// Sends one end of a pipe to `/dev/log`, closes its own, and sees at the other whether nobody has it any more.
+fn descriptor_to_log() -> Outcome {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
+    let sent = || {
+        let (end, sent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::DGRAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(rootfs::LOG)?)?;
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        let fds = [sent.as_fd()];
+        along.push(SendAncillaryMessage::ScmRights(&fds));
+        // Of which no line is made.
+        let message = [io::IoSlice::new(b"\0")];
+        rustix::net::sendmsg(&socket, &message, &mut along, SendFlags::NOSIGNAL)?;
+        Ok::<_, rustix::io::Errno>(end)
+    };
+    let end = match sent().map_err(io::Error::from) {
+        Ok(end) => end,
+        Err(e) if is(&e, &[libc::EPERM, libc::EACCES, libc::ENOENT]) => {
+            return Outcome::pass(say(&e));
+        }
+        Err(e) => return Outcome::unknown(say(&e)),
+    };
+    let mut closed = [rustix::event::PollFd::new(
+        &end,
+        rustix::event::PollFlags::IN,
+    )];
+    match rustix::event::poll(&mut closed, Some(&CLOSES_WITHIN)) {
+        Ok(0) => Outcome::fail("it was taken and is open still"),
+        Ok(_) => Outcome::pass("it was taken and closed"),
+        Err(e) => Outcome::unknown(say(&e.into())),
     }
 }
 

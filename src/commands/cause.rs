@@ -142,7 +142,7 @@ impl Case<'_> {
             let wrote = self.said.iter().any(|line| !line.trim().is_empty());
             if hints.is_empty() && !wrote {
                 hints.push(self.begins_as_root().unwrap_or_else(|| format!(
-                    "{} wrote nothing: let it log to its standard error and not to syslog, which no app has, or say more (-d, -v, --debug); one that must begin as root and tells nobody takes ids = \"range\"",
+                    "{} wrote nothing, neither to its standard error nor to syslog: let it do either, or say more (-d, -v, --debug); one that must begin as root and tells nobody takes ids = \"range\"",
                     text::harmless(self.program(), 64)
                 )));
             }
@@ -190,7 +190,7 @@ impl Case<'_> {
         let mut hints = self.hints();
         if hints.is_empty() {
             hints.push(format!(
-                "{} listened and then took no connection: it has ended or closed its socket. Let it log to its standard error and not to syslog, which no app has, to see why; a TCP port more of its own (a control port, say) takes listen = [PORT]",
+                "{} listened and then took no connection: it has ended or closed its socket. Let it log to its standard error or to syslog to see why; a TCP port more of its own (a control port, say) takes listen = [PORT]",
                 text::harmless(self.program(), 64)
             ));
         }

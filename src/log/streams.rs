@@ -7,6 +7,8 @@
 //! shell that comes next (TIOCSTI, CVE-2017-5226), and O_NONBLOCK is set for all who have the same file open. So an app
 //! has a pipe for each stream, or a pseudo-terminal in the place of those that are terminals, if that is asked for.
 //!
+//! What it says by syslog(3) its pid 1 writes to one more pipe (`stage::syslog`); for the user that is standard error.
+//!
 //! Nobody is waited for. What an app writes is read as fast as its user takes it, and no faster: then its pipe fills, and
 //! the app waits. What its user writes is read as fast as the app takes it. What is on its way is one [`CHUNK`] each.
 //!
@@ -43,7 +45,9 @@ pub struct Streams {
     pub out: OwnedFd,
     /// Standard error.
     pub err: OwnedFd,
-    /// One of them is a pseudo-terminal, and is to be the command's own.
+    /// Where what comes to its `/dev/log` goes, line by line; writing to it never waits.
+    pub syslog: OwnedFd,
+    /// One of the three is a pseudo-terminal, and is to be the command's own.
     pub terminal: bool,
 }
 
@@ -118,11 +122,13 @@ pub fn alone() -> io::Result<(Streams, Vec<Said>)> {
         });
         Ok::<_, io::Error>(theirs)
     };
-    let (out, err) = (pipe(Stream::Out)?, pipe(Stream::Err)?);
+    let (out, err, syslog) = (pipe(Stream::Out)?, pipe(Stream::Err)?, pipe(Stream::Err)?);
+    rustix::io::ioctl_fionbio(&syslog, true)?;
     let streams = Streams {
         stdin: None,
         out,
         err,
+        syslog,
         terminal: false,
     };
     Ok((streams, said))
@@ -180,20 +186,23 @@ impl Attached {
                 Some((ours, theirs))
             }
         };
+        let mut pipe = |stream| {
+            let (fd, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            let to = Some((Arc::clone(self), stream));
+            said.push(Said {
+                stream,
+                fd: nonblocking(fd)?,
+                to,
+            });
+            Ok::<_, io::Error>(theirs)
+        };
         let mut end = |index: usize, stream| match &pty {
             Some((_, theirs)) if self.terminals[index] => theirs.try_clone(),
-            _ => {
-                let (fd, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                let to = Some((Arc::clone(self), stream));
-                said.push(Said {
-                    stream,
-                    fd: nonblocking(fd)?,
-                    to,
-                });
-                Ok(theirs)
-            }
+            _ => pipe(stream),
         };
         let (out, err) = (end(1, Stream::Out)?, end(2, Stream::Err)?);
+        let syslog = pipe(Stream::Err)?;
+        rustix::io::ioctl_fionbio(&syslog, true)?;
         let stdin = match &pty {
             Some((ours, theirs)) if self.terminals[0] => {
                 // Not before: until there is an app, Ctrl-C is ours to hear.
@@ -217,6 +226,7 @@ impl Attached {
             stdin,
             out,
             err,
+            syslog,
             terminal: pty.is_some(),
         };
         Ok((streams, said))

@@ -1534,6 +1534,7 @@ impl Ground {
         let mut fds = vec![
             streams.out.as_fd(),
             streams.err.as_fd(),
+            streams.syslog.as_fd(),
             self.program.as_fd(),
         ];
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));

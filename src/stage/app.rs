@@ -32,6 +32,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
+use super::syslog::{self, Syslog};
 use super::{StageError, drop_privileges, step, weakened};
 use crate::confine::ceilings;
 use crate::confine::landlock::{self, Writable};
@@ -52,7 +53,9 @@ pub fn run(
     fds: Vec<OwnedFd>,
 ) -> Result<ExitCode, StageError> {
     let mut fds = fds.into_iter();
-    let (Some(out), Some(err), Some(program)) = (fds.next(), fds.next(), fds.next()) else {
+    let (Some(out), Some(err), Some(said), Some(program)) =
+        (fds.next(), fds.next(), fds.next(), fds.next())
+    else {
         return Err(step("take the output")("its descriptors did not come"));
     };
     let stdin = if start.stdin { fds.next() } else { None };
@@ -60,7 +63,7 @@ pub fn run(
         ceilings::processors(cpu.thousandths().div_ceil(1000))
             .map_err(step("take as many processors as it may use"))?;
     }
-    let mut notes = rootfs::enter(
+    let (mut notes, log) = rootfs::enter(
         &start.rootfs,
         fds.collect(),
         &start.tmpfs,
@@ -70,6 +73,9 @@ pub fn run(
         &start.hosts,
     )
     .map_err(step("make the root"))?;
+    if !weakened("log-descriptors") {
+        syslog::refuse_descriptors(&log).map_err(step("refuse descriptors at /dev/log"))?;
+    }
     notes.extend(enter_domain(&start, program.as_fd())?);
     if weakened("leak-everything") {
         std::mem::forget(program);
@@ -117,7 +123,12 @@ pub fn run(
     drop((stdin, out, err));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
-    tend(supervisor, &child_ended, pid, &start).map_err(step("tend the command"))?;
+    let mut syslog = Syslog::new(log, said, start.terminal);
+    if weakened("log-descriptors") {
+        syslog = syslog.unread();
+    }
+    tend(supervisor, &child_ended, &mut syslog, pid, &start).map_err(step("tend the command"))?;
+    syslog.finish();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,7 +140,12 @@ fn enter_domain(start: &AppStart, program: BorrowedFd<'_>) -> Result<Option<Stri
         trees: tmpfs
             .chain(volumes.map(|volume| volume.path.as_path()))
             .collect(),
-        sockets: start.sockets.iter().map(PathBuf::as_path).collect(),
+        sockets: start
+            .sockets
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([Path::new(rootfs::LOG)])
+            .collect(),
         program,
     };
     let without = |what: &str| weakened("landlock") || weakened(&format!("landlock-{what}"));
@@ -154,11 +170,12 @@ struct Visitor {
     host: Option<OwnedFd>,
 }
 
-/// Reaps every child, tells how the command ended, passes signals on, runs what `lrpns exec` asks for; returns when no
-/// process is left, or the supervisor has ended.
+/// Reaps every child, tells how the command ended, passes signals and lines of syslog on, runs what `lrpns exec` asks for;
+/// returns when no process is left, or the supervisor has ended.
 fn tend(
     supervisor: &OwnedFd,
     child_ended: &SignalFd,
+    syslog: &mut Syslog,
     command: Pid,
     start: &AppStart,
 ) -> io::Result<()> {
@@ -171,6 +188,7 @@ fn tend(
         ];
         let hosts = visitors.iter().filter_map(|visitor| visitor.host.as_ref());
         ready.extend(hosts.map(|host| PollFd::new(host, PollFlags::IN)));
+        ready.extend(syslog.awaits());
         match rustix::event::poll(&mut ready, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
@@ -178,11 +196,14 @@ fn tend(
         }
         let ready: Vec<bool> = ready.iter().map(|r| !r.revents().is_empty()).collect();
         let hosts = visitors.iter_mut().filter(|visitor| visitor.host.is_some());
+        // What syslog awaits is after them.
         for (visitor, _) in hosts.zip(&ready[2..]).filter(|(_, ready)| **ready) {
             // A host says nothing: it has ended. The command is the leader of its group.
             visitor.host = None;
             let _ = nix::sys::signal::killpg(visitor.pid, Signal::SIGKILL);
         }
+        // Before the command's end is told of: the last thing that it said may be why.
+        syslog.carry();
         if ready[1] {
             while child_ended.read_signal()?.is_some() {}
             let reaped = reap(command, &mut visitors)?;

@@ -17,6 +17,7 @@ mod egress;
 mod loader;
 mod relay;
 mod sidecar;
+mod syslog;
 
 use std::fmt::Display;
 use std::io;
