@@ -8,11 +8,9 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use nix::sys::socket::SockProtocol;
-
 use crate::config::Protocol;
 use crate::net::listening::{Holder, LISTEN, Listening, TIME_WAIT};
-use crate::{sys, text};
+use crate::text;
 
 /// So long a name of a process is shown; the kernel keeps 15 bytes (`TASK_COMM_LEN`).
 const MOST_NAME: usize = 15;
@@ -30,8 +28,7 @@ pub fn shown_by(port: u16, protocol: Protocol) -> String {
 /// What keeps `address` from being bound: a sentence, and what to do. `None` when nothing is seen that does.
 #[must_use]
 pub fn who_has(address: SocketAddr, protocol: Protocol) -> Option<(String, String)> {
-    let socket = sys::netlink::open(SockProtocol::NetlinkSockDiag).ok()?;
-    let all = Listening::from_fd(socket).ok()?;
+    let all = Listening::open().ok()?;
     let all = all.holders(protocol, address.port()).ok()?;
     let holder = worst(all, address)?;
     let (name, seen) = process_of(&holder).map_or_else(

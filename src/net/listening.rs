@@ -92,6 +92,15 @@ impl Listening {
         sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
     }
 
+    /// About the namespace of this process.
+    ///
+    /// # Errors
+    /// [`Error::Open`], [`Error::Socket`].
+    pub fn open() -> Result<Self, Error> {
+        let socket = sys::netlink::open(nix::sys::socket::SockProtocol::NetlinkSockDiag);
+        Self::from_fd(socket.map_err(Error::Open)?)
+    }
+
     /// Which TCP sockets listen, or which UDP sockets are bound without being connected to anybody.
     ///
     /// # Errors
@@ -175,6 +184,30 @@ impl Listening {
         Ok(found)
     }
 
+    /// Whether somebody is about to connect to one of these, has been answered and has not answered that.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn has_half_open(&self, at: &[SocketAddr]) -> Result<bool, Error> {
+        let mut found = false;
+        for family in FAMILIES {
+            let kind = (IPPROTO_TCP, StateFlags::SYN_RECV);
+            self.dump(family, 0, kind, |socket| {
+                let id = &socket.header.socket_id;
+                let ours = SocketAddr::new(id.source_address, id.source_port);
+                found |= at.iter().any(|&address| {
+                    ListeningSocket {
+                        address,
+                        only: false,
+                    }
+                    .takes(ours)
+                });
+            })
+            .map_err(Error::SockDiag)?;
+        }
+        Ok(found)
+    }
+
     /// Whether a TCP socket whose process has closed it still has something to deliver.
     ///
     /// # Errors
@@ -246,11 +279,13 @@ impl Listening {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::sys::socket::{Dropped, drop_incoming};
 
     fn question() -> Listening {
-        let fd = sys::netlink::open(nix::sys::socket::SockProtocol::NetlinkSockDiag).unwrap();
-        Listening::from_fd(fd).unwrap()
+        Listening::open().unwrap()
     }
 
     #[test]
@@ -279,6 +314,37 @@ mod tests {
         while states(here.port()) != [(there, TIME_WAIT)] {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn who_is_about_to_connect_is_found_at_the_address_and_no_other() {
+        let question = question();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let all = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        let other = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        let half_open = |at| question.has_half_open(&[at]).unwrap();
+        assert!(!half_open(address));
+        // A client that hears no answer.
+        let (kind, flags) = (
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::NONBLOCK,
+        );
+        let family = rustix::net::AddressFamily::INET;
+        let client = rustix::net::socket_with(family, kind, flags, None).unwrap();
+        if drop_incoming(client.as_fd(), Dropped::All).is_err() {
+            return; // Some kernels take a filter from root only.
+        }
+        let _ = rustix::net::connect(&client, &address);
+        while !half_open(address) {
+            std::thread::yield_now();
+        }
+        assert!(half_open(all));
+        assert!(!half_open(other));
+        drop_incoming(client.as_fd(), Dropped::Nothing).unwrap();
+        // The answer comes again.
+        drop(listener.accept().unwrap());
+        assert!(!half_open(address));
     }
 
     #[test]

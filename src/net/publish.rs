@@ -24,7 +24,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Protocol;
 use crate::plan::{Plan, PublishPlan};
-use crate::sys::socket::drop_all;
+use crate::sys::socket::{Dropped, drop_incoming};
 
 /// What the sockets of UDP of a stack may hold together until the relay comes to read them, in bytes of the kernel's memory
 /// for all UDP of the machine (`udp_mem`, udp(7))…
@@ -83,7 +83,7 @@ impl Listener {
         let socket = match bound(address, protocol, Others::None) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && protocol == Protocol::Tcp => {
                 let socket = bound(address, protocol, Others::TimeWait)?;
-                match drop_all(socket.as_fd(), true) {
+                match drop_incoming(socket.as_fd(), Dropped::All) {
                     Ok(()) => rustix::net::listen(&socket, WAITING)?,
                     Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
                     Err(e) => return Err(e),
@@ -121,11 +121,20 @@ impl Listener {
         rustix::net::listen(&*self.socket, WAITING)
             .map_err(io::Error::from)
             .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
-            .and_then(|()| drop_all(self.socket.as_fd(), false))
+            .and_then(|()| drop_incoming(self.socket.as_fd(), Dropped::Nothing))
             .map_err(|source| ListenError {
                 address: self.address,
                 source,
             })
+    }
+
+    /// Lets nobody begin to connect, until it is told to listen again: a SYN gets no answer, and the next one, a second later,
+    /// meets whatever is there then. Who has been answered still connects.
+    pub fn admit_no_more(&self) {
+        if self.protocol == Protocol::Tcp {
+            // Some kernels take a filter from root only: then who connects in the moment of the end is reset.
+            let _ = drop_incoming(self.socket.as_fd(), Dropped::NewConnections);
+        }
     }
 
     /// Whether somebody has connected whom nobody has accepted yet; [`Listener::close`] would reset that connection.
@@ -385,11 +394,11 @@ mod tests {
         for (all, time_wait) in [(false, false), (true, false), (false, true), (true, true)] {
             let earlier = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let at_one = earlier.local_addr().unwrap();
-            if time_wait && drop_all(earlier.as_fd(), true).is_err() {
+            if time_wait && drop_incoming(earlier.as_fd(), Dropped::All).is_err() {
                 // Some kernels take a filter from root only.
                 continue;
             }
-            drop_all(earlier.as_fd(), false).unwrap();
+            drop_incoming(earlier.as_fd(), Dropped::Nothing).unwrap();
             if time_wait {
                 // Who closes first has it.
                 let mut client = std::net::TcpStream::connect(at_one).unwrap();
@@ -426,6 +435,50 @@ mod tests {
             ours.listen().unwrap();
             std::net::TcpStream::connect(at_one).unwrap();
         }
+    }
+
+    #[test]
+    fn a_port_that_admits_nobody_new_lets_in_who_was_answered_and_answers_again_when_it_listens_again()
+     {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let ours = Listener::bind(address, Protocol::Tcp, address).unwrap();
+        ours.listen().unwrap();
+        let begin = |deaf| {
+            let (kind, flags) = (SocketType::STREAM, SocketFlags::NONBLOCK);
+            let client = rustix::net::socket_with(AddressFamily::INET, kind, flags, None).unwrap();
+            if deaf {
+                drop_incoming(client.as_fd(), Dropped::All).unwrap();
+            }
+            assert_eq!(
+                rustix::net::connect(&client, &address),
+                Err(rustix::io::Errno::INPROGRESS)
+            );
+            client
+        };
+        let connected = |client: &OwnedFd| {
+            let mut ready = [PollFd::new(client, PollFlags::OUT)];
+            rustix::event::poll(&mut ready, None).unwrap();
+            sockopt::socket_error(client).unwrap()
+        };
+        let question = crate::net::Listening::open().unwrap();
+        let answered = begin(true);
+        while !question.has_half_open(&[address]).unwrap() {
+            std::thread::yield_now();
+        }
+        ours.admit_no_more();
+        let late = begin(false);
+        drop_incoming(answered.as_fd(), Dropped::Nothing).unwrap();
+        assert_eq!(connected(&answered), Ok(()));
+        while !ours.has_waiting() {
+            std::thread::yield_now();
+        }
+        drop(rustix::net::accept(&*ours.socket).unwrap());
+        assert!(!ours.has_waiting());
+        ours.close();
+        ours.listen().unwrap();
+        assert_eq!(connected(&late), Ok(()));
     }
 
     #[test]

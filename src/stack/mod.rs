@@ -69,6 +69,8 @@ const ASK_EVERY: Duration = Duration::from_millis(1);
 const PORTS_TRIED: usize = 16;
 /// How long the kernel may take to deliver what an app that has ended had written, and the relay to hand it on.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
+/// How long who has begun to connect may take to get through to the relay.
+const ACCEPTED_WITHIN: Duration = Duration::from_millis(100);
 /// How long closing the entry ports may take: nobody waits longer for it to end an app.
 const CLOSES_WITHIN: Duration = Duration::from_secs(2);
 
@@ -747,6 +749,41 @@ fn pair() -> Result<(OwnedFd, OwnedFd), StackError> {
     })
 }
 
+/// Closes ports that a relay still accepts at, when it has accepted who is there. A listening socket that is closed resets
+/// who has connected and was not accepted, and who was answered and has not said so yet: so nobody new is answered, and
+/// those few are waited for.
+pub async fn close(listeners: &[&Listener]) {
+    let tcp = |listener: &&&Listener| listener.protocol == Protocol::Tcp;
+    let listeners: Vec<&Listener> = listeners.iter().filter(tcp).copied().collect();
+    if listeners.is_empty() {
+        return;
+    }
+    let begun = tokio::time::Instant::now();
+    let waiting = || listeners.iter().any(|listener| listener.has_waiting());
+    // Neither tells when it is over.
+    while waiting() && begun.elapsed() < ACCEPTED_WITHIN {
+        tokio::task::yield_now().await;
+    }
+    for listener in &listeners {
+        listener.admit_no_more();
+    }
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+    let question = Listening::open().ok();
+    let half_open = || {
+        let found = question
+            .as_ref()
+            .map(|question| question.has_half_open(&addresses));
+        matches!(found, Some(Ok(true)))
+    };
+    // In this order: who has got through meanwhile waits.
+    while (half_open() || waiting()) && begun.elapsed() < ACCEPTED_WITHIN {
+        tokio::task::yield_now().await;
+    }
+    for listener in listeners {
+        listener.close();
+    }
+}
+
 fn missing() -> StackError {
     StackError::Io {
         what: "take a namespace's sockets",
@@ -1245,9 +1282,8 @@ impl Ground {
             its.map(|(_, listener)| listener.clone())
                 .collect::<Vec<_>>()
         };
-        for listener in of(&wanted) {
-            listener.close();
-        }
+        let closing = of(&wanted);
+        close(&closing.iter().collect::<Vec<_>>()).await;
         let (old, new) = (self.plan.in_force(&before), self.plan.in_force(&wanted));
         match whole {
             true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
@@ -1355,12 +1391,7 @@ impl Ground {
     /// # Errors
     /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
     pub async fn close_entries(&self) -> Result<(), StackError> {
-        for listener in &self.listeners {
-            if listener.protocol == Protocol::Tcp {
-                // ENOTCONN: it does not listen yet.
-                let _ = rustix::net::shutdown(&listener.socket, rustix::net::Shutdown::Both);
-            }
-        }
+        close(&self.listeners.iter().collect::<Vec<_>>()).await;
         let mut closed = self.plan.clone();
         let mut by_dnat = false;
         for app in &mut closed.apps {

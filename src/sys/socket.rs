@@ -19,29 +19,46 @@ sockopt_impl!(
 /// Of include/uapi/asm-generic/socket.h; x86-64 and ARM64 both have that list.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// Has the kernel throw away whatever comes to a socket (`SO_ATTACH_FILTER`, socket(7)), or no more (`SO_DETACH_FILTER`):
-/// a listening socket of TCP then answers no SYN, not even by a reset.
+/// What the kernel throws away of what comes to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// All of it: a listening socket of TCP then answers no SYN, not even by a reset.
+    All,
+    /// Of TCP, what asks for a connection: who has been answered still connects. The rest comes in.
+    NewConnections,
+    /// Nothing.
+    Nothing,
+}
+
+/// Has the kernel throw away what comes to a socket (`SO_ATTACH_FILTER`, socket(7)), or no more (`SO_DETACH_FILTER`).
 ///
 /// # Errors
 /// What `setsockopt(2)` says; that there was no filter to take away is none.
-pub fn drop_all(socket: BorrowedFd<'_>, drop: bool) -> io::Result<()> {
-    // BPF_RET | BPF_K of linux/bpf_common.h: keep no byte.
-    let nothing = libc::sock_filter {
-        code: 0x06,
-        jt: 0,
-        jf: 0,
-        k: 0,
+pub fn drop_incoming(socket: BorrowedFd<'_>, what: Dropped) -> io::Result<()> {
+    const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code, jt, jf, k }
+    }
+    // Instructions of linux/bpf_common.h. A socket of TCP has its filter look from the TCP header on.
+    const KEEP_NOTHING: libc::sock_filter = instruction(0x06, 0, 0, 0);
+    const KEEP_ALL: libc::sock_filter = instruction(0x06, 0, 0, u32::MAX);
+    /// BPF_LD | BPF_B | BPF_ABS: the byte of the flags.
+    const LOAD_FLAGS: libc::sock_filter = instruction(0x30, 0, 0, 13);
+    /// BPF_JMP | BPF_JSET | BPF_K: to the next instruction with ACK among them, else to the one after.
+    const IF_ACK: libc::sock_filter = instruction(0x45, 0, 1, 0x10);
+    let filter: &[libc::sock_filter] = match what {
+        Dropped::NewConnections => &[LOAD_FLAGS, IF_ACK, KEEP_ALL, KEEP_NOTHING],
+        Dropped::All | Dropped::Nothing => &[KEEP_NOTHING],
     };
     let program = libc::sock_fprog {
-        len: 1,
-        filter: (&raw const nothing).cast_mut(),
+        len: filter.len() as libc::c_ushort,
+        filter: filter.as_ptr().cast_mut(),
     };
-    let option = if drop {
-        libc::SO_ATTACH_FILTER
-    } else {
+    let option = if what == Dropped::Nothing {
         libc::SO_DETACH_FILTER
+    } else {
+        libc::SO_ATTACH_FILTER
     };
-    // SAFETY: the program has the one instruction that its length says and outlives the call, in which the kernel copies it
+    // SAFETY: the program has as many instructions as its length says and outlives the call, in which the kernel copies it
     // and writes nothing; SO_DETACH_FILTER looks at none of it.
     let done = unsafe {
         libc::setsockopt(
@@ -54,7 +71,7 @@ pub fn drop_all(socket: BorrowedFd<'_>, drop: bool) -> io::Result<()> {
     };
     match io::Error::last_os_error() {
         _ if done == 0 => Ok(()),
-        e if !drop && e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        e if what == Dropped::Nothing && e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         e => Err(e),
     }
 }

@@ -40,7 +40,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{FutureExt, join_all};
 use ipnet::IpNet;
@@ -68,8 +68,6 @@ use crate::traffic::line::Names;
 const CLOSED_AFTER: Duration = Duration::from_millis(100);
 /// How long the client may take for the host's table.
 const CLIENT_WITHIN: Duration = Duration::from_secs(20);
-/// How long a relay may take to accept who has connected.
-const ACCEPTED_WITHIN: Duration = Duration::from_millis(100);
 /// Of addresses that are listened on no more, so many are tried.
 const PORTS_TRIED: usize = 16;
 /// Of what an app may reach no more, so much is tried.
@@ -849,9 +847,8 @@ impl Task {
             let launched = ground.relay().await.map_err(|e| e.to_string())?;
             Some(Box::new(launched))
         };
-        for listener in listeners(other, ground) {
-            close(listener).await;
-        }
+        let closing: Vec<&Listener> = listeners(other, ground).collect();
+        crate::stack::close(&closing).await;
         self.tell(Step::Relay(launched));
         Ok(())
     }
@@ -1020,15 +1017,6 @@ async fn load_whole(ground: &Ground) -> Result<(), String> {
     let rules = ground.whole_rules();
     let loaded = ground.load_rules(rules.map_err(|e| e.to_string())?).await;
     loaded.map_err(|e| e.to_string())
-}
-
-/// Closes a port that a relay still accepts at, when it has accepted who is there.
-async fn close(listener: &Listener) {
-    let until = Instant::now() + ACCEPTED_WITHIN;
-    while listener.has_waiting() && Instant::now() < until {
-        tokio::task::yield_now().await;
-    }
-    listener.close();
 }
 
 /// Of the sidecar's reasons to start again: which apps there are, of which it counts the traffic by their places.
