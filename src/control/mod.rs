@@ -146,6 +146,9 @@ pub enum Applying {
         /// The host's addresses and ports.
         ports: Vec<std::net::SocketAddr>,
     },
+    /// Have these sockets, which listen, answer nobody new ([`crate::net::publish::Listener::admit_no_more`]), where the
+    /// kernel takes a filter from root only. Descriptors: the sockets. Answered by [`Said::Changed`].
+    AdmitNoMore,
     /// Everything works: is it to stay? Answered by [`Said::Keep`], or by [`Said::Revert`], the end, or silence.
     Confirm {
         /// How long there is to answer.

@@ -130,10 +130,13 @@ impl Listener {
 
     /// Lets nobody begin to connect, until it is told to listen again: a SYN gets no answer, and the next one, a second later,
     /// meets whatever is there then. Who has been answered still connects.
-    pub fn admit_no_more(&self) {
-        if self.protocol == Protocol::Tcp {
-            // Some kernels take a filter from root only: then who connects in the moment of the end is reset.
-            let _ = drop_incoming(self.socket.as_fd(), Dropped::NewConnections);
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says: EPERM where the kernel takes no filter from an ordinary user.
+    pub fn admit_no_more(&self) -> io::Result<()> {
+        match self.protocol {
+            Protocol::Tcp => admit_no_more(&*self.socket),
+            Protocol::Udp => Ok(()),
         }
     }
 
@@ -160,6 +163,14 @@ impl Listener {
         }
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Read);
     }
+}
+
+/// [`Listener::admit_no_more`], for a listening socket of TCP.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn admit_no_more(socket: impl AsFd) -> io::Result<()> {
+    drop_incoming(socket.as_fd(), Dropped::NewConnections)
 }
 
 /// Has the kernel forget that a port of this network namespace was shared, when nobody shares it any more: by what it
@@ -467,7 +478,7 @@ mod tests {
         while !question.has_half_open(&[address]).unwrap() {
             std::thread::yield_now();
         }
-        ours.admit_no_more();
+        ours.admit_no_more().unwrap();
         let late = begin(false);
         drop_incoming(answered.as_fd(), Dropped::Nothing).unwrap();
         assert_eq!(connected(&answered), Ok(()));

@@ -24,7 +24,8 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 pub enum Dropped {
     /// All of it: a listening socket of TCP then answers no SYN, not even by a reset.
     All,
-    /// Of TCP, what asks for a connection: who has been answered still connects. The rest comes in.
+    /// Of TCP, what asks for a connection: who has been answered still connects. All else comes in, as it must: a connection
+    /// has the filter of the socket that it was accepted from.
     NewConnections,
     /// Nothing.
     Nothing,
@@ -43,10 +44,10 @@ pub fn drop_incoming(socket: BorrowedFd<'_>, what: Dropped) -> io::Result<()> {
     const KEEP_ALL: libc::sock_filter = instruction(0x06, 0, 0, u32::MAX);
     /// BPF_LD | BPF_B | BPF_ABS: the byte of the flags.
     const LOAD_FLAGS: libc::sock_filter = instruction(0x30, 0, 0, 13);
-    /// BPF_JMP | BPF_JSET | BPF_K: to the next instruction with ACK among them, else to the one after.
-    const IF_ACK: libc::sock_filter = instruction(0x45, 0, 1, 0x10);
+    /// BPF_JMP | BPF_JSET | BPF_K: to the next instruction with ACK or RST among them, else to the one after.
+    const IF_NO_SYN: libc::sock_filter = instruction(0x45, 0, 1, 0x14);
     let filter: &[libc::sock_filter] = match what {
-        Dropped::NewConnections => &[LOAD_FLAGS, IF_ACK, KEEP_ALL, KEEP_NOTHING],
+        Dropped::NewConnections => &[LOAD_FLAGS, IF_NO_SYN, KEEP_ALL, KEEP_NOTHING],
         Dropped::All | Dropped::Nothing => &[KEEP_NOTHING],
     };
     let program = libc::sock_fprog {

@@ -498,6 +498,12 @@ fn converse(
                     done(map(fds, &uids, &gids))?;
                     continue;
                 }
+                Applying::AdmitNoMore => {
+                    let mut sockets = fds.iter();
+                    let admits = sockets.try_for_each(publish::admit_no_more);
+                    done(admits.map_err(|e| e.to_string()))?;
+                    continue;
+                }
                 Applying::Step(step) => Told::Step(step),
                 Applying::Confirm { seconds } => Told::Confirm(seconds),
                 Applying::Applied => return Ok(()),

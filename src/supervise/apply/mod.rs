@@ -58,8 +58,8 @@ use crate::net::publish::{self, Listener};
 use crate::part::namespaces::Mapper;
 use crate::plan::change::{self, Change, PartChange};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
-use crate::protocol::Channel;
-use crate::stack::{Ground, Launched, PartId, StackError, Wait};
+use crate::protocol::{Channel, MAX_FDS};
+use crate::stack::{self, Ground, Launched, PartId, StackError, Wait};
 use crate::state::{self, Staged, StateError};
 use crate::traffic::line::Names;
 
@@ -840,7 +840,7 @@ impl Task {
 
     /// Starts another relay, for the ports of `ground`, closes those that only `other` has, and lets the relay that is
     /// there take last orders.
-    async fn replace_relay(&self, ground: &Ground, other: &Ground) -> Result<(), String> {
+    async fn replace_relay(&mut self, ground: &Ground, other: &Ground) -> Result<(), String> {
         let launched = if !ground.plan.has_relay() {
             None
         } else {
@@ -848,9 +848,29 @@ impl Task {
             Some(Box::new(launched))
         };
         let closing: Vec<&Listener> = listeners(other, ground).collect();
-        crate::stack::close(&closing).await;
+        self.admit_no_more(&closing).await;
+        stack::close(&closing).await;
         self.tell(Step::Relay(launched));
         Ok(())
+    }
+
+    /// Has the client see to it that nobody is reset whose port only moves, where this process may not. Who is gone does not.
+    async fn admit_no_more(&mut self, closing: &[&Listener]) {
+        let is_at =
+            |address: &SocketAddr, listener: &Listener| address.port() == listener.address.port();
+        let moves =
+            |listener: &&&Listener| self.moves.iter().any(|address| is_at(address, listener));
+        let refused = |listener: &&&Listener| listener.admit_no_more().is_err();
+        let sockets: Vec<BorrowedFd<'_>> = closing
+            .iter()
+            .filter(moves)
+            .filter(refused)
+            .map(|listener| listener.socket.as_fd())
+            .take(MAX_FDS)
+            .collect();
+        if !sockets.is_empty() && self.send(Applying::AdmitNoMore, &sockets).await.is_ok() {
+            let _ = answered(&mut self.channel, &mut self.reverted).await;
+        }
     }
 
     /// Asks whether it is to stay, and waits for the answer.
