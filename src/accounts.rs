@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+/// The last id of a user that is a server's and not a person's (`SYS_UID_MAX` of login.defs(5)), and of its group.
+pub const LAST_SYSTEM_ID: u32 = 999;
+
 /// No longer file is read: far above any real one.
 const LARGEST: u64 = 4 << 20;
 

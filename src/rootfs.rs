@@ -26,7 +26,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use crate::accounts::{Accounts, User};
+use crate::accounts::{Accounts, LAST_SYSTEM_ID, User};
 use crate::config::{Limits, Rootfs, SECRETS, Tmpfs, Volume};
 use crate::confine::privileges::Ids;
 use crate::plan::{APP_ID, APP_NAME};
@@ -395,8 +395,6 @@ fn minimal_etc(
     .collect()
 }
 
-/// The last id of a user that is a server's and not a person's (`SYS_UID_MAX` of login.defs(5)), and of its group.
-const LAST_SYSTEM_ID: u32 = 999;
 /// Nobody's, and nogroup's.
 const NOBODY: u32 = 65534;
 
@@ -572,8 +570,12 @@ pub fn enter(
                 attach(&mount, &root, path)?;
             }
             // A root of the host's programs has links, and what they, and programs, expect beside them.
-            let more = (!links.is_empty()).then_some("run");
-            for path in ["proc", "dev"].into_iter().chain(more) {
+            let more: &[&str] = if links.is_empty() {
+                &[]
+            } else {
+                &["run", "sys"]
+            };
+            for path in ["proc", "dev"].iter().chain(more) {
                 directories(&root, Path::new(path), DIRECTORY)?;
             }
             root

@@ -28,6 +28,11 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
     std::fs::create_dir_all("/srv").unwrap();
     let file = lab.write("settings", "x");
     let file = file.to_str().unwrap();
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mount -t tmpfs tmpfs /mnt; echo x >/mnt/key; chmod 600 /mnt/key",
+    ]);
     let python = |code: &str| [PYTHON, "-c", code].map(str::to_owned);
     let listen = "import socket\ns = socket.socket()\ns.bind(('0.0.0.0', 6379))";
     for (command, hint) in [
@@ -60,6 +65,24 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
             "listen = [6379]".to_owned(),
         ),
         (
+            // What can be pasted is first, whatever was said before it.
+            python(
+                "raise SystemExit('x: Permission denied\\nsetrlimit: Operation not permitted\\nbind() to [::]:443 failed (13: Permission denied)')",
+            ),
+            "\nhint: a TCP port that it uses within itself is not published: listen = [443]"
+                .to_owned(),
+        ),
+        (
+            // What ends without an error may have said why; the port is that of the name in /etc/services.
+            python("print('epmd: failed to bind on ipaddr 0.0.0.0')"),
+            "\nhint: a TCP port that it uses within itself is not published: listen = [4369]"
+                .to_owned(),
+        ),
+        (
+            python("raise SystemExit('error for cert file: /mnt/key\\nPermission denied')"),
+            "secrets = [\"key=/mnt/key\"]".to_owned(),
+        ),
+        (
             python("pass"),
             "python3 ended without an error. If it goes to the background".to_owned(),
         ),
@@ -71,7 +94,7 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
             "publish = [\"8000:8000\"]\nrestart = \"no\"",
         );
         assert_eq!(code, 1, "{command:?}: {said}");
-        let hints = &said[said.find("hint: ").expect("no hint")..];
+        let hints = &said[said.find("\nhint: ").expect("no hint")..];
         assert!(hints.contains(&hint), "{command:?}: {said}");
     }
     // Who follows what is said comes up.
@@ -238,9 +261,10 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         "-ec",
         "mount -t tmpfs -o mode=755 tmpfs /var/lib; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
          cd /var/lib/dpkg; printf 'Package: quiet-server\\nSource: quiet (1)\\n\\nPackage: quiet-common\\nSource: quiet\\n' >status
-         printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quiet/conf\\n' >info/quiet-common.list
+         printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
-         echo x >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
          cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5
@@ -266,7 +290,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     assert_eq!(
         lines,
         "user = \"www-data\"\n\
-         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/var/lib/quiet:/var/lib/quiet:rw\"]\n\
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
          tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
     );
     let (code, said) = with(&["/srv/quiet"], &lines);
@@ -282,7 +306,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
-         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
+         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\", \"/var/log/shared:/var/log/shared:rw,owner=www-data\"]\n\
          tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);

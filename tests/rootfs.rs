@@ -92,13 +92,13 @@ fn the_host_root_holds_programs_and_an_etc_that_tells_nothing() {
         "web",
         "app",
         r#"
-expected = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "tmp", "usr", "var"}
+expected = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "tmp", "usr", "var"}
 never = {"shadow", "gshadow", "sudoers", "ssh", "machine-id", "fstab", "environment", "nginx", "postgresql", "cron.d", "ssl/private"}
 say({
     "more in /": sorted(set(os.listdir("/")) - expected),
     "more in /etc": [name for name in sorted(never) if os.path.lexists("/etc/" + name)],
     "more in /var": os.listdir("/var"),
-    "run": [os.readlink("/var/run"), os.listdir("/run"), os.readlink("/etc/mtab")],
+    "run": [os.readlink("/var/run"), os.listdir("/run"), os.listdir("/sys"), os.readlink("/etc/mtab")],
     "passwd": [line.split(":")[0] for line in open("/etc/passwd")][:2],
     "group": [line.split(":")[0] for line in open("/etc/group")][:2],
     "persons": [line for name in ("passwd", "group") for line in open("/etc/" + name) if int(line.split(":")[2]) >= 1000][:5],
@@ -112,7 +112,7 @@ say({
     assert_eq!(
         found,
         json!({
-            "more in /": [], "more in /etc": [], "more in /var": ["run"], "run": ["/run", [], "/proc/mounts"], "passwd": ["root", "app"], "group": ["root", "app"], "words": [],
+            "more in /": [], "more in /etc": [], "more in /var": ["run"], "run": ["/run", [], [], "/proc/mounts"], "passwd": ["root", "app"], "group": ["root", "app"], "words": [],
             "persons": ["app:*:1000:1000::/:/usr/sbin/nologin\n", "nobody:*:65534:65534::/nonexistent:/usr/sbin/nologin\n",
                         "app:x:1000:\n", "nogroup:x:65534:\n"],
             "hostname": "app\n", "resolv.conf": "", "up": true,

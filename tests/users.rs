@@ -137,6 +137,12 @@ fn names_are_those_of_the_apps_own_root_and_persons_are_not_among_the_hosts() {
         "{told}"
     );
 
+    // At home is who is named; a person nowhere.
+    for (user, home) in [("srv", "/var/lib/srv\n"), ("jane", "/\n"), ("42", "/\n")] {
+        let told = lab.lrpns_ok(&["run", "-u", user, "--", "printenv", "HOME"]);
+        assert_eq!(told, home, "{user}");
+    }
+
     // A root's own, whatever the host has, and whatever its links lead to.
     let root = lab.dir.path().join("root");
     let busybox = support::program("busybox").unwrap();

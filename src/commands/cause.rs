@@ -96,15 +96,12 @@ impl Case<'_> {
     /// The hints, the likeliest first; none where nothing is known.
     pub(super) fn hints(&self) -> Vec<String> {
         let mut hints: Vec<String> = vec![];
-        let mut add = |hint: Option<String>| {
-            if let Some(hint) = hint
-                && hints.len() < MOST
-                && !hints.contains(&hint)
-            {
-                hints.push(hint);
-            }
-        };
-        add(self.by_exit());
+        let by_exit = self.by_exit();
+        // One that ends without an error may have said why; but one that is known to go to the background does that.
+        let says_why = self.exit == Some(Exit::Status(0)) && self.stays();
+        if !says_why {
+            hints.extend(by_exit.clone());
+        }
         if self.exit != Some(Exit::Status(0))
             && let Some(hint) = self.installed()
         {
@@ -113,7 +110,7 @@ impl Case<'_> {
         }
         let mut add = |hint: Option<String>| {
             if let Some(hint) = hint
-                && hints.len() < MOST
+                && hints.len() < LINES
                 && !hints.contains(&hint)
             {
                 hints.push(hint);
@@ -133,6 +130,13 @@ impl Case<'_> {
                 &line[..end]
             };
             add(self.by_line(line));
+        }
+        // What can be pasted comes before what has to be thought about.
+        let known = usize::from(!says_why && by_exit.is_some());
+        hints[known..].sort_by_key(|hint| !can_be_pasted(hint));
+        hints.truncate(if says_why { MOST - 1 } else { MOST });
+        if says_why {
+            hints.extend(by_exit);
         }
         if hints.is_empty() && self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
             // What it said of a file is not about one that it doesn't find.
@@ -390,17 +394,39 @@ impl Case<'_> {
         program.rsplit('/').next().unwrap_or(program)
     }
 
+    /// How its program is told to stay in the foreground, if that is known.
+    fn foreground(&self) -> Option<&'static str> {
+        let program = self.program();
+        let bare = program.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let mut all = FOREGROUND.iter();
+        let known = all.find(|(name, _)| *name == program || *name == bare);
+        known.map(|(_, how)| *how)
+    }
+
+    /// Whether it stays in the foreground, as far as can be known: it is none that goes to the background, or is told not to.
+    fn stays(&self) -> bool {
+        const STAY: [&str; 10] = [
+            "-d",
+            "-D",
+            "-f",
+            "-F",
+            "-g",
+            "-n",
+            "-N",
+            "--foreground",
+            "--nodaemon",
+            "--no-daemon",
+        ];
+        let told = |argument: &String| STAY.contains(&argument.as_str());
+        self.foreground().is_none() || self.app.command.iter().any(told)
+    }
+
     fn by_exit(&self) -> Option<String> {
         match self.exit? {
             Exit::Status(0) => {
-                let program = self.program();
-                let bare = program.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-                let known = FOREGROUND
-                    .iter()
-                    .find(|(name, _)| *name == program || *name == bare);
-                let name = text::harmless(program, 64);
-                Some(match known {
-                    Some((_, how)) => format!(
+                let name = text::harmless(self.program(), 64);
+                Some(match self.foreground() {
+                    Some(how) => format!(
                         "{name} goes to the background, and what it leaves there ends with it. The command must stay: {how}"
                     ),
                     None => format!(
@@ -519,6 +545,14 @@ impl Case<'_> {
         }
         if refused {
             let Some(path) = path(line) else {
+                // What it is about may be in the line before.
+                let said = self.said.iter().rev().take(LINES);
+                let mut all = said.flat_map(|line| paths(line));
+                let unreadable =
+                    all.find_map(|path| self.owners(&path).or_else(|| self.secret(&path)));
+                if unreadable.is_some() {
+                    return unreadable;
+                }
                 return Some("what it was refused it does not name: a TCP port that it binds or connects to (Landlock: listen = [PORT], or egress), or a file that its user may not read or write".to_owned());
             };
             let mut all = paths(line);
@@ -581,8 +615,34 @@ impl Case<'_> {
         if has(&["failed to map segment from shared object"]) {
             return Some("it runs what it has written itself, which no tmpfs lets it: a directory of the host's that is the app's, volumes = [\"./data:PATH:rw,exec\"]".to_owned());
         }
-        if has(&["bind("]) && has(&["failed", "error", "could not"]) && !has(&["in use", "eaddr"]) {
-            return Some("it binds a TCP port that is not published: listen = [PORT], or listen = [0] if it takes whichever is free".to_owned());
+        let binds = has(&[
+            "bind(",
+            "bind:",
+            " bind ",
+            "bind to",
+            "bind failed",
+            "to listen",
+            "not listen",
+            "listen error",
+            "listen on",
+        ]) && has(&[
+            "failed",
+            "error",
+            "could not",
+            "couldn't",
+            "cannot",
+            "can't",
+            "unable",
+        ]);
+        if binds && !has(&["in use", "eaddr", "cannot assign", "not supported"]) {
+            if let Some(port) = port(&lower).or_else(|| self.named_port(&lower)) {
+                return Some(self.own_port(port));
+            }
+            let own = self.app.listen.iter().filter(|port| **port != 0);
+            let own: String = own.map(|port| format!("{port}, ")).collect();
+            return Some(format!(
+                "it binds a TCP port that is not published: listen = [{own}PORT], or listen = [{own}0] if it takes whichever is free"
+            ));
         }
         if has(&["address already in use", "eaddrinuse"]) {
             return Some("something within the app listens there already: each port has one server; started twice, perhaps".to_owned());
@@ -606,6 +666,22 @@ impl Case<'_> {
         let tmpfs = self.app.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
         let mut all = volumes.chain(tmpfs);
         all.find(|path| !path.starts_with("/run") && !path.starts_with("/dev"))
+    }
+
+    /// The TCP port that belongs to a name in a line, as the host's /etc/services has it: who can't bind may say no more than
+    /// who it is.
+    fn named_port(&self, lower: &str) -> Option<u16> {
+        let services = std::fs::read_to_string("/etc/services").ok()?;
+        let ends = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+        let words: BTreeSet<&str> = lower.split(ends).collect();
+        services.lines().find_map(|line| {
+            let mut fields = line.split_whitespace();
+            let (name, port) = (fields.next()?, fields.next()?);
+            let port: u16 = port.strip_suffix("/tcp")?.parse().ok()?;
+            // Of the words of a sentence some are names of services.
+            let is_one = name.len() > 3 && !["echo", "time", "daytime", "login"].contains(&name);
+            (is_one && words.contains(name)).then_some(port)
+        })
     }
 
     fn own_port(&self, port: u16) -> String {
@@ -884,6 +960,14 @@ impl Case<'_> {
             |(_, hint)| (*hint).to_owned(),
         )
     }
+}
+
+/// Whether a hint has a line to paste as it is.
+fn can_be_pasted(hint: &str) -> bool {
+    hint.contains(" = ")
+        && !["PORT]", "ADDRESS", "\"FILE\""]
+            .iter()
+            .any(|open| hint.contains(open))
 }
 
 /// The first absolute path of a line.

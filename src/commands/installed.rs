@@ -166,7 +166,21 @@ impl Installed {
             });
             state.extend(home.and_then(|home| directory(root, &home)));
         }
-        let run = runtime(&files, root, &starts);
+        let says = texts(root, &etc);
+        // Where its configuration has it write, if that is given to its user.
+        if let Some((_, ids)) = &user {
+            let named = says.iter().flat_map(|text| named(text));
+            let own = |directory: &Directory| {
+                let Ids { uid, gid } = directory.owner;
+                uid == ids.uid || gid == ids.gid && directory.mode & 0o020 != 0
+            };
+            let more: BTreeSet<PathBuf> = named
+                .filter(|path| state.iter().all(|known| !path.starts_with(&known.path)))
+                .collect();
+            let more = more.iter().filter_map(|path| directory(root, path));
+            state.extend(more.filter(own).collect::<Vec<_>>());
+        }
+        let run = runtime(&files, root, &[starts.as_slice(), &says].concat());
         Some(Self {
             name: own,
             user,
@@ -375,6 +389,8 @@ fn configuration(root: &Path, files: &BTreeSet<PathBuf>, names: &BTreeSet<String
     let mut all: Vec<PathBuf> = packaged
         .chain(named)
         .filter(|path| !is_noise(path) && below(root, path).exists())
+        // A link is no volume; what it leads to may be, where the server keeps things.
+        .filter(|path| !below(root, path).is_symlink())
         .collect();
     all.sort();
     all.dedup();
@@ -418,6 +434,47 @@ fn reads(ids: Option<Ids>, meta: &std::fs::Metadata) -> bool {
         _ => 0o004,
     };
     meta.mode() & bit != 0
+}
+
+/// What these files, and those in these directories, say, as far as it is text of a length that a person would write.
+fn texts(root: &Path, etc: &[PathBuf]) -> Vec<String> {
+    const MOST: usize = 200;
+    const LARGEST: u64 = 256 << 10;
+    let (mut places, mut texts, mut seen) = (etc.to_vec(), vec![], 0);
+    while let Some(place) = places.pop() {
+        seen += 1;
+        let here = below(root, &place);
+        let Ok(meta) = std::fs::symlink_metadata(&here) else {
+            continue;
+        };
+        if seen > MOST {
+            break;
+        }
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(&here).into_iter().flatten().flatten();
+            places.extend(entries.map(|entry| place.join(entry.file_name())));
+        } else if meta.is_file() && meta.len() <= LARGEST {
+            texts.extend(std::fs::read_to_string(&here));
+        }
+    }
+    texts
+}
+
+/// The directories of servers below /var that a configuration names, but where it is commented out.
+fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    let comment = |line: &str| ["#", ";", "//"].iter().any(|mark| line.starts_with(mark));
+    let lines = text.lines().filter(move |line| !comment(line.trim_start()));
+    let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
+    lines
+        .flat_map(move |line| line.split(ends))
+        .filter_map(|word| {
+            let path = Path::new(word);
+            let plain = path.components().all(|part| part.as_os_str() != "..");
+            let mut kinds = STATE.iter().map(|kind| Path::new("/var").join(kind));
+            kinds
+                .find_map(|kind| first_below(&kind, path))
+                .filter(|_| plain)
+        })
 }
 
 /// The files elsewhere in /etc that links in these directories lead to, as far as an app does not have them anyway.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, LAST_SYSTEM_ID, User};
 use crate::config::{
     self, Account, Config, IdCount, Limits, Origin, Protocol, Replace, Rootfs, RulesFile, Source,
     Tmpfs, Via, Volume, nearest,
@@ -458,7 +458,7 @@ fn decide(
             rootfs: app.rootfs.clone(),
             workdir: app.workdir.clone(),
             command: app.command.clone(),
-            env: environment(app),
+            env: environment(app, host),
             tmpfs: with_shared_memory(&app.tmpfs, &limits),
             volumes: volumes(app, host)?,
             sockets: app.sockets.clone(),
@@ -879,6 +879,22 @@ impl<'a> Names<'a> {
         Ok(Ids { uid, gid })
     }
 
+    /// Where the user that it is told to run as is at home, as systemd and docker have it. A person of the host's is at home
+    /// nowhere in it.
+    fn home(&self) -> &'a str {
+        const NONE: &str = "/";
+        let Some(Account::Name(name)) = &self.app.user else {
+            return NONE;
+        };
+        let user = self.accounts.and_then(|all| all.users.get(name));
+        let is_own = |user: &&User| self.app.rootfs != Rootfs::Host || user.uid <= LAST_SYSTEM_ID;
+        let is_path = |home: &&str| {
+            home.starts_with('/') && *home != "/nonexistent" && !home.contains(char::is_control)
+        };
+        let home = user.filter(is_own).map(|user| user.home.as_str());
+        home.filter(is_path).unwrap_or(NONE)
+    }
+
     fn group(&self, account: &Account) -> Result<u32, PlanError> {
         let none = Accounts::default();
         let accounts = self.accounts.unwrap_or(&none);
@@ -1035,11 +1051,12 @@ fn id_maps(
 }
 
 /// The app's environment: what the file says, and the three that programs look for.
-fn environment(app: &config::App) -> BTreeMap<String, String> {
+fn environment(app: &config::App, host: &Host) -> BTreeMap<String, String> {
     let mut env = app.env.clone();
+    let home = Names::of(app, host).home();
     for (name, value) in [
         ("PATH", DEFAULT_PATH),
-        ("HOME", "/"),
+        ("HOME", home),
         ("HOSTNAME", app.name.as_str()),
     ] {
         env.entry(name.to_owned())
