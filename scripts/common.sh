@@ -65,6 +65,16 @@ as_builder() {
 
 cargo() { as_builder "$CARGO" "$@"; }
 
+# tool NAME VERSION: a cargo subcommand from crates.io, kept in target/tools and in PATH from here on.
+tool() {
+    local tools=$ROOT/target/tools
+    [[ $PATH == "$tools/bin:"* ]] || PATH=$tools/bin:$PATH
+    ! command -v "$1" >/dev/null || return 0
+    say "installing $1 $2 into target/tools (some minutes, once)"
+    # From elsewhere: this checkout's .cargo/config.toml is for static programs of its own.
+    (cd / && cargo install --quiet --locked --root "$tools" "$1@$2" >&2)
+}
+
 # The oldest Rust that builds this, from its one place.
 msrv() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
 
