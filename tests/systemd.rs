@@ -1,4 +1,4 @@
-//! `scripts/lrpns@.service` as systemd sees it, without a running systemd.
+//! `scripts/lrpns@.service`, and the one for users, as systemd sees them, without a running systemd.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -9,55 +9,63 @@ use std::process::{Command, Output};
 use support::lab::{Lab, describe, lrpns};
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lrpns@.service");
+const USERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lrpns-user@.service");
 const INSTALLED: &str = "/usr/local/bin/lrpns";
 
-/// What `systemd-analyze verify` says to the unit with the program that was just built in place of the installed one,
-/// and after `change`; `None` if there is no systemd-analyze.
-fn verify(change: impl Fn(String) -> String) -> Option<(bool, String)> {
+/// What `systemd-analyze verify` says to a unit, for root's manager or a user's, with the program that was just built in
+/// place of the installed one, and after `change`; `None` if there is no systemd-analyze.
+fn verify(unit: &str, change: impl Fn(String) -> String) -> Option<(bool, String)> {
     let Some(analyze) = support::program("systemd-analyze") else {
         support::skip("systemd", "there is no systemd-analyze");
         return None;
     };
-    let text = fs::read_to_string(UNIT).unwrap();
+    let text = fs::read_to_string(unit).unwrap();
     assert!(
         text.contains(INSTALLED),
         "the unit starts something else than {INSTALLED}"
     );
     let dir = tempfile::tempdir().unwrap();
-    let unit = dir.path().join("lrpns@customerA.service");
+    let file = dir.path().join("lrpns@customerA.service");
     fs::write(
-        &unit,
+        &file,
         change(text.replace(INSTALLED, env!("CARGO_BIN_EXE_lrpns"))),
     )
     .unwrap();
     Some(support::run(
         // A manual page that is not installed is no mistake of the unit.
         Command::new(analyze)
+            .args((unit == USERS).then_some("--user"))
             .args(["verify", "--man=no", "--recursive-errors=no"])
-            .arg(&unit),
+            // A user's manager has one, and looks for nothing in it here.
+            .env("XDG_RUNTIME_DIR", dir.path())
+            .arg(&file),
     ))
 }
 
 #[test]
-fn systemd_accepts_the_unit_without_a_word() {
-    if let Some((accepted, said)) = verify(|unit| unit) {
+fn systemd_accepts_the_units_without_a_word() {
+    for unit in [UNIT, USERS] {
+        let Some((accepted, said)) = verify(unit, |text| text) else {
+            return;
+        };
         // Other units of the machine may have mistakes of their own.
         let about_us: Vec<&str> = said.lines().filter(|line| line.contains("lrpns")).collect();
-        assert!(accepted && about_us.is_empty(), "{said}");
+        assert!(accepted && about_us.is_empty(), "{unit}: {said}");
     }
 }
 
 #[test]
 fn systemd_would_have_said_a_word() {
-    if let Some((_, said)) = verify(|unit| unit.replace("RestrictRealtime=", "RestrictRealTime=")) {
+    for unit in [UNIT, USERS] {
+        let Some((_, said)) = verify(unit, |text| text.replace("OOMPolicy=", "OOMpolicy=")) else {
+            return;
+        };
         assert!(
-            said.contains("RestrictRealTime"),
+            said.contains("OOMpolicy"),
             "an unknown key was taken: {said}"
         );
-    }
-    if let Some((accepted, said)) =
-        verify(|unit| unit.replace(env!("CARGO_BIN_EXE_lrpns"), "/no/such/lrpns"))
-    {
+        let gone = |text: String| text.replace(env!("CARGO_BIN_EXE_lrpns"), "/no/such/lrpns");
+        let (accepted, said) = verify(unit, gone).unwrap();
         assert!(!accepted, "a missing program was taken: {said}");
     }
 }
@@ -94,6 +102,9 @@ fn the_unit_keeps_what_a_part_needs() {
         "CapabilityBoundingSet",
         "Delegate",
         "OOMPolicy",
+        "PrivateDevices",
+        "ProtectClock",
+        "ProtectKernelModules",
     ] {
         assert!(keys.contains(&key), "{key} is gone");
     }
