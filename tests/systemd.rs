@@ -4,7 +4,8 @@
 mod support;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use support::lab::{Lab, describe, lrpns};
 
@@ -198,4 +199,62 @@ fn a_stack_needs_every_capability_that_the_unit_gives_and_no_other() {
             describe(&up)
         );
     }
+}
+
+/// Python that is systemd's socket: it says `ready`, then each message, until one has its second argument in it.
+const MANAGER: &str = r#"
+import socket, sys
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind(sys.argv[1])
+print("ready", flush=True)
+said = ""
+while sys.argv[2] not in said:
+    said = manager.recv(65536).decode()
+    print(said, flush=True)
+"#;
+
+#[test]
+fn the_units_status_is_what_the_stack_is_also_after_a_reload() {
+    if support::program("python3").is_none() {
+        return support::skip("python3", "there is no python3");
+    }
+    let lab = Lab::new();
+    let stack = |ports: &str| {
+        let head = "name = \"unit\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]";
+        lab.write("stack.toml", &format!("{head}\npublish = [{ports}]\n"));
+    };
+    stack("\"5000:5000\"");
+    let listen = [
+        "timeout", "120", "python3", "-c", MANAGER, "notify", ":5001 ->",
+    ];
+    let mut manager = lab.command(&listen).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(manager.stdout.take().unwrap()).lines();
+    let mut hears = |what: &str| {
+        said.by_ref()
+            .map_while(Result::ok)
+            .find(|line| line.contains(what))
+            .unwrap_or_else(|| panic!("systemd was not told {what}"))
+    };
+    hears("ready");
+    let socket = lab.dir.path().join("notify");
+    let mut up = lab
+        .command(&[lrpns(), "up", "-f", "stack.toml"])
+        .env("NOTIFY_SOCKET", &socket)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    hears("READY=1");
+    let first = hears("STATUS=");
+    assert!(first.contains("127.0.0.1:5000 -> app port 5000"), "{first}");
+    stack("\"5000:5000\", \"5001:5000\"");
+    lab.lrpns_ok(&["apply", "unit", "-f", "stack.toml"]);
+    let second = hears("STATUS=");
+    assert!(
+        second.contains("127.0.0.1:5001 -> app port 5000"),
+        "{second}"
+    );
+    lab.lrpns_ok(&["down", "unit"]);
+    assert!(up.wait().unwrap().success());
+    assert!(manager.wait().unwrap().success());
 }

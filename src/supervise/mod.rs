@@ -398,6 +398,8 @@ pub struct Supervisor {
     /// Who wants it.
     ender: Ender,
     since: Timestamp,
+    /// Who is told the status after a live change.
+    changed: fn(&Status),
 }
 
 /// Whether systemd is the machine's init, by the test of sd_booted(3).
@@ -440,7 +442,8 @@ pub fn record(plan: &Plan) -> Result<Record, String> {
 ///
 /// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
 /// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
-/// if everything has ended by then. What there is to know of the stack afterwards is left in `remains`, however it ends.
+/// if everything has ended by then. `changed` is told it after a live change, also after one that was taken back. What there
+/// is to know of the stack afterwards is left in `remains`, however it ends.
 /// Every process of the stack has ended when this returns.
 ///
 /// # Errors
@@ -458,6 +461,7 @@ pub async fn run(
     tee: Tee,
     progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status, &[LogLine]),
+    changed: fn(&Status),
     settles: Option<Duration>,
     remains: &mut Remains,
 ) -> Result<Outcome, StackError> {
@@ -596,6 +600,7 @@ pub async fn run(
         stopping: false,
         ender,
         since: Timestamp::now(),
+        changed,
     };
     for (id, begun) in parts {
         supervisor.parts.push(Part::new(id));

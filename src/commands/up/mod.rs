@@ -536,6 +536,7 @@ fn supervise_here(
         tee,
         &mut progress,
         ready,
+        tell_systemd,
         settles,
         &mut remains,
     ));
@@ -882,6 +883,12 @@ fn is_up_but(status: &Status) -> String {
         Some(complaint) => format!("{}\n{complaint}", is_up(status)),
         None => is_up(status),
     }
+}
+
+/// What `systemctl status` says of the unit is what the stack is now.
+fn tell_systemd(status: &Status) {
+    // As for READY=1.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&is_up(status))]);
 }
 
 /// One line about a stack that is up.

@@ -178,6 +178,7 @@ impl Supervisor {
             Step::Over => {
                 self.applying = false;
                 self.change_is_over();
+                (self.changed)(&self.status());
                 return self.all_ended();
             }
         }
