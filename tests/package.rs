@@ -15,8 +15,9 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/debian");
 const URL: &str = "http://localhost:5000/";
 const STACK: &str = "/etc/lrpns/kept.toml";
 
-/// A lab whose /usr, /etc and /var can be written to, each over the machine's, with an `apparmor_parser` that takes what
-/// has a rule in the file `understood`; `None` if there is no dpkg here.
+/// A lab whose /usr and /etc can be written to, each over the machine's, with a dpkg that knows of no package, whatever
+/// the machine's is at, and with an `apparmor_parser` that takes what has a rule in the file `understood`; `None` if there
+/// is no dpkg here.
 fn machine() -> Option<Lab> {
     if support::program("dpkg-deb").is_none() {
         support::skip("dpkg", "there is no dpkg-deb");
@@ -28,11 +29,13 @@ fn machine() -> Option<Lab> {
         "sh",
         "-ec",
         "mount -t tmpfs tmpfs /mnt
-         for d in usr etc var; do
+         for d in usr etc; do
              mkdir /mnt/$d /mnt/$d.work
              mount -t overlay overlay -o lowerdir=/$d,upperdir=/mnt/$d,workdir=/mnt/$d.work /$d
          done
-         mount -t tmpfs tmpfs /var/log
+         mount -t tmpfs tmpfs /var/lib/dpkg
+         mkdir /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers
+         touch /var/lib/dpkg/status
          rm -rf /usr/local/bin/lrpns /etc/lrpns /etc/systemd/system/lrpns@.service
          mkdir -p /etc/apparmor.d /etc/systemd/system/multi-user.target.wants
          cat >/usr/sbin/apparmor_parser <<'SH'
