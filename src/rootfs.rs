@@ -461,10 +461,14 @@ fn names_of(host: &Accounts, user: Ids) -> (String, String) {
     (passwd, group)
 }
 
-/// What `/etc/hosts` says: this host's own names, and those that the app is to know.
+/// What `/etc/hosts` says: this host's own names, and those that the app is to know. Without IPv6 there is no `::1`, and a
+/// server that is to listen on every address of `localhost` would fail at it.
 #[must_use]
-pub fn hosts(names: &[(IpAddr, String)]) -> String {
-    let own = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
+pub fn hosts(names: &[(IpAddr, String)], ipv6: bool) -> String {
+    let mut own = "127.0.0.1 localhost\n".to_owned();
+    if ipv6 {
+        own += "::1 localhost ip6-localhost ip6-loopback\n";
+    }
     let names = names
         .iter()
         .map(|(address, name)| format!("{address} {name}\n"));

@@ -323,7 +323,7 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     lab.ok(&[
         "sh",
         "-ec",
-        "mkdir /etc/quiet; printf '# listen 127.0.0.1\\nx\\nbind_to = 127.0.0.1\\n' >/etc/quiet/conf",
+        "mkdir /etc/quiet; printf '# listen 127.0.0.1\\nmail = root@localhost of host\\nbind_other = 127.0.0.1:1\\nbind_to = 127.0.0.1:8000\\n' >/etc/quiet/conf",
     ]);
     let listens = |at: &str| {
         let code = format!(
@@ -339,7 +339,7 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     let (code, said) = listens("('127.0.0.1', 8000)");
     assert_eq!(code, 1, "{said}");
     for words in [
-        "its configuration has it here: /etc/quiet/conf:3: bind_to = 127.0.0.1.",
+        "its configuration has it here: /etc/quiet/conf:4: bind_to = 127.0.0.1:8000.",
         "volumes = [\"./conf:/etc/quiet/conf\"]",
     ] {
         assert!(said.contains(words), "{words}: {said}");
@@ -353,6 +353,47 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     assert!(
         code == 1 && said.contains("hint: it listens on 8002 instead: publish = [\"9000:8002\"]"),
         "{code}: {said}"
+    );
+}
+
+#[test]
+fn what_a_server_says_in_a_log_of_its_own_is_looked_at_and_nothing_behind_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let logs = lab.volume("logs");
+    lab.write("secret", "a secret of root's\n");
+    let says = |code: &str| {
+        let volumes = format!("volumes = [\"{}:/var/log/quiet:rw\"]", logs.display());
+        let more = format!("publish = [\"8000:8000\"]\nrestart = \"no\"\n{volumes}");
+        let code = format!("import os\nos.chdir('/var/log/quiet')\n{code}\nraise SystemExit(1)");
+        let (status, said) = told(&lab, &[PYTHON, "-c", &code], &more);
+        assert_eq!(status, 1, "{said}");
+        said
+    };
+    let said = says(
+        "open('a', 'w').write('all is well\\nbind() to [::]:6380 failed (13: Permission denied)\\n')",
+    );
+    assert!(said.contains("listen = [6380]"), "{said}");
+    let said = says("open('b', 'w').write('first\\nI am \\x1b[2J out of luck\\n')");
+    let words = format!(
+        "it says more in its own log, {}/b, which ends with: I am ",
+        logs.display()
+    );
+    assert!(
+        said.contains(&words) && said.contains("out of luck") && !said.contains('\u{1b}'),
+        "{said}"
+    );
+    // Neither a link nor what waits for somebody is opened.
+    let secret = lab.dir.path().join("secret");
+    let said = says(&format!(
+        "os.remove('a'); os.remove('b'); os.symlink({:?}, 'c'); os.mkfifo('d')",
+        secret.display().to_string()
+    ));
+    assert!(
+        !said.contains("secret") && !said.contains("its own log"),
+        "{said}"
     );
 }
 

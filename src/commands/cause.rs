@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::installed::{Entry, Installed};
 use crate::config::{Protocol, Rootfs, SECRETS, Secret, Tmpfs, Volume, joined};
@@ -116,8 +118,10 @@ impl Case<'_> {
                 hints.push(hint);
             }
         };
+        let logged = self.logged();
         let first = self.said.len().saturating_sub(LINES);
-        for line in &self.said[first..] {
+        let in_files = logged.iter().flat_map(|(_, lines)| lines);
+        for line in self.said[first..].iter().chain(in_files) {
             let end = line
                 .char_indices()
                 .map(|(i, _)| i)
@@ -137,6 +141,16 @@ impl Case<'_> {
         hints.truncate(if says_why { MOST - 1 } else { MOST });
         if says_why {
             hints.extend(by_exit);
+        }
+        if hints.is_empty()
+            && let Some((path, lines)) = logged
+            && let Some(last) = lines.last()
+        {
+            hints.push(format!(
+                "it says more in its own log, {}, which ends with: {}",
+                shown(&path),
+                text::harmless(last.trim(), 300)
+            ));
         }
         if hints.is_empty() && self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
             // What it said of a file is not about one that it doesn't find.
@@ -160,7 +174,7 @@ impl Case<'_> {
         let others: BTreeSet<u16> = listening.iter().map(SocketAddr::port).collect();
         let mut hints = vec![];
         if same.iter().any(|at| at.ip().is_loopback()) {
-            hints.push(match self.loopback() {
+            hints.push(match self.loopback(port) {
                 Some((path, number, line)) => format!(
                     "127.0.0.1 is the app's own within; its configuration has it here: {}:{number}: {}. A copy of the file beside the stack's, with 0.0.0.0 there, comes as volumes = [\"./{}:{}\"]",
                     shown(&path),
@@ -201,8 +215,49 @@ impl Case<'_> {
         hints
     }
 
+    /// The log that it writes itself, if it is in a volume: the one that has changed last, just now, with its last lines.
+    ///
+    /// The app may put there what it likes: so it is a plain file of one name, in the volume itself, that is opened.
+    fn logged(&self) -> Option<(PathBuf, Vec<String>)> {
+        use rustix::fs::{CWD, OFlags};
+        use std::os::unix::fs::FileExt;
+        const JUST_NOW: Duration = Duration::from_secs(60);
+        const TAIL: u64 = 8 << 10;
+        const ENTRIES: usize = 200;
+        let writable = self.app.volumes.iter().filter(|volume| volume.writable);
+        let logs = writable.filter(|volume| volume.path.starts_with("/var/log"));
+        let newest = logs
+            .flat_map(|volume| {
+                let entries = std::fs::read_dir(&volume.host).into_iter().flatten();
+                entries.take(ENTRIES).flatten()
+            })
+            .filter_map(|entry| {
+                let path = entry.path();
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(CWD, &path, flags, rustix::fs::Mode::empty()).ok()?;
+                let file = std::fs::File::from(file);
+                let meta = file.metadata().ok()?;
+                let changed = meta.modified().ok()?;
+                let new = changed.elapsed().is_ok_and(|since| since < JUST_NOW);
+                let plain = meta.is_file() && meta.nlink() == 1 && meta.len() > 0;
+                (plain && new).then_some((changed, path, file, meta.len()))
+            })
+            .max_by_key(|(changed, ..)| *changed);
+        let (_, path, file, length) = newest?;
+        let mut tail = vec![0; usize::try_from(length.min(TAIL)).ok()?];
+        let got = file.read_at(&mut tail, length.saturating_sub(TAIL)).ok()?;
+        let tail = String::from_utf8_lossy(&tail[..got]);
+        let lines: Vec<String> = tail
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(str::to_owned)
+            .collect();
+        let first = lines.len().saturating_sub(LINES);
+        Some((path, lines[first..].to_vec()))
+    }
+
     /// Where its configuration says that it is to listen on the loopback.
-    fn loopback(&self) -> Option<(PathBuf, usize, String)> {
+    fn loopback(&self, port: u16) -> Option<(PathBuf, usize, String)> {
         let of_etc = self.app.volumes.iter().filter(|volume| !volume.writable);
         let mut places: Vec<(PathBuf, PathBuf)> = of_etc
             .map(|volume| (volume.host.clone(), volume.path.clone()))
@@ -230,16 +285,22 @@ impl Case<'_> {
             let Ok(content) = std::fs::read_to_string(&host) else {
                 continue;
             };
-            let found = content.lines().enumerate().find(|(_, line)| {
-                let line = line.trim_start();
+            let listens = |(_, line): &(usize, &str)| {
+                // `root@localhost` is somebody's address, and no host to listen on.
+                let line = line.trim_start().replace("@localhost", "");
                 let comment = line.starts_with(['#', ';']) || line.starts_with("//");
                 let says = ["127.0.0.1", "localhost", "::1"]
                     .iter()
                     .any(|word| line.contains(word));
-                let lower = line.to_lowercase();
+                let lower = line.to_lowercase().replace("localhost", "");
                 let listens = ["listen", "bind", "address", "interface", "host"];
                 !comment && says && listens.iter().any(|word| lower.contains(word))
-            });
+            };
+            let number = port.to_string();
+            let lines = || content.lines().enumerate().filter(listens);
+            let found = lines()
+                .find(|(_, line)| line.contains(&number))
+                .or_else(|| lines().next());
             if let Some((number, line)) = found {
                 return Some((path, number + 1, line.to_owned()));
             }
@@ -820,7 +881,6 @@ impl Case<'_> {
 
     /// What to do about somebody's own files in a volume of root's: as a volume they are the app's.
     fn owners(&self, path: &Path) -> Option<String> {
-        use std::os::unix::fs::MetadataExt;
         let (host, volume) = self.in_a_volume(path)?;
         let owner = |path: &Path| Some(std::fs::metadata(path).ok()?.uid());
         let whose = host.ancestors().find_map(owner)?;
@@ -846,7 +906,6 @@ impl Case<'_> {
         {
             return None;
         }
-        use std::os::unix::fs::MetadataExt;
         let in_a_volume = self.in_a_volume(path).map(|(host, _)| host);
         let host = in_a_volume.unwrap_or_else(|| path.to_owned());
         let meta = std::fs::metadata(&host).ok()?;

@@ -1522,7 +1522,7 @@ impl Ground {
                 what: "give the app its standard streams",
                 source,
             })?;
-        let hosts = rootfs::hosts(&self.plan.hosts(app));
+        let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
         let (rootfs, mounts) = rootfs::open(
             &app.rootfs,
             self.apps[index].root.as_deref(),

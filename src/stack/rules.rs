@@ -175,7 +175,7 @@ pub async fn compile(
         "compiler",
         Ids::ROOT,
         &[],
-        &rootfs::hosts(&[]),
+        &rootfs::hosts(&[], true),
     )?;
     let source = Source::of(rules);
     let mut ours = plan.clone();

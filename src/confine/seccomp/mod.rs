@@ -45,7 +45,7 @@ pub enum Action {
     Allow,
     /// It is made, and the kernel's audit log has a line about it.
     Log,
-    /// It is not made and returns this error number (errno(3)).
+    /// It is not made and returns this error number (errno(3)); with 0 as if it were made.
     Errno(u16),
     /// It is not made, and the thread gets SIGSYS.
     Trap,
@@ -68,6 +68,7 @@ impl fmt::Display for Action {
         match self {
             Action::Allow => f.write_str("allowed"),
             Action::Log => f.write_str("allowed and logged"),
+            Action::Errno(0) => f.write_str("nothing, as if it were done"),
             Action::Errno(number) => {
                 write!(f, "{:?}", nix::Error::from_raw(i32::from(*number)))
             }

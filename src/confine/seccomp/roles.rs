@@ -510,6 +510,9 @@ fn floor() -> Vec<(Sysno, Vec<Rule>)> {
     floor
 }
 
+/// It is not made, and returns as if it were.
+const DONE: Action = Action::Errno(0);
+
 /// What `default` and `strict` share.
 fn common() -> Calls {
     let mut calls = plain(&[
@@ -536,10 +539,15 @@ fn common() -> Calls {
     for (call, flags, huge) in HUGE {
         set(&mut calls, call, not_huge(flags, huge));
     }
-    // The one limit that must not be lowered: see `crate::confine::ceilings`.
+    // The one limit that must not be lowered: see `crate::confine::ceilings`. Who wants to leave no core is told that it is
+    // so, since it is: some servers end otherwise (zabbix_agentd).
     let but_of_cores = |arg| allow([low(arg, u32::MAX, Comparison::Ne, libc::RLIMIT_CORE)]);
-    set(&mut calls, Sysno::setrlimit, vec![but_of_cores(0)]);
-    let limits = vec![but_of_cores(1), reading_limits()];
+    set(
+        &mut calls,
+        Sysno::setrlimit,
+        vec![but_of_cores(0), always(DONE)],
+    );
+    let limits = vec![but_of_cores(1), reading_limits(), always(DONE)];
     set(&mut calls, Sysno::prlimit64, limits);
     // Its flags are in memory, where no filter can look: glibc falls back to clone(2) when told that there is none.
     set(&mut calls, Sysno::clone3, vec![always(ENOSYS)]);
