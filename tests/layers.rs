@@ -170,6 +170,26 @@ fn files(dir: &Path, wing: Option<&str>, into: &mut Vec<(String, PathBuf)>) {
     }
 }
 
+/// Of each: module, path beneath `src`, text.
+fn sources() -> Vec<(String, String, String)> {
+    let mut paths = Vec::new();
+    files(&source_dir(), None, &mut paths);
+    paths
+        .into_iter()
+        .map(|(module, path)| {
+            let text = fs::read_to_string(&path).unwrap();
+            (
+                module,
+                path.strip_prefix(source_dir())
+                    .unwrap()
+                    .display()
+                    .to_string(),
+                text,
+            )
+        })
+        .collect()
+}
+
 /// Everything in `src` that the table does not allow.
 fn violations(table: &Table, sources: &[(String, String, String)]) -> Vec<String> {
     let mut bad = Vec::new();
@@ -212,24 +232,42 @@ fn imports_point_down_the_table() {
     let markdown = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let table =
         parse_table(&markdown).unwrap_or_else(|e| panic!("{}:\n{}", path.display(), e.join("\n")));
-    let mut paths = Vec::new();
-    files(&source_dir(), None, &mut paths);
-    let sources: Vec<_> = paths
-        .into_iter()
-        .map(|(module, path)| {
-            let text = fs::read_to_string(&path).unwrap();
-            (
-                module,
-                path.strip_prefix(source_dir())
-                    .unwrap()
-                    .display()
-                    .to_string(),
-                text,
-            )
-        })
-        .collect();
-    let bad = violations(&table, &sources);
+    let bad = violations(&table, &sources());
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
+}
+
+/// Which files let time pass: all that sleep, or poll nothing for a while.
+fn waiting(sources: &[(String, String, String)]) -> BTreeSet<String> {
+    let waits = |text: &str| {
+        let lines = text.lines().map(str::trim_start);
+        lines
+            .filter(|line| !line.starts_with("//"))
+            .any(|line| line.contains("sleep(") || line.contains("poll(&mut [],"))
+    };
+    sources
+        .iter()
+        .filter(|(_, _, text)| waits(text.split("#[cfg(test)]\nmod tests {").next().unwrap()))
+        .map(|(_, path, _)| path.trim_end_matches(".rs").to_owned())
+        .collect()
+}
+
+#[test]
+fn what_lets_time_pass_says_for_what() {
+    let map = fs::read_to_string(source_dir().join("ARCHITECTURE.md")).unwrap();
+    let said: BTreeSet<String> = map
+        .lines()
+        .skip_while(|line| line.trim() != "```waits")
+        .skip(1)
+        .take_while(|line| line.trim() != "```")
+        .map(|line| line.split_once(": ").unwrap().0.to_owned())
+        .collect();
+    assert_eq!(waiting(&sources()), said);
+    let quiet = "// sleep(1)\nlet a = 1;\n#[cfg(test)]\nmod tests { fn f() { sleep(1) } }";
+    let source = |text: &str| (String::new(), "a/b.rs".to_owned(), text.to_owned());
+    assert_eq!(waiting(&[source(quiet)]), BTreeSet::new());
+    for loud in ["time::sleep(A).await;", "poll(&mut [], Some(&A));"] {
+        assert_eq!(waiting(&[source(loud)]), ["a/b".to_owned()].into());
+    }
 }
 
 #[test]

@@ -34,6 +34,8 @@ use crate::protocol::Health;
 const WITHIN: Duration = Duration::from_secs(10);
 /// How many may do so at once: who is slow keeps nobody waiting, and takes no more descriptors than these.
 const CLIENTS: usize = 64;
+/// How soon it is tried again where there was no descriptor left for one.
+const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
 
 /// Prints them, or serves them; of every stack if none is named.
 pub(super) fn metrics(
@@ -325,8 +327,12 @@ fn serve(path: &Path, stack: Option<&StackName>) -> Result<(), Failure> {
                     Ok((client, _)) => {
                         clients.spawn(answer(client, stack.cloned()));
                     }
-                    // It passes when a descriptor is free again.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    // It passes when a descriptor is free again: one of ours, or, without any, somebody else's.
+                    Err(_) => {
+                        if clients.join_next().await.is_none() {
+                            tokio::time::sleep(ACCEPTS_AGAIN).await;
+                        }
+                    }
                 },
             }
         }

@@ -1,12 +1,17 @@
 //! Which sockets a network namespace has, and in what state, by sock_diag(7): /proc/net/tcp tells the same, but walks the
 //! table of all connections of the machine for it, which costs milliseconds where that table is large.
+//!
+//! The kernel tells nobody when a socket begins to listen, or changes its state otherwise (include/uapi/linux/sock_diag.h has
+//! no group for it); it does tell when one is gone ([`Listening::until_none`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
@@ -14,7 +19,11 @@ use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+
+use tokio::io::unix::AsyncFd;
 
 use super::{Error, message};
 use crate::config::Protocol;
@@ -72,6 +81,8 @@ pub struct Holder {
     pub uid: u32,
 }
 
+/// `TCP_FIN_WAIT2`.
+const FIN_WAIT2: u8 = 5;
 /// `TCP_TIME_WAIT`.
 pub const TIME_WAIT: u8 = 6;
 /// `TCP_LISTEN`.
@@ -80,8 +91,18 @@ pub const LISTEN: u8 = 10;
 /// All states of TCP up to `TCP_BOUND_INACTIVE`, which a kernel before 6.8 does not look at.
 const ANY_STATE: u32 = 0x3ffe;
 
+/// Groups of `NETLINK_SOCK_DIAG` that are told of each socket of TCP that is gone (include/uapi/linux/sock_diag.h).
+const GONE: [u32; 2] = [1, 3]; // SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
+
+/// How often it is looked what is left, at most, however many sockets an app makes to end them.
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
+
 /// A question about one namespace, to be asked as often as needed.
-pub struct Listening(netlink_sys::Socket);
+pub struct Listening {
+    socket: netlink_sys::Socket,
+    /// Whether, among answers, it was told of a socket that is gone.
+    told: AtomicBool,
+}
 
 impl Listening {
     /// By a `NETLINK_SOCK_DIAG` socket that was made inside the namespace. No capability is needed.
@@ -89,7 +110,14 @@ impl Listening {
     /// # Errors
     /// [`Error::Socket`]: it is no netlink socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
-        sys::netlink::socket(fd).map(Self).map_err(Error::Socket)
+        let mut socket = sys::netlink::socket(fd).map_err(Error::Socket)?;
+        // Who has no address is told nothing.
+        let any = netlink_sys::SocketAddr::new(0, 0);
+        socket.bind(&any).map_err(Error::Socket)?;
+        Ok(Self {
+            socket,
+            told: AtomicBool::new(false),
+        })
     }
 
     /// About the namespace of this process.
@@ -156,7 +184,8 @@ impl Listening {
         Ok(found)
     }
 
-    /// Whether there is a connection of TCP to a port that somebody listens at, of whatever state but its very end.
+    /// Whether there is a connection of TCP to a port that somebody listens at, of whatever state but its very end: one that
+    /// a process has, or whose end is still under way.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
@@ -168,6 +197,7 @@ impl Listening {
                 | StateFlags::SYN_RECV
                 | StateFlags::CLOSE_WAIT
                 | StateFlags::FIN_WAIT1
+                | StateFlags::FIN_WAIT2
                 | StateFlags::CLOSING
                 | StateFlags::LAST_ACK
         };
@@ -177,7 +207,9 @@ impl Listening {
                 let id = &socket.header.socket_id;
                 let within =
                     id.source_address == id.destination_address || id.source_address.is_loopback();
-                found |= !within && listening.contains(&id.source_port);
+                // Without a process that is what the kernel remembers of it, as TIME-WAIT.
+                let over = socket.header.state == FIN_WAIT2 && socket.header.inode == 0;
+                found |= !within && !over && listening.contains(&id.source_port);
             })
             .map_err(Error::SockDiag)?;
         }
@@ -222,6 +254,30 @@ impl Listening {
         Ok(found)
     }
 
+    /// Waits until `left` finds nothing any more: it is asked now, and whenever a socket of TCP is gone. What ends without
+    /// that, it must not ask for. One who waits at a time.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`], what `left` says.
+    ///
+    /// # Panics
+    /// There is no tokio runtime with I/O and time enabled.
+    pub async fn until_none(
+        &self,
+        left: impl Fn(&Self) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let hears = Hears::begin(self).map_err(Error::SockDiag)?;
+        let mut may_look = tokio::time::interval(LOOKS_EVERY);
+        may_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            may_look.tick().await;
+            if !left(self)? {
+                return Ok(());
+            }
+            hears.of_one_gone().await.map_err(Error::SockDiag)?;
+        }
+    }
+
     /// Tells `found` every socket of `family` with `port`, which 0 leaves open, in one of the states.
     fn dump(
         &self,
@@ -245,18 +301,22 @@ impl Listening {
         };
         let request = SockDiagMessage::InetRequest(request);
         let request = message::bytes(request, NLM_F_REQUEST | NLM_F_DUMP);
-        self.0.send(&request, 0)?;
+        self.socket.send(&request, 0)?;
         let mut answer = Vec::with_capacity(ANSWER);
         loop {
             answer.clear();
-            self.0.recv(&mut answer, 0)?;
+            self.socket.recv(&mut answer, 0)?;
             let mut rest = answer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                 match message.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
-                        found(&socket);
+                        if message.header.flags & NLM_F_MULTIPART != 0 {
+                            found(&socket);
+                        } else {
+                            self.told.store(true, Ordering::Relaxed);
+                        }
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(e) => {
@@ -277,10 +337,57 @@ impl Listening {
     }
 }
 
+/// As long as it lives, the kernel tells of sockets that are gone.
+struct Hears<'a> {
+    of: &'a Listening,
+    ready: AsyncFd<BorrowedFd<'a>>,
+}
+
+impl<'a> Hears<'a> {
+    fn begin(of: &'a Listening) -> io::Result<Self> {
+        // What there is no room for is told by what has room: that there was something.
+        of.socket.set_no_enobufs(true)?;
+        let hears = Self {
+            of,
+            ready: sys::watch::readable(of.socket.as_fd())?,
+        };
+        for group in GONE {
+            of.socket.add_membership(group)?;
+        }
+        Ok(hears)
+    }
+
+    async fn of_one_gone(&self) -> io::Result<()> {
+        let mut told = Vec::with_capacity(ANSWER);
+        loop {
+            if self.of.told.swap(false, Ordering::Relaxed) {
+                return Ok(());
+            }
+            let mut ready = self.ready.readable().await?;
+            loop {
+                told.clear();
+                match self.of.socket.recv(&mut told, libc::MSG_DONTWAIT) {
+                    Ok(_) => self.of.told.store(true, Ordering::Relaxed),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) => return Err(e),
+                }
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+impl Drop for Hears<'_> {
+    fn drop(&mut self) {
+        for group in GONE {
+            // A group that it is not in.
+            let _ = self.of.socket.drop_membership(group);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
     use crate::sys::socket::{Dropped, drop_incoming};
 
@@ -313,6 +420,55 @@ mod tests {
         drop(accepted);
         while states(here.port()) != [(there, TIME_WAIT)] {
             std::thread::yield_now();
+        }
+    }
+
+    /// Of each connection, who of both closes first, and whether the one that is served had ended its stream long before.
+    #[test]
+    fn the_end_of_a_connection_is_heard_of_whoever_ends_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            for (server_first, half_closed) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let question = question();
+                let listener = std::net::TcpListener::bind(address).unwrap();
+                let port = listener.local_addr().unwrap().port();
+                let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let served = listener.accept().unwrap().0;
+                if half_closed {
+                    served.shutdown(std::net::Shutdown::Write).unwrap();
+                }
+                let looks = std::cell::Cell::new(0);
+                let left = |question: &Listening| {
+                    looks.set(looks.get() + 1);
+                    let held = question.holders(Protocol::Tcp, port)?;
+                    let is_held = |holder: &Holder| holder.state != LISTEN && holder.inode != 0;
+                    Ok(held.iter().any(is_held))
+                };
+                let ends = async {
+                    // It has been looked, and there was something.
+                    while looks.get() == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                    match server_first {
+                        true => drop((served, client)),
+                        false => drop((client, served)),
+                    }
+                };
+                let (none, ()) = runtime.block_on(async {
+                    tokio::time::timeout(Duration::from_secs(60), async {
+                        tokio::join!(question.until_none(left), ends)
+                    })
+                    .await
+                    .unwrap()
+                });
+                none.unwrap();
+                assert!(looks.get() > 1, "{address}");
+            }
         }
     }
 

@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{TryFutureExt, try_join_all};
+use futures_util::future::{TryFutureExt, join_all, try_join_all};
 use nftables::schema::Nftables;
 use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
@@ -1413,12 +1413,13 @@ impl Ground {
 
     /// Waits until what apps that have ended had written is with who was to have it, for a second at most.
     pub async fn delivered(&self) {
-        let delivering = |app: &AppGround| app.listening.is_delivering().unwrap_or(false);
-        let begun = tokio::time::Instant::now();
-        // The kernel tells nobody when a socket without a process is done.
-        while begun.elapsed() < DELIVERED_WITHIN && self.apps.iter().any(delivering) {
-            tokio::time::sleep(ASK_EVERY).await;
-        }
+        let its = |app: &AppGround| {
+            let listening = Arc::clone(&app.listening);
+            async move { listening.until_none(Listening::is_delivering).await }
+        };
+        let all = join_all(self.apps.iter().map(its));
+        // Who can't be asked about is not waited for.
+        let _ = tokio::time::timeout(DELIVERED_WITHIN, all).await;
     }
 
     /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives

@@ -15,10 +15,9 @@ use crate::names::PartName;
 use crate::part::namespaces::Network;
 use crate::plan::{AppPlan, Plan, Turn};
 
-/// How often it is asked whether an app has connections left: the kernel tells nobody.
-const ASK_EVERY: Duration = Duration::from_millis(20);
-/// How often in a row there must be none: what had passed the sidecar when the rules changed is there by then.
-const NONE_IN_A_ROW: u32 = 3;
+/// For what the sidecar had let through when the rules changed, and which is still on its way: it passes two links of this
+/// machine, and nobody tells when it is there.
+const ARRIVES_WITHIN: Duration = Duration::from_millis(50);
 
 impl AppGround {
     async fn another(&self, number: usize, app: &AppPlan, plan: &Plan) -> Result<Self, StackError> {
@@ -153,16 +152,10 @@ impl Ground {
         let Some(place) = self.place(number) else {
             return Ok(());
         };
-        let mut none = 0;
-        loop {
-            none = match self.apps[place].listening.has_clients()? {
-                true => 0,
-                false => none + 1,
-            };
-            if none >= NONE_IN_A_ROW {
-                return Ok(());
-            }
-            tokio::time::sleep(ASK_EVERY).await;
-        }
+        let has_clients = Listening::has_clients;
+        let its = &self.apps[place].listening;
+        its.until_none(has_clients).await?;
+        tokio::time::sleep(ARRIVES_WITHIN).await;
+        Ok(its.until_none(has_clients).await?)
     }
 }

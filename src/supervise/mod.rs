@@ -1628,11 +1628,12 @@ impl Supervisor {
         let mut launching = std::mem::take(&mut self.launching);
         let ending = async {
             launching.shutdown().await;
+            // What it is refused is told below; the apps end all the same.
+            let closed = ground.close_entries().await;
+            // They have accepted whoever was there.
             for relay in &relays {
                 let _ = relay.orders.send(Order::LastOrders);
             }
-            // What it is refused is told below; the apps end all the same.
-            let closed = ground.close_entries().await;
             let ends = apps.into_iter().map(|(id, process, stop)| {
                 let mut at_once = killed_at_once.clone();
                 async move {

@@ -24,7 +24,8 @@ const AT_ONCE: usize = 8;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// How long the table is looked for that somebody else has made.
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
-/// Whoever has just made it listens a moment later; nobody tells when.
+/// One whose owner is about to end can be had from nobody, and is there until then: the kernel tells nobody of a table that
+/// goes with its owner (`nft_rcv_nl_event()` of net/netfilter/nf_tables_api.c).
 const ASKED_EVERY: Duration = Duration::from_millis(5);
 
 /// The table as this supervisor hands it to others, once it has it, and until its end.
