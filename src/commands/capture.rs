@@ -163,7 +163,12 @@ pub fn capture(
     )?;
     match reply(&lives, stack)? {
         (Reply::UpToDate, _) => {}
-        (other, _) => return Err(unable("follow its log", &format!("it said {other:?}"))),
+        _ => {
+            return Err(unable(
+                "follow its log",
+                &"its supervisor gave another answer",
+            ));
+        }
     }
 
     let mut end = SigSet::empty();

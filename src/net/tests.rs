@@ -1196,3 +1196,9 @@ fn a_stack_of_a_hundred_apps_comes_up() {
         assert!(links.iter().all(|link| link["operstate"] == "UP"));
     });
 }
+
+#[test]
+fn what_libraries_log_is_not_in_the_program() {
+    // Nobody would hear it, and it keeps a Debug of every netlink attribute.
+    assert_eq!(log::STATIC_MAX_LEVEL, log::LevelFilter::Off);
+}
