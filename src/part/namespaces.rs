@@ -15,6 +15,7 @@
 use std::future::ready;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
@@ -68,6 +69,9 @@ pub struct Namespaces {
     pub net: Option<OwnedFd>,
     /// Who a stage in them begins as.
     pub first: Ids,
+    /// Of [`Network::Relay`]: a TCP socket of IPv4 that was made with them. Each start connects from there once, and need
+    /// have no process for a socket.
+    spare: Mutex<Option<OwnedFd>>,
 }
 
 /// Sockets inside a part's network namespace, for `crate::net`: they ask and change it from outside.
@@ -403,7 +407,14 @@ impl Namespaces {
             (Some(route), Some(second)) => Some(Sockets { route, second }),
             _ => None,
         };
-        Ok((Self { user, net, first }, sockets))
+        let spare = Mutex::new(fds.next());
+        let namespaces = Self {
+            user,
+            net,
+            first,
+            spare,
+        };
+        Ok((namespaces, sockets))
     }
 
     /// Another network namespace, empty and without a link that is up, owned by the same user namespace.
@@ -417,8 +428,12 @@ impl Namespaces {
         let net = made.map_err(failed(part))?.into_iter().next();
         let user = self.user.try_clone();
         let user = user.map_err(|e| failed(part)(("copy a descriptor", e)))?;
-        let first = self.first;
-        Ok(Self { user, net, first })
+        Ok(Self {
+            user,
+            net,
+            first: self.first,
+            spare: Mutex::default(),
+        })
     }
 
     /// Another network namespace as the one of a part, owned by the same user namespace, and sockets in it.
@@ -436,8 +451,13 @@ impl Namespaces {
         let mut fds = made.map_err(failed(part))?.into_iter();
         match (fds.next(), fds.next(), fds.next(), fds.next()) {
             (Some(user), net @ Some(_), Some(route), Some(second)) => {
-                let first = self.first;
-                Ok((Self { user, net, first }, Sockets { route, second }))
+                let namespaces = Self {
+                    user,
+                    net,
+                    first: self.first,
+                    spare: Mutex::default(),
+                };
+                Ok((namespaces, Sockets { route, second }))
             }
             _ => Err(failed(part)((
                 "take a network namespace",
@@ -446,14 +466,23 @@ impl Namespaces {
         }
     }
 
-    /// A TCP socket of `family` that is made inside.
+    /// A TCP socket of `family` that was made inside.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn tcp_socket(&self, family: AddressFamily) -> io::Result<OwnedFd> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let open = || rustix::net::socket_with(family, SocketType::STREAM, flags, None);
-        let socket = self.open_inside(|| Ok(vec![open()?])).await?.pop();
+        if family == AddressFamily::INET {
+            let spare = self
+                .spare
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(spare) = spare {
+                return Ok(spare);
+            }
+        }
+        let open = || Ok(vec![stream_socket(family)?]);
+        let socket = self.open_inside(open).await?.pop();
         socket.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
@@ -768,7 +797,16 @@ fn open_all(network: Network) -> Made {
         let socket = crate::sys::netlink::open(protocol);
         fds.push(socket.map_err(|e| ("open a netlink socket", e))?);
     }
+    if let Network::Relay { .. } = network {
+        fds.push(stream_socket(AddressFamily::INET).map_err(at("open a TCP socket"))?);
+    }
     Ok(fds)
+}
+
+fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    Ok(socket)
 }
 
 /// Has the kernel load connection tracking, where that is a module and nobody has needed it since the boot: a namespace
