@@ -264,7 +264,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
          printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
          mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
-         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
          cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5
@@ -291,7 +291,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "user = \"www-data\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
+         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet"], &lines);
     assert_eq!(code, 0, "{said}");
@@ -307,7 +307,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
          \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\", \"/var/log/shared:/var/log/shared:rw,owner=www-data\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]"
+         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);
     assert_eq!(code, 0, "{said}");

@@ -22,6 +22,8 @@ const MOST_FILES: usize = 2000;
 const LARGEST_FILE: u64 = 1 << 20;
 /// No more hints at once: the first is mostly the cause, and the rest its consequences.
 const MOST: usize = 3;
+/// A configuration that names more ports is not about those alone that its server binds.
+const MOST_PORTS: usize = 8;
 /// No more lines are looked at, from the last one on…
 const LINES: usize = 40;
 /// …and of each no more bytes.
@@ -430,6 +432,17 @@ impl Case<'_> {
             }
         }
         line("tmpfs", list(&all));
+        let published = |port: &u16| {
+            let mut all = self.app.publish.iter();
+            all.any(|one| one.app_port == *port)
+        };
+        let new = installed.ports.iter().copied();
+        let new: BTreeSet<u16> = new.filter(|port| !published(port)).collect();
+        if !new.is_empty() && new.len() <= MOST_PORTS {
+            let all: BTreeSet<u16> = new.iter().chain(&self.app.listen).copied().collect();
+            let all: Vec<String> = all.iter().map(u16::to_string).collect();
+            line("listen", format!("[{}]", all.join(", ")));
+        }
         if let Some(workdir) = installed
             .workdir
             .as_ref()

@@ -97,6 +97,8 @@ pub(super) struct Installed {
     state: Vec<Directory>,
     /// Where it expects to write below /run.
     run: Vec<PathBuf>,
+    /// The ports that its configuration names: it is let bind them, whether anybody reaches them or not.
+    pub(super) ports: BTreeSet<u16>,
     /// Where its unit starts it.
     pub(super) workdir: Option<String>,
     /// What its unit has in its environment.
@@ -187,6 +189,7 @@ impl Installed {
             etc,
             state,
             run,
+            ports: says.iter().flat_map(|text| ports(text)).collect(),
             workdir: setting(&starts, "WorkingDirectory=").next(),
             env: setting(&starts, "Environment=")
                 .filter_map(|text| {
@@ -460,10 +463,31 @@ fn texts(root: &Path, etc: &[PathBuf]) -> Vec<String> {
     texts
 }
 
-/// The directories of servers below /var that a configuration names, but where it is commented out.
+/// The lines of a configuration that are not commented out.
+fn settings(text: &str) -> impl Iterator<Item = &str> {
+    let comment = |line: &str| {
+        let mut marks = ["#", ";", "//", "<!--"].iter();
+        marks.any(|mark| line.starts_with(mark))
+    };
+    text.lines().filter(move |line| !comment(line.trim_start()))
+}
+
+/// The ports that a configuration names: `listen 443`, `CACHE_QUERY_PORT = 7002`, `address = 0.0.0.0:80`.
+fn ports(text: &str) -> impl Iterator<Item = u16> + '_ {
+    let about = |line: &&str| {
+        let lower = line.to_lowercase();
+        let mut words = ["port", "listen", "bind"].iter();
+        words.any(|word| lower.contains(word))
+    };
+    let ends = |c: char| !(c.is_ascii_alphanumeric() || "._-/".contains(c));
+    let lines = settings(text).filter(about);
+    let words = lines.flat_map(move |line| line.split(ends));
+    words.filter_map(|word| word.parse().ok().filter(|port| *port > 9))
+}
+
+/// The directories of servers below /var that a configuration names.
 fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    let comment = |line: &str| ["#", ";", "//"].iter().any(|mark| line.starts_with(mark));
-    let lines = text.lines().filter(move |line| !comment(line.trim_start()));
+    let lines = settings(text);
     let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
     lines
         .flat_map(move |line| line.split(ends))
