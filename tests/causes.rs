@@ -41,6 +41,11 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
             "tmpfs = [\"/tmp:16M\", \"/srv/new:16M\"]".to_owned(),
         ),
         (
+            // What the program's own file is called says nothing.
+            python("raise SystemExit('/usr/lib/x.rb:1: mkdir: Read-only file system - /log')"),
+            "tmpfs = [\"/tmp:16M\", \"/log:16M\"]".to_owned(),
+        ),
+        (
             python("import os; os.mkdir('/opt')"),
             "tmpfs = [\"/tmp:16M\", \"/opt:16M\"]".to_owned(),
         ),
@@ -264,7 +269,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
          printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
          mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
-         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
          cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5

@@ -403,7 +403,9 @@ impl Case<'_> {
             Some((name, _)) if !self.is_rootless() => line("user", format!("\"{name}\"")),
             _ => {}
         }
-        let kept = self.app.volumes.iter().filter(|v| !installed.has(&v.path));
+        let again = |path: &Path| volumes.iter().any(|new| new.path == path);
+        let kept = self.app.volumes.iter();
+        let kept = kept.filter(|v| !installed.has(&v.path) && !again(&v.path));
         let kept = kept.map(volume);
         let new = volumes
             .iter()
@@ -536,7 +538,9 @@ impl Case<'_> {
             "is not writable",
             "isn't writable",
         ]) {
-            return Some(match path(line) {
+            // What stands before it may be the program's own file, which says where it was.
+            let elsewhere = paths(line).find(|path| !self.is_of_the_root(path));
+            return Some(match elsewhere.or_else(|| path(line)) {
                 // With a slash at its end it is one, also where the host has none.
                 Some(path) if has(&["directory", "folder"]) && has(&["writable"]) => {
                     self.writable(&path.join(""))

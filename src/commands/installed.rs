@@ -182,7 +182,7 @@ impl Installed {
             let more = more.iter().filter_map(|path| directory(root, path));
             state.extend(more.filter(own).collect::<Vec<_>>());
         }
-        let run = runtime(&files, root, &[starts.as_slice(), &says].concat());
+        let run = runtime(&files, root, &starts, &says);
         Some(Self {
             name: own,
             user,
@@ -634,7 +634,13 @@ fn setting<'s>(starts: &'s [String], key: &'s str) -> impl Iterator<Item = Strin
 }
 
 /// The directories below /run that are made for it before it is started, by what starts it and by what systemd-tmpfiles reads.
-fn runtime(files: &BTreeSet<PathBuf>, root: &Path, starts: &[String]) -> Vec<PathBuf> {
+/// Its configuration names files that it makes itself.
+fn runtime(
+    files: &BTreeSet<PathBuf>,
+    root: &Path,
+    starts: &[String],
+    says: &[String],
+) -> Vec<PathBuf> {
     let made: Vec<String> = files
         .iter()
         .filter(|path| {
@@ -645,13 +651,16 @@ fn runtime(files: &BTreeSet<PathBuf>, root: &Path, starts: &[String]) -> Vec<Pat
         .collect();
     let run = Path::new("/run");
     let mut all: BTreeSet<PathBuf> = BTreeSet::from([run.to_owned()]);
-    for text in starts.iter().chain(&made) {
+    let started = starts.iter().chain(&made).map(|text| (text, false));
+    for (text, names_files) in started.chain(says.iter().map(|text| (text, true))) {
         let lines = text
             .lines()
             .filter(|line| !line.trim_start().starts_with('#'));
         for line in lines {
             if let Some(names) = line.strip_prefix("RuntimeDirectory=") {
-                all.extend(names.split_whitespace().map(|name| run.join(name)));
+                // `%i` is an instance's name.
+                let names = names.split_whitespace().filter(|name| !name.contains('%'));
+                all.extend(names.map(|name| run.join(name)));
             }
             let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
             for word in line.split(ends) {
@@ -663,8 +672,8 @@ fn runtime(files: &BTreeSet<PathBuf>, root: &Path, starts: &[String]) -> Vec<Pat
                 };
                 let path = run.join(within.trim_end_matches('/'));
                 let directory = match path.extension() {
-                    Some(_) => path.parent().unwrap_or(run),
-                    None => &path,
+                    None if !names_files => &path,
+                    _ => path.parent().unwrap_or(run),
                 };
                 all.extend(first_below(run, directory).map(|_| directory.to_owned()));
             }
