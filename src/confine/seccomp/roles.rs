@@ -148,7 +148,8 @@ const PRCTL: &[i32] = &[
     libc::PR_SET_THP_DISABLE,
     libc::PR_GET_THP_DISABLE,
     libc::PR_CAP_AMBIENT,
-    libc::PR_GET_SPECULATION_CTRL,
+    // PR_GET_SPECULATION_CTRL, which is the same everywhere; the libc crate has it for x86_64 only.
+    52,
     // Names mappings (PR_SET_VMA_ANON_NAME); JVM, Node and glibc do.
     libc::PR_SET_VMA,
     libc::PR_SET_MDWE,
@@ -487,6 +488,7 @@ fn floor() -> Vec<(Sysno, Vec<Rule>)> {
             value: 0,
         },
     ])];
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut floor = vec![
         (Sysno::fchmod, mode(1)),
         (Sysno::fchmodat, mode(2)),
