@@ -13,7 +13,7 @@ use super::target::Meant;
 use super::{ended, print, print_json, status_now};
 use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
-use crate::control::{Client, PartStatus, Reply, Request, Status};
+use crate::control::{Brief, Client, PartStatus, Reply, Request, Status};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::part::cgroup::Placement;
@@ -29,7 +29,7 @@ use crate::traffic::{Losses, Refusals, Summary};
 struct Row {
     stack: StackName,
     /// `up`, `starting`, `stopping`, `crashed` or `ended`.
-    state: &'static str,
+    state: String,
     /// Of one that has ended: the exit code…
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<u8>,
@@ -53,49 +53,68 @@ struct Row {
 const AT_ONCE: usize = 100;
 
 impl Row {
-    /// Asks the supervisor of a stack that is up how its apps are; [`Row::hear`] is told. One that has just ended is not.
+    fn new(stack: StackName, state: &str) -> Self {
+        Self {
+            stack,
+            state: state.to_owned(),
+            shown: state.to_owned(),
+            exit: None,
+            ended: None,
+            mode: None,
+            published: vec![],
+            apps: vec![],
+            app_states: vec![],
+            config: None,
+        }
+    }
+
+    /// Asks the supervisor of a stack that is up how it is; [`Row::hear`] is told. One that has just ended is not.
     fn ask(&self, state: &StateRoot) -> Option<Client> {
         if self.state != "up" {
             return None;
         }
         let client = Client::connect(&state.control(&self.stack)).ok()?;
-        client.ask(&Request::Look { processes: false }).ok()?;
+        client.ask(&Request::Brief).ok()?;
         Some(client)
     }
 
-    /// Takes the answer; a supervisor that has no time yet to answer is starting.
-    fn hear(&mut self, client: &Client) {
-        let answer = || -> std::io::Result<Option<Status>> {
+    /// Takes the answer; a supervisor that has no time yet to answer is starting, and one that does not know the question is
+    /// of another version.
+    fn hear(&mut self, client: &Client) -> Option<Brief> {
+        let answer = || -> std::io::Result<Option<Brief>> {
             if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
                 return Ok(None);
             }
             match client.reply()? {
-                Some((Reply::Status(status), _)) => Ok(Some(*status)),
+                Some((Reply::Brief(brief), _)) => Ok(Some(*brief)),
                 Some(_) => Ok(None),
                 None => Err(std::io::ErrorKind::UnexpectedEof.into()),
             }
         };
         match answer() {
-            Ok(Some(status)) => {
-                self.is(status.word());
-                let state = |name: &String| {
-                    let part = status.parts.iter().find(|part| part.name == *name);
-                    part.map_or_else(
-                        || "ended".to_owned(),
-                        |part| part.shown(status.plan.app_named(name)),
-                    )
-                };
-                self.app_states = self.apps.iter().map(state).collect();
+            Ok(None) => {
+                self.is("starting");
+                None
             }
-            Ok(None) => self.is("starting"),
             // It has just ended.
-            Err(_) => {}
+            answer => answer.ok().flatten(),
         }
     }
 
-    fn is(&mut self, state: &'static str) {
-        self.state = state;
+    fn is(&mut self, state: &str) {
+        state.clone_into(&mut self.state);
         state.clone_into(&mut self.shown);
+    }
+
+    fn take(&mut self, brief: Brief) {
+        if let Some(word) = &brief.word {
+            self.is(word);
+        }
+        self.mode = Some(brief.mode);
+        self.published = brief.published;
+        self.apps = brief.apps;
+        self.app_states = brief.app_states;
+        self.config = brief.config;
     }
 
     /// The apps, with how they are if that is more than that they run.
@@ -130,25 +149,7 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
                 }
                 Liveness::Absent => continue,
             };
-            let plan = state.plan(&stack);
-            let list = |f: fn(&Plan) -> Vec<String>| plan.as_ref().map(f).unwrap_or_default();
-            rows.push(Row {
-                state: liveness,
-                shown: liveness.to_owned(),
-                exit: None,
-                ended: None,
-                mode: plan.as_ref().map(|plan| plan.mode),
-                published: list(|plan| {
-                    reach::ranges(plan)
-                        .iter()
-                        .map(|range| range.listen())
-                        .collect()
-                }),
-                apps: list(|plan| plan.apps.iter().map(|app| app.name.to_string()).collect()),
-                app_states: vec![],
-                config: plan.as_ref().and_then(|plan| plan.config.clone()),
-                stack,
-            });
+            rows.push(Row::new(stack, liveness));
         }
     }
     // Names alone need no answer of a supervisor.
@@ -157,8 +158,10 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
         for some in rows.chunks_mut(AT_ONCE) {
             let asked: Vec<_> = some.iter().map(|row| row.ask(&state)).collect();
             for (row, client) in some.iter_mut().zip(asked) {
-                if let Some(client) = client {
-                    row.hear(&client);
+                let brief = client.and_then(|client| row.hear(&client));
+                let planned = || state.plan(&row.stack).as_ref().map(Brief::of_plan);
+                if let Some(brief) = brief.or_else(planned) {
+                    row.take(brief);
                 }
             }
         }
@@ -177,16 +180,14 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
             continue;
         };
         rows.push(Row {
-            state: "ended",
             shown: ended::state(&ended),
             exit: Some(ended.exit),
             ended: Some(ended.ended),
             mode: Some(ended.mode),
             published: ended.published,
             apps: ended.apps,
-            app_states: vec![],
             config: ended.config,
-            stack,
+            ..Row::new(stack, "ended")
         });
     }
     if quiet {

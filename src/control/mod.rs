@@ -36,6 +36,8 @@ pub enum Request {
         /// With every process of ours.
         processes: bool,
     },
+    /// Its line in a list of stacks; answered as [`Request::Look`] is.
+    Brief,
     /// The same for the audit: answered while the gate is closed as well.
     Inspect,
     /// Take everything down. Answered by [`Reply::Waits`] as long as that takes its time, and by the end.
@@ -176,6 +178,8 @@ pub enum Said {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Brief`].
+    Brief(Box<Brief>),
     /// It is done.
     Done,
     /// It takes its time: what is waited for, in words, or that it was not waited for any longer.
@@ -305,6 +309,59 @@ pub struct HealthStatus {
     pub checked: Option<jiff::Timestamp>,
     /// What it said, in one line.
     pub output: Option<String>,
+}
+
+/// A stack in a line: of a hundred, a list is made in the time that one whole [`Status`] takes to read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Brief {
+    /// [`Status::word`], if a supervisor says it.
+    pub word: Option<String>,
+    /// Who brought it up.
+    pub mode: crate::plan::Mode,
+    /// Addresses and ports of the host, ports in a row as `FIRST-LAST`, with `/udp` where it is that.
+    pub published: Vec<String>,
+    /// Its apps.
+    pub apps: Vec<String>,
+    /// How each is ([`PartStatus::shown`]), in the same order.
+    pub app_states: Vec<String>,
+    /// Its configuration file.
+    pub config: Option<std::path::PathBuf>,
+}
+
+impl Brief {
+    fn apps(plan: &Plan) -> impl Iterator<Item = &crate::plan::AppPlan> {
+        plan.apps.iter().filter(|app| app.turn.serves())
+    }
+
+    /// Of a stack about which there is no more than its plan.
+    #[must_use]
+    pub fn of_plan(plan: &Plan) -> Self {
+        let ranges = crate::plan::reach::ranges(plan);
+        Self {
+            word: None,
+            mode: plan.mode,
+            published: ranges.iter().map(|range| range.listen()).collect(),
+            apps: Self::apps(plan).map(|app| app.name.to_string()).collect(),
+            app_states: vec![],
+            config: plan.config.clone(),
+        }
+    }
+
+    /// Of one that says how it is.
+    #[must_use]
+    pub fn of(status: &Status) -> Self {
+        let plan = &status.plan;
+        let state = |app: &crate::plan::AppPlan| {
+            let its = |part: &&PartStatus| part.turn.serves() && app.name.as_str() == part.name;
+            let part = status.parts.iter().find(its);
+            part.map_or_else(|| "ended".to_owned(), |part| part.shown(Some(app)))
+        };
+        Self {
+            word: Some(status.word().to_owned()),
+            app_states: Self::apps(plan).map(state).collect(),
+            ..Self::of_plan(plan)
+        }
+    }
 }
 
 impl Status {

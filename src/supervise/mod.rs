@@ -45,7 +45,7 @@ use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
 use crate::control::evidence::{self, By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
-use crate::control::{Apply, LimitStatus, PartState, PartStatus, Reply, Request, Status};
+use crate::control::{Apply, Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::{Bucket, Budget, LeftOut, Rationed};
 use crate::log::files::Files;
 use crate::log::journald::{Journald, SOCKET};
@@ -773,7 +773,8 @@ impl Supervisor {
                         return Err(StackError::Interrupted { by: None });
                     }
                     Event::Asked(
-                        request @ (Request::Look { .. }
+                        request @ (Request::Brief
+                        | Request::Look { .. }
                         | Request::Logs { .. }
                         | Request::Exec { .. }
                         | Request::Inspect
@@ -1182,6 +1183,7 @@ impl Supervisor {
             Request::Inspect | Request::Look { processes: false } => {
                 Reply::Status(Box::new(self.status()))
             }
+            Request::Brief => Reply::Brief(Box::new(Brief::of(&self.status()))),
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
             Request::Apply(_) | Request::HostTable => unreachable!("it does not come this way"),
             Request::Restart { .. } | Request::Replace { .. } if self.stopping => {
@@ -1904,7 +1906,10 @@ impl Journal {
                 }
             }
             request @ Request::Exec { .. } => rising.exec(request, fds),
-            _ => match rising.status() {
+            request => match rising.status() {
+                Ok(status) if matches!(request, Request::Brief) => {
+                    Reply::Brief(Box::new(Brief::of(&status)))
+                }
                 Ok(status) => Reply::Status(Box::new(status)),
                 Err(e) => refused(format!("look at the supervisor: {e}"), None),
             },

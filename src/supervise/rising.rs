@@ -128,7 +128,7 @@ impl Rising {
     pub(super) fn answers(request: &Request) -> bool {
         matches!(
             request,
-            Request::Look { .. } | Request::Logs { .. } | Request::Exec { .. }
+            Request::Brief | Request::Look { .. } | Request::Logs { .. } | Request::Exec { .. }
         )
     }
 
