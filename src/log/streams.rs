@@ -16,10 +16,9 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags};
 use rustix::net::RecvFlags;
 use rustix::pipe::PipeFlags;
@@ -417,15 +416,10 @@ impl Input {
                 let (got, _) = rustix::net::recv(&self.fd, chunk, RecvFlags::DONTWAIT)?;
                 Ok(got)
             }
-            Kind::Polled if !has_something(self.fd.as_fd()) => {
+            Kind::Polled if !watch::has_something(self.fd.as_fd()) => {
                 Err(io::ErrorKind::WouldBlock.into())
             }
             Kind::Plain | Kind::Polled => Ok(rustix::io::read(&self.fd, chunk)?),
         }
     }
-}
-
-fn has_something(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

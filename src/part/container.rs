@@ -135,8 +135,7 @@ impl Container {
         };
         drop(theirs);
         let mut channel = Channel::to_part(ours).map_err(failed("watch the part"))?;
-        let spawned = channel.receive::<FromStage>().await;
-        reap(&helper).await.map_err(failed("wait for the helper"))?;
+        let spawned = last_word(&helper, &mut channel).await;
         let (pid, pidfd) = match spawned.map_err(failed("hear from the helper"))? {
             Some((FromStage::Spawned { pid }, fds)) => match fds.into_iter().next() {
                 Some(pidfd) => (pid, pidfd),
@@ -383,6 +382,19 @@ impl Drop for Container {
     }
 }
 
+/// What a helper has said by its end. The part holds the other end of the conversation as well: of a helper that was killed
+/// before its word, and after the part was born, nothing more is ever heard.
+async fn last_word(
+    helper: &OwnedFd,
+    channel: &mut Channel,
+) -> io::Result<Option<(FromStage, Vec<OwnedFd>)>> {
+    reap(helper).await?;
+    match channel.has_something() {
+        true => channel.receive().await,
+        false => Ok(None),
+    }
+}
+
 /// Waits until every child of this process has ended, but not for those that don't within [`ENDS_WITHIN`]
 /// ([`Container::kill`]); they must have been told to.
 ///
@@ -509,4 +521,30 @@ fn execute(
         &env,
         nix::fcntl::AtFlags::AT_EMPTY_PATH,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that ends without a word.
+    #[allow(clippy::zombie_processes, reason = "what is tested waits for it")]
+    fn helper() -> OwnedFd {
+        let child = std::process::Command::new("true").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_a_helper_that_was_killed_nothing_is_waited_for() {
+        let (ours, part) = socketpair().unwrap();
+        let mut channel = Channel::to_part(ours).unwrap();
+        let killed = helper();
+        let heard = last_word(&killed, &mut channel);
+        let heard = tokio::time::timeout(Duration::from_secs(60), heard).await;
+        assert!(heard.expect("it waits").unwrap().is_none());
+        protocol::send(&part, &FromStage::Made, &[]).unwrap();
+        let heard = last_word(&helper(), &mut channel).await.unwrap();
+        assert!(matches!(heard, Some((FromStage::Made, _))));
+    }
 }

@@ -540,6 +540,12 @@ impl Channel {
         Ok(())
     }
 
+    /// Whether something has been said, or the other side has ended.
+    #[must_use]
+    pub fn has_something(&self) -> bool {
+        crate::sys::watch::has_something(self.socket.get_ref().as_fd())
+    }
+
     /// Another one to speak, in the same conversation.
     ///
     /// # Errors
