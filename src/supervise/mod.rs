@@ -110,6 +110,8 @@ const RECORD: &str = "log";
 const ANSWERS_WAITING: usize = 512;
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
 const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
+/// How long those who read the log, and go on reading, may take for the rest of it.
+const READERS_TAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
 /// last of it on.
 const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
@@ -1841,19 +1843,23 @@ impl Journal {
                 () = tokio::time::sleep(USER_TAKES_WITHIN), if hurry => break,
             }
         }
-        let _ = tokio::time::timeout(USER_TAKES_WITHIN, self.hand_out(events, sender)).await;
+        let _ = tokio::time::timeout(READERS_TAKE_WITHIN, self.hand_out(events, sender)).await;
         asked
     }
 
-    /// Waits until everybody who reads the log has all of it.
+    /// Waits until everybody who reads the log has all of it, as long as somebody goes on reading.
     async fn hand_out(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<Event>,
         sender: &mpsc::UnboundedSender<Event>,
     ) {
         while self.reading > 0 {
-            if let Some(Event::ReadOn(reader, follow, client)) = events.recv().await {
-                self.read_on(reader, follow, client, sender);
+            match tokio::time::timeout(USER_TAKES_WITHIN, events.recv()).await {
+                Ok(Some(Event::ReadOn(reader, follow, client))) => {
+                    self.read_on(reader, follow, client, sender);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
             }
         }
         let taken = self.followers.iter().map(|follower| async {
@@ -1867,7 +1873,8 @@ impl Journal {
                 let _ = is_sent.await;
             }
         });
-        futures_util::future::join_all(taken).await;
+        let all = futures_util::future::join_all(taken);
+        let _ = tokio::time::timeout(USER_TAKES_WITHIN, all).await;
     }
 
     fn write(&mut self, line: LogLine) {
