@@ -190,6 +190,48 @@ fn what_is_under_way_is_answered_by_the_old_one() {
 }
 
 #[test]
+fn a_live_change_waits_for_a_replacement_and_says_so() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let text = shop("relay", "").replace("\"1s\"", "\"60s\"");
+    look::up(&lab, &text);
+    // Connected to the old one for as long as it likes.
+    let stays = "import socket, sys\ns = socket.create_connection(('10.99.0.1', 5000))\n\
+                 s.sendall(b'GET / HTTP/1.1\\r\\nhost: a\\r\\n\\r\\n')\ns.recv(9)\nsys.stdin.read()";
+    let inside = ["ip", "netns", "exec", "client", PYTHON, "-c", stays];
+    let mut client = lab.spawn(&inside);
+    let app = look::pid(&lab.status("shop"), "web");
+    until("it is connected", || {
+        let all = look::beside(&lab, app, &["ss", "-Htn", "state", "established"]);
+        (!all.trim().is_empty()).then_some(())
+    });
+    let mut restart = lab.spawn_lrpns(&["restart", "--rolling", "shop/web"]);
+    until("the old one is to go", || {
+        let all = apps(&lab.status("shop"));
+        all.iter().any(|(_, turn)| turn == "goes").then_some(())
+    });
+    let file = lab.write("other.toml", &format!("{text}env = {{ A = \"1\" }}\n"));
+    let file = file.to_str().unwrap();
+    for args in [
+        &["apply", "-f", file][..],
+        &["apply", "-f", file, "--dry-run"],
+    ] {
+        let (_, said) = lab.lrpns_err(args);
+        assert!(
+            said.contains("shop: web is being replaced; nothing was changed"),
+            "{said}"
+        );
+        assert!(said.contains("hint: try again when that is over"), "{said}");
+    }
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    assert!(restart.wait().unwrap().success());
+    lab.lrpns_ok(&["apply", "-f", file]);
+}
+
+#[test]
 fn nothing_is_left_when_either_is_killed_amid_a_replacement() {
     if !look::machine() {
         return;

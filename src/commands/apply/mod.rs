@@ -67,6 +67,16 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     let stack = &config.name;
     let status = status_of(stack)?;
     let running = status.plan;
+    // What is there twice has no one place to compare with.
+    if let Some(app) = running.apps.iter().find(|app| !app.turn.serves()) {
+        return Err(Failure::failed(format!(
+            "{stack}: {} is being replaced; nothing was changed",
+            app.name
+        ))
+        .hint(format!(
+            "try again when that is over: lrpns events {stack} says so"
+        )));
+    }
     let host = Host::look_for(&config)?;
     let mut wanted = resolve::again(&config, &host, &running)?;
     let change = change::between(&running, &wanted).map_err(|e| {
