@@ -695,7 +695,7 @@ fn one_client_with_hundreds_of_connections_shuts_nobody_out_of_a_relay_with_few_
     let relay = part(&lab.status("web"), "relay")["notes"].to_string();
     assert!(relay.contains("connections at once"), "{relay}");
     // As many as it can get, all kept, and then some that are reset.
-    let greedy = "import socket, sys\nopen_ones, reset = [], 0\nfor _ in range(400):\n    s = socket.create_connection(('10.99.0.1', 5000))\n    s.settimeout(5)\n    try:\n        s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\n')\n        s.settimeout(.01)\n        s.recv(1)\n    except TimeoutError:\n        open_ones.append(s)\n    except OSError:\n        reset += 1\nassert reset > 100, reset\nassert len(open_ones) > 50, len(open_ones)\nprint('ready', flush=True)\nsys.stdin.read()\n";
+    let greedy = "import socket, sys\nopen_ones, reset = [], 0\nfor _ in range(400):\n    s = socket.socket()\n    s.settimeout(5)\n    try:\n        s.connect(('10.99.0.1', 5000))\n        s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\n')\n        s.settimeout(.01)\n        s.recv(1)\n    except TimeoutError:\n        open_ones.append(s)\n    except OSError:\n        reset += 1\nassert reset > 100, reset\nassert len(open_ones) > 50, len(open_ones)\nprint('ready', flush=True)\nsys.stdin.read()\n";
     let client = ["ip", "netns", "exec", "client", PYTHON, "-c", greedy];
     let mut greedy = lab.spawn(&client);
     let mut line = String::new();

@@ -780,10 +780,11 @@ fn by_relay_the_sidecar_names_the_client_and_the_relay_whom_it_refuses() {
     };
     line_when(&lab, "open", relayed);
 
+    // Who is refused is reset, which may be before it knows that it was connected.
     let connect = |from: &str, times: u64| {
         let code = format!(
-            "for _ in range({times}):\n    s = socket.socket()\n    s.bind(('{from}', 0))\n    s.connect(W)\n    \
-             s.settimeout(9)\n    try: s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); s.recv(1)\n    except OSError: pass\n    s.close()"
+            "for _ in range({times}):\n    s = socket.socket()\n    s.bind(('{from}', 0))\n    \
+             s.settimeout(9)\n    try: s.connect(W); s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); s.recv(1)\n    except OSError: pass\n    s.close()"
         );
         client(&lab, &code);
     };
