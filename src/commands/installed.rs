@@ -5,6 +5,7 @@
 //! Read are only the host's own files, none of which an app writes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -328,7 +329,7 @@ fn files(record: &Path, package: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The text of the units and scripts among these files that start the program; `None` where none does: then it is no server.
+/// The text of those units and scripts that start the program; `None` if nothing starts it: then it is no server.
 fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<String>> {
     let is_unit = |path: &Path| {
         let service = path.extension().is_some_and(|kind| kind == "service");
@@ -392,7 +393,7 @@ fn configuration(root: &Path, files: &BTreeSet<PathBuf>, names: &BTreeSet<String
     let mut all: Vec<PathBuf> = packaged
         .chain(named)
         .filter(|path| !is_noise(path) && below(root, path).exists())
-        // A link is no volume; what it leads to may be, where the server keeps things.
+        // A volume must not be a symbolic link. What the link points to is proposed if it is the server's own.
         .filter(|path| !below(root, path).is_symlink())
         .collect();
     all.sort();
@@ -430,7 +431,7 @@ fn directory(root: &Path, path: &Path) -> Option<Directory> {
 }
 
 /// Whether this user may read what has such an owner and mode; nobody's user reads what everybody may.
-fn reads(ids: Option<Ids>, meta: &std::fs::Metadata) -> bool {
+fn reads(ids: Option<Ids>, meta: &Metadata) -> bool {
     let bit = match ids {
         Some(ids) if ids.uid == meta.uid() => 0o400,
         Some(ids) if ids.gid == meta.gid() => 0o040,
@@ -439,28 +440,44 @@ fn reads(ids: Option<Ids>, meta: &std::fs::Metadata) -> bool {
     meta.mode() & bit != 0
 }
 
-/// What these files, and those in these directories, say, as far as it is text of a length that a person would write.
-fn texts(root: &Path, etc: &[PathBuf]) -> Vec<String> {
-    const MOST: usize = 200;
-    const LARGEST: u64 = 256 << 10;
-    let (mut places, mut texts, mut seen) = (etc.to_vec(), vec![], 0);
+/// Tells `found` every file and link at these places and beneath them, by its path on this machine. So many are looked at, and
+/// no more.
+fn walk(root: &Path, places: &[PathBuf], most: usize, mut found: impl FnMut(&Path, &Metadata)) {
+    let (mut places, mut seen) = (places.to_vec(), 0);
     while let Some(place) = places.pop() {
         seen += 1;
         let here = below(root, &place);
         let Ok(meta) = std::fs::symlink_metadata(&here) else {
             continue;
         };
-        if seen > MOST {
+        if seen > most {
             break;
         }
         if meta.is_dir() {
             let entries = std::fs::read_dir(&here).into_iter().flatten().flatten();
             places.extend(entries.map(|entry| place.join(entry.file_name())));
-        } else if meta.is_file() && meta.len() <= LARGEST {
-            texts.extend(std::fs::read_to_string(&here));
+        } else {
+            found(&here, &meta);
         }
     }
+}
+
+/// The text of these files, and of those in these directories, if it is text, and no longer than a person would write.
+fn texts(root: &Path, etc: &[PathBuf]) -> Vec<String> {
+    const MOST: usize = 200;
+    const LARGEST: u64 = 256 << 10;
+    let mut texts = vec![];
+    walk(root, etc, MOST, |here, meta| {
+        if meta.is_file() && meta.len() <= LARGEST {
+            texts.extend(std::fs::read_to_string(here));
+        }
+    });
     texts
+}
+
+/// The words of a line that may be paths or ports.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c)))
 }
 
 /// The lines of a configuration that are not commented out.
@@ -479,46 +496,29 @@ fn ports(text: &str) -> impl Iterator<Item = u16> + '_ {
         let mut words = ["port", "listen", "bind"].iter();
         words.any(|word| lower.contains(word))
     };
-    let ends = |c: char| !(c.is_ascii_alphanumeric() || "._-/".contains(c));
-    let lines = settings(text).filter(about);
-    let words = lines.flat_map(move |line| line.split(ends));
+    let words = settings(text).filter(about).flat_map(words);
     words.filter_map(|word| word.parse().ok().filter(|port| *port > 9))
 }
 
 /// The directories of servers below /var that a configuration names.
 fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    let lines = settings(text);
-    let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
-    lines
-        .flat_map(move |line| line.split(ends))
-        .filter_map(|word| {
-            let path = Path::new(word);
-            let plain = path.components().all(|part| part.as_os_str() != "..");
-            let mut kinds = STATE.iter().map(|kind| Path::new("/var").join(kind));
-            kinds
-                .find_map(|kind| first_below(&kind, path))
-                .filter(|_| plain)
-        })
+    settings(text).flat_map(words).filter_map(|word| {
+        let path = Path::new(word);
+        let plain = path.components().all(|part| part.as_os_str() != "..");
+        let mut kinds = STATE.iter().map(|kind| Path::new("/var").join(kind));
+        kinds
+            .find_map(|kind| first_below(&kind, path))
+            .filter(|_| plain)
+    })
 }
 
 /// The files elsewhere in /etc that links in these directories lead to, as far as an app does not have them anyway.
-fn linked(root: &Path, etc: &[PathBuf]) -> Vec<(PathBuf, std::fs::Metadata)> {
+fn linked(root: &Path, etc: &[PathBuf]) -> Vec<(PathBuf, Metadata)> {
     const MOST: usize = 2000;
-    let (mut places, mut found, mut seen) = (etc.to_vec(), BTreeMap::new(), 0);
-    while let Some(place) = places.pop() {
-        seen += 1;
-        let here = below(root, &place);
-        let Ok(meta) = std::fs::symlink_metadata(&here) else {
-            continue;
-        };
-        if seen > MOST {
-            break;
-        }
-        if meta.is_dir() {
-            let entries = std::fs::read_dir(&here).into_iter().flatten().flatten();
-            places.extend(entries.map(|entry| place.join(entry.file_name())));
-        } else if meta.is_symlink()
-            && let Ok(target) = std::fs::canonicalize(&here)
+    let mut found = BTreeMap::new();
+    walk(root, etc, MOST, |here, meta| {
+        if meta.is_symlink()
+            && let Ok(target) = std::fs::canonicalize(here)
             && let Ok(meta) = std::fs::metadata(&target)
         {
             let target = Path::new("/").join(target.strip_prefix(root).unwrap_or(&target));
@@ -529,7 +529,7 @@ fn linked(root: &Path, etc: &[PathBuf]) -> Vec<(PathBuf, std::fs::Metadata)> {
                 found.insert(target, meta);
             }
         }
-    }
+    });
     found.into_iter().collect()
 }
 
@@ -662,8 +662,7 @@ fn runtime(
                 let names = names.split_whitespace().filter(|name| !name.contains('%'));
                 all.extend(names.map(|name| run.join(name)));
             }
-            let ends = |c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c));
-            for word in line.split(ends) {
+            for word in words(line) {
                 let Some(within) = word
                     .strip_prefix("/var/run/")
                     .or(word.strip_prefix("/run/"))

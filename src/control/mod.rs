@@ -333,7 +333,7 @@ impl Brief {
         plan.apps.iter().filter(|app| app.turn.serves())
     }
 
-    /// Of a stack about which there is no more than its plan.
+    /// What a plan alone tells, of a stack whose supervisor does not answer.
     #[must_use]
     pub fn of_plan(plan: &Plan) -> Self {
         let ranges = crate::plan::reach::ranges(plan);

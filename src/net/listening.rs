@@ -91,7 +91,7 @@ pub const LISTEN: u8 = 10;
 /// All states of TCP up to `TCP_BOUND_INACTIVE`, which a kernel before 6.8 does not look at.
 const ANY_STATE: u32 = 0x3ffe;
 
-/// Groups of `NETLINK_SOCK_DIAG` that are told of each socket of TCP that is gone (include/uapi/linux/sock_diag.h).
+/// Multicast groups of `NETLINK_SOCK_DIAG`: a message for each TCP socket that is destroyed (include/uapi/linux/sock_diag.h).
 const GONE: [u32; 2] = [1, 3]; // SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 
 /// How often it is looked what is left, at most, however many sockets an app makes to end them.

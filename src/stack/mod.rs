@@ -752,9 +752,9 @@ fn pair() -> Result<(OwnedFd, OwnedFd), StackError> {
 /// Closes ports that a relay still accepts at, when it has accepted who is there. A listening socket that is closed resets
 /// who has connected and was not accepted, and who was answered and has not said so yet: so nobody new is answered, and
 /// those few are waited for.
-pub async fn close(listeners: &[&Listener]) {
-    let tcp = |listener: &&&Listener| listener.protocol == Protocol::Tcp;
-    let listeners: Vec<&Listener> = listeners.iter().filter(tcp).copied().collect();
+pub async fn close(listeners: impl IntoIterator<Item = &Listener>) {
+    let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp;
+    let listeners: Vec<&Listener> = listeners.into_iter().filter(tcp).collect();
     if listeners.is_empty() {
         return;
     }
@@ -1279,8 +1279,7 @@ impl Ground {
             its.map(|(_, listener)| listener.clone())
                 .collect::<Vec<_>>()
         };
-        let closing = of(&wanted);
-        close(&closing.iter().collect::<Vec<_>>()).await;
+        close(&of(&wanted)).await;
         let (old, new) = (self.plan.in_force(&before), self.plan.in_force(&wanted));
         match whole {
             true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
@@ -1388,7 +1387,7 @@ impl Ground {
     /// # Errors
     /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
     pub async fn close_entries(&self) -> Result<(), StackError> {
-        close(&self.listeners.iter().collect::<Vec<_>>()).await;
+        close(self.listeners.iter()).await;
         let mut closed = self.plan.clone();
         let mut by_dnat = false;
         for app in &mut closed.apps {

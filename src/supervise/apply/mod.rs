@@ -433,14 +433,17 @@ impl Task {
         taken.unwrap_or_else(|_| Err("the client doesn't answer".to_owned()))
     }
 
+    /// Whether it is of a port that moves between one address and all.
+    fn moves(&self, listener: &Listener) -> bool {
+        let mut moves = self.moves.iter();
+        listener.protocol == Protocol::Tcp
+            && moves.any(|moved| moved.port() == listener.address.port())
+    }
+
     /// Lets the ports that move be at both of their addresses, or not any more.
     fn share_ports(&self, shared: bool) {
-        let ports = |address: &SocketAddr| {
-            let mut moves = self.moves.iter();
-            moves.any(|moved| moved.port() == address.port())
-        };
         for listener in self.old.listeners().iter().chain(&self.moved) {
-            if listener.protocol == Protocol::Tcp && ports(&listener.address) {
+            if self.moves(listener) {
                 // What fails because of it says so.
                 let _ = listener.share(shared);
             }
@@ -850,21 +853,17 @@ impl Task {
         };
         let closing: Vec<&Listener> = listeners(other, ground).collect();
         self.admit_no_more(&closing).await;
-        stack::close(&closing).await;
+        stack::close(closing).await;
         self.tell(Step::Relay(launched));
         Ok(())
     }
 
     /// Has the client see to it that nobody is reset whose port only moves, where this process may not. Who is gone does not.
     async fn admit_no_more(&mut self, closing: &[&Listener]) {
-        let is_at =
-            |address: &SocketAddr, listener: &Listener| address.port() == listener.address.port();
-        let moves =
-            |listener: &&&Listener| self.moves.iter().any(|address| is_at(address, listener));
         let refused = |listener: &&&Listener| listener.admit_no_more().is_err();
         let sockets: Vec<BorrowedFd<'_>> = closing
             .iter()
-            .filter(moves)
+            .filter(|listener| self.moves(listener))
             .filter(refused)
             .map(|listener| listener.socket.as_fd())
             .take(MAX_FDS)
