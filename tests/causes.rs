@@ -444,7 +444,8 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
         "  socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT) by python3: EPERM\n",
         "hint: 1000: answered as by a kernel that does not have it",
         "hint: if it does not go on without: seccomp = \"default+keyctl\"\n",
-        "unshare, chroot, chmod: no key gives an app that",
+        "unshare, chmod: no key gives an app that",
+        "hint: chroot: it takes another directory for its root",
         "hint: setuid, setgroups: it becomes another user",
     ] {
         assert!(said.contains(words), "{words}: {said}");

@@ -985,7 +985,7 @@ impl Case<'_> {
             ),
             (
                 &["chroot"],
-                "it changes its root (chroot), which an app has no right to and no need for: switch it off in its configuration",
+                "it takes another directory for its root (chroot), which an app has no right to: switch it off in its configuration; a server that has to begin as root takes ids = \"range\", which lets it",
             ),
             (
                 &[
@@ -1022,7 +1022,7 @@ impl Case<'_> {
                 "it wants raw sockets, which an app never has",
             ),
         ];
-        let changes_user = CALLS[..2]
+        let changes_user = CALLS[..3]
             .iter()
             .any(|(words, _)| words.iter().any(|word| line.contains(word)));
         if changes_user && let Some(hint) = self.begins_as_root() {
