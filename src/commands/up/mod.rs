@@ -39,7 +39,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::state::{GlobalLock, Liveness, StateError, StateRoot};
-use crate::supervise::{self, Outcome, Tee};
+use crate::supervise::{self, Outcome, Tee, manager};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
 
@@ -510,12 +510,7 @@ fn supervise_here(
     }
     let ready = |status: &Status, said: &[LogLine]| {
         ready(status, said);
-        let text = is_up(status);
-        // Not under systemd, or too old a one: nobody waits for it.
-        let _ = sd_notify::notify(&[
-            sd_notify::NotifyState::Ready,
-            sd_notify::NotifyState::Status(&text),
-        ]);
+        tell_systemd(status);
     };
     let cgroup = plan.cgroup.path.clone();
     files::tidy(&Host::logs());
@@ -544,7 +539,7 @@ fn supervise_here(
     if let Some(refusals) = &refusals {
         *explained = explain::lines(refusals, &outline.apps);
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    manager::is_down();
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
         if leaves {
             // What can't be written is missed by nobody as much as the end of the stack.
@@ -887,8 +882,7 @@ fn is_up_but(status: &Status) -> String {
 
 /// What `systemctl status` says of the unit is what the stack is now.
 fn tell_systemd(status: &Status) {
-    // As for READY=1.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&is_up(status))]);
+    manager::is_up(&is_up(status));
 }
 
 /// One line about a stack that is up.
