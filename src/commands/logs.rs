@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use regex_lite::Regex;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, cannot_print, ended, next_reply, written};
+use super::{advice, ask, cannot_print, ended, next_reply, written};
 use crate::commands::failure::Failure;
 use crate::config::RecordTo;
 use crate::control::evidence::Ended;
@@ -57,6 +57,11 @@ pub struct Sieve {
 }
 
 impl Sieve {
+    /// Whether it lets everything through.
+    fn is_all(&self) -> bool {
+        self.since.is_none() && self.until.is_none() && self.grep.is_none()
+    }
+
     /// Whether it lets a line through.
     pub fn wants(&self, line: &LogLine) -> bool {
         self.since.is_none_or(|since| line.time >= since)
@@ -156,6 +161,15 @@ pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
     if lives && !wanted.previous {
         let recorded = plan.and_then(|plan| Recorded::of(stack, &plan.record, &plan.run));
         of_running(stack, &wanted, recorded)?;
+        let whole = wanted.stream.is_none() && wanted.sieve.is_all();
+        if whole && !wanted.follow && !wanted.json {
+            // It may have ended since, and then there is nothing to advise.
+            let status = super::status_now(stack).ok();
+            let hints = status.and_then(|status| advice::of_running(stack, &status).ok());
+            for hint in hints.unwrap_or_default() {
+                eprintln!("hint: {hint}");
+            }
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let ended = ended::of(&state, stack);

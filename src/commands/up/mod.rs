@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::cause::Case;
+use super::advice::{case, hints};
 use super::ended;
 use super::explain;
 use super::gate;
@@ -661,39 +661,6 @@ fn leave(
 /// How long a detached stack whose app publishes nothing that is waited for is looked at before it is said to be up: most of
 /// what fails at its start does within this.
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
-
-/// What would help an app, as far as is known: the one of that name, or the one that has spoken last.
-fn hints(
-    apps: &[plan::AppPlan],
-    name: Option<&str>,
-    exit: Option<Exit>,
-    said: &[LogLine],
-) -> Vec<String> {
-    case(apps, name, exit, said).map_or_else(Vec::new, |case| case.hints())
-}
-
-fn case<'a>(
-    apps: &'a [plan::AppPlan],
-    name: Option<&str>,
-    exit: Option<Exit>,
-    said: &[LogLine],
-) -> Option<Case<'a>> {
-    let of = |name: &str| apps.iter().find(|app| app.name.as_str() == name);
-    let app = match name {
-        Some(name) => of(name),
-        None => said.iter().rev().find_map(|line| of(&line.part)),
-    };
-    let app = app.or(apps.first())?;
-    let own = |line: &&LogLine| {
-        line.part == app.name.as_str() && matches!(line.stream, Stream::Out | Stream::Err)
-    };
-    let said = said
-        .iter()
-        .filter(own)
-        .map(|line| line.text.clone())
-        .collect();
-    Some(Case { app, exit, said })
-}
 
 /// The same with these hints, if there are any, in place of its own.
 fn advised(failure: Failure, hints: &[String]) -> Failure {
