@@ -549,6 +549,7 @@ fn one_that_listens_and_takes_no_connection_is_told_where_to_look() {
 /// What `lrpns logs` says beside the log, and `lrpns status` at its end.
 fn advised(lab: &Lab) -> [String; 2] {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // What lives says it on standard error, beside the log.
     let logs = text(&lab.lrpns(&["logs", "web"]).stderr);
     let status = text(&lab.lrpns(&["status", "web"]).stdout);
     let hints = status
@@ -674,4 +675,78 @@ fn one_that_turns_its_clients_away_is_told_where_it_sees_them() {
         }
         lab.lrpns_ok(&["down", "web"]);
     }
+}
+
+#[test]
+fn a_server_that_has_ended_for_good_is_told_why_afterwards() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for (ends, hint) in [
+        (
+            "sys.exit('bind() to [::]:6380 failed (13: Permission denied)')",
+            "listen = [6380]",
+        ),
+        (
+            "sys.exit(0)",
+            "python3 ended without an error. If it goes to the background",
+        ),
+    ] {
+        let code = format!(
+            "import socket, sys\ns = socket.socket()\ns.bind(('0.0.0.0', 8000)); s.listen(); s.accept()\n{ends}"
+        );
+        let (code, said) = told(
+            &lab,
+            &[PYTHON, "-c", &code],
+            "publish = [\"9000:8000\"]\nrestart = \"no\"",
+        );
+        assert_eq!(code, 0, "{said}");
+        until("its end", || {
+            let status = lab.lrpns(&["status", "web", "--json"]).stdout;
+            let status: serde_json::Value = serde_json::from_slice(&status).ok()?;
+            (status["state"] == "ended").then_some(())
+        });
+        for said in advised(&lab) {
+            assert!(
+                said.starts_with("hint: ") && said.contains(hint),
+                "{hint}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_command_names_of_the_hosts_data_is_said_where_the_root_has_not_got_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for at in ["/srv", "/mnt"] {
+        lab.ok(&["mount", "-t", "tmpfs", "tmpfs", at]);
+    }
+    lab.ok(&["mkdir", "/srv/site", "/mnt/more"]);
+    let code = "import socket, signal; s = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); signal.pause()";
+    let named = [
+        "/srv/site",
+        "--data=/mnt/more",
+        "/mnt/nothing",
+        "-r",
+        "/usr/lib",
+        "/etc/passwd",
+    ];
+    let command = [&[PYTHON, "-c", code][..], &named].concat();
+    let (status, said) = told(&lab, &command, "publish = [\"9000:8000\"]");
+    let line = "volumes = [\"/srv/site:/srv/site\", \"/mnt/more:/mnt/more\"]";
+    let hint = format!(
+        "hint: the command of app names what the host has and the app's root has not, /srv/site, /mnt/more: {line}"
+    );
+    assert!(status == 0 && said.contains(&hint), "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    let (status, said) = told(
+        &lab,
+        &command,
+        &format!("publish = [\"9000:8000\"]\n{line}"),
+    );
+    assert!(status == 0 && !said.contains("hint: "), "{said}");
 }

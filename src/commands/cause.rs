@@ -78,6 +78,9 @@ const FOREGROUND: &[(&str, &str)] = &[
     ("pdns_server", "pdns_server --daemon=no"),
     ("knotd", "knotd without -d"),
     ("nsd", "nsd -d"),
+    ("rbldnsd", "rbldnsd -n"),
+    ("webfsd", "webfsd -F"),
+    ("dictd", "dictd -d nodetach"),
     ("icecast2", "icecast2 without -b"),
     ("radiusd", "radiusd -f"),
     ("freeradius", "freeradius -f"),
@@ -320,7 +323,7 @@ impl Case<'_> {
                 .iter()
                 .any(|word| line.contains(word));
             let lower = line.to_lowercase().replace("localhost", "");
-            let listens = ["listen", "bind", "address", "interface", "host"];
+            let listens = ["listen", "bind", "addr", "interface", "host", "frontend"];
             says && listens.iter().any(|word| lower.contains(word))
         };
         self.configured(|text| {
@@ -380,11 +383,16 @@ impl Case<'_> {
         let mut places: Vec<(PathBuf, PathBuf)> = of_etc
             .map(|volume| (volume.host.clone(), volume.path.clone()))
             .collect();
+        let mounted: Vec<(PathBuf, PathBuf)> = places.clone();
         let mut seen = 0;
         while let Some((host, path)) = places.pop() {
             seen += 1;
             if seen > MOST_FILES {
                 break;
+            }
+            // What another volume is mounted on, the app does not see.
+            if mounted.iter().any(|(of, at)| *at == path && *of != host) {
+                continue;
             }
             let Ok(meta) = std::fs::symlink_metadata(&host) else {
                 continue;
@@ -409,6 +417,54 @@ impl Case<'_> {
             }
         }
         None
+    }
+
+    /// What its command names of the host's data that the app's root has not. What is in /etc is asked for at once and missed
+    /// with an error; a directory to serve may not be.
+    pub(super) fn unseen(&self) -> Vec<PathBuf> {
+        if self.app.rootfs != Rootfs::Host {
+            return vec![];
+        }
+        let arguments = self.app.command.iter().skip(1);
+        let paths = arguments.filter_map(|word| {
+            let word = match word.starts_with('-') {
+                true => word.split_once('=')?.1,
+                false => word,
+            };
+            let path = Path::new(word);
+            let plain = path.components().all(|part| part.as_os_str() != "..");
+            (path.is_absolute() && plain && path.components().count() > 2).then(|| path.to_owned())
+        });
+        let mounts = || {
+            let volumes = self.app.volumes.iter().map(|volume| &volume.path);
+            volumes.chain(self.app.tmpfs.iter().map(|tmpfs| &tmpfs.path))
+        };
+        let own = ["/dev", "/proc", "/sys", "/run", "/tmp", "/etc"];
+        paths
+            .filter(|path| {
+                path.exists()
+                    && !own.iter().any(|place| path.starts_with(place))
+                    && !self.is_of_the_root(path)
+                    && !mounts().any(|at| path.starts_with(at))
+            })
+            .collect()
+    }
+
+    /// The same of one that has come up all the same, with the line that brings it.
+    pub(super) fn incomplete(&self) -> Option<String> {
+        let unseen = self.unseen();
+        if unseen.is_empty() {
+            return None;
+        }
+        let new = unseen.iter().map(|path| format!("{0}:{0}", shown(path)));
+        let all: Vec<String> = self.app.volumes.iter().map(volume).chain(new).collect();
+        let names: Vec<String> = unseen.iter().map(|path| shown(path)).collect();
+        Some(format!(
+            "the command of {} names what the host has and the app's root has not, {}: volumes = {}",
+            self.app.name,
+            names.join(", "),
+            list(&all)
+        ))
     }
 
     /// What it may have looked for and not found, where it says nothing that is understood: a path of its command, or the
@@ -511,7 +567,12 @@ impl Case<'_> {
         let new = volumes
             .iter()
             .map(|new| format!("{0}:{0}{1}", shown(&new.path), new.options));
-        let all: Vec<String> = kept.chain(new).collect();
+        let named = self.unseen().into_iter();
+        let named = named.filter(|path| {
+            !installed.has(path) && !volumes.iter().any(|new| path.starts_with(&new.path))
+        });
+        let named = named.map(|path| format!("{0}:{0}", shown(&path)));
+        let all: Vec<String> = kept.chain(new).chain(named).collect();
         if !all.is_empty() {
             line("volumes", list(&all));
         }
@@ -1278,7 +1339,9 @@ fn port(line: &str) -> Option<u16> {
             words
                 .filter_map(|word| {
                     let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
+                    // Go leaves out the address that is any.
                     let is_address = address == "*"
+                        || address.is_empty() && line.contains("listen tcp")
                         || address.ends_with(':')
                         || address.ends_with(']')
                         || address.parse::<std::net::IpAddr>().is_ok()
@@ -1381,7 +1444,9 @@ mod tests {
             ("12:30:05 connect() to [::1]:9000 failed", Some(9000)),
             ("bind(0.0.0.0, 993) failed: permission denied", Some(993)),
             ("listen(*, 993) failed: permission denied", Some(993)),
+            ("listen tcp :9847: bind: permission denied", Some(9847)),
             ("12:30:05 nothing", None),
+            ("see :9847", None),
         ] {
             assert_eq!(port(line), found, "{line}");
         }

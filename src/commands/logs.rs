@@ -70,6 +70,13 @@ impl Sieve {
     }
 }
 
+impl Wanted {
+    /// Whether somebody reads all there is, so that what to do about it goes with it.
+    fn is_whole(&self) -> bool {
+        self.stream.is_none() && self.sieve.is_all() && !self.json
+    }
+}
+
 /// Prints lines; first those that are held back, as long as it is not known which are the last ones.
 struct Printer {
     sieve: Sieve,
@@ -161,14 +168,11 @@ pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
     if lives && !wanted.previous {
         let recorded = plan.and_then(|plan| Recorded::of(stack, &plan.record, &plan.run));
         of_running(stack, &wanted, recorded)?;
-        let whole = wanted.stream.is_none() && wanted.sieve.is_all();
-        if whole && !wanted.follow && !wanted.json {
+        if wanted.is_whole() && !wanted.follow {
             // It may have ended since, and then there is nothing to advise.
             let status = super::status_now(stack).ok();
             let hints = status.and_then(|status| advice::of_running(stack, &status).ok());
-            for hint in hints.unwrap_or_default() {
-                eprintln!("hint: {hint}");
-            }
+            advise(&hints.unwrap_or_default());
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -402,6 +406,10 @@ fn of_ended(
         return Err(Failure::failed(format!("{stack} had no part `{part}`"))
             .hint(format!("its parts were {}", names.join(", "))));
     }
+    let hints = match wanted.is_whole() {
+        true => ended.hints,
+        false => vec![],
+    };
     let lines = match recorded {
         Some(recorded) => recorded.lines(wanted)?,
         None => {
@@ -411,7 +419,15 @@ fn of_ended(
             lines
         }
     };
-    print_all(lines, wanted)
+    print_all(lines, wanted)?;
+    advise(&hints);
+    Ok(())
+}
+
+fn advise(hints: &[String]) {
+    for hint in hints {
+        eprintln!("hint: {hint}");
+    }
 }
 
 fn print_all(lines: Vec<LogLine>, wanted: &Wanted) -> Result<(), Failure> {

@@ -653,7 +653,17 @@ fn leave(
             (Cause::Failed, chain(e), exit)
         }
     };
-    let document = Ended::new(plan, remains, cause, why, exit);
+    let hints = match ended {
+        // One that is a server has not done its work.
+        Ok(Outcome::AppEnded(exit))
+            if *exit != Exit::Status(0) || plan.apps.iter().any(|app| !app.publish.is_empty()) =>
+        {
+            hints(&plan.apps, None, Some(*exit), &remains.lines)
+        }
+        _ => vec![],
+    };
+    let mut document = Ended::new(plan, remains, cause, why, exit);
+    document.hints = hints;
     let document = serde_json::to_vec(&document).unwrap_or_default();
     state.leave(&plan.stack, &document, global)
 }
@@ -838,13 +848,18 @@ fn done(step: &str) -> &str {
 /// The same with what it does without.
 fn is_up_but(status: &Status) -> String {
     let plan = &status.plan;
-    match plan
+    let complaint = plan
         .cgroup
-        .complaint(plan.limits().map(|(_, limits)| limits))
-    {
-        Some(complaint) => format!("{}\n{complaint}", is_up(status)),
-        None => is_up(status),
-    }
+        .complaint(plan.limits().map(|(_, limits)| limits));
+    let incomplete = plan.apps.iter().filter_map(|app| {
+        let case = case(std::slice::from_ref(app), None, None, &[])?;
+        Some(format!("hint: {}", case.incomplete()?))
+    });
+    let lines: Vec<String> = std::iter::once(is_up(status))
+        .chain(complaint)
+        .chain(incomplete)
+        .collect();
+    lines.join("\n")
 }
 
 /// What `systemctl status` says of the unit is what the stack is now.
