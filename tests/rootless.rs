@@ -368,6 +368,26 @@ fn when_an_ordinary_users_supervisor_is_killed_nothing_stays() {
 }
 
 #[test]
+fn an_ordinary_users_supervisor_stays_his_whatever_its_children_become() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !user.may() {
+        return;
+    }
+    user.lrpns_ok(&["up", "-d", "--demo"]);
+    let supervisor = user.status("customerA")["supervisor"].to_string();
+    // What is in it belongs to root while it is not dumpable (proc_pid(5)), and its user is told nothing of its memory.
+    let owner = || lab.ok(&["stat", "-c", "%u", &format!("/proc/{supervisor}/environ")]);
+    assert_eq!(owner().trim(), "4321");
+    user.lrpns_ok(&["restart", "customerA", "app"]);
+    assert_eq!(owner().trim(), "4321");
+    user.lrpns_ok(&["down"]);
+}
+
+#[test]
 fn users_and_root_have_stacks_of_one_name_side_by_side() {
     if !machine() {
         return;

@@ -437,11 +437,11 @@ pub static CATALOGUE: &[Probe] = &[
     ),
     probe(
         Mounts,
-        App,
+        AppCall(A::Chroot),
         "app-chroot",
-        "chroot, and with `ids = \"range\"` the way out of it, by a directory that is still open",
+        "chroot, the first half of a classic escape",
         "chroot(2)",
-        "EPERM, EACCES or ENOSYS; over a range of ids the app's own root",
+        REFUSED,
     ),
     probe(
         Mounts,

@@ -1,7 +1,6 @@
 //! One file per verb, each a short straight line.
 #![forbid(unsafe_code)]
 
-mod advice;
 mod apply;
 mod audit;
 mod capture;

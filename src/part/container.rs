@@ -8,6 +8,12 @@
 //! pid 1 of the part. It executes our own program through a read-only descriptor: a fresh image, so that nothing of the
 //! supervisor's memory is ever in a part. Its one descriptor is the socket, as standard input.
 //!
+//! Both run on the supervisor's memory until that `execve(2)`, which a copy would be most of the cost of, and the supervisor
+//! waits for them. Nobody of the part can touch them there: they are in the supervisor's pid and mount namespaces until the
+//! second clone, and no process of the part is in those that it makes. Whoever has ptrace(2) over either has it over the
+//! supervisor: the memory is not dumpable from the change of ids on, and belongs to the user namespace that the supervisor
+//! was executed in (`__ptrace_may_access()`, kernel/ptrace.c).
+//!
 //! Should keep every process reachable by pidfd only. Mustn't be used by a process with threads.
 #![forbid(unsafe_code)]
 
@@ -22,11 +28,11 @@ use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp::Profile;
-use crate::part::namespaces::{Namespaces, reap, socketpair};
+use crate::part::namespaces::{Namespaces, reap, socketpair, wait};
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
-use crate::sys::process::{Cloned, clone3, clone3_into, close_on_exec_from, exit_now};
+use crate::sys::process::{Vforked, close_on_exec_from, vfork, vfork_into};
 use crate::text::harmless;
 
 /// How long the kernel may take to end a part that was killed.
@@ -126,36 +132,26 @@ impl Container {
         let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
         // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
         // helper could not put it there.
-        let helper = match clone3_into(0, cgroup).map_err(failed("clone"))? {
-            Cloned::Child => {
-                drop(ours);
-                exit_now(join(&theirs, namespaces, program, &title))
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
+        let life = || join(&theirs, namespaces, program, &title);
+        let helper = vfork_into(libc::CLONE_FILES, cgroup, life).map_err(failed("clone"))?;
+        wait(&helper.pidfd).map_err(failed("wait for the helper"))?;
         drop(theirs);
-        let mut channel = Channel::to_part(ours).map_err(failed("watch the part"))?;
-        let spawned = last_word(&helper, &mut channel).await;
-        let (pid, pidfd) = match spawned.map_err(failed("hear from the helper"))? {
-            Some((FromStage::Spawned { pid }, fds)) => match fds.into_iter().next() {
-                Some(pidfd) => (pid, pidfd),
-                None => return Err(failed("take the pidfd")(io::ErrorKind::InvalidData.into())),
-            },
-            Some((FromStage::Failed { step, cause, errno }, _)) => {
-                return Err(ContainerError::Stage {
-                    part: part.to_owned(),
-                    step,
-                    cause,
-                    errno,
-                });
-            }
-            _ => {
-                return Err(ContainerError::Ended {
-                    part: part.to_owned(),
-                    during: "joining its namespaces",
-                });
-            }
+        let stage = helper.done.ok_or_else(|| ContainerError::Ended {
+            part: part.to_owned(),
+            during: "joining its namespaces",
+        })?;
+        let not_begun = |(step, e): (&str, io::Error)| ContainerError::Stage {
+            part: part.to_owned(),
+            step: step.to_owned(),
+            cause: e.to_string(),
+            errno: None,
         };
+        let Vforked { pid, pidfd, done } = stage.map_err(not_begun)?;
+        if let Some(e) = done {
+            wait(&pidfd).map_err(failed("wait for the part"))?;
+            return Err(not_begun(("execute lrpns", e)));
+        }
+        let channel = Channel::to_part(ours).map_err(failed("watch the part"))?;
         Ok(Self {
             part: part.to_owned(),
             pid,
@@ -382,19 +378,6 @@ impl Drop for Container {
     }
 }
 
-/// What a helper has said by its end. The part holds the other end of the conversation as well: of a helper that was killed
-/// before its word, and after the part was born, nothing more is ever heard.
-async fn last_word(
-    helper: &OwnedFd,
-    channel: &mut Channel,
-) -> io::Result<Option<(FromStage, Vec<OwnedFd>)>> {
-    reap(helper).await?;
-    match channel.has_something() {
-        true => channel.receive().await,
-        false => Ok(None),
-    }
-}
-
 /// Waits until every child of this process has ended, but not for those that don't within [`ENDS_WITHIN`]
 /// ([`Container::kill`]); they must have been told to.
 ///
@@ -428,33 +411,13 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// The helper's whole life: join, clone, hand the pidfd up.
+/// The helper's whole life: join, clone. What comes of it is the part, which runs our own program unless that failed.
 fn join(
     socket: &OwnedFd,
     namespaces: &Namespaces,
     program: BorrowedFd<'_>,
     title: &CString,
-) -> i32 {
-    match try_join(socket, namespaces, program, title) {
-        Ok(()) => 0,
-        Err((step, e)) => {
-            let failed = FromStage::Failed {
-                step: step.to_owned(),
-                cause: e.to_string(),
-                errno: None,
-            };
-            let _ = protocol::send(socket, &failed, &[]);
-            1
-        }
-    }
-}
-
-fn try_join(
-    socket: &OwnedFd,
-    namespaces: &Namespaces,
-    program: BorrowedFd<'_>,
-    title: &CString,
-) -> Result<(), (&'static str, io::Error)> {
+) -> Result<Vforked<io::Error>, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: nix::Error| (step, e.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))?;
@@ -484,67 +447,24 @@ fn try_join(
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
-    match clone3(flags).map_err(|e| ("clone into the other namespaces", e))? {
-        Cloned::Parent { pid, pidfd } => {
-            protocol::send(socket, &FromStage::Spawned { pid }, &[pidfd.as_fd()])
-                .map_err(|e| ("hand the pidfd up", e))
-        }
-        Cloned::Child => {
-            // The stage hears nothing and ends when this does not work; the supervisor sees its end.
-            let Err(e) = execute(socket, program, title);
-            let failed = FromStage::Failed {
-                step: "execute lrpns".to_owned(),
-                cause: e.to_string(),
-                errno: None,
-            };
-            let _ = protocol::send(socket, &failed, &[]);
-            exit_now(125)
-        }
-    }
+    // Its descriptors are its own: it has the socket as standard input, and everything else is closed by the execve(2).
+    vfork(flags, || execute(socket, program, title))
+        .map_err(|e| ("clone into the other namespaces", e))
 }
 
-fn execute(
-    socket: &OwnedFd,
-    program: BorrowedFd<'_>,
-    title: &CString,
-) -> io::Result<std::convert::Infallible> {
-    // A change of uid cleared it, and a clone doesn't inherit it.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    rustix::stdio::dup2_stdin(socket)?;
-    close_on_exec_from(1)?;
+fn execute(socket: &OwnedFd, program: BorrowedFd<'_>, title: &CString) -> io::Error {
+    let ready = || {
+        // A change of uid cleared it, and a clone doesn't inherit it.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        rustix::stdio::dup2_stdin(socket)?;
+        close_on_exec_from(1)
+    };
+    if let Err(e) = ready() {
+        return e;
+    }
     let args = [c"lrpns", c"init", title.as_c_str()];
     let env: [&std::ffi::CStr; 0] = [];
-    Ok(nix::unistd::execveat(
-        program,
-        c"",
-        &args,
-        &env,
-        nix::fcntl::AtFlags::AT_EMPTY_PATH,
-    )?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A process that ends without a word.
-    #[allow(clippy::zombie_processes, reason = "what is tested waits for it")]
-    fn helper() -> OwnedFd {
-        let child = std::process::Command::new("true").spawn().unwrap();
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn of_a_helper_that_was_killed_nothing_is_waited_for() {
-        let (ours, part) = socketpair().unwrap();
-        let mut channel = Channel::to_part(ours).unwrap();
-        let killed = helper();
-        let heard = last_word(&killed, &mut channel);
-        let heard = tokio::time::timeout(Duration::from_secs(60), heard).await;
-        assert!(heard.expect("it waits").unwrap().is_none());
-        protocol::send(&part, &FromStage::Made, &[]).unwrap();
-        let heard = last_word(&helper(), &mut channel).await.unwrap();
-        assert!(matches!(heard, Some((FromStage::Made, _))));
-    }
+    let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+    let Err(e) = nix::unistd::execveat(program, c"", &args, &env, flags);
+    e.into()
 }

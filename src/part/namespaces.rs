@@ -3,10 +3,10 @@
 //! # Theory of operation
 //!
 //! A short-lived child makes the two namespaces with itself as first member, sets the network namespace's sysctls
-//! (nobody else could, once the part has dropped), opens a NETLINK_ROUTE socket in it, passes all of it up and ends.
-//! The supervisor writes the id map and keeps the descriptors. Because they outlive the processes, a part can be
-//! restarted without its links, addresses, rules and connections noticing; because nothing else holds them, they go
-//! when the supervisor goes, by whatever way.
+//! (nobody else could, once the part has dropped), opens a NETLINK_ROUTE socket in it, and stands still until
+//! the supervisor has written the id map. It has the supervisor's memory and descriptors, so all of it is the supervisor's
+//! as well. Because the descriptors outlive the processes, a part can be restarted without its links, addresses, rules and
+//! connections noticing; because nothing else holds them, they go when the supervisor goes, by whatever way.
 //!
 //! The network namespace is owned by the part's own user namespace, so the sidecar's NET_ADMIN counts there and
 //! nowhere else (network_namespaces(7)).
@@ -25,9 +25,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::Ids;
 use crate::plan::IdMap;
-use crate::protocol::{self, Channel, FromStage, ToStage};
 use crate::sys::namespace::{setns, unshare};
-use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::sys::process::vfork_and_rest;
 
 /// Why a part's namespaces could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -389,14 +388,12 @@ impl Namespaces {
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        let made = from_child(
-            |supervisor| match range {
-                None => make(network),
-                Some(range) => make_over_a_range(supervisor, network, range),
-            },
-            |pid| map_ids(pid, maps, mapper),
-        )
-        .await;
+        let made = match range {
+            None => from_child(|| make(network), |pid| map_ids(pid, maps, mapper)).await,
+            Some(range) => {
+                make_over_a_range(network, range, |pid| map_ids(pid, maps, mapper)).await
+            }
+        };
         let mut fds = made.map_err(failed(part))?.into_iter();
         let user = fds
             .next()
@@ -424,7 +421,7 @@ impl Namespaces {
     /// # Errors
     /// [`NamespaceError`]; joining a user namespace that is not our own child needs CAP_SYS_ADMIN over it.
     pub async fn with_empty_network(&self, part: &str) -> Result<Self, NamespaceError> {
-        let made = from_child(|_| empty_network(&self.user), |_| ready(Ok(()))).await;
+        let made = from_child(|| empty_network(&self.user), |_| ready(Ok(()))).await;
         let net = made.map_err(failed(part))?.into_iter().next();
         let user = self.user.try_clone();
         let user = user.map_err(|e| failed(part)(("copy a descriptor", e)))?;
@@ -447,7 +444,7 @@ impl Namespaces {
         part: &str,
         network: Network,
     ) -> Result<(Self, Sockets), NamespaceError> {
-        let made = from_child(|_| another_network(&self.user, network), |_| ready(Ok(()))).await;
+        let made = from_child(|| another_network(&self.user, network), |_| ready(Ok(()))).await;
         let mut fds = made.map_err(failed(part))?.into_iter();
         match (fds.next(), fds.next(), fds.next(), fds.next()) {
             (Some(user), net @ Some(_), Some(route), Some(second)) => {
@@ -486,7 +483,7 @@ impl Namespaces {
         socket.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Descriptors, at most [`protocol::MAX_FDS`], of what `open` opens inside, where it has every capability.
+    /// Descriptors of what `open` opens inside, where it has every capability.
     ///
     /// # Errors
     /// What `open` says, or the kernel.
@@ -494,7 +491,7 @@ impl Namespaces {
         &self,
         open: impl FnOnce() -> io::Result<Vec<OwnedFd>>,
     ) -> io::Result<Vec<OwnedFd>> {
-        let made = from_child(|_| self.join_and_open(open), |_| ready(Ok(()))).await;
+        let made = from_child(|| self.join_and_open(open), |_| ready(Ok(()))).await;
         made.map_err(|(_, e)| e)
     }
 
@@ -543,6 +540,16 @@ pub async fn reap(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     Ok(status.and_then(|s| s.exit_status()))
 }
 
+/// As [`reap`], of one that has ended or is about to.
+///
+/// # Errors
+/// What `waitid(2)` says.
+pub fn wait(pidfd: &OwnedFd) -> io::Result<()> {
+    let pidfd = rustix::process::WaitId::PidFd(pidfd.as_fd());
+    rustix::process::waitid(pidfd, rustix::process::WaitIdOptions::EXITED)?;
+    Ok(())
+}
+
 /// A stream pair, close-on-exec.
 ///
 /// # Errors
@@ -576,72 +583,20 @@ fn failed(part: &str) -> impl Fn((&'static str, io::Error)) -> NamespaceError {
     }
 }
 
-/// Has a short-lived child `make` descriptors and hand them up. It exists until `meanwhile`, which is told its number, is
-/// done. What it makes in two steps it may say so before the second, without descriptors: it is told to proceed when
-/// `meanwhile` is done.
+/// Has a short-lived child `make` descriptors, which are this process's as well. It exists until `meanwhile`, which is told its
+/// number, is done.
 async fn from_child<F: Future<Output = io::Result<()>>>(
-    make: impl FnOnce(&OwnedFd) -> Made,
+    make: impl FnOnce() -> Made,
     meanwhile: impl FnOnce(i32) -> F,
 ) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
-    let (ours, theirs) = socketpair().map_err(at("make a socket pair"))?;
-    let (pid, pidfd) = match clone3(0).map_err(at("clone"))? {
-        Cloned::Child => {
-            drop(ours);
-            exit_now(hand_up(&theirs, make(&theirs)))
-        }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    let child = vfork_and_rest(libc::CLONE_FILES, make);
+    let (made, child) = child.map_err(at("have a child do it"))?;
+    let made = match made {
+        Ok(made) => meanwhile(child.pid).await.map(|()| made),
+        Err((step, e)) => Err(io::Error::new(e.kind(), format!("{step}: {e}"))),
     };
-    drop(theirs);
-    let mut channel = Channel::new(ours).map_err(at("watch the child"))?;
-    let mut meanwhile = Some(meanwhile);
-    let made = loop {
-        let fds = match channel.receive::<FromStage>().await {
-            Ok(Some((FromStage::Made, fds))) => fds,
-            Ok(Some((FromStage::Failed { step, cause, .. }, _))) => {
-                break Err(io::Error::other(format!("{step}: {cause}")));
-            }
-            Ok(_) => break Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(e) => break Err(e),
-        };
-        if let Some(meanwhile) = meanwhile.take()
-            && let Err(e) = meanwhile(pid).await
-        {
-            break Err(e);
-        }
-        if !fds.is_empty() {
-            break Ok(fds);
-        }
-        if let Err(e) = channel.send(&ToStage::Proceed, &[]).await {
-            break Err(e);
-        }
-    };
-    // The end of the conversation ends the child; then there is nothing left of it.
-    drop(channel);
-    reap(&pidfd).await.map_err(at("wait for the child"))?;
     made.map_err(at("in the child"))
-}
-
-/// The rest of the child's life: hands up what was made, and waits until that has been taken.
-fn hand_up(supervisor: &OwnedFd, made: Made) -> i32 {
-    let (message, fds) = match made {
-        Ok(fds) => (FromStage::Made, fds),
-        Err((step, e)) => (
-            FromStage::Failed {
-                step: step.to_owned(),
-                cause: e.to_string(),
-                errno: None,
-            },
-            vec![],
-        ),
-    };
-    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    if protocol::send(supervisor, &message, &fds).is_err() {
-        return 1;
-    }
-    // Until the id map is written this process must exist; then the supervisor closes its end.
-    let _ = protocol::receive::<FromStage>(supervisor);
-    0
 }
 
 fn empty_network(user: &OwnedFd) -> Made {
@@ -678,7 +633,17 @@ fn make(network: Network) -> Made {
 /// The limits of a user namespace are each id's, and there are many. What all of them have together is counted for who has
 /// made the namespace, in the one that it was made in, and there one limit holds it (kernel/ucount.c). So the namespace is
 /// made in another, with the same ids, by their first.
-fn make_over_a_range(supervisor: &OwnedFd, network: Network, range: Range) -> Made {
+async fn make_over_a_range<F: Future<Output = io::Result<()>>>(
+    network: Network,
+    range: Range,
+    map: impl FnOnce(i32) -> F,
+) -> Made {
+    let outer = from_child(|| make_for_all_ids(network), map).await?.pop();
+    let outer = outer.ok_or(("take a user namespace", io::ErrorKind::InvalidData.into()))?;
+    from_child(|| make_within(&outer, network, range), |_| ready(Ok(()))).await
+}
+
+fn make_for_all_ids(network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
@@ -686,11 +651,14 @@ fn make_over_a_range(supervisor: &OwnedFd, network: Network, range: Range) -> Ma
     unshare(CloneFlags::CLONE_NEWUSER).map_err(at("unshare for all ids together"))?;
     limit_what_counts_for_the_host(network, 1)
         .map_err(at("limit what counts for the host for all ids together"))?;
-    protocol::send(supervisor, &FromStage::Made, &[]).map_err(at("ask for the ids"))?;
-    match protocol::receive(supervisor).map_err(at("wait for the ids"))? {
-        Some((ToStage::Proceed, _)) => {}
-        _ => return Err(("wait for the ids", io::ErrorKind::UnexpectedEof.into())),
-    }
+    let user = std::fs::File::open("/proc/self/ns/user");
+    Ok(vec![user.map_err(at("open the user namespace"))?.into()])
+}
+
+fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
+    let at = |step: &'static str| move |e: io::Error| (step, e);
+    die_with_parent()?;
+    setns(outer, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace of all ids"))?;
     let first = |e: nix::Error| ("become the first of the ids", e.into());
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     match nix::unistd::setgroups(&[]) {
@@ -703,40 +671,26 @@ fn make_over_a_range(supervisor: &OwnedFd, network: Network, range: Range) -> Ma
     // It has cleared the signal.
     die_with_parent()?;
     crate::confine::ceilings::lower(range.processes).map_err(at("lower the resource limits"))?;
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let (mut told, tell) = io::pipe().map_err(at("make a pipe"))?;
-    // Who has moved into the inner one can't map its ids any more.
-    let writer = match clone3(0).map_err(at("clone"))? {
-        Cloned::Child => {
-            drop(tell);
-            let mut word = [0];
-            let written = io::Read::read_exact(&mut told, &mut word).and_then(|()| {
-                let lines = match range.of_user {
-                    true => format!("0 0 1\n1 1 {}\n", range.ids - 1),
-                    false => format!("0 0 {}\n", range.ids),
-                };
-                write_maps(process_directory(own)?.as_fd(), &lines, &lines)
-            });
-            exit_now(written.map_or_else(|e| e.raw_os_error().unwrap_or(1), |()| 0))
-        }
-        Cloned::Parent { pidfd, .. } => pidfd,
+    let inner = || {
+        unshare(kinds(network)).map_err(at("unshare"))?;
+        limit_what_counts_for_the_host(network, 0)
+            .map_err(at("limit what counts for the host in the user namespace"))?;
+        open_all(network)
     };
-    unshare(kinds(network)).map_err(at("unshare"))?;
-    // Or the writer could not open this process's files, which would be the host's root's (proc_pid(5)).
+    // Or nobody but the host's root could open its maps (proc_pid(5)): it shares this memory.
     nix::sys::prctl::set_dumpable(true).map_err(|e| ("be dumpable", e.into()))?;
-    io::Write::write_all(&mut &tell, &[0]).map_err(at("have the ids mapped"))?;
-    let status = rustix::process::waitid(
-        rustix::process::WaitId::PidFd(writer.as_fd()),
-        rustix::process::WaitIdOptions::EXITED,
-    );
-    match status.map(|status| status.and_then(|status| status.exit_status())) {
-        Ok(Some(0)) => {}
-        Ok(Some(e)) => return Err(("map the ids", io::Error::from_raw_os_error(e))),
-        _ => return Err(("map the ids", io::ErrorKind::UnexpectedEof.into())),
-    }
-    limit_what_counts_for_the_host(network, 0)
-        .map_err(at("limit what counts for the host in the user namespace"))?;
-    open_all(network)
+    // Who has moved into the inner one can't map its ids any more.
+    let inner = vfork_and_rest(libc::CLONE_FILES, inner);
+    let (made, inner) = inner.map_err(at("have a child do it"))?;
+    let made = made?;
+    let lines = match range.of_user {
+        true => format!("0 0 1\n1 1 {}\n", range.ids - 1),
+        false => format!("0 0 {}\n", range.ids),
+    };
+    process_directory(inner.pid)
+        .and_then(|process| write_maps(process.as_fd(), &lines, &lines))
+        .map_err(at("map the ids"))?;
+    Ok(made)
 }
 
 fn die_with_parent() -> Result<(), (&'static str, io::Error)> {

@@ -15,7 +15,6 @@ use crate::config::{
     Tmpfs, Via, Volume, nearest,
 };
 use crate::confine::privileges::Ids;
-use crate::confine::seccomp;
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
@@ -485,10 +484,7 @@ fn decide(
             spare: None,
             away: false,
             turn: Turn::Serves,
-            seccomp: match app.ids {
-                IdCount::One => app.seccomp.clone(),
-                IdCount::Range => seccomp::over_a_range(app.seccomp.clone()),
-            },
+            seccomp: app.seccomp.clone(),
         });
     }
     for (plan, app) in apps.iter().zip(&config.apps) {

@@ -231,13 +231,6 @@ pub enum RootfsStart {
 /// From the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromStage {
-    /// A maker has made what it was forked for: the descriptors.
-    Made,
-    /// The part's process exists. Descriptor: its pidfd.
-    Spawned {
-        /// Its number in the supervisor's pid namespace.
-        pid: i32,
-    },
     /// Everything is dropped, read back and as it should be; the sidecar's rules are in force.
     Ready {
         /// What the kernel said it holds.
@@ -538,12 +531,6 @@ impl Channel {
                 .await?;
         }
         Ok(())
-    }
-
-    /// Whether something has been said, or the other side has ended.
-    #[must_use]
-    pub fn has_something(&self) -> bool {
-        crate::sys::watch::has_something(self.socket.get_ref().as_fd())
     }
 
     /// Another one to speak, in the same conversation.

@@ -4,7 +4,8 @@
 //! safety reason. Index:
 //!
 //! - [`attempt`][]: calls that the audit hopes to be refused
-//! - [`process`][]: `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`
+//! - [`process`][]: `clone3(2)` of a single-threaded process, as `fork(2)` and as `vfork(2)`, `close_range(2)`, `_exit(2)`,
+//!   `signal(2)`, `keyctl(2)`
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by
 //!   `.clippy.toml`
 //! - [`memory`][]: `malloc_trim(3)`

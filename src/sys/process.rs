@@ -1,8 +1,15 @@
-//! `clone3(2)` of a single-threaded process, `close_range(2)`, `_exit(2)`, `signal(2)`, `keyctl(2)`.
+//! `clone3(2)` of a single-threaded process, as `fork(2)` and as `vfork(2)`, `close_range(2)`, `_exit(2)`, `signal(2)`,
+//! `keyctl(2)`.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::process::{
+    DumpableBehavior, Signal, WaitId, WaitIdOptions, dumpable_behavior, set_dumpable_behavior,
+    waitid,
+};
 
 /// What [`clone3`] returned.
 pub enum Cloned {
@@ -29,15 +36,269 @@ pub fn clone3(flags: i32) -> io::Result<Cloned> {
     clone3_into(flags, None)
 }
 
-/// As [`clone3`], with the child in `cgroup` from its first moment (`CLONE_INTO_CGROUP`): the directory of a cgroup v2,
-/// opened in whatever way, `O_PATH` included. `None` is the caller's own.
+/// What [`vfork_into`] returned: the child has ended, or executed something.
+pub struct Vforked<T> {
+    /// Its number in the caller's pid namespace (valid until it is waited for).
+    pub pid: i32,
+    /// Its pidfd, close-on-exec.
+    pub pidfd: OwnedFd,
+    /// What its life came to; `None` if it has executed something, or was killed.
+    pub done: Option<T>,
+}
+
+/// A child that has done its work on this process's memory and stands still; it ends with this value.
+pub struct Resting {
+    /// Its number in the caller's pid namespace.
+    pub pid: i32,
+    pidfd: OwnedFd,
+    _stack: Stack,
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        // ESRCH: it has ended. ECHILD: it was waited for.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+}
+
+/// How much of a stack there is for the life of such a child, in bytes.
+const STACK: usize = 512 << 10;
+
+/// As [`vfork_into`], in the caller's cgroup.
 ///
 /// # Errors
-/// As [`clone3`]; EACCES when the caller may not move processes there, EAGAIN when that cgroup's `pids.max` is reached,
-/// EBUSY also when it gives controllers to cgroups below it (cgroups(7), "no internal processes").
-pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    single_threaded()?;
-    let mut pidfd: RawFd = -1;
+/// As [`vfork_into`].
+pub fn vfork<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<Vforked<T>> {
+    vfork_into(flags, None, life)
+}
+
+/// Clones this process as `vfork(2)` does, with `flags` on top and a pidfd, and returns when the child has ended or executed
+/// something: it has this process's memory, and a stack of its own in it. So nothing is copied, which is most of what a
+/// `fork(2)` costs, and what `life` comes to is there for the caller. With `CLONE_FILES` so are the descriptors that it has
+/// opened; without, it must close none that is the caller's: `life` should borrow them.
+///
+/// Namespaces, ids, capabilities, limits and the working directory are the child's own. `life` should be short: this process
+/// does nothing else meanwhile. Handlers of signals run in the child as well, on this memory.
+///
+/// Whoever kills the child alone may leave this memory in the middle of a change. That takes what it takes to kill this
+/// process: the child is in its pid namespace, where no process of a part can name it.
+///
+/// # Errors
+/// As [`clone3_into`]; ENOMEM when there is no memory for a stack.
+pub fn vfork_into<T>(
+    flags: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+    life: impl FnOnce() -> T,
+) -> io::Result<Vforked<T>> {
+    let mut call = Call::new(life, false);
+    let dumpable = dumpable_behavior()?;
+    let stack = Stack::new()?;
+    // SAFETY: CLONE_VFORK lets this process go on when the child has ended or executed something.
+    let (pid, pidfd) = unsafe { call.begin(flags | libc::CLONE_VFORK, cgroup, &stack) }?;
+    still(dumpable)?;
+    let done = call.done.take();
+    Ok(Vforked { pid, pidfd, done })
+}
+
+/// As [`vfork`], but when its life is done the child stands still and exists until the value is dropped: what the kernel tells
+/// of a process, and takes for it, in /proc, it does for one that has not ended. It hears no signal meanwhile.
+///
+/// # Errors
+/// As [`vfork_into`]; ECANCELED if it was killed.
+pub fn vfork_and_rest<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<(T, Resting)> {
+    let mut call = Call::new(life, true);
+    let dumpable = dumpable_behavior()?;
+    let stack = Stack::new()?;
+    // Or a handler could run here while the child runs: two on one memory.
+    let signals = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    // SAFETY: this process only waits until the child stands still.
+    let begun = unsafe { call.begin(flags, None, &stack) };
+    let rests = begun.and_then(|(pid, pidfd)| {
+        let rests = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        // Waited for by the drop, whatever has become of it.
+        waitid(WaitId::PidFd(pidfd.as_fd()), rests)?;
+        Ok(Resting {
+            pid,
+            pidfd,
+            _stack: stack,
+        })
+    });
+    signals.thread_set_mask()?;
+    let rests = rests?;
+    still(dumpable)?;
+    let done = call.done.take();
+    let done = done.ok_or_else(|| io::Error::from_raw_os_error(libc::ECANCELED))?;
+    Ok((done, rests))
+}
+
+/// Whether this process is dumpable belongs to its memory, and a change of ids by the child has cleared it (`commit_creds()`,
+/// kernel/cred.c).
+fn still(dumpable: DumpableBehavior) -> io::Result<()> {
+    if dumpable == DumpableBehavior::Dumpable {
+        set_dumpable_behavior(dumpable)?;
+    }
+    Ok(())
+}
+
+/// What a child on our memory is given, in the caller's frame.
+struct Call<T, F> {
+    life: Option<F>,
+    done: Option<T>,
+    rests: bool,
+}
+
+impl<T, F: FnOnce() -> T> Call<T, F> {
+    fn new(life: F, rests: bool) -> Self {
+        let (life, done) = (Some(life), None);
+        Self { life, done, rests }
+    }
+
+    /// Clones a child that shares our memory.
+    ///
+    /// # Safety
+    /// Until it has ended, executed something or stands still, this process must not touch memory that the child may, nor
+    /// `stack` be dropped.
+    unsafe fn begin(
+        &mut self,
+        flags: i32,
+        cgroup: Option<BorrowedFd<'_>>,
+        stack: &Stack,
+    ) -> io::Result<(i32, OwnedFd)> {
+        single_threaded()?;
+        let mut pidfd: RawFd = -1;
+        let mut args = arguments(flags | libc::CLONE_VM, &mut pidfd, cgroup);
+        (args.stack, args.stack_size) = (stack.lowest() as u64, STACK as u64);
+        let call = std::ptr::from_mut(self).cast();
+        // SAFETY: the stack is as large as said, and mapped until after the call; `call` is what the life was made for. The
+        // process has one thread, whose locks the child so holds itself, as a function that is called does.
+        let pid = unsafe { clone3_with_stack(&mut args, Self::live, call) }?;
+        // SAFETY: CLONE_PIDFD made the kernel store a fresh descriptor here, owned by nobody else.
+        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+    }
+
+    /// Where the child begins.
+    ///
+    /// # Safety
+    /// `call` must be a `Self` that nobody else looks at until this process has ended, executed something or stands still.
+    unsafe extern "C" fn live(call: *mut libc::c_void) -> ! {
+        // SAFETY: as above.
+        let call = unsafe { &mut *call.cast::<Self>() };
+        call.done = call.life.take().map(|life| life());
+        if call.rests {
+            // To the whole process, which is this thread. Should somebody have it go on, it ends.
+            // SAFETY: no memory is involved.
+            unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+        }
+        exit_now(0)
+    }
+}
+
+/// Memory for a stack, above a page that nobody may touch.
+struct Stack {
+    /// The address of the mapping.
+    whole: usize,
+}
+
+impl Stack {
+    /// More than a page of any machine.
+    const GUARD: usize = 64 << 10;
+
+    fn new() -> io::Result<Self> {
+        let (nobody, ours) = (libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE);
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        let whole = Self::GUARD + STACK;
+        // SAFETY: a new mapping wherever there is room for it.
+        let guard = unsafe { libc::mmap(std::ptr::null_mut(), whole, nobody, kind, -1, 0) };
+        if guard == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self {
+            whole: guard as usize,
+        };
+        // SAFETY: what lies above the guard is ours alone.
+        match unsafe { libc::mprotect(stack.lowest() as *mut _, STACK, ours) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(stack),
+        }
+    }
+
+    fn lowest(&self) -> usize {
+        self.whole + Self::GUARD
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody runs on it any more.
+        unsafe { libc::munmap(self.whole as *mut _, Self::GUARD + STACK) };
+    }
+}
+
+/// Where a child begins that has a stack of its own, with the argument that was given to [`clone3_with_stack`].
+type Begin = unsafe extern "C" fn(*mut libc::c_void) -> !;
+
+/// `clone3(2)` with a stack for the child, which no C library wraps: the child can't come back to where the parent does, for
+/// what lies on the parent's stack is not on its own.
+///
+/// # Safety
+/// `args` must name a stack that the child can use, and if it shares our memory, `begin` must be sound there with `argument`.
+unsafe fn clone3_with_stack(
+    args: &mut libc::clone_args,
+    begin: Begin,
+    argument: *mut libc::c_void,
+) -> io::Result<i32> {
+    let returned: isize;
+    // SAFETY: as above. The kernel keeps every register but those of the result and of its own way back; the child begins
+    // with all of them and its own stack pointer, aligned as a call wants it, and never returns.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, rdx",
+            "call r8",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => returned,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("rdx") argument,
+            in("r8") begin,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x30, xzr",
+            "mov x0, x2",
+            "blr x3",
+            "brk #1",
+            "2:",
+            inlateout("x0") std::ptr::from_mut(args) => returned,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x2") argument,
+            in("x3") begin,
+            in("x8") libc::SYS_clone3,
+        );
+    }
+    match i32::try_from(returned) {
+        Ok(pid) if pid > 0 => Ok(pid),
+        Ok(errno) => Err(io::Error::from_raw_os_error(-errno)),
+        Err(_) => unreachable!("the kernel's pids and errors fit pid_t"),
+    }
+}
+
+/// What `clone3(2)` is asked for, but for a stack.
+fn arguments(flags: i32, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
     // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
     let exit_signal = if flags & libc::CLONE_PARENT != 0 {
         0
@@ -47,12 +308,25 @@ pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clo
     // SAFETY: clone_args is plain data for which all zeroes is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
+    args.pidfd = std::ptr::from_mut(pidfd) as u64;
     args.exit_signal = u64::from(exit_signal.cast_unsigned());
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
+    args
+}
+
+/// As [`clone3`], with the child in `cgroup` from its first moment (`CLONE_INTO_CGROUP`): the directory of a cgroup v2,
+/// opened in whatever way, `O_PATH` included. `None` is the caller's own.
+///
+/// # Errors
+/// As [`clone3`]; EACCES when the caller may not move processes there, EAGAIN when that cgroup's `pids.max` is reached,
+/// EBUSY also when it gives controllers to cgroups below it (cgroups(7), "no internal processes").
+pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    single_threaded()?;
+    let mut pidfd: RawFd = -1;
+    let mut args = arguments(flags, &mut pidfd, cgroup);
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {
@@ -234,4 +508,132 @@ pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Its name is in parentheses, and may have some of its own.
     stat.rsplit_once(") ")?.1.chars().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `check` in a process with one thread, which the test's is not.
+    fn alone(check: impl FnOnce() + std::panic::UnwindSafe) {
+        // SAFETY: the C library has its own locks ready in the child, and ours are held by nobody: each test has its own.
+        match unsafe { libc::fork() } {
+            -1 => panic!("{}", io::Error::last_os_error()),
+            0 => exit_now(std::panic::catch_unwind(check).map_or(1, |()| 0)),
+            pid => {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let status = nix::sys::wait::waitpid(pid, None).unwrap();
+                assert_eq!(status, nix::sys::wait::WaitStatus::Exited(pid, 0));
+            }
+        }
+    }
+
+    fn status_of<T>(child: &Vforked<T>) -> Option<i32> {
+        let ended = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+        ended.unwrap().unwrap().exit_status()
+    }
+
+    fn open_descriptors() -> usize {
+        std::fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    #[test]
+    fn what_a_child_on_our_memory_comes_to_is_ours_and_what_it_is_in_is_not() {
+        alone(|| {
+            let here = || std::fs::read_link("/proc/self/ns/uts").unwrap();
+            let (before, mut lines) = (here(), vec![]);
+            let child = vfork(libc::CLONE_FILES, || {
+                lines.push("a line".to_owned());
+                std::env::set_current_dir("/proc").unwrap();
+                let kinds =
+                    nix::sched::CloneFlags::CLONE_NEWUSER | nix::sched::CloneFlags::CLONE_NEWUTS;
+                super::super::namespace::unshare(kinds).unwrap();
+                (here(), std::fs::File::open("/dev/null").unwrap())
+            })
+            .unwrap();
+            assert_eq!(status_of(&child), Some(0));
+            let (there, null) = child.done.unwrap();
+            assert_eq!(lines, ["a line"]);
+            assert_ne!(there, before);
+            assert_eq!(here(), before);
+            assert_ne!(
+                std::env::current_dir().unwrap(),
+                std::path::Path::new("/proc")
+            );
+            assert!(rustix::fs::fstat(null).is_ok());
+        });
+    }
+
+    #[test]
+    fn without_its_descriptors_shared_a_child_opens_its_own() {
+        alone(|| {
+            let before = open_descriptors();
+            let open = || std::mem::forget(std::fs::File::open("/dev/null"));
+            let child = vfork(0, open).unwrap();
+            assert_eq!(child.done, Some(()));
+            drop(child);
+            assert_eq!(open_descriptors(), before);
+            let child = vfork(libc::CLONE_FILES, open).unwrap();
+            drop(child);
+            assert_eq!(open_descriptors(), before + 1);
+        });
+    }
+
+    #[test]
+    fn a_child_that_executes_or_is_killed_comes_to_nothing() {
+        alone(|| {
+            let args = [c"sh", c"-c", c"exit 7"];
+            let executes = || nix::unistd::execv(c"/bin/sh", &args);
+            let child = vfork(0, executes).unwrap();
+            assert!(child.done.is_none());
+            assert_eq!(status_of(&child), Some(7));
+            let kill = || nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+            let child = vfork(0, kill).unwrap();
+            assert!(child.done.is_none());
+            assert_eq!(status_of(&child), None);
+            let killed = vfork_and_rest(0, kill).map(|_| ()).unwrap_err();
+            assert_eq!(killed.raw_os_error(), Some(libc::ECANCELED));
+        });
+    }
+
+    #[test]
+    fn a_child_that_rests_is_there_until_it_is_dropped_and_hears_nothing() {
+        alone(|| {
+            let before = open_descriptors();
+            let own = || rustix::process::getpid().as_raw_nonzero().get();
+            let (said, resting) = vfork_and_rest(libc::CLONE_FILES, own).unwrap();
+            assert_eq!(said, resting.pid);
+            let pid = resting.pid.cast_unsigned();
+            assert_eq!(state(pid), Some('T'));
+            let term = rustix::process::pidfd_send_signal(&resting.pidfd, Signal::TERM);
+            assert_eq!(term, Ok(()));
+            assert_eq!(state(pid), Some('T'));
+            drop(resting);
+            assert_eq!(state(pid), None);
+            assert_eq!(open_descriptors(), before);
+            let signals = SigSet::thread_get_mask().unwrap();
+            assert!(!signals.contains(nix::sys::signal::Signal::SIGTERM));
+        });
+    }
+
+    #[test]
+    fn a_child_that_becomes_somebody_else_leaves_us_dumpable() {
+        alone(|| {
+            assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable));
+            let undumpable = || set_dumpable_behavior(DumpableBehavior::NotDumpable);
+            assert_eq!(vfork(0, undumpable).unwrap().done, Some(Ok(())));
+            assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable));
+            assert_eq!(vfork_and_rest(0, undumpable).unwrap().0, Ok(()));
+            assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::Dumpable));
+            undumpable().unwrap();
+            assert_eq!(vfork(0, || ()).unwrap().done, Some(()));
+            assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
+        });
+    }
+
+    #[test]
+    fn a_process_with_threads_has_no_child_on_its_memory() {
+        let refused = std::thread::spawn(|| vfork(0, || ()).map(|_| ()).unwrap_err());
+        assert_eq!(refused.join().unwrap().raw_os_error(), Some(libc::EBUSY));
+    }
 }

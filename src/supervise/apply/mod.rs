@@ -143,7 +143,6 @@ impl Supervisor {
             }
         };
         self.applying = true;
-        super::manager::changes();
         let task = Task {
             old: Arc::clone(&self.ground),
             change,
