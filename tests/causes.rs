@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-use support::lab::Lab;
+use support::lab::{Lab, until};
 use support::look::{self, PYTHON};
 
 /// What `up -d` says and the code it ends with.
@@ -227,6 +227,16 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             "tmpfs = [\"/tmp:16M\", \"/var/cache/quiet:16M\"]",
         ),
         (
+            shell("dlopen() = x/vgc.so: failed to map segment from shared object"),
+            "tmpfs = [\"/tmp:1M\", \"/var/lib/quiet:1M\"]",
+            "volumes = [\"./data:/var/lib/quiet:rw,exec\"]\n  tmpfs = [\"/tmp:1M\"]",
+        ),
+        (
+            shell("setrlimit(RLIMIT_NPROC, 919): Operation not permitted"),
+            "",
+            "it raises a limit of its own (setrlimit)",
+        ),
+        (
             shell("/etc/quiet/own/key: Permission denied"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
             "volumes = [\"/etc/quiet/own:/etc/quiet/own\"]",
@@ -444,7 +454,8 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
         "  socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT) by python3: EPERM\n",
         "hint: 1000: answered as by a kernel that does not have it",
         "hint: if it does not go on without: seccomp = \"default+keyctl\"\n",
-        "unshare, chroot, chmod: no key gives an app that",
+        "unshare, chmod: no key gives an app that",
+        "hint: chroot: it takes another directory for its root",
         "hint: setuid, setgroups: it becomes another user",
     ] {
         assert!(said.contains(words), "{words}: {said}");
@@ -533,4 +544,209 @@ fn one_that_listens_and_takes_no_connection_is_told_where_to_look() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+}
+
+/// What `lrpns logs` says beside the log, and `lrpns status` at its end.
+fn advised(lab: &Lab) -> [String; 2] {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // What lives says it on standard error, beside the log.
+    let logs = text(&lab.lrpns(&["logs", "web"]).stderr);
+    let status = text(&lab.lrpns(&["status", "web"]).stdout);
+    let hints = status
+        .find("hint: ")
+        .map_or("", |i| &status[i..])
+        .to_owned();
+    [logs, hints]
+}
+
+/// Waits for a line of the log.
+fn logged(lab: &Lab, words: &str) {
+    until(words, || {
+        let log = lab.lrpns(&["logs", "web"]).stdout;
+        String::from_utf8_lossy(&log).contains(words).then_some(())
+    });
+}
+
+#[test]
+fn one_that_comes_up_and_ends_a_moment_later_is_told_why_by_status_and_logs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let volume = lab.volume("state");
+    // Once it has been up, it does not come so far again.
+    let code = "import os, socket, sys\ns = socket.socket()\n\
+                if not os.path.exists('/state/up'):\n\
+                \x20s.bind(('0.0.0.0', 8000)); s.listen(); s.accept(); open('/state/up', 'w')\n\
+                sys.exit('bind() to [::]:6380 failed (13: Permission denied)')";
+    let more = format!(
+        "publish = [\"9000:8000\"]\nvolumes = [\"{}:/state:rw\"]",
+        volume.display()
+    );
+    let (code, said) = told(&lab, &[PYTHON, "-c", code], &more);
+    assert_eq!(code, 0, "{said}");
+    logged(&lab, "is started again");
+    for said in advised(&lab) {
+        assert!(
+            said.starts_with("hint: a TCP port") && said.contains("listen = [6380]"),
+            "{said}"
+        );
+    }
+    // What is asked for as data, or in part, is that alone.
+    for args in [["logs", "--json"], ["logs", "--grep=bind"]] {
+        let output = lab.lrpns(&[args[0], "web", args[1]]);
+        assert!(
+            output.stderr.is_empty(),
+            "{}",
+            support::lab::describe(&output)
+        );
+    }
+}
+
+#[test]
+fn one_that_turns_its_clients_away_is_told_where_it_sees_them() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let code = |say: &str| {
+        format!(
+            "import socket, sys\ns = socket.socket()\ns.bind(('0.0.0.0', 8000))\ns.listen()\n\
+             while True:\n c, at = s.accept(); at = at[0]; print({say}, flush=True); c.close()"
+        )
+    };
+    let list = "# a list, allowed_from = 127.0.0.1 say\nallowed_hosts=127.0.0.1,::1\n";
+    let commented =
+        "# who may ask, 127.0.0.1 is allowed, say\n# allow-from=127.0.0.0/8, 10.0.0.0/8\n";
+    let net = "[network]\nsubnet = \"172.18.0.0/24\"\n[sidecar]\naddress = \"172.18.0.1\"";
+    for (say, file, words) in [
+        (
+            "'Host', at, 'is not allowed to talk to us!'",
+            list,
+            Some((
+                "172.18.0.1",
+                "it turns them away: who may connect it has here: /etc/quiet/conf:2: allowed_hosts=127.0.0.1,::1.",
+            )),
+        ),
+        (
+            "f'refused ::ffff:{at}:{1}: not in the list'",
+            "nothing\n",
+            Some((
+                "172.18.0.1",
+                "in its own list of who may connect, 172.18.0.1 is to be allowed; or source = \"client\"",
+            )),
+        ),
+        (
+            "'go away'",
+            commented,
+            Some((
+                "172.18.0.1",
+                "none has got an answer yet: who may connect it has here: /etc/quiet/conf:2: # allow-from=127.0.0.0/8",
+            )),
+        ),
+        ("'denied, 192.0.2.1'", "allowed = everybody\n", None),
+        ("'welcome,', at", "nothing\n", None),
+    ] {
+        let conf = lab.write("conf", file);
+        let more = format!(
+            "publish = [\"9000:8000\"]\nvolumes = [\"{}:/etc/quiet/conf\"]\n{net}",
+            conf.display()
+        );
+        let (status, said) = told(&lab, &[PYTHON, "-c", &code(say)], &more);
+        assert_eq!(status, 0, "{said}");
+        let before = lab.lrpns(&["logs", "web"]).stdout.len();
+        let _ = lab.get("http://127.0.0.1:9000/");
+        until("its word of the client", || {
+            (lab.lrpns(&["logs", "web"]).stdout.len() > before).then_some(())
+        });
+        until("the connection's end", || {
+            let traffic = &lab.status("web")["traffic"];
+            (traffic["open"] == 0 && traffic["accepted"] == 2).then_some(())
+        });
+        for said in advised(&lab) {
+            match words {
+                Some((address, words)) => assert!(
+                    said.starts_with(&format!("hint: its clients come to it from {address},"))
+                        && said.contains(words),
+                    "{words}: {said}"
+                ),
+                None => assert_eq!(said, ""),
+            }
+        }
+        lab.lrpns_ok(&["down", "web"]);
+    }
+}
+
+#[test]
+fn a_server_that_has_ended_for_good_is_told_why_afterwards() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for (ends, hint) in [
+        (
+            "sys.exit('bind() to [::]:6380 failed (13: Permission denied)')",
+            "listen = [6380]",
+        ),
+        (
+            "sys.exit(0)",
+            "python3 ended without an error. If it goes to the background",
+        ),
+    ] {
+        let code = format!(
+            "import socket, sys\ns = socket.socket()\ns.bind(('0.0.0.0', 8000)); s.listen(); s.accept()\n{ends}"
+        );
+        let (code, said) = told(
+            &lab,
+            &[PYTHON, "-c", &code],
+            "publish = [\"9000:8000\"]\nrestart = \"no\"",
+        );
+        assert_eq!(code, 0, "{said}");
+        until("its end", || {
+            let status = lab.lrpns(&["status", "web", "--json"]).stdout;
+            let status: serde_json::Value = serde_json::from_slice(&status).ok()?;
+            (status["state"] == "ended").then_some(())
+        });
+        for said in advised(&lab) {
+            assert!(
+                said.starts_with("hint: ") && said.contains(hint),
+                "{hint}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_command_names_of_the_hosts_data_is_said_where_the_root_has_not_got_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    for at in ["/srv", "/mnt"] {
+        lab.ok(&["mount", "-t", "tmpfs", "tmpfs", at]);
+    }
+    lab.ok(&["mkdir", "/srv/site", "/mnt/more"]);
+    let code = "import socket, signal; s = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen(); signal.pause()";
+    let named = [
+        "/srv/site",
+        "--data=/mnt/more",
+        "/mnt/nothing",
+        "-r",
+        "/usr/lib",
+        "/etc/passwd",
+    ];
+    let command = [&[PYTHON, "-c", code][..], &named].concat();
+    let (status, said) = told(&lab, &command, "publish = [\"9000:8000\"]");
+    let line = "volumes = [\"/srv/site:/srv/site\", \"/mnt/more:/mnt/more\"]";
+    let hint = format!(
+        "hint: the command of app names what the host has and the app's root has not, /srv/site, /mnt/more: {line}"
+    );
+    assert!(status == 0 && said.contains(&hint), "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    let (status, said) = told(
+        &lab,
+        &command,
+        &format!("publish = [\"9000:8000\"]\n{line}"),
+    );
+    assert!(status == 0 && !said.contains("hint: "), "{said}");
 }

@@ -169,6 +169,8 @@ fn an_app_reaches_what_it_was_granted_of_another_and_nobody_else_does() {
         hosts("web")
     );
     assert!(!hosts("web").contains("cache"));
+    // Whom a server sees that is published has a name; who sees nobody needs none.
+    assert!(hosts("web").contains(" sidecar\n") && !hosts("db").contains("sidecar"));
     assert!(hosts("db").contains("172.18.0.10 db\n") && !hosts("db").contains("web"));
 
     let log = until("the log has it", || {

@@ -4,10 +4,13 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
-use support::lab::{Lab, describe, lrpns};
+use support::lab::{Lab, describe, lrpns, until};
+use support::look;
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lrpns@.service");
 const USERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lrpns-user@.service");
@@ -106,6 +109,7 @@ fn the_unit_keeps_what_a_part_needs() {
         "PrivateDevices",
         "ProtectClock",
         "ProtectKernelModules",
+        "WatchdogSec",
     ] {
         assert!(keys.contains(&key), "{key} is gone");
     }
@@ -201,60 +205,154 @@ fn a_stack_needs_every_capability_that_the_unit_gives_and_no_other() {
     }
 }
 
-/// Python that is systemd's socket: it says `ready`, then each message, until one has its second argument in it.
-const MANAGER: &str = r#"
-import socket, sys
-manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-manager.bind(sys.argv[1])
-print("ready", flush=True)
-said = ""
-while sys.argv[2] not in said:
-    said = manager.recv(65536).decode()
-    print(said, flush=True)
-"#;
+/// systemd's socket, as far as a stack sees it.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn of(lab: &Lab) -> Self {
+        let path = lab.dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let patience = Some(Duration::from_secs(120));
+        socket.set_read_timeout(patience).unwrap();
+        Self { socket, path }
+    }
+
+    fn next(&self) -> String {
+        let mut said = [0; 65536];
+        let length = self.socket.recv(&mut said).expect("systemd was told more");
+        String::from_utf8(said[..length].to_vec()).unwrap()
+    }
+
+    /// All messages up to the one that has `what`, which is the last.
+    fn up_to(&self, what: &str) -> Vec<String> {
+        let mut said = vec![];
+        while !said.last().is_some_and(|last: &String| last.contains(what)) {
+            said.push(self.next());
+        }
+        said
+    }
+
+    fn hears(&self, what: &str) -> String {
+        self.up_to(what).pop().unwrap()
+    }
+
+    /// `lrpns up` in the foreground, as a unit starts it, with more of the environment.
+    fn start(&self, lab: &Lab, more: &[(&str, &str)]) -> Child {
+        lab.command(&[lrpns(), "up", "-f", "stack.toml"])
+            .env("NOTIFY_SOCKET", &self.path)
+            .envs(more.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+}
+
+fn write_stack(lab: &Lab, ports: &str) {
+    let head = "name = \"unit\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]";
+    lab.write("stack.toml", &format!("{head}\npublish = [{ports}]\n"));
+}
 
 #[test]
-fn the_units_status_is_what_the_stack_is_also_after_a_reload() {
-    if support::program("python3").is_none() {
-        return support::skip("python3", "there is no python3");
-    }
+fn systemd_is_told_when_a_change_begins_and_what_the_stack_is_after_it() {
     let lab = Lab::new();
-    let stack = |ports: &str| {
-        let head = "name = \"unit\"\n[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]";
-        lab.write("stack.toml", &format!("{head}\npublish = [{ports}]\n"));
-    };
-    stack("\"5000:5000\"");
-    let listen = [
-        "timeout", "120", "python3", "-c", MANAGER, "notify", ":5001 ->",
-    ];
-    let mut manager = lab.command(&listen).stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(manager.stdout.take().unwrap()).lines();
-    let mut hears = |what: &str| {
-        said.by_ref()
-            .map_while(Result::ok)
-            .find(|line| line.contains(what))
-            .unwrap_or_else(|| panic!("systemd was not told {what}"))
-    };
-    hears("ready");
-    let socket = lab.dir.path().join("notify");
-    let mut up = lab
-        .command(&[lrpns(), "up", "-f", "stack.toml"])
-        .env("NOTIFY_SOCKET", &socket)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    hears("READY=1");
-    let first = hears("STATUS=");
+    write_stack(&lab, "\"5000:5000\"");
+    let manager = Manager::of(&lab);
+    let mut up = manager.start(&lab, &[]);
+    let first = manager.hears("READY=1");
     assert!(first.contains("127.0.0.1:5000 -> app port 5000"), "{first}");
-    stack("\"5000:5000\", \"5001:5000\"");
-    lab.lrpns_ok(&["apply", "unit", "-f", "stack.toml"]);
-    let second = hears("STATUS=");
+    let apply = || lab.lrpns(&["apply", "unit", "-f", "stack.toml"]);
+    write_stack(&lab, "\"5000:5000\", \"5001:5000\"");
+    assert!(apply().status.success());
+    let begins = manager.next();
+    let now = begins.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+    let now: u64 = now.expect(&begins).trim().parse().unwrap();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    assert!(now > 0 && now <= (uptime * 1e6) as u64 + 20_000, "{begins}");
+    let second = manager.next();
+    assert!(second.starts_with("READY=1\nSTATUS="), "{second}");
     assert!(
         second.contains("127.0.0.1:5001 -> app port 5000"),
         "{second}"
     );
+    // One that is taken back is over too.
+    let deaf = "[app]\nrootfs = \"builtin:webapp\"\ncommand = [\"/webapp\"]\nenv = { PORT = \"5999\" }\nstart_timeout = \"1s\"";
+    lab.write(
+        "stack.toml",
+        &format!("name = \"unit\"\n{deaf}\npublish = [\"5000:5000\"]\n"),
+    );
+    let refused = apply();
+    assert!(!refused.status.success(), "{}", describe(&refused));
+    assert!(manager.next().starts_with("RELOADING=1\n"));
+    assert_eq!(manager.next(), second, "{}", describe(&refused));
     lab.lrpns_ok(&["down", "unit"]);
+    assert!(manager.next().starts_with("STOPPING=1\n"));
     assert!(up.wait().unwrap().success());
-    assert!(manager.wait().unwrap().success());
+}
+
+#[test]
+fn systemd_is_told_that_all_is_well_only_while_it_is() {
+    let lab = Lab::new();
+    write_stack(&lab, "\"5000:5000\"");
+    let manager = Manager::of(&lab);
+    // 20 ms: what is done below takes longer.
+    let mut up = manager.start(&lab, &[("WATCHDOG_USEC", "20000")]);
+    manager.hears("READY=1");
+    for _ in 0..3 {
+        assert_eq!(manager.next(), "WATCHDOG=1\n");
+    }
+    // An app is started again as its file says: that is no reason.
+    let status = lab.status("unit");
+    lab.kill("STOP", &serde_json::json!(look::pid(&status, "app")));
+    manager.hears("WATCHDOG=1");
+    lab.kill("CONT", &serde_json::json!(look::pid(&status, "app")));
+    let relay = serde_json::json!(look::init(&status, "relay"));
+    let noted = |times| {
+        let said = "not told that all is well";
+        let log = lab.lrpns_ok(&["logs", "unit", "--part", "relay"]);
+        (log.matches(said).count() == times).then_some(())
+    };
+    let marker = UnixDatagram::unbound().unwrap();
+    let mark = |what: &str| marker.send_to(what.as_bytes(), &manager.path).unwrap();
+    lab.kill("STOP", &relay);
+    until("the note", || noted(1));
+    mark("it is noted");
+    for _ in 0..5 {
+        lab.status("unit");
+    }
+    mark("it was waited");
+    manager.hears("it is noted");
+    assert_eq!(manager.next(), "it was waited");
+    lab.kill("CONT", &relay);
+    manager.hears("WATCHDOG=1");
+    // The relay is started again.
+    lab.kill("KILL", &relay);
+    until("another relay", || lab.get("http://127.0.0.1:5000/").ok());
+    mark("it is back");
+    manager.hears("it is back");
+    manager.hears("WATCHDOG=1");
+    lab.lrpns_ok(&["down", "unit"]);
+    manager.hears("STOPPING=1");
+    assert!(up.wait().unwrap().success());
+}
+
+#[test]
+fn systemd_is_not_told_that_all_is_well_where_another_process_is_to() {
+    let lab = Lab::new();
+    write_stack(&lab, "\"5000:5000\"");
+    let manager = Manager::of(&lab);
+    let asked = [("WATCHDOG_USEC", "2000"), ("WATCHDOG_PID", "1")];
+    let mut up = manager.start(&lab, &asked);
+    manager.hears("READY=1");
+    for _ in 0..5 {
+        lab.status("unit");
+    }
+    lab.lrpns_ok(&["down", "unit"]);
+    let said = manager.up_to("STOPPING=1");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(up.wait().unwrap().success());
 }

@@ -296,7 +296,7 @@ fn a_server_that_begins_as_root_has_workers_that_hold_nothing() {
         let master = look::pid(&status, "app");
         let workers = lab.ok(&["pgrep", "-P", &master.to_string()]);
         for (pid, uid, held) in
-            [(master, 0, "00000000000000eb")]
+            [(master, 0, "00000000000400eb")]
                 .into_iter()
                 .chain(workers.lines().map(|pid| {
                     (
@@ -320,7 +320,7 @@ fn a_server_that_begins_as_root_has_workers_that_hold_nothing() {
             );
             assert_eq!(
                 (bounding.as_str(), ambient.as_str()),
-                ("00000000000000eb", "0000000000000000")
+                ("00000000000400eb", "0000000000000000")
             );
             assert_eq!(look::status_line(&lab, pid, "NoNewPrivs"), "1");
             assert_eq!(look::status_line(&lab, pid, "Seccomp"), "2");
@@ -336,6 +336,53 @@ fn a_server_that_begins_as_root_has_workers_that_hold_nothing() {
         assert_eq!(lab.client_get(&url).unwrap(), "from nginx\n");
         lab.lrpns_ok(&["down", "web"]);
     }
+}
+
+/// What it takes to shut a worker in, and what it does not give: the classic way out ends where the app's root does.
+#[test]
+fn chroot_is_for_root_over_a_range_alone_and_leads_nowhere() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let attack = r#"
+os.makedirs('/tmp/cell', exist_ok=True)
+found = []
+root = os.open('/', os.O_PATH)
+same = lambda: os.path.samestat(os.stat('.'), os.fstat(root))
+for leave in (lambda: None, lambda: (os.setgid(33), os.setuid(33))):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        leave()
+        done = tried(os.chroot, '/tmp/cell')
+        inside = os.listdir('/') == []
+        os.fchdir(root)
+        for _ in range(64): os.chdir('..')
+        os.write(write, json.dumps([done, inside, same(), tried(os.chroot, '.')]).encode())
+        os._exit(0)
+    os.close(write)
+    found.append(json.loads(os.read(read, 1000)))
+    os.wait()
+say(found)
+"#;
+    for more in ["", "seccomp = \"default+keyctl\""] {
+        look::up(&lab, &over_a_range(&["sleep", "infinity"], more));
+        let found = look::attack(&lab, "web", "app", attack);
+        let expected =
+            serde_json::json!([["OK", true, true, "OK"], ["EPERM", false, true, "EPERM"]]);
+        assert_eq!(found, expected, "{more}");
+        let report = describe(&lab.lrpns(&["audit", "web", "--json"]));
+        assert!(
+            report.contains("from outside /dev as its root, .. ends at"),
+            "{report}"
+        );
+        lab.lrpns_ok(&["down", "web"]);
+    }
+    let code = "import os; os.chroot('/tmp')";
+    let file = over_a_range(&[look::PYTHON, "-c", code], "seccomp = \"strict\"");
+    let path = lab.write("strict.toml", &file);
+    let said = describe(&lab.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]));
+    assert!(said.contains("Operation not permitted"), "{said}");
 }
 
 #[test]

@@ -437,11 +437,11 @@ pub static CATALOGUE: &[Probe] = &[
     ),
     probe(
         Mounts,
-        AppCall(A::Chroot),
+        App,
         "app-chroot",
-        "chroot, the first half of a classic escape",
+        "chroot, and with `ids = \"range\"` the way out of it, by a directory that is still open",
         "chroot(2)",
-        REFUSED,
+        "EPERM, EACCES or ENOSYS; over a range of ids the app's own root",
     ),
     probe(
         Mounts,

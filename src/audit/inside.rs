@@ -227,6 +227,7 @@ fn named(id: &str, context: &Context) -> Outcome {
         "sockets-host" => sockets_of_others(context),
         "files-proc" => shown(context),
         "app-ids" => ids(context),
+        "app-chroot" => chroot(context),
         "files-proc-sys" => closed_or_empty(&[
             "/proc/sys/kernel/core_pattern",
             "/proc/sys/kernel/modprobe",
@@ -486,6 +487,55 @@ fn ids(context: &Context) -> Outcome {
         let left = held.permitted | held.effective | held.ambient | held.inheritable;
         Outcome::check(left == 0, format!("who is 33 holds {left:x}"))
     })
+}
+
+/// Who may not change its root is refused it. Who may has the classic way out of a new one, a directory beside it that is still
+/// open, which must end at the app's own root: nothing else is mounted in its namespace, above or below.
+fn chroot(context: &Context) -> Outcome {
+    use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+    use rustix::process::{chdir, chroot, fchdir};
+    /// More than directories are deep.
+    const UP: usize = 64;
+    let may = context.holds & (1 << caps::Capability::CAP_SYS_CHROOT.index()) != 0;
+    if !may {
+        return attempt(Attempt::Chroot, context);
+    }
+    let identity = |path: &str| {
+        let directory = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        let meta = fstat(&directory)?;
+        rustix::io::Result::Ok((directory, (meta.st_dev, meta.st_ino)))
+    };
+    let (root, own) = match identity("/") {
+        Ok(found) => found,
+        Err(e) => return Outcome::unknown(format!("open /: {e}")),
+    };
+    let mut places = ["/dev", "/proc", "/tmp", "/usr", "/etc"].iter();
+    let Some(place) = places.find(|place| Path::new(place).is_dir()) else {
+        return Outcome::unknown("its root has no directory to take for another");
+    };
+    match chroot(*place) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::NOSYS) => {
+            return Outcome::pass("its profile refuses it");
+        }
+        Err(e) => return Outcome::fail(format!("chroot to {place}: {e}")),
+    }
+    let inner = identity("/").map(|(_, inner)| inner);
+    let climbed = fchdir(&root)
+        .and_then(|()| (0..UP).try_for_each(|_| chdir("..")))
+        .and_then(|()| identity("."))
+        .map(|(_, found)| found);
+    // Where there is no child to do this in, this process goes on.
+    let back = fchdir(&root).and_then(|()| chroot("."));
+    match (inner, climbed, back) {
+        (Ok(inner), Ok(found), Ok(())) if inner != own => Outcome::check(
+            found == own,
+            format!(
+                "from outside {place} as its root, .. ends at {found:?}; the app's root is {own:?}"
+            ),
+        ),
+        (inner, climbed, back) => Outcome::unknown(format!("{inner:?}, {climbed:?}, {back:?}")),
+    }
 }
 
 /// Everything in /proc beside processes is on a list, or can't be read; what is on it shows no more than the limits and can't be

@@ -5,13 +5,13 @@
 //! taken over from them is a path or a number, escaped and bounded.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::installed::{Entry, Installed};
-use crate::config::{Protocol, Rootfs, SECRETS, Secret, Tmpfs, Volume, joined};
+use crate::config::{Protocol, Rootfs, SECRETS, Secret, Source, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{APP_ID, AppPlan, PublishPlan};
 use crate::protocol::Exit;
@@ -78,6 +78,9 @@ const FOREGROUND: &[(&str, &str)] = &[
     ("pdns_server", "pdns_server --daemon=no"),
     ("knotd", "knotd without -d"),
     ("nsd", "nsd -d"),
+    ("rbldnsd", "rbldnsd -n"),
+    ("webfsd", "webfsd -F"),
+    ("dictd", "dictd -d nodetach"),
     ("icecast2", "icecast2 without -b"),
     ("radiusd", "radiusd -f"),
     ("freeradius", "freeradius -f"),
@@ -106,10 +109,10 @@ impl Case<'_> {
         if !says_why {
             hints.extend(by_exit.clone());
         }
-        if self.exit != Some(Exit::Status(0))
+        if (self.exit != Some(Exit::Status(0)) || self.stays())
             && let Some(hint) = self.installed()
         {
-            hints.push(hint);
+            hints.insert(0, hint);
             return hints;
         }
         let mut add = |hint: Option<String>| {
@@ -144,15 +147,19 @@ impl Case<'_> {
         if says_why {
             hints.extend(by_exit);
         }
-        if hints.is_empty()
+        let known = hints.len() > usize::from(self.exit == Some(Exit::Status(0)));
+        if !known
             && let Some((path, lines)) = logged
             && let Some(last) = lines.last()
         {
-            hints.push(format!(
-                "it says more in its own log, {}, which ends with: {}",
-                shown(&path),
-                text::harmless(last.trim(), 300)
-            ));
+            hints.insert(
+                0,
+                format!(
+                    "it says more in its own log, {}, which ends with: {}",
+                    shown(&path),
+                    text::harmless(last.trim(), 300)
+                ),
+            );
         }
         if hints.is_empty() && self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
             // What it said of a file is not about one that it doesn't find.
@@ -217,6 +224,54 @@ impl Case<'_> {
         hints
     }
 
+    /// The hints for one that runs and does not answer its clients, whom it sees at `seen`: by what it says of them, or, where
+    /// `silent` says that none has got a byte from it, by its configuration.
+    pub(super) fn turns_away(&self, seen: &[IpAddr], silent: bool) -> Option<String> {
+        let first = self.said.len().saturating_sub(LINES);
+        let said = self.said[first..].iter().rev().find_map(|line| {
+            let lower = line.to_lowercase();
+            let ends = |c: char| !(c.is_ascii_hexdigit() || c == '.' || c == ':');
+            let mut words = lower.split(ends);
+            let at = words.find_map(|word| {
+                let word = word.trim_end_matches(['.', ':']);
+                let word = word.strip_prefix("::ffff:").unwrap_or(word);
+                let host = word.rsplit_once(':').map_or(word, |(host, _)| host);
+                let mut all = [word, host].into_iter().filter_map(|at| at.parse().ok());
+                all.find(|at| seen.contains(at))
+            })?;
+            turns_away(&lower).then_some(at)
+        });
+        let listed = self.admits();
+        let address = match (said, &listed) {
+            (Some(address), _) => address,
+            (None, Some(_)) if silent => *seen.first()?,
+            _ => return None,
+        };
+        let does = match said {
+            Some(_) => "and it turns them away",
+            None => "and none has got an answer yet",
+        };
+        let own = match self.app.source {
+            Source::Sidecar => {
+                "; or source = \"client\": then it sees each client's own address, of those on this machine another of the stack's"
+            }
+            Source::Client => "",
+        };
+        let how = match listed {
+            Some((path, number, line)) => format!(
+                "who may connect it has here: {}:{number}: {}. A copy of the file beside the stack's, with {address} there, comes as volumes = [\"./{}:{}\"]",
+                shown(&path),
+                text::harmless(line.trim(), 200),
+                shown(Path::new(path.file_name().unwrap_or_default())),
+                shown(&path)
+            ),
+            None => format!("in its own list of who may connect, {address} is to be allowed"),
+        };
+        Some(format!(
+            "its clients come to it from {address}, an address of the stack's, {does}: {how}{own}"
+        ))
+    }
+
     /// The log that it writes itself, if it is in a volume: the one that has changed last, just now, with its last lines.
     ///
     /// The app may put there what it likes: so it is a plain file of one name, in the volume itself, that is opened.
@@ -260,15 +315,84 @@ impl Case<'_> {
 
     /// Where its configuration says that it is to listen on the loopback.
     fn loopback(&self, port: u16) -> Option<(PathBuf, usize, String)> {
+        let number = port.to_string();
+        let listens = |line: &str| {
+            // `root@localhost` is somebody's address, and no host to listen on.
+            let line = line.replace("@localhost", "");
+            let says = ["127.0.0.1", "localhost", "::1"]
+                .iter()
+                .any(|word| line.contains(word));
+            let lower = line.to_lowercase().replace("localhost", "");
+            let listens = ["listen", "bind", "addr", "interface", "host", "frontend"];
+            says && listens.iter().any(|word| lower.contains(word))
+        };
+        self.configured(|text| {
+            let lines = || settings(text).filter(|(_, line)| listens(line));
+            lines()
+                .find(|(_, line)| line.contains(&number))
+                .or_else(|| lines().next())
+        })
+    }
+
+    /// Where its configuration says who may connect, and means this machine alone: as it is, or as what is commented out has
+    /// it, which is mostly what a server does by itself.
+    fn admits(&self) -> Option<(PathBuf, usize, String)> {
+        const SELF: [&str; 5] = [
+            "127.0.0.1",
+            "127\\.0\\.0\\.1",
+            "127.0.0.0",
+            "localhost",
+            "::1",
+        ];
+        const ADMITS: [&str; 9] = [
+            "allow",
+            "permit",
+            "trust",
+            "acl",
+            "access",
+            "mynetworks",
+            "accept",
+            "require",
+            "restrict",
+        ];
+        let admits = |line: &str| {
+            let lower = line.to_lowercase();
+            SELF.iter().any(|word| lower.contains(word))
+                && ADMITS.iter().any(|word| lower.contains(word))
+        };
+        let by_default = |line: &str| {
+            let line = line.trim_start_matches(['#', ';', '/', ' ', '\t']);
+            // What is said of it in words is no setting.
+            let word = line.split(['=', ':', ' ']).next().unwrap_or_default();
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            line.contains('=') && word.chars().all(is_name) && admits(line)
+        };
+        self.configured(|text| settings(text).find(|(_, line)| admits(line)))
+            .or_else(|| {
+                self.configured(|text| text.lines().enumerate().find(|(_, line)| by_default(line)))
+            })
+    }
+
+    /// The first line of its configuration, read-only volumes of the host's, that `find` finds in a file: the file as the app
+    /// has it, the line's number from 1, the line.
+    fn configured(
+        &self,
+        find: impl Fn(&str) -> Option<(usize, &str)>,
+    ) -> Option<(PathBuf, usize, String)> {
         let of_etc = self.app.volumes.iter().filter(|volume| !volume.writable);
         let mut places: Vec<(PathBuf, PathBuf)> = of_etc
             .map(|volume| (volume.host.clone(), volume.path.clone()))
             .collect();
+        let mounted: Vec<(PathBuf, PathBuf)> = places.clone();
         let mut seen = 0;
         while let Some((host, path)) = places.pop() {
             seen += 1;
             if seen > MOST_FILES {
                 break;
+            }
+            // What another volume is mounted on, the app does not see.
+            if mounted.iter().any(|(of, at)| *at == path && *of != host) {
+                continue;
             }
             let Ok(meta) = std::fs::symlink_metadata(&host) else {
                 continue;
@@ -287,27 +411,60 @@ impl Case<'_> {
             let Ok(content) = std::fs::read_to_string(&host) else {
                 continue;
             };
-            let listens = |(_, line): &(usize, &str)| {
-                // `root@localhost` is somebody's address, and no host to listen on.
-                let line = line.trim_start().replace("@localhost", "");
-                let comment = line.starts_with(['#', ';']) || line.starts_with("//");
-                let says = ["127.0.0.1", "localhost", "::1"]
-                    .iter()
-                    .any(|word| line.contains(word));
-                let lower = line.to_lowercase().replace("localhost", "");
-                let listens = ["listen", "bind", "address", "interface", "host"];
-                !comment && says && listens.iter().any(|word| lower.contains(word))
-            };
-            let number = port.to_string();
-            let lines = || content.lines().enumerate().filter(listens);
-            let found = lines()
-                .find(|(_, line)| line.contains(&number))
-                .or_else(|| lines().next());
+            let found = find(&content);
             if let Some((number, line)) = found {
                 return Some((path, number + 1, line.to_owned()));
             }
         }
         None
+    }
+
+    /// What its command names of the host's data that the app's root has not. What is in /etc is asked for at once and missed
+    /// with an error; a directory to serve may not be.
+    pub(super) fn unseen(&self) -> Vec<PathBuf> {
+        if self.app.rootfs != Rootfs::Host {
+            return vec![];
+        }
+        let arguments = self.app.command.iter().skip(1);
+        let paths = arguments.filter_map(|word| {
+            let word = match word.starts_with('-') {
+                true => word.split_once('=')?.1,
+                false => word,
+            };
+            let path = Path::new(word);
+            let plain = path.components().all(|part| part.as_os_str() != "..");
+            (path.is_absolute() && plain && path.components().count() > 2).then(|| path.to_owned())
+        });
+        let mounts = || {
+            let volumes = self.app.volumes.iter().map(|volume| &volume.path);
+            volumes.chain(self.app.tmpfs.iter().map(|tmpfs| &tmpfs.path))
+        };
+        let own = ["/dev", "/proc", "/sys", "/run", "/tmp", "/etc"];
+        paths
+            .filter(|path| {
+                path.exists()
+                    && !own.iter().any(|place| path.starts_with(place))
+                    && !self.is_of_the_root(path)
+                    && !mounts().any(|at| path.starts_with(at))
+            })
+            .collect()
+    }
+
+    /// The same of one that has come up all the same, with the line that brings it.
+    pub(super) fn incomplete(&self) -> Option<String> {
+        let unseen = self.unseen();
+        if unseen.is_empty() {
+            return None;
+        }
+        let new = unseen.iter().map(|path| format!("{0}:{0}", shown(path)));
+        let all: Vec<String> = self.app.volumes.iter().map(volume).chain(new).collect();
+        let names: Vec<String> = unseen.iter().map(|path| shown(path)).collect();
+        Some(format!(
+            "the command of {} names what the host has and the app's root has not, {}: volumes = {}",
+            self.app.name,
+            names.join(", "),
+            list(&all)
+        ))
     }
 
     /// What it may have looked for and not found, where it says nothing that is understood: a path of its command, or the
@@ -410,7 +567,12 @@ impl Case<'_> {
         let new = volumes
             .iter()
             .map(|new| format!("{0}:{0}{1}", shown(&new.path), new.options));
-        let all: Vec<String> = kept.chain(new).collect();
+        let named = self.unseen().into_iter();
+        let named = named.filter(|path| {
+            !installed.has(path) && !volumes.iter().any(|new| path.starts_with(&new.path))
+        });
+        let named = named.map(|path| format!("{0}:{0}", shown(&path)));
+        let all: Vec<String> = kept.chain(new).chain(named).collect();
         if !all.is_empty() {
             line("volumes", list(&all));
         }
@@ -691,7 +853,7 @@ impl Case<'_> {
             ));
         }
         if has(&["failed to map segment from shared object"]) {
-            return Some("it runs what it has written itself, which no tmpfs lets it: a directory of the host's that is the app's, volumes = [\"./data:PATH:rw,exec\"]".to_owned());
+            return Some(self.runs_its_own(line));
         }
         let binds = has(&[
             "bind(",
@@ -735,6 +897,41 @@ impl Case<'_> {
             ));
         }
         None
+    }
+
+    /// What to do about one that maps what it has written itself as a program: the directory is the line's, or else the only
+    /// one that can be meant.
+    fn runs_its_own(&self, line: &str) -> String {
+        let of_line = |path: &&Path| paths(line).any(|named| named.starts_with(path));
+        let writable = self.app.volumes.iter().filter(|volume| volume.writable);
+        let writable = writable.map(|volume| volume.path.as_path());
+        let memory = self.app.tmpfs.iter().map(|tmpfs| tmpfs.path.as_path());
+        let places: Vec<&Path> = writable.chain(memory).collect();
+        let named = places.iter().copied().find(of_line);
+        let lasting = || {
+            places
+                .iter()
+                .copied()
+                .find(|path| path.starts_with("/var/lib"))
+        };
+        let Some(place) = named.or_else(lasting) else {
+            return "it runs what it has written itself, which no tmpfs lets it: a directory of the host's that is the app's, volumes = [\"./data:PATH:rw,exec\"]".to_owned();
+        };
+        let kept = self
+            .app
+            .volumes
+            .iter()
+            .filter(|volume| volume.path != place);
+        let own = format!("./data:{}:rw,exec", shown(place));
+        let all: Vec<String> = kept.map(volume).chain([own]).collect();
+        let chosen = shared_memory(&self.app.limits);
+        let left = self.app.tmpfs.iter();
+        let left = left.filter(|tmpfs| **tmpfs != chosen && tmpfs.path != place);
+        format!(
+            "it runs what it has written itself, which no tmpfs lets it: a directory of the host's that is the app's (mkdir data; as root also chown), in place of these keys:\n  volumes = {}\n  tmpfs = {}",
+            list(&all),
+            list(&left.map(entry).collect::<Vec<_>>())
+        )
     }
 
     /// Where what it writes may be, best where it lasts.
@@ -985,7 +1182,11 @@ impl Case<'_> {
             ),
             (
                 &["chroot"],
-                "it changes its root (chroot), which an app has no right to and no need for: switch it off in its configuration",
+                "it takes another directory for its root (chroot), which an app has no right to: switch it off in its configuration; a server that has to begin as root takes ids = \"range\", which lets it",
+            ),
+            (
+                &["rlimit_nproc", "rlimit_core", "rlimit_memlock"],
+                "it raises a limit of its own (setrlimit), which an app may only lower: leave that out of its configuration, if it does not go on without",
             ),
             (
                 &[
@@ -1022,7 +1223,7 @@ impl Case<'_> {
                 "it wants raw sockets, which an app never has",
             ),
         ];
-        let changes_user = CALLS[..2]
+        let changes_user = CALLS[..3]
             .iter()
             .any(|(words, _)| words.iter().any(|word| line.contains(word)));
         if changes_user && let Some(hint) = self.begins_as_root() {
@@ -1036,6 +1237,38 @@ impl Case<'_> {
             |(_, hint)| (*hint).to_owned(),
         )
     }
+}
+
+/// The lines of a configuration that are not commented out, with their numbers from 0.
+fn settings(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter(|(_, line)| {
+        let line = line.trim_start();
+        !(line.starts_with(['#', ';']) || line.starts_with("//"))
+    })
+}
+
+/// Whether a line says that somebody may not connect, in small letters.
+fn turns_away(lower: &str) -> bool {
+    [
+        "not allow",
+        "disallow",
+        "denied",
+        "deny",
+        "refus",
+        "reject",
+        "forbid",
+        "not authori",
+        "unauthori",
+        "not permit",
+        "not trusted",
+        "not match",
+        "ignoring",
+        "dropping",
+        "blocked",
+        "no access",
+    ]
+    .iter()
+    .any(|word| lower.contains(word))
 }
 
 /// Whether a hint has a line to paste as it is.
@@ -1106,7 +1339,9 @@ fn port(line: &str) -> Option<u16> {
             words
                 .filter_map(|word| {
                     let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
+                    // Go leaves out the address that is any.
                     let is_address = address == "*"
+                        || address.is_empty() && line.contains("listen tcp")
                         || address.ends_with(':')
                         || address.ends_with(']')
                         || address.parse::<std::net::IpAddr>().is_ok()
@@ -1209,7 +1444,9 @@ mod tests {
             ("12:30:05 connect() to [::1]:9000 failed", Some(9000)),
             ("bind(0.0.0.0, 993) failed: permission denied", Some(993)),
             ("listen(*, 993) failed: permission denied", Some(993)),
+            ("listen tcp :9847: bind: permission denied", Some(9847)),
             ("12:30:05 nothing", None),
+            ("see :9847", None),
         ] {
             assert_eq!(port(line), found, "{line}");
         }

@@ -141,6 +141,9 @@ pub(super) fn describe(ended: &Ended, part: Option<&str>) -> String {
             let _ = writeln!(text, "  {}", line.human(false));
         }
     }
+    for hint in &ended.hints {
+        let _ = writeln!(text, "hint: {hint}");
+    }
     text
 }
 

@@ -13,7 +13,6 @@ const PRIVILEGED: &[&str] = &[
     "acct",
     "adjtimex",
     "bpf",
-    "chroot",
     "clock_adjtime",
     "clock_settime",
     "clone",
@@ -104,7 +103,7 @@ fn is_itself(call: &Refused, app: &AppPlan) -> bool {
     }
     let name = seccomp::name(call.number).unwrap_or_default();
     if name == "chroot" {
-        return false;
+        return app.ids.is_range();
     }
     let Ids { uid, gid } = app.ids.inside();
     let same = |wanted: u64, own: u32| wanted == u64::from(u32::MAX) || wanted == u64::from(own);
@@ -235,6 +234,9 @@ fn hints(calls: &[&Refused], app: &AppPlan) -> Vec<String> {
             names(&of_default).join(", ")
         ));
     }
+    let (root, known): (Vec<&Refused>, Vec<&Refused>) = known
+        .into_iter()
+        .partition(|call| is_named(call, &["chroot"]));
     let (in_vain, known): (Vec<&Refused>, Vec<&Refused>) = known
         .into_iter()
         .partition(|call| is_named(call, PRIVILEGED) || is_floored(call));
@@ -264,18 +266,22 @@ fn hints(calls: &[&Refused], app: &AppPlan) -> Vec<String> {
             profile.name
         ));
     }
-    let in_vain = in_vain.into_iter().chain(
-        calls
-            .iter()
-            .copied()
-            .filter(|call| call.errno.is_none() && is_named(call, &["chroot"])),
-    );
-    let in_vain: Vec<&Refused> = in_vain.collect();
     if !in_vain.is_empty() {
         hints.push(format!(
-            "{}: no key gives an app that: switch it off in its configuration (chroot, sandbox, set-user-ID files)",
+            "{}: no key gives an app that: switch it off in its configuration (sandbox, set-user-ID files)",
             names(&in_vain).join(", ")
         ));
+    }
+    let by_kernel = calls.iter().copied();
+    let by_kernel = by_kernel.filter(|call| call.errno.is_none() && is_named(call, &["chroot"]));
+    if !root.is_empty() || by_kernel.count() > 0 {
+        hints.push(match app.ids.is_range() {
+            true => format!(
+                "chroot: it takes another directory for its root, which the profile {} refuses: seccomp = \"default\" has it where ids = \"range\"",
+                profile.name
+            ),
+            false => "chroot: it takes another directory for its root: switch that off in its configuration; one that has to begin as root takes ids = \"range\", which lets it".to_owned(),
+        });
     }
     let changes = |call: &&&Refused| call.errno.is_none() && !is_named(call, &["chroot"]);
     let changes: Vec<&Refused> = calls.iter().filter(changes).copied().collect();

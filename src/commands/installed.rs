@@ -74,7 +74,6 @@ const CALLED: &[(&str, &str)] = &[
     ("clamd", "clamav"),
     ("in.tftpd", "default/tftpd-hpa"),
     ("snmpd", "snmp"),
-    ("ntpd", "ntpsec"),
 ];
 
 /// A directory below /var, and whose it is.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use regex_lite::Regex;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ask, cannot_print, ended, next_reply, written};
+use super::{advice, ask, cannot_print, ended, next_reply, written};
 use crate::commands::failure::Failure;
 use crate::config::RecordTo;
 use crate::control::evidence::Ended;
@@ -57,11 +57,23 @@ pub struct Sieve {
 }
 
 impl Sieve {
+    /// Whether it lets everything through.
+    fn is_all(&self) -> bool {
+        self.since.is_none() && self.until.is_none() && self.grep.is_none()
+    }
+
     /// Whether it lets a line through.
     pub fn wants(&self, line: &LogLine) -> bool {
         self.since.is_none_or(|since| line.time >= since)
             && self.until.is_none_or(|until| line.time <= until)
             && self.grep.as_ref().is_none_or(|re| re.is_match(&line.text))
+    }
+}
+
+impl Wanted {
+    /// Whether somebody reads all there is, so that what to do about it goes with it.
+    fn is_whole(&self) -> bool {
+        self.stream.is_none() && self.sieve.is_all() && !self.json
     }
 }
 
@@ -156,6 +168,12 @@ pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
     if lives && !wanted.previous {
         let recorded = plan.and_then(|plan| Recorded::of(stack, &plan.record, &plan.run));
         of_running(stack, &wanted, recorded)?;
+        if wanted.is_whole() && !wanted.follow {
+            // It may have ended since, and then there is nothing to advise.
+            let status = super::status_now(stack).ok();
+            let hints = status.and_then(|status| advice::of_running(stack, &status).ok());
+            advise(&hints.unwrap_or_default());
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let ended = ended::of(&state, stack);
@@ -388,6 +406,10 @@ fn of_ended(
         return Err(Failure::failed(format!("{stack} had no part `{part}`"))
             .hint(format!("its parts were {}", names.join(", "))));
     }
+    let hints = match wanted.is_whole() {
+        true => ended.hints,
+        false => vec![],
+    };
     let lines = match recorded {
         Some(recorded) => recorded.lines(wanted)?,
         None => {
@@ -397,7 +419,15 @@ fn of_ended(
             lines
         }
     };
-    print_all(lines, wanted)
+    print_all(lines, wanted)?;
+    advise(&hints);
+    Ok(())
+}
+
+fn advise(hints: &[String]) {
+    for hint in hints {
+        eprintln!("hint: {hint}");
+    }
 }
 
 fn print_all(lines: Vec<LogLine>, wanted: &Wanted) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! One file per verb, each a short straight line.
 #![forbid(unsafe_code)]
 
+mod advice;
 mod apply;
 mod audit;
 mod capture;

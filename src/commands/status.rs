@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::picture::{self, Picture, wrapped};
 use super::target::Meant;
-use super::{ended, print, print_json, status_now};
+use super::{advice, ended, print, print_json, status_now};
 use crate::commands::failure::{FAILED, Failure};
 use crate::config::Protocol;
 use crate::control::{Brief, Client, PartStatus, Reply, Request, Status};
@@ -255,7 +255,11 @@ pub(super) fn status(meant: &Meant, previous: bool, how: How) -> Result<ExitCode
         document["plan"] = serde_json::to_value(Document::of(&status.plan)).map_err(unable)?;
         print_json(&document)?;
     } else {
-        print(&describe(&status, how))?;
+        let mut text = describe(&status, how);
+        for hint in advice::of_running(stack, &status).unwrap_or_default() {
+            text += &format!("hint: {hint}\n");
+        }
+        print(&text)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -108,8 +108,9 @@ impl Ids {
 /// What an app holds over a range of ids of its own, which is what it takes to begin as root there and go on as others.
 ///
 /// The kernel asks for them where the owner of a file, and the uid of a process, are ids of the range, and nowhere else. Who
-/// may become any of these ids could do all of it by becoming the owner; servers that begin as root don't.
-pub const OVER_A_RANGE: [Capability; 6] = [
+/// may become any of these ids could do all of it by becoming the owner; servers that begin as root don't. `CAP_SYS_CHROOT` is
+/// asked for by chroot(2), which [`crate::confine::seccomp::over_a_range`] lets such an app call; setns(2) would ask for more.
+pub const OVER_A_RANGE: [Capability; 7] = [
     // A log, a socket, a directory for whom it changes to.
     Capability::CAP_CHOWN,
     // What belongs to that one it looks at, and sets up, before it changes: mariadbd, start scripts.
@@ -119,6 +120,9 @@ pub const OVER_A_RANGE: [Capability; 6] = [
     Capability::CAP_KILL,
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
+    // A directory as its root, before it changes its user: dovecot, openntpd, and what shuts a worker into an empty one. It takes
+    // nothing but the sight of files. The way back out of it ends at the app's own root, which is its mount namespace's.
+    Capability::CAP_SYS_CHROOT,
 ];
 
 /// What uid 0 of the namespace is.

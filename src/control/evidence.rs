@@ -63,6 +63,9 @@ pub struct Ended {
     pub parts: Vec<EndedPart>,
     /// What was said last, some lines of each part, in the order of time.
     pub lines: Vec<LogLine>,
+    /// What would help, where its app has ended by itself.
+    #[serde(default)]
+    pub hints: Vec<String>,
 }
 
 /// The one state of a stack that has ended.
@@ -215,6 +218,7 @@ impl Ended {
             run: plan.run.clone(),
             parts: remains.parts,
             lines: remains.lines,
+            hints: vec![],
         }
     }
 }

@@ -773,15 +773,23 @@ impl Plan {
             .filter(move |app| names.contains(&app.name))
     }
 
-    /// The names that an app can look up: its own, and those of what it connects to.
+    /// The names that an app can look up: its own, those of what it connects to, and where it sees its clients that of the
+    /// sidecar. A server that asks for the name of who connects, for its log or its list of who may, gets one at once.
     #[must_use]
     pub fn hosts(&self, app: &AppPlan) -> Vec<(IpAddr, String)> {
         let names: BTreeSet<&PartName> = app.connect.iter().map(|to| &to.app).collect();
         let others = names.into_iter().filter_map(|name| self.app(name));
         let own = app.addresses().map(|address| (address, app));
         let others = others.flat_map(|app| app.home().map(move |address| (address, app)));
-        own.chain(others)
-            .map(|(address, app)| (address, app.name.to_string()))
+        let names = own
+            .chain(others)
+            .map(|(address, app)| (address, app.name.to_string()));
+        let six = self.bridge.address6.map(IpAddr::from);
+        let sidecar = [IpAddr::from(self.bridge.address)].into_iter().chain(six);
+        let sees = app.source == Source::Sidecar && !app.publish.is_empty();
+        let sidecar = sidecar.filter(|_| sees);
+        names
+            .chain(sidecar.map(|address| (address, "sidecar".to_owned())))
             .collect()
     }
 

@@ -15,6 +15,7 @@ use crate::config::{
     Tmpfs, Via, Volume, nearest,
 };
 use crate::confine::privileges::Ids;
+use crate::confine::seccomp;
 use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
@@ -484,7 +485,10 @@ fn decide(
             spare: None,
             away: false,
             turn: Turn::Serves,
-            seccomp: app.seccomp.clone(),
+            seccomp: match app.ids {
+                IdCount::One => app.seccomp.clone(),
+                IdCount::Range => seccomp::over_a_range(app.seccomp.clone()),
+            },
         });
     }
     for (plan, app) in apps.iter().zip(&config.apps) {

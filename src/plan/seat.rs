@@ -477,7 +477,10 @@ mod tests {
         let moved = |plan: &Plan| plan.moved().collect::<Vec<_>>().len();
         assert_eq!(
             (reach(&plan), hosts(&plan)),
-            ("172.18.0.11".into(), "172.18.0.10 172.18.0.11".into())
+            (
+                "172.18.0.11".into(),
+                "172.18.0.10 172.18.0.11 172.18.0.1".into()
+            )
         );
         plan.begin(&plan.app(&db).unwrap().clone());
         assert_eq!(
@@ -495,7 +498,7 @@ mod tests {
             (reach(&plan).as_str(), moved(&plan)),
             ("172.18.0.11 172.18.0.251", 1)
         );
-        assert_eq!(hosts(&plan), "172.18.0.10 172.18.0.11");
+        assert_eq!(hosts(&plan), "172.18.0.10 172.18.0.11 172.18.0.1");
         plan.begin(&plan.app(&web).unwrap().clone());
         let both: Vec<_> = plan
             .linked(plan.app(&db).unwrap())

@@ -14,6 +14,7 @@
 mod apply;
 mod backoff;
 mod health;
+pub mod manager;
 mod order;
 mod replace;
 mod rising;
@@ -402,6 +403,7 @@ pub struct Supervisor {
     since: Timestamp,
     /// Who is told the status after a live change.
     changed: fn(&Status),
+    watchdog: manager::Watchdog,
 }
 
 /// Whether systemd is the machine's init, by the test of sd_booted(3).
@@ -603,6 +605,7 @@ pub async fn run(
         ender,
         since: Timestamp::now(),
         changed,
+        watchdog: manager::Watchdog::of_this_process(),
     };
     for (id, begun) in parts {
         supervisor.parts.push(Part::new(id));
@@ -677,11 +680,16 @@ impl Supervisor {
 
     async fn run(&mut self, early: &mut VecDeque<Event>) -> Outcome {
         loop {
+            self.say_well_if_owed();
             let event = match early.pop_front() {
                 Some(event) => event,
                 // Events first: no app is so loud that `lrpns down` isn't heard.
                 None => tokio::select! {
                     biased;
+                    () = self.watchdog.is_due() => {
+                        self.say_well();
+                        continue;
+                    }
                     // This value holds a sender of each, so neither channel can end.
                     Some(event) = self.events.recv() => event,
                     Some(line) = self.lines.recv() => {
@@ -1623,11 +1631,7 @@ impl Supervisor {
         // Under systemd an app may take longer than the unit's TimeoutStopSec.
         let longest = apps.iter().map(|(.., stop)| 2 * stop.timeout).max();
         let longest = longest.unwrap_or_default() + OURS_TO_END;
-        let longest = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
-        let _ = sd_notify::notify(&[
-            sd_notify::NotifyState::Stopping,
-            sd_notify::NotifyState::ExtendTimeoutUsec(longest),
-        ]);
+        manager::goes_down(longest);
         let (kill, killed_at_once) = watched::channel(self.killing);
         let mut launching = std::mem::take(&mut self.launching);
         let ending = async {

@@ -545,8 +545,8 @@ fn range(
     writeln!(
         out,
         "    begins as root with {}, over these ids alone, and loses them with the change to another\n    \
-         price: who breaks in before that is whoever it likes among them, reads and writes whatever they own, and reaches\n    \
-         the kernel's code behind these six",
+         price: who breaks in before that is whoever it likes among them, reads and writes whatever they own, takes any of its\n    \
+         directories for its root (chroot), and reaches the kernel's code behind these capabilities",
         held.collect::<Vec<_>>().join(", ")
     )
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::cause::Case;
+use super::advice::{case, hints};
 use super::ended;
 use super::explain;
 use super::gate;
@@ -39,7 +39,7 @@ use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::state::{GlobalLock, Liveness, StateError, StateRoot};
-use crate::supervise::{self, Outcome, Tee};
+use crate::supervise::{self, Outcome, Tee, manager};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
 
@@ -510,12 +510,7 @@ fn supervise_here(
     }
     let ready = |status: &Status, said: &[LogLine]| {
         ready(status, said);
-        let text = is_up(status);
-        // Not under systemd, or too old a one: nobody waits for it.
-        let _ = sd_notify::notify(&[
-            sd_notify::NotifyState::Ready,
-            sd_notify::NotifyState::Status(&text),
-        ]);
+        tell_systemd(status);
     };
     let cgroup = plan.cgroup.path.clone();
     files::tidy(&Host::logs());
@@ -544,7 +539,7 @@ fn supervise_here(
     if let Some(refusals) = &refusals {
         *explained = explain::lines(refusals, &outline.apps);
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    manager::is_down();
     let removed = state.lock().map_err(Failure::from).and_then(|global| {
         if leaves {
             // What can't be written is missed by nobody as much as the end of the stack.
@@ -658,7 +653,17 @@ fn leave(
             (Cause::Failed, chain(e), exit)
         }
     };
-    let document = Ended::new(plan, remains, cause, why, exit);
+    let hints = match ended {
+        // One that is a server has not done its work.
+        Ok(Outcome::AppEnded(exit))
+            if *exit != Exit::Status(0) || plan.apps.iter().any(|app| !app.publish.is_empty()) =>
+        {
+            hints(&plan.apps, None, Some(*exit), &remains.lines)
+        }
+        _ => vec![],
+    };
+    let mut document = Ended::new(plan, remains, cause, why, exit);
+    document.hints = hints;
     let document = serde_json::to_vec(&document).unwrap_or_default();
     state.leave(&plan.stack, &document, global)
 }
@@ -666,39 +671,6 @@ fn leave(
 /// How long a detached stack whose app publishes nothing that is waited for is looked at before it is said to be up: most of
 /// what fails at its start does within this.
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
-
-/// What would help an app, as far as is known: the one of that name, or the one that has spoken last.
-fn hints(
-    apps: &[plan::AppPlan],
-    name: Option<&str>,
-    exit: Option<Exit>,
-    said: &[LogLine],
-) -> Vec<String> {
-    case(apps, name, exit, said).map_or_else(Vec::new, |case| case.hints())
-}
-
-fn case<'a>(
-    apps: &'a [plan::AppPlan],
-    name: Option<&str>,
-    exit: Option<Exit>,
-    said: &[LogLine],
-) -> Option<Case<'a>> {
-    let of = |name: &str| apps.iter().find(|app| app.name.as_str() == name);
-    let app = match name {
-        Some(name) => of(name),
-        None => said.iter().rev().find_map(|line| of(&line.part)),
-    };
-    let app = app.or(apps.first())?;
-    let own = |line: &&LogLine| {
-        line.part == app.name.as_str() && matches!(line.stream, Stream::Out | Stream::Err)
-    };
-    let said = said
-        .iter()
-        .filter(own)
-        .map(|line| line.text.clone())
-        .collect();
-    Some(Case { app, exit, said })
-}
 
 /// The same with these hints, if there are any, in place of its own.
 fn advised(failure: Failure, hints: &[String]) -> Failure {
@@ -876,19 +848,23 @@ fn done(step: &str) -> &str {
 /// The same with what it does without.
 fn is_up_but(status: &Status) -> String {
     let plan = &status.plan;
-    match plan
+    let complaint = plan
         .cgroup
-        .complaint(plan.limits().map(|(_, limits)| limits))
-    {
-        Some(complaint) => format!("{}\n{complaint}", is_up(status)),
-        None => is_up(status),
-    }
+        .complaint(plan.limits().map(|(_, limits)| limits));
+    let incomplete = plan.apps.iter().filter_map(|app| {
+        let case = case(std::slice::from_ref(app), None, None, &[])?;
+        Some(format!("hint: {}", case.incomplete()?))
+    });
+    let lines: Vec<String> = std::iter::once(is_up(status))
+        .chain(complaint)
+        .chain(incomplete)
+        .collect();
+    lines.join("\n")
 }
 
 /// What `systemctl status` says of the unit is what the stack is now.
 fn tell_systemd(status: &Status) {
-    // As for READY=1.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&is_up(status))]);
+    manager::is_up(&is_up(status));
 }
 
 /// One line about a stack that is up.

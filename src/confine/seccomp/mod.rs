@@ -34,7 +34,8 @@ use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
 pub use roles::{
-    Carries, carrier, default, dialer, floored, init, relay, sealing_sidecar, sidecar, strict,
+    Carries, carrier, default, dialer, floored, init, over_a_range, relay, sealing_sidecar,
+    sidecar, strict,
 };
 
 /// What a call gets.
@@ -318,7 +319,8 @@ impl Profile {
     }
 }
 
-/// Calls by which a process becomes somebody else, or gives a file to somebody else: an app with one id makes them in vain.
+/// Calls by which a process becomes somebody else, gives a file to somebody else or changes its root: an app with one id makes
+/// them in vain.
 const CHANGES_OF_USER: [&str; 12] = [
     "setuid",
     "setgid",

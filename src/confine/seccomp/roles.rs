@@ -373,6 +373,9 @@ fn set(calls: &mut Calls, call: Sysno, rules: Vec<Rule>) {
     calls.insert(number(call), rules);
 }
 
+/// The name of [`default`].
+const DEFAULT: &str = "default";
+
 /// What servers call.
 #[must_use]
 pub fn default() -> Profile {
@@ -408,7 +411,23 @@ pub fn default() -> Profile {
     set(&mut calls, Sysno::mknodat, nodes(2));
     // PER_LINUX, and "what is it now?". Others turn address randomization or mmap's minimum off.
     set(&mut calls, Sysno::personality, one_of(0, &[0, u32::MAX]));
-    floored(profile("default", calls))
+    floored(profile(DEFAULT, calls))
+}
+
+/// `profile` for an app that has a range of ids: `default`, also with calls more, has chroot(2), too. A server that begins as
+/// root shuts itself, or the worker that talks with strangers, into a directory. The kernel asks for CAP_SYS_CHROOT
+/// ([`crate::confine::privileges::OVER_A_RANGE`]), which is lost with the change of user.
+#[must_use]
+pub fn over_a_range(mut profile: Profile) -> Profile {
+    let name = &profile.name;
+    if name == DEFAULT || name.starts_with(&format!("{DEFAULT}+")) {
+        set(
+            &mut profile.calls,
+            Sysno::chroot,
+            vec![always(Action::Allow)],
+        );
+    }
+    profile
 }
 
 /// One process, with any number of threads: what it becomes is decided by its `execve(2)`, which comes after this

@@ -143,6 +143,7 @@ impl Supervisor {
             }
         };
         self.applying = true;
+        super::manager::changes();
         let task = Task {
             old: Arc::clone(&self.ground),
             change,
