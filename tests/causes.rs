@@ -187,7 +187,7 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
     lab.ok(&[
         "sh",
         "-ec",
-        "mkdir /etc/quiet /etc/quiet/own; echo x >/etc/quiet.conf; echo x >/etc/quiet/own/key; chmod 600 /etc/quiet/own/key
+        "mkdir /etc/quiet /etc/quiet/own; echo x >/etc/quiet.conf; echo x >/etc/quiet/own/key; echo x >/etc/quiet/shut; chmod 600 /etc/quiet/own/key /etc/quiet/shut
          chown -R 4321:4321 /etc/quiet/own; printf '#!/bin/sh\\nexit 3\\n' >/run/lab/quiet; chmod 755 /run/lab/quiet",
     ]);
     let quiet = "volumes = [\"/run/lab/quiet:/srv/quiet:exec\"]";
@@ -236,6 +236,12 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             "",
             "it raises a limit of its own (setrlimit)",
         ),
+        // It names what it failed at, and not why.
+        (
+            shell("Failed loading /etc/quiet/shut"),
+            "volumes = [\"/etc/quiet:/etc/quiet\"]",
+            "secrets = [\"shut=/etc/quiet/shut\"]",
+        ),
         (
             shell("/etc/quiet/own/key: Permission denied"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
@@ -274,14 +280,15 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     lab.ok(&[
         "sh",
         "-ec",
-        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
+        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /srv/site; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
          cd /var/lib/dpkg; printf 'Package: quiet-server\\nSource: quiet (1)\\n\\nPackage: quiet-common\\nSource: quiet\\n' >status
          printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
          mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
-         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
-         printf '#!/bin/sh\\n[ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
+         printf '#!/bin/sh\\n[ \"$1\" != deaf ] || exec python3 -c \"import socket, signal; s = socket.socket(); s.bind((str(), 8000)); s.listen(); signal.pause()\"
+         [ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
          cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5
          echo >/run/quiet/quiet.pid || exit 4\\n[ -n \"$1\" ] || echo >/var/lib/quiet/new || exit 4\\nexec sleep infinity\\n' >/run/lab/quiet
          chmod 755 /run/lab/quiet",
@@ -305,12 +312,31 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     assert_eq!(
         lines,
         "user = \"www-data\"\n\
-         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
+         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet"], &lines);
     assert_eq!(code, 0, "{said}");
     lab.ok(&["stat", "/var/lib/quiet/new"]);
+    lab.lrpns_ok(&["down", "web"]);
+
+    // One that comes up as its user and takes no connection: the host begins it as root.
+    let published = format!("{lines}\npublish = [\"9000:8000\"]");
+    let (code, said) = with(&["/srv/quiet", "deaf"], &published);
+    assert_eq!(code, 0, "{said}");
+    let client = lab.connect("127.0.0.1:9000").unwrap();
+    let hints = until("its hint", || {
+        let [logs, status] = advised(&lab);
+        (!logs.is_empty() && !status.is_empty()).then_some([logs, status])
+    });
+    for said in hints {
+        assert!(
+            said.starts_with("hint: quiet has answered nobody yet")
+                && lines_of(&said).starts_with("ids = \"range\"\nvolumes = ["),
+            "{said}"
+        );
+    }
+    drop(client);
     lab.lrpns_ok(&["down", "web"]);
 
     // One that insists on root, with a key elsewhere that is root's alone.
@@ -321,8 +347,8 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
-         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\", \"/var/log/shared:/var/log/shared:rw,owner=www-data\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
+         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
+         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\", \"/var/log/shared:16M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);
     assert_eq!(code, 0, "{said}");

@@ -94,11 +94,15 @@ fn seen(plan: &Plan, app: &AppPlan) -> Vec<IpAddr> {
     [IpAddr::from(four)].into_iter().chain(six).collect()
 }
 
-/// Whether an app has had clients, of whom none got a byte. The first connection was our own, to see whether it answers.
+/// Whether an app has had clients, of whom none got a byte. The first connection was our own, to see whether it answers: while
+/// even that is open, the app takes none.
 fn is_silent(status: &Status, part: &PartStatus) -> bool {
     let mut apps = status.traffic.iter().flat_map(|traffic| &traffic.apps);
     let own = apps.find(|app| app.name.as_deref() == Some(&part.name));
-    own.is_some_and(|app| app.accepted > 1 && app.bytes_to_clients == 0 && app.open == 0)
+    own.is_some_and(|app| {
+        let none_goes_on = app.open == 0 || app.open == app.accepted;
+        app.accepted > 1 && app.bytes_to_clients == 0 && none_goes_on
+    })
 }
 
 /// What it said since its supervisor has been there, as far as that is kept.

@@ -245,6 +245,7 @@ impl Case<'_> {
         let address = match (said, &listed) {
             (Some(address), _) => address,
             (None, Some(_)) if silent => *seen.first()?,
+            (None, None) if silent => return self.wants_root(),
             _ => return None,
         };
         let does = match said {
@@ -526,6 +527,19 @@ impl Case<'_> {
         let installed = self.package()?;
         Some(format!(
             "{} has to begin as root and changes its user by itself: in place of user and these keys:{}",
+            text::harmless(self.program(), 64),
+            self.lines(&installed, true)
+        ))
+    }
+
+    /// The same for one that says nothing, and that the host begins as root.
+    fn wants_root(&self) -> Option<String> {
+        if self.app.ids.is_range() || self.is_rootless() {
+            return None;
+        }
+        let installed = self.package().filter(|installed| installed.as_root)?;
+        Some(format!(
+            "{} has answered nobody yet, and the host begins it as root: if it says no more (its own log may be in a tmpfs), in place of user and these keys:{}",
             text::harmless(self.program(), 64),
             self.lines(&installed, true)
         ))
@@ -896,7 +910,12 @@ impl Case<'_> {
                 self.app.address
             ));
         }
-        None
+        // It says only that it failed: what it names it may not read.
+        let mut unread = paths(line).filter(|path| self.in_a_volume(path).is_some());
+        let failed = has(&["fail", "unable", "could not", "cannot", "can't", "error"]);
+        unread
+            .find_map(|path| self.secret(&path))
+            .filter(|_| failed)
     }
 
     /// What to do about one that maps what it has written itself as a program: the directory is the line's, or else the only
@@ -1030,6 +1049,13 @@ impl Case<'_> {
 
     /// What to do about a path that the app does not find.
     fn missing(&self, path: &Path) -> Option<String> {
+        // What the kernel has there is not given, and servers mostly do without.
+        if ["/proc", "/sys", "/dev"]
+            .iter()
+            .any(|place| path.starts_with(place))
+        {
+            return None;
+        }
         let mounted = self
             .app
             .volumes
@@ -1113,10 +1139,18 @@ impl Case<'_> {
 
     /// What to do about a file of root's that nobody else may read: as a volume it stays so.
     fn secret(&self, path: &Path) -> Option<String> {
-        // A file that the server itself writes does not hold secrets of root's.
-        if ["/run", "/tmp", "/var/cache", "/var/log"]
-            .iter()
-            .any(|place| path.starts_with(place))
+        // A file that the server itself writes does not hold secrets of root's, nor does the kernel's own.
+        if [
+            "/run",
+            "/tmp",
+            "/var/cache",
+            "/var/log",
+            "/proc",
+            "/sys",
+            "/dev",
+        ]
+        .iter()
+        .any(|place| path.starts_with(place))
         {
             return None;
         }

@@ -95,6 +95,12 @@ pub(super) struct Installed {
     pub(super) etc: Vec<PathBuf>,
     /// Where it keeps things.
     state: Vec<Directory>,
+    /// What of the host's data its configuration names: what it serves.
+    data: Vec<PathBuf>,
+    /// Whether its configuration has it write a file to /var/log itself.
+    logs: bool,
+    /// Whether whatever starts it does so as root.
+    pub(super) as_root: bool,
     /// Where it expects to write below /run.
     run: Vec<PathBuf>,
     /// The ports that its configuration names: it is let bind them, whether anybody reaches them or not.
@@ -183,11 +189,21 @@ impl Installed {
             state.extend(more.filter(own).collect::<Vec<_>>());
         }
         let run = runtime(&files, root, &starts, &says);
+        let data: BTreeSet<PathBuf> = says.iter().flat_map(|text| served(text)).collect();
+        let data = data.into_iter().filter(|path| below(root, path).is_dir());
+        let logs = says.iter().any(|text| logs_to_a_file(root, text));
+        let becomes = ["\nUser=", "--chuid"];
+        let as_root = !starts
+            .iter()
+            .any(|text| becomes.iter().any(|word| text.contains(word)));
         Some(Self {
             name: own,
             user,
             etc,
             state,
+            data: data.collect(),
+            logs,
+            as_root,
             run,
             ports: says.iter().flat_map(|text| ports(text)).collect(),
             workdir: setting(&starts, "WorkingDirectory=").next(),
@@ -220,9 +236,18 @@ impl Installed {
         let ids = self.user.as_ref().map(|(_, ids)| *ids);
         let linked = linked.iter().filter(|(_, meta)| range || reads(ids, meta));
         volumes.extend(linked.map(|(path, _)| entry(path, readable)));
+        volumes.extend(self.data.iter().map(|path| entry(path, "")));
         let mut memory = vec![];
+        if self.logs {
+            memory.push(PathBuf::from("/var/log"));
+        }
         let accounts = Accounts::of(root).unwrap_or_default();
         for directory in &self.state {
+            // Who begins as root writes its log as that and as its user, and a volume has one owner.
+            if range && directory.path.starts_with("/var/log") {
+                memory.push(directory.path.clone());
+                continue;
+            }
             let within = children(root, &directory.path);
             match self.writable(directory, range, &accounts) {
                 Some(options) => volumes.push(entry(&directory.path, &options)),
@@ -508,6 +533,25 @@ fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
         kinds
             .find_map(|kind| first_below(&kind, path))
             .filter(|_| plain)
+    })
+}
+
+/// What a configuration names of what hosts have for others to see: a site, a directory of files.
+fn served(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    settings(text).flat_map(words).filter_map(|word| {
+        let path = Path::new(word);
+        let plain = path.components().all(|part| part.as_os_str() != "..");
+        let data =
+            path.starts_with("/var/www") || path.starts_with("/srv") && path != Path::new("/srv");
+        (plain && data).then(|| path.components().collect())
+    })
+}
+
+/// Whether a configuration names a file in /var/log.
+fn logs_to_a_file(root: &Path, text: &str) -> bool {
+    settings(text).flat_map(words).any(|word| {
+        let path = Path::new(word);
+        path.parent() == Some(Path::new("/var/log")) && !below(root, path).is_dir()
     })
 }
 
