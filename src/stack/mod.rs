@@ -363,9 +363,12 @@ struct FarEnd {
     rules: EndTable,
 }
 
-/// The rules where the uplink ends. Dropping it takes them away; of the table that stacks share, with the last that has it.
+/// The rules where the uplink ends. Dropping it takes those in the host's namespace away; of the table that stacks share, with
+/// the last that has it.
 pub enum EndTable {
-    /// In a namespace in which there is no other stack: a table of its own.
+    /// In a namespace in which there is no other stack, and with which they go: a table that no socket owns. Nobody there could
+    /// change it, and a table that goes with its socket has who closes that wait for every processor (`nft_rcv_nl_event()`,
+    /// net/netfilter/nf_tables_api.c), most of what the end of a stack took.
     Own(firewall::Socket),
     /// In the host's.
     Host {
@@ -708,7 +711,7 @@ fn load_host_rules(
 ) -> Result<Option<String>, StackError> {
     let (shared, socket) = match table {
         EndTable::Own(socket) => {
-            firewall::transact(socket, &firewall::encode_owned(rules)?)?;
+            firewall::transact(socket, &firewall::encode(rules)?)?;
             return Ok(None);
         }
         EndTable::Host { shared, at_link } => (shared, at_link),
@@ -1430,7 +1433,7 @@ impl Ground {
         let rules = firewall::host_rules(&self.plan);
         match host_table {
             EndTable::Own(socket) => {
-                firewall::transact(socket, &firewall::encode_owned(&rules)?)?;
+                firewall::transact(socket, &firewall::encode(&rules)?)?;
             }
             EndTable::Host { shared, .. } => {
                 let closed = firewall::closed_host_rules(&self.plan);
