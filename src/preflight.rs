@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -78,7 +79,7 @@ fn look(
     host: &Host,
     mut problems: Vec<Problem>,
 ) -> Result<Passed, Vec<Problem>> {
-    problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan.mode)));
+    problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan)));
     for app in &plan.apps {
         if let Err(e) = secrets::open(app, plan) {
             let what = e.to_string();
@@ -232,12 +233,18 @@ fn root(app: &AppPlan, plan: &Plan) -> Vec<Problem> {
 }
 
 /// Whether an app's volumes can be had, and these and its tmpfs mounted where they shall be.
-fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
+fn mounts(app: &AppPlan, plan: &Plan) -> Vec<Problem> {
     let mut problems = vec![];
     for volume in &app.mounted() {
-        match volumes::look(volume, app, mode) {
-            Ok((_, look)) => {
+        match volumes::look(volume, app, plan.mode) {
+            Ok((source, look)) => {
                 let what = format!("volume {}", volume.host.display());
+                problems.extend(off_limits(
+                    &what,
+                    volume,
+                    look.directory.then_some(&source),
+                    plan,
+                ));
                 problems.extend(mount_point(app, &what, &volume.path, look.directory));
             }
             Err(e) => problems.push(Problem {
@@ -253,6 +260,30 @@ fn mounts(app: &AppPlan, mode: Mode) -> Vec<Problem> {
         problems.extend(mount_point(app, "tmpfs", &tmpfs.path, true));
     }
     problems
+}
+
+/// Whether a volume shows stacks: the socket by which this one is commanded is made only after [`sockets`] has looked, and an
+/// ordinary user's app is that user to it.
+fn off_limits(
+    what: &str,
+    volume: &Volume,
+    directory: Option<&OwnedFd>,
+    plan: &Plan,
+) -> Option<Problem> {
+    let stacks = plan.stacks_dir();
+    let found = match directory {
+        Some(source) => rootfs::off_limits(source, &volume.host, stacks),
+        None => rootfs::file_off_limits(&volume.host, stacks),
+    };
+    let why = match found {
+        Ok(found) => found?,
+        Err(e) => e.to_string(),
+    };
+    let hint = format!(
+        "name what the app needs of it, each directory by itself, and nothing of {}: who reaches what is there commands the stacks",
+        stacks.display()
+    );
+    Some(problem(format!("{what}: it {why}"), hint))
 }
 
 /// Whether somebody listens on Unix sockets of the app's that it does not declare. What it has had already, while it ran, may

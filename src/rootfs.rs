@@ -196,6 +196,69 @@ fn upwards(directory: &OwnedFd, path: &Path) -> Result<Vec<Identity>, RootfsErro
     }
 }
 
+/// What no app may see that a directory is, contains or is within: the directory of all stacks, `state`, and the host's root; by
+/// whatever path, `..` or mount.
+///
+/// # Errors
+/// What the kernel says.
+pub fn off_limits(
+    source: &OwnedFd,
+    path: &Path,
+    state: &Path,
+) -> Result<Option<String>, RootfsError> {
+    let above = upwards(source, path)?;
+    let root = rustix::fs::open("/", PLACE, Mode::empty()).map_err(at("open", "/"))?;
+    let root = identity(&root, Path::new("/"))?;
+    // Of a stack that is not up yet the directory may not be there; then nothing of others is.
+    let stacks = match rustix::fs::open(state, PLACE, Mode::empty()) {
+        Ok(stacks) => upwards(&stacks, state)?,
+        Err(_) => vec![root],
+    };
+    let what = |found: &Identity| match *found {
+        found if found == root => Some("is the host's root"),
+        found if stacks.first() == Some(&found) => Some("is the directory of all stacks"),
+        found if stacks.contains(&found) => Some("contains the directory of all stacks"),
+        _ => None,
+    };
+    if let Some(what) = what(&above[0]) {
+        return Ok(Some(what.to_owned()));
+    }
+    if stacks.len() > 1 && above.contains(&stacks[0]) {
+        return Ok(Some(PART_OF_STATE.to_owned()));
+    }
+    // All that is mounted below comes along.
+    for mount in mounted_below(source)? {
+        let Ok(there) = rustix::fs::open(&mount, PLACE | OFlags::NOFOLLOW, Mode::empty()) else {
+            // A file, or gone.
+            continue;
+        };
+        if let Some(what) = what(&identity(&there, &mount)?) {
+            return Ok(Some(format!(
+                "has a mount at {}, which {what}",
+                mount.display()
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// As [`off_limits`], of what is in a directory and none itself.
+///
+/// # Errors
+/// What the kernel says.
+pub fn file_off_limits(path: &Path, state: &Path) -> Result<Option<String>, RootfsError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let opened = rustix::fs::open(directory, PLACE, Mode::empty());
+    let above = upwards(&opened.map_err(at("open", directory))?, directory)?;
+    let Ok(stacks) = rustix::fs::open(state, PLACE, Mode::empty()) else {
+        return Ok(None);
+    };
+    let within = above.contains(&identity(&stacks, state)?);
+    Ok(within.then(|| PART_OF_STATE.to_owned()))
+}
+
+const PART_OF_STATE: &str = "is part of a stack's state";
+
 impl Directory {
     /// Opens the directory of a root that is one. `state` is the directory of all stacks. Should be called in the mount
     /// namespace that the app's mounts come from.
@@ -223,44 +286,13 @@ impl Directory {
     }
 
     fn is_of_nobody_else(&self, state: &Path) -> Result<(), DirectoryError> {
-        let off_limits = |what: String| {
-            Err(DirectoryError::OffLimits {
+        match off_limits(&self.source, &self.path, state)? {
+            None => Ok(()),
+            Some(what) => Err(DirectoryError::OffLimits {
                 path: self.path.clone(),
                 what,
-            })
-        };
-        let above = upwards(&self.source, &self.path)?;
-        let root = rustix::fs::open("/", PLACE, Mode::empty()).map_err(at("open", "/"))?;
-        let root = identity(&root, Path::new("/"))?;
-        // Of a stack that is not up yet the directory may not be there; then nothing of others is.
-        let stacks = match rustix::fs::open(state, PLACE, Mode::empty()) {
-            Ok(stacks) => upwards(&stacks, state)?,
-            Err(_) => vec![root],
-        };
-        let what = |found: &Identity| match *found {
-            found if found == root => Some("is the host's root"),
-            found if stacks.first() == Some(&found) => Some("is the directory of all stacks"),
-            found if stacks.contains(&found) => Some("contains the directory of all stacks"),
-            _ => None,
-        };
-        if let Some(what) = what(&above[0]) {
-            return off_limits(what.to_owned());
+            }),
         }
-        if stacks.len() > 1 && above.contains(&stacks[0]) {
-            return off_limits("is part of a stack's state".to_owned());
-        }
-        // All that is mounted below comes along.
-        for mount in mounted_below(&self.source)? {
-            let Ok(there) = rustix::fs::open(&mount, PLACE | OFlags::NOFOLLOW, Mode::empty())
-            else {
-                // A file, or gone.
-                continue;
-            };
-            if let Some(what) = what(&identity(&there, &mount)?) {
-                return off_limits(format!("has a mount at {}, which {what}", mount.display()));
-            }
-        }
-        Ok(())
     }
 
     /// A fresh detached, read-only mount of it.

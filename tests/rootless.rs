@@ -178,6 +178,53 @@ fn an_ordinary_user_seals_the_sidecar_has_rules_and_traces_what_they_drop() {
 }
 
 #[test]
+fn no_volume_shows_an_app_the_socket_that_commands_its_stack() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let user = User::new(&lab, 4321);
+    if !user.may() {
+        return;
+    }
+    let runtime = user.runtime.clone().unwrap();
+    let refused = |volume: &str, more: &str, why: &str| {
+        let text = format!(
+            "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"100\"]\nvolumes = [{volume}]\n{more}\n"
+        );
+        let path = lab.write("shown.toml", &text);
+        let said = user.lrpns(&["up", "-d", "-f", path.to_str().unwrap()]);
+        let said = describe(&said);
+        assert!(said.contains(why) && said.contains("hint:"), "{said}");
+    };
+    // Before its first stack as well, when nothing is there yet.
+    let contains = "contains the directory of all stacks";
+    refused(&format!("\"{runtime}:/x\""), "", contains);
+    refused("\"/run/lab:/x\"", "", contains);
+    let declared = format!("sockets = [\"{runtime}:/x\"]");
+    refused("", &declared, contains);
+    let stacks = format!("{runtime}/lrpns");
+    refused(
+        &format!("\"{stacks}:/x\""),
+        "",
+        "is the directory of all stacks",
+    );
+    user.up("name = \"other\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"100\"]\n");
+    let part = "is part of a stack's state";
+    refused(&format!("\"{stacks}/other:/x\""), "", part);
+    refused(&format!("\"{stacks}/other/plan.json:/x\""), "", part);
+    let declared = format!("sockets = [\"{stacks}/other/control.sock:/x\"]");
+    refused("", &declared, part);
+    // What is beside them is a volume as any other.
+    let beside = format!("{runtime}/beside");
+    user.run(&["mkdir", &beside]);
+    user.up(&format!(
+        "name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = [\"sleep\", \"100\"]\nvolumes = [\"{beside}:/x\"]\n"
+    ));
+    user.lrpns_ok(&["down", "--all"]);
+}
+
+#[test]
 fn a_stack_lives_without_a_runtime_directory_and_leaves_nothing() {
     if !machine() {
         return;

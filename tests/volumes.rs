@@ -812,6 +812,12 @@ fn a_secret_may_come_from_systemd_and_lie_in_a_tmpfs_of_the_apps() {
     assert!(said.contains("no $CREDENTIALS_DIRECTORY"), "{said}");
     assert!(said.contains("LoadCredential=tls.key:PATH"), "{said}");
     let path = lab.write("lrpns.toml", &text);
+    // Nor is a file of the directory where somebody stands one of them.
+    for none in ["", "."] {
+        let env = [("CREDENTIALS_DIRECTORY", none)];
+        let said = describe(&lab.lrpns_with(&env, &["up", "-d", "-f", path.to_str().unwrap()]));
+        assert!(said.contains("no $CREDENTIALS_DIRECTORY"), "{said}");
+    }
     let env = [("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())];
     let args = ["up", "-d", "-f", path.to_str().unwrap()];
     let output = lab.lrpns_with(&env, &args);

@@ -166,7 +166,10 @@ impl Host {
             .unwrap_or(1024),
             cgroups: cgroup::find(mode == Mode::Root),
             accounts: vec![],
-            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            // systemd names an absolute one; anything else would be a file of whatever directory this process stands in.
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY")
+                .map(PathBuf::from)
+                .filter(|directory| directory.is_absolute()),
             subordinate: None,
             memory: memory(),
         })
