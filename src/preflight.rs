@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode as FileMode, OFlags};
 use crate::config::{Egress, Protocol, Rootfs, SECRETS, SHARED_MEMORY, UnixGrant, Volume};
 use crate::firewall::Forwarding;
 use crate::host::{Host, holder};
+use crate::net::handed::{self, Handed, Held};
 use crate::net::publish::{self, Listener};
 use crate::part::secrets;
 use crate::part::volumes::{self, sockets};
@@ -55,14 +56,19 @@ pub struct Passed {
     pub notes: Vec<String>,
 }
 
-/// Looks for everything that is in the way of `plan`, and binds the published ports, which is the only way to know
-/// that they are free.
+/// Looks for everything that is in the way of `plan`, and binds the published ports that were not `handed` over, which is the
+/// only way to know that they are free.
 ///
 /// # Errors
 /// All problems, never only the first.
-pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Passed, Vec<Problem>> {
+pub fn check(
+    plan: &Plan,
+    host: &Host,
+    strict_limits: bool,
+    handed: Vec<Handed>,
+) -> Result<Passed, Vec<Problem>> {
     let strict = limits(plan).filter(|_| strict_limits);
-    look(plan, None, host, strict.into_iter().collect())
+    look(plan, None, host, strict.into_iter().collect(), handed)
 }
 
 /// As [`check`], for a stack that runs and is to have `plan`; binds the ports that `running` has not.
@@ -70,7 +76,7 @@ pub fn check(plan: &Plan, host: &Host, strict_limits: bool) -> Result<Passed, Ve
 /// # Errors
 /// As [`check`].
 pub fn check_change(plan: &Plan, running: &Plan, host: &Host) -> Result<Passed, Vec<Problem>> {
-    look(plan, Some(running), host, vec![])
+    look(plan, Some(running), host, vec![], vec![])
 }
 
 fn look(
@@ -78,6 +84,7 @@ fn look(
     running: Option<&Plan>,
     host: &Host,
     mut problems: Vec<Problem>,
+    handed: Vec<Handed>,
 ) -> Result<Passed, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan)));
     for app in &plan.apps {
@@ -101,7 +108,30 @@ fn look(
     problems.extend(published(plan, host));
     problems.extend(plan.apps.iter().flat_map(|app| egress(app, plan, host)));
     problems.extend(hairpins(plan, host));
-    let listeners = publish::bind_new(plan, running).unwrap_or_else(|refused| {
+    let handed = handed::fit(plan, handed).unwrap_or_else(|unfit| {
+        problems.extend(unfit.into_iter().map(|unfit| Problem {
+            what: unfit.to_string(),
+            hint: Some(unfit.hint).filter(|hint| !hint.is_empty()),
+        }));
+        vec![]
+    });
+    for listener in &handed {
+        if let Held::Handed(unit) = &listener.held {
+            let (address, protocol) = listener.outside();
+            let mut published = plan.published().map(|(_, publish)| publish);
+            let by_dnat = |publish: &PublishPlan| {
+                publish.outside() == (address, protocol) && publish.via == Transport::Dnat
+            };
+            if published.any(by_dnat) {
+                problems.push(problem(
+                    format!("{address}/{protocol} was handed over by {unit}, and via = \"dnat\" translates what comes there, also when the stack is gone and {unit} waits for the next client"),
+                    "via = \"auto\" or \"relay\", or no socket unit",
+                ));
+            }
+            notes.push(format!("{address}/{protocol} was handed over by {unit}"));
+        }
+    }
+    let listeners = publish::bind_new(plan, running, handed).unwrap_or_else(|refused| {
         problems.extend(
             refused
                 .iter()

@@ -4,11 +4,11 @@
 pub mod holder;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::accounts::{Accounts, subordinate};
-use crate::config::{Config, IdCount, Rootfs};
+use crate::config::{Config, IdCount, Protocol, Rootfs};
 use crate::firewall::{self, Forwarding, IpFamily};
 use crate::names::StackName;
 use crate::net;
@@ -52,6 +52,8 @@ pub struct Host {
     pub credentials: Option<PathBuf>,
     /// An ordinary user's further ids, or what is missing and what helps, where an app wants a range.
     pub subordinate: Option<Result<Subordinate, (String, String)>>,
+    /// The ports that a socket unit hands over ([`net::handed`]).
+    pub handed: Vec<(SocketAddr, Protocol)>,
     /// Bytes of memory; 0 when the kernel doesn't tell.
     pub memory: u64,
 }
@@ -171,6 +173,7 @@ impl Host {
                 .map(PathBuf::from)
                 .filter(|directory| directory.is_absolute()),
             subordinate: None,
+            handed: vec![],
             memory: memory(),
         })
     }

@@ -153,6 +153,24 @@ impl Listening {
         Ok(found)
     }
 
+    /// How many connections wait to be accepted at the sockets that listen at `address`, of whatever network.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn backlog(&self, address: SocketAddr) -> Result<u32, Error> {
+        let mut waiting = 0_u32;
+        let family = if address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let kind = (IPPROTO_TCP, StateFlags::LISTEN);
+        self.dump(family, address.port(), kind, |socket| {
+            let id = &socket.header.socket_id;
+            if SocketAddr::new(id.source_address, id.source_port) == address {
+                waiting = waiting.max(socket.header.recv_queue);
+            }
+        })
+        .map_err(Error::SockDiag)?;
+        Ok(waiting)
+    }
+
     /// Every socket that has `port`. One of TCP that is bound and neither listens nor is connected is among them from
     /// Linux 6.8 on.
     ///

@@ -29,6 +29,7 @@
 
 mod choose;
 mod facts;
+pub mod handed;
 mod leftovers;
 pub mod listening;
 mod lookup;

@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::handed::{self, Held};
 use crate::config::Protocol;
 use crate::plan::{Plan, PublishPlan};
 use crate::sys::socket::{Dropped, drop_incoming};
@@ -64,6 +65,10 @@ pub struct Listener {
     pub target: SocketAddr,
     /// The socket, bound.
     pub socket: Arc<OwnedFd>,
+    /// Who else has it.
+    pub held: Held,
+    /// How many connections may wait there that were not born [as they are carried](carried).
+    pub early: u32,
 }
 
 impl Listener {
@@ -97,6 +102,8 @@ impl Listener {
             protocol,
             target,
             socket: Arc::new(socket),
+            held: Held::Nobody,
+            early: 0,
         })
     }
 
@@ -115,17 +122,36 @@ impl Listener {
     /// [`ListenError`]; EADDRINUSE when somebody else has begun to listen since [`Listener::close`], or since the socket was
     /// bound to share its port.
     pub fn listen(&self) -> Result<(), ListenError> {
-        if self.protocol == Protocol::Udp {
-            return Ok(());
+        if self.protocol == Protocol::Tcp {
+            rustix::net::listen(&*self.socket, WAITING)
+                .map_err(io::Error::from)
+                .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
+                .and_then(|()| drop_incoming(self.socket.as_fd(), Dropped::Nothing))
+                .map_err(|source| ListenError {
+                    address: self.address,
+                    source,
+                })?;
         }
-        rustix::net::listen(&*self.socket, WAITING)
-            .map_err(io::Error::from)
-            .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
-            .and_then(|()| drop_incoming(self.socket.as_fd(), Dropped::Nothing))
-            .map_err(|source| ListenError {
-                address: self.address,
-                source,
-            })
+        // Not before it listens: one that doesn't is hung up, and forgotten.
+        handed::store(self);
+        Ok(())
+    }
+
+    /// Whether it is to be left as it is when the stack ends, `for_good` or to be started anew: who connects waits for who
+    /// accepts next.
+    #[must_use]
+    pub fn outlives(&self, for_good: bool) -> bool {
+        match self.held {
+            Held::Nobody => false,
+            Held::Stored => !for_good,
+            Held::Handed(_) => true,
+        }
+    }
+
+    /// Leaves it to who else has it: whoever connects from now on waits.
+    pub fn leave(&self) {
+        // Without a filter there is nothing to take away, and who may not have one has none.
+        let _ = drop_incoming(self.socket.as_fd(), Dropped::Nothing);
     }
 
     /// Lets nobody begin to connect, until it is told to listen again: a SYN gets no answer, and the next one, a second later,
@@ -150,8 +176,13 @@ impl Listener {
             && ready[0].revents() == PollFlags::IN
     }
 
-    /// Refuses connections from now on; the socket stays bound, as before it listened.
+    /// Refuses connections from now on; the socket stays bound, as before it listened. One of a socket unit is not shut down
+    /// ([`handed`]).
     pub fn close(&self) {
+        handed::unstore(self);
+        if matches!(self.held, Held::Handed(_)) {
+            return;
+        }
         // Of UDP, what nobody reads stays unread; and a socket that was shut down could not be read again.
         if self.protocol == Protocol::Udp {
             return;
@@ -269,20 +300,35 @@ fn udp_buffer(sockets: usize) -> usize {
     (UDP_BUFFERS / sockets.max(1)).clamp(LEAST_UDP_BUFFER, UDP_BUFFER)
 }
 
-/// Binds every published port of the plan that `running` hasn't bound; all that can't be bound are told, not only the first.
+/// Binds every published port of the plan that `running` hasn't bound and that isn't among those that were `handed` over; all
+/// that can't be bound are told, not only the first.
 ///
 /// # Errors
 /// Each address with what the kernel said.
 pub fn bind_new<'p>(
     plan: &'p Plan,
     running: Option<&Plan>,
+    mut handed: Vec<Listener>,
 ) -> Result<Vec<Listener>, Vec<(&'p PublishPlan, io::Error)>> {
     let (mut bound, mut refused) = (vec![], vec![]);
+    let ports = plan.published().count();
     make_room_for(plan);
     let all = plan.published().map(|(_, publish)| publish.protocol);
     let buffer = udp_buffer(all.filter(|protocol| *protocol == Protocol::Udp).count());
     for publish in new_ports(plan, running) {
-        match Listener::bind(publish.listen, publish.protocol, target(plan, publish)) {
+        let known = handed
+            .iter()
+            .position(|listener| listener.outside() == publish.outside());
+        let listener = match known {
+            Some(index) => Ok(handed.swap_remove(index)),
+            None => Listener::bind(publish.listen, publish.protocol, target(plan, publish)).map(
+                |listener| Listener {
+                    held: Held::of_ours(publish, ports),
+                    ..listener
+                },
+            ),
+        };
+        match listener {
             Ok(listener) => {
                 if listener.protocol == Protocol::Udp {
                     // Beyond net.core.rmem_max only root may; it is smaller without.

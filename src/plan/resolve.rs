@@ -433,7 +433,7 @@ fn decide(
         };
         let mut published = vec![];
         for publish in &app.publish {
-            let (via, why) = transport(publish.address, app, ends_at, host);
+            let (via, why) = transport(publish, app, ends_at, host);
             for (host_port, app_port) in publish.ports() {
                 let listen = SocketAddr::new(publish.address, host_port);
                 published.push(PublishPlan {
@@ -1114,7 +1114,7 @@ fn uplink_end(config: &Config, host: &Host, running: Option<&Plan>) -> UplinkEnd
     let any = |is: &dyn Fn(&config::App, Transport) -> bool| {
         config.apps.iter().any(|app| {
             app.publish.iter().any(|publish| {
-                let (via, _) = transport(publish.address, app, UplinkEnd::Host, host);
+                let (via, _) = transport(publish, app, UplinkEnd::Host, host);
                 !publish.address.is_loopback() && is(app, via)
             })
         })
@@ -1170,15 +1170,24 @@ fn egress_way(config: &Config, host: &Host, ends_at: UplinkEnd) -> Option<(Egres
 
 /// How a published address gets to the sidecar, and why so.
 fn transport(
-    address: IpAddr,
+    publish: &config::Publish,
     app: &config::App,
     ends_at: UplinkEnd,
     host: &Host,
 ) -> (Transport, String) {
+    let address = publish.address;
     if address.is_loopback() {
         return (Transport::Relay, "loopback is always relayed".to_owned());
     }
     let forwarding = host.forwards(address);
+    let is_handed = |port| {
+        let outside = (SocketAddr::new(address, port), publish.protocol);
+        host.handed.contains(&outside)
+    };
+    if app.via == Via::Auto && publish.ports().any(|(port, _)| is_handed(port)) {
+        let why = "a socket unit has it, and waits there when the stack is gone";
+        return (Transport::Relay, why.to_owned());
+    }
     match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),

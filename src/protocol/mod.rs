@@ -170,6 +170,8 @@ pub struct Carried {
     pub admission: usize,
     /// Its app sees its clients: then who can't be shown is not carried.
     pub shows_client: bool,
+    /// How many connections may wait there that are not set as those that are carried.
+    pub early: u32,
 }
 
 /// What an app's stage needs.

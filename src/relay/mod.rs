@@ -162,6 +162,8 @@ pub struct Way {
     pub app: usize,
     /// Datagrams of one flow may go there as one packet.
     pub joined: bool,
+    /// So many connections, the first ones, may not be born [as they are carried](carried).
+    pub early: u32,
 }
 
 impl Way {
@@ -236,7 +238,8 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
-/// Each listener, already bound and listening, with connections that are born [as they are carried](carried), has the way
+/// Each listener, already bound and listening, with connections that are born [as they are carried](carried), but for the first
+/// of some ([`Way::early`]), has the way
 /// that its connections are carried, and each socket of
 /// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
@@ -539,6 +542,7 @@ async fn serve_control(control: &mut UnixStream, relay: &Relay) -> Told {
 /// Accepts until it can't, which it returns; not while the listener is shut down.
 async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Option<RelayError> {
     let mut reopened = relay.reopened.subscribe();
+    let mut early = way.early;
     loop {
         let place = Arc::clone(&relay.places)
             .acquire_owned()
@@ -580,6 +584,11 @@ async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Op
                 return Some(RelayError::Accept { listen, source });
             }
         };
+        if let Some(left) = early.checked_sub(1) {
+            early = left;
+            // What refuses it has gone already.
+            let _ = carried(&client);
+        }
         let relay = Rc::clone(&relay);
         let way = way.clone();
         tokio::task::spawn_local(async move {

@@ -44,6 +44,7 @@ fn everybody(target: SocketAddr) -> Way {
         shows_client: false,
         app: 0,
         joined: true,
+        early: 0,
     }
 }
 

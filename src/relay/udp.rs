@@ -378,8 +378,11 @@ impl Door {
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
                     let local = |a: libc::in_addr| Ipv4Addr::from(u32::from_be(a.s_addr));
                     // The kernel's own choice of a source differs for what was sent to more than us (ip_recv_error(7) aside).
-                    ours = (info.ipi_addr.s_addr == info.ipi_spec_dst.s_addr)
-                        .then(|| IpAddr::V4(local(info.ipi_addr)));
+                    let to = local(info.ipi_addr);
+                    // Of what came before anybody wanted to know it (`ipv4_pktinfo_prepare()`, net/ipv4/ip_sockglue.c).
+                    let early = info.ipi_ifindex == 0 && !to.is_multicast() && !to.is_broadcast();
+                    ours = (early || info.ipi_addr.s_addr == info.ipi_spec_dst.s_addr)
+                        .then_some(IpAddr::V4(to));
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     let address = std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr);

@@ -757,7 +757,8 @@ fn pair() -> Result<(OwnedFd, OwnedFd), StackError> {
 /// those few are waited for.
 pub async fn close(listeners: impl IntoIterator<Item = &Listener>) {
     let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp;
-    let listeners: Vec<&Listener> = listeners.into_iter().filter(tcp).collect();
+    let (listeners, others): (Vec<_>, Vec<_>) = listeners.into_iter().partition(tcp);
+    others.into_iter().for_each(Listener::close);
     if listeners.is_empty() {
         return;
     }
@@ -1385,12 +1386,17 @@ impl Ground {
 
     /// Lets nobody in any more, and leaves who is in: the listening sockets refuse, and the sidecar takes nobody new to an
     /// app. The host's table is not asked: this process has dropped what changing it takes, so who comes by DNAT is dropped
-    /// by the sidecar, and tries again.
+    /// by the sidecar, and tries again. A socket that a service manager has too is left to it, with who connects there from
+    /// now on, unless the stack ends `for_good` and it is kept for the next start alone.
     ///
     /// # Errors
     /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
-    pub async fn close_entries(&self) -> Result<(), StackError> {
-        close(self.listeners.iter()).await;
+    pub async fn close_entries(&self, for_good: bool) -> Result<(), StackError> {
+        let mut listeners = self.listeners.iter();
+        let outlives = |listener: &&Listener| listener.outlives(for_good);
+        let (left, closing): (Vec<_>, Vec<_>) = listeners.by_ref().partition(outlives);
+        left.into_iter().for_each(Listener::leave);
+        close(closing).await;
         let mut closed = self.plan.clone();
         let mut by_dnat = false;
         for app in &mut closed.apps {
@@ -1468,6 +1474,7 @@ impl Ground {
                         admission: app(listener).unwrap_or(usize::MAX),
                         shows_client: app(listener)
                             .is_some_and(|index| self.plan.apps[index].source == Source::Client),
+                        early: listener.early,
                     })
                     .collect(),
                 admissions: self

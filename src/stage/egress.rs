@@ -110,6 +110,7 @@ fn ways<S: From<OwnedFd>>(clients: &Admission, sockets: Vec<(OwnedFd, Door)>) ->
         shows_client: false,
         app: 0,
         joined: true,
+        early: 0,
     };
     let sockets = sockets.into_iter();
     sockets

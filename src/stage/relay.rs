@@ -59,6 +59,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
             // Who is named nowhere lets nobody in.
             gate: gate.unwrap_or_else(|| Rc::new(Gate::new(Admission::default()))),
             shows_client: carried.shows_client,
+            early: carried.early,
             app: carried.admission,
             joined: work.joined,
         };

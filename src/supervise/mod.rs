@@ -1611,6 +1611,8 @@ impl Supervisor {
         let parts = self.parts.iter().filter(serves);
         remains.parts = parts.map(|part| part.ended(&ground)).collect();
         self.stopping = true;
+        // A signal may come before a new start.
+        let for_good = !self.waiting_for_the_end.is_empty();
         let mut apps = vec![];
         let mut relays: Vec<Awaited> = self.leaving.iter_mut().map(Process::awaited).collect();
         let (mut egress, mut sidecar) = (None, None);
@@ -1637,7 +1639,7 @@ impl Supervisor {
         let ending = async {
             launching.shutdown().await;
             // What it is refused is told below; the apps end all the same.
-            let closed = ground.close_entries().await;
+            let closed = ground.close_entries(for_good).await;
             // They have accepted whoever was there.
             for relay in &relays {
                 let _ = relay.orders.send(Order::LastOrders);

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::{setsockopt_impl, sockopt_impl};
 
@@ -18,6 +19,23 @@ sockopt_impl!(
 
 /// Of include/uapi/asm-generic/socket.h; x86-64 and ARM64 both have that list.
 const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// The descriptors that were handed to this process at its start (`$LISTEN_FDS`, sd_listen_fds(3)), with their names, marked
+/// close-on-exec; nothing when it is asked again. Should be asked before anything is executed, which would inherit them.
+///
+/// # Errors
+/// `$LISTEN_FDS` and its like can't be understood, or name what isn't open.
+pub fn take_handed() -> io::Result<Vec<(OwnedFd, String)>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(vec![]);
+    }
+    let all = sd_notify::listen_fds_with_names()?;
+    // SAFETY: `$LISTEN_PID` is this process, so whoever executed it has opened them for it, by the protocol: nothing that was
+    // opened since can have one of their numbers. Each was open just now, when it was marked, and they are taken once.
+    let owned = |(number, name)| (unsafe { OwnedFd::from_raw_fd(number) }, name);
+    Ok(all.map(owned).collect())
+}
 
 /// What the kernel throws away of what comes to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -29,6 +29,7 @@ use crate::log::record::Record;
 use crate::log::screen::Screen;
 use crate::log::streams::Attached;
 use crate::log::{LogLine, Stream};
+use crate::net::handed::Handed;
 use crate::part::cgroup::{self, Cgroups};
 use crate::part::namespaces;
 use crate::part::refused::Refusals;
@@ -118,6 +119,7 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
         wishes,
         Voice::terminal(screen.clone(), wishes.timings),
         None,
+        handed()?,
         &mut explained,
     );
     screen.finish();
@@ -153,7 +155,7 @@ pub fn run(
     let user = Arc::new(user);
     let voice = Voice::command(user.clone());
     let mut explained = vec![];
-    let ended = supervise_here(config, wishes, voice, None, &mut explained);
+    let ended = supervise_here(config, wishes, voice, None, handed()?, &mut explained);
     user.detach();
     explained.iter().for_each(|line| eprintln!("{line}"));
     match ended? {
@@ -262,8 +264,13 @@ fn detached(
     let interrupts = Interrupts::watch().map_err(|e| unable("watch signals", e))?;
     let stack = config.name.clone();
     // The child supervises; what this process learns of it comes over the socket, and its end with the socket's.
-    let kept: Vec<OwnedFd> = std::iter::once(theirs).chain(lives_with).collect();
-    let supervisor = detach_with(kept, |kept| background(config, wishes, kept))
+    let (handed, names) = Handed::apart(handed()?);
+    let lives = lives_with.is_some();
+    let kept: Vec<OwnedFd> = std::iter::once(theirs)
+        .chain(lives_with)
+        .chain(handed)
+        .collect();
+    let supervisor = detach_with(kept, |kept| background(config, wishes, kept, lives, names))
         .map_err(|e| unable("clone", e))?;
     let its_end = || super::exec::wait(&supervisor).map_err(|e| unable("wait for its end", e));
     let verbose = std::io::stderr().is_terminal();
@@ -323,12 +330,19 @@ fn detached(
 }
 
 /// The detached supervisor's whole life. It is given the socket to the command that started it, then, if the stack is to end
-/// with some process, that process' pidfd.
-fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
+/// with some process, that process' pidfd, then the sockets of these names that were handed over.
+fn background(
+    config: Config,
+    wishes: Wishes,
+    kept: Vec<OwnedFd>,
+    lives: bool,
+    names: Vec<String>,
+) -> i32 {
     let stack = config.name.clone();
-    let mut kept = kept.into_iter();
+    let mut kept = kept.into_iter().peekable();
     let Some(teller) = kept.next() else { return 1 };
-    let lives_with = kept.next();
+    let lives_with = kept.next_if(|_| lives);
+    let handed = Handed::together(kept, names);
     let teller = std::rc::Rc::new(teller);
     let tell = |message: &Told| {
         // The command that started us may have been interrupted; the stack goes on.
@@ -375,7 +389,7 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
             heard
         })),
     };
-    match supervise_here(config, wishes, voice, lives_with, &mut vec![]) {
+    match supervise_here(config, wishes, voice, lives_with, handed, &mut vec![]) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
         Ok(End::Over(Outcome::AppEnded(exit), hints)) => {
             // Heard only if it was never said to be up.
@@ -390,6 +404,14 @@ fn background(config: Config, wishes: Wishes, kept: Vec<OwnedFd>) -> i32 {
         Ok(End::Early(_, failure)) | Err(failure) => tell(&Told::Failed(failure.of_the_stack())),
     }
     0
+}
+
+/// What a service manager has handed over.
+fn handed() -> Result<Vec<Handed>, Failure> {
+    Handed::all().map_err(|e| {
+        Failure::unable(format!("take the sockets that $LISTEN_FDS tells of: {e}"))
+            .hint("a service manager sets it, with LISTEN_PID and LISTEN_FDNAMES (sd_listen_fds(3)); unset it")
+    })
 }
 
 /// A session of our own, and the null device on the three standard descriptors.
@@ -407,6 +429,7 @@ fn supervise_here(
     wishes: Wishes,
     mut voice: Voice,
     lives_with: Option<OwnedFd>,
+    handed: Vec<Handed>,
     explained: &mut Vec<String>,
 ) -> Result<End, Failure> {
     let strict_limits = wishes.strict_limits;
@@ -428,7 +451,8 @@ fn supervise_here(
         if state.settle(&config.name, &global)? == Liveness::Crashed {
             ended::note_crash(&state, &config.name, &global);
         }
-        let host = Host::look_for(&config)?;
+        let mut host = Host::look_for(&config)?;
+        host.handed = handed.iter().filter_map(Handed::of_a_unit).collect();
         let plan = resolve::plan(&config, &host)?;
         if let Some(claimed) = state.claim(&config.name, &global)? {
             // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
@@ -446,7 +470,7 @@ fn supervise_here(
         // Of a supervisor that was killed.
         cgroup::remove(&left).map_err(Failure::unable)?;
     }
-    let prepared = preflight::check(&plan, &host, strict_limits)
+    let prepared = preflight::check(&plan, &host, strict_limits, handed)
         .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
         .and_then(|preflight::Passed { listeners, notes }| {
             for note in &notes {

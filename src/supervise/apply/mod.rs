@@ -54,6 +54,7 @@ use crate::config::{Egress, Protocol, Source};
 use crate::control::{Apply, Applying, Reply, Request, Said};
 use crate::firewall::{self, Grants};
 use crate::names::PartName;
+use crate::net::handed::Held;
 use crate::net::publish::{self, Listener};
 use crate::part::namespaces::Mapper;
 use crate::plan::change::{self, Change, PartChange};
@@ -123,6 +124,8 @@ impl Supervisor {
             Some("another live change is under way".to_owned())
         } else if apply.running != self.ground.plan {
             Some("the stack has changed meanwhile".to_owned())
+        } else if let Some(why) = self.would_leave_a_unit(&apply.wanted) {
+            Some(why)
         } else if leaving >= LEAVING {
             Some(format!(
                 "{LEAVING} earlier relays still carry connections: wait for their end, or restart the stack"
@@ -159,6 +162,20 @@ impl Supervisor {
         };
         while self.launching.try_join_next().is_some() {}
         self.launching.spawn(task.run(apply, sockets));
+    }
+
+    /// A port that a socket unit has, and that is published no more: who connects there would wait for ever.
+    fn would_leave_a_unit(&self, wanted: &Plan) -> Option<String> {
+        let published: Vec<_> = wanted.published().map(|(_, port)| port.outside()).collect();
+        self.ground.listeners().iter().find_map(|listener| {
+            let Held::Handed(unit) = &listener.held else {
+                return None;
+            };
+            let (address, protocol) = listener.outside();
+            (!published.contains(&(address, protocol))).then(|| {
+                format!("{unit} has {address}/{protocol}, which is published no more: change the socket unit, restart it, then the stack")
+            })
+        })
     }
 
     /// Does what the task wants.
@@ -462,6 +479,8 @@ impl Task {
             .chain(moved)
             .zip(sockets)
             .map(|(publish, socket)| Listener {
+                held: Held::of_ours(publish, apply.wanted.published().count()),
+                early: 0,
                 address: publish.listen,
                 protocol: publish.protocol,
                 target: publish::target(&apply.wanted, publish),
