@@ -236,6 +236,16 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             "",
             "it raises a limit of its own (setrlimit)",
         ),
+        (
+            shell("error opening log file [The log is not properly started]. quitting."),
+            "",
+            "it can't open its log: tmpfs = [\"/tmp:16M\", \"/var/log:16M\"]",
+        ),
+        (
+            shell("fatal: cannot drop privileges"),
+            "",
+            "a server that has to begin as root takes ids = \"range\"",
+        ),
         // It names what it failed at, and not why.
         (
             shell("Failed loading /etc/quiet/shut"),
@@ -280,12 +290,12 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     lab.ok(&[
         "sh",
         "-ec",
-        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /srv/site; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
+        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /srv/site; echo x >/etc/quietly; mkdir -p /var/lib/dpkg/info /var/lib/quiet /etc/quiet /etc/init.d /etc/elsewhere
          cd /var/lib/dpkg; printf 'Package: quiet-server\\nSource: quiet (1)\\n\\nPackage: quiet-common\\nSource: quiet\\n' >status
          printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
          mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
-         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\nusers /etc/passwd /etc/shadow /etc/quietly /etc/elsewhere/key\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ \"$1\" != deaf ] || exec python3 -c \"import socket, signal; s = socket.socket(); s.bind((str(), 8000)); s.listen(); signal.pause()\"
          [ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
@@ -312,7 +322,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     assert_eq!(
         lines,
         "user = \"www-data\"\n\
-         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
          tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet"], &lines);
@@ -347,7 +357,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
-         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
+         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
          tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\", \"/var/log/shared:16M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);
@@ -417,19 +427,30 @@ fn what_a_server_says_in_a_log_of_its_own_is_looked_at_and_nothing_behind_it() {
         "open('a', 'w').write('all is well\\nbind() to [::]:6380 failed (13: Permission denied)\\n')",
     );
     assert!(said.contains("listen = [6380]"), "{said}");
-    let said = says("open('b', 'w').write('first\\nI am \\x1b[2J out of luck\\n')");
+    let said = says("os.remove('a'); open('b', 'w').write('first\\nI am \\x1b[2J out of luck\\n')");
     let words = format!(
-        "it says more in its own log, {}/b, which ends with: I am ",
+        "it says more in its own log, {}/b, which has at its end: I am ",
         logs.display()
     );
     assert!(
         said.contains(&words) && said.contains("out of luck") && !said.contains('\u{1b}'),
         "{said}"
     );
+    // One of several, and what in it is bad.
+    let said = says(
+        "os.remove('b'); open('e', 'w').write('[ERR] unable to bind to tcp://127.0.0.1:5563\\nbye\\n'); open('f', 'w').write('stopped\\n')",
+    );
+    assert!(said.contains("listen = [5563]"), "{said}");
+    let said =
+        says("open('e', 'w').write('[ERR] no moon\\nbye\\n'); open('f', 'w').write('stopped\\n')");
+    assert!(
+        said.contains("/e, which has at its end: [ERR] no moon"),
+        "{said}"
+    );
     // Neither a link nor what waits for somebody is opened.
     let secret = lab.dir.path().join("secret");
     let said = says(&format!(
-        "os.remove('a'); os.remove('b'); os.symlink({:?}, 'c'); os.mkfifo('d')",
+        "[os.remove(name) for name in os.listdir('.')]; os.symlink({:?}, 'c'); os.mkfifo('d')",
         secret.display().to_string()
     ));
     assert!(

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::installed::{Entry, Installed};
 use crate::config::{Protocol, Rootfs, SECRETS, Secret, Source, Tmpfs, Volume, joined};
@@ -148,14 +148,26 @@ impl Case<'_> {
             hints.extend(by_exit);
         }
         let known = hints.len() > usize::from(self.exit == Some(Exit::Status(0)));
+        let is_bad = |line: &String| {
+            let lower = line.to_lowercase();
+            let mut words = ["err", "fatal", "fail", "crit", "unable", "cannot"].iter();
+            words.any(|word| lower.contains(word))
+        };
         if !known
             && let Some((path, lines)) = logged
-            && let Some(last) = lines.last()
+                .iter()
+                .find(|(_, lines)| lines.iter().any(is_bad))
+                .or(logged.first())
+            && let Some(last) = lines
+                .iter()
+                .rev()
+                .find(|line| is_bad(line))
+                .or(lines.last())
         {
             hints.insert(
                 0,
                 format!(
-                    "it says more in its own log, {}, which ends with: {}",
+                    "it says more in its own log, {}, which has at its end: {}",
                     shown(&path),
                     text::harmless(last.trim(), 300)
                 ),
@@ -168,8 +180,17 @@ impl Case<'_> {
             }
             let wrote = self.said.iter().any(|line| !line.trim().is_empty());
             if hints.is_empty() && !wrote {
+                let memory = self.app.tmpfs.iter().map(|tmpfs| &tmpfs.path);
+                let own = memory.filter(|path| path.starts_with("/var/log"));
+                let own: String = own
+                    .map(|path| format!("; or keep what it writes to {0}: volumes = [\"./log:{0}:rw\"] (mkdir log, and chown it to the app's user)", shown(path)))
+                    .collect();
+                let range = match self.app.ids.is_range() {
+                    true => "",
+                    false => "; one that must begin as root and tells nobody takes ids = \"range\"",
+                };
                 hints.push(self.begins_as_root().unwrap_or_else(|| format!(
-                    "{} wrote nothing, neither to its standard error nor to syslog: let it do either, or say more (-d, -v, --debug); one that must begin as root and tells nobody takes ids = \"range\"",
+                    "{} wrote nothing, neither to its standard error nor to syslog: let it do either, or say more (-d, -v, --debug){own}{range}",
                     text::harmless(self.program(), 64)
                 )));
             }
@@ -273,18 +294,21 @@ impl Case<'_> {
         ))
     }
 
-    /// The log that it writes itself, if it is in a volume: the one that has changed last, just now, with its last lines.
+    /// The logs that it writes itself, if they are in a volume: those that have changed just now, the latest first, with their
+    /// last lines.
     ///
     /// The app may put there what it likes: so it is a plain file of one name, in the volume itself, that is opened.
-    fn logged(&self) -> Option<(PathBuf, Vec<String>)> {
+    fn logged(&self) -> Vec<(PathBuf, Vec<String>)> {
         use rustix::fs::{CWD, OFlags};
         use std::os::unix::fs::FileExt;
         const JUST_NOW: Duration = Duration::from_secs(60);
         const TAIL: u64 = 8 << 10;
         const ENTRIES: usize = 200;
+        const LOGS: usize = 8;
+        const TOGETHER: Duration = Duration::from_secs(2);
         let writable = self.app.volumes.iter().filter(|volume| volume.writable);
         let logs = writable.filter(|volume| volume.path.starts_with("/var/log"));
-        let newest = logs
+        let mut all: Vec<_> = logs
             .flat_map(|volume| {
                 let entries = std::fs::read_dir(&volume.host).into_iter().flatten();
                 entries.take(ENTRIES).flatten()
@@ -300,18 +324,28 @@ impl Case<'_> {
                 let plain = meta.is_file() && meta.nlink() == 1 && meta.len() > 0;
                 (plain && new).then_some((changed, path, file, meta.len()))
             })
-            .max_by_key(|(changed, ..)| *changed);
-        let (_, path, file, length) = newest?;
-        let mut tail = vec![0; usize::try_from(length.min(TAIL)).ok()?];
-        let got = file.read_at(&mut tail, length.saturating_sub(TAIL)).ok()?;
-        let tail = String::from_utf8_lossy(&tail[..got]);
-        let lines: Vec<String> = tail
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .map(str::to_owned)
             .collect();
-        let first = lines.len().saturating_sub(LINES);
-        Some((path, lines[first..].to_vec()))
+        all.sort_by_key(|(changed, ..)| std::cmp::Reverse(*changed));
+        all.truncate(LOGS);
+        // What an earlier try has left is none of this one's.
+        if let Some(latest) = all.first().map(|(changed, ..)| *changed) {
+            let together =
+                |changed: SystemTime| latest.duration_since(changed).is_ok_and(|by| by < TOGETHER);
+            all.retain(|(changed, ..)| together(*changed));
+        }
+        let read = |(_, path, file, length): (_, PathBuf, std::fs::File, u64)| {
+            let mut tail = vec![0; usize::try_from(length.min(TAIL)).ok()?];
+            let got = file.read_at(&mut tail, length.saturating_sub(TAIL)).ok()?;
+            let tail = String::from_utf8_lossy(&tail[..got]);
+            let lines: Vec<String> = tail
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(str::to_owned)
+                .collect();
+            let first = lines.len().saturating_sub(LINES);
+            Some((path, lines[first..].to_vec()))
+        };
+        all.into_iter().filter_map(read).collect()
     }
 
     /// Where its configuration says that it is to listen on the loopback.
@@ -773,7 +807,10 @@ impl Case<'_> {
         {
             return Some(hint);
         }
-        if has(&["operation not permitted", "eperm", "errno 1]"]) {
+        // Some do not say that it was not permitted.
+        let drops = has(&["drop privileges", "drop root", "dropping privileges"])
+            || has(&["setuid", "setgid", "setgroups", "initgroups"]) && has(&["fail", "error"]);
+        if has(&["operation not permitted", "eperm", "errno 1]"]) || drops && !refused {
             return Some(self.not_permitted(&lower));
         }
         if !refused
@@ -908,6 +945,24 @@ impl Case<'_> {
             return Some(format!(
                 "the app's own address is {}: tell it to listen on 0.0.0.0",
                 self.app.address
+            ));
+        }
+        // A log that it names in its configuration alone.
+        let log = has(&["log file", "logfile", "start log", "open log", "the log "]);
+        let has_logs = || {
+            let volumes = self.app.volumes.iter().map(|volume| &volume.path);
+            let mut all = volumes.chain(self.app.tmpfs.iter().map(|tmpfs| &tmpfs.path));
+            all.any(|path| path == Path::new("/var/log"))
+        };
+        if log
+            && has(&["fail", "error", "could not", "cannot", "can't", "unable"])
+            && self.app.rootfs == Rootfs::Host
+            && paths(line).next().is_none()
+            && !has_logs()
+        {
+            return Some(format!(
+                "it can't open its log: {}",
+                self.writable(Path::new("/var/log/"))
             ));
         }
         // It says only that it failed: what it names it may not read.
@@ -1373,6 +1428,7 @@ fn port(line: &str) -> Option<u16> {
             words
                 .filter_map(|word| {
                     let (address, port) = word.trim_end_matches([':', '.']).rsplit_once(':')?;
+                    let address = address.rsplit_once("://").map_or(address, |(_, at)| at);
                     // Go leaves out the address that is any.
                     let is_address = address == "*"
                         || address.is_empty() && line.contains("listen tcp")
@@ -1478,6 +1534,7 @@ mod tests {
             ("12:30:05 connect() to [::1]:9000 failed", Some(9000)),
             ("bind(0.0.0.0, 993) failed: permission denied", Some(993)),
             ("listen(*, 993) failed: permission denied", Some(993)),
+            ("unable to bind to tcp://127.0.0.1:5563", Some(5563)),
             ("listen tcp :9847: bind: permission denied", Some(9847)),
             ("12:30:05 nothing", None),
             ("see :9847", None),

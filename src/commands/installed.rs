@@ -76,6 +76,9 @@ const CALLED: &[(&str, &str)] = &[
     ("snmpd", "snmp"),
 ];
 
+/// No more directories of one in memory are made in it.
+const MOST_WITHIN: usize = 4;
+
 /// A directory below /var, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Directory {
@@ -95,6 +98,8 @@ pub(super) struct Installed {
     pub(super) etc: Vec<PathBuf>,
     /// Where it keeps things.
     state: Vec<Directory>,
+    /// Files of others in /etc that its configuration names, and everybody may read.
+    others: Vec<PathBuf>,
     /// What of the host's data its configuration names: what it serves.
     data: Vec<PathBuf>,
     /// Whether its configuration has it write a file to /var/log itself.
@@ -167,10 +172,8 @@ impl Installed {
                 .get(name)
                 .map(|user| PathBuf::from(&user.home));
             let home = home.filter(|home| {
-                STATE
-                    .iter()
-                    .any(|kind| home.parent() == Some(&Path::new("/var").join(kind)))
-                    && state.iter().all(|known| known.path != *home)
+                let of_a_server = home.parent().and_then(Path::parent) == Some(Path::new("/var"));
+                of_a_server && state.iter().all(|known| known.path != *home)
             });
             state.extend(home.and_then(|home| directory(root, &home)));
         }
@@ -189,6 +192,7 @@ impl Installed {
             state.extend(more.filter(own).collect::<Vec<_>>());
         }
         let run = runtime(&files, root, &starts, &says);
+        let others = others(root, &etc, &says);
         let data: BTreeSet<PathBuf> = says.iter().flat_map(|text| served(text)).collect();
         let data = data.into_iter().filter(|path| below(root, path).is_dir());
         let logs = says.iter().any(|text| logs_to_a_file(root, text));
@@ -201,6 +205,7 @@ impl Installed {
             user,
             etc,
             state,
+            others,
             data: data.collect(),
             logs,
             as_root,
@@ -236,6 +241,7 @@ impl Installed {
         let ids = self.user.as_ref().map(|(_, ids)| *ids);
         let linked = linked.iter().filter(|(_, meta)| range || reads(ids, meta));
         volumes.extend(linked.map(|(path, _)| entry(path, readable)));
+        volumes.extend(self.others.iter().map(|path| entry(path, "")));
         volumes.extend(self.data.iter().map(|path| entry(path, "")));
         let mut memory = vec![];
         if self.logs {
@@ -263,7 +269,12 @@ impl Installed {
                     if lasts && own.is_empty() {
                         volumes.push(entry(&directory.path, readable));
                     } else if !lasts {
+                        // With the directories that it has on the host, if those are few: to be written to, or to be a root.
+                        let inner = within.iter().filter(|_| within.len() <= MOST_WITHIN);
                         memory.push(directory.path.clone());
+                        memory.extend(inner.map(|child| child.path.clone()).filter(|path| {
+                            volumes.iter().chain(&own).all(|one| one.path != *path)
+                        }));
                     }
                     volumes.extend(own);
                 }
@@ -534,6 +545,48 @@ fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
             .find_map(|kind| first_below(&kind, path))
             .filter(|_| plain)
     })
+}
+
+/// What a configuration names of /etc that is neither its own nor in every app's root: `/etc/aliases`.
+fn others(root: &Path, etc: &[PathBuf], says: &[String]) -> Vec<PathBuf> {
+    const MOST: usize = 4;
+    const EVERYWHERE: &[&str] = &[
+        "group",
+        "hostname",
+        "hosts",
+        "localtime",
+        "machine-id",
+        "mime.types",
+        "nsswitch.conf",
+        "os-release",
+        "passwd",
+        "protocols",
+        "resolv.conf",
+        "services",
+        "shells",
+        "timezone",
+    ];
+    let words = says.iter().flat_map(|text| settings(text)).flat_map(words);
+    let named: BTreeSet<PathBuf> = words
+        .map(PathBuf::from)
+        .filter(|path| {
+            let Ok(name) = path.strip_prefix("/etc") else {
+                return false;
+            };
+            let first = name.components().next();
+            let first = first.and_then(|first| first.as_os_str().to_str());
+            let own = etc.iter().any(|place| path.starts_with(place));
+            let known = first.is_some_and(|first| {
+                EVERYWHERE.contains(&first) || NO_CONFIGURATION.contains(&first)
+            });
+            let plain = path.components().all(|part| part.as_os_str() != "..");
+            // Not a link: what it leads to may be more than what everybody reads.
+            let meta = std::fs::symlink_metadata(below(root, path));
+            let public = meta.is_ok_and(|meta| meta.is_file() && meta.mode() & 0o004 != 0);
+            first.is_some() && plain && !own && !known && public
+        })
+        .collect();
+    named.into_iter().take(MOST).collect()
 }
 
 /// What a configuration names of what hosts have for others to see: a site, a directory of files.
