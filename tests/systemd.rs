@@ -115,6 +115,44 @@ fn the_unit_keeps_what_a_part_needs() {
     }
 }
 
+#[test]
+fn every_line_that_systemd_counts_against_the_unit_is_explained() {
+    let Some(analyze) = support::program("systemd-analyze") else {
+        return support::skip("systemd", "there is no systemd-analyze");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lrpns@customerA.service");
+    fs::copy(UNIT, &file).unwrap();
+    let (counted, said) = support::run(
+        Command::new(analyze)
+            .args(["security", "--offline=yes", "--no-pager"])
+            .arg(&file),
+    );
+    assert!(counted, "{said}");
+    let service = concat!(env!("CARGO_MANIFEST_DIR"), "/src/manual/service.md");
+    let service = fs::read_to_string(service).unwrap();
+    let (_, counts) = service.split_once("## What systemd counts").unwrap();
+    let (counts, _) = counts.split_once("\n## ").unwrap();
+    let mut lines = 0;
+    for line in said.lines().filter(|line| line.starts_with('✗')) {
+        let key = line.trim_start_matches('✗').trim_start();
+        let (key, _) = key.split_once('=').unwrap();
+        assert!(counts.contains(&format!("`{key}=`")), "{key}: {line}");
+        lines += 1;
+    }
+    assert!(lines > 0, "{said}");
+    let level = said.split("Overall exposure level for ").nth(1).unwrap();
+    let level: f64 = level.split(' ').nth(1).unwrap().parse().unwrap();
+    let told: f64 = counts
+        .split_once("gives root's unit ")
+        .and_then(|(_, rest)| rest.split(' ').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    // Another systemd counts other lines.
+    assert!(level <= told + 0.3, "{level}, and the manual says {told}");
+}
+
 /// Python that lets everything be but openat2(2), which it answers as `RestrictSUIDSGID=yes` does (systemd: ENOSYS, since
 /// a filter can't see the mode that is asked for), and becomes its arguments.
 const WITHOUT_OPENAT2: &str = r#"
