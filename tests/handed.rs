@@ -382,3 +382,50 @@ fn a_port_of_a_socket_unit_is_not_taken_away_by_a_change() {
         assert_eq!(lab.get(&url).unwrap(), "Hello world!");
     }
 }
+
+#[test]
+fn who_waits_while_a_start_dies_at_any_step_is_served_by_the_next() {
+    let lab = Lab::new();
+    lab.write(
+        "stack.toml",
+        &echo("\"0.0.0.0:5000:5000\", \"0.0.0.0:5300:5300/udp\""),
+    );
+    let mut systemd = Systemd::of(&lab);
+    systemd.ask("unit tcp 0.0.0.0 5000 lrpns@unit.socket");
+    // Of UDP it is kept, from the first start on.
+    assert_eq!(systemd.ask(STORES), "ready");
+    assert_eq!(systemd.end("stop 15").0, 0);
+    for how in ["DIE", "FAIL"] {
+        for step in lrpns::stack::STEPS {
+            let early = all_kinds(&lab);
+            let dies = format!("{STORES} LRPNS_TEST_{how}_AT={step}");
+            let (code, said) = systemd.end(&dies);
+            assert_ne!(code, 0, "{how} {step}: {said}");
+            assert_eq!(systemd.ask("store"), "lrpns-port-udp-0.0.0.0_5300");
+            let later = all_kinds(&lab);
+            assert_eq!(systemd.ask(STORES), "ready", "{how} {step}");
+            for one in later {
+                one.gets_its_answer();
+            }
+            // With the last step they are let in, and end with who has accepted them.
+            for one in early.into_iter().filter(|_| step != "published") {
+                one.gets_its_answer();
+            }
+            assert_eq!(systemd.end("stop 15").0, 0);
+        }
+    }
+    lab.lrpns_ok(&["gc"]);
+    assert_eq!(lab.lrpns_ok(&["ps", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn who_comes_to_a_socket_unit_waits_until_the_audit_of_a_gate_has_passed() {
+    let lab = Lab::new();
+    lab.write("stack.toml", &echo("\"0.0.0.0:5000:5000\""));
+    let mut systemd = Systemd::of(&lab);
+    systemd.ask("unit tcp 0.0.0.0 5000 lrpns@unit.socket");
+    let early = Waits::begin(&lab, true, "tcp", "5000");
+    assert_eq!(systemd.ask("start --gate"), "ready");
+    early.gets_its_answer();
+    assert_eq!(systemd.end("stop 15").0, 0);
+}

@@ -30,6 +30,10 @@ pub fn take_handed() -> io::Result<Vec<(OwnedFd, String)>> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(vec![]);
     }
+    // Of another process, names that were inherited are nothing to us.
+    if sd_notify::listen_fds()?.len() == 0 {
+        return Ok(vec![]);
+    }
     let all = sd_notify::listen_fds_with_names()?;
     // SAFETY: `$LISTEN_PID` is this process, so whoever executed it has opened them for it, by the protocol: nothing that was
     // opened since can have one of their numbers. Each was open just now, when it was marked, and they are taken once.

@@ -70,10 +70,11 @@ def start(*more):
         os.closerange(3 + len(copies), 400)
         pid = str(os.getpid())
         own = {"PATH": os.environ["PATH"], "NOTIFY_SOCKET": os.path.abspath("notify"), "SYSTEMD_EXEC_PID": pid}
-        own |= dict(item.split("=", 1) for item in more)
+        flags = [item for item in more if item.startswith("--")]
+        own |= dict(item.split("=", 1) for item in more if item not in flags)
         if given:
             own |= {"LISTEN_PID": pid, "LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": ":".join(name for _, name in given)}
-        os.execve(lrpns, [lrpns, "up", "-f", "stack.toml"], own)
+        os.execve(lrpns, [lrpns, "up", "-f", "stack.toml", *flags], own)
     for fd in [out, *copies]:
         os.close(fd)
     threading.Thread(target=watch, args=(os.pidfd_open(child), child), daemon=True).start()
