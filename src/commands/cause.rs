@@ -168,7 +168,7 @@ impl Case<'_> {
                 0,
                 format!(
                     "it says more in its own log, {}, which has at its end: {}",
-                    shown(&path),
+                    shown(path),
                     text::harmless(last.trim(), 300)
                 ),
             );
