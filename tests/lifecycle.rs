@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 use support::lab::{LAB, Lab, describe, difference, lrpns, until};
-use support::look;
+use support::look::{self, PYTHON};
 
 const URL: &str = "http://localhost:5000/";
 
@@ -816,4 +816,60 @@ fn a_supervisor_that_was_stopped_holds_up_no_command_and_down_ends_it_by_force()
         "{said}"
     );
     lab.assert_as(&before);
+}
+
+/// Kills the first process that a supervisor makes for a restart, each time a little later, and tells how many it has met; then
+/// what children and how many descriptors the supervisor has, once none of them is a zombie.
+const KILLS_HELPERS: &str = "
+import os, subprocess, sys, time
+lrpns, sup = sys.argv[1:]
+def children():
+    return set(open(f'/proc/{sup}/task/{sup}/children').read().split())
+def state(pid):
+    return open(f'/proc/{pid}/stat').read().rpartition(') ')[2][0]
+def descriptors():
+    return len(os.listdir(f'/proc/{sup}/fd'))
+def settles(as_before):
+    end = time.monotonic() + 20
+    while True:
+        now = (len(children()), any(state(p) == 'Z' for p in children()), descriptors())
+        if now == as_before or time.monotonic() > end:
+            return now
+subprocess.run([lrpns, 'restart', 'customerA', 'app'], check=True)
+before = (len(children()), False, descriptors())
+met = 0
+for turn in range(30):
+    here = children()
+    restart = subprocess.Popen([lrpns, 'restart', 'customerA', 'app'], stderr=subprocess.DEVNULL)
+    while not (new := children() - here) and restart.poll() is None:
+        pass
+    later = time.monotonic() + turn * 50e-6
+    while time.monotonic() < later:
+        pass
+    for pid in new:
+        try:
+            os.kill(int(pid), 9)
+            met += 1
+        except ProcessLookupError:
+            pass
+    restart.wait()
+subprocess.run([lrpns, 'restart', 'customerA', 'app'], check=True)
+print(met, before, settles(before), sep='|')
+";
+
+#[test]
+fn a_helper_that_is_killed_leaves_the_supervisor_neither_a_zombie_nor_a_descriptor() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d", "--demo"]);
+    let supervisor = lab.status("customerA")["supervisor"].to_string();
+    let said = lab.ok(&[PYTHON, "-c", KILLS_HELPERS, lrpns(), &supervisor]);
+    let [met, before, after] = said.trim().split('|').collect::<Vec<_>>()[..] else {
+        panic!("{said}")
+    };
+    assert_ne!(met, "0");
+    assert_eq!(before, after, "{met} were met");
+    lab.lrpns_ok(&["down"]);
 }

@@ -12,7 +12,8 @@
 //! waits for them. Nobody of the part can touch them there: they are in the supervisor's pid and mount namespaces until the
 //! second clone, and no process of the part is in those that it makes. Whoever has ptrace(2) over either has it over the
 //! supervisor: the memory is not dumpable from the change of ids on, and belongs to the user namespace that the supervisor
-//! was executed in (`__ptrace_may_access()`, kernel/ptrace.c).
+//! was executed in (`__ptrace_may_access()`, kernel/ptrace.c). Where memory is short in the part's cgroup, the kernel ends neither
+//! ([`Spared`]). A helper that is killed takes along what it has made.
 //!
 //! Should keep every process reachable by pidfd only. Mustn't be used by a process with threads.
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
@@ -32,7 +34,7 @@ use crate::part::namespaces::{Namespaces, reap, socketpair, wait};
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
-use crate::sys::process::{Vforked, close_on_exec_from, vfork, vfork_into};
+use crate::sys::process::{Second, Vforked, close_on_exec_from, vfork_into};
 use crate::text::harmless;
 
 /// How long the kernel may take to end a part that was killed.
@@ -132,8 +134,13 @@ impl Container {
         let title = CString::new(part).expect("part names are letters, digits, `-`, `_` and `/`");
         // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
         // helper could not put it there.
-        let life = || join(&theirs, namespaces, program, &title);
-        let helper = vfork_into(libc::CLONE_FILES, cgroup, life).map_err(failed("clone"))?;
+        let second = Second::new().map_err(failed("have memory for a process"))?;
+        let life = || join(&theirs, namespaces, program, &title, &second);
+        let spared = cgroup.map(Spared::begin).transpose();
+        let spared = spared.map_err(failed("have no process but one ended for want of memory"))?;
+        let helper = vfork_into(libc::CLONE_FILES, cgroup, &second, life);
+        drop(spared);
+        let helper = helper.map_err(failed("clone"))?;
         wait(&helper.pidfd).map_err(failed("wait for the helper"))?;
         drop(theirs);
         let stage = helper.done.ok_or_else(|| ContainerError::Ended {
@@ -411,12 +418,47 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
+/// A cgroup in which the kernel ends one process where memory is short, and not all of them, as long as this lives.
+///
+/// It spares who runs on another's memory between a `vfork(2)` and an `execve(2)`, but not where it ends all; and then it ends
+/// whoever has the same memory, which is the supervisor (`oom_badness()` and `__oom_kill_process()`, mm/oom_kill.c). What is
+/// started beside a relay or sidecar at its limit would so be the stack's end.
+struct Spared(Option<OwnedFd>);
+
+impl Spared {
+    fn begin(cgroup: BorrowedFd<'_>) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let group = match rustix::fs::openat(cgroup, "memory.oom.group", flags, Mode::empty()) {
+            Ok(group) => group,
+            // Memory is not limited there.
+            Err(rustix::io::Errno::NOENT) => return Ok(Self(None)),
+            Err(e) => return Err(e.into()),
+        };
+        let mut set = [0];
+        if rustix::io::pread(&group, &mut set, 0)? == 0 || set != *b"1" {
+            return Ok(Self(None));
+        }
+        rustix::io::pwrite(&group, b"0", 0)?;
+        Ok(Self(Some(group)))
+    }
+}
+
+impl Drop for Spared {
+    fn drop(&mut self) {
+        if let Some(group) = &self.0 {
+            // The kernel took the other one.
+            let _ = rustix::io::pwrite(group, b"1", 0);
+        }
+    }
+}
+
 /// The helper's whole life: join, clone. What comes of it is the part, which runs our own program unless that failed.
 fn join(
     socket: &OwnedFd,
     namespaces: &Namespaces,
     program: BorrowedFd<'_>,
     title: &CString,
+    second: &Second,
 ) -> Result<Vforked<io::Error>, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: nix::Error| (step, e.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -436,6 +478,9 @@ fn join(
     let gid = nix::unistd::Gid::from_raw(first.gid);
     nix::unistd::setresgid(gid, gid, gid).map_err(at("become its first gid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(at("become its first uid"))?;
+    // It has cleared the signal, and the supervisor's descriptors are this process's as well.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| ("set the parent-death signal", e.into()))?;
     if !uid.is_root() {
         // Whoever is not 0 keeps over an execve(2) what is ambient, and nothing else (capabilities(7)).
         privileges::make_ambient()
@@ -448,7 +493,8 @@ fn join(
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     // Its descriptors are its own: it has the socket as standard input, and everything else is closed by the execve(2).
-    vfork(flags, || execute(socket, program, title))
+    second
+        .vfork(flags, || execute(socket, program, title))
         .map_err(|e| ("clone into the other namespaces", e))
 }
 
@@ -467,4 +513,27 @@ fn execute(socket: &OwnedFd, program: BorrowedFd<'_>, title: &CString) -> io::Er
     let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
     let Err(e) = nix::unistd::execveat(program, c"", &args, &env, flags);
     e.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_cgroup_whose_processes_end_all_or_none_is_spared_that_for_a_moment() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let directory = || std::fs::File::open(cgroup.path()).unwrap();
+        // One without a limit of memory has no such file.
+        drop(Spared::begin(directory().as_fd()).unwrap());
+        let group = cgroup.path().join("memory.oom.group");
+        for (before, meanwhile) in [("1\n", "0\n"), ("0\n", "0\n")] {
+            std::fs::write(&group, before).unwrap();
+            let spared = Spared::begin(directory().as_fd()).unwrap();
+            assert_eq!(std::fs::read_to_string(&group).unwrap(), meanwhile);
+            drop(spared);
+            assert_eq!(std::fs::read_to_string(&group).unwrap(), before);
+        }
+    }
 }

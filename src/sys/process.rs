@@ -2,6 +2,7 @@
 //! `keyctl(2)`.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -56,21 +57,64 @@ pub struct Resting {
 
 impl Drop for Resting {
     fn drop(&mut self) {
-        // ESRCH: it has ended. ECHILD: it was waited for.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        end(&self.pidfd);
     }
+}
+
+fn end(pidfd: &OwnedFd) {
+    // ESRCH: it has ended. ECHILD: it was waited for.
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
 /// How much of a stack there is for the life of such a child, in bytes.
 const STACK: usize = 512 << 10;
 
-/// As [`vfork_into`], in the caller's cgroup.
-///
-/// # Errors
-/// As [`vfork_into`].
-pub fn vfork<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<Vforked<T>> {
-    vfork_into(flags, None, life)
+/// What the child of a child on this memory is made with: it is this process's, so that it outlives a child who is killed.
+pub struct Second {
+    stack: Stack,
+    /// Where the kernel notes the pidfd; -1 before.
+    pidfd: Cell<RawFd>,
+}
+
+impl Second {
+    /// None is made yet.
+    ///
+    /// # Errors
+    /// ENOMEM when there is no memory for a stack.
+    pub fn new() -> io::Result<Self> {
+        let (stack, pidfd) = (Stack::new()?, Cell::new(-1));
+        Ok(Self { stack, pidfd })
+    }
+
+    /// As [`vfork_into`], by the child, in its cgroup.
+    ///
+    /// # Errors
+    /// As [`vfork_into`].
+    pub fn vfork<T>(&self, flags: i32, life: impl FnOnce() -> T) -> io::Result<Vforked<T>> {
+        let mut call = Call::new(life, false);
+        let dumpable = dumpable_behavior()?;
+        let flags = flags | libc::CLONE_VFORK;
+        // SAFETY: CLONE_VFORK lets this process go on when the child has ended or executed something.
+        let begun = unsafe { call.begin(flags, None, &self.stack, &self.pidfd) };
+        // What is noted of a clone that came to nothing is nobody's; of another it is the caller's, if he comes to say so.
+        let (pid, pidfd) = begun.inspect_err(|_| self.pidfd.set(-1))?;
+        still(dumpable)?;
+        let done = call.done.take();
+        Ok(Vforked { pid, pidfd, done })
+    }
+
+    /// Ends whom a child has made that was killed before it said so, and waits for the end.
+    fn end(&self) {
+        let number = self.pidfd.replace(-1);
+        // SAFETY: no memory is involved. A clone that came to nothing leaves a number that is no descriptor.
+        if number < 0 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+            return;
+        }
+        // SAFETY: the kernel has made this descriptor for who was killed, and nothing has run since that could have it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
+        end(&pidfd);
+    }
 }
 
 /// Clones this process as `vfork(2)` does, with `flags` on top and a pidfd, and returns when the child has ended or executed
@@ -81,23 +125,31 @@ pub fn vfork<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<Vforked<T>> 
 /// Namespaces, ids, capabilities, limits and the working directory are the child's own. `life` should be short: this process
 /// does nothing else meanwhile. Handlers of signals run in the child as well, on this memory.
 ///
-/// Whoever kills the child alone may leave this memory in the middle of a change. That takes what it takes to kill this
-/// process: the child is in its pid namespace, where no process of a part can name it.
+/// What `life` has made of `second` ends with a child that is killed. Whoever kills the child alone may leave this memory in
+/// the middle of a change. That takes what it takes to kill this process: the child is in its pid namespace, where no process
+/// of a part can name it. The kernel's want of memory spares it (`in_vfork()`, include/linux/sched/mm.h), unless its cgroup
+/// has memory.oom.group.
 ///
 /// # Errors
 /// As [`clone3_into`]; ENOMEM when there is no memory for a stack.
 pub fn vfork_into<T>(
     flags: i32,
     cgroup: Option<BorrowedFd<'_>>,
+    second: &Second,
     life: impl FnOnce() -> T,
 ) -> io::Result<Vforked<T>> {
     let mut call = Call::new(life, false);
     let dumpable = dumpable_behavior()?;
-    let stack = Stack::new()?;
+    let (stack, noted) = (Stack::new()?, Cell::new(-1));
     // SAFETY: CLONE_VFORK lets this process go on when the child has ended or executed something.
-    let (pid, pidfd) = unsafe { call.begin(flags | libc::CLONE_VFORK, cgroup, &stack) }?;
-    still(dumpable)?;
+    let begun = unsafe { call.begin(flags | libc::CLONE_VFORK, cgroup, &stack, &noted) };
+    let (pid, pidfd) = begun?;
     let done = call.done.take();
+    if done.is_none() {
+        // Before the stack goes that what it runs on has come from.
+        second.end();
+    }
+    still(dumpable)?;
     Ok(Vforked { pid, pidfd, done })
 }
 
@@ -109,11 +161,11 @@ pub fn vfork_into<T>(
 pub fn vfork_and_rest<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<(T, Resting)> {
     let mut call = Call::new(life, true);
     let dumpable = dumpable_behavior()?;
-    let stack = Stack::new()?;
+    let (stack, noted) = (Stack::new()?, Cell::new(-1));
     // Or a handler could run here while the child runs: two on one memory.
     let signals = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     // SAFETY: this process only waits until the child stands still.
-    let begun = unsafe { call.begin(flags, None, &stack) };
+    let begun = unsafe { call.begin(flags, None, &stack, &noted) };
     let rests = begun.and_then(|(pid, pidfd)| {
         let rests = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         // Waited for by the drop, whatever has become of it.
@@ -146,12 +198,19 @@ struct Call<T, F> {
     life: Option<F>,
     done: Option<T>,
     rests: bool,
+    /// Who waits for it.
+    parent: u32,
 }
 
 impl<T, F: FnOnce() -> T> Call<T, F> {
     fn new(life: F, rests: bool) -> Self {
         let (life, done) = (Some(life), None);
-        Self { life, done, rests }
+        Self {
+            life,
+            done,
+            rests,
+            parent: 0,
+        }
     }
 
     /// Clones a child that shares our memory.
@@ -164,17 +223,18 @@ impl<T, F: FnOnce() -> T> Call<T, F> {
         flags: i32,
         cgroup: Option<BorrowedFd<'_>>,
         stack: &Stack,
+        noted: &Cell<RawFd>,
     ) -> io::Result<(i32, OwnedFd)> {
         single_threaded()?;
-        let mut pidfd: RawFd = -1;
-        let mut args = arguments(flags | libc::CLONE_VM, &mut pidfd, cgroup);
+        self.parent = std::process::id();
+        let mut args = arguments(flags | libc::CLONE_VM, noted.as_ptr(), cgroup);
         (args.stack, args.stack_size) = (stack.lowest() as u64, STACK as u64);
         let call = std::ptr::from_mut(self).cast();
         // SAFETY: the stack is as large as said, and mapped until after the call; `call` is what the life was made for. The
         // process has one thread, whose locks the child so holds itself, as a function that is called does.
         let pid = unsafe { clone3_with_stack(&mut args, Self::live, call) }?;
         // SAFETY: CLONE_PIDFD made the kernel store a fresh descriptor here, owned by nobody else.
-        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        Ok((pid, unsafe { OwnedFd::from_raw_fd(noted.get()) }))
     }
 
     /// Where the child begins.
@@ -186,6 +246,12 @@ impl<T, F: FnOnce() -> T> Call<T, F> {
         let call = unsafe { &mut *call.cast::<Self>() };
         call.done = call.life.take().map(|life| life());
         if call.rests {
+            // It has all the descriptors of who waits for it: a listening socket would live on with it. Who has ended before
+            // this is no parent any more.
+            let death = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            if death.is_err() || std::os::unix::process::parent_id() != call.parent {
+                exit_now(0)
+            }
             // To the whole process, which is this thread. Should somebody have it go on, it ends.
             // SAFETY: no memory is involved.
             unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
@@ -298,7 +364,7 @@ unsafe fn clone3_with_stack(
 }
 
 /// What `clone3(2)` is asked for, but for a stack.
-fn arguments(flags: i32, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+fn arguments(flags: i32, pidfd: *mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
     // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
     let exit_signal = if flags & libc::CLONE_PARENT != 0 {
         0
@@ -308,7 +374,7 @@ fn arguments(flags: i32, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> l
     // SAFETY: clone_args is plain data for which all zeroes is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
-    args.pidfd = std::ptr::from_mut(pidfd) as u64;
+    args.pidfd = pidfd as u64;
     args.exit_signal = u64::from(exit_signal.cast_unsigned());
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
@@ -326,7 +392,7 @@ fn arguments(flags: i32, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> l
 pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
-    let mut args = arguments(flags, &mut pidfd, cgroup);
+    let mut args = arguments(flags, &raw mut pidfd, cgroup);
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {
@@ -537,6 +603,10 @@ mod tests {
         std::fs::read_dir("/proc/self/fd").unwrap().count()
     }
 
+    fn vfork<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<Vforked<T>> {
+        Second::new()?.vfork(flags, life)
+    }
+
     #[test]
     fn what_a_child_on_our_memory_comes_to_is_ours_and_what_it_is_in_is_not() {
         alone(|| {
@@ -593,6 +663,64 @@ mod tests {
             assert_eq!(status_of(&child), None);
             let killed = vfork_and_rest(0, kill).map(|_| ()).unwrap_err();
             assert_eq!(killed.raw_os_error(), Some(libc::ECANCELED));
+        });
+    }
+
+    #[test]
+    fn what_a_child_that_is_killed_has_made_ends_with_it() {
+        alone(|| {
+            let before = open_descriptors();
+            let second = Second::new().unwrap();
+            let child = vfork_into(libc::CLONE_FILES, None, &second, || {
+                let own = rustix::process::getpid();
+                let life = || {
+                    rustix::process::kill_process(own, Signal::KILL).unwrap();
+                    loop {
+                        nix::unistd::pause();
+                    }
+                };
+                let made: Vforked<()> = second.vfork(libc::CLONE_PARENT, life).unwrap();
+                made.pid
+            });
+            let child = child.unwrap();
+            assert_eq!(child.done, None);
+            assert_eq!(status_of(&child), None);
+            drop(child);
+            assert_eq!(open_descriptors(), before);
+            let none = nix::sys::wait::waitpid(None, None);
+            assert_eq!(none, Err(nix::Error::ECHILD));
+        });
+    }
+
+    #[test]
+    fn a_child_that_rests_ends_with_who_waits_for_it() {
+        alone(|| {
+            let (mut said, say) = io::pipe().unwrap();
+            let (hold, held) = io::pipe().unwrap();
+            let Cloned::Parent { .. } = clone3(0).unwrap() else {
+                drop(held);
+                let (pid, resting) = vfork_and_rest(0, std::process::id).unwrap();
+                std::mem::forget(resting);
+                io::Write::write_all(&mut &say, &pid.to_ne_bytes()).unwrap();
+                // Until the other end is closed.
+                let _ = io::Read::read(&mut &hold, &mut [0]);
+                exit_now(0)
+            };
+            let mut pid = [0; 4];
+            io::Read::read_exact(&mut said, &mut pid).unwrap();
+            let pid = rustix::process::Pid::from_raw(i32::from_ne_bytes(pid)).unwrap();
+            let none = rustix::process::PidfdFlags::empty();
+            let pidfd = rustix::process::pidfd_open(pid, none).unwrap();
+            drop(held);
+            let mut ended = [rustix::event::PollFd::new(
+                &pidfd,
+                rustix::event::PollFlags::IN,
+            )];
+            let limit = rustix::event::Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            assert_eq!(rustix::event::poll(&mut ended, Some(&limit)), Ok(1));
         });
     }
 
