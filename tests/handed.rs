@@ -7,8 +7,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout};
 
 use serde_json::Value;
-use support::lab::{LAB, Lab, describe, lrpns};
-use support::look::{PYTHON, toml_list};
+use support::lab::{LAB, Lab, describe, lrpns, until};
+use support::look::{self, PYTHON, toml_list};
 
 /// systemd, played.
 struct Systemd {
@@ -428,4 +428,39 @@ fn who_comes_to_a_socket_unit_waits_until_the_audit_of_a_gate_has_passed() {
     assert_eq!(systemd.ask("start --gate"), "ready");
     early.gets_its_answer();
     assert_eq!(systemd.end("stop 15").0, 0);
+}
+
+#[test]
+fn who_comes_to_a_socket_unit_of_an_app_that_is_not_healthy_is_heard_when_it_is_and_when_it_ends() {
+    let lab = Lab::new();
+    let health = "health = { http = \"/\", interval = \"50ms\", timeout = \"500ms\", retries = 2 }\nstop_timeout = \"1s\"\n";
+    lab.write("stack.toml", &(webapp("\"5000:5000\"") + health));
+    let mut systemd = Systemd::of(&lab);
+    systemd.ask("unit tcp 127.0.0.1 5000 web.socket");
+    assert_eq!(systemd.ask("start"), "ready");
+    let app = serde_json::json!(look::pid(&lab.status("unit"), "app"));
+    let url = "http://127.0.0.1:5000/";
+    let asks = || lab.spawn(&["curl", "-sS", "--max-time", "60", url]);
+    let said = |what: &str, times| {
+        until(what, || {
+            let log = lab.lrpns_ok(&["logs", "unit", "--part", "app"]);
+            (log.matches(what).count() == times).then_some(())
+        });
+    };
+    lab.kill("STOP", &app);
+    said("its ports are taken away", 1);
+    let waits = asks();
+    lab.kill("CONT", &app);
+    said("its ports are published", 1);
+    let answer = waits.wait_with_output().unwrap();
+    assert_eq!(answer.stdout, b"Hello world!", "{}", describe(&answer));
+    lab.kill("STOP", &app);
+    said("its ports are taken away", 2);
+    // It is ended while it hears nobody; the manager's socket hears again.
+    assert_eq!(systemd.end("stop 15").0, 0);
+    let waits = asks();
+    lab.connect("127.0.0.1:5000").unwrap();
+    assert_eq!(systemd.ask("start"), "ready");
+    let answer = waits.wait_with_output().unwrap();
+    assert_eq!(answer.stdout, b"Hello world!", "{}", describe(&answer));
 }
