@@ -189,6 +189,43 @@ impl StateRoot {
             }
             Err(e) => return Err(at("make", &self.0)(e)),
         }
+        self.check_ours()?;
+        let path = self.0.join(".lock");
+        let lock = lock_in_time(&path, open_lock(&path)?, FlockArg::LockExclusiveNonblock)?;
+        self.held(&path, lock)
+    }
+
+    /// `None` when `lock`, which we have, is not the file that is there.
+    fn held(&self, path: &Path, lock: Flock<File>) -> Result<Option<GlobalLock>, StateError> {
+        let ours = lock.metadata().map_err(at("look at", path))?;
+        Ok(match std::fs::metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                Some(GlobalLock {
+                    root: self.clone(),
+                    _lock: lock,
+                })
+            }
+            _ => None,
+        })
+    }
+
+    /// Removes `.lock` and the directory of whoever was killed while it had them, if there is no stack and nobody else has
+    /// them now. Makes nothing and waits for nobody.
+    pub fn tidy(&self) {
+        let path = self.0.join(".lock");
+        let Ok(file) = File::open(&path) else {
+            return;
+        };
+        if self.check_ours().is_ok()
+            && let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        {
+            // What takes them away is letting go; what can't be looked at stays, for the next one.
+            drop(self.held(&path, lock));
+        }
+    }
+
+    /// [`StateError::NotOurs`] when somebody else could have put something into the directory.
+    fn check_ours(&self) -> Result<(), StateError> {
         let meta = std::fs::symlink_metadata(&self.0).map_err(at("look at", &self.0))?;
         let ours = meta.is_dir()
             && meta.uid() == nix::unistd::geteuid().as_raw()
@@ -200,18 +237,7 @@ impl StateRoot {
                 mode: meta.mode() & 0o7777,
             });
         }
-        let path = self.0.join(".lock");
-        let lock = lock_in_time(&path, open_lock(&path)?, FlockArg::LockExclusiveNonblock)?;
-        let ours = lock.metadata().map_err(at("look at", &path))?;
-        Ok(match std::fs::metadata(&path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                Some(GlobalLock {
-                    root: self.clone(),
-                    _lock: lock,
-                })
-            }
-            _ => None,
-        })
+        Ok(())
     }
 
     /// Whether the stack lives. Only under the global lock is the answer true for longer than the call.
@@ -636,6 +662,27 @@ mod tests {
         let (_dir, root) = root();
         drop(root.lock().unwrap());
         assert!(!root.0.exists());
+    }
+
+    #[test]
+    fn a_lock_of_somebody_who_was_killed_is_tidied_away_unless_it_is_held_or_there_is_a_stack() {
+        let (_dir, root) = root();
+        let name = StackName::new("web").unwrap();
+        let path = root.0.join(".lock");
+        root.tidy();
+        assert!(!root.0.exists(), "makes nothing");
+        let global = root.lock().unwrap();
+        root.tidy();
+        assert!(path.exists(), "it is held");
+        drop(root.claim(&name, &global).unwrap());
+        drop(global);
+        root.tidy();
+        assert!(path.exists(), "there is a stack");
+        root.remove(&name, root.lock().unwrap()).unwrap();
+        std::fs::create_dir(&root.0).unwrap();
+        std::fs::write(&path, "").unwrap();
+        root.tidy();
+        assert!(!root.0.exists(), "nobody has it");
     }
 
     #[test]

@@ -408,3 +408,30 @@ fn who_was_stopped_with_the_lock_of_all_stacks_is_named_and_not_waited_for() {
         assert!(said.contains("hint: kill -CONT "), "{said}");
     }
 }
+
+#[test]
+fn an_up_of_a_stack_whose_supervisor_was_stopped_names_it_and_does_not_wait() {
+    let lab = Lab::new();
+    let text = "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\n";
+    look::up(&lab, text);
+    let supervisor = lab.status("other")["supervisor"].to_string();
+    lab.ok(&["kill", "-STOP", &supervisor]);
+    let file = lab.write("again.toml", text);
+    let refused = lab.run(&[
+        "timeout",
+        "60",
+        lrpns(),
+        "up",
+        "-d",
+        "-f",
+        file.to_str().unwrap(),
+    ]);
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(125), "{said}");
+    assert!(
+        said.contains("the supervisor of other does not answer"),
+        "{said}"
+    );
+    assert!(said.contains("hint: it was stopped (SIGSTOP)"), "{said}");
+    lab.lrpns_ok(&["down", "other"]);
+}

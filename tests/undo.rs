@@ -135,6 +135,27 @@ fn an_up_that_fails_at_any_step_names_it_and_leaves_nothing() {
 }
 
 #[test]
+fn an_up_that_has_no_descriptor_left_leaves_nothing() {
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    let mut refused = 0;
+    // From less than it takes to read the file to what is enough, so that each that it opens is once the one too many.
+    for most in 4..40 {
+        let limit = format!("--nofile={most}:{most}");
+        let up = lab.run(&["prlimit", &limit, lrpns(), "up", "-d", "-f", &stack.file]);
+        if up.status.success() {
+            stack.down();
+        } else {
+            let said = String::from_utf8_lossy(&up.stderr);
+            assert!(said.contains("lrpns: "), "{most}: {}", describe(&up));
+            refused += 1;
+        }
+        stack.assert_nothing_is_left();
+    }
+    assert_ne!(refused, 0);
+}
+
+#[test]
 fn a_foreground_up_that_fails_at_any_step_leaves_nothing() {
     let lab = Lab::new();
     let stack = Stack::new(&lab);

@@ -28,6 +28,7 @@ pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
     let went = take_down(&state, stack)?;
     sweep(&state)?;
     cgroup::tidy(root());
+    state.tidy();
     let said = if went {
         "is down"
     } else {
@@ -61,6 +62,7 @@ pub fn all() -> Result<ExitCode, Failure> {
     }
     cgroup::tidy(root());
     if failures.is_empty() {
+        state.tidy();
         Ok(ExitCode::SUCCESS)
     } else {
         Err(Failure::unable(failures.join("\n")))
@@ -96,6 +98,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     if all {
         removed += ended::remove_all(&state)?;
     }
+    state.tidy();
     if removed == 0 {
         eprintln!("nothing to remove");
     }

@@ -22,7 +22,7 @@ use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::{FAILED, Failure, chain};
 use crate::config::{Config, Origin};
 use crate::control::evidence::{Cause, Ended, EndedPart, Remains};
-use crate::control::{Client, PartState, Reply, Request, Status, is_gone};
+use crate::control::{Client, PartState, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
 use crate::log::files;
 use crate::log::record::Record;
@@ -487,9 +487,17 @@ fn supervise_here(
                 rootless::become_root_of_own_namespaces(plan.subordinate)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
-            Ok((listeners, control, cgroups, record))
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| {
+                    Failure::unable(format!("make a runtime: {e}")).hint(
+                        "this process may have too few open files: ulimit -n, LimitNOFILE= of a unit",
+                    )
+                })?;
+            Ok((listeners, control, cgroups, record, runtime))
         });
-    let (listeners, control, cgroups, record) = match prepared {
+    let (listeners, control, cgroups, record, runtime) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(path) = &plan.cgroup.path {
@@ -505,10 +513,6 @@ fn supervise_here(
     drop(host);
     let root = plan.mode == Mode::Root;
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
     let Voice {
         mut progress,
         ready,
@@ -804,7 +808,7 @@ fn limit(plan: &mut Plan, strict: bool) -> Result<Cgroups, Failure> {
 }
 
 /// The stack lives: waits until it is up, says whether it is what was asked for; `None` when it has ended meanwhile, or
-/// did not come up, and now it is our turn.
+/// did not come up, and now it is our turn. For a supervisor that was stopped nobody waits.
 fn already(
     config: &Config,
     fresh: &Plan,
@@ -817,6 +821,9 @@ fn already(
         client.ask(&Request::Status)?;
         let mut wait = Wait::begin();
         while !client.has_answered_by(wait.next())? {
+            if client.is_stopped() {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
             if let Some(since) = wait.due() {
                 let since = since.as_secs();
                 let what =
@@ -846,6 +853,7 @@ fn already(
         Ok(Some(_)) => Err(super::answered_something_else(stack)),
         Ok(None) => Ok(None),
         Err(e) if is_gone(&e) => Ok(None),
+        Err(e) if is_silent(&e) => Err(super::silent(stack)),
         Err(e) => Err(Failure::unable(format!(
             "ask the supervisor of {stack}: {e}"
         ))),
