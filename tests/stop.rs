@@ -54,6 +54,33 @@ threading.Event().wait(0.3)
 open("/data/flushed", "w").close()
 "#;
 
+/// Serves one client after the other, the first of them when `/data/go` is there; told to end, it ends with who it has. Half a
+/// second more is what it takes until it has been told, if it is to be told at once.
+const ONE_BY_ONE: &str = r#"
+import os, signal, socket, time
+ends = False
+def stop(signal, frame):
+    global ends
+    ends = True
+signal.signal(signal.SIGTERM, stop)
+listening = socket.create_server(("0.0.0.0", 5000))
+listening.settimeout(0.01)
+first = True
+while not ends:
+    try: client, _ = listening.accept()
+    except TimeoutError: continue
+    request = client.recv(1000)
+    if not request: continue
+    if first:
+        first = False
+        open("/data/asked", "w").close()
+        while not os.path.exists("/data/go"): time.sleep(0.01)
+        for _ in range(50):
+            if not ends: time.sleep(0.01)
+    client.sendall(b"HTTP/1.0 200 OK\r\n\r\nserved")
+    client.close()
+"#;
+
 /// A stack of one app.
 fn stack(name: &str, command: &[&str], data: &Path, more: &str) -> String {
     format!(
@@ -142,6 +169,59 @@ fn what_is_under_way_at_down_is_answered_and_nobody_new_is_let_in() {
         );
         std::fs::write(data.join("go"), "").unwrap();
         clients.into_iter().for_each(answered);
+        let down = down.wait_with_output().unwrap();
+        assert!(down.status.success(), "{via}: {}", describe(&down));
+    }
+}
+
+#[test]
+fn an_app_is_told_to_end_when_it_has_accepted_whoever_was_let_in() {
+    if !look::machine() {
+        return;
+    }
+    for (via, forwards) in [("relay", false), ("dnat", true)] {
+        let lab = if forwards {
+            Lab::forwarding()
+        } else {
+            Lab::new()
+        };
+        let data = lab.volume("data");
+        let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
+        let command = [PYTHON, "-c", ONE_BY_ONE];
+        look::up(&lab, &stack("turns", &command, &data, &more));
+        let ask = || {
+            let url = format!("http://{LAB}:5000/");
+            lab.spawn(&[
+                "ip",
+                "netns",
+                "exec",
+                "client",
+                "curl",
+                "-sS",
+                "--max-time",
+                "60",
+                &url,
+            ])
+        };
+        let first = ask();
+        is_there(&data.join("asked"));
+        let second = ask();
+        until("the second waits to be accepted", || {
+            let table = lab.lrpns_ok(&["exec", "turns", "--", "cat", "/proc/net/tcp"]);
+            // A listening socket has for its queue how many wait (proc_net(5)).
+            let waits = |line: &str| line.contains(" 0A 00000000:00000001 ");
+            table.lines().any(waits).then_some(())
+        });
+        let down = lab.spawn_lrpns(&["down", "turns"]);
+        until("it goes down", || {
+            (lab.status("turns")["stopping"] == true).then_some(())
+        });
+        std::fs::write(data.join("go"), "").unwrap();
+        for client in [first, second] {
+            let output = client.wait_with_output().unwrap();
+            let body = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(body, "served", "{via}: {}", describe(&output));
+        }
         let down = down.wait_with_output().unwrap();
         assert!(down.status.success(), "{via}: {}", describe(&down));
     }

@@ -258,6 +258,26 @@ impl Listening {
         Ok(found)
     }
 
+    /// Whether somebody from elsewhere waits to be accepted at a socket of TCP that listens, or is about to.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn has_unaccepted(&self) -> Result<bool, Error> {
+        let mut found = false;
+        for family in FAMILIES {
+            let kind = (IPPROTO_TCP, StateFlags::LISTEN | StateFlags::SYN_RECV);
+            self.dump(family, 0, kind, |socket| {
+                let header = &socket.header;
+                found |= match header.state {
+                    LISTEN => header.recv_queue > 0,
+                    _ => true,
+                };
+            })
+            .map_err(Error::SockDiag)?;
+        }
+        Ok(found)
+    }
+
     /// Whether a TCP socket whose process has closed it still has something to deliver.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ pub enum Event {
         /// The number in our pid namespace, for people.
         pid: Option<i32>,
     },
+    /// The relay has handed whoever it had accepted over.
+    HandedOver,
     /// The command ended.
     Exited(Exit),
     /// The part's process ended.
@@ -109,6 +111,7 @@ pub struct Container {
 #[derive(Default)]
 struct Said {
     started: bool,
+    handed_over: bool,
     exited: bool,
 }
 
@@ -337,6 +340,11 @@ impl Container {
                     Event::Started {
                         pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
                     }
+                }
+                Some((FromStage::HandedOver, _))
+                    if !std::mem::replace(&mut self.said.handed_over, true) =>
+                {
+                    Event::HandedOver
                 }
                 Some((FromStage::Exited(exit), _))
                     if !std::mem::replace(&mut self.said.exited, true) =>

@@ -248,6 +248,8 @@ pub enum FromStage {
     Started,
     /// App that is explained, by the command's process right before it is the command: its filter asks there. Descriptor: where.
     Asks,
+    /// Relay, after its last orders: whoever it had accepted is with the app, or was refused there.
+    HandedOver,
     /// App: the command ended; the stage ends with the last process that the command has left running.
     Exited(Exit),
     /// A step did not work; the process ends next.
@@ -320,7 +322,11 @@ impl std::fmt::Display for Exit {
     }
 }
 
-fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+/// The bytes of a message, for who sends it without [`send`].
+///
+/// # Errors
+/// `InvalidInput` for one that is too long.
+pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; HEAD];
     serde_json::to_writer(&mut bytes, message)?;
     let len = u32::try_from(bytes.len() - HEAD)

@@ -244,7 +244,8 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 /// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
-/// backlog is left to whoever shares it. End of file, or any byte other than these and [`STATS_REQUEST`], means stop:
+/// backlog is left to whoever shares it, and `handed_over` is written there once whoever was accepted has been connected to
+/// the target, or has not. End of file, or any byte other than these and [`STATS_REQUEST`], means stop:
 /// listeners and connections are dropped at once, open connections are reset on both sides. A listener that is shut down
 /// (shutdown(2)) accepts no more until [`LISTEN_AGAIN`], which is no error.
 ///
@@ -260,13 +261,13 @@ pub fn run(
     listeners: Vec<(std::net::TcpListener, Way)>,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
     as_clients: Option<Vec<IpNet>>,
-    control: OwnedFd,
+    (control, handed_over): (OwnedFd, &[u8]),
     told: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), datagrams.len())?;
     let tuning = Tuning::default();
     let dials = Dials::Itself { as_clients };
-    let sockets = (control, Some(told));
+    let sockets = (control, handed_over, Some(told));
     run_with(listeners, datagrams, dials, sockets, places, tuning)
 }
 
@@ -274,7 +275,7 @@ fn run_with(
     listeners: Vec<(std::net::TcpListener, Way)>,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
     dials: Dials,
-    (control, told): (OwnedFd, Option<OwnedFd>),
+    (control, handed_over, told): (OwnedFd, &[u8], Option<OwnedFd>),
     places: Places,
     tuning: Tuning,
 ) -> Result<(), RelayError> {
@@ -304,9 +305,8 @@ fn run_with(
         }
         for (number, (socket, way)) in datagrams.into_iter().enumerate() {
             let relay = Rc::clone(&relay);
-            accepting.spawn_local(async move {
-                Some(udp::carry_all(number, socket, way, relay).await)
-            });
+            accepting
+                .spawn_local(async move { Some(udp::carry_all(number, socket, way, relay).await) });
         }
         let failed = async {
             while let Some(ended) = accepting.join_next().await {
@@ -325,11 +325,21 @@ fn run_with(
         if let Told::LastOrders = told {
             accepting.shutdown().await;
             relay.flows.end();
-            tokio::select! {
-                biased;
-                // Said once more it changes nothing; the other word is the end.
-                () = async { while let Told::LastOrders = serve_control(&mut control, &relay).await {} } => {}
-                () = relay.idle() => {}
+            let mut word = Some(handed_over);
+            loop {
+                tokio::select! {
+                    biased;
+                    told = serve_control(&mut control, &relay) => match told {
+                        // Said once more it changes nothing.
+                        Told::LastOrders => {}
+                        Told::Stop => break,
+                    },
+                    () = relay.has_dialled(), if word.is_some() => {
+                        // Who is told has ended, or has not: the next look says so.
+                        let _ = control.write_all(word.take().unwrap_or_default()).await;
+                    }
+                    () = relay.idle() => break,
+                }
             }
         }
         if let Some(told) = hears {
@@ -404,6 +414,10 @@ struct Relay {
     flows: udp::Flows,
     /// Told whenever a connection has closed its descriptors.
     closed: Notify,
+    /// How many that were accepted are still to be connected to their target.
+    dialling: Cell<usize>,
+    /// Told whenever that comes to none.
+    dialled: Notify,
     /// How often it was said that sockets listen again.
     reopened: watch::Sender<u32>,
 }
@@ -432,6 +446,8 @@ impl Relay {
             accepting: Cell::new(0),
             flows: udp::Flows::new(places.flows),
             closed: Notify::new(),
+            dialling: Cell::new(0),
+            dialled: Notify::new(),
             reopened: watch::Sender::new(0),
         })
     }
@@ -478,10 +494,37 @@ impl Relay {
             .take(client, self.places.available_permits() + waiting)
     }
 
+    /// Waits until nobody who was accepted is still to be connected to the target; one who waits at a time.
+    async fn has_dialled(&self) {
+        while self.dialling.get() > 0 {
+            self.dialled.notified().await;
+        }
+    }
+
     /// Waits until no connection is open; nobody else may wait for [`Relay::closed`].
     async fn idle(&self) {
         while self.stats.borrow().open > 0 {
             self.closed.notified().await;
+        }
+    }
+}
+
+/// A client that was accepted, until it is connected to its target or won't be.
+struct Dialling(Rc<Relay>);
+
+impl Dialling {
+    fn begin(relay: &Rc<Relay>) -> Self {
+        relay.dialling.set(relay.dialling.get() + 1);
+        Self(Rc::clone(relay))
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        let left = self.0.dialling.get() - 1;
+        self.0.dialling.set(left);
+        if left == 0 {
+            self.0.dialled.notify_one();
         }
     }
 }
@@ -589,11 +632,13 @@ async fn accept_all(mut listener: TcpListener, way: Way, relay: Rc<Relay>) -> Op
             // What refuses it has gone already.
             let _ = carried(&client);
         }
+        let dialling = Dialling::begin(&relay);
         let relay = Rc::clone(&relay);
         let way = way.clone();
         tokio::task::spawn_local(async move {
+            let carried = carry(client, peer, &way, &relay, dialling);
             // the relay counts its budget itself: tokio's would end the last drain of a reset connection early
-            tokio::task::coop::unconstrained(carry(client, peer, &way, &relay)).await;
+            tokio::task::coop::unconstrained(carried).await;
             relay.count(|s| s.open -= 1);
             drop((place, share));
             relay.closed.notify_one();
@@ -659,7 +704,7 @@ async fn accept(
 
 /// Carries one connection to its end. Whatever way it returns, both sockets are closed, by a reset unless both sides
 /// had ended their streams.
-async fn carry(client: TcpStream, peer: SocketAddr, way: &Way, relay: &Relay) {
+async fn carry(client: TcpStream, peer: SocketAddr, way: &Way, relay: &Relay, dialling: Dialling) {
     let source = relay.source(peer, way);
     let target = match way.target.ip().is_unspecified() {
         true => client.local_addr().map(|ours| way.to(ours.ip())),
@@ -681,6 +726,7 @@ async fn carry(client: TcpStream, peer: SocketAddr, way: &Way, relay: &Relay) {
         // nobody waits for the answer any more
         _ = client.ready(Interest::ERROR) => return relay.count(|s| s.reset += 1),
     };
+    drop(dialling);
     let Ok(server) = dialled else {
         return relay.count(|s| s.refused += 1);
     };

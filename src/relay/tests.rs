@@ -12,6 +12,8 @@ use super::*;
 const RELAY: &str = "127.0.0.1:5000";
 const APP: &str = "127.0.0.2:6000";
 
+const HANDED_OVER: &[u8] = b"handed over\n";
+
 /// When a test gives up: nothing here takes that long unless it is stuck.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -79,7 +81,7 @@ impl Running {
                 vec![(listener, everybody(target))],
                 vec![],
                 Dials::Itself { as_clients: None },
-                (OwnedFd::from(theirs), None),
+                (OwnedFd::from(theirs), HANDED_OVER, None),
                 places,
                 tuning,
             )
@@ -727,7 +729,9 @@ fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_conne
     let mut second = again();
     let control = first.control.as_mut().unwrap();
     control.get_mut().write_all(&[LAST_ORDERS]).unwrap();
-    // An answer comes after what was told before.
+    let mut word = String::new();
+    control.read_line(&mut word).unwrap();
+    assert_eq!(word.as_bytes(), HANDED_OVER);
     assert_eq!(first.stats().open, 1);
     for _ in 0..20 {
         drop(connect(&app));
@@ -737,6 +741,36 @@ fn after_last_orders_another_relay_accepts_and_the_end_comes_with_the_last_conne
     exchange(&client, &server, &noise(100_000, 1), &noise(100_000, 2));
     drop((client, server));
     first.thread.take().unwrap().join().unwrap().unwrap();
+}
+
+#[test]
+fn who_was_accepted_is_handed_over_before_a_relay_says_so() {
+    in_netns();
+    // Room for one who is not accepted: the next one is not answered.
+    let app = TcpListener::bind(APP).unwrap();
+    rustix::net::listen(&app, 0).unwrap();
+    let _first = TcpStream::connect(APP).unwrap();
+    let mut relay = Running::start_on(
+        listening(RELAY),
+        Places::share_out(1, 0).unwrap(),
+        Tuning::default(),
+    );
+    let mut client = TcpStream::connect(RELAY).unwrap();
+    relay.stats_when(|s| s.accepted == 1);
+    let control = relay.control.as_mut().unwrap();
+    control.get_mut().write_all(&[LAST_ORDERS]).unwrap();
+    // This is said and not the word, which would have come before.
+    assert_eq!(relay.stats().open, 1);
+    drop(app.accept().unwrap());
+    let (mut server, _) = app.accept().unwrap();
+    let mut word = String::new();
+    let control = relay.control.as_mut().unwrap();
+    control.read_line(&mut word).unwrap();
+    assert_eq!(word.as_bytes(), HANDED_OVER);
+    client.write_all(b"x").unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap(), 1);
+    server.write_all(b"y").unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 1);
 }
 
 #[test]

@@ -1419,6 +1419,16 @@ impl Ground {
         .await
     }
 
+    /// Waits until nobody waits to be accepted by an app. Who can't be asked about is not waited for, but whoever calls must
+    /// not wait for ever: an app may never accept.
+    pub async fn accepted(&self) {
+        let waits = |app: &AppGround| matches!(app.listening.has_unaccepted(), Ok(true));
+        // The kernel does not tell of it.
+        while self.apps.iter().any(waits) {
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
     /// Waits until what apps that have ended had written is with who was to have it, for a second at most.
     pub async fn delivered(&self) {
         let its = |app: &AppGround| {
@@ -1667,7 +1677,7 @@ impl Ground {
             }
             tokio::select! {
                 event = container.next() => match event? {
-                    Event::Started { .. } => {}
+                    Event::Started { .. } | Event::HandedOver => {}
                     Event::Exited(exit) => {
                         return Err(StackError::AppEnded { app: app.name.to_string(), exit, port: missing });
                     }

@@ -217,7 +217,7 @@ pub(super) async fn unless_ended<T>(
 async fn ended(container: &mut Container) -> Result<Exit, ContainerError> {
     loop {
         match container.next().await? {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::HandedOver => {}
             Event::Exited(exit) => return Ok(exit),
             Event::Gone => return Ok(Exit::Signal(libc::SIGKILL)),
         }

@@ -87,6 +87,7 @@ pub fn run(supervisor: &OwnedFd, work: Work) -> Result<(), StageError> {
         }
     }
     let shutdown = supervisor.try_clone().map_err(step("share the socket"))?;
-    let (control, told) = (shutdown, work.told);
-    relay::run(streams, datagrams, as_clients, control, told).map_err(step("relay"))
+    let handed_over = protocol::encode(&FromStage::HandedOver).map_err(step("encode a message"))?;
+    let control = (shutdown, handed_over.as_slice());
+    relay::run(streams, datagrams, as_clients, control, work.told).map_err(step("relay"))
 }

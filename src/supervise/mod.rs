@@ -113,6 +113,8 @@ const ANSWERS_WAITING: usize = 512;
 const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 /// How long those who read the log, and go on reading, may take for the rest of it.
 const READERS_TAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take, once nobody new is let in, until who is there is with an app that accepts.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
 /// last of it on.
 const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
@@ -220,8 +222,9 @@ enum Left {
 enum Order {
     /// App: end, in this time.
     Stop(Stop),
-    /// Relay: accept nothing more, end with the last connection.
-    LastOrders,
+    /// Relay: accept nothing more, end with the last connection. By the end of this it is known that all who were accepted
+    /// are with their app, or were refused there.
+    LastOrders(Option<oneshot::Sender<()>>),
     /// Relay: listening sockets that were shut down listen again.
     ListenAgain,
     /// Start something in an app: what, and its descriptors.
@@ -1050,6 +1053,8 @@ impl Supervisor {
                 }
                 None
             }
+            // Whoever waits for it has been told.
+            Ok(ContainerEvent::HandedOver) => None,
             Ok(ContainerEvent::Exited(exit)) => {
                 self.note(id, format!("ended with {exit}"));
                 self.part(id).exit = Some(exit);
@@ -1640,9 +1645,16 @@ impl Supervisor {
             launching.shutdown().await;
             // What it is refused is told below; the apps end all the same.
             let closed = ground.close_entries(for_good).await;
-            // They have accepted whoever was there.
-            for relay in &relays {
-                let _ = relay.orders.send(Order::LastOrders);
+            // They have accepted whoever was there, and apps that are asked to end close their sockets to who waits at them.
+            let handed_over = futures_util::future::join_all(relays.iter().map(Awaited::hand_over));
+            let there = async {
+                handed_over.await;
+                ground.accepted().await;
+            };
+            let mut at_once = killed_at_once.clone();
+            tokio::select! {
+                _ = tokio::time::timeout(HANDED_OVER_WITHIN, there) => {}
+                _ = at_once.wait_for(|kill| *kill) => {}
             }
             let ends = apps.into_iter().map(|(id, process, stop)| {
                 let mut at_once = killed_at_once.clone();
@@ -2223,6 +2235,14 @@ impl Awaited {
         self.has_ended().await;
     }
 
+    /// Has a relay accept nobody more, and waits until all whom it has accepted are with their app, or were refused there.
+    async fn hand_over(&self) {
+        let (done, is_done) = oneshot::channel();
+        let _ = self.orders.send(Order::LastOrders(Some(done)));
+        // An error is its end.
+        let _ = is_done.await;
+    }
+
     /// Waits until it has ended.
     async fn has_ended(&self) {
         self.orders.closed().await;
@@ -2339,6 +2359,9 @@ async fn tend(
     let mut ending: Option<Ending> = None;
     let mut left = Left::Command;
     let mut hears = true;
+    // Whoever waits for it is told by the end of this.
+    let mut handing_over = None;
+    let mut has_handed_over = false;
     loop {
         let by = ending.as_ref().map(|ending| ending.by);
         tokio::select! {
@@ -2353,6 +2376,10 @@ async fn tend(
                     }
                     tell(Tended::Said(said));
                 }
+                Ok(ContainerEvent::HandedOver) => {
+                    has_handed_over = true;
+                    drop(handing_over.take());
+                }
                 said => tell(Tended::Said(said)),
             },
             // Without anybody to give orders its life is over as well.
@@ -2362,7 +2389,10 @@ async fn tend(
                     ending = Some(Ending::begin(stop, left));
                     signal_app(container, stop.signal.number(), &mut hears).await;
                 }
-                Order::LastOrders => drop(container.say(relay::LAST_ORDERS).await),
+                Order::LastOrders(done) => {
+                    handing_over = done.filter(|_| !has_handed_over);
+                    drop(container.say(relay::LAST_ORDERS).await);
+                }
                 Order::ListenAgain => drop(container.say(relay::LISTEN_AGAIN).await),
                 Order::Start(what, fds) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();

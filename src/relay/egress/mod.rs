@@ -227,7 +227,7 @@ pub fn carry(
 ) -> Result<(), RelayError> {
     let places = Places::share_out(listeners.len(), 0)?;
     let dials = super::Dials::Asks(dialer);
-    let control = (control, None);
+    let control = (control, [].as_slice(), None);
     run_with(listeners, vec![], dials, control, places, Tuning::default())
 }
 

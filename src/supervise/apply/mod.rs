@@ -257,7 +257,7 @@ impl Supervisor {
             part.launching = false;
             let launch = part.launch;
             if let Some(process) = part.process.take() {
-                let _ = process.orders.send(Order::LastOrders);
+                let _ = process.orders.send(Order::LastOrders(None));
                 self.leaving.push(process);
             }
             self.relays = launch + 1;
