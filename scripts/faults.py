@@ -582,9 +582,11 @@ def cycles():
             lrpns("apply", "-f", FILE["two" if turn % 2 else "one"], check=True)
             lrpns("restart", "--rolling", NAME, check=True)
             lrpns("restart", NAME, check=True)
+        lrpns("apply", "-f", FILE["one"], check=True)
         return serving("changes")
 
-    change(CYCLES // 10)
+    # Until what it keeps of the past (lines of log, say) is as long as it gets.
+    change(max(20, CYCLES // 10))
     first = numbers_of(supervisor)
     seen = change(CYCLES)
     if seen["supervisor"] != supervisor:
