@@ -515,3 +515,27 @@ fn an_up_of_a_stack_whose_supervisor_was_stopped_names_it_and_does_not_wait() {
     assert!(said.contains("hint: it was stopped (SIGSTOP)"), "{said}");
     lab.lrpns_ok(&["down", "other"]);
 }
+
+#[test]
+fn a_restart_whose_supervisor_is_stopped_in_between_says_so_and_does_not_wait() {
+    let lab = Lab::new();
+    let text = "name = \"slow\"\n[app]\nrootfs = \"host\"\nstop_timeout = \"600s\"\n\
+        command = [\"/bin/sh\", \"-c\", \"trap 'echo heard it' TERM; echo begun; while :; do sleep 0.1; done\"]\n";
+    look::up(&lab, text);
+    let logged = |words: &str| {
+        until(words, || {
+            let log = lab.lrpns_ok(&["logs", "slow"]);
+            log.contains(words).then_some(())
+        });
+    };
+    logged("begun");
+    let asked = lab.spawn_lrpns(&["restart", "slow"]);
+    logged("heard it");
+    let supervisor = lab.status("slow")["supervisor"].to_string();
+    lab.ok(&["kill", "-STOP", &supervisor]);
+    let refused = asked.wait_with_output().unwrap();
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(125), "{said}");
+    assert!(said.contains("hint: it was stopped (SIGSTOP)"), "{said}");
+    lab.lrpns_ok(&["down", "slow"]);
+}

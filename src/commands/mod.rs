@@ -583,14 +583,6 @@ fn status_now(stack: &StackName) -> Result<Box<Status>, Failure> {
 fn status_by(stack: &StackName, request: &Request) -> Result<Box<Status>, Failure> {
     let client = ask(stack, request)?;
     // As long as the stack starts there is no answer.
-    while !client
-        .has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)
-        .map_err(|e| Failure::unable(format!("hear from the supervisor of {stack}: {e}")))?
-    {
-        if client.is_stopped() {
-            return Err(silent(stack));
-        }
-    }
     match reply(&client, stack)?.0 {
         Reply::Status(status) => Ok(status),
         _ => Err(answered_something_else(stack)),
@@ -605,11 +597,25 @@ fn ended(stack: &StackName) -> Failure {
     Failure::failed(format!("{stack} ended meanwhile"))
 }
 
+/// Waits as long as it takes until there is a reply, or the end; but for no supervisor that was stopped meanwhile.
+fn hear(client: &Client, stack: &StackName) -> Result<(), Failure> {
+    while !client
+        .has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)
+        .map_err(|e| Failure::unable(format!("hear from the supervisor of {stack}: {e}")))?
+    {
+        if client.is_stopped() {
+            return Err(silent(stack));
+        }
+    }
+    Ok(())
+}
+
 /// The next reply of a conversation that must have one.
 fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+    hear(client, stack)?;
     next_reply(client, stack)?.ok_or_else(|| ended(stack))
 }
 

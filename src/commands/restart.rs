@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use super::{ask, next_reply};
+use super::{ask, hear, next_reply};
 use crate::commands::failure::Failure;
 use crate::control::{Reply, Request};
 use crate::names::StackName;
@@ -17,6 +17,7 @@ pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
     for part in requests {
         let client = ask(stack, &Request::Replace { part })?;
         loop {
+            hear(&client, stack)?;
             match next_reply(&client, stack)? {
                 Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
                 Some((Reply::Done, _)) => break,
@@ -48,6 +49,7 @@ pub fn restart(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
     let mut answers = 0;
     for client in &clients {
         loop {
+            hear(client, stack)?;
             match next_reply(client, stack) {
                 Ok(Some(_)) => answers += 1,
                 Ok(None) => break,
