@@ -16,6 +16,7 @@ NAME = "faults-%d" % (time.time_ns() // 1000 % 10**9)
 HOST, PORT, SECOND = "10.77.0.1", 5000, 5001
 SIDES = "198.18.0.0/15"  # where lrpns takes its addresses from
 PATIENCE = 40
+LOGS = 8 << 10  # KiB: what a supervisor keeps at most of its apps' lines and of connections (LOG_BYTES, TRAFFIC_BYTES)
 FILES = {"one": ([PORT], ""), "two": ([PORT, SECOND], 'rate = "1000/second"'), "other": ([PORT, SECOND], 'env = { A = "1" }')}
 TRACES = r"""
 echo @links;      ip -o link show | sed 's/^[0-9]*: //'
@@ -585,14 +586,13 @@ def cycles():
         lrpns("apply", "-f", FILE["one"], check=True)
         return serving("changes")
 
-    # Until what it keeps of the past (lines of log, say) is as long as it gets.
     change(max(20, CYCLES // 10))
     first = numbers_of(supervisor)
     seen = change(CYCLES)
     if seen["supervisor"] != supervisor:
         raise Fault("it has another supervisor")
     last = numbers_of(supervisor)
-    if last[0] > first[0] or last[1] > first[1] + 1024:
+    if last[0] > first[0] or last[1] > first[1] + LOGS + 1024:
         raise Fault("the supervisor had %d descriptors and %d KiB, has %d and %d" % (*first, *last))
     down("changes")
     return "%d in %d s; the supervisor before %d changes: %d descriptors, %d KiB; after: %d, %d" % (CYCLES, took, CYCLES * 3, *first, *last)
