@@ -292,7 +292,7 @@ fn mounts(app: &AppPlan, plan: &Plan) -> Vec<Problem> {
     problems
 }
 
-/// Whether a volume shows stacks: the socket by which this one is commanded is made only after [`sockets`] has looked, and an
+/// Whether a volume shows stacks: the socket by which this one is commanded is made only after [`sockets()`] has looked, and an
 /// ordinary user's app is that user to it.
 fn off_limits(
     what: &str,

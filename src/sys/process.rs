@@ -153,7 +153,7 @@ pub fn vfork_into<T>(
     Ok(Vforked { pid, pidfd, done })
 }
 
-/// As [`vfork`], but when its life is done the child stands still and exists until the value is dropped: what the kernel tells
+/// As [`vfork_into`], but when its life is done the child stands still and exists until the value is dropped: what the kernel tells
 /// of a process, and takes for it, in /proc, it does for one that has not ended. It hears no signal meanwhile.
 ///
 /// # Errors
