@@ -565,7 +565,7 @@ fn lock_in_time(path: &Path, mut file: File, how: FlockArg) -> Result<Flock<File
         if waited >= looks {
             looks += Duration::from_secs(1);
             let holder = holder_of(&file);
-            let stopped = holder.is_some_and(is_stopped);
+            let stopped = holder.is_some_and(sys::process::is_stopped);
             if stopped || waited >= LOCK_WITHIN {
                 let path = path.to_owned();
                 return Err(StateError::Held {
@@ -593,11 +593,6 @@ fn holder_of(file: &File) -> Option<u32> {
             _ => None,
         }
     })
-}
-
-/// Whether a process was stopped, by a signal or by who traces it.
-fn is_stopped(pid: u32) -> bool {
-    matches!(sys::process::state(pid), Some('T' | 't'))
 }
 
 fn open_lock(path: &Path) -> Result<File, StateError> {

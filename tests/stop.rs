@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Output};
 
 use support::lab::{LAB, Lab, describe, lrpns, until};
@@ -90,6 +90,17 @@ fn stack(name: &str, command: &[&str], data: &Path, more: &str) -> String {
     )
 }
 
+/// A lab where a port can be published so, a volume's directory, and the lines that publish it.
+fn published(via: &str) -> (Lab, PathBuf, String) {
+    let lab = match via {
+        "dnat" => Lab::forwarding(),
+        _ => Lab::new(),
+    };
+    let data = lab.volume("data");
+    let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
+    (lab, data, more)
+}
+
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -135,14 +146,8 @@ fn what_is_under_way_at_down_is_answered_and_nobody_new_is_let_in() {
     if !look::machine() {
         return;
     }
-    for (via, forwards) in [("relay", false), ("dnat", true)] {
-        let lab = if forwards {
-            Lab::forwarding()
-        } else {
-            Lab::new()
-        };
-        let data = lab.volume("data");
-        let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
+    for via in ["relay", "dnat"] {
+        let (lab, data, more) = published(via);
         look::up(
             &lab,
             &stack("served", &[PYTHON, "-c", GRACEFUL], &data, &more),
@@ -179,14 +184,8 @@ fn an_app_is_told_to_end_when_it_has_accepted_whoever_was_let_in() {
     if !look::machine() {
         return;
     }
-    for (via, forwards) in [("relay", false), ("dnat", true)] {
-        let lab = if forwards {
-            Lab::forwarding()
-        } else {
-            Lab::new()
-        };
-        let data = lab.volume("data");
-        let more = format!("publish = [\"0.0.0.0:5000:5000\"]\nvia = \"{via}\"");
+    for via in ["relay", "dnat"] {
+        let (lab, data, more) = published(via);
         let command = [PYTHON, "-c", ONE_BY_ONE];
         look::up(&lab, &stack("turns", &command, &data, &more));
         let ask = || {

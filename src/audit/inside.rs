@@ -525,7 +525,7 @@ fn chroot(context: &Context) -> Outcome {
         .and_then(|()| (0..UP).try_for_each(|_| chdir("..")))
         .and_then(|()| identity("."))
         .map(|(_, found)| found);
-    // Where there is no child to do this in, this process goes on.
+    // This may be the prober itself and no child of it: it goes on from its own root.
     let back = fchdir(&root).and_then(|()| chroot("."));
     match (inner, climbed, back) {
         (Ok(inner), Ok(found), Ok(())) if inner != own => Outcome::check(

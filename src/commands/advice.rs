@@ -24,6 +24,13 @@ pub(super) fn hints(
     case(apps, name, exit, said).map_or_else(Vec::new, |case| case.hints())
 }
 
+/// Says them, each in a line.
+pub(super) fn tell(hints: &[String]) {
+    for hint in hints {
+        eprintln!("hint: {hint}");
+    }
+}
+
 /// What is known of it.
 pub(super) fn case<'a>(
     apps: &'a [AppPlan],

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::installed::{Entry, Installed};
+use super::installed::{Entry, Installed, is_plain};
 use crate::config::{Protocol, Rootfs, SECRETS, Secret, Source, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{APP_ID, AppPlan, PublishPlan};
@@ -397,7 +397,7 @@ impl Case<'_> {
         };
         let by_default = |line: &str| {
             let line = line.trim_start_matches(['#', ';', '/', ' ', '\t']);
-            // What is said of it in words is no setting.
+            // A comment that is a sentence about the setting does not count, only one that is the setting itself.
             let word = line.split(['=', ':', ' ']).next().unwrap_or_default();
             let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             line.contains('=') && word.chars().all(is_name) && admits(line)
@@ -467,7 +467,7 @@ impl Case<'_> {
                 false => word,
             };
             let path = Path::new(word);
-            let plain = path.components().all(|part| part.as_os_str() != "..");
+            let plain = is_plain(path);
             (path.is_absolute() && plain && path.components().count() > 2).then(|| path.to_owned())
         });
         let mounts = || {

@@ -4,7 +4,8 @@
 //!
 //! The audit attacks from outside as well, with what the caller of `up` may do; the supervisor gives that up, and rootless
 //! it is inside of a user namespace. So the process that audits is forked first of all, holds nothing of the stack but
-//! the sockets that a service manager has handed over, and waits until the supervisor says that there is something to attack. Should the supervisor end first, so does it.
+//! the sockets that a service manager has handed over, and waits until the supervisor says that there is something to attack.
+//! Should the supervisor end first, so does it.
 //!
 //! It is in a process group of its own: a Ctrl-C is the supervisor's to hear, which takes the stack down, upon which the
 //! audit finds nothing any more, takes its scratch stack down and ends.

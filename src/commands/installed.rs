@@ -364,7 +364,7 @@ fn files(record: &Path, package: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The text of those units and scripts that start the program; `None` if nothing starts it: then it is no server.
+/// The text of the units and scripts that start the program. `None` if there are none: it is not a server then.
 fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<String>> {
     let is_unit = |path: &Path| {
         let service = path.extension().is_some_and(|kind| kind == "service");
@@ -510,6 +510,11 @@ fn texts(root: &Path, etc: &[PathBuf]) -> Vec<String> {
     texts
 }
 
+/// Whether a path goes down and never up.
+pub(super) fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| part.as_os_str() != "..")
+}
+
 /// The words of a line that may be paths or ports.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c)))
@@ -539,7 +544,7 @@ fn ports(text: &str) -> impl Iterator<Item = u16> + '_ {
 fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
     settings(text).flat_map(words).filter_map(|word| {
         let path = Path::new(word);
-        let plain = path.components().all(|part| part.as_os_str() != "..");
+        let plain = is_plain(path);
         let mut kinds = STATE.iter().map(|kind| Path::new("/var").join(kind));
         kinds
             .find_map(|kind| first_below(&kind, path))
@@ -579,7 +584,7 @@ fn others(root: &Path, etc: &[PathBuf], says: &[String]) -> Vec<PathBuf> {
             let known = first.is_some_and(|first| {
                 EVERYWHERE.contains(&first) || NO_CONFIGURATION.contains(&first)
             });
-            let plain = path.components().all(|part| part.as_os_str() != "..");
+            let plain = is_plain(path);
             // Not a link: what it leads to may be more than what everybody reads.
             let meta = std::fs::symlink_metadata(below(root, path));
             let public = meta.is_ok_and(|meta| meta.is_file() && meta.mode() & 0o004 != 0);
@@ -593,7 +598,7 @@ fn others(root: &Path, etc: &[PathBuf], says: &[String]) -> Vec<PathBuf> {
 fn served(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
     settings(text).flat_map(words).filter_map(|word| {
         let path = Path::new(word);
-        let plain = path.components().all(|part| part.as_os_str() != "..");
+        let plain = is_plain(path);
         let data =
             path.starts_with("/var/www") || path.starts_with("/srv") && path != Path::new("/srv");
         (plain && data).then(|| path.components().collect())
@@ -782,7 +787,7 @@ fn runtime(
         "/run/sendsigs.omit.d",
     ];
     all.retain(|path| {
-        let plain = path.components().all(|part| part.as_os_str() != "..");
+        let plain = is_plain(path);
         plain && !foreign.iter().any(|other| path.starts_with(other))
     });
     all.into_iter().collect()

@@ -172,7 +172,7 @@ pub fn logs(stack: &StackName, wanted: Wanted) -> Result<ExitCode, Failure> {
             // It may have ended since, and then there is nothing to advise.
             let status = super::status_now(stack).ok();
             let hints = status.and_then(|status| advice::of_running(stack, &status).ok());
-            advise(&hints.unwrap_or_default());
+            advice::tell(&hints.unwrap_or_default());
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -420,14 +420,8 @@ fn of_ended(
         }
     };
     print_all(lines, wanted)?;
-    advise(&hints);
+    advice::tell(&hints);
     Ok(())
-}
-
-fn advise(hints: &[String]) {
-    for hint in hints {
-        eprintln!("hint: {hint}");
-    }
 }
 
 fn print_all(lines: Vec<LogLine>, wanted: &Wanted) -> Result<(), Failure> {

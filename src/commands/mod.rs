@@ -615,8 +615,16 @@ fn reply(
     client: &Client,
     stack: &StackName,
 ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), Failure> {
+    reply_or_end(client, stack)?.ok_or_else(|| ended(stack))
+}
+
+/// As [`next_reply`], but it waits for no supervisor that is stopped.
+fn reply_or_end(
+    client: &Client,
+    stack: &StackName,
+) -> Result<Option<(Reply, Vec<std::os::fd::OwnedFd>)>, Failure> {
     hear(client, stack)?;
-    next_reply(client, stack)?.ok_or_else(|| ended(stack))
+    next_reply(client, stack)
 }
 
 /// The next reply; `None` when the supervisor has ended the conversation, or itself.

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use super::{ask, hear, next_reply};
+use super::{ask, hear, next_reply, reply_or_end};
 use crate::commands::failure::Failure;
 use crate::control::{Reply, Request};
 use crate::names::StackName;
@@ -17,8 +17,7 @@ pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
     for part in requests {
         let client = ask(stack, &Request::Replace { part })?;
         loop {
-            hear(&client, stack)?;
-            match next_reply(&client, stack)? {
+            match reply_or_end(&client, stack)? {
                 Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
                 Some((Reply::Done, _)) => break,
                 Some(_) => {}

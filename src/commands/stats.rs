@@ -160,8 +160,7 @@ fn still_there(stack: &StackName) -> Result<Option<Box<Status>>, Failure> {
     let Ok(client) = ask(stack, &Request::Look { processes: false }) else {
         return Ok(None);
     };
-    super::hear(&client, stack)?;
-    match super::next_reply(&client, stack)? {
+    match super::reply_or_end(&client, stack)? {
         Some((Reply::Status(status), _)) => Ok(Some(status)),
         _ => Ok(None),
     }

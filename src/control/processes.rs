@@ -102,35 +102,9 @@ impl Process {
     }
 }
 
-/// Whether process `pid` was stopped by a signal, or by who traces it; not if it is not there.
-#[must_use]
-pub fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it is in parentheses, and may have any character (proc_pid_stat(5)).
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|state| state.starts_with(['T', 't']))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_that_was_stopped_is_known_by_that() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        assert!(!is_stopped(pid.as_raw()));
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
-        let flags = nix::sys::wait::WaitPidFlag::WUNTRACED;
-        nix::sys::wait::waitpid(pid, Some(flags)).unwrap();
-        assert!(is_stopped(pid.as_raw()));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!is_stopped(pid.as_raw()));
-    }
 
     #[test]
     fn this_process_is_seen_as_it_is() {

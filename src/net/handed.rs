@@ -9,9 +9,9 @@
 //! manager waits there for who comes when the stack is gone; and what has a filter loses it when it is taken over, whoever
 //! has left it so, and when it is left ([`Listener::leave`]).
 //!
-//! By DNAT there is no such port: what comes there is translated as long as somebody listens ([`crate::firewall::Shared`]), so
-//! with a stack that is gone it would lead nowhere while the manager listens. Of those nothing is kept, and one of a socket unit
-//! is relayed.
+//! A port that is published by DNAT can't be the manager's as well. The host translates what comes to it as long as somebody
+//! listens there ([`crate::firewall::Shared`]): with the stack gone and the manager listening, clients would be sent to a link
+//! that is gone. So such a port is not kept, and one of a socket unit is relayed.
 //!
 //! What the manager keeps goes with the unit: it can't be told from a stop whether a start follows, but the manager knows.
 //! It also drops a socket that is shut down, by itself (`FDPOLL`), and is told to.
@@ -46,8 +46,8 @@ pub enum Held {
 const STORED: &str = "lrpns-port-";
 
 impl Held {
-    /// Who is to have the socket of a published port of ours, in a stack with so many: the manager keeps all or, if there are more than it takes,
-    /// none. It takes them from the process that it has started alone, and says how many since systemd 254; for one before
+    /// Who is to have the socket of a published port of ours, in a stack with so many: the manager keeps all or, if there are
+    /// more than it takes, none. It takes them from the process that it has started alone, and says how many since systemd 254; for one before
     /// that the unit says it.
     #[must_use]
     pub fn of_ours(publish: &PublishPlan, ports: usize) -> Self {
@@ -70,6 +70,13 @@ pub struct Handed {
     name: String,
     socket: OwnedFd,
 }
+
+/// What a socket is that can't be a published port, and what would do in the socket unit.
+type NoPort = (String, &'static str);
+
+const ONE_FAMILY: &str =
+    "BindIPv6Only=ipv6-only in the socket unit, and a line for each address that is published";
+const A_PORT: &str = "ListenStream= and ListenDatagram= with an address and a port, and no Accept=yes, in the socket unit";
 
 /// One that can't be a published port.
 #[derive(Debug, thiserror::Error)]
@@ -116,31 +123,32 @@ impl Handed {
     }
 
     /// Where it is bound, and what it speaks; or what it is instead.
-    fn look(&self) -> Result<(SocketAddr, Protocol), String> {
-        let no_socket = |e| format!("no socket that could be looked at ({e})");
+    fn look(&self) -> Result<(SocketAddr, Protocol), NoPort> {
+        let no_port = |what: String| Err((what, A_PORT));
+        let no_socket = |e| (format!("no socket that could be looked at ({e})"), A_PORT);
         let kind = sockopt::socket_type(&self.socket).map_err(no_socket)?;
         let family = sockopt::socket_domain(&self.socket).map_err(no_socket)?;
         if ![AddressFamily::INET, AddressFamily::INET6].contains(&family) {
-            return Err("a socket that is neither of IPv4 nor of IPv6".to_owned());
+            return no_port("a socket that is neither of IPv4 nor of IPv6".to_owned());
         }
         let address = rustix::net::getsockname(&self.socket).map_err(no_socket)?;
         let address = SocketAddr::try_from(address).map_err(no_socket)?;
         let protocol = match kind {
             SocketType::STREAM => Protocol::Tcp,
             SocketType::DGRAM => Protocol::Udp,
-            _ => return Err(format!("a socket of another type at {address}")),
+            _ => return no_port(format!("a socket of another type at {address}")),
         };
         if rustix::net::getpeername(&self.socket).is_ok() {
-            return Err(format!("a connection that came to {address}"));
+            return no_port(format!("a connection that came to {address}"));
         }
         if protocol == Protocol::Tcp && !sockopt::socket_acceptconn(&self.socket).unwrap_or(false) {
-            return Err(format!("a socket at {address}/tcp that does not listen"));
+            return no_port(format!("a socket at {address}/tcp that does not listen"));
         }
         // `[::]` of a plan is IPv6 and nothing else.
         if address.ip().is_unspecified() && address.is_ipv6() {
             let only = sockopt::ipv6_v6only(&self.socket).unwrap_or(false);
             if !only {
-                return Err(format!("{address}/{protocol} with IPv4 in it"));
+                return Err((format!("{address}/{protocol} with IPv4 in it"), ONE_FAMILY));
             }
         }
         Ok((address, protocol))
@@ -154,13 +162,12 @@ impl Handed {
             why,
             hint,
         };
-        let is_dual = |what: &str| what.ends_with("with IPv4 in it");
-        let (address, protocol) = self.look().map_err(|what| {
-            let hint = match is_dual(&what) {
-                true => "BindIPv6Only=ipv6-only in the socket unit, and a line for each address that is published",
-                false => "ListenStream= and ListenDatagram= with an address and a port, and no Accept=yes, in the socket unit",
-            };
-            unfit(what, format!("and {} publishes {}", plan.stack, listed(plan)), hint.to_owned())
+        let (address, protocol) = self.look().map_err(|(what, hint)| {
+            unfit(
+                what,
+                format!("and {} publishes {}", plan.stack, listed(plan)),
+                hint.to_owned(),
+            )
         })?;
         let fits = |outside: (SocketAddr, Protocol)| outside == (address, protocol);
         let mut published = plan.published().map(|(_, publish)| publish);

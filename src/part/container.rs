@@ -30,7 +30,7 @@ use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp::Profile;
-use crate::part::namespaces::{Namespaces, reap, socketpair, wait};
+use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, socketpair, wait};
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
 use crate::sys::namespace::setns;
@@ -183,6 +183,12 @@ impl Container {
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether it has said that whoever it had accepted is handed over.
+    #[must_use]
+    pub fn has_handed_over(&self) -> bool {
+        self.said.handed_over
     }
 
     /// Sends one message.
@@ -468,28 +474,16 @@ fn join(
     title: &CString,
     second: &Second,
 ) -> Result<Vforked<io::Error>, (&'static str, io::Error)> {
-    let at = |step: &'static str| move |e: nix::Error| (step, e.into());
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    die_with_parent()?;
     setns(&namespaces.user, CloneFlags::CLONE_NEWUSER)
         .map_err(|e| ("join the user namespace", e))?;
     if let Some(net) = &namespaces.net {
         setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
     }
-    match nix::unistd::setgroups(&[]) {
-        // Forbidden by an unprivileged gid map (user_namespaces(7)).
-        Ok(()) | Err(nix::Error::EPERM) => {}
-        Err(e) => return Err(at("drop supplementary groups")(e)),
-    }
-    let first = namespaces.first;
-    let uid = nix::unistd::Uid::from_raw(first.uid);
-    let gid = nix::unistd::Gid::from_raw(first.gid);
-    nix::unistd::setresgid(gid, gid, gid).map_err(at("become its first gid"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(at("become its first uid"))?;
+    become_first(namespaces.first).map_err(|(step, e)| (step, e.into()))?;
     // It has cleared the signal, and the supervisor's descriptors are this process's as well.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| ("set the parent-death signal", e.into()))?;
-    if !uid.is_root() {
+    die_with_parent()?;
+    if namespaces.first.uid != 0 {
         // Whoever is not 0 keeps over an execve(2) what is ambient, and nothing else (capabilities(7)).
         privileges::make_ambient()
             .map_err(|e| ("keep what the stage drops", io::Error::other(e)))?;

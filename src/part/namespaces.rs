@@ -602,8 +602,7 @@ async fn from_child<F: Future<Output = io::Result<()>>>(
 fn empty_network(user: &OwnedFd) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     setns(user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|e| ("set the parent-death signal", e.into()))?;
+    die_with_parent()?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
     let net = std::fs::File::open("/proc/self/ns/net");
     Ok(vec![net.map_err(at("open the network namespace"))?.into()])
@@ -659,15 +658,7 @@ fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     die_with_parent()?;
     setns(outer, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace of all ids"))?;
-    let first = |e: nix::Error| ("become the first of the ids", e.into());
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    match nix::unistd::setgroups(&[]) {
-        // Forbidden by an unprivileged gid map (user_namespaces(7)).
-        Ok(()) | Err(nix::Error::EPERM) => {}
-        Err(e) => return Err(first(e)),
-    }
-    nix::unistd::setresgid(gid, gid, gid).map_err(first)?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(first)?;
+    become_first(Ids::ROOT).map_err(|(_, e)| ("become the first of the ids", e.into()))?;
     // It has cleared the signal.
     die_with_parent()?;
     crate::confine::ceilings::lower(range.processes).map_err(at("lower the resource limits"))?;
@@ -693,7 +684,27 @@ fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
     Ok(made)
 }
 
-fn die_with_parent() -> Result<(), (&'static str, io::Error)> {
+/// Becomes the first id of a user namespace that was joined. That clears the parent-death signal.
+///
+/// # Errors
+/// The step, and what the kernel says.
+pub fn become_first(first: Ids) -> Result<(), (&'static str, nix::Error)> {
+    let at = |step: &'static str| move |e: nix::Error| (step, e);
+    match nix::unistd::setgroups(&[]) {
+        // Forbidden by an unprivileged gid map (user_namespaces(7)).
+        Ok(()) | Err(nix::Error::EPERM) => {}
+        Err(e) => return Err(at("drop supplementary groups")(e)),
+    }
+    let (uid, gid) = (Uid::from_raw(first.uid), Gid::from_raw(first.gid));
+    nix::unistd::setresgid(gid, gid, gid).map_err(at("become its first gid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(at("become its first uid"))
+}
+
+/// Has the kernel end this process with its parent; a change of ids clears that (PR_SET_PDEATHSIG(2const)).
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn die_with_parent() -> Result<(), (&'static str, io::Error)> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|e| ("set the parent-death signal", e.into()))
 }

@@ -238,10 +238,9 @@ pub fn capacity(listeners: usize, datagrams: usize) -> Option<(usize, usize)> {
 
 /// Carries connections until told to stop; blocks, with an event loop of its own on the calling thread.
 ///
-/// Each listener, already bound and listening, with connections that are born [as they are carried](carried), but for the first
-/// of some ([`Way::early`]), has the way
-/// that its connections are carried, and each socket of
-/// `datagrams` the one that its datagrams are. They may be shared with other processes; they are made non-blocking.
+/// Each listener is bound and listens, and its connections are born [as they are carried](carried), but for the first of some
+/// ([`Way::early`]). It comes with the way that its connections are carried, and each socket of `datagrams` with the one that
+/// its datagrams are. They may be shared with other processes; they are made non-blocking.
 ///
 /// `control` is one end of a stream socket pair. After [`LAST_ORDERS`] no connection is accepted; what is in a listener's
 /// backlog is left to whoever shares it, and `handed_over` is written there once whoever was accepted has been connected to

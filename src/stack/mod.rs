@@ -1392,9 +1392,8 @@ impl Ground {
     /// # Errors
     /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
     pub async fn close_entries(&self, for_good: bool) -> Result<(), StackError> {
-        let mut listeners = self.listeners.iter();
         let outlives = |listener: &&Listener| listener.outlives(for_good);
-        let (left, closing): (Vec<_>, Vec<_>) = listeners.by_ref().partition(outlives);
+        let (left, closing): (Vec<_>, Vec<_>) = self.listeners.iter().partition(outlives);
         left.into_iter().for_each(Listener::leave);
         close(closing).await;
         let mut closed = self.plan.clone();

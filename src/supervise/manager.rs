@@ -18,8 +18,8 @@ use sd_notify::NotifyState;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::Supervisor;
-use crate::control::processes;
 use crate::stack::PartId;
+use crate::sys::process::is_stopped;
 
 /// Says that the stack is up, or up again as it was changed, and what it is in a line.
 pub fn is_up(status: &str) {
@@ -110,7 +110,9 @@ impl Supervisor {
         let mut ours = ours.filter(|part| !matches!(part.id, PartId::App(_)));
         ours.find_map(|part| match &part.process {
             Some(process) if !process.lives() => Some((part.id, "has ended")),
-            Some(process) if processes::is_stopped(process.init) => Some((part.id, "was stopped")),
+            Some(process) if is_stopped(process.init.unsigned_abs()) => {
+                Some((part.id, "was stopped"))
+            }
             Some(_) => None,
             None => Some((part.id, "does not run")),
         })

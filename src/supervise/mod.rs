@@ -2361,7 +2361,6 @@ async fn tend(
     let mut hears = true;
     // Whoever waits for it is told by the end of this.
     let mut handing_over = None;
-    let mut has_handed_over = false;
     loop {
         let by = ending.as_ref().map(|ending| ending.by);
         tokio::select! {
@@ -2376,10 +2375,7 @@ async fn tend(
                     }
                     tell(Tended::Said(said));
                 }
-                Ok(ContainerEvent::HandedOver) => {
-                    has_handed_over = true;
-                    drop(handing_over.take());
-                }
+                Ok(ContainerEvent::HandedOver) => drop(handing_over.take()),
                 said => tell(Tended::Said(said)),
             },
             // Without anybody to give orders its life is over as well.
@@ -2390,7 +2386,7 @@ async fn tend(
                     signal_app(container, stop.signal.number(), &mut hears).await;
                 }
                 Order::LastOrders(done) => {
-                    handing_over = done.filter(|_| !has_handed_over);
+                    handing_over = done.filter(|_| !container.has_handed_over());
                     drop(container.say(relay::LAST_ORDERS).await);
                 }
                 Order::ListenAgain => drop(container.say(relay::LISTEN_AGAIN).await),

@@ -576,6 +576,12 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// Whether a process was stopped, by a signal or by who traces it; not if it is not there.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -757,6 +763,23 @@ mod tests {
             assert_eq!(vfork(0, || ()).unwrap().done, Some(()));
             assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
         });
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_is_known_by_that() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        assert!(!is_stopped(child.id()));
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
+        let flags = nix::sys::wait::WaitPidFlag::WUNTRACED;
+        nix::sys::wait::waitpid(pid, Some(flags)).unwrap();
+        assert!(is_stopped(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_stopped(child.id()));
     }
 
     #[test]

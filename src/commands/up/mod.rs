@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::advice::{case, hints};
+use super::advice::{self, case, hints};
 use super::ended;
 use super::explain;
 use super::gate;
@@ -131,7 +131,7 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
         }
         End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
         End::Over(Outcome::AppEnded(exit), hints) => {
-            advise(&hints);
+            advice::tell(&hints);
             Ok(ExitCode::from(u8::from(exit.code() != 0)))
         }
         End::Early(_, failure) => Err(failure),
@@ -164,7 +164,7 @@ pub fn run(
         End::Over(Outcome::AppEnded(exit), hints) => {
             // Who is at a terminal has seen what each command of theirs said.
             if !tty {
-                advise(&hints);
+                advice::tell(&hints);
             }
             Ok(ExitCode::from(exit.code()))
         }
@@ -706,12 +706,6 @@ fn advised(failure: Failure, hints: &[String]) -> Failure {
         return failure;
     }
     failure.hint(hints.join("\nhint: "))
-}
-
-fn advise(hints: &[String]) {
-    for hint in hints {
-        eprintln!("hint: {hint}");
-    }
 }
 
 /// Apps that have ended, or end again and again, while nothing was waited for: how, and what they said last.

@@ -475,11 +475,12 @@ impl Task {
 
     async fn change(&mut self, apply: Apply, sockets: Vec<OwnedFd>) -> Reply {
         let moved = publish::moved_ports(&apply.wanted, &apply.running);
+        let ports = apply.wanted.published().count();
         let new: Vec<Listener> = publish::new_ports(&apply.wanted, Some(&apply.running))
             .chain(moved)
             .zip(sockets)
             .map(|(publish, socket)| Listener {
-                held: Held::of_ours(publish, apply.wanted.published().count()),
+                held: Held::of_ours(publish, ports),
                 early: 0,
                 address: publish.listen,
                 protocol: publish.protocol,
