@@ -140,19 +140,105 @@ fn an_up_that_has_no_descriptor_left_leaves_nothing() {
     let stack = Stack::new(&lab);
     let mut refused = 0;
     // From less than it takes to read the file to what is enough, so that each that it opens is once the one too many.
-    for most in 4..40 {
-        let limit = format!("--nofile={most}:{most}");
-        let up = lab.run(&["prlimit", &limit, lrpns(), "up", "-d", "-f", &stack.file]);
+    for most in 3..64 {
+        let up = lab.run(&with_descriptors(most, &["up", "-d", "-f", &stack.file]));
         if up.status.success() {
             stack.down();
         } else {
-            let said = String::from_utf8_lossy(&up.stderr);
-            assert!(said.contains("lrpns: "), "{most}: {}", describe(&up));
+            assert_names_the_shortage(most, &up);
             refused += 1;
         }
         stack.assert_nothing_is_left();
     }
     assert_ne!(refused, 0);
+    assert_ne!(refused, 64 - 3);
+}
+
+/// A call of lrpns that may have so many descriptors.
+fn with_descriptors<'a>(most: usize, args: &[&'a str]) -> Vec<&'a str> {
+    let limit: &str = Box::leak(format!("--nofile={most}:{most}").into_boxed_str());
+    let mut all = vec!["prlimit", limit, lrpns()];
+    all.extend(args);
+    all
+}
+
+fn assert_names_the_shortage(most: usize, output: &std::process::Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    for word in ["lrpns: ", "Too many open files", "hint: ", "RLIMIT_NOFILE"] {
+        let what = describe(output);
+        assert!(said.contains(word), "{most}: no {word:?} in {what}");
+    }
+    assert!(!said.contains("panicked"), "{most}: {}", describe(output));
+}
+
+#[test]
+fn a_command_that_has_no_descriptor_left_says_so_and_does_no_harm() {
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let name = stack.name.as_str();
+    for args in [
+        &["status", name][..],
+        &["ps"],
+        &["logs", name],
+        &["exec", name, "--", "/webapp", "--no-such-option"],
+        &["audit", name],
+        &["rules", name, "--counters"],
+        &["stats", name],
+        &["plan", "-f", &stack.file],
+        &["apply", "-f", &stack.file],
+        &["restart", name],
+        &["restart", "--rolling", name],
+        &["gc"],
+        &["down", name],
+    ] {
+        let mut refused = 0;
+        for most in 3.. {
+            let output = lab.run(&with_descriptors(most, args));
+            // 1 is the app's own word to `exec`.
+            if matches!(output.status.code(), Some(0 | 1)) {
+                break;
+            }
+            assert!(most < 100, "{args:?}: {}", describe(&output));
+            assert_names_the_shortage(most, &output);
+            refused += 1;
+        }
+        assert_ne!(refused, 0, "{args:?}");
+        if args[0] != "down" {
+            stack.assert_answers();
+        }
+    }
+    stack.assert_nothing_is_left();
+}
+
+#[test]
+fn a_supervisor_that_has_no_descriptor_left_says_so_and_goes_on() {
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let supervisor = stack.status()["supervisor"].to_string();
+    let limit = |limit: &str| {
+        lab.ok(&[
+            "prlimit",
+            "--pid",
+            &supervisor,
+            &format!("--nofile={limit}"),
+        ]);
+    };
+    let open = lab.ok(&["ls", &format!("/proc/{supervisor}/fd")]);
+    let open: Vec<usize> = open.lines().map(|fd| fd.parse().unwrap()).collect();
+    // Enough to hear a command and to begin, and not for another app beside the one that is there.
+    let mut free = (0..).filter(|fd| !open.contains(fd));
+    limit(&format!("{}:4096", free.nth(4).unwrap()));
+    let refused = lab.lrpns(&["restart", "--rolling", &stack.name]);
+    assert_eq!(refused.status.code(), Some(1), "{}", describe(&refused));
+    assert_names_the_shortage(4, &refused);
+    stack.assert_answers();
+    limit("1024:4096");
+    lab.lrpns_ok(&["restart", "--rolling", &stack.name]);
+    stack.assert_answers();
+    stack.down();
+    stack.assert_nothing_is_left();
 }
 
 #[test]

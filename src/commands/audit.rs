@@ -11,11 +11,17 @@ use crate::commands::failure::{FAILED, Failure};
 use crate::control::{Client, Request};
 use crate::host::Host;
 use crate::names::StackName;
+use crate::sys::runtime;
+
+/// What it takes with the scratch stacks that it brings up. With fewer, much would be unknown.
+const DESCRIPTORS: usize = 64;
 
 /// Attacks `stack`; exit code 1 when anything failed, or could not be found out.
 pub fn audit(stack: &StackName, format: AuditFormat, all: bool) -> Result<ExitCode, Failure> {
     // Says who does not run, in the words of every other command.
     drop::<Client>(super::ask(stack, &Request::Status)?);
+    runtime::have_room_for(DESCRIPTORS)
+        .map_err(|e| Failure::unable(format!("audit {stack}: open {DESCRIPTORS} files: {e}")))?;
     let terminal = std::io::stderr().is_terminal();
     let mut progress = |step: &str| {
         if terminal {

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::ended;
 use super::interrupt::{Heard, Interrupts, tell};
-use crate::commands::failure::Failure;
+use crate::commands::failure::{Failure, chain};
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::firewall::{self, Shared};
 use crate::host::Host;
@@ -299,10 +299,8 @@ fn remove_cgroup(state: &StateRoot, stack: &StackName) -> Result<(), Failure> {
 
 /// Runs one question to the kernel.
 fn in_runtime<T>(work: impl Future<Output = Result<T, net::Error>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    crate::sys::runtime::of_this_thread()
         .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?
         .block_on(work)
-        .map_err(Failure::unable)
+        .map_err(|e| Failure::unable(chain(&e)))
 }

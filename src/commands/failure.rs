@@ -43,10 +43,11 @@ impl Failure {
     /// lrpns could not do it.
     #[must_use]
     pub fn unable(message: impl Display) -> Self {
+        let message = message.to_string();
         Self {
             code: UNABLE,
-            message: message.to_string(),
-            hint: None,
+            hint: shortage(&message).map(str::to_owned),
+            message,
         }
     }
 
@@ -80,10 +81,12 @@ impl Failure {
         }
     }
 
-    /// The same with a hint.
+    /// The same with a hint; a shortage of descriptors has its own, whatever it came in the way of.
     #[must_use]
     pub fn hint(mut self, hint: impl Display) -> Self {
-        self.hint = Some(hint.to_string());
+        if shortage(&self.message).is_none() {
+            self.hint = Some(hint.to_string());
+        }
         self
     }
 
@@ -102,6 +105,25 @@ impl Failure {
             let _ = writeln!(err, "{good}hint:{plain} {hint}");
         }
         ExitCode::from(self.code)
+    }
+}
+
+/// What to do where a call failed since there is no descriptor left (open(2): EMFILE, ENFILE). Any call that opens something may,
+/// of whatever type its error is, and of a child or the supervisor only the words are there.
+fn shortage(message: &str) -> Option<&'static str> {
+    let says = |errno: i32| message.contains(&format!("(os error {errno})"));
+    if says(libc::EMFILE) {
+        Some(
+            "the limit of open files (RLIMIT_NOFILE) is too low: raise it where this command is started or, if it is the stack that \
+             has none left, where lrpns up is: ulimit -n 1024, LimitNOFILE= of a unit",
+        )
+    } else if says(libc::ENFILE) {
+        Some(
+            "all programs of this machine together have as many files open as it may have: sysctl fs.file-nr counts them, \
+             fs.file-max is the limit",
+        )
+    } else {
+        None
     }
 }
 

@@ -306,10 +306,7 @@ fn serve(path: &Path, stack: Option<&StackName>) -> Result<(), Failure> {
             }
         }
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| at("serve", &e))?;
+    let runtime = crate::sys::runtime::of_this_thread().map_err(|e| at("serve", &e))?;
     let own = runtime.block_on(async {
         let catch = |kind| signal(kind).map_err(|e| at("serve", &e));
         let mut interrupt = catch(SignalKind::interrupt())?;

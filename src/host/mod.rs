@@ -16,6 +16,7 @@ use crate::part::cgroup;
 use crate::plan::neighbour::Neighbour;
 use crate::plan::{Mode, RANGE, Subordinate};
 use crate::state::StateRoot;
+use crate::sys::runtime;
 
 /// This machine, as far as a plan depends on it.
 #[derive(Debug, Clone)]
@@ -129,10 +130,7 @@ impl Host {
             // The runtime lives for this question only: what follows may unshare, which a process with a runtime
             // should not do.
             Mode::Root => {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_io()
-                    .build()
-                    .map_err(io("make a runtime"))?;
+                let runtime = runtime::of_this_thread().map_err(io("make a runtime"))?;
                 let facts = runtime.block_on(async { net::facts(&net::Rtnl::open()?).await })?;
                 let forwarding = [IpFamily::V4, IpFamily::V6].map(|family| {
                     firewall::forwarding(family)

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use serde::de::DeserializeOwned;
@@ -383,6 +383,10 @@ fn receive_some(
             io::ErrorKind::InvalidData,
             "too many descriptors",
         ));
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        // There was room for them in the buffer, so it is the process that has none for another (unix(7)).
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
     Ok(got.bytes)
 }

@@ -64,7 +64,6 @@ use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
-use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -278,11 +277,7 @@ fn run_with(
     places: Places,
     tuning: Tuning,
 ) -> Result<(), RelayError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // a LocalSet's tasks are woken by a write to an eventfd each time
-        .build_local(LocalOptions::default())
-        .map_err(|source| RelayError::Runtime { source })?;
+    let runtime = crate::sys::runtime::local().map_err(|source| RelayError::Runtime { source })?;
     // its end drops the runtime, and every connection with it
     runtime.block_on(async {
         let mut control = watch_end(control)?;

@@ -11,6 +11,7 @@
 //! - [`memory`][]: `malloc_trim(3)`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket, and one from a descriptor
+//! - [`runtime`][]: tokio's runtime for this thread, if there are descriptors for it
 //! - [`seccomp`][]: `seccomp(2)`
 //! - [`socket`][]: socket options that no crate has
 //! - [`watch`][]: descriptors in the runtime's epoll set
@@ -21,6 +22,7 @@ pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod process;
+pub mod runtime;
 pub mod seccomp;
 pub mod socket;
 pub mod watch;

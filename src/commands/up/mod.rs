@@ -487,14 +487,8 @@ fn supervise_here(
                 rootless::become_root_of_own_namespaces(plan.subordinate)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| {
-                    Failure::unable(format!("make a runtime: {e}")).hint(
-                        "this process may have too few open files: ulimit -n, LimitNOFILE= of a unit",
-                    )
-                })?;
+            let runtime = crate::sys::runtime::of_this_thread()
+                .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
             Ok((listeners, control, cgroups, record, runtime))
         });
     let (listeners, control, cgroups, record, runtime) = match prepared {

@@ -19,7 +19,6 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::runtime::LocalOptions;
 use tokio::task::JoinSet;
 
 use super::super::{Dials, Places, Relay, RelayError, Tuning, Way, dial, udp};
@@ -83,10 +82,7 @@ pub fn run(
     carrier: OwnedFd,
 ) -> Result<(), RelayError> {
     let places = Places::share_out(0, datagrams.len())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .map_err(|source| RelayError::Runtime { source })?;
+    let runtime = crate::sys::runtime::local().map_err(|source| RelayError::Runtime { source })?;
     runtime.block_on(async {
         let carrier =
             crate::sys::watch::owned(carrier).map_err(|source| RelayError::Control { source })?;
