@@ -13,6 +13,7 @@
 
 mod apply;
 mod backoff;
+mod clients;
 mod health;
 mod journal;
 pub mod manager;
@@ -34,10 +35,11 @@ use nftables::schema::Nftables;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch as watched};
+use tokio::sync::{mpsc, oneshot, watch as watched};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::{Backoff, Next};
+use self::clients::{Answer, Client, refused, serve, tell, tell_all};
 use self::journal::{
     Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, event_line,
 };
@@ -48,7 +50,7 @@ use crate::config::{Restart, RestartLimit, Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
-use crate::control::evidence::{self, By, EndedPart, Remains};
+use crate::control::evidence::{By, EndedPart, Remains};
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::{Bucket, Budget, LeftOut, Rationed};
@@ -87,16 +89,8 @@ const TRAFFIC_WAITING: usize = 2;
 const TRAFFIC_MESSAGES: u64 = 1_000;
 /// …how many bytes: of about 40,000 connections. The rest waits, and the sidecar counts what it can't say meanwhile.
 const TRAFFIC_BYTES_A_SECOND: u64 = 4 << 20;
-/// How many clients of the control socket are answered at the same time: each costs a descriptor…
-const CLIENTS: usize = 64;
-/// …and how many more are heard, who are refused unless they want the end.
-const MORE_CLIENTS: usize = 16;
-/// How long a client may take to say what it wants.
-const ASKS_WITHIN: Duration = Duration::from_secs(10);
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
-/// How many answers may wait for a client to read them.
-const ANSWERS_WAITING: usize = 512;
 /// How long it may take, once nobody new is let in, until who is there is with an app that accepts.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
@@ -111,8 +105,6 @@ const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// What there is to say of a part that [`Container::kill`] could not wait for.
 const LINGERS: &str = "killed, and does not end: a process in its namespaces that is none of ours hangs in the kernel, or is \
                        a zombie that its parent does not wait for; what the part had of the network is gone";
-/// How long is waited when there is no descriptor left for a client.
-const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a stack ended.
 #[derive(Debug)]
@@ -165,32 +157,6 @@ enum Event {
     Replacing(replace::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal(Signal),
-}
-
-/// Who asked, and how to answer. When it is dropped the conversation ends.
-type Client = mpsc::Sender<Answer>;
-
-/// What a client gets at once.
-struct Answer {
-    replies: Vec<Reply>,
-    fd: Option<OwnedFd>,
-    /// Dropped when they are sent.
-    sent: Option<oneshot::Sender<()>>,
-}
-
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Self {
-        Self {
-            replies: vec![reply],
-            fd: None,
-            sent: None,
-        }
-    }
-}
-
-/// Answers. A client that has gone, or doesn't read, goes without.
-fn tell(client: &Client, answer: impl Into<Answer>) {
-    let _ = client.try_send(answer.into());
 }
 
 /// What of an app there is still to end.
@@ -1698,13 +1664,6 @@ fn stopping(what: Left, stop: Stop, since: Duration) -> String {
     )
 }
 
-/// Tells everybody who waits.
-fn tell_all(clients: &[Client], text: &str) {
-    for client in clients {
-        tell(client, Reply::Waits(text.to_owned()));
-    }
-}
-
 impl Part {
     fn new(id: PartId) -> Self {
         Self {
@@ -1821,15 +1780,6 @@ fn one_more(app: &AppPlan, command: Vec<String>, term: Option<String>, terminal:
         env,
         terminal,
         program: false,
-    }
-}
-
-fn refused(why: String, hint: Option<String>) -> Reply {
-    let configuration = false;
-    Reply::Refused {
-        why,
-        hint,
-        configuration,
     }
 }
 
@@ -2245,103 +2195,4 @@ fn end_with(process: OwnedFd, events: mpsc::UnboundedSender<Event>) -> io::Resul
         let _ = events.send(Event::Signal(Signal::SIGTERM));
     });
     Ok(())
-}
-
-/// Answers the control socket.
-fn serve(
-    listener: std::os::unix::net::UnixListener,
-    events: mpsc::UnboundedSender<Event>,
-    ender: Ender,
-    offer: shared::Offer,
-) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::UnixListener::from_std(listener)?;
-    let own_uid = nix::unistd::geteuid().as_raw();
-    let heard = Arc::new(Semaphore::new(CLIENTS + MORE_CLIENTS));
-    let answered = Arc::new(Semaphore::new(CLIENTS));
-    tokio::spawn(async move {
-        // An error is one client's (ECONNABORTED) or passes (EMFILE) when a client ends.
-        while let Ok(turn) = Arc::clone(&heard).acquire_owned().await {
-            let Ok((client, _)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPTS_AGAIN).await;
-                continue;
-            };
-            let uid = client.peer_cred().map(|cred| cred.uid());
-            if uid.is_ok_and(|uid| uid == own_uid || uid == 0) {
-                let (answered, events) = (Arc::clone(&answered), events.clone());
-                let conversation = converse(client, answered, events, ender.clone(), offer.clone());
-                tokio::spawn(async move {
-                    conversation.await;
-                    drop(turn);
-                });
-            }
-        }
-    });
-    Ok(())
-}
-
-/// One client: a request, then replies until either side ends.
-async fn converse(
-    client: tokio::net::UnixStream,
-    answered: Arc<Semaphore>,
-    events: mpsc::UnboundedSender<Event>,
-    ender: Ender,
-    offer: shared::Offer,
-) {
-    let peer = client.peer_cred();
-    let Ok(Ok(mut channel)) = client
-        .into_std()
-        .map(|client| Channel::new(OwnedFd::from(client)))
-    else {
-        return;
-    };
-    let asked = tokio::time::timeout(ASKS_WITHIN, channel.receive::<Request>());
-    let Ok(Ok(Some((request, fds)))) = asked.await else {
-        return;
-    };
-    if matches!(request, Request::HostTable) {
-        let _ = tokio::time::timeout(ASKS_WITHIN, offer.answer(&channel)).await;
-        return;
-    }
-    if matches!(request, Request::Down | Request::Kill) {
-        let by = peer.map(|peer| evidence::asker(peer.uid(), peer.pid()));
-        let _ = by.map(|by| ender.get_or_init(|| by));
-    }
-    let turn = answered.try_acquire();
-    if turn.is_err() && !matches!(request, Request::Down) {
-        let why = format!("{CLIENTS} other commands are being answered");
-        let hint =
-            "end some of them: `lrpns logs`, `lrpns restart` and `lrpns apply` may wait long";
-        let refused = refused(why, Some(hint.to_owned()));
-        let _ = tokio::time::timeout(ASKS_WITHIN, channel.send(&refused, &[])).await;
-        return;
-    }
-    let request = match request {
-        Request::Apply(apply) => {
-            let _ = events.send(Event::Apply(apply, fds, channel));
-            return;
-        }
-        request => request,
-    };
-    let (answers, mut to_send) = mpsc::channel::<Answer>(ANSWERS_WAITING);
-    if events.send(Event::Asked(request, fds, answers)).is_err() {
-        return;
-    }
-    loop {
-        tokio::select! {
-            answer = to_send.recv() => {
-                let Some(Answer { replies, fd, sent }) = answer else { return };
-                let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
-                for (index, reply) in replies.iter().enumerate() {
-                    let fds = if index == 0 { fds.as_slice() } else { &[] };
-                    if channel.send(reply, fds).await.is_err() {
-                        return;
-                    }
-                }
-                drop(sent);
-            }
-            // A client says nothing more; its end is all there is to hear.
-            _ = channel.receive::<Request>() => return,
-        }
-    }
 }
