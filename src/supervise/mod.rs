@@ -19,6 +19,7 @@ mod heard;
 mod journal;
 pub mod manager;
 mod order;
+mod part;
 mod process;
 mod replace;
 mod rising;
@@ -37,24 +38,25 @@ use nftables::schema::Nftables;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch as watched};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{mpsc, watch as watched};
+use tokio::task::JoinSet;
 
-use self::backoff::{Backoff, Next};
+use self::backoff::Backoff;
 use self::clients::{Answer, Client, refused, serve, tell, tell_all};
-use self::heard::{Budgets, Refused, Traffic, hear, hear_of_traffic};
+use self::heard::{Budgets, Refused, Traffic, hear};
 use self::journal::{
     Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, event_line,
 };
 pub use self::journal::{Tee, record, systemd_runs};
-use self::process::{Awaited, Left, Life, Order, Process, watch};
+use self::part::Part;
+use self::process::{Awaited, Left, Order, Process};
 use self::rising::Rising;
 pub use self::shared::lives;
-use crate::config::{Restart, RestartLimit, Stop, TrafficLog};
+use crate::config::{Stop, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::{self, Ids, Privileges};
 use crate::confine::seccomp;
-use crate::control::evidence::{By, EndedPart, Remains};
+use crate::control::evidence::{By, Remains};
 use crate::control::processes::{self, Role};
 use crate::control::{Apply, Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::{Bucket, LeftOut, Rationed};
@@ -65,7 +67,7 @@ use crate::part::cgroup::Cgroups;
 use crate::part::container::{ContainerError, Event as ContainerEvent};
 use crate::part::refused::Refusals;
 use crate::part::secrets;
-use crate::plan::{AppPlan, Plan, Turn};
+use crate::plan::{AppPlan, Plan};
 use crate::protocol::{Channel, Exit, ToStage};
 use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
 use crate::text::duration;
@@ -152,45 +154,6 @@ enum Event {
     Replacing(replace::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal(Signal),
-}
-
-/// A part as the supervisor sees it.
-struct Part {
-    id: PartId,
-    /// Which start of the part its events must be of to count.
-    launch: u64,
-    state: PartState,
-    since: Timestamp,
-    restarts: u32,
-    backoff: Backoff,
-    /// When it is started again, of one that has ended.
-    next_start: Option<Timestamp>,
-    /// It is not started again for having been so too often.
-    gave_up: bool,
-    process: Option<Process>,
-    /// How the command of the running process ended: its process ends next.
-    exit: Option<Exit>,
-    last_exit: Option<Exit>,
-    /// When that was.
-    last_end: Option<Timestamp>,
-    /// Whether it was for want of memory.
-    out_of_memory: bool,
-    privileges: Option<Privileges>,
-    notes: Vec<String>,
-    /// What its health checks have come to, as long as it runs.
-    health: Option<health::Watched>,
-    /// It is being ended for being unhealthy.
-    ends_unhealthy: bool,
-    /// A task is starting it again.
-    launching: bool,
-    /// That task.
-    starting: Option<AbortHandle>,
-    /// Dropped, it doesn't wait for the app to listen, and ends it.
-    give_up: Option<oneshot::Sender<()>>,
-    /// Who waits for that.
-    waiting: Vec<Client>,
-    /// Who has asked since, and waits for one start more: two at once would meet in the same namespaces.
-    waiting_for_next: Vec<Client>,
 }
 
 /// Who audits the stack before its ports open: told `()`, it answers with a [`Judgement`].
@@ -649,356 +612,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// How a part is to end: all but apps, at once.
-    fn stop(&self, id: PartId) -> Stop {
-        match id {
-            PartId::App(_) => self.ground.app_plan(id).stop,
-            PartId::Sidecar | PartId::Relay | PartId::Egress => Stop::default(),
-        }
-    }
-
-    fn part(&mut self, id: PartId) -> &mut Part {
-        self.parts
-            .iter_mut()
-            .find(|part| part.id == id)
-            .expect("what a part that is removed has said before is not listened to")
-    }
-
-    fn is_current(&mut self, id: PartId, launch: u64) -> bool {
-        let mut parts = self.parts.iter();
-        parts.any(|part| part.id == id && part.launch == launch)
-    }
-
-    /// Takes over a part that is ready.
-    fn adopt(&mut self, id: PartId, launched: Launched) {
-        let sender = self.sender.clone();
-        let complaint = self.ground.plan.cgroup.complaint([self.ground.limits(id)]);
-        let part = self.part(id);
-        let Launched {
-            container,
-            privileges,
-            notes,
-            command,
-            traffic,
-            health,
-        } = launched;
-        let Ok(pidfd) = container.pidfd().try_clone_to_owned() else {
-            // Out of descriptors: the part is ended by the container's drop, and started again like any that ended.
-            let _ = sender.send(Event::Part {
-                id,
-                launch: part.launch,
-                what: Ok(ContainerEvent::Gone),
-            });
-            return;
-        };
-        let (orders, orders_in) = mpsc::unbounded_channel();
-        let (ended_in, ended) = oneshot::channel();
-        let (held, life_in) = oneshot::channel();
-        part.process = Some(Process {
-            orders,
-            life: Some(Life { held, ended }),
-            pidfd,
-            init: container.pid(),
-            command,
-        });
-        part.state = PartState::Running;
-        part.exit = None;
-        part.since = Timestamp::now();
-        part.privileges = Some(privileges);
-        part.notes = notes;
-        part.notes.extend(complaint);
-        let launch = part.launch;
-        tokio::spawn(watch(
-            (id, launch),
-            container,
-            orders_in,
-            life_in,
-            ended_in,
-            sender,
-        ));
-        match (traffic, id) {
-            (None, _) => {}
-            (Some(socket), PartId::Relay) => {
-                let apps = self.ground.plan.apps.iter();
-                let relay = self
-                    .refused
-                    .begin(apps.map(|app| app.name.to_string()).collect());
-                let read = move |message: &[u8]| {
-                    let (refusals, apps, records) = traffic::wire::read_refusals(message)?;
-                    let records = records.to_vec();
-                    Some(Traffic::Refused {
-                        relay,
-                        refusals,
-                        apps,
-                        records,
-                    })
-                };
-                hear_of_traffic(self.traffic_in.clone(), socket, id, read);
-            }
-            (Some(socket), _) => {
-                let apps = self.ground.plan.apps.iter().filter(|app| app.turn.serves());
-                self.sums.begin(apps.map(|app| app.name.as_str()));
-                let read = |message: &[u8]| {
-                    let (totals, records) = traffic::wire::read(message)?;
-                    let records = records.to_vec();
-                    Some(Traffic::Told { totals, records })
-                };
-                hear_of_traffic(self.traffic_in.clone(), socket, id, read);
-            }
-        }
-        if self.is_job(id) {
-            return self.wait_for_job(id);
-        }
-        // One that waits for the gate hears nothing but that it has opened.
-        if id == PartId::Relay && !self.gated {
-            self.listen_again();
-        }
-        let known = health.is_some();
-        if self.watch_health(id, health) && !known {
-            return;
-        }
-        for client in std::mem::take(&mut self.part(id).waiting) {
-            tell(&client, Reply::Done);
-        }
-    }
-
-    /// Starts a part again, in a task of its own: the loop goes on. There is one such task for a part at a time: two
-    /// would meet in its namespaces.
-    fn launch(&mut self, id: PartId) {
-        let part = self.part(id);
-        if part.launching {
-            return;
-        }
-        part.launching = true;
-        part.state = PartState::Starting;
-        part.next_start = None;
-        part.gave_up = false;
-        part.launch += 1;
-        // One that has never been there is started for the first time.
-        part.restarts += u32::from(part.privileges.is_some());
-        part.health = None;
-        part.ends_unhealthy = false;
-        let launch = part.launch;
-        let old = part.process.take();
-        self.enforce();
-        let stop = matches!(id, PartId::App(_)).then(|| self.stop(id));
-        let user = self.journal.tee.user();
-        while self.launching.try_join_next().is_some() {}
-        let (ground, sender, lines, budgets) = (
-            Arc::clone(&self.ground),
-            self.sender.clone(),
-            self.lines_in.clone(),
-            Arc::clone(&self.budgets),
-        );
-        let (give_up, given_up) = oneshot::channel();
-        let starting = self.launching.spawn(async move {
-            if let Some(process) = old {
-                process.end(stop).await;
-            }
-            let name = |app: usize| ground.plan.apps[app].name.as_str();
-            let streams = |app: usize| hear(&lines, &budgets, name(app), user.as_ref());
-            let result = match id {
-                PartId::Sidecar => ground.sidecar(true).await,
-                PartId::Relay => ground.relay().await,
-                PartId::Egress => ground.egress().await,
-                PartId::App(index) => ground.relaunch_app(index, &streams, given_up).await,
-            };
-            let _ = sender.send(Event::Launched {
-                id,
-                launch,
-                result: Box::new(result),
-            });
-        });
-        let part = self.part(id);
-        part.starting = Some(starting);
-        part.give_up = Some(give_up);
-    }
-
-    /// A part is there again, or is not.
-    fn launched(&mut self, id: PartId, result: Result<Launched, StackError>) -> Option<Outcome> {
-        self.part(id).launching = false;
-        if id == PartId::Sidecar {
-            self.sidecar_has_started();
-        }
-        let next = std::mem::take(&mut self.part(id).waiting_for_next);
-        let asked_again = !next.is_empty();
-        let outcome = match result {
-            Ok(launched) => {
-                self.adopt(id, launched);
-                let again = if self.part(id).restarts > 0 {
-                    " again"
-                } else {
-                    ""
-                };
-                self.note(id, format!("started{again}"));
-                None
-            }
-            Err(e) => {
-                let exit = match &e {
-                    StackError::AppEnded { exit, .. } => *exit,
-                    _ => Exit::Status(125),
-                };
-                self.note(id, e.to_string());
-                for client in std::mem::take(&mut self.part(id).waiting) {
-                    tell(&client, refused(e.to_string(), None));
-                }
-                (!asked_again).then(|| self.ended(id, exit)).flatten()
-            }
-        };
-        if asked_again {
-            self.part(id).waiting = next;
-            self.launch(id);
-        }
-        outcome
-    }
-
-    /// A part's process said something.
-    fn part_said(
-        &mut self,
-        id: PartId,
-        what: Result<ContainerEvent, ContainerError>,
-    ) -> Option<Outcome> {
-        match what {
-            Ok(ContainerEvent::Started { pid }) => {
-                if let Some(process) = &mut self.part(id).process {
-                    process.command = pid;
-                }
-                None
-            }
-            // Whoever waits for it has been told.
-            Ok(ContainerEvent::HandedOver) => None,
-            Ok(ContainerEvent::Exited(exit)) => {
-                self.note(id, format!("ended with {exit}"));
-                self.part(id).exit = Some(exit);
-                let stop = self.stop(id);
-                if let Some(process) = &self.part(id).process {
-                    // What it has left running gets its time too; if it was told to stop, it has been told so already.
-                    let _ = process.orders.send(Order::Stop(stop));
-                }
-                None
-            }
-            Ok(ContainerEvent::Gone) => {
-                let out_of_memory = self
-                    .ground
-                    .cgroups
-                    .ran_out_of_memory(&self.ground.cgroup_name(id));
-                self.part(id).out_of_memory = out_of_memory;
-                if out_of_memory {
-                    let most = self.ground.limits(id).memory.unwrap_or_default();
-                    let ended = "ended by the kernel: it needed more than its";
-                    self.note(id, format!("{ended} {most} bytes of memory"));
-                }
-                // Without a word: killed, and its command with it.
-                let exit = self.part(id).exit.take();
-                let exit = exit.unwrap_or(Exit::Signal(libc::SIGKILL));
-                self.ended(id, exit)
-            }
-            // Its end as well, if it has told how its command ended: with something unread its socket ends by a reset.
-            Err(e) => {
-                let exit = self.part(id).exit.take();
-                if exit.is_none() {
-                    self.note(id, e.to_string());
-                }
-                self.ended(id, exit.unwrap_or(Exit::Status(125)))
-            }
-        }
-    }
-
-    /// A part is not there any more: start it again, or end with it.
-    fn ended(&mut self, id: PartId, exit: Exit) -> Option<Outcome> {
-        let job = self.is_job(id);
-        let again = match id {
-            _ if !self.turn(id).serves() => false,
-            // Without them the stack is nothing; the rules stay in force meanwhile, they are the kernel's.
-            PartId::Sidecar | PartId::Relay | PartId::Egress => true,
-            PartId::App(_) => match self.ground.app_plan(id).restart {
-                Restart::Always => true,
-                Restart::OnFailure => exit != Exit::Status(0),
-                Restart::No => false,
-            },
-        };
-        let limit = self.restart_limit(id);
-        let name = self.ground.name(id).to_owned();
-        let serves = self.turn(id).serves();
-        let part = self.part(id);
-        part.health = None;
-        let again = again || (std::mem::take(&mut part.ends_unhealthy) && serves);
-        let early = match part.process {
-            // Those who wait for a job's end have it.
-            Some(_) if !job => std::mem::take(&mut part.waiting),
-            _ => vec![],
-        };
-        for client in early {
-            tell(
-                &client,
-                refused(
-                    format!("{name} ended with {exit} before it was healthy"),
-                    None,
-                ),
-            );
-        }
-        // One that has never come to run has not run for long.
-        let ran = match part.process.take() {
-            Some(_) => part.runs_for(),
-            None => Duration::ZERO,
-        };
-        part.last_exit = Some(exit);
-        part.last_end = Some(Timestamp::now());
-        part.state = PartState::Ended;
-        part.launch += 1;
-        self.enforce();
-        let part = self.part(id);
-        let next = again.then(|| part.backoff.ended(ran, Instant::now(), limit));
-        match next {
-            Some(Next::Again(pause)) => {
-                self.again_after(id, pause);
-                None
-            }
-            Some(Next::GiveUp(times)) => {
-                part.gave_up = true;
-                let limit = limit.map_or_else(String::new, |limit| limit.to_string());
-                let text =
-                    format!("is not started again: it has been {times} times, at most is {limit}");
-                self.note(id, text);
-                self.job_ended(id, exit);
-                self.all_ended()
-            }
-            None => {
-                self.job_ended(id, exit);
-                self.all_ended()
-            }
-        }
-    }
-
-    fn restart_limit(&self, id: PartId) -> Option<RestartLimit> {
-        match id {
-            PartId::App(_) => self.ground.app_plan(id).restart_limit,
-            // The stack is nothing without them.
-            PartId::Sidecar | PartId::Relay | PartId::Egress => None,
-        }
-    }
-
-    /// Has a part started again after a pause, and says so.
-    fn again_after(&mut self, id: PartId, pause: Duration) {
-        let sender = self.sender.clone();
-        let part = self.part(id);
-        part.state = PartState::Starting;
-        part.next_start = Timestamp::now().checked_add(pause).ok();
-        let launch = part.launch;
-        let text = match part.backoff.in_a_row(Duration::ZERO) {
-            1 => format!("is started again in {}", duration(pause)),
-            times => format!(
-                "is started again in {}, {times} times in a row by then",
-                duration(pause)
-            ),
-        };
-        self.note(id, text);
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            let _ = sender.send(Event::Again { id, launch });
-        });
-    }
-
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>, client: Client) {
         let reply = match request {
             Request::Status | Request::Look { processes: true } => {
@@ -1362,17 +975,6 @@ impl Supervisor {
         notes
     }
 
-    /// A line of our own about a part.
-    fn note(&mut self, id: PartId, text: String) {
-        let text = match self.turn(id) {
-            Turn::Serves => text,
-            Turn::Comes => format!("the one to come: {text}"),
-            Turn::Goes => format!("the one before: {text}"),
-        };
-        let line = event_line(self.ground.name(id).to_owned(), text);
-        self.journal.write(line);
-    }
-
     /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
     /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
     /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`Journal::hear_out`].
@@ -1585,56 +1187,6 @@ fn stopping(what: Left, stop: Stop, since: Duration) -> String {
         "waiting for {what} to end on {}, for {since}s of at most {within}",
         stop.signal
     )
-}
-
-impl Part {
-    fn new(id: PartId) -> Self {
-        Self {
-            id,
-            launch: 0,
-            state: PartState::Starting,
-            since: Timestamp::now(),
-            restarts: 0,
-            backoff: Backoff::default(),
-            next_start: None,
-            gave_up: false,
-            process: None,
-            exit: None,
-            last_exit: None,
-            last_end: None,
-            out_of_memory: false,
-            privileges: None,
-            notes: vec![],
-            health: None,
-            ends_unhealthy: false,
-            launching: false,
-            starting: None,
-            give_up: None,
-            waiting: vec![],
-            waiting_for_next: vec![],
-        }
-    }
-
-    /// How long it has been running.
-    fn runs_for(&self) -> Duration {
-        Timestamp::now().duration_since(self.since).unsigned_abs()
-    }
-
-    /// How it has ended, as far as it has.
-    fn ended(&self, ground: &Ground) -> EndedPart {
-        let runs = self.process.is_some();
-        EndedPart {
-            name: ground.name(self.id).to_owned(),
-            exit: self.last_exit.filter(|_| !runs).or(self.exit),
-            out_of_memory: self.out_of_memory && !runs,
-            since: Some(self.since),
-            ended: match self.exit {
-                Some(_) => Some(Timestamp::now()),
-                None => self.last_end.filter(|_| !runs),
-            },
-            restarts: self.restarts,
-        }
-    }
 }
 
 /// What has an app's pid 1 run a command more, with the app's environment and the terminal's type of who asks.
