@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use jiff::Timestamp;
 
+use super::answer::one_more;
+use super::clients::refused;
 use crate::config::TrafficLog;
 use crate::confine::privileges::{self, Privileges};
 use crate::control::processes::{Process, Role};
@@ -18,7 +20,6 @@ use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status}
 use crate::plan::Plan;
 use crate::protocol::{Exit, Speaker};
 use crate::stack::PartNow;
-use crate::supervise::{one_more, refused};
 
 /// A stack, as far as it has come.
 pub(super) struct Rising {
