@@ -15,6 +15,7 @@ mod answer;
 mod apply;
 mod backoff;
 mod clients;
+mod gate;
 mod health;
 mod heard;
 mod journal;
@@ -37,13 +38,13 @@ use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
 use nix::sys::signal::{SigSet, Signal};
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as watched};
 use tokio::task::JoinSet;
 
 use self::backoff::Backoff;
 use self::clients::{Answer, Client, refused, serve, tell, tell_all};
+pub use self::gate::{Gate, Judgement};
 use self::heard::{Budgets, Refused, Traffic, hear};
 use self::journal::{
     Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, event_line,
@@ -65,7 +66,7 @@ use crate::part::cgroup::Cgroups;
 use crate::part::container::{ContainerError, Event as ContainerEvent};
 use crate::part::refused::Refusals;
 use crate::plan::Plan;
-use crate::protocol::{Channel, Exit, ToStage};
+use crate::protocol::{Channel, Exit};
 use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
 use crate::text::duration;
 use crate::traffic;
@@ -151,21 +152,6 @@ enum Event {
     Replacing(replace::Step),
     /// SIGTERM, SIGINT or SIGHUP.
     Signal(Signal),
-}
-
-/// Who audits the stack before its ports open: told `()`, it answers with a [`Judgement`].
-pub struct Gate {
-    /// The conversation with it.
-    pub auditor: OwnedFd,
-}
-
-/// What an audit came to.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Judgement {
-    /// Whether everything that is claimed was proved.
-    pub passed: bool,
-    /// The report, for people.
-    pub findings: String,
 }
 
 /// A stack and all that watches it.
@@ -532,81 +518,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    /// Has the stack attacked while its ports are closed, and opens them when it has stood that. What else is asked
-    /// meanwhile waits, as during the start.
-    async fn pass(
-        &mut self,
-        auditor: &mut Channel,
-        early: &mut VecDeque<Event>,
-    ) -> Result<(), StackError> {
-        let failed = |findings: String| StackError::Gate { findings };
-        let lost = |e: io::Error| failed(format!("the audit: {e}"));
-        auditor.send(&(), &[]).await.map_err(lost)?;
-        let judgement = loop {
-            tokio::select! {
-                biased;
-                judged = auditor.receive::<Judgement>() => match judged.map_err(lost)? {
-                    Some((judgement, _)) => break judgement,
-                    None => return Err(failed("the audit ended without a word".to_owned())),
-                },
-                Some(event) = self.events.recv() => match event {
-                    Event::Signal(signal) => return Err(StackError::Interrupted { by: Some(signal) }),
-                    Event::Asked(Request::Down | Request::Kill, _, client) => {
-                        self.waiting_for_the_end.push(client);
-                        return Err(StackError::Interrupted { by: None });
-                    }
-                    Event::Asked(
-                        request @ (Request::Brief
-                        | Request::Look { .. }
-                        | Request::Logs { .. }
-                        | Request::Exec { .. }
-                        | Request::Inspect
-                        | Request::Enter { .. }
-                        | Request::Probe { .. }),
-                        fds,
-                        client,
-                    ) => self.answer(request, fds, client),
-                    Event::ReadOn(reader, follow, client) => self.read_on(reader, follow, client),
-                    Event::Asked(..)
-                    | Event::Apply(..)
-                    | Event::Checked { .. }
-                    | Event::Entries(_)
-                    | Event::Replacing(_)
-                    | Event::Applying(_) => {
-                        early.push_back(event);
-                    }
-                    Event::Part {
-                        what: Ok(ContainerEvent::Started { .. }),
-                        ..
-                    } => {}
-                    // One that starts again is not the one that was attacked.
-                    Event::Part { id, .. }
-                    | Event::Killed { id, .. }
-                    | Event::Lingers { id }
-                    | Event::Again { id, .. }
-                    | Event::Overdue { id, .. }
-                    | Event::Launched { id, .. } => {
-                        let name = self.ground.name(id);
-                        return Err(failed(format!("{name} ended while it was attacked")));
-                    }
-                },
-                Some(line) = self.lines.recv() => self.journal.hear(line),
-            }
-        };
-        if !judgement.passed {
-            return Err(failed(judgement.findings));
-        }
-        self.host_rules = self.ground.publish(&self.host_table)?;
-        let relay = self.parts.iter().find(|part| part.id == PartId::Relay);
-        if let Some(process) = relay.and_then(|relay| relay.process.as_ref()) {
-            // A relay that has ended meanwhile is started again, without a gate.
-            let _ = process.orders.send(Order::Start(ToStage::Proceed, vec![]));
-        }
-        self.gated = false;
-        self.enforce();
-        Ok(())
     }
 
     /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
