@@ -15,6 +15,7 @@ mod answer;
 mod apply;
 mod backoff;
 mod clients;
+mod end;
 mod gate;
 mod health;
 mod heard;
@@ -31,19 +32,20 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
-use nix::sys::signal::{SigSet, Signal};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch as watched};
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::backoff::Backoff;
-use self::clients::{Answer, Client, refused, serve, tell, tell_all};
+use self::clients::{Answer, Client, refused, serve, tell};
+pub use self::end::the_end;
+use self::end::{Ender, LINGERS, end_with, killed, watch_signals};
 pub use self::gate::{Gate, Judgement};
 use self::heard::{Budgets, Refused, Traffic, hear};
 use self::journal::{
@@ -51,12 +53,11 @@ use self::journal::{
 };
 pub use self::journal::{Tee, record, systemd_runs};
 use self::part::Part;
-use self::process::{Awaited, Left, Order, Process};
+use self::process::{Left, Order, Process};
 use self::rising::Rising;
 pub use self::shared::lives;
-use crate::config::Stop;
 use crate::confine::privileges::{self, Privileges};
-use crate::control::evidence::{By, Remains};
+use crate::control::evidence::Remains;
 use crate::control::{Apply, PartState, Reply, Request, Status};
 use crate::log::budget::{Bucket, Rationed};
 use crate::log::record::Record;
@@ -67,8 +68,7 @@ use crate::part::container::{ContainerError, Event as ContainerEvent};
 use crate::part::refused::Refusals;
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit};
-use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, Wait};
-use crate::text::duration;
+use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError};
 use crate::traffic;
 use crate::traffic::line::Names;
 
@@ -90,16 +90,6 @@ const KEPT: [Capability; 4] = [
 const TRAFFIC_WAITING: usize = 2;
 /// How many lines may wait for the loop.
 const LINES_WAITING: usize = 256;
-/// How long it may take, once nobody new is let in, until who is there is with an app that accepts.
-const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
-/// How long the relay may take, once the apps have ended and the kernel has delivered what they had written, to hand the
-/// last of it on.
-const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
-/// How long a service manager is asked to wait for what ends beside the apps.
-const OURS_TO_END: Duration = Duration::from_secs(15);
-/// What there is to say of a part that [`Container::kill`] could not wait for.
-const LINGERS: &str = "killed, and does not end: a process in its namespaces that is none of ours hangs in the kernel, or is \
-                       a zombie that its parent does not wait for; what the part had of the network is gone";
 
 /// Why a stack ended.
 #[derive(Debug)]
@@ -519,255 +509,4 @@ impl Supervisor {
             }
         }
     }
-
-    /// Ends every part. Listening ends first, and what is under way is carried on: apps get their signal and their time,
-    /// then the relay has what they have written last to hand on. What they say meanwhile is still read: an app that ends in
-    /// order may have much to say. Gives back who has to be kept waiting until the very end. In a `hurry`, see [`Journal::hear_out`].
-    async fn take_down(mut self, hurry: bool, remains: &mut Remains) -> Vec<Client> {
-        let ground = Arc::clone(&self.ground);
-        remains.since = Some(self.since);
-        let serves = |part: &&Part| self.turn(part.id).serves();
-        let parts = self.parts.iter().filter(serves);
-        remains.parts = parts.map(|part| part.ended(&ground)).collect();
-        self.stopping = true;
-        // A signal may come before a new start.
-        let for_good = !self.waiting_for_the_end.is_empty();
-        let mut apps = vec![];
-        let mut relays: Vec<Awaited> = self.leaving.iter_mut().map(Process::awaited).collect();
-        let (mut egress, mut sidecar) = (None, None);
-        for part in &mut self.parts {
-            let Some(process) = &mut part.process else {
-                continue;
-            };
-            let awaited = process.awaited();
-            match part.id {
-                PartId::App(_) => apps.push((part.id, awaited, ground.app_plan(part.id).stop)),
-                PartId::Relay => relays.push(awaited),
-                PartId::Egress => egress = Some((part.id, awaited)),
-                PartId::Sidecar => sidecar = Some((part.id, awaited)),
-            }
-        }
-        let mut left: Vec<(PartId, Left)> =
-            apps.iter().map(|(id, ..)| (*id, Left::Command)).collect();
-        // Under systemd an app may take longer than the unit's TimeoutStopSec.
-        let longest = apps.iter().map(|(.., stop)| 2 * stop.timeout).max();
-        let longest = longest.unwrap_or_default() + OURS_TO_END;
-        manager::goes_down(longest);
-        let (kill, killed_at_once) = watched::channel(self.killing);
-        let mut launching = std::mem::take(&mut self.launching);
-        let ending = async {
-            launching.shutdown().await;
-            // What it is refused is told below; the apps end all the same.
-            let closed = ground.close_entries(for_good).await;
-            // They have accepted whoever was there, and apps that are asked to end close their sockets to who waits at them.
-            let handed_over = futures_util::future::join_all(relays.iter().map(Awaited::hand_over));
-            let there = async {
-                handed_over.await;
-                ground.accepted().await;
-            };
-            let mut at_once = killed_at_once.clone();
-            tokio::select! {
-                _ = tokio::time::timeout(HANDED_OVER_WITHIN, there) => {}
-                _ = at_once.wait_for(|kill| *kill) => {}
-            }
-            let ends = apps.into_iter().map(|(id, process, stop)| {
-                let mut at_once = killed_at_once.clone();
-                async move {
-                    let asked = process.stop(stop);
-                    tokio::select! {
-                        () = asked => {}
-                        _ = at_once.wait_for(|kill| *kill) => {}
-                    }
-                    (id, process.kill().await)
-                }
-            });
-            let mut went = futures_util::future::join_all(ends).await;
-            // An app that ends in order may have to say so elsewhere, and to who has asked it something.
-            if !*killed_at_once.borrow() {
-                ground.delivered().await;
-                for relay in &relays {
-                    let _ = tokio::time::timeout(RELAY_ENDS_WITHIN, relay.has_ended()).await;
-                }
-            }
-            let relays = relays.into_iter().map(|relay| (PartId::Relay, relay));
-            for (id, process) in relays.chain(egress).chain(sidecar) {
-                went.push((id, process.kill().await));
-            }
-            (closed, went)
-        };
-        let mut wait = Wait::begin();
-        tokio::pin!(ending);
-        let (closed, went) = loop {
-            tokio::select! {
-                biased;
-                done = &mut ending => break done,
-                Some(event) = self.events.recv() => match event {
-                    // Of a part that has left before.
-                    Event::Part { id: PartId::App(number), .. }
-                    | Event::Killed { id: PartId::App(number), .. }
-                        if ground.place(number).is_none() => continue,
-                    Event::Signal(Signal::SIGINT) => kill.send_replace(true),
-                    Event::Asked(Request::Kill, _, client) => {
-                        self.waiting_for_the_end.push(client);
-                        kill.send_replace(true)
-                    }
-                    Event::Asked(Request::Down, _, client) => {
-                        self.waiting_for_the_end.push(client);
-                        continue;
-                    }
-                    Event::Asked(request, fds, client) => {
-                        self.answer(request, fds, client);
-                        continue;
-                    }
-                    Event::ReadOn(reader, follow, client) => {
-                        self.read_on(reader, follow, client);
-                        continue;
-                    }
-                    Event::Part { id, launch, what: Ok(ContainerEvent::Exited(exit)) } => {
-                        for (_, what) in left.iter_mut().filter(|(app, _)| *app == id) {
-                            *what = Left::Rest;
-                        }
-                        let name = ground.name(id).to_owned();
-                        remains.note(&name, |part| {
-                            part.exit = Some(exit);
-                            part.ended = Some(Timestamp::now());
-                        });
-                        if self.is_current(id, launch) {
-                            self.part(id).last_exit = Some(exit);
-                        }
-                        self.journal.write(event_line(name, format!("ended with {exit}")));
-                        continue;
-                    }
-                    Event::Part { id, launch, what: Ok(ContainerEvent::Gone) | Err(_) } => {
-                        remains.note(ground.name(id), |part| {
-                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&ground.cgroup_name(id));
-                        });
-                        left.retain(|(app, _)| *app != id);
-                        if self.is_current(id, launch) {
-                            let part = self.part(id);
-                            part.process = None;
-                            part.state = PartState::Ended;
-                        }
-                        continue;
-                    }
-                    Event::Killed { id, what } => {
-                        let text = killed(what, ground.app_plan(id).stop);
-                        let name = ground.name(id).to_owned();
-                        tell_all(&self.waiting_for_the_end, &format!("{name}: {text}"));
-                        self.journal.write(event_line(name, text));
-                        continue;
-                    }
-                    _ => continue,
-                },
-                Some(line) = self.lines.recv() => {
-                    self.journal.write(line);
-                    continue;
-                }
-                () = tokio::time::sleep_until(wait.next()) => {
-                    if let Some(since) = wait.due() {
-                        for (id, what) in &left {
-                            let app = ground.app_plan(*id);
-                            let text = stopping(*what, app.stop, since);
-                            tell_all(&self.waiting_for_the_end, &format!("{}: {text}", app.name));
-                            self.journal.write(event_line(app.name.to_string(), text));
-                        }
-                    }
-                    continue;
-                }
-            };
-            // Only who has asked for it comes here.
-            for (id, _) in std::mem::take(&mut left) {
-                let (name, text) = (ground.name(id).to_owned(), "killed, as asked for");
-                tell_all(&self.waiting_for_the_end, &format!("{name}: {text}"));
-                self.journal.write(event_line(name, text.to_owned()));
-            }
-        };
-        if let Err(e) = closed {
-            let text = format!("new connections were let in to the end: {e}");
-            self.journal.write(event_line("sidecar".to_owned(), text));
-        }
-        for (id, _) in went.into_iter().filter(|(_, went)| !went) {
-            let name = ground.name(id).to_owned();
-            tell_all(&self.waiting_for_the_end, &format!("{name}: {LINGERS}"));
-            self.journal.write(event_line(name, LINGERS.to_owned()));
-        }
-        // The pumps have the other senders, and end with the apps.
-        drop(self.lines_in);
-        let (lines, events) = (&mut self.lines, &mut self.events);
-        let asked = self
-            .journal
-            .hear_out(lines, events, &self.sender, hurry, Journal::write)
-            .await;
-        remains.lines = self.journal.last();
-        (remains.log, remains.journal) = self.journal.recorded();
-        remains.by = self.ender.get().cloned();
-        self.waiting_for_the_end.extend(asked);
-        self.waiting_for_the_end
-    }
-}
-
-/// What to tell of an app that has not ended by itself.
-fn killed(what: Left, stop: Stop) -> String {
-    let within = duration(stop.timeout);
-    match what {
-        Left::Command => format!(
-            "killed: its command did not end within {within} of {}",
-            stop.signal
-        ),
-        Left::Rest => format!(
-            "killed: what its command had left running did not end within {within} of {}",
-            stop.signal
-        ),
-    }
-}
-
-/// What to tell of an app that is waited for.
-fn stopping(what: Left, stop: Stop, since: Duration) -> String {
-    let what = match what {
-        Left::Command => "its command",
-        Left::Rest => "what its command has left running",
-    };
-    let (since, within) = (since.as_secs(), duration(stop.timeout));
-    format!(
-        "waiting for {what} to end on {}, for {since}s of at most {within}",
-        stop.signal
-    )
-}
-
-/// The signals that end a stack.
-const END: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-
-/// The same as a set, to be held back as long as their plain effect, the end of this process, would leave something.
-#[must_use]
-pub fn the_end() -> SigSet {
-    END.into_iter().collect()
-}
-
-/// Who wanted the end first.
-type Ender = Arc<OnceLock<By>>;
-
-/// Makes events of them, also of what was held back ([`the_end`]).
-fn watch_signals(events: &mpsc::UnboundedSender<Event>, ender: &Ender) -> io::Result<()> {
-    for kind in END {
-        let mut signals = signal(SignalKind::from_raw(kind as i32))?;
-        let (events, ender) = (events.clone(), ender.clone());
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                ender.get_or_init(|| By::Signal(kind as i32));
-                let _ = events.send(Event::Signal(kind));
-            }
-        });
-    }
-    Ok(the_end().thread_unblock()?)
-}
-
-/// Makes the end of `process`, a pidfd, the same as a signal to end.
-fn end_with(process: OwnedFd, events: mpsc::UnboundedSender<Event>) -> io::Result<()> {
-    let ended = crate::sys::watch::owned(process)?;
-    tokio::spawn(async move {
-        // An error of the watch would leave the stack without an end.
-        let _ = ended.readable().await;
-        let _ = events.send(Event::Signal(Signal::SIGTERM));
-    });
-    Ok(())
 }
