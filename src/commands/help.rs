@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use super::print;
 use crate::cli;
 use crate::commands::failure::Failure;
-use crate::manual::{TOPICS, man, page, screen, topic};
+use crate::manual::{TOPICS, man, screen, topic};
 
 /// The widest line of a page: longer ones are hard to read.
 const WIDEST: usize = 100;
@@ -26,7 +26,7 @@ pub(super) fn help(word: Option<&str>) -> Result<ExitCode, Failure> {
     };
     if let Some(topic) = topic(word) {
         let width = size().map_or(PLAIN, |(columns, _)| columns.min(WIDEST));
-        show(&screen::render(&page::parse(topic.text), width))?;
+        show(&screen::render(&topic.page().map_err(unread)?, width))?;
         return Ok(ExitCode::SUCCESS);
     }
     command.build();
@@ -96,9 +96,13 @@ fn paged(text: &str) -> Option<()> {
     child.wait().ok()?.success().then_some(())
 }
 
+fn unread(e: serde_json::Error) -> Failure {
+    Failure::unable(format!("read the manual that is compiled in: {e}"))
+}
+
 /// Prints lrpns(1), or writes every page below a directory.
 pub(super) fn man(dir: Option<&Path>) -> Result<ExitCode, Failure> {
-    let pages = man::pages(&cli::command());
+    let pages = man::pages(&cli::command()).map_err(unread)?;
     let Some(dir) = dir else {
         let first = pages.iter().find(|(name, _)| name == "lrpns.1");
         print(first.map_or("", |(_, page)| page))?;

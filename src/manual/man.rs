@@ -3,15 +3,17 @@
 
 use roff::{Inline, Roff, bold, italic, roman};
 
-use super::page::{Block, Span, Style, parse};
+use super::page::{Block, Span, Style};
 use super::{TOPICS, Topic};
 
 /// A man page: its file's name, and what is in it.
 pub type Page = (String, String);
 
 /// All pages, sorted by name.
-#[must_use]
-pub fn pages(command: &clap::Command) -> Vec<Page> {
+///
+/// # Errors
+/// Those of [`Topic::page`].
+pub fn pages(command: &clap::Command) -> Result<Vec<Page>, serde_json::Error> {
     let mut pages = vec![(
         "lrpns.1".to_owned(),
         of_command(command.clone(), "lrpns", None),
@@ -23,10 +25,11 @@ pub fn pages(command: &clap::Command) -> Vec<Page> {
     }
     for topic in TOPICS {
         let (name, section) = place(topic);
-        pages.push((format!("{name}.{section}"), of_topic(topic, &name, section)));
+        let page = of_topic(topic, &topic.page()?, &name, section);
+        pages.push((format!("{name}.{section}"), page));
     }
     pages.sort();
-    pages
+    Ok(pages)
 }
 
 /// Where a topic's page is: name and section.
@@ -83,12 +86,12 @@ fn refer(line: &mut Vec<Inline>, name: &str, section: &str) {
     line.push(roman(format!("({section})")));
 }
 
-fn of_topic(topic: &Topic, name: &str, section: &str) -> String {
+fn of_topic(topic: &Topic, page: &[Block], name: &str, section: &str) -> String {
     let mut roff = Roff::new();
     roff.control("SH", ["NAME"]);
     roff.text([roman(format!("{name} - {}", topic.about))]);
     roff.control("SH", ["DESCRIPTION"]);
-    put_blocks(&mut roff, &parse(topic.text), true);
+    put_blocks(&mut roff, page, true);
     roff.control("SH", ["SEE ALSO"]);
     let mut others = vec![];
     refer(&mut others, "lrpns", "1");

@@ -1,10 +1,13 @@
 //! The manual: a page for each topic, in Markdown, compiled in.
 //!
-//! [`page`] reads a page, [`screen`] lays it out for a terminal or a pipe, [`man`] writes it as a man page. The same files
-//! are what a reader of the repository sees, and `tests/readme.rs` runs what they show.
+//! `markdown` reads a page when lrpns is built, into what [`page`] has; [`screen`] lays it out for a terminal or a pipe,
+//! [`man`] writes it as a man page. The same files are what a reader of the repository sees, and `tests/readme.rs` runs what
+//! they show.
 #![forbid(unsafe_code)]
 
 pub mod man;
+#[cfg(test)]
+mod markdown;
 pub mod page;
 pub mod screen;
 
@@ -15,15 +18,25 @@ pub struct Topic {
     pub name: &'static str,
     /// What the page is about, in a few words.
     pub about: &'static str,
-    /// The page, in Markdown.
-    pub text: &'static str,
+    /// The page, as the build script left it.
+    read: &'static str,
     /// The commands that the page is about: `--help` of each names it.
     pub commands: &'static [&'static str],
 }
 
+impl Topic {
+    /// What the page says.
+    ///
+    /// # Errors
+    /// What the build script wrote is no page: a mistake there.
+    pub fn page(&self) -> Result<Vec<page::Block>, serde_json::Error> {
+        serde_json::from_str(self.read)
+    }
+}
+
 macro_rules! topics {
     ($($name:literal: $about:literal, $commands:expr;)*) => {
-        [$(Topic { name: $name, about: $about, text: include_str!(concat!($name, ".md")), commands: &$commands }),*]
+        [$(Topic { name: $name, about: $about, read: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".json")), commands: &$commands }),*]
     };
 }
 
@@ -67,6 +80,25 @@ pub fn topic_of(command: &str) -> Option<&'static Topic> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_compiled_in_is_what_the_files_say() {
+        let names: Vec<String> = TOPICS.iter().map(|topic| topic.name.to_owned()).collect();
+        for topic in TOPICS {
+            let file = format!(
+                "{}/src/manual/{}.md",
+                env!("CARGO_MANIFEST_DIR"),
+                topic.name
+            );
+            let text = std::fs::read_to_string(file).unwrap();
+            assert_eq!(
+                topic.page().unwrap(),
+                markdown::parse(&text, &names),
+                "{}",
+                topic.name
+            );
+        }
+    }
 
     #[test]
     fn every_page_is_a_topic() {

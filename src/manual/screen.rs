@@ -132,14 +132,14 @@ fn words(spans: &[Span]) -> Vec<Vec<(&str, Style)>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::page::parse;
+    use super::super::markdown::parse;
     use super::*;
 
     #[test]
     fn a_page_is_laid_out() {
         let page = "# T\n\nsome text that is longer than a line\n\n```sh\nkept  as it is, however long\n```\n\n\
                     - one two three four\n- five\n\n| key | is |\n|---|---|\n| `a` | b |\n";
-        let shown = anstream::adapter::strip_str(&render(&parse(page), 24)).to_string();
+        let shown = anstream::adapter::strip_str(&render(&parse(page, &[]), 24)).to_string();
         assert_eq!(
             shown,
             "T\n\n    some text that is\n    longer than a line\n\n        kept  as it is, however long\n\n    - one two three four\n\
@@ -150,7 +150,9 @@ mod tests {
     #[test]
     fn no_line_of_the_manual_is_wider_than_asked_but_code() {
         for topic in super::super::TOPICS {
-            let blocks: Vec<Block> = parse(topic.text)
+            let blocks: Vec<Block> = topic
+                .page()
+                .unwrap()
                 .into_iter()
                 .filter(|block| !matches!(block, Block::Code(_)))
                 .collect();
