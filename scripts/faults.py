@@ -3,19 +3,20 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
 
 BINARY = sys.argv[1]
-ROUNDS, KILLS, SIGNALS, CYCLES, SEED = map(int, sys.argv[2:])
+KIND = sys.argv[2]
+ROUNDS, KILLS, SIGNALS, CYCLES, SEED = map(int, sys.argv[3:])
 # Control groups are the machine's: a name that nobody else has.
-NAME = "faults-%d" % (time.time_ns() // 1000 % 10**9)
+NAME = "%s-%d" % (KIND, time.time_ns() // 1000 % 10**9)
 HOST, PORT, SECOND = "10.77.0.1", 5000, 5001
 SIDES = "198.18.0.0/15"  # where lrpns takes its addresses from
 PATIENCE = 40
+USER = 1000  # who runs a rootless one
 LOGS = 8 << 10  # KiB: what a supervisor keeps at most of its apps' lines and of connections (LOG_BYTES, TRAFFIC_BYTES)
 FILES = {"one": ([PORT], ""), "two": ([PORT, SECOND], 'rate = "1000/second"'), "other": ([PORT, SECOND], 'env = { A = "1" }')}
 TRACES = r"""
@@ -63,7 +64,7 @@ def sh(text, *args):
 def lrpns(*args, before=(), patience=60, check=False):
     command = [*before, BINARY, *args]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, **CALLER)
     except subprocess.TimeoutExpired as e:
         raise Fault("lrpns %s has not ended in %d s" % (" ".join(args), patience)) from e
     if "panicked" in done.stderr or done.returncode < 0:
@@ -266,7 +267,8 @@ def settle(why):
 
 
 def start(*args, before=()):
-    return subprocess.Popen([*before, BINARY, *args], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*before, BINARY, *args], **quiet, **CALLER)
 
 
 def finish(client, what):
@@ -396,6 +398,11 @@ def full_run():
     return ", ".join("%s: exit %d" % one for one in counts.items())
 
 
+def may_open(pid, descriptors):
+    """Whoever is not the same user needs CAP_SYS_RESOURCE, which root in a container may not have."""
+    subprocess.run(["prlimit", "--pid", str(pid), "--nofile=%d:" % descriptors], stderr=subprocess.DEVNULL, **CALLER)
+
+
 def no_descriptors():
     counts = {}
     for limit in [*range(4, 40, 3), 48, 64]:
@@ -415,9 +422,10 @@ def no_descriptors():
             if not status():
                 up("no descriptors")
             supervisor = status()["supervisor"]
-            limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+            with open("/proc/%d/limits" % supervisor) as file:
+                usual = next(int(line.split()[3]) for line in file if line.startswith("Max open files"))
             most = max(map(int, os.listdir("/proc/%d/fd" % supervisor))) + 1 + beyond
-            resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (most, limits[1]))
+            may_open(supervisor, most)
             why = "%s with %d descriptors left" % (what, beyond)
             client = start(*COMMANDS[what]())
             # It may wait for the supervisor, which can't accept it before there is a descriptor.
@@ -425,10 +433,7 @@ def no_descriptors():
                 client.wait(timeout=1)
             except subprocess.TimeoutExpired:
                 pass
-            try:
-                resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
-            except ProcessLookupError:
-                pass
+            may_open(supervisor, usual)
             finish(client, why)
             became = settle(why)
             key = "%s %d: %s" % (what, client.returncode, became)
@@ -586,33 +591,33 @@ def cycles():
         lrpns("apply", "-f", FILE["one"], check=True)
         return serving("changes")
 
+    # As much as it will have at most: until then it grows.
     change(max(20, CYCLES // 10))
     first = numbers_of(supervisor)
-    seen = change(CYCLES)
+    seen = change(CYCLES // 4)
     if seen["supervisor"] != supervisor:
         raise Fault("it has another supervisor")
     last = numbers_of(supervisor)
     if last[0] > first[0] or last[1] > first[1] + LOGS + 1024:
         raise Fault("the supervisor had %d descriptors and %d KiB, has %d and %d" % (*first, *last))
     down("changes")
-    return "%d in %d s; the supervisor before %d changes: %d descriptors, %d KiB; after: %d, %d" % (CYCLES, took, CYCLES * 3, *first, *last)
+    return "%d in %d s; the supervisor before %d changes: %d descriptors, %d KiB; after: %d, %d" % (CYCLES, took, CYCLES // 4 * 3, *first, *last)
 
 
 def main():
-    global FAULTS
     failed = 0
-    for via in ["relay", "dnat"] * ROUNDS + ["relay", "dnat"] * bool(CYCLES):
-        number = main.number = getattr(main, "number", 0) + 1
-        for name, (ports, more) in FILES.items():
-            with open(FILE[name], "w") as file:
-                publish = ", ".join('"0.0.0.0:%d:5000"' % port for port in ports)
-                file.write(
-                    'name = "%s"\n[app]\nrootfs = "builtin:webapp"\ncommand = ["/webapp"]\nenv = { PORT = "5000" }\nvia = "%s"\n'
-                    'publish = [%s]\nrestart = "always"\n%s\n' % (NAME, via, publish, "" if "env" in more else more)
-                )
-        steps = [killed_in_between, full_run, no_descriptors, taken_away, stopped, *([storm] if SIGNALS else [])]
-        for step in steps if number <= 2 * ROUNDS else [cycles]:
-            random.seed("%d %d %s" % (SEED, number, step.__name__))
+    for name, (ports, more) in FILES.items():
+        with open(FILE[name], "w") as file:
+            publish = ", ".join('"0.0.0.0:%d:5000"' % port for port in ports)
+            file.write(
+                'name = "%s"\n[app]\nrootfs = "builtin:webapp"\ncommand = ["/webapp"]\nenv = { PORT = "5000" }\nvia = "%s"\n'
+                'publish = [%s]\nrestart = "always"\n%s\n'
+                % (NAME, "dnat" if KIND == "dnat" else "relay", publish, "" if "env" in more else more)
+            )
+    steps = [killed_in_between, full_run, no_descriptors, taken_away, stopped, *([storm] if SIGNALS else [])]
+    for number in range(1, ROUNDS + 1 + bool(CYCLES)):
+        for step in steps if number <= ROUNDS else [cycles]:
+            random.seed("%d %s %d %s" % (SEED, KIND, number, step.__name__))
             begun = time.monotonic()
             try:
                 said = step()
@@ -631,10 +636,9 @@ def main():
                     kill(pid, signal.SIGKILL)
                 until("nobody", lambda: processes() or None)
                 lrpns("down", NAME)
-            print("%2d %-5s %-18s %-6s %4.0f s  %s" % (number, via, step.__name__, word, time.monotonic() - begun, said), flush=True)
+            print("%-8s %d %-18s %-6s %4.0f s  %s" % (KIND, number, step.__name__, word, time.monotonic() - begun, said), flush=True)
             if word != "ok":
                 clean("a failure, by force")
-    print("in all: %d failed, seed %d" % (failed, SEED))
     return 1 if failed else 0
 
 
@@ -642,6 +646,13 @@ FILE = {name: "/run/%s.toml" % name for name in FILES}
 CLIENTS = subprocess.Popen(["unshare", "-n", sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 CLIENTS.stdout.readline()
 OURS = {1, os.getpid(), CLIENTS.pid}
+CALLER = {}
+if KIND == "rootless":
+    PLACES = {"HOME": "/run/home", "XDG_RUNTIME_DIR": "/run/user", "XDG_STATE_HOME": "/var/log/user"}
+    CALLER = {"user": USER, "group": USER, "extra_groups": [], "env": {"PATH": os.environ["PATH"], **PLACES}}
+    for name in PLACES.values():
+        os.mkdir(name, 0o700)
+        os.chown(name, USER, USER)
 sh(
     'ip link add lan0 type veth peer name lan netns "$1"; ip addr add "$2/24" dev lan0; ip link set lan0 up;'
     'nsenter -n -t "$1" sh -c "ip addr add 10.77.0.2/24 dev lan; ip link set lan up; ip route add $3 via $2"',
