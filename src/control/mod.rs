@@ -292,7 +292,7 @@ pub struct PartStatus {
     pub cgroup: Option<std::path::PathBuf>,
     /// Its limits, as the plan has them, and what holds each.
     pub limits: Vec<LimitStatus>,
-    /// What had to be left out.
+    /// What had to be left out, and what its limits have kept it from.
     pub notes: Vec<String>,
 }
 

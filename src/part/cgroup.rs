@@ -28,8 +28,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -401,6 +401,44 @@ struct Part {
     directory: OwnedFd,
     /// How many of its processes have been ended for want of memory, when it was last asked.
     ended: AtomicU64,
+    /// What its limits had kept it from, when it was last told.
+    told: Mutex<Kept>,
+}
+
+/// What the kernel has kept a part from at its limits since its cgroup was made; memory has [its own](Cgroups::ran_out_of_memory).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Kept {
+    /// New processes that were refused.
+    processes: u64,
+    /// Whole seconds in which it had to wait for a processor, summed over all. A start is a burst, of less than one.
+    seconds: u64,
+}
+
+impl Kept {
+    /// By `pids.events` and `cpu.stat` (cgroup-v2.rst); nothing where the controller is not there.
+    fn of(cgroup: &Path) -> Self {
+        let number = |file: &str, key: &str| {
+            let text = std::fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+            let mut lines = text.lines();
+            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+        };
+        Self {
+            processes: number("pids.events", "max").unwrap_or(0),
+            seconds: number("cpu.stat", "throttled_usec").unwrap_or(0) / 1_000_000,
+        }
+    }
+
+    fn text(self) -> Option<String> {
+        let processes = match self.processes {
+            0 => None,
+            1 => Some("pids: 1 new process was refused".to_owned()),
+            many => Some(format!("pids: {many} new processes were refused")),
+        };
+        let seconds =
+            (self.seconds > 0).then(|| format!("cpu: it had to wait for {} s", self.seconds));
+        let both: Vec<String> = processes.into_iter().chain(seconds).collect();
+        (!both.is_empty()).then(|| format!("held at its limits: {}", both.join("; ")))
+    }
 }
 
 /// A stack's cgroups.
@@ -533,6 +571,23 @@ impl Cgroups {
             .unwrap_or(0);
         part.ended.swap(ended, Ordering::Relaxed) < ended
     }
+
+    /// What the part's limits of processes and processors have kept it from since its cgroup was made, in words.
+    #[must_use]
+    pub fn kept_from(&self, part: &str) -> Option<String> {
+        Kept::of(&self.part(part)?.path).text()
+    }
+
+    /// The same, unless nothing has come since this was last asked.
+    #[must_use]
+    pub fn kept_from_since(&self, part: &str) -> Option<String> {
+        let part = self.part(part)?;
+        let now = Kept::of(&part.path);
+        let mut told = part.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = (*told != now).then(|| now.text());
+        *told = now;
+        text.flatten()
+    }
 }
 
 fn divide(
@@ -595,6 +650,7 @@ fn one(
             .map_err(at("open the cgroup", &path))?,
         path,
         ended: AtomicU64::new(0),
+        told: Mutex::default(),
     })
 }
 
@@ -903,6 +959,37 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", tree.path("app/pids.max")).unwrap();
         let e = set(&tree.path("app"), "pids.max", "64").unwrap_err();
         assert!(e.to_string().starts_with("read back"), "{e}");
+    }
+
+    #[test]
+    fn what_the_limits_have_kept_a_part_from_is_told_and_logged_once() {
+        let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app"], ALL);
+        let placement = tree.look("/", true).of("web", "1");
+        let cgroups = Cgroups(remake(&tree, &placement).0);
+        let app = tree.path("lrpns/web.1/app");
+        let is = |pids: &str, cpu: &str| {
+            std::fs::write(app.join("pids.events"), pids).unwrap();
+            std::fs::write(app.join("cpu.stat"), cpu).unwrap();
+        };
+        // No controllers, then nothing to tell: a start's burst is none.
+        assert_eq!(cgroups.kept_from("app"), None);
+        is(
+            "max 0\n",
+            "usage_usec 7\nnr_throttled 3\nthrottled_usec 999999\n",
+        );
+        assert_eq!(cgroups.kept_from("app"), None);
+        assert_eq!(cgroups.kept_from_since("app"), None);
+        is("max 1\n", "usage_usec 7\n");
+        let one = Some("held at its limits: pids: 1 new process was refused".to_owned());
+        assert_eq!(cgroups.kept_from("app"), one);
+        assert_eq!(cgroups.kept_from_since("app"), one);
+        assert_eq!(cgroups.kept_from_since("app"), None);
+        is("max 14\n", "throttled_usec 12345678\n");
+        let both =
+            "held at its limits: pids: 14 new processes were refused; cpu: it had to wait for 12 s";
+        assert_eq!(cgroups.kept_from_since("app").as_deref(), Some(both));
+        assert_eq!(cgroups.kept_from("app").as_deref(), Some(both));
+        assert_eq!(cgroups.kept_from("other"), None);
     }
 
     #[test]

@@ -365,6 +365,8 @@ impl Supervisor {
 
     pub(super) fn notes(&self, part: &Part) -> Vec<String> {
         let mut notes = part.notes.clone();
+        let cgroup = self.ground.cgroup_name(part.id);
+        notes.extend(self.ground.cgroups.kept_from(&cgroup));
         let budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(budget) = budgets.get(self.ground.name(part.id)) {
             let budget = budget.lock().unwrap_or_else(PoisonError::into_inner);

@@ -156,8 +156,12 @@ impl Supervisor {
                         continue;
                     }
                     Event::Part { id, launch, what: Ok(ContainerEvent::Gone) | Err(_) } => {
+                        let cgroup = ground.cgroup_name(id);
+                        if let Some(text) = ground.cgroups.kept_from_since(&cgroup) {
+                            self.journal.write(event_line(ground.name(id).to_owned(), text));
+                        }
                         remains.note(ground.name(id), |part| {
-                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&ground.cgroup_name(id));
+                            part.out_of_memory |= ground.cgroups.ran_out_of_memory(&cgroup);
                         });
                         left.retain(|(app, _)| *app != id);
                         if self.is_current(id, launch) {

@@ -298,10 +298,11 @@ impl Supervisor {
                 None
             }
             Ok(ContainerEvent::Gone) => {
-                let out_of_memory = self
-                    .ground
-                    .cgroups
-                    .ran_out_of_memory(&self.ground.cgroup_name(id));
+                let cgroup = self.ground.cgroup_name(id);
+                if let Some(text) = self.ground.cgroups.kept_from_since(&cgroup) {
+                    self.note(id, text);
+                }
+                let out_of_memory = self.ground.cgroups.ran_out_of_memory(&cgroup);
                 self.part(id).out_of_memory = out_of_memory;
                 if out_of_memory {
                     let most = self.ground.limits(id).memory.unwrap_or_default();
