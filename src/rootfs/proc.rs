@@ -12,6 +12,7 @@
 //! mount away.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -100,6 +101,7 @@ const NO_DIRECTORY: &str = ".no-directory";
 
 /// How much is read of a file of procfs: that of a machine with a thousand processors has less than two MiB.
 const MOST: u64 = 4 << 20;
+const PAGE: usize = 4096;
 
 /// Makes the app's /proc in `root`, which has a directory of that name; whether the kernel made one. A container whose own
 /// is partly covered can't (`mnt_already_visible()`, fs/namespace.c): then the app has none, which is less and not more.
@@ -215,21 +217,28 @@ fn fill(covers: &OwnedFd, proc: &OwnedFd, limits: &Limits) -> Result<(), RootfsE
     ] {
         file(covers, Path::new(name), &text)?;
     }
-    let mut made = PathBuf::new();
-    for setting in SETTINGS {
-        let path = PathBuf::from(format!("sys/{setting}"));
-        // What this kernel has not, nobody misses.
-        let Some(text) = read(proc, &path) else {
-            continue;
-        };
-        // They are sorted: those of one directory follow one another.
-        if let Some(parent) = path.parent().filter(|parent| *parent != made) {
-            directories(covers, parent, DIRECTORY)?;
-            made = parent.to_owned();
+    // Nothing but what is made here is in the tmpfs: no link, and no directory that must be looked at again.
+    let mut made = HashSet::new();
+    let mut put = |path: PathBuf, text: &str| {
+        let mut missing: Vec<&Path> = path.ancestors().skip(1).collect();
+        // The last is the tmpfs itself.
+        missing.pop();
+        for directory in missing.into_iter().rev() {
+            if made.insert(directory.to_owned()) {
+                rustix::fs::mkdirat(covers, directory, Mode::from_raw_mode(DIRECTORY))
+                    .map_err(at("make the directory", directory))?;
+            }
         }
-        file_in_its_place(covers, &path, &text)?;
+        file_in_its_place(covers, &path, text)
+    };
+    for name in SETTINGS {
+        let path = PathBuf::from(format!("sys/{name}"));
+        // What this kernel has not, nobody misses.
+        if let Some(text) = setting(proc, &path) {
+            put(path, &text)?;
+        }
     }
-    file(covers, Path::new(UUID), "")?;
+    put(PathBuf::from(UUID), "")?;
     let nobody = Mode::empty();
     directories(covers, Path::new(NO_DIRECTORY), DIRECTORY)?;
     file(covers, Path::new(NOTHING), "")?;
@@ -240,13 +249,24 @@ fn fill(covers: &OwnedFd, proc: &OwnedFd, limits: &Limits) -> Result<(), RootfsE
     Ok(())
 }
 
-fn read(proc: &OwnedFd, path: impl AsRef<Path>) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(proc, path.as_ref(), flags, Mode::empty()).ok()?;
-    // A page: what procfs makes up for a setting at once.
-    let mut text = String::with_capacity(4096);
-    let read: io::Result<usize> = std::fs::File::from(fd).take(MOST).read_to_string(&mut text);
+fn read(proc: &OwnedFd, path: &str) -> Option<String> {
+    let mut text = String::with_capacity(PAGE);
+    let file = std::fs::File::from(open(proc, Path::new(path))?);
+    let read: io::Result<usize> = file.take(MOST).read_to_string(&mut text);
     read.ok().map(|_| text)
+}
+
+/// A setting: procfs says the whole of one in one read, if there is room (`proc_sys_call_handler()`,
+/// fs/proc/proc_sysctl.c), and none of these fills a page.
+fn setting(proc: &OwnedFd, path: &Path) -> Option<String> {
+    let mut text = Vec::with_capacity(PAGE);
+    rustix::io::read(open(proc, path)?, rustix::buffer::spare_capacity(&mut text)).ok()?;
+    String::from_utf8(text).ok()
+}
+
+fn open(proc: &OwnedFd, path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(proc, path, flags, Mode::empty()).ok()
 }
 
 /// The first processors of the host's list, numbered from 0, as one package of so many cores.
