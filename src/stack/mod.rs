@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod egress;
+mod error;
 pub mod health;
 mod order;
 mod replace;
@@ -20,7 +21,6 @@ pub mod rules;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,10 +29,10 @@ use std::time::Duration;
 
 use futures_util::future::{TryFutureExt, join_all, try_join_all};
 use nftables::schema::Nftables;
-use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 
+pub use self::error::{AppPort, StackError};
 use crate::config::clients::Admission;
 use crate::config::{Limits, Protocol, Rootfs, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
@@ -41,18 +41,17 @@ use crate::confine::seccomp::Filters;
 use crate::firewall::{self, ExtraChange, Shared};
 use crate::log::streams::Streams;
 use crate::names::PartName;
-use crate::net::publish::{self, ListenError, Listener};
+use crate::net::publish::{self, Listener};
 use crate::net::{self, Endpoint, Links, Listening, ListeningSocket, Rtnl};
 use crate::part::cgroup::Cgroups;
-use crate::part::container::{Container, ContainerError, Event};
-use crate::part::namespaces::{Itself, Mapper, NamespaceError, Namespaces, Network};
+use crate::part::container::{Container, Event};
+use crate::part::namespaces::{Itself, Mapper, Namespaces, Network};
 use crate::part::refused::Refusals;
 use crate::part::secrets;
-use crate::part::volumes::{self, Volumes};
+use crate::part::volumes::Volumes;
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
 use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
-use crate::rootfs;
-use crate::traffic;
+use crate::{rootfs, traffic};
 
 /// How long the kernel may take for everything but the app. Milliseconds, but for the first stack after a boot: then it
 /// loads its modules for nftables and links, behind those of everything else that starts.
@@ -73,196 +72,6 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
 const ACCEPTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long closing the entry ports may take: nobody waits longer for it to end an app.
 const CLOSES_WITHIN: Duration = Duration::from_secs(2);
-
-/// Why a stack could not be brought up.
-#[derive(Debug, thiserror::Error)]
-pub enum StackError {
-    /// A part.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// A part's namespaces.
-    #[error(transparent)]
-    Namespaces(#[from] NamespaceError),
-    /// The cgroup of a part that joins.
-    #[error(transparent)]
-    Cgroup(#[from] crate::part::cgroup::CgroupError),
-    /// A root file system.
-    #[error("root file system: {0}")]
-    Rootfs(#[from] rootfs::RootfsError),
-    /// A root that is a directory can't be had.
-    #[error("rootfs of {app}: {source}")]
-    Directory {
-        /// The app.
-        app: String,
-        /// Why.
-        source: rootfs::DirectoryError,
-    },
-    /// A secret.
-    #[error(transparent)]
-    Secret(#[from] secrets::SecretError),
-    /// A volume.
-    #[error(transparent)]
-    Volume(#[from] volumes::VolumeError),
-    /// An app's seccomp filters.
-    #[error(transparent)]
-    Seccomp(#[from] crate::confine::seccomp::CompileError),
-    /// The links.
-    #[error("network: {0}")]
-    Net(#[from] net::Error),
-    /// A ruleset that could not be encoded.
-    #[error("rules: {0}")]
-    Encode(#[from] firewall::EncodeError),
-    /// The host's table.
-    #[error("the host's table: {0}")]
-    HostTable(#[from] firewall::LoadError),
-    /// The one that stacks share.
-    #[error("the host's table: {0}")]
-    SharedTable(#[from] firewall::SharedError),
-    /// New rules for a sidecar that is up; the old ones are in force, all of them.
-    #[error("the sidecar's rules: {0}")]
-    Rules(#[source] firewall::LoadError),
-    /// The user's own rules.
-    #[error(transparent)]
-    Extra(#[from] rules::ExtraError),
-    /// A published port.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A pipe or a descriptor of our own.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The app ended too early.
-    #[error("{app} ended with {exit} before it listened on {port}")]
-    AppEnded {
-        /// The app.
-        app: String,
-        /// How.
-        exit: Exit,
-        /// The first port that nobody listens on.
-        port: AppPort,
-    },
-    /// An app that others come up after ended before they did.
-    #[error("{app} ended with {exit} before {before} was started, which comes after it")]
-    EndedBefore {
-        /// The app.
-        app: String,
-        /// How.
-        exit: Exit,
-        /// The first one that comes after it.
-        before: String,
-    },
-    /// The app ended before a health check had passed.
-    #[error("{app} ended with {exit} before it was healthy")]
-    EndedUnhealthy {
-        /// The app.
-        app: String,
-        /// How.
-        exit: Exit,
-    },
-    /// The app's health checks fail.
-    #[error("{app} is not healthy: {said}")]
-    Unhealthy {
-        /// The app.
-        app: String,
-        /// What the last check said.
-        said: String,
-    },
-    /// A job did not end with 0.
-    #[error("{app} ended with {exit}; it is a job, which has to end with 0")]
-    JobFailed {
-        /// The app.
-        app: String,
-        /// How.
-        exit: Exit,
-    },
-    /// A job takes too long.
-    #[error("{app} is a job and has not ended after {seconds} s")]
-    JobGoesOn {
-        /// The app.
-        app: String,
-        /// How long it was waited for.
-        seconds: u64,
-    },
-    /// The app runs and doesn't listen where it should.
-    #[error("{app} does not listen on {port} after {seconds} s; {found}")]
-    NotListening {
-        /// The app.
-        app: String,
-        /// How long it was waited for.
-        seconds: u64,
-        /// The first port that nobody listens on.
-        port: AppPort,
-        /// Where it listens instead, in words.
-        found: String,
-        /// The same by that protocol.
-        listening: Vec<SocketAddr>,
-    },
-    /// The way from the host to the app's port doesn't work.
-    #[error("connect through the sidecar to {app} port {port}: {source}")]
-    Path {
-        /// The app.
-        app: String,
-        /// Its port.
-        port: u16,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A step took longer than any machine needs.
-    #[error("{step}: not done after {} s", limit.as_secs())]
-    TimedOut {
-        /// The step.
-        step: &'static str,
-        /// How long it had.
-        limit: Duration,
-    },
-    /// The supervisor could not drop what it doesn't need any more.
-    #[error("supervisor: {0}")]
-    Supervisor(#[source] crate::confine::privileges::DropError),
-    /// With `--gate`: the audit did not pass, or could not be made.
-    #[error("not published: {findings}")]
-    Gate {
-        /// What it said.
-        findings: String,
-    },
-    /// By a signal, or else by `lrpns down`.
-    #[error("interrupted by {}: all that was made is undone", by.map_or("lrpns down", Signal::as_str))]
-    Interrupted {
-        /// The signal.
-        by: Option<Signal>,
-    },
-    /// The change that it was started for is taken back.
-    #[error("{app}: ended before it listened: the change is taken back")]
-    GivenUp {
-        /// The app.
-        app: String,
-    },
-    /// A test asked for it (debug builds only).
-    #[error("step {0}: failed on request")]
-    OnRequest(&'static str),
-}
-
-impl StackError {
-    /// Whether somebody else has the host's table, and neither hands it over nor lets go of it.
-    #[must_use]
-    pub fn is_for_want_of_the_table(&self) -> bool {
-        use firewall::SharedError as E;
-        matches!(self, Self::SharedTable(E::NotHandedOver | E::Lock(_)))
-    }
-
-    /// Whether what is wrong is what the user has written.
-    #[must_use]
-    pub fn is_of_the_configuration(&self) -> bool {
-        use rules::ExtraError as E;
-        matches!(
-            self,
-            Self::Extra(E::Refused { .. } | E::NotAllowed { .. } | E::TooLarge { .. })
-        )
-    }
-}
 
 /// What who starts or restarts a part needs, and nothing else. It never changes: a live change makes another one, on the
 /// same namespaces.
@@ -1778,24 +1587,6 @@ impl Ground {
     /// What `dup(2)` says.
     pub fn own_program(&self) -> io::Result<OwnedFd> {
         self.program.try_clone()
-    }
-}
-
-/// A port of an app's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct AppPort {
-    /// Of which protocol.
-    pub protocol: Protocol,
-    /// Its number.
-    pub port: u16,
-}
-
-impl fmt::Display for AppPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.protocol {
-            Protocol::Tcp => write!(f, "port {}", self.port),
-            Protocol::Udp => write!(f, "UDP port {}", self.port),
-        }
     }
 }
 
