@@ -16,6 +16,7 @@ mod egress;
 mod error;
 mod ground;
 pub mod health;
+mod launch;
 mod order;
 mod replace;
 pub mod rules;
@@ -24,25 +25,21 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use nftables::schema::Nftables;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
-use tokio::sync::oneshot;
+use rustix::net::SocketAddrAny;
 
 pub use self::error::{AppPort, StackError};
 use self::ground::{AppGround, FarEnd, directory};
 pub use self::ground::{EndTable, Ground, PartId};
-use crate::config::clients::Admission;
-use crate::config::{Protocol, Source, TrafficLog};
-use crate::confine::landlock::TcpOnlyTo;
-use crate::confine::privileges::Privileges;
-use crate::confine::seccomp::Filters;
+use self::launch::weaken;
+pub use self::launch::{Begun, Done, Launched, MakeStreams};
+use crate::config::{Protocol, Source};
 use crate::firewall::{self, ExtraChange, Shared};
-use crate::log::streams::Streams;
 use crate::names::PartName;
 use crate::net::publish::{self, Listener};
 use crate::net::{self, Endpoint, Listening, ListeningSocket, Rtnl};
@@ -50,11 +47,10 @@ use crate::part::cgroup::Cgroups;
 use crate::part::container::{Container, Event};
 use crate::part::namespaces::{Mapper, Namespaces};
 use crate::part::refused::Refusals;
-use crate::part::secrets;
 use crate::part::volumes::Volumes;
 use crate::plan::{AppPlan, Plan, PublishPlan, Transport, UplinkEnd};
-use crate::protocol::{AppStart, Carried, Exit, MAX_FDS, Role, Start, ToStage};
-use crate::{rootfs, traffic};
+use crate::protocol::{Exit, Role, Start, ToStage};
+use crate::rootfs;
 
 /// How long the kernel may take for everything but the app. Milliseconds, but for the first stack after a boot: then it
 /// loads its modules for nftables and links, behind those of everything else that starts.
@@ -75,45 +71,6 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
 const ACCEPTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long closing the entry ports may take: nobody waits longer for it to end an app.
 const CLOSES_WITHIN: Duration = Duration::from_secs(2);
-
-/// A part that is ready.
-pub struct Launched {
-    /// Its process.
-    pub container: Container,
-    /// What the kernel says it holds.
-    pub privileges: Privileges,
-    /// What had to be left out.
-    pub notes: Vec<String>,
-    /// App: the number of its command's process.
-    pub command: Option<i32>,
-    /// Sidecar and relay: where they tell of the traffic.
-    pub traffic: Option<OwnedFd>,
-    /// App: what its health checks have come to so far.
-    pub health: Option<health::Watch>,
-}
-
-/// What has become of a part at a start.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one for each start of a part, and it is taken apart at once"
-)]
-pub enum Begun {
-    /// It runs.
-    Runs(Launched),
-    /// It was a job, and has ended with 0.
-    Done(Done),
-}
-
-/// A job that has ended with 0.
-pub struct Done {
-    /// What it held.
-    pub privileges: Privileges,
-    /// What had to be left out.
-    pub notes: Vec<String>,
-}
-
-/// Makes the streams of an app, given its place in the plan.
-pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
 
 /// Everything that a stack consists of at this moment.
 pub struct Stack {
@@ -220,22 +177,6 @@ fn patience(app: &AppPlan) -> Duration {
         .then(|| std::env::var("LRPNS_TEST_PATIENCE").ok()?.parse().ok())
         .flatten();
     asked.map_or(app.start_timeout, Duration::from_millis)
-}
-
-/// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
-fn weaken() -> Option<String> {
-    cfg!(debug_assertions)
-        .then(|| std::env::var("LRPNS_TEST_WEAKEN").ok())
-        .flatten()
-}
-
-/// An app's environment: the plan's, and one variable more if a test wants that.
-fn app_env(app: &crate::plan::AppPlan) -> std::collections::BTreeMap<String, String> {
-    let mut env = app.env.clone();
-    if weaken().as_deref() == Some("leak-environment") {
-        env.insert("SECRET".to_owned(), "of the host".to_owned());
-    }
-    env
 }
 
 async fn within<T>(
@@ -415,15 +356,6 @@ fn load_uplink_rules(
         }
         loaded => Ok(loaded.map(|()| None)?),
     }
-}
-
-/// For what a part tells of the traffic: messages, so that none is ever half there.
-fn pair() -> Result<(OwnedFd, OwnedFd), StackError> {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).map_err(|e| StackError::Io {
-        what: "make a socket pair for the traffic log",
-        source: e.into(),
-    })
 }
 
 /// Closes ports that a relay still accepts at, when it has accepted who is there. A listening socket that is closed resets
@@ -724,46 +656,6 @@ impl Ground {
         matches!(connect.await, Ok(Ok(_)))
     }
 
-    /// Starts the sidecar, or starts it again; when this returns, its rules are in force.
-    ///
-    /// # Errors
-    /// [`StackError`].
-    pub async fn sidecar(&self, again: bool) -> Result<Launched, StackError> {
-        let rules = self.whole_rules()?;
-        let traffic = (self.plan.log > TrafficLog::Off).then(|| traffic::Settings {
-            packets: self.plan.log == TrafficLog::Packets,
-            again,
-            apps: self
-                .plan
-                .apps
-                .iter()
-                .filter(|app| app.turn.serves())
-                .map(|app| app.everywhere().collect())
-                .collect(),
-        });
-        let (ours, theirs) = traffic.as_ref().map(|_| pair()).transpose()?.unzip();
-        let start = Start {
-            hostname: format!("{}-sidecar", self.plan.stack),
-            nproc: self.plan.cgroup.nproc(&self.plan.sidecar_limits),
-            role: Role::Sidecar {
-                rules,
-                seal: self.plan.seal,
-                traffic,
-            },
-            weaken: weaken(),
-        };
-        let container = self.spawn("sidecar", &self.sidecar).await?;
-        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
-        container
-            .send(&ToStage::Start(Box::new(start)), &fds)
-            .await?;
-        let launched = Launched::ready(container).await?;
-        Ok(Launched {
-            traffic: ours,
-            ..launched
-        })
-    }
-
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
     /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
     ///
@@ -875,40 +767,6 @@ impl Ground {
         .await
     }
 
-    /// Starts the relay's process, which then waits to be told what to carry; `None` without one.
-    async fn spawn_relay(&self) -> Result<Option<Container>, StackError> {
-        if !self.plan.has_relay() {
-            return Ok(None);
-        }
-        self.spawn("relay", &self.relay).await.map(Some)
-    }
-
-    /// What the relay may reach.
-    #[must_use]
-    pub fn relay_confinement(&self) -> TcpOnlyTo {
-        let targets = self
-            .listeners
-            .iter()
-            .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target);
-        TcpOnlyTo::relay(targets, self.dials_as_clients())
-    }
-
-    fn dials_as_clients(&self) -> bool {
-        self.plan.uplink.ends_at == UplinkEnd::Relay
-    }
-
-    /// What the relay may call.
-    #[must_use]
-    pub fn relay_profile(&self) -> crate::confine::seccomp::Profile {
-        let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
-        crate::confine::seccomp::relay(crate::confine::seccomp::Carries {
-            udp: any(|listener| listener.protocol == Protocol::Udp),
-            ipv6: any(|listener| listener.target.is_ipv6()),
-            as_clients: self.dials_as_clients(),
-        })
-    }
-
     /// Lets the bound sockets of the published ports listen.
     fn listen(&self) -> Result<(), StackError> {
         for listener in &self.listeners {
@@ -990,190 +848,6 @@ impl Ground {
         }
         self.listen()?;
         Ok(rules)
-    }
-
-    /// Tells the relay what to carry.
-    async fn start_relay(&self, container: Container, wait: bool) -> Result<Launched, StackError> {
-        let apps: HashMap<_, usize> = self
-            .plan
-            .apps
-            .iter()
-            .enumerate()
-            .flat_map(|(index, app)| app.publish.iter().map(move |p| (p.outside(), index)))
-            .collect();
-        let app = |listener: &Listener| apps.get(&listener.outside()).copied();
-        let start = Start {
-            hostname: format!("{}-relay", self.plan.stack),
-            nproc: self.plan.cgroup.nproc(&self.plan.relay_limits),
-            role: Role::Relay {
-                carried: self
-                    .listeners
-                    .iter()
-                    .map(|listener| Carried {
-                        protocol: listener.protocol,
-                        target: listener.target,
-                        // One that is nobody's any more has no clients.
-                        admission: app(listener).unwrap_or(usize::MAX),
-                        shows_client: app(listener)
-                            .is_some_and(|index| self.plan.apps[index].source == Source::Client),
-                        early: listener.early,
-                    })
-                    .collect(),
-                admissions: self
-                    .plan
-                    .apps
-                    .iter()
-                    .map(|app| Admission::of(&app.allow, app.rate))
-                    .collect(),
-                as_clients: self.dials_as_clients().then(|| net::foreign(&self.plan)),
-                joined: self.plan.joins_datagrams(),
-                wait,
-            },
-            weaken: None,
-        };
-        let (ours, theirs) = pair()?;
-        let sockets = self.listeners.iter();
-        let sockets = sockets.map(|listener| listener.socket.as_fd());
-        let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(sockets).collect();
-        let mut batches = fds.chunks(MAX_FDS);
-        container
-            .send(
-                &ToStage::Start(Box::new(start)),
-                batches.next().unwrap_or_default(),
-            )
-            .await?;
-        for batch in batches {
-            container.send(&ToStage::More, batch).await?;
-        }
-        drop(theirs);
-        Ok(Launched {
-            traffic: Some(ours),
-            ..Launched::ready(container).await?
-        })
-    }
-
-    /// Starts the relay.
-    ///
-    /// # Errors
-    /// [`StackError`].
-    pub async fn relay(&self) -> Result<Launched, StackError> {
-        let container = self.spawn("relay", &self.relay).await?;
-        self.start_relay(container, false).await
-    }
-
-    /// Starts an app's process up to the point where only its command is missing.
-    async fn app(&self, index: usize, streams: MakeStreams<'_>) -> Result<Launched, StackError> {
-        let app = &self.plan.apps[index];
-        let streams = streams(index).map_err(|source| StackError::Io {
-            what: "make the app's standard streams",
-            source,
-        })?;
-        streams
-            .belong_to(app.ids.host_user())
-            .map_err(|source| StackError::Io {
-                what: "give the app its standard streams",
-                source,
-            })?;
-        let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
-        let (rootfs, mounts) = rootfs::open(
-            &app.rootfs,
-            self.apps[index].root.as_deref(),
-            app.name.as_str(),
-            app.ids.inside(),
-            &app.resolvers().collect::<Vec<_>>(),
-            &hosts,
-        )?;
-        let start = Start {
-            hostname: app.name.to_string(),
-            nproc: self.plan.cgroup.nproc(&app.limits),
-            role: Role::App(AppStart {
-                user: app.ids.inside(),
-                range: app.ids.is_range(),
-                workdir: app.workdir.clone(),
-                command: app.command.clone(),
-                env: app_env(app),
-                tmpfs: app.tmpfs.clone(),
-                rootfs,
-                hosts,
-                volumes: app.mounted(),
-                sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
-                secrets: app.secrets.iter().map(|s| s.name.clone()).collect(),
-                limits: app.limits,
-                stdin: streams.stdin.is_some(),
-                terminal: streams.terminal,
-                confined: crate::confine::landlock::App::of(app),
-                seccomp: Box::new(match &self.refusals {
-                    None => app.seccomp.filters()?,
-                    Some(_) => Filters::asking(&app.seccomp)?,
-                }),
-                explain: self.refusals.is_some(),
-            }),
-            weaken: weaken(),
-        };
-        let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
-        let mut fds = vec![
-            streams.out.as_fd(),
-            streams.err.as_fd(),
-            streams.syslog.as_fd(),
-            self.program.as_fd(),
-        ];
-        fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
-        // Now, so that a certificate that was renewed comes with the next start.
-        let secrets = secrets::open(app, &self.plan)?;
-        fds.extend(
-            mounts
-                .iter()
-                .chain(&volumes)
-                .chain(&secrets)
-                .map(AsFd::as_fd),
-        );
-        let mut container = self
-            .spawn(&app.own_name(), &self.apps[index].namespaces)
-            .await?;
-        if let Some(refusals) = &self.refusals {
-            container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
-        }
-        container
-            .send(&ToStage::Start(Box::new(start)), &fds)
-            .await?;
-        Launched::ready(container).await
-    }
-
-    /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come
-    /// to listen has ended when this returns.
-    ///
-    /// # Errors
-    /// [`StackError`].
-    ///
-    /// # Panics
-    /// There is no app of that number.
-    pub async fn relaunch_app(
-        &self,
-        number: usize,
-        streams: MakeStreams<'_>,
-        given_up: oneshot::Receiver<()>,
-    ) -> Result<Launched, StackError> {
-        let index = self
-            .place(number)
-            .expect("a part leaves before its app does");
-        let mut launched = self.app(index, streams).await?;
-        launched.proceed().await?;
-        let listens = tokio::select! {
-            listens = self.wait_until_listening(index, &mut launched.container, |_| {}) => listens,
-            _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),
-        };
-        match listens {
-            Ok(()) => Ok(launched),
-            Err(e) => {
-                launched.container.kill().await;
-                Err(e)
-            }
-        }
-    }
-
-    async fn spawn(&self, part: &str, namespaces: &Namespaces) -> Result<Container, StackError> {
-        let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
-        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 
     /// Waits until the app listens on every published port that is waited for, where the sidecar can reach it.
@@ -1351,27 +1025,4 @@ fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
         false => "",
     };
     format!("it listens on {}{hint}", list.join(", "))
-}
-
-impl Launched {
-    async fn ready(mut container: Container) -> Result<Self, StackError> {
-        let (privileges, notes) = container.ready().await?;
-        Ok(Self {
-            container,
-            privileges,
-            notes,
-            command: None,
-            traffic: None,
-            health: None,
-        })
-    }
-
-    /// Lets an app's command start, and waits until it runs.
-    async fn proceed(&mut self) -> Result<(), StackError> {
-        self.container.send(&ToStage::Proceed, &[]).await?;
-        if let Event::Started { pid } = self.container.next().await? {
-            self.command = pid;
-        }
-        Ok(())
-    }
 }
