@@ -15,6 +15,7 @@
 mod egress;
 mod error;
 mod ground;
+mod grow;
 pub mod health;
 mod launch;
 mod listening;
@@ -30,10 +31,9 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use nftables::schema::Nftables;
-use rustix::net::SocketAddrAny;
 
 pub use self::error::{AppPort, StackError};
-use self::ground::{AppGround, FarEnd, directory};
+use self::ground::{AppGround, FarEnd};
 pub use self::ground::{EndTable, Ground, PartId};
 use self::launch::weaken;
 pub use self::launch::{Begun, Done, Launched, MakeStreams};
@@ -41,14 +41,13 @@ use self::listening::{ASK_EVERY, patience};
 use crate::config::{Protocol, Source};
 use crate::firewall::{self, ExtraChange, Shared};
 use crate::names::PartName;
-use crate::net::publish::{self, Listener};
+use crate::net::publish::Listener;
 use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::part::cgroup::Cgroups;
 use crate::part::container::Container;
-use crate::part::namespaces::{Mapper, Namespaces};
+use crate::part::namespaces::Namespaces;
 use crate::part::refused::Refusals;
-use crate::part::volumes::Volumes;
-use crate::plan::{AppPlan, Plan, Transport};
+use crate::plan::{Plan, Transport};
 use crate::protocol::{Role, Start, ToStage};
 use crate::rootfs;
 
@@ -380,208 +379,6 @@ pub async fn close(listeners: impl IntoIterator<Item = &Listener>) {
 }
 
 impl Ground {
-    /// The same namespaces for another plan of the same stack, and more for the apps that are new, whose links are down.
-    /// `new` are the listeners of its new ports; `mapper` maps ids.
-    ///
-    /// # Errors
-    /// [`StackError`] when a volume that is new can't be had, or something of a new app's; then nothing is left of it.
-    pub async fn changed(
-        &self,
-        mut plan: Plan,
-        new: &[Listener],
-        mapper: &mut impl Mapper,
-    ) -> Result<Self, StackError> {
-        let mut next = self.clone();
-        if plan.rules != self.plan.rules {
-            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
-        }
-        for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
-            if app.mounted() != before.mounted() {
-                ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
-            }
-            if app.rootfs != before.rootfs {
-                ground.root = directory(app, &plan)?;
-            }
-        }
-        next.listeners = plan
-            .published()
-            .filter_map(|(_, publish)| {
-                let mut known = self.listeners.iter().chain(new);
-                let mut listener = known
-                    .find(|listener| listener.outside() == publish.outside())?
-                    .clone();
-                listener.target = publish::target(&plan, publish);
-                Some(listener)
-            })
-            .collect();
-        for app in &plan.apps[self.apps.len()..] {
-            let app = AppGround::make(next.next_number, app, &plan, mapper).await?;
-            next.next_number += 1;
-            next.apps.push(app);
-        }
-        next.plan = plan;
-        let made = next.make_room(self.plan.apps.len()).await;
-        if made.is_err() {
-            let _ = next
-                .remove(self.plan.apps.len()..next.plan.apps.len())
-                .await;
-        }
-        made.map(|()| next)
-    }
-
-    /// What apps need beside their namespaces, from the given one on.
-    async fn make_room(&mut self, first: usize) -> Result<(), StackError> {
-        for index in first..self.plan.apps.len() {
-            let app = &self.plan.apps[index];
-            let name = app.own_name();
-            let cgroups = self.cgroups.with(&self.plan.cgroup, &name, &app.limits)?;
-            self.cgroups = Arc::new(cgroups);
-            let mut links = self.links.clone();
-            let made = within("make the links", async {
-                let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
-                Ok(net::create_app(app, sidecar, end, &mut links).await?)
-            });
-            made.await?;
-            self.links = links;
-        }
-        Ok(())
-    }
-
-    /// Lets packets through the links of an app that joins; the rules must be in force.
-    ///
-    /// # Errors
-    /// [`StackError::Net`].
-    pub async fn join(&self, index: usize) -> Result<(), StackError> {
-        let app = &self.plan.apps[index];
-        let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
-        within("links", async {
-            Ok(net::up_app(&self.plan, app, sidecar, end, &self.links).await?)
-        })
-        .await
-    }
-
-    /// Gives every app that `other` has too, in the same place, the routes of both; what is there already is no error.
-    ///
-    /// # Errors
-    /// [`StackError::Net`].
-    pub async fn add_routes(&self, other: &Ground) -> Result<(), StackError> {
-        for (index, app, (own, its)) in self.routes_beside(other) {
-            let (end, all) = (self.apps[index].end(), &own | &its);
-            within("routes", async {
-                Ok(net::change_routes(app, end, &self.links, &its, &all).await?)
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// The end of [`Ground::add_routes`]: of the routes of both, ours are left.
-    ///
-    /// # Errors
-    /// [`StackError::Net`].
-    pub async fn only_own_routes(&self, other: &Ground) -> Result<(), StackError> {
-        for (index, app, (own, its)) in self.routes_beside(other) {
-            let (end, all) = (self.apps[index].end(), &own | &its);
-            within("routes", async {
-                Ok(net::change_routes(app, end, &self.links, &all, &own).await?)
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// The apps whose routes differ, each with ours and the other's.
-    fn routes_beside<'g>(
-        &'g self,
-        other: &'g Ground,
-    ) -> impl Iterator<
-        Item = (
-            usize,
-            &'g AppPlan,
-            (BTreeSet<net::AppRoute>, BTreeSet<net::AppRoute>),
-        ),
-    > {
-        let pairs = self.plan.apps.iter().zip(&other.plan.apps).enumerate();
-        pairs
-            .map(|(index, (app, its))| {
-                let routes = (net::routes(&self.plan, app), net::routes(&other.plan, its));
-                (index, app, routes)
-            })
-            .filter(|(_, _, (own, its))| own != its)
-    }
-
-    /// Forgets the connections that apps have made and by this plan may make no more; its rules must be in force.
-    ///
-    /// # Errors
-    /// [`StackError`].
-    pub async fn forget_ungranted(&self) -> Result<(), StackError> {
-        let grants = firewall::grants(&self.plan);
-        self.load(Role::Forgetter { grants }).await
-    }
-
-    /// The first address and port of these that somebody in an app's network namespace can connect to by TCP.
-    ///
-    /// # Errors
-    /// [`StackError::Io`] when no socket is to be had.
-    pub async fn reached(
-        &self,
-        index: usize,
-        targets: &[SocketAddr],
-        within: Duration,
-    ) -> Result<Option<SocketAddr>, StackError> {
-        for target in targets {
-            let family = SocketAddrAny::from(*target).address_family();
-            let socket = self.apps[index].namespaces.tcp_socket(family).await;
-            let socket = socket.map_err(|source| StackError::Io {
-                what: "make a socket in an app's network namespace",
-                source,
-            })?;
-            let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-            let connected = tokio::time::timeout(within, socket.connect(*target)).await;
-            if matches!(connected, Ok(Ok(_))) {
-                return Ok(Some(*target));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The same without apps, which have ended for good; then [`Ground::remove`] takes away what they had.
-    #[must_use]
-    pub fn without(&self, apps: &[usize]) -> Self {
-        fn others<T: Clone>(all: &[T], apps: &[usize]) -> Vec<T> {
-            let all = all.iter().enumerate();
-            let others = all.filter(|(index, _)| !apps.contains(index));
-            others.map(|(_, one)| one.clone()).collect()
-        }
-        let mut next = self.clone();
-        for index in apps {
-            let app = &self.plan.apps[*index];
-            next.links.apps.remove(&app.port_link);
-            next.cgroups = Arc::new(next.cgroups.without(&app.own_name()));
-        }
-        next.plan.apps = others(&self.plan.apps, apps);
-        next.apps = others(&self.apps, apps);
-        next
-    }
-
-    /// Takes away links and cgroups of apps that have ended for good; what is gone is no error. All is tried, and the first
-    /// error told.
-    ///
-    /// # Errors
-    /// [`StackError::Net`], [`StackError::Cgroup`].
-    pub async fn remove(&self, apps: impl IntoIterator<Item = usize>) -> Result<(), StackError> {
-        let mut first = Ok(());
-        for index in apps {
-            let app = &self.plan.apps[index];
-            let mut links = self.links.clone();
-            let removed = net::remove_app(app, self.sidecar_end(), &mut links).await;
-            first = first.and(removed.map_err(StackError::from));
-            let removed = self.cgroups.remove(&app.own_name());
-            first = first.and(removed.map_err(StackError::from));
-        }
-        first
-    }
-
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
     /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
     ///
