@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod egress;
+mod entries;
 mod error;
 mod ground;
 mod grow;
@@ -23,31 +24,31 @@ mod order;
 mod replace;
 pub mod rules;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use nftables::schema::Nftables;
 
+pub use self::entries::close;
 pub use self::error::{AppPort, StackError};
 use self::ground::{AppGround, FarEnd};
 pub use self::ground::{EndTable, Ground, PartId};
 use self::launch::weaken;
 pub use self::launch::{Begun, Done, Launched, MakeStreams};
-use self::listening::{ASK_EVERY, patience};
+use self::listening::patience;
 use crate::config::{Protocol, Source};
 use crate::firewall::{self, ExtraChange, Shared};
-use crate::names::PartName;
 use crate::net::publish::Listener;
 use crate::net::{self, Endpoint, Listening, Rtnl};
 use crate::part::cgroup::Cgroups;
 use crate::part::container::Container;
 use crate::part::namespaces::Namespaces;
 use crate::part::refused::Refusals;
-use crate::plan::{Plan, Transport};
+use crate::plan::Plan;
 use crate::protocol::{Role, Start, ToStage};
 use crate::rootfs;
 
@@ -60,12 +61,6 @@ const COMPILING: Duration = Duration::from_secs(120);
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
 /// …and then as often as this.
 const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
-/// How long the kernel may take to deliver what an app that has ended had written, and the relay to hand it on.
-const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
-/// How long who has begun to connect may take to get through to the relay.
-const ACCEPTED_WITHIN: Duration = Duration::from_secs(1);
-/// How long closing the entry ports may take: nobody waits longer for it to end an app.
-const CLOSES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Everything that a stack consists of at this moment.
 pub struct Stack {
@@ -345,39 +340,6 @@ fn load_uplink_rules(
     }
 }
 
-/// Closes ports that a relay still accepts at, when it has accepted who is there. A listening socket that is closed resets
-/// who has connected and was not accepted, and who was answered and has not said so yet: so nobody new is answered, and
-/// those few are waited for.
-pub async fn close(listeners: impl IntoIterator<Item = &Listener>) {
-    let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp;
-    let (listeners, others): (Vec<_>, Vec<_>) = listeners.into_iter().partition(tcp);
-    others.into_iter().for_each(Listener::close);
-    if listeners.is_empty() {
-        return;
-    }
-    let begun = tokio::time::Instant::now();
-    let waiting = || listeners.iter().any(|listener| listener.has_waiting());
-    for listener in &listeners {
-        // A kernel that takes a filter from root only: then who connects in the moment of the end is reset.
-        let _ = listener.admit_no_more();
-    }
-    let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
-    let question = Listening::open().ok();
-    let half_open = || {
-        let found = question
-            .as_ref()
-            .map(|question| question.has_half_open(&addresses));
-        matches!(found, Some(Ok(true)))
-    };
-    // In this order: who has got through meanwhile waits. The kernel tells of neither's end.
-    while (half_open() || waiting()) && begun.elapsed() < ACCEPTED_WITHIN {
-        tokio::time::sleep(ASK_EVERY).await;
-    }
-    for listener in listeners {
-        listener.close();
-    }
-}
-
 impl Ground {
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
     /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
@@ -405,43 +367,6 @@ impl Ground {
     pub async fn load_plan(&self, plan: &Plan) -> Result<(), StackError> {
         let plan = plan.in_force(&self.closed());
         self.load_rules(firewall::sidecar_batch(&plan)?).await
-    }
-
-    /// The apps to which nobody new is let in, since they are not healthy.
-    #[must_use]
-    pub fn closed(&self) -> BTreeSet<PartName> {
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        closed.clone()
-    }
-
-    /// Lets nobody new in to these apps and to no other; `whole` puts all rules in the place of whatever there is. A relay
-    /// is then to be told that sockets listen again.
-    ///
-    /// # Errors
-    /// [`StackError`] of the sidecar's rules, [`StackError::Listen`]; then it is to be tried again.
-    pub async fn close_only(
-        &self,
-        wanted: BTreeSet<PartName>,
-        whole: bool,
-    ) -> Result<(), StackError> {
-        let before = self.closed();
-        let of = |apps: &BTreeSet<PartName>| {
-            let ports = self.plan.published().zip(&self.listeners);
-            let its = ports.filter(|((app, _), _)| apps.contains(&app.name));
-            its.map(|(_, listener)| listener.clone())
-                .collect::<Vec<_>>()
-        };
-        close(&of(&wanted)).await;
-        let (old, new) = (self.plan.in_force(&before), self.plan.in_force(&wanted));
-        match whole {
-            true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
-            false => self.update_exactly(&old, &new).await?,
-        }
-        for listener in of(&before.difference(&wanted).cloned().collect()) {
-            listener.listen()?;
-        }
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
-        Ok(())
     }
 
     /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change; in either without a
@@ -488,89 +413,6 @@ impl Ground {
             loader.loaded().await?.map_err(StackError::Rules)
         })
         .await
-    }
-
-    /// Lets the bound sockets of the published ports listen.
-    fn listen(&self) -> Result<(), StackError> {
-        for listener in &self.listeners {
-            listener.listen()?;
-        }
-        Ok(())
-    }
-
-    /// Lets nobody in any more, and leaves who is in: the listening sockets refuse, and the sidecar takes nobody new to an
-    /// app. The host's table is not asked: this process has dropped what changing it takes, so who comes by DNAT is dropped
-    /// by the sidecar, and tries again. A socket that a service manager has too is left to it, with who connects there from
-    /// now on, unless the stack ends `for_good` and it is kept for the next start alone.
-    ///
-    /// # Errors
-    /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
-    pub async fn close_entries(&self, for_good: bool) -> Result<(), StackError> {
-        let outlives = |listener: &&Listener| listener.outlives(for_good);
-        let (left, closing): (Vec<_>, Vec<_>) = self.listeners.iter().partition(outlives);
-        left.into_iter().for_each(Listener::leave);
-        close(closing).await;
-        let mut closed = self.plan.clone();
-        let mut by_dnat = false;
-        for app in &mut closed.apps {
-            let (tcp, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut app.publish)
-                .into_iter()
-                .partition(|publish| publish.protocol == Protocol::Tcp);
-            by_dnat |= tcp.iter().any(|publish| publish.via == Transport::Dnat);
-            app.publish = rest;
-            app.closing.extend(tcp);
-        }
-        if !by_dnat {
-            return Ok(());
-        }
-        let limit = CLOSES_WITHIN;
-        within_limit(
-            limit,
-            "close the entry ports",
-            self.update_rules(&self.plan, &closed),
-        )
-        .await
-    }
-
-    /// Waits until nobody waits to be accepted by an app. Who can't be asked about is not waited for, but whoever calls must
-    /// not wait for ever: an app may never accept.
-    pub async fn accepted(&self) {
-        let waits = |app: &AppGround| matches!(app.listening.has_unaccepted(), Ok(true));
-        // The kernel does not tell of it.
-        while self.apps.iter().any(waits) {
-            tokio::time::sleep(ASK_EVERY).await;
-        }
-    }
-
-    /// Waits until what apps that have ended had written is with who was to have it, for a second at most.
-    pub async fn delivered(&self) {
-        let its = |app: &AppGround| {
-            let listening = Arc::clone(&app.listening);
-            async move { listening.until_none(Listening::is_delivering).await }
-        };
-        let all = join_all(self.apps.iter().map(its));
-        // Who can't be asked about is not waited for.
-        let _ = tokio::time::timeout(DELIVERED_WITHIN, all).await;
-    }
-
-    /// Opens the published ports of a stack that was brought up without; its relay is then to be told to proceed. Gives
-    /// back what the host's table holds then.
-    ///
-    /// # Errors
-    /// [`StackError::HostTable`], [`StackError::SharedTable`], [`StackError::Listen`].
-    pub fn publish(&self, host_table: &EndTable) -> Result<Nftables<'static>, StackError> {
-        let rules = firewall::host_rules(&self.plan);
-        match host_table {
-            EndTable::Own(socket) => {
-                firewall::transact(socket, &firewall::encode(&rules)?)?;
-            }
-            EndTable::Host { shared, .. } => {
-                let closed = firewall::closed_host_rules(&self.plan);
-                shared.change(&self.plan, &closed, &rules)?;
-            }
-        }
-        self.listen()?;
-        Ok(rules)
     }
 }
 
