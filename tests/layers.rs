@@ -236,6 +236,71 @@ fn imports_point_down_the_table() {
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
 }
 
+/// What a file that only decides has no use for: whatever reads or changes something beside its arguments.
+const OUTSIDE: [&str; 13] = [
+    "std::fs",
+    "std::env",
+    "std::io",
+    "std::process",
+    "std::os",
+    "File::",
+    "Command::new",
+    "Instant::now",
+    "SystemTime",
+    "tokio",
+    "rustix",
+    "nix::",
+    "Stream::connect",
+];
+
+/// Every use of these in a file of the plan's, but in its tests.
+fn outside(sources: &[(String, String, String)]) -> Vec<String> {
+    let files = sources
+        .iter()
+        .filter(|(_, path, _)| path.starts_with("plan/"));
+    let uses = files.flat_map(|(_, path, text)| {
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let code = code.lines().map(|line| line.split("//").next().unwrap());
+        code.flat_map(move |line| {
+            let found = OUTSIDE.iter().filter(|what| line.contains(**what));
+            found.map(move |what| format!("{path}: {what}"))
+        })
+        .collect::<Vec<_>>()
+    });
+    uses.collect()
+}
+
+#[test]
+fn a_plan_is_decided_without_looking_at_anything_else() {
+    assert_eq!(outside(&sources()), [""; 0]);
+    let source = |path: &str, text: &str| (String::new(), path.to_owned(), text.to_owned());
+    let loud = source("plan/a.rs", "let a = std::fs::read(\"/etc/passwd\");");
+    assert_eq!(outside(&[loud]), ["plan/a.rs: std::fs"]);
+    for quiet in [
+        source("host/a.rs", "use std::fs;"),
+        source(
+            "plan/a.rs",
+            "// std::fs\n#[cfg(test)]\nmod tests { use std::fs; }",
+        ),
+    ] {
+        assert_eq!(outside(&[quiet]), [""; 0]);
+    }
+    // Nor by way of somebody who does: of the wings, it sees values and facts.
+    let table = fs::read_to_string(source_dir().join("ARCHITECTURE.md")).unwrap();
+    let table = parse_table(&table).unwrap();
+    for writer in [
+        "part",
+        "part/cgroup",
+        "stack",
+        "state",
+        "host",
+        "net",
+        "firewall",
+    ] {
+        assert!(!table["plan"].1.contains(writer), "plan imports {writer}");
+    }
+}
+
 /// Which files let time pass: all that sleep, or poll nothing for a while.
 fn waiting(sources: &[(String, String, String)]) -> BTreeSet<String> {
     let waits = |text: &str| {

@@ -15,9 +15,9 @@ use super::{Outcome, Verdict};
 use crate::config::Source;
 use crate::control::{LimitStatus, PartStatus};
 use crate::firewall::{self, SIDECAR_TABLE, end_table};
-use crate::part::cgroup::{Controller, HeldBy};
 use crate::part::namespaces::{self, Network};
 use crate::part::volumes::sockets;
+use crate::plan::limits::{Controller, HeldBy};
 use crate::plan::{AppPlan, IdMap, Mode, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).

@@ -29,7 +29,7 @@ use crate::confine::seccomp::Program;
 use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
-use crate::part::cgroup::Controller;
+use crate::plan::limits::Controller;
 use crate::plan::{AppPlan, Plan, UplinkEnd};
 use crate::state::StateRoot;
 use crate::text::harmless;

@@ -16,7 +16,7 @@ use crate::config::Protocol;
 use crate::control::{Brief, Client, PartStatus, Reply, Request, Status};
 use crate::host::Host;
 use crate::names::StackName;
-use crate::part::cgroup::Placement;
+use crate::plan::limits::Placement;
 use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
 use crate::protocol;

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::confine::privileges::{Ids, Privileges};
 use crate::log::{Filter, LogLine};
-use crate::part::cgroup::{Controller, HeldBy};
 use crate::plan::Plan;
+use crate::plan::limits::{Controller, HeldBy};
 use crate::protocol;
 use crate::sys;
 

@@ -6,6 +6,7 @@
 
 pub mod change;
 mod egress;
+pub mod limits;
 pub mod neighbour;
 pub mod reach;
 pub mod resolve;
@@ -21,6 +22,7 @@ use caps::Capability;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use self::limits::Placement;
 use crate::config::clients::{self, Rate};
 use crate::config::order;
 use crate::config::{
@@ -29,7 +31,6 @@ use crate::config::{
 };
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
-use crate::part::cgroup::{self, Placement};
 
 pub use seat::{CannotRoll, Spare, Turn};
 
@@ -897,7 +898,7 @@ impl Plan {
             ("sidecar", &self.sidecar_limits),
             ("relay", &self.relay_limits),
         ];
-        let egress = self.egress_relay().map(|_| ("egress", &cgroup::EGRESS));
+        let egress = self.egress_relay().map(|_| ("egress", &limits::EGRESS));
         let apps = self.apps.iter().map(|app| (app.name.as_str(), &app.limits));
         ours.into_iter().chain(egress).chain(apps)
     }

@@ -20,7 +20,7 @@ use crate::firewall::Forwarding;
 use crate::host::Host;
 use crate::names::{IfName, PartName, StackName};
 use crate::net;
-use crate::part::cgroup;
+use crate::plan::limits;
 use crate::plan::neighbour::Neighbour;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
@@ -544,8 +544,8 @@ fn decide(
         seal: config.sidecar.seal,
         rules,
         record: record(config, host),
-        sidecar_limits: cgroup::SIDECAR,
-        relay_limits: cgroup::RELAY,
+        sidecar_limits: limits::SIDECAR,
+        relay_limits: limits::RELAY,
         apps,
         cgroup: host.cgroups.of(stack.as_str(), &host.run),
         origins,
@@ -1098,7 +1098,7 @@ fn app_limits(limits: Limits, host: &Host) -> Limits {
     let most_of_it = Some(host.memory / 4 * 3).filter(|bytes| *bytes > 0);
     Limits {
         memory: limits.memory.or(most_of_it),
-        pids: limits.pids.or(Some(cgroup::APP_PIDS)),
+        pids: limits.pids.or(Some(limits::APP_PIDS)),
         cpu: limits.cpu,
     }
 }

@@ -323,7 +323,7 @@ mod tests {
             "sidecar_limits": { "memory": null, "pids": null, "cpu": null },
             "relay_limits": { "memory": null, "pids": null, "cpu": null },
             "apps": [app("web", 0), app("db", 1)],
-            "cgroup": crate::part::cgroup::Placement::default(), "origins": {},
+            "cgroup": crate::plan::limits::Placement::default(), "origins": {},
         }))
         .unwrap();
         plan.apps[0].publish.push(PublishPlan {

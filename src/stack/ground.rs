@@ -300,7 +300,7 @@ impl Ground {
         match id {
             PartId::Sidecar => &self.plan.sidecar_limits,
             PartId::Relay => &self.plan.relay_limits,
-            PartId::Egress => &crate::part::cgroup::EGRESS,
+            PartId::Egress => &crate::plan::limits::EGRESS,
             PartId::App(_) => &self.app_plan(id).limits,
         }
     }

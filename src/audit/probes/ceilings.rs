@@ -5,8 +5,9 @@ use crate::audit::catalogue::{Probe, Side};
 use crate::audit::outside::texts;
 use crate::audit::{Group, Outcome};
 use crate::confine::ceilings;
-use crate::part::cgroup::{Controller, HeldBy, says, settings};
+use crate::part::cgroup::{says, settings};
 use crate::part::namespaces::{self, Network};
+use crate::plan::limits::{Controller, HeldBy};
 
 /// The limits of each part's user namespace.
 pub const USER: Probe = Probe {

@@ -8,7 +8,7 @@ use super::{full, order, rootfs, secrets_of, unix_sockets};
 use crate::commands::picture::{self, Picture, WIDTH, wrapped};
 use crate::config::{Limits, OnUnhealthy, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
-use crate::part::cgroup::Controller;
+use crate::plan::limits::Controller;
 use crate::plan::reach;
 use crate::plan::{AppPlan, Mode, Plan};
 use crate::text::{duration, harmless, size};

@@ -12,7 +12,7 @@ use crate::config::{Limits, OnUnhealthy, Origin, RecordTo, Restart, Source as Se
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::Profile;
 use crate::firewall;
-use crate::part::cgroup::{Controller, HeldBy};
+use crate::plan::limits::{Controller, HeldBy};
 use crate::plan::reach;
 use crate::plan::{AppPlan, CannotRoll, Mode, Plan, Subordinate, Transport, UplinkEnd};
 use crate::text::{duration, size};
@@ -467,7 +467,7 @@ fn describe_egress(out: &mut String, plan: &Plan) -> std::fmt::Result {
                 .as_ref()
                 .map_or(0, |egress| plan.host_uid(egress.ids))
         )?;
-        limits(out, plan, &crate::part::cgroup::EGRESS, &|_| {
+        limits(out, plan, &crate::plan::limits::EGRESS, &|_| {
             "default".to_owned()
         })?;
     }
