@@ -195,10 +195,13 @@ fn exec_has_exactly_what_the_command_has() {
     let lab = Lab::new();
     let view = r#"
 def view():
-    kept = ("Cap", "NoNewPrivs", "Seccomp:", "Uid", "Gid", "Groups", "SigBlk")
+    kept = ("Cap", "NoNewPrivs", "Seccomp", "Uid", "Gid", "Groups", "SigBlk")
     status = [line.strip() for line in open("/proc/self/status") if line.startswith(kept)]
     fds = [fd for fd in range(3, 1024) if os.path.lexists("/proc/self/fd/%d" % fd)]
     return {"status": status, "namespaces": [os.readlink("/proc/self/ns/" + n) for n in sorted(os.listdir("/proc/self/ns"))],
+            "proc": {name: open("/proc/self/" + name).read() for name in ("uid_map", "gid_map", "setgroups", "limits", "cgroup")},
+            # What Landlock has to say of it.
+            "tcp": socket.socket().connect_ex(("127.0.0.1", 9)),
             "env": dict(os.environ), "securebits": ctypes.CDLL(None).prctl(27, 0, 0, 0, 0), "fds": fds,
             "hostname": socket.gethostname(), "root": sorted(os.listdir("/")), "cwd": os.getcwd()}
 "#;
@@ -217,68 +220,86 @@ def view():
     assert_eq!(exec, command);
 }
 
+/// What /proc says that a process of a part is: what `lrpns exec` starts there has to be the same.
+fn of_process(lab: &Lab, pid: i64) -> Value {
+    let lines = ["Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp"];
+    let kinds = ["user", "mnt", "net", "pid", "ipc", "uts", "cgroup", "time"];
+    let files = ["uid_map", "gid_map", "setgroups", "limits", "cgroup"];
+    json!({
+        "status": lines.map(|name| look::status_line(lab, pid, name)),
+        "namespaces": kinds.map(|kind| look::namespace(lab, &pid.to_string(), kind)),
+        "files": files.map(|file| lab.proc(pid, file)),
+        "environment": lab.proc(pid, "environ"),
+        "root": lab.ok(&["ls", "-A", &format!("/proc/{pid}/root/")]),
+    })
+}
+
+/// A shell that `lrpns exec` has started in a part; it ends with its input.
+fn shell_in(lab: &Lab, part: &str) -> (std::process::Child, i64) {
+    let shell = ["/bin/busybox", "sh", "-c", "echo; read x"];
+    let exec = [lrpns(), "exec", "web", "--part", part, "--"];
+    let mut exec = lab
+        .command(&[&exec[..], &shell].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 1];
+    std::io::Read::read_exact(exec.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let inside = look::namespace(
+        lab,
+        &look::init(&lab.status("web"), part).to_string(),
+        "pid",
+    );
+    let pids = lab.ok(&["sh", "-c", "cd /proc; echo [0-9]*"]);
+    let pid = pids.split_whitespace().find(|pid| {
+        let is = |args: &[&str], what: &str| lab.run(args).stdout == what.as_bytes();
+        let said = shell.join("\0") + "\0";
+        is(&["cat", &format!("/proc/{pid}/cmdline")], &said)
+            && is(
+                &["readlink", &format!("/proc/{pid}/ns/pid")],
+                &format!("{inside}\n"),
+            )
+    });
+    let pid = pid.expect("the shell in the part's namespaces");
+    (exec, pid.parse().unwrap())
+}
+
 #[test]
-fn exec_in_the_sidecar_and_the_relay_has_no_more_than_they_have() {
+fn exec_in_sidecar_relay_and_egress_is_what_they_are() {
     if !look::machine_with(&["busybox"]) {
         return;
     }
-    let (lab, status) = serving();
-    for part in ["sidecar", "relay"] {
-        // Its input is what it waits for: the end of the lab, or of this test.
-        let mut exec = lab
-            .command(&[
-                lrpns(),
-                "exec",
-                "web",
-                "--part",
-                part,
-                "--",
-                "/bin/busybox",
-                "sh",
-                "-c",
-                "echo; read x",
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = [0; 1];
-        std::io::Read::read_exact(exec.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let lab = Lab::new();
+    let more = "egress = [\"tcp 10.99.0.2:5432\"]";
+    look::up(&lab, &look::telling("web", "t", "5000:5000", more));
+    let status = lab.status("web");
+    assert_eq!(look::planned(&status, "/egress/via"), "relay");
+    for part in ["sidecar", "relay", "egress"] {
         let of = look::init(&status, part);
-        let inside = look::namespace(&lab, &of.to_string(), "pid");
-        let pids = lab.ok(&["sh", "-c", "cd /proc; echo [0-9]*"]);
-        let pid = pids
-            .split_whitespace()
-            .map(|pid| pid.parse::<i64>().unwrap())
-            .find(|pid| {
-                *pid != of
-                    && lab
-                        .run(&["readlink", &format!("/proc/{pid}/ns/pid")])
-                        .stdout
-                        == format!("{inside}\n").as_bytes()
-            })
-            .expect("a second process in the part");
-        let number = |mask: &String| u64::from_str_radix(mask, 16).unwrap();
-        let may = number(&look::capabilities(&lab, of)[3]);
-        for mask in look::capabilities(&lab, pid) {
-            assert_eq!(number(&mask) & !may, 0, "{part}: {mask}");
-        }
-        for name in ["Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp"] {
-            assert_eq!(
-                look::status_line(&lab, pid, name),
-                look::status_line(&lab, of, name),
-                "{part} {name}"
-            );
-        }
-        for kind in ["user", "mnt", "net", "pid", "ipc", "uts", "cgroup"] {
-            assert_eq!(
-                look::namespace(&lab, &pid.to_string(), kind),
-                look::namespace(&lab, &of.to_string(), kind),
-                "{part}"
-            );
-        }
+        let (mut exec, pid) = shell_in(&lab, part);
+        assert_eq!(of_process(&lab, pid), of_process(&lab, of), "{part}");
+        let (its, own) = (look::capabilities(&lab, pid), look::capabilities(&lab, of));
+        // Permitted, effective, bounding. What it is to keep through execve(2) is ambient, and so inheritable.
+        assert_eq!(its[1..4], own[1..4], "{part}");
+        assert!(
+            [&its[0], &its[4]].iter().all(|kept| **kept == own[1]),
+            "{part}: {its:?}"
+        );
         drop(exec.stdin.take());
         assert!(exec.wait().unwrap().code().is_some());
+    }
+    // Landlock and seccomp, by what they do: neither part connects to anything.
+    for part in ["sidecar", "egress"] {
+        let nc = ["busybox", "nc", "-w", "2", "127.0.0.1", "9"];
+        let exec = ["exec", "web", "--part", part, "--"];
+        let output = lab.lrpns(&[&exec[..], &nc].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{part}");
+        assert!(
+            said.contains("Permission denied") || said.contains("not permitted"),
+            "{part}: {said}"
+        );
     }
 }
 
