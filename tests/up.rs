@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+use serde_json::Value;
 use support::lab::{LAB, Lab, describe};
+use support::look;
 
 #[test]
 fn up_detached_returns_when_the_published_port_answers() {
@@ -122,4 +124,44 @@ fn each_step_is_timed_when_asked() {
     lab.lrpns_ok(&["down"]);
     let up = lab.lrpns(&["up", "-d"]);
     assert!(!String::from_utf8_lossy(&up.stderr).contains(" ms "));
+}
+
+/// A plan without what differs between any two runs, which `src/manual/json.md` names: its number, and the cgroup that is
+/// named after it.
+fn but_for_the_run(mut plan: Value) -> Value {
+    let run = plan["run"].take();
+    let text = plan.to_string();
+    if let Value::String(run) = run {
+        return serde_json::from_str(&text.replace(&run, "RUN")).unwrap();
+    }
+    panic!("{text}");
+}
+
+#[test]
+fn a_plan_is_the_same_before_a_start_on_disk_and_while_the_stack_runs() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.write(
+        "extra.nft",
+        "chain before { ip saddr 192.0.2.1 drop comment \"theirs\"; }\n",
+    );
+    let file = "name = \"web\"\n[sidecar]\nrules = \"extra.nft\"\n[app]\nrootfs = \"builtin:webapp\"\n\
+        publish = [\"5000:5000\"]\nvia = \"relay\"\negress = [\"tcp 10.99.0.2:5432\"]\n\
+        [app.limits]\nmemory = \"64M\"\n";
+    let file = lab.write("web.toml", file);
+    let file = file.to_str().unwrap();
+    let json = |text: String| -> Value { serde_json::from_str(&text).unwrap() };
+    let before = json(lab.lrpns_ok(&["plan", "-f", file, "--json"]));
+    lab.lrpns_ok(&["up", "-d", "-f", file]);
+    let saved = json(lab.ok(&["cat", "/run/lrpns/web/plan.json"]));
+    let mut running = lab.status("web")["plan"].take();
+    assert_eq!(but_for_the_run(before.clone()), but_for_the_run(saved));
+    // What nft has made of the user's rules is of a running stack only, and who may reach whom is of a plan only.
+    let compiled = running["rules"]["compiled"].take();
+    assert_ne!(compiled, before["rules"]["compiled"]);
+    running["rules"]["compiled"] = before["rules"]["compiled"].clone();
+    running["reach"] = before["reach"].clone();
+    assert_eq!(but_for_the_run(running), but_for_the_run(before));
 }
