@@ -201,6 +201,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         job: false,
         restart_limit: Default::default(),
         replace: lrpns::config::Replace::StopFirst,
+        via_socket: false,
         spare: None,
         away: false,
         turn: lrpns::plan::Turn::Serves,
@@ -403,7 +404,19 @@ fn plans() -> Vec<Plan> {
     let mut relaying = plan(1, 2, |_| Transport::Relay);
     relaying.apps[0].source = Source::Client;
     relaying.uplink.ends_at = UplinkEnd::Relay;
+    let mut handed = plan(2, 2, |_| Transport::Dnat);
+    (handed.apps[1].via_socket, handed.apps[1].source) = (true, Source::Client);
+    let mut handed6 = rated.clone();
+    for app in &mut handed6.apps[..2] {
+        (app.via_socket, app.source) = (true, Source::Client);
+        app.allow = vec![
+            "192.0.2.0/24".parse().unwrap(),
+            "2001:db8::/33".parse().unwrap(),
+        ];
+    }
     vec![
+        handed,
+        handed6,
         reaching_by_relay,
         selective,
         selective6,

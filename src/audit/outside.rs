@@ -889,6 +889,9 @@ pub fn rules(
         .address6
         .into_iter()
         .chain(plan.uplink.sidecar_address6);
+    // Those of the apps that are handed their sockets are its own.
+    let handed = plan.apps.iter().filter(|app| app.via_socket);
+    let own = own.chain(handed.filter_map(|app| app.address6));
     let ipv6 = ipv6_as_planned(sidecar, network, own.collect());
     findings.add("sidecar-ipv6-off", "sidecar", ipv6);
     findings.add(
@@ -896,8 +899,7 @@ pub fn rules(
         "sidecar",
         text(sidecar, "/proc/self/net/arp", |table| {
             let wanted = plan
-                .apps
-                .iter()
+                .linked_apps()
                 .map(|app| (app.address, app.mac, bridge))
                 .chain([(
                     plan.uplink.host_address,
@@ -931,7 +933,7 @@ pub fn rules(
         let Answer::Ports(ports) = sidecar.as_ref().map_err(Clone::clone)?.ask(&Ask::Ports)? else {
             return Err("the process inside answered something else".to_owned());
         };
-        for app in &plan.apps {
+        for app in plan.linked_apps() {
             let Some(port) = ports
                 .iter()
                 .find(|port| port.name == app.port_link.as_str())
@@ -946,7 +948,7 @@ pub fn rules(
             }
         }
         Ok(Outcome::check(
-            ports.len() == plan.apps.len(),
+            ports.len() == plan.linked_apps().count(),
             format!("{} ports", ports.len()),
         ))
     };
@@ -1049,9 +1051,10 @@ pub fn app_network(
         routes().unwrap_or_else(Outcome::unknown),
     );
     let network = Network::App {
-        ipv6: plan.has_ipv6(),
+        ipv6: plan.has_ipv6() && !app.via_socket,
     };
-    let own = app.address6.into_iter().collect();
+    let own = app.address6.filter(|_| !app.via_socket);
+    let own = own.into_iter().collect();
     findings.add("app-ipv6-off", name, ipv6_as_planned(net, network, own));
     findings.add("app-forwarding", name, sysctls(net, &namespaces::APP));
     findings.add("app-sysctls", name, sysctls(net, &namespaces::COMMON));

@@ -32,7 +32,7 @@ use crate::control::{Reply, Request};
 use crate::firewall::{self, logging};
 use crate::log::{Filter as LogFilter, Stream};
 use crate::names::StackName;
-use crate::plan::{Plan, PublishPlan, Transport};
+use crate::plan::{AppPlan, Plan, PublishPlan, Transport};
 use crate::traffic::kernel::{Group, Logged, Reader};
 use crate::traffic::line::Names;
 use crate::traffic::pcapng::{Way, Writer};
@@ -393,6 +393,12 @@ impl Capture<'_> {
 
 /// A link's name in the file, and what it is. What comes by the bridge came by the port of the app whose address it has.
 fn describe(plan: &Plan, link: &str, packet: &Packet) -> (String, String) {
+    // What leaves by the uplink is of a socket that an app was handed.
+    let sends =
+        |app: &&AppPlan| app.via_socket && app.addresses().any(|address| address == packet.source);
+    if let Some(app) = plan.apps.iter().find(sends) {
+        return ("socket".to_owned(), format!("app {}", app.name));
+    }
     if link == plan.uplink.sidecar_link.as_str() {
         return (link.to_owned(), "uplink, the way to the host".to_owned());
     }

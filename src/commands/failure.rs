@@ -245,6 +245,8 @@ impl From<StackError> for Failure {
             | StackError::JobFailed { .. }
             | StackError::JobGoesOn { .. }
             | StackError::NotListening { .. }
+            | StackError::NotAccepting { .. }
+            | StackError::EndedUnaccepting { .. }
             | StackError::Path { .. }
             | StackError::Gate { .. }
             | StackError::Interrupted { by: None } => Self::failed(chain(&e)),
@@ -339,8 +341,13 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             "the kernel needs nftables: CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_SOCKET; and no other table may have \
              that name: nft delete table inet NAME",
         ),
+        StackError::NotAccepting { .. } => Some(
+            "a server takes what it is handed from descriptor 3 on (sd_listen_fds(3)), see `lrpns help \
+             publishing`; one that is not to be waited for has `wait = false`",
+        ),
         StackError::AppEnded { .. }
         | StackError::EndedBefore { .. }
+        | StackError::EndedUnaccepting { .. }
         | StackError::EndedUnhealthy { .. }
         | StackError::JobFailed { .. }
         | StackError::NotListening { .. } => Some(

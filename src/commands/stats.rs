@@ -72,6 +72,7 @@ fn link(plan: &Plan, name: &str) -> Option<String> {
         "sidecar" => Some(plan.uplink.sidecar_link.to_string()),
         _ => plan
             .app_named(name)
+            .filter(|app| !app.via_socket)
             .map(|_| crate::net::APP_LINK.to_owned()),
     }
 }

@@ -6,7 +6,9 @@ use std::ops::Range;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
-use super::{App, Egress, Publish, Rootfs, SECRETS, Secret, Tmpfs, UnixGrant, Until, Volume};
+use super::{
+    App, Egress, Protocol, Publish, Rootfs, SECRETS, Secret, Tmpfs, UnixGrant, Until, Volume,
+};
 
 /// A value and the bytes of the file that it stands in.
 #[derive(Debug, Clone)]
@@ -139,6 +141,91 @@ pub(super) fn collision(earlier: Publish, later: Publish, place: &str) -> ValueE
         ),
         "every port of an address once; 0.0.0.0 stands for all addresses",
         values::PUBLISH_EXAMPLE,
+    )
+}
+
+/// The error for an app that is handed its sockets and has none to be handed.
+pub(super) fn no_socket() -> ValueError {
+    ValueError::form(
+        "an app with `via = \"socket\"` has no network but the sockets of its published ports, and this one publishes none"
+            .to_owned(),
+        "`publish` with a port of TCP",
+        "publish = [\"127.0.0.1:8080:8080\"]",
+    )
+}
+
+/// No more than a message to the stage has descriptors for, beside the volumes and secrets.
+const MOST_HANDED: u32 = 32;
+
+/// What is published by sockets that the app is handed is TCP, and not many.
+pub(super) fn handed(publish: Publish, earlier: &[Publish]) -> Result<(), ValueError> {
+    let count = |publish: &Publish| u32::from(publish.count);
+    let all: u32 = earlier.iter().chain([&publish]).map(count).sum();
+    if all > MOST_HANDED {
+        return Err(ValueError::form(
+            format!(
+                "an app with `via = \"socket\"` is handed at most {MOST_HANDED} sockets, and this is more"
+            ),
+            "fewer ports, or `via = \"auto\"`",
+            "publish = [\"127.0.0.1:8080:8080\"]",
+        ));
+    }
+    if publish.protocol == Protocol::Tcp {
+        return Ok(());
+    }
+    Err(ValueError::form(
+        "`via = \"socket\"` hands over listening sockets, which UDP has not".to_owned(),
+        "a port of TCP, or `via = \"auto\"`",
+        "publish = [\"127.0.0.1:8080:8080\"]",
+    ))
+}
+
+/// The error for `egress` or `connect` of an app that is handed its sockets.
+pub(super) fn no_network(key: &str) -> ValueError {
+    ValueError::form(
+        format!("`{key}` needs a network, and an app with `via = \"socket\"` has none"),
+        "`via = \"auto\"`, or an app that connects to nothing",
+        "via = \"auto\"",
+    )
+}
+
+/// The error for what others connect to at an app that is handed its sockets.
+pub(super) fn not_to_be_reached(app: &str) -> ValueError {
+    ValueError::form(
+        format!(
+            "`{app}` has no network by which other apps could reach it: its `via` is \"socket\""
+        ),
+        "an app with `via = \"auto\"`, \"dnat\" or \"relay\"",
+        "connect = [\"db:5432\"]",
+    )
+}
+
+/// The error for `source = "sidecar"` of an app that is handed its sockets.
+pub(super) fn sees_its_clients() -> ValueError {
+    ValueError::form(
+        "an app with `via = \"socket\"` sees its clients: there is no link to it, on which another address could stand for them"
+            .to_owned(),
+        "`source = \"client\"`, or no `source`",
+        "source = \"client\"",
+    )
+}
+
+/// The error for `replace = "rolling"` of an app that is handed its sockets.
+pub(super) fn waits_in_the_backlog() -> ValueError {
+    ValueError::form(
+        "an app with `via = \"socket\"` need not be there twice: who connects while it starts again waits in the socket's backlog"
+            .to_owned(),
+        "`replace = \"stop-first\"`, or no `replace`",
+        "replace = \"stop-first\"",
+    )
+}
+
+/// The error for a health check by TCP of an app that is handed its sockets.
+pub(super) fn no_port_within() -> ValueError {
+    ValueError::form(
+        "a check by `http` or `tcp` connects within the app, and one with `via = \"socket\"` has no network there".to_owned(),
+        "a `command`",
+        "health = { command = [\"/usr/bin/test\", \"-e\", \"/tmp/ready\"] }",
     )
 }
 

@@ -542,7 +542,7 @@ impl Publish {
     }
 }
 
-/// `via`: how a published port reaches the sidecar.
+/// `via`: how a published port reaches the sidecar, and the app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
@@ -553,6 +553,8 @@ pub enum Via {
     Dnat,
     /// An unprivileged process that carries the bytes.
     Relay,
+    /// To the sidecar as `auto`, and there to a listening socket that the app is handed; it has no network.
+    Socket,
 }
 
 /// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, where an app may connect to.

@@ -19,9 +19,9 @@ use super::keys::{self, Key};
 use super::values::{self, ValueError};
 use super::vars::{Lookup, Vars, is_name, used_names};
 use super::{
-    Account, After, App, Config, Connect, Egress, Limits, Network, Origin, Processors, Publish,
-    Record, Replace, Rootfs, RulesFile, Secret, Sidecar, Stop, Tmpfs, TrafficLog, UnixGrant,
-    Volume,
+    Account, After, App, Check, Config, Connect, Egress, Health, Limits, Network, Origin,
+    Processors, Publish, Record, Replace, Rootfs, RulesFile, Secret, Sidecar, Source as Sees, Stop,
+    Tmpfs, TrafficLog, UnixGrant, Via, Volume,
 };
 use crate::confine::seccomp;
 use crate::names::{NameError, PartName, StackName};
@@ -486,6 +486,18 @@ impl Reader<'_> {
         let replace = self.replace(section);
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
+        let via = via.map(|placed| placed.value).unwrap_or_default();
+        let mut source = source.map(|placed| placed.value);
+        if via == Via::Socket {
+            self.without_network(
+                section,
+                publish.as_deref(),
+                source,
+                replace,
+                health.as_ref(),
+            );
+            source = Some(Sees::Client);
+        }
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
             name,
@@ -505,10 +517,10 @@ impl Reader<'_> {
             wait: wait.unwrap_or(true),
             start_timeout: start_timeout.unwrap_or(default_start_timeout(job)),
             listen,
-            via: via.map(|placed| placed.value).unwrap_or_default(),
+            via,
             allow,
             rate: rate.and_then(|placed| placed.value),
-            source: source.map(|placed| placed.value).unwrap_or_default(),
+            source: source.unwrap_or_default(),
             egress: egress.iter().map(|placed| placed.value).collect(),
             connect: connect.iter().map(|placed| placed.value.clone()).collect(),
             tmpfs,
@@ -535,6 +547,54 @@ impl Reader<'_> {
             after,
             health_port,
         }
+    }
+
+    /// `via = "socket"`: what takes a network of the app's own is refused.
+    fn without_network(
+        &mut self,
+        section: &Section<'_, '_>,
+        publish: Option<&[Placed<Publish>]>,
+        source: Option<Sees>,
+        replace: Option<Replace>,
+        health: Option<&Health>,
+    ) {
+        if publish.is_some_and(<[_]>::is_empty) || !section.has(keys::PUBLISH) {
+            self.refused(self.place_of(section, keys::VIA), check::no_socket());
+        }
+        let all = publish.unwrap_or_default();
+        let values: Vec<Publish> = all.iter().map(|placed| placed.value).collect();
+        for (at, publish) in all.iter().enumerate() {
+            if let Err(error) = check::handed(publish.value, &values[..at]) {
+                self.refused(publish.span.clone(), error);
+            }
+        }
+        for key in [keys::EGRESS, keys::CONNECT] {
+            let listed = section.get(key.name);
+            let listed = listed.filter(
+                |(_, value)| !matches!(value.get_ref(), DeValue::Array(all) if all.is_empty()),
+            );
+            if let Some((span, _)) = listed {
+                self.refused(span, check::no_network(key.name));
+            }
+        }
+        if source == Some(Sees::Sidecar) {
+            let span = self.place_of(section, keys::SOURCE);
+            self.refused(span, check::sees_its_clients());
+        }
+        if replace == Some(Replace::Rolling) {
+            let span = self.place_of(section, keys::REPLACE);
+            self.refused(span, check::waits_in_the_backlog());
+        }
+        if health.is_some_and(|health| !matches!(health.check, Check::Command { .. })) {
+            let span = self.place_of(section, keys::HEALTH);
+            self.refused(span, check::no_port_within());
+        }
+    }
+
+    /// Where a key stands, or else its table.
+    fn place_of(&self, section: &Section<'_, '_>, key: Key) -> Range<usize> {
+        let found = section.get(key.name);
+        found.map_or_else(|| section.head.clone(), |(span, _)| span)
     }
 
     fn allow(&mut self, section: &Section<'_, '_>) -> Vec<IpNet> {
@@ -826,7 +886,13 @@ impl Reader<'_> {
         for read in apps {
             for connect in &read.connect {
                 let (to, own) = (connect.value.app.as_str(), read.name.as_str());
-                if let Err(error) = check::other_app(to, own, &names) {
+                let handed = apps.iter().any(|other| {
+                    let its = other.app.as_ref().is_some_and(|app| app.via == Via::Socket);
+                    its && other.name == to
+                });
+                if handed {
+                    self.refused(connect.span.clone(), check::not_to_be_reached(to));
+                } else if let Err(error) = check::other_app(to, own, &names) {
                     self.refused_key(connect.span.clone(), error, keys::CONNECT, "");
                 }
             }

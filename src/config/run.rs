@@ -101,6 +101,14 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         let via = values::via(text).map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
         flags.take("app.via", "--via", via).unwrap_or_default()
     });
+    let via = via.unwrap_or(Via::Auto);
+    if via == Via::Socket {
+        let handed = match publish.as_slice() {
+            [] => Err(check::no_socket().saying("a port of TCP", "--publish 127.0.0.1:8080:8080")),
+            all => (0..all.len()).try_for_each(|at| check::handed(all[at], &all[..at])),
+        };
+        flags.take("app.publish", "--publish", handed);
+    }
     let command = flags.command(&options.command, rootfs.as_ref());
     match (name, rootfs) {
         (Some(name), Some(rootfs)) if flags.problems.is_empty() => Ok(Config {
@@ -133,8 +141,11 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 wait: true,
                 start_timeout: reader::default_start_timeout(false),
                 listen: vec![],
-                via: via.unwrap_or(Via::Auto),
-                source: Source::Sidecar,
+                via,
+                source: match via {
+                    Via::Socket => Source::Client,
+                    _ => Source::Sidecar,
+                },
                 egress: vec![],
                 allow: crate::config::clients::everybody(),
                 rate: None,

@@ -442,11 +442,7 @@ fn every_problem_of_one_key_has_its_line_column_and_words() {
             7,
             "`rely` is unknown, the nearest is `relay`",
         ),
-        (
-            "via = \"socket\"",
-            7,
-            "not supported yet: app.via = `socket`",
-        ),
+        ("via = \"sockets\"", 7, "the nearest is `socket`"),
         ("source = \"clinet\"", 10, "the nearest is `client`"),
         (
             "restart = false",

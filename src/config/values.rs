@@ -466,12 +466,12 @@ pub(super) fn seccomp(text: &str, base: &Path) -> Result<Seccomp, ValueError> {
 /// `via`.
 pub(super) fn via(text: &str) -> Result<Via, ValueError> {
     let words = [
-        ("auto", Some(Via::Auto)),
-        ("dnat", Some(Via::Dnat)),
-        ("relay", Some(Via::Relay)),
-        ("socket", None),
+        ("auto", Via::Auto),
+        ("dnat", Via::Dnat),
+        ("relay", Via::Relay),
+        ("socket", Via::Socket),
     ];
-    one_of(text, &words)?.ok_or_else(|| ValueError::later(text, "\"auto\", \"dnat\" or \"relay\""))
+    one_of(text, &words)
 }
 
 /// `source`.

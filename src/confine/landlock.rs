@@ -235,6 +235,9 @@ impl App {
     fn binding(app: &AppPlan, which: impl Fn(&PublishPlan) -> bool) -> Self {
         // A port that is closing was published when the process was started, which is still there.
         let published = app.reachable().filter(|publish| which(publish));
+        // What it is handed is bound, and what it accepts there can be made a new socket of (tcp_disconnect()), in the
+        // sidecar's network namespace.
+        let published = published.filter(|_| !app.via_socket);
         let published = published.map(|publish| publish.app_port);
         let ports = |connect: &Connect| connect.first_port..=connect.last_port;
         // Of what others reach by UDP too: who serves DNS binds both.

@@ -97,7 +97,8 @@ pub fn without_chain(rules: &mut Nftables<'static>, name: &str) {
 /// - `prerouting`: published entry ports become app addresses. Its counter counts the new connections that were offered
 ///   to the map; what the map doesn't know stays addressed to the sidecar and meets `input`.
 /// - `input`: accepts nothing. The sidecar has no socket; what arrives is a port that isn't published, an app that
-///   speaks out of turn, or a packet that belongs to no connection.
+///   speaks out of turn, or a packet that belongs to no connection. Unless an app is handed its sockets (`via = "socket"`),
+///   which are here: then what `forward` does for others is done here for those, by the same sets.
 /// - `forward`: published connections, and what belongs to them. From the uplink to the bridge and translated by us, to
 ///   a published port of an app: nothing else is new, so an app starts nothing, also not in the words of a reply, and
 ///   not by a packet in the middle of a connection that conntrack has never seen. Nobody has a link-local address
@@ -109,7 +110,8 @@ pub fn without_chain(rules: &mut Nftables<'static>, name: &str) {
 /// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
 ///   [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
-///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST.
+///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST. From the sockets that
+///   apps are handed, replies and nothing else.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by an element of a set
 ///   each, so that each has its counter, and a thousand cost a packet as much as one; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
 ///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
@@ -177,6 +179,22 @@ impl<'p> Sidecar<'p> {
         is(meta(MetaKey::Iifname), name(uplink))
     }
 
+    fn oif_uplink(&self) -> Statement<'static> {
+        let uplink = self.plan.uplink.sidecar_link.as_str();
+        is(meta(MetaKey::Oifname), name(uplink))
+    }
+
+    /// Whether an app is handed its sockets, which are in the sidecar's namespace.
+    fn hands_over(&self) -> bool {
+        self.plan.apps.iter().any(|app| app.via_socket)
+    }
+
+    /// The published ports at which an app may have such a socket.
+    fn handed(&self) -> impl Iterator<Item = Of> {
+        let all = self.published.iter().map(|(of, _)| *of);
+        all.filter(|of| self.hands_over() && of.protocol == Protocol::Tcp)
+    }
+
     fn iif_bridge(&self) -> Statement<'static> {
         is(meta(MetaKey::Iifname), name(self.plan.bridge.name.as_str()))
     }
@@ -192,9 +210,17 @@ impl<'p> Sidecar<'p> {
                 .map(|(app, port)| (port.entry_port, app.service(port)))
                 .collect();
             // Connections through a port that is closing live on, and nothing translates a new one to it.
-            let services: BTreeSet<SocketAddr> = reachable(self.plan, *of)
-                .map(|(app, port)| app.service(port))
-                .collect();
+            let services = |via_socket: bool| -> BTreeSet<SocketAddr> {
+                let its = reachable(self.plan, *of);
+                let its = its.filter(|(app, _)| app.via_socket == via_socket);
+                its.map(|(app, port)| app.service(port)).collect()
+            };
+            let pairs = |services: BTreeSet<SocketAddr>| -> Vec<Expression<'static>> {
+                let services = services.iter();
+                let pairs =
+                    services.map(|service| concat([address(service.ip()), port(service.port())]));
+                pairs.collect()
+            };
             table.map(
                 of.set("publish_address"),
                 &[SetType::InetService],
@@ -216,11 +242,15 @@ impl<'p> Sidecar<'p> {
             table.set(
                 of.set("services"),
                 &[of.family.address_type(), SetType::InetService],
-                services
-                    .iter()
-                    .map(|service| concat([address(service.ip()), port(service.port())]))
-                    .collect(),
+                pairs(services(false)),
             );
+            if self.hands_over() {
+                table.set(
+                    of.set("sockets"),
+                    &[of.family.address_type(), SetType::InetService],
+                    pairs(services(true)),
+                );
+            }
         }
         for family in &self.families {
             let addresses = |wanted: &dyn Fn(&AppPlan) -> bool| -> Vec<_> {
@@ -230,7 +260,7 @@ impl<'p> Sidecar<'p> {
             };
             let set_type = [family.address_type()];
             table.set(family.named("apps"), &set_type, addresses(&|_| true));
-            let senders = self.plan.apps.iter();
+            let senders = self.plan.apps.iter().filter(|app| !app.via_socket);
             let senders: BTreeSet<_> = senders
                 .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
                 .collect();
@@ -386,13 +416,120 @@ impl<'p> Sidecar<'p> {
             [has(ct("state"), name("invalid"))],
             drop(),
         );
+        self.sockets_in(table);
         table.rule("input", "drop-unpublished", [self.iif_uplink()], drop());
         table.rule("input", "drop-from-app", [self.iif_bridge()], drop());
         table.rule("input", "drop-rest", [], drop());
     }
 
+    /// To the sockets that apps are handed: as in `forward`, by the same rules, and nothing that they are not for.
+    fn sockets_in(&self, table: &mut Table) {
+        let to_socket = |of: Of| is(concat([of.family.daddr(), of.dport()]), of.at("sockets"));
+        if self.hands_over() {
+            edges::in_chain(table, self.plan, "input");
+        }
+        for of in self.handed() {
+            let family = of.family;
+            if self.plan.rules.is_some() {
+                let own = Statement::Jump(JumpTarget {
+                    target: "before".into(),
+                });
+                let matches = [self.iif_uplink(), to_socket(of)];
+                table.rule("input", of.rule("jump-before-socket"), matches, own);
+            }
+            table.rule(
+                "input",
+                of.rule("accept-socket-established"),
+                [
+                    self.iif_uplink(),
+                    to_socket(of),
+                    has(ct("state"), name("established")),
+                ],
+                accept(),
+            );
+            table.rule(
+                "input",
+                of.rule("drop-socket-link-local-client"),
+                [
+                    self.iif_uplink(),
+                    to_socket(of),
+                    is(family.saddr(), subnet(family.link_local())),
+                    has(ct("state"), name("new")),
+                ],
+                drop(),
+            );
+            if self.selective.iter().any(|(other, _)| *other == family) {
+                table.rule(
+                    "input",
+                    of.rule("drop-socket-not-allowed"),
+                    [
+                        self.iif_uplink(),
+                        to_socket(of),
+                        has(ct("state"), name("new")),
+                        is_not(
+                            concat([family.daddr(), family.saddr()]),
+                            family.at("allowed"),
+                        ),
+                    ],
+                    drop(),
+                );
+            }
+        }
+        rate::in_input(table, self.plan);
+        for of in self.handed() {
+            table.rule(
+                "input",
+                of.rule("accept-socket"),
+                [
+                    self.iif_uplink(),
+                    has(ct("state"), name("new")),
+                    has(ct("status"), name("dnat")),
+                    to_socket(of),
+                ],
+                accept(),
+            );
+        }
+        for family in &self.families {
+            if self.hands_over() {
+                table.rule(
+                    "input",
+                    family.named("accept-socket-icmp-error"),
+                    [
+                        self.iif_uplink(),
+                        has(ct("state"), name("related")),
+                        is(meta(MetaKey::L4proto), name(family.icmp())),
+                    ],
+                    accept(),
+                );
+            }
+        }
+    }
+
+    /// From the sockets that apps are handed, what belongs to a connection that came to one. Whoever has one can disconnect
+    /// what it has accepted (connect(2), `AF_UNSPEC`) and connect elsewhere with it, also in the words of a connection that
+    /// was: so no SYN that is no answer leaves, and nothing that conntrack has not seen come in.
+    fn sockets_out(&self, table: &mut Table) {
+        if self.hands_over() {
+            edges::in_chain(table, self.plan, "output");
+        }
+        for of in self.handed() {
+            table.rule(
+                "output",
+                of.rule("accept-socket-reply"),
+                [
+                    self.oif_uplink(),
+                    is(concat([of.family.saddr(), of.sport()]), of.at("sockets")),
+                    has(ct("state"), name("established")),
+                    has(ct("status"), name("dnat")),
+                    is_not(masked(of.field("flags"), ["syn", "ack"]), name("syn")),
+                ],
+                accept(),
+            );
+        }
+    }
+
     fn forward(&self, table: &mut Table) {
-        edges::in_forward(table, self.plan);
+        edges::in_chain(table, self.plan, "forward");
         // The common case first; nothing that is invalid or new matches it.
         table.rule(
             "forward",
@@ -493,6 +630,7 @@ impl<'p> Sidecar<'p> {
                 );
             }
         }
+        self.sockets_out(table);
         table.rule("output", "drop-rest", [], drop());
     }
 
@@ -539,14 +677,16 @@ pub const CAPTURE_TABLE: &str = "lrpns-capture";
 #[must_use]
 pub fn capture_rules() -> Nftables<'static> {
     let mut table = Table::new(CAPTURE_TABLE.to_owned());
-    table.filter(
-        "forward",
-        NfHook::Forward,
-        FILTER + 10,
-        NfChainPolicy::Accept,
-    );
-    let log = logging::log("forward", "let-through", logging::CAPTURE);
-    table.rule("forward", "let-through", [], log);
+    // The last two for the sockets that apps are handed: nothing else comes through there.
+    for (chain, hook) in [
+        ("forward", NfHook::Forward),
+        ("input", NfHook::Input),
+        ("output", NfHook::Output),
+    ] {
+        table.filter(chain, hook, FILTER + 10, NfChainPolicy::Accept);
+        let log = logging::log("forward", "let-through", logging::CAPTURE);
+        table.rule(chain, "let-through", [], log);
+    }
     table.into_rules()
 }
 

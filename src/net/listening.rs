@@ -258,6 +258,26 @@ impl Listening {
         Ok(found)
     }
 
+    /// Whether a connection waits to be accepted: it is there, and no process has it.
+    ///
+    /// # Errors
+    /// [`Error::SockDiag`].
+    pub fn waits(&self, at: SocketAddr, peer: SocketAddr) -> Result<bool, Error> {
+        let mut found = false;
+        let family = if at.is_ipv4() { AF_INET } else { AF_INET6 };
+        let states = StateFlags::ESTABLISHED | StateFlags::SYN_RECV;
+        self.dump(family, at.port(), (IPPROTO_TCP, states), |socket| {
+            let id = &socket.header.socket_id;
+            let ends = (
+                SocketAddr::new(id.source_address, id.source_port),
+                SocketAddr::new(id.destination_address, id.destination_port),
+            );
+            found |= ends == (at, peer) && socket.header.inode == 0;
+        })
+        .map_err(Error::SockDiag)?;
+        Ok(found)
+    }
+
     /// Whether somebody from elsewhere waits to be accepted at a socket of TCP that listens, or is about to.
     ///
     /// # Errors

@@ -179,6 +179,15 @@ pub(super) fn links() -> RouteNetlinkMessage {
 /// An address and no route: neither to the prefix (`IFA_F_NOPREFIXROUTE`) nor to a broadcast address, which for a /31
 /// would be the peer. It can be used at once: nobody else is asked whether they have it (`IFA_F_NODAD`, RFC 4862, 5.4).
 pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewAddress(given(index, address, prefix))
+}
+
+/// Takes back what [`new_address`] has given, and the kernel's route to it.
+pub(super) fn delete_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelAddress(given(index, address, prefix))
+}
+
+fn given(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
     message.header.prefix_len = prefix;
@@ -193,7 +202,7 @@ pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetli
         AddressAttribute::Address(address),
         AddressAttribute::Flags(flags),
     ];
-    RouteNetlinkMessage::NewAddress(message)
+    message
 }
 
 /// Of every family.

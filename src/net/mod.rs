@@ -213,7 +213,7 @@ async fn create_uplink(
     Ok((host_link, uplink))
 }
 
-/// Makes one app's links, down, and notes them in `links`; `app` is the app's namespace.
+/// Makes one app's links, down, if it is to have any, and notes them in `links`; `app` is the app's namespace.
 ///
 /// # Errors
 /// [`Error`] names the step.
@@ -223,6 +223,9 @@ pub async fn create_app(
     app: Endpoint<'_>,
     links: &mut Links,
 ) -> Result<(), Error> {
+    if plan.via_socket {
+        return Ok(());
+    }
     let namespace = in_app(plan);
     let port = VethEnd {
         name: plan.port_link.as_str(),
@@ -303,18 +306,21 @@ pub async fn configure_and_up(
     let host_link = [(links.host, plan.uplink.host_link.as_str())];
     host.wait_up("host", &host_link, deadline, UP_WITHIN)
         .await?;
-    for (app, end) in plan.apps.iter().zip(apps) {
+    let linked = |app: &&AppPlan| !app.via_socket;
+    for (app, end) in plan.apps.iter().zip(apps).filter(|(app, _)| linked(app)) {
         let eth0 = [(links.apps[&app.port_link].eth0, APP_LINK)];
         end.rtnl
             .wait_up(&in_app(app), &eth0, deadline, UP_WITHIN)
             .await?;
     }
     let mut inside = vec![(links.uplink, plan.uplink.sidecar_link.as_str())];
-    for app in &plan.apps {
+    for app in plan.apps.iter().filter(linked) {
         inside.push((links.apps[&app.port_link].port, app.port_link.as_str()));
     }
-    // The bridge comes last: it has a carrier once a port has.
-    inside.push((links.bridge, plan.bridge.name.as_str()));
+    // The bridge comes last: it has a carrier once a port has, and without a port none.
+    if plan.apps.iter().any(|app| linked(&app)) {
+        inside.push((links.bridge, plan.bridge.name.as_str()));
+    }
     sidecar
         .rtnl
         .wait_up("sidecar", &inside, deadline, UP_WITHIN)
@@ -337,6 +343,9 @@ pub async fn up_app(
     links: &Links,
 ) -> Result<(), Error> {
     configure_app(plan, app, sidecar, end, links).await?;
+    if app.via_socket {
+        return Ok(());
+    }
     let deadline = Instant::now() + UP_WITHIN;
     let ours = links.apps[&app.port_link];
     end.rtnl
@@ -518,6 +527,14 @@ async fn configure_app(
     end: Endpoint<'_>,
     links: &Links,
 ) -> Result<(), Error> {
+    if app.via_socket {
+        let uplink = plan.uplink.sidecar_link.as_str();
+        let given = app.addresses();
+        let given = given.flat_map(|address| give(links.uplink, uplink, address, whole(address)));
+        sidecar.rtnl.run("sidecar", given.collect()).await?;
+        end.rtnl.run(&in_app(app), vec![loopback()]).await?;
+        return Ok(());
+    }
     let ours = links.apps[&app.port_link];
     let bridge = &plan.bridge;
 
@@ -580,6 +597,9 @@ impl AppRoute {
 #[must_use]
 pub fn routes(plan: &Plan, app: &AppPlan) -> BTreeSet<AppRoute> {
     let mut found = BTreeSet::new();
+    if app.via_socket {
+        return found;
+    }
     for family in plan.families() {
         let linked = plan.linked(app).flat_map(AppPlan::known_at);
         let nets = app.routes().into_iter().chain(linked.map(IpNet::from));
@@ -628,7 +648,12 @@ pub async fn remove_app(
     links: &mut Links,
 ) -> Result<(), Error> {
     let mut steps = Vec::new();
-    for address in app.addresses() {
+    for address in app.addresses().filter(|_| app.via_socket) {
+        let what = format!("take the address {address} off the uplink");
+        let delete = message::delete_address(links.uplink, address, whole(address));
+        steps.push(Step::on(what, delete).or(Errno::EADDRNOTAVAIL));
+    }
+    for address in app.addresses().filter(|_| !app.via_socket) {
         steps.push(
             Step::on(
                 format!("remove the route to {address}"),
@@ -690,6 +715,11 @@ pub async fn remove_link(host: &Rtnl, name: &str) -> Result<(), Error> {
     .or(Errno::ENODEV);
     host.run("host", vec![remove]).await?;
     Ok(())
+}
+
+/// The bits of an address.
+fn whole(address: IpAddr) -> u8 {
+    IpNet::from(address).max_prefix_len()
 }
 
 fn in_app(app: &AppPlan) -> String {

@@ -343,6 +343,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         restart: Restart::No,
         restart_limit: None,
         replace: crate::config::Replace::StopFirst,
+        via_socket: false,
         spare: None,
         away: false,
         turn: crate::plan::Turn::Serves,

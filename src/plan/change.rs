@@ -338,11 +338,24 @@ fn app_change(
         because.push(key("source"));
         why.push("its open connections are with clients to whom it has no route then".to_owned());
     }
+    if old.via_socket != new.via_socket {
+        refused.push(Refused {
+            key: key("via"),
+            why: "an app's network namespace is made with links or without",
+            instead: Some(
+                "give the app another name too: then one leaves and the other joins, live",
+            ),
+        });
+    } else if old.handed() != new.handed() {
+        because.push(key("publish"));
+        why.push("it is handed its sockets when it starts".to_owned());
+    }
     because.dedup();
     for name in differing(&object(old), &object(new)) {
         match name.as_str() {
             name if NO_CHANGE.contains(&name) => {}
             name if because.contains(&key(name)) => {}
+            "via_socket" => {}
             "address" => refused.push(Refused {
                 key: key(name.as_str()),
                 why: "it is one end of the app's open connections, and whom its neighbours know",

@@ -446,6 +446,10 @@ pub struct AppPlan {
     pub limits: Limits,
     /// Its published ports.
     pub publish: Vec<PublishPlan>,
+    /// It has no network, and is handed the listening sockets of its published ports: they are in the sidecar's network
+    /// namespace, and so is its address, by which rules and log know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub via_socket: bool,
     /// How long it may take until it listens on those that are waited for ([`PublishPlan::waited`]); in milliseconds in JSON.
     #[serde(with = "crate::config::milliseconds")]
     pub start_timeout: Duration,
@@ -548,6 +552,19 @@ impl AppPlan {
         std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
     }
 
+    /// Where the sockets listen that it is handed, each once, in the order of its published ports; none if it has a network.
+    #[must_use]
+    pub fn handed(&self) -> Vec<SocketAddr> {
+        let mut all = vec![];
+        for publish in self.publish.iter().filter(|_| self.via_socket) {
+            let at = self.service(publish);
+            if !all.contains(&at) {
+                all.push(at);
+            }
+        }
+        all
+    }
+
     /// Its address of the family of what `publish` listens on, to which clients of that port are taken.
     ///
     /// # Panics
@@ -642,6 +659,9 @@ impl AppPlan {
     /// clients, whom it has to answer.
     #[must_use]
     pub fn routes(&self) -> BTreeSet<IpNet> {
+        if self.via_socket {
+            return BTreeSet::new();
+        }
         if self.source == Source::Client {
             return BTreeSet::from([Ipv4Net::default().into()]);
         }
@@ -780,7 +800,10 @@ impl Plan {
     pub fn hosts(&self, app: &AppPlan) -> Vec<(IpAddr, String)> {
         let names: BTreeSet<&PartName> = app.connect.iter().map(|to| &to.app).collect();
         let others = names.into_iter().filter_map(|name| self.app(name));
-        let own = app.addresses().map(|address| (address, app));
+        // What has no network has its loopback.
+        let within = app.via_socket.then_some(Ipv4Addr::LOCALHOST.into());
+        let own = app.addresses().filter(|_| !app.via_socket).chain(within);
+        let own = own.map(|address| (address, app));
         let others = others.flat_map(|app| app.home().map(move |address| (address, app)));
         let names = own
             .chain(others)
@@ -792,6 +815,11 @@ impl Plan {
         names
             .chain(sidecar.map(|address| (address, "sidecar".to_owned())))
             .collect()
+    }
+
+    /// The apps that have a link: all but those that are handed their sockets.
+    pub fn linked_apps(&self) -> impl Iterator<Item = &AppPlan> {
+        self.apps.iter().filter(|app| !app.via_socket)
     }
 
     /// Writes down with each app who connects to it.
@@ -843,6 +871,8 @@ impl Plan {
     #[must_use]
     pub fn has_to_listen(&self, app: &AppPlan) -> Vec<(Protocol, SocketAddr)> {
         let published = app.publish.iter().filter(|publish| publish.waited);
+        // What it is handed listens already.
+        let published = published.filter(|_| !app.via_socket);
         let published = published.map(|publish| (publish.protocol, app.service(publish)));
         let later = |other: &&AppPlan| other.after.iter().any(|after| after.app == app.name);
         let served = self.apps.iter().filter(later).flat_map(|other| {

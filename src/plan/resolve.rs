@@ -265,7 +265,7 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
                 .iter()
                 .find(|other| other.outside() == publish.outside());
             // What `auto` came to may have changed with the host; it works all the same.
-            if let (Some(same), Via::Auto) = (same, configured.via) {
+            if let (Some(same), Via::Auto | Via::Socket) = (same, configured.via) {
                 publish.via = same.via;
                 publish.why.clone_from(&same.why);
             }
@@ -468,6 +468,7 @@ fn decide(
             publish: published,
             start_timeout: app.start_timeout,
             listen: app.listen.clone(),
+            via_socket: app.via == Via::Socket,
             source: app.source,
             egress: app.egress.clone(),
             connect: app.connect.clone(),
@@ -485,9 +486,15 @@ fn decide(
             spare: None,
             away: false,
             turn: Turn::Serves,
-            seccomp: match app.ids {
-                IdCount::One => app.seccomp.clone(),
-                IdCount::Range => seccomp::over_a_range(app.seccomp.clone()),
+            seccomp: {
+                let profile = match app.ids {
+                    IdCount::One => app.seccomp.clone(),
+                    IdCount::Range => seccomp::over_a_range(app.seccomp.clone()),
+                };
+                match app.via {
+                    Via::Socket => profile.without_links(),
+                    _ => profile,
+                }
             },
         });
     }
@@ -564,10 +571,13 @@ fn replace(app: &config::App, config: &Config) -> Replace {
         .iter()
         .any(|other| other.connect.iter().any(|to| to.app == app.name));
     let serves = !app.publish.is_empty() || linked;
-    app.replace.unwrap_or(match serves && !writes && !app.job {
-        true => Replace::Rolling,
-        false => Replace::StopFirst,
-    })
+    // Who connects meanwhile waits in the socket's backlog.
+    let waits = app.via == Via::Socket;
+    app.replace
+        .unwrap_or(match serves && !writes && !app.job && !waits {
+            true => Replace::Rolling,
+            false => Replace::StopFirst,
+        })
 }
 
 /// Gives each app that another may take the place of the addresses for that, from the subnet's end: the others are those
@@ -1184,21 +1194,26 @@ fn transport(
         let outside = (SocketAddr::new(address, port), publish.protocol);
         host.handed.contains(&outside)
     };
-    if app.via == Via::Auto && publish.ports().any(|(port, _)| is_handed(port)) {
+    // What hands the app its sockets is behind the sidecar's rules; how it gets there is the host's affair.
+    let via = match app.via {
+        Via::Socket => Via::Auto,
+        via => via,
+    };
+    if via == Via::Auto && publish.ports().any(|(port, _)| is_handed(port)) {
         let why = "a socket unit has it, and waits there when the stack is gone";
         return (Transport::Relay, why.to_owned());
     }
-    match (app.via, forwarding) {
+    match (via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
-        (Via::Auto, Forwarding::Open) if ends_at == UplinkEnd::Relay => {
+        (Via::Auto | Via::Socket, Forwarding::Open) if ends_at == UplinkEnd::Relay => {
             (Transport::Relay, "the uplink ends at the relay".to_owned())
         }
-        (Via::Auto, Forwarding::Open) => (
+        (Via::Auto | Via::Socket, Forwarding::Open) => (
             Transport::Dnat,
             "the host forwards, and nothing of another owner drops it".to_owned(),
         ),
-        (Via::Auto, Forwarding::Closed { why }) => (Transport::Relay, why.clone()),
+        (Via::Auto | Via::Socket, Forwarding::Closed { why }) => (Transport::Relay, why.clone()),
     }
 }
 

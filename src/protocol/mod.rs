@@ -154,9 +154,9 @@ pub enum Role {
         /// Who may ask: the sidecar.
         clients: Admission,
     },
-    /// Runs the user's command. Descriptors: standard output, standard error, our own program, standard input if it has
-    /// one, the mounts of `rootfs`, the mounts of `volumes`, what is in its `secrets`.
-    App(AppStart),
+    /// Runs the user's command. Descriptors: standard output, standard error, our own program, the sockets that it is
+    /// `handed`, standard input if it has one, the mounts of `rootfs`, the mounts of `volumes`, what is in its `secrets`.
+    App(Box<AppStart>),
 }
 
 /// A published socket that the relay is handed.
@@ -212,6 +212,9 @@ pub struct AppStart {
     /// Whether the command's filter asks the supervisor ([`FromStage::Asks`]).
     #[serde(default)]
     pub explain: bool,
+    /// The names of the listening sockets that it is handed (sd_listen_fds(3)).
+    #[serde(default)]
+    pub handed: Vec<String>,
 }
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use nftables::schema::Nftables;
 
 use super::error::StackError;
-use super::ground::{AppGround, EndTable, Ground};
+use super::ground::{EndTable, Ground};
 use super::listening::ASK_EVERY;
 use super::within_limit;
 use crate::config::Protocol;
@@ -140,23 +140,30 @@ impl Ground {
         .await
     }
 
+    /// Every network namespace in which an app may listen.
+    fn where_apps_listen(&self) -> impl Iterator<Item = &Arc<Listening>> {
+        let handed = self.plan.apps.iter().any(|app| app.via_socket);
+        let handed = handed.then_some(&self.sidecar_listening);
+        self.apps.iter().map(|app| &app.listening).chain(handed)
+    }
+
     /// Waits until nobody waits to be accepted by an app. Who can't be asked about is not waited for, but whoever calls must
     /// not wait for ever: an app may never accept.
     pub async fn accepted(&self) {
-        let waits = |app: &AppGround| matches!(app.listening.has_unaccepted(), Ok(true));
+        let waits = |listening: &Arc<Listening>| matches!(listening.has_unaccepted(), Ok(true));
         // The kernel does not tell of it.
-        while self.apps.iter().any(waits) {
+        while self.where_apps_listen().any(waits) {
             tokio::time::sleep(ASK_EVERY).await;
         }
     }
 
     /// Waits until what apps that have ended had written is with who was to have it, for a second at most.
     pub async fn delivered(&self) {
-        let its = |app: &AppGround| {
-            let listening = Arc::clone(&app.listening);
+        let its = |listening: &Arc<Listening>| {
+            let listening = Arc::clone(listening);
             async move { listening.until_none(Listening::is_delivering).await }
         };
-        let all = join_all(self.apps.iter().map(its));
+        let all = join_all(self.where_apps_listen().map(its));
         // Who can't be asked about is not waited for.
         let _ = tokio::time::timeout(DELIVERED_WITHIN, all).await;
     }

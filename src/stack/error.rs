@@ -143,6 +143,38 @@ pub enum StackError {
         /// The same by that protocol.
         listening: Vec<SocketAddr>,
     },
+    /// A socket for an app can't be had.
+    #[error("make the listening socket at {at} that {app} is handed: {source}")]
+    Handed {
+        /// The app.
+        app: String,
+        /// Where.
+        at: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The app runs and takes nobody off the socket that it was handed.
+    #[error("{app} has accepted no connection at its socket for port {port} after {seconds} s")]
+    NotAccepting {
+        /// The app.
+        app: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// The port.
+        port: u16,
+    },
+    /// The app ended before it had accepted anybody.
+    #[error(
+        "{app} ended with {exit} before it had accepted a connection at its socket for port {port}"
+    )]
+    EndedUnaccepting {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+        /// The port.
+        port: u16,
+    },
     /// The way from the host to the app's port doesn't work.
     #[error("connect through the sidecar to {app} port {port}: {source}")]
     Path {

@@ -10,6 +10,7 @@ use futures_util::future::{TryFutureExt, try_join_all};
 
 use super::egress;
 use super::error::StackError;
+use super::socket::Handed;
 use crate::config::{Limits, Rootfs};
 use crate::firewall::{self, Shared};
 use crate::names::PartName;
@@ -35,6 +36,8 @@ pub struct Ground {
     pub(super) sidecar: Arc<Namespaces>,
     /// A way to change the links of the sidecar's namespace.
     sidecar_route: Arc<Rtnl>,
+    /// What the sockets there do, which apps are handed.
+    pub(super) sidecar_listening: Arc<Listening>,
     pub(super) relay: Arc<Namespaces>,
     /// Where egress is by relay.
     pub(super) egress: Option<Arc<egress::Way>>,
@@ -65,6 +68,8 @@ pub(super) struct AppGround {
     pub(super) volumes: Arc<Volumes>,
     /// Its root, if that is a directory.
     pub(super) root: Option<Arc<rootfs::Directory>>,
+    /// The sockets that it is handed.
+    pub(super) handed: Arc<Handed>,
 }
 
 /// The directory that is an app's root, held open.
@@ -90,7 +95,7 @@ impl AppGround {
         plan: &Plan,
         mapper: &mut impl Mapper,
     ) -> Result<Self, StackError> {
-        let ipv6 = plan.has_ipv6();
+        let ipv6 = plan.has_ipv6() && !app.via_socket;
         let (name, network) = (app.name.as_str(), Network::App { ipv6 });
         let (namespaces, sockets) = Namespaces::make_by(
             name,
@@ -107,6 +112,7 @@ impl AppGround {
             listening: Arc::new(Listening::from_fd(sockets.second)?),
             volumes: Arc::new(Volumes::open(app, plan.mode, mapper).await?),
             root: directory(app, plan)?,
+            handed: Arc::default(),
         })
     }
 
@@ -198,7 +204,12 @@ impl Ground {
             Namespaces::make("the relay", plan.relay, relay_network).err_into(),
             try_join_all(plan.apps.iter().enumerate().map(app)),
         )?;
-        let sidecar_route = Rtnl::from_fd(sidecar.1.ok_or_else(missing)?.route)?;
+        for (app, ground) in plan.apps.iter().zip(&apps) {
+            ground.handed.sound(app, &sidecar.0).await?;
+        }
+        let sockets = sidecar.1.ok_or_else(missing)?;
+        let sidecar_route = Rtnl::from_fd(sockets.route)?;
+        let sidecar_listening = Listening::from_fd(sockets.second)?;
         let far = match (relay.1, shared) {
             (Some(sockets), _) => FarEnd {
                 rtnl: Rtnl::from_fd(sockets.route)?,
@@ -220,6 +231,7 @@ impl Ground {
             cgroups: Arc::new(cgroups),
             sidecar: Arc::new(sidecar.0),
             sidecar_route: Arc::new(sidecar_route),
+            sidecar_listening: Arc::new(sidecar_listening),
             egress,
             relay: Arc::new(relay.0),
             next_number: apps.len(),

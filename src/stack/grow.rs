@@ -56,7 +56,9 @@ impl Ground {
             })
             .collect();
         for app in &plan.apps[self.apps.len()..] {
-            let app = AppGround::make(next.next_number, app, &plan, mapper).await?;
+            let ground = AppGround::make(next.next_number, app, &plan, mapper).await?;
+            ground.handed.sound(app, &self.sidecar).await?;
+            let app = ground;
             next.next_number += 1;
             next.apps.push(app);
         }

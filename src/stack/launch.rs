@@ -266,7 +266,7 @@ impl Ground {
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
-            role: Role::App(AppStart {
+            role: Role::App(Box::new(AppStart {
                 user: app.ids.inside(),
                 range: app.ids.is_range(),
                 workdir: app.workdir.clone(),
@@ -287,16 +287,23 @@ impl Ground {
                     Some(_) => Filters::asking(&app.seccomp)?,
                 }),
                 explain: self.refusals.is_some(),
-            }),
+                handed: app
+                    .handed()
+                    .iter()
+                    .map(|at| at.port().to_string())
+                    .collect(),
+            })),
             weaken: weaken(),
         };
         let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
+        let handed = self.apps[index].handed.sound(app, &self.sidecar).await?;
         let mut fds = vec![
             streams.out.as_fd(),
             streams.err.as_fd(),
             streams.syslog.as_fd(),
             self.program.as_fd(),
         ];
+        fds.extend(handed.iter().map(AsFd::as_fd));
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
         let secrets = secrets::open(app, &self.plan)?;
@@ -338,6 +345,10 @@ impl Ground {
             .expect("a part leaves before its app does");
         let mut launched = self.app(index, streams).await?;
         launched.proceed().await?;
+        if self.plan.apps[index].via_socket {
+            // Nobody is refused meanwhile, and who is let in just now is for others to say.
+            return Ok(launched);
+        }
         let listens = tokio::select! {
             listens = self.wait_until_listening(index, &mut launched.container, |_| {}) => listens,
             _ = given_up => Err(StackError::GivenUp { app: self.plan.apps[index].name.to_string() }),

@@ -105,6 +105,9 @@ impl Ground {
         mut waits: impl FnMut(&str),
     ) -> Result<(), StackError> {
         let app = &self.plan.apps[index];
+        if app.via_socket {
+            return self.wait_until_accepting(index, container, waits).await;
+        }
         let begun = tokio::time::Instant::now();
         let mut wait = Wait::begin();
         loop {
@@ -214,13 +217,17 @@ impl Ground {
 
     /// Connects from where the uplink ends.
     pub(super) async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        self.connected(target).await.map(drop)
+    }
+
+    pub(super) async fn connected(&self, target: SocketAddr) -> io::Result<tokio::net::TcpStream> {
         if self.plan.uplink.ends_at == UplinkEnd::Host {
-            return tokio::net::TcpStream::connect(target).await.map(drop);
+            return tokio::net::TcpStream::connect(target).await;
         }
         let family = SocketAddrAny::from(target).address_family();
         let socket = self.relay.tcp_socket(family).await?;
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-        socket.connect(target).await.map(drop)
+        socket.connect(target).await
     }
 }
 

@@ -24,6 +24,7 @@ mod load;
 mod order;
 mod replace;
 pub mod rules;
+mod socket;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -214,7 +214,7 @@ pub(super) async fn unless_ended<T>(
 }
 
 /// Waits for the end of an app's command.
-async fn ended(container: &mut Container) -> Result<Exit, ContainerError> {
+pub(super) async fn ended(container: &mut Container) -> Result<Exit, ContainerError> {
     loop {
         match container.next().await? {
             Event::Started { .. } | Event::HandedOver => {}

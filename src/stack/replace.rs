@@ -31,6 +31,7 @@ impl AppGround {
             listening: Arc::new(Listening::from_fd(sockets.second)?),
             volumes: Arc::clone(&self.volumes),
             root: self.root.clone(),
+            handed: Arc::clone(&self.handed),
         })
     }
 }

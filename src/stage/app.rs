@@ -41,7 +41,9 @@ use crate::confine::seccomp::Program;
 use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
 use crate::rootfs;
-use crate::sys::process::{Cloned, clone3, close_on_exec_from, default_signals, exit_now};
+use crate::sys::process::{
+    Cloned, clone3, close_on_exec_from, default_signals, exit_now, place_at,
+};
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
 ///
@@ -58,6 +60,7 @@ pub fn run(
     else {
         return Err(step("take the output")("its descriptors did not come"));
     };
+    let handed: Vec<OwnedFd> = fds.by_ref().take(start.handed.len()).collect();
     let stdin = if start.stdin { fds.next() } else { None };
     if let Some(cpu) = start.limits.cpu {
         ceilings::processors(cpu.thousandths().div_ceil(1000))
@@ -119,8 +122,9 @@ pub fn run(
         apart: !weakened("landlock"),
         filter: &start.seccomp.command,
         asks: start.explain.then(|| supervisor.as_fd()),
+        handed: (&handed, &start.handed),
     })?;
-    drop((stdin, out, err));
+    drop((stdin, out, err, handed));
     protocol::send(supervisor, &FromStage::Started, &[pidfd.as_fd()])
         .map_err(step("say started"))?;
     let mut syslog = Syslog::new(log, said, start.terminal);
@@ -288,6 +292,7 @@ fn start_visitor(
                 apart: false,
                 filter: &start.seccomp.command,
                 asks: None,
+                handed: (&[], &[]),
             })
         });
     match started {
@@ -329,6 +334,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         apart: false,
         filter: &start.seccomp.command,
         asks: None,
+        handed: (&[], &[]),
     })?;
     Ok(())
 }
@@ -371,6 +377,7 @@ fn reap(command: Pid, visitors: &mut Vec<Visitor>) -> nix::Result<Reaped> {
 }
 
 /// A command, ready for `execve(2)`: after the clone nothing is left to compute.
+#[derive(Clone)]
 pub(crate) struct Command {
     /// Every path the program may be at, the first that exists is it.
     candidates: Vec<CString>,
@@ -406,6 +413,26 @@ impl Command {
         })
     }
 
+    /// The same for this process, which is handed sockets of these names (sd_listen_fds(3)).
+    fn handed(&self, names: &[String]) -> Self {
+        const OURS: [&str; 3] = ["LISTEN_PID=", "LISTEN_FDS=", "LISTEN_FDNAMES="];
+        let values = [
+            std::process::id().to_string(),
+            names.len().to_string(),
+            names.join(":"),
+        ];
+        let mut own = self.clone();
+        own.env.retain(|one| {
+            let is = |name: &&str| one.as_bytes().starts_with(name.as_bytes());
+            !OURS.iter().any(is)
+        });
+        let ours = OURS.iter().zip(values);
+        // Numbers have no NUL.
+        own.env
+            .extend(ours.filter_map(|(name, value)| CString::new(format!("{name}{value}")).ok()));
+        own
+    }
+
     /// Replaces this process's image; returns only what kept it from that: ENOENT when no candidate exists.
     pub(crate) fn exec(&self) -> io::Error {
         let mut last = nix::Error::ENOENT;
@@ -439,8 +466,16 @@ impl Command {
             .map_err(step("make a pipe"))?;
         match clone3(0).map_err(step("clone for the command"))? {
             Cloned::Child => {
-                let ready = prepare_child(launch).and_then(|()| launch.confine());
+                // Where the sockets go, this pipe may be.
+                let tell = match launch.handed.0.len() {
+                    0 => tell,
+                    count => above(&tell, count).unwrap_or(tell),
+                };
+                let ready = prepare_child(launch).and_then(|()| launch.hand_over());
                 let error = match (ready, launch.program) {
+                    (Ok(()), None) if !launch.handed.0.is_empty() => {
+                        self.handed(launch.handed.1).exec()
+                    }
                     (Ok(()), None) => self.exec(),
                     (Ok(()), Some(program)) => self.exec_from(program),
                     (Err(e), _) => e,
@@ -530,17 +565,45 @@ pub(super) struct Launch<'a> {
     pub(super) filter: &'a Program,
     /// Who is handed the descriptor at which the filter asks, if it does.
     pub(super) asks: Option<BorrowedFd<'a>>,
+    /// The listening sockets that it is handed, and their names.
+    pub(super) handed: (&'a [OwnedFd], &'a [String]),
 }
 
 impl Launch<'_> {
-    fn confine(&self) -> io::Result<()> {
-        let Some(supervisor) = self.asks else {
+    /// Puts the sockets where the command looks for them, and puts itself under the filter.
+    fn hand_over(&self) -> io::Result<()> {
+        let (sockets, count) = (self.handed.0, self.handed.0.len());
+        if count == 0 {
+            return self.confine(self.asks);
+        }
+        let sockets: Vec<OwnedFd> = sockets
+            .iter()
+            .map(|socket| above(socket, count))
+            .collect::<io::Result<_>>()?;
+        let asks = self.asks.map(|asks| above(&asks, count)).transpose()?;
+        for (socket, number) in sockets.iter().zip(FIRST_HANDED..) {
+            place_at(socket.as_fd(), number)?;
+        }
+        self.confine(asks.as_ref().map(AsFd::as_fd))
+    }
+
+    fn confine(&self, asks: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let Some(supervisor) = asks else {
             return self.filter.install();
         };
         let listener = self.filter.install_and_listen()?;
         // Under the filter by now: `--explain` is refused to a profile without sendmsg(2).
         protocol::send(supervisor, &FromStage::Asks, &[listener.as_fd()])
     }
+}
+
+/// Where the first socket is that a command is handed (`SD_LISTEN_FDS_START` of sd_listen_fds(3)).
+const FIRST_HANDED: i32 = 3;
+
+/// The same descriptor, close-on-exec, where none is put of so many that are handed over.
+fn above(fd: &impl AsFd, handed: usize) -> io::Result<OwnedFd> {
+    let first = FIRST_HANDED + i32::try_from(handed).map_err(io::Error::other)?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, first)?)
 }
 
 /// The child's last steps before `execve(2)`.

@@ -126,6 +126,7 @@ fn run_nft(
         apart: false,
         filter: &filters.command,
         asks: None,
+        handed: (&[], &[]),
     })?;
     drop(say);
     let mut words = vec![];

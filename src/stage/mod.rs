@@ -210,6 +210,6 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
             };
             egress::run(supervisor, out)
         }
-        Role::App(start) => app::run(supervisor, start, fds),
+        Role::App(start) => app::run(supervisor, *start, fds),
     }
 }

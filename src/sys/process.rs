@@ -481,6 +481,20 @@ fn close_range(first: u32, last: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
+/// Makes `number` a descriptor of the same, which stays across `execve(2)`. What has been there is closed.
+///
+/// # Errors
+/// What `dup3(2)` says.
+pub fn place_at(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    // SAFETY: whoever owns what was there is this process, which calls this when it is about to replace its image, and uses
+    // nothing any more that could be there.
+    let done = unsafe { libc::dup3(fd.as_raw_fd(), number, 0) };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Marks every descriptor from `first` on close-on-exec (`close_range(2)` with `CLOSE_RANGE_CLOEXEC`).
 ///
 /// # Errors

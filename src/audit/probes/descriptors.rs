@@ -5,6 +5,7 @@
 //! (proc_pid_fdinfo(5)), a socket's network namespace by its cookie (socket(7)), a pidfd's process by its numbers.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -12,6 +13,7 @@ use super::{Found, Scene, nothing_of};
 use crate::audit::agent::{Agent, Answer, Ask};
 use crate::audit::catalogue::{Probe, Side};
 use crate::audit::{Group, Outcome};
+use crate::plan::AppPlan;
 use crate::sys::attempt;
 
 /// The descriptors of the app's command and of what it has started.
@@ -21,7 +23,7 @@ pub const DESCRIPTORS: Probe = Probe {
     from: Side::Look(look),
     title: "every descriptor of the app's own processes",
     why: "CVE-2016-9962, CVE-2024-21626: a directory of the host; a socket of its network (CVE-2020-15257)",
-    expected: "files of its own mounts, sockets of its own network, processes of its own, pipes; its terminal, if it has one",
+    expected: "files of its own mounts, sockets of its own network or those that it is handed, processes of its own, pipes; its terminal, if it has one",
 };
 
 /// More are not looked at of one app.
@@ -42,7 +44,7 @@ fn look(scene: &Scene<'_>) -> Found {
         let name = app.name.as_str();
         (
             name.to_owned(),
-            of_app(scene, name).unwrap_or_else(Outcome::unknown),
+            of_app(scene, app).unwrap_or_else(Outcome::unknown),
         )
     });
     found.collect()
@@ -56,12 +58,16 @@ fn cookie(agent: &Result<Agent, String>) -> Result<u64, String> {
     }
 }
 
-fn of_app(scene: &Scene<'_>, name: &str) -> Result<Outcome, String> {
+fn of_app(scene: &Scene<'_>, app: &AppPlan) -> Result<Outcome, String> {
+    let name = app.name.as_str();
     let init = scene.target.part(name).and_then(|part| part.init);
     let init = init.ok_or("it does not run")?;
     let inside = scene.inside.iter().find(|(part, _)| *part == name);
     // A kernel that has none (before Linux 5.14) tells of no socket's.
     let own = inside.and_then(|(_, agent)| cookie(agent).ok());
+    let sidecar = scene.inside.iter().find(|(part, _)| *part == "sidecar");
+    let sidecar = sidecar.filter(|_| app.via_socket);
+    let handed = sidecar.and_then(|(_, agent)| cookie(agent).ok());
     let (mut count, mut wrong) = (0, vec![]);
     // Its pid 1 has a probe of its own, `leak-part-descriptors`.
     for process in scene
@@ -79,6 +85,7 @@ fn of_app(scene: &Scene<'_>, name: &str) -> Result<Outcome, String> {
             path: &path,
             mounts: &mounts,
             cookie: own,
+            handed: handed.map(|cookie| (cookie, app.handed())),
             pidfd: rustix::process::Pid::from_raw(process.pid).and_then(|pid| {
                 rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
             }),
@@ -108,6 +115,8 @@ struct Holder<'a> {
     path: &'a str,
     mounts: &'a BTreeSet<&'a str>,
     cookie: Option<u64>,
+    /// The network namespace of the sockets that it is handed, and where they are; what it accepts there is too.
+    handed: Option<(u64, Vec<SocketAddr>)>,
     pidfd: Option<OwnedFd>,
 }
 
@@ -138,7 +147,19 @@ impl Holder<'_> {
             let flags = rustix::process::PidfdGetfdFlags::empty();
             let socket = rustix::process::pidfd_getfd(pidfd, fd, flags).ok()?;
             let found = attempt::netns_cookie(socket.as_fd()).ok()?;
-            return (found != own).then(|| "a socket of another network namespace".to_owned());
+            if found == own {
+                return None;
+            }
+            let at = rustix::net::getsockname(&socket).ok();
+            let at = at.and_then(|at| SocketAddr::try_from(at).ok());
+            return match (&self.handed, at) {
+                (Some((sidecar, handed)), Some(at)) if found == *sidecar => {
+                    let planned = handed.contains(&at);
+                    (!planned)
+                        .then(|| format!("a socket of the sidecar's network namespace, at {at}"))
+                }
+                _ => Some("a socket of another network namespace".to_owned()),
+            };
         }
         if !link.starts_with('/') {
             let kind = link.split(':').next().unwrap_or_default();

@@ -147,7 +147,7 @@ pub const SOCKETS: Probe = probe(
     "net-sockets",
     "every socket that takes connections or datagrams, or sees what passes",
     "packet(7), socket(7): who listens in a part's network and is not of the part",
-    "in the sidecar none; in an app its own, of TCP at its planned ports",
+    "in the sidecar none but those that apps are handed; in an app its own, of TCP at its planned ports",
 );
 /// Settings by link.
 pub const SETTINGS: Probe = probe(
@@ -192,20 +192,27 @@ fn differences<'a>(
 fn given(place: Place<'_>, plan: &Plan, family: &FamilyPlan) -> Vec<(String, IpAddr, u8)> {
     let uplink = &plan.uplink;
     match place {
-        Place::Sidecar => vec![
-            (
-                plan.bridge.name.to_string(),
-                family.bridge,
-                family.subnet.prefix_len(),
-            ),
-            (
-                uplink.sidecar_link.to_string(),
-                family.sidecar,
-                family.bits() - 1,
-            ),
-        ],
+        Place::Sidecar => {
+            let both = [
+                (
+                    plan.bridge.name.to_string(),
+                    family.bridge,
+                    family.subnet.prefix_len(),
+                ),
+                (
+                    uplink.sidecar_link.to_string(),
+                    family.sidecar,
+                    family.bits() - 1,
+                ),
+            ];
+            let handed = plan.apps.iter().filter(|app| app.via_socket);
+            let handed = handed.filter_map(|app| family.app(app));
+            let handed =
+                handed.map(|address| (uplink.sidecar_link.to_string(), address, family.bits()));
+            both.into_iter().chain(handed).collect()
+        }
         Place::App(app) => {
-            let own = family.app(app).into_iter();
+            let own = family.app(app).into_iter().filter(|_| !app.via_socket);
             own.map(|address| {
                 (
                     net::APP_LINK.to_owned(),
@@ -230,7 +237,7 @@ fn planned_links(
     let (bridge, uplink) = (&plan.bridge, &plan.uplink);
     match place {
         Place::Sidecar => {
-            let ports = plan.apps.iter().map(|app| {
+            let ports = plan.linked_apps().map(|app| {
                 let master = Some(bridge.name.to_string());
                 (
                     app.port_link.to_string(),
@@ -252,6 +259,7 @@ fn planned_links(
             .chain(ports)
             .collect()
         }
+        Place::App(app) if app.via_socket => vec![],
         Place::App(app) => vec![(net::APP_LINK.to_owned(), "veth", app.mac, None)],
         Place::Relay | Place::Host => {
             vec![(uplink.host_link.to_string(), "veth", uplink.host_mac, None)]
@@ -336,13 +344,13 @@ fn neighbours(scene: &Scene<'_>) -> Found {
             match place {
                 Place::Sidecar => {
                     know(uplink.sidecar_link.as_str(), family.host, uplink.host_mac);
-                    for app in &plan.apps {
+                    for app in plan.linked_apps() {
                         if let Some(address) = family.app(app) {
                             know(bridge.name.as_str(), address, app.mac);
                         }
                     }
                 }
-                Place::App(app) if family.app(app).is_some() => {
+                Place::App(app) if family.app(app).is_some() && !app.via_socket => {
                     know(net::APP_LINK, family.bridge, bridge.mac);
                 }
                 Place::Relay | Place::Host => {
@@ -358,7 +366,7 @@ fn neighbours(scene: &Scene<'_>) -> Found {
         if matches!(place, Place::Sidecar) {
             // The bridge's own, one of each port, and the one that its app has.
             let own = (bridge.mac, bridge.name.as_str(), "permanent");
-            let ports = plan.apps.iter().flat_map(|app| {
+            let ports = plan.linked_apps().flat_map(|app| {
                 let port = app.port_link.as_str();
                 [
                     (net::port_mac(app), port, "permanent"),
@@ -431,10 +439,10 @@ fn routes(scene: &Scene<'_>) -> Found {
                     wanted.insert(format!("{everywhere} via {host} on {link}"));
                     wanted.insert(format!("{host}/{bits} on {link}"));
                     wanted.insert(format!("unreachable {subnet}{loopback}"));
-                    let apps = plan.apps.iter().filter_map(|app| family.app(app));
+                    let apps = plan.linked_apps().filter_map(|app| family.app(app));
                     wanted.extend(apps.map(|app| format!("{app}/{bits} on {}", bridge.name)));
                 }
-                Place::App(app) if family.app(app).is_some() => {
+                Place::App(app) if family.app(app).is_some() && !app.via_socket => {
                     wanted.insert(format!("{}/{bits} on {}", family.bridge, net::APP_LINK));
                 }
                 Place::Relay => {
@@ -543,12 +551,23 @@ fn policies(scene: &Scene<'_>) -> Found {
 }
 
 fn sockets(scene: &Scene<'_>) -> Found {
-    each(scene, |place, survey, _| {
+    each(scene, |place, survey, plan| {
+        if let (Place::Sidecar, true) = (place, plan.apps.iter().any(|app| app.via_socket)) {
+            let handed = plan.apps.iter().flat_map(AppPlan::handed);
+            let wanted = handed.map(|at| {
+                let kind = if at.is_ipv6() { "tcp6" } else { "tcp" };
+                format!("{kind} {}", at.port())
+            });
+            let found = survey.sockets.iter();
+            let found = found.map(|socket| format!("{} {}", socket.kind, socket.port));
+            let found: Vec<String> = found.collect();
+            return Some(differences(&found, &wanted.collect(), |_| false));
+        }
         let tcp: BTreeSet<u32> = match place {
             Place::App(app) => {
                 let published = app
                     .reachable()
-                    .filter(|port| port.protocol == Protocol::Tcp);
+                    .filter(|port| port.protocol == Protocol::Tcp && !app.via_socket);
                 let published = published.map(|port| port.app_port);
                 let served = app
                     .serves

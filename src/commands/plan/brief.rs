@@ -224,6 +224,10 @@ fn files(app: &AppPlan) -> String {
 
 fn of_traffic(app: &AppPlan) -> Vec<Said> {
     let mut all = vec![];
+    if app.via_socket {
+        let none = "none; it is handed the listening sockets of its ports";
+        all.push(("network", none.to_owned()));
+    }
     if app.is_selective() {
         let allow: Vec<String> = app.allow.iter().map(ToString::to_string).collect();
         all.push(("clients", format!("of {} only", allow.join(", "))));

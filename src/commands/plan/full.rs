@@ -237,14 +237,19 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         origin(plan, if is_one_of_several { &several } else { &one })
     };
     writeln!(out, "\napp {}", app.name)?;
-    writeln!(
-        out,
-        "  address {} {} behind bridge port {}  ({})",
-        app.address,
-        app.mac,
-        app.port_link,
-        key("address")
-    )?;
+    let (address, from) = (app.address, key("address"));
+    if app.via_socket {
+        writeln!(
+            out,
+            "  no network but the listening sockets that it is handed, in the sidecar's, at its address {address}  ({from})"
+        )?;
+    } else {
+        let (mac, port) = (app.mac, &app.port_link);
+        writeln!(
+            out,
+            "  address {address} {mac} behind bridge port {port}  ({from})"
+        )?;
+    }
     if let Some(address) = app.address6 {
         writeln!(out, "  and {address}  (chosen: the next of the prefix)")?;
     }

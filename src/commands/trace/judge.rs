@@ -521,7 +521,7 @@ impl<'a> Case<'a> {
         let (place, arriving) = trail.arriving.expect("it reached the app");
         let accepted = arriving.steps.iter().find(|step| {
             step.table == SIDECAR_TABLE
-                && step.chain == "forward"
+                && ["forward", "input"].contains(&step.chain.as_str())
                 && step.verdict == Verdict::Accept
         });
         let which = trail.arriving_is();
@@ -810,6 +810,10 @@ impl<'a> Case<'a> {
     /// Whether the app listens where the packet goes; `None` if nobody tells.
     fn app_listens(&self, published: usize) -> Option<bool> {
         let (app, publish) = self.candidates[published];
+        if app.via_socket {
+            // It is the supervisor's as well.
+            return Some(true);
+        }
         let mut all = self.app_listening.iter();
         let (_, listening) = all.find(|(name, _)| name == app.name.as_str())?;
         let sockets = listening.of(publish.protocol).ok()?;
@@ -826,10 +830,11 @@ impl<'s> Trail<'s> {
             .any(|(_, seen)| seen.met(Hop::Forwarded))
     }
 
-    /// Whether it has left the sidecar.
+    /// Whether it has left the sidecar, or has come to a socket there, which an app was handed.
     fn reached_app(&self) -> bool {
         self.arriving.is_some_and(|(_, seen)| {
-            seen.met(Hop::Leaves) && seen.drop().is_none() && seen.met(Hop::Forwarded)
+            let on = seen.met(Hop::Leaves) && seen.met(Hop::Forwarded);
+            (on || seen.met(Hop::Delivered)) && seen.drop().is_none()
         })
     }
 

@@ -589,6 +589,7 @@ fn supervise_here(
         Ok(outcome) => End::Over(outcome, vec![]),
         Err(e) => match &e {
             StackError::AppEnded { app, exit, .. }
+            | StackError::EndedUnaccepting { app, exit, .. }
             | StackError::EndedBefore { app, exit, .. }
             | StackError::EndedUnhealthy { app, exit }
             | StackError::JobFailed { app, exit } => {

@@ -291,8 +291,19 @@ impl Profile {
     /// The same profile without the ways past Landlock, of which a file need not know: protocols of sockets that connect
     /// without asking it, and requests that do so on a socket of TCP.
     #[must_use]
-    pub fn guarded(mut self) -> Self {
-        for (call, mut guards) in roles::guards() {
+    pub fn guarded(self) -> Self {
+        self.before_all(roles::guards())
+    }
+
+    /// The same profile without requests about links, and without binding a socket to one: for who is handed sockets that
+    /// are in another network namespace.
+    #[must_use]
+    pub fn without_links(self) -> Self {
+        self.before_all(roles::links())
+    }
+
+    fn before_all(mut self, guards: Vec<(Sysno, Vec<Rule>)>) -> Self {
+        for (call, mut guards) in guards {
             let number = call.id().cast_unsigned();
             if !self.may_allow(call.name()) {
                 continue;

@@ -318,6 +318,35 @@ pub(super) fn guards() -> Vec<(Sysno, Vec<Rule>)> {
     guards
 }
 
+/// For who is handed sockets of another network namespace: requests there are about its links and addresses, and options that
+/// stay with a socket beyond who has set them bind it to a link. To change a link takes a capability there; to ask for its
+/// name and addresses takes none (net/core/dev_ioctl.c). All of them are from `SIOCGIFNAME` to the last of linux/sockios.h;
+/// those of a socket itself (`FIONREAD`, `SIOCATMARK`, `SIOCOUTQ`) have other numbers.
+pub(super) fn links() -> Vec<(Sysno, Vec<Rule>)> {
+    const FIRST: u32 = 0x8910;
+    const LAST: u32 = 0x89ff;
+    let request = Rule {
+        when: vec![
+            low(1, u32::MAX, Comparison::Ge, FIRST),
+            low(1, u32::MAX, Comparison::Le, LAST),
+        ],
+        action: EPERM,
+    };
+    let options = [
+        libc::SO_BINDTODEVICE,
+        libc::SO_BINDTOIFINDEX,
+        libc::SO_LOCK_FILTER,
+    ];
+    let option = |option: i32| Rule {
+        when: vec![equal(1, libc::SOL_SOCKET), equal(2, option)],
+        action: EPERM,
+    };
+    vec![
+        (Sysno::ioctl, vec![request]),
+        (Sysno::setsockopt, options.map(option).into()),
+    ]
+}
+
 fn connects(flags: u8) -> Rule {
     Rule {
         when: vec![low(flags, FASTOPEN.cast_unsigned(), Comparison::Ne, 0)],
@@ -769,7 +798,7 @@ pub fn init() -> Profile {
 pub(super) fn on_the_way_to(command: &Profile) -> Profile {
     let mut way = init().calls;
     way.extend(plain(&[calls![
-        clone3 close_range dup3 execve execveat fcntl landlock_add_rule landlock_create_ruleset landlock_restrict_self
+        clone3 close_range dup3 execve execveat fcntl getpid landlock_add_rule landlock_create_ruleset landlock_restrict_self
         openat pipe2 setsid signalfd4 waitid
     ]]));
     #[cfg(target_arch = "x86_64")]

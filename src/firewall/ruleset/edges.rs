@@ -11,7 +11,7 @@
 //!
 //! A mark of a connection is 32 bits, and there is one. If the user's own rules may use it, it is theirs.
 //!
-//! The rule in `forward` is asked by every packet of every connection. It looks at four bytes where TCP has its flags,
+//! The rule in `forward`, or in `input` and `output` for the sockets that apps are handed, is asked by every packet of every connection. It looks at four bytes where TCP has its flags,
 //! whatever the protocol: words of that size the kernel compares without a call (`nft_do_chain()`,
 //! net/netfilter/nf_tables_core.c), and the chain then asks whether it is TCP.
 
@@ -60,12 +60,12 @@ pub(super) fn chain(table: &mut Table, plan: &Plan) {
     }
 }
 
-pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
+pub(super) fn in_chain(table: &mut Table, plan: &Plan, chain: &'static str) {
     if plan.log == TrafficLog::Off {
         return;
     }
     table.rule(
-        "forward",
+        chain,
         "note-edge",
         // The flags first: every packet of every connection comes here, and few have them.
         [

@@ -78,18 +78,29 @@ pub(super) fn sets(table: &mut Table, plan: &Plan) {
 }
 
 pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
-    for counted in counted(plan) {
+    rules(table, plan, false);
+}
+
+/// Of the apps that are handed their sockets.
+pub(super) fn in_input(table: &mut Table, plan: &Plan) {
+    rules(table, plan, true);
+}
+
+fn rules(table: &mut Table, plan: &Plan, via_socket: bool) {
+    let its = counted(plan).into_iter();
+    for counted in its.filter(|counted| counted.app.via_socket == via_socket) {
         let family = counted.family;
         let mut rule = |name: &str, over: Vec<Statement<'static>>| {
+            let to_bridge = || {
+                let bridge = self::name(plan.bridge.name.as_str());
+                is(meta(MetaKey::Oifname), bridge)
+            };
             let mut matches = vec![
                 is(
                     meta(MetaKey::Iifname),
                     self::name(plan.uplink.sidecar_link.as_str()),
                 ),
-                is(
-                    meta(MetaKey::Oifname),
-                    self::name(plan.bridge.name.as_str()),
-                ),
+                if via_socket { always() } else { to_bridge() },
                 has(ct("state"), self::name("new")),
                 has(ct("status"), self::name("dnat")),
                 is(family.daddr(), address(counted.address)),
@@ -97,7 +108,8 @@ pub(super) fn in_forward(table: &mut Table, plan: &Plan) {
             ];
             matches.extend(over);
             let name = format!("{}-{}", family.named(name), counted.app.name);
-            table.rule("forward", name, matches, drop());
+            let chain = if via_socket { "input" } else { "forward" };
+            table.rule(chain, name, matches, drop());
         };
         let limit = || Statement::Limit(counted.over.clone());
         if !counted.per_client {
