@@ -872,6 +872,14 @@ mod tests {
         assert_eq!(placement.held_by(Controller::Pids), Some(HeldBy::Rlimit));
         assert_eq!(placement.not_held(&limits()), [Controller::Memory]);
         assert_eq!(placement.nproc(&limits()), Some(64));
+        // Where the cgroup counts it is to refuse first, since it tells.
+        let both = Place {
+            rlimit: true,
+            ..Tree::new(&[], ALL).look("/", true)
+        };
+        let both = both.of("web", "1");
+        assert_eq!(both.held_by(Controller::Pids), Some(HeldBy::Cgroup));
+        assert!(both.nproc(&limits()) > Some(64));
         let complaint = placement.complaint([&limits(), &SIDECAR]).unwrap();
         assert!(complaint.contains("enforced: memory;"), "{complaint}");
         assert!(

@@ -148,9 +148,16 @@ impl Placement {
             .map(|controller| (controller, self.held_by(controller)))
     }
 
-    /// How many processes a part's `RLIMIT_NPROC` allows.
+    /// How many processes a part's `RLIMIT_NPROC` allows: some more than its cgroup does, where that counts them. The kernel asks the
+    /// other first (copy_process(), kernel/fork.c), and tells nobody what it has refused by that.
     #[must_use]
     pub fn nproc(&self, limits: &Limits) -> Option<u32> {
-        limits.pids.filter(|_| self.rlimit)
+        let pids = limits.pids.filter(|_| self.rlimit)?;
+        Some(match self.held_by(Controller::Pids) {
+            Some(HeldBy::Cgroup) => pids.saturating_add(Self::MORE_THAN_ITS_CGROUP),
+            _ => pids,
+        })
     }
+
+    const MORE_THAN_ITS_CGROUP: u32 = 8;
 }
