@@ -199,6 +199,7 @@ fn plan(apps: u16, ports: u16, via: impl Fn(u16) -> Transport) -> Plan {
         listen: vec![],
         after: vec![],
         job: false,
+        forks: false,
         restart_limit: Default::default(),
         replace: lrpns::config::Replace::StopFirst,
         via_socket: false,

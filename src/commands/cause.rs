@@ -711,12 +711,17 @@ impl Case<'_> {
         match self.exit? {
             Exit::Status(0) => {
                 let name = text::harmless(self.program(), 64);
+                if self.app.forks {
+                    return Some(format!(
+                        "{name} ended without an error and left nothing running: what it would have left ended first, or `forks` is not for it"
+                    ));
+                }
                 Some(match self.foreground() {
                     Some(how) => format!(
-                        "{name} goes to the background, and what it leaves there ends with it. The command must stay: {how}"
+                        "{name} goes to the background, and what it leaves there ends with it. The command must stay: {how}; or: forks = true"
                     ),
                     None => format!(
-                        "{name} ended without an error. If it goes to the background (a daemon), the command must stay instead: look for an option such as --foreground, --nodaemon, -F or -f in its manual; a command that does its work and ends has nothing to publish"
+                        "{name} ended without an error. If it goes to the background (a daemon): forks = true, and what it leaves running is the app; or an option such as --foreground, --nodaemon, -F or -f, by which it stays. A command that does its work and ends has nothing to publish"
                     ),
                 })
             }

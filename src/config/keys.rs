@@ -56,6 +56,7 @@ keys! {
     CONNECT = "connect": "a list of `APP:PORT[-PORT][/tcp|/udp]`, apps of this file", r#"connect = ["db:5432"]"#;
     AFTER = "after": r#"a list of apps of this file, or a table of them with "started", "healthy" or "done" for each"#, r#"after = { db = "started", migrate = "done" }"#;
     JOB = "job": "true or false", "job = true";
+    FORKS = "forks": "true or false", "forks = true";
     ALLOW = "allow": "a list of addresses, or ranges of them, of clients", r#"allow = ["192.0.2.0/24", "2001:db8::/64", "127.0.0.1"]"#;
     RATE = "rate": r#""off" or NUMBER/second, /minute or /hour, with " per client" or without"#, r#"rate = "off""#;
     TMPFS = "tmpfs": super::values::TMPFS, r#"tmpfs = ["/tmp:16M"]"#;
@@ -117,6 +118,7 @@ pub(super) const APP_KEYS: &[Key] = &[
     CONNECT,
     AFTER,
     JOB,
+    FORKS,
     ALLOW,
     RATE,
     TMPFS,

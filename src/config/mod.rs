@@ -443,6 +443,8 @@ pub struct App {
     pub after: Vec<After>,
     /// `job`: it runs to its end, which must be 0.
     pub job: bool,
+    /// `forks`: its command goes to the background by itself; the app is what it leaves running.
+    pub forks: bool,
     /// `health`.
     pub health: Option<Health>,
     /// `restart`.

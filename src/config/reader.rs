@@ -474,6 +474,7 @@ impl Reader<'_> {
             section,
             publish.as_ref().is_some_and(|list| !list.is_empty()),
         );
+        let forks = self.forks(section, job);
         let allow = self.allow(section);
         let rate = self.one(section, keys::RATE, values::rate);
         let tmpfs = self.tmpfs(section);
@@ -529,6 +530,7 @@ impl Reader<'_> {
             secrets,
             after: after.iter().map(|placed| placed.value.clone()).collect(),
             job,
+            forks,
             health,
             restart,
             restart_limit,

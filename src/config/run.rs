@@ -155,6 +155,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 secrets,
                 after: vec![],
                 job: false,
+                forks: false,
                 health: None,
                 restart: Restart::No,
                 restart_limit: None,

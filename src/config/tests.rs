@@ -110,6 +110,7 @@ fn the_built_in_example_is_the_original_set_up() {
             secrets: vec![],
             after: vec![],
             job: false,
+            forks: false,
             health: None,
             restart: Restart::OnFailure,
             restart_limit: None,
@@ -920,7 +921,7 @@ error: unknown key `pubish` in `[app]`: the nearest known key is `publish`
 4 | pubish = [\"80:80\"]
   | ^^^^^^
   |
-  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, allow, rate, tmpfs, volumes, sockets, secrets, health, restart, stop_signal, stop_timeout, replace, limits, seccomp
+  = expected: one of address, rootfs, command, user, group, ids, workdir, env, publish, wait, start_timeout, listen, via, source, egress, connect, after, job, forks, allow, rate, tmpfs, volumes, sockets, secrets, health, restart, stop_signal, stop_timeout, replace, limits, seccomp
   = example: publish = [\"0.0.0.0:5000:5000/tcp\"]"
     );
     assert_eq!(errors.render(false), errors.to_string());

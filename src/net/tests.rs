@@ -339,6 +339,7 @@ fn app(stack: &StackName, name: &str, last: u8) -> AppPlan {
         closing: vec![],
         after: vec![],
         job: false,
+        forks: false,
         health: None,
         restart: Restart::No,
         restart_limit: None,

@@ -32,7 +32,7 @@ use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp::Profile;
 use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, socketpair, wait};
 use crate::part::refused::Refusals;
-use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, ToStage};
+use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, SUCCESSORS, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Second, Vforked, close_on_exec_from, vfork_into};
 use crate::text::harmless;
@@ -82,9 +82,9 @@ pub enum ContainerError {
 /// What came after `Ready`.
 #[derive(Debug)]
 pub enum Event {
-    /// The command runs; its number and pidfd.
+    /// The command runs, or what it has left has taken its place: [`Container::command`] is another.
     Started {
-        /// The number in our pid namespace, for people.
+        /// Its number in our pid namespace, for people.
         pid: Option<i32>,
     },
     /// The relay has handed whoever it had accepted over.
@@ -105,6 +105,9 @@ pub struct Container {
     said: Said,
     /// Where it is noted what its filter asks about, and the profile that has the answers, if it does.
     explains: Option<(Refusals, String, Profile)>,
+    /// How often another process may still take its command's place.
+    successors: usize,
+    command: Option<i32>,
 }
 
 /// What a part that is ready has said.
@@ -169,6 +172,8 @@ impl Container {
             channel,
             said: Said::default(),
             explains: None,
+            successors: 0,
+            command: None,
         })
     }
 
@@ -177,6 +182,12 @@ impl Container {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The number of an app's command in our pid namespace, for people.
+    #[must_use]
+    pub fn command(&self) -> Option<i32> {
+        self.command
     }
 
     /// The part's pid 1.
@@ -259,6 +270,15 @@ impl Container {
         }
     }
 
+    /// Which process its command is, by its pidfd.
+    fn runs(&mut self, fds: &[OwnedFd]) -> Event {
+        if self.successors == 0 {
+            self.wants_no_descriptors();
+        }
+        self.command = fds.first().and_then(|fd| pid_of(fd.as_fd()));
+        Event::Started { pid: self.command }
+    }
+
     fn ended(&self, during: &'static str) -> ContainerError {
         ContainerError::Ended {
             part: self.part.clone(),
@@ -269,6 +289,11 @@ impl Container {
     /// Notes what the filter of its command asks about, and answers as this profile does.
     pub fn explain(&mut self, refusals: Refusals, app: String, profile: Profile) {
         self.explains = Some((refusals, app, profile));
+    }
+
+    /// What its command leaves behind may take its place.
+    pub fn forks(&mut self) {
+        self.successors = SUCCESSORS;
     }
 
     /// Waits until the part has dropped everything and is ready for its work.
@@ -342,10 +367,11 @@ impl Container {
                 Some((FromStage::Started, fds))
                     if !std::mem::replace(&mut self.said.started, true) =>
                 {
-                    self.wants_no_descriptors();
-                    Event::Started {
-                        pid: fds.first().and_then(|fd| pid_of(fd.as_fd())),
-                    }
+                    self.runs(&fds)
+                }
+                Some((FromStage::Succeeded, fds)) if self.said.started && self.successors > 0 => {
+                    self.successors -= 1;
+                    self.runs(&fds)
                 }
                 Some((FromStage::HandedOver, _))
                     if !std::mem::replace(&mut self.said.handed_over, true) =>

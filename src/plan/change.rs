@@ -32,9 +32,9 @@ const LIVE: [&str; 13] = [
     "health",
 ];
 /// Of an app: what its process is made of.
-const MADE_OF: [&str; 12] = [
+const MADE_OF: [&str; 13] = [
     "rootfs", "command", "env", "tmpfs", "volumes", "sockets", "secrets", "limits", "seccomp",
-    "listen", "job", "workdir",
+    "listen", "job", "forks", "workdir",
 ];
 /// Of the stack: what the sidecar's process is made of.
 const SIDECAR_MADE_OF: [&str; 2] = ["seal", "log"];

@@ -478,6 +478,9 @@ pub struct AppPlan {
     /// It runs to its end, which must be 0; [`AppPlan::start_timeout`] is how long it may take.
     #[serde(default)]
     pub job: bool,
+    /// Its command goes to the background by itself: the app is what it leaves running.
+    #[serde(default)]
+    pub forks: bool,
     /// How it is found out whether it is well; its ports are published only while it is.
     #[serde(default)]
     pub health: Option<Health>,

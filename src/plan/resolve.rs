@@ -478,6 +478,7 @@ fn decide(
             closing: vec![],
             after: app.after.clone(),
             job: app.job,
+            forks: app.forks,
             health: app.health.clone(),
             restart: app.restart,
             restart_limit: app.restart_limit,

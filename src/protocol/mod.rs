@@ -215,7 +215,14 @@ pub struct AppStart {
     /// The names of the listening sockets that it is handed (sd_listen_fds(3)).
     #[serde(default)]
     pub handed: Vec<String>,
+    /// Whether the command goes to the background, and what it leaves is the app.
+    #[serde(default)]
+    pub forks: bool,
 }
+
+/// How often what a command has left takes its place; one more and the app has ended. A daemon does so twice or three times
+/// as it starts.
+pub const SUCCESSORS: usize = 100;
 
 /// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.
 #[derive(Debug, Serialize, Deserialize)]
@@ -249,6 +256,8 @@ pub enum FromStage {
     Compiled(Compiled),
     /// App: the command runs. Egress: the dialer does. Descriptor: its pidfd.
     Started,
+    /// App that forks: the command ended with 0, and this process, which it has left, takes its place. Descriptor: its pidfd.
+    Succeeded,
     /// App that is explained, by the command's process right before it is the command: its filter asks there. Descriptor: where.
     Asks,
     /// Relay, after its last orders: whoever it had accepted is with the app, or was refused there.

@@ -18,7 +18,7 @@ use crate::confine::privileges::Privileges;
 use crate::confine::seccomp::Filters;
 use crate::log::streams::Streams;
 use crate::net::publish::Listener;
-use crate::part::container::{Container, Event};
+use crate::part::container::Container;
 use crate::part::namespaces::Namespaces;
 use crate::part::secrets;
 use crate::plan::UplinkEnd;
@@ -33,8 +33,6 @@ pub struct Launched {
     pub privileges: Privileges,
     /// What had to be left out.
     pub notes: Vec<String>,
-    /// App: the number of its command's process.
-    pub command: Option<i32>,
     /// Sidecar and relay: where they tell of the traffic.
     pub traffic: Option<OwnedFd>,
     /// App: what its health checks have come to so far.
@@ -292,6 +290,7 @@ impl Ground {
                     .iter()
                     .map(|at| at.port().to_string())
                     .collect(),
+                forks: app.forks,
             })),
             weaken: weaken(),
         };
@@ -319,6 +318,9 @@ impl Ground {
             .await?;
         if let Some(refusals) = &self.refusals {
             container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
+        }
+        if app.forks {
+            container.forks();
         }
         container
             .send(&ToStage::Start(Box::new(start)), &fds)
@@ -379,7 +381,6 @@ impl Launched {
             container,
             privileges,
             notes,
-            command: None,
             traffic: None,
             health: None,
         })
@@ -388,9 +389,7 @@ impl Launched {
     /// Lets an app's command start, and waits until it runs.
     pub(super) async fn proceed(&mut self) -> Result<(), StackError> {
         self.container.send(&ToStage::Proceed, &[]).await?;
-        if let Event::Started { pid } = self.container.next().await? {
-            self.command = pid;
-        }
+        self.container.next().await?;
         Ok(())
     }
 }

@@ -97,7 +97,7 @@ impl All<'_> {
             self.is(*other, Far::of(after.until)).await;
         }
         launched.proceed().await?;
-        self.part(index, PartNow::Begun(launched.command));
+        self.part(index, PartNow::Begun(launched.container.command()));
         self.has_begun(index)?;
         if app.job {
             let waits = &mut |what: &str| self.waits(index, what);

@@ -39,7 +39,7 @@ use crate::confine::landlock::{self, Writable};
 use crate::confine::privileges;
 use crate::confine::seccomp::Program;
 use crate::plan::DEFAULT_PATH;
-use crate::protocol::{self, AppStart, Exit, FromStage, ToStage};
+use crate::protocol::{self, AppStart, Exit, FromStage, SUCCESSORS, ToStage};
 use crate::rootfs;
 use crate::sys::process::{
     Cloned, clone3, close_on_exec_from, default_signals, exit_now, place_at,
@@ -184,7 +184,10 @@ fn tend(
     start: &AppStart,
 ) -> io::Result<()> {
     let mut visitors: Vec<Visitor> = vec![];
+    let mut command = command;
     let mut command_lives = true;
+    // How often what a command has left may still take its place.
+    let mut successors = if start.forks { SUCCESSORS } else { 0 };
     loop {
         let mut ready = vec![
             PollFd::new(supervisor, PollFlags::IN),
@@ -211,7 +214,15 @@ fn tend(
         if ready[1] {
             while child_ended.read_signal()?.is_some() {}
             let reaped = reap(command, &mut visitors)?;
-            if let Some(exit) = reaped.command {
+            let heir = match reaped.command {
+                Some(Exit::Status(0)) if successors > 0 => heir(&visitors),
+                _ => None,
+            };
+            if let Some((pid, pidfd)) = heir {
+                successors -= 1;
+                command = pid;
+                let _ = protocol::send(supervisor, &FromStage::Succeeded, &[pidfd.as_fd()]);
+            } else if let Some(exit) = reaped.command {
                 command_lives = false;
                 // Should the supervisor be gone, there is nobody to tell.
                 let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
@@ -225,6 +236,8 @@ fn tend(
             match protocol::receive(supervisor)? {
                 Some((ToStage::Signal(signal), _)) => {
                     let signal = Signal::try_from(signal)?;
+                    // Who ends now does not go to the background.
+                    successors = 0;
                     if command_lives {
                         signal_to(command, signal)?;
                     } else {
@@ -236,7 +249,10 @@ fn tend(
                     }
                 }
                 // A prober that can't be started is one whose socket ends.
-                Some((ToStage::Probe, fds)) => drop(start_prober(start, fds)),
+                Some((ToStage::Probe, fds)) => {
+                    let prober = start_prober(start, fds).ok();
+                    visitors.extend(prober.map(|pid| Visitor { pid, host: None }));
+                }
                 Some((
                     ToStage::Exec {
                         command,
@@ -254,6 +270,21 @@ fn tend(
             }
         }
     }
+}
+
+/// The first process that the command has left and that nobody else has started here; who is left without a parent is this
+/// process' child. `None` as well where there is no /proc, or a kernel without CONFIG_PROC_CHILDREN: then the app ends as
+/// every other.
+fn heir(visitors: &[Visitor]) -> Option<(Pid, OwnedFd)> {
+    let children = std::fs::read_to_string("/proc/thread-self/children").ok()?;
+    let mut children = children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .map(Pid::from_raw);
+    let pid = children.find(|pid| visitors.iter().all(|visitor| visitor.pid != *pid))?;
+    let open = rustix::process::Pid::from_raw(pid.as_raw())?;
+    let pidfd = rustix::process::pidfd_open(open, rustix::process::PidfdFlags::empty()).ok()?;
+    Some((pid, pidfd))
 }
 
 /// Every process of this pid namespace but this one (kill(2)).
@@ -315,7 +346,7 @@ fn start_visitor(
 
 /// Starts our own program as `lrpns probe` ([`crate::audit`]), by the way that the command took: what the prober may
 /// do is what the command may do.
-fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
+fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<Pid, StageError> {
     let mut fds = fds.into_iter();
     let (Some(program), Some(socket)) = (fds.next(), fds.next()) else {
         return Err(step("start the prober")("its descriptors did not come"));
@@ -324,7 +355,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
     let prober = Command::new(&args, &start.env).map_err(step("start the prober"))?;
     // The standard descriptors of this process are the null device.
     let (out, err) = (io::stdout(), io::stderr());
-    prober.start(&Launch {
+    let (pid, _) = prober.start(&Launch {
         stdin: Some(socket.as_fd()),
         out: out.as_fd(),
         err: err.as_fd(),
@@ -336,7 +367,7 @@ fn start_prober(start: &AppStart, fds: Vec<OwnedFd>) -> Result<(), StageError> {
         asks: None,
         handed: (&[], &[]),
     })?;
-    Ok(())
+    Ok(pid)
 }
 
 /// What [`reap`] found.

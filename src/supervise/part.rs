@@ -94,7 +94,6 @@ impl Supervisor {
             container,
             privileges,
             notes,
-            command,
             traffic,
             health,
         } = launched;
@@ -115,7 +114,7 @@ impl Supervisor {
             life: Some(Life { held, ended }),
             pidfd,
             init: container.pid(),
-            command,
+            command: container.command(),
         });
         part.state = PartState::Running;
         part.exit = None;

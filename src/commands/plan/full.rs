@@ -417,6 +417,13 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             key("job")
         )?;
     }
+    if app.forks {
+        writeln!(
+            out,
+            "  goes to the background: what its command leaves running is the app  ({})",
+            key("forks")
+        )?;
+    }
     if !app.after.is_empty() {
         let list: Vec<String> = app.after.iter().map(ToString::to_string).collect();
         writeln!(

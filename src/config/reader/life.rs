@@ -63,6 +63,16 @@ impl Reader<'_> {
         job
     }
 
+    /// `forks`. Whether what a job leaves has done its work nobody could tell: a job is done when its command is.
+    pub(super) fn forks(&mut self, section: &Section<'_, '_>, job: bool) -> bool {
+        let forks = self.flag(section, keys::FORKS) == Some(true);
+        if let (true, true, Some((span, _))) = (forks, job, section.get(keys::FORKS.name)) {
+            let message = "a job ends with its command, and with what that has left";
+            self.key_problem(span, message.to_owned(), keys::FORKS);
+        }
+        forks
+    }
+
     /// `restart`, a word or a table; a job that has failed is not started again unless that is asked for.
     pub(super) fn restart(
         &mut self,
