@@ -662,6 +662,10 @@ impl Case<'_> {
         {
             line("workdir", format!("\"{workdir}\""));
         }
+        let goes = installed.forks || self.exit == Some(Exit::Status(0));
+        if goes && !self.app.forks && self.stays() && !self.told_to_stay() {
+            line("forks", "true".to_owned());
+        }
         let own = ["PATH", "HOME", "HOSTNAME"];
         if !installed.env.is_empty() && self.app.env.keys().all(|name| own.contains(&name.as_str()))
         {
@@ -691,6 +695,10 @@ impl Case<'_> {
 
     /// Whether it stays in the foreground, as far as can be known: it is none that goes to the background, or is told not to.
     fn stays(&self) -> bool {
+        self.foreground().is_none() || self.told_to_stay()
+    }
+
+    fn told_to_stay(&self) -> bool {
         const STAY: [&str; 10] = [
             "-d",
             "-D",
@@ -703,8 +711,8 @@ impl Case<'_> {
             "--nodaemon",
             "--no-daemon",
         ];
-        let told = |argument: &String| STAY.contains(&argument.as_str());
-        self.foreground().is_none() || self.app.command.iter().any(told)
+        let mut arguments = self.app.command.iter();
+        arguments.any(|argument| STAY.contains(&argument.as_str()))
     }
 
     fn by_exit(&self) -> Option<String> {

@@ -112,6 +112,8 @@ pub(super) struct Installed {
     pub(super) ports: BTreeSet<u16>,
     /// Where its unit starts it.
     pub(super) workdir: Option<String>,
+    /// Whether its unit expects it in the background.
+    pub(super) forks: bool,
     /// What its unit has in its environment.
     pub(super) env: Vec<(String, String)>,
 }
@@ -212,6 +214,7 @@ impl Installed {
             run,
             ports: says.iter().flat_map(|text| ports(text)).collect(),
             workdir: setting(&starts, "WorkingDirectory=").next(),
+            forks: setting(&starts, "Type=").any(|kind| kind == "forking"),
             env: setting(&starts, "Environment=")
                 .filter_map(|text| {
                     let (name, value) = text.split_once('=')?;
