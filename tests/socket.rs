@@ -431,6 +431,14 @@ fn what_an_app_can_do_with_its_socket_leads_nowhere() {
             // At a port of its own nobody gets to it.
             let code = "victim, _ = accept()\ndisconnect(victim)\nvictim.bind((\"0.0.0.0\", 7777))\nvictim.listen()\nkept = globals().setdefault(\"kept\", [])\nkept.append(victim)\nresult = {}";
             have_it(&lab, code);
+            // Which the audit sees.
+            let found = look::findings(&lab.lrpns(&["audit", "hand", "--json"]).stdout);
+            for probe in ["net-sockets: ", "leak-app-descriptors: "] {
+                assert!(
+                    found.iter().any(|one| one.starts_with(probe)),
+                    "{probe}{found:?}"
+                );
+            }
             let entry = planned(&status, "/uplink/sidecar_address");
             let before = counted();
             look::attack_from_far(&lab, &status, &format!("knock(\"{entry}\", 7777)\nsay(1)"));
