@@ -858,7 +858,7 @@ pub fn rules(
         compare(
             sidecar,
             SIDECAR_TABLE.to_owned(),
-            firewall::sidecar_batch(plan),
+            firewall::sidecar_batch(plan, &target.status.compiled),
             true,
         ),
     );

@@ -225,6 +225,9 @@ pub enum Reply {
 pub struct Status {
     /// What it was brought up with.
     pub plan: Plan,
+    /// What nft has made of the file of `sidecar.rules`; left out without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compiled: Vec<crate::plan::ExtraObject>,
     /// The supervisor's process.
     pub supervisor: i32,
     /// What the kernel said it holds since the stack is up.

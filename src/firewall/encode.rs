@@ -109,13 +109,12 @@ pub fn an_empty_table() -> Batch {
 }
 
 /// The transaction that puts all rules of a plan's sidecar in the place of what is there: ours, and what nft has made of
-/// the user's.
+/// the user's, `theirs`.
 ///
 /// # Errors
 /// As [`encode`].
-pub fn sidecar_batch(plan: &Plan) -> Result<Batch, EncodeError> {
-    let extra = plan.rules.as_ref().map_or(&[][..], |rules| &rules.compiled);
-    encode_with(&super::sidecar_rules(plan), 0, extra)
+pub fn sidecar_batch(plan: &Plan, theirs: &[ExtraObject]) -> Result<Batch, EncodeError> {
+    encode_with(&super::sidecar_rules(plan), 0, theirs)
 }
 
 fn encode_with(

@@ -30,7 +30,7 @@ use super::counters::{attributes_of, comment, dump, next};
 use super::encode::Encoder;
 use super::{SIDECAR_TABLE, Socket, logging};
 use crate::netlink::*;
-use crate::plan::{ExtraObject, Plan};
+use crate::plan::ExtraObject;
 
 /// The table's name, in every kind of message.
 pub(super) const TABLE: u16 = 1;
@@ -57,17 +57,13 @@ pub struct ExtraChange {
 }
 
 impl ExtraChange {
-    /// What lies between two plans, both as they were or are to be loaded; `None` if that is nothing.
+    /// What lies between what nft has made of two files, both as they were or are to be loaded; `None` if that is nothing.
     #[must_use]
-    pub fn between(old: &Plan, new: &Plan) -> Option<Self> {
-        let of = |plan: &Plan| -> Vec<ExtraObject> {
-            let rules = plan.rules.as_ref();
-            rules.map_or_else(Vec::new, |rules| rules.compiled.clone())
-        };
-        let (mut old, new) = (of(old), of(new));
+    pub fn between(old: &[ExtraObject], new: &[ExtraObject]) -> Option<Self> {
         if old == new {
             return None;
         }
+        let (mut old, new) = (old.to_vec(), new.to_vec());
         old.retain(|object| {
             // Rules go with a chain's content, elements and sets without a name with what they are of.
             !matches!(

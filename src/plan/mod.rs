@@ -215,9 +215,14 @@ pub struct ExtraRules {
     pub quoting: Quoting,
     /// What `$NAME` stands for in it; only those that it uses.
     pub defines: BTreeMap<String, String>,
-    /// What nft has made of it; empty until a start.
-    #[serde(default)]
-    pub compiled: Vec<ExtraObject>,
+}
+
+impl ExtraRules {
+    /// Whether nft would make the same of both.
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        (&self.file, &self.text, &self.defines) == (&other.file, &other.text, &other.defines)
+    }
 }
 
 /// One chain, rule, set or list of elements in the kernel's own bytes.

@@ -200,13 +200,6 @@ pub fn again(config: &Config, host: &Host, running: &Plan) -> Result<Plan, PlanE
             plan.origins.insert(key, origin.clone());
         }
     }
-    // What is the same need not be compiled again, and is no change.
-    if let (Some(rules), Some(before)) = (&mut plan.rules, &running.rules)
-        && (&rules.file, &rules.text, &rules.defines)
-            == (&before.file, &before.text, &before.defines)
-    {
-        rules.compiled.clone_from(&before.compiled);
-    }
     plan.run.clone_from(&running.run);
     // They are the service's.
     if running.credentials.is_some() {
@@ -786,7 +779,6 @@ fn extra_rules(
             .into_iter()
             .map(|(name, (value, _))| (name, value))
             .collect(),
-        compiled: vec![],
     })
 }
 

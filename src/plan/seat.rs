@@ -558,7 +558,6 @@ mod tests {
                         text: String::new(),
                         quoting: crate::plan::Quoting::Allowed,
                         defines: defines.into(),
-                        compiled: vec![],
                     });
                 },
                 Some("sidecar.rules names the address of db"),

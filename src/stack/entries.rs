@@ -88,7 +88,7 @@ impl Ground {
         close(&of(&wanted)).await;
         let (old, new) = (self.plan.in_force(&before), self.plan.in_force(&wanted));
         match whole {
-            true => self.load_rules(firewall::sidecar_batch(&new)?).await?,
+            true => self.load_rules(self.batch(&new)?).await?,
             false => self.update_exactly(&old, &new).await?,
         }
         for listener in of(&before.difference(&wanted).cloned().collect()) {

@@ -10,6 +10,7 @@ use futures_util::future::{TryFutureExt, try_join_all};
 
 use super::egress;
 use super::error::StackError;
+use super::rules::CompiledRules;
 use super::socket::Handed;
 use crate::config::{Limits, Rootfs};
 use crate::firewall::{self, Shared};
@@ -51,6 +52,8 @@ pub struct Ground {
     pub(super) listeners: Vec<Listener>,
     /// The apps to which nobody new is let in, since they are not healthy; the same for all that are made of this.
     pub(super) closed: Arc<Mutex<BTreeSet<PartName>>>,
+    /// What nft has made of the user's own rules.
+    pub(super) compiled: CompiledRules,
     /// Where it is noted what the apps' filters refuse, if that is asked for.
     pub(super) refusals: Option<Refusals>,
 }
@@ -239,6 +242,7 @@ impl Ground {
             links: Links::default(),
             listeners,
             closed: Arc::default(),
+            compiled: CompiledRules::default(),
             refusals: None,
         };
         Ok((ground, far))

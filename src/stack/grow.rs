@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use rustix::net::SocketAddrAny;
 
 use super::error::StackError;
 use super::ground::{AppGround, Ground, directory};
-use super::{compile, within};
+use super::within;
 use crate::firewall;
 use crate::net;
 use crate::net::publish::{self, Listener};
@@ -28,14 +27,12 @@ impl Ground {
     /// [`StackError`] when a volume that is new can't be had, or something of a new app's; then nothing is left of it.
     pub async fn changed(
         &self,
-        mut plan: Plan,
+        plan: Plan,
         new: &[Listener],
         mapper: &mut impl Mapper,
     ) -> Result<Self, StackError> {
         let mut next = self.clone();
-        if plan.rules != self.plan.rules {
-            compile(&mut plan, self.program.as_fd(), &self.sidecar).await?;
-        }
+        self.compile(&plan, Some(&self.plan)).await?;
         for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
             if app.mounted() != before.mounted() {
                 ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);

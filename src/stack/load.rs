@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nftables::schema::Nftables;
@@ -14,28 +15,11 @@ use super::{rules, within, within_limit};
 use crate::config::{Protocol, Source};
 use crate::firewall::{self, ExtraChange};
 use crate::part::container::Container;
-use crate::part::namespaces::Namespaces;
-use crate::plan::Plan;
+use crate::plan::{ExtraObject, Plan};
 use crate::protocol::{Role, Start, ToStage};
 
 /// How long nft may take for the user's rules, of which there may be tens of thousands.
 const COMPILING: Duration = Duration::from_secs(120);
-
-/// Makes objects of the user's own rules.
-pub(super) async fn compile(
-    plan: &mut Plan,
-    program: BorrowedFd<'_>,
-    sidecar: &Namespaces,
-) -> Result<(), StackError> {
-    let compiled = within_limit(COMPILING, "compile the rules", async {
-        Ok(rules::compile(plan, program, sidecar).await?)
-    });
-    let compiled = compiled.await?;
-    if let Some(rules) = &mut plan.rules {
-        rules.compiled = compiled;
-    }
-    Ok(())
-}
 
 /// Loads the rules at our link, then the host's. Gives back what this kernel lacks of them.
 pub(super) fn load_host_rules(
@@ -78,6 +62,28 @@ fn load_uplink_rules(
 }
 
 impl Ground {
+    /// Makes objects of a plan's user's own rules; of what is known already, nothing again.
+    pub(super) async fn compile(
+        &self,
+        plan: &Plan,
+        current: Option<&Plan>,
+    ) -> Result<(), StackError> {
+        if self.compiled.of(plan).is_ok() {
+            return Ok(());
+        }
+        let objects = within_limit(COMPILING, "compile the rules", async {
+            Ok(rules::compile(plan, self.program.as_fd(), &self.sidecar).await?)
+        });
+        self.compiled.keep(plan, objects.await?, current);
+        Ok(())
+    }
+
+    /// What nft has made of the user's own rules that are in force.
+    #[must_use]
+    pub fn compiled(&self) -> Arc<[ExtraObject]> {
+        self.compiled.of(&self.plan).unwrap_or_default()
+    }
+
     /// Changes the rules in the sidecar's network namespace by one transaction, in a process of its own that is confined
     /// as the sidecar is and ends with it. When this returns the new rules are in force, or the old ones are.
     ///
@@ -92,9 +98,12 @@ impl Ground {
     /// # Errors
     /// [`StackError::Encode`].
     pub fn whole_rules(&self) -> Result<firewall::Batch, StackError> {
-        Ok(firewall::sidecar_batch(
-            &self.plan.in_force(&self.closed()),
-        )?)
+        self.batch(&self.plan.in_force(&self.closed()))
+    }
+
+    pub(super) fn batch(&self, plan: &Plan) -> Result<firewall::Batch, StackError> {
+        let theirs = self.compiled.of(plan)?;
+        Ok(firewall::sidecar_batch(plan, &theirs)?)
     }
 
     /// Puts the rules of a plan in the place of whatever there is.
@@ -103,7 +112,7 @@ impl Ground {
     /// As [`Ground::load_rules`].
     pub async fn load_plan(&self, plan: &Plan) -> Result<(), StackError> {
         let plan = plan.in_force(&self.closed());
-        self.load_rules(firewall::sidecar_batch(&plan)?).await
+        self.load_rules(self.batch(&plan)?).await
     }
 
     /// As [`Ground::load_rules`], from the rules of one plan to those of another with the least change; in either without a
@@ -119,7 +128,7 @@ impl Ground {
 
     pub(super) async fn update_exactly(&self, old: &Plan, new: &Plan) -> Result<(), StackError> {
         let forget = udp_that_moves(old, new);
-        let theirs = ExtraChange::between(old, new);
+        let theirs = ExtraChange::between(&self.compiled.of(old)?, &self.compiled.of(new)?);
         let (old, new) = (firewall::sidecar_rules(old), firewall::sidecar_rules(new));
         if old == new && theirs.is_none() && forget.is_empty() {
             return Ok(());

@@ -26,7 +26,6 @@ mod replace;
 pub mod rules;
 mod socket;
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ pub use self::ground::{EndTable, Ground, PartId};
 use self::launch::weaken;
 pub use self::launch::{Begun, Done, Launched, MakeStreams};
 use self::listening::patience;
-use self::load::{compile, load_host_rules};
+use self::load::load_host_rules;
 use crate::firewall::{self, Shared};
 use crate::net::publish::Listener;
 use crate::net::{self, Endpoint, Listening, Rtnl};
@@ -203,13 +202,7 @@ impl Stack {
         } = far;
         done("namespaces", progress)?;
         ground.refusals = explain;
-        let Ground {
-            plan,
-            program,
-            sidecar,
-            ..
-        } = &mut ground;
-        compile(plan, program.as_fd(), sidecar).await?;
+        ground.compile(&ground.plan, None).await?;
 
         let plan = &ground.plan;
         let sidecar_end = ground.sidecar_end();

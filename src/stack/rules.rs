@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Rootfs;
 use crate::confine::privileges::Ids;
@@ -41,6 +42,44 @@ const PRIVATE: &str = "a mistake, not shown, since the user who runs sudo may no
 /// The file, in the compiler's root.
 const FILE: &str = "/tmp/rules.nft";
 
+/// What nft has made of the user's rules, by what they say: of the plan that is in force, and of one that may follow. All
+/// grounds of a stack share it, so that a live change can be taken back without nft.
+#[derive(Clone, Default)]
+pub(super) struct CompiledRules(Arc<Mutex<Vec<OneCompiled>>>);
+
+/// A file, and what nft has made of it.
+type OneCompiled = (ExtraRules, Arc<[ExtraObject]>);
+
+impl CompiledRules {
+    /// What nft has made of a plan's; nothing of a plan that has none.
+    ///
+    /// # Errors
+    /// [`ExtraError::NotCompiled`].
+    pub(super) fn of(&self, plan: &Plan) -> Result<Arc<[ExtraObject]>, ExtraError> {
+        let Some(rules) = &plan.rules else {
+            return Ok(Arc::default());
+        };
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let its = known
+            .iter()
+            .find(|(known, _)| known.says_the_same_as(rules));
+        its.map(|(_, objects)| Arc::clone(objects))
+            .ok_or_else(|| ExtraError::NotCompiled {
+                file: rules.file.clone(),
+            })
+    }
+
+    /// Keeps that of one plan more, and beside it no other's than that of `current`.
+    pub(super) fn keep(&self, plan: &Plan, objects: Vec<ExtraObject>, current: Option<&Plan>) {
+        let current = current.and_then(|plan| plan.rules.as_ref());
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(known, _)| current.is_some_and(|rules| known.says_the_same_as(rules)));
+        if let Some(rules) = &plan.rules {
+            known.push((rules.clone(), objects.into()));
+        }
+    }
+}
+
 /// Why the user's rules can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtraError {
@@ -55,6 +94,12 @@ pub enum ExtraError {
     Refused {
         /// What is wrong, for people.
         problems: String,
+    },
+    /// nft has not been asked: a mistake of ours, and better told than loaded without them.
+    #[error("{}: not compiled", file.display())]
+    NotCompiled {
+        /// The file.
+        file: PathBuf,
     },
     /// They do what a user's rules must not do.
     #[error("{}: {why}", file.display())]
@@ -178,12 +223,8 @@ pub async fn compile(
         &rootfs::hosts(&[], true),
     )?;
     let source = Source::of(rules);
-    let mut ours = plan.clone();
-    if let Some(rules) = &mut ours.rules {
-        rules.compiled.clear();
-    }
     let role = Role::Compiler {
-        ours: firewall::sidecar_batch(&ours)?,
+        ours: firewall::sidecar_batch(plan, &[])?,
         rootfs: start,
         text: source.text.clone(),
         command: vec![
@@ -208,13 +249,10 @@ pub async fn compile(
     match container.compiled().await? {
         Compiled::Objects(objects) => {
             let file = rules.file.clone();
-            if let Some(rules) = &mut ours.rules {
-                rules.compiled = objects;
-            }
-            let size = firewall::sidecar_batch(&ours)?.size();
+            let size = firewall::sidecar_batch(plan, &objects)?.size();
             match largest_message() {
                 Some(most) if size > most => Err(ExtraError::TooLarge { file, size, most }),
-                _ => Ok(ours.rules.map_or_else(Vec::new, |rules| rules.compiled)),
+                _ => Ok(objects),
             }
         }
         Compiled::NotAllowed(why) => Err(ExtraError::NotAllowed {
@@ -340,7 +378,6 @@ mod tests {
             text: "chain before {\n\tip sddr 1.2.3.4 drop\n}".to_owned(),
             defines: [("app".to_owned(), "x y".to_owned())].into(),
             quoting: Quoting::Allowed,
-            compiled: vec![],
         };
         let source = Source::of(&rules);
         let said = "/tmp/rules.nft:4:5-8: Error: syntax error, unexpected string\n\tip sddr 1.2.3.4 drop\n    ^^^^\n";

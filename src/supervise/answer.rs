@@ -327,6 +327,7 @@ impl Supervisor {
         });
         Status {
             plan: plan.clone(),
+            compiled: self.ground.compiled().to_vec(),
             supervisor: nix::unistd::getpid().as_raw(),
             supervisor_privileges: self.privileges.clone(),
             since: self.since,

@@ -168,6 +168,7 @@ impl Rising {
         });
         Ok(Status {
             plan: plan.clone(),
+            compiled: vec![],
             supervisor: nix::unistd::getpid().as_raw(),
             supervisor_privileges: privileges::read().map_err(std::io::Error::other)?,
             since: self.since,
