@@ -586,3 +586,48 @@ fn no_other_user_reads_the_value_of_a_variable_in_a_command_line() {
         "{seen}"
     );
 }
+
+/// Asks a stack's supervisor how the stack is, and prints how much it answers.
+const ASKS: &str = r#"
+import socket, struct
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/lrpns/customerA/control.sock")
+try:
+    s.sendall(struct.pack("<I", 8) + b'"Status"')
+    print(len(s.recv(1000)))
+except OSError as e:
+    print(e)
+"#;
+
+#[test]
+fn a_supervisor_answers_nobody_else_whoever_opens_the_way_to_its_socket() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let directory = "/run/lrpns/customerA";
+    lab.ok(&["chmod", "755", "/run/lrpns", directory]);
+    lab.ok(&["chmod", "666", &format!("{directory}/control.sock")]);
+    let asked = |who: &[&str]| lab.ok(&[who, &[PYTHON, "-c", ASKS]].concat());
+    let stranger = asked(&[
+        "setpriv",
+        "--reuid",
+        "4321",
+        "--regid",
+        "4321",
+        "--clear-groups",
+    ]);
+    // Closed with the question in it.
+    assert!(
+        [
+            "0\n",
+            "[Errno 104] Connection reset by peer\n",
+            "[Errno 32] Broken pipe\n"
+        ]
+        .contains(&stranger.as_str()),
+        "{stranger}"
+    );
+    assert_eq!(asked(&[]), "1000\n");
+    lab.lrpns_ok(&["down", "customerA"]);
+}

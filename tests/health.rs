@@ -67,6 +67,17 @@ fn becomes(lab: &Lab, state: &str) -> Value {
     })
 }
 
+/// What the sidecar's rules translate, as nft prints the map.
+fn translated(lab: &Lab) -> String {
+    let sidecar = look::init(&lab.status("shop"), "sidecar");
+    let map = ["nft", "list", "map", "inet", "lrpns", "publish_address"];
+    let shown = look::beside(lab, sidecar, &map);
+    let lines = shown.lines().filter(|line| line.contains("elements"));
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
+const NOTHING: &str = "";
+
 #[test]
 fn ports_are_published_only_while_the_app_is_healthy() {
     if !look::machine() {
@@ -162,7 +173,15 @@ fn an_unhealthy_app_keeps_its_ports_closed_whatever_starts_again() {
             (now["state"] == "running" && now["init"] != before).then_some(())
         });
         assert_eq!(lab.get("http://127.0.0.1:5000/"), Err(7), "{name}");
+        assert_eq!(translated(&lab), NOTHING, "{name}");
     }
+    // Nor does a change of the rules let anybody in.
+    let path = lab.write(
+        "shop.toml",
+        &web(&data, HTTP, "via = \"relay\"\nallow = [\"127.0.0.1\"]"),
+    );
+    lab.lrpns_ok(&["apply", "-f", path.to_str().unwrap()]);
+    assert_eq!(translated(&lab), NOTHING);
     // The claims hold as it is now.
     let audit = lab.lrpns(&["audit", "shop", "--json"]);
     assert_eq!(look::findings(&audit.stdout), [""; 0]);
@@ -173,6 +192,7 @@ fn an_unhealthy_app_keeps_its_ports_closed_whatever_starts_again() {
     assert!(restart.status.success(), "{}", describe(&restart));
     becomes(&lab, "healthy");
     assert_eq!(lab.get("http://127.0.0.1:5000/").as_deref(), Ok("from web"));
+    assert_ne!(translated(&lab), NOTHING);
 }
 
 #[test]
