@@ -282,6 +282,14 @@ impl StateRoot {
         if liveness != Liveness::Alive || !refused() {
             return Ok(liveness);
         }
+        self.ends(name)
+    }
+
+    /// Waits until a supervisor that is ending has let its lock go.
+    ///
+    /// # Errors
+    /// [`StateError`]; [`StateError::Held`] when it does not end.
+    pub fn ends(&self, name: &StackName) -> Result<Liveness, StateError> {
         let path = self.stack(name).join("lock");
         let lock = File::open(&path).map_err(at("open", &path))?;
         lock_in_time(&path, lock, FlockArg::LockSharedNonblock).map(|_| Liveness::Crashed)

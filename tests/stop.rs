@@ -538,3 +538,40 @@ fn a_restart_whose_supervisor_is_stopped_in_between_says_so_and_does_not_wait() 
     assert!(said.contains("hint: it was stopped (SIGSTOP)"), "{said}");
     lab.lrpns_ok(&["down", "slow"]);
 }
+
+/// As a supervisor that was killed: its end of the conversation is closed, and it has its socket and its lock for a moment
+/// more.
+const DYING: &str = r#"
+import fcntl, os, socket, time
+os.chdir("/run/lrpns/customerA")
+lock = open("lock", "r+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.unlink("control.sock")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("control.sock")
+listener.listen()
+print("ready", flush=True)
+client, _ = listener.accept()
+client.close()
+# The kernel takes a while, at times, to close what comes between, and who connects meanwhile is not refused.
+time.sleep(0.3)
+"#;
+
+#[test]
+fn what_a_supervisor_leaves_that_ends_while_it_is_asked_is_removed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let supervisor = lab.status("customerA")["supervisor"].clone();
+    lab.kill("KILL", &supervisor);
+    until("its lock is free", || {
+        let free = ["flock", "--nonblock", "/run/lrpns/customerA/lock", "true"];
+        lab.run(&free).status.success().then_some(())
+    });
+    let _dying = lab.start(&[PYTHON, "-c", DYING]);
+    let down = lab.run(&[lrpns(), "down", "customerA"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    assert!(!lab.root().join("run/lrpns/customerA").exists());
+}

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -107,7 +108,9 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
+    let directory = || std::fs::metadata(state.stack(stack)).map(|it| it.ino());
     loop {
+        let its = directory().ok();
         let talked = match Client::connect(&state.control(stack)) {
             Ok(client) => {
                 match client.ask(&Request::Down) {
@@ -143,7 +146,13 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
             return Ok(talked);
         }
         let global = state.lock()?;
-        match state.settle(stack, &global)? {
+        let mut liveness = state.settle(stack, &global)?;
+        if liveness == Liveness::Alive && talked && directory().ok() == its {
+            // It was killed, and has closed our connection, but not yet what it listens at, nor its lock: the kernel closes
+            // one after the other.
+            liveness = state.ends(stack)?;
+        }
+        match liveness {
             Liveness::Absent => return Ok(talked),
             // The one that we asked has ended; this is another, which was brought up since.
             Liveness::Alive if talked => return Ok(true),
