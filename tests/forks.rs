@@ -117,7 +117,12 @@ fn without_the_key_a_daemon_ends_with_its_command_and_is_told_of_it() {
         return;
     }
     let lab = Lab::new();
-    let path = lab.write("d.toml", &stack("restart = \"no\""));
+    // One that never listens: what goes to the background might, for a moment.
+    let command = look::toml_list(&["/bin/sh", "-c", "sleep infinity & exit 0"]);
+    let file = format!(
+        "name = \"d\"\n[app]\nrootfs = \"host\"\ncommand = {command}\npublish = [\"5000:8000\"]\nrestart = \"no\"\n"
+    );
+    let path = lab.write("d.toml", &file);
     let (code, said) = lab.lrpns_err(&["up", "-d", "-f", path.to_str().unwrap()]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("forks = true"), "{said}");
