@@ -298,7 +298,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
          printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\nusers /etc/passwd /etc/shadow /etc/quietly /etc/elsewhere/key\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ \"$1\" != deaf ] || exec python3 -c \"import socket, signal; s = socket.socket(); s.bind((str(), 8000)); s.listen(); signal.pause()\"
-         [ \"$1\" != daemon ] || { $0 deaf & exit 0; }
+         [ \"$1\" != daemon ] || { (sleep 1; exec $0 deaf) & exit 0; }
          [ -z \"$1\" -o $(id -u) = 0 ] || { echo \"must be run as root\" >&2; exit 1; }
          cat /etc/quiet/conf >&2 || exit 3\\n[ -z \"$1\" ] || cat /etc/quiet/key || exit 5
          echo >/run/quiet/quiet.pid || exit 4\\n[ -n \"$1\" ] || echo >/var/lib/quiet/new || exit 4\\nexec sleep infinity\\n' >/run/lab/quiet
