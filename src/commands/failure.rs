@@ -108,8 +108,9 @@ impl Failure {
     }
 }
 
-/// What to do where a call failed since there is no descriptor left (open(2): EMFILE, ENFILE). Any call that opens something may,
-/// of whatever type its error is, and of a child or the supervisor only the words are there.
+/// What to do about a call that failed because there is no descriptor left (EMFILE, ENFILE of open(2)). It is found by the words
+/// of the message: any call that opens something may fail so, its error may be of any type, and a child or the supervisor
+/// sends no more than the words.
 fn shortage(message: &str) -> Option<&'static str> {
     let says = |errno: i32| message.contains(&format!("(os error {errno})"));
     if says(libc::EMFILE) {

@@ -203,7 +203,7 @@ pub(super) fn not_to_be_reached(app: &str) -> ValueError {
 /// The error for `source = "sidecar"` of an app that is handed its sockets.
 pub(super) fn sees_its_clients() -> ValueError {
     ValueError::form(
-        "an app with `via = \"socket\"` sees its clients: there is no link to it, on which another address could stand for them"
+        "an app with `via = \"socket\"` sees its clients: it has no link on which the sidecar could put its own address in their place"
             .to_owned(),
         "`source = \"client\"`, or no `source`",
         "source = \"client\"",
