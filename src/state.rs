@@ -271,7 +271,7 @@ impl StateRoot {
     ///
     /// # Errors
     /// As [`StateRoot::liveness`].
-    pub fn settle(&self, name: &StackName, _held: &GlobalLock) -> Result<Liveness, StateError> {
+    pub fn settle(&self, name: &StackName, held: &GlobalLock) -> Result<Liveness, StateError> {
         let liveness = self.liveness(name)?;
         let refused = || {
             matches!(
@@ -282,14 +282,14 @@ impl StateRoot {
         if liveness != Liveness::Alive || !refused() {
             return Ok(liveness);
         }
-        self.ends(name)
+        self.ends(name, held)
     }
 
     /// Waits until a supervisor that is ending has let its lock go.
     ///
     /// # Errors
     /// [`StateError`]; [`StateError::Held`] when it does not end.
-    pub fn ends(&self, name: &StackName) -> Result<Liveness, StateError> {
+    pub fn ends(&self, name: &StackName, _held: &GlobalLock) -> Result<Liveness, StateError> {
         let path = self.stack(name).join("lock");
         let lock = File::open(&path).map_err(at("open", &path))?;
         lock_in_time(&path, lock, FlockArg::LockSharedNonblock).map(|_| Liveness::Crashed)

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use support::lab::{Lab, describe, lrpns};
 use support::look;
+use support::user::User;
 
 /// Numbers of add_key(2) and keyctl(2): no program that everybody has calls them.
 const ADD_KEY: i32 = libc_number(248, 217);
@@ -397,30 +398,18 @@ fn an_app_that_can_not_be_started_again_leaves_no_zombie_each_time() {
 #[test]
 fn a_supervisor_of_somebody_else_is_not_talked_to() {
     let lab = Lab::new();
-    let lrpns_for_all = lab.dir.path().join("lrpns");
-    std::fs::copy(lrpns(), &lrpns_for_all).unwrap();
     let stack = lab.dir.path().join("runtime/lrpns/customerA");
     std::fs::create_dir_all(&stack).unwrap();
     let socket = stack.join("control.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777)).unwrap();
-    let runtime = format!("XDG_RUNTIME_DIR={}/runtime", lab.dir.path().display());
+    let user = User {
+        lab: &lab,
+        uid: 4321,
+        runtime: Some(format!("{}/runtime", lab.dir.path().display())),
+    };
     for verb in ["status", "down", "logs"] {
-        let asked = lab.run(&[
-            "setpriv",
-            "--reuid",
-            "4321",
-            "--regid",
-            "4321",
-            "--clear-groups",
-            "env",
-            &runtime,
-            "timeout",
-            "60",
-            lrpns_for_all.to_str().unwrap(),
-            verb,
-            "customerA",
-        ]);
+        let asked = user.run(&["timeout", "60", &user.program(), verb, "customerA"]);
         let said = describe(&asked);
         assert!(
             said.contains("not you") || said.contains("must be ours"),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::lab::{Lab, describe};
 use support::look::{self, PYTHON};
+use support::user::User;
 
 /// An app that does to every other process of its namespace what it can, all the time, and says what it could.
 const HINDERS: &str = r#"
@@ -609,15 +610,14 @@ fn a_supervisor_answers_nobody_else_whoever_opens_the_way_to_its_socket() {
     let directory = "/run/lrpns/customerA";
     lab.ok(&["chmod", "755", "/run/lrpns", directory]);
     lab.ok(&["chmod", "666", &format!("{directory}/control.sock")]);
-    let asked = |who: &[&str]| lab.ok(&[who, &[PYTHON, "-c", ASKS]].concat());
-    let stranger = asked(&[
-        "setpriv",
-        "--reuid",
-        "4321",
-        "--regid",
-        "4321",
-        "--clear-groups",
-    ]);
+    let stranger = User {
+        lab: &lab,
+        uid: 4321,
+        runtime: None,
+    };
+    let stranger = stranger.run(&[PYTHON, "-c", ASKS]);
+    assert!(stranger.status.success(), "{}", describe(&stranger));
+    let stranger = String::from_utf8(stranger.stdout).unwrap();
     // Closed with the question in it.
     assert!(
         [
@@ -628,6 +628,6 @@ fn a_supervisor_answers_nobody_else_whoever_opens_the_way_to_its_socket() {
         .contains(&stranger.as_str()),
         "{stranger}"
     );
-    assert_eq!(asked(&[]), "1000\n");
+    assert_eq!(lab.ok(&[PYTHON, "-c", ASKS]), "1000\n");
     lab.lrpns_ok(&["down", "customerA"]);
 }

@@ -890,8 +890,7 @@ pub fn rules(
         .into_iter()
         .chain(plan.uplink.sidecar_address6);
     // Those of the apps that are handed their sockets are its own.
-    let handed = plan.apps.iter().filter(|app| app.via_socket);
-    let own = own.chain(handed.filter_map(|app| app.address6));
+    let own = own.chain(plan.handed_apps().filter_map(|app| app.address6));
     let ipv6 = ipv6_as_planned(sidecar, network, own.collect());
     findings.add("sidecar-ipv6-off", "sidecar", ipv6);
     findings.add(

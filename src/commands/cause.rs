@@ -663,7 +663,7 @@ impl Case<'_> {
             line("workdir", format!("\"{workdir}\""));
         }
         let goes = installed.forks || self.exit == Some(Exit::Status(0));
-        if goes && !self.app.forks && self.stays() && !self.told_to_stay() {
+        if goes && !self.app.forks && self.foreground().is_none() && !self.told_to_stay() {
             line("forks", "true".to_owned());
         }
         let own = ["PATH", "HOME", "HOSTNAME"];

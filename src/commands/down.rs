@@ -150,7 +150,7 @@ fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
         if liveness == Liveness::Alive && talked && directory().ok() == its {
             // It was killed, and has closed our connection, but not yet what it listens at, nor its lock: the kernel closes
             // one after the other.
-            liveness = state.ends(stack)?;
+            liveness = state.ends(stack, &global)?;
         }
         match liveness {
             Liveness::Absent => return Ok(talked),

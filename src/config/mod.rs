@@ -559,6 +559,16 @@ pub enum Via {
     Socket,
 }
 
+impl Via {
+    /// Whom the app sees when nothing is said: one that is handed its sockets can see nobody else.
+    pub(super) fn source(self) -> Source {
+        match self {
+            Self::Socket => Source::Client,
+            _ => Source::Sidecar,
+        }
+    }
+}
+
 /// One entry of `egress`: `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, where an app may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Egress {

@@ -488,7 +488,7 @@ impl Reader<'_> {
         let limits = self.limits(section);
         let seccomp = self.seccomp(section);
         let via = via.map(|placed| placed.value).unwrap_or_default();
-        let mut source = source.map(|placed| placed.value);
+        let source = source.map(|placed| placed.value);
         if via == Via::Socket {
             self.without_network(
                 section,
@@ -497,7 +497,6 @@ impl Reader<'_> {
                 replace,
                 health.as_ref(),
             );
-            source = Some(Sees::Client);
         }
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
@@ -521,7 +520,7 @@ impl Reader<'_> {
             via,
             allow,
             rate: rate.and_then(|placed| placed.value),
-            source: source.unwrap_or_default(),
+            source: source.unwrap_or_else(|| via.source()),
             egress: egress.iter().map(|placed| placed.value).collect(),
             connect: connect.iter().map(|placed| placed.value.clone()).collect(),
             tmpfs,

@@ -12,7 +12,7 @@ use super::values::ValueError;
 use super::vars::parse_set;
 use super::{
     Account, App, Config, Limits, Network, Origin, Processors, Publish, Record, RecordTo, Restart,
-    Rootfs, Secret, Sidecar, Source, Tmpfs, UnixGrant, Via, Volume, check, keys, reader, values,
+    Rootfs, Secret, Sidecar, Tmpfs, UnixGrant, Via, Volume, check, keys, reader, values,
 };
 use crate::names::{PartName, StackName};
 
@@ -142,10 +142,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 start_timeout: reader::default_start_timeout(false),
                 listen: vec![],
                 via,
-                source: match via {
-                    Via::Socket => Source::Client,
-                    _ => Source::Sidecar,
-                },
+                source: via.source(),
                 egress: vec![],
                 allow: crate::config::clients::everybody(),
                 rate: None,

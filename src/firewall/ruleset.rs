@@ -110,8 +110,8 @@ pub fn without_chain(rules: &mut Nftables<'static>, name: &str) {
 /// - `log-connections` logs how connections begin and end, and decides nothing; what else is logged is said in
 ///   [`logging`].
 /// - `output`: nothing. The sidecar's own ICMP errors would tell of a hop that need not be known, and none is needed:
-///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST. From the sockets that
-///   apps are handed, replies and nothing else.
+///   both links have one MTU, and neighbours are permanent. There is no socket that could send a RST. The sockets that
+///   apps are handed send replies, and nothing else.
 /// - `egress` of an app: to each listed destination and no other, in `guard` and in `forward`, by an element of a set
 ///   each, so that each has its counter, and a thousand cost a packet as much as one; in `postrouting` it gets the sidecar's uplink address. Where clouds tell credentials (IPv4's
 ///   link-local addresses, and a few of IPv6) must be listed by itself: a wide range does not open it. IPv6's link-local
@@ -186,7 +186,7 @@ impl<'p> Sidecar<'p> {
 
     /// Whether an app is handed its sockets, which are in the sidecar's namespace.
     fn hands_over(&self) -> bool {
-        self.plan.apps.iter().any(|app| app.via_socket)
+        self.plan.handed_apps().next().is_some()
     }
 
     /// The published ports at which an app may have such a socket.
@@ -210,16 +210,13 @@ impl<'p> Sidecar<'p> {
                 .map(|(app, port)| (port.entry_port, app.service(port)))
                 .collect();
             // Connections through a port that is closing live on, and nothing translates a new one to it.
-            let services = |via_socket: bool| -> BTreeSet<SocketAddr> {
+            let services = |via_socket: bool| -> Vec<Expression<'static>> {
                 let its = reachable(self.plan, *of);
                 let its = its.filter(|(app, _)| app.via_socket == via_socket);
-                its.map(|(app, port)| app.service(port)).collect()
-            };
-            let pairs = |services: BTreeSet<SocketAddr>| -> Vec<Expression<'static>> {
-                let services = services.iter();
-                let pairs =
-                    services.map(|service| concat([address(service.ip()), port(service.port())]));
-                pairs.collect()
+                let its: BTreeSet<SocketAddr> = its.map(|(app, at)| app.service(at)).collect();
+                its.iter()
+                    .map(|service| concat([address(service.ip()), port(service.port())]))
+                    .collect()
             };
             table.map(
                 of.set("publish_address"),
@@ -242,13 +239,13 @@ impl<'p> Sidecar<'p> {
             table.set(
                 of.set("services"),
                 &[of.family.address_type(), SetType::InetService],
-                pairs(services(false)),
+                services(false),
             );
             if self.hands_over() {
                 table.set(
                     of.set("sockets"),
                     &[of.family.address_type(), SetType::InetService],
-                    pairs(services(true)),
+                    services(true),
                 );
             }
         }
@@ -260,7 +257,7 @@ impl<'p> Sidecar<'p> {
             };
             let set_type = [family.address_type()];
             table.set(family.named("apps"), &set_type, addresses(&|_| true));
-            let senders = self.plan.apps.iter().filter(|app| !app.via_socket);
+            let senders = self.plan.linked_apps();
             let senders: BTreeSet<_> = senders
                 .filter_map(|app| Some((family.app(app)?, app.mac.to_string())))
                 .collect();
@@ -505,9 +502,9 @@ impl<'p> Sidecar<'p> {
         }
     }
 
-    /// From the sockets that apps are handed, what belongs to a connection that came to one. Whoever has one can disconnect
-    /// what it has accepted (connect(2), `AF_UNSPEC`) and connect elsewhere with it, also in the words of a connection that
-    /// was: so no SYN that is no answer leaves, and nothing that conntrack has not seen come in.
+    /// Lets the sockets that apps are handed send what belongs to a connection that came to one. An app can disconnect what it
+    /// has accepted (connect(2), `AF_UNSPEC`) and connect elsewhere with it, also from the same port to the same client. So a
+    /// SYN leaves only with an ACK, and only packets of connections that conntrack has seen come in.
     fn sockets_out(&self, table: &mut Table) {
         if self.hands_over() {
             edges::in_chain(table, self.plan, "output");

@@ -306,19 +306,19 @@ pub async fn configure_and_up(
     let host_link = [(links.host, plan.uplink.host_link.as_str())];
     host.wait_up("host", &host_link, deadline, UP_WITHIN)
         .await?;
-    let linked = |app: &&AppPlan| !app.via_socket;
-    for (app, end) in plan.apps.iter().zip(apps).filter(|(app, _)| linked(app)) {
+    let ends = plan.apps.iter().zip(apps);
+    for (app, end) in ends.filter(|(app, _)| !app.via_socket) {
         let eth0 = [(links.apps[&app.port_link].eth0, APP_LINK)];
         end.rtnl
             .wait_up(&in_app(app), &eth0, deadline, UP_WITHIN)
             .await?;
     }
     let mut inside = vec![(links.uplink, plan.uplink.sidecar_link.as_str())];
-    for app in plan.apps.iter().filter(linked) {
+    for app in plan.linked_apps() {
         inside.push((links.apps[&app.port_link].port, app.port_link.as_str()));
     }
     // The bridge comes last: it has a carrier once a port has, and without a port none.
-    if plan.apps.iter().any(|app| linked(&app)) {
+    if plan.linked_apps().next().is_some() {
         inside.push((links.bridge, plan.bridge.name.as_str()));
     }
     sidecar

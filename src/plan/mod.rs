@@ -830,6 +830,11 @@ impl Plan {
         self.apps.iter().filter(|app| !app.via_socket)
     }
 
+    /// The apps that are handed their sockets.
+    pub fn handed_apps(&self) -> impl Iterator<Item = &AppPlan> {
+        self.apps.iter().filter(|app| app.via_socket)
+    }
+
     /// Writes down with each app who connects to it.
     pub fn derive_serves(&mut self) {
         let links: Vec<(PartName, Connect)> = self

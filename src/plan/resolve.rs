@@ -1187,16 +1187,13 @@ fn transport(
         let outside = (SocketAddr::new(address, port), publish.protocol);
         host.handed.contains(&outside)
     };
-    // What hands the app its sockets is behind the sidecar's rules; how it gets there is the host's affair.
-    let via = match app.via {
-        Via::Socket => Via::Auto,
-        via => via,
-    };
-    if via == Via::Auto && publish.ports().any(|(port, _)| is_handed(port)) {
+    // An app that is handed its sockets is behind the sidecar's rules as well; how a client gets there is the host's affair.
+    let chosen = matches!(app.via, Via::Auto | Via::Socket);
+    if chosen && publish.ports().any(|(port, _)| is_handed(port)) {
         let why = "a socket unit has it, and waits there when the stack is gone";
         return (Transport::Relay, why.to_owned());
     }
-    match (via, forwarding) {
+    match (app.via, forwarding) {
         (Via::Relay, _) => (Transport::Relay, "as configured".to_owned()),
         (Via::Dnat, _) => (Transport::Dnat, "as configured".to_owned()),
         (Via::Auto | Via::Socket, Forwarding::Open) if ends_at == UplinkEnd::Relay => {

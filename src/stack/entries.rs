@@ -142,8 +142,8 @@ impl Ground {
 
     /// Every network namespace in which an app may listen.
     fn where_apps_listen(&self) -> impl Iterator<Item = &Arc<Listening>> {
-        let handed = self.plan.apps.iter().any(|app| app.via_socket);
-        let handed = handed.then_some(&self.sidecar_listening);
+        let handed = self.plan.handed_apps().next();
+        let handed = handed.map(|_| &self.sidecar_listening);
         self.apps.iter().map(|app| &app.listening).chain(handed)
     }
 

@@ -55,9 +55,8 @@ impl Ground {
         for app in &plan.apps[self.apps.len()..] {
             let ground = AppGround::make(next.next_number, app, &plan, mapper).await?;
             ground.handed.sound(app, &self.sidecar).await?;
-            let app = ground;
             next.next_number += 1;
-            next.apps.push(app);
+            next.apps.push(ground);
         }
         next.plan = plan;
         let made = next.make_room(self.plan.apps.len()).await;

@@ -180,11 +180,10 @@ fn tend(
     supervisor: &OwnedFd,
     child_ended: &SignalFd,
     syslog: &mut Syslog,
-    command: Pid,
+    mut command: Pid,
     start: &AppStart,
 ) -> io::Result<()> {
     let mut visitors: Vec<Visitor> = vec![];
-    let mut command = command;
     let mut command_lives = true;
     // How often what a command has left may still take its place.
     let mut successors = if start.forks { SUCCESSORS } else { 0 };

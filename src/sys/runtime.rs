@@ -1,4 +1,5 @@
 //! tokio's runtime for this one thread.
+#![forbid(unsafe_code)]
 
 use std::io;
 

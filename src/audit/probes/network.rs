@@ -205,8 +205,7 @@ fn given(place: Place<'_>, plan: &Plan, family: &FamilyPlan) -> Vec<(String, IpA
                     family.bits() - 1,
                 ),
             ];
-            let handed = plan.apps.iter().filter(|app| app.via_socket);
-            let handed = handed.filter_map(|app| family.app(app));
+            let handed = plan.handed_apps().filter_map(|app| family.app(app));
             let handed =
                 handed.map(|address| (uplink.sidecar_link.to_string(), address, family.bits()));
             both.into_iter().chain(handed).collect()
@@ -552,8 +551,8 @@ fn policies(scene: &Scene<'_>) -> Found {
 
 fn sockets(scene: &Scene<'_>) -> Found {
     each(scene, |place, survey, plan| {
-        if let (Place::Sidecar, true) = (place, plan.apps.iter().any(|app| app.via_socket)) {
-            let handed = plan.apps.iter().flat_map(AppPlan::handed);
+        if let (Place::Sidecar, true) = (place, plan.handed_apps().next().is_some()) {
+            let handed = plan.handed_apps().flat_map(AppPlan::handed);
             let wanted = handed.map(|at| {
                 let kind = if at.is_ipv6() { "tcp6" } else { "tcp" };
                 format!("{kind} {}", at.port())

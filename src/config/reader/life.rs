@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Placed, ReadApp, Reader, Section, check, keys, quoted, values};
+use super::{Key, Placed, ReadApp, Reader, Section, check, keys, quoted, values};
 use crate::config::order;
 use crate::config::{
     After, Check, Health, OnUnhealthy, Protocol, Publish, Restart, RestartLimit, Until,
@@ -55,22 +55,29 @@ impl Reader<'_> {
 
     /// `job`. Nobody comes to one: it is gone when the stack is up.
     pub(super) fn job(&mut self, section: &Section<'_, '_>, publishes: bool) -> bool {
-        let job = self.flag(section, keys::JOB) == Some(true);
-        if let (true, true, Some((span, _))) = (job, publishes, section.get(keys::PUBLISH.name)) {
-            let message = "a job publishes nothing: it has ended when the stack is up";
-            self.key_problem(span, message.to_owned(), keys::JOB);
-        }
-        job
+        let message = "a job publishes nothing: it has ended when the stack is up";
+        self.flag_alone(section, keys::JOB, (publishes, keys::PUBLISH), message)
     }
 
     /// `forks`. Whether what a job leaves has done its work nobody could tell: a job is done when its command is.
     pub(super) fn forks(&mut self, section: &Section<'_, '_>, job: bool) -> bool {
-        let forks = self.flag(section, keys::FORKS) == Some(true);
-        if let (true, true, Some((span, _))) = (forks, job, section.get(keys::FORKS.name)) {
-            let message = "a job ends with its command, and with what that has left";
-            self.key_problem(span, message.to_owned(), keys::FORKS);
+        let message = "a job ends with its command, and with what that has left";
+        self.flag_alone(section, keys::FORKS, (job, keys::FORKS), message)
+    }
+
+    /// Whether a flag is set, which can't be beside something else; if that is there, `at` is where it is told.
+    fn flag_alone(
+        &mut self,
+        section: &Section<'_, '_>,
+        flag: Key,
+        (other, at): (bool, Key),
+        message: &str,
+    ) -> bool {
+        let set = self.flag(section, flag) == Some(true);
+        if let (true, true, Some((span, _))) = (set, other, section.get(at.name)) {
+            self.key_problem(span, message.to_owned(), flag);
         }
-        forks
+        set
     }
 
     /// `restart`, a word or a table; a job that has failed is not started again unless that is asked for.
