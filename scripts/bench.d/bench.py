@@ -374,21 +374,235 @@ def row_b(bench, budget):
     against("lrpns socket", "bare veth", {"kept": 0.85, "new": 0.75, "bulk": 0.9})
 
 
-def memory(lab, mine=None):
-    """(PSS of all but the app, private memory of the supervisors) in MB, by process: what smaps_rollup says."""
-    total, private = 0.0, []
-    for pid in lab.run(["sh", "-c", "cd /proc && echo [0-9]*"]).split():
-        text = lab.run(["sh", "-c", "tr '\\0' ' ' </proc/%s/cmdline; echo; readlink /proc/%s/exe; cat /proc/%s/smaps_rollup" % (pid, pid, pid)], check=False)
-        lines = text.splitlines()
-        if len(lines) < 4 or not lines[1].startswith(lab.environment["TOOLS"] + "/lrpns") and "lrpns" not in lines[1]:
+# Run in the lab, which has the processes: PSS of all that is lrpns's, how much of it is no file, and
+# each supervisor's private memory, in MB.
+MEMORY = r"""
+import os, re
+total, anonymous, private = 0, 0, []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        command = open("/proc/%s/cmdline" % pid).read().split("\0")
+        text = open("/proc/%s/smaps_rollup" % pid).read()
+        program = os.readlink("/proc/%s/exe" % pid)
+    except OSError:
+        continue
+    if pid in ("1", str(os.getpid())) or "/load" in command[0] or os.path.basename(program) in ("sleep", "nginx", "load"):
+        continue
+    number = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.M))
+    total += int(number["Pss"])
+    anonymous += int(number.get("Pss_Anon", 0))
+    if "up" in command:
+        private.append((int(number["Private_Clean"]) + int(number["Private_Dirty"])) / 1024)
+print(total / 1024, anonymous / 1024, *private)
+"""
+
+
+def memory(lab):
+    total, anonymous, *private = list_of(lab.run([sys.executable, "-c", MEMORY]))
+    if not private:
+        raise Unusable("no supervisor is found")
+    return total, anonymous, private
+
+
+def several(lab, numbers, via="dnat"):
+    """Brings up a stack for each number: how long each `up -d` took, in milliseconds."""
+    times = []
+    for number in numbers:
+        file = "%s/%d.toml" % (lab.dir, number)
+        with open(file, "w") as out:
+            out.write("""name = "s%d"
+[sidecar]
+log = "connections"
+[app]
+rootfs = "dir:%s/app"
+command = ["/load", "serve", "5000"]
+publish = ["0.0.0.0:%d:5000"]
+via = "%s"
+""" % (number, lab.environment["TOOLS"], 10000 + number, via))
+        begun = time.perf_counter()
+        lab.lrpns("up", "-d", "-f", file)
+        times.append((time.perf_counter() - begun) * 1e3)
+    return times
+
+
+def row_c(bench, budget):
+    ways = [("bare veth", "bare veth", {}, None), ("lrpns relay", "lrpns relay", {}, None), ("lrpns relay, over loopback", "lrpns relay", {}, "loopback"),
+            ("lrpns rootless", "lrpns rootless", {}, None), ("lrpns dnat", "lrpns dnat", {}, None),
+            ("outwards, by nat", "lrpns dnat", {"EGRESS": "tcp 10.99.0.2:6000"}, "out"), ("outwards, by relay", "lrpns relay", {"EGRESS": "tcp 10.99.0.2:6000"}, "out")]
+    seconds, count, tail = max(15, budget // len(ways) - 3), 10 ** 9, 10
+    if bench.options.quick:
+        seconds, tail = 12, 4
+    if bench.options.long:
+        seconds, count, tail = 900, 10 ** 6, 60
+    lines = []
+    for title, name, more, how in ways:
+        labs = bench.up([name], **more)
+        if name not in labs:
+            lines.append([title, "-", "-", "-", "-", "-", bench.reasons.get(name, "")])
             continue
-        if lines[0].startswith("/webapp"):
-            continue
-        numbers = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.M))
-        total += int(numbers["Pss"]) / 1024
-        if " up " in lines[0]:
-            private.append((int(numbers["Private_Clean"]) + int(numbers["Private_Dirty"])) / 1024)
-    return total, private
+        lab = labs[name]
+        at_rest = memory(lab) if name.startswith("lrpns") else None
+        clients = [bench.load, "closers", lab.host, "5000", str(seconds), str(count)]
+        if how == "out":
+            # Beside it, and ended with the lab.
+            subprocess.Popen(lab.command([bench.load, "serve", "6000"], client=True), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            said = lab.lrpns("exec", "bench", "--", "/load", "closers", "10.99.0.2", "6000", str(seconds), str(count), seconds=seconds + 60)
+        elif how == "loopback":
+            clients[2] = "127.0.0.1"
+            said = lab.run(clients + ["127.0.0.%d" % k for k in range(2, 18)], seconds=seconds + 60)
+        else:
+            said = lab.run(clients + SOURCES, client=True, seconds=seconds + 60)
+        answered, failed = zip(*(map(int, line.split()) for line in said.splitlines()))
+        all = sum(answered)
+        head, last = sum(answered[:10 if tail > 4 else 4]) / (10 if tail > 4 else 4), sum(answered[-tail:]) / tail
+        grown = "-"
+        if at_rest:
+            after = memory(lab)
+            grown = "%.1f to %.1f" % (at_rest[2][0], after[2][0])
+            if how is None:
+                judge(bench, "e", "supervisor of %s after %d connections, at most 2 MB more than at rest" % (name, all), after[2][0] - at_rest[2][0],
+                      at_most=2, digits=1, unit=" MB more")
+        lines.append([title, "{:,}".format(all), "{:,}".format(sum(failed)), "{:,.0f}".format(head), "{:,.0f}".format(last), "%.2f" % (last / head if head else 0), grown])
+        if name != "bare veth" or how:
+            judge(bench, "c", "%s: last %d seconds to the first %d, at least 0.9" % (title, tail, 10 if tail > 4 else 4), last / head if head else 0, at_least=0.9)
+            judge(bench, "c", "%s: connections refused or lost, none" % title, sum(failed), at_most=0, digits=0)
+        bench.end_labs()
+    bench.table(
+        "Clients that close first", "32 connections at a time from 16 addresses, each with one request and closed by the client, %s in a row; "
+        "outwards, an app's own to one granted destination. The rates are those of the first %d seconds and the last %d. The bare veth pair "
+        "shows that the client itself holds." % ("a million" if bench.options.long else "for %d seconds" % seconds, 10 if tail > 4 else 4, tail),
+        ["", "answered", "failed", "a second at first", "at last", "ratio", "supervisor's private memory, MB"], lines)
+
+
+def plain_server(lab):
+    """A server of the host that has nothing to do with any stack, at port 8080."""
+    if os.path.exists("/usr/sbin/nginx"):
+        with open(lab.dir + "/nginx.conf", "w") as file:
+            file.write("""user root; worker_processes 1; daemon on; pid %s/nginx.pid; error_log /dev/null crit;
+events { worker_connections 4096; }
+http { access_log off; keepalive_requests 1000000000; server { listen 8080 backlog=4096; location / { return 200 "%s"; } } }
+""" % (lab.dir, "x" * 1024))
+        lab.run(["/usr/sbin/nginx", "-c", lab.dir + "/nginx.conf"])
+    else:
+        subprocess.Popen(lab.command([lab.environment["TOOLS"] + "/load", "serve", "8080"]), stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def left_in(lab):
+    """What of stacks is still there: links, tables, directories, processes."""
+    links = [line.split(":")[1].strip().split("@")[0] for line in lab.run(["ip", "-o", "link"]).splitlines()]
+    left = ["link " + link for link in links if link not in ("lo", "ext0")]
+    left += lab.run(["nft", "list", "tables"]).split("\n")[:-1]
+    left += ["/run/lrpns/" + name for name in lab.run(["sh", "-c", "ls /run/lrpns 2>/dev/null | grep -x 's[0-9]*'"], check=False).split()]
+    left += [line for line in lab.run(["ps", "-eo", "args="]).splitlines() if "serve 5000" in line and "nsenter" not in line]
+    return left
+
+
+def row_d(bench, budget):
+    few, many = (20, 50) if bench.options.quick else (100, 500)
+    none, one, beside = (Lab(bench, "none") for _ in range(3))
+    for lab in (none, one, beside):
+        plain_server(lab.wait())
+    several(one, [0])
+    up = several(beside, [0])
+    stages, lines = [few, many], []
+    end = time.monotonic() + budget
+    for stage, number in enumerate(stages):
+        up += several(beside, range(len(up), number + 1))
+        found = {}
+
+        def round(_):
+            for key, lab, port in (("nginx alone", none, 8080), ("nginx beside 1", one, 8080), ("nginx", beside, 8080), ("stack alone", one, 10000), ("stack", beside, 10000)):
+                for close in (True, False):
+                    found.setdefault((key, close), []).append(wrk(lab, close, port)[0])
+
+        count = bench.rounds((end - time.monotonic()) * (0.35 if stage == 0 else 0.5), 8, round)
+        for close, what in ((True, "new"), (False, "kept")):
+            stack = ratio(found["stack", close], found["stack alone", close])
+            server = ratio(found["nginx", close], found["nginx alone", close])
+            server_one = ratio(found["nginx", close], found["nginx beside 1", close])
+            lines.append(["%d others, %s" % (number, what), spread(found["stack alone", close]), spread(found["stack", close]), "%.2f" % stack,
+                          spread(found["nginx alone", close]), spread(found["nginx", close]), "%.2f" % server, "%.2f" % server_one])
+            if number == many:
+                judge(bench, "d", "one stack beside %d others, %s, to alone, at least 0.95" % (number, what), stack, at_least=0.95)
+                judge(bench, "d", "a plain server beside %d stacks, %s, to beside none, at least 0.98" % (number, what), server, at_least=0.98)
+        if number == few:
+            listed = []
+            for _ in range(7):
+                begun = time.perf_counter()
+                beside.lrpns("ps")
+                listed.append((time.perf_counter() - begun) * 1e3)
+    # nsenter's and Python's own part is in each of these.
+    begun = time.perf_counter()
+    beside.lrpns("down", "--all", check=False)
+    down_many = time.perf_counter() - begun
+    left = left_in(beside)
+    several(beside, range(few))
+    begun = time.perf_counter()
+    beside.lrpns("down", "--all", check=False)
+    down_few = time.perf_counter() - begun
+    bench.table(
+        "Beside many other stacks", "By DNAT; new and kept connections a second as in the data path, %d rounds at the end. The plain server is a server of the host "
+        "(nginx) that has nothing to do with lrpns: beside no stack, beside all of them, and the ratio to no stack and to one. "
+        "`up -d`: the first ten %s ms, the last ten %s ms. `ps` of %d: %s ms. `down --all`: %d in %.2f s, %d in %.2f s; left: %s." % (
+            count, spread(up[:10], 1), spread(up[-10:], 1), few, spread(listed, 1), few, down_few, many, down_many, ", ".join(left[:5]) or "nothing"),
+        ["", "stack, alone", "beside them", "ratio", "plain server, no stack", "beside them", "ratio", "ratio to one stack"], lines)
+    judge(bench, "d", "the last ten `up` of %d to the first ten, at most 1.3" % many, middle(up[-10:]) / middle(up[:10]), at_most=1.3)
+    judge(bench, "d", "`ps` of %d, less than 20 ms" % few, middle(listed), at_most=20, digits=1, unit=" ms")
+    judge(bench, "d", "`down --all` of %d, less than 1.5 s" % few, down_few, at_most=1.5, unit=" s")
+    judge(bench, "d", "`down --all` of %d, less than 5 s" % many, down_many, at_most=5, unit=" s")
+    judge(bench, "d", "what is left after it, nothing", len(left), at_most=0, digits=0)
+
+
+def row_e(bench, budget):
+    lines = []
+    most = 20 if bench.options.quick else 100
+    for via in ("dnat", "relay"):
+        lab = Lab(bench, "none").wait()
+        sizes, numbers = {}, [1, 2, 20] + ([most] if most > 20 else [])
+        for number in numbers:
+            before = max(sizes, default=0)
+            several(lab, range(before, number), via)
+            # What was started has had its time to come to rest when `ps` has heard every supervisor.
+            lab.lrpns("ps")
+            total, anonymous, private = memory(lab)
+            sizes[number] = (total, middle(private))
+            lines.append([via, number, "%.1f" % total, "%.1f" % anonymous, "%.2f" % (total if number == 1 else (total - sizes[1][0]) / (number - 1)), "%.2f" % middle(private)])
+        judge(bench, "e", "first stack by %s, at most 1.5 MB" % via, sizes[1][0], at_most=1.5, digits=1, unit=" MB")
+        judge(bench, "e", "each further one of %d by %s, at most 1.0 MB" % (number, via), (sizes[number][0] - sizes[1][0]) / (number - 1), at_most=1, unit=" MB")
+        # What one of them maps alone is private until a second maps it as well: so not from the first on.
+        judge(bench, "e", "supervisor's private memory, %d stacks to %d, by %s, at most 1.1" % (numbers[-1], numbers[-2], via),
+              sizes[numbers[-1]][1] / sizes[numbers[-2]][1], at_most=1.1)
+        bench.end_labs()
+    bench.table("Memory", "PSS (smaps_rollup) of all processes of lrpns, without the apps; each further stack is what the number has come to since the first, "
+                "shared out. The supervisor's own is what is private to it. At rest; after many connections, see the clients that close first.",
+                ["", "stacks", "PSS, MB", "of it no file, MB", "each, MB", "supervisor's private, MB"], lines)
+
+
+def row_f(bench, budget):
+    names = ["bare veth", "lrpns dnat", "lrpns relay", "lrpns rootless"]
+    labs = bench.up(names, UDP="yes")
+    rates = [50000, 150000]
+    found = {(name, rate): [] for name in names for rate in rates}
+
+    def one(_):
+        for rate in rates:
+            for name, lab in labs.items():
+                sent, arrived, trips = list_of(lab.run([bench.load, "udp", lab.host, "5000", str(rate), "2"], client=True))
+                found[name, rate].append((sent, 100 - arrived / 1e4, trips))
+
+    count = bench.rounds(budget, 4, one, least=2)
+    column = lambda name, rate, k: [x[k] for x in found[name, rate]]  # noqa: E731
+    bench.table("UDP", "Datagrams of 1,200 bytes for two seconds at the rate asked for, then round trips of 100 bytes, one at a time, for a second; %d rounds. "
+                "Where fewer are sent than asked for, sending itself takes longer." % count, ["", "asked for", "sent a second", "lost, %", "round trips a second"],
+                [[name, "{:,}".format(rate), spread(column(name, rate, 0)), spread(column(name, rate, 1), 2), spread(column(name, rate, 2))]
+                 for rate in rates for name in names if found[name, rate]])
+    for name in ("lrpns relay", "lrpns rootless"):
+        if name in labs:
+            judge(bench, "f", "%s, lost at 150,000 a second, none" % name, middle(column(name, 150000, 1)), at_most=0, unit=" %")
+            judge(bench, "f", "%s, round trips to dnat, at least 0.7" % name, ratio(
+                column(name, 50000, 2), column("lrpns dnat", 50000, 2)), at_least=0.7)
 
 
 def row_g(bench, budget):
@@ -407,7 +621,11 @@ def row_g(bench, budget):
 # A row, what measures it, and its part of the time in seconds.
 ROWS = {
     "a": (row_a, 120),
-    "b": (row_b, 330),
+    "b": (row_b, 300),
+    "c": (row_c, 290),
+    "d": (row_d, 220),
+    "e": (row_e, 100),
+    "f": (row_f, 85),
     "g": (row_g, 5),
 }
 
