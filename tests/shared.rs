@@ -71,6 +71,45 @@ fn part(lab: &Lab, name: &str) -> String {
     its.map(|line| format!("{line}\n")).collect()
 }
 
+/// What every packet of the host meets: the chains at its hooks, each with how many rules it has.
+fn at_the_hooks(lab: &Lab) -> Vec<(String, usize)> {
+    let all: Value =
+        serde_json::from_str(&lab.ok(&["nft", "-j", "list", "ruleset", "inet"])).unwrap();
+    let all = all["nftables"].as_array().unwrap();
+    let name = |part: &Value, key: &str| format!("{}.{}", part["table"], part[key]);
+    let hooked = all.iter().map(|part| &part["chain"]);
+    let mut found: Vec<_> = hooked
+        .filter(|chain| chain["hook"].is_string())
+        .map(|chain| {
+            let name_of_chain = name(chain, "name");
+            let rules = all.iter().map(|part| &part["rule"]);
+            let rules =
+                rules.filter(|rule| rule.is_object() && name(rule, "chain") == name_of_chain);
+            let count = rules.count();
+            (name_of_chain, count)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// What scripts/bench measures, by counting: a packet costs the same beside one stack as beside any number of them.
+#[test]
+fn a_packet_meets_no_more_rules_beside_four_stacks_than_beside_one() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    up(&lab, NAMES[0]);
+    let with_one = at_the_hooks(&lab);
+    assert!(!with_one.is_empty());
+    for name in &NAMES[1..] {
+        up(&lab, name);
+    }
+    assert_eq!(at_the_hooks(&lab), with_one);
+    assert_answers(&lab, &NAMES);
+}
+
 #[test]
 fn stacks_share_one_table_that_outlives_who_made_it_and_goes_with_the_last() {
     if !look::machine() {

@@ -120,7 +120,7 @@ class Lab:
         done = subprocess.run(self.command(command, client), env=self.environment, capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=seconds)
         if check and done.returncode != 0:
-            raise Unusable("%s: %s" % (" ".join(command[:3]), (done.stderr or done.stdout).strip()[-200:]))
+            raise Unusable("%s: %s" % (" ".join(command[:3]), (done.stderr or done.stdout).strip()[:400].replace("\n", " ")))
         return done.stdout
 
     def lrpns(self, *command, seconds=120, check=True):

@@ -41,7 +41,7 @@ ip -n client link set eth0 up
 ip -n client route add default via 10.99.0.1
 # So that a client does not run out of ports by itself.
 nsenter --net=/run/netns/client sh -c 'cd /proc/sys/net/ipv4 && echo 1024 65000 >ip_local_port_range && echo 1 >tcp_tw_reuse'
-(cd /proc/sys/net/ipv4 && echo 1024 65000 >ip_local_port_range && echo "${FORWARD:-1}" >ip_forward)
+echo 1 >/proc/sys/net/ipv4/ip_forward
 code=0
 "$@" >"$LAB/log" 2>&1 || code=$?
 echo "$code" >"$LAB/ready.new"
