@@ -328,18 +328,14 @@ fn mounted_below(directory: &OwnedFd) -> Result<Vec<PathBuf>, RootfsError> {
         .collect())
 }
 
-/// Opens what the app's root is made of; `directory` is the one of a root that is a directory, and `resolvers` are those
-/// that it may ask.
+/// Opens what the app's root is made of; `directory` is the one of a root that is a directory. What is made for each start is
+/// not in it yet ([`completed`]).
 ///
 /// # Errors
 /// [`RootfsError`] when a source can't be opened.
 pub fn open(
     rootfs: &Rootfs,
     directory: Option<&Directory>,
-    hostname: &str,
-    user: Ids,
-    resolvers: &[IpAddr],
-    hosts: &str,
 ) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => {
@@ -348,14 +344,13 @@ pub fn open(
             Ok((RootfsStart::Whole, vec![mount]))
         }
         Rootfs::BuiltinWebapp => {
-            // Opened anew: a mount can be attached in one place only, and kernels before 6.15 copy no detached one.
             let program = own_program()?;
             // A file that has no name any more can be executed, but not mounted where a root has one for it.
             let link = Path::new("/proc/self/exe");
             let there_is = rustix::fs::fstat(&program).map_err(at("look at", link))?;
             if there_is.st_nlink == 0 {
                 return Err(at("open", link)(replaced(
-                    "lrpns was removed or replaced since the stack came up: take it down and up again",
+                    "lrpns was removed or replaced since it was started: start it again",
                 )));
             }
             let start = RootfsStart::Assembled {
@@ -385,16 +380,30 @@ pub fn open(
             for (path, target) in [("etc/mtab", "/proc/mounts"), ("var/run", "/run")] {
                 links.push((path.into(), target.into()));
             }
-            let mut files = minimal_etc(hostname, user, resolvers, hosts);
-            files.extend(public.files);
             let start = RootfsStart::Assembled {
                 mounts,
                 links,
-                files,
+                files: public.files,
             };
             Ok((start, fds))
         }
     }
+}
+
+/// The same with what is made anew for each start: who the app is and whom it knows; `resolvers` are those that it may ask.
+#[must_use]
+pub fn completed(
+    start: &RootfsStart,
+    rootfs: &Rootfs,
+    (hostname, user): (&str, Ids),
+    resolvers: &[IpAddr],
+    hosts: &str,
+) -> RootfsStart {
+    let mut start = start.clone();
+    if let (Rootfs::Host, RootfsStart::Assembled { files, .. }) = (rootfs, &mut start) {
+        files.splice(..0, minimal_etc(hostname, user, resolvers, hosts));
+    }
+    start
 }
 
 /// The /etc of a root made from the host's: nothing in it is the host's own.
@@ -752,6 +761,65 @@ fn hosts_file(text: &str) -> Result<OwnedFd, RootfsError> {
     Ok(over)
 }
 
+/// Where [`store`] keeps mounts.
+const STORE: &str = "store";
+
+/// Gives this mount namespace a root that has these mounts for every start of an app to come, and what a start needs beside them: a
+/// /proc, the five devices, a place for the new root. Nothing else of the host is there.
+///
+/// Should be called with every capability over the app's user namespace, in a mount namespace of its own.
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn store(mounts: &[OwnedFd]) -> Result<(), RootfsError> {
+    let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
+    for path in ["proc", "dev", STAGING, STORE] {
+        directories(&root, Path::new(path), DIRECTORY)?;
+    }
+    // With all that covers it: the kernel lets nobody have another /proc that shows more.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let proc = rustix::mount::open_tree(CWD, "/proc", flags).map_err(at("open", "/proc"))?;
+    attach(&proc, &root, Path::new("proc"))?;
+    devices(&inside(&root, Path::new("dev"))?)?;
+    for (number, mount) in mounts.iter().enumerate() {
+        let path = Path::new(STORE).join(number.to_string());
+        make_target(&root, &path, mount, DIRECTORY)?;
+        attach(mount, &root, &path)?;
+    }
+    pivot(root)
+}
+
+/// Copies of so many mounts of this namespace's [`store`], detached.
+fn stored(count: usize) -> Result<Vec<OwnedFd>, RootfsError> {
+    let copy = |number: usize| {
+        let path = Path::new("/").join(STORE).join(number.to_string());
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        rustix::mount::open_tree(CWD, &path, flags).map_err(at("copy the mount", path))
+    };
+    (0..count).map(copy).collect()
+}
+
+/// Copies what this app's root is made of from its [`store`].
+///
+/// # Errors
+/// [`RootfsError`]; also where the directory that is its root is none any more.
+pub fn from_store(start: &RootfsStart, count: usize) -> Result<Vec<OwnedFd>, RootfsError> {
+    let mounts = stored(count)?;
+    if let (RootfsStart::Whole, Some(root)) = (start, mounts.first()) {
+        let stat = rustix::fs::fstat(root).map_err(at("look at", "/"))?;
+        if stat.st_nlink == 0 {
+            return Err(at("open", "/")(replaced(
+                "the directory was removed or replaced since the stack came up: take it down and up again",
+            )));
+        }
+    }
+    Ok(mounts)
+}
+
 /// Cuts this mount namespace's ties to the host's and attaches the new root.
 fn begin(root: OwnedFd) -> Result<OwnedFd, RootfsError> {
     rustix::mount::mount_change(
@@ -816,10 +884,8 @@ const DEVICES: [(&str, u32, u32); 5] = [
     ("urandom", 1, 9),
 ];
 
-/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace. It is writable still.
-fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
-    let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
-    attach(&dev, root, Path::new("dev"))?;
+/// Binds the devices of this mount namespace's /dev in another one, read-only.
+fn devices(dev: &OwnedFd) -> Result<(), RootfsError> {
     for (name, major, minor) in DEVICES {
         let host = Path::new("/dev").join(name);
         let node = rustix::mount::open_tree(
@@ -850,6 +916,14 @@ fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
         file(&dev, Path::new(name), "")?;
         attach(&node, &dev, Path::new(name))?;
     }
+    Ok(())
+}
+
+/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace. It is writable still.
+fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
+    let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
+    attach(&dev, root, Path::new("dev"))?;
+    devices(&dev)?;
     for (name, target) in [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),

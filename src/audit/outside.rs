@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use rustix::fs::FileType;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::agent::{Agent, Answer, Ask, Join};
@@ -423,9 +424,12 @@ pub fn volumes(app: &AppPlan) -> Vec<PathBuf> {
     writable.map(|volume| volume.path.clone()).collect()
 }
 
+/// Where the null device is.
+const NULL: &str = "/dev/null";
+
 /// The devices of an app, each a mount of the host's.
 const DEVICES: [&str; 5] = [
-    "/dev/null",
+    NULL,
     "/dev/zero",
     "/dev/full",
     "/dev/random",
@@ -488,13 +492,29 @@ fn links(who: &Who<'_>) -> Result<Vec<PathBuf>, String> {
     let path = format!("/proc/{}/fd", who.pid);
     match std::fs::read_dir(&path) {
         Ok(list) => {
-            let links = list.flatten().map(|entry| std::fs::read_link(entry.path()));
+            let links = list.flatten().map(|entry| open_file(&entry.path()));
             Ok(links.filter_map(Result::ok).collect())
         }
         // What can't be looked into belongs there to its namespace's id 0, and where none is mapped to the host's
         // (task_dump_owner(), fs/proc/base.c). Who may trace it can have copies.
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => copies(who),
         Err(e) => Err(format!("{path}: {e}")),
+    }
+}
+
+/// What a descriptor stands for, by its link in /proc. The null device is known by its numbers: from the mount that a part has it
+/// of, which is attached nowhere any more, it has no name.
+fn open_file(link: &Path) -> std::io::Result<PathBuf> {
+    let null = rustix::fs::stat(link).is_ok_and(|stat| {
+        let device = (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        );
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && device == (1, 3)
+    });
+    match null {
+        true => Ok(PathBuf::from(NULL)),
+        false => std::fs::read_link(link),
     }
 }
 
@@ -509,7 +529,7 @@ fn copies(who: &Who<'_>) -> Result<Vec<PathBuf>, String> {
         match pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
             Ok(copy) => {
                 let own = format!("/proc/self/fd/{}", copy.as_raw_fd());
-                links.push(std::fs::read_link(&own).map_err(|e| format!("{own}: {e}"))?);
+                links.push(open_file(Path::new(&own)).map_err(|e| format!("{own}: {e}"))?);
             }
             Err(rustix::io::Errno::BADF) => {}
             Err(e) => return Err(format!("descriptor {number} of {}: {e}", who.pid)),
@@ -543,8 +563,7 @@ fn descriptors_now(who: &Who<'_>) -> Result<(bool, String), String> {
         let harmless = ["socket:", "anon_inode:", "pipe:"]
             .iter()
             .any(|kind| link.starts_with(kind))
-            || link == "/dev/null"
-            || link == "/null";
+            || link == NULL;
         if !harmless {
             strange.push(link);
         }

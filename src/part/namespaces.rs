@@ -495,6 +495,33 @@ impl Namespaces {
         made.map_err(|(_, e)| e)
     }
 
+    /// A mount namespace that belongs to the user namespace, once `fill` has given it a root: there it has every capability over
+    /// it, as the first of the ids.
+    ///
+    /// # Errors
+    /// [`NamespaceError`]; what `fill` says.
+    pub async fn mounts(
+        &self,
+        part: &str,
+        fill: impl FnOnce() -> io::Result<()>,
+    ) -> Result<OwnedFd, NamespaceError> {
+        let made = from_child(|| self.own_mounts(fill), |_| ready(Ok(()))).await;
+        let made = made.map_err(failed(part))?.into_iter().next();
+        let none = || ("take a mount namespace", io::ErrorKind::InvalidData.into());
+        made.ok_or_else(none).map_err(failed(part))
+    }
+
+    fn own_mounts(&self, fill: impl FnOnce() -> io::Result<()>) -> Made {
+        let at = |step: &'static str| move |e: io::Error| (step, e);
+        setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
+        become_first(self.first).map_err(|(step, e)| (step, e.into()))?;
+        die_with_parent()?;
+        unshare(CloneFlags::CLONE_NEWNS).map_err(at("unshare"))?;
+        fill().map_err(at("keep what the root is made of"))?;
+        let mounts = std::fs::File::open("/proc/self/ns/mnt");
+        Ok(vec![mounts.map_err(at("open the mount namespace"))?.into()])
+    }
+
     fn join_and_open(&self, open: impl FnOnce() -> io::Result<Vec<OwnedFd>>) -> Made {
         setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(|e| ("join the user namespace", e))?;
         if let Some(net) = &self.net {

@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! The supervisor opens each once, without following a symbolic link anywhere in its path: who may write to a directory
-//! on the way (an app to its own volume, say) could otherwise send the next start elsewhere. What it holds is that
-//! directory or file, whatever its path comes to mean later. Each start of the app gets a fresh detached mount of it:
-//! nosuid and nodev always, read-only and noexec unless the volume says otherwise.
+//! Each is opened once, without following a symbolic link anywhere in its path: who may write to a directory
+//! on the way (an app to its own volume, say) could otherwise send the next start elsewhere. What is held is a detached mount of
+//! that directory or file, whatever its path comes to mean later: nosuid and nodev always, read-only and noexec unless the volume
+//! says otherwise. Each start of the app gets a copy of it (`stack::mounts`).
 //!
 //! What an app writes has to belong to somebody on the disk. That is the owner of the volume: the mount's ids are mapped
 //! (`MOUNT_ATTR_IDMAP` of mount_setattr(2)), the volume's owner to the app's id and nobody else's to anything. So two
@@ -222,9 +222,6 @@ fn writes(ids: Ids, (uid, gid): (u32, u32), mode: u32) -> bool {
     mode & bit != 0
 }
 
-/// An app's volumes, held open.
-pub struct Volumes(Vec<Open>);
-
 struct Open {
     host: PathBuf,
     source: OwnedFd,
@@ -312,82 +309,68 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
     Ok((source, look))
 }
 
-impl Volumes {
-    /// Opens the volumes of `app`; `mapper` maps their owners. Should be called in the mount namespace that the app's
-    /// mounts come from.
-    ///
-    /// # Errors
-    /// [`VolumeError`].
-    pub async fn open(
-        app: &AppPlan,
-        mode: Mode,
-        mapper: &mut impl Mapper,
-    ) -> Result<Self, VolumeError> {
-        let mounted = app.mounted();
-        let mut opened = Vec::with_capacity(mounted.len());
-        for volume in &mounted {
-            let (source, look) = look(volume, app, mode)?;
-            let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-            if !volume.writable {
-                attributes |= libc::MOUNT_ATTR_RDONLY;
-            }
-            if !volume.exec {
-                attributes |= libc::MOUNT_ATTR_NOEXEC;
-            }
-            let (uid, gid) = look.owner;
-            let id = app.ids.host_user();
-            let theirs = match volume.owner {
-                Some((uid, gid)) => (app.ids.host_id + uid, app.ids.host_id + gid),
-                None => (id, id),
-            };
-            // An ordinary user's app is that user, and may not map anything. Of what is read-only the owner's own files are the
-            // app's to read; root's are not, whatever is mounted.
-            let roots = uid == 0 || gid == 0;
-            // To connect to a socket is to write to it, which nobody may to a file whose owner has no id on the mount.
-            let has_sockets =
-                !volume.writable && app.sockets.iter().any(|s| s.path.starts_with(&volume.path));
-            let (first, count) = (app.ids.host_id, app.ids.count);
-            let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
-            let lines = match volume.owners {
-                true => Some([(); 2].map(|()| format!("0 {first} {count}\n"))),
-                false if mode == Mode::Rootless || (uid, gid) == theirs || has_sockets => None,
-                false => match look.namesake {
-                    Some(own) => {
-                        Some([own.uid, own.gid].map(|own| line(0, first) + &line(own, id)))
-                    }
-                    None if roots => None,
-                    None => Some([line(uid, theirs.0), line(gid, theirs.1)]),
-                },
-            };
-            let map = if let Some([uids, gids]) = lines {
-                let what = format!("the volume {}", volume.host.display());
-                Some(namespaces::id_map(&what, &uids, &gids, mapper).await?)
-            } else {
-                None
-            };
-            let open = Open {
-                host: volume.host.clone(),
-                source,
-                directory: look.directory,
-                attributes,
-                map,
-                must: volume.writable || volume.owners,
-                owners: volume.owners,
-            };
-            // Whether it can be mounted is known now, and not when the app is started.
-            open.detached(id)?;
-            opened.push(open);
+/// The volumes of `app` as detached mounts, in the configuration's order; `mapper` maps their owners. Should be called in the
+/// mount namespace that the app's mounts come from.
+///
+/// # Errors
+/// [`VolumeError`].
+pub async fn open(
+    app: &AppPlan,
+    mode: Mode,
+    mapper: &mut impl Mapper,
+) -> Result<Vec<OwnedFd>, VolumeError> {
+    let mounted = app.mounted();
+    let mut opened = Vec::with_capacity(mounted.len());
+    for volume in &mounted {
+        let (source, look) = look(volume, app, mode)?;
+        let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if !volume.writable {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
         }
-        Ok(Self(opened))
+        if !volume.exec {
+            attributes |= libc::MOUNT_ATTR_NOEXEC;
+        }
+        let (uid, gid) = look.owner;
+        let id = app.ids.host_user();
+        let theirs = match volume.owner {
+            Some((uid, gid)) => (app.ids.host_id + uid, app.ids.host_id + gid),
+            None => (id, id),
+        };
+        // An ordinary user's app is that user, and may not map anything. Of what is read-only the owner's own files are the
+        // app's to read; root's are not, whatever is mounted.
+        let roots = uid == 0 || gid == 0;
+        // To connect to a socket is to write to it, which nobody may to a file whose owner has no id on the mount.
+        let has_sockets =
+            !volume.writable && app.sockets.iter().any(|s| s.path.starts_with(&volume.path));
+        let (first, count) = (app.ids.host_id, app.ids.count);
+        let line = |owner: u32, id: u32| format!("{owner} {id} 1\n");
+        let lines = match volume.owners {
+            true => Some([(); 2].map(|()| format!("0 {first} {count}\n"))),
+            false if mode == Mode::Rootless || (uid, gid) == theirs || has_sockets => None,
+            false => match look.namesake {
+                Some(own) => Some([own.uid, own.gid].map(|own| line(0, first) + &line(own, id))),
+                None if roots => None,
+                None => Some([line(uid, theirs.0), line(gid, theirs.1)]),
+            },
+        };
+        let map = if let Some([uids, gids]) = lines {
+            let what = format!("the volume {}", volume.host.display());
+            Some(namespaces::id_map(&what, &uids, &gids, mapper).await?)
+        } else {
+            None
+        };
+        let open = Open {
+            host: volume.host.clone(),
+            source,
+            directory: look.directory,
+            attributes,
+            map,
+            must: volume.writable || volume.owners,
+            owners: volume.owners,
+        };
+        opened.push(open.detached(id)?);
     }
-
-    /// A fresh detached mount of each, in the configuration's order; `user` is the host's id of the app.
-    ///
-    /// # Errors
-    /// [`VolumeError`].
-    pub fn detached(&self, user: u32) -> Result<Vec<OwnedFd>, VolumeError> {
-        self.0.iter().map(|open| open.detached(user)).collect()
-    }
+    Ok(opened)
 }
 
 impl Open {

@@ -191,7 +191,9 @@ pub struct AppStart {
     pub tmpfs: Vec<Tmpfs>,
     /// How the root is made.
     pub rootfs: RootfsStart,
-    /// What else is mounted in it: the descriptors, detached and with their attributes set, are the last ones.
+    /// How many mounts are kept for it: those of the root, then its volumes.
+    pub kept: usize,
+    /// What else is mounted in it.
     pub volumes: Vec<Volume>,
     /// The names of its secrets: the descriptors of what is in them are the last of all.
     pub secrets: Vec<String>,
@@ -224,8 +226,8 @@ pub struct AppStart {
 /// as it starts.
 pub const SUCCESSORS: usize = 100;
 
-/// How the stage makes the app's root; the mounts come as descriptors, detached and read-only already.
-#[derive(Debug, Serialize, Deserialize)]
+/// How the stage makes the app's root; the mounts are detached and read-only already.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum RootfsStart {
     /// The one descriptor is the root.
     Whole,

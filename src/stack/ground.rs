@@ -10,6 +10,7 @@ use futures_util::future::{TryFutureExt, try_join_all};
 
 use super::egress;
 use super::error::StackError;
+use super::mounts::{Kept, Open};
 use super::rules::CompiledRules;
 use super::socket::Handed;
 use crate::config::{Limits, Rootfs};
@@ -18,9 +19,8 @@ use crate::names::PartName;
 use crate::net::publish::Listener;
 use crate::net::{Endpoint, Links, Listening, Rtnl};
 use crate::part::cgroup::Cgroups;
-use crate::part::namespaces::{Itself, Mapper, Namespaces, Network};
+use crate::part::namespaces::{Itself, Namespaces, Network};
 use crate::part::refused::Refusals;
-use crate::part::volumes::Volumes;
 use crate::plan::{AppPlan, Plan, UplinkEnd};
 use crate::rootfs;
 
@@ -68,9 +68,8 @@ pub(super) struct AppGround {
     pub(super) route: Arc<Rtnl>,
     /// Where its sockets listen.
     pub(super) listening: Arc<Listening>,
-    pub(super) volumes: Arc<Volumes>,
-    /// Its root, if that is a directory.
-    pub(super) root: Option<Arc<rootfs::Directory>>,
+    /// What its root is made of.
+    pub(super) kept: Arc<Kept>,
     /// The sockets that it is handed.
     pub(super) handed: Arc<Handed>,
 }
@@ -79,7 +78,7 @@ pub(super) struct AppGround {
 pub(super) fn directory(
     app: &AppPlan,
     plan: &Plan,
-) -> Result<Option<Arc<rootfs::Directory>>, StackError> {
+) -> Result<Option<rootfs::Directory>, StackError> {
     let Rootfs::Dir(path) = &app.rootfs else {
         return Ok(None);
     };
@@ -88,33 +87,35 @@ pub(super) fn directory(
         app: app.name.to_string(),
         source,
     })?;
-    Ok(Some(Arc::new(opened)))
+    Ok(Some(opened))
 }
 
 impl AppGround {
     pub(super) async fn make(
         number: usize,
-        app: &AppPlan,
+        index: usize,
         plan: &Plan,
-        mapper: &mut impl Mapper,
+        open: &mut impl Open,
     ) -> Result<Self, StackError> {
+        let app = &plan.apps[index];
         let ipv6 = plan.has_ipv6() && !app.via_socket;
         let (name, network) = (app.name.as_str(), Network::App { ipv6 });
         let (namespaces, sockets) = Namespaces::make_by(
             name,
             (app.ids, plan.cgroup.nproc(&app.limits)),
             network,
-            mapper,
+            open,
         )
         .await?;
+        let opened = open.open(plan, index).await?;
+        let kept = Kept::keep(app, opened, &namespaces).await?;
         let sockets = sockets.ok_or_else(missing)?;
         Ok(Self {
             number,
             namespaces: Arc::new(namespaces),
             route: Arc::new(Rtnl::from_fd(sockets.route)?),
             listening: Arc::new(Listening::from_fd(sockets.second)?),
-            volumes: Arc::new(Volumes::open(app, plan.mode, mapper).await?),
-            root: directory(app, plan)?,
+            kept: Arc::new(kept),
             handed: Arc::default(),
         })
     }
@@ -201,11 +202,11 @@ impl Ground {
             UplinkEnd::Host => Network::Shared,
             UplinkEnd::Relay => Network::Relay { ipv6 },
         };
-        let app = async |(number, app)| AppGround::make(number, app, &plan, &mut Itself).await;
+        let app = async |number| AppGround::make(number, number, &plan, &mut Itself).await;
         let (sidecar, relay, apps) = tokio::try_join!(
             Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }).err_into(),
             Namespaces::make("the relay", plan.relay, relay_network).err_into(),
-            try_join_all(plan.apps.iter().enumerate().map(app)),
+            try_join_all((0..plan.apps.len()).map(app)),
         )?;
         for (app, ground) in plan.apps.iter().zip(&apps) {
             ground.handed.sound(app, &sidecar.0).await?;

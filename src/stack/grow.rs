@@ -9,19 +9,18 @@ use std::time::Duration;
 use rustix::net::SocketAddrAny;
 
 use super::error::StackError;
-use super::ground::{AppGround, Ground, directory};
+use super::ground::{AppGround, Ground};
+use super::mounts::{Kept, Open};
 use super::within;
 use crate::firewall;
 use crate::net;
 use crate::net::publish::{self, Listener};
-use crate::part::namespaces::Mapper;
-use crate::part::volumes::Volumes;
 use crate::plan::{AppPlan, Plan};
 use crate::protocol::Role;
 
 impl Ground {
     /// The same namespaces for another plan of the same stack, and more for the apps that are new, whose links are down.
-    /// `new` are the listeners of its new ports; `mapper` maps ids.
+    /// `new` are the listeners of its new ports; `open` does what takes power over the host.
     ///
     /// # Errors
     /// [`StackError`] when a volume that is new can't be had, or something of a new app's; then nothing is left of it.
@@ -29,16 +28,15 @@ impl Ground {
         &self,
         plan: Plan,
         new: &[Listener],
-        mapper: &mut impl Mapper,
+        open: &mut impl Open,
     ) -> Result<Self, StackError> {
         let mut next = self.clone();
         self.compile(&plan, Some(&self.plan)).await?;
-        for ((app, before), ground) in plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps) {
-            if app.mounted() != before.mounted() {
-                ground.volumes = Arc::new(Volumes::open(app, plan.mode, mapper).await?);
-            }
-            if app.rootfs != before.rootfs {
-                ground.root = directory(app, &plan)?;
+        let apps = plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps);
+        for (index, ((app, before), ground)) in apps.enumerate() {
+            if app.mounted() != before.mounted() || app.rootfs != before.rootfs {
+                let opened = open.open(&plan, index).await?;
+                ground.kept = Arc::new(Kept::keep(app, opened, &ground.namespaces).await?);
             }
         }
         next.listeners = plan
@@ -52,8 +50,8 @@ impl Ground {
                 Some(listener)
             })
             .collect();
-        for app in &plan.apps[self.apps.len()..] {
-            let ground = AppGround::make(next.next_number, app, &plan, mapper).await?;
+        for (index, app) in plan.apps.iter().enumerate().skip(self.apps.len()) {
+            let ground = AppGround::make(next.next_number, index, &plan, open).await?;
             ground.handed.sound(app, &self.sidecar).await?;
             next.next_number += 1;
             next.apps.push(ground);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
@@ -253,14 +253,14 @@ impl Ground {
                 source,
             })?;
         let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
-        let (rootfs, mounts) = rootfs::open(
+        let kept = &self.apps[index].kept;
+        let rootfs = rootfs::completed(
+            &kept.start,
             &app.rootfs,
-            self.apps[index].root.as_deref(),
-            app.name.as_str(),
-            app.ids.inside(),
+            (app.name.as_str(), app.ids.inside()),
             &app.resolvers().collect::<Vec<_>>(),
             &hosts,
-        )?;
+        );
         let start = Start {
             hostname: app.name.to_string(),
             nproc: self.plan.cgroup.nproc(&app.limits),
@@ -272,6 +272,7 @@ impl Ground {
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
+                kept: kept.count,
                 hosts,
                 volumes: app.mounted(),
                 sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
@@ -294,7 +295,6 @@ impl Ground {
             })),
             weaken: weaken(),
         };
-        let volumes = self.apps[index].volumes.detached(app.ids.host_user())?;
         let handed = self.apps[index].handed.sound(app, &self.sidecar).await?;
         let mut fds = vec![
             streams.out.as_fd(),
@@ -306,15 +306,13 @@ impl Ground {
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
         let secrets = secrets::open(app, &self.plan)?;
-        fds.extend(
-            mounts
-                .iter()
-                .chain(&volumes)
-                .chain(&secrets)
-                .map(AsFd::as_fd),
-        );
+        fds.extend(secrets.iter().map(AsFd::as_fd));
         let mut container = self
-            .spawn(&app.own_name(), &self.apps[index].namespaces)
+            .spawn_in(
+                &app.own_name(),
+                &self.apps[index].namespaces,
+                Some(kept.namespace()),
+            )
             .await?;
         if let Some(refusals) = &self.refusals {
             container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
@@ -369,8 +367,18 @@ impl Ground {
         part: &str,
         namespaces: &Namespaces,
     ) -> Result<Container, StackError> {
+        self.spawn_in(part, namespaces, None).await
+    }
+
+    async fn spawn_in(
+        &self,
+        part: &str,
+        namespaces: &Namespaces,
+        mounts: Option<BorrowedFd<'_>>,
+    ) -> Result<Container, StackError> {
         let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
-        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
+        let title = self.title(part);
+        Ok(Container::spawn(&title, namespaces, mounts, program, cgroup).await?)
     }
 }
 

@@ -29,8 +29,7 @@ impl AppGround {
             namespaces: Arc::new(namespaces),
             route: Arc::new(Rtnl::from_fd(sockets.route)?),
             listening: Arc::new(Listening::from_fd(sockets.second)?),
-            volumes: Arc::clone(&self.volumes),
-            root: self.root.clone(),
+            kept: Arc::clone(&self.kept),
             handed: Arc::clone(&self.handed),
         })
     }

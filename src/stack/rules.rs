@@ -214,14 +214,10 @@ pub async fn compile(
         file: rules.file.clone(),
     })?;
     // What `tcp dport https` is it has from /etc/services, which is in that root; a machine without that has numbers.
-    let (start, mounts) = rootfs::open(
-        &Rootfs::Host,
-        None,
-        "compiler",
-        Ids::ROOT,
-        &[],
-        &rootfs::hosts(&[], true),
-    )?;
+    let (start, mounts) = rootfs::open(&Rootfs::Host, None)?;
+    let hosts = rootfs::hosts(&[], true);
+    let whose = ("compiler", Ids::ROOT);
+    let start = rootfs::completed(&start, &Rootfs::Host, whose, &[], &hosts);
     let source = Source::of(rules);
     let role = Role::Compiler {
         ours: firewall::sidecar_batch(plan, &[])?,
@@ -235,7 +231,7 @@ pub async fn compile(
     };
     let title = format!("{}/compiler", plan.stack);
     let namespaces = sidecar.with_empty_network("the compiler").await?;
-    let container = Container::spawn(&title, &namespaces, program, None).await?;
+    let container = Container::spawn(&title, &namespaces, None, program, None).await?;
     let start = Start {
         hostname: "compiler".to_owned(),
         nproc: None,

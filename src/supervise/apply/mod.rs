@@ -56,11 +56,11 @@ use crate::firewall::{self, Grants};
 use crate::names::PartName;
 use crate::net::handed::Held;
 use crate::net::publish::{self, Listener};
-use crate::part::namespaces::Mapper;
+use crate::part::namespaces::{Itself, Mapper};
 use crate::plan::change::{self, Change, PartChange};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::{Channel, MAX_FDS};
-use crate::stack::{self, Ground, Launched, PartId, StackError, Wait};
+use crate::stack::{self, Ground, Launched, Open, Opened, PartId, StackError, Wait};
 use crate::state::{self, Staged, StateError};
 use crate::traffic::line::Names;
 
@@ -284,6 +284,12 @@ impl Mapper for ByClient<'_> {
         });
         send(self.0, &order, &[process, own.as_fd()]).await?;
         answered(self.0, self.1).await.map_err(io::Error::other)
+    }
+}
+
+impl Open for ByClient<'_> {
+    async fn open(&mut self, plan: &Plan, app: usize) -> Result<Opened, StackError> {
+        Itself.open(plan, app).await
     }
 }
 
