@@ -286,6 +286,11 @@ seccomp = "{}"
 }
 
 #[test]
+fn a_supervisor_with_power_over_the_host_is_found() {
+    weakened("supervisor-capability", &["host-capabilities"]);
+}
+
+#[test]
 fn a_leaked_descriptor_is_found() {
     weakened("leak-descriptor", &["leak-descriptors"]);
     weakened("log-descriptors", &["sockets-log"]);

@@ -1,7 +1,7 @@
 //! Every probe: what it tries, why that matters, what is expected.
 
 use super::Group;
-use super::probes::{Found, Scene, ceilings, descriptors, members, network, state};
+use super::probes::{Found, Scene, ceilings, descriptors, host, members, network, state};
 use crate::sys::attempt::Attempt;
 
 /// One claim of the design, tried out.
@@ -1559,6 +1559,7 @@ pub static CATALOGUE: &[Probe] = &[
     ceilings::PROCESS,
     ceilings::CGROUP,
     descriptors::DESCRIPTORS,
+    host::CAPABILITIES,
     state::STATE,
     network::LINKS,
     network::ADDRESSES,

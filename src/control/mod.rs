@@ -142,6 +142,12 @@ pub enum Applying {
         /// The lines of `gid_map`.
         gids: String,
     },
+    /// Open what an app is given of the host's: the supervisor has dropped what that takes. Answered by [`Said::Opened`] with the
+    /// mounts, or by [`Said::Failed`].
+    Open {
+        /// Which, of the plan that the stack is to have.
+        app: crate::names::PartName,
+    },
     /// Bind these ports of TCP, which the supervisor's own sockets share for now ([`crate::net::publish::bound`]). Answered
     /// by as many [`Said::More`] as it takes, or by [`Said::Changed`] with why not.
     Bind {
@@ -167,6 +173,20 @@ pub enum Said {
     Changed(Result<(), String>),
     /// Descriptors: sockets, in the order of what they were asked for by, or belong to.
     More,
+    /// What was asked for is open. Descriptors: the mounts, then what is in the secrets.
+    Opened {
+        /// How the mounts come together.
+        start: crate::protocol::RootfsStart,
+        /// The names of the secrets that the supervisor can't read.
+        secrets: Vec<String>,
+    },
+    /// It can't be had.
+    Failed {
+        /// Why.
+        why: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+    },
     /// It is to stay.
     Keep,
     /// It is not.

@@ -21,7 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::net::RecvFlags;
-use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios};
 use tokio::io::Interest;
@@ -50,24 +49,11 @@ pub struct Streams {
     pub terminal: bool,
 }
 
-impl Streams {
-    /// Makes them that user's of the host: /dev/stdout inside is such a descriptor by way of /proc/self/fd, and opening it
-    /// there asks for the owner.
-    ///
-    /// # Errors
-    /// What `fchown(2)` says.
-    pub fn belong_to(&self, uid: u32) -> io::Result<()> {
-        let owner = Some(rustix::process::Uid::from_raw(uid));
-        for fd in [&self.out, &self.err].into_iter().chain(&self.stdin) {
-            match rustix::fs::fchown(fd, owner, None) {
-                // Rootless the group of a pseudo-terminal is nobody's here; it is open already, and that is enough.
-                Err(_) if fd.is_terminal() => {}
-                done => done?,
-            }
-        }
-        Ok(())
-    }
-}
+/// Two ends: where it is read, where it is written to.
+pub type Pipe = (OwnedFd, OwnedFd);
+
+/// How many pipes the streams of an app take at most.
+pub const PIPES: usize = 4;
 
 /// Our end of what an app writes.
 pub struct Said {
@@ -106,14 +92,15 @@ impl Said {
     }
 }
 
-/// Streams of which nobody but the log hears.
+/// Streams of which nobody but the log hears, on these [`PIPES`].
 ///
 /// # Errors
-/// What `pipe2(2)` or `epoll_ctl(2)` says.
-pub fn alone() -> io::Result<(Streams, Vec<Said>)> {
+/// What `epoll_ctl(2)` says; [`io::ErrorKind::InvalidInput`] for too few pipes.
+pub fn alone(pipes: Vec<Pipe>) -> io::Result<(Streams, Vec<Said>)> {
     let mut said = vec![];
+    let mut pipes = pipes.into_iter();
     let mut pipe = |stream| {
-        let (fd, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (fd, theirs) = pipes.next().ok_or(io::ErrorKind::InvalidInput)?;
         said.push(Said {
             stream,
             fd: nonblocking(fd)?,
@@ -164,11 +151,13 @@ impl Attached {
         })
     }
 
-    /// Streams for an app that starts now; one that was there before gets nothing more. Called within a tokio runtime.
+    /// Streams on these [`PIPES`] for an app that starts now; one that was there before gets nothing more. Called within a tokio runtime.
     ///
     /// # Errors
-    /// What `pipe2(2)`, `openpt(3)` or `epoll_ctl(2)` says.
-    pub fn streams(self: &Arc<Self>) -> io::Result<(Streams, Vec<Said>)> {
+    /// What `openpt(3)` or `epoll_ctl(2)` says; [`io::ErrorKind::InvalidInput`] for too few pipes.
+    pub fn streams(self: &Arc<Self>, pipes: Vec<Pipe>) -> io::Result<(Streams, Vec<Said>)> {
+        let mut pipes = pipes.into_iter();
+        let mut next = || pipes.next().ok_or(io::ErrorKind::InvalidInput);
         let mut carrying = JoinSet::new();
         let mut said = vec![];
         let pty = match shown_at(self.terminals) {
@@ -186,7 +175,7 @@ impl Attached {
             }
         };
         let mut pipe = |stream| {
-            let (fd, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            let (fd, theirs) = next()?;
             let to = Some((Arc::clone(self), stream));
             said.push(Said {
                 stream,
@@ -214,7 +203,7 @@ impl Attached {
                 Some(theirs.try_clone()?)
             }
             _ if self.stdin.is_some() => {
-                let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                let (theirs, ours) = next()?;
                 carrying.spawn(Arc::clone(self).carry(nonblocking(ours)?));
                 Some(theirs)
             }

@@ -511,6 +511,30 @@ impl Namespaces {
         made.ok_or_else(none).map_err(failed(part))
     }
 
+    /// So many pipes that belong to somebody inside: /dev/stdout there is such a descriptor by way of /proc/self/fd, and opening it
+    /// asks for the owner.
+    ///
+    /// # Errors
+    /// What `pipe2(2)` says, or the kernel.
+    pub async fn pipes(&self, owner: Ids, count: usize) -> io::Result<Vec<(OwnedFd, OwnedFd)>> {
+        let make = || {
+            let at = |step: &'static str| move |e: io::Error| (step, e);
+            setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
+            become_first(owner).map_err(|(step, e)| (step, e.into()))?;
+            let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+            let made: Result<Vec<_>, _> = (0..count).map(|_| pipe()).collect();
+            let made = made.map_err(|e| ("make a pipe", e.into()))?;
+            Ok(made
+                .into_iter()
+                .flat_map(|(read, write)| [read, write])
+                .collect())
+        };
+        let made = from_child(make, |_| ready(Ok(()))).await;
+        let mut ends = made.map_err(|(_, e)| e)?.into_iter();
+        let pair = || Some((ends.next()?, ends.next()?));
+        Ok(std::iter::from_fn(pair).collect())
+    }
+
     fn own_mounts(&self, fill: impl FnOnce() -> io::Result<()>) -> Made {
         let at = |step: &'static str| move |e: io::Error| (step, e);
         setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;

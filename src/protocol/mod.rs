@@ -103,8 +103,6 @@ pub enum Role {
     Compiler {
         /// Our own rules, to which they are added.
         ours: crate::firewall::Batch,
-        /// Its root, with nft.
-        rootfs: RootfsStart,
         /// The rules.
         text: String,
         /// nft and its arguments, the last the file that the rules are to be in.

@@ -175,6 +175,14 @@ pub enum StackError {
         /// The port.
         port: u16,
     },
+    /// Who changes the stack can't open what an app is given.
+    #[error("{why}")]
+    Unopened {
+        /// Why.
+        why: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+    },
     /// The way from the host to the app's port doesn't work.
     #[error("connect through the sidecar to {app} port {port}: {source}")]
     Path {

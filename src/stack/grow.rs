@@ -34,7 +34,10 @@ impl Ground {
         self.compile(&plan, Some(&self.plan)).await?;
         let apps = plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps);
         for (index, ((app, before), ground)) in apps.enumerate() {
-            if app.mounted() != before.mounted() || app.rootfs != before.rootfs {
+            let same = app.mounted() == before.mounted()
+                && app.rootfs == before.rootfs
+                && app.secrets == before.secrets;
+            if !same {
                 let opened = open.open(&plan, index).await?;
                 ground.kept = Arc::new(Kept::keep(app, opened, &ground.namespaces).await?);
             }

@@ -9,14 +9,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 
 use super::error::StackError;
-use super::ground::Ground;
+use super::ground::{Ground, PartId};
 use super::health;
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
 use crate::confine::seccomp::Filters;
-use crate::log::streams::Streams;
+use crate::log::streams::{PIPES, Pipe, Streams};
 use crate::net::publish::Listener;
 use crate::part::container::Container;
 use crate::part::namespaces::Namespaces;
@@ -59,11 +59,11 @@ pub struct Done {
     pub notes: Vec<String>,
 }
 
-/// Makes the streams of an app, given its place in the plan.
-pub type MakeStreams<'m> = &'m (dyn Fn(usize) -> io::Result<Streams> + Sync);
+/// Makes the streams of an app, given its place in the plan and pipes that belong to it.
+pub type MakeStreams<'m> = &'m (dyn Fn(usize, Vec<Pipe>) -> io::Result<Streams> + Sync);
 
 /// What a test wants to be left undone, in debug builds ([`crate::audit`] must notice).
-pub(super) fn weaken() -> Option<String> {
+pub fn weaken() -> Option<String> {
     cfg!(debug_assertions)
         .then(|| std::env::var("LRPNS_TEST_WEAKEN").ok())
         .flatten()
@@ -242,16 +242,12 @@ impl Ground {
         streams: MakeStreams<'_>,
     ) -> Result<Launched, StackError> {
         let app = &self.plan.apps[index];
-        let streams = streams(index).map_err(|source| StackError::Io {
+        let failed = |source| StackError::Io {
             what: "make the app's standard streams",
             source,
-        })?;
-        streams
-            .belong_to(app.ids.host_user())
-            .map_err(|source| StackError::Io {
-                what: "give the app its standard streams",
-                source,
-            })?;
+        };
+        let pipes = self.apps[index].namespaces.pipes(app.ids.inside(), PIPES);
+        let streams = streams(index, pipes.await.map_err(failed)?).map_err(failed)?;
         let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
         let kept = &self.apps[index].kept;
         let rootfs = rootfs::completed(
@@ -305,7 +301,7 @@ impl Ground {
         fds.extend(handed.iter().map(AsFd::as_fd));
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
-        let secrets = secrets::open(app, &self.plan)?;
+        let secrets = self.secrets(PartId::App(self.apps[index].number))?;
         fds.extend(secrets.iter().map(AsFd::as_fd));
         let mut container = self
             .spawn_in(
@@ -324,6 +320,21 @@ impl Ground {
             .send(&ToStage::Start(Box::new(start)), &fds)
             .await?;
         Launched::ready(container).await
+    }
+
+    /// What is in the secrets of an app; another part has none.
+    ///
+    /// # Errors
+    /// [`secrets::SecretError`].
+    pub fn secrets(&self, id: PartId) -> Result<Vec<OwnedFd>, secrets::SecretError> {
+        let PartId::App(number) = id else {
+            return Ok(vec![]);
+        };
+        let Some(place) = self.place(number) else {
+            return Ok(vec![]);
+        };
+        let kept = &self.apps[place].kept.secrets;
+        secrets::open(&self.plan.apps[place], &self.plan, kept)
     }
 
     /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come

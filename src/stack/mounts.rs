@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::StackError;
 use super::ground::directory;
 use crate::part::namespaces::{Itself, Mapper, Namespaces};
+use crate::part::secrets::{self, Copies};
 use crate::part::volumes;
 use crate::plan::{AppPlan, Plan};
 use crate::protocol::RootfsStart;
@@ -26,6 +27,8 @@ pub struct Opened {
     pub start: RootfsStart,
     /// The mounts.
     pub mounts: Vec<OwnedFd>,
+    /// Secrets that can't be read again.
+    pub secrets: Copies,
 }
 
 /// Who does for an app what takes power over the host.
@@ -47,7 +50,12 @@ impl Open for Itself {
         let root = directory(app, plan)?;
         let (start, mut mounts) = rootfs::open(&app.rootfs, root.as_ref())?;
         mounts.extend(volumes::open(app, plan.mode, self).await?);
-        Ok(Opened { start, mounts })
+        let secrets = secrets::not_roots(app, plan)?;
+        Ok(Opened {
+            start,
+            mounts,
+            secrets,
+        })
     }
 }
 
@@ -59,6 +67,8 @@ pub(super) struct Kept {
     pub(super) start: RootfsStart,
     /// How many there are.
     pub(super) count: usize,
+    /// Secrets that can't be read again.
+    pub(super) secrets: Copies,
 }
 
 impl Kept {
@@ -67,13 +77,18 @@ impl Kept {
         opened: Opened,
         namespaces: &Namespaces,
     ) -> Result<Self, StackError> {
-        let Opened { start, mounts } = opened;
+        let Opened {
+            start,
+            mounts,
+            secrets,
+        } = opened;
         let fill = || rootfs::store(&mounts).map_err(std::io::Error::other);
         let namespace = namespaces.mounts(app.name.as_str(), fill).await?;
         Ok(Self {
             namespace,
             start,
             count: mounts.len(),
+            secrets,
         })
     }
 

@@ -13,12 +13,10 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::Rootfs;
-use crate::confine::privileges::Ids;
 use crate::firewall;
 use crate::part::container::{Container, ContainerError};
 use crate::part::namespaces::{NamespaceError, Namespaces};
@@ -213,15 +211,9 @@ pub async fn compile(
     let nft = nft().ok_or_else(|| ExtraError::NoNft {
         file: rules.file.clone(),
     })?;
-    // What `tcp dport https` is it has from /etc/services, which is in that root; a machine without that has numbers.
-    let (start, mounts) = rootfs::open(&Rootfs::Host, None)?;
-    let hosts = rootfs::hosts(&[], true);
-    let whose = ("compiler", Ids::ROOT);
-    let start = rootfs::completed(&start, &Rootfs::Host, whose, &[], &hosts);
     let source = Source::of(rules);
     let role = Role::Compiler {
         ours: firewall::sidecar_batch(plan, &[])?,
-        rootfs: start,
         text: source.text.clone(),
         command: vec![
             nft.display().to_string(),
@@ -238,9 +230,8 @@ pub async fn compile(
         role,
         weaken: None,
     };
-    let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
     container
-        .send(&ToStage::Start(Box::new(start)), &fds)
+        .send(&ToStage::Start(Box::new(start)), &[])
         .await?;
     match container.compiled().await? {
         Compiled::Objects(objects) => {

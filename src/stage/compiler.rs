@@ -14,12 +14,12 @@ use caps::Capability;
 
 use super::app::{Command, Launch};
 use super::{StageError, step};
-use crate::config::{Limits, Tmpfs};
+use crate::config::{Limits, Rootfs, Tmpfs};
 use crate::confine::privileges;
 use crate::confine::privileges::Ids;
 use crate::confine::seccomp::{self, Filters};
 use crate::firewall::{self, Batch, Pieces};
-use crate::protocol::{self, Compiled, FromStage, RootfsStart};
+use crate::protocol::{self, Compiled, FromStage};
 use crate::rootfs;
 
 /// What nft may say, in bytes.
@@ -37,17 +37,20 @@ const ROOM: u64 = 16 << 20;
 pub fn run(
     supervisor: &OwnedFd,
     ours: &Batch,
-    root: &RootfsStart,
     (text, command): (&str, &[String]),
-    fds: Vec<OwnedFd>,
 ) -> Result<(), StageError> {
     let writable = Tmpfs {
         path: DIRECTORY.into(),
         size: ROOM,
     };
+    // What `tcp dport https` is nft has from /etc/services, which is in that root; a machine without that has numbers.
+    let host = Rootfs::Host;
+    let (start, mounts) = rootfs::open(&host, None).map_err(step("open the host's programs"))?;
+    let hosts = rootfs::hosts(&[], true);
+    let start = rootfs::completed(&start, &host, ("compiler", Ids::ROOT), &[], &hosts);
     rootfs::enter(
-        root,
-        fds,
+        &start,
+        mounts,
         &[writable],
         &[],
         (&[], Ids::ROOT),

@@ -171,11 +171,9 @@ fn become_part(supervisor: &OwnedFd) -> Result<ExitCode, StageError> {
         Role::Loader { rules } => loader::run(supervisor, &rules).map(|()| ExitCode::SUCCESS),
         Role::Compiler {
             ours,
-            rootfs,
             text,
             command,
-        } => compiler::run(supervisor, &ours, &rootfs, (&text, &command), fds)
-            .map(|()| ExitCode::SUCCESS),
+        } => compiler::run(supervisor, &ours, (&text, &command)).map(|()| ExitCode::SUCCESS),
         Role::Relay {
             carried,
             admissions,

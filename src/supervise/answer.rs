@@ -19,7 +19,6 @@ use crate::control::processes::{self, Role};
 use crate::control::{Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::LeftOut;
 use crate::log::{Reader, TrafficBuf};
-use crate::part::secrets;
 use crate::plan::AppPlan;
 use crate::protocol::{Exit, ToStage};
 use crate::stack::PartId;
@@ -128,10 +127,8 @@ impl Supervisor {
             None => self.all_to_restart(),
         };
         // An app that does well is not ended for one that can't begin.
-        let apps = ids.iter().filter(|id| matches!(id, PartId::App(_)));
-        for id in apps {
-            let app = self.ground.app_plan(*id);
-            if let Err(e) = secrets::open(app, &self.ground.plan) {
+        for id in &ids {
+            if let Err(e) = self.ground.secrets(*id) {
                 tell(client, refused(e.to_string(), e.hint()));
                 return;
             }

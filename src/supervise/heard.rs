@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::Supervisor;
 use crate::config::TrafficLog;
 use crate::log::budget::{Bucket, Budget, LeftOut};
-use crate::log::streams::{self, Attached, Said, Streams};
+use crate::log::streams::{self, Attached, Pipe, Said, Streams};
 use crate::log::{LineSplitter, LogLine, Piece, Stream};
 use crate::stack::PartId;
 use crate::traffic;
@@ -210,10 +210,11 @@ pub(super) fn hear(
     budgets: &Budgets,
     part: &str,
     user: Option<&Arc<Attached>>,
+    pipes: Vec<Pipe>,
 ) -> io::Result<Streams> {
     let (streams, said) = match user {
-        Some(user) => user.streams()?,
-        None => streams::alone()?,
+        Some(user) => user.streams(pipes)?,
+        None => streams::alone(pipes)?,
     };
     let mut budgets = budgets.lock().unwrap_or_else(PoisonError::into_inner);
     let budget = budgets

@@ -66,26 +66,21 @@ use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{ContainerError, Event as ContainerEvent};
 use crate::part::refused::Refusals;
-use crate::plan::Plan;
+use crate::plan::{Mode, Plan};
 use crate::protocol::{Channel, Exit};
-use crate::stack::{Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError};
+use crate::stack::{
+    Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, weaken,
+};
 use crate::traffic;
 use crate::traffic::line::Names;
 
-/// What the supervisor keeps once the stack is up: what starting a part again needs, and each for one reason.
+/// What a supervisor without root keeps once the stack is up, in its own user namespace, where it is nothing on the host:
+/// open_tree(2) and mount_setattr(2), for what an app is given by a live change, which nobody else is there to open.
 ///
-/// Joining the parts' user namespaces, signalling, and everything within them need none of it: who made a user namespace
-/// has every capability in it (user_namespaces(7)).
-const KEPT: [Capability; 4] = [
-    // open_tree(2) and mount_setattr(2), for the mounts that a part's root is made of.
-    Capability::CAP_SYS_ADMIN,
-    // Finding them: the directories on the way may be somebody else's.
-    Capability::CAP_DAC_READ_SEARCH,
-    // Taking the stack's cgroup away where it isn't delegated: the root of that hierarchy is closed even to root.
-    Capability::CAP_DAC_OVERRIDE,
-    // fchown(2) of the pipes that an app writes to.
-    Capability::CAP_CHOWN,
-];
+/// Root's keeps nothing. Starting a part again, joining the parts' user namespaces, signalling, and everything within them need
+/// none: who made a user namespace has every capability in it (user_namespaces(7)). What the host has to do for a live change,
+/// who makes the change does ([`apply`]).
+const KEPT_WITHOUT_ROOT: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
 /// How many messages of the sidecar's may wait for the loop.
 const TRAFFIC_WAITING: usize = 2;
 /// How many lines may wait for the loop.
@@ -257,7 +252,8 @@ pub async fn run(
     let mut early = VecDeque::new();
     let stack = {
         let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-        let streams = |app: usize| hear(&lines_in, &budgets, &names[app], user.as_ref());
+        let streams =
+            |app: usize, pipes| hear(&lines_in, &budgets, &names[app], user.as_ref(), pipes);
         let rising = RefCell::new(Rising::of(&plan, gate.is_some()));
         let mut told = |told: Progress<'_>| match told {
             Progress::Part(name, now) => rising.borrow_mut().heard(name, now),
@@ -321,9 +317,14 @@ pub async fn run(
         host_rules,
         parts,
     } = stack;
+    let kept: &[Capability] = match ground.plan.mode {
+        Mode::Root if weaken().as_deref() == Some("supervisor-capability") => &KEPT_WITHOUT_ROOT,
+        Mode::Root => &[],
+        Mode::Rootless => &KEPT_WITHOUT_ROOT,
+    };
     // What publishing takes is held until it is done.
     let privileges = match &gate {
-        None => privileges::keep_only(&KEPT),
+        None => privileges::keep_only(kept),
         Some(_) => privileges::read(),
     }
     .map_err(StackError::Supervisor)?;
@@ -369,7 +370,7 @@ pub async fn run(
         let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
         let opened = supervisor.pass(&mut auditor, &mut early).await;
         let opened = opened.and_then(|()| {
-            supervisor.privileges = privileges::keep_only(&KEPT).map_err(StackError::Supervisor)?;
+            supervisor.privileges = privileges::keep_only(kept).map_err(StackError::Supervisor)?;
             progress(Progress::Done("attacked"));
             progress(Progress::Done("published"));
             Ok(())

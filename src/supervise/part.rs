@@ -211,7 +211,8 @@ impl Supervisor {
                 process.end(stop).await;
             }
             let name = |app: usize| ground.plan.apps[app].name.as_str();
-            let streams = |app: usize| hear(&lines, &budgets, name(app), user.as_ref());
+            let streams =
+                |app: usize, pipes| hear(&lines, &budgets, name(app), user.as_ref(), pipes);
             let result = match id {
                 PartId::Sidecar => ground.sidecar(true).await,
                 PartId::Relay => ground.relay().await,

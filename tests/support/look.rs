@@ -625,6 +625,28 @@ pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
 const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "ipc", "uts", "cgroup"];
 
 /// Asserts what must hold for every part of a running stack, whoever runs it; `uids` are the host's that are allowed.
+/// Every process of a stack that is in the host's user namespace has five empty sets.
+pub fn holds_nothing_on_the_host(lab: &Lab, supervisor: i64) {
+    let script = format!(
+        "for p in {supervisor} $(pgrep -P {supervisor}); do readlink /proc/$p/ns/user /proc/self/ns/user; \
+         grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/$p/status; echo; done"
+    );
+    let told = lab.ok(&["sh", "-c", &script]);
+    let mut of_the_host = 0;
+    for process in told.split("\n\n").filter(|told| !told.trim().is_empty()) {
+        let lines: Vec<&str> = process.trim().lines().collect();
+        if lines[0] != lines[1] {
+            continue;
+        }
+        of_the_host += 1;
+        assert_eq!(lines.len(), 7, "{told}");
+        for set in &lines[2..] {
+            assert!(set.ends_with("\t0000000000000000"), "{told}");
+        }
+    }
+    assert!(of_the_host > 0, "the supervisor itself is there: {told}");
+}
+
 pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
     let parts = status["parts"].as_array().unwrap();
     let mut processes = vec![];
@@ -670,8 +692,9 @@ pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
     let here = namespace(lab, "self", "net");
     let (app, sidecar, relay) = (net("app"), net("sidecar"), net("relay"));
     assert!(app != here && sidecar != here && app != sidecar);
-    let supervisor = status["supervisor"].to_string();
-    assert_eq!(here, namespace(lab, &supervisor, "net"));
+    let supervisor = status["supervisor"].as_i64().unwrap();
+    assert_eq!(here, namespace(lab, &supervisor.to_string(), "net"));
+    holds_nothing_on_the_host(lab, supervisor);
     match planned(status, "/uplink/ends_at") {
         "relay" => assert!(![&here, &app, &sidecar].contains(&&relay)),
         _ => assert_eq!(relay, here, "it dials from where the uplink ends"),

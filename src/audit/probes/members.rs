@@ -108,8 +108,14 @@ impl Processes {
     }
 }
 
+/// Whether a process is in the namespace of that kind that this one is in.
+pub(super) fn is_here(path: &str, kind: &str) -> bool {
+    let its = namespace(path, kind);
+    its.is_some() && its == namespace("/proc/self", kind)
+}
+
 /// A field of a process's status (proc_pid_status(5)).
-fn field(text: &str, name: &str) -> Option<String> {
+pub(super) fn field(text: &str, name: &str) -> Option<String> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     Some(line?.strip_prefix(':')?.trim().to_owned())
 }

@@ -3,6 +3,7 @@
 
 pub mod ceilings;
 pub mod descriptors;
+pub mod host;
 pub mod members;
 pub mod network;
 pub mod state;

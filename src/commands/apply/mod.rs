@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use caps::Capability;
+use futures_util::future::FutureExt;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
@@ -35,15 +36,16 @@ use crate::confine::privileges;
 use crate::control::{Apply, Applying, Client, Reply, Request, Said};
 use crate::firewall;
 use crate::host::Host;
-use crate::names::StackName;
+use crate::names::{PartName, StackName};
 use crate::net::publish;
 use crate::net::publish::Listener;
-use crate::part::namespaces;
+use crate::part::namespaces::{self, Itself};
 use crate::plan::change::{self, Change};
 use crate::plan::resolve;
-use crate::plan::{Mode, Plan};
+use crate::plan::{Mode, Plan, Turn};
 use crate::preflight;
 use crate::protocol::{self, Exit};
+use crate::stack::{Open, Opened};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 use diff::Line;
@@ -57,6 +59,16 @@ pub struct Options {
     /// Say it as JSON.
     pub json: bool,
 }
+
+/// What it takes to open for an app what it is given of the host's, and to map its ids.
+const OPENS: [Capability; 4] = [
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    // open_tree(2) and mount_setattr(2).
+    Capability::CAP_SYS_ADMIN,
+    // The directories on the way may be somebody else's.
+    Capability::CAP_DAC_READ_SEARCH,
+];
 
 /// Brings a running stack to what the configuration says.
 pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
@@ -114,15 +126,16 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         }
         return report.end(options, false);
     }
-    // An app that joins, or a volume that comes, is a user namespace more.
-    let maps = !report.change.added.is_empty()
-        || report.change.restart.iter().any(|part| {
-            let mut keys = part.because.iter();
-            keys.any(|key| key.ends_with(".volumes") || key.ends_with(".sockets"))
-        });
+    // An app that joins, or a volume that comes, is a user namespace more, and something of the host's to be opened.
+    let opens = |key: &String| {
+        [".volumes", ".sockets", ".rootfs", ".secrets"]
+            .iter()
+            .any(|of| key.ends_with(of))
+    };
+    let mut restart = report.change.restart.iter();
     let mut keep = vec![];
-    if maps {
-        keep.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
+    if !report.change.added.is_empty() || restart.any(|part| part.because.iter().any(opens)) {
+        keep.extend(OPENS);
     }
     let mut moved = publish::moved_ports(&wanted, &running).into_iter();
     if moved.any(|publish| publish.listen.port() < host.first_user_port) {
@@ -440,6 +453,7 @@ fn converse(
     keep: &[Capability],
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
+    let plan = order.wanted.clone();
     rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
     if order.running.mode == Mode::Root {
         let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
@@ -501,6 +515,11 @@ fn converse(
                 }
                 Applying::Bind { ports } => {
                     let said = bind(client, &ports);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
+                Applying::Open { app } => {
+                    let said = open(client, &plan, &app);
                     said.map_err(|e| unable("answer the supervisor", e))?;
                     continue;
                 }
@@ -567,6 +586,47 @@ fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
     match bound {
         Ok(sockets) => say_more(client, &sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
         Err(why) => client.say(&Said::Changed(Err(why)), &[]),
+    }
+}
+
+/// Opens what an app of the plan is given of the host's, and hands it over.
+fn open(client: &Client, wanted: &Plan, app: &PartName) -> std::io::Result<()> {
+    let opened = match wanted.place_of(app, Turn::Serves) {
+        // It waits for nothing but children of its own.
+        Some(place) => Itself.open(wanted, place).now_or_never(),
+        None => None,
+    };
+    match opened {
+        Some(Ok(Opened {
+            start,
+            mounts,
+            secrets,
+        })) => {
+            let fds: Vec<_> = mounts
+                .iter()
+                .chain(secrets.values())
+                .map(AsFd::as_fd)
+                .collect();
+            let secrets = secrets.keys().cloned().collect();
+            client.say(&Said::Opened { start, secrets }, &fds)
+        }
+        Some(Err(e)) => {
+            let failure = Failure::from(e);
+            client.say(
+                &Said::Failed {
+                    why: failure.message.clone(),
+                    hint: failure.hint,
+                },
+                &[],
+            )
+        }
+        None => client.say(
+            &Said::Failed {
+                why: "there is no such app".to_owned(),
+                hint: None,
+            },
+            &[],
+        ),
     }
 }
 

@@ -58,7 +58,7 @@ use crate::net::handed::Held;
 use crate::net::publish::{self, Listener};
 use crate::part::namespaces::{Itself, Mapper};
 use crate::plan::change::{self, Change, PartChange};
-use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::{Channel, MAX_FDS};
 use crate::stack::{self, Ground, Launched, Open, Opened, PartId, StackError, Wait};
 use crate::state::{self, Staged, StateError};
@@ -272,7 +272,8 @@ impl Supervisor {
     }
 }
 
-/// Maps ids by way of the client: this process has dropped what that takes.
+/// Has the client do what takes power over the host, which this process has dropped. An ordinary user's supervisor has all in its
+/// own mount namespace, and the user has no more.
 struct ByClient<'c>(&'c mut Channel, &'c mut bool);
 
 impl Mapper for ByClient<'_> {
@@ -289,7 +290,29 @@ impl Mapper for ByClient<'_> {
 
 impl Open for ByClient<'_> {
     async fn open(&mut self, plan: &Plan, app: usize) -> Result<Opened, StackError> {
-        Itself.open(plan, app).await
+        if plan.mode == Mode::Rootless {
+            return Itself.open(plan, app).await;
+        }
+        let unopened = |why: String| StackError::Unopened { why, hint: None };
+        let app = plan.apps[app].name.clone();
+        let order = Reply::Applying(Applying::Open { app });
+        let sent = send(self.0, &order, &[]).await;
+        sent.map_err(|_| unopened("the client is gone".to_owned()))?;
+        let heard = answer(self.0, self.1, |said, fds| match said {
+            Said::Opened { start, secrets } => {
+                let mut mounts = fds;
+                let copies = mounts.split_off(mounts.len().saturating_sub(secrets.len()));
+                let secrets = secrets.into_iter().zip(copies).collect();
+                Some(Ok(Opened {
+                    start,
+                    mounts,
+                    secrets,
+                }))
+            }
+            Said::Failed { why, hint } => Some(Err(StackError::Unopened { why, hint })),
+            _ => None,
+        });
+        heard.await.map_err(unopened)?
     }
 }
 
@@ -299,15 +322,31 @@ async fn send(channel: &Channel, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::R
     sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Waits until the client has done what it was asked for. It may have thought better of the change meanwhile.
+/// Waits until the client has done what it was asked for.
 async fn answered(channel: &mut Channel, reverted: &mut bool) -> Result<(), String> {
+    let changed = |said, _| match said {
+        Said::Changed(changed) => Some(changed),
+        _ => None,
+    };
+    answer(channel, reverted, changed).await?
+}
+
+/// Waits for what the client answers, as `heard` knows it. It may have thought better of the change meanwhile.
+async fn answer<T>(
+    channel: &mut Channel,
+    reverted: &mut bool,
+    heard: impl Fn(Said, Vec<OwnedFd>) -> Option<T>,
+) -> Result<T, String> {
     let answered = async {
         loop {
             match channel.receive::<Said>().await {
-                Ok(Some((Said::Changed(changed), _))) => return changed,
                 // What it was asked for comes first.
                 Ok(Some((Said::Revert, _))) => *reverted = true,
-                Ok(Some(_)) => {}
+                Ok(Some((said, fds))) => {
+                    if let Some(answer) = heard(said, fds) {
+                        return Ok(answer);
+                    }
+                }
                 Ok(None) | Err(_) => return Err("the client is gone".to_owned()),
             }
         }
@@ -380,6 +419,7 @@ fn untouched(e: &StackError) -> Reply {
         StackError::Extra(e) => e.hint().map(Cow::into_owned),
         StackError::Volume(e) => e.hint(),
         StackError::Secret(e) => e.hint(),
+        StackError::Unopened { hint, .. } => hint.clone(),
         _ => None,
     };
     Reply::Refused {
