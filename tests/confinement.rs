@@ -154,7 +154,7 @@ def view():
     assert_eq!(
         seen,
         json!({
-            "fds": { "0": "/null", "1": "pipe", "2": "pipe" },
+            "fds": { "0": "/dev/null", "1": "pipe", "2": "pipe" },
             "env": [
                 "HOME=/",
                 "HOSTNAME=app",

@@ -514,23 +514,30 @@ impl Namespaces {
     /// So many pipes that belong to somebody inside: /dev/stdout there is such a descriptor by way of /proc/self/fd, and opening it
     /// asks for the owner.
     ///
+    /// Every start of an app takes some, so who makes them has descriptors of its own: one that is killed takes them along.
+    ///
     /// # Errors
     /// What `pipe2(2)` says, or the kernel.
-    pub async fn pipes(&self, owner: Ids, count: usize) -> io::Result<Vec<(OwnedFd, OwnedFd)>> {
+    pub fn pipes(&self, owner: Ids, count: usize) -> io::Result<Vec<(OwnedFd, OwnedFd)>> {
+        let (ours, theirs) = socketpair()?;
         let make = || {
-            let at = |step: &'static str| move |e: io::Error| (step, e);
-            setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
-            become_first(owner).map_err(|(step, e)| (step, e.into()))?;
+            die_with_parent().map_err(|(_, e)| e)?;
+            setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
+            become_first(owner).map_err(|(_, e)| e)?;
             let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-            let made: Result<Vec<_>, _> = (0..count).map(|_| pipe()).collect();
-            let made = made.map_err(|e| ("make a pipe", e.into()))?;
-            Ok(made
-                .into_iter()
+            let made: Vec<_> = (0..count).map(|_| pipe()).collect::<Result<_, _>>()?;
+            let ends: Vec<_> = made
+                .iter()
                 .flat_map(|(read, write)| [read, write])
-                .collect())
+                .collect();
+            let ends: Vec<_> = ends.into_iter().map(AsFd::as_fd).collect();
+            crate::protocol::send(&theirs, &(), &ends)
         };
-        let made = from_child(make, |_| ready(Ok(()))).await;
-        let mut ends = made.map_err(|(_, e)| e)?.into_iter();
+        let (made, child) = vfork_and_rest(0, make)?;
+        drop((child, theirs));
+        made?;
+        let (_, ends) = crate::protocol::receive::<()>(&ours)?.ok_or(io::ErrorKind::InvalidData)?;
+        let mut ends = ends.into_iter();
         let pair = || Some((ends.next()?, ends.next()?));
         Ok(std::iter::from_fn(pair).collect())
     }

@@ -247,7 +247,7 @@ impl Ground {
             source,
         };
         let pipes = self.apps[index].namespaces.pipes(app.ids.inside(), PIPES);
-        let streams = streams(index, pipes.await.map_err(failed)?).map_err(failed)?;
+        let streams = streams(index, pipes.map_err(failed)?).map_err(failed)?;
         let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
         let kept = &self.apps[index].kept;
         let rootfs = rootfs::completed(

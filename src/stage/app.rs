@@ -42,7 +42,8 @@ use crate::plan::DEFAULT_PATH;
 use crate::protocol::{self, AppStart, Exit, FromStage, SUCCESSORS, ToStage};
 use crate::rootfs;
 use crate::sys::process::{
-    Cloned, clone3, close_on_exec_from, default_signals, exit_now, place_at,
+    Cloned, clone3, close_on_exec_from, default_signals, exit_now, null_standard_descriptors,
+    place_at,
 };
 
 /// Becomes the app's pid 1; returns when the command has ended or the supervisor has.
@@ -79,6 +80,8 @@ pub fn run(
         &start.hosts,
     )
     .map_err(step("make the root"))?;
+    // Those of the beginning are of a mount that nobody sees any more, and have no name here.
+    null_standard_descriptors().map_err(step("open the null device"))?;
     if !weakened("log-descriptors") {
         syslog::refuse_descriptors(&log).map_err(step("refuse descriptors at /dev/log"))?;
     }
