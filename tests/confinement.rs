@@ -176,11 +176,16 @@ def view():
     let status = lab.status("web");
     // The sidecar: the supervisor, the rules, and the traffic log with the group of the user's rules and its way out. The
     // app's pid 1: the supervisor, and the app's /dev/log.
-    for (part, sockets) in [("sidecar", 7), ("relay", 7), ("app", 2)] {
+    let null = ["/null", "/dev/null"];
+    for (part, sockets, null) in [
+        ("sidecar", 7, null[0]),
+        ("relay", 7, null[0]),
+        ("app", 2, null[1]),
+    ] {
         let pid = look::init(&status, part);
         let fds = look::links(&lab, pid, "fd");
         let files: Vec<_> = fds.values().filter(|link| link.starts_with('/')).collect();
-        assert_eq!(files, ["/null"; 3], "{part}: {fds:?}");
+        assert_eq!(files, [null; 3], "{part}: {fds:?}");
         let found = fds.values().filter(|link| link.starts_with("socket:"));
         assert!(found.count() <= sockets, "{part}: {fds:?}");
         assert_eq!(lab.proc(pid, "environ"), "", "{part}");
