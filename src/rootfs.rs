@@ -913,8 +913,8 @@ fn devices(dev: &OwnedFd) -> Result<(), RootfsError> {
             libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
         )
         .map_err(at("make read-only", &host))?;
-        file(&dev, Path::new(name), "")?;
-        attach(&node, &dev, Path::new(name))?;
+        file(dev, Path::new(name), "")?;
+        attach(&node, dev, Path::new(name))?;
     }
     Ok(())
 }

@@ -236,6 +236,8 @@ impl From<PlanError> for Failure {
     }
 }
 
+const WITHOUT_OPENAT2: &str = "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out";
+
 impl From<StackError> for Failure {
     fn from(e: StackError) -> Self {
         let failure = match &e {
@@ -327,12 +329,13 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             )
         }
         // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
+        StackError::Namespaces(_) if text.contains("Function not implemented") => {
+            Some(WITHOUT_OPENAT2)
+        }
         StackError::Container(ContainerError::Stage { step, .. })
             if step == "make the root" && text.contains("Function not implemented") =>
         {
-            Some(
-                "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out",
-            )
+            Some(WITHOUT_OPENAT2)
         }
         e if e.is_for_want_of_the_table() => Some(
             "lrpns ps lists the stacks: a supervisor that was stopped (SIGSTOP) goes on by kill -CONT, or is ended by lrpns \
