@@ -838,6 +838,42 @@ fn a_secret_may_come_from_systemd_and_lie_in_a_tmpfs_of_the_apps() {
 }
 
 #[test]
+fn a_secret_of_the_user_who_runs_sudo_is_had_again_by_a_supervisor_that_may_not_read_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let file = |name: &str| {
+        let path = key(&lab, name, name);
+        chown(&path, Some(OWNER), Some(OWNER)).unwrap();
+        format!("{name}={}", path.display())
+    };
+    let (first, second) = (file("first"), file("second"));
+    let sudo = OWNER.to_string();
+    let by_sudo = |args: &[&str]| {
+        let output = lab.lrpns_with(&[("SUDO_UID", &sudo)], args);
+        assert!(output.status.success(), "{}", describe(&output));
+    };
+    let config = lab.write("own.toml", &with_secrets(&[&first], ""));
+    let config = config.to_str().unwrap();
+    by_sudo(&["up", "-d", "-f", config]);
+    let read = |name: &str| {
+        let code = format!("say(open('/run/secrets/{name}').read())");
+        look::attack(&lab, "web", "app", &code)
+    };
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    assert_eq!(read("first"), "first");
+    // One that comes later its client reads.
+    std::fs::write(config, with_secrets(&[&first, &second], "")).unwrap();
+    by_sudo(&["apply", "-f", config]);
+    lab.lrpns_ok(&["restart", "web", "app"]);
+    assert_eq!(
+        (read("first"), read("second")),
+        (json!("first"), json!("second"))
+    );
+}
+
+#[test]
 fn a_secret_that_another_could_have_chosen_or_that_is_too_long_is_refused() {
     if !look::machine() {
         return;
