@@ -500,57 +500,65 @@ impl Namespaces {
     ///
     /// # Errors
     /// [`NamespaceError`]; what `fill` says.
-    pub async fn mounts(
+    pub fn mounts(
         &self,
         part: &str,
         fill: impl FnOnce() -> io::Result<()>,
     ) -> Result<OwnedFd, NamespaceError> {
-        let made = from_child(|| self.own_mounts(fill), |_| ready(Ok(()))).await;
-        let made = made.map_err(failed(part))?.into_iter().next();
-        let none = || ("take a mount namespace", io::ErrorKind::InvalidData.into());
-        made.ok_or_else(none).map_err(failed(part))
+        let made = self.made_as(self.first, || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            fill()?;
+            Ok(vec![std::fs::File::open("/proc/self/ns/mnt")?.into()])
+        });
+        let made = made.and_then(|made| {
+            let mut made = made.into_iter();
+            made.next().ok_or_else(|| io::ErrorKind::InvalidData.into())
+        });
+        made.map_err(|e| failed(part)(("keep what the root is made of", e)))
     }
 
     /// So many pipes that belong to somebody inside: /dev/stdout there is such a descriptor by way of /proc/self/fd, and opening it
     /// asks for the owner.
     ///
-    /// Every start of an app takes some, so who makes them has descriptors of its own: one that is killed takes them along.
-    ///
     /// # Errors
     /// What `pipe2(2)` says, or the kernel.
     pub fn pipes(&self, owner: Ids, count: usize) -> io::Result<Vec<(OwnedFd, OwnedFd)>> {
-        let (ours, theirs) = socketpair()?;
-        let make = || {
-            die_with_parent().map_err(|(_, e)| e)?;
-            setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
-            become_first(owner).map_err(|(_, e)| e)?;
-            let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-            let made: Vec<_> = (0..count).map(|_| pipe()).collect::<Result<_, _>>()?;
-            let ends: Vec<_> = made
-                .iter()
-                .flat_map(|(read, write)| [read, write])
-                .collect();
-            let ends: Vec<_> = ends.into_iter().map(AsFd::as_fd).collect();
-            crate::protocol::send(&theirs, &(), &ends)
-        };
-        let (made, child) = vfork_and_rest(0, make)?;
-        drop((child, theirs));
-        made?;
-        let (_, ends) = crate::protocol::receive::<()>(&ours)?.ok_or(io::ErrorKind::InvalidData)?;
-        let mut ends = ends.into_iter();
+        let made = self.made_as(owner, || {
+            let mut ends = Vec::with_capacity(2 * count);
+            for _ in 0..count {
+                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+                ends.extend([read, write]);
+            }
+            Ok(ends)
+        });
+        let mut ends = made?.into_iter();
         let pair = || Some((ends.next()?, ends.next()?));
         Ok(std::iter::from_fn(pair).collect())
     }
 
-    fn own_mounts(&self, fill: impl FnOnce() -> io::Result<()>) -> Made {
-        let at = |step: &'static str| move |e: io::Error| (step, e);
-        setns(&self.user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
-        become_first(self.first).map_err(|(step, e)| (step, e.into()))?;
-        die_with_parent()?;
-        unshare(CloneFlags::CLONE_NEWNS).map_err(at("unshare"))?;
-        fill().map_err(at("keep what the root is made of"))?;
-        let mounts = std::fs::File::open("/proc/self/ns/mnt");
-        Ok(vec![mounts.map_err(at("open the mount namespace"))?.into()])
+    /// What a child makes in the user namespace, as that id of it and with every capability there.
+    ///
+    /// A start of a part takes this, so the child has descriptors of its own and hands over what it has made: one that is killed
+    /// takes it along.
+    fn made_as(
+        &self,
+        owner: Ids,
+        make: impl FnOnce() -> io::Result<Vec<OwnedFd>>,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let (ours, theirs) = socketpair()?;
+        let life = || {
+            setns(&self.user, CloneFlags::CLONE_NEWUSER)?;
+            become_first(owner).map_err(|(_, e)| e)?;
+            die_with_parent().map_err(|(_, e)| e)?;
+            let made = make()?;
+            let made: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+            crate::protocol::send(&theirs, &(), &made)
+        };
+        let (made, child) = vfork_and_rest(0, life)?;
+        drop((child, theirs));
+        made?;
+        let handed = crate::protocol::receive::<()>(&ours)?;
+        Ok(handed.ok_or(io::ErrorKind::InvalidData)?.1)
     }
 
     fn join_and_open(&self, open: impl FnOnce() -> io::Result<Vec<OwnedFd>>) -> Made {

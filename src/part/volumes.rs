@@ -309,18 +309,18 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
     Ok((source, look))
 }
 
-/// The volumes of `app` as detached mounts, in the configuration's order; `mapper` maps their owners. Should be called in the
+/// The volumes of `app` as detached mounts, in the configuration's order, `N` times; `mapper` maps their owners. Should be called in the
 /// mount namespace that the app's mounts come from.
 ///
 /// # Errors
 /// [`VolumeError`].
-pub async fn open(
+pub async fn open<const N: usize>(
     app: &AppPlan,
     mode: Mode,
     mapper: &mut impl Mapper,
-) -> Result<Vec<OwnedFd>, VolumeError> {
+) -> Result<[Vec<OwnedFd>; N], VolumeError> {
     let mounted = app.mounted();
-    let mut opened = Vec::with_capacity(mounted.len());
+    let mut opened = [(); N].map(|()| Vec::with_capacity(mounted.len()));
     for volume in &mounted {
         let (source, look) = look(volume, app, mode)?;
         let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
@@ -368,7 +368,9 @@ pub async fn open(
             must: volume.writable || volume.owners,
             owners: volume.owners,
         };
-        opened.push(open.detached(id)?);
+        for mounts in &mut opened {
+            mounts.push(open.detached(id)?);
+        }
     }
     Ok(opened)
 }

@@ -107,8 +107,7 @@ impl AppGround {
             open,
         )
         .await?;
-        let opened = open.open(plan, index).await?;
-        let kept = Kept::keep(app, opened, &namespaces).await?;
+        let kept = Kept::of(open.open(plan, index).await?);
         let sockets = sockets.ok_or_else(missing)?;
         Ok(Self {
             number,

@@ -39,7 +39,7 @@ impl Ground {
                 && app.secrets == before.secrets;
             if !same {
                 let opened = open.open(&plan, index).await?;
-                ground.kept = Arc::new(Kept::keep(app, opened, &ground.namespaces).await?);
+                ground.kept = Arc::new(Kept::of(opened));
             }
         }
         next.listeners = plan

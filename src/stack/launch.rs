@@ -9,8 +9,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 
 use super::error::StackError;
-use super::ground::{Ground, PartId};
+use super::ground::{AppGround, Ground, PartId};
 use super::health;
+use super::mounts::Begins;
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
@@ -249,7 +250,10 @@ impl Ground {
         let pipes = self.apps[index].namespaces.pipes(app.ids.inside(), PIPES);
         let streams = streams(index, pipes.map_err(failed)?).map_err(failed)?;
         let hosts = rootfs::hosts(&self.plan.hosts(app), self.plan.has_ipv6());
-        let kept = &self.apps[index].kept;
+        let AppGround {
+            kept, namespaces, ..
+        } = &self.apps[index];
+        let begins = kept.begin(app, namespaces)?;
         let rootfs = rootfs::completed(
             &kept.start,
             &app.rootfs,
@@ -268,7 +272,10 @@ impl Ground {
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
-                kept: kept.count,
+                kept: match &begins {
+                    Begins::With(_) => 0,
+                    Begins::In(_, count) => *count,
+                },
                 hosts,
                 volumes: app.mounted(),
                 sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
@@ -302,14 +309,13 @@ impl Ground {
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
         let secrets = self.secrets(PartId::App(self.apps[index].number))?;
+        let mut mounts = None;
+        match &begins {
+            Begins::With(own) => fds.extend(own.iter().map(AsFd::as_fd)),
+            Begins::In(namespace, _) => mounts = Some(namespace.as_fd()),
+        }
         fds.extend(secrets.iter().map(AsFd::as_fd));
-        let mut container = self
-            .spawn_in(
-                &app.own_name(),
-                &self.apps[index].namespaces,
-                Some(kept.namespace()),
-            )
-            .await?;
+        let mut container = self.spawn_in(&app.own_name(), namespaces, mounts).await?;
         if let Some(refusals) = &self.refusals {
             container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
         }

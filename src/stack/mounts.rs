@@ -4,12 +4,17 @@
 //!
 //! Whoever brings a stack up, or changes it, opens the directories and files of the host's that an app is given, as detached
 //! mounts with their attributes and id maps ([`Open`]). To open them takes power over the host, which a supervisor is not to
-//! have for as long as its stack lives. So they are kept in a mount namespace that belongs to the app's own user namespace, with
-//! nothing else in it ([`rootfs::store`]): each start begins in a copy of that, and copies them from there. No path of the host
-//! is looked up after the first start, and what an app is given doesn't change with what a path comes to mean.
+//! have for as long as its stack lives. So they are kept, and no path of the host is looked up after that: what an app is given
+//! doesn't change with what a path comes to mean.
+//!
+//! A detached mount can be attached once, and copied only since Linux 6.15. The first start has mounts of its own. For the others
+//! there is a mount namespace that belongs to the app's own user namespace, with nothing else in it ([`rootfs::store`]): each
+//! begins in a copy of that, and copies the mounts from there. It is made when the app first starts again, since to let go of what
+//! was mounted there before waits for every processor (`namespace_unlock()`, fs/namespace.c).
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::StackError;
 use super::ground::directory;
@@ -25,8 +30,10 @@ use crate::rootfs;
 pub struct Opened {
     /// How they come together.
     pub start: RootfsStart,
-    /// The mounts.
+    /// The mounts that are kept.
     pub mounts: Vec<OwnedFd>,
+    /// The same for the first start, if it is about to come.
+    pub first: Option<Vec<OwnedFd>>,
     /// Secrets that can't be read again.
     pub secrets: Copies,
 }
@@ -49,12 +56,15 @@ impl Open for Itself {
         let app = &plan.apps[app];
         let root = directory(app, plan)?;
         let (start, mut mounts) = rootfs::open(&app.rootfs, root.as_ref())?;
-        mounts.extend(volumes::open(app, plan.mode, self).await?);
-        let secrets = secrets::not_roots(app, plan)?;
+        let (_, mut first) = rootfs::open(&app.rootfs, root.as_ref())?;
+        let [volumes, volumes_first] = volumes::open(app, plan.mode, self).await?;
+        mounts.extend(volumes);
+        first.extend(volumes_first);
         Ok(Opened {
             start,
             mounts,
-            secrets,
+            first: Some(first),
+            secrets: secrets::not_roots(app, plan)?,
         })
     }
 }
@@ -62,38 +72,71 @@ impl Open for Itself {
 /// The same where every start finds it.
 #[derive(Debug)]
 pub(super) struct Kept {
-    namespace: OwnedFd,
     /// How they come together.
     pub(super) start: RootfsStart,
-    /// How many there are.
-    pub(super) count: usize,
     /// Secrets that can't be read again.
     pub(super) secrets: Copies,
+    first: Mutex<Option<Vec<OwnedFd>>>,
+    /// Detached still, or the namespace that has them…
+    mounts: Mutex<Mounts>,
+    /// …and how many there are.
+    count: usize,
+}
+
+#[derive(Debug)]
+enum Mounts {
+    Detached(Vec<OwnedFd>),
+    In(Arc<OwnedFd>),
+}
+
+/// What one start begins with.
+pub(super) enum Begins {
+    /// These mounts, in a copy of this process's mount namespace.
+    With(Vec<OwnedFd>),
+    /// A copy of this mount namespace, in which there are so many.
+    In(Arc<OwnedFd>, usize),
 }
 
 impl Kept {
-    pub(super) async fn keep(
-        app: &AppPlan,
-        opened: Opened,
-        namespaces: &Namespaces,
-    ) -> Result<Self, StackError> {
+    pub(super) fn of(opened: Opened) -> Self {
         let Opened {
             start,
             mounts,
+            first,
             secrets,
         } = opened;
-        let fill = || rootfs::store(&mounts).map_err(std::io::Error::other);
-        let namespace = namespaces.mounts(app.name.as_str(), fill).await?;
-        Ok(Self {
-            namespace,
+        Self {
             start,
-            count: mounts.len(),
             secrets,
-        })
+            first: Mutex::new(first),
+            count: mounts.len(),
+            mounts: Mutex::new(Mounts::Detached(mounts)),
+        }
     }
 
-    /// The mount namespace that a start begins in.
-    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
-        self.namespace.as_fd()
+    /// What the next start of an app in these namespaces begins with.
+    pub(super) fn begin(
+        &self,
+        app: &AppPlan,
+        namespaces: &Namespaces,
+    ) -> Result<Begins, StackError> {
+        if let Some(first) = lock(&self.first).take() {
+            return Ok(Begins::With(first));
+        }
+        let mut mounts = lock(&self.mounts);
+        let namespace = match &*mounts {
+            Mounts::In(namespace) => Arc::clone(namespace),
+            Mounts::Detached(detached) => {
+                let fill = || rootfs::store(detached).map_err(std::io::Error::other);
+                let namespace = Arc::new(namespaces.mounts(app.name.as_str(), fill)?);
+                *mounts = Mounts::In(Arc::clone(&namespace));
+                namespace
+            }
+        };
+        Ok(Begins::In(namespace, self.count))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -601,6 +601,7 @@ fn open(client: &Client, wanted: &Plan, app: &PartName) -> std::io::Result<()> {
             start,
             mounts,
             secrets,
+            first: _,
         })) => {
             let fds: Vec<_> = mounts
                 .iter()

@@ -306,6 +306,7 @@ impl Open for ByClient<'_> {
                 Some(Ok(Opened {
                     start,
                     mounts,
+                    first: None,
                     secrets,
                 }))
             }
