@@ -785,6 +785,13 @@ pub fn store(mounts: &[OwnedFd]) -> Result<(), RootfsError> {
     devices(&inside(&root, Path::new("dev"))?)?;
     for (number, mount) in mounts.iter().enumerate() {
         let path = Path::new(STORE).join(number.to_string());
+        let stat = rustix::fs::fstat(mount).map_err(at("look at", &path))?;
+        if stat.st_nlink == 0 {
+            return Err(at("keep", &path)(replaced(
+                "something that the app is given (its root, lrpns itself for the built-in one, a file that is a volume) was removed or \
+                 replaced since the stack came up: take it down and up again",
+            )));
+        }
         make_target(&root, &path, mount, DIRECTORY)?;
         attach(mount, &root, &path)?;
     }

@@ -48,7 +48,9 @@ fn of_all(processes: &[i32]) -> Outcome {
         let Ok(status) = std::fs::read_to_string(format!("{path}/status")) else {
             continue;
         };
-        if !is_here(&path, "user") {
+        // Nor does one that nobody has waited for yet.
+        let ended = field(&status, "State").is_some_and(|state| state.starts_with('Z'));
+        if ended || !is_here(&path, "user") {
             continue;
         }
         of_the_host += 1;
