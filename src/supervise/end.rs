@@ -30,7 +30,7 @@ const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
 const RELAY_ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a service manager is asked to wait for what ends beside the apps.
 const OURS_TO_END: Duration = Duration::from_secs(15);
-/// What there is to say of a part that [`Container::kill`] could not wait for.
+/// What there is to say of a part that [`crate::part::container::Container::kill`] could not wait for.
 pub(super) const LINGERS: &str = "killed, and does not end: a process in its namespaces that is none of ours hangs in the kernel, or is \
                        a zombie that its parent does not wait for; what the part had of the network is gone";
 /// The signals that end a stack.
