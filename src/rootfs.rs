@@ -360,33 +360,7 @@ pub fn open(
             };
             Ok((start, vec![program]))
         }
-        Rootfs::Host => {
-            let (mut mounts, mut links, mut fds) = (vec![], vec![], vec![]);
-            for name in HOST_DIRECTORIES {
-                let path = Path::new("/").join(name);
-                if let Ok(target) = std::fs::read_link(&path) {
-                    links.push((PathBuf::from(name), target));
-                } else if path.is_dir() {
-                    fds.push(detached(&path)?);
-                    mounts.push(PathBuf::from(name));
-                }
-            }
-            let public = etc::public(Path::new("/etc"));
-            for (inside, host) in public.mounts {
-                fds.push(detached(&host)?);
-                mounts.push(inside);
-            }
-            links.extend(public.links);
-            for (path, target) in [("etc/mtab", "/proc/mounts"), ("var/run", "/run")] {
-                links.push((path.into(), target.into()));
-            }
-            let start = RootfsStart::Assembled {
-                mounts,
-                links,
-                files: public.files,
-            };
-            Ok((start, fds))
-        }
+        Rootfs::Host => Ok((RootfsStart::Host { files: vec![] }, vec![])),
     }
 }
 
@@ -394,16 +368,52 @@ pub fn open(
 #[must_use]
 pub fn completed(
     start: &RootfsStart,
-    rootfs: &Rootfs,
     (hostname, user): (&str, Ids),
     resolvers: &[IpAddr],
     hosts: &str,
 ) -> RootfsStart {
-    let mut start = start.clone();
-    if let (Rootfs::Host, RootfsStart::Assembled { files, .. }) = (rootfs, &mut start) {
-        files.splice(..0, minimal_etc(hostname, user, resolvers, hosts));
+    match start {
+        RootfsStart::Host { .. } => RootfsStart::Host {
+            files: minimal_etc(hostname, user, resolvers, hosts),
+        },
+        start => start.clone(),
     }
-    start
+}
+
+/// Opens a root made from the host's, of which a path may come to mean something else with each of its updates: the loader's cache
+/// is another file after every library that is installed, and a file without a name can't be mounted. It takes no power over the host:
+/// this is what everybody may read.
+///
+/// Should be called by a stage in a mount namespace of its own, which is a copy of the host's still.
+fn of_the_host(
+    mut files: Vec<(PathBuf, String)>,
+) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
+    let (mut mounts, mut links, mut fds) = (vec![], vec![], vec![]);
+    for name in HOST_DIRECTORIES {
+        let path = Path::new("/").join(name);
+        if let Ok(target) = std::fs::read_link(&path) {
+            links.push((PathBuf::from(name), target));
+        } else if path.is_dir() {
+            fds.push(detached(&path)?);
+            mounts.push(PathBuf::from(name));
+        }
+    }
+    let public = etc::public(Path::new("/etc"));
+    for (inside, host) in public.mounts {
+        fds.push(detached(&host)?);
+        mounts.push(inside);
+    }
+    links.extend(public.links);
+    for (path, target) in [("etc/mtab", "/proc/mounts"), ("var/run", "/run")] {
+        links.push((path.into(), target.into()));
+    }
+    files.extend(public.files);
+    let start = RootfsStart::Assembled {
+        mounts,
+        links,
+        files,
+    };
+    Ok((start, fds))
 }
 
 /// The /etc of a root made from the host's: nothing in it is the host's own.
@@ -580,10 +590,20 @@ pub fn enter(
     limits: &Limits,
     hosts: &str,
 ) -> Result<(Vec<String>, OwnedFd), RootfsError> {
-    let mut fds = fds.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
     let mut over = None;
+    let (of_the_host, mounts) = match start {
+        RootfsStart::Host { files } => {
+            let (start, mounts) = of_the_host(files.clone())?;
+            (Some(start), mounts)
+        }
+        _ => (None, vec![]),
+    };
+    let start = of_the_host.as_ref().unwrap_or(start);
+    let mut fds = mounts.into_iter().chain(fds);
     let root = match start {
+        // It has become the next one.
+        RootfsStart::Host { .. } => return Err(at("make", "/")(missing())),
         RootfsStart::Whole => {
             over = Some(hosts_file(hosts)?);
             begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?
@@ -764,8 +784,7 @@ fn hosts_file(text: &str) -> Result<OwnedFd, RootfsError> {
 /// Where [`store`] keeps mounts.
 const STORE: &str = "store";
 
-/// Gives this mount namespace a root that has these mounts for every start of an app to come, and what a start needs beside them: a
-/// /proc, the five devices, a place for the new root. Nothing else of the host is there.
+/// Gives this mount namespace a root that has these mounts for every start of an app to come, and nothing else.
 ///
 /// Should be called with every capability over the app's user namespace, in a mount namespace of its own.
 ///
@@ -773,25 +792,9 @@ const STORE: &str = "store";
 /// [`RootfsError`].
 pub fn store(mounts: &[OwnedFd]) -> Result<(), RootfsError> {
     let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
-    for path in ["proc", "dev", STAGING, STORE] {
-        directories(&root, Path::new(path), DIRECTORY)?;
-    }
-    // With all that covers it: the kernel lets nobody have another /proc that shows more.
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    let proc = rustix::mount::open_tree(CWD, "/proc", flags).map_err(at("open", "/proc"))?;
-    attach(&proc, &root, Path::new("proc"))?;
-    devices(&inside(&root, Path::new("dev"))?)?;
     for (number, mount) in mounts.iter().enumerate() {
         let path = Path::new(STORE).join(number.to_string());
-        let stat = rustix::fs::fstat(mount).map_err(at("look at", &path))?;
-        if stat.st_nlink == 0 {
-            return Err(at("keep", &path)(replaced(
-                "something that the app is given (its root, lrpns itself for the built-in one, a file that is a volume) was removed or \
-                 replaced since the stack came up: take it down and up again",
-            )));
-        }
+        has_a_name(mount, &path)?;
         make_target(&root, &path, mount, DIRECTORY)?;
         attach(mount, &root, &path)?;
     }
@@ -799,32 +802,32 @@ pub fn store(mounts: &[OwnedFd]) -> Result<(), RootfsError> {
 }
 
 /// Copies of so many mounts of this namespace's [`store`], detached.
-fn stored(count: usize) -> Result<Vec<OwnedFd>, RootfsError> {
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn stored(count: usize) -> Result<Vec<OwnedFd>, RootfsError> {
     let copy = |number: usize| {
         let path = Path::new("/").join(STORE).join(number.to_string());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
-        rustix::mount::open_tree(CWD, &path, flags).map_err(at("copy the mount", path))
+        let mount = rustix::mount::open_tree(CWD, &path, flags).map_err(at("copy", &path))?;
+        has_a_name(&mount, &path)?;
+        Ok(mount)
     };
     (0..count).map(copy).collect()
 }
 
-/// Copies what this app's root is made of from its [`store`].
-///
-/// # Errors
-/// [`RootfsError`]; also where the directory that is its root is none any more.
-pub fn from_store(start: &RootfsStart, count: usize) -> Result<Vec<OwnedFd>, RootfsError> {
-    let mounts = stored(count)?;
-    if let (RootfsStart::Whole, Some(root)) = (start, mounts.first()) {
-        let stat = rustix::fs::fstat(root).map_err(at("look at", "/"))?;
-        if stat.st_nlink == 0 {
-            return Err(at("open", "/")(replaced(
-                "the directory was removed or replaced since the stack came up: take it down and up again",
-            )));
-        }
+/// What has no name any more the kernel mounts nowhere.
+fn has_a_name(mount: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
+    let stat = rustix::fs::fstat(mount).map_err(at("look at", path))?;
+    match stat.st_nlink {
+        0 => Err(at("keep", path)(replaced(
+            "something that the app is given (the directory that is its root, lrpns itself for the built-in one, a file that is a \
+             volume) was removed or replaced since the stack came up: take it down and up again",
+        ))),
+        _ => Ok(()),
     }
-    Ok(mounts)
 }
 
 /// Cuts this mount namespace's ties to the host's and attaches the new root.

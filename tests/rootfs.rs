@@ -496,3 +496,21 @@ fn a_program_that_is_not_in_the_root_is_named() {
         assert!(said.contains(why), "{program}: {said}");
     }
 }
+
+#[test]
+fn an_app_with_the_hosts_programs_starts_again_after_a_library_was_installed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.own_etc();
+    look::up(&lab, &look::telling("web", "t", "5000:5000", ""));
+    // ldconfig(8) puts another file in the place of the loader's cache; the one that was there has no name any more.
+    let installed = "cp /etc/ld.so.cache /etc/new && mv /etc/new /etc/ld.so.cache && echo newer > /etc/mime.types";
+    for _ in 0..2 {
+        lab.ok(&["sh", "-c", installed]);
+        lab.lrpns_ok(&["restart", "web", "app"]);
+        let read = "say(open('/etc/mime.types').read())";
+        assert_eq!(look::attack(&lab, "web", "app", read), "newer\n");
+    }
+}

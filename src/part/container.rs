@@ -119,15 +119,13 @@ struct Said {
 }
 
 impl Container {
-    /// Starts the process of `part` in `namespaces` and `cgroup` from `program`, with a copy of the mount namespace `mounts`, or else
-    /// of this process's; it then waits for [`ToStage::Start`].
+    /// Starts the process of `part` in `namespaces` and `cgroup` from `program`; it then waits for [`ToStage::Start`].
     ///
     /// # Errors
     /// [`ContainerError::Ours`], or [`ContainerError::Stage`] when joining the namespaces did not work.
     pub async fn spawn(
         part: &str,
         namespaces: &Namespaces,
-        mounts: Option<BorrowedFd<'_>>,
         program: BorrowedFd<'_>,
         cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Self, ContainerError> {
@@ -143,7 +141,7 @@ impl Container {
         // The helper goes there too, and the part is born where its parent is: joined to the part's user namespace, the
         // helper could not put it there.
         let second = Second::new().map_err(failed("have memory for a process"))?;
-        let life = || join(&theirs, (namespaces, mounts), program, &title, &second);
+        let life = || join(&theirs, namespaces, program, &title, &second);
         let spared = cgroup.map(Spared::begin).transpose();
         let spared = spared.map_err(failed("have no process but one ended for want of memory"))?;
         let helper = vfork_into(libc::CLONE_FILES, cgroup, &second, life);
@@ -497,7 +495,7 @@ impl Drop for Spared {
 /// The helper's whole life: join, clone. What comes of it is the part, which runs our own program unless that failed.
 fn join(
     socket: &OwnedFd,
-    (namespaces, mounts): (&Namespaces, Option<BorrowedFd<'_>>),
+    namespaces: &Namespaces,
     program: BorrowedFd<'_>,
     title: &CString,
     second: &Second,
@@ -507,9 +505,6 @@ fn join(
         .map_err(|e| ("join the user namespace", e))?;
     if let Some(net) = &namespaces.net {
         setns(net, CloneFlags::CLONE_NEWNET).map_err(|e| ("join the network namespace", e))?;
-    }
-    if let Some(mounts) = mounts {
-        setns(mounts, CloneFlags::CLONE_NEWNS).map_err(|e| ("join the mount namespace", e))?;
     }
     become_first(namespaces.first).map_err(|(step, e)| (step, e.into()))?;
     // It has cleared the signal, and the supervisor's descriptors are this process's as well.

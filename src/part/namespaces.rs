@@ -507,14 +507,32 @@ impl Namespaces {
     ) -> Result<OwnedFd, NamespaceError> {
         let made = self.made_as(self.first, || {
             unshare(CloneFlags::CLONE_NEWNS)?;
+            let mounts = std::fs::File::open("/proc/self/ns/mnt")?;
             fill()?;
-            Ok(vec![std::fs::File::open("/proc/self/ns/mnt")?.into()])
+            Ok(vec![mounts.into()])
         });
         let made = made.and_then(|made| {
             let mut made = made.into_iter();
             made.next().ok_or_else(|| io::ErrorKind::InvalidData.into())
         });
         made.map_err(|e| failed(part)(("keep what the root is made of", e)))
+    }
+
+    /// Descriptors of what `make` opens in such a mount namespace, with every capability over it.
+    ///
+    /// # Errors
+    /// [`NamespaceError`]; what `make` says.
+    pub fn made_in(
+        &self,
+        part: &str,
+        mounts: &OwnedFd,
+        make: impl FnOnce() -> io::Result<Vec<OwnedFd>>,
+    ) -> Result<Vec<OwnedFd>, NamespaceError> {
+        let made = self.made_as(self.first, || {
+            setns(mounts, CloneFlags::CLONE_NEWNS)?;
+            make()
+        });
+        made.map_err(|e| failed(part)(("copy what the root is made of", e)))
     }
 
     /// So many pipes that belong to somebody inside: /dev/stdout there is such a descriptor by way of /proc/self/fd, and opening it

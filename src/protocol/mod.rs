@@ -189,9 +189,7 @@ pub struct AppStart {
     pub tmpfs: Vec<Tmpfs>,
     /// How the root is made.
     pub rootfs: RootfsStart,
-    /// How many mounts are kept for it: those of the root, then its volumes.
-    pub kept: usize,
-    /// What else is mounted in it.
+    /// What else is mounted in it: the descriptors, detached and with their attributes set, come after those of the root.
     pub volumes: Vec<Volume>,
     /// The names of its secrets: the descriptors of what is in them are the last of all.
     pub secrets: Vec<String>,
@@ -229,6 +227,12 @@ pub const SUCCESSORS: usize = 100;
 pub enum RootfsStart {
     /// The one descriptor is the root.
     Whole,
+    /// As [`RootfsStart::Assembled`], of the host's programs and of what everybody may read of its /etc: the stage opens them itself,
+    /// and there are no descriptors.
+    Host {
+        /// Small files beside those: (path, content), mode 0444.
+        files: Vec<(PathBuf, String)>,
+    },
     /// An empty root is filled: each descriptor is attached at the path of the same place in the list.
     Assembled {
         /// Where each descriptor goes.

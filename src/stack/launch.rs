@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 use super::error::StackError;
 use super::ground::{AppGround, Ground, PartId};
 use super::health;
-use super::mounts::Begins;
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source, TrafficLog};
 use crate::confine::landlock::TcpOnlyTo;
@@ -253,10 +252,9 @@ impl Ground {
         let AppGround {
             kept, namespaces, ..
         } = &self.apps[index];
-        let begins = kept.begin(app, namespaces)?;
+        let mounts = kept.mounts(app, namespaces)?;
         let rootfs = rootfs::completed(
             &kept.start,
-            &app.rootfs,
             (app.name.as_str(), app.ids.inside()),
             &app.resolvers().collect::<Vec<_>>(),
             &hosts,
@@ -272,10 +270,6 @@ impl Ground {
                 env: app_env(app),
                 tmpfs: app.tmpfs.clone(),
                 rootfs,
-                kept: match &begins {
-                    Begins::With(_) => 0,
-                    Begins::In(_, count) => *count,
-                },
                 hosts,
                 volumes: app.mounted(),
                 sockets: app.sockets.iter().map(|s| s.path.clone()).collect(),
@@ -309,13 +303,8 @@ impl Ground {
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
         let secrets = self.secrets(PartId::App(self.apps[index].number))?;
-        let mut mounts = None;
-        match &begins {
-            Begins::With(own) => fds.extend(own.iter().map(AsFd::as_fd)),
-            Begins::In(namespace, _) => mounts = Some(namespace.as_fd()),
-        }
-        fds.extend(secrets.iter().map(AsFd::as_fd));
-        let mut container = self.spawn_in(&app.own_name(), namespaces, mounts).await?;
+        fds.extend(mounts.iter().chain(&secrets).map(AsFd::as_fd));
+        let mut container = self.spawn(&app.own_name(), namespaces).await?;
         if let Some(refusals) = &self.refusals {
             container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
         }
@@ -384,18 +373,9 @@ impl Ground {
         part: &str,
         namespaces: &Namespaces,
     ) -> Result<Container, StackError> {
-        self.spawn_in(part, namespaces, None).await
-    }
-
-    async fn spawn_in(
-        &self,
-        part: &str,
-        namespaces: &Namespaces,
-        mounts: Option<BorrowedFd<'_>>,
-    ) -> Result<Container, StackError> {
         let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
         let title = self.title(part);
-        Ok(Container::spawn(&title, namespaces, mounts, program, cgroup).await?)
+        Ok(Container::spawn(&title, namespaces, program, cgroup).await?)
     }
 }
 

@@ -154,7 +154,7 @@ impl Ground {
         let cgroup = self.cgroups.directory("sidecar");
         let (title, program) = (self.title("loader"), self.program.as_fd());
         within("load rules", async {
-            let loader = Container::spawn(&title, &self.sidecar, None, program, cgroup).await?;
+            let loader = Container::spawn(&title, &self.sidecar, program, cgroup).await?;
             loader.send(&ToStage::Start(Box::new(start)), &[]).await?;
             loader.loaded().await?.map_err(StackError::Rules)
         })

@@ -5,16 +5,18 @@
 //! Whoever brings a stack up, or changes it, opens the directories and files of the host's that an app is given, as detached
 //! mounts with their attributes and id maps ([`Open`]). To open them takes power over the host, which a supervisor is not to
 //! have for as long as its stack lives. So they are kept, and no path of the host is looked up after that: what an app is given
-//! doesn't change with what a path comes to mean.
+//! doesn't change with what a path comes to mean. A root made of the host's programs is none of this: everybody may read it, and the
+//! stage opens it.
 //!
 //! A detached mount can be attached once, and copied only since Linux 6.15. The first start has mounts of its own. For the others
-//! there is a mount namespace that belongs to the app's own user namespace, with nothing else in it ([`rootfs::store`]): each
-//! begins in a copy of that, and copies the mounts from there. It is made when the app first starts again, since to let go of what
+//! there is a mount namespace that belongs to the app's own user namespace, with nothing else in it ([`rootfs::store`]): a child
+//! copies them from there. It is made when the app first starts again, since to let go of what
 //! was mounted there before waits for every processor (`namespace_unlock()`, fs/namespace.c).
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::StackError;
 use super::ground::directory;
@@ -86,15 +88,7 @@ pub(super) struct Kept {
 #[derive(Debug)]
 enum Mounts {
     Detached(Vec<OwnedFd>),
-    In(Arc<OwnedFd>),
-}
-
-/// What one start begins with.
-pub(super) enum Begins {
-    /// These mounts, in a copy of this process's mount namespace.
-    With(Vec<OwnedFd>),
-    /// A copy of this mount namespace, in which there are so many.
-    In(Arc<OwnedFd>, usize),
+    In(OwnedFd),
 }
 
 impl Kept {
@@ -114,26 +108,31 @@ impl Kept {
         }
     }
 
-    /// What the next start of an app in these namespaces begins with.
-    pub(super) fn begin(
+    /// Mounts for one start of an app in these namespaces.
+    pub(super) fn mounts(
         &self,
         app: &AppPlan,
         namespaces: &Namespaces,
-    ) -> Result<Begins, StackError> {
+    ) -> Result<Vec<OwnedFd>, StackError> {
         if let Some(first) = lock(&self.first).take() {
-            return Ok(Begins::With(first));
+            return Ok(first);
+        }
+        if self.count == 0 {
+            return Ok(vec![]);
         }
         let mut mounts = lock(&self.mounts);
-        let namespace = match &*mounts {
-            Mounts::In(namespace) => Arc::clone(namespace),
-            Mounts::Detached(detached) => {
-                let fill = || rootfs::store(detached).map_err(std::io::Error::other);
-                let namespace = Arc::new(namespaces.mounts(app.name.as_str(), fill)?);
-                *mounts = Mounts::In(Arc::clone(&namespace));
-                namespace
+        let name = app.name.as_str();
+        if let Mounts::Detached(detached) = &*mounts {
+            let fill = || rootfs::store(detached).map_err(io::Error::other);
+            *mounts = Mounts::In(namespaces.mounts(name, fill)?);
+        }
+        match &*mounts {
+            Mounts::Detached(_) => Ok(vec![]),
+            Mounts::In(namespace) => {
+                let copy = || rootfs::stored(self.count).map_err(io::Error::other);
+                Ok(namespaces.made_in(name, namespace, copy)?)
             }
-        };
-        Ok(Begins::In(namespace, self.count))
+        }
     }
 }
 

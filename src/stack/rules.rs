@@ -223,7 +223,7 @@ pub async fn compile(
     };
     let title = format!("{}/compiler", plan.stack);
     let namespaces = sidecar.with_empty_network("the compiler").await?;
-    let container = Container::spawn(&title, &namespaces, None, program, None).await?;
+    let container = Container::spawn(&title, &namespaces, program, None).await?;
     let start = Start {
         hostname: "compiler".to_owned(),
         nproc: None,

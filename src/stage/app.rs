@@ -67,12 +67,9 @@ pub fn run(
         ceilings::processors(cpu.thousandths().div_ceil(1000))
             .map_err(step("take as many processors as it may use"))?;
     }
-    let mut mounts =
-        rootfs::from_store(&start.rootfs, start.kept).map_err(step("make the root"))?;
-    mounts.extend(fds);
     let (mut notes, log) = rootfs::enter(
         &start.rootfs,
-        mounts,
+        fds.collect(),
         &start.tmpfs,
         &start.volumes,
         (&start.secrets, start.user),

@@ -44,13 +44,12 @@ pub fn run(
         size: ROOM,
     };
     // What `tcp dport https` is nft has from /etc/services, which is in that root; a machine without that has numbers.
-    let host = Rootfs::Host;
-    let (start, mounts) = rootfs::open(&host, None).map_err(step("open the host's programs"))?;
+    let (start, _) = rootfs::open(&Rootfs::Host, None).map_err(step("name the root"))?;
     let hosts = rootfs::hosts(&[], true);
-    let start = rootfs::completed(&start, &host, ("compiler", Ids::ROOT), &[], &hosts);
+    let start = rootfs::completed(&start, ("compiler", Ids::ROOT), &[], &hosts);
     rootfs::enter(
         &start,
-        mounts,
+        vec![],
         &[writable],
         &[],
         (&[], Ids::ROOT),
