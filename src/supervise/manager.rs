@@ -49,6 +49,23 @@ pub fn is_down() {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
 }
 
+/// Says that all is well, and waits for nobody: this is the loop that decides everything, and a manager that does not read
+/// (`net.unix.max_dgram_qlen` messages wait for it) must not have it stand still.
+fn ping() -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+    let Some(at) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match at.as_encoded_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        path => SocketAddrUnix::new(path)?,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    rustix::net::sendto(&socket, b"WATCHDOG=1\n", SendFlags::NOSIGNAL, &address)?;
+    Ok(())
+}
+
 /// When the manager is to be told that all is well.
 pub(super) struct Watchdog {
     /// Nobody asks where there is none.
@@ -87,7 +104,7 @@ impl Supervisor {
         match self.unwell() {
             None => {
                 self.watchdog.owed = false;
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                let _ = ping();
             }
             Some((id, what)) => {
                 if !std::mem::replace(&mut self.watchdog.owed, true) {
