@@ -328,20 +328,15 @@ fn mounted_below(directory: &OwnedFd) -> Result<Vec<PathBuf>, RootfsError> {
         .collect())
 }
 
-/// Opens what the app's root is made of; `directory` is the one of a root that is a directory. What is made for each start is
-/// not in it yet ([`completed`]).
+/// Opens what the app's root is made of and the stage can't open itself; `directory` is the one of a root that is a directory.
 ///
 /// # Errors
 /// [`RootfsError`] when a source can't be opened.
-pub fn open(
-    rootfs: &Rootfs,
-    directory: Option<&Directory>,
-) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
+pub fn open(rootfs: &Rootfs, directory: Option<&Directory>) -> Result<Vec<OwnedFd>, RootfsError> {
     match rootfs {
         Rootfs::Dir(path) => {
             let held = directory.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
-            let mount = held.map_err(at("open", path))?.detached()?;
-            Ok((RootfsStart::Whole, vec![mount]))
+            Ok(vec![held.map_err(at("open", path))?.detached()?])
         }
         Rootfs::BuiltinWebapp => {
             let program = own_program()?;
@@ -353,67 +348,69 @@ pub fn open(
                     "lrpns was removed or replaced since it was started: start it again",
                 )));
             }
-            let start = RootfsStart::Assembled {
-                mounts: vec!["webapp".into()],
-                links: vec![],
-                files: vec![],
-            };
-            Ok((start, vec![program]))
+            Ok(vec![program])
         }
-        Rootfs::Host => Ok((RootfsStart::Host { files: vec![] }, vec![])),
+        Rootfs::Host => Ok(vec![]),
     }
 }
 
-/// The same with what is made anew for each start: who the app is and whom it knows; `resolvers` are those that it may ask.
+/// How a root is made at one start: of what is made anew for each, who the app is and whom it knows; `resolvers` are those that it
+/// may ask.
 #[must_use]
-pub fn completed(
-    start: &RootfsStart,
+pub fn start(
+    rootfs: &Rootfs,
     (hostname, user): (&str, Ids),
     resolvers: &[IpAddr],
     hosts: &str,
 ) -> RootfsStart {
-    match start {
-        RootfsStart::Host { .. } => RootfsStart::Host {
+    match rootfs {
+        Rootfs::Dir(_) => RootfsStart::Whole,
+        Rootfs::BuiltinWebapp => RootfsStart::Webapp,
+        Rootfs::Host => RootfsStart::Host {
             files: minimal_etc(hostname, user, resolvers, hosts),
         },
-        start => start.clone(),
     }
 }
 
+/// An empty root that is filled.
+#[derive(Default)]
+struct Assembled {
+    /// Where each of the first descriptors is attached.
+    mounts: Vec<PathBuf>,
+    /// Symbolic links: (path, target).
+    links: Vec<(PathBuf, PathBuf)>,
+    /// Small files: (path, content), mode 0444.
+    files: Vec<(PathBuf, String)>,
+}
+
 /// Opens a root made from the host's, of which a path may come to mean something else with each of its updates: the loader's cache
-/// is another file after every library that is installed, and a file without a name can't be mounted. It takes no power over the host:
-/// this is what everybody may read.
+/// is another file after every library that is installed, and a file without a name can't be mounted. It takes no power over the
+/// host: this is what everybody may read.
 ///
 /// Should be called by a stage in a mount namespace of its own, which is a copy of the host's still.
-fn of_the_host(
-    mut files: Vec<(PathBuf, String)>,
-) -> Result<(RootfsStart, Vec<OwnedFd>), RootfsError> {
-    let (mut mounts, mut links, mut fds) = (vec![], vec![], vec![]);
+fn of_the_host(files: &[(PathBuf, String)]) -> Result<(Assembled, Vec<OwnedFd>), RootfsError> {
+    let (mut root, mut fds) = (Assembled::default(), vec![]);
     for name in HOST_DIRECTORIES {
         let path = Path::new("/").join(name);
         if let Ok(target) = std::fs::read_link(&path) {
-            links.push((PathBuf::from(name), target));
+            root.links.push((PathBuf::from(name), target));
         } else if path.is_dir() {
             fds.push(detached(&path)?);
-            mounts.push(PathBuf::from(name));
+            root.mounts.push(PathBuf::from(name));
         }
     }
     let public = etc::public(Path::new("/etc"));
     for (inside, host) in public.mounts {
         fds.push(detached(&host)?);
-        mounts.push(inside);
+        root.mounts.push(inside);
     }
-    links.extend(public.links);
+    root.links.extend(public.links);
     for (path, target) in [("etc/mtab", "/proc/mounts"), ("var/run", "/run")] {
-        links.push((path.into(), target.into()));
+        root.links.push((path.into(), target.into()));
     }
-    files.extend(public.files);
-    let start = RootfsStart::Assembled {
-        mounts,
-        links,
-        files,
-    };
-    Ok((start, fds))
+    root.files.extend_from_slice(files);
+    root.files.extend(public.files);
+    Ok((root, fds))
 }
 
 /// The /etc of a root made from the host's: nothing in it is the host's own.
@@ -592,27 +589,32 @@ pub fn enter(
 ) -> Result<(Vec<String>, OwnedFd), RootfsError> {
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
     let mut over = None;
-    let (of_the_host, mounts) = match start {
-        RootfsStart::Host { files } => {
-            let (start, mounts) = of_the_host(files.clone())?;
-            (Some(start), mounts)
+    let (assembled, opened) = match start {
+        RootfsStart::Whole => (None, vec![]),
+        RootfsStart::Webapp => {
+            let mounts = vec!["webapp".into()];
+            let root = Assembled {
+                mounts,
+                ..Assembled::default()
+            };
+            (Some(root), vec![])
         }
-        _ => (None, vec![]),
+        RootfsStart::Host { files } => {
+            let (root, opened) = of_the_host(files)?;
+            (Some(root), opened)
+        }
     };
-    let start = of_the_host.as_ref().unwrap_or(start);
-    let mut fds = mounts.into_iter().chain(fds);
-    let root = match start {
-        // It has become the next one.
-        RootfsStart::Host { .. } => return Err(at("make", "/")(missing())),
-        RootfsStart::Whole => {
+    let mut fds = opened.into_iter().chain(fds);
+    let root = match &assembled {
+        None => {
             over = Some(hosts_file(hosts)?);
             begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?
         }
-        RootfsStart::Assembled {
+        Some(Assembled {
             mounts,
             links,
             files,
-        } => {
+        }) => {
             let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
             for (path, text) in files {
                 file(&root, path, text)?;
@@ -699,7 +701,7 @@ pub fn enter(
     own.sort_by_key(|(path, _)| path.components().count());
     for (path, mount) in own {
         let mode = match enclosing(path, writable, volumes) {
-            None => matches!(start, RootfsStart::Assembled { .. }).then_some(DIRECTORY),
+            None => assembled.is_some().then_some(DIRECTORY),
             Some(Enclosing::Tmpfs) => Some(SHARED),
             // It would be made on the host's disk.
             Some(Enclosing::Volume(_)) => None,
@@ -894,8 +896,10 @@ const DEVICES: [(&str, u32, u32); 5] = [
     ("urandom", 1, 9),
 ];
 
-/// Binds the devices of this mount namespace's /dev in another one, read-only.
-fn devices(dev: &OwnedFd) -> Result<(), RootfsError> {
+/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace. It is writable still.
+fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
+    let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
+    attach(&dev, root, Path::new("dev"))?;
     for (name, major, minor) in DEVICES {
         let host = Path::new("/dev").join(name);
         let node = rustix::mount::open_tree(
@@ -923,17 +927,9 @@ fn devices(dev: &OwnedFd) -> Result<(), RootfsError> {
             libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
         )
         .map_err(at("make read-only", &host))?;
-        file(dev, Path::new(name), "")?;
-        attach(&node, dev, Path::new(name))?;
+        file(&dev, Path::new(name), "")?;
+        attach(&node, &dev, Path::new(name))?;
     }
-    Ok(())
-}
-
-/// A /dev with five devices, bound from the host's since mknod(2) is refused in a user namespace. It is writable still.
-fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
-    let dev = tmpfs(Path::new("/dev"), "64k", "755")?;
-    attach(&dev, root, Path::new("dev"))?;
-    devices(&dev)?;
     for (name, target) in [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),

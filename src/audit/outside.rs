@@ -106,7 +106,8 @@ fn all<T>(
     last.map_or_else(|| Outcome::unknown("no such process runs"), Outcome::pass)
 }
 
-const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+/// The capability sets, as proc_pid_status(5) names them.
+pub(super) const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
 
 fn sets(who: &Who<'_>, may_hold: u64) -> Result<(bool, String), String> {
     let status = status(who.pid)?;

@@ -236,6 +236,7 @@ impl From<PlanError> for Failure {
     }
 }
 
+/// What to do where openat2(2) is answered with ENOSYS.
 const WITHOUT_OPENAT2: &str = "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out";
 
 impl From<StackError> for Failure {

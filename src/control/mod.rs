@@ -175,8 +175,6 @@ pub enum Said {
     More,
     /// What was asked for is open. Descriptors: the mounts, then what is in the secrets.
     Opened {
-        /// How the mounts come together.
-        start: crate::protocol::RootfsStart,
         /// The names of the secrets that the supervisor can't read.
         secrets: Vec<String>,
     },

@@ -3,11 +3,11 @@
 //! # Theory of operation
 //!
 //! Whoever brings a stack up reads them, whenever the app is started: a certificate that was renewed comes with the next
-//! `lrpns restart`, and nothing of it is kept in between, but for a file that is not root's: once the stack is up, root's supervisor
-//! could not read that any more, and has what was in it when the stack came up ([`not_roots`]). Root reads them on the terms on which it reads a configuration
-//! ([`crate::config::Trust`]): who could put a link in the place of one would have root hand out any file. The content goes from
-//! file to file in the kernel, by an anonymous one that is sealed, so that neither the plan nor a message nor the memory of the
-//! supervisor ever has it.
+//! `lrpns restart`, and nothing of it is kept in between, but for a file that is not root's: once the stack is up, root's
+//! supervisor could not read that any more, and has what was in it when the stack came up ([`not_roots`]). Root reads them on the
+//! terms on which it reads a configuration ([`crate::config::Trust`]): who could put a link in the place of one would have root hand
+//! out any file. The content goes from file to file in the kernel, by an anonymous one that is sealed, so that neither the plan nor
+//! a message nor the memory of the supervisor ever has it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

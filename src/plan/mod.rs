@@ -555,6 +555,15 @@ impl AppPlan {
         self.volumes.iter().cloned().chain(own).collect()
     }
 
+    /// Whether it is given the same of the host's as `other`: root, volumes, secrets. What differs has to be opened, which takes power
+    /// over the host.
+    #[must_use]
+    pub fn is_given_as(&self, other: &Self) -> bool {
+        self.mounted() == other.mounted()
+            && self.rootfs == other.rootfs
+            && self.secrets == other.secrets
+    }
+
     /// Its addresses: the IPv4 one, and the IPv6 one if it has one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))

@@ -222,24 +222,16 @@ pub struct AppStart {
 /// as it starts.
 pub const SUCCESSORS: usize = 100;
 
-/// How the stage makes the app's root; the mounts are detached and read-only already.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// How the stage makes the app's root; the descriptors are mounts, detached and read-only already.
+#[derive(Debug, Serialize, Deserialize)]
 pub enum RootfsStart {
     /// The one descriptor is the root.
     Whole,
-    /// As [`RootfsStart::Assembled`], of the host's programs and of what everybody may read of its /etc: the stage opens them itself,
-    /// and there are no descriptors.
+    /// The one descriptor is our own program.
+    Webapp,
+    /// Of the host's programs and of what everybody may read of its /etc: the stage opens them itself, and there are no descriptors.
     Host {
         /// Small files beside those: (path, content), mode 0444.
-        files: Vec<(PathBuf, String)>,
-    },
-    /// An empty root is filled: each descriptor is attached at the path of the same place in the list.
-    Assembled {
-        /// Where each descriptor goes.
-        mounts: Vec<PathBuf>,
-        /// Symbolic links: (path, target).
-        links: Vec<(PathBuf, PathBuf)>,
-        /// Small files: (path, content), mode 0444.
         files: Vec<(PathBuf, String)>,
     },
 }

@@ -34,10 +34,7 @@ impl Ground {
         self.compile(&plan, Some(&self.plan)).await?;
         let apps = plan.apps.iter().zip(&self.plan.apps).zip(&mut next.apps);
         for (index, ((app, before), ground)) in apps.enumerate() {
-            let same = app.mounted() == before.mounted()
-                && app.rootfs == before.rootfs
-                && app.secrets == before.secrets;
-            if !same {
+            if !app.is_given_as(before) {
                 let opened = open.open(&plan, index).await?;
                 ground.kept = Arc::new(Kept::of(opened));
             }

@@ -253,8 +253,8 @@ impl Ground {
             kept, namespaces, ..
         } = &self.apps[index];
         let mounts = kept.mounts(app, namespaces)?;
-        let rootfs = rootfs::completed(
-            &kept.start,
+        let rootfs = rootfs::start(
+            &app.rootfs,
             (app.name.as_str(), app.ids.inside()),
             &app.resolvers().collect::<Vec<_>>(),
             &hosts,
@@ -302,7 +302,7 @@ impl Ground {
         fds.extend(handed.iter().map(AsFd::as_fd));
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
         // Now, so that a certificate that was renewed comes with the next start.
-        let secrets = self.secrets(PartId::App(self.apps[index].number))?;
+        let secrets = secrets::open(app, &self.plan, &kept.secrets)?;
         fds.extend(mounts.iter().chain(&secrets).map(AsFd::as_fd));
         let mut container = self.spawn(&app.own_name(), namespaces).await?;
         if let Some(refusals) = &self.refusals {
@@ -374,8 +374,7 @@ impl Ground {
         namespaces: &Namespaces,
     ) -> Result<Container, StackError> {
         let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
-        let title = self.title(part);
-        Ok(Container::spawn(&title, namespaces, program, cgroup).await?)
+        Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 }
 

@@ -10,13 +10,13 @@
 //!
 //! A detached mount can be attached once, and copied only since Linux 6.15. The first start has mounts of its own. For the others
 //! there is a mount namespace that belongs to the app's own user namespace, with nothing else in it ([`rootfs::store`]): a child
-//! copies them from there. It is made when the app first starts again, since to let go of what
-//! was mounted there before waits for every processor (`namespace_unlock()`, fs/namespace.c).
+//! copies them from there. It is made when the app first starts again, since to let go of what was mounted there before waits for
+//! every processor (`namespace_unlock()`, fs/namespace.c).
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::StackError;
 use super::ground::directory;
@@ -24,14 +24,11 @@ use crate::part::namespaces::{Itself, Mapper, Namespaces};
 use crate::part::secrets::{self, Copies};
 use crate::part::volumes;
 use crate::plan::{AppPlan, Plan};
-use crate::protocol::RootfsStart;
 use crate::rootfs;
 
 /// What an app's root is made of, as detached mounts: first those of the root itself, then its volumes.
 #[derive(Debug)]
 pub struct Opened {
-    /// How they come together.
-    pub start: RootfsStart,
     /// The mounts that are kept.
     pub mounts: Vec<OwnedFd>,
     /// The same for the first start, if it is about to come.
@@ -57,13 +54,12 @@ impl Open for Itself {
     async fn open(&mut self, plan: &Plan, app: usize) -> Result<Opened, StackError> {
         let app = &plan.apps[app];
         let root = directory(app, plan)?;
-        let (start, mut mounts) = rootfs::open(&app.rootfs, root.as_ref())?;
-        let (_, mut first) = rootfs::open(&app.rootfs, root.as_ref())?;
+        let mut mounts = rootfs::open(&app.rootfs, root.as_ref())?;
+        let mut first = rootfs::open(&app.rootfs, root.as_ref())?;
         let [volumes, volumes_first] = volumes::open(app, plan.mode, self).await?;
         mounts.extend(volumes);
         first.extend(volumes_first);
         Ok(Opened {
-            start,
             mounts,
             first: Some(first),
             secrets: secrets::not_roots(app, plan)?,
@@ -74,37 +70,30 @@ impl Open for Itself {
 /// The same where every start finds it.
 #[derive(Debug)]
 pub(super) struct Kept {
-    /// How they come together.
-    pub(super) start: RootfsStart,
     /// Secrets that can't be read again.
     pub(super) secrets: Copies,
-    first: Mutex<Option<Vec<OwnedFd>>>,
-    /// Detached still, or the namespace that has them…
-    mounts: Mutex<Mounts>,
-    /// …and how many there are.
-    count: usize,
+    mounts: Vec<OwnedFd>,
+    used: Mutex<Used>,
 }
 
+/// What has become of the mounts.
 #[derive(Debug)]
-enum Mounts {
-    Detached(Vec<OwnedFd>),
-    In(OwnedFd),
+struct Used {
+    /// Those of the first start, until it has come.
+    first: Option<Vec<OwnedFd>>,
+    /// Where those that are kept are attached, once they are.
+    namespace: Option<OwnedFd>,
 }
 
 impl Kept {
     pub(super) fn of(opened: Opened) -> Self {
-        let Opened {
-            start,
-            mounts,
-            first,
-            secrets,
-        } = opened;
         Self {
-            start,
-            secrets,
-            first: Mutex::new(first),
-            count: mounts.len(),
-            mounts: Mutex::new(Mounts::Detached(mounts)),
+            secrets: opened.secrets,
+            mounts: opened.mounts,
+            used: Mutex::new(Used {
+                first: opened.first,
+                namespace: None,
+            }),
         }
     }
 
@@ -114,28 +103,22 @@ impl Kept {
         app: &AppPlan,
         namespaces: &Namespaces,
     ) -> Result<Vec<OwnedFd>, StackError> {
-        if let Some(first) = lock(&self.first).take() {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = used.first.take() {
             return Ok(first);
         }
-        if self.count == 0 {
+        if self.mounts.is_empty() {
             return Ok(vec![]);
         }
-        let mut mounts = lock(&self.mounts);
         let name = app.name.as_str();
-        if let Mounts::Detached(detached) = &*mounts {
-            let fill = || rootfs::store(detached).map_err(io::Error::other);
-            *mounts = Mounts::In(namespaces.mounts(name, fill)?);
-        }
-        match &*mounts {
-            Mounts::Detached(_) => Ok(vec![]),
-            Mounts::In(namespace) => {
-                let copy = || rootfs::stored(self.count).map_err(io::Error::other);
-                Ok(namespaces.made_in(name, namespace, copy)?)
+        let namespace = match &mut used.namespace {
+            Some(namespace) => namespace,
+            none => {
+                let fill = || rootfs::store(&self.mounts).map_err(io::Error::other);
+                none.insert(namespaces.mounts(name, fill)?)
             }
-        }
+        };
+        let copy = || rootfs::stored(self.mounts.len()).map_err(io::Error::other);
+        Ok(namespaces.made_in(name, namespace, copy)?)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -44,9 +44,8 @@ pub fn run(
         size: ROOM,
     };
     // What `tcp dport https` is nft has from /etc/services, which is in that root; a machine without that has numbers.
-    let (start, _) = rootfs::open(&Rootfs::Host, None).map_err(step("name the root"))?;
     let hosts = rootfs::hosts(&[], true);
-    let start = rootfs::completed(&start, ("compiler", Ids::ROOT), &[], &hosts);
+    let start = rootfs::start(&Rootfs::Host, ("compiler", Ids::ROOT), &[], &hosts);
     rootfs::enter(
         &start,
         vec![],

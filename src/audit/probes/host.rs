@@ -3,6 +3,7 @@
 use super::members::{field, is_here};
 use super::{Found, Scene, nothing_of};
 use crate::audit::catalogue::{Probe, Side};
+use crate::audit::outside::SETS;
 use crate::audit::{Group, Outcome};
 
 /// Power over the host.
@@ -54,7 +55,7 @@ fn of_all(processes: &[i32]) -> Outcome {
             continue;
         }
         of_the_host += 1;
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        for set in SETS {
             match field(&status, set).map(|held| u64::from_str_radix(&held, 16)) {
                 Some(Ok(0)) => {}
                 Some(Ok(held)) => wrong.push(format!("{pid} holds {set} {held:x}")),

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::{Found, Scene, nothing_of};
 use crate::audit::catalogue::{Probe, Side};
-use crate::audit::outside::mask;
+use crate::audit::outside::{SETS, mask};
 use crate::audit::{Group, Outcome};
 use crate::control::{PartState, PartStatus};
 use crate::plan::{IdMap, Mode};
@@ -199,7 +199,7 @@ impl Allowed {
             ));
         }
         let mut wrong = vec![];
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        for set in SETS {
             let held = u64::from_str_radix(&field(&status, set)?, 16).ok()?;
             let may = if matches!(set, "CapInh" | "CapAmb") {
                 0

@@ -42,10 +42,10 @@ use crate::net::publish::Listener;
 use crate::part::namespaces::{self, Itself};
 use crate::plan::change::{self, Change};
 use crate::plan::resolve;
-use crate::plan::{Mode, Plan, Turn};
+use crate::plan::{AppPlan, Mode, Plan, Turn};
 use crate::preflight;
 use crate::protocol::{self, Exit};
-use crate::stack::{Open, Opened};
+use crate::stack::{Open, Opened, StackError};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 use diff::Line;
@@ -126,15 +126,12 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         }
         return report.end(options, false);
     }
-    // An app that joins, or a volume that comes, is a user namespace more, and something of the host's to be opened.
-    let opens = |key: &String| {
-        [".volumes", ".sockets", ".rootfs", ".secrets"]
-            .iter()
-            .any(|of| key.ends_with(of))
-    };
-    let mut restart = report.change.restart.iter();
     let mut keep = vec![];
-    if !report.change.added.is_empty() || restart.any(|part| part.because.iter().any(opens)) {
+    let opens = |app: &AppPlan| {
+        let before = running.app(&app.name);
+        before.is_none_or(|before| !app.is_given_as(before))
+    };
+    if wanted.apps.iter().any(opens) {
         keep.extend(OPENS);
     }
     let mut moved = publish::moved_ports(&wanted, &running).into_iter();
@@ -591,43 +588,26 @@ fn bind(client: &Client, ports: &[SocketAddr]) -> std::io::Result<()> {
 
 /// Opens what an app of the plan is given of the host's, and hands it over.
 fn open(client: &Client, wanted: &Plan, app: &PartName) -> std::io::Result<()> {
-    let opened = match wanted.place_of(app, Turn::Serves) {
-        // It waits for nothing but children of its own.
-        Some(place) => Itself.open(wanted, place).now_or_never(),
-        None => None,
+    let place = wanted.place_of(app, Turn::Serves);
+    // It waits for nothing but children of its own.
+    let opened = place.and_then(|place| Itself.open(wanted, place).now_or_never());
+    let none = || StackError::Unopened {
+        why: format!("the new plan has no app {app}"),
+        hint: None,
     };
-    match opened {
-        Some(Ok(Opened {
-            start,
-            mounts,
-            secrets,
-            first: _,
-        })) => {
-            let fds: Vec<_> = mounts
-                .iter()
-                .chain(secrets.values())
-                .map(AsFd::as_fd)
-                .collect();
+    match opened.unwrap_or_else(|| Err(none())) {
+        Ok(Opened {
+            mounts, secrets, ..
+        }) => {
+            let fds = mounts.iter().chain(secrets.values());
+            let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
             let secrets = secrets.keys().cloned().collect();
-            client.say(&Said::Opened { start, secrets }, &fds)
+            client.say(&Said::Opened { secrets }, &fds)
         }
-        Some(Err(e)) => {
-            let failure = Failure::from(e);
-            client.say(
-                &Said::Failed {
-                    why: failure.message.clone(),
-                    hint: failure.hint,
-                },
-                &[],
-            )
+        Err(e) => {
+            let Failure { message, hint, .. } = Failure::from(e);
+            client.say(&Said::Failed { why: message, hint }, &[])
         }
-        None => client.say(
-            &Said::Failed {
-                why: "there is no such app".to_owned(),
-                hint: None,
-            },
-            &[],
-        ),
     }
 }
 

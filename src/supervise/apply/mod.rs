@@ -299,15 +299,13 @@ impl Open for ByClient<'_> {
         let sent = send(self.0, &order, &[]).await;
         sent.map_err(|_| unopened("the client is gone".to_owned()))?;
         let heard = answer(self.0, self.1, |said, fds| match said {
-            Said::Opened { start, secrets } => {
+            Said::Opened { secrets } => {
                 let mut mounts = fds;
                 let copies = mounts.split_off(mounts.len().saturating_sub(secrets.len()));
-                let secrets = secrets.into_iter().zip(copies).collect();
                 Some(Ok(Opened {
-                    start,
                     mounts,
                     first: None,
-                    secrets,
+                    secrets: secrets.into_iter().zip(copies).collect(),
                 }))
             }
             Said::Failed { why, hint } => Some(Err(StackError::Unopened { why, hint })),
