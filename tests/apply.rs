@@ -153,11 +153,28 @@ impl Stack {
                 sidecar,
                 &["nft", "list", "table", "inet", "lrpns"],
             )),
-            plain({
-                let (far, table) = look::far(&self.lab.status("web"));
-                look::table_text(&self.lab, far, &table, &[])
-            }),
+            plain(self.far_rules()),
         ]
+    }
+
+    /// Those where the uplink ends. That may be known by the relay, and another one takes its place while a change is made, or
+    /// taken back: who has gone since is asked no more.
+    fn far_rules(&self) -> String {
+        loop {
+            let (far, table) = look::far(&self.lab.status("web"));
+            let Some(pid) = far else {
+                return look::table_text(&self.lab, far, &table, &[]);
+            };
+            let target = pid.to_string();
+            let beside = ["nsenter", "--net", "--target", &target, "--"];
+            let list = ["nft", "list", "table", "inet", &table];
+            let listed = self.lab.run(&[&beside[..], &list].concat());
+            if listed.status.success() {
+                return String::from_utf8(listed.stdout).unwrap();
+            }
+            let now = look::far(&self.lab.status("web")).0;
+            assert_ne!(now, far, "{}", describe(&listed));
+        }
     }
 }
 
