@@ -25,7 +25,7 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -251,11 +251,60 @@ fn is_one_of_us(process: i32) -> bool {
 struct Part {
     name: String,
     path: PathBuf,
-    directory: OwnedFd,
+    entrance: Entrance,
     /// How many of its processes have been ended for want of memory, when it was last asked.
     ended: AtomicU64,
     /// What its limits had kept it from, when it was last told.
     told: Mutex<Kept>,
+}
+
+/// The way into a part's cgroup, opened by who may put processes there: whoever has it may, whatever he has dropped since. The kernel
+/// asks for the credentials of who has opened `cgroup.procs`, not of who writes to it (`__cgroup_procs_write()`,
+/// kernel/cgroup/cgroup.c).
+#[derive(Debug)]
+pub struct Entrance {
+    /// The cgroup's directory, for [`crate::sys::process::clone3_into`].
+    pub directory: OwnedFd,
+    /// `cgroup.procs`, for writing.
+    pub procs: OwnedFd,
+    /// `memory.oom.group`, where memory is limited.
+    pub oom_group: Option<OwnedFd>,
+}
+
+impl Entrance {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn open(path: &Path) -> Result<Self, CgroupError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty());
+        let directory = directory.map_err(at("open the cgroup", path))?;
+        let file = |name: &str, flags: OFlags| {
+            rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty())
+        };
+        let procs = file("cgroup.procs", OFlags::WRONLY);
+        let procs = procs.map_err(at("open", &path.join("cgroup.procs")))?;
+        let oom_group = match file("memory.oom.group", OFlags::RDWR) {
+            Ok(file) => Some(file),
+            Err(rustix::io::Errno::NOENT) => None,
+            Err(e) => return Err(at("open", &path.join("memory.oom.group"))(e)),
+        };
+        Ok(Self {
+            directory,
+            procs,
+            oom_group,
+        })
+    }
+
+    /// Moves this process there.
+    ///
+    /// # Errors
+    /// What `write(2)` says: EAGAIN when `pids.max` is reached, ENODEV when the cgroup is gone.
+    pub fn enter(&self) -> io::Result<()> {
+        rustix::io::write(&self.procs, b"0")?;
+        Ok(())
+    }
 }
 
 /// What the kernel has kept a part from at its limits since its cgroup was made; memory has [its own](Cgroups::ran_out_of_memory).
@@ -399,10 +448,10 @@ impl Cgroups {
         Some(part)
     }
 
-    /// The directory of a part's cgroup, for [`crate::sys::process::clone3_into`]; `None` where there is none.
+    /// The way into a part's cgroup; `None` where there is none.
     #[must_use]
-    pub fn directory(&self, part: &str) -> Option<BorrowedFd<'_>> {
-        Some(self.part(part)?.directory.as_fd())
+    pub fn entrance(&self, part: &str) -> Option<&Entrance> {
+        Some(&self.part(part)?.entrance)
     }
 
     /// Where a part's cgroup is.
@@ -496,11 +545,9 @@ fn one(
     for (file, value) in settings(limits, controllers) {
         set(&path, file, &value)?;
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(Part {
         name: name.to_owned(),
-        directory: rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(at("open the cgroup", &path))?,
+        entrance: Entrance::open(&path)?,
         path,
         ended: AtomicU64::new(0),
         told: Mutex::default(),

@@ -25,11 +25,11 @@ use std::time::Duration;
 
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
-use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp::Profile;
+use crate::part::cgroup::Entrance;
 use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, socketpair, wait};
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, SUCCESSORS, ToStage};
@@ -127,7 +127,7 @@ impl Container {
         part: &str,
         namespaces: &Namespaces,
         program: BorrowedFd<'_>,
-        cgroup: Option<BorrowedFd<'_>>,
+        cgroup: Option<&Entrance>,
     ) -> Result<Self, ContainerError> {
         let failed = |what: &'static str| {
             move |source: io::Error| ContainerError::Ours {
@@ -144,7 +144,21 @@ impl Container {
         let life = || join(&theirs, namespaces, program, &title, &second);
         let spared = cgroup.map(Spared::begin).transpose();
         let spared = spared.map_err(failed("have no process but one ended for want of memory"))?;
-        let helper = vfork_into(libc::CLONE_FILES, cgroup, &second, life);
+        let directory = cgroup.map(|cgroup| cgroup.directory.as_fd());
+        let helper = match (
+            vfork_into(libc::CLONE_FILES, directory, &second, life),
+            cgroup,
+        ) {
+            // Who has dropped since the cgroup was made may clone nobody into it. Slower: it waits for every processor.
+            (Err(e), Some(cgroup)) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let life = || match cgroup.enter() {
+                    Ok(()) => life(),
+                    Err(e) => Err(("enter the cgroup", e)),
+                };
+                vfork_into(libc::CLONE_FILES, None, &second, life)
+            }
+            (helper, _) => helper,
+        };
         drop(spared);
         let helper = helper.map_err(failed("clone"))?;
         wait(&helper.pidfd).map_err(failed("wait for the helper"))?;
@@ -463,29 +477,26 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
 /// It spares who runs on another's memory between a `vfork(2)` and an `execve(2)`, but not where it ends all; and then it ends
 /// whoever has the same memory, which is the supervisor (`oom_badness()` and `__oom_kill_process()`, mm/oom_kill.c). What is
 /// started beside a relay or sidecar at its limit would so be the stack's end.
-struct Spared(Option<OwnedFd>);
+struct Spared<'f>(Option<&'f OwnedFd>);
 
-impl Spared {
-    fn begin(cgroup: BorrowedFd<'_>) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let group = match rustix::fs::openat(cgroup, "memory.oom.group", flags, Mode::empty()) {
-            Ok(group) => group,
-            // Memory is not limited there.
-            Err(rustix::io::Errno::NOENT) => return Ok(Self(None)),
-            Err(e) => return Err(e.into()),
+impl<'f> Spared<'f> {
+    fn begin(cgroup: &'f Entrance) -> io::Result<Self> {
+        // Without, memory is not limited there.
+        let Some(group) = &cgroup.oom_group else {
+            return Ok(Self(None));
         };
         let mut set = [0];
-        if rustix::io::pread(&group, &mut set, 0)? == 0 || set != *b"1" {
+        if rustix::io::pread(group, &mut set, 0)? == 0 || set != *b"1" {
             return Ok(Self(None));
         }
-        rustix::io::pwrite(&group, b"0", 0)?;
+        rustix::io::pwrite(group, b"0", 0)?;
         Ok(Self(Some(group)))
     }
 }
 
-impl Drop for Spared {
+impl Drop for Spared<'_> {
     fn drop(&mut self) {
-        if let Some(group) = &self.0 {
+        if let Some(group) = self.0 {
             // The kernel took the other one.
             let _ = rustix::io::pwrite(group, b"1", 0);
         }
@@ -552,13 +563,15 @@ mod tests {
     #[test]
     fn a_cgroup_whose_processes_end_all_or_none_is_spared_that_for_a_moment() {
         let cgroup = tempfile::tempdir().unwrap();
-        let directory = || std::fs::File::open(cgroup.path()).unwrap();
+        std::fs::write(cgroup.path().join("cgroup.procs"), "").unwrap();
+        let entrance = || Entrance::open(cgroup.path()).unwrap();
         // One without a limit of memory has no such file.
-        drop(Spared::begin(directory().as_fd()).unwrap());
+        drop(Spared::begin(&entrance()).unwrap());
         let group = cgroup.path().join("memory.oom.group");
         for (before, meanwhile) in [("1\n", "0\n"), ("0\n", "0\n")] {
             std::fs::write(&group, before).unwrap();
-            let spared = Spared::begin(directory().as_fd()).unwrap();
+            let entrance = entrance();
+            let spared = Spared::begin(&entrance).unwrap();
             assert_eq!(std::fs::read_to_string(&group).unwrap(), meanwhile);
             drop(spared);
             assert_eq!(std::fs::read_to_string(&group).unwrap(), before);

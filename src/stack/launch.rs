@@ -373,7 +373,7 @@ impl Ground {
         part: &str,
         namespaces: &Namespaces,
     ) -> Result<Container, StackError> {
-        let (program, cgroup) = (self.program.as_fd(), self.cgroups.directory(part));
+        let (program, cgroup) = (self.program.as_fd(), self.cgroups.entrance(part));
         Ok(Container::spawn(&self.title(part), namespaces, program, cgroup).await?)
     }
 }

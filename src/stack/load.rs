@@ -151,7 +151,7 @@ impl Ground {
             role,
             weaken: None,
         };
-        let cgroup = self.cgroups.directory("sidecar");
+        let cgroup = self.cgroups.entrance("sidecar");
         let (title, program) = (self.title("loader"), self.program.as_fd());
         within("load rules", async {
             let loader = Container::spawn(&title, &self.sidecar, program, cgroup).await?;
