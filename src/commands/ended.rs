@@ -24,7 +24,11 @@ const READ: usize = 4 << 20;
 
 /// What a stack left when it ended; `None` where there is nothing.
 pub(super) fn of(state: &StateRoot, stack: &StackName) -> Option<Ended> {
-    serde_json::from_slice(&state.left(stack)?).ok()
+    let mut ended: Ended = serde_json::from_slice(&state.left(stack)?).ok()?;
+    // It has what its supervisor said. The log is read and removed, and is no other stack's.
+    let is_its = |log: &PathBuf| log.file_name() == Some(stack.as_str().as_ref());
+    ended.log = ended.log.filter(is_its);
+    Some(ended)
 }
 
 /// The same of a stack that doesn't run now.

@@ -105,6 +105,10 @@ impl Ids {
     pub const ROOT: Self = Self { uid: 0, gid: 0 };
 }
 
+/// The host's ids of stacks that root runs, which are nobody else's: 4096 ranges of 65536, which systemd's "Users, Groups, UIDs and
+/// GIDs on systemd Systems" lists as used by nobody.
+pub const HOST_IDS: std::ops::Range<u32> = 0x7000_0000..0x8000_0000;
+
 /// What an app holds over a range of ids of its own, which is what it takes to begin as root there and go on as others.
 ///
 /// The kernel asks for them where the owner of a file, and the uid of a process, are ids of the range, and nowhere else. Who

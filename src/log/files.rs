@@ -1,7 +1,7 @@
 //! The log on disk: what is said survives the stack and its supervisor's death, up to a size and an age.
 //!
 //! ```text
-//! /var/log/lrpns/STACK/         root; $XDG_STATE_HOME/lrpns/STACK, else ~/.local/state/lrpns/STACK
+//! /var/log/lrpns/STACK/         its supervisor's id; $XDG_STATE_HOME/lrpns/STACK, else ~/.local/state/lrpns/STACK
 //!   about.json                  when the stack that writes here was started, and the one before; how old lines may get
 //!   PART.log, PART.log.1        a line of JSON each, as `lrpns logs --json` prints them; the second is the older one
 //! ```
@@ -13,6 +13,11 @@
 //! of half the age, takes the place of the older one. A part also has a budget of bytes a second, and what
 //! exceeds it is counted and left out: rewriting the same few megabytes again and again wears a disk out as much as
 //! filling it. Nothing is written where less than a fiftieth of the file system is free.
+//!
+//! Root's directories are in one of root's, and belong to the id that a stack's supervisor has; whoever once was that may have put
+//! anything there. So nobody takes more from it than regular files with one name, of an id that such a directory can have; no
+//! link is followed, nothing waited for, and what is removed is removed beneath the directory that was looked at. Who opens it to
+//! write takes it back first, for as long as it is put in order ([`Files::open`]).
 //!
 //! Nothing here ends the stack: what can't be written is counted, said once in the log itself, and once more on disk when
 //! that works again.
@@ -27,11 +32,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Bucket, LeftOut};
 use super::{LogLine, Stream};
+use crate::confine::privileges::{HOST_IDS, Ids};
 
 /// What of a part may be written each second…
 const BYTES_A_SECOND: u64 = 1 << 20;
@@ -60,12 +66,15 @@ pub struct About {
 }
 
 const ABOUT: &str = "about.json";
+const ABOUT_NEW: &str = "about.json.new";
 
 /// A log that is written.
 #[derive(Debug)]
 pub struct Files {
     dir: OwnedFd,
     path: PathBuf,
+    /// Whose what is made here is, if not its maker's.
+    owner: Option<Ids>,
     size: u64,
     /// What each part may take.
     share: u64,
@@ -97,23 +106,58 @@ struct PartFile {
 }
 
 impl Files {
-    /// Makes the directory, or goes on in it; no more than its owner may read what is there.
+    /// Makes the directory, or goes on in it; no more than its owner may read what is there. Root gives it to `owner`, with what
+    /// is a log of its.
     ///
     /// # Errors
     /// What the kernel says, with what was tried.
-    pub fn open(path: &Path, size: u64, age: Duration, parts: usize) -> Result<Self, String> {
+    pub fn open(
+        path: &Path,
+        size: u64,
+        age: Duration,
+        parts: usize,
+        owner: Option<Ids>,
+    ) -> Result<Self, String> {
         let at = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
-        let mut make = DirBuilder::new();
-        make.recursive(true).mode(0o700);
-        make.create(path).map_err(|e| at("make", e))?;
-        let dir = open_dir(path).map_err(|e| at("open", e))?;
-        let room = rustix::fs::fstatvfs(&dir).map_err(|e| at("look for room at", e.into()))?;
-        let all = room.f_blocks.saturating_mul(room.f_frsize);
-        let size = size.min(all / TAKE_AT_MOST).max(1);
+        let dir = make_dir(path).map_err(|e| at("make", e))?;
+        let whose = may_be(&dir).map_err(|e| at("open", e))?;
+        let is_root = rustix::process::geteuid().is_root();
+        let owner = owner.filter(|_| is_root);
+        if is_root {
+            // Nobody else puts anything there meanwhile.
+            give(&dir, Ids::ROOT, Mode::RWXU).map_err(|e| at("take", e))?;
+            put_in_order(&dir, whose, owner.unwrap_or(Ids::ROOT))
+                .map_err(|e| at("put in order", e))?;
+        }
+        let files = Self::begin(dir, path, owner, (size, age, parts))?;
+        if let Some(owner) = owner {
+            give(&files.dir, owner, Mode::RWXU).map_err(|e| at("give", e))?;
+        }
+        Ok(files)
+    }
+
+    /// The same directory, by another plan.
+    ///
+    /// # Errors
+    /// As [`Files::open`].
+    pub fn again(&self, size: u64, age: Duration, parts: usize) -> Result<Self, String> {
+        let dir = { self.dir.try_clone() }.map_err(|e| format!("copy a descriptor: {e}"))?;
+        Self::begin(dir, &self.path, self.owner, (size, age, parts))
+    }
+
+    fn begin(
+        dir: OwnedFd,
+        path: &Path,
+        owner: Option<Ids>,
+        (size, age, parts): (u64, Duration, usize),
+    ) -> Result<Self, String> {
+        let at = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
+        let size = size.min(most(&dir).map_err(|e| at("look for room at", e))?);
         let now = Timestamp::now();
         let files = Self {
             dir,
             path: path.to_owned(),
+            owner,
             size,
             share: share(size, parts),
             age: SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX),
@@ -134,17 +178,38 @@ impl Files {
     }
 
     fn write_about(&self, about: &About) -> io::Result<()> {
-        let new = format!("{ABOUT}.new");
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = self.open_at(&new, flags)?;
-        File::from(file).write_all(&serde_json::to_vec(about)?)?;
-        Ok(rustix::fs::renameat(&self.dir, &new, &self.dir, ABOUT)?)
+        match unlink(&self.dir, ABOUT_NEW) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        self.create(ABOUT_NEW)?
+            .write_all(&serde_json::to_vec(about)?)?;
+        Ok(rustix::fs::renameat(
+            &self.dir, ABOUT_NEW, &self.dir, ABOUT,
+        )?)
     }
 
-    fn open_at(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fn create(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        Ok(rustix::fs::openat(&self.dir, name, flags, mode)?)
+        let file = rustix::fs::openat(&self.dir, name, flags, mode)?;
+        if let Some(owner) = self.owner
+            && rustix::process::geteuid().is_root()
+        {
+            give(&file, owner, mode)?;
+        }
+        Ok(File::from(file))
+    }
+
+    /// What is in the place of a log of ours and is none goes.
+    fn open_or_create(&self, name: &str) -> io::Result<File> {
+        match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if is_log(&stat).is_ok() => return open_file(&self.dir, name, OFlags::RDWR),
+            Ok(_) => unlink(&self.dir, name)?,
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.create(name)
     }
 
     /// Where it is.
@@ -230,8 +295,7 @@ impl Files {
     /// The file of a part, opened where it ends.
     fn part(&mut self, name: &str, time: Timestamp, now: Instant) -> io::Result<&mut PartFile> {
         if !self.parts.contains_key(name) {
-            let flags = OFlags::CREATE | OFlags::RDWR;
-            let file = File::from(self.open_at(&format!("{name}.log"), flags)?);
+            let file = self.open_or_create(&format!("{name}.log"))?;
             let mut len = file.metadata()?.len();
             // A line that was torn by the end of a machine, or of its room.
             let mut last = [b'\n'];
@@ -359,30 +423,158 @@ fn of_ours(part: &str, text: String, time: Timestamp) -> LogLine {
     }
 }
 
-/// The directory itself, if it is one and ours: in its place, or in that of one above it, somebody else may have put a link
-/// since it was made.
-fn open_dir(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    let dir = rustix::fs::open(path, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&dir)?;
-    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
-        return Err(io::Error::other(format!(
-            "it belongs to uid {} with mode {:o}: it must be ours, and nobody else may write there",
-            stat.st_uid,
-            stat.st_mode & 0o7777
-        )));
+/// The most that a log in that directory may take, whatever is asked for.
+fn most(dir: &OwnedFd) -> io::Result<u64> {
+    let room = rustix::fs::fstatvfs(dir)?;
+    let all = room.f_blocks.saturating_mul(room.f_frsize);
+    Ok((all / TAKE_AT_MOST).max(1))
+}
+
+/// Whether what belongs to that uid is this process's, or one of the stacks' that root tidies up after.
+fn is_ours(uid: u32) -> bool {
+    let own = rustix::process::geteuid();
+    uid == own.as_raw() || (own.is_root() && HOST_IDS.contains(&uid))
+}
+
+fn give(fd: impl AsFd, owner: Ids, mode: Mode) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+    Ok(rustix::fs::fchmod(&fd, mode)?)
+}
+
+/// Makes the directory unless it is there, in one that is looked at once.
+fn make_dir(path: &Path) -> io::Result<OwnedFd> {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut make = DirBuilder::new();
+    make.recursive(true).mode(0o700).create(above)?;
+    strays(path)?;
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let above = rustix::fs::open(above, flags, Mode::empty())?;
+    match rustix::fs::mkdirat(&above, name, Mode::RWXU) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
     }
+    Ok(rustix::fs::openat(&above, name, DIR, Mode::empty())?)
+}
+
+/// As what a directory is opened: itself, as somebody may have put a link in its place since it was made.
+const DIR: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::RDONLY);
+
+/// An error if somebody who is a stack's could have chosen where root is led by a path.
+fn strays(path: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let real = match path.parent() {
+        Some(above) => std::fs::canonicalize(above)?,
+        None => return Ok(()),
+    };
+    for on_the_way in path.ancestors().skip(1).chain(real.ancestors()) {
+        // What is relative begins in the directory that root is in.
+        if on_the_way.as_os_str().is_empty() {
+            continue;
+        }
+        let uid = std::fs::symlink_metadata(on_the_way)?.uid();
+        if HOST_IDS.contains(&uid) {
+            return Err(io::Error::other(format!(
+                "{} belongs to uid {uid}, which is a stack's",
+                on_the_way.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The directory, if it is one and ours: in the place of one above it, somebody else may have put a link since it was made.
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    strays(path)?;
+    let dir = rustix::fs::open(path, DIR, Mode::empty())?;
+    may_be(&dir)?;
     Ok(dir)
 }
 
-/// A file of the directory to be read, if it is one: nothing waits for who opens the other end of a pipe.
-fn open_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is not a regular file")),
+/// Whose it is, if it may be the directory of a log.
+fn may_be(dir: &OwnedFd) -> io::Result<u32> {
+    let Stat {
+        st_uid, st_mode, ..
+    } = rustix::fs::fstat(dir)?;
+    // Of a stack's it makes no difference who else may write there.
+    let is_own = st_uid == rustix::process::geteuid().as_raw();
+    if !is_ours(st_uid) || (is_own && st_mode & 0o022 != 0) {
+        return Err(io::Error::other(format!(
+            "it belongs to uid {st_uid} with mode {:o}: it must be ours, and nobody else may write there",
+            st_mode & 0o7777
+        )));
     }
+    Ok(st_uid)
+}
+
+/// Gives what is a log in a directory, which was `whose`, to who is to write it; what is none, and is where one would be, goes.
+fn put_in_order(dir: &OwnedFd, whose: u32, owner: Ids) -> io::Result<()> {
+    for name in files(dir)?
+        .into_iter()
+        .chain([ABOUT.to_owned(), ABOUT_NEW.to_owned()])
+    {
+        let stat = match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        // One of root's can only have been moved there by who had the directory.
+        if is_log(&stat).is_err() || (stat.st_uid != whose && stat.st_uid == 0) {
+            unlink(dir, &name)?;
+            continue;
+        }
+        match open_file(dir, &name, OFlags::RDONLY) {
+            Ok(file) => give(file, owner, Mode::RUSR | Mode::WUSR)?,
+            // Somebody has a lease on it (fcntl(2)).
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => unlink(dir, &name)?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Removes what has that name, if it is not a directory that has something in it.
+fn unlink(dir: &OwnedFd, name: &str) -> io::Result<()> {
+    let removed = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(rustix::io::Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+        removed => removed,
+    };
+    removed.map_err(|e| {
+        let e = io::Error::from(e);
+        io::Error::new(e.kind(), format!("remove {name}: {e}"))
+    })
+}
+
+/// An error unless it can be a file that a log has.
+fn is_log(stat: &Stat) -> io::Result<()> {
+    let no = |why: String| Err(io::Error::other(why));
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        _ => return no("it is not a regular file".to_owned()),
+    }
+    if !is_ours(stat.st_uid) {
+        return no(format!("it belongs to uid {}", stat.st_uid));
+    }
+    // None when it was removed meanwhile.
+    match stat.st_nlink {
+        0 | 1 => Ok(()),
+        more => no(format!("it has {more} names, and may be another's")),
+    }
+}
+
+/// A file of the directory, if it is one: nothing waits for who opens the other end of a pipe.
+fn open_file(dir: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    is_log(&rustix::fs::fstat(&file)?)?;
+    Ok(File::from(file))
 }
 
 /// The time of the first line of a file.
@@ -413,9 +605,10 @@ fn files(dir: &OwnedFd) -> io::Result<Vec<String>> {
 /// Removes files whose first line is older than that. Its others are not much younger: at most by half the age.
 fn remove_old(dir: &OwnedFd, age: SignedDuration, now: Timestamp) {
     for name in files(dir).unwrap_or_default() {
-        let begun = open_file(dir, &name).ok().and_then(|file| first(&file));
+        let file = open_file(dir, &name, OFlags::RDONLY).ok();
+        let begun = file.and_then(|file| first(&file));
         if begun.is_some_and(|begun| now.duration_since(begun) > age) {
-            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+            let _ = unlink(dir, &name);
         }
     }
 }
@@ -428,12 +621,13 @@ pub fn about(path: &Path) -> Option<About> {
 
 fn about_in(dir: &OwnedFd) -> Option<About> {
     let mut text = vec![];
-    let file = open_file(dir, ABOUT).ok()?;
+    let file = open_file(dir, ABOUT, OFlags::RDONLY).ok()?;
     io::Read::read_to_end(&mut io::Read::take(file, LONGEST), &mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// Every line of a log that `wants` lets through, in the order of time; what is no line is passed over.
+/// Every line of a log that `wants` lets through, in the order of time; what is no line is passed over. No more is read than a
+/// log can have.
 ///
 /// # Errors
 /// What the kernel says; a directory that isn't there has no lines.
@@ -444,21 +638,24 @@ pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(lines),
         Err(e) => return Err(e),
     };
+    let mut left = most(&dir)?;
     for name in files(&dir)? {
-        let file = match open_file(&dir, &name) {
+        let file = match open_file(&dir, &name, OFlags::RDONLY) {
             Ok(file) => file,
             // It was rotated away while we looked.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
+            Err(e) => return Err(io::Error::new(e.kind(), format!("{name}: {e}"))),
         };
         let mut file = BufReader::new(file);
         let mut text = vec![];
         loop {
             text.clear();
-            let got = io::Read::take(&mut file, LONGEST).read_until(b'\n', &mut text)?;
+            let most = left.min(LONGEST);
+            let got = io::Read::take(&mut file, most).read_until(b'\n', &mut text)?;
             if got == 0 {
                 break;
             }
+            left = left.saturating_sub(got as u64);
             if let Ok(line) = serde_json::from_slice::<LogLine>(&text)
                 && wants(&line)
             {
@@ -486,9 +683,9 @@ pub fn remove(path: &Path) -> io::Result<bool> {
     }
     // What tells that it is a log goes last.
     for name in files(&dir)?.into_iter().chain([ABOUT.to_owned()]) {
-        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(e) => return Err(e.into()),
+        match unlink(&dir, &name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
         }
     }
     // With the last one; else they say that they aren't empty.
@@ -563,7 +760,7 @@ mod tests {
         }
 
         fn open(&self, size: u64) -> Files {
-            Files::open(&self.path(), size, DAY, 2).unwrap()
+            Files::open(&self.path(), size, DAY, 2, None).unwrap()
         }
 
         fn texts(&self, part: &str) -> Vec<String> {
@@ -686,14 +883,14 @@ mod tests {
         std::fs::create_dir_all(log.path()).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(log.path(), mode).unwrap();
-        let e = Files::open(&log.path(), 1 << 20, DAY, 1).unwrap_err();
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1, None).unwrap_err();
         assert!(e.contains("it must be ours"), "{e}");
         let target = log.dir.path().join("elsewhere");
         std::fs::create_dir(&target).unwrap();
         std::fs::remove_dir(log.path()).unwrap();
         std::os::unix::fs::symlink(&target, log.path()).unwrap();
-        let e = Files::open(&log.path(), 1 << 20, DAY, 1).unwrap_err();
-        assert!(e.starts_with("open "), "{e}");
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1, None).unwrap_err();
+        assert!(e.starts_with("make "), "{e}");
     }
 
     #[test]
@@ -731,5 +928,170 @@ mod tests {
         .unwrap();
         assert!(read(&aside, |_| true).is_err());
         assert!(remove(&aside).unwrap());
+    }
+
+    const STACKS: Ids = Ids {
+        uid: HOST_IDS.start + 0xfff0,
+        gid: HOST_IDS.start + 0xfff0,
+    };
+
+    /// Only root can give something away.
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    impl Log {
+        /// As a supervisor leaves it that has an id of its own.
+        fn given(&self) -> Files {
+            let mut files = Files::open(&self.path(), 1 << 20, DAY, 2, Some(STACKS)).unwrap();
+            assert_eq!(files.write(&line("web", "one", self.now), self.begun), None);
+            files
+        }
+
+        fn owner(&self, name: &str) -> u32 {
+            { self.path().join(name).symlink_metadata() }.unwrap().uid()
+        }
+
+        fn put(&self, name: &str, how: &str) {
+            let path = self.path().join(name);
+            let _ = std::fs::remove_file(&path);
+            match how {
+                "link" => std::os::unix::fs::symlink(self.dir.path().join("other"), path).unwrap(),
+                "name" => std::fs::hard_link(self.dir.path().join("other"), path).unwrap(),
+                "directory" => std::fs::create_dir(path).unwrap(),
+                "pipe" => {
+                    let (fifo, mode) = (FileType::Fifo, Mode::RUSR | Mode::WUSR);
+                    rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, mode, 0).unwrap();
+                }
+                "moved" => std::fs::rename(self.dir.path().join("other"), path).unwrap(),
+                how => panic!("{how}"),
+            }
+        }
+    }
+
+    #[test]
+    fn root_gives_a_log_to_who_writes_it_and_still_reads_and_removes_it() {
+        if !is_root() {
+            return;
+        }
+        let log = Log::new();
+        // Of a supervisor that was root.
+        let mut files = log.open(1 << 20);
+        assert_eq!(files.write(&line("db", "zero", log.now), log.begun), None);
+        drop(files);
+        let files = log.given();
+        for name in ["", "about.json", "web.log", "db.log"] {
+            assert_eq!(log.owner(name), STACKS.uid, "{name}");
+        }
+        assert_eq!(log.dir.path().join("lrpns").metadata().unwrap().uid(), 0);
+        let again = files.again(1 << 20, DAY, 3).unwrap();
+        assert_eq!(log.owner("about.json"), STACKS.uid);
+        drop((files, again));
+        assert_eq!(
+            (log.texts("web"), log.texts("db")),
+            (vec!["one".to_owned()], vec!["zero".to_owned()])
+        );
+        let above = log.path().parent().unwrap().to_owned();
+        assert_eq!(stacks(&above), ["shop"]);
+        tidy(&above);
+        assert_eq!(log.texts("web"), ["one"]);
+        // What it has done to the mode is its own business; the next run takes it back.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(log.path(), mode).unwrap();
+        assert_eq!(log.texts("web"), ["one"]);
+        drop(log.given());
+        assert_eq!(log.path().metadata().unwrap().mode() & 0o777, 0o700);
+        assert_eq!(log.texts("web"), ["one", "one"]);
+        assert!(remove(&log.path()).unwrap());
+        assert!(!log.path().exists());
+    }
+
+    #[test]
+    fn what_a_stack_has_put_into_its_log_leads_root_nowhere() {
+        if !is_root() {
+            return;
+        }
+        let names = ["web.log", "web.log.1", "about.json", "about.json.new"];
+        for how in ["link", "name", "directory", "pipe", "moved"] {
+            for name in names {
+                let log = Log::new();
+                drop(log.given());
+                let other = log.dir.path().join("other");
+                let secret = line("web", "secret", log.now).json() + "\n";
+                std::fs::write(&other, &secret).unwrap();
+                log.put(name, how);
+                let kept = || match how {
+                    "moved" => {}
+                    _ => {
+                        assert_eq!(std::fs::read_to_string(&other).unwrap(), secret);
+                        assert_eq!(other.metadata().unwrap().uid(), 0);
+                    }
+                };
+                // Neither a reader nor who tidies up.
+                if how != "moved" {
+                    match read(&log.path(), |_| true) {
+                        Ok(lines) => assert!(lines.iter().all(|line| line.text == "one")),
+                        Err(e) => assert!(e.to_string().starts_with(name), "{how} {name}: {e}"),
+                    }
+                    let is_about = name == "about.json";
+                    assert_eq!(about(&log.path()).is_none(), is_about, "{how}");
+                }
+                tidy(log.path().parent().unwrap());
+                kept();
+                // Nor who goes on in it.
+                let files = log.given();
+                kept();
+                assert_eq!(log.owner("web.log"), STACKS.uid, "{how} {name}");
+                let lines = read(&log.path(), |_| true).unwrap();
+                assert!(lines.iter().all(|line| line.text == "one"), "{how} {name}");
+                drop(files);
+                // Nor who writes there while it is another's already.
+                if name == "web.log" && how != "moved" {
+                    let mut files = log.given();
+                    files.parts.clear();
+                    log.put(name, how);
+                    assert_eq!(files.write(&line("web", "one", log.now), log.begun), None);
+                    kept();
+                    assert_eq!(log.texts("web"), ["one"]);
+                }
+                log.put("db.log", if how == "moved" { "pipe" } else { how });
+                assert!(remove(&log.path()).unwrap());
+                assert!(!log.path().exists());
+                kept();
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_is_left_and_said() {
+        let log = Log::new();
+        drop(log.open(1 << 20));
+        std::fs::create_dir_all(log.path().join("about.json.new/more")).unwrap();
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1, None).unwrap_err();
+        assert!(e.contains("remove about.json.new: "), "{e}");
+    }
+
+    #[test]
+    fn root_goes_no_way_that_a_stack_could_have_chosen() {
+        if !is_root() {
+            return;
+        }
+        let log = Log::new();
+        drop(log.given());
+        let chosen = log.dir.path().join("chosen");
+        std::os::unix::fs::symlink(log.path().parent().unwrap(), &chosen).unwrap();
+        assert!(about(&chosen.join("shop")).is_some());
+        std::os::unix::fs::lchown(&chosen, Some(STACKS.uid), None).unwrap();
+        assert!(about(&chosen.join("shop")).is_none());
+        let e = remove(&chosen.join("shop")).unwrap_err();
+        assert!(e.to_string().contains("which is a stack's"), "{e}");
+        assert!(read(&chosen.join("shop"), |_| true).is_err());
+        let opened = Files::open(&chosen.join("shop"), 1 << 20, DAY, 1, Some(STACKS));
+        assert!(opened.is_err());
+        // Nor is somebody else's directory taken.
+        std::os::unix::fs::chown(log.path(), Some(1234), Some(1234)).unwrap();
+        let e = Files::open(&log.path(), 1 << 20, DAY, 1, Some(STACKS)).unwrap_err();
+        assert!(e.contains("belongs to uid 1234"), "{e}");
+        assert_eq!(log.owner(""), 1234);
     }
 }

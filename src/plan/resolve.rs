@@ -14,7 +14,7 @@ use crate::config::{
     self, Account, Config, IdCount, Limits, Origin, Protocol, Replace, Rootfs, RulesFile, Source,
     Tmpfs, Via, Volume, nearest,
 };
-use crate::confine::privileges::Ids;
+use crate::confine::privileges::{HOST_IDS, Ids};
 use crate::confine::seccomp;
 use crate::firewall::Forwarding;
 use crate::host::Host;
@@ -147,11 +147,10 @@ pub enum PlanError {
     },
 }
 
-/// Host ids of stacks run by root: 4096 ranges of 65536 from 0x70000000 on, which systemd's "Users, Groups, UIDs and
-/// GIDs on systemd Systems" lists as used by nobody.
-const FIRST_ID: u32 = 0x7000_0000;
+/// Host ids of stacks run by root.
+const FIRST_ID: u32 = HOST_IDS.start;
 const IDS_PER_STACK: u32 = RANGE;
-const ID_SLOTS: u32 = 4096;
+const ID_SLOTS: u32 = (HOST_IDS.end - HOST_IDS.start) / IDS_PER_STACK;
 
 /// Where a subnet is taken from when the file names none: the half of 198.18.0.0/15 (RFC 2544) that the uplinks
 /// don't use.

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::rising::Rising;
 use super::{Answer, Client, Event, Supervisor, refused, tell};
 use crate::config::RecordTo;
+use crate::confine::privileges::Ids;
 use crate::control::{Brief, Reply, Request, evidence};
 use crate::log::budget::Rationed;
 use crate::log::files::Files;
@@ -109,16 +110,25 @@ pub fn systemd_runs() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// Opens what a stack's log is recorded in, and outlives it.
+/// Opens what a stack's log is recorded in, and outlives it: as another of `before`'s, where that is the same directory. Root gives
+/// it to `owner`, who writes it from then on.
 ///
 /// # Errors
 /// Why what is asked for can't be had; what isn't asked for is done without, which the log says.
-pub fn record(plan: &Plan) -> Result<Record, String> {
+pub fn record(plan: &Plan, before: Option<&Record>, owner: Option<Ids>) -> Result<Record, String> {
     let RecordPlan { to, dir, size, age } = &plan.record;
     let files = || {
         let age = Duration::from_secs(*age);
         // The traffic is one more.
-        Files::open(dir, *size, age, plan.limits().count() + 1)
+        let parts = plan.limits().count() + 1;
+        // Who has dropped what it takes to get there is there.
+        let there = before
+            .and_then(Record::files)
+            .filter(|files| files.path() == dir);
+        match there {
+            Some(files) => files.again(*size, age, parts),
+            None => Files::open(dir, *size, age, parts, owner),
+        }
     };
     let journal = || Journald::connect(Path::new(SOCKET), plan.stack.as_str(), &plan.run);
     match to {
@@ -140,7 +150,7 @@ impl Supervisor {
     /// Records the log as a plan has it from now on.
     pub(super) fn record_as(&mut self, plan: &Plan) {
         if plan.record != self.ground.plan.record {
-            let complaint = match record(plan) {
+            let complaint = match record(plan, Some(&self.journal.record), None) {
                 Ok(record) => {
                     self.journal.record = record;
                     self.journal.record.complaint()

@@ -479,7 +479,7 @@ fn supervise_here(
             claimed.save(&plan)?;
             let control = claimed.listen()?;
             let record = match voice.leaves {
-                true => supervise::record(&plan).map_err(unrecorded)?,
+                true => supervise::record(&plan, None, None).map_err(unrecorded)?,
                 false => Record::new(None, None, None),
             };
             let cgroups = limit(&mut plan, strict_limits)?;
