@@ -246,7 +246,26 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             "",
             "a server that has to begin as root takes ids = \"range\"",
         ),
-        // It names what it failed at, and not why.
+        // It names what it failed at, and not why: a directory that is not there, also where it ends without an error.
+        (
+            shell("Unable to create /var/cache/nowhere/.x."),
+            "",
+            "/var/cache/nowhere is not in the app's root; to write there: tmpfs = [\"/tmp:16M\", \"/var/cache/nowhere:16M\"]",
+        ),
+        (
+            [
+                "sh".to_owned(),
+                "-c".to_owned(),
+                "echo Unable to create /run/nowhere/.x.".to_owned(),
+            ],
+            "tmpfs = [\"/run:1M\"]",
+            "/run/nowhere is not in the app's root; to write there: tmpfs = [\"/run:1M\", \"/run/nowhere:16M\"]",
+        ),
+        (
+            shell("Error opening /etc/quiet/own/key, exiting"),
+            "",
+            "volumes = [\"/etc/quiet/own:/etc/quiet/own\"]",
+        ),
         (
             shell("Failed loading /etc/quiet/shut"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
@@ -266,6 +285,16 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
         assert!(hints.contains(hint), "{command:?}: {said}");
     }
     let more = "publish = [\"8000:8000\"]\nrestart = \"no\"";
+    // What has failed for another reason: at a client's path, in a directory that it has, or at a file that is there.
+    for said in [
+        "GET /index/of.html failed",
+        "error while reading /tmp/x",
+        "error in /etc/hosts, line 3",
+    ] {
+        let line = format!("echo {said:?} >&2; exit 1");
+        let (_, said) = told(&lab, &["sh", "-c", &line], more);
+        assert!(said.contains("hint: what the app wrote is above"), "{said}");
+    }
     let (_, said) = told(&lab, &["sh", "-c", "exit 3"], more);
     assert!(said.contains("hint: sh wrote nothing"), "{said}");
 }
@@ -294,8 +323,8 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
          cd /var/lib/dpkg; printf 'Package: quiet-server\\nSource: quiet (1)\\n\\nPackage: quiet-common\\nSource: quiet\\n' >status
          printf '/srv/quiet\\n/etc/init.d/quiet\\n' >info/quiet-server.list; printf '/etc/quiet\\n/etc/quietlink\\n/etc/quiet/conf\\n' >info/quiet-common.list
          printf 'DAEMON=/srv/quiet\\nPIDFILE=/var/run/quiet/quiet.pid\\n' >/etc/init.d/quiet
-         mkdir -p /var/log/shared /var/log/others; chown www-data:www-data /var/log/shared; ln -s /var/lib/quiet /etc/quietlink
-         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\nusers /etc/passwd /etc/shadow /etc/quietly /etc/elsewhere/key\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
+         mkdir -p /var/log/shared /var/log/others /var/lib/deep/down/own/db; chown www-data:www-data /var/log/shared /var/lib/deep/down/own; ln -s /var/lib/quiet /etc/quietlink
+         printf 'log = /var/log/shared/quiet.log\\n # /var/lib/dpkg/x\\ndb = /var/lib/deep/down/own/db/x\\nother = \"/var/log/others/x\"\\nQUERY_PORT = 7002\\n#port 7003\\nlisten [::]:8443 1\\nsupports 1.2\\nsocket = /run/quiet/sock\\nroot = /srv/site/\\nusers /etc/passwd /etc/shadow /etc/quietly /etc/elsewhere/key\\n# root = /srv/quiet\\naccess = /var/log/quiet.log\\n' >/etc/quiet/conf; chmod 640 /etc/quiet/conf; chgrp www-data /etc/quiet/conf; chown www-data:www-data /var/lib/quiet
          echo x >/etc/elsewhere/key; chmod 600 /etc/elsewhere/key; ln -s /etc/elsewhere/key /etc/quiet/key
          printf '#!/bin/sh\\n[ \"$1\" != deaf ] || exec python3 -c \"import socket, signal; s = socket.socket(); s.bind((str(), 8000)); s.listen(); signal.pause()\"
          [ \"$1\" != daemon ] || { (sleep 1; exec $0 deaf) & exit 0; }
@@ -323,9 +352,12 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
     assert_eq!(
         lines,
         "user = \"www-data\"\n\
-         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
+         volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/lib/deep/down/own:/var/lib/deep/down/own:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
          tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
     );
+    // Who already says whom it runs as has none of the rest by that.
+    let (code, said) = with(&["/srv/quiet"], "user = \"www-data\"");
+    assert_eq!((code, lines_of(&said)), (1, lines.clone()), "{said}");
     let (code, said) = with(&["/srv/quiet"], &lines);
     assert_eq!(code, 0, "{said}");
     lab.ok(&["stat", "/var/lib/quiet/new"]);
@@ -368,10 +400,41 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
-         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\"]\n\
+         \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\", \"/var/lib/deep/down/own:/var/lib/deep/down/own:rw,owner=www-data\"]\n\
          tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\", \"/var/log/shared:16M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.own_etc();
+    // Neither a configuration nor a user: a unit alone, one of whose directories is there, and what is xinetd's.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /var/lib/dpkg/info /var/lib/plain /srv/systemd /etc/xinetd.d; echo port = 99 >/etc/xinetd.d/plain
+         printf 'Package: plain\\n' >/var/lib/dpkg/status; printf '/srv/plain\\n/srv/systemd/plain.service\\n/etc/xinetd.d\\n' >/var/lib/dpkg/info/plain.list
+         printf '[Service]\\nType=forking\\nExecStart=/srv/plain start\\nRuntimeDirectory=plain\\nStateDirectory=plain\\nLogsDirectory=plainly\\nCacheDirectory=../x\\n' >/srv/systemd/plain.service
+         printf '#!/bin/sh\\ntouch /run/plain/pid /var/lib/plain/new /var/log/plainly/log || exit 1\\nexec sleep infinity\\n' >/run/lab/plain; chmod 755 /run/lab/plain",
+    ]);
+    let volume = "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\nrestart = \"no\"";
+    let (code, said) = told(&lab, &["/srv/plain"], volume);
+    assert_eq!(code, 1, "{said}");
+    let lines = lines_of(&said);
+    assert_eq!(
+        lines,
+        "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\n\
+         tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:1M\"]\nforks = true",
+        "{said}"
+    );
+    let lines = lines.replace("forks = true", "restart = \"no\"");
+    let (code, said) = told(&lab, &["/srv/plain"], &lines);
     assert_eq!(code, 0, "{said}");
 }
 
@@ -385,9 +448,11 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     lab.ok(&[
         "sh",
         "-ec",
-        "mkdir /etc/quiet; printf '# listen 127.0.0.1\\nmail = root@localhost of host\\nbind_other = 127.0.0.1:1\\nbind_to = 127.0.0.1:8000\\n' >/etc/quiet/conf",
+        "mkdir /etc/quiet; printf '# listen 127.0.0.1\\nmail = root@localhost of host\\nbind_other = 127.0.0.1:1\\nbind_to = 127.0.0.1:8000\\n' >/etc/quiet/conf
+         mkdir /etc/apart; echo 'SHOW 127.0.0.1 \"Local Host\"' >/etc/apart/shown; printf 'listen 127.0.0.1\\nport 18000\\n' >/etc/apart/other
+         printf 'MYIP 127.0.0.1\\nMYPORT 8000\\n' >/etc/apart/own",
     ]);
-    let listens = |at: &str| {
+    let listens_by = |at: &str, volumes: &str| {
         let code = format!(
             "import socket, signal\ns = socket.socket()\ns.bind({at})\ns.listen()\nsignal.pause()"
         );
@@ -395,9 +460,16 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
         told(
             &lab,
             &command,
-            "publish = [\"9000:8000\"]\nstart_timeout = \"1s\"\nlisten = [8002]\nvolumes = [\"/etc/quiet:/etc/quiet\"]",
+            &format!(
+                "publish = [\"9000:8000\"]\nstart_timeout = \"1s\"\nlisten = [8002]\nvolumes = [{volumes}]"
+            ),
         )
     };
+    let listens = |at: &str| listens_by(at, "\"/etc/quiet:/etc/quiet\"");
+    // The address in a line of its own, in the file that has the port, and not in what only mentions a host.
+    let (code, said) = listens_by("('127.0.0.1', 8000)", "\"/etc/apart:/etc/apart\"");
+    let words = "its configuration has it here: /etc/apart/own:1: MYIP 127.0.0.1.";
+    assert!(code == 1 && said.contains(words), "{said}");
     let (code, said) = listens("('127.0.0.1', 8000)");
     assert_eq!(code, 1, "{said}");
     for words in [

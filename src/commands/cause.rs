@@ -353,20 +353,35 @@ impl Case<'_> {
         let number = port.to_string();
         let listens = |line: &str| {
             // `root@localhost` is somebody's address, and no host to listen on.
-            let line = line.replace("@localhost", "");
-            let says = ["127.0.0.1", "localhost", "::1"]
-                .iter()
-                .any(|word| line.contains(word));
-            let lower = line.to_lowercase().replace("localhost", "");
-            let listens = ["listen", "bind", "addr", "interface", "host", "frontend"];
-            says && listens.iter().any(|word| lower.contains(word))
+            let line = line.to_lowercase().replace("@localhost", "");
+            // What comes before the address says what it is for, and not a name behind it.
+            let own = ["127.0.0.1", "localhost", "::1"].iter();
+            let Some(at) = own.filter_map(|word| line.find(word)).min() else {
+                return false;
+            };
+            let before = &line[..at];
+            let key = before.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+            let words = ["listen", "bind", "addr", "interface", "host", "frontend"];
+            words.iter().any(|word| before.contains(word)) || key.ends_with("ip")
         };
-        self.configured(|text| {
-            let lines = || settings(text).filter(|(_, line)| listens(line));
-            lines()
-                .find(|(_, line)| line.contains(&number))
-                .or_else(|| lines().next())
-        })
+        let names_it = |line: &str| {
+            line.split(|c: char| !c.is_ascii_digit())
+                .any(|word| word == number)
+        };
+        // The line that names the port as well, or else one of a file that does, or else any.
+        let find = |text: &str, and: &dyn Fn(&str) -> bool| {
+            let mut all = settings(text);
+            all.find(|(_, line)| listens(line) && and(line))
+                .map(|(number, _)| number)
+        };
+        self.configured(|text| find(text, &names_it))
+            .or_else(|| {
+                self.configured(|text| {
+                    let named = settings(text).any(|(_, line)| names_it(line));
+                    find(text, &|_| named)
+                })
+            })
+            .or_else(|| self.configured(|text| find(text, &|_| true)))
     }
 
     /// Where its configuration says who may connect, and means this machine alone: as it is, or as what is commented out has
@@ -402,18 +417,17 @@ impl Case<'_> {
             let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             line.contains('=') && word.chars().all(is_name) && admits(line)
         };
-        self.configured(|text| settings(text).find(|(_, line)| admits(line)))
-            .or_else(|| {
-                self.configured(|text| text.lines().enumerate().find(|(_, line)| by_default(line)))
-            })
+        let as_it_is = |text: &str| {
+            let mut all = settings(text);
+            all.find(|(_, line)| admits(line)).map(|(number, _)| number)
+        };
+        self.configured(as_it_is)
+            .or_else(|| self.configured(|text| text.lines().position(by_default)))
     }
 
-    /// The first line of its configuration, read-only volumes of the host's, that `find` finds in a file: the file as the app
-    /// has it, the line's number from 1, the line.
-    fn configured(
-        &self,
-        find: impl Fn(&str) -> Option<(usize, &str)>,
-    ) -> Option<(PathBuf, usize, String)> {
+    /// The first line of its configuration, read-only volumes of the host's, that `find` finds in a file, by its number from 0:
+    /// the file as the app has it, the line's number from 1, the line.
+    fn configured(&self, find: impl Fn(&str) -> Option<usize>) -> Option<(PathBuf, usize, String)> {
         let of_etc = self.app.volumes.iter().filter(|volume| !volume.writable);
         let mut places: Vec<(PathBuf, PathBuf)> = of_etc
             .map(|volume| (volume.host.clone(), volume.path.clone()))
@@ -446,8 +460,8 @@ impl Case<'_> {
             let Ok(content) = std::fs::read_to_string(&host) else {
                 continue;
             };
-            let found = find(&content);
-            if let Some((number, line)) = found {
+            if let Some(number) = find(&content) {
+                let line = content.lines().nth(number).unwrap_or_default();
                 return Some((path, number + 1, line.to_owned()));
             }
         }
@@ -540,9 +554,11 @@ impl Case<'_> {
                 .any(|v| v.path.starts_with(path) || path.starts_with(&v.path))
         };
         let begun = !installed.etc.is_empty() && installed.etc.iter().any(has);
-        let own = ![0, APP_ID].contains(&self.app.ids.uid);
-        let nothing = installed.etc.is_empty() && installed.user.is_none();
-        if begun || own || nothing || self.app.ids.is_range() {
+        // Who is told to be the package's own user has none of the rest by that.
+        let user = installed.user.as_ref().map(|(_, ids)| ids.uid);
+        let uid = self.app.ids.uid;
+        let own = ![0, APP_ID].contains(&uid) && user != Some(uid);
+        if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }
         Some(format!(
@@ -978,12 +994,38 @@ impl Case<'_> {
                 self.writable(Path::new("/var/log/"))
             ));
         }
-        // It says only that it failed: what it names it may not read.
+        // It says only that it failed: what it names it may not read, or has not got.
+        if !has(&[
+            "fail",
+            "unable",
+            "could not",
+            "couldn't",
+            "cannot",
+            "can't",
+            "error",
+        ]) {
+            return None;
+        }
         let mut unread = paths(line).filter(|path| self.in_a_volume(path).is_some());
-        let failed = has(&["fail", "unable", "could not", "cannot", "can't", "error"]);
         unread
             .find_map(|path| self.secret(&path))
-            .filter(|_| failed)
+            .or_else(|| paths(line).find_map(|path| self.lacks(&path)))
+    }
+
+    /// What to do about a path of which a line says no more than that something failed, if it is where servers have theirs, and
+    /// the app's root has not even its directory.
+    fn lacks(&self, path: &Path) -> Option<String> {
+        const PLACES: [&str; 4] = ["/etc", "/run", "/srv", "/var"];
+        let parent = path.parent()?;
+        let memory = |at: &Path| self.app.tmpfs.iter().any(|tmpfs| tmpfs.path == at);
+        let is_there = memory(path) || memory(parent);
+        let may_be_its_own = PLACES
+            .iter()
+            .any(|place| path.starts_with(place) && parent != Path::new(place));
+        // What it failed at may be of the network: that is no file of the host's, nor one to be made.
+        (may_be_its_own && !is_there && !crate::rootfs::is_of_the_host(path))
+            .then(|| self.missing(path))
+            .flatten()
     }
 
     /// What to do about one that maps what it has written itself as a program: the directory is the line's, or else the only

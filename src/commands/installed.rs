@@ -35,6 +35,7 @@ const NO_CONFIGURATION: &[&str] = &[
     "dbus-1",
     "default",
     "dhcp",
+    "emacs",
     "environment.d",
     "init.d",
     "insserv.conf.d",
@@ -44,6 +45,7 @@ const NO_CONFIGURATION: &[&str] = &[
     "logrotate.d",
     "modprobe.d",
     "modules-load.d",
+    "needrestart",
     "network",
     "pam.d",
     "ppp",
@@ -61,6 +63,7 @@ const NO_CONFIGURATION: &[&str] = &[
     "ufw",
     "update-motd.d",
     "xdg",
+    "xinetd.d",
 ];
 
 /// Where Debian has what is a server's, if it is not called as its program.
@@ -104,6 +107,8 @@ pub(super) struct Installed {
     data: Vec<PathBuf>,
     /// Whether its configuration has it write a file to /var/log itself.
     logs: bool,
+    /// Where its unit has it write, and nothing is yet.
+    memory: Vec<PathBuf>,
     /// Whether whatever starts it does so as root.
     pub(super) as_root: bool,
     /// Where it expects to write below /run.
@@ -182,16 +187,32 @@ impl Installed {
         let says = texts(root, &etc);
         // Where its configuration has it write, if that is given to its user.
         if let Some((_, ids)) = &user {
-            let named = says.iter().flat_map(|text| named(text));
+            let named: BTreeSet<PathBuf> = says.iter().flat_map(|text| named(text)).collect();
             let own = |directory: &Directory| {
                 let Ids { uid, gid } = directory.owner;
                 uid == ids.uid || gid == ids.gid && directory.mode & 0o020 != 0
             };
-            let more: BTreeSet<PathBuf> = named
-                .filter(|path| state.iter().all(|known| !path.starts_with(&known.path)))
-                .collect();
-            let more = more.iter().filter_map(|path| directory(root, path));
-            state.extend(more.filter(own).collect::<Vec<_>>());
+            for path in named {
+                if state.iter().all(|known| !path.starts_with(&known.path)) {
+                    state.extend(descend(root, &path).find(own));
+                }
+            }
+        }
+        // What its unit has made for it at each start may not be there yet.
+        let mut memory = BTreeSet::new();
+        for (key, kind) in [
+            ("StateDirectory=", "lib"),
+            ("CacheDirectory=", "cache"),
+            ("LogsDirectory=", "log"),
+        ] {
+            for path in setting(&starts, key).map(|name| Path::new("/var").join(kind).join(name)) {
+                if is_plain(&path) && state.iter().all(|known| !path.starts_with(&known.path)) {
+                    match directory(root, &path) {
+                        Some(directory) => state.push(directory),
+                        None => memory.extend([path]),
+                    }
+                }
+            }
         }
         let run = runtime(&files, root, &starts, &says);
         let others = others(root, &etc, &says);
@@ -210,6 +231,7 @@ impl Installed {
             others,
             data: data.collect(),
             logs,
+            memory: memory.into_iter().collect(),
             as_root,
             run,
             ports: says.iter().flat_map(|text| ports(text)).collect(),
@@ -222,6 +244,13 @@ impl Installed {
                 })
                 .collect(),
         })
+    }
+
+    /// Whether there is nothing that an app would have to be given.
+    pub(super) fn is_empty(&self) -> bool {
+        let made = self.run.iter().any(|path| path != Path::new("/run"));
+        let writes = made || !self.state.is_empty() || !self.memory.is_empty();
+        self.etc.is_empty() && self.user.is_none() && !writes
     }
 
     /// Whether this is where it keeps something, or its configuration is.
@@ -250,6 +279,7 @@ impl Installed {
         if self.logs {
             memory.push(PathBuf::from("/var/log"));
         }
+        memory.extend(self.memory.iter().cloned());
         let accounts = Accounts::of(root).unwrap_or_default();
         for directory in &self.state {
             // Who begins as root writes its log as that and as its user, and a volume has one owner.
@@ -422,11 +452,15 @@ fn configuration(root: &Path, files: &BTreeSet<PathBuf>, names: &BTreeSet<String
     let etc = Path::new("/etc");
     let packaged = files.iter().filter_map(|path| first_below(etc, path));
     let named = names.iter().map(|name| etc.join(name));
+    // To whom it belongs it is none: `cron.d` to cron.
+    let is_own = |noise: &str| {
+        let mut all = names.iter();
+        all.any(|name| noise == name || noise.strip_suffix(".d") == Some(name))
+    };
     let is_noise = |path: &PathBuf| {
         let name = path.strip_prefix(etc).unwrap_or(path);
-        NO_CONFIGURATION
-            .iter()
-            .any(|noise| Path::new(noise) == name)
+        let mut all = NO_CONFIGURATION.iter();
+        all.any(|noise| Path::new(noise) == name && !is_own(noise))
     };
     let mut all: Vec<PathBuf> = packaged
         .chain(named)
@@ -543,15 +577,24 @@ fn ports(text: &str) -> impl Iterator<Item = u16> + '_ {
     words.filter_map(|word| word.parse().ok().filter(|port| *port > 9))
 }
 
-/// The directories of servers below /var that a configuration names.
+/// The directories on the way to a path below /var/lib and its like, the uppermost first, as far as there are such and no
+/// links.
+fn descend(root: &Path, path: &Path) -> impl Iterator<Item = Directory> {
+    let mut all: Vec<&Path> = path.ancestors().collect();
+    // Without /, /var, and /var/lib.
+    all.truncate(all.len().saturating_sub(3));
+    let all = all.into_iter().rev().map(|path| directory(root, path));
+    all.map_while(|one| one).collect::<Vec<_>>().into_iter()
+}
+
+/// The places of servers below /var that a configuration names.
 fn named(text: &str) -> impl Iterator<Item = PathBuf> + '_ {
     settings(text).flat_map(words).filter_map(|word| {
         let path = Path::new(word);
         let plain = is_plain(path);
         let mut kinds = STATE.iter().map(|kind| Path::new("/var").join(kind));
-        kinds
-            .find_map(|kind| first_below(&kind, path))
-            .filter(|_| plain)
+        let below = kinds.any(|kind| first_below(&kind, path).is_some());
+        (below && plain).then(|| path.components().collect())
     })
 }
 
