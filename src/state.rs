@@ -197,16 +197,10 @@ impl StateRoot {
 
     /// `None` when `lock`, which we have, is not the file that is there.
     fn held(&self, path: &Path, lock: Flock<File>) -> Result<Option<GlobalLock>, StateError> {
-        let ours = lock.metadata().map_err(at("look at", path))?;
-        Ok(match std::fs::metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                Some(GlobalLock {
-                    root: self.clone(),
-                    _lock: lock,
-                })
-            }
-            _ => None,
-        })
+        Ok(is_at(&lock, path)?.then(|| GlobalLock {
+            root: self.clone(),
+            _lock: lock,
+        }))
     }
 
     /// Removes `.lock` and the directory of whoever was killed while it had them, if there is no stack and nobody else has
@@ -343,6 +337,14 @@ impl StateRoot {
     #[must_use]
     pub fn plan(&self, name: &StackName) -> Option<Plan> {
         self.read_plan(name)
+    }
+
+    /// Whether somebody is about to save another plan of a stack.
+    #[must_use]
+    pub fn is_changing(&self, name: &StackName) -> bool {
+        let staged = File::open(self.stack(name).join("plan.json.new"));
+        let locked = staged.map(|file| Flock::lock(file, FlockArg::LockSharedNonblock));
+        matches!(locked, Ok(Err((_, nix::Error::EWOULDBLOCK))))
     }
 
     /// What others have to know of a stack, as [`StateRoot::plan`].
@@ -492,15 +494,17 @@ impl StackDir {
     }
 }
 
-/// The plan that a stack is about to have, written beside the one that it has. Dropped, it is gone again.
+/// The plan that a stack is about to have, written beside the one that it has. Dropped, it is gone again. One process has it at
+/// a time.
 pub struct Staged {
-    file: File,
+    file: Flock<File>,
     new: PathBuf,
     path: PathBuf,
+    committed: bool,
 }
 
-/// Writes a plan beside the saved one, for a supervisor that is about to change: what can't be saved is known before
-/// anything has changed.
+/// Writes a plan beside the saved one, for who is about to change a stack: what can't be saved is known before anything has
+/// changed.
 ///
 /// # Errors
 /// [`StateError`]; a full file system is found now.
@@ -511,10 +515,31 @@ pub fn stage(plan: &Plan) -> Result<Staged, StateError> {
 }
 
 impl Staged {
-    fn begin(dir: &Path) -> Result<Self, StateError> {
+    /// Keeps others from it, with nothing written yet.
+    ///
+    /// # Errors
+    /// [`StateError`]; [`StateError::Held`] when another does not end.
+    pub fn begin(dir: &Path) -> Result<Self, StateError> {
         let (path, new) = (dir.join("plan.json"), dir.join("plan.json.new"));
-        let file = File::create(&new).map_err(at("write", &new))?;
-        Ok(Self { file, new, path })
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&new)
+                .map_err(at("write", &new))?;
+            let file = lock_in_time(&new, file, FlockArg::LockExclusiveNonblock)?;
+            // Who had it before has taken it away, or made it the saved one.
+            if is_at(&file, &new)? {
+                return Ok(Self {
+                    file,
+                    new,
+                    path,
+                    committed: false,
+                });
+            }
+        }
     }
 
     /// Puts `plan` in the place of the saved one: what was staged, or less. Whoever reads it finds the old one or the new
@@ -522,9 +547,11 @@ impl Staged {
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn commit(self, plan: &Plan) -> Result<(), StateError> {
+    pub fn commit(mut self, plan: &Plan) -> Result<(), StateError> {
         self.write(plan)?;
-        std::fs::rename(&self.new, &self.path).map_err(at("write", &self.path))
+        std::fs::rename(&self.new, &self.path).map_err(at("write", &self.path))?;
+        self.committed = true;
+        Ok(())
     }
 
     /// Over what is there, whose blocks stay its own until the rest is cut off: for no more than that there is room.
@@ -540,9 +567,18 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // After a commit it is not there any more.
-        let _ = std::fs::remove_file(&self.new);
+        // After a commit that name is free, or another's.
+        if !self.committed {
+            let _ = std::fs::remove_file(&self.new);
+        }
     }
+}
+
+/// Whether a file that is open is the one that is at a path.
+fn is_at(file: &File, path: &Path) -> Result<bool, StateError> {
+    let ours = file.metadata().map_err(at("look at", path))?;
+    let there = std::fs::metadata(path);
+    Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// The stacks' names that the files in a directory have, as far as `name_of` finds one.
@@ -658,6 +694,26 @@ mod tests {
             assert_eq!(waiting.join().unwrap(), Liveness::Crashed);
         });
         root.remove(&name, global).unwrap();
+    }
+
+    #[test]
+    fn one_at_a_time_has_the_plan_that_is_to_be() {
+        let (_dir, root) = root();
+        let name = StackName::new("web").unwrap();
+        let dir = root.stack(&name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let new = dir.join("plan.json.new");
+        assert!(!root.is_changing(&name));
+        // Of somebody who was killed.
+        std::fs::write(&new, "half").unwrap();
+        assert!(!root.is_changing(&name));
+        let first = Staged::begin(&dir).unwrap();
+        assert!(root.is_changing(&name));
+        // Who waits for it has a file that is not there any more when he gets it.
+        let waits = std::thread::spawn(move || drop(Staged::begin(&dir).unwrap()));
+        drop(first);
+        waits.join().unwrap();
+        assert!(!new.exists() && !root.is_changing(&name));
     }
 
     #[test]

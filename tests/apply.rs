@@ -2101,6 +2101,82 @@ fn an_app_leaves_a_stack_that_runs_and_comes_back() {
     }
 }
 
+/// An app that ends when it is killed, and not before.
+const SLOW: &str = "stop_signal = \"WINCH\"\nstop_timeout = \"60s\"";
+
+#[test]
+fn who_applies_may_be_killed_when_there_is_no_way_back_and_the_change_stays() {
+    if !look::machine() {
+        return;
+    }
+    let slow = (SECOND.0, SECOND.1, SECOND.2, SLOW);
+    let stack = up_several("relay", &[], &[FIRST, slow]);
+    let two = stack.pid("two");
+    let saved = || stack.lab.ok(&["cat", "/run/lrpns/web/plan.json"]);
+    let before = saved();
+    let only = stack.lab.write("only.toml", &several("relay", &[FIRST]));
+    let only = only.to_str().unwrap();
+    let mut apply = stack.lab.spawn_lrpns(&["apply", "-f", only]);
+    let mut says = BufReader::new(apply.stderr.take().unwrap());
+    let mut said = String::new();
+    // Then who leaves is ended, which it takes its time for.
+    while !said.contains("ports are published") {
+        assert_ne!(says.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    look::eventually("the app that leaves is no part any more", &1, || {
+        let status = stack.lab.status("web");
+        status["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|part| part["name"] == "two")
+            .count()
+            + 1
+    });
+    let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
+    // Both, before either can do anything about the other's end.
+    for (signal, pid) in [
+        ("-STOP", &guardian),
+        ("-KILL", &command),
+        ("-KILL", &guardian),
+    ] {
+        stack.lab.ok(&["kill", signal, pid]);
+    }
+    apply.wait().unwrap();
+    stack.lab.ok(&["kill", "-KILL", &two.to_string()]);
+    look::eventually("the log says so", &true, || {
+        let log = stack.lab.lrpns_ok(&["logs", "web"]);
+        log.contains("it is in force, and its plan is not saved: the client is gone")
+    });
+    assert_eq!(
+        stack.lab.status("web")["plan"]["apps"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        (stack.get(5000), stack.get(8080)),
+        ((true, true), (false, false))
+    );
+    assert_eq!(saved(), before);
+
+    // What its supervisor alone says is no plan to change the host by.
+    let both = stack
+        .lab
+        .write("both.toml", &several("relay", &[FIRST, SECOND]));
+    let (code, said) = stack
+        .lab
+        .lrpns_err(&["apply", "-f", both.to_str().unwrap()]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("its supervisor says that it has another plan than the one in /run/lrpns/web/plan.json; nothing was changed")
+            && said.contains("lrpns down web && lrpns up web"),
+        "{said}"
+    );
+    stack.lab.lrpns_ok(&["down", "web"]);
+}
+
 /// What makes the sidecar start again by itself is no reason to do so once more when the app has gone; that it counts the
 /// traffic by the apps' places is.
 #[test]

@@ -85,6 +85,9 @@ fn under_load_no_request_fails_when_an_app_is_replaced_by_relay_and_by_dnat() {
             let status = lab.status("shop");
             assert_eq!(apps(&status), [("running".to_owned(), String::new())]);
             addresses.push(look::planned(&status, "/apps/0/address").to_owned());
+            let saved = lab.ok(&["cat", "/run/lrpns/shop/plan.json"]);
+            let saved: Value = serde_json::from_str(&saved).unwrap();
+            assert_eq!(saved, status["plan"], "{via}");
         }
         let came = load.end();
         assert_eq!(came["wrong"], serde_json::json!([]), "{via}: {came}");

@@ -589,6 +589,26 @@ fn status_by(stack: &StackName, request: &Request) -> Result<Box<Status>, Failur
     }
 }
 
+/// The plan that a supervisor says it has, as it was saved by whoever brought the stack up or changed it: what follows from a plan
+/// for the host is never done by the word of a supervisor alone.
+fn as_saved(said: &Plan) -> Result<Plan, Failure> {
+    let stack = &said.stack;
+    let state = Host::state_root();
+    let saved = state.plan(stack).and_then(|saved| saved.seated(said));
+    saved.ok_or_else(|| match state.is_changing(stack) {
+        true => Failure::failed(format!(
+            "{stack}: another live change is under way; nothing was changed"
+        )),
+        false => Failure::failed(format!(
+            "{stack}: its supervisor says that it has another plan than the one in {}; nothing was changed",
+            state.stack(stack).join("plan.json").display()
+        ))
+        .hint(format!(
+            "the command of a live change was killed before it was saved (lrpns events {stack}): lrpns down {stack} && lrpns up {stack}"
+        )),
+    })
+}
+
 fn answered_something_else(stack: &StackName) -> Failure {
     Failure::unable(format!("the supervisor of {stack} answered something else"))
 }

@@ -3,10 +3,12 @@
 
 use std::process::ExitCode;
 
-use super::{ask, hear, next_reply, reply_or_end};
+use super::{as_saved, ask, hear, next_reply, reply_or_end, status_of};
 use crate::commands::failure::Failure;
 use crate::control::{Reply, Request};
+use crate::host::Host;
 use crate::names::StackName;
+use crate::state::{Staged, StateError};
 
 /// Replaces apps, one after the other; or every app that can be.
 pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failure> {
@@ -15,17 +17,42 @@ pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
         false => parts.into_iter().map(Some).collect(),
     };
     for part in requests {
-        let client = ask(stack, &Request::Replace { part })?;
-        loop {
-            match reply_or_end(&client, stack)? {
-                Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
-                Some((Reply::Done, _)) => break,
-                Some(_) => {}
-                None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),
-            }
-        }
+        let replaced = replace_one(stack, part);
+        // What was replaced before one that wasn't is where it is now.
+        let saved = save(stack);
+        replaced.and(saved)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn replace_one(stack: &StackName, part: Option<String>) -> Result<(), Failure> {
+    let client = ask(stack, &Request::Replace { part })?;
+    loop {
+        match reply_or_end(&client, stack)? {
+            Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
+            Some((Reply::Done, _)) => return Ok(()),
+            Some(_) => {}
+            None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),
+        }
+    }
+}
+
+/// Saves where the apps are by now. Without that, should this command be killed, nothing is wrong: the next one does it.
+fn save(stack: &StackName) -> Result<(), Failure> {
+    let unsaved = |e: StateError| {
+        let e = Failure::from(e);
+        Failure {
+            message: format!("{stack}: its plan could not be saved: {}", e.message),
+            ..e
+        }
+    };
+    let staged = Staged::begin(&Host::state_root().stack(stack)).map_err(unsaved)?;
+    let said = status_of(stack)?.plan;
+    // Another is at it, and saves it.
+    if said.replaces().is_some() {
+        return Ok(());
+    }
+    staged.commit(&as_saved(&said)?).map_err(unsaved)
 }
 
 /// Starts parts again, or every app.

@@ -121,6 +121,15 @@ pub struct Apply {
 pub enum Applying {
     /// A step is done, in words.
     Step(String),
+    /// Write the plan that the stack is to have beside the saved one, before anything is changed. Answered by
+    /// [`Said::Changed`].
+    Stage,
+    /// The change stays: put the plan in the place of the saved one, if it is what was asked for, but for where apps are that
+    /// were replaced. Answered by [`Said::Changed`].
+    Save {
+        /// What the stack is by now.
+        plan: Box<Plan>,
+    },
     /// The host's table is to change, which is the client's to do: the supervisor has dropped NET_ADMIN. Descriptor: the
     /// socket that owns the table. Answered by [`Said::Changed`].
     Host {

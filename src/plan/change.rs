@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Connect, Source, TrafficLog};
+use crate::config::{Connect, Protocol, Source, TrafficLog};
 use crate::confine::landlock;
 use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
@@ -411,4 +411,29 @@ fn differing(one: &Map<String, Value>, other: &Map<String, Value>) -> BTreeSet<S
         .filter(|key| one.get(*key) != other.get(*key))
         .cloned()
         .collect()
+}
+
+/// The new plan with the apps that leave, as long as it isn't confirmed: nobody gets in to them any more, and who was in
+/// stays. Those that either plan has keep their places.
+#[must_use]
+pub fn held(old: &Plan, new: Plan) -> Plan {
+    let mut held = new;
+    let mut apps = vec![];
+    for before in &old.apps {
+        let place = held.apps.iter().position(|app| app.name == before.name);
+        apps.push(match place {
+            Some(place) => held.apps.remove(place),
+            None => {
+                let closing = before.reachable().cloned();
+                let closing = closing.filter(|publish| publish.protocol == Protocol::Tcp);
+                AppPlan {
+                    closing: closing.collect(),
+                    publish: vec![],
+                    ..before.clone()
+                }
+            }
+        });
+    }
+    apps.append(&mut held.apps);
+    Plan { apps, ..held }
 }

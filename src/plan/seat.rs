@@ -147,6 +147,19 @@ impl AppPlan {
         self.away = its.away;
     }
 
+    /// Whether `its` is where it is, or where another of it would be.
+    fn could_sit_as(&self, its: &Self) -> bool {
+        let mut other = self.clone();
+        let moves = || other.change_seats(its.port_link.clone()).map(|()| other);
+        let is_at = |app: &Self| {
+            (app.address, app.address6, app.mac, app.spare, app.away)
+                == (its.address, its.address6, its.mac, its.spare, its.away)
+        };
+        let number = its.port_link.as_str().strip_prefix("port");
+        number.is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()))
+            && (is_at(self) || moves().is_some_and(|other| is_at(&other)))
+    }
+
     /// Puts it at its other addresses, behind another port; `None` if it has no others.
     fn change_seats(&mut self, port_link: IfName) -> Option<()> {
         let spare = self.spare?;
@@ -264,6 +277,26 @@ impl Plan {
         }
     }
 
+    /// This plan, with its apps where `said` has them; `None` unless that is all that they differ in, and each app is where
+    /// this plan could have it: it is known of whoever says it that it runs the stack, and not that it can be trusted.
+    #[must_use]
+    pub fn seated(&self, said: &Plan) -> Option<Self> {
+        let mut seated = self.clone();
+        let pairs = self.apps.iter().zip(&said.apps);
+        for ((app, its), seated) in pairs.zip(&mut seated.apps) {
+            if !app.could_sit_as(its) {
+                return None;
+            }
+            seated.sit_as(its);
+        }
+        let links: BTreeSet<&str> = seated
+            .apps
+            .iter()
+            .map(|app| app.port_link.as_str())
+            .collect();
+        (links.len() == seated.apps.len() && seated == *said).then_some(seated)
+    }
+
     /// The plan that the sidecar's rules are made of: without a way in to these apps, to one that comes, and to one that
     /// goes; who was in stays.
     #[must_use]
@@ -366,6 +399,40 @@ mod tests {
         };
         let all: Vec<String> = plan.apps.iter().map(one).collect();
         all.join(" ")
+    }
+
+    #[test]
+    fn who_runs_a_stack_is_believed_where_an_app_is_and_nothing_else() {
+        let web = name("web");
+        let plan = plan();
+        let mut said = plan.clone();
+        for _ in 0..3 {
+            assert_eq!(plan.seated(&said).as_ref(), Some(&said));
+            assert_eq!(said.seated(&plan).as_ref(), Some(&plan));
+            let new = said.apps[0].clone();
+            said.begin(&new).unwrap();
+            assert_eq!(plan.seated(&said), None, "it is there twice");
+            said.hand_over(&web);
+            said.finish(&web).unwrap();
+        }
+        type Lie = fn(&mut Plan);
+        let lies: [Lie; 9] = [
+            |p| p.cgroup.path = Some("/sys/fs/cgroup/other".into()),
+            |p| p.apps[0].address = Ipv4Addr::new(172, 18, 0, 99),
+            |p| p.apps[0].spare = p.apps[1].spare,
+            |p| p.apps[0].away = !p.apps[0].away,
+            |p| p.apps[0].port_link = p.apps[1].port_link.clone(),
+            |p| p.apps[0].port_link = IfName::new("uplink").unwrap(),
+            |p| p.apps[0].command.push("more".into()),
+            |p| p.apps[0].ids.host_id = 0,
+            |p| drop(p.apps.pop()),
+        ];
+        for (number, lie) in lies.into_iter().enumerate() {
+            let mut lied = said.clone();
+            lie(&mut lied);
+            assert_ne!(lied, said, "{number}");
+            assert_eq!(plan.seated(&lied), None, "{number}");
+        }
     }
 
     #[test]

@@ -26,7 +26,6 @@ use super::{Backoff, Client, Event, Order, Part, PartState, Reply, Supervisor, r
 use crate::names::PartName;
 use crate::plan::{Plan, Turn};
 use crate::stack::{Ground, PartId};
-use crate::state;
 use crate::traffic::line::Names;
 
 /// What the task wants of the loop.
@@ -326,12 +325,6 @@ impl Series {
                 break;
             }
             tell(&self.client, Reply::Waits(format!("{name} is replaced")));
-        }
-        let saved = state::stage(&self.ground.plan);
-        let saved = saved.and_then(|staged| staged.commit(&self.ground.plan));
-        if let Err(e) = saved {
-            let why = format!("replaced, but the plan could not be saved: {e}");
-            done = refused(why, None);
         }
         let _ = self.events.send(Event::Replacing(Step::Over));
         tell(&self.client, done);

@@ -8,6 +8,10 @@
 //! `kill -9` of the command that somebody waits at is a "no" that the child hears, whether it is asked for a yes by then or
 //! not, and it is still there to take the host's
 //! table back. Should somebody kill that one too, the supervisor takes its own part back.
+//!
+//! What a stack is by root's own word is in its `plan.json`, which these two alone write. What the supervisor says that it is
+//! is compared with it before anything follows from that ([`Plan::seated`]); when the change stays, what is saved is the plan
+//! that was asked for, with the apps where the supervisor says that they are.
 #![forbid(unsafe_code)]
 
 mod diff;
@@ -28,8 +32,8 @@ use crate::cli::Source;
 use crate::commands::failure::{Failure, interrupted_by};
 use crate::commands::interrupt::{Heard, Interrupts, tell};
 use crate::commands::{
-    Instead, Named, answered_something_else, configuration_or, ended, print, print_json, reply,
-    status_of,
+    Instead, Named, answered_something_else, as_saved, configuration_or, ended, print, print_json,
+    reply, status_of,
 };
 use crate::config::Protocol;
 use crate::confine::privileges;
@@ -46,6 +50,7 @@ use crate::plan::{AppPlan, Mode, Plan, Turn};
 use crate::preflight;
 use crate::protocol::{self, Exit};
 use crate::stack::{Open, Opened, StackError};
+use crate::state::{self, Staged};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 use diff::Line;
@@ -77,8 +82,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         Ok(Instead::of(&status_of(stack)?.plan))
     })?;
     let stack = &config.name;
-    let status = status_of(stack)?;
-    let running = status.plan;
+    let running = status_of(stack)?.plan;
     // What is there twice has no one place to compare with.
     if let Some(app) = running.apps.iter().find(|app| !app.turn.serves()) {
         return Err(Failure::failed(format!(
@@ -126,6 +130,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         }
         return report.end(options, false);
     }
+    let running = as_saved(&running)?;
     let mut keep = vec![];
     let opens = |app: &AppPlan| {
         let before = running.app(&app.name);
@@ -450,7 +455,8 @@ fn converse(
     keep: &[Capability],
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
-    let plan = order.wanted.clone();
+    let (running, plan) = (order.running.clone(), order.wanted.clone());
+    let mut staged = None;
     rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
     if order.running.mode == Mode::Root {
         let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
@@ -508,6 +514,16 @@ fn converse(
                         }
                         return Err(too_late(stack));
                     }
+                    continue;
+                }
+                Applying::Stage => {
+                    let held = change::held(&running, plan.clone());
+                    let begun = state::stage(&held).map(|begun| staged = Some(begun));
+                    done(begun.map_err(|e| e.to_string()))?;
+                    continue;
+                }
+                Applying::Save { plan: said } => {
+                    done(save(staged.take(), &running, &plan, &said))?;
                     continue;
                 }
                 Applying::Bind { ports } => {
@@ -569,6 +585,16 @@ fn too_late(stack: &StackName) -> Failure {
 fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let mut batches = fds.chunks(protocol::MAX_FDS);
     batches.try_for_each(|batch| client.say(&Said::More, batch))
+}
+
+/// Saves what the supervisor says that the stack is by now, as far as it is what was asked for.
+fn save(staged: Option<Staged>, running: &Plan, wanted: &Plan, said: &Plan) -> Result<(), String> {
+    let mut last = change::held(running, wanted.clone());
+    last.apps.retain(|app| wanted.app(&app.name).is_some());
+    let last = last.seated(said);
+    let last = last.ok_or("the supervisor says that it has another plan than it was asked for")?;
+    let staged = staged.ok_or("it was not staged")?;
+    staged.commit(&last).map_err(|e| e.to_string())
 }
 
 /// Binds ports that the supervisor has let us share, and hands them over.

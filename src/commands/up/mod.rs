@@ -482,7 +482,11 @@ fn supervise_here(
                 true => supervise::record(&plan, None, None).map_err(unrecorded)?,
                 false => Record::new(None, None, None),
             };
+            let placement = plan.cgroup.clone();
             let cgroups = limit(&mut plan, strict_limits)?;
+            if plan.cgroup != placement {
+                claimed.save(&plan)?;
+            }
             if plan.mode == Mode::Rootless {
                 rootless::become_root_of_own_namespaces(plan.subordinate)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;

@@ -12,6 +12,10 @@
 //!
 //! Whatever doesn't work, or isn't confirmed, takes back what was done.
 //!
+//! - **The saved plan is the client's to write**, who is trusted where this process need not be: before anything changes, which
+//!   finds a file system that is full, and when the change stays. Should the client be gone by then, it stays all the same, since
+//!   there is no way back: the log says that its plan isn't saved, and there is no other live change until the stack was brought
+//!   up anew.
 //! - **What decides is the sidecar's rules**, which this process can change and change back by itself (a loader, see
 //!   [`Ground::load_rules`]). The host's table is the client's to change: this process has dropped NET_ADMIN over the
 //!   host's namespace, and the kernel looks at who sends as well as at who opened the socket (`netlink_net_capable()`).
@@ -61,7 +65,6 @@ use crate::plan::change::{self, Change, PartChange};
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::{Channel, MAX_FDS};
 use crate::stack::{self, Ground, Launched, Open, Opened, PartId, StackError, Wait};
-use crate::state::{self, Staged, StateError};
 use crate::traffic::line::Names;
 
 /// How long a port that must be closed may take to turn out to be open: a connection within this machine takes a
@@ -537,7 +540,7 @@ impl Task {
             listener.protocol == Protocol::Tcp && self.moves.contains(&listener.address)
         };
         self.moved = new.iter().filter(moves).cloned().collect();
-        let held = held(&apply.running, apply.wanted);
+        let held = change::held(&apply.running, apply.wanted);
         let mut mapper = ByClient(&mut self.channel, &mut self.reverted);
         let changed = self.old.changed(held, &new, &mut mapper).await;
         match changed {
@@ -549,13 +552,12 @@ impl Task {
     /// There, or there and back.
     async fn go(&mut self, mut next: Arc<Ground>, confirm: Option<u64>) -> Reply {
         // What could not be saved is not begun.
-        let staged = match state::stage(&next.plan) {
-            Ok(staged) => staged,
-            Err(e) => return refused(format!("{e}; nothing was changed"), None),
-        };
+        if let Err(e) = self.by_client(Applying::Stage).await {
+            return refused(format!("{e}; nothing was changed"), None);
+        }
         let why = match self.forward(&mut next, confirm).await {
             Ok(()) => {
-                return match self.settle(&next, staged).await {
+                return match self.settle(&next).await {
                     Ok(()) => Reply::Applying(Applying::Applied),
                     Err(e) => refused(
                         format!("the change is in force, but its plan could not be saved: {e}"),
@@ -565,7 +567,6 @@ impl Task {
             }
             Err(why) => why,
         };
-        drop(staged);
         self.note(format!("live change: {why}; the old rules come back"));
         let started = [&self.done.restarted, &self.done.joined];
         let started = started.iter().any(|parts| !parts.is_empty());
@@ -606,6 +607,12 @@ impl Task {
         let sent = send(&self.channel, &Reply::Applying(what), fds).await;
         self.deaf = sent.is_err();
         sent.map_err(|_| gone())
+    }
+
+    /// Has the client do something, and waits until it has.
+    async fn by_client(&mut self, what: Applying) -> Result<(), String> {
+        self.send(what, &[]).await?;
+        answered(&mut self.channel, &mut self.reverted).await
     }
 
     /// All but the last step; what is about to be done is noted first.
@@ -983,11 +990,14 @@ impl Task {
     }
 
     /// The change stays.
-    async fn settle(&mut self, next: &Arc<Ground>, staged: Staged) -> Result<(), StateError> {
-        let next = &self.part_with(next).await;
-        let saved = staged.commit(&next.plan);
+    async fn settle(&mut self, next: &Arc<Ground>) -> Result<(), String> {
+        let next = self.part_with(next).await;
+        let plan = Box::new(next.plan.clone());
+        let saved = self.by_client(Applying::Save { plan }).await;
         if let Err(e) = &saved {
-            self.note(format!("live change: {e}"));
+            self.note(format!(
+                "live change: it is in force, and its plan is not saved: {e}"
+            ));
         }
         let restarts = self.change.restart.iter().flat_map(|part| &part.because);
         let keys: Vec<&str> = self
@@ -1116,30 +1126,6 @@ fn find(ground: &Ground, name: &str) -> Option<PartId> {
         .into_iter()
         .chain(ground.apps())
         .find(|id| ground.name(*id) == name)
-}
-
-/// The new plan with the apps that leave, as long as it isn't confirmed: nobody gets in to them any more, and who was in
-/// stays. Those that either plan has keep their places.
-fn held(old: &Plan, new: Plan) -> Plan {
-    let mut held = new;
-    let mut apps = vec![];
-    for before in &old.apps {
-        let place = held.apps.iter().position(|app| app.name == before.name);
-        apps.push(match place {
-            Some(place) => held.apps.remove(place),
-            None => {
-                let closing = before.reachable().cloned();
-                let closing = closing.filter(|publish| publish.protocol == Protocol::Tcp);
-                AppPlan {
-                    closing: closing.collect(),
-                    publish: vec![],
-                    ..before.clone()
-                }
-            }
-        });
-    }
-    apps.append(&mut held.apps);
-    Plan { apps, ..held }
 }
 
 /// All that an app may connect to, other apps too.
