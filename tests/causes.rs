@@ -555,11 +555,11 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
                 \x20try: f(*args); return 0\n\
                 \x20except OSError as e: return e.errno\n\
                 open('/tmp/x', 'w')\n\
-                print([errno(250, 0, 0, 0, 0, 0), errno(1000), errno(272, 0x10000000), tried(os.chroot, '/'),\n\
+                print([errno(250, 0, 0, 0, 0, 0), errno(238, 0, 0, 0), errno(1000), errno(272, 0x10000000), tried(os.chroot, '/'),\n\
                 tried(os.setuid, 1000), tried(os.setuid, 33), tried(os.setgroups, []), tried(os.chmod, '/tmp/x', 0o4755),\n\
                 tried(socket.socket, 16, 3, 15)])\n\
                 raise SystemExit(3)";
-    // keyctl and unshare by their numbers on x86_64.
+    // keyctl, set_mempolicy and unshare by their numbers on x86_64.
     if std::env::consts::ARCH != "x86_64" {
         return;
     }
@@ -574,7 +574,7 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
     );
     assert_eq!(output.stdout, plain.stdout);
     let answers = String::from_utf8_lossy(&plain.stdout);
-    assert_eq!(answers, "[1, 38, 1, 1, 0, 22, 1, 1, 1]\n");
+    assert_eq!(answers, "[1, 1, 38, 1, 1, 0, 22, 1, 1, 1]\n");
     let said = String::from_utf8_lossy(&output.stderr);
     for words in [
         "app was refused, the latest last:",
@@ -583,8 +583,8 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
         "  setuid(33) by python3: what the kernel says to who has one user\n",
         "  socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT) by python3: EPERM\n",
         "hint: 1000: answered as by a kernel that does not have it",
-        "hint: if it does not go on without: seccomp = \"default+keyctl\"\n",
-        "unshare, chmod: no key gives an app that",
+        "hint: if it does not go on without: seccomp = \"default+set_mempolicy\"\n",
+        "keyctl, unshare, chmod, socket: no key gives an app that",
         "hint: chroot: it takes another directory for its root",
         "hint: setuid, setgroups: it becomes another user",
     ] {
@@ -594,16 +594,16 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
     let plain = String::from_utf8_lossy(&plain.stderr).into_owned();
     assert!(!plain.contains("was refused, the latest last"), "{plain}");
 
-    // What is pasted is what is allowed: keyctl(KEYCTL_GET_KEYRING_ID) of nothing is no EPERM any more, chroot still is.
+    // What is pasted is what is allowed: a policy that there is none of is no EPERM any more, chroot still is.
     let (code, said) = told(
         &lab,
         &[
             PYTHON,
             "-c",
-            "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(250, 99, 0, 0, 0, 0)\n\
-             assert ctypes.get_errno() == 95, ctypes.get_errno()\ntry: os.chroot('/')\nexcept PermissionError: raise SystemExit(0)\nraise SystemExit(1)",
+            "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(238, 99, 0, 0)\n\
+             assert ctypes.get_errno() == 22, ctypes.get_errno()\ntry: os.chroot('/')\nexcept PermissionError: raise SystemExit(0)\nraise SystemExit(1)",
         ],
-        "seccomp = \"default+keyctl\"\nrestart = \"no\"",
+        "seccomp = \"default+set_mempolicy\"\nrestart = \"no\"",
     );
     assert!(
         code == 0 && said.contains("ended with exit status 0"),
@@ -618,7 +618,11 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
             "default+socket",
             "`socket` is allowed by default as far as it is safe",
         ),
-        ("wide+keyctl", "wide"),
+        (
+            "default+keyctl",
+            "`keyctl` is kept from every app, whatever its profile says",
+        ),
+        ("wide+set_mempolicy", "wide"),
     ] {
         let (code, said) = told(&lab, &["true"], &format!("seccomp = \"{seccomp}\""));
         assert!(code == 2 && said.contains(words), "{code}: {said}");

@@ -401,6 +401,95 @@ fn all_parts_are_filtered_and_say_so() {
     }
 }
 
+/// Calls that an open profile allows, and calls that no profile does, with arguments that change nothing.
+#[cfg(target_arch = "x86_64")]
+const SAME_AT_EACH_START: &str = r#"
+attempt('ptrace', 101, 0x4206, 1, 0, 0)
+attempt('keyctl', 250, 0, -3, 0)
+attempt('a keyring', 250, 1, 0)
+attempt('bpf', 321, 0, 0, 0)
+attempt('io_uring_setup', 425, 1, 0)
+attempt('perf_event_open', 298, 0, 0, -1, -1, 0)
+attempt('userfaultfd', 323, 1)
+attempt('process_vm_readv', 310, 1, 0, 0, 0, 0, 0)
+attempt('process_vm_readv of itself', 310, __import__('os').getpid(), 0, 0, 0, 0, 0)
+attempt('kcmp', 312, 1, 1, 0, 0, 0)
+attempt('adjtimex', 159, 0)
+attempt('fanotify_init', 300, 0, 0)
+attempt('unshare', 272, 0x10000000)
+attempt('mbind', 237, 0, 0, 0, 0, 0, 0)
+attempt('io_setup', 206, 1, 0)
+attempt('mq_open', 240, path, 0, 0, 0)
+attempt('personality', 135, 0x0040000)
+attempt('netlink of routes', 41, 16, 3, 0)
+attempt('netlink of netfilter', 41, 16, 3, 12)
+attempt('netlink of events', 41, 16, 3, 15)
+attempt('vsock', 41, 40, 1, 0)
+attempt('TIOCSTI', 16, 0, 0x5412, path)
+attempt('TCGETS', 16, 0, 0x5401, path)
+attempt('a filter with a listener', 317, 1, 8, 0)
+attempt('setns', 308, 0, 0)
+attempt('mount', 165, path, path, 0, 4096, 0)
+attempt('of the future', 600)
+sys.stdout.flush()
+"#;
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn an_app_that_is_started_again_has_the_calls_of_its_first_start() {
+    for profile in ["default", "strict", "open.json"] {
+        let lab = Lab::new();
+        lab.write("open.json", r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#);
+        let path = lab.write("calls.py", &format!("{TRY_CALLS}{SAME_AT_EACH_START}"));
+        std::fs::rename(&path, lab.volume("code").join("calls.py")).unwrap();
+        let server = "import http.server; http.server.test(HandlerClass=http.server.SimpleHTTPRequestHandler, port=8000)";
+        let text = format!(
+            "name = \"s\"\n[app]\nrootfs = \"host\"\nseccomp = \"{profile}\"\nvolumes = [\"{}:/code\"]\n\
+             command = [\"{PYTHON}\", \"-c\", \"exec(open('/code/calls.py').read()); {server}\"]\n\
+             publish = [\"127.0.0.1:8000:8000\"]\n",
+            lab.dir.path().join("code").display()
+        );
+        up(&lab, &text);
+        lab.lrpns_ok(&["restart", "s", "app"]);
+        lab.lrpns_ok(&["restart", "s", "--rolling"]);
+        let log = lab.lrpns_ok(&["logs", "s", "--part", "app"]);
+        let calls = SAME_AT_EACH_START.matches("attempt(").count();
+        let said: Vec<&str> = log
+            .lines()
+            .filter_map(|line| Some(line.split_once("| ")?.1))
+            .filter(|line| line.ends_with(" ok") || line.rsplit_once(" E").is_some())
+            .collect();
+        assert_eq!(said.len(), 3 * calls, "{log}");
+        assert_eq!(said[..calls], said[calls..2 * calls], "{profile}");
+        assert_eq!(said[..calls], said[2 * calls..], "{profile}");
+        for line in [
+            "ptrace EPERM",
+            "keyctl EPERM",
+            "a keyring EPERM",
+            "bpf EPERM",
+        ] {
+            assert!(said.contains(&line), "{profile}: {line}: {said:?}");
+        }
+        let open = said.contains(&"personality ok") && said.contains(&"netlink of netfilter ok");
+        assert_eq!(open, profile == "open.json", "{said:?}");
+    }
+}
+
+#[test]
+fn the_supervisor_is_under_its_filter_when_the_ports_answer() {
+    for more in [&[][..], &["--gate"]] {
+        let lab = Lab::new();
+        lab.lrpns_ok(&[&["up", "-d", "--demo"], more].concat());
+        let status = lab.status("customerA");
+        assert_eq!(status["supervisor_privileges"]["seccomp"], 2, "{more:?}");
+        let supervisor = lab.proc(status["supervisor"].as_i64().unwrap(), "status");
+        for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "Threads:\t1"] {
+            assert!(supervisor.contains(line), "{more:?}: {supervisor}");
+        }
+        assert_eq!(lab.get("http://127.0.0.1:5000/").unwrap(), "Hello world!");
+    }
+}
+
 #[test]
 fn exec_runs_under_the_filter_of_its_part() {
     let Some(busybox) = program("busybox") else {
@@ -470,6 +559,17 @@ fn a_file_of_dockers_decides() {
         plan.contains("unknown here: a_call_of_another_kernel\n"),
         "{plan}"
     );
+    let kept = plan
+        .split("kept from every app: ")
+        .nth(1)
+        .unwrap_or_default();
+    let kept = kept.split(':').next().unwrap();
+    for call in ["ptrace", "keyctl", "bpf"] {
+        assert!(
+            kept.split_whitespace().any(|word| word == call),
+            "{call}: {plan}"
+        );
+    }
 }
 
 #[test]

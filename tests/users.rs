@@ -365,7 +365,7 @@ for leave in (lambda: None, lambda: (os.setgid(33), os.setuid(33))):
     os.wait()
 say(found)
 "#;
-    for more in ["", "seccomp = \"default+keyctl\""] {
+    for more in ["", "seccomp = \"default+set_mempolicy\""] {
         look::up(&lab, &over_a_range(&["sleep", "infinity"], more));
         let found = look::attack(&lab, "web", "app", attack);
         let expected =

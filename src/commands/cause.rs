@@ -1352,11 +1352,11 @@ impl Case<'_> {
             ),
             (
                 &["io_uring"],
-                "it wants io_uring, which the profile refuses: seccomp = \"FILE\" with io_uring_setup, io_uring_enter and io_uring_register, or switch it off",
+                "it wants io_uring, which is kept from every app: switch it off in its configuration",
             ),
             (
                 &["perf_event", "ptrace", "bpf(", "keyctl", "userfaultfd"],
-                "it makes a system call that the profile refuses: seccomp = \"FILE\" with a profile that has it, or switch it off",
+                "it makes a system call that is kept from every app, whatever its profile says: switch it off in its configuration",
             ),
             (
                 &["unshare", "clone", "namespace", "sandbox", "mount"],

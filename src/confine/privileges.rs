@@ -280,13 +280,7 @@ fn drop_for(
             });
         }
     }
-    if u64::from(held.seccomp) != FILTERED {
-        return Err(DropError::Mismatch {
-            what: "the seccomp mode",
-            found: held.seccomp.to_string(),
-            wanted: FILTERED.to_string(),
-        });
-    }
+    filtered(&held)?;
     if held.groups != groups {
         return Err(DropError::Mismatch {
             what: "the number of groups",
@@ -297,9 +291,23 @@ fn drop_for(
     Ok(held)
 }
 
-/// Drops everything but `keep`, as far as it is held, from a process that goes on as who it is: the supervisor, once the
-/// stack is up. What it starts later is not bound by this: who joins a user namespace begins anew there
+/// As [`keep_only`], and goes under `filter`, with all that it starts from then on: the supervisor, once the stack is up. Of
+/// capabilities what it starts later is not bound by this: who joins a user namespace begins anew there
 /// (user_namespaces(7)).
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn keep_only_under(keep: &[Capability], filter: &Program) -> Result<Privileges, DropError> {
+    keep_only(keep)?;
+    filter
+        .install()
+        .map_err(call("install the seccomp filter"))?;
+    let held = read()?;
+    filtered(&held)?;
+    Ok(held)
+}
+
+/// Drops everything but `keep`, as far as it is held, from a process that goes on as who it is.
 ///
 /// # Errors
 /// [`DropError`]; the caller must then end.
@@ -345,6 +353,17 @@ fn keep_and_pass(keep: &[Capability], pass_on: bool) -> Result<Privileges, DropE
     let held = read()?;
     compare(&held, &keep, &keep, pass_on, Zero::Ordinary)?;
     Ok(held)
+}
+
+fn filtered(held: &Privileges) -> Result<(), DropError> {
+    match u64::from(held.seccomp) {
+        FILTERED => Ok(()),
+        mode => Err(DropError::Mismatch {
+            what: "the seccomp mode",
+            found: mode.to_string(),
+            wanted: FILTERED.to_string(),
+        }),
+    }
 }
 
 fn mask(capabilities: &[Capability]) -> u64 {

@@ -57,6 +57,7 @@ use self::process::{Left, Order, Process};
 use self::rising::Rising;
 pub use self::shared::lives;
 use crate::confine::privileges::{self, Privileges};
+use crate::confine::seccomp;
 use crate::control::evidence::Remains;
 use crate::control::{Apply, PartState, Reply, Request, Status};
 use crate::log::budget::{Bucket, Rationed};
@@ -322,12 +323,18 @@ pub async fn run(
         Mode::Root => &[],
         Mode::Rootless => &KEPT_WITHOUT_ROOT,
     };
+    let give_up = || {
+        if weaken().as_deref() == Some("supervisor-filter") {
+            return privileges::keep_only(kept).map_err(StackError::Supervisor);
+        }
+        let filter = seccomp::supervisor().compile()?;
+        privileges::keep_only_under(kept, &filter).map_err(StackError::Supervisor)
+    };
     // What publishing takes is held until it is done.
     let privileges = match &gate {
-        None => privileges::keep_only(kept),
-        Some(_) => privileges::read(),
-    }
-    .map_err(StackError::Supervisor)?;
+        None => give_up(),
+        Some(_) => privileges::read().map_err(StackError::Supervisor),
+    }?;
     let mut supervisor = Supervisor {
         privileges,
         ground,
@@ -370,7 +377,7 @@ pub async fn run(
         let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
         let opened = supervisor.pass(&mut auditor, &mut early).await;
         let opened = opened.and_then(|()| {
-            supervisor.privileges = privileges::keep_only(kept).map_err(StackError::Supervisor)?;
+            supervisor.privileges = give_up()?;
             progress(Progress::Done("attacked"));
             progress(Progress::Done("published"));
             Ok(())

@@ -163,7 +163,7 @@ fn of_app(app: &AppPlan, plan: &Plan) -> Vec<Said> {
         true => "with what root has over 65536 ids of its own",
         false => "without capabilities",
     };
-    let (calls, more) = app.seccomp.names();
+    let [calls, more, _] = app.seccomp.names();
     let mut all = vec![
         ("command", command),
         ("runs as", format!("{who} within, {holds}")),

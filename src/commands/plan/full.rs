@@ -565,7 +565,7 @@ fn range(
 
 /// How many system calls, then their names; rules in full are in `--json`.
 fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt::Result {
-    let (allowed, conditional) = profile.names();
+    let [allowed, conditional, kept] = profile.names();
     writeln!(
         out,
         "  seccomp {}: {} system calls, {} more by their arguments, the others: {}  ({from})",
@@ -577,6 +577,7 @@ fn describe_seccomp(out: &mut String, profile: &Profile, from: &str) -> std::fmt
     for (title, names) in [
         ("always", allowed),
         ("by their arguments", conditional),
+        ("kept from every app", kept),
         (
             "unknown here",
             profile.unknown.iter().map(String::as_str).collect(),

@@ -17,6 +17,8 @@
 //! - `strict`: one process with any number of threads, no other sockets than the Internet's.
 //! - a file: Docker's format ([`docker`]), but for what no app may do to others ([`floored`]).
 //! - [`sidecar`], [`sealing_sidecar`], [`relay`], [`carrier`], [`dialer`], [`init`]: what these really call.
+//! - [`supervisor`]: what it calls, and all that is started below it later. Whatever a file says, an app has no call that this
+//!   has not ([`floored`]).
 #![forbid(unsafe_code)]
 
 mod compile;
@@ -34,8 +36,8 @@ use syscalls::Sysno;
 
 pub use compile::{CompileError, Program};
 pub use roles::{
-    Carries, carrier, default, dialer, floored, init, over_a_range, relay, sealing_sidecar,
-    sidecar, strict,
+    Carries, carrier, default, dialer, floored, init, is_kept_from_apps, over_a_range, relay,
+    sealing_sidecar, sidecar, strict, supervisor,
 };
 
 /// What a call gets.
@@ -261,20 +263,23 @@ impl Profile {
         }
     }
 
-    /// The calls that are always allowed, then those with conditions; names in order.
+    /// The calls that are always allowed, then those with conditions, then those that are always refused and kept from every
+    /// app ([`is_kept_from_apps`]), though the profile has them; names in order.
     #[must_use]
-    pub fn names(&self) -> (Vec<&'static str>, Vec<&'static str>) {
-        let mut lists = (vec![], vec![]);
+    pub fn names(&self) -> [Vec<&'static str>; 3] {
+        let mut lists = [vec![], vec![], vec![]];
         for (number, rules) in &self.calls {
             let Some(name) = name(*number) else { continue };
-            if is_always_allowed(rules) {
-                lists.0.push(name);
-            } else {
-                lists.1.push(name);
-            }
+            let list = match is_always_allowed(rules) {
+                true => 0,
+                false if is_kept_from_apps(*number) => 2,
+                false => 1,
+            };
+            lists[list].push(name);
         }
-        lists.0.sort_unstable();
-        lists.1.sort_unstable();
+        for list in &mut lists {
+            list.sort_unstable();
+        }
         lists
     }
 
@@ -365,6 +370,11 @@ pub fn with(mut base: Profile, names: &[&str]) -> Result<Profile, String> {
     for name in names {
         let number =
             number(name).ok_or_else(|| format!("this machine has no system call `{name}`"))?;
+        if is_kept_from_apps(number) {
+            return Err(format!(
+                "`{name}` is kept from every app, whatever its profile says"
+            ));
+        }
         match base.calls.get(&number) {
             Some(rules) if rules.iter().any(|rule| rule.action.allows()) => {
                 return Err(format!(

@@ -7,8 +7,12 @@
 //! `request_key`), paths past every mount (`open_by_handle_at`, `name_to_handle_at`), and the machine as a whole
 //! (clock, modules, `kexec_*`, `reboot`, swap, quota, accounting, `syslog`, I/O ports, `fanotify_*`, NUMA policy).
 //! Beside Docker's default that leaves out, too: message queues, `memfd_secret`, `modify_ldt`, `remap_file_pages`.
+//!
+//! [`supervisor`] is the widest: everything that is started later is below it. What it leaves out no process of a stack
+//! makes from then on, and no app from its first start on ([`floored`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET,
@@ -98,6 +102,26 @@ const OLD_MORE: &[Sysno] = calls![fork inotify_init vfork];
 /// then no database starts. So there is none, as on a kernel without CONFIG_AIO: nginx, MySQL and MariaDB go on without.
 const AIO: &[Sysno] = calls![io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit];
 
+/// What the supervisor, and what it starts, call on the way to a part that is none of the part's any more: namespaces, mounts,
+/// a root, a name.
+const MAKING_PARTS: &[Sysno] = calls![
+    chroot clone clone3 fsconfig fsmount fsopen fspick mount mount_setattr move_mount mknodat open_tree open_tree_attr
+    personality pivot_root prctl prlimit64 seccomp setdomainname sethostname setns setrlimit socketpair
+    umount2 unshare
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_MAKING_PARTS: &[Sysno] = calls![mknod];
+
+/// What a profile of the user's may have beside: calls that reach nothing but the process's own memory, its ipc namespace and
+/// what it can see of files anyway. Databases set NUMA policies, Wine has a local descriptor table.
+const BY_A_FILE: &[Sysno] = calls![
+    fanotify_mark get_mempolicy listmount lsm_get_self_attr lsm_list_modules mbind memfd_secret migrate_pages
+    move_pages mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink name_to_handle_at process_mrelease
+    remap_file_pages set_mempolicy set_mempolicy_home_node statmount
+];
+#[cfg(target_arch = "x86_64")]
+const OLD_BY_A_FILE: &[Sysno] = calls![get_thread_area modify_ldt set_thread_area];
+
 /// What other architectures have instead.
 #[cfg(target_arch = "aarch64")]
 mod old {
@@ -109,7 +133,7 @@ mod old {
 #[cfg(target_arch = "aarch64")]
 use old::{
     FILES as OLD_FILES, NONE as OLD_PROCESSES, NONE as OLD_SIGNALS_AND_TIME, NONE as OLD_WAITING,
-    NONE as OLD_MORE,
+    NONE as OLD_MORE, NONE as OLD_MAKING_PARTS, NONE as OLD_BY_A_FILE,
 };
 
 /// What our own stage calls to read back what it holds, to talk to the supervisor and to end; and what Rust's runtime
@@ -189,6 +213,12 @@ const NEW_NAMESPACES: i32 = CLONE_NEWNS
 const PROTOCOLS: [i32; 3] = [0, IPPROTO_TCP, IPPROTO_UDP];
 /// Families of any profile, also of one from a file.
 const FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
+/// Protocols of netlink of any profile: links and routes, who listens, rules and the traffic log.
+const NETLINKS: [i32; 3] = [
+    libc::NETLINK_ROUTE,
+    libc::NETLINK_SOCK_DIAG,
+    NETLINK_NETFILTER,
+];
 /// The second way past it: send(2) with this flag connects, and no hook is asked about that (`tcp_sendmsg_fastopen()` of
 /// net/ipv4/tcp.c). The answer is the one of a kernel whose `net.ipv4.tcp_fastopen` says no.
 const FASTOPEN: i32 = libc::MSG_FASTOPEN;
@@ -291,6 +321,31 @@ fn past_landlock() -> Vec<Rule> {
         action: EPROTONOSUPPORT,
     });
     rules
+}
+
+/// What no socket of netlink may be in any process of a stack: kernel code that none of them needs, by other protocols.
+fn other_netlinks() -> [Rule; 2] {
+    let others = NETLINKS.iter().chain(&[libc::NETLINK_AUDIT]);
+    let others = others.map(|protocol| not_equal(2, *protocol));
+    let others = Rule {
+        when: [equal(0, AF_NETLINK)].into_iter().chain(others).collect(),
+        action: EPERM,
+    };
+    // Who is root takes EPERM for a failure here, and PAM lets nobody through; of a kernel without it nobody asks more.
+    let audit = Rule {
+        when: vec![equal(0, AF_NETLINK), equal(2, libc::NETLINK_AUDIT)],
+        action: EPROTONOSUPPORT,
+    };
+    [audit, others]
+}
+
+/// What is asked of no terminal.
+fn bad_requests() -> Vec<Rule> {
+    let refused = |bad: &u64| Rule {
+        when: vec![equal(1, *bad)],
+        action: EPERM,
+    };
+    BAD_IOCTLS.iter().map(refused).collect()
 }
 
 /// Sockets of these families.
@@ -423,11 +478,6 @@ pub fn default() -> Profile {
     // getifaddrs(3): a program lists its own links, addresses and routes. The kernel changes none of them without
     // CAP_NET_ADMIN (rtnetlink_rcv_msg(), net/core/rtnetlink.c), and a filter sees nothing of the messages.
     families.push(allow([equal(0, AF_NETLINK), equal(2, libc::NETLINK_ROUTE)]));
-    // Who is root takes EPERM for a failure here, and PAM lets nobody through; of a kernel without it nobody asks more.
-    families.push(Rule {
-        when: vec![equal(0, AF_NETLINK), equal(2, libc::NETLINK_AUDIT)],
-        action: Action::Errno(libc::EPROTONOSUPPORT as u16),
-    });
     set(&mut calls, Sysno::socket, families);
     // Without CAP_MKNOD the kernel makes no device; this keeps it so whatever the kernel thinks.
     let nodes = |arg| {
@@ -476,8 +526,78 @@ pub fn strict() -> Profile {
     floored(profile("strict", calls))
 }
 
+/// The supervisor, once it has dropped its privileges, and so all that it starts from then on: what it calls itself, and what
+/// parts, their commands and the way to them take. It leaves out what had the most holes in the kernel, other processes'
+/// memory, keys (but to leave those of who started it), raw sockets, and the machine as a whole.
+///
+/// Most calls have no condition, and it is no accident: what both filters always allow the kernel looks up in a bitmap, however
+/// many filters there are (`seccomp_cache_check_allow()` of kernel/seccomp.c).
+#[must_use]
+pub fn supervisor() -> Profile {
+    let mut calls = plain(&[
+        FILES,
+        OLD_FILES,
+        MEMORY,
+        PROCESSES,
+        OLD_PROCESSES,
+        SIGNALS_AND_TIME,
+        OLD_SIGNALS_AND_TIME,
+        WAITING,
+        OLD_WAITING,
+        SOCKETS,
+        SELF,
+        MORE,
+        OLD_MORE,
+        AIO,
+        MAKING_PARTS,
+        OLD_MAKING_PARTS,
+        BY_A_FILE,
+        OLD_BY_A_FILE,
+    ]);
+    calls.extend(SENDING.map(|(call, _)| (number(call), vec![always(Action::Allow)])));
+    let mut kinds = past_landlock();
+    kinds.extend(other_netlinks());
+    kinds.push(always(Action::Allow));
+    set(&mut calls, Sysno::socket, kinds);
+    let mut requests = bad_requests();
+    requests.push(always(Action::Allow));
+    set(&mut calls, Sysno::ioctl, requests);
+    // A new keyring of nobody's: who is started leaves that of who started the stack by it.
+    let unnamed = Test {
+        arg: 1,
+        mask: u64::MAX,
+        is: Comparison::Eq,
+        value: 0,
+    };
+    let leave = allow([equal(0, libc::KEYCTL_JOIN_SESSION_KEYRING), unnamed]);
+    set(&mut calls, Sysno::keyctl, vec![leave]);
+    set(&mut calls, Sysno::io_uring_setup, vec![always(ENOSYS)]);
+    profile("supervisor", calls)
+}
+
+/// Whether a call is no app's, with whatever arguments and whatever its profile says.
+#[must_use]
+pub fn is_kept_from_apps(call: u32) -> bool {
+    kept_from_apps().contains(&call)
+}
+
+fn kept_from_apps() -> &'static BTreeSet<u32> {
+    static KEPT: OnceLock<BTreeSet<u32>> = OnceLock::new();
+    KEPT.get_or_init(|| {
+        let supervisor = supervisor();
+        let allowed = |call: &u32| {
+            let rules = supervisor.calls.get(call);
+            rules.is_some_and(|rules| rules.iter().any(|rule| rule.action.allows()))
+        };
+        // The one request of it that is allowed below the supervisor is made before the command.
+        let kept = |call: &u32| *call == number(Sysno::keyctl) || !allowed(call);
+        Sysno::iter().map(number).filter(kept).collect()
+    })
+}
+
 /// `profile` without what no app may do, whoever wrote the profile, since it would be done to others:
 ///
+/// - Call what [`supervisor`] leaves out: an app that is started again is below it, and is to be as it was at its first start.
 /// - Make a set-user-ID or set-group-ID file. In a volume it would be a program of the volume's owner, run by any user
 ///   of the host, by way of a path or a descriptor that is the host's. The kernel clears the bits when the file is written
 ///   to, and chown(2) does, so refusing the calls that set them is enough. Security attributes (file capabilities) take a
@@ -486,6 +606,16 @@ pub fn strict() -> Profile {
 ///   `lrpns exec` and the audit run beside it, would lose theirs. Landlock has no word for that.
 #[must_use]
 pub fn floored(mut profile: Profile) -> Profile {
+    let otherwise = profile.otherwise.allows();
+    for call in kept_from_apps() {
+        match profile.calls.get_mut(call) {
+            Some(rules) if rules.iter().any(|rule| rule.action.allows()) || otherwise => {
+                *rules = vec![always(EPERM)];
+            }
+            None if otherwise => drop(profile.calls.insert(*call, vec![always(EPERM)])),
+            _ => {}
+        }
+    }
     for (call, denials) in floor() {
         let number = number(call);
         let rules = match profile.calls.remove(&number) {
@@ -548,6 +678,8 @@ fn floor() -> Vec<(Sysno, Vec<Rule>)> {
         // It opens files as well, by requests that are in memory.
         (Sysno::io_uring_setup, absent()),
         (Sysno::prlimit64, others_limits),
+        (Sysno::socket, other_netlinks().into()),
+        (Sysno::ioctl, bad_requests()),
     ];
     #[cfg(target_arch = "x86_64")]
     floor.extend([
@@ -607,14 +739,8 @@ fn common() -> Calls {
         Sysno::prctl,
         one_of(0, &[PRCTL, PRCTL_OF_THE_ARCHITECTURE].concat()),
     );
-    let harmless: Vec<Test> = BAD_IOCTLS
-        .iter()
-        .map(|bad| Test {
-            is: Comparison::Ne,
-            ..equal(1, *bad)
-        })
-        .collect();
-    set(&mut calls, Sysno::ioctl, vec![allow(harmless)]);
+    // Less what no app asks: see `floor`.
+    calls.extend(plain(&[calls![ioctl]]));
     // More filters may come on top, but none that hands calls to another process to answer.
     const MODE_FILTER: u32 = libc::SECCOMP_SET_MODE_FILTER;
     const LISTENER: i32 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as i32;
@@ -964,14 +1090,151 @@ mod tests {
         assert_eq!(floored(none.clone()), none);
     }
 
+    /// Arguments that its rules and the supervisor's speak of, their neighbours, and extremes.
+    fn arguments(call: u32, profiles: [&Profile; 2]) -> Vec<[u64; 6]> {
+        let rules = profiles
+            .iter()
+            .filter_map(|profile| profile.calls.get(&call));
+        let tests = rules.flatten().flat_map(|rule| &rule.when);
+        let values: BTreeSet<u64> = tests
+            .flat_map(|test| [test.value, test.value ^ 1, test.value | test.mask])
+            .chain([0, u64::MAX])
+            .collect();
+        let mut all = vec![];
+        for a in &values {
+            for b in &values {
+                for c in &values {
+                    all.push([*a, *b, *c, *c, *b, *a]);
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn nothing_below_the_supervisor_has_a_call_that_it_has_not() {
+        let open = Profile {
+            otherwise: Action::Allow,
+            ..profile("open", Calls::new())
+        };
+        let named = Profile {
+            calls: Sysno::iter()
+                .map(|call| (number(call), vec![always(Action::Allow)]))
+                .collect(),
+            ..profile("named", Calls::new())
+        };
+        let file = |profile: Profile| floored(profile).guarded();
+        let supervisor = supervisor();
+        for below in [
+            default(),
+            strict(),
+            over_a_range(default()),
+            super::super::with(default(), &["set_mempolicy"]).unwrap(),
+            file(open.clone()),
+            file(named),
+            on_the_way_to(&file(open)),
+            sidecar(),
+            sealing_sidecar(),
+            relay(Carries::ALL),
+            carrier(),
+            dialer(true, true),
+            init(),
+            visitor(&sidecar()),
+            on_the_way_to(&visitor(&sidecar())),
+            on_the_way_to(&strict()),
+        ] {
+            for call in Sysno::iter().map(number) {
+                for args in arguments(call, [&below, &supervisor]) {
+                    let (outer, inner) = (supervisor.answer(call, args), below.answer(call, args));
+                    let name = super::super::name(call);
+                    assert!(
+                        outer.allows() || !inner.allows(),
+                        "{} {name:?} {args:x?}",
+                        below.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_process_of_a_stack_ever_calls_is_not_in_the_supervisors_filter() {
+        let supervisor = supervisor();
+        for never in [
+            "acct",
+            "add_key",
+            "adjtimex",
+            "bpf",
+            "clock_adjtime",
+            "clock_settime",
+            "delete_module",
+            "fanotify_init",
+            "finit_module",
+            "init_module",
+            "io_uring_enter",
+            "io_uring_register",
+            "io_uring_setup",
+            "kcmp",
+            "kexec_file_load",
+            "kexec_load",
+            "open_by_handle_at",
+            "perf_event_open",
+            "pidfd_getfd",
+            "process_madvise",
+            "process_vm_readv",
+            "process_vm_writev",
+            "ptrace",
+            "quotactl",
+            "quotactl_fd",
+            "reboot",
+            "request_key",
+            "settimeofday",
+            "swapoff",
+            "swapon",
+            "syslog",
+            "userfaultfd",
+            "vhangup",
+        ] {
+            assert!(!supervisor.may_allow(never), "{never}");
+            let number = super::super::number(never).unwrap();
+            assert!(is_kept_from_apps(number), "{never}");
+        }
+        let answer = |call, args| supervisor.answer(number(call), args).allows();
+        // KEYCTL_JOIN_SESSION_KEYRING by a name, and KEYCTL_GET_KEYRING_ID.
+        assert!(answer(Sysno::keyctl, [1, 0, 0, 0, 0, 0]));
+        assert!(!answer(Sysno::keyctl, [1, 4096, 0, 0, 0, 0]));
+        assert!(!answer(Sysno::keyctl, [0, 0, 0, 0, 0, 0]));
+        for (may, family, kind, protocol) in [
+            (true, AF_INET, SOCK_STREAM, 0),
+            (true, AF_NETLINK, libc::SOCK_RAW, NETLINK_NETFILTER),
+            (true, AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG),
+            (false, AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT),
+            (false, AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC),
+            (false, AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+            (false, AF_INET6, libc::SOCK_RAW, libc::IPPROTO_RAW),
+            (false, libc::AF_PACKET, libc::SOCK_RAW, 0),
+            (false, libc::AF_VSOCK, SOCK_STREAM, 0),
+        ] {
+            let args = [family, kind, protocol, 0, 0, 0].map(|arg| arg as u64);
+            assert_eq!(
+                answer(Sysno::socket, args),
+                may,
+                "{family} {kind} {protocol}"
+            );
+        }
+        for bad in BAD_IOCTLS {
+            assert!(!answer(Sysno::ioctl, [0, bad | 1 << 32, 0, 0, 0, 0]));
+        }
+    }
+
     #[test]
     fn strict_allows_nothing_that_default_does_not() {
         let (default, strict) = (default(), strict());
         let names = strict.names();
-        for name in names.0.iter().chain(&names.1) {
+        for name in names.iter().flatten() {
             assert!(!strict.may_allow(name) || default.may_allow(name), "{name}");
         }
-        assert!(names.0.len() < default.names().0.len());
+        assert!(names[0].len() < default.names()[0].len());
     }
 
     #[test]
