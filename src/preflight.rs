@@ -15,7 +15,7 @@ use crate::firewall::Forwarding;
 use crate::host::{Host, holder};
 use crate::net::handed::{self, Handed, Held};
 use crate::net::publish::{self, Listener};
-use crate::part::secrets::{self, Copies};
+use crate::part::secrets;
 use crate::part::volumes::{self, sockets};
 use crate::plan::neighbour::{self, Neighbour};
 use crate::plan::reach;
@@ -88,7 +88,7 @@ fn look(
 ) -> Result<Passed, Vec<Problem>> {
     problems.extend(plan.apps.iter().flat_map(|app| mounts(app, plan)));
     for app in &plan.apps {
-        if let Err(e) = secrets::open(app, plan, &Copies::new()) {
+        if let Err(e) = secrets::read(app, plan) {
             let what = e.to_string();
             problems.push(Problem {
                 what,

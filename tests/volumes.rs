@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::lab::{Lab, describe};
+use support::lab::{Lab, describe, until};
 use support::look::{self, PYTHON};
 use support::user::User;
 
@@ -792,6 +792,14 @@ fn a_secret_of_roots_is_a_file_of_the_apps_alone_and_stands_nowhere_else() {
         assert!(said.contains("secret tls.key of app"), "{said}");
     }
     assert_eq!(look::pid(&lab.status("web"), "app"), before);
+    // Who ends by itself has what was read last: its supervisor need not read the file.
+    lab.kill("KILL", &json!(before));
+    until("it runs again", || {
+        let status = lab.status("web");
+        let app = look::part(&status, "app");
+        (app["state"] == "running" && app["pid"] != before).then_some(())
+    });
+    assert_eq!(look::attack(&lab, "web", "app", read), "tOp-SeCrEt-2");
 }
 
 #[test]
@@ -861,15 +869,22 @@ fn a_secret_of_the_user_who_runs_sudo_is_had_again_by_a_supervisor_that_may_not_
         let code = format!("say(open('/run/secrets/{name}').read())");
         look::attack(&lab, "web", "app", &code)
     };
-    lab.lrpns_ok(&["restart", "web", "app"]);
+    std::fs::write(lab.dir.path().join("first"), "first-2").unwrap();
+    // Root alone takes no word of that user's, and the app has what it had.
+    let output = lab.lrpns(&["restart", "web", "app"]);
+    assert!(output.status.success(), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("it has what was in it before"), "{said}");
     assert_eq!(read("first"), "first");
+    by_sudo(&["restart", "web", "app"]);
+    assert_eq!(read("first"), "first-2");
     // One that comes later its client reads.
     std::fs::write(config, with_secrets(&[&first, &second], "")).unwrap();
     by_sudo(&["apply", "-f", config]);
     lab.lrpns_ok(&["restart", "web", "app"]);
     assert_eq!(
         (read("first"), read("second")),
-        (json!("first"), json!("second"))
+        (json!("first-2"), json!("second"))
     );
 }
 
@@ -923,6 +938,10 @@ fn without_root_a_secret_is_the_users_own() {
     ));
     let said = user.lrpns_ok(&["exec", "web", "--", "cat", "/run/secrets/password"]);
     assert_eq!(said, "hers");
+    std::fs::write(&path, "hers, renewed").unwrap();
+    user.lrpns_ok(&["restart", "web"]);
+    let said = user.lrpns_ok(&["exec", "web", "--", "cat", "/run/secrets/password"]);
+    assert_eq!(said, "hers, renewed");
     let root = key(&lab, "root", "his");
     let file = lab.write(
         "other.toml",

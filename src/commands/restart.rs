@@ -1,14 +1,77 @@
 //! `lrpns restart`.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use super::{as_saved, ask, hear, next_reply, reply_or_end, status_of};
+use super::{
+    answered_something_else, as_saved, ask, ask_with, hear, next_reply, reply, reply_or_end,
+    status_of,
+};
 use crate::commands::failure::Failure;
 use crate::control::{Reply, Request};
 use crate::host::Host;
-use crate::names::StackName;
+use crate::names::{PartName, StackName};
+use crate::part::secrets::{self, SecretError};
 use crate::state::{Staged, StateError};
+
+/// Hands over what is in the secrets of apps that are to start again, as the supervisor may not read it. Which those are is what
+/// root's plan says. All are read before any is handed over, so that nobody is ended who can't begin.
+///
+/// # Errors
+/// A secret that can't be read, or the supervisor's refusal.
+pub(super) fn renew(stack: &StackName, which: impl Fn(&PartName) -> bool) -> Result<(), Failure> {
+    let Some(plan) = Host::state_root().plan(stack) else {
+        // It doesn't run, as whoever asks for more hears next.
+        return Ok(());
+    };
+    let apps = plan.apps.iter().filter(|app| app.turn.serves());
+    let apps = apps.filter(|app| !app.secrets.is_empty() && which(&app.name));
+    let read = apps.map(|app| Ok((app, secrets::read_again(app, &plan)?)));
+    let read: Result<Vec<_>, SecretError> = read.collect();
+    let read = read.map_err(|e| with_hint(&e))?;
+    for (app, (copies, stay)) in read {
+        for e in stay {
+            eprintln!("{stack}: {e}; it has what was in it before");
+            if let Some(hint) = e.hint() {
+                eprintln!("hint: {hint}");
+            }
+        }
+        let request = Request::Secrets {
+            app: app.name.clone(),
+            names: copies.keys().cloned().collect(),
+        };
+        let fds: Vec<_> = copies.values().map(AsFd::as_fd).collect();
+        let client = ask_with(stack, &request, &fds)?;
+        match reply(&client, stack)?.0 {
+            Reply::Done => {}
+            _ => return Err(answered_something_else(stack)),
+        }
+    }
+    Ok(())
+}
+
+fn with_hint(e: &SecretError) -> Failure {
+    let failure = Failure::failed(e.to_string());
+    match e.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The same for what is asked for by names, or for every app that does more than a job.
+fn renew_of(stack: &StackName, parts: &[Option<String>]) -> Result<(), Failure> {
+    let Some(plan) = Host::state_root().plan(stack) else {
+        return Ok(());
+    };
+    let only_jobs = plan.apps.iter().all(|app| app.job);
+    renew(stack, |name| {
+        parts.iter().any(|part| match part {
+            Some(part) => part == name.as_str(),
+            None => only_jobs || plan.app(name).is_some_and(|app| !app.job),
+        })
+    })
+}
 
 /// Replaces apps, one after the other; or every app that can be.
 pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failure> {
@@ -16,6 +79,7 @@ pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
         true => vec![None],
         false => parts.into_iter().map(Some).collect(),
     };
+    renew_of(stack, &requests)?;
     for part in requests {
         let replaced = replace_one(stack, part);
         // What was replaced before one that wasn't is where it is now.
@@ -65,6 +129,7 @@ pub fn restart(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
         true => vec![None],
         false => parts.into_iter().map(Some).collect(),
     };
+    renew_of(stack, &requests)?;
     // All of them at the same time.
     let clients = requests
         .into_iter()

@@ -44,6 +44,14 @@ pub enum Request {
     Down,
     /// The same at once: whatever still runs is killed.
     Kill,
+    /// What is in an app's secrets now, for the starts from now on: who is supervisor may not read it. Descriptors: an anonymous
+    /// sealed file for each.
+    Secrets {
+        /// The app.
+        app: crate::names::PartName,
+        /// The secrets' names.
+        names: Vec<String>,
+    },
     /// Start a part again; `None` for every app.
     Restart {
         /// The part.
@@ -184,7 +192,7 @@ pub enum Said {
     More,
     /// What was asked for is open. Descriptors: the mounts, then what is in the secrets.
     Opened {
-        /// The names of the secrets that the supervisor can't read.
+        /// The secrets' names.
         secrets: Vec<String>,
     },
     /// It can't be had.

@@ -2,20 +2,21 @@
 //!
 //! # Theory of operation
 //!
-//! Whoever brings a stack up reads them, whenever the app is started: a certificate that was renewed comes with the next
-//! `lrpns restart`, and nothing of it is kept in between, but for a file that is not root's: once the stack is up, root's
-//! supervisor could not read that any more, and has what was in it when the stack came up ([`not_roots`]). Root reads them on the
-//! terms on which it reads a configuration ([`crate::config::Trust`]): who could put a link in the place of one would have root hand
-//! out any file. The content goes from file to file in the kernel, by an anonymous one that is sealed, so that neither the plan nor
-//! a message nor the memory of the supervisor ever has it.
+//! Whoever brings a stack up reads them, and whoever has an app started again (`lrpns restart`, `apply`): so a certificate that was
+//! renewed comes with the next of these. The supervisor can't: it has dropped what that takes, and keeps what it was handed last,
+//! for starts that nobody has asked for. It never says which files are read: that is the plan's, as root has written it.
+//!
+//! Root reads them on the terms on which it reads a configuration ([`crate::config::Trust`]): who could put a link in the place of
+//! one would have root hand out any file. The content goes from file to file in the kernel, by an anonymous one that is sealed, so
+//! that neither the plan nor a message nor the memory of the supervisor ever has it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -72,14 +73,17 @@ pub enum SecretError {
         /// Of which credential.
         credential: String,
     },
+    /// It was never handed over.
+    #[error("secret {name} of {app}: nobody has handed over what is in it")]
+    Missing {
+        /// Whose.
+        app: String,
+        /// Which.
+        name: String,
+    },
 }
 
 impl SecretError {
-    /// Whether somebody who may not read the file has tried.
-    fn is_refused(&self) -> bool {
-        matches!(self, Self::Open { source: OpenError::Io(e), .. } if e.kind() == io::ErrorKind::PermissionDenied)
-    }
-
     /// What to do about it, where that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -103,52 +107,74 @@ impl SecretError {
                 "systemd gives one to a service whose unit has LoadCredential={credential}:PATH; without, name the file: \
                  secrets = [\"{name}=PATH\"]"
             )),
-            Self::Read { .. } => None,
+            Self::Read { .. } | Self::Missing { .. } => None,
         }
     }
 }
 
-/// What was in secrets, by their names.
-pub type Copies = BTreeMap<String, OwnedFd>;
+/// What was in secrets, by their names: anonymous files that can't change.
+pub type Copies = BTreeMap<String, Arc<OwnedFd>>;
 
-/// What is in each of an app's secrets, as anonymous files that can't change; of one that may not be read what is in `kept`.
+/// What is in each of an app's secrets.
 ///
 /// # Errors
 /// [`SecretError`].
-pub fn open(app: &AppPlan, plan: &Plan, kept: &Copies) -> Result<Vec<OwnedFd>, SecretError> {
-    let copies = app.secrets.iter().map(|secret| {
-        let copied = copy(app, secret, &trust(plan), plan.credentials.as_deref());
-        match (copied, kept.get(&secret.name)) {
-            (Err(e), Some(kept)) if e.is_refused() => {
-                let copy = kept.try_clone();
-                copy.map_err(|source| SecretError::Read {
-                    app: app.name.to_string(),
-                    name: secret.name.clone(),
-                    path: path(secret),
-                    source,
-                })
-            }
-            (copied, _) => copied.map(|(copy, _)| copy),
-        }
-    });
-    copies.collect()
+pub fn read(app: &AppPlan, plan: &Plan) -> Result<Copies, SecretError> {
+    let all = app.secrets.iter().map(|secret| copy(app, secret, plan));
+    all.collect()
 }
 
-/// What is in those secrets of an app that root's supervisor can't read once it has dropped: those of files that are not root's.
+/// The same for an app that has what was in them; of a file that root takes from nobody but who brought the stack up, that stays:
+/// why, comes second.
 ///
 /// # Errors
 /// [`SecretError`].
-pub fn not_roots(app: &AppPlan, plan: &Plan) -> Result<Copies, SecretError> {
-    let mut copies = Copies::new();
-    if plan.mode == Mode::Root {
-        for secret in &app.secrets {
-            let (copied, roots) = copy(app, secret, &trust(plan), plan.credentials.as_deref())?;
-            if !roots {
-                copies.insert(secret.name.clone(), copied);
+pub fn read_again(app: &AppPlan, plan: &Plan) -> Result<(Copies, Vec<SecretError>), SecretError> {
+    let (mut copies, mut stay) = (Copies::new(), vec![]);
+    for secret in &app.secrets {
+        match copy(app, secret, plan) {
+            Ok((name, copy)) => {
+                copies.insert(name, copy);
             }
+            Err(
+                e @ SecretError::Open {
+                    source: OpenError::NotTrusted { .. },
+                    ..
+                },
+            ) => stay.push(e),
+            Err(e) => return Err(e),
         }
     }
-    Ok(copies)
+    Ok((copies, stay))
+}
+
+/// What somebody else has read, if it is what [`read`] makes.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn taken(names: Vec<String>, files: Vec<OwnedFd>) -> Result<Copies, String> {
+    if names.len() != files.len() {
+        return Err(format!(
+            "{} secrets came for {} names",
+            files.len(),
+            names.len()
+        ));
+    }
+    for (name, file) in names.iter().zip(&files) {
+        let sealed =
+            rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(seals_of_ours()));
+        if !sealed {
+            return Err(format!("what came as secret {name} can change"));
+        }
+        let length = rustix::fs::fstat(file).map(|stat| u64::try_from(stat.st_size));
+        if !matches!(length, Ok(Ok(length)) if length <= MOST) {
+            return Err(format!(
+                "what came as secret {name} has more than {MOST} bytes"
+            ));
+        }
+    }
+    let files = files.into_iter().map(Arc::new);
+    Ok(names.into_iter().zip(files).collect())
 }
 
 fn trust(plan: &Plan) -> Trust {
@@ -159,15 +185,14 @@ fn trust(plan: &Plan) -> Trust {
     }
 }
 
-/// What is in a secret, and whether its file and all that leads there is root's.
+/// What is in a secret, with its name.
 fn copy(
     app: &AppPlan,
     secret: &Secret,
-    trust: &Trust,
-    credentials: Option<&Path>,
-) -> Result<(OwnedFd, bool), SecretError> {
+    plan: &Plan,
+) -> Result<(String, Arc<OwnedFd>), SecretError> {
     let (app, name) = (app.name.to_string(), secret.name.clone());
-    let path = match (&secret.from, credentials) {
+    let path = match (&secret.from, plan.credentials.as_deref()) {
         (SecretFrom::File(path), _) => path.clone(),
         (SecretFrom::Credential(credential), Some(directory)) => directory.join(credential),
         (SecretFrom::Credential(credential), None) => {
@@ -178,7 +203,7 @@ fn copy(
             });
         }
     };
-    let opened = match trust.open(&path) {
+    let opened = match trust(plan).open(&path) {
         Ok(opened) => opened.file,
         Err(source) => {
             return Err(SecretError::Open {
@@ -189,9 +214,8 @@ fn copy(
             });
         }
     };
-    let roots = is_roots(&opened, &path);
     match sealed(opened) {
-        Ok(Some(copy)) => Ok((copy, roots)),
+        Ok(Some(copy)) => Ok((name, Arc::new(copy))),
         Ok(None) => Err(SecretError::Long { app, name, path }),
         Err(source) => Err(SecretError::Read {
             app,
@@ -202,17 +226,8 @@ fn copy(
     }
 }
 
-/// Whether root reads it without any capability.
-fn is_roots(file: &File, path: &Path) -> bool {
-    let of_root = |meta: io::Result<std::fs::Metadata>| meta.is_ok_and(|meta| meta.uid() == 0);
-    let real = std::fs::canonicalize(path).unwrap_or_default();
-    let above = [path, &real]
-        .into_iter()
-        .flat_map(|path| path.ancestors().skip(1));
-    of_root(file.metadata())
-        && above
-            .into_iter()
-            .all(|above| of_root(std::fs::metadata(above)))
+fn seals_of_ours() -> SealFlags {
+    SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL
 }
 
 /// `None` if it is longer than [`MOST`].
@@ -223,8 +238,7 @@ fn sealed(file: File) -> io::Result<Option<OwnedFd>> {
     if length > MOST {
         return Ok(None);
     }
-    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    rustix::fs::fcntl_add_seals(&copy, seals_of_ours())?;
     Ok(Some(copy.into()))
 }
 
@@ -232,4 +246,39 @@ fn sealed(file: File) -> io::Result<Option<OwnedFd>> {
 #[must_use]
 pub fn path(secret: &Secret) -> PathBuf {
     Path::new(SECRETS).join(&secret.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_taken_that_can_change_or_is_too_long() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let file = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+            io::Seek::rewind(&mut file).unwrap();
+            file
+        };
+        let copy = sealed(file("x")).unwrap().unwrap();
+        let taken_copies = taken(names(&["a"]), vec![copy]).unwrap();
+        assert!(taken_copies.contains_key("a"));
+        let e = taken(names(&["a"]), vec![file("x").into()]).unwrap_err();
+        assert!(e.contains("can change"), "{e}");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        for seals in seals_of_ours().iter() {
+            let memory = rustix::fs::memfd_create("some", flags).unwrap();
+            rustix::fs::fcntl_add_seals(&memory, seals_of_ours() - seals).unwrap();
+            let e = taken(names(&["a"]), vec![memory]).unwrap_err();
+            assert!(e.contains("can change"), "{seals:?}: {e}");
+        }
+        let long = rustix::fs::memfd_create("long", flags).unwrap();
+        rustix::fs::ftruncate(&long, MOST + 1).unwrap();
+        rustix::fs::fcntl_add_seals(&long, seals_of_ours()).unwrap();
+        let e = taken(names(&["a"]), vec![long]).unwrap_err();
+        assert!(e.contains("more than"), "{e}");
+        let one = sealed(file("x")).unwrap().unwrap();
+        assert!(taken(names(&["a", "b"]), vec![one]).is_err());
+    }
 }

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 
 use super::error::StackError;
-use super::ground::{AppGround, Ground, PartId};
+use super::ground::{AppGround, Ground};
 use super::health;
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source, TrafficLog};
@@ -17,10 +17,11 @@ use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges::Privileges;
 use crate::confine::seccomp::Filters;
 use crate::log::streams::{PIPES, Pipe, Streams};
+use crate::names::PartName;
 use crate::net::publish::Listener;
 use crate::part::container::Container;
 use crate::part::namespaces::Namespaces;
-use crate::part::secrets;
+use crate::part::secrets::Copies;
 use crate::plan::UplinkEnd;
 use crate::protocol::{AppStart, Carried, MAX_FDS, Role, Start, ToStage};
 use crate::{net, rootfs, traffic};
@@ -301,9 +302,9 @@ impl Ground {
         ];
         fds.extend(handed.iter().map(AsFd::as_fd));
         fds.extend(streams.stdin.as_ref().map(AsFd::as_fd));
-        // Now, so that a certificate that was renewed comes with the next start.
-        let secrets = secrets::open(app, &self.plan, &kept.secrets)?;
-        fds.extend(mounts.iter().chain(&secrets).map(AsFd::as_fd));
+        let secrets = kept.secrets(app)?;
+        fds.extend(mounts.iter().map(AsFd::as_fd));
+        fds.extend(secrets.iter().map(AsFd::as_fd));
         let mut container = self.spawn(&app.own_name(), namespaces).await?;
         if let Some(refusals) = &self.refusals {
             container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
@@ -317,19 +318,22 @@ impl Ground {
         Launched::ready(container).await
     }
 
-    /// What is in the secrets of an app; another part has none.
+    /// What starts of an app from now on has this in its secrets.
     ///
     /// # Errors
-    /// [`secrets::SecretError`].
-    pub fn secrets(&self, id: PartId) -> Result<Vec<OwnedFd>, secrets::SecretError> {
-        let PartId::App(number) = id else {
-            return Ok(vec![]);
-        };
-        let Some(place) = self.place(number) else {
-            return Ok(vec![]);
-        };
-        let kept = &self.apps[place].kept.secrets;
-        secrets::open(&self.plan.apps[place], &self.plan, kept)
+    /// In words: the app has no such secret, or there is no such app.
+    pub fn renew(&self, name: &PartName, copies: &Copies) -> Result<(), String> {
+        let app = self.plan.app(name);
+        let app = app.ok_or_else(|| format!("{} has no app {name}", self.plan.stack))?;
+        let has = |secret: &String| app.secrets.iter().any(|own| own.name == *secret);
+        if let Some(strange) = copies.keys().find(|secret| !has(secret)) {
+            return Err(format!("{name} has no secret {strange}"));
+        }
+        let places = self.plan.apps.iter().zip(&self.apps);
+        for (_, ground) in places.filter(|(app, _)| app.name == *name) {
+            ground.kept.renew(copies);
+        }
+        Ok(())
     }
 
     /// Starts an app again in its namespaces and waits until it listens, or until `given_up` ends; an app that doesn't come

@@ -16,7 +16,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::StackError;
 use super::ground::directory;
@@ -33,7 +33,7 @@ pub struct Opened {
     pub mounts: Vec<OwnedFd>,
     /// The same for the first start, if it is about to come.
     pub first: Option<Vec<OwnedFd>>,
-    /// Secrets that can't be read again.
+    /// What is in its secrets.
     pub secrets: Copies,
 }
 
@@ -62,7 +62,7 @@ impl Open for Itself {
         Ok(Opened {
             mounts,
             first: Some(first),
-            secrets: secrets::not_roots(app, plan)?,
+            secrets: secrets::read(app, plan)?,
         })
     }
 }
@@ -70,8 +70,8 @@ impl Open for Itself {
 /// The same where every start finds it.
 #[derive(Debug)]
 pub(super) struct Kept {
-    /// Secrets that can't be read again.
-    pub(super) secrets: Copies,
+    /// What was in its secrets when somebody last could read them.
+    secrets: Mutex<Copies>,
     mounts: Vec<OwnedFd>,
     used: Mutex<Used>,
 }
@@ -88,13 +88,34 @@ struct Used {
 impl Kept {
     pub(super) fn of(opened: Opened) -> Self {
         Self {
-            secrets: opened.secrets,
+            secrets: Mutex::new(opened.secrets),
             mounts: opened.mounts,
             used: Mutex::new(Used {
                 first: opened.first,
                 namespace: None,
             }),
         }
+    }
+
+    /// What is in the secrets of an app, in its plan's order.
+    pub(super) fn secrets(&self, app: &AppPlan) -> Result<Vec<Arc<OwnedFd>>, secrets::SecretError> {
+        let secrets = self.secrets.lock();
+        let secrets = secrets.unwrap_or_else(PoisonError::into_inner);
+        let all = app.secrets.iter().map(|secret| {
+            let copy = secrets.get(&secret.name).cloned();
+            copy.ok_or_else(|| secrets::SecretError::Missing {
+                app: app.name.to_string(),
+                name: secret.name.clone(),
+            })
+        });
+        all.collect()
+    }
+
+    /// What starts from now on has these.
+    pub(super) fn renew(&self, copies: &Copies) {
+        let secrets = self.secrets.lock();
+        let mut secrets = secrets.unwrap_or_else(PoisonError::into_inner);
+        secrets.extend(copies.clone());
     }
 
     /// Mounts for one start of an app in these namespaces.

@@ -19,6 +19,7 @@ use crate::control::processes::{self, Role};
 use crate::control::{Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::LeftOut;
 use crate::log::{Reader, TrafficBuf};
+use crate::part::secrets;
 use crate::plan::AppPlan;
 use crate::protocol::{Exit, ToStage};
 use crate::stack::PartId;
@@ -42,6 +43,13 @@ impl Supervisor {
                 let stack = &self.ground.plan.stack;
                 let hint = format!("lrpns status {stack} says what is waited for");
                 refused(format!("{stack} is being taken down"), Some(hint))
+            }
+            Request::Secrets { app, names } => {
+                let copies = secrets::taken(names, fds);
+                match copies.and_then(|copies| self.ground.renew(&app, &copies)) {
+                    Ok(()) => Reply::Done,
+                    Err(why) => refused(why, None),
+                }
             }
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
             Request::Replace { part } => return self.replace(part.as_deref(), client),
@@ -126,13 +134,6 @@ impl Supervisor {
             }
             None => self.all_to_restart(),
         };
-        // An app that does well is not ended for one that can't begin.
-        for id in &ids {
-            if let Err(e) = self.ground.secrets(*id) {
-                tell(client, refused(e.to_string(), e.hint()));
-                return;
-            }
-        }
         for id in ids {
             if self.part(id).privileges.is_some() {
                 self.note(id, "restart asked for".to_owned());

@@ -33,7 +33,7 @@ use crate::commands::failure::{Failure, interrupted_by};
 use crate::commands::interrupt::{Heard, Interrupts, tell};
 use crate::commands::{
     Instead, Named, answered_something_else, as_saved, configuration_or, ended, print, print_json,
-    reply, status_of,
+    reply, restart, status_of,
 };
 use crate::config::Protocol;
 use crate::confine::privileges;
@@ -139,6 +139,11 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     if wanted.apps.iter().any(opens) {
         keep.extend(OPENS);
     }
+    // What is opened has them from there.
+    restart::renew(stack, |name| {
+        let mut again = report.change.restart.iter();
+        again.any(|part| part.part == name.as_str()) && !wanted.app(name).is_some_and(opens)
+    })?;
     let mut moved = publish::moved_ports(&wanted, &running).into_iter();
     if moved.any(|publish| publish.listen.port() < host.first_user_port) {
         keep.push(Capability::CAP_NET_BIND_SERVICE);
@@ -625,8 +630,8 @@ fn open(client: &Client, wanted: &Plan, app: &PartName) -> std::io::Result<()> {
         Ok(Opened {
             mounts, secrets, ..
         }) => {
-            let fds = mounts.iter().chain(secrets.values());
-            let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
+            let mut fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+            fds.extend(secrets.values().map(AsFd::as_fd));
             let secrets = secrets.keys().cloned().collect();
             client.say(&Said::Opened { secrets }, &fds)
         }

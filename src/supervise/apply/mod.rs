@@ -61,6 +61,7 @@ use crate::names::PartName;
 use crate::net::handed::Held;
 use crate::net::publish::{self, Listener};
 use crate::part::namespaces::{Itself, Mapper};
+use crate::part::secrets;
 use crate::plan::change::{self, Change, PartChange};
 use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::{Channel, MAX_FDS};
@@ -305,11 +306,14 @@ impl Open for ByClient<'_> {
             Said::Opened { secrets } => {
                 let mut mounts = fds;
                 let copies = mounts.split_off(mounts.len().saturating_sub(secrets.len()));
-                Some(Ok(Opened {
-                    mounts,
-                    first: None,
-                    secrets: secrets.into_iter().zip(copies).collect(),
-                }))
+                Some(match secrets::taken(secrets, copies) {
+                    Ok(secrets) => Ok(Opened {
+                        mounts,
+                        first: None,
+                        secrets,
+                    }),
+                    Err(why) => Err(unopened(why)),
+                })
             }
             Said::Failed { why, hint } => Some(Err(StackError::Unopened { why, hint })),
             _ => None,
