@@ -1,7 +1,7 @@
 //! A process in some part's place that does what it is told and says what happened.
 //!
-//! Two kinds run the same loop, [`serve`]: the prober, which the app's pid 1 starts as it started the command, and
-//! forks of the audit itself that have joined a part's namespaces ([`Agent::join`]). Whatever may end a process is done
+//! Three kinds run the same loop, [`serve`]: the prober, which the app's pid 1 starts as it started the command, forks of the audit
+//! itself that have joined a part's namespaces ([`Agent::join`]), and a clone of the supervisor ([`as_the_supervisor`]). Whatever may end a process is done
 //! in a child of its own ([`in_child`]), so that the loop survives it; where the part may start no process (the profile
 //! `strict`), one such process does one probe and ends. Should the loop's process end all the same, that
 //! probe is unknown and [`super::target`] starts another one.
@@ -413,6 +413,13 @@ pub fn was_started_by_us() -> bool {
 pub fn prober() -> ExitCode {
     serve(&io::stdin());
     ExitCode::SUCCESS
+}
+
+/// The whole life of a clone of the supervisor, which that makes when it is asked to (`supervise::prober`).
+#[must_use]
+pub fn as_the_supervisor(socket: OwnedFd) -> i32 {
+    serve(&socket);
+    0
 }
 
 /// Answers until the other side ends.

@@ -68,7 +68,7 @@ pub struct Context {
 pub fn run(probe: &Probe, context: &Context) -> Outcome {
     match probe.from {
         Side::AppCall(call) => attempt(call, context),
-        Side::SidecarCall(call) => attempt(call, &Context::default()),
+        Side::SidecarCall(call) | Side::SupervisorCall(call) => attempt(call, &Context::default()),
         _ => named(probe.id, context),
     }
 }
@@ -153,13 +153,7 @@ fn named(id: &str, context: &Context) -> Outcome {
             if held.effective | held.permitted != 0 {
                 return Outcome::not_applicable("the sidecar is not sealed: it holds NET_ADMIN");
             }
-            // As much of a ruleset as there must be for a refusal; in force it would do nothing.
-            let tried = firewall::Socket::open()
-                .and_then(|socket| firewall::transact(&socket, &firewall::an_empty_table()));
-            match tried {
-                Ok(()) => Outcome::fail("the kernel took it"),
-                Err(e) => Outcome::check(e.is_denied(), e.to_string()),
-            }
+            rules()
         }),
         "app-root-read-only" | "sidecar-root" => root(id == "sidecar-root"),
         "app-dotdot" => dotdot(),
@@ -186,7 +180,35 @@ fn named(id: &str, context: &Context) -> Outcome {
                 .collect();
             no_socket(&all)
         }
-        "app-rtnetlink" => super::links::attack(),
+        "app-rtnetlink" | "host-links" => super::links::attack(),
+        "host-rules" => rules(),
+        "host-mount" => {
+            const SYS_ADMIN: u64 = 1 << 21;
+            match context.holds & SYS_ADMIN {
+                0 => attempt(Attempt::Mount, context),
+                _ => Outcome::not_applicable(
+                    "without root it may, in namespaces of its own, which are nothing on the host",
+                ),
+            }
+        }
+        "host-sockets" => {
+            let mut all = vec![
+                (libc::AF_PACKET, libc::SOCK_RAW, 0),
+                (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
+                (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+                (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_RAW),
+                (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+                (libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+            ];
+            let needed = [
+                libc::NETLINK_ROUTE,
+                libc::NETLINK_SOCK_DIAG,
+                libc::NETLINK_NETFILTER,
+            ];
+            let others = (0..32).filter(|protocol| !needed.contains(protocol));
+            all.extend(others.map(|protocol| (libc::AF_NETLINK, libc::SOCK_RAW, protocol)));
+            no_socket(&all)
+        }
         "app-socket-packet" | "sidecar-packet" => no_socket(&[
             (libc::AF_PACKET, libc::SOCK_RAW, 0),
             (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
@@ -399,6 +421,16 @@ fn own_program() -> Outcome {
                 ),
             }
         }
+    }
+}
+
+/// As much of a ruleset as there must be for a refusal; in force it would do nothing.
+fn rules() -> Outcome {
+    let tried = firewall::Socket::open()
+        .and_then(|socket| firewall::transact(&socket, &firewall::an_empty_table()));
+    match tried {
+        Ok(()) => Outcome::fail("the kernel took it"),
+        Err(e) => Outcome::check(e.is_denied(), e.to_string()),
     }
 }
 

@@ -80,11 +80,13 @@ pub enum Group {
     Resources,
     /// What gets in that should not.
     Leaks,
+    /// What the stack's processes are on the host, and what who takes the supervisor over reaches there.
+    Host,
 }
 
 impl Group {
     /// All of them, in the order of the report.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Capabilities,
         Self::Namespaces,
         Self::Mounts,
@@ -95,6 +97,7 @@ impl Group {
         Self::Process,
         Self::Resources,
         Self::Leaks,
+        Self::Host,
     ];
 
     /// Its name, as in JSON.
@@ -111,6 +114,7 @@ impl Group {
             Self::Process => "process",
             Self::Resources => "resources",
             Self::Leaks => "leaks",
+            Self::Host => "host",
         }
     }
 }

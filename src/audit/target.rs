@@ -20,9 +20,9 @@ use super::catalogue::{CATALOGUE, Probe, Side, find};
 use super::domain::{self, Pair};
 use super::inside::Context;
 use super::network::{self, Field};
-use super::probes::Scene;
 use super::probes::members::Processes;
 use super::probes::network::{Place, Surveyed};
+use super::probes::{Scene, host};
 use super::{Finding, Outcome, Report, Verdict, outside};
 use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::Program;
@@ -30,7 +30,7 @@ use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::plan::limits::Controller;
-use crate::plan::{AppPlan, Plan, UplinkEnd};
+use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
 use crate::state::StateRoot;
 use crate::text::harmless;
 
@@ -145,6 +145,28 @@ impl Target {
                 filter: seccomp.command,
             }),
             _ => Err("the supervisor answered something else".to_owned()),
+        }
+    }
+
+    /// Starts a prober that is as the supervisor is.
+    ///
+    /// # Errors
+    /// In words.
+    fn prober_of_supervisor(&self) -> Result<Agent, String> {
+        let (_, fds) = ask(&self.control, &Request::ProbeSupervisor)?;
+        let socket = fds.into_iter().next().ok_or("no socket came")?;
+        let agent = Agent::adopt(socket).map_err(|e| e.to_string())?;
+        let context = Context {
+            holds: match self.status.plan.mode {
+                Mode::Root => 0,
+                Mode::Rootless => self.status.supervisor_privileges.permitted,
+            },
+            ..Context::default()
+        };
+        match agent.ask(&Ask::Context(Box::new(context))) {
+            // The first probe says so.
+            Err(_) if agent.lost().is_some() => Ok(agent),
+            answer => answer.map(|_| agent),
         }
     }
 
@@ -288,6 +310,22 @@ pub fn run(
     }
     let in_sidecar = in_sidecar.agent;
 
+    progress("as the supervisor");
+    let mut as_supervisor = Inside::new(|| match target.status.gated {
+        true => Err(String::new()),
+        false => target.prober_of_supervisor(),
+    });
+    for probe in CATALOGUE {
+        if matches!(probe.from, Side::Supervisor | Side::SupervisorCall(_)) {
+            let outcome = match target.status.gated {
+                true => Outcome::not_applicable(host::GATED),
+                false => as_supervisor.run(probe),
+            };
+            findings.add(probe.id, host::SUPERVISOR, outcome);
+        }
+    }
+    let as_supervisor = as_supervisor.agent;
+
     let field = Field {
         plan,
         sidecar: &sidecar_net,
@@ -308,7 +346,7 @@ pub fn run(
 
     // Each takes its time to end, so all do at once.
     let agents = nets.iter().chain(&probers).chain(&besides);
-    let agents = agents.chain([&sidecar_net, &host_net, &in_sidecar]);
+    let agents = agents.chain([&sidecar_net, &host_net, &in_sidecar, &as_supervisor]);
     let agents = agents.chain(&beside_relay);
     agents.flatten().for_each(Agent::dismiss);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -111,6 +111,9 @@ pub enum Request {
         /// The app.
         part: String,
     },
+    /// Start a prober as the supervisor is: with its ids, capabilities, namespaces and cgroup, and under its filter; one at a
+    /// time, who comes later ends it. Answered by [`Reply::Probe`].
+    ProbeSupervisor,
 }
 
 /// What a live change is to come to.
@@ -242,7 +245,7 @@ pub enum Reply {
     },
     /// To [`Request::Apply`]: how far it is. The last one is [`Applying::Applied`], or else a refusal.
     Applying(Applying),
-    /// To [`Request::Probe`]. Descriptor: the other end of the prober's standard input.
+    /// To [`Request::Probe`] and [`Request::ProbeSupervisor`]. Descriptor: the other end of the prober's standard input.
     Probe,
     /// It can't be done.
     Refused {

@@ -10,6 +10,7 @@ use super::Supervisor;
 use super::backoff::Backoff;
 use super::clients::{Answer, Client, refused, tell};
 use super::part::Part;
+use super::prober::Prober;
 use super::process::Order;
 use crate::config::TrafficLog;
 use crate::confine::landlock::TcpOnlyTo;
@@ -88,6 +89,14 @@ impl Supervisor {
                 term,
                 terminal,
             } => self.exec(&part, command, term, terminal, fds),
+            Request::ProbeSupervisor => {
+                let (reply, fd) = self.probe_itself();
+                let answer = Answer {
+                    fd,
+                    ..Answer::from(reply)
+                };
+                return tell(&client, answer);
+            }
             Request::Probe { part } => {
                 let (reply, fd) = self.probe(&part);
                 let answer = Answer {
@@ -278,6 +287,22 @@ impl Supervisor {
             }
             (None, _) => (refused(format!("{name} does not run"), None), None),
             (_, Err(e)) => (refused(format!("make a socket pair: {e}"), None), None),
+        }
+    }
+
+    fn probe_itself(&mut self) -> (Reply, Option<OwnedFd>) {
+        let pair = crate::part::namespaces::socketpair();
+        let made = pair.and_then(|(ours, theirs)| Ok((ours, Prober::start(theirs, self.life)?)));
+        match made {
+            Ok((ours, prober)) => {
+                while self.launching.try_join_next().is_some() {}
+                let prober = self.launching.spawn(prober.ended());
+                if let Some(before) = self.prober.replace(prober) {
+                    before.abort();
+                }
+                (Reply::Probe, Some(ours))
+            }
+            Err(e) => (refused(format!("start a prober: {e}"), None), None),
         }
     }
 

@@ -23,6 +23,7 @@ mod journal;
 pub mod manager;
 mod order;
 mod part;
+pub mod prober;
 mod process;
 mod replace;
 mod rising;
@@ -40,7 +41,7 @@ use jiff::Timestamp;
 use nftables::schema::Nftables;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::Backoff;
 use self::clients::{Answer, Client, refused, serve, tell};
@@ -171,6 +172,8 @@ pub struct Supervisor {
     traffic_in: mpsc::Sender<Traffic>,
     /// The tasks that start parts again; dropped, they take the processes with them.
     launching: JoinSet<()>,
+    /// The task that waits for the end of a prober that is as the supervisor is; ended, it ends it.
+    prober: Option<AbortHandle>,
     journal: Journal,
     /// Who asked for the end; answered by the end of this process.
     waiting_for_the_end: Vec<Client>,
@@ -183,6 +186,8 @@ pub struct Supervisor {
     since: Timestamp,
     /// Who is told the status after a live change.
     changed: fn(&Status),
+    /// What a prober does.
+    life: prober::Life,
     watchdog: manager::Watchdog,
 }
 
@@ -193,7 +198,8 @@ pub struct Supervisor {
 ///
 /// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
 /// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
-/// if everything has ended by then. `changed` is told it after a live change, also after one that was taken back. What there
+/// if everything has ended by then. `changed` is told it after a live change, also after one that was taken back. `life` is what a
+/// prober does ([`prober`]). What there
 /// is to know of the stack afterwards is left in `remains`, however it ends.
 /// Every process of the stack has ended when this returns.
 ///
@@ -213,6 +219,7 @@ pub async fn run(
     progress: &mut dyn FnMut(Progress<'_>),
     ready: impl FnOnce(&Status, &[LogLine]),
     changed: fn(&Status),
+    life: prober::Life,
     settles: Option<Duration>,
     remains: &mut Remains,
 ) -> Result<Outcome, StackError> {
@@ -357,6 +364,7 @@ pub async fn run(
         refused: Refused::default(),
         traffic_in,
         launching: JoinSet::new(),
+        prober: None,
         journal,
         waiting_for_the_end,
         killing: false,
@@ -364,6 +372,7 @@ pub async fn run(
         ender,
         since: Timestamp::now(),
         changed,
+        life,
         watchdog: manager::Watchdog::of_this_process(),
     };
     for (id, begun) in parts {

@@ -9,12 +9,47 @@ use crate::audit::{Group, Outcome};
 /// Power over the host.
 pub const CAPABILITIES: Probe = Probe {
     id: "host-capabilities",
-    group: Group::Capabilities,
+    group: Group::Host,
     from: Side::Look(look),
     title: "the supervisor and every process below it",
     why: "capabilities(7), user_namespaces(7): the supervisor reads what parts say; whoever takes it over has what it holds",
     expected: "in a user namespace that is not the host's, or five empty sets",
 };
+
+/// What keeps the supervisor from most of the kernel.
+pub const CONFINED: Probe = Probe {
+    id: "host-filter",
+    group: Group::Host,
+    from: Side::Look(confined),
+    title: "the supervisor's seccomp filter and no_new_privs, and how many threads it has",
+    why: "seccomp(2): a filter is of a thread, and of what that starts",
+    expected: "one thread, filtered, no_new_privs",
+};
+
+fn confined(scene: &Scene<'_>) -> Found {
+    let pid = scene.target.status.supervisor;
+    let outcome = match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        _ if scene.target.status.gated => Outcome::not_applicable(GATED),
+        Err(e) => Outcome::unknown(format!("/proc/{pid}/status: {e}")),
+        Ok(status) => {
+            let held =
+                [("Threads", "1"), ("Seccomp", "2"), ("NoNewPrivs", "1")].map(|(name, wanted)| {
+                    let found = field(&status, name).unwrap_or_default();
+                    (found == wanted, format!("{name} {found}"))
+                });
+            Outcome::check(
+                held.iter().all(|(right, _)| *right),
+                held.map(|(_, said)| said).join(", "),
+            )
+        }
+    };
+    vec![(SUPERVISOR.to_owned(), outcome)]
+}
+
+/// Whom what is tried as the supervisor is told of.
+pub const SUPERVISOR: &str = "supervisor";
+/// Why nothing is tried as the supervisor yet.
+pub const GATED: &str = "what it takes to open the ports is held until they are open";
 
 /// The supervisor, and all that it and its children have started.
 fn below(scene: &Scene<'_>) -> Vec<i32> {
@@ -34,7 +69,7 @@ fn below(scene: &Scene<'_>) -> Vec<i32> {
 
 fn look(scene: &Scene<'_>) -> Found {
     let outcome = if scene.target.status.gated {
-        Outcome::not_applicable("what it takes to open the ports is held until they are open")
+        Outcome::not_applicable(GATED)
     } else {
         of_all(&below(scene))
     };

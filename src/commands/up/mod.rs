@@ -558,6 +558,7 @@ fn supervise_here(
         &mut progress,
         ready,
         tell_systemd,
+        crate::audit::agent::as_the_supervisor,
         settles,
         &mut remains,
     ));
