@@ -44,6 +44,12 @@ pub enum Request {
     Down,
     /// The same at once: whatever still runs is killed.
     Kill,
+    /// The directory that the log's files may be in by the next plan, which who is supervisor may not be able to open. Descriptor:
+    /// that.
+    LogDirectory {
+        /// Where it is.
+        path: std::path::PathBuf,
+    },
     /// What is in an app's secrets now, for the starts from now on: who is supervisor may not read it. Descriptors: an anonymous
     /// sealed file for each.
     Secrets {

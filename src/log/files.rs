@@ -26,7 +26,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -129,52 +129,72 @@ impl Files {
             put_in_order(&dir, whose, owner.unwrap_or(Ids::ROOT))
                 .map_err(|e| at("put in order", e))?;
         }
-        let files = Self::begin(dir, path, owner, (size, age, parts))?;
+        let about = About {
+            begun: Timestamp::now(),
+            previous: about_in(&dir).map(|about| about.begun),
+            age: age.as_secs(),
+        };
+        let files = Self::begin(dir, path, owner, &about, (size, parts))?;
         if let Some(owner) = owner {
             give(&files.dir, owner, Mode::RWXU).map_err(|e| at("give", e))?;
         }
         Ok(files)
     }
 
-    /// The same directory, by another plan.
+    /// Goes on in a directory that was opened by who could, or by another plan: the stack is the same.
     ///
     /// # Errors
     /// As [`Files::open`].
-    pub fn again(&self, size: u64, age: Duration, parts: usize) -> Result<Self, String> {
-        let dir = { self.dir.try_clone() }.map_err(|e| format!("copy a descriptor: {e}"))?;
-        Self::begin(dir, &self.path, self.owner, (size, age, parts))
+    pub fn go_on(
+        dir: OwnedFd,
+        path: &Path,
+        size: u64,
+        age: Duration,
+        parts: usize,
+    ) -> Result<Self, String> {
+        may_be(&dir).map_err(|e| format!("go on in {}: {e}", path.display()))?;
+        let known = about_in(&dir);
+        let about = About {
+            begun: known.as_ref().map_or_else(Timestamp::now, |it| it.begun),
+            previous: known.and_then(|it| it.previous),
+            age: age.as_secs(),
+        };
+        Self::begin(dir, path, None, &about, (size, parts))
     }
 
     fn begin(
         dir: OwnedFd,
         path: &Path,
         owner: Option<Ids>,
-        (size, age, parts): (u64, Duration, usize),
+        about: &About,
+        (size, parts): (u64, usize),
     ) -> Result<Self, String> {
         let at = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
         let size = size.min(most(&dir).map_err(|e| at("look for room at", e))?);
         let now = Timestamp::now();
+        let age = i64::try_from(about.age).map_or(SignedDuration::MAX, SignedDuration::from_secs);
         let files = Self {
             dir,
             path: path.to_owned(),
             owner,
             size,
             share: share(size, parts),
-            age: SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX),
+            age,
             parts: BTreeMap::new(),
             look: now,
             room: None,
             trouble: None,
         };
-        let about = About {
-            begun: now,
-            previous: about_in(&files.dir).map(|about| about.begun),
-            age: age.as_secs(),
-        };
-        files.write_about(&about).map_err(|e| at("write", e))?;
+        files.write_about(about).map_err(|e| at("write", e))?;
         // Of parts that are no more there is nobody to do it.
         remove_old(&files.dir, files.age, now);
         Ok(files)
+    }
+
+    /// The directory, for who is to write there.
+    #[must_use]
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     fn write_about(&self, about: &About) -> io::Result<()> {
@@ -984,8 +1004,11 @@ mod tests {
             assert_eq!(log.owner(name), STACKS.uid, "{name}");
         }
         assert_eq!(log.dir.path().join("lrpns").metadata().unwrap().uid(), 0);
-        let again = files.again(1 << 20, DAY, 3).unwrap();
-        assert_eq!(log.owner("about.json"), STACKS.uid);
+        let before = about(&log.path()).unwrap();
+        let dir = files.directory().try_clone_to_owned().unwrap();
+        let again = Files::go_on(dir, &log.path(), 1 << 20, 2 * DAY, 3).unwrap();
+        let age = 2 * before.age;
+        assert_eq!(about(&log.path()), Some(About { age, ..before }));
         drop((files, again));
         assert_eq!(
             (log.texts("web"), log.texts("db")),

@@ -45,6 +45,7 @@ impl Supervisor {
                 let hint = format!("lrpns status {stack} says what is waited for");
                 refused(format!("{stack} is being taken down"), Some(hint))
             }
+            Request::LogDirectory { path } => self.log_directory(path, fds),
             Request::Secrets { app, names } => {
                 let copies = secrets::taken(names, fds);
                 match copies.and_then(|copies| self.ground.renew(&app, &copies)) {

@@ -8,6 +8,7 @@
 //! handed no more than [`LINES_AT_ONCE`] lines at a time, and the next ones when it has taken those ([`Event::ReadOn`]).
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,6 +86,8 @@ pub(super) struct Journal {
     pub(super) kept: LogBuf,
     /// What outlives this process.
     pub(super) record: Record,
+    /// Directories that it may be recorded in while the plan changes.
+    pub(super) directories: Directories,
     pub(super) traffic: TrafficBuf,
     pub(super) tee: Tee,
     pub(super) followers: Vec<Follower>,
@@ -110,28 +113,29 @@ pub fn systemd_runs() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// Opens what a stack's log is recorded in, and outlives it: as another of `before`'s, where that is the same directory. Root gives
-/// it to `owner`, who writes it from then on.
+/// Directories of logs, open, by where they are.
+pub(super) type Directories = BTreeMap<PathBuf, OwnedFd>;
+
+/// Opens what a stack's log is recorded in, and outlives it; goes on in a directory that was `opened`. Root gives another to
+/// `owner`, who writes it from then on.
 ///
 /// # Errors
 /// Why what is asked for can't be had; what isn't asked for is done without, which the log says.
-pub fn record(plan: &Plan, before: Option<&Record>, owner: Option<Ids>) -> Result<Record, String> {
-    let RecordPlan { to, dir, size, age } = &plan.record;
+pub fn record(
+    plan: &Plan,
+    opened: Option<&Directories>,
+    owner: Option<Ids>,
+) -> Result<Record, String> {
+    let journal = || Journald::connect(Path::new(SOCKET), plan.stack.as_str(), &plan.run);
     let files = || {
-        let age = Duration::from_secs(*age);
-        // The traffic is one more.
-        let parts = plan.limits().count() + 1;
-        // Who has dropped what it takes to get there is there.
-        let there = before
-            .and_then(Record::files)
-            .filter(|files| files.path() == dir);
-        match there {
-            Some(files) => files.again(*size, age, parts),
-            None => Files::open(dir, *size, age, parts, owner),
+        let (path, size, age, parts) = terms(plan);
+        match { opened.and_then(|opened| opened.get(path)) }.map(OwnedFd::try_clone) {
+            Some(Ok(dir)) => Files::go_on(dir, path, size, age, parts),
+            Some(Err(e)) => Err(format!("copy a descriptor: {e}")),
+            None => files(plan, owner),
         }
     };
-    let journal = || Journald::connect(Path::new(SOCKET), plan.stack.as_str(), &plan.run);
-    match to {
+    match plan.record.to {
         RecordTo::Off => Ok(Record::new(None, None, None)),
         RecordTo::File => Ok(Record::new(Some(files()?), None, None)),
         RecordTo::Journal => Ok(Record::new(None, Some(journal()?), None)),
@@ -146,11 +150,67 @@ pub fn record(plan: &Plan, before: Option<&Record>, owner: Option<Ids>) -> Resul
     }
 }
 
+/// The files alone, if a log that was recorded as `before` is to be in others: who is supervisor may not be able to open them.
+///
+/// # Errors
+/// As [`record`].
+pub fn more_files(
+    plan: &Plan,
+    before: &RecordPlan,
+    owner: Option<Ids>,
+) -> Result<Option<Files>, String> {
+    let wanted = |record: &RecordPlan| match record.to {
+        RecordTo::File | RecordTo::Both => true,
+        RecordTo::Auto => !systemd_runs(),
+        RecordTo::Journal | RecordTo::Off => false,
+    };
+    let has = wanted(before) && before.dir == plan.record.dir;
+    if has || !wanted(&plan.record) {
+        return Ok(None);
+    }
+    match (files(plan, owner), plan.record.to) {
+        (Ok(files), _) => Ok(Some(files)),
+        (Err(_), RecordTo::Auto) => Ok(None),
+        (Err(e), _) => Err(e),
+    }
+}
+
+fn files(plan: &Plan, owner: Option<Ids>) -> Result<Files, String> {
+    let (dir, size, age, parts) = terms(plan);
+    Files::open(dir, size, age, parts, owner)
+}
+
+/// Where files are, how much they may take, for how long, and of how many parts.
+fn terms(plan: &Plan) -> (&Path, u64, Duration, usize) {
+    let RecordPlan { dir, size, age, .. } = &plan.record;
+    // The traffic is one more.
+    let parts = plan.limits().count() + 1;
+    (dir, *size, Duration::from_secs(*age), parts)
+}
+
 impl Supervisor {
-    /// Records the log as a plan has it from now on.
+    /// The directory that a log may be in by another plan.
+    pub(super) fn log_directory(&mut self, path: PathBuf, fds: Vec<OwnedFd>) -> Reply {
+        match fds.into_iter().next() {
+            Some(dir) => {
+                self.journal.directories.insert(path, dir);
+                Reply::Done
+            }
+            None => refused("no directory came".to_owned(), None),
+        }
+    }
+
+    /// Records the log as a plan has it from now on, in a directory that was opened before, as it was for the plan that may come
+    /// back.
     pub(super) fn record_as(&mut self, plan: &Plan) {
         if plan.record != self.ground.plan.record {
-            let complaint = match record(plan, Some(&self.journal.record), None) {
+            if let Some(files) = self.journal.record.files()
+                && let Ok(dir) = files.directory().try_clone_to_owned()
+            {
+                let path = files.path().to_owned();
+                self.journal.directories.insert(path, dir);
+            }
+            let complaint = match record(plan, Some(&self.journal.directories), None) {
                 Ok(record) => {
                     self.journal.record = record;
                     self.journal.record.complaint()
@@ -162,6 +222,11 @@ impl Supervisor {
             }
         }
         self.journal.record.divide(plan.limits().count() + 1);
+    }
+
+    /// The plan changes no more: the log stays where it is.
+    pub(super) fn close_directories(&mut self) {
+        self.journal.directories.clear();
     }
 }
 

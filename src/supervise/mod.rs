@@ -50,9 +50,10 @@ use self::end::{Ender, LINGERS, end_with, killed, watch_signals};
 pub use self::gate::{Gate, Judgement};
 use self::heard::{Budgets, Refused, Traffic, hear};
 use self::journal::{
-    Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE, event_line,
+    Directories, Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE,
+    event_line,
 };
-pub use self::journal::{Tee, record, systemd_runs};
+pub use self::journal::{Tee, more_files, record, systemd_runs};
 use self::part::Part;
 use self::process::{Left, Order, Process};
 use self::rising::Rising;
@@ -241,6 +242,7 @@ pub async fn run(
     let mut journal = Journal {
         kept: LogBuf::new(LOG_BYTES),
         record,
+        directories: Directories::new(),
         traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
         tee,
         followers: vec![],

@@ -31,9 +31,10 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Source;
 use crate::commands::failure::{Failure, interrupted_by};
 use crate::commands::interrupt::{Heard, Interrupts, tell};
+use crate::commands::up::unrecorded;
 use crate::commands::{
-    Instead, Named, answered_something_else, as_saved, configuration_or, ended, print, print_json,
-    reply, restart, status_of,
+    Instead, Named, answered_something_else, as_saved, ask_with, configuration_or, ended, print,
+    print_json, reply, restart, status_of,
 };
 use crate::config::Protocol;
 use crate::confine::privileges;
@@ -51,6 +52,7 @@ use crate::preflight;
 use crate::protocol::{self, Exit};
 use crate::stack::{Open, Opened, StackError};
 use crate::state::{self, Staged};
+use crate::supervise;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 use diff::Line;
@@ -139,6 +141,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     if wanted.apps.iter().any(opens) {
         keep.extend(OPENS);
     }
+    hand_over_log(stack, &running, &wanted)?;
     // What is opened has them from there.
     restart::renew(stack, |name| {
         let mut again = report.change.restart.iter();
@@ -156,6 +159,22 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     carry_out(stack, order, &passed.listeners, &keep)?;
     eprintln!("{stack}: done");
     report.end(options, true)
+}
+
+/// Opens what the log is to be in, and hands it over, as the supervisor may not be able to.
+fn hand_over_log(stack: &StackName, running: &Plan, wanted: &Plan) -> Result<(), Failure> {
+    let files = supervise::more_files(wanted, &running.record, None);
+    let Some(files) = files.map_err(unrecorded)? else {
+        return Ok(());
+    };
+    let request = Request::LogDirectory {
+        path: files.path().to_owned(),
+    };
+    let client = ask_with(stack, &request, &[files.directory()])?;
+    match reply(&client, stack)?.0 {
+        Reply::Done => Ok(()),
+        _ => Err(answered_something_else(stack)),
+    }
 }
 
 /// The difference, for people and for programs.

@@ -637,7 +637,7 @@ fn goes_to_the_journal() -> bool {
 }
 
 /// The log can't be recorded where the file wants it.
-fn unrecorded(why: String) -> Failure {
+pub(super) fn unrecorded(why: String) -> Failure {
     Failure::unable(format!("log: {why}"))
         .hint("log.dir names another directory; log.to = \"auto\" does without what can't be had")
 }

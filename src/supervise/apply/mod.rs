@@ -199,6 +199,7 @@ impl Supervisor {
             Step::Note(text) => self.note(PartId::Sidecar, text),
             Step::Over => {
                 self.applying = false;
+                self.close_directories();
                 self.change_is_over();
                 (self.changed)(&self.status());
                 return self.all_ended();
