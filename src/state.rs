@@ -520,26 +520,53 @@ impl Staged {
     /// # Errors
     /// [`StateError`]; [`StateError::Held`] when another does not end.
     pub fn begin(dir: &Path) -> Result<Self, StateError> {
-        let (path, new) = (dir.join("plan.json"), dir.join("plan.json.new"));
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(&new)
-                .map_err(at("write", &new))?;
+            let (new, file) = Self::open(dir)?;
             let file = lock_in_time(&new, file, FlockArg::LockExclusiveNonblock)?;
-            // Who had it before has taken it away, or made it the saved one.
-            if is_at(&file, &new)? {
-                return Ok(Self {
-                    file,
-                    new,
-                    path,
-                    committed: false,
-                });
+            if let Some(staged) = Self::held(dir, new, file)? {
+                return Ok(staged);
             }
         }
+    }
+
+    /// The same, unless another has it: `None`.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn try_begin(dir: &Path) -> Result<Option<Self>, StateError> {
+        loop {
+            let (new, file) = Self::open(dir)?;
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+                Err((_, e)) => return Err(at("lock", &new)(e.into())),
+            };
+            if let Some(staged) = Self::held(dir, new, file)? {
+                return Ok(Some(staged));
+            }
+        }
+    }
+
+    fn open(dir: &Path) -> Result<(PathBuf, File), StateError> {
+        let new = dir.join("plan.json.new");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(at("write", &new))?;
+        Ok((new, file))
+    }
+
+    /// `None` when who had the lock before has taken the file away, or made it the saved one.
+    fn held(dir: &Path, new: PathBuf, file: Flock<File>) -> Result<Option<Self>, StateError> {
+        Ok(is_at(&file, &new)?.then(|| Self {
+            file,
+            new,
+            path: dir.join("plan.json"),
+            committed: false,
+        }))
     }
 
     /// Puts `plan` in the place of the saved one: what was staged, or less. Whoever reads it finds the old one or the new

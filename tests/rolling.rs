@@ -66,6 +66,18 @@ fn within(lab: &Lab, status: &Value) -> (usize, usize) {
     (neighbours.lines().count(), ports.lines().count())
 }
 
+/// The cgroups of the stack's parts, by their names.
+fn cgroups(status: &Value) -> Vec<String> {
+    let Some(own) = part(status, "sidecar")["cgroup"].as_str() else {
+        return vec![];
+    };
+    let stack = std::path::Path::new(own).parent().unwrap();
+    let all = std::fs::read_dir(stack).unwrap().map(Result::unwrap);
+    let all = all.filter(|entry| entry.file_type().unwrap().is_dir());
+    all.map(|entry| entry.file_name().into_string().unwrap())
+        .collect()
+}
+
 #[test]
 fn under_load_no_request_fails_when_an_app_is_replaced_by_relay_and_by_dnat() {
     if !look::machine() {
@@ -88,6 +100,18 @@ fn under_load_no_request_fails_when_an_app_is_replaced_by_relay_and_by_dnat() {
             let saved = lab.ok(&["cat", "/run/lrpns/shop/plan.json"]);
             let saved: Value = serde_json::from_str(&saved).unwrap();
             assert_eq!(saved, status["plan"], "{via}");
+            // What the one before was in is not there any more.
+            if let Some(own) = part(&status, "web")["cgroup"].as_str() {
+                let (own, all) = (std::path::Path::new(own), cgroups(&status));
+                let is_webs = |name: &&String| name.starts_with("web");
+                let webs: Vec<_> = all.iter().filter(is_webs).collect();
+                assert_eq!(webs, [own.file_name().unwrap().to_str().unwrap()], "{via}");
+                assert!(
+                    !std::fs::read_to_string(own.join("cgroup.procs"))
+                        .unwrap()
+                        .is_empty()
+                );
+            }
         }
         let came = load.end();
         assert_eq!(came["wrong"], serde_json::json!([]), "{via}: {came}");

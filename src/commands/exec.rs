@@ -25,7 +25,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
 
-use super::{answered_something_else, ask, ask_with, reply};
+use super::{answered_something_else, ask, ask_with, is_of, reply};
 use crate::commands::failure::Failure;
 use crate::confine::ceilings;
 use crate::confine::landlock::TcpOnlyTo;
@@ -168,6 +168,12 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
         return Err(answered_something_else(stack));
     };
     drop(client);
+    if let Some(path) = cgroup.as_deref().filter(|path| !is_of(stack, path)) {
+        return Err(Failure::failed(format!(
+            "{} is no cgroup of {stack} by its plan",
+            path.display()
+        )));
+    }
     let pidfd = fds
         .into_iter()
         .next()

@@ -609,6 +609,13 @@ fn as_saved(said: &Plan) -> Result<Plan, Failure> {
     })
 }
 
+/// Whether a cgroup that a supervisor says is a part's is one of the stack's by its saved plan.
+fn is_of(stack: &StackName, cgroup: &std::path::Path) -> bool {
+    let saved = Host::state_root().plan(stack);
+    let its = saved.and_then(|plan| plan.cgroup.path);
+    its.is_some_and(|its| cgroup.parent() == Some(&*its) && cgroup.file_name().is_some())
+}
+
 fn answered_something_else(stack: &StackName) -> Failure {
     Failure::unable(format!("the supervisor of {stack} answered something else"))
 }

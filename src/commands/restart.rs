@@ -6,13 +6,15 @@ use std::process::ExitCode;
 
 use super::{
     answered_something_else, as_saved, ask, ask_with, hear, next_reply, reply, reply_or_end,
-    status_of,
+    status_by,
 };
 use crate::commands::failure::Failure;
 use crate::control::{Reply, Request};
 use crate::host::Host;
 use crate::names::{PartName, StackName};
+use crate::part::cgroup::{self, Entrance};
 use crate::part::secrets::{self, SecretError};
+use crate::plan::Plan;
 use crate::state::{Staged, StateError};
 
 /// Hands over what is in the secrets of apps that are to start again, as the supervisor may not read it. Which those are is what
@@ -75,22 +77,64 @@ fn renew_of(stack: &StackName, parts: &[Option<String>]) -> Result<(), Failure> 
 
 /// Replaces apps, one after the other; or every app that can be.
 pub fn replace(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failure> {
-    let requests: Vec<Option<String>> = match parts.is_empty() {
-        true => vec![None],
-        false => parts.into_iter().map(Some).collect(),
-    };
-    renew_of(stack, &requests)?;
-    for part in requests {
-        let replaced = replace_one(stack, part);
-        // What was replaced before one that wasn't is where it is now.
-        let saved = save(stack);
-        replaced.and(saved)?;
+    let plan = plan_of(stack)?;
+    let mut parts: Vec<Option<String>> = parts.into_iter().map(Some).collect();
+    if parts.is_empty() {
+        let all = plan
+            .start_order()
+            .into_iter()
+            .map(|place| &plan.apps[place]);
+        let can = all.filter(|app| plan.can_roll(app).is_ok());
+        parts.extend(can.map(|app| Some(app.name.to_string())));
+    }
+    if parts.is_empty() {
+        // The supervisor says why.
+        parts.push(None);
+    }
+    renew_of(stack, &parts)?;
+    for part in parts {
+        replace_one(stack, part)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a stack is by the word of its supervisor.
+fn plan_of(stack: &StackName) -> Result<Plan, Failure> {
+    Ok(status_by(stack, &Request::Look { processes: false })?.plan)
+}
+
+/// Replaces an app. The cgroup of the other one is made here, and what is left of one is removed, since cgroups are root's; for
+/// as long nobody else changes the stack. Should this process be killed, what is left of a cgroup goes with the stack, or with
+/// the next replacement, and so does what is not saved.
 fn replace_one(stack: &StackName, part: Option<String>) -> Result<(), Failure> {
-    let client = ask(stack, &Request::Replace { part })?;
+    // Of somebody else who is at it the supervisor knows.
+    let staged = Staged::try_begin(&Host::state_root().stack(stack))?;
+    let mut room = None;
+    if let (Some(_), Some(part)) = (&staged, &part) {
+        let said = plan_of(stack)?;
+        // Of an app that there is not, or is there twice, the supervisor knows as well.
+        let app = said.app_named(part).map(|app| app.name.clone());
+        if let (Some(name), None) = (app, said.replaces()) {
+            let plan = as_saved(&said)?;
+            if let Some(app) = plan.app(&name).filter(|app| plan.can_roll(app).is_ok()) {
+                room = cgroup::add(&plan.cgroup, &app.others_name(), &app.limits)
+                    .map_err(Failure::unable)?;
+            }
+        }
+    }
+    let replaced = ask_to_replace(stack, part.clone(), room);
+    // What was replaced is where it is now, and what wasn't leaves something as well.
+    let saved = staged.map_or(Ok(()), |staged| save(stack, part, staged));
+    replaced.and(saved)
+}
+
+fn ask_to_replace(
+    stack: &StackName,
+    part: Option<String>,
+    room: Option<Entrance>,
+) -> Result<(), Failure> {
+    let fds = room.iter().flat_map(Entrance::fds).collect::<Vec<_>>();
+    let client = ask_with(stack, &Request::Replace { part }, &fds)?;
     loop {
         match reply_or_end(&client, stack)? {
             Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
@@ -101,8 +145,8 @@ fn replace_one(stack: &StackName, part: Option<String>) -> Result<(), Failure> {
     }
 }
 
-/// Saves where the apps are by now. Without that, should this command be killed, nothing is wrong: the next one does it.
-fn save(stack: &StackName) -> Result<(), Failure> {
+/// Saves where the apps are by now, and removes the cgroup that one of them is in no more.
+fn save(stack: &StackName, part: Option<String>, staged: Staged) -> Result<(), Failure> {
     let unsaved = |e: StateError| {
         let e = Failure::from(e);
         Failure {
@@ -110,13 +154,17 @@ fn save(stack: &StackName) -> Result<(), Failure> {
             ..e
         }
     };
-    let staged = Staged::begin(&Host::state_root().stack(stack)).map_err(unsaved)?;
-    let said = status_of(stack)?.plan;
-    // Another is at it, and saves it.
+    let said = plan_of(stack)?;
+    // It has gone on without us, and is at it still.
     if said.replaces().is_some() {
         return Ok(());
     }
-    staged.commit(&as_saved(&said)?).map_err(unsaved)
+    let plan = as_saved(&said)?;
+    staged.commit(&plan).map_err(unsaved)?;
+    let app = part.and_then(|part| plan.app_named(&part));
+    app.map_or(Ok(()), |app| {
+        cgroup::take(&plan.cgroup, &app.others_name()).map_err(Failure::unable)
+    })
 }
 
 /// Starts parts again, or every app.

@@ -64,7 +64,8 @@ pub enum Request {
         part: Option<String>,
     },
     /// Put another of an app in its place, without a gap; `None` for every app that can be. Answered by [`Reply::Waits`]
-    /// for each.
+    /// for each. Descriptors: where the stack has cgroups, the way into one for the other, which the supervisor has dropped
+    /// what it takes to make ([`crate::part::cgroup::Entrance`]).
     Replace {
         /// The app.
         part: Option<String>,
@@ -138,6 +139,24 @@ pub struct Apply {
 pub enum Applying {
     /// A step is done, in words.
     Step(String),
+    /// Make the cgroup of this name for an app of the plan that the stack is to have, with its limits: the supervisor has
+    /// dropped what that takes. Answered by [`Said::Room`], or by [`Said::Failed`].
+    Room {
+        /// [`crate::plan::AppPlan::own_name`], or what another of it is called.
+        cgroup: String,
+    },
+    /// Give the part of this cgroup its limits. Answered by [`Said::Changed`].
+    Limit {
+        /// Its name.
+        cgroup: String,
+        /// Those from before.
+        back: bool,
+    },
+    /// Remove the cgroup of this name, of an app that has ended for good. Answered by [`Said::Changed`].
+    Vacate {
+        /// Its name.
+        cgroup: String,
+    },
     /// Write the plan that the stack is to have beside the saved one, before anything is changed. Answered by
     /// [`Said::Changed`].
     Stage,
@@ -204,6 +223,8 @@ pub enum Said {
         /// The secrets' names.
         secrets: Vec<String>,
     },
+    /// The cgroup is there. Descriptors: the way into it.
+    Room,
     /// It can't be had.
     Failed {
         /// Why.

@@ -25,7 +25,7 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,6 +258,18 @@ struct Part {
     told: Mutex<Kept>,
 }
 
+impl Part {
+    fn of(stack: &Path, name: &str, entrance: Entrance) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: stack.join(name),
+            entrance,
+            ended: AtomicU64::new(0),
+            told: Mutex::default(),
+        }
+    }
+}
+
 /// The way into a part's cgroup, opened by who may put processes there: whoever has it may, whatever he has dropped since. The kernel
 /// asks for the credentials of who has opened `cgroup.procs`, not of who writes to it (`__cgroup_procs_write()`,
 /// kernel/cgroup/cgroup.c).
@@ -294,6 +306,25 @@ impl Entrance {
             directory,
             procs,
             oom_group,
+        })
+    }
+
+    /// What it is to who is handed it ([`Entrance::of_fds`]).
+    #[must_use]
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let first = [self.directory.as_fd(), self.procs.as_fd()].into_iter();
+        let last = self.oom_group.iter().map(AsFd::as_fd);
+        first.chain(last).collect()
+    }
+
+    /// What came of [`Entrance::fds`]; `None` if nothing did.
+    #[must_use]
+    pub fn of_fds(fds: Vec<OwnedFd>) -> Option<Self> {
+        let mut fds = fds.into_iter();
+        Some(Self {
+            directory: fds.next()?,
+            procs: fds.next()?,
+            oom_group: fds.next(),
         })
     }
 
@@ -372,68 +403,14 @@ impl Cgroups {
         }
     }
 
-    /// Gives a part other limits; what `limits` doesn't have is unlimited from now on.
-    ///
-    /// # Errors
-    /// [`CgroupError`].
-    pub fn change(
-        &self,
-        placement: &Placement,
-        part: &str,
-        limits: &Limits,
-    ) -> Result<(), CgroupError> {
-        let Some(part) = self.part(part) else {
-            return Ok(());
-        };
-        let mut wanted: Vec<(&str, String)> = placement
-            .controllers
-            .iter()
-            .map(|controller| match controller {
-                Controller::Memory => ("memory.max", "max".to_owned()),
-                Controller::Pids => ("pids.max", "max".to_owned()),
-                Controller::Cpu => ("cpu.max", format!("max {PERIOD}")),
-            })
-            .collect();
-        for (file, value) in settings(limits, &placement.controllers) {
-            wanted.retain(|(other, _)| *other != file);
-            wanted.push((file, value));
+    /// These and one more, into which somebody who may has opened the way; in the place of one of that name.
+    #[must_use]
+    pub fn with(&self, placement: &Placement, part: &str, entrance: Entrance) -> Self {
+        let mut cgroups = self.without(part);
+        if let Some(stack) = &placement.path {
+            cgroups.0.push(Arc::new(Part::of(stack, part, entrance)));
         }
-        for (file, value) in wanted {
-            set(&part.path, file, &value)?;
-        }
-        Ok(())
-    }
-
-    /// These and one more, for a part that joins a stack which is up.
-    ///
-    /// # Errors
-    /// [`CgroupError`]; then it is not there.
-    pub fn with(
-        &self,
-        placement: &Placement,
-        part: &str,
-        limits: &Limits,
-    ) -> Result<Self, CgroupError> {
-        let mut parts = self.0.clone();
-        if let Some(path) = &placement.path {
-            match one(path, &placement.controllers, part, limits) {
-                Ok(part) => parts.push(Arc::new(part)),
-                Err(e) => {
-                    // The first error is the one to tell.
-                    let _ = remove_one(&path.join(part));
-                    return Err(e);
-                }
-            }
-        }
-        Ok(Self(parts))
-    }
-
-    /// Kills what is in a part's cgroup and removes it.
-    ///
-    /// # Errors
-    /// As [`remove`].
-    pub fn remove(&self, part: &str) -> Result<(), CgroupError> {
-        self.part(part).map_or(Ok(()), |part| remove(&part.path))
+        cgroups
     }
 
     /// These without one.
@@ -492,6 +469,65 @@ impl Cgroups {
     }
 }
 
+/// Makes the cgroup of a part that joins a stack which is up, unless it is there, and opens the way into it; `None` where
+/// the stack has none. Whoever has the others takes it with [`Cgroups::with`].
+///
+/// # Errors
+/// [`CgroupError`]; then it is not there.
+pub fn add(
+    placement: &Placement,
+    part: &str,
+    limits: &Limits,
+) -> Result<Option<Entrance>, CgroupError> {
+    let Some(stack) = &placement.path else {
+        return Ok(None);
+    };
+    let path = stack.join(part);
+    directory(&path)?;
+    let made = change(placement, part, limits).and_then(|()| Entrance::open(&path));
+    if made.is_err() {
+        // The first error is the one to tell. One that somebody is in stays.
+        let _ = remove_one(&path);
+    }
+    made.map(Some)
+}
+
+/// Gives a part other limits; what `limits` doesn't have is unlimited from now on.
+///
+/// # Errors
+/// [`CgroupError`].
+pub fn change(placement: &Placement, part: &str, limits: &Limits) -> Result<(), CgroupError> {
+    let Some(stack) = &placement.path else {
+        return Ok(());
+    };
+    let mut wanted: Vec<(&str, String)> = placement
+        .controllers
+        .iter()
+        .map(|controller| match controller {
+            Controller::Memory => ("memory.max", "max".to_owned()),
+            Controller::Pids => ("pids.max", "max".to_owned()),
+            Controller::Cpu => ("cpu.max", format!("max {PERIOD}")),
+        })
+        .collect();
+    for (file, value) in settings(limits, &placement.controllers) {
+        wanted.retain(|(other, _)| *other != file);
+        wanted.push((file, value));
+    }
+    for (file, value) in wanted {
+        set(&stack.join(part), file, &value)?;
+    }
+    Ok(())
+}
+
+/// Kills what is in a part's cgroup and removes it.
+///
+/// # Errors
+/// As [`remove`].
+pub fn take(placement: &Placement, part: &str) -> Result<(), CgroupError> {
+    let stack = placement.path.as_ref();
+    stack.map_or(Ok(()), |stack| remove(&stack.join(part)))
+}
+
 fn divide(
     path: &Path,
     placement: &mut Placement,
@@ -545,13 +581,7 @@ fn one(
     for (file, value) in settings(limits, controllers) {
         set(&path, file, &value)?;
     }
-    Ok(Part {
-        name: name.to_owned(),
-        entrance: Entrance::open(&path)?,
-        path,
-        ended: AtomicU64::new(0),
-        told: Mutex::default(),
-    })
+    Ok(Part::of(stack, name, Entrance::open(&path)?))
 }
 
 /// Makes a cgroup unless it is there.
@@ -851,6 +881,42 @@ mod tests {
             assert_eq!(std::fs::read_to_string(last).unwrap(), "+cpu", "{cgroup}");
         }
         assert_eq!(tree.read("lrpns/web.1/app/cgroup.subtree_control"), "");
+    }
+
+    #[test]
+    fn a_part_that_joins_has_its_limits_and_not_those_of_one_before_it() {
+        let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app.2"], ALL);
+        let placement = tree.look("/", true).of("web", "1");
+        std::fs::write(tree.path("lrpns/web.1/app.2/cpu.max"), "5 100000").unwrap();
+        let less = Limits {
+            cpu: None,
+            ..limits()
+        };
+        let entrance = add(&placement, "app.2", &less).unwrap().unwrap();
+        assert_eq!(tree.read("lrpns/web.1/app.2/pids.max"), "64");
+        assert_eq!(tree.read("lrpns/web.1/app.2/cpu.max"), "max 100000");
+        // Handed over as descriptors, and in the place of an earlier one.
+        let copies = |entrance: &Entrance| -> Vec<OwnedFd> {
+            let fds = entrance.fds().into_iter();
+            fds.map(|fd| fd.try_clone_to_owned().unwrap()).collect()
+        };
+        let handed = Entrance::of_fds(copies(&entrance)).unwrap();
+        assert!(handed.oom_group.is_some());
+        let cgroups = Cgroups::default().with(&placement, "app.2", entrance);
+        let cgroups = cgroups.with(&placement, "app.2", handed);
+        assert_eq!(cgroups.0.len(), 1);
+        assert_eq!(
+            cgroups.path("app.2"),
+            Some(&*tree.path("lrpns/web.1/app.2"))
+        );
+        cgroups.0[0].entrance.enter().unwrap();
+        assert_eq!(tree.read("lrpns/web.1/app.2/cgroup.procs"), "0");
+        assert!(Entrance::of_fds(vec![]).is_none());
+
+        let nowhere = Placement::default();
+        assert!(add(&nowhere, "app.2", &limits()).unwrap().is_none());
+        change(&nowhere, "app.2", &limits()).unwrap();
+        take(&nowhere, "app.2").unwrap();
     }
 
     #[test]

@@ -137,6 +137,16 @@ impl AppPlan {
         }
     }
 
+    /// What another of it is called there.
+    #[must_use]
+    pub fn others_name(&self) -> String {
+        let other = Self {
+            away: !self.away,
+            ..self.clone()
+        };
+        other.own_name()
+    }
+
     /// Puts it where `its` is.
     fn sit_as(&mut self, its: &Self) {
         self.address = its.address;

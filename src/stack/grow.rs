@@ -15,6 +15,7 @@ use super::within;
 use crate::firewall;
 use crate::net;
 use crate::net::publish::{self, Listener};
+use crate::part::cgroup::Entrance;
 use crate::plan::{AppPlan, Plan};
 use crate::protocol::Role;
 
@@ -57,30 +58,44 @@ impl Ground {
             next.apps.push(ground);
         }
         next.plan = plan;
-        let made = next.make_room(self.plan.apps.len()).await;
+        let joining = self.plan.apps.len()..next.plan.apps.len();
+        let made = async {
+            for index in joining.clone() {
+                let name = next.plan.apps[index].own_name();
+                let room = open.room(&next.plan, index, &name).await?;
+                next.make_room(index, room).await?;
+            }
+            Ok(())
+        };
+        let made = made.await;
         if made.is_err() {
-            let _ = next
-                .remove(self.plan.apps.len()..next.plan.apps.len())
-                .await;
+            for index in joining.clone() {
+                let name = next.plan.apps[index].own_name();
+                let _ = open.vacate(&next.plan, &name).await;
+            }
+            let _ = next.remove(joining).await;
         }
         made.map(|()| next)
     }
 
-    /// What apps need beside their namespaces, from the given one on.
-    pub(super) async fn make_room(&mut self, first: usize) -> Result<(), StackError> {
-        for index in first..self.plan.apps.len() {
-            let app = &self.plan.apps[index];
-            let name = app.own_name();
-            let cgroups = self.cgroups.with(&self.plan.cgroup, &name, &app.limits)?;
+    /// What an app needs beside its namespaces.
+    pub(super) async fn make_room(
+        &mut self,
+        index: usize,
+        room: Option<Entrance>,
+    ) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        if let Some(room) = room {
+            let cgroups = self.cgroups.with(&self.plan.cgroup, &app.own_name(), room);
             self.cgroups = Arc::new(cgroups);
-            let mut links = self.links.clone();
-            let made = within("make the links", async {
-                let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
-                Ok(net::create_app(app, sidecar, end, &mut links).await?)
-            });
-            made.await?;
-            self.links = links;
         }
+        let mut links = self.links.clone();
+        let made = within("make the links", async {
+            let (sidecar, end) = (self.sidecar_end(), self.apps[index].end());
+            Ok(net::create_app(app, sidecar, end, &mut links).await?)
+        });
+        made.await?;
+        self.links = links;
         Ok(())
     }
 
@@ -194,26 +209,31 @@ impl Ground {
         for index in apps {
             let app = &self.plan.apps[*index];
             next.links.apps.remove(&app.port_link);
-            next.cgroups = Arc::new(next.cgroups.without(&app.own_name()));
         }
         next.plan.apps = others(&self.plan.apps, apps);
+        for index in apps {
+            let app = &self.plan.apps[*index];
+            // Of one that was replaced the next one may have it again.
+            if next.plan.app(&app.name).is_none() {
+                let cgroups = next.cgroups.without(&app.own_name());
+                next.cgroups = Arc::new(cgroups.without(&app.others_name()));
+            }
+        }
         next.apps = others(&self.apps, apps);
         next
     }
 
-    /// Takes away links and cgroups of apps that have ended for good; what is gone is no error. All is tried, and the first
-    /// error told.
+    /// Takes away the links of apps that have ended for good; what is gone is no error. All is tried, and the first error told.
+    /// Their cgroups are taken away by who has made them ([`Open::vacate`]).
     ///
     /// # Errors
-    /// [`StackError::Net`], [`StackError::Cgroup`].
+    /// [`StackError::Net`].
     pub async fn remove(&self, apps: impl IntoIterator<Item = usize>) -> Result<(), StackError> {
         let mut first = Ok(());
         for index in apps {
             let app = &self.plan.apps[index];
             let mut links = self.links.clone();
             let removed = net::remove_app(app, self.sidecar_end(), &mut links).await;
-            first = first.and(removed.map_err(StackError::from));
-            let removed = self.cgroups.remove(&app.own_name());
             first = first.and(removed.map_err(StackError::from));
         }
         first

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::StackError;
 use super::ground::directory;
+use crate::part::cgroup::{self, Entrance};
 use crate::part::namespaces::{Itself, Mapper, Namespaces};
 use crate::part::secrets::{self, Copies};
 use crate::part::volumes;
@@ -48,6 +49,27 @@ pub trait Open: Mapper {
         plan: &Plan,
         app: usize,
     ) -> impl Future<Output = Result<Opened, StackError>> + Send;
+
+    /// Makes an app's cgroup of that name, with its limits; `None` where the stack has none.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    fn room(
+        &mut self,
+        plan: &Plan,
+        app: usize,
+        cgroup: &str,
+    ) -> impl Future<Output = Result<Option<Entrance>, StackError>> + Send;
+
+    /// Removes the cgroup of that name, of an app that has ended for good.
+    ///
+    /// # Errors
+    /// [`StackError`].
+    fn vacate(
+        &mut self,
+        plan: &Plan,
+        cgroup: &str,
+    ) -> impl Future<Output = Result<(), StackError>> + Send;
 }
 
 impl Open for Itself {
@@ -64,6 +86,19 @@ impl Open for Itself {
             first: Some(first),
             secrets: secrets::read(app, plan)?,
         })
+    }
+
+    async fn room(
+        &mut self,
+        plan: &Plan,
+        app: usize,
+        cgroup: &str,
+    ) -> Result<Option<Entrance>, StackError> {
+        Ok(cgroup::add(&plan.cgroup, cgroup, &plan.apps[app].limits)?)
+    }
+
+    async fn vacate(&mut self, plan: &Plan, cgroup: &str) -> Result<(), StackError> {
+        Ok(cgroup::take(&plan.cgroup, cgroup)?)
     }
 }
 

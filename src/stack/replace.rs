@@ -4,7 +4,8 @@
 //!
 //! The new one has processes, mounts, a network namespace, an address, a bridge port and a cgroup of its own. The user
 //! namespace is the old one's: who is supervisor has dropped what mapping ids takes, and both are the same app, with the
-//! same ids, in namespaces of processes in which neither sees the other.
+//! same ids, in namespaces of processes in which neither sees the other. Its cgroup is made, and removed, by who asks for
+//! the replacement ([`crate::part::cgroup::add`]): the supervisor has dropped what that takes.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use super::{AppGround, Ground, Listening, PartId, Rtnl, StackError};
 use crate::names::PartName;
+use crate::part::cgroup::Entrance;
 use crate::part::namespaces::Network;
 use crate::plan::{AppPlan, Plan, Turn};
 
@@ -43,11 +45,16 @@ impl Ground {
         self.apps().nth(place)
     }
 
-    /// The same with another of an app, whose links are down; `None` when the plan has no place for it.
+    /// The same with another of an app, whose links are down; `None` when the plan has no place for it. `room` is the way into
+    /// its cgroup; without one it is in that of one before it.
     ///
     /// # Errors
     /// [`StackError`]; then nothing is left of it.
-    pub async fn with_another(&self, name: &PartName) -> Result<Option<Self>, StackError> {
+    pub async fn with_another(
+        &self,
+        name: &PartName,
+        room: Option<Entrance>,
+    ) -> Result<Option<Self>, StackError> {
         let mut next = self.clone();
         let Some(serves) = self.plan.place_of(name, Turn::Serves) else {
             return Ok(None);
@@ -61,7 +68,7 @@ impl Ground {
         let another = other.another(next.next_number, app, &next.plan).await?;
         next.apps.push(another);
         next.next_number += 1;
-        if let Err(e) = next.make_room(place).await {
+        if let Err(e) = next.make_room(place, room).await {
             let _ = next.remove([place]).await;
             return Err(e);
         }
@@ -91,7 +98,7 @@ impl Ground {
         next
     }
 
-    /// What of an app that is to go is left: its links and its cgroup.
+    /// What of an app that is to go is left: its links.
     ///
     /// # Errors
     /// As [`Ground::remove`].

@@ -54,7 +54,7 @@ impl Supervisor {
                 }
             }
             Request::Restart { part } => return self.restart(part.as_deref(), &client),
-            Request::Replace { part } => return self.replace(part.as_deref(), client),
+            Request::Replace { part } => return self.replace(part.as_deref(), fds, client),
             Request::Signal { part, signal } => self.signal(part.as_deref(), signal),
             Request::Logs { filter, follow } => {
                 let parts = filter.parts.iter().map(String::as_str);

@@ -18,12 +18,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Backoff, Client, Event, Order, Part, PartState, Reply, Supervisor, refused, tell};
 use crate::names::PartName;
+use crate::part::cgroup::Entrance;
 use crate::plan::{Plan, Turn};
 use crate::stack::{Ground, PartId};
 use crate::traffic::line::Names;
@@ -77,6 +79,8 @@ pub(super) struct Replacement {
     pub(super) ground: Arc<Ground>,
     /// The plan whose rules are in force: that of the ground, but during a live change.
     pub(super) rules: Plan,
+    /// The way into the cgroup of the new one; without it it is in that of one before it, or in none.
+    pub(super) room: Option<Entrance>,
     /// It is during one: then no port is closed or opened anyway.
     pub(super) within_apply: bool,
 }
@@ -142,7 +146,7 @@ impl Replacement {
     /// Namespaces, rules and links for the new one.
     async fn begin(&mut self) -> Result<(), String> {
         let before = Arc::clone(&self.ground);
-        let next = before.with_another(&self.name).await;
+        let next = before.with_another(&self.name, self.room.take()).await;
         let next = next.map_err(|e| e.to_string())?;
         let next = Arc::new(next.ok_or_else(|| format!("{} is being replaced", self.name))?);
         let mut rules = self.rules.clone();
@@ -298,6 +302,7 @@ struct Series {
     events: mpsc::UnboundedSender<Event>,
     ground: Arc<Ground>,
     apps: Vec<PartName>,
+    room: Option<Entrance>,
     client: Client,
 }
 
@@ -310,6 +315,7 @@ impl Series {
                 name: name.clone(),
                 rules: self.ground.plan.clone(),
                 ground: Arc::clone(&self.ground),
+                room: self.room.take(),
                 within_apply: false,
             };
             let went = one.run(|_, _| std::future::pending()).await;
@@ -333,14 +339,27 @@ impl Series {
 
 impl Supervisor {
     /// Replaces an app, or every one that can be.
-    pub(super) fn replace(&mut self, part: Option<&str>, client: Client) {
-        match self.to_replace(part) {
+    pub(super) fn replace(&mut self, part: Option<&str>, fds: Vec<OwnedFd>, client: Client) {
+        let room = Entrance::of_fds(fds);
+        let lacks_room = |apps: &[PartName]| match &room {
+            None => self.ground.plan.cgroup.path.is_some(),
+            Some(_) => apps.len() > 1,
+        };
+        let apps = match self.to_replace(part) {
+            Ok(apps) if lacks_room(&apps) => Err(Box::new(refused(
+                "there is no cgroup for another of it".to_owned(),
+                Some("another command was at it: try again".to_owned()),
+            ))),
+            other => other,
+        };
+        match apps {
             Ok(apps) => {
                 self.replacing.under_way = true;
                 let series = Series {
                     events: self.sender.clone(),
                     ground: Arc::clone(&self.ground),
                     apps,
+                    room,
                     client,
                 };
                 while self.launching.try_join_next().is_some() {}

@@ -9,7 +9,10 @@
 //! not, and it is still there to take the host's
 //! table back. Should somebody kill that one too, the supervisor takes its own part back.
 //!
-//! What a stack is by root's own word is in its `plan.json`, which these two alone write. What the supervisor says that it is
+//! It makes, limits and removes the cgroups of apps that join, change, are replaced or leave, as it is told to, for the apps of
+//! the two plans and nothing else, and hands over the way into them ([`cgroup::Entrance`]).
+//!
+//! What a stack is by root's own word is in its `plan.json`, which these two alone write, and `lrpns restart --rolling`. What the supervisor says that it is
 //! is compared with it before anything follows from that ([`Plan::seated`]); when the change stays, what is saved is the plan
 //! that was asked for, with the apps where the supervisor says that they are.
 #![forbid(unsafe_code)]
@@ -44,8 +47,10 @@ use crate::host::Host;
 use crate::names::{PartName, StackName};
 use crate::net::publish;
 use crate::net::publish::Listener;
+use crate::part::cgroup::{self, Entrance};
 use crate::part::namespaces::{self, Itself};
 use crate::plan::change::{self, Change};
+use crate::plan::limits::Placement;
 use crate::plan::resolve;
 use crate::plan::{AppPlan, Mode, Plan, Turn};
 use crate::preflight;
@@ -540,6 +545,20 @@ fn converse(
                     }
                     continue;
                 }
+                Applying::Room { cgroup } => {
+                    let said = room(client, &running, &plan, &cgroup);
+                    said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
+                Applying::Limit { cgroup, back } => {
+                    let plan = if back { &running } else { &plan };
+                    done(limit(&running.cgroup, plan, &cgroup))?;
+                    continue;
+                }
+                Applying::Vacate { cgroup } => {
+                    done(vacate(&running, &plan, &cgroup))?;
+                    continue;
+                }
                 Applying::Stage => {
                     let held = change::held(&running, plan.clone());
                     let begun = state::stage(&held).map(|begun| staged = Some(begun));
@@ -609,6 +628,48 @@ fn too_late(stack: &StackName) -> Failure {
 fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let mut batches = fds.chunks(protocol::MAX_FDS);
     batches.try_for_each(|batch| client.say(&Said::More, batch))
+}
+
+/// The app of a plan that is, or may be, in the cgroup of that name.
+fn app_in<'p>(plan: &'p Plan, cgroup: &str) -> Option<&'p AppPlan> {
+    let mut apps = plan.apps.iter();
+    apps.find(|app| {
+        [app.own_name(), app.others_name()]
+            .iter()
+            .any(|its| its == cgroup)
+    })
+}
+
+/// Makes a cgroup for an app, and hands over the way into it.
+fn room(client: &Client, running: &Plan, wanted: &Plan, cgroup: &str) -> std::io::Result<()> {
+    let made = match app_in(wanted, cgroup) {
+        Some(app) => cgroup::add(&running.cgroup, cgroup, &app.limits).map_err(|e| e.to_string()),
+        None => Err(format!("the new plan has no app {cgroup}")),
+    };
+    match made {
+        Ok(entrance) => {
+            let fds = entrance.iter().flat_map(Entrance::fds).collect::<Vec<_>>();
+            client.say(&Said::Room, &fds)
+        }
+        Err(why) => client.say(&Said::Failed { why, hint: None }, &[]),
+    }
+}
+
+/// Gives a part the limits that a plan has for it.
+fn limit(placement: &Placement, plan: &Plan, cgroup: &str) -> Result<(), String> {
+    let app = app_in(plan, cgroup).map(|app| &app.limits);
+    let of_part = || plan.limits().find(|(part, _)| *part == cgroup);
+    let limits = app.or_else(|| of_part().map(|(_, limits)| limits));
+    let limits = limits.ok_or_else(|| format!("the plan has no part {cgroup}"))?;
+    cgroup::change(placement, cgroup, limits).map_err(|e| e.to_string())
+}
+
+/// Removes the cgroup of an app of either plan.
+fn vacate(running: &Plan, wanted: &Plan, cgroup: &str) -> Result<(), String> {
+    if app_in(running, cgroup).or(app_in(wanted, cgroup)).is_none() {
+        return Err(format!("neither plan has an app {cgroup}"));
+    }
+    cgroup::take(&running.cgroup, cgroup).map_err(|e| e.to_string())
 }
 
 /// Saves what the supervisor says that the stack is by now, as far as it is what was asked for.

@@ -32,6 +32,9 @@
 //!   namespace, as those of an app that joins are: the namespace's owner made this process.
 //! - **An app that sees its clients no more** starts again: it has no route to them then. Between its start and the rules
 //!   nobody is let in to it, who would be lost.
+//! - **Cgroups are the client's** to make, to limit and to remove, since they are root's. Of an app that was replaced the old
+//!   one's stays until the end, limits and all, so that it can come back without a client. Limits can't: should the client be gone
+//!   when the old ones are to come back, the part has the new ones, and the log says so.
 //! - **An app that leaves** runs on until the change is confirmed; until then only its ports are closed.
 //! - **Listening sockets stay**; a port that moves from one address to all of them, or back, is at both
 //!   (`SO_REUSEPORT`) until the other relay has it. The relay that takes their connections is another process, since
@@ -60,10 +63,11 @@ use crate::firewall::{self, Grants};
 use crate::names::PartName;
 use crate::net::handed::Held;
 use crate::net::publish::{self, Listener};
+use crate::part::cgroup::Entrance;
 use crate::part::namespaces::{Itself, Mapper};
 use crate::part::secrets;
 use crate::plan::change::{self, Change, PartChange};
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, UplinkEnd};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Turn, UplinkEnd};
 use crate::protocol::{Channel, MAX_FDS};
 use crate::stack::{self, Ground, Launched, Open, Opened, PartId, StackError, Wait};
 use crate::traffic::line::Names;
@@ -298,12 +302,8 @@ impl Open for ByClient<'_> {
         if plan.mode == Mode::Rootless {
             return Itself.open(plan, app).await;
         }
-        let unopened = |why: String| StackError::Unopened { why, hint: None };
         let app = plan.apps[app].name.clone();
-        let order = Reply::Applying(Applying::Open { app });
-        let sent = send(self.0, &order, &[]).await;
-        sent.map_err(|_| unopened("the client is gone".to_owned()))?;
-        let heard = answer(self.0, self.1, |said, fds| match said {
+        let opened = self.ask(Applying::Open { app }, |said, fds| match said {
             Said::Opened { secrets } => {
                 let mut mounts = fds;
                 let copies = mounts.split_off(mounts.len().saturating_sub(secrets.len()));
@@ -319,7 +319,54 @@ impl Open for ByClient<'_> {
             Said::Failed { why, hint } => Some(Err(StackError::Unopened { why, hint })),
             _ => None,
         });
-        heard.await.map_err(unopened)?
+        opened.await?
+    }
+
+    async fn room(
+        &mut self,
+        plan: &Plan,
+        _: usize,
+        cgroup: &str,
+    ) -> Result<Option<Entrance>, StackError> {
+        if plan.cgroup.path.is_none() {
+            return Ok(None);
+        }
+        let cgroup = cgroup.to_owned();
+        let room = self.ask(Applying::Room { cgroup }, |said, fds| match said {
+            Said::Room => Some(Ok(Entrance::of_fds(fds))),
+            Said::Failed { why, hint } => Some(Err(StackError::Unopened { why, hint })),
+            _ => None,
+        });
+        room.await?
+    }
+
+    async fn vacate(&mut self, plan: &Plan, cgroup: &str) -> Result<(), StackError> {
+        if plan.cgroup.path.is_none() {
+            return Ok(());
+        }
+        let cgroup = cgroup.to_owned();
+        let vacated = self.ask(Applying::Vacate { cgroup }, |said, _| match said {
+            Said::Changed(changed) => Some(changed),
+            _ => None,
+        });
+        vacated.await?.map_err(unopened)
+    }
+}
+
+fn unopened(why: String) -> StackError {
+    StackError::Unopened { why, hint: None }
+}
+
+impl ByClient<'_> {
+    /// Asks for something, and waits until the client has done it, as `heard` knows it.
+    async fn ask<T>(
+        &mut self,
+        what: Applying,
+        heard: impl Fn(Said, Vec<OwnedFd>) -> Option<T>,
+    ) -> Result<T, StackError> {
+        let sent = send(self.0, &Reply::Applying(what), &[]).await;
+        sent.map_err(|_| unopened("the client is gone".to_owned()))?;
+        answer(self.0, self.1, heard).await.map_err(unopened)
     }
 }
 
@@ -404,6 +451,8 @@ struct Done {
     routes: bool,
     host: bool,
     relay: bool,
+    /// The cgroups of apps that have come or gone.
+    rooms: BTreeSet<String>,
 }
 
 /// Which rules are in force in the sidecar.
@@ -780,6 +829,8 @@ impl Task {
         let id = find(next, part).ok_or("there is no such part")?;
         self.still_wanted()?;
         self.done.restarted.push(id);
+        let old = Arc::clone(&self.old);
+        self.limit(id, next, &old, false).await?;
         self.restart_if_wanted(id, next).await?;
         self.say(format!("{part} is started again")).await;
         Ok(())
@@ -817,7 +868,15 @@ impl Task {
         in_force: &mut Plan,
     ) -> Result<(), String> {
         self.still_wanted()?;
+        let place = next.plan.place_of(&name, Turn::Serves);
+        let place = place.ok_or_else(|| format!("there is no such {name}"))?;
+        let app = &next.plan.apps[place];
+        let other = app.others_name();
+        self.done.rooms.extend([app.own_name(), other.clone()]);
+        let mut client = ByClient(&mut self.channel, &mut self.reverted);
+        let room = client.room(&next.plan, place, &other).await;
         let mut one = Replacement {
+            room: room.map_err(|e| e.to_string())?,
             events: self.events.clone(),
             name: name.clone(),
             ground: Arc::clone(next),
@@ -971,6 +1030,8 @@ impl Task {
             return Arc::clone(held);
         }
         let next = Arc::new(held.without(&apps));
+        let names = apps.iter().map(|app| held.plan.apps[*app].own_name());
+        self.done.rooms.extend(names);
         let ids = held.apps().enumerate();
         let leaving = ids.filter(|(place, _)| apps.contains(place));
         self.end(leaving.map(|(_, id)| id).collect()).await;
@@ -997,6 +1058,7 @@ impl Task {
     /// The change stays.
     async fn settle(&mut self, next: &Arc<Ground>) -> Result<(), String> {
         let next = self.part_with(next).await;
+        self.vacate(&next.plan).await;
         let plan = Box::new(next.plan.clone());
         let saved = self.by_client(Applying::Save { plan }).await;
         if let Err(e) = &saved {
@@ -1044,11 +1106,15 @@ impl Task {
             self.tell(Step::Ground(Arc::clone(&old)));
         }
         let joined = old.plan.apps.len()..next.plan.apps.len();
+        let names = next.plan.apps[joined.clone()].iter();
+        self.done.rooms.extend(names.map(AppPlan::own_name));
         left.extend(next.remove(joined).await.err().map(|e| e.to_string()));
         for name in std::mem::take(&mut self.done.replaced) {
             let mut one = Replacement {
                 events: self.events.clone(),
                 name: name.clone(),
+                // That of the one before is there still.
+                room: None,
                 rules: old.plan.clone(),
                 ground: Arc::clone(&old),
                 within_apply: true,
@@ -1060,6 +1126,7 @@ impl Task {
             }
         }
         for id in std::mem::take(&mut self.done.restarted) {
+            left.extend(self.limit(id, &old, next, true).await.err());
             let again = restart(&self.events, id, &old).await;
             // What was not well before need not be so now.
             let was_ill =
@@ -1083,21 +1150,51 @@ impl Task {
                 "live change: {e}; what is left in it leads nowhere"
             ));
         }
+        self.vacate(&old.plan).await;
         left
+    }
+
+    /// Has a part's limits changed, if they are others in the other plan.
+    async fn limit(
+        &mut self,
+        id: PartId,
+        ground: &Ground,
+        other: &Ground,
+        back: bool,
+    ) -> Result<(), String> {
+        let name = ground.name(id);
+        let before = find(other, name).map(|id| other.limits(id));
+        let same = before.is_none_or(|before| before == ground.limits(id));
+        if same || ground.plan.cgroup.path.is_none() {
+            return Ok(());
+        }
+        let cgroup = ground.cgroup_name(id);
+        let limited = self.by_client(Applying::Limit { cgroup, back }).await;
+        limited.map_err(|e| format!("the limits of {name}: {e}"))
+    }
+
+    /// Has the cgroups removed that nobody of the plan is in any more. What can't be goes with the stack.
+    async fn vacate(&mut self, plan: &Plan) {
+        let mut rooms = std::mem::take(&mut self.done.rooms);
+        for app in &plan.apps {
+            rooms.remove(&app.own_name());
+        }
+        for cgroup in rooms {
+            let mut client = ByClient(&mut self.channel, &mut self.reverted);
+            if let Err(e) = client.vacate(plan, &cgroup).await {
+                self.note(format!("live change: the cgroup of {cgroup}: {e}"));
+            }
+        }
     }
 }
 
-/// Starts a part again on the ground that is current, with its limits.
+/// Starts a part again on the ground that is current.
 async fn restart(
     events: &mpsc::UnboundedSender<Event>,
     id: PartId,
     ground: &Ground,
 ) -> Result<(), String> {
     let name = ground.name(id);
-    let limits = ground.limits(id);
-    let cgroup = ground.cgroup_name(id);
-    let limited = ground.cgroups.change(&ground.plan.cgroup, &cgroup, limits);
-    limited.map_err(|e| e.to_string())?;
     let (client, mut answers) = mpsc::channel(4);
     let request = Request::Restart {
         part: Some(name.to_owned()),
