@@ -189,6 +189,30 @@ fn one_that_is_never_well_goes_and_the_old_one_stays() {
 }
 
 #[test]
+fn another_has_the_secrets_as_they_are_now() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::forwarding();
+    let key = lab.write("key", "old");
+    let secret = format!("secrets = [\"key={}\"]", key.display());
+    look::up(&lab, &shop("dnat", &secret));
+    let before = look::pid(&lab.status("shop"), "web");
+    let read = || lab.lrpns_ok(&["exec", "shop/web", "--", "cat", "/run/secrets/key"]);
+    std::fs::write(&key, "new").unwrap();
+    assert_eq!(read(), "old");
+    lab.lrpns_ok(&["restart", "--rolling", "shop/web"]);
+    assert_eq!(read(), "new");
+    let now = look::pid(&lab.status("shop"), "web");
+    assert_ne!(now, before);
+    std::fs::remove_file(&key).unwrap();
+    let (code, said) = lab.lrpns_err(&["restart", "--rolling", "shop"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("secret key of web"), "{said}");
+    assert_eq!(look::pid(&lab.status("shop"), "web"), now);
+}
+
+#[test]
 fn what_is_under_way_is_answered_by_the_old_one() {
     if !look::machine() {
         return;
