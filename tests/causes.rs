@@ -246,6 +246,22 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             "",
             "a server that has to begin as root takes ids = \"range\"",
         ),
+        (
+            shell("quiet: setgid: Invalid argument"),
+            "",
+            "a server that has to begin as root takes ids = \"range\"",
+        ),
+        // In a volume that is read-only: whose it is says whether it can be writable.
+        (
+            shell("open /etc/quiet/own/new: Read-only file system"),
+            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\", \"/etc/quiet/own:/etc/quiet/own\"]",
+            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\", \"/etc/quiet/own:/etc/quiet/own:rw\"]",
+        ),
+        (
+            shell("open /etc/quiet/new: Read-only file system"),
+            "volumes = [\"/etc/quiet:/etc/quiet\"]",
+            "a copy of it beside the stack's file, that is the app's (as root also chown): volumes = [\"./quiet:/etc/quiet:rw\"]",
+        ),
         // It names what it failed at, and not why: a directory that is not there, also where it ends without an error.
         (
             shell("Unable to create /var/cache/nowhere/.x."),
@@ -484,6 +500,15 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     // The address in a line of its own, in the file that has the port, and not in what only mentions a host.
     let (code, said) = listens_by("('127.0.0.1', 8000)", "\"/etc/apart:/etc/apart\"");
     let words = "its configuration has it here: /etc/apart/own:1: MYIP 127.0.0.1.";
+    assert!(code == 1 && said.contains(words), "{said}");
+    // What it does by itself, as a comment has it.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "printf '# the host = localhost, mostly\\n# DEFAULT: host = localhost\\n' >/etc/apart.conf",
+    ]);
+    let (code, said) = listens_by("('127.0.0.1', 8000)", "\"/etc/apart.conf:/etc/apart.conf\"");
+    let words = "/etc/apart.conf:2: # DEFAULT: host = localhost. A copy of the file beside the stack's, with 0.0.0.0 there and no comment before it,";
     assert!(code == 1 && said.contains(words), "{said}");
     let (code, said) = listens("('127.0.0.1', 8000)");
     assert_eq!(code, 1, "{said}");

@@ -206,9 +206,13 @@ impl Case<'_> {
         if same.iter().any(|at| at.ip().is_loopback()) {
             hints.push(match self.loopback(port) {
                 Some((path, number, line)) => format!(
-                    "127.0.0.1 is the app's own within; its configuration has it here: {}:{number}: {}. A copy of the file beside the stack's, with 0.0.0.0 there, comes as volumes = [\"./{}:{}\"]",
+                    "127.0.0.1 is the app's own within; its configuration has it here: {}:{number}: {}. A copy of the file beside the stack's, with 0.0.0.0 there{}, comes as volumes = [\"./{}:{}\"]",
                     shown(&path),
                     text::harmless(line.trim(), 200),
+                    match settings(&line).next() {
+                        Some(_) => "",
+                        None => " and no comment before it",
+                    },
                     shown(Path::new(path.file_name().unwrap_or_default())),
                     shown(&path)
                 ),
@@ -382,6 +386,13 @@ impl Case<'_> {
                 })
             })
             .or_else(|| self.configured(|text| find(text, &|_| true)))
+            // What is commented out is mostly what it does by itself.
+            .or_else(|| {
+                self.configured(|text| {
+                    let mut all = text.lines();
+                    all.position(|line| set_by_default(line).is_some_and(listens))
+                })
+            })
     }
 
     /// Where its configuration says who may connect, and means this machine alone: as it is, or as what is commented out has
@@ -410,13 +421,7 @@ impl Case<'_> {
             SELF.iter().any(|word| lower.contains(word))
                 && ADMITS.iter().any(|word| lower.contains(word))
         };
-        let by_default = |line: &str| {
-            let line = line.trim_start_matches(['#', ';', '/', ' ', '\t']);
-            // A comment that is a sentence about the setting does not count, only one that is the setting itself.
-            let word = line.split(['=', ':', ' ']).next().unwrap_or_default();
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            line.contains('=') && word.chars().all(is_name) && admits(line)
-        };
+        let by_default = |line: &str| set_by_default(line).is_some_and(admits);
         let as_it_is = |text: &str| {
             let mut all = settings(text);
             all.find(|(_, line)| admits(line)).map(|(number, _)| number)
@@ -838,7 +843,9 @@ impl Case<'_> {
         }
         // Some do not say that it was not permitted.
         let drops = has(&["drop privileges", "drop root", "dropping privileges"])
-            || has(&["setuid", "setgid", "setgroups", "initgroups"]) && has(&["fail", "error"]);
+            || has(&["setuid", "setgid", "setgroups", "initgroups"])
+                // An id that there is none of within is no argument.
+                && has(&["fail", "error", "invalid argument", "einval"]);
         if has(&["operation not permitted", "eperm", "errno 1]"]) || drops && !refused {
             return Some(self.not_permitted(&lower));
         }
@@ -1122,6 +1129,9 @@ impl Case<'_> {
 
     /// The line with which a path is writable.
     fn writable(&self, path: &Path) -> String {
+        if let Some(hint) = self.read_only(path) {
+            return hint;
+        }
         let is_directory = path.is_dir() || path.to_string_lossy().ends_with('/');
         let directory = match path.parent() {
             Some(parent) if !is_directory && parent != Path::new("/") => parent,
@@ -1151,6 +1161,33 @@ impl Case<'_> {
                 .join(", "),
             shown(directory)
         )
+    }
+
+    /// The same of what is in a volume that is read-only.
+    fn read_only(&self, path: &Path) -> Option<String> {
+        let (_, within) = self.in_a_volume(path).filter(|(_, of)| !of.writable)?;
+        let meta = std::fs::metadata(&within.host).ok()?;
+        let roots = meta.uid() == 0 && (meta.gid() == 0 || meta.mode() & 0o020 == 0);
+        let line = |host: String| {
+            let all = self.app.volumes.iter().map(|one| match one {
+                one if one.path == within.path => format!("{host}:{}:rw", shown(&one.path)),
+                one => volume(one),
+            });
+            format!("volumes = {}", list(&all.collect::<Vec<_>>()))
+        };
+        let name = within.path.file_name().map(Path::new)?;
+        Some(match roots {
+            false => format!(
+                "{} is a volume that is read-only: {}",
+                shown(&within.path),
+                line(shown(&within.host))
+            ),
+            true => format!(
+                "{} is a volume that is read-only, and root's: a copy of it beside the stack's file, that is the app's (as root also chown): {}",
+                shown(&within.path),
+                line(format!("./{}", shown(name)))
+            ),
+        })
     }
 
     fn is_of_the_root(&self, path: &Path) -> bool {
@@ -1389,6 +1426,19 @@ fn settings(text: &str) -> impl Iterator<Item = (usize, &str)> {
         let line = line.trim_start();
         !(line.starts_with(['#', ';']) || line.starts_with("//"))
     })
+}
+
+/// The setting that a line has, commented out or not: `# DEFAULT: host = localhost`.
+fn set_by_default(line: &str) -> Option<&str> {
+    let line = line.trim_start_matches(['#', ';', '/', ' ', '\t']);
+    let line = match line.split_once(": ") {
+        Some((word, rest)) if word.eq_ignore_ascii_case("default") => rest,
+        _ => line,
+    };
+    // A comment that is a sentence about the setting does not count, only one that is the setting itself.
+    let (name, _) = line.split_once('=')?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    name.trim().chars().all(is_name).then_some(line)
 }
 
 /// Whether a line says that somebody may not connect, in small letters.
