@@ -773,6 +773,7 @@ fn status_lists_every_process_of_ours_as_proc_has_it() {
         ] {
             assert_eq!(process[key].to_string(), field(name), "{key} of {process}");
         }
+        assert_eq!(process["effective_on_host"], 0, "{process}");
         let no_new_privs = u8::from(process["no_new_privs"].as_bool().unwrap());
         assert_eq!(no_new_privs.to_string(), field("NoNewPrivs:"));
         // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and every lock.

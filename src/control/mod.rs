@@ -636,3 +636,35 @@ impl AsFd for Client {
         self.0.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn every_request_is_in_the_manuals_table_and_no_other() {
+        // What serde expects is all that there is.
+        let said = serde_json::from_str::<Request>("\"x\"")
+            .unwrap_err()
+            .to_string();
+        let (_, expected) = said.split_once("expected one of ").unwrap();
+        let (expected, _) = expected.split_once(" at line").unwrap();
+        let mut expected: Vec<&str> = expected
+            .split(", ")
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        let manual = include_str!("../manual/commands.md");
+        let (_, table) = manual.split_once("\n| request |").unwrap();
+        let rows = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split(','));
+        let mut names: Vec<&str> = names.map(|name| name.trim().trim_matches('`')).collect();
+        expected.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(names, expected);
+    }
+}

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Mode;
+
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -27,6 +29,9 @@ pub struct Process {
     pub permitted: u64,
     /// CapEff.
     pub effective: u64,
+    /// What of the effective set counts on the host: nothing, in a user namespace that is not the host's.
+    #[serde(default)]
+    pub effective_on_host: u64,
     /// CapBnd.
     pub bounding: u64,
     /// CapAmb.
@@ -57,13 +62,37 @@ pub enum Role {
     Dialer,
 }
 
+/// The host's user namespace, by its inode, if the supervisor, which is this process, is in that: without root it has one of its
+/// own, and all others are below that.
+#[must_use]
+pub fn hosts_user_namespace(mode: Mode) -> Option<u64> {
+    let own = std::fs::read_link("/proc/self/ns/user");
+    match mode {
+        Mode::Root => inode(own.ok()?.to_str()?),
+        Mode::Rootless => None,
+    }
+}
+
+/// As in `net:[4026531840]`.
+fn inode(link: &str) -> Option<u64> {
+    let (_, number) = link.strip_suffix(']')?.split_once(":[")?;
+    number.parse().ok()
+}
+
 /// The types of namespaces that there is one of for each process (namespaces(7)).
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 impl Process {
-    /// Looks at process `pid`; `None` when it is not there any more.
+    /// Looks at process `pid`; `None` when it is not there any more. `host` is the host's user namespace, if any process of ours
+    /// is in that.
     #[must_use]
-    pub fn look(part: &str, role: Role, pid: i32, securebits: Option<u32>) -> Option<Self> {
+    pub fn look(
+        part: &str,
+        role: Role,
+        pid: i32,
+        securebits: Option<u32>,
+        host: Option<u64>,
+    ) -> Option<Self> {
         let directory = Path::new("/proc").join(pid.to_string());
         let status = std::fs::read_to_string(directory.join("status")).ok()?;
         let field = |name: &str| {
@@ -77,11 +106,14 @@ impl Process {
             numbers.collect::<Result<_, _>>().ok()
         };
         let inode = |kind: &&str| {
-            // As in `net:[4026531840]`.
             let link = std::fs::read_link(directory.join("ns").join(kind)).ok()?;
-            let (_, number) = link.to_str()?.strip_suffix(']')?.split_once(":[")?;
-            Some(((*kind).to_owned(), number.parse().ok()?))
+            Some(((*kind).to_owned(), inode(link.to_str()?)?))
         };
+        let namespaces: BTreeMap<String, u64> = NAMESPACES.iter().filter_map(inode).collect();
+        // One whose namespace can't be told is taken to be there.
+        let elsewhere = |own: &u64| host.is_none_or(|host| *own != host);
+        let is_elsewhere = namespaces.get("user").map_or(host.is_none(), elsewhere);
+        let effective = set("CapEff")?;
         Some(Self {
             part: part.to_owned(),
             role,
@@ -90,14 +122,15 @@ impl Process {
             gids: ids("Gid")?,
             inheritable: set("CapInh")?,
             permitted: set("CapPrm")?,
-            effective: set("CapEff")?,
+            effective,
+            effective_on_host: if is_elsewhere { 0 } else { effective },
             bounding: set("CapBnd")?,
             ambient: set("CapAmb")?,
             securebits,
             no_new_privs: number("NoNewPrivs")? == 1,
             seccomp: number("Seccomp")?,
             seccomp_filters: number("Seccomp_filters").unwrap_or_default(),
-            namespaces: NAMESPACES.iter().filter_map(inode).collect(),
+            namespaces,
         })
     }
 }
@@ -109,7 +142,9 @@ mod tests {
     #[test]
     fn this_process_is_seen_as_it_is() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let seen = Process::look("test", Role::Supervisor, pid, None).unwrap();
+        let here = hosts_user_namespace(Mode::Root);
+        assert!(here.is_some() && hosts_user_namespace(Mode::Rootless).is_none());
+        let seen = Process::look("test", Role::Supervisor, pid, None, here).unwrap();
         let uids = nix::unistd::getresuid().unwrap();
         assert_eq!(
             seen.uids[..3],
@@ -117,12 +152,17 @@ mod tests {
         );
         let held = rustix::thread::capabilities(None).unwrap();
         assert_eq!(seen.effective, held.effective.bits());
+        assert_eq!(seen.effective_on_host, seen.effective);
+        for elsewhere in [None, here.map(|here| here + 1)] {
+            let seen = Process::look("test", Role::Supervisor, pid, None, elsewhere).unwrap();
+            assert_eq!(seen.effective_on_host, 0);
+        }
         assert_eq!(seen.no_new_privs, rustix::thread::no_new_privs().unwrap());
         assert_eq!(seen.namespaces.len(), NAMESPACES.len());
     }
 
     #[test]
     fn a_process_that_is_not_there_is_none() {
-        assert_eq!(Process::look("test", Role::Command, -1, None), None);
+        assert_eq!(Process::look("test", Role::Command, -1, None, None), None);
     }
 }

@@ -371,7 +371,11 @@ impl Supervisor {
     pub(super) fn processes(&self) -> Vec<processes::Process> {
         let own = nix::unistd::getpid().as_raw();
         let securebits = Some(self.privileges.securebits);
-        let supervisor = processes::Process::look("supervisor", Role::Supervisor, own, securebits);
+        let host = processes::hosts_user_namespace(self.ground.plan.mode);
+        let look = |name: &str, role, pid, securebits| {
+            processes::Process::look(name, role, pid, securebits, host)
+        };
+        let supervisor = look("supervisor", Role::Supervisor, own, securebits);
         let parts = self.parts.iter().flat_map(|part| {
             let name = self.ground.name(part.id);
             let securebits = part.privileges.as_ref().map(|held| held.securebits);
@@ -383,7 +387,7 @@ impl Supervisor {
             };
             let command = process.and_then(|process| Some((second, process.command?)));
             let all = init.into_iter().chain(command);
-            all.filter_map(move |(role, pid)| processes::Process::look(name, role, pid, securebits))
+            all.filter_map(move |(role, pid)| look(name, role, pid, securebits))
         });
         supervisor.into_iter().chain(parts).collect()
     }

@@ -15,7 +15,7 @@ use super::answer::one_more;
 use super::clients::refused;
 use crate::config::TrafficLog;
 use crate::confine::privileges::{self, Privileges};
-use crate::control::processes::{Process, Role};
+use crate::control::processes::{Process, Role, hosts_user_namespace};
 use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::plan::Plan;
 use crate::protocol::{Exit, Speaker};
@@ -186,14 +186,17 @@ impl Rising {
     /// Every process that there is.
     fn processes(&self) -> Vec<Process> {
         let own = nix::unistd::getpid().as_raw();
-        let supervisor = Process::look("supervisor", Role::Supervisor, own, None);
+        let host = hosts_user_namespace(self.plan.mode);
+        let supervisor = Process::look("supervisor", Role::Supervisor, own, None, host);
         let parts = self.parts.iter().flat_map(|part| {
             let held = part.privileges.as_ref();
             let securebits = held.map(|held| held.securebits);
             let init = part.init.map(|pid| (Role::Init, pid));
             let command = part.command.map(|pid| (Role::Command, pid));
             let all = init.into_iter().chain(command);
-            all.filter_map(move |(role, pid)| Process::look(&part.name, role, pid, securebits))
+            all.filter_map(move |(role, pid)| {
+                Process::look(&part.name, role, pid, securebits, host)
+            })
         });
         supervisor.into_iter().chain(parts).collect()
     }
