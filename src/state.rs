@@ -34,7 +34,7 @@ const ENDED: &str = ".ended";
 /// How many of them leave something…
 const ENDED_STACKS: usize = 50;
 /// …of how many bytes together.
-const ENDED_BYTES: u64 = 8 << 20;
+pub const ENDED_BYTES: u64 = 8 << 20;
 
 /// How long a lock is waited for: far longer than anybody has one who works.
 const LOCK_WITHIN: Duration = Duration::from_secs(30);
@@ -111,7 +111,7 @@ impl Drop for GlobalLock {
 /// A stack's directory with its lock held: this process is its supervisor.
 pub struct StackDir {
     path: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 /// Whether a stack lives.
@@ -319,7 +319,7 @@ impl StateRoot {
             .map_err(at("set the mode of", &path))?;
         let lock_path = path.join("lock");
         match Flock::lock(open_lock(&lock_path)?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(StackDir { path, _lock: lock })),
+            Ok(lock) => Ok(Some(StackDir { path, lock })),
             Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
             Err((_, e)) => Err(at("lock", &lock_path)(e.into())),
         }
@@ -477,6 +477,14 @@ impl StackDir {
     /// [`StateError`].
     pub fn save(&self, plan: &Plan) -> Result<(), StateError> {
         Staged::begin(&self.path)?.commit(plan)
+    }
+
+    /// The lock once more, for who is to hold it as well.
+    ///
+    /// # Errors
+    /// What `dup(2)` says.
+    pub fn lock(&self) -> io::Result<std::os::fd::OwnedFd> {
+        Ok(self.lock.try_clone()?.into())
     }
 
     /// Listens on the control socket. A socket that a crash left is replaced: its lock was free.

@@ -203,7 +203,7 @@ fn up_with(lab: &Lab, bounding: &[&str]) -> Output {
 #[test]
 fn a_stack_needs_every_capability_that_the_unit_gives_and_no_other() {
     let lab = Lab::forwarding();
-    // Rules on the host, a port below 1024, and a root below a directory that is another's and closed.
+    // Rules on the host, a port below 1024, a log on disk, and a root below a directory that is another's and closed.
     lab.ok(&[
         "sh",
         "-ec",
@@ -213,7 +213,7 @@ fn a_stack_needs_every_capability_that_the_unit_gives_and_no_other() {
     ]);
     lab.write(
         "stack.toml",
-        "name = \"unit\"\n[app]\nrootfs = \"dir:closed/root\"\ncommand = [\"/webapp\"]\n\
+        "name = \"unit\"\n[log]\nto = \"file\"\n[app]\nrootfs = \"dir:closed/root\"\ncommand = [\"/webapp\"]\n\
          publish = [\"0.0.0.0:80:5000\"]\nvia = \"dnat\"\n",
     );
     let unit = fs::read_to_string(UNIT).unwrap();

@@ -217,8 +217,16 @@ fn a_supervisor_that_has_no_descriptor_left_says_so_and_goes_on() {
     let stack = Stack::new(&lab);
     stack.up();
     let supervisor = stack.status()["supervisor"].to_string();
+    // Nobody else may set it without CAP_SYS_RESOURCE.
+    let status = lab.ok(&["cat", &format!("/proc/{supervisor}/status")]);
+    let owner = status.lines().find_map(|line| line.strip_prefix("Uid:\t"));
+    let owner = owner.unwrap().split('\t').next().unwrap().to_owned();
     let limit = |limit: &str| {
         lab.ok(&[
+            "setpriv",
+            &format!("--reuid={owner}"),
+            &format!("--regid={owner}"),
+            "--clear-groups",
             "prlimit",
             "--pid",
             &supervisor,

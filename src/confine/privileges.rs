@@ -244,16 +244,7 @@ fn drop_for(
     filter: &Program,
 ) -> Result<Privileges, DropError> {
     lock(bound, pass_on, zero)?;
-    let groups = match nix::unistd::setgroups(&[]) {
-        Ok(()) => 0,
-        // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
-        // user who started us, and give nothing that this user had not.
-        Err(nix::Error::EPERM) => held_groups()?,
-        Err(e) => return Err(call("drop supplementary groups")(e)),
-    };
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
+    let groups = become_user(user)?;
     set(keep)?;
     crate::sys::process::leave_session_keyring().map_err(call("leave the session keyring"))?;
     // Nobody of the same uid may look into this process or take its descriptors (ptrace(2), PR_SET_DUMPABLE(2const)).
@@ -268,6 +259,34 @@ fn drop_for(
 
     let held = read()?;
     compare(&held, keep, bound, pass_on, zero)?;
+    compare_ids(&held, user)?;
+    filtered(&held)?;
+    if held.groups != groups {
+        return Err(DropError::Mismatch {
+            what: "the number of groups",
+            found: held.groups.to_string(),
+            wanted: groups.to_string(),
+        });
+    }
+    Ok(held)
+}
+
+/// Becomes `user`, without groups as far as that may be; how many are left.
+fn become_user(user: Ids) -> Result<usize, DropError> {
+    let groups = match nix::unistd::setgroups(&[]) {
+        Ok(()) => 0,
+        // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the
+        // user who started us, and give nothing that this user had not.
+        Err(nix::Error::EPERM) => held_groups()?,
+        Err(e) => return Err(call("drop supplementary groups")(e)),
+    };
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    nix::unistd::setresgid(gid, gid, gid).map_err(call("set gid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(call("set uid"))?;
+    Ok(groups)
+}
+
+fn compare_ids(held: &Privileges, user: Ids) -> Result<(), DropError> {
     for (what, found, wanted) in [
         ("the uids", held.uids, [user.uid; 3]),
         ("the gids", held.gids, [user.gid; 3]),
@@ -280,31 +299,7 @@ fn drop_for(
             });
         }
     }
-    filtered(&held)?;
-    if held.groups != groups {
-        return Err(DropError::Mismatch {
-            what: "the number of groups",
-            found: held.groups.to_string(),
-            wanted: groups.to_string(),
-        });
-    }
-    Ok(held)
-}
-
-/// As [`keep_only`], and goes under `filter`, with all that it starts from then on: the supervisor, once the stack is up. Of
-/// capabilities what it starts later is not bound by this: who joins a user namespace begins anew there
-/// (user_namespaces(7)).
-///
-/// # Errors
-/// [`DropError`]; the caller must then end.
-pub fn keep_only_under(keep: &[Capability], filter: &Program) -> Result<Privileges, DropError> {
-    keep_only(keep)?;
-    filter
-        .install()
-        .map_err(call("install the seccomp filter"))?;
-    let held = read()?;
-    filtered(&held)?;
-    Ok(held)
+    Ok(())
 }
 
 /// Drops everything but `keep`, as far as it is held, from a process that goes on as who it is.
@@ -313,6 +308,43 @@ pub fn keep_only_under(keep: &[Capability], filter: &Program) -> Result<Privileg
 /// [`DropError`]; the caller must then end.
 pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
     keep_and_pass(keep, false)
+}
+
+/// As [`keep_only`], from a process that goes on as `user`, if that is given, without groups, and goes under `filter`, if that is,
+/// with all that it starts from then on: the supervisor, once the stack is up. Who has become another may not be looked into
+/// (PR_SET_DUMPABLE(2const)). Of capabilities what it starts later is not bound by this: who joins a user namespace begins anew
+/// there (user_namespaces(7)).
+///
+/// # Errors
+/// [`DropError`]; the caller must then end.
+pub fn give_up(
+    user: Option<Ids>,
+    keep: &[Capability],
+    filter: Option<&Program>,
+) -> Result<Privileges, DropError> {
+    match user {
+        None => drop(keep_only(keep)?),
+        Some(user) => {
+            lock(keep, &[], Zero::Ordinary)?;
+            become_user(user)?;
+            set(keep)?;
+            nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
+        }
+    }
+    if let Some(filter) = filter {
+        filter
+            .install()
+            .map_err(call("install the seccomp filter"))?;
+    }
+    let held = read()?;
+    if let Some(user) = user {
+        compare(&held, keep, keep, &[], Zero::Ordinary)?;
+        compare_ids(&held, user)?;
+    }
+    if filter.is_some() {
+        filtered(&held)?;
+    }
+    Ok(held)
 }
 
 /// Drops everything, from a command that goes on as who it is. An ordinary user's holds nothing, and may not even say
@@ -451,6 +483,16 @@ pub fn make_ambient() -> Result<(), DropError> {
             .map_err(call("raise a capability in the ambient set"))?;
     }
     Ok(())
+}
+
+/// Makes everything that this process may hold effective again: a change of the effective uid from 0 has cleared that.
+///
+/// # Errors
+/// [`DropError::Call`] when the kernel refuses.
+pub fn raise_permitted() -> Result<(), DropError> {
+    let mut sets = rustix::thread::capabilities(None).map_err(call("read the capability sets"))?;
+    sets.effective = sets.permitted;
+    rustix::thread::set_capabilities(None, sets).map_err(call("set the effective set"))
 }
 
 /// What this process holds.

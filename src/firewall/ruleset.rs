@@ -1008,14 +1008,17 @@ impl<'p> HostSide<'p> {
         }
         if self.has_users {
             egress::in_host_output(table, self.plan);
-            let others = || {
-                [0, self.plan.relay.host_id]
-                    .map(|id| is_not(meta(MetaKey::Skuid), Expression::Number(id)))
+            // The supervisor tries the way to an app that has started again, as who it is by then.
+            let supervisor = self.plan.supervisor().map(|ids| ids.uid);
+            let others = || -> Vec<_> {
+                let ids = [0, self.plan.relay.host_id].into_iter().chain(supervisor);
+                ids.map(|id| is_not(meta(MetaKey::Skuid), Expression::Number(id)))
+                    .collect()
             };
             let by_link = std::iter::once(self.oif_sidecar()).chain(others());
             table.rule("output", "drop-local-user", by_link, drop());
             let rule = ("output", "drop-local-user-address");
-            uplink::to_sidecar(table, self.plan, rule, || others().to_vec());
+            uplink::to_sidecar(table, self.plan, rule, others);
         }
     }
 }

@@ -457,9 +457,17 @@ fn is_ours(uid: u32) -> bool {
 }
 
 fn give(fd: impl AsFd, owner: Ids, mode: Mode) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
-    Ok(rustix::fs::fchmod(&fd, mode)?)
+    let belongs_to = |owner: Ids| {
+        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        rustix::fs::fchown(&fd, Some(uid), Some(gid))
+    };
+    // The mode is its owner's to change, or takes CAP_FOWNER.
+    belongs_to(Ids::ROOT)?;
+    rustix::fs::fchmod(&fd, mode)?;
+    if owner != Ids::ROOT {
+        belongs_to(owner)?;
+    }
+    Ok(())
 }
 
 /// Makes the directory unless it is there, in one that is looked at once.

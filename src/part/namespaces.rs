@@ -23,7 +23,7 @@ use nix::unistd::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::confine::privileges::Ids;
+use crate::confine::privileges::{self, Ids};
 use crate::plan::IdMap;
 use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::vfork_and_rest;
@@ -342,7 +342,8 @@ pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result
 }
 
 impl Namespaces {
-    /// Makes the namespaces of `part` and maps its ids.
+    /// Makes the namespaces of `part` and maps its ids. Who is `owner`, outside, has every capability in them
+    /// (user_namespaces(7)); `None` is who this process is.
     ///
     /// # Errors
     /// [`NamespaceError`]; needs CAP_SYS_ADMIN, or none of it where the kernel lets unprivileged users have user
@@ -350,9 +351,10 @@ impl Namespaces {
     pub async fn make(
         part: &str,
         ids: IdMap,
+        owner: Option<Ids>,
         network: Network,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        Self::make_by(part, (ids, None), network, &mut Itself).await
+        Self::make_by(part, (ids, None), owner, network, &mut Itself).await
     }
 
     /// As [`Namespaces::make`], with the ids mapped by somebody else. Of a range, all ids together have so many processes, if
@@ -363,6 +365,7 @@ impl Namespaces {
     pub async fn make_by(
         part: &str,
         (ids, processes): (IdMap, Option<u32>),
+        owner: Option<Ids>,
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
@@ -378,20 +381,21 @@ impl Namespaces {
             processes,
         });
         let first = (ids.first(), range);
-        Self::make_mapped(part, (&uids, &gids), first, network, mapper).await
+        Self::make_mapped(part, (&uids, &gids), first, owner, network, mapper).await
     }
 
     async fn make_mapped(
         part: &str,
         maps: (&str, &str),
         (first, range): (Ids, Option<Range>),
+        owner: Option<Ids>,
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
         let made = match range {
-            None => from_child(|| make(network), |pid| map_ids(pid, maps, mapper)).await,
+            None => from_child(|| make(owner, network), |pid| map_ids(pid, maps, mapper)).await,
             Some(range) => {
-                make_over_a_range(network, range, |pid| map_ids(pid, maps, mapper)).await
+                make_over_a_range(owner, network, range, |pid| map_ids(pid, maps, mapper)).await
             }
         };
         let mut fds = made.map_err(failed(part))?.into_iter();
@@ -603,6 +607,7 @@ pub async fn id_map(
         part,
         (uids, gids),
         (Ids::ROOT, None),
+        None,
         Network::Shared,
         mapper,
     )
@@ -700,8 +705,9 @@ fn another_network(user: &OwnedFd, network: Network) -> Made {
     open_all(network)
 }
 
-fn make(network: Network) -> Made {
+fn make(owner: Option<Ids>, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
+    become_owner(owner)?;
     die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
         .map_err(at("lower the resource limits"))?;
@@ -717,17 +723,21 @@ fn make(network: Network) -> Made {
 /// made the namespace, in the one that it was made in, and there one limit holds it (kernel/ucount.c). So the namespace is
 /// made in another, with the same ids, by their first.
 async fn make_over_a_range<F: Future<Output = io::Result<()>>>(
+    owner: Option<Ids>,
     network: Network,
     range: Range,
     map: impl FnOnce(i32) -> F,
 ) -> Made {
-    let outer = from_child(|| make_for_all_ids(network), map).await?.pop();
+    let outer = from_child(|| make_for_all_ids(owner, network), map)
+        .await?
+        .pop();
     let outer = outer.ok_or(("take a user namespace", io::ErrorKind::InvalidData.into()))?;
     from_child(|| make_within(&outer, network, range), |_| ready(Ok(()))).await
 }
 
-fn make_for_all_ids(network: Network) -> Made {
+fn make_for_all_ids(owner: Option<Ids>, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
+    become_owner(owner)?;
     die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
         .map_err(at("lower the resource limits"))?;
@@ -766,6 +776,18 @@ fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
         .and_then(|process| write_maps(process.as_fd(), &lines, &lines))
         .map_err(at("map the ids"))?;
     Ok(made)
+}
+
+/// Becomes who is to own what is made next, by its effective ids, and holds what it may hold all the same: where an ordinary user
+/// may make no user namespace, it takes a capability. That clears the parent-death signal.
+fn become_owner(owner: Option<Ids>) -> Result<(), (&'static str, io::Error)> {
+    let Some(owner) = owner else {
+        return Ok(());
+    };
+    let at = |step: &'static str| move |e: nix::Error| (step, e.into());
+    nix::unistd::setegid(Gid::from_raw(owner.gid)).map_err(at("become the owner's gid"))?;
+    nix::unistd::seteuid(Uid::from_raw(owner.uid)).map_err(at("become the owner's uid"))?;
+    privileges::raise_permitted().map_err(|e| ("keep what it may hold", io::Error::other(e)))
 }
 
 /// Becomes the first id of a user namespace that was joined. That clears the parent-death signal.

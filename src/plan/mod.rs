@@ -702,7 +702,18 @@ impl AppPlan {
     }
 }
 
+/// The supervisor's, counted from the first id of its stack's range: parts have theirs from the first on, two each at most.
+pub(crate) const SUPERVISOR_ID: u32 = 0xfff0;
+
 impl Plan {
+    /// Who root's supervisor is on the host once the stack is up, and nobody else: the owner of the parts' user namespaces, of
+    /// the log's directory, and of nothing besides. An ordinary user's stays its user.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<Ids> {
+        let id = self.sidecar.host_id - self.sidecar.host_id % RANGE + SUPERVISOR_ID;
+        (self.mode == Mode::Root).then_some(Ids { uid: id, gid: id })
+    }
+
     /// The directory that all stacks of this user have theirs in.
     #[must_use]
     pub fn stacks_dir(&self) -> &Path {

@@ -24,7 +24,8 @@ use crate::plan::limits;
 use crate::plan::neighbour::Neighbour;
 use crate::plan::{
     APP_ID, APP_NAME, AppPlan, BridgePlan, DEFAULT_PATH, EgressPlan, EgressVia, ExtraRules, IdMap,
-    Mode, Plan, PublishPlan, RANGE, RecordPlan, Spare, Transport, Turn, UplinkEnd, UplinkPlan,
+    Mode, Plan, PublishPlan, RANGE, RecordPlan, SUPERVISOR_ID, Spare, Transport, Turn, UplinkEnd,
+    UplinkPlan,
 };
 
 /// What can't be decided.
@@ -320,7 +321,7 @@ fn join(
         let egress = running.egress.as_ref().map(|egress| egress.ids);
         let of_parts = [sidecar, running.relay].into_iter().chain(egress);
         let taken: Vec<IdMap> = others.iter().map(|app| app.ids).chain(of_parts).collect();
-        let free = (first..first + IDS_PER_STACK).step_by(2).find(|id| {
+        let free = (first..first + SUPERVISOR_ID).step_by(2).find(|id| {
             let end = id + app.ids.count;
             let meets = |other: &IdMap| *id < other.host_id + other.count && other.host_id < end;
             !taken.iter().any(meets)

@@ -36,7 +36,8 @@ impl Way {
         let Some(egress) = plan.egress_relay() else {
             return Ok(None);
         };
-        let (namespaces, _) = Namespaces::make("egress", egress.ids, Network::Shared).await?;
+        let (namespaces, _) =
+            Namespaces::make("egress", egress.ids, plan.supervisor(), Network::Shared).await?;
         let doors = plan.doors();
         let mut sockets = vec![];
         for some in doors.chunks(MAX_FDS) {

@@ -103,6 +103,7 @@ impl AppGround {
         let (namespaces, sockets) = Namespaces::make_by(
             name,
             (app.ids, plan.cgroup.nproc(&app.limits)),
+            plan.supervisor(),
             network,
             open,
         )
@@ -201,10 +202,17 @@ impl Ground {
             UplinkEnd::Host => Network::Shared,
             UplinkEnd::Relay => Network::Relay { ipv6 },
         };
+        let owner = plan.supervisor();
         let app = async |number| AppGround::make(number, number, &plan, &mut Itself).await;
         let (sidecar, relay, apps) = tokio::try_join!(
-            Namespaces::make("the sidecar", plan.sidecar, Network::Sidecar { ipv6 }).err_into(),
-            Namespaces::make("the relay", plan.relay, relay_network).err_into(),
+            Namespaces::make(
+                "the sidecar",
+                plan.sidecar,
+                owner,
+                Network::Sidecar { ipv6 }
+            )
+            .err_into(),
+            Namespaces::make("the relay", plan.relay, owner, relay_network).err_into(),
             try_join_all((0..plan.apps.len()).map(app)),
         )?;
         for (app, ground) in plan.apps.iter().zip(&apps) {

@@ -226,6 +226,7 @@ pub async fn run(
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
     let io_error = |what| move |source: io::Error| StackError::Io { what, source };
+    manager::connect();
     let ender = Ender::default();
     watch_signals(&sender, &ender).map_err(io_error("watch signals"))?;
     if let Some(process) = lives_with {
@@ -332,12 +333,14 @@ pub async fn run(
         Mode::Root => &[],
         Mode::Rootless => &KEPT_WITHOUT_ROOT,
     };
+    let owner = ground.plan.supervisor();
     let give_up = || {
-        if weaken().as_deref() == Some("supervisor-filter") {
-            return privileges::keep_only(kept).map_err(StackError::Supervisor);
-        }
-        let filter = seccomp::supervisor().compile()?;
-        privileges::keep_only_under(kept, &filter).map_err(StackError::Supervisor)
+        let filter = match weaken().as_deref() {
+            Some("supervisor-filter") => None,
+            _ => Some(seccomp::supervisor().compile()?),
+        };
+        let given_up = privileges::give_up(owner, kept, filter.as_ref());
+        given_up.map_err(StackError::Supervisor)
     };
     // What publishing takes is held until it is done.
     let privileges = match &gate {

@@ -185,10 +185,15 @@ pub fn vfork_and_rest<T>(flags: i32, life: impl FnOnce() -> T) -> io::Result<(T,
 }
 
 /// Whether this process is dumpable belongs to its memory, and a change of ids by the child has cleared it (`commit_creds()`,
-/// kernel/cred.c).
+/// kernel/cred.c), or the child has set it.
 fn still(dumpable: DumpableBehavior) -> io::Result<()> {
-    if dumpable == DumpableBehavior::Dumpable {
-        set_dumpable_behavior(dumpable)?;
+    match (dumpable, dumpable_behavior()?) {
+        (DumpableBehavior::Dumpable, _) => set_dumpable_behavior(dumpable)?,
+        // To be readable by root alone (fs.suid_dumpable) can't be set again; not to be readable at all can.
+        (_, DumpableBehavior::Dumpable) => {
+            set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -363,19 +368,21 @@ unsafe fn clone3_with_stack(
     }
 }
 
+/// CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
+fn exit_signal(flags: i32) -> i32 {
+    match flags & libc::CLONE_PARENT {
+        0 => libc::SIGCHLD,
+        _ => 0,
+    }
+}
+
 /// What `clone3(2)` is asked for, but for a stack.
 fn arguments(flags: i32, pidfd: *mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
-    // CLONE_PARENT children signal our parent as we would: clone3 wants no signal of its own then.
-    let exit_signal = if flags & libc::CLONE_PARENT != 0 {
-        0
-    } else {
-        libc::SIGCHLD
-    };
     // SAFETY: clone_args is plain data for which all zeroes is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
     args.pidfd = pidfd as u64;
-    args.exit_signal = u64::from(exit_signal.cast_unsigned());
+    args.exit_signal = u64::from(exit_signal(flags).cast_unsigned());
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -390,9 +397,19 @@ fn arguments(flags: i32, pidfd: *mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> l
 /// As [`clone3`]; EACCES when the caller may not move processes there, EAGAIN when that cgroup's `pids.max` is reached,
 /// EBUSY also when it gives controllers to cgroups below it (cgroups(7), "no internal processes").
 pub fn clone3_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    clone3_saying(flags, exit_signal(flags), cgroup)
+}
+
+/// As [`clone3_into`], with that signal at its end.
+fn clone3_saying(
+    flags: i32,
+    exit_signal: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Cloned> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
     let mut args = arguments(flags, &raw mut pidfd, cgroup);
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {
@@ -451,7 +468,23 @@ pub fn detach_with<K: AsRef<[OwnedFd]>>(
     kept: K,
     life: impl FnOnce(K) -> i32,
 ) -> io::Result<OwnedFd> {
-    match clone3(0)? {
+    detach_by(clone3(0)?, kept, life)
+}
+
+/// As [`detach_with`], but who waits for any child, or for all, does not wait for this one (`__WCLONE` of waitpid(2)).
+///
+/// # Errors
+/// As [`clone3`].
+pub fn beside<K: AsRef<[OwnedFd]>>(kept: K, life: impl FnOnce(K) -> i32) -> io::Result<OwnedFd> {
+    detach_by(clone3_saying(0, 0, None)?, kept, life)
+}
+
+fn detach_by<K: AsRef<[OwnedFd]>>(
+    cloned: Cloned,
+    kept: K,
+    life: impl FnOnce(K) -> i32,
+) -> io::Result<OwnedFd> {
+    match cloned {
         Cloned::Parent { pidfd, .. } => {
             // Freeing it would copy its pages, which both have still. It owns no descriptor.
             std::mem::forget(life);

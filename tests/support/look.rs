@@ -624,32 +624,50 @@ pub fn mounts(lab: &Lab, pid: i64) -> Vec<Mount> {
 /// The kinds of namespaces that every part has for itself; the network is another matter.
 const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "ipc", "uts", "cgroup"];
 
-/// Asserts what must hold for every part of a running stack, whoever runs it; `uids` are the host's that are allowed.
-/// Every process of a stack that is in the host's user namespace has five empty sets.
+/// Every process of a stack that is in the host's user namespace has five empty sets and is under a filter. Root's are two: the
+/// supervisor, of an id that nobody else has, and who takes away at the end what root has made.
 pub fn holds_nothing_on_the_host(lab: &Lab, status: &Value) {
     let supervisor = &status["supervisor"];
     let script = format!(
         "for p in {supervisor} $(pgrep -P {supervisor}); do readlink /proc/$p/ns/user /proc/self/ns/user; \
-         grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/$p/status; echo; done"
+         grep -E '^(Uid|Gid|Groups|Seccomp|Cap(Inh|Prm|Eff|Bnd|Amb)):' /proc/$p/status; echo; done"
     );
     let told = lab.ok(&["sh", "-c", &script]);
-    let mut of_the_host = 0;
+    let mut of_the_host = vec![];
     for process in told.split("\n\n").filter(|told| !told.trim().is_empty()) {
         let lines: Vec<&str> = process.trim().lines().collect();
         if lines[0] != lines[1] {
             continue;
         }
-        of_the_host += 1;
-        assert_eq!(lines.len(), 7, "{told}");
-        for set in &lines[2..] {
-            assert!(set.ends_with("\t0000000000000000"), "{told}");
+        let said = |what: &str| {
+            let mut lines = lines.iter();
+            lines.find_map(|line| Some(line.strip_prefix(what)?.strip_prefix(":\t")?.trim()))
+        };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(said(set), Some("0000000000000000"), "{told}");
         }
+        assert_eq!(said("Seccomp"), Some("2"), "{told}");
+        let ids = ["Uid", "Gid"].map(|which| said(which).unwrap().split('\t').next().unwrap());
+        assert_eq!(ids[0], ids[1], "{told}");
+        of_the_host.push((ids[0].parse::<u32>().unwrap(), said("Groups").unwrap()));
     }
-    // An ordinary user's is in a user namespace of its own.
-    let by_root = status["plan"]["mode"] == "root";
-    assert_eq!(of_the_host > 0, by_root, "{told}");
+    if status["plan"]["mode"] != "root" {
+        // An ordinary user's is in a user namespace of its own.
+        assert_eq!(of_the_host, [], "{told}");
+        return;
+    }
+    let [(uid, ""), (0, _)] = of_the_host.as_slice() else {
+        panic!("{told}");
+    };
+    let sidecar = status["plan"]["sidecar"]["host_id"].as_u64().unwrap();
+    assert_eq!(
+        u64::from(*uid),
+        sidecar / 0x10000 * 0x10000 + 0xfff0,
+        "{told}"
+    );
 }
 
+/// Asserts what must hold for every part of a running stack, whoever runs it; `uids` are the host's that are allowed.
 pub fn assert_confined(lab: &Lab, status: &Value, uids: std::ops::Range<u64>) {
     let parts = status["parts"].as_array().unwrap();
     let mut processes = vec![];

@@ -168,7 +168,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
 
 /// Opens what the log is to be in, and hands it over, as the supervisor may not be able to.
 fn hand_over_log(stack: &StackName, running: &Plan, wanted: &Plan) -> Result<(), Failure> {
-    let files = supervise::more_files(wanted, &running.record, None);
+    let files = supervise::more_files(wanted, &running.record, wanted.supervisor());
     let Some(files) = files.map_err(unrecorded)? else {
         return Ok(());
     };

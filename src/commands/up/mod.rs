@@ -4,6 +4,8 @@
 //! runtime (locks, ports, and rootless our own namespaces); then the runtime.
 #![forbid(unsafe_code)]
 
+mod undo;
+
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use self::undo::{Undo, Undoer};
 use super::advice::{self, case, hints};
 use super::ended;
 use super::explain;
@@ -39,7 +42,7 @@ use crate::plan::resolve;
 use crate::plan::{self, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
-use crate::state::{GlobalLock, Liveness, StateError, StateRoot};
+use crate::state::Liveness;
 use crate::supervise::{self, Outcome, Tee, manager};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
@@ -479,7 +482,7 @@ fn supervise_here(
             claimed.save(&plan)?;
             let control = claimed.listen()?;
             let record = match voice.leaves {
-                true => supervise::record(&plan, None, None).map_err(unrecorded)?,
+                true => supervise::record(&plan, None, plan.supervisor()).map_err(unrecorded)?,
                 false => Record::new(None, None, None),
             };
             let placement = plan.cgroup.clone();
@@ -491,11 +494,19 @@ fn supervise_here(
                 rootless::become_root_of_own_namespaces(plan.subordinate)
                     .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
             }
+            let undo = Undo {
+                state: state.clone(),
+                stack: config.name.clone(),
+                cgroup: plan.cgroup.path.clone(),
+                root: plan.mode == Mode::Root,
+            };
+            let undoer = Undoer::begin(undo, &claimed)
+                .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;
             let runtime = crate::sys::runtime::of_this_thread()
                 .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
-            Ok((listeners, control, cgroups, record, runtime))
+            Ok((listeners, control, cgroups, record, undoer, runtime))
         });
-    let (listeners, control, cgroups, record, runtime) = match prepared {
+    let (listeners, control, cgroups, record, undoer, runtime) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(path) = &plan.cgroup.path {
@@ -509,7 +520,6 @@ fn supervise_here(
     drop(global);
     // With the plans of all other stacks: this process lives as long as its own.
     drop(host);
-    let root = plan.mode == Mode::Root;
 
     let Voice {
         mut progress,
@@ -538,7 +548,6 @@ fn supervise_here(
         ready(status, said);
         tell_systemd(status);
     };
-    let cgroup = plan.cgroup.path.clone();
     files::tidy(&Host::logs());
     let mut remains = Remains::default();
     let outline = plan.clone();
@@ -567,19 +576,8 @@ fn supervise_here(
         *explained = explain::lines(refusals, &outline.apps);
     }
     manager::is_down();
-    let removed = state.lock().map_err(Failure::from).and_then(|global| {
-        if leaves {
-            // What can't be written is missed by nobody as much as the end of the stack.
-            let _ = leave(&state, &global, &outline, remains, &ended);
-        }
-        if let Some(path) = cgroup {
-            cgroup::remove(&path).map_err(Failure::unable)?;
-            if root {
-                cgroup::tidy(true);
-            }
-        }
-        Ok(state.remove(&config.name, global)?)
-    });
+    let document = leaves.then(|| document(&outline, remains, &ended));
+    let removed = undoer.end(document.as_deref());
     // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
     // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
     // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
@@ -642,14 +640,8 @@ pub(super) fn unrecorded(why: String) -> Failure {
         .hint("log.dir names another directory; log.to = \"auto\" does without what can't be had")
 }
 
-/// Writes what there is to know of a stack that has ended.
-fn leave(
-    state: &StateRoot,
-    global: &GlobalLock,
-    plan: &Plan,
-    mut remains: Remains,
-    ended: &Result<Outcome, StackError>,
-) -> Result<(), StateError> {
+/// What there is to know of a stack that has ended.
+fn document(plan: &Plan, mut remains: Remains, ended: &Result<Outcome, StackError>) -> Vec<u8> {
     if let Err(StackError::AppEnded { app, exit, .. }) = ended
         && remains.parts.is_empty()
     {
@@ -692,8 +684,7 @@ fn leave(
     };
     let mut document = Ended::new(plan, remains, cause, why, exit);
     document.hints = hints;
-    let document = serde_json::to_vec(&document).unwrap_or_default();
-    state.leave(&plan.stack, &document, global)
+    serde_json::to_vec(&document).unwrap_or_default()
 }
 
 /// How long a detached stack whose app publishes nothing that is waited for is looked at before it is said to be up: most of

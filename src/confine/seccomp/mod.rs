@@ -37,7 +37,7 @@ use syscalls::Sysno;
 pub use compile::{CompileError, Program};
 pub use roles::{
     Carries, carrier, default, dialer, floored, init, is_kept_from_apps, over_a_range, relay,
-    sealing_sidecar, sidecar, strict, supervisor,
+    sealing_sidecar, sidecar, strict, supervisor, undoer,
 };
 
 /// What a call gets.

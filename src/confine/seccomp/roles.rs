@@ -122,6 +122,12 @@ const BY_A_FILE: &[Sysno] = calls![
 #[cfg(target_arch = "x86_64")]
 const OLD_BY_A_FILE: &[Sysno] = calls![get_thread_area modify_ldt set_thread_area];
 
+/// `newfstatat(2)`, by the crate's name of it.
+#[cfg(target_arch = "x86_64")]
+const OLD_STATS: &[Sysno] = calls![newfstatat];
+#[cfg(target_arch = "aarch64")]
+const OLD_STATS: &[Sysno] = calls![fstatat];
+
 /// What other architectures have instead.
 #[cfg(target_arch = "aarch64")]
 mod old {
@@ -917,6 +923,22 @@ pub fn init() -> Profile {
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![poll]]));
     profile("init", calls)
+}
+
+/// What the process does that takes away what a stack has left: waits for a word, removes files and directories, writes one.
+#[must_use]
+pub fn undoer() -> Profile {
+    let mut calls = stage();
+    calls.extend(plain(&[calls![
+        clock_nanosleep faccessat faccessat2 fcntl flock fstat fstatfs getdents64 geteuid getpid lseek mkdirat mmap mprotect nanosleep openat
+        ppoll recvfrom renameat renameat2 statfs statx unlinkat
+    ]]));
+    calls.extend(plain(&[OLD_STATS]));
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(plain(&[calls![
+        access lstat mkdir open poll rename rmdir stat unlink
+    ]]));
+    profile("undoer", calls)
 }
 
 /// What `command` allows, and what it takes to get from dropped privileges to the `execve(2)` of a command that is to

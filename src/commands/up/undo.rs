@@ -1,0 +1,204 @@
+//! What a stack leaves on the host when it ends, taken away by a process that has nothing else to do.
+//!
+//! # Theory of operation
+//!
+//! Root's supervisor is nobody on the host once its stack is up, and could not remove what root has made for it: the stack's
+//! directory and its cgroup. So a process stays beside it that is still uid 0, without a capability and with a filter that leaves it
+//! files alone. It is made before the stack is, has no descriptor but the lock and one end of a socket, and waits there for one word:
+//! the document about the end, which it does not look into. Where to write and what to remove it has known from its beginning. A
+//! supervisor that ends without the word, killed, leaves all as it is, for whoever looks into it and for the next command
+//! (`ended::note_crash`, `lrpns gc`).
+//!
+//! It holds the stack's lock as the supervisor does: nobody can have the directory before it has ended.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use crate::commands::failure::{Failure, chain};
+use crate::confine::{privileges, seccomp};
+use crate::names::StackName;
+use crate::part::cgroup;
+use crate::state::{ENDED_BYTES, StackDir, StateRoot};
+use crate::sys::process::{beside, null_standard_descriptors};
+
+/// What is to be taken away.
+#[derive(Clone)]
+pub(super) struct Undo {
+    pub(super) state: StateRoot,
+    pub(super) stack: StackName,
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) root: bool,
+}
+
+impl Undo {
+    /// Keeps the document, if there is one, and takes everything away.
+    fn now(&self, document: Option<&[u8]>) -> Result<(), String> {
+        let said = |e: &dyn std::error::Error| chain(e);
+        let global = self.state.lock().map_err(|e| said(&e))?;
+        if let Some(document) = document {
+            // What can't be written is missed by nobody as much as the end of the stack.
+            let _ = self.state.leave(&self.stack, document, &global);
+        }
+        if let Some(path) = &self.cgroup {
+            cgroup::remove(path).map_err(|e| said(&e))?;
+            if self.root {
+                cgroup::tidy(true);
+            }
+        }
+        let removed = self.state.remove(&self.stack, global);
+        removed.map_err(|e| said(&e))
+    }
+}
+
+/// Who will do it.
+pub(super) enum Undoer {
+    /// This process.
+    Ourselves(Undo),
+    /// A process beside it, which has the other end.
+    Beside(Undo, UnixStream),
+}
+
+impl Undoer {
+    /// Root's is a process of its own. Should be called before there is anything that it must not have, by a process with one thread.
+    ///
+    /// # Errors
+    /// What `clone3(2)` and `socketpair(2)` say.
+    pub(super) fn begin(undo: Undo, claimed: &StackDir) -> io::Result<Self> {
+        if !undo.root {
+            return Ok(Self::Ourselves(undo));
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        let kept: [OwnedFd; 2] = [theirs.into(), claimed.lock()?];
+        let its = undo.clone();
+        beside(kept, |[word, _lock]| wait(&its, word.into()))?;
+        Ok(Self::Beside(undo, ours))
+    }
+
+    /// Takes everything away, and keeps the document if there is one.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(super) fn end(self, document: Option<&[u8]>) -> Result<(), Failure> {
+        let (undo, word) = match self {
+            Self::Ourselves(undo) => return undo.now(document).map_err(Failure::unable),
+            Self::Beside(undo, word) => (undo, word),
+        };
+        match say(word, document) {
+            Ok(said) if said == DONE => Ok(()),
+            Ok(said) if !said.is_empty() => Err(Failure::unable(said)),
+            // It was killed. Who hasn't dropped yet can do it.
+            _ => undo.now(document).map_err(|why| {
+                let hint = format!("lrpns gc removes what is left of {}", undo.stack);
+                Failure::unable(why).hint(hint)
+            }),
+        }
+    }
+}
+
+/// What is heard of one that has done it.
+const DONE: &str = "done";
+/// The most that is heard of one that has not.
+const SENTENCE: u64 = 4096;
+/// In the place of a document's length.
+const NO_DOCUMENT: u64 = u64::MAX;
+
+fn say(mut word: UnixStream, document: Option<&[u8]>) -> io::Result<String> {
+    let length = document.map_or(NO_DOCUMENT, |document| document.len() as u64);
+    word.write_all(&length.to_ne_bytes())?;
+    word.write_all(document.unwrap_or_default())?;
+    word.shutdown(Shutdown::Write)?;
+    let mut said = String::new();
+    word.take(SENTENCE).read_to_string(&mut said)?;
+    Ok(said)
+}
+
+/// The document, if there is one; an error is the end of who should have said it.
+fn hear(word: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 8];
+    word.read_exact(&mut length)?;
+    let length = u64::from_ne_bytes(length);
+    let mut document = vec![];
+    if length == NO_DOCUMENT {
+        return Ok(None);
+    }
+    if length > ENDED_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    word.take(length).read_to_end(&mut document)?;
+    match document.len() as u64 == length {
+        true => Ok(Some(document)),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The process' whole life.
+fn wait(undo: &Undo, mut word: UnixStream) -> i32 {
+    // What ends the supervisor's terminal or group is not meant for it.
+    let begun = rustix::process::setsid().map_err(io::Error::from);
+    let begun = begun.and_then(|_| null_standard_descriptors());
+    let begun = begun.and_then(|()| Ok(rustix::process::chdir("/")?));
+    // It has the supervisor's command line.
+    let begun = begun.and_then(|()| Ok(rustix::thread::set_name(c"lrpns-undoer")?));
+    let dropped = begun.map_err(|e| e.to_string()).and_then(|()| {
+        let filter = seccomp::undoer().compile().map_err(|e| chain(&e))?;
+        let given_up = privileges::give_up(None, &[], Some(&filter));
+        given_up.map(drop).map_err(|e| chain(&e))
+    });
+    let said = match (dropped, hear(&mut word)) {
+        (_, Err(_)) => return 1,
+        // It does nothing with what it may not have.
+        (Err(why), _) => Err(why),
+        (Ok(()), Ok(document)) => undo.now(document.as_deref()),
+    };
+    let said = said.map_or_else(|why| why, |()| DONE.to_owned());
+    i32::from(word.write_all(said.as_bytes()).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// What is heard of somebody who writes this and ends.
+    fn heard(words: &[&[u8]]) -> io::Result<Option<Vec<u8>>> {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        for word in words {
+            theirs.write_all(word).unwrap();
+        }
+        drop(theirs);
+        hear(&mut ours)
+    }
+
+    #[test]
+    fn nothing_is_undone_but_at_a_whole_word() {
+        let length = |length: u64| length.to_ne_bytes();
+        assert_eq!(heard(&[&length(3), b"end"]).unwrap(), Some(b"end".to_vec()));
+        assert_eq!(heard(&[&length(0)]).unwrap(), Some(vec![]));
+        assert_eq!(heard(&[&length(NO_DOCUMENT)]).unwrap(), None);
+        // Of one that was killed before, in the length, in the document; and one that would have it take all memory.
+        for words in [
+            &[][..],
+            &[&length(3)[..7]],
+            &[&length(3), b"en"],
+            &[&length(ENDED_BYTES + 1), b"end"],
+        ] {
+            assert!(heard(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn who_says_nothing_or_is_not_there_is_told_from_who_has_done_it() {
+        for (answer, told) in [("done", "done"), ("", ""), ("no", "no")] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(answer.as_bytes()).unwrap();
+            theirs.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(say(ours, Some(b"document")).unwrap(), told);
+            assert_eq!(hear(&mut theirs).unwrap().unwrap(), b"document");
+        }
+    }
+}
