@@ -255,12 +255,12 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
         (
             shell("open /etc/quiet/own/new: Read-only file system"),
             "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\", \"/etc/quiet/own:/etc/quiet/own\"]",
-            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\", \"/etc/quiet/own:/etc/quiet/own:rw\"]",
+            "/etc/quiet/own is a volume that is read-only, and not root's: in place of this key:\n  volumes = [\"/etc/quiet.conf:/etc/quiet.conf\", \"/etc/quiet/own:/etc/quiet/own:rw\"]",
         ),
         (
             shell("open /etc/quiet/new: Read-only file system"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
-            "a copy of it beside the stack's file, that is the app's (as root also chown): volumes = [\"./quiet:/etc/quiet:rw\"]",
+            "a copy of it beside the stack's file, that is the app's (as root also chown), in place of this key:\n  volumes = [\"./quiet:/etc/quiet:rw\"]",
         ),
         // It names what it failed at, and not why: a directory that is not there, also where it ends without an error.
         (

@@ -1173,17 +1173,20 @@ impl Case<'_> {
                 one if one.path == within.path => format!("{host}:{}:rw", shown(&one.path)),
                 one => volume(one),
             });
-            format!("volumes = {}", list(&all.collect::<Vec<_>>()))
+            format!(
+                "in place of this key:\n  volumes = {}",
+                list(&all.collect::<Vec<_>>())
+            )
         };
         let name = within.path.file_name().map(Path::new)?;
         Some(match roots {
             false => format!(
-                "{} is a volume that is read-only: {}",
+                "{} is a volume that is read-only, and not root's: {}",
                 shown(&within.path),
                 line(shown(&within.host))
             ),
             true => format!(
-                "{} is a volume that is read-only, and root's: a copy of it beside the stack's file, that is the app's (as root also chown): {}",
+                "{} is a volume that is read-only, and root's: a copy of it beside the stack's file, that is the app's (as root also chown), {}",
                 shown(&within.path),
                 line(format!("./{}", shown(name)))
             ),
