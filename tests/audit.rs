@@ -285,6 +285,12 @@ fn a_supervisor_with_power_over_the_host_is_found() {
 }
 
 #[test]
+fn a_supervisor_that_is_still_the_hosts_root_is_found() {
+    let new = weakened_by("supervisor-id");
+    assert_eq!(new, ["host-secrets", "host-settings", "host-signal"]);
+}
+
+#[test]
 fn a_supervisor_without_its_filter_is_found() {
     let new = weakened_by("supervisor-filter");
     // What this kernel refuses to everybody is refused all the same.

@@ -181,6 +181,11 @@ fn named(id: &str, context: &Context) -> Outcome {
             no_socket(&all)
         }
         "app-rtnetlink" | "host-links" => super::links::attack(),
+        "host-secrets" => refused(&HOSTS_SECRETS, context, |path| File::open(path).map(drop)),
+        "host-settings" => refused(&HOSTS_SETTINGS, context, |path| {
+            OpenOptions::new().write(true).open(path).map(drop)
+        }),
+        "host-signal" => signalled(context),
         "host-rules" => rules(),
         "host-mount" => {
             const SYS_ADMIN: u64 = 1 << 21;
@@ -422,6 +427,62 @@ fn own_program() -> Outcome {
             }
         }
     }
+}
+
+/// What of the host root alone may read.
+const HOSTS_SECRETS: [&str; 8] = [
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/ssh/ssh_host_ed25519_key",
+    "/etc/ssh/ssh_host_rsa_key",
+    "/proc/1/environ",
+    "/proc/1/mem",
+    "/proc/kcore",
+    "/dev/mem",
+];
+/// What of the host root alone may write: each would make who does so root, or change the host for everybody.
+const HOSTS_SETTINGS: [&str; 10] = [
+    "/etc/passwd",
+    "/etc/shadow",
+    "/etc/group",
+    "/etc/ld.so.cache",
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/sysrq-trigger",
+    "/proc/1/oom_score_adj",
+    "/dev/mem",
+];
+
+/// None of these, of those that there are, may be opened so.
+fn refused(paths: &[&str], context: &Context, open: impl Fn(&str) -> io::Result<()>) -> Outcome {
+    // In a container the supervisor may be process 1 itself.
+    let is_itself = |path: &&&str| path.starts_with("/proc/1/") && !context.host_pids.contains(&1);
+    let mut tried = 0;
+    for path in paths.iter().filter(|path| !is_itself(path)) {
+        match open(path) {
+            Ok(()) => return Outcome::fail(format!("{path} opens")),
+            Err(e) if is(&e, &[libc::EACCES, libc::EPERM, libc::EROFS]) => tried += 1,
+            Err(e) if is(&e, &[libc::ENOENT, libc::ENOTDIR, libc::ENXIO]) => {}
+            Err(e) => return Outcome::unknown(format!("{path}: {}", say(&e))),
+        }
+    }
+    match tried {
+        0 => Outcome::unknown("none of them is there"),
+        tried => Outcome::pass(format!("{tried} of them are there, and none opens")),
+    }
+}
+
+/// None of these processes may be signalled.
+fn signalled(context: &Context) -> Outcome {
+    for pid in &context.host_pids {
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), None) {
+            Err(nix::Error::EPERM) => {}
+            Ok(()) => return Outcome::fail(format!("process {pid} could be signalled")),
+            Err(e) => return Outcome::unknown(format!("process {pid}: {e}")),
+        }
+    }
+    Outcome::pass(format!("EPERM for {} processes", context.host_pids.len()))
 }
 
 /// As much of a ruleset as there must be for a refusal; in force it would do nothing.

@@ -161,6 +161,12 @@ impl Target {
                 Mode::Root => 0,
                 Mode::Rootless => self.status.supervisor_privileges.permitted,
             },
+            // Without root the audit is the same user's, who may.
+            host_pids: match self.status.plan.mode {
+                Mode::Root if self.status.supervisor == 1 => vec![std::process::id().cast_signed()],
+                Mode::Root => vec![1, std::process::id().cast_signed()],
+                Mode::Rootless => vec![1],
+            },
             ..Context::default()
         };
         match agent.ask(&Ask::Context(Box::new(context))) {

@@ -334,6 +334,7 @@ pub async fn run(
         Mode::Rootless => &KEPT_WITHOUT_ROOT,
     };
     let owner = ground.plan.supervisor();
+    let owner = owner.filter(|_| weaken().as_deref() != Some("supervisor-id"));
     let give_up = || {
         let filter = match weaken().as_deref() {
             Some("supervisor-filter") => None,
