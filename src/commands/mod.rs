@@ -584,15 +584,22 @@ fn status_by(stack: &StackName, request: &Request) -> Result<Box<Status>, Failur
     let client = ask(stack, request)?;
     // As long as the stack starts there is no answer.
     match reply(&client, stack)?.0 {
-        Reply::Status(status) => Ok(status),
+        Reply::Status(status) => Ok(believed(stack, status)),
         _ => Err(answered_something_else(stack)),
     }
 }
 
+/// A status without cgroups that are not the stack's by its saved plan, below which files would be read.
+fn believed(stack: &StackName, mut status: Box<Status>) -> Box<Status> {
+    for part in &mut status.parts {
+        part.cgroup.take_if(|cgroup| !is_of(stack, cgroup));
+    }
+    status
+}
+
 /// The plan that a supervisor says it has, as it was saved by whoever brought the stack up or changed it: what follows from a plan
 /// for the host is never done by the word of a supervisor alone.
-fn as_saved(said: &Plan) -> Result<Plan, Failure> {
-    let stack = &said.stack;
+fn as_saved(stack: &StackName, said: &Plan) -> Result<Plan, Failure> {
     let state = Host::state_root();
     let saved = state.plan(stack).and_then(|saved| saved.seated(said));
     saved.ok_or_else(|| match state.is_changing(stack) {

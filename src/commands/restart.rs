@@ -115,7 +115,7 @@ fn replace_one(stack: &StackName, part: Option<String>) -> Result<(), Failure> {
         // Of an app that there is not, or is there twice, the supervisor knows as well.
         let app = said.app_named(part).map(|app| app.name.clone());
         if let (Some(name), None) = (app, said.replaces()) {
-            let plan = as_saved(&said)?;
+            let plan = as_saved(stack, &said)?;
             if let Some(app) = plan.app(&name).filter(|app| plan.can_roll(app).is_ok()) {
                 room = cgroup::add(&plan.cgroup, &app.others_name(), &app.limits)
                     .map_err(Failure::unable)?;
@@ -159,7 +159,7 @@ fn save(stack: &StackName, part: Option<String>, staged: Staged) -> Result<(), F
     if said.replaces().is_some() {
         return Ok(());
     }
-    let plan = as_saved(&said)?;
+    let plan = as_saved(stack, &said)?;
     staged.commit(&plan).map_err(unsaved)?;
     let app = part.and_then(|part| plan.app_named(&part));
     app.map_or(Ok(()), |app| {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::status::table;
 use super::target::Meant;
-use super::{ask, print, print_json, status_now, written};
+use super::{ask, believed, print, print_json, status_now, written};
 use crate::commands::failure::Failure;
 use crate::control::usage::{self, Usage};
 use crate::control::{PartStatus, Reply, Request, Status};
@@ -162,7 +162,7 @@ fn still_there(stack: &StackName) -> Result<Option<Box<Status>>, Failure> {
         return Ok(None);
     };
     match super::reply_or_end(&client, stack)? {
-        Some((Reply::Status(status), _)) => Ok(Some(status)),
+        Some((Reply::Status(status), _)) => Ok(Some(believed(stack, status))),
         _ => Ok(None),
     }
 }

@@ -169,8 +169,6 @@ pub enum Applying {
     /// The host's table is to change, which is the client's to do: the supervisor has dropped NET_ADMIN. Descriptor: the
     /// socket that owns the table. Answered by [`Said::Changed`].
     Host {
-        /// The stack, if its rules are a part of the table that stacks share.
-        part: Option<Box<Plan>>,
         /// What is in force.
         old: Box<nftables::schema::Nftables<'static>>,
         /// What shall be.

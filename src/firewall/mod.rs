@@ -53,7 +53,7 @@ pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;
 pub use ruleset::{
     CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, UPLINK_OUT, capture_rules, closed_host_rules,
-    end_table, host_rules, host_table, is_ours, sidecar_rules, uplink_rules, without_chain,
+    end_table, host_rules, host_table, is_of, is_ours, sidecar_rules, uplink_rules, without_chain,
 };
 pub use shared::{Shared, SharedError, TABLE as SHARED_TABLE, alone};
 pub use text::{TextError, to_text};

@@ -54,6 +54,20 @@ pub fn host_table(stack: &StackName) -> String {
     format!("lrpns-{stack}")
 }
 
+/// Whether these are rules of [`host_rules`] for that stack, whatever they say: objects of its table alone.
+#[must_use]
+pub fn is_of(rules: &Nftables<'_>, stack: &StackName) -> bool {
+    let table = host_table(stack);
+    rules.objects.iter().all(|object| {
+        let object = serde_json::to_value(object).unwrap_or_default();
+        let mut kinds = object.as_object().into_iter().flatten();
+        kinds.all(|(kind, its)| {
+            let name = if kind == "table" { "name" } else { "table" };
+            its["family"] == "inet" && its[name] == *table
+        })
+    })
+}
+
 /// Where the rules of [`host_rules`] are in force: a table, or a stack's part of the one that stacks share, as
 /// `TABLE/STACK`.
 #[must_use]

@@ -369,12 +369,7 @@ impl Namespaces {
         network: Network,
         mapper: &mut impl Mapper,
     ) -> Result<(Self, Option<Sockets>), NamespaceError> {
-        let [uids, gids] = ids.lines().map(|lines| {
-            let lines = lines
-                .iter()
-                .map(|[inside, outside, count]| format!("{inside} {outside} {count}\n"));
-            lines.collect::<String>()
-        });
+        let [uids, gids] = ids.maps();
         let range = ids.is_range().then_some(Range {
             ids: ids.count,
             of_user: ids.host_id == 0,

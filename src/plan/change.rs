@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Connect, Protocol, Source, TrafficLog};
+use crate::config::{Connect, Egress, Protocol, Source, TrafficLog};
 use crate::confine::landlock;
 use crate::names::PartName;
 use crate::plan::{AppPlan, Plan};
@@ -436,4 +436,57 @@ pub fn held(old: &Plan, new: Plan) -> Plan {
     }
     apps.append(&mut held.apps);
     Plan { apps, ..held }
+}
+
+/// The old plan with what the new one grants besides, and the apps that join, to whom nobody comes yet.
+#[must_use]
+pub fn wide(old: &Plan, new: &Plan) -> Plan {
+    let mut wide = old.clone();
+    wide.egress = wide.egress.or_else(|| new.egress.clone());
+    for app in &new.apps {
+        match wide.apps.iter_mut().find(|known| known.name == app.name) {
+            Some(known) => also_grant(known, app),
+            None => wide.apps.push(AppPlan {
+                publish: vec![],
+                ..app.clone()
+            }),
+        }
+    }
+    wide.derive_serves();
+    wide
+}
+
+fn also_grant(app: &mut AppPlan, other: &AppPlan) {
+    let new = other.egress.iter();
+    let new: Vec<Egress> = new
+        .filter(|egress| !app.egress.contains(egress))
+        .copied()
+        .collect();
+    app.egress.extend(new);
+    let links = other.connect.iter();
+    let new: Vec<_> = links
+        .filter(|link| !app.connect.contains(link))
+        .cloned()
+        .collect();
+    app.connect.extend(new);
+}
+
+/// The new plan with every port and every grant that either has.
+#[must_use]
+pub fn both(old: &Plan, new: &Plan) -> Plan {
+    let mut both = new.clone();
+    let known: Vec<_> = new
+        .published()
+        .map(|(_, publish)| publish.outside())
+        .collect();
+    for app in &mut both.apps {
+        if let Some(before) = old.app(&app.name) {
+            also_grant(app, before);
+        }
+        let before = old.app(&app.name).map(|app| app.publish.as_slice());
+        let closing = before.unwrap_or_default().iter();
+        app.publish
+            .extend(closing.filter(|p| !known.contains(&p.outside())).cloned());
+    }
+    both
 }

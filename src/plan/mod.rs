@@ -32,6 +32,8 @@ use crate::config::{
 use crate::confine::privileges::{Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
 
+#[cfg(test)]
+pub(crate) use seat::tests::plan as example;
 pub use seat::{CannotRoll, Spare, Turn};
 
 pub use egress::{Door, EgressPlan, EgressVia, MOST_DOORS};
@@ -329,6 +331,17 @@ impl IdMap {
             } else {
                 vec![stage, own]
             }
+        })
+    }
+
+    /// [`IdMap::lines`] as they are written.
+    #[must_use]
+    pub fn maps(&self) -> [String; 2] {
+        self.lines().map(|lines| {
+            let lines = lines.iter();
+            let text =
+                |[inside, outside, count]: &[u32; 3]| format!("{inside} {outside} {count}\n");
+            lines.map(text).collect()
         })
     }
 

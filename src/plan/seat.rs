@@ -336,13 +336,13 @@ impl Plan {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::PublishPlan;
     use crate::plan::neighbour::Neighbour;
 
     /// A stack of web, which publishes a port, and db, to which it connects; read from JSON, as from a running stack.
-    fn plan() -> Plan {
+    pub(crate) fn plan() -> Plan {
         let app = |name: &str, number: u8| {
             serde_json::json!({
                 "name": name, "address": format!("172.18.0.{}", 10 + number), "address6": null,

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use futures_util::future::FutureExt;
+use nftables::schema::Nftables;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags};
@@ -52,7 +53,7 @@ use crate::part::namespaces::{self, Itself};
 use crate::plan::change::{self, Change};
 use crate::plan::limits::Placement;
 use crate::plan::resolve;
-use crate::plan::{AppPlan, Mode, Plan, Turn};
+use crate::plan::{AppPlan, Mode, Plan, Turn, UplinkEnd};
 use crate::preflight;
 use crate::protocol::{self, Exit};
 use crate::stack::{Open, Opened, StackError};
@@ -137,7 +138,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
         }
         return report.end(options, false);
     }
-    let running = as_saved(&running)?;
+    let running = as_saved(stack, &running)?;
     let mut keep = vec![];
     let opens = |app: &AppPlan| {
         let before = running.app(&app.name);
@@ -485,6 +486,7 @@ fn converse(
 ) -> Result<(), Failure> {
     let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let (running, plan) = (order.running.clone(), order.wanted.clone());
+    let asked = Asked::of(&running, &plan);
     let mut staged = None;
     rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
     if order.running.mode == Mode::Root {
@@ -524,13 +526,13 @@ fn converse(
                 return Err(answered_something_else(stack));
             };
             let told = match order {
-                Applying::Host {
-                    part,
-                    old,
-                    new,
-                    grants,
-                } => {
-                    let part = part.as_deref();
+                Applying::Host { old, new, grants } => {
+                    let shares = running.uplink.ends_at == UplinkEnd::Host;
+                    let part = shares.then_some(&running);
+                    if !asked.rules(&old, &new) || !asked.grants(&grants) {
+                        done(Err(Asked::ELSE.to_owned()))?;
+                        continue;
+                    }
                     if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
                         return Err(too_late(stack));
                     }
@@ -569,6 +571,10 @@ fn converse(
                     done(save(staged.take(), &running, &plan, &said))?;
                     continue;
                 }
+                Applying::Bind { ports } if !asked.ports(&ports) => {
+                    done(Err(Asked::ELSE.to_owned()))?;
+                    continue;
+                }
                 Applying::Bind { ports } => {
                     let said = bind(client, &ports);
                     said.map_err(|e| unable("answer the supervisor", e))?;
@@ -577,6 +583,10 @@ fn converse(
                 Applying::Open { app } => {
                     let said = open(client, &plan, &app);
                     said.map_err(|e| unable("answer the supervisor", e))?;
+                    continue;
+                }
+                Applying::Map { uids, gids } if !asked.maps(&uids, &gids) => {
+                    done(Err(Asked::ELSE.to_owned()))?;
                     continue;
                 }
                 Applying::Map { uids, gids } => {
@@ -630,6 +640,62 @@ fn say_more(client: &Client, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     batches.try_for_each(|batch| client.say(&Said::More, batch))
 }
 
+/// What a supervisor may want of the host for a change: what follows from the two plans, and nothing that it makes up.
+struct Asked {
+    wanted: Plan,
+    /// The ports that move.
+    ports: Vec<SocketAddr>,
+    /// What the host's table may come to.
+    rules: Vec<Nftables<'static>>,
+    /// What connections through the host may be left.
+    grants: Vec<firewall::Grants>,
+}
+
+impl Asked {
+    const ELSE: &'static str = "that does not follow from the plans";
+
+    fn of(running: &Plan, wanted: &Plan) -> Self {
+        let held = change::held(running, wanted.clone());
+        let last = last(&held, wanted);
+        let wide = change::wide(running, &held);
+        let both = change::both(running, &held);
+        let ports = publish::moved_ports(wanted, running).into_iter();
+        Self {
+            wanted: wanted.clone(),
+            ports: ports.map(|publish| publish.listen).collect(),
+            rules: [running, &wide, &both, &last]
+                .map(firewall::host_rules)
+                .into(),
+            grants: firewall::host_grants(&last),
+        }
+    }
+
+    fn maps(&self, uids: &str, gids: &str) -> bool {
+        let mut apps = self.wanted.apps.iter();
+        apps.any(|app| app.ids.maps() == [uids, gids])
+    }
+
+    fn ports(&self, ports: &[SocketAddr]) -> bool {
+        ports.iter().all(|port| self.ports.contains(port))
+    }
+
+    /// What there is by now may be more than the plans have, of a change whose client was killed; but it is the stack's.
+    fn rules(&self, old: &Nftables<'static>, new: &Nftables<'static>) -> bool {
+        self.rules.contains(new) && firewall::is_of(old, &self.wanted.stack)
+    }
+
+    fn grants(&self, grants: &[firewall::Grants]) -> bool {
+        grants.is_empty() || grants == self.grants
+    }
+}
+
+/// What a stack is when the apps that leave have left.
+fn last(held: &Plan, wanted: &Plan) -> Plan {
+    let mut last = held.clone();
+    last.apps.retain(|app| wanted.app(&app.name).is_some());
+    last
+}
+
 /// The app of a plan that is, or may be, in the cgroup of that name.
 fn app_in<'p>(plan: &'p Plan, cgroup: &str) -> Option<&'p AppPlan> {
     let mut apps = plan.apps.iter();
@@ -674,9 +740,7 @@ fn vacate(running: &Plan, wanted: &Plan, cgroup: &str) -> Result<(), String> {
 
 /// Saves what the supervisor says that the stack is by now, as far as it is what was asked for.
 fn save(staged: Option<Staged>, running: &Plan, wanted: &Plan, said: &Plan) -> Result<(), String> {
-    let mut last = change::held(running, wanted.clone());
-    last.apps.retain(|app| wanted.app(&app.name).is_some());
-    let last = last.seated(said);
+    let last = last(&change::held(running, wanted.clone()), wanted).seated(said);
     let last = last.ok_or("the supervisor says that it has another plan than it was asked for")?;
     let staged = staged.ok_or("it was not staged")?;
     staged.commit(&last).map_err(|e| e.to_string())
@@ -776,4 +840,108 @@ fn change_host(
     }
     firewall::forget_ungranted(&socket, grants)
         .map_err(|e| format!("forget connections that are not granted: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+    use crate::plan::Transport;
+
+    /// A stack that publishes one port more, and of which an app leaves.
+    fn plans() -> (Plan, Plan) {
+        let mut running = plan::example();
+        running.uplink.ends_at = UplinkEnd::Host;
+        running.apps[0].publish[0].via = Transport::Dnat;
+        let mut wanted = running.clone();
+        let mut more = wanted.apps[0].publish[0].clone();
+        more.listen.set_port(81);
+        more.entry_port = 81;
+        wanted.apps[0].publish.push(more);
+        wanted.apps.pop();
+        wanted.apps[0].connect.clear();
+        wanted.derive_serves();
+        (running, wanted)
+    }
+
+    #[test]
+    fn of_the_host_a_supervisor_has_what_the_plans_say_and_nothing_else() {
+        let (running, wanted) = plans();
+        let asked = Asked::of(&running, &wanted);
+        let (old, new) = (
+            firewall::host_rules(&running),
+            firewall::host_rules(&wanted),
+        );
+        assert_ne!(old, new);
+        assert!(asked.rules(&old, &new) && asked.rules(&new, &old));
+        // More than either plan has, of what is there or is to come.
+        let mut other = wanted.clone();
+        other.apps[0].publish[1].listen.set_port(22);
+        let other = firewall::host_rules(&other);
+        assert!(!asked.rules(&old, &other));
+        assert!(asked.rules(&other, &new), "it is the stack's still");
+        let mut anothers = running.clone();
+        anothers.stack = StackName::new("another").unwrap();
+        let anothers = firewall::host_rules(&anothers);
+        assert!(!asked.rules(&anothers, &new) && !asked.rules(&old, &anothers));
+
+        let [uids, gids] = wanted.apps[0].ids.maps();
+        assert!(asked.maps(&uids, &gids));
+        assert!(!asked.maps("0 0 4294967295\n", &gids) && !asked.maps(&uids, "0 0 1\n"));
+
+        assert!(asked.ports(&[]));
+        assert!(!asked.ports(&["0.0.0.0:22".parse().unwrap()]));
+
+        let all = firewall::host_grants(&wanted);
+        assert!(asked.grants(&all) && asked.grants(&[]));
+        let mut others = running.clone();
+        others.uplink.sidecar_address = [10, 0, 0, 1].into();
+        assert!(!asked.grants(&firewall::host_grants(&others)));
+    }
+
+    #[test]
+    fn cgroups_are_those_of_apps_of_the_plans() {
+        let (running, wanted) = plans();
+        for (cgroup, of_wanted, of_running) in [
+            ("web", true, true),
+            ("web.2", true, true),
+            ("db", false, true),
+            ("sidecar", false, false),
+            ("../other", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(app_in(&wanted, cgroup).is_some(), of_wanted, "{cgroup}");
+            assert_eq!(app_in(&running, cgroup).is_some(), of_running, "{cgroup}");
+            let vacated = vacate(&running, &wanted, cgroup);
+            assert_eq!(vacated.is_ok(), of_wanted || of_running, "{cgroup}");
+            // Without a place for cgroups there is nothing to be done for it.
+            let limited = limit(&running.cgroup, &wanted, cgroup);
+            assert_eq!(
+                limited.is_ok(),
+                of_wanted || cgroup == "sidecar",
+                "{cgroup}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_what_was_asked_for() {
+        let (mut running, mut wanted) = plans();
+        let dir = tempfile::tempdir().unwrap();
+        for plan in [&mut running, &mut wanted] {
+            plan.state_dir = dir.path().to_owned();
+        }
+        let begin = || Some(state::stage(&running).unwrap());
+        let mut said = wanted.clone();
+        said.apps[0].command.push("more".into());
+        assert!(save(begin(), &running, &wanted, &said).is_err());
+        assert!(
+            save(begin(), &running, &wanted, &running).is_err(),
+            "with who has left"
+        );
+        assert!(save(None, &running, &wanted, &wanted).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        save(begin(), &running, &wanted, &wanted).unwrap();
+        assert!(dir.path().join("plan.json").exists());
+    }
 }

@@ -67,7 +67,7 @@ use crate::part::cgroup::Entrance;
 use crate::part::namespaces::{Itself, Mapper};
 use crate::part::secrets;
 use crate::plan::change::{self, Change, PartChange};
-use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Turn, UplinkEnd};
+use crate::plan::{AppPlan, Mode, Plan, PublishPlan, Turn};
 use crate::protocol::{Channel, MAX_FDS};
 use crate::stack::{self, Ground, Launched, Open, Opened, PartId, StackError, Wait};
 use crate::traffic::line::Names;
@@ -687,7 +687,7 @@ impl Task {
         if !self.change.removed.is_empty() {
             sidecar.retain(|part| !part.because.iter().all(|key| is_of_app(key)));
         }
-        let wide = wide(&self.old.plan, &next.plan);
+        let wide = change::wide(&self.old.plan, &next.plan);
         let mut between = behind_closed_ports(&wide, &next.plan);
         self.widen(next, &wide, &between).await?;
         self.start_apps(&others, next, &mut between).await?;
@@ -706,7 +706,7 @@ impl Task {
         for part in sidecar {
             self.start_again(&part.part, next).await?;
         }
-        let more = firewall::host_rules(&both(old_plan, new_plan));
+        let more = firewall::host_rules(&change::both(old_plan, new_plan));
         self.change_host(more, vec![]).await?;
         next.try_the_path().await.map_err(|e| e.to_string())?;
         self.say("apps answer through the sidecar").await;
@@ -963,9 +963,7 @@ impl Task {
         if self.host_rules == new && grants.is_empty() {
             return Ok(());
         }
-        let shares = self.old.plan.uplink.ends_at == UplinkEnd::Host;
         let order = Applying::Host {
-            part: shares.then(|| Box::new(self.old.plan.clone())),
             old: Box::new(self.host_rules.clone()),
             new: Box::new(new.clone()),
             grants,
@@ -1254,38 +1252,6 @@ fn revoked<'p>(old: &'p Plan, new: &'p Plan) -> impl Iterator<Item = (&'p AppPla
     })
 }
 
-/// The old plan with what the new one grants besides, and the apps that join, to whom nobody comes yet.
-fn wide(old: &Plan, new: &Plan) -> Plan {
-    let mut wide = old.clone();
-    wide.egress = wide.egress.or_else(|| new.egress.clone());
-    for app in &new.apps {
-        match wide.apps.iter_mut().find(|known| known.name == app.name) {
-            Some(known) => also_grant(known, app),
-            None => wide.apps.push(AppPlan {
-                publish: vec![],
-                ..app.clone()
-            }),
-        }
-    }
-    wide.derive_serves();
-    wide
-}
-
-fn also_grant(app: &mut AppPlan, other: &AppPlan) {
-    let new = other.egress.iter();
-    let new: Vec<Egress> = new
-        .filter(|egress| !app.egress.contains(egress))
-        .copied()
-        .collect();
-    app.egress.extend(new);
-    let links = other.connect.iter();
-    let new: Vec<_> = links
-        .filter(|link| !app.connect.contains(link))
-        .cloned()
-        .collect();
-    app.connect.extend(new);
-}
-
 /// The same with closed ports for those who see their clients no more.
 fn behind_closed_ports(wide: &Plan, new: &Plan) -> Plan {
     let mut plan = wide.clone();
@@ -1308,25 +1274,6 @@ fn within_reach_of(egress: &Egress) -> IpAddr {
         }
         net => net.addr(),
     }
-}
-
-/// The new plan with every port and every grant that either has.
-fn both(old: &Plan, new: &Plan) -> Plan {
-    let mut both = new.clone();
-    let known: Vec<_> = new
-        .published()
-        .map(|(_, publish)| publish.outside())
-        .collect();
-    for app in &mut both.apps {
-        if let Some(before) = old.app(&app.name) {
-            also_grant(app, before);
-        }
-        let before = old.app(&app.name).map(|app| app.publish.as_slice());
-        let closing = before.unwrap_or_default().iter();
-        app.publish
-            .extend(closing.filter(|p| !known.contains(&p.outside())).cloned());
-    }
-    both
 }
 
 /// What the relay has to know: where it listens, and where that leads.
