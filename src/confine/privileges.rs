@@ -323,7 +323,9 @@ pub fn give_up(
     filter: Option<&Program>,
 ) -> Result<Privileges, DropError> {
     match user {
-        None => drop(keep_only(keep)?),
+        None => {
+            keep_only(keep)?;
+        }
         Some(user) => {
             lock(keep, &[], Zero::Ordinary)?;
             become_user(user)?;
