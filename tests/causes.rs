@@ -435,7 +435,7 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
         "sh",
         "-ec",
         "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /var/lib/dpkg/info /var/lib/plain /srv/systemd /etc/xinetd.d; echo port = 99 >/etc/xinetd.d/plain
-         printf 'Package: plain\\n' >/var/lib/dpkg/status; printf '/srv/plain\\n/srv/systemd/plain.service\\n/etc/xinetd.d\\n' >/var/lib/dpkg/info/plain.list
+         printf 'Package: plain\\n' >/var/lib/dpkg/status; printf '/srv/plain\\n/srv/within\\n/srv/systemd/plain.service\\n/etc/xinetd.d\\n' >/var/lib/dpkg/info/plain.list
          printf '[Service]\\nType=forking\\nExecStart=/srv/plain start\\nRuntimeDirectory=plain\\nStateDirectory=plain\\nLogsDirectory=plainly\\nCacheDirectory=../x\\n' >/srv/systemd/plain.service
          printf '#!/bin/sh\\ntouch /run/plain/pid /var/lib/plain/new /var/log/plainly/log || exit 1\\nexec sleep infinity\\n' >/run/lab/plain; chmod 755 /run/lab/plain",
     ]);
@@ -449,6 +449,21 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
          tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:1M\"]\nforks = true",
         "{said}"
     );
+    // Its user is anybody's choice.
+    let (code, said) = told(
+        &lab,
+        &["/srv/plain"],
+        &format!("user = \"www-data\"\n{volume}"),
+    );
+    assert_eq!((code, lines_of(&said)), (1, lines.clone()), "{said}");
+    // The same for another program of its package, which that starts; but not for what is none of it.
+    for (program, has) in [("within", true), ("none", false)] {
+        let command = format!("/srv/{program}");
+        let more = volume.replace("/srv/plain:", &format!("{command}:"));
+        let (code, said) = told(&lab, &[&command], &more);
+        let same = lines_of(&said) == lines.replace("/srv/plain:", &format!("{command}:"));
+        assert!(code == 1 && same == has, "{program}: {said}");
+    }
     let lines = lines.replace("forks = true", "restart = \"no\"");
     let (code, said) = told(&lab, &["/srv/plain"], &lines);
     assert_eq!(code, 0, "{said}");

@@ -559,10 +559,10 @@ impl Case<'_> {
                 .any(|v| v.path.starts_with(path) || path.starts_with(&v.path))
         };
         let begun = !installed.etc.is_empty() && installed.etc.iter().any(has);
-        // Who is told to be the package's own user has none of the rest by that.
-        let user = installed.user.as_ref().map(|(_, ids)| ids.uid);
+        // Who is told to be somebody, as a package with no user of its own leaves it to do, has none of the rest by that.
         let uid = self.app.ids.uid;
-        let own = ![0, APP_ID].contains(&uid) && user != Some(uid);
+        let user = installed.user.as_ref().map(|(_, ids)| ids.uid);
+        let own = user.is_some_and(|user| ![0, APP_ID, user].contains(&uid));
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }

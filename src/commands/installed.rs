@@ -149,7 +149,9 @@ impl Installed {
             .iter()
             .flat_map(|package| files(&record, package))
             .collect();
-        let starts = start(root, &files, name)?;
+        // Of one that something else of its package starts, whatever that starts.
+        let by_another = || started(root, &self::files(&record, &own));
+        let starts = start(root, &files, name).or_else(by_another)?;
 
         let bare = name.strip_suffix('d').unwrap_or(name);
         let mut names: BTreeSet<String> = [name, bare, &own, source]
@@ -399,10 +401,6 @@ fn files(record: &Path, package: &str) -> Vec<PathBuf> {
 
 /// The text of the units and scripts that start the program. `None` if there are none: it is not a server then.
 fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<String>> {
-    let is_unit = |path: &Path| {
-        let service = path.extension().is_some_and(|kind| kind == "service");
-        service && path.components().any(|part| part.as_os_str() == "systemd")
-    };
     let mut all = vec![];
     for path in files {
         if !is_unit(path) && !path.starts_with("/etc/init.d/") {
@@ -434,6 +432,26 @@ fn start(root: &Path, files: &BTreeSet<PathBuf>, program: &str) -> Option<Vec<St
             all.push(text);
         }
     }
+    (!all.is_empty()).then_some(all)
+}
+
+fn is_unit(path: &Path) -> bool {
+    let service = path.extension().is_some_and(|kind| kind == "service");
+    service && path.components().any(|part| part.as_os_str() == "systemd")
+}
+
+/// The text of a package's units that start something of their own package: a script, which starts its programs. `None` if
+/// there are none.
+fn started(root: &Path, files: &[PathBuf]) -> Option<Vec<String>> {
+    let own = |line: &str| {
+        let command = line.strip_prefix("ExecStart=").unwrap_or_default();
+        let first = command.split_whitespace().next().unwrap_or_default();
+        let first = Path::new(first.trim_start_matches(['-', '+', '!', '@', ':']));
+        files.iter().any(|path| path == first)
+    };
+    let units = files.iter().filter(|path| is_unit(path));
+    let texts = units.filter_map(|path| std::fs::read_to_string(below(root, path)).ok());
+    let all: Vec<String> = texts.filter(|text| text.lines().any(own)).collect();
     (!all.is_empty()).then_some(all)
 }
 
