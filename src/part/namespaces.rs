@@ -572,8 +572,9 @@ impl Namespaces {
             crate::protocol::send(&theirs, &(), &made)
         };
         let (made, child) = vfork_and_rest(0, life)?;
-        drop((child, theirs));
+        drop(theirs);
         made?;
+        child.end()?;
         let handed = crate::protocol::receive::<()>(&ours)?;
         Ok(handed.ok_or(io::ErrorKind::InvalidData)?.1)
     }
@@ -680,7 +681,9 @@ async fn from_child<F: Future<Output = io::Result<()>>>(
         Ok(made) => meanwhile(child.pid).await.map(|()| made),
         Err((step, e)) => Err(io::Error::new(e.kind(), format!("{step}: {e}"))),
     };
-    made.map_err(at("in the child"))
+    let made = made.map_err(at("in the child"))?;
+    child.end().map_err(at("end the child"))?;
+    Ok(made)
 }
 
 fn empty_network(user: &OwnedFd) -> Made {

@@ -55,16 +55,32 @@ pub struct Resting {
     _stack: Stack,
 }
 
-impl Drop for Resting {
-    fn drop(&mut self) {
-        end(&self.pidfd);
+impl Resting {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// EPERM when it is somebody else by now, and this process may signal no such (kill(2)): then it ends with this process.
+    pub fn end(self) -> io::Result<()> {
+        end(&self.pidfd)
     }
 }
 
-fn end(pidfd: &OwnedFd) {
-    // ESRCH: it has ended. ECHILD: it was waited for.
-    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+impl Drop for Resting {
+    fn drop(&mut self) {
+        let _ = end(&self.pidfd);
+    }
+}
+
+fn end(pidfd: &OwnedFd) -> io::Result<()> {
+    match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+        // ESRCH: it has ended.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        // It would be waited for in vain.
+        Err(e) => return Err(e.into()),
+    }
+    // ECHILD: it was waited for.
     let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    Ok(())
 }
 
 /// How much of a stack there is for the life of such a child, in bytes.
@@ -113,7 +129,7 @@ impl Second {
         }
         // SAFETY: the kernel has made this descriptor for who was killed, and nothing has run since that could have it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
-        end(&pidfd);
+        let _ = end(&pidfd);
     }
 }
 
