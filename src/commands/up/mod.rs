@@ -39,7 +39,7 @@ use crate::part::refused::Refusals;
 use crate::part::rootless;
 use crate::plan::reach;
 use crate::plan::resolve;
-use crate::plan::{self, Mode, Plan};
+use crate::plan::{self, AppPlan, Mode, Plan};
 use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::state::Liveness;
@@ -133,8 +133,8 @@ pub fn up(config: Config, detach: bool, wishes: Wishes) -> Result<ExitCode, Fail
             Ok(ExitCode::SUCCESS)
         }
         End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
-        End::Over(Outcome::AppEnded(exit), hints) => {
-            advice::tell(&hints);
+        End::Over(Outcome::AppEnded(exit), advised) => {
+            advice::tell(&advised.hints());
             Ok(ExitCode::from(u8::from(exit.code() != 0)))
         }
         End::Early(_, failure) => Err(failure),
@@ -164,10 +164,10 @@ pub fn run(
     match ended? {
         End::Already(message) => Err(Failure::unable(message)),
         End::Over(Outcome::Stopped, _) => Ok(ExitCode::SUCCESS),
-        End::Over(Outcome::AppEnded(exit), hints) => {
+        End::Over(Outcome::AppEnded(exit), advised) => {
             // Who is at a terminal has seen what each command of theirs said.
             if !tty {
-                advice::tell(&hints);
+                advice::tell(&advised.hints());
             }
             Ok(ExitCode::from(exit.code()))
         }
@@ -182,10 +182,29 @@ pub fn run(
 enum End {
     /// The stack lives already; what to say about it.
     Already(String),
-    /// It was brought up and has ended; with hints, if something went wrong.
-    Over(Outcome, Vec<String>),
+    /// It was brought up and has ended.
+    Over(Outcome, Advised),
     /// Its app ended before it listened.
     Early(Exit, Failure),
+}
+
+/// What there is to go by for hints about a stack that has ended: they are found in files of the host's, which whoever asks for them
+/// may read, and a supervisor that has dropped may not.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Advised {
+    apps: Vec<AppPlan>,
+    exit: Option<Exit>,
+    said: Vec<LogLine>,
+}
+
+impl Advised {
+    fn hints(&self) -> Vec<String> {
+        match self.exit {
+            // Of what has done its work there is nothing to advise.
+            None | Some(Exit::Status(0)) => vec![],
+            exit => hints(&self.apps, None, exit, &self.said),
+        }
+    }
 }
 
 /// Is told when the stack is up, with what was said last.
@@ -251,9 +270,11 @@ enum Told {
     App(String),
     Waits(String),
     Line(LogLine),
-    Ready(String),
+    /// What it is, and what was said last: what there is to say of it is said by who may read the files it is about.
+    Ready(Box<Status>, Vec<LogLine>),
     Already(String),
     Failed(Failure),
+    Over(Failure, Advised),
 }
 
 /// Supervises in a child of a session of its own; returns when that child says how it went.
@@ -306,8 +327,13 @@ fn detached(
             Some((Told::App(what) | Told::Waits(what), _)) => tell(&what),
             Some((Told::Line(line), _)) => tell(&line.human(verbose)),
             // It came up just before it heard of the signal, and goes down.
-            Some((Told::Ready(_), _)) if interrupted.is_some() => {}
-            Some((Told::Ready(message), _)) => {
+            Some((Told::Ready(..), _)) if interrupted.is_some() => {}
+            Some((Told::Ready(status, said), _)) => {
+                let mut message = is_up_but(&status);
+                for line in restless(&status, &said) {
+                    message.push('\n');
+                    message.push_str(&line);
+                }
                 tell(&message);
                 return Ok(ExitCode::SUCCESS);
             }
@@ -320,6 +346,10 @@ fn detached(
             Some((Told::Failed(failure), _)) => {
                 its_end()?;
                 return Err(failure);
+            }
+            Some((Told::Over(failure, evidence), _)) => {
+                its_end()?;
+                return Err(advised(failure, &evidence.hints()));
             }
             None => {
                 its_end()?;
@@ -374,12 +404,8 @@ fn background(
         // The scratch stack of an audit, else.
         leaves: lives_with.is_none(),
         ready: Box::new(move |status, said| {
-            let mut message = is_up_but(status);
-            for line in restless(status, said) {
-                message.push('\n');
-                message.push_str(&line);
-            }
-            let _ = protocol::send(&*ready, &Told::Ready(message), &[]);
+            let told = Told::Ready(Box::new(status.clone()), said.to_vec());
+            let _ = protocol::send(&*ready, &told, &[]);
             // From now on there is nobody to hear; a full socket would only hold us up.
             let _ = rustix::net::shutdown(&*ready, rustix::net::Shutdown::Both);
             heard.set(false);
@@ -394,13 +420,13 @@ fn background(
     };
     match supervise_here(config, wishes, voice, lives_with, handed, &mut vec![]) {
         Ok(End::Already(message)) => tell(&Told::Already(message)),
-        Ok(End::Over(Outcome::AppEnded(exit), hints)) => {
+        Ok(End::Over(Outcome::AppEnded(exit), advised)) => {
             // Heard only if it was never said to be up.
             let message =
                 format!("{stack} has ended: its app ended with {exit} right after its start");
             tell(&match exit {
                 Exit::Status(0) => Told::Already(message),
-                _ => Told::Failed(advised(Failure::failed(message), &hints)),
+                _ => Told::Over(Failure::failed(message).of_the_stack(), advised),
             });
         }
         Ok(End::Over(..)) => {}
@@ -584,12 +610,15 @@ fn supervise_here(
     // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
     let end = match ended {
-        // Of what has done its work there is nothing to advise.
-        Ok(Outcome::AppEnded(exit)) if exit != Exit::Status(0) => End::Over(
-            Outcome::AppEnded(exit),
-            hints(&outline.apps, None, Some(exit), &said),
-        ),
-        Ok(outcome) => End::Over(outcome, vec![]),
+        Ok(Outcome::AppEnded(exit)) => {
+            let advised = Advised {
+                apps: outline.apps,
+                exit: Some(exit),
+                said,
+            };
+            End::Over(Outcome::AppEnded(exit), advised)
+        }
+        Ok(outcome) => End::Over(outcome, Advised::default()),
         Err(e) => match &e {
             StackError::AppEnded { app, exit, .. }
             | StackError::EndedUnaccepting { app, exit, .. }
