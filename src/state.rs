@@ -267,10 +267,19 @@ impl StateRoot {
     /// As [`StateRoot::liveness`].
     pub fn settle(&self, name: &StackName, held: &GlobalLock) -> Result<Liveness, StateError> {
         let liveness = self.liveness(name)?;
+        // One that lets nobody in holds up nobody who looks, under the lock of all.
         let refused = || {
+            use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+            let (Ok(socket), Ok(at)) = (socket, SocketAddrUnix::new(self.control(name))) else {
+                return false;
+            };
+            let connected = rustix::net::connect(&socket, &at);
             matches!(
-                std::os::unix::net::UnixStream::connect(self.control(name)),
-                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+                connected,
+                Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT)
             )
         };
         if liveness != Liveness::Alive || !refused() {

@@ -32,6 +32,13 @@ pub fn harmless(text: &str, most: usize) -> String {
     shown
 }
 
+/// The same of any text, whose lines stay lines.
+#[must_use]
+pub fn harmless_lines(text: &str) -> String {
+    let lines = text.split('\n').map(|line| harmless(line, usize::MAX));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A size as the configuration writes it: `64M`, `1.5G`.
 #[must_use]
 pub fn size(bytes: u64) -> String {

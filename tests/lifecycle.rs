@@ -352,6 +352,44 @@ fn two_ups_at_once_make_one_stack() {
 }
 
 #[test]
+fn whom_a_supervisor_has_left_behind_is_ended_by_down_and_by_the_next_up() {
+    let lab = Lab::new();
+    let up = || {
+        lab.lrpns_ok(&["up", "-d", "--demo"]);
+        pid(&lab.status("customerA")["supervisor"])
+    };
+    let owner = |supervisor: &str| {
+        let status = lab.ok(&["cat", &format!("/proc/{supervisor}/status")]);
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t"));
+        uid.unwrap().split('\t').next().unwrap().to_owned()
+    };
+    let leave = |uid: &str| {
+        let ids = [&format!("--reuid={uid}"), &format!("--regid={uid}")];
+        let mut left = lab.spawn(&["setpriv", ids[0], ids[1], "--clear-groups", "sleep", "600"]);
+        until("it is that uid", || {
+            let all = lab.run(&["pgrep", "-U", uid, "-x", "sleep"]);
+            all.status.success().then_some(())
+        });
+        move || left.wait().unwrap()
+    };
+    let uid = owner(&up());
+    let mut ended = leave(&uid);
+    lab.lrpns_ok(&["down"]);
+    assert!(!ended().success());
+
+    let supervisor = up();
+    assert_eq!(owner(&supervisor), uid);
+    let mut ended = leave(&uid);
+    lab.ok(&["kill", "-KILL", &supervisor]);
+    let again = up();
+    assert_ne!(again, supervisor);
+    assert!(!ended().success());
+    // Nobody else was.
+    assert_eq!(lab.get(URL).unwrap(), "Hello world!");
+    lab.lrpns_ok(&["down"]);
+}
+
+#[test]
 fn two_downs_at_once_are_both_success() {
     let lab = Lab::new();
     let before = lab.traces();

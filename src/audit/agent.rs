@@ -356,6 +356,9 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
     };
     let joined = |e: io::Error| format!("join the part's namespaces: {e}");
     die_with_parent()?;
+    if !matches!(place, Join::Stay) {
+        privileges::leave_roots_groups().map_err(|e| format!("drop privileges: {e}"))?;
+    }
     match place {
         Join::Stay => {}
         Join::User(pidfd) => setns(pidfd, CloneFlags::CLONE_NEWUSER).map_err(joined)?,

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::ended;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::{Failure, chain};
+use crate::confine::privileges::Ids;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::firewall::{self, Shared};
 use crate::host::Host;
@@ -22,6 +23,8 @@ use crate::part::cgroup;
 use crate::plan::Mode;
 use crate::state::{Liveness, StateRoot};
 use crate::supervise;
+use crate::sys::process::end_all_of;
+use crate::text::harmless_lines;
 
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
@@ -108,6 +111,26 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
+    let owner = state.plan(stack).and_then(|plan| plan.supervisor());
+    let was_there = take_down_what_is_there(state, stack)?;
+    if let Some(Ids { uid, .. }) = owner {
+        let _global = state.lock()?;
+        // The same ids may be another stack's by now.
+        let mut others = state.stacks()?.into_iter();
+        let others =
+            others.any(|other| state.plan(&other).and_then(|plan| plan.supervisor()) == owner);
+        if !others {
+            end_all_of(uid, uid + 1).map_err(|e| {
+                Failure::unable(format!(
+                    "end whoever is uid {uid}, which was {stack}'s: {e}"
+                ))
+            })?;
+        }
+    }
+    Ok(was_there)
+}
+
+fn take_down_what_is_there(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
     let directory = || std::fs::metadata(state.stack(stack)).map(|it| it.ino());
     loop {
         let its = directory().ok();
@@ -197,7 +220,9 @@ fn wait_for_the_end(state: &StateRoot, stack: &StackName, client: Client) -> Res
         };
         match heard {
             Heard::Message => match client.reply() {
-                Ok(Some((Reply::Waits(what), _))) => tell(&format!("{stack}: {what}")),
+                Ok(Some((Reply::Waits(what), _))) => {
+                    tell(&format!("{stack}: {}", harmless_lines(&what)));
+                }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break Ok(()),
             },
@@ -271,7 +296,8 @@ fn sweep(state: &StateRoot) -> Result<usize, Failure> {
         let Ok(Some(fd)) = host_table(state, &stack) else {
             continue;
         };
-        if let Some(table) = Shared::from_fd(fd).map_err(unable)? {
+        // Nor does one that hands something else over hold anybody up.
+        if let Ok(Some(table)) = Shared::from_fd(fd) {
             return table
                 .sweep(|stack| supervise::lives(state, stack))
                 .map_err(unable);

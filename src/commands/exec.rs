@@ -36,6 +36,7 @@ use crate::host::Host;
 use crate::log::Stream;
 use crate::log::streams::{self, Raw};
 use crate::names::StackName;
+use crate::plan::Mode;
 use crate::protocol::{self, Exit, FromStage};
 use crate::stage::app::Command;
 use crate::sys::namespace::{every_kind, setns};
@@ -154,7 +155,7 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
     let client = ask(stack, &request)?;
     let (
         Reply::Enter {
-            user,
+            user: _,
             mut env,
             privileges,
             cgroup,
@@ -178,6 +179,7 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
         .into_iter()
         .next()
         .ok_or_else(|| Failure::unable(format!("no pidfd came for {part}")))?;
+    is_in_part(stack, part, &pidfd)?;
     let keep: Vec<Capability> = caps::all()
         .into_iter()
         .filter(|cap| privileges.permitted & cap.bitmask() != 0)
@@ -195,7 +197,8 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
         caller: rustix::process::getpid(),
         pidfd,
         keep,
-        user,
+        // Of whom these parts are there is no choice, nor is it the supervisor's.
+        user: privileges::Ids::ROOT,
         command,
         program,
         nproc,
@@ -225,6 +228,34 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
     };
     let exit = status.map_err(|e| unable("wait for the command", &e))?;
     Ok(ExitCode::from(exit.code()))
+}
+
+/// Looks whether a process that the supervisor has named is in the user namespace of a part: root's commands go into no other. That
+/// it is one with the part's ids is enough, since who has those is the part, or what it has made.
+///
+/// # Errors
+/// It is not, or has ended.
+pub(super) fn is_in_part(stack: &StackName, part: &str, pidfd: &OwnedFd) -> Result<(), Failure> {
+    let Some(plan) = Host::state_root()
+        .plan(stack)
+        .filter(|plan| plan.mode == Mode::Root)
+    else {
+        // An ordinary user's supervisor is the user.
+        return Ok(());
+    };
+    let ids = match part {
+        "sidecar" => Some(plan.sidecar),
+        "relay" => Some(plan.relay),
+        "egress" => plan.egress.as_ref().map(|egress| egress.ids),
+        app => plan.app_named(app).map(|app| app.ids),
+    };
+    let has = crate::control::processes::id_maps(pidfd.as_fd());
+    match (has, ids.map(|ids| ids.lines())) {
+        (Ok(has), Some(ids)) if has == ids => Ok(()),
+        _ => Err(Failure::failed(format!(
+            "the supervisor of {stack} has named a process that is not in {part}"
+        ))),
+    }
 }
 
 /// A static program of the host's, for a part whose root is empty.
@@ -273,6 +304,9 @@ impl Entry {
         };
         if let Err(e) = rustix::process::setpgid(None, None) {
             return complain("leave the foreground", &e);
+        }
+        if let Err(e) = privileges::leave_roots_groups() {
+            return complain("drop privileges", &e);
         }
         if let Err(e) = setns(&self.pidfd, every_kind()) {
             return complain("join the part's namespaces", &e);

@@ -14,6 +14,7 @@ use crate::plan::resolve::PlanError;
 use crate::protocol::Exit;
 use crate::stack::StackError;
 use crate::state::StateError;
+use crate::text::harmless_lines;
 
 /// The stack or a check failed.
 pub const FAILED: u8 = 1;
@@ -99,10 +100,10 @@ impl Failure {
             anstyle::Reset,
         );
         let mut err = anstream::stderr();
-        // Nobody to tell if standard error is closed; the exit code still does.
-        let _ = writeln!(err, "{bad}lrpns:{plain} {}", self.message);
+        // Nobody to tell if standard error is closed; the exit code still does. It may be what a supervisor has said.
+        let _ = writeln!(err, "{bad}lrpns:{plain} {}", harmless_lines(&self.message));
         if let Some(hint) = &self.hint {
-            let _ = writeln!(err, "{good}hint:{plain} {hint}");
+            let _ = writeln!(err, "{good}hint:{plain} {}", harmless_lines(hint));
         }
         ExitCode::from(self.code)
     }

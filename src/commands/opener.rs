@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 
-use super::exec::wait;
+use super::exec::{is_in_part, wait};
 use super::{ask, reply};
 use crate::commands::failure::Failure;
-use crate::confine::privileges::{DropError, Privileges};
+use crate::confine::privileges::{DropError, Privileges, leave_roots_groups};
 use crate::control::Request;
 use crate::names::StackName;
 use crate::part::namespaces;
@@ -21,10 +21,15 @@ use crate::sys::process::{Cloned, clone3, exit_now};
 
 /// The pidfd of the pid 1 of a part, whose namespaces are meant.
 pub(super) fn part_of(stack: &StackName, part: &str) -> Result<OwnedFd, Failure> {
-    let part = part.to_owned();
     let what = format!("no pidfd came for {part}");
-    let (_, fds) = reply(&ask(stack, &Request::Enter { part })?, stack)?;
-    fds.into_iter().next().ok_or_else(|| Failure::unable(what))
+    let request = Request::Enter {
+        part: part.to_owned(),
+    };
+    let (_, fds) = reply(&ask(stack, &request)?, stack)?;
+    let pidfd = fds.into_iter().next();
+    let pidfd = pidfd.ok_or_else(|| Failure::unable(what))?;
+    is_in_part(stack, part, &pidfd)?;
+    Ok(pidfd)
 }
 
 /// What `open` opens in a child that has joined the user and network namespace of `part`, a pidfd, and called `give_up`
@@ -44,6 +49,7 @@ pub(super) fn open_inside(
             drop(ours);
             let inside = || {
                 if let Some(part) = part {
+                    leave_roots_groups().map_err(|e| format!("drop privileges: {e}"))?;
                     setns(part, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
                         .map_err(|e| format!("join its namespaces: {e}"))?;
                 }

@@ -16,6 +16,7 @@ use crate::part::cgroup::{self, Entrance};
 use crate::part::secrets::{self, SecretError};
 use crate::plan::Plan;
 use crate::state::{Staged, StateError};
+use crate::text::harmless_lines;
 
 /// Hands over what is in the secrets of apps that are to start again, as the supervisor may not read it. Which those are is what
 /// root's plan says. All are read before any is handed over, so that nobody is ended who can't begin.
@@ -137,7 +138,7 @@ fn ask_to_replace(
     let client = ask_with(stack, &Request::Replace { part }, &fds)?;
     loop {
         match reply_or_end(&client, stack)? {
-            Some((Reply::Waits(what), _)) => eprintln!("{stack}: {what}"),
+            Some((Reply::Waits(what), _)) => eprintln!("{stack}: {}", harmless_lines(&what)),
             Some((Reply::Done, _)) => return Ok(()),
             Some(_) => {}
             None => return Err(Failure::failed(format!("{stack} ended meanwhile"))),

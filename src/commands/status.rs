@@ -21,7 +21,7 @@ use crate::plan::reach::{self, Document};
 use crate::plan::{Mode, Plan, Transport};
 use crate::protocol;
 use crate::state::{Liveness, StateRoot};
-use crate::text::size;
+use crate::text::{harmless, harmless_lines, size};
 use crate::traffic::{Losses, Refusals, Summary};
 
 /// One line of `ps`; its fields are the keys of the JSON form, which are stable.
@@ -201,14 +201,17 @@ pub fn ps(all: bool, quiet: bool, json: bool) -> Result<ExitCode, Failure> {
     }
     let mut table = table(&["STACK", "STATE", "PUBLISHED", "APPS", "CONFIGURATION"]);
     for row in rows {
-        table.add_row([
-            row.stack.to_string(),
-            row.shown.clone(),
-            row.published.join(" "),
-            row.shown_apps(),
-            row.config
-                .map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
-        ]);
+        table.add_row(
+            [
+                row.stack.to_string(),
+                row.shown.clone(),
+                row.published.join(" "),
+                row.shown_apps(),
+                row.config
+                    .map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+            ]
+            .map(|cell| harmless(&cell, usize::MAX)),
+        );
     }
     print(&format!("{table}\n"))?;
     Ok(ExitCode::SUCCESS)
@@ -238,7 +241,7 @@ pub(super) fn status(meant: &Meant, previous: bool, how: How) -> Result<ExitCode
     if let Some(ended) = ended {
         match json {
             true => print_json(&ended)?,
-            false => print(&ended::describe(&ended, part))?,
+            false => print(&harmless_lines(&ended::describe(&ended, part)))?,
         }
         return Ok(match previous {
             true => ExitCode::SUCCESS,

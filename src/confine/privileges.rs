@@ -271,8 +271,29 @@ fn drop_for(
     Ok(held)
 }
 
+/// Drops root's supplementary groups, before it joins a user namespace in which that might be forbidden.
+///
+/// # Errors
+/// [`DropError::Call`] when the kernel refuses.
+pub fn leave_roots_groups() -> Result<(), DropError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    match nix::unistd::setgroups(&[]) {
+        // Root of a user namespace of an ordinary user's.
+        Err(nix::Error::EPERM) => Ok(()),
+        done => done.map_err(call("drop supplementary groups")),
+    }
+}
+
 /// Becomes `user`, without groups as far as that may be; how many are left.
 fn become_user(user: Ids) -> Result<usize, DropError> {
+    // To setresuid(2) it is nobody, and changes nothing.
+    if [user.uid, user.gid].contains(&u32::MAX) {
+        return Err(call("become an id that is none")(io::Error::from(
+            io::ErrorKind::InvalidInput,
+        )));
+    }
     let groups = match nix::unistd::setgroups(&[]) {
         Ok(()) => 0,
         // An unprivileged gid map forbids setgroups(2) altogether (user_namespaces(7)): the groups stay those of the

@@ -625,9 +625,25 @@ impl Client {
     /// # Errors
     /// What `recvmsg(2)` says.
     pub fn reply(&self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
-        protocol::receive(&self.0)
+        // How long it takes to come is for others to judge; once it comes it comes.
+        let mut comes = [PollFd::new(&self.0, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut comes, None))?;
+        let limit = |limit| sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, limit);
+        limit(Some(COMES_WITHIN))?;
+        let reply = protocol::receive(&self.0);
+        limit(None)?;
+        reply.map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "it has begun an answer, and not ended it",
+            ),
+            _ => e,
+        })
     }
 }
+
+/// How long each piece of an answer may take that has begun.
+const COMES_WITHIN: Duration = Duration::from_secs(10);
 
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {

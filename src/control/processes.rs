@@ -4,11 +4,46 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Mode;
+
+/// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
+///
+/// # Errors
+/// What the kernel says; ESRCH when the process has ended.
+pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
+    let pid = pid_of(pidfd)?;
+    let map = |which: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{which}"))?;
+        let lines = text.lines().map(|line| {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            let mut next = || numbers.next()?.ok();
+            Some([next()?, next()?, next()?])
+        });
+        let lines: Option<Vec<_>> = lines.collect();
+        lines.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    let maps = [map("uid_map")?, map("gid_map")?];
+    // As long as it has not been waited for, nobody else has its number.
+    match pid_of(pidfd)? == pid {
+        true => Ok(maps),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
+/// The number of a pidfd's process, in the pid namespace of this process' /proc (proc_pid_fdinfo(5)).
+fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let number = number.and_then(|number| number.trim().parse().ok());
+    let number = number.filter(|number| *number > 0);
+    number.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +95,24 @@ pub enum Role {
     Command,
     /// Egress by relay: who connects for the carrier, its pid 1.
     Dialer,
+    /// Beside root's supervisor: who takes away at the end what root has made.
+    Undoer,
+}
+
+/// What the undoer calls itself.
+pub const UNDOER: &std::ffi::CStr = c"lrpns-undoer";
+
+/// Who is [`Role::Undoer`] beside this process, the supervisor.
+#[must_use]
+pub fn undoer() -> Option<i32> {
+    let own = std::process::id();
+    let children = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).ok()?;
+    let mut children = children.split_whitespace();
+    let is_it = |pid: &&str| {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim_ascii_end() == UNDOER.to_bytes()
+    };
+    children.find(is_it)?.parse().ok()
 }
 
 /// The host's user namespace, by its inode, if the supervisor, which is this process, is in that: without root it has one of its

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::budget::Bucket;
 use super::{LogLine, Stream};
+use crate::confine::privileges::HOST_IDS;
 use crate::traffic::line::{Fields, Kind};
 
 /// Where journald listens.
@@ -220,8 +221,16 @@ pub fn read(
     if let Some(since) = since {
         command.arg(format!("--since=@{}", since.as_second()));
     }
-    // Anybody may write a field; who has, only journald says.
-    command.args([format!("_UID={uid}"), format!("LRPNS_STACK={stack}")]);
+    // Anybody may write a field; who has, only journald says. Of root's it was root, or an id that nobody but a stack of root's has.
+    if uid != 0 {
+        command.arg(format!("_UID={uid}"));
+    }
+    let is_ours = |entry: &Value| {
+        let of = entry.get("_UID").and_then(Value::as_str);
+        let of = of.and_then(|of| of.parse::<u32>().ok());
+        of.is_some_and(|of| of == uid || (uid == 0 && HOST_IDS.contains(&of)))
+    };
+    command.arg(format!("LRPNS_STACK={stack}"));
     command.args(run.map(|run| format!("LRPNS_RUN={run}")));
     let mut child = command
         .stdin(Stdio::null())
@@ -232,6 +241,7 @@ pub fn read(
         for entry in BufReader::new(said).lines() {
             let line = serde_json::from_str(&entry?)
                 .ok()
+                .filter(is_ours)
                 .and_then(|entry| line(&entry));
             lines.extend(line.filter(|line| wants(line)));
         }

@@ -22,8 +22,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::sys::socket::MsgFlags;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use sd_notify::NotifyState;
+
+use crate::sys::manager::say;
 
 use super::Listening;
 use super::publish::{self, Listener};
@@ -266,7 +269,11 @@ fn name(listener: &Listener) -> String {
 
 fn forget(name: &str) {
     // As for READY=1: who isn't heard has no manager.
-    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    say(
+        &[NotifyState::FdStoreRemove, NotifyState::FdName(name)],
+        &[],
+        MsgFlags::empty(),
+    );
 }
 
 /// Has the manager keep what is to be kept.
@@ -274,7 +281,7 @@ pub(super) fn store(listener: &Listener) {
     if listener.held == Held::Stored {
         let name = name(listener);
         let what = [NotifyState::FdStore, NotifyState::FdName(&name)];
-        let _ = sd_notify::notify_with_fds(&what, &[listener.socket.as_fd()]);
+        say(&what, &[listener.socket.as_fd()], MsgFlags::empty());
     }
 }
 

@@ -36,6 +36,8 @@ use crate::config::Limits;
 use crate::plan::limits::{Controller, Placement};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, Mode, OFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags};
 
 /// The period of a processor limit, in microseconds; the kernel's own default.
 const PERIOD: u32 = 100_000;
@@ -270,15 +272,12 @@ impl Part {
     }
 }
 
-/// The way into a part's cgroup, opened by who may put processes there: whoever has it may, whatever he has dropped since. The kernel
-/// asks for the credentials of who has opened `cgroup.procs`, not of who writes to it (`__cgroup_procs_write()`,
-/// kernel/cgroup/cgroup.c).
+/// What starting a process in a part's cgroup takes, opened by whose that is. It lets nobody put processes there: who may write
+/// `cgroup.procs` as root could have any process of the host there, and so end it with the stack ([`Door`]).
 #[derive(Debug)]
 pub struct Entrance {
     /// The cgroup's directory, for [`crate::sys::process::clone3_into`].
     pub directory: OwnedFd,
-    /// `cgroup.procs`, for writing.
-    pub procs: OwnedFd,
     /// `memory.oom.group`, where memory is limited.
     pub oom_group: Option<OwnedFd>,
 }
@@ -295,8 +294,6 @@ impl Entrance {
         let file = |name: &str, flags: OFlags| {
             rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty())
         };
-        let procs = file("cgroup.procs", OFlags::WRONLY);
-        let procs = procs.map_err(at("open", &path.join("cgroup.procs")))?;
         let oom_group = match file("memory.oom.group", OFlags::RDWR) {
             Ok(file) => Some(file),
             Err(rustix::io::Errno::NOENT) => None,
@@ -304,7 +301,6 @@ impl Entrance {
         };
         Ok(Self {
             directory,
-            procs,
             oom_group,
         })
     }
@@ -312,9 +308,10 @@ impl Entrance {
     /// What it is to who is handed it ([`Entrance::of_fds`]).
     #[must_use]
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let first = [self.directory.as_fd(), self.procs.as_fd()].into_iter();
         let last = self.oom_group.iter().map(AsFd::as_fd);
-        first.chain(last).collect()
+        std::iter::once(self.directory.as_fd())
+            .chain(last)
+            .collect()
     }
 
     /// What came of [`Entrance::fds`]; `None` if nothing did.
@@ -323,18 +320,140 @@ impl Entrance {
         let mut fds = fds.into_iter();
         Some(Self {
             directory: fds.next()?,
-            procs: fds.next()?,
             oom_group: fds.next(),
         })
     }
+}
 
-    /// Moves this process there.
+/// Where a child of a supervisor that has dropped asks to be put into a part's cgroup: the other end is with somebody who may
+/// ([`usher`]).
+#[derive(Debug)]
+pub struct Door(OwnedFd);
+
+/// The longest name of a part's cgroup.
+const NAME: usize = 128;
+
+impl Door {
+    /// One, and the end of who answers.
     ///
     /// # Errors
-    /// What `write(2)` says: EAGAIN when `pids.max` is reached, ENODEV when the cgroup is gone.
-    pub fn enter(&self) -> io::Result<()> {
-        rustix::io::write(&self.procs, b"0")?;
-        Ok(())
+    /// What `socketpair(2)` says.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok((Self(ours), theirs))
+    }
+
+    /// Has this process put there.
+    fn pass(&self, part: &str) -> io::Result<()> {
+        let mut asked = std::process::id().to_ne_bytes().to_vec();
+        asked.extend(part.as_bytes());
+        rustix::net::send(&self.0, &asked, SendFlags::NOSIGNAL)?;
+        loop {
+            let mut answer = [0; 8];
+            let (heard, _) = rustix::net::recv(&self.0, &mut answer, RecvFlags::empty())?;
+            let (errno, whose) = answer.split_at(4);
+            // Of one that was killed before it heard.
+            if heard == answer.len() && whose != &asked[..4] {
+                continue;
+            }
+            let errno = errno.try_into().map(i32::from_ne_bytes);
+            return match (heard, errno) {
+                (8, Ok(0)) => Ok(()),
+                (8, Ok(errno)) => Err(io::Error::from_raw_os_error(errno)),
+                _ => Err(io::ErrorKind::BrokenPipe.into()),
+            };
+        }
+    }
+}
+
+/// Puts who asks at a [`Door`] into the cgroup of a part below the stack's, if it is a child of `supervisor`; `false` at the end of
+/// whoever could ask.
+///
+/// # Errors
+/// What `recvfrom(2)` and `sendto(2)` say.
+pub fn usher(door: &OwnedFd, stack: &Path, supervisor: i32) -> io::Result<bool> {
+    let mut asked = [0; 4 + NAME];
+    let (_, length) = rustix::net::recv(door, &mut asked, RecvFlags::TRUNC)?;
+    if length == 0 {
+        return Ok(false);
+    }
+    let done = match asked.get(..length).and_then(who_and_where) {
+        Some((pid, name)) => put(pid, &stack.join(name), supervisor),
+        None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    };
+    let errno = done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+    let answer = [&errno.to_ne_bytes()[..], &asked[..4]].concat();
+    rustix::net::send(door, &answer, SendFlags::NOSIGNAL)?;
+    Ok(true)
+}
+
+/// What is asked at a [`Door`]: for which process, into which part's.
+fn who_and_where(asked: &[u8]) -> Option<(i32, &str)> {
+    let (pid, name) = asked.split_first_chunk::<4>()?;
+    let name = std::str::from_utf8(name).ok()?;
+    let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    let pid = i32::try_from(u32::from_ne_bytes(*pid)).ok()?;
+    is_name.then_some((pid, name))
+}
+
+/// Puts a child of `supervisor` into a cgroup.
+fn put(pid: i32, cgroup: &Path, supervisor: i32) -> io::Result<()> {
+    let process = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?;
+    let process = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
+    let is_its_child = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let ended = &mut [PollFd::new(&process, PollFlags::IN)];
+        let lives = rustix::event::poll(ended, Some(&Timespec::default())) == Ok(0);
+        lives && parent.and_then(|parent| parent.trim().parse().ok()) == Some(supervisor)
+    };
+    if !is_its_child() {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    let before = of_process(pid);
+    let to = |cgroup: &Path| write(cgroup, "cgroup.procs", &pid.to_string()).map_err(|e| e.source);
+    to(cgroup)?;
+    // It may have ended meanwhile, and its number be another's: that one goes back.
+    if !is_its_child() {
+        before.map_or(Ok(()), |before| to(&before))?;
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// The cgroup that a process is in.
+fn of_process(pid: i32) -> Option<PathBuf> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounted(&mountinfo).next()?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(mount.join(own))
+}
+
+/// What it takes to start a process of a part in its cgroup.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission<'c> {
+    part: &'c str,
+    /// The way in for who may.
+    pub entrance: &'c Entrance,
+    door: Option<&'c Door>,
+}
+
+impl Admission<'_> {
+    /// Has this process put there, which may not go by itself.
+    ///
+    /// # Errors
+    /// EACCES where there is nobody to ask; else what he says: EAGAIN when `pids.max` is reached, ENOENT when the cgroup is gone.
+    pub fn ask(&self) -> io::Result<()> {
+        match self.door {
+            Some(door) => door.pass(self.part),
+            None => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 }
 
@@ -376,7 +495,7 @@ impl Kept {
 
 /// A stack's cgroups.
 #[derive(Debug, Default)]
-pub struct Cgroups(Vec<Arc<Part>>);
+pub struct Cgroups(Vec<Arc<Part>>, Option<Arc<Door>>);
 
 impl Cgroups {
     /// Makes the stack's cgroup and one for each part, with its limits. Returns the placement as it came out: a
@@ -394,7 +513,7 @@ impl Cgroups {
         };
         let made = divide(&path, &mut placement, parts);
         match made {
-            Ok(parts) => Ok((Self(parts), placement)),
+            Ok(parts) => Ok((Self(parts, None), placement)),
             Err(e) => {
                 // The first error is the one to tell.
                 let _ = remove(&path);
@@ -413,11 +532,17 @@ impl Cgroups {
         cgroups
     }
 
+    /// These, into which who has dropped is let in by that door.
+    #[must_use]
+    pub fn behind(self, door: Option<Door>) -> Self {
+        Self(self.0, door.map(Arc::new))
+    }
+
     /// These without one.
     #[must_use]
     pub fn without(&self, part: &str) -> Self {
         let others = self.0.iter().filter(|other| other.name != part);
-        Self(others.cloned().collect())
+        Self(others.cloned().collect(), self.1.clone())
     }
 
     fn part(&self, name: &str) -> Option<&Part> {
@@ -427,8 +552,13 @@ impl Cgroups {
 
     /// The way into a part's cgroup; `None` where there is none.
     #[must_use]
-    pub fn entrance(&self, part: &str) -> Option<&Entrance> {
-        Some(&self.part(part)?.entrance)
+    pub fn entrance(&self, part: &str) -> Option<Admission<'_>> {
+        let part = self.part(part)?;
+        Some(Admission {
+            part: &part.name,
+            entrance: &part.entrance,
+            door: self.1.as_deref(),
+        })
     }
 
     /// Where a part's cgroup is.
@@ -909,8 +1039,7 @@ mod tests {
             cgroups.path("app.2"),
             Some(&*tree.path("lrpns/web.1/app.2"))
         );
-        cgroups.0[0].entrance.enter().unwrap();
-        assert_eq!(tree.read("lrpns/web.1/app.2/cgroup.procs"), "0");
+        assert!(cgroups.entrance("app.2").unwrap().ask().is_err());
         assert!(Entrance::of_fds(vec![]).is_none());
 
         let nowhere = Placement::default();
@@ -933,7 +1062,7 @@ mod tests {
     fn what_the_limits_have_kept_a_part_from_is_told_and_logged_once() {
         let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app"], ALL);
         let placement = tree.look("/", true).of("web", "1");
-        let cgroups = Cgroups(remake(&tree, &placement).0);
+        let cgroups = Cgroups(remake(&tree, &placement).0, None);
         let app = tree.path("lrpns/web.1/app");
         let is = |pids: &str, cpu: &str| {
             std::fs::write(app.join("pids.events"), pids).unwrap();
@@ -971,6 +1100,48 @@ mod tests {
             settings(&limits(), &[Controller::Pids]),
             [("pids.max", "64".to_owned())]
         );
+    }
+
+    #[test]
+    fn a_supervisors_own_children_are_let_in_and_nobody_else() {
+        let tree = Tree::new(&["lrpns", "lrpns/web.1", "lrpns/web.1/app"], ALL);
+        let stack = tree.path("lrpns/web.1");
+        let entered = || tree.read("lrpns/web.1/app/cgroup.procs");
+        let (door, theirs) = Door::pair().unwrap();
+        let parent = i32::try_from(std::os::unix::process::parent_id()).unwrap();
+        let own = std::process::id();
+        let ask = |pid: u32, name: &[u8]| {
+            let asked = [&pid.to_ne_bytes()[..], name].concat();
+            rustix::net::send(&door.0, &asked, SendFlags::empty()).unwrap();
+        };
+        let told = || {
+            let mut answer = [0; 8];
+            rustix::net::recv(&door.0, &mut answer, RecvFlags::empty()).unwrap();
+            i32::from_ne_bytes(answer[..4].try_into().unwrap())
+        };
+        ask(own, b"app");
+        assert!(usher(&theirs, &stack, parent).unwrap());
+        assert_eq!((told(), entered()), (0, own.to_string()));
+        std::fs::write(stack.join("app/cgroup.procs"), "").unwrap();
+        // Somebody else's child; nobody; and no name of a cgroup of the stack's.
+        let long = [b'x'; NAME + 1];
+        for (pid, name, of, wrong) in [
+            (own, &b"app"[..], parent + 1, libc::EPERM),
+            (1, b"app", parent, libc::EPERM),
+            (u32::MAX, b"app", parent, libc::EINVAL),
+            (own, b"../app", parent, libc::EINVAL),
+            (own, b"..", parent, libc::EINVAL),
+            (own, b"", parent, libc::EINVAL),
+            (own, b"other", parent, libc::ENOENT),
+            (own, &long, parent, libc::EINVAL),
+        ] {
+            ask(pid, name);
+            assert!(usher(&theirs, &stack, of).unwrap());
+            assert_eq!(told(), wrong, "{name:?}");
+        }
+        assert_eq!(entered(), "");
+        drop(door);
+        assert!(!usher(&theirs, &stack, parent).unwrap());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp::Profile;
-use crate::part::cgroup::Entrance;
+use crate::part::cgroup::{Admission, Entrance};
 use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, socketpair, wait};
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, SUCCESSORS, ToStage};
@@ -127,7 +127,7 @@ impl Container {
         part: &str,
         namespaces: &Namespaces,
         program: BorrowedFd<'_>,
-        cgroup: Option<&Entrance>,
+        cgroup: Option<Admission<'_>>,
     ) -> Result<Self, ContainerError> {
         let failed = |what: &'static str| {
             move |source: io::Error| ContainerError::Ours {
@@ -142,16 +142,17 @@ impl Container {
         // helper could not put it there.
         let second = Second::new().map_err(failed("have memory for a process"))?;
         let life = || join(&theirs, namespaces, program, &title, &second);
-        let spared = cgroup.map(Spared::begin).transpose();
+        let spared = cgroup.map(|cgroup| Spared::begin(cgroup.entrance));
+        let spared = spared.transpose();
         let spared = spared.map_err(failed("have no process but one ended for want of memory"))?;
-        let directory = cgroup.map(|cgroup| cgroup.directory.as_fd());
+        let directory = cgroup.map(|cgroup| cgroup.entrance.directory.as_fd());
         let helper = match (
             vfork_into(libc::CLONE_FILES, directory, &second, life),
             cgroup,
         ) {
             // Who has dropped since the cgroup was made may clone nobody into it. Slower: it waits for every processor.
             (Err(e), Some(cgroup)) if e.kind() == io::ErrorKind::PermissionDenied => {
-                let life = || match cgroup.enter() {
+                let life = || match cgroup.ask() {
                     Ok(()) => life(),
                     Err(e) => Err(("enter the cgroup", e)),
                 };
@@ -563,7 +564,6 @@ mod tests {
     #[test]
     fn a_cgroup_whose_processes_end_all_or_none_is_spared_that_for_a_moment() {
         let cgroup = tempfile::tempdir().unwrap();
-        std::fs::write(cgroup.path().join("cgroup.procs"), "").unwrap();
         let entrance = || Entrance::open(cgroup.path()).unwrap();
         // One without a limit of memory has no such file.
         drop(Spared::begin(&entrance()).unwrap());

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
 use nix::unistd::{Gid, Uid};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::{self, Ids};
@@ -333,8 +333,15 @@ impl Mapper for Itself {
 /// What the kernel says.
 pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
     for (file, lines) in [("uid_map", uids), ("gid_map", gids)] {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(process, file, flags, Mode::empty())?;
+        // The directory may be somebody's who has mounted something there, and who asks root to write.
+        let (flags, within) = (
+            OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
+        );
+        let file = rustix::fs::openat2(process, file, flags, Mode::empty(), within)?;
+        if rustix::fs::fstatfs(&file)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+            return Err(io::Error::other("it is no file of /proc"));
+        }
         // One call: the kernel takes a map whole, and once.
         rustix::io::write(&file, lines.as_bytes())?;
     }
@@ -906,4 +913,27 @@ fn process_directory(pid: i32) -> io::Result<OwnedFd> {
 async fn map_ids(pid: i32, (uids, gids): (&str, &str), mapper: &mut impl Mapper) -> io::Result<()> {
     let process = process_directory(pid)?;
     mapper.map(process.as_fd(), uids, gids).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn ids_are_mapped_by_files_of_proc_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let map = directory.path().join("uid_map");
+        std::fs::write(&map, "root's").unwrap();
+        let opened = std::fs::File::open(directory.path()).unwrap();
+        let wrong = write_maps(opened.as_fd(), "0 0 1\n", "0 0 1\n").unwrap_err();
+        assert!(wrong.to_string().contains("no file of /proc"), "{wrong}");
+        assert_eq!(std::fs::read_to_string(&map).unwrap(), "root's");
+        // Nor through a link.
+        std::fs::remove_file(&map).unwrap();
+        std::os::unix::fs::symlink("/proc/self/uid_map", &map).unwrap();
+        let wrong = write_maps(opened.as_fd(), "0 0 1\n", "0 0 1\n").unwrap_err();
+        assert_eq!(wrong.raw_os_error(), Some(libc::ELOOP));
+    }
 }

@@ -376,6 +376,8 @@ impl Supervisor {
             processes::Process::look(name, role, pid, securebits, host)
         };
         let supervisor = look("supervisor", Role::Supervisor, own, securebits);
+        let undoer = processes::undoer();
+        let undoer = undoer.and_then(|pid| look("supervisor", Role::Undoer, pid, securebits));
         let parts = self.parts.iter().flat_map(|part| {
             let name = self.ground.name(part.id);
             let securebits = part.privileges.as_ref().map(|held| held.securebits);
@@ -389,7 +391,8 @@ impl Supervisor {
             let all = init.into_iter().chain(command);
             all.filter_map(move |(role, pid)| look(name, role, pid, securebits))
         });
-        supervisor.into_iter().chain(parts).collect()
+        let ours = supervisor.into_iter().chain(undoer);
+        ours.chain(parts).collect()
     }
 
     pub(super) fn notes(&self, part: &Part) -> Vec<String> {

@@ -12,53 +12,21 @@
 //! would take the other apps' clients with it.
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use nix::sys::socket::MsgFlags;
 use sd_notify::NotifyState;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::Supervisor;
 use crate::stack::PartId;
+use crate::sys::manager::say;
 use crate::sys::process::is_stopped;
-
-/// The way to the manager: `$NOTIFY_SOCKET`, as it was when this process still might go wherever that is. It is the process's, as the
-/// variable is.
-static MANAGER: OnceLock<Option<OwnedFd>> = OnceLock::new();
-
-/// Takes the way to the manager, if there is one. Should be called before anything is dropped.
-pub(super) fn connect() {
-    MANAGER.get_or_init(|| connected().ok().flatten());
-}
-
-fn connected() -> std::io::Result<Option<OwnedFd>> {
-    let Some(at) = std::env::var_os("NOTIFY_SOCKET") else {
-        return Ok(None);
-    };
-    let address = match at.as_encoded_bytes() {
-        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
-    };
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-    rustix::net::connect(&socket, &address)?;
-    Ok(Some(socket))
-}
-
-fn say(what: &[NotifyState<'_>], how: SendFlags) {
-    let Some(Some(manager)) = MANAGER.get() else {
-        return;
-    };
-    let text: String = what.iter().map(|state| format!("{state}\n")).collect();
-    let _ = rustix::net::send(manager, text.as_bytes(), how | SendFlags::NOSIGNAL);
-}
 
 /// Says that the stack is up, or up again as it was changed, and what it is in a line.
 pub fn is_up(status: &str) {
     let what = [NotifyState::Ready, NotifyState::Status(status)];
-    say(&what, SendFlags::empty());
+    say(&what, &[], MsgFlags::empty());
 }
 
 /// Says that the stack is being changed; [`is_up`] is the end of it.
@@ -67,7 +35,7 @@ pub(super) fn changes() {
     let Ok(now) = NotifyState::monotonic_usec_now() else {
         return;
     };
-    say(&[NotifyState::Reloading, now], SendFlags::empty());
+    say(&[NotifyState::Reloading, now], &[], MsgFlags::empty());
 }
 
 /// Says that the stack is being taken down, which may take so long.
@@ -77,18 +45,18 @@ pub(super) fn goes_down(longest: Duration) {
         NotifyState::Stopping,
         NotifyState::ExtendTimeoutUsec(longest),
     ];
-    say(&what, SendFlags::empty());
+    say(&what, &[], MsgFlags::empty());
 }
 
 /// Says that all is over.
 pub fn is_down() {
-    say(&[NotifyState::Stopping], SendFlags::empty());
+    say(&[NotifyState::Stopping], &[], MsgFlags::empty());
 }
 
 /// Says that all is well, and waits for nobody: this is the loop that decides everything, and a manager that does not read
 /// (`net.unix.max_dgram_qlen` messages wait for it) must not have it stand still.
 fn ping() {
-    say(&[NotifyState::Watchdog], SendFlags::DONTWAIT);
+    say(&[NotifyState::Watchdog], &[], MsgFlags::MSG_DONTWAIT);
 }
 
 /// When the manager is to be told that all is well.

@@ -226,7 +226,7 @@ pub async fn run(
 ) -> Result<Outcome, StackError> {
     let (sender, mut events) = mpsc::unbounded_channel();
     let io_error = |what| move |source: io::Error| StackError::Io { what, source };
-    manager::connect();
+    crate::sys::manager::connect();
     let ender = Ender::default();
     watch_signals(&sender, &ender).map_err(io_error("watch signals"))?;
     if let Some(process) = lives_with {

@@ -17,6 +17,7 @@
 //! - [`watch`][]: descriptors in the runtime's epoll set
 
 pub mod attempt;
+pub mod manager;
 pub mod memory;
 pub mod mount;
 pub mod namespace;

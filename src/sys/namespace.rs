@@ -32,10 +32,17 @@ pub fn unshare(flags: CloneFlags) -> io::Result<()> {
 /// Should be called by a child that was cloned for it. Mustn't be followed by a look at a path of the caller's when a
 /// mount namespace was joined: root and current directory are then those of the namespace.
 ///
+/// Who owns a user namespace has every capability over who is in it, ptrace(2)'s too; over this process' memory it has not, which
+/// belongs to the user namespace that it was executed in, once that is not dumpable (`__ptrace_may_access()`, kernel/ptrace.c). So
+/// it is not when it comes there, as what it may still do outside would be the owner's.
+///
 /// # Errors
 /// What `setns(2)` says; EBUSY when this process has more than one thread.
 pub fn setns(fd: impl AsFd, kinds: CloneFlags) -> io::Result<()> {
     single_threaded()?;
+    if kinds.contains(CloneFlags::CLONE_NEWUSER) {
+        nix::sys::prctl::set_dumpable(false)?;
+    }
     Ok(nix::sched::setns(fd, kinds)?)
 }
 

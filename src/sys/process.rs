@@ -458,6 +458,27 @@ pub fn single_threaded() -> io::Result<()> {
     Ok(())
 }
 
+/// Ends every process of that uid, whatever it has forked meanwhile: kill(2) sees all at once, and who is told to end forks no more.
+/// It is done by a child that is that uid by its effective one alone, and `nobody` else: none of those can signal it.
+///
+/// # Errors
+/// What `clone3(2)`, `setresuid(2)` or `kill(2)` says: EPERM without CAP_SETUID.
+pub fn end_all_of(uid: u32, nobody: u32) -> io::Result<()> {
+    let [uid, nobody] = [uid, nobody].map(nix::unistd::Uid::from_raw);
+    let life = || {
+        nix::unistd::setresuid(nobody, uid, nobody)?;
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::SIGKILL) {
+            // There is none.
+            Ok(()) | Err(nix::Error::ESRCH | nix::Error::EPERM) => Ok(()),
+            Err(e) => Err(e),
+        }
+    };
+    let child = vfork_into(0, None, &Second::new()?, life)?;
+    let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+    let done = child.done.ok_or(io::ErrorKind::Interrupted)?;
+    Ok(done?)
+}
+
 /// Ends this process at once: no destructors, no buffers, nothing of the parent's that a forked child must not run.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) has no precondition.

@@ -24,6 +24,7 @@ use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
 use crate::commands::failure::{FAILED, Failure, chain};
 use crate::config::{Config, Origin};
+use crate::confine::privileges::Ids;
 use crate::control::evidence::{Cause, Ended, EndedPart, Remains};
 use crate::control::{Client, PartState, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
@@ -44,7 +45,7 @@ use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::state::Liveness;
 use crate::supervise::{self, Outcome, Tee, manager};
-use crate::sys::process::{detach_with, null_standard_descriptors};
+use crate::sys::process::{detach_with, end_all_of, null_standard_descriptors};
 use crate::{preflight, protocol};
 
 /// The step before [`crate::stack::STEPS`].
@@ -495,6 +496,11 @@ fn supervise_here(
     if let Some(timings) = &mut timings {
         (voice.progress)(Progress::App(&timings.done("the configuration is a plan")));
     }
+    if let Some(Ids { uid, .. }) = plan.supervisor() {
+        // Whom a supervisor that was taken over has left behind: he would own this stack's namespaces as well.
+        end_all_of(uid, uid + 1)
+            .map_err(|e| Failure::unable(format!("end whoever is uid {uid}: {e}")))?;
+    }
     if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
         // Of a supervisor that was killed.
         cgroup::remove(&left).map_err(Failure::unable)?;
@@ -526,10 +532,11 @@ fn supervise_here(
                 cgroup: plan.cgroup.path.clone(),
                 root: plan.mode == Mode::Root,
             };
-            let undoer = Undoer::begin(undo, &claimed)
+            let (undoer, door) = Undoer::begin(undo, &claimed)
                 .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;
             let runtime = crate::sys::runtime::of_this_thread()
                 .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
+            let cgroups = cgroups.behind(door);
             Ok((listeners, control, cgroups, record, undoer, runtime))
         });
     let (listeners, control, cgroups, record, undoer, runtime) = match prepared {

@@ -4,10 +4,13 @@
 //!
 //! Root's supervisor is nobody on the host once its stack is up, and could not remove what root has made for it: the stack's
 //! directory and its cgroup. So a process stays beside it that is still uid 0, without a capability and with a filter that leaves it
-//! files alone. It is made before the stack is, has no descriptor but the lock and one end of a socket, and waits there for one word:
+//! files alone. It is made before the stack is, has no descriptor but the lock and one end of two sockets, and waits for one word:
 //! the document about the end, which it does not look into. Where to write and what to remove it has known from its beginning. A
 //! supervisor that ends without the word, killed, leaves all as it is, for whoever looks into it and for the next command
 //! (`ended::note_crash`, `lrpns gc`).
+//!
+//! Meanwhile it puts children of the supervisor's into the parts' cgroups, where they start parts again: whoever might do that by
+//! himself, as root, might have any process of the host there.
 //!
 //! It holds the stack's lock as the supervisor does: nobody can have the directory before it has ended.
 #![forbid(unsafe_code)]
@@ -18,10 +21,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags};
+
 use crate::commands::failure::{Failure, chain};
 use crate::confine::{privileges, seccomp};
+use crate::control::processes::UNDOER;
 use crate::names::StackName;
-use crate::part::cgroup;
+use crate::part::cgroup::{self, Door};
 use crate::state::{ENDED_BYTES, StackDir, StateRoot};
 use crate::sys::process::{beside, null_standard_descriptors};
 
@@ -67,15 +73,16 @@ impl Undoer {
     ///
     /// # Errors
     /// What `clone3(2)` and `socketpair(2)` say.
-    pub(super) fn begin(undo: Undo, claimed: &StackDir) -> io::Result<Self> {
+    pub(super) fn begin(undo: Undo, claimed: &StackDir) -> io::Result<(Self, Option<Door>)> {
         if !undo.root {
-            return Ok(Self::Ourselves(undo));
+            return Ok((Self::Ourselves(undo), None));
         }
         let (ours, theirs) = UnixStream::pair()?;
-        let kept: [OwnedFd; 2] = [theirs.into(), claimed.lock()?];
+        let (door, its_side) = Door::pair()?;
+        let kept: [OwnedFd; 3] = [theirs.into(), its_side, claimed.lock()?];
         let its = undo.clone();
-        beside(kept, |[word, _lock]| wait(&its, word.into()))?;
-        Ok(Self::Beside(undo, ours))
+        beside(kept, |[word, door, _lock]| wait(&its, word.into(), &door))?;
+        Ok((Self::Beside(undo, ours), Some(door)))
     }
 
     /// Takes everything away, and keeps the document if there is one.
@@ -135,19 +142,48 @@ fn hear(word: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Lets children of the supervisor's into the parts' cgroups, until there is a word.
+fn until_a_word(undo: &Undo, word: &UnixStream, door: &OwnedFd, supervisor: i32) -> io::Result<()> {
+    loop {
+        let mut heard = [
+            PollFd::new(word, PollFlags::IN),
+            PollFd::new(door, PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut heard, None))?;
+        let asked = !heard[1].revents().is_empty();
+        if !heard[0].revents().is_empty() {
+            return Ok(());
+        }
+        if let (true, Some(stack)) = (asked, &undo.cgroup)
+            && !cgroup::usher(door, stack, supervisor)?
+        {
+            return Ok(());
+        }
+    }
+}
+
 /// The process' whole life.
-fn wait(undo: &Undo, mut word: UnixStream) -> i32 {
-    // What ends the supervisor's terminal or group is not meant for it.
-    let begun = rustix::process::setsid().map_err(io::Error::from);
-    let begun = begun.and_then(|_| null_standard_descriptors());
+fn wait(undo: &Undo, mut word: UnixStream, door: &OwnedFd) -> i32 {
+    let supervisor = std::os::unix::process::parent_id().cast_signed();
+    // What ends the supervisor's group is not meant for it.
+    let begun = rustix::process::setpgid(None, None).map_err(io::Error::from);
+    let begun = begun.and_then(|()| null_standard_descriptors());
     let begun = begun.and_then(|()| Ok(rustix::process::chdir("/")?));
     // It has the supervisor's command line.
-    let begun = begun.and_then(|()| Ok(rustix::thread::set_name(c"lrpns-undoer")?));
+    let begun = begun.and_then(|()| Ok(rustix::thread::set_name(UNDOER)?));
     let dropped = begun.map_err(|e| e.to_string()).and_then(|()| {
         let filter = seccomp::undoer().compile().map_err(|e| chain(&e))?;
+        // One that was stopped would keep the lock of a stack whose supervisor was killed. To root, from another, goes this one signal
+        // alone, within a session (kill(2)).
+        let goes_on = Some(rustix::process::Signal::CONT);
+        rustix::process::set_parent_process_death_signal(goes_on).map_err(|e| e.to_string())?;
         let given_up = privileges::give_up(None, &[], Some(&filter));
         given_up.map(drop).map_err(|e| chain(&e))
     });
+    if dropped.is_ok() {
+        // What is wrong with the door is told by who has asked there.
+        let _ = until_a_word(undo, &word, door, supervisor);
+    }
     let said = match (dropped, hear(&mut word)) {
         (_, Err(_)) => return 1,
         // It does nothing with what it may not have.

@@ -931,7 +931,7 @@ pub fn undoer() -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         clock_nanosleep faccessat faccessat2 fcntl flock fstat fstatfs getdents64 geteuid getpid lseek mkdirat mmap mprotect nanosleep openat
-        ppoll recvfrom renameat renameat2 statfs statx unlinkat
+        pidfd_open ppoll recvfrom renameat renameat2 statfs statx unlinkat
     ]]));
     calls.extend(plain(&[OLD_STATS]));
     #[cfg(target_arch = "x86_64")]
