@@ -178,6 +178,51 @@ fn a_part_that_is_started_again_is_in_its_cgroup_again() {
 }
 
 #[test]
+fn the_supervisor_reads_there_what_became_of_a_part_and_writes_nothing() {
+    if hierarchy().is_none() {
+        return;
+    }
+    let lab = Lab::new();
+    // As a login of root's may have it, and as lrpns has it.
+    let file = lab.write("web.toml", &waiting(""));
+    let up = format!(
+        "umask 077; exec '{}' up -d -f '{}'",
+        lrpns(),
+        file.display()
+    );
+    lab.ok(&["sh", "-c", &up]);
+    let status = lab.status("web");
+    let supervisor = &status["processes"][0];
+    let ids = supervisor["uids"][0].to_string();
+    let app = stack_cgroup(&status).join("app");
+    let as_it = |test: &str, file: &str| {
+        let file = app.join(file);
+        let file = file.to_str().unwrap();
+        let ids = [format!("--reuid={ids}"), format!("--regid={ids}")];
+        let tried = lab.run(&[
+            "setpriv",
+            &ids[0],
+            &ids[1],
+            "--clear-groups",
+            "test",
+            test,
+            file,
+        ]);
+        tried.status.success()
+    };
+    assert!(as_it("-r", "cgroup.events"));
+    for file in [
+        "",
+        "cgroup.procs",
+        "cgroup.subtree_control",
+        "cgroup.freeze",
+    ] {
+        assert!(!as_it("-w", file), "{file}");
+    }
+    lab.lrpns_ok(&["down", "web"]);
+}
+
+#[test]
 fn an_executed_command_is_in_the_parts_cgroup_with_the_parts_ceilings() {
     if !look::machine() {
         return;

@@ -26,7 +26,7 @@ use super::probes::{Scene, host};
 use super::{Finding, Outcome, Report, Verdict, outside};
 use crate::confine::privileges::{self, Ids};
 use crate::confine::seccomp::Program;
-use crate::control::{Client, PartState, PartStatus, Reply, Request, Status};
+use crate::control::{Client, PartState, PartStatus, Reply, Request, Status, processes};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::plan::limits::Controller;
@@ -55,6 +55,8 @@ pub struct Entered {
 pub struct Target {
     /// How it is.
     pub status: Status,
+    /// Its plan as root's commands have saved it.
+    saved: Option<Plan>,
     control: PathBuf,
 }
 
@@ -91,16 +93,18 @@ impl Target {
         match ask(&control, &Request::Inspect)? {
             (Reply::Status(mut status), _) => {
                 // Files are read below a cgroup: one that is not the stack's by its saved plan is none.
-                let saved = state.plan(stack).and_then(|plan| plan.cgroup.path);
+                let saved = state.plan(stack);
+                let cgroup = saved.as_ref().and_then(|plan| plan.cgroup.path.clone());
                 for part in &mut status.parts {
                     part.cgroup.take_if(|path| {
-                        path.parent() != saved.as_deref() || path.file_name().is_none()
+                        path.parent() != cgroup.as_deref() || path.file_name().is_none()
                     });
                 }
                 // What is published is what people are let in to now.
                 status.plan = status.plan.in_force(&status.closed).into_owned();
                 Ok(Self {
                     status: *status,
+                    saved,
                     control,
                 })
             }
@@ -143,7 +147,7 @@ impl Target {
                 },
                 fds,
             ) => Ok(Entered {
-                pidfd: fds.into_iter().next().ok_or("no pidfd came")?,
+                pidfd: self.in_part(part, fds.into_iter().next())?,
                 user,
                 keep: caps::all()
                     .into_iter()
@@ -152,6 +156,16 @@ impl Target {
                 filter: seccomp.command,
             }),
             _ => Err("the supervisor answered something else".to_owned()),
+        }
+    }
+
+    /// The pidfd that came, of one who is in the part.
+    fn in_part(&self, part: &str, pidfd: Option<OwnedFd>) -> Result<OwnedFd, String> {
+        let pidfd = pidfd.ok_or("no pidfd came")?;
+        let saved = self.saved.as_ref();
+        match saved.is_none_or(|plan| processes::is_in_part(pidfd.as_fd(), part, plan)) {
+            true => Ok(pidfd),
+            false => Err("the supervisor has named a process that is not in it".to_owned()),
         }
     }
 

@@ -31,12 +31,11 @@ use crate::confine::ceilings;
 use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges;
 use crate::confine::seccomp::Filters;
-use crate::control::{Reply, Request};
+use crate::control::{Reply, Request, processes};
 use crate::host::Host;
 use crate::log::Stream;
 use crate::log::streams::{self, Raw};
 use crate::names::StackName;
-use crate::plan::Mode;
 use crate::protocol::{self, Exit, FromStage};
 use crate::stage::app::Command;
 use crate::sys::namespace::{every_kind, setns};
@@ -230,29 +229,15 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
     Ok(ExitCode::from(exit.code()))
 }
 
-/// Looks whether a process that the supervisor has named is in the user namespace of a part: root's commands go into no other. That
-/// it is one with the part's ids is enough, since who has those is the part, or what it has made.
+/// Looks whether a process that the supervisor has named is in a part, as far as that is root's to look at.
 ///
 /// # Errors
 /// It is not, or has ended.
 pub(super) fn is_in_part(stack: &StackName, part: &str, pidfd: &OwnedFd) -> Result<(), Failure> {
-    let Some(plan) = Host::state_root()
-        .plan(stack)
-        .filter(|plan| plan.mode == Mode::Root)
-    else {
-        // An ordinary user's supervisor is the user.
-        return Ok(());
-    };
-    let ids = match part {
-        "sidecar" => Some(plan.sidecar),
-        "relay" => Some(plan.relay),
-        "egress" => plan.egress.as_ref().map(|egress| egress.ids),
-        app => plan.app_named(app).map(|app| app.ids),
-    };
-    let has = crate::control::processes::id_maps(pidfd.as_fd());
-    match (has, ids.map(|ids| ids.lines())) {
-        (Ok(has), Some(ids)) if has == ids => Ok(()),
-        _ => Err(Failure::failed(format!(
+    let plan = Host::state_root().plan(stack);
+    match plan.is_none_or(|plan| processes::is_in_part(pidfd.as_fd(), part, &plan)) {
+        true => Ok(()),
+        false => Err(Failure::failed(format!(
             "the supervisor of {stack} has named a process that is not in {part}"
         ))),
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Mode;
+use crate::plan::{Mode, Plan};
 
 /// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
 ///
@@ -34,6 +34,21 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
         true => Ok(maps),
         false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
+}
+
+/// Whether a process that a supervisor has named is in the user namespace of a part by its saved plan: root's commands go into no
+/// other. That it is one with the part's ids is enough, since who has those is the part, or what it has made. An ordinary user's
+/// supervisor is the user.
+#[must_use]
+pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> bool {
+    let ids = match part {
+        "sidecar" => Some(plan.sidecar),
+        "relay" => Some(plan.relay),
+        "egress" => plan.egress.as_ref().map(|egress| egress.ids),
+        app => plan.app_named(app).map(|app| app.ids),
+    };
+    let has = || id_maps(pidfd).ok();
+    plan.mode == Mode::Rootless || (ids.is_some() && has() == ids.map(|ids| ids.lines()))
 }
 
 /// The number of a pidfd's process, in the pid namespace of this process' /proc (proc_pid_fdinfo(5)).

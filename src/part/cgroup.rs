@@ -24,9 +24,10 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::fs::Permissions;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -717,9 +718,18 @@ fn one(
 /// Makes a cgroup unless it is there.
 fn directory(path: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(at("make the cgroup", path)(e)),
-        _ => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let there = std::fs::metadata(path).map_err(at("look at the cgroup", path))?;
+            if there.mode() & 0o055 == 0o055 {
+                return Ok(());
+            }
+        }
+        Err(e) => return Err(at("make the cgroup", path)(e)),
+        Ok(()) => {}
     }
+    // Whatever the umask, or that of an earlier version: who reads there what became of a part is another than who has made it.
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))
+        .map_err(at("set the mode of the cgroup", path))
 }
 
 /// Hands a controller on to the cgroups below `cgroup`.
