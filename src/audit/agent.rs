@@ -1,10 +1,10 @@
 //! A process in some part's place that does what it is told and says what happened.
 //!
 //! Three kinds run the same loop, [`serve`]: the prober, which the app's pid 1 starts as it started the command, forks of the audit
-//! itself that have joined a part's namespaces ([`Agent::join`]), and a clone of the supervisor ([`as_the_supervisor`]). Whatever may end a process is done
-//! in a child of its own ([`in_child`]), so that the loop survives it; where the part may start no process (the profile
-//! `strict`), one such process does one probe and ends. Should the loop's process end all the same, that
-//! probe is unknown and [`super::target`] starts another one.
+//! itself that have joined a part's namespaces ([`Agent::join`]), and a clone of the supervisor ([`as_the_supervisor`]). Whatever may
+//! end a process is done in a child of its own ([`in_child`]), so that the loop survives it; where the part may start no process (the
+//! profile `strict`), one such process does one probe and ends. Should the loop's process end all the same, that probe is unknown and
+//! [`super::target`] starts another one.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;

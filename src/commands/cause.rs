@@ -844,7 +844,7 @@ impl Case<'_> {
         // Some do not say that it was not permitted.
         let drops = has(&["drop privileges", "drop root", "dropping privileges"])
             || has(&["setuid", "setgid", "setgroups", "initgroups"])
-                // An id that there is none of within is no argument.
+                // The kernel says so of an id that the user namespace does not map.
                 && has(&["fail", "error", "invalid argument", "einval"]);
         if has(&["operation not permitted", "eperm", "errno 1]"]) || drops && !refused {
             return Some(self.not_permitted(&lower));
@@ -1029,7 +1029,7 @@ impl Case<'_> {
         let may_be_its_own = PLACES
             .iter()
             .any(|place| path.starts_with(place) && parent != Path::new(place));
-        // What it failed at may be of the network: that is no file of the host's, nor one to be made.
+        // A line may name a file while what failed was the network.
         (may_be_its_own && !is_there && !crate::rootfs::is_of_the_host(path))
             .then(|| self.missing(path))
             .flatten()

@@ -25,7 +25,7 @@ const READ: usize = 4 << 20;
 /// What a stack left when it ended; `None` where there is nothing.
 pub(super) fn of(state: &StateRoot, stack: &StackName) -> Option<Ended> {
     let mut ended: Ended = serde_json::from_slice(&state.left(stack)?).ok()?;
-    // It has what its supervisor said. The log is read and removed, and is no other stack's.
+    // The supervisor wrote the document, so it may name any path as the log, which is read and removed.
     let is_its = |log: &PathBuf| log.file_name() == Some(stack.as_str().as_ref());
     ended.log = ended.log.filter(is_its);
     Some(ended)

@@ -46,7 +46,7 @@ fn confined(scene: &Scene<'_>) -> Found {
     vec![(SUPERVISOR.to_owned(), outcome)]
 }
 
-/// Whom what is tried as the supervisor is told of.
+/// The part that the report names for what is tried as the supervisor.
 pub const SUPERVISOR: &str = "supervisor";
 /// Why nothing is tried as the supervisor yet.
 pub const GATED: &str = "what it takes to open the ports is held until they are open";
