@@ -14,9 +14,10 @@
 //! gone. There is no pid file: who wants to talk to the supervisor connects.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -342,6 +343,14 @@ impl StateRoot {
         names(&self.0, |name| Some(name))
     }
 
+    /// The directories of all stacks, each with its inode: of a stack that was brought up since it is another.
+    ///
+    /// # Errors
+    /// As [`StateRoot::stacks`].
+    pub fn directories(&self) -> Result<BTreeSet<(StackName, u64)>, StateError> {
+        named(&self.0, |name| Some(name))
+    }
+
     /// The plan that a stack was brought up with; `None` when there is none that can be read.
     #[must_use]
     pub fn plan(&self, name: &StackName) -> Option<Plan> {
@@ -625,18 +634,28 @@ fn is_at(file: &File, path: &Path) -> Result<bool, StateError> {
     Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
 }
 
-/// The stacks' names that the files in a directory have, as far as `name_of` finds one.
+/// The stacks' names that the files in a directory have, as far as `name_of` finds one, in order.
 fn names(dir: &Path, name_of: fn(&str) -> Option<&str>) -> Result<Vec<StackName>, StateError> {
+    let named = named(dir, name_of)?.into_iter();
+    Ok(named.map(|(name, _)| name).collect())
+}
+
+/// The same with the inode of each.
+fn named(
+    dir: &Path,
+    name_of: fn(&str) -> Option<&str>,
+) -> Result<BTreeSet<(StackName, u64)>, StateError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         Err(e) => return Err(at("list", dir)(e)),
     };
-    let mut names: Vec<StackName> = entries
-        .filter_map(|entry| StackName::new(name_of(entry.ok()?.file_name().to_str()?)?).ok())
-        .collect();
-    names.sort();
-    Ok(names)
+    let named = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = StackName::new(name_of(entry.file_name().to_str()?)?).ok()?;
+        Some((name, entry.ino()))
+    });
+    Ok(named.collect())
 }
 
 /// Takes a lock, or says who has it after [`LOCK_WITHIN`], or [`STOPPED_WITHIN`].

@@ -604,6 +604,18 @@ fn a_change_stays_only_if_it_is_confirmed() {
     }
 }
 
+/// Kills the command of a live change and its guardian, both before either can do anything about the other's end.
+fn kill_who_applies(lab: &Lab) {
+    let [command, guardian] = appliers(lab).try_into().unwrap();
+    for (signal, pid) in [
+        ("-STOP", &guardian),
+        ("-KILL", &command),
+        ("-KILL", &guardian),
+    ] {
+        lab.ok(&["kill", signal, pid]);
+    }
+}
+
 /// The processes of the lab that are `lrpns apply`, the oldest first.
 fn appliers(lab: &Lab) -> Vec<String> {
     let list = lab.ok(&["pgrep", "-f", &format!("^{} apply", support::lab::lrpns())]);
@@ -647,15 +659,7 @@ fn who_waits_at_the_question_may_be_killed_and_the_old_rules_come_back() {
 
         // And if it is that one: nobody may change the host's table, but what decides comes back.
         let (child, says) = asked(&stack, "60");
-        let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
-        // Both, before either can do anything about the other's end.
-        for (signal, pid) in [
-            ("-STOP", &guardian),
-            ("-KILL", &command),
-            ("-KILL", &guardian),
-        ] {
-            stack.lab.ok(&["kill", signal, pid]);
-        }
+        kill_who_applies(&stack.lab);
         drop((child, says));
         look::eventually("the sidecar's rules", &before.rules[0], || {
             stack.rules()[0].clone()
@@ -2133,15 +2137,7 @@ fn who_applies_may_be_killed_when_there_is_no_way_back_and_the_change_stays() {
             .count()
             + 1
     });
-    let [command, guardian] = appliers(&stack.lab).try_into().unwrap();
-    // Both, before either can do anything about the other's end.
-    for (signal, pid) in [
-        ("-STOP", &guardian),
-        ("-KILL", &command),
-        ("-KILL", &guardian),
-    ] {
-        stack.lab.ok(&["kill", signal, pid]);
-    }
+    kill_who_applies(&stack.lab);
     apply.wait().unwrap();
     stack.lab.ok(&["kill", "-KILL", &two.to_string()]);
     look::eventually("the log says so", &true, || {

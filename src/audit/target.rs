@@ -92,14 +92,8 @@ impl Target {
         let control = state.control(stack);
         match ask(&control, &Request::Inspect)? {
             (Reply::Status(mut status), _) => {
-                // Files are read below a cgroup: one that is not the stack's by its saved plan is none.
                 let saved = state.plan(stack);
-                let cgroup = saved.as_ref().and_then(|plan| plan.cgroup.path.clone());
-                for part in &mut status.parts {
-                    part.cgroup.take_if(|path| {
-                        path.parent() != cgroup.as_deref() || path.file_name().is_none()
-                    });
-                }
+                status.only_cgroups_of(saved.as_ref());
                 // What is published is what people are let in to now.
                 status.plan = status.plan.in_force(&status.closed).into_owned();
                 Ok(Self {

@@ -9,10 +9,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::ended;
 use super::interrupt::{Heard, Interrupts, tell};
+use super::{end_whoever_is, ended};
 use crate::commands::failure::{Failure, chain};
-use crate::confine::privileges::Ids;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::firewall::{self, Shared};
 use crate::host::Host;
@@ -23,7 +22,6 @@ use crate::part::cgroup;
 use crate::plan::Mode;
 use crate::state::{Liveness, StateRoot};
 use crate::supervise;
-use crate::sys::process::end_all_of;
 use crate::text::harmless_lines;
 
 /// Takes one stack down.
@@ -111,20 +109,16 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
-    let owner = state.plan(stack).and_then(|plan| plan.supervisor());
+    let supervisor = |stack| state.plan(stack).and_then(|plan| plan.supervisor());
+    let (owner, beside) = (supervisor(stack), state.directories()?);
     let was_there = take_down_what_is_there(state, stack)?;
-    if let Some(Ids { uid, .. }) = owner {
+    if let Some(owner) = owner {
         let _global = state.lock()?;
-        // The same ids may be another stack's by now.
-        let mut others = state.stacks()?.into_iter();
-        let others =
-            others.any(|other| state.plan(&other).and_then(|plan| plan.supervisor()) == owner);
-        if !others {
-            end_all_of(uid, uid + 1).map_err(|e| {
-                Failure::unable(format!(
-                    "end whoever is uid {uid}, which was {stack}'s: {e}"
-                ))
-            })?;
+        // Beside it nobody had its ids; who was brought up since may.
+        let now = state.directories()?;
+        let mut since = now.difference(&beside);
+        if !since.any(|(other, _)| supervisor(other) == Some(owner)) {
+            end_whoever_is(owner)?;
         }
     }
     Ok(was_there)

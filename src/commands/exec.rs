@@ -17,6 +17,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
 
-use super::{answered_something_else, ask, ask_with, is_of, reply};
+use super::{answered_something_else, ask, ask_with, reply};
 use crate::commands::failure::Failure;
 use crate::confine::ceilings;
 use crate::confine::landlock::TcpOnlyTo;
@@ -168,9 +169,11 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
         return Err(answered_something_else(stack));
     };
     drop(client);
-    if let Some(path) = cgroup.as_deref().filter(|path| !is_of(stack, path)) {
+    let saved = Host::state_root().plan(stack);
+    let is_its = |path: &Path| saved.as_ref().is_some_and(|plan| plan.cgroup.has(path));
+    if let Some(path) = cgroup.as_deref().filter(|path| !is_its(path)) {
         return Err(Failure::failed(format!(
-            "{} is no cgroup of {stack} by its plan",
+            "the supervisor of {stack} has named a cgroup that is not the stack's: {}",
             path.display()
         )));
     }

@@ -42,11 +42,13 @@ use std::process::ExitCode;
 use crate::cli::{AuditFormat, Command, Source, Target};
 use crate::commands::failure::Failure;
 use crate::config::{self, Config, Demo, Origin, Protocol, Vars};
+use crate::confine::privileges::Ids;
 use crate::control::{ANSWERS_WITHIN, Client, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
 use crate::names::StackName;
 use crate::plan::Plan;
 use crate::state::{Liveness, StateRoot};
+use crate::sys::process::end_all_of;
 
 /// Does what the command line says.
 ///
@@ -591,9 +593,8 @@ fn status_by(stack: &StackName, request: &Request) -> Result<Box<Status>, Failur
 
 /// A status without cgroups that are not the stack's by its saved plan, below which files would be read.
 fn believed(stack: &StackName, mut status: Box<Status>) -> Box<Status> {
-    for part in &mut status.parts {
-        part.cgroup.take_if(|cgroup| !is_of(stack, cgroup));
-    }
+    let saved = Host::state_root().plan(stack);
+    status.only_cgroups_of(saved.as_ref());
     status
 }
 
@@ -616,11 +617,13 @@ fn as_saved(stack: &StackName, said: &Plan) -> Result<Plan, Failure> {
     })
 }
 
-/// Whether a cgroup that a supervisor says is a part's is one of the stack's by its saved plan.
-fn is_of(stack: &StackName, cgroup: &std::path::Path) -> bool {
-    let saved = Host::state_root().plan(stack);
-    let its = saved.and_then(|plan| plan.cgroup.path);
-    its.is_some_and(|its| cgroup.parent() == Some(&*its) && cgroup.file_name().is_some())
+/// Ends whom a supervisor that was taken over has left behind, of its id, when there is no such supervisor: he would own the namespaces
+/// of the next one as well.
+fn end_whoever_is(owner: Ids) -> Result<(), Failure> {
+    let Ids { uid, .. } = owner;
+    // The id after it is nobody's.
+    let ended = end_all_of(uid, uid + 1);
+    ended.map_err(|e| Failure::unable(format!("end whoever is uid {uid}: {e}")))
 }
 
 fn answered_something_else(stack: &StackName) -> Failure {

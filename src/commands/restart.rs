@@ -23,14 +23,11 @@ use crate::text::harmless_lines;
 ///
 /// # Errors
 /// A secret that can't be read, or the supervisor's refusal.
-pub(super) fn renew(stack: &StackName, which: impl Fn(&PartName) -> bool) -> Result<(), Failure> {
-    let Some(plan) = Host::state_root().plan(stack) else {
-        // It doesn't run, as whoever asks for more hears next.
-        return Ok(());
-    };
+pub(super) fn renew(plan: &Plan, which: impl Fn(&PartName) -> bool) -> Result<(), Failure> {
+    let stack = &plan.stack;
     let apps = plan.apps.iter().filter(|app| app.turn.serves());
     let apps = apps.filter(|app| !app.secrets.is_empty() && which(&app.name));
-    let read = apps.map(|app| Ok((app, secrets::read_again(app, &plan)?)));
+    let read = apps.map(|app| Ok((app, secrets::read_again(app, plan)?)));
     let read: Result<Vec<_>, SecretError> = read.collect();
     let read = read.map_err(|e| with_hint(&e))?;
     for (app, (copies, stay)) in read {
@@ -65,10 +62,11 @@ fn with_hint(e: &SecretError) -> Failure {
 /// The same for what is asked for by names, or for every app that does more than a job.
 fn renew_of(stack: &StackName, parts: &[Option<String>]) -> Result<(), Failure> {
     let Some(plan) = Host::state_root().plan(stack) else {
+        // It doesn't run, as whoever asks for more hears next.
         return Ok(());
     };
     let only_jobs = plan.apps.iter().all(|app| app.job);
-    renew(stack, |name| {
+    renew(&plan, |name| {
         parts.iter().any(|part| match part {
             Some(part) => part == name.as_str(),
             None => only_jobs || plan.app(name).is_some_and(|app| !app.job),

@@ -328,7 +328,7 @@ fn compare_ids(held: &Privileges, user: Ids) -> Result<(), DropError> {
 /// # Errors
 /// [`DropError`]; the caller must then end.
 pub fn keep_only(keep: &[Capability]) -> Result<Privileges, DropError> {
-    keep_and_pass(keep, false)
+    keep_and_pass(keep, false, None)
 }
 
 /// As [`keep_only`], from a process that goes on as `user`, if that is given, without groups, and goes under `filter`, if that is,
@@ -343,16 +343,9 @@ pub fn give_up(
     keep: &[Capability],
     filter: Option<&Program>,
 ) -> Result<Privileges, DropError> {
-    match user {
-        None => {
-            keep_only(keep)?;
-        }
-        Some(user) => {
-            lock(keep, &[], Zero::Ordinary)?;
-            become_user(user)?;
-            set(keep)?;
-            nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
-        }
+    keep_and_pass(keep, false, user)?;
+    if user.is_some() {
+        nix::sys::prctl::set_dumpable(false).map_err(call("clear the dumpable flag"))?;
     }
     if let Some(filter) = filter {
         filter
@@ -361,7 +354,6 @@ pub fn give_up(
     }
     let held = read()?;
     if let Some(user) = user {
-        compare(&held, keep, keep, &[], Zero::Ordinary)?;
         compare_ids(&held, user)?;
     }
     if filter.is_some() {
@@ -389,10 +381,14 @@ pub fn keep_nothing() -> Result<Privileges, DropError> {
 /// # Errors
 /// As [`keep_only`].
 pub fn keep_only_and_pass_on(keep: &[Capability]) -> Result<Privileges, DropError> {
-    keep_and_pass(keep, true)
+    keep_and_pass(keep, true, None)
 }
 
-fn keep_and_pass(keep: &[Capability], pass_on: bool) -> Result<Privileges, DropError> {
+fn keep_and_pass(
+    keep: &[Capability],
+    pass_on: bool,
+    user: Option<Ids>,
+) -> Result<Privileges, DropError> {
     let permitted = rustix::thread::capabilities(None)
         .map_err(call("read the capability sets"))?
         .permitted
@@ -404,6 +400,9 @@ fn keep_and_pass(keep: &[Capability], pass_on: bool) -> Result<Privileges, DropE
         .collect();
     let pass_on = if pass_on { keep.as_slice() } else { &[] };
     lock(&keep, pass_on, Zero::Ordinary)?;
+    if let Some(user) = user {
+        become_user(user)?;
+    }
     set(&keep)?;
     let held = read()?;
     compare(&held, &keep, &keep, pass_on, Zero::Ordinary)?;

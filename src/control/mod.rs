@@ -431,6 +431,14 @@ impl Brief {
 }
 
 impl Status {
+    /// Leaves out cgroups that are not the stack's by its saved plan: below those that are, files are read.
+    pub fn only_cgroups_of(&mut self, saved: Option<&Plan>) {
+        let is_its = |path: &Path| saved.is_some_and(|plan| plan.cgroup.has(path));
+        for part in &mut self.parts {
+            part.cgroup.take_if(|path| !is_its(path));
+        }
+    }
+
     /// How it is, in a word.
     #[must_use]
     pub fn word(&self) -> &'static str {

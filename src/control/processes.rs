@@ -5,19 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Mode, Plan};
+use crate::sys::process::pid_of;
 
 /// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
 ///
 /// # Errors
 /// What the kernel says; ESRCH when the process has ended.
 pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
-    let pid = pid_of(pidfd)?;
+    let ended = || io::Error::from_raw_os_error(libc::ESRCH);
+    let pid = pid_of(pidfd).ok_or_else(ended)?;
     let map = |which: &str| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/{which}"))?;
         let lines = text.lines().map(|line| {
@@ -30,9 +32,9 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
     };
     let maps = [map("uid_map")?, map("gid_map")?];
     // As long as it has not been waited for, nobody else has its number.
-    match pid_of(pidfd)? == pid {
+    match pid_of(pidfd) == Some(pid) {
         true => Ok(maps),
-        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        false => Err(ended()),
     }
 }
 
@@ -49,15 +51,6 @@ pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> bool {
     };
     let has = || id_maps(pidfd).ok();
     plan.mode == Mode::Rootless || (ids.is_some() && has() == ids.map(|ids| ids.lines()))
-}
-
-/// The number of a pidfd's process, in the pid namespace of this process' /proc (proc_pid_fdinfo(5)).
-fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-    let number = number.and_then(|number| number.trim().parse().ok());
-    let number = number.filter(|number| *number > 0);
-    number.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.
@@ -117,9 +110,15 @@ pub enum Role {
 /// What the undoer calls itself.
 pub const UNDOER: &std::ffi::CStr = c"lrpns-undoer";
 
-/// Who is [`Role::Undoer`] beside this process, the supervisor.
-#[must_use]
-pub fn undoer() -> Option<i32> {
+/// This process, the supervisor, and who is beside it.
+pub fn of_this(securebits: Option<u32>, host: Option<u64>) -> impl Iterator<Item = Process> {
+    let own = (Role::Supervisor, std::process::id().cast_signed());
+    let all = std::iter::once(own).chain(undoer().map(|pid| (Role::Undoer, pid)));
+    all.filter_map(move |(role, pid)| Process::look("supervisor", role, pid, securebits, host))
+}
+
+/// Who is [`Role::Undoer`] beside this process.
+fn undoer() -> Option<i32> {
     let own = std::process::id();
     let children = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).ok()?;
     let mut children = children.split_whitespace();

@@ -34,7 +34,7 @@ use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, s
 use crate::part::refused::Refusals;
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, SUCCESSORS, ToStage};
 use crate::sys::namespace::setns;
-use crate::sys::process::{Second, Vforked, close_on_exec_from, vfork_into};
+use crate::sys::process::{Second, Vforked, close_on_exec_from, pid_of, vfork_into};
 use crate::text::harmless;
 
 /// How long the kernel may take to end a part that was killed.
@@ -463,14 +463,6 @@ pub async fn reap_all() -> io::Result<()> {
     tokio::time::timeout(ENDS_WITHIN, all)
         .await
         .unwrap_or(Ok(()))
-}
-
-/// The process number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).
-fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    use std::os::fd::AsRawFd;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// A cgroup in which the kernel ends one process where memory is short, and not all of them, as long as this lives.

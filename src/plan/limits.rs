@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,15 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// Whether this is the cgroup of one of the stack's parts.
+    #[must_use]
+    pub fn has(&self, cgroup: &Path) -> bool {
+        cgroup
+            .parent()
+            .is_some_and(|above| Some(above) == self.path.as_deref())
+            && cgroup.file_name().is_some()
+    }
+
     /// What holds a limit; `None` when nothing does.
     #[must_use]
     pub fn held_by(&self, controller: Controller) -> Option<HeldBy> {

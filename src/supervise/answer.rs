@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::backoff::Backoff;
-use super::clients::{Answer, Client, refused, tell};
+use super::clients::{Client, refused, tell};
 use super::part::Part;
 use super::prober::Prober;
 use super::process::Order;
@@ -65,11 +65,7 @@ impl Supervisor {
                 return self.journal.read(filter, follow, client, &self.sender);
             }
             Request::Enter { part } => {
-                let (reply, fd) = self.enter(&part);
-                let answer = Answer {
-                    fd,
-                    ..Answer::from(reply)
-                };
+                let answer = self.enter(&part);
                 return tell(&client, answer);
             }
             Request::Load { rules } if cfg!(debug_assertions) => {
@@ -91,19 +87,11 @@ impl Supervisor {
                 terminal,
             } => self.exec(&part, command, term, terminal, fds),
             Request::ProbeSupervisor => {
-                let (reply, fd) = self.probe_itself();
-                let answer = Answer {
-                    fd,
-                    ..Answer::from(reply)
-                };
+                let answer = self.probe_itself();
                 return tell(&client, answer);
             }
             Request::Probe { part } => {
-                let (reply, fd) = self.probe(&part);
-                let answer = Answer {
-                    fd,
-                    ..Answer::from(reply)
-                };
+                let answer = self.probe(&part);
                 return tell(&client, answer);
             }
         };
@@ -369,15 +357,11 @@ impl Supervisor {
 
     /// Every process of ours.
     pub(super) fn processes(&self) -> Vec<processes::Process> {
-        let own = nix::unistd::getpid().as_raw();
         let securebits = Some(self.privileges.securebits);
         let host = processes::hosts_user_namespace(self.ground.plan.mode);
         let look = |name: &str, role, pid, securebits| {
             processes::Process::look(name, role, pid, securebits, host)
         };
-        let supervisor = look("supervisor", Role::Supervisor, own, securebits);
-        let undoer = processes::undoer();
-        let undoer = undoer.and_then(|pid| look("supervisor", Role::Undoer, pid, securebits));
         let parts = self.parts.iter().flat_map(|part| {
             let name = self.ground.name(part.id);
             let securebits = part.privileges.as_ref().map(|held| held.securebits);
@@ -391,7 +375,7 @@ impl Supervisor {
             let all = init.into_iter().chain(command);
             all.filter_map(move |(role, pid)| look(name, role, pid, securebits))
         });
-        let ours = supervisor.into_iter().chain(undoer);
+        let ours = processes::of_this(securebits, host);
         ours.chain(parts).collect()
     }
 

@@ -50,6 +50,16 @@ impl From<Reply> for Answer {
     }
 }
 
+/// A reply, and a descriptor with it.
+impl From<(Reply, Option<OwnedFd>)> for Answer {
+    fn from((reply, fd): (Reply, Option<OwnedFd>)) -> Self {
+        Self {
+            fd,
+            ..Self::from(reply)
+        }
+    }
+}
+
 /// Answers. A client that has gone, or doesn't read, goes without.
 pub(super) fn tell(client: &Client, answer: impl Into<Answer>) {
     let _ = client.try_send(answer.into());

@@ -5,9 +5,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::process::Signal;
 
-use crate::sys::process::{default_signals, detach};
+use crate::sys::process::{default_signals, detach, end};
 
 /// What it does with its end of the conversation, and the status that it ends with.
 pub type Life = fn(OwnedFd) -> i32;
@@ -43,8 +43,6 @@ impl Prober {
 
 impl Drop for Prober {
     fn drop(&mut self) {
-        // ESRCH: it has ended. ECHILD: it was waited for.
-        let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
-        let _ = rustix::process::waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED);
+        let _ = end(&self.0);
     }
 }

@@ -15,7 +15,7 @@ use super::answer::one_more;
 use super::clients::refused;
 use crate::config::TrafficLog;
 use crate::confine::privileges::{self, Privileges};
-use crate::control::processes::{Process, Role, hosts_user_namespace, undoer};
+use crate::control::processes::{Process, Role, hosts_user_namespace, of_this};
 use crate::control::{LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::plan::Plan;
 use crate::protocol::{Exit, Speaker};
@@ -185,12 +185,7 @@ impl Rising {
 
     /// Every process that there is.
     fn processes(&self) -> Vec<Process> {
-        let own = nix::unistd::getpid().as_raw();
         let host = hosts_user_namespace(self.plan.mode);
-        let supervisor = Process::look("supervisor", Role::Supervisor, own, None, host);
-        let undoer = undoer();
-        let undoer =
-            undoer.and_then(|pid| Process::look("supervisor", Role::Undoer, pid, None, host));
         let parts = self.parts.iter().flat_map(|part| {
             let held = part.privileges.as_ref();
             let securebits = held.map(|held| held.securebits);
@@ -201,8 +196,7 @@ impl Rising {
                 Process::look(&part.name, role, pid, securebits, host)
             })
         });
-        let ours = supervisor.into_iter().chain(undoer);
-        ours.chain(parts).collect()
+        of_this(None, host).chain(parts).collect()
     }
 
     /// Has an app's pid 1 run a command more, if its own runs.

@@ -8,6 +8,7 @@
 //!   `signal(2)`, `keyctl(2)`
 //! - [`namespace`][]: `unshare(2)` and `setns(2)` of a single-threaded process; safe, and banned elsewhere by
 //!   `.clippy.toml`
+//! - [`manager`][]: the socket of `sd_notify(3)`; safe
 //! - [`memory`][]: `malloc_trim(3)`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket, and one from a descriptor

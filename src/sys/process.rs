@@ -71,7 +71,11 @@ impl Drop for Resting {
     }
 }
 
-fn end(pidfd: &OwnedFd) -> io::Result<()> {
+/// Kills a child and waits for its end; one that has ended, or was waited for, is no error.
+///
+/// # Errors
+/// EPERM when this process may not signal it (kill(2)): then it is not waited for.
+pub fn end(pidfd: &OwnedFd) -> io::Result<()> {
     match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
         // ESRCH: it has ended.
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -248,7 +252,8 @@ impl<T, F: FnOnce() -> T> Call<T, F> {
     ) -> io::Result<(i32, OwnedFd)> {
         single_threaded()?;
         self.parent = std::process::id();
-        let mut args = arguments(flags | libc::CLONE_VM, noted.as_ptr(), cgroup);
+        let flags = flags | libc::CLONE_VM;
+        let mut args = arguments(flags, exit_signal(flags), noted.as_ptr(), cgroup);
         (args.stack, args.stack_size) = (stack.lowest() as u64, STACK as u64);
         let call = std::ptr::from_mut(self).cast();
         // SAFETY: the stack is as large as said, and mapped until after the call; `call` is what the life was made for. The
@@ -393,12 +398,17 @@ fn exit_signal(flags: i32) -> i32 {
 }
 
 /// What `clone3(2)` is asked for, but for a stack.
-fn arguments(flags: i32, pidfd: *mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+fn arguments(
+    flags: i32,
+    exit_signal: i32,
+    pidfd: *mut RawFd,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> libc::clone_args {
     // SAFETY: clone_args is plain data for which all zeroes is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
     args.pidfd = pidfd as u64;
-    args.exit_signal = u64::from(exit_signal(flags).cast_unsigned());
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -424,8 +434,7 @@ fn clone3_saying(
 ) -> io::Result<Cloned> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
-    let mut args = arguments(flags, &raw mut pidfd, cgroup);
-    args.exit_signal = u64::from(exit_signal.cast_unsigned());
+    let mut args = arguments(flags, exit_signal, &raw mut pidfd, cgroup);
     // SAFETY: no CLONE_VM, so the child has its own copy of this address space; the process has one thread (checked
     // above), so no lock is held by a thread that the child lacks. `args` and `pidfd` outlive the call.
     match unsafe {
@@ -458,7 +467,17 @@ pub fn single_threaded() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends every process of that uid, whatever it has forked meanwhile: kill(2) sees all at once, and who is told to end forks no more.
+/// The number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)); `None` when the process has
+/// ended, or is in none of ours.
+#[must_use]
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Ends every process of that uid, and in user namespaces that it owns, whatever has been forked meanwhile: kill(2) sees all at once,
+/// and who is told to end forks no more.
 /// It is done by a child that is that uid by its effective one alone, and `nobody` else: none of those can signal it.
 ///
 /// # Errors

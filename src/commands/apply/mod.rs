@@ -149,7 +149,7 @@ pub fn apply(source: &Source, options: &Options) -> Result<ExitCode, Failure> {
     }
     hand_over_log(stack, &running, &wanted)?;
     // What is opened has them from there.
-    restart::renew(stack, |name| {
+    restart::renew(&running, |name| {
         let mut again = report.change.restart.iter();
         again.any(|part| part.part == name.as_str()) && !wanted.app(name).is_some_and(opens)
     })?;

@@ -18,13 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use self::undo::{Undo, Undoer};
 use super::advice::{self, case, hints};
-use super::ended;
 use super::explain;
 use super::gate;
 use super::interrupt::{Heard, Interrupts, tell};
+use super::{end_whoever_is, ended};
 use crate::commands::failure::{FAILED, Failure, chain};
 use crate::config::{Config, Origin};
-use crate::confine::privileges::Ids;
 use crate::control::evidence::{Cause, Ended, EndedPart, Remains};
 use crate::control::{Client, PartState, Reply, Request, Status, is_gone, is_silent};
 use crate::host::Host;
@@ -45,7 +44,7 @@ use crate::protocol::Exit;
 use crate::stack::{Progress, StackError, Wait};
 use crate::state::Liveness;
 use crate::supervise::{self, Outcome, Tee, manager};
-use crate::sys::process::{detach_with, end_all_of, null_standard_descriptors};
+use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
 
 /// The step before [`crate::stack::STEPS`].
@@ -496,10 +495,8 @@ fn supervise_here(
     if let Some(timings) = &mut timings {
         (voice.progress)(Progress::App(&timings.done("the configuration is a plan")));
     }
-    if let Some(Ids { uid, .. }) = plan.supervisor() {
-        // Whom a supervisor that was taken over has left behind: he would own this stack's namespaces as well.
-        end_all_of(uid, uid + 1)
-            .map_err(|e| Failure::unable(format!("end whoever is uid {uid}: {e}")))?;
+    if let Some(owner) = plan.supervisor() {
+        end_whoever_is(owner)?;
     }
     if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
         // Of a supervisor that was killed.

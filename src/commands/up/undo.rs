@@ -19,7 +19,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -43,20 +43,19 @@ pub(super) struct Undo {
 impl Undo {
     /// Keeps the document, if there is one, and takes everything away.
     fn now(&self, document: Option<&[u8]>) -> Result<(), String> {
-        let said = |e: &dyn std::error::Error| chain(e);
-        let global = self.state.lock().map_err(|e| said(&e))?;
+        let global = self.state.lock().map_err(|e| chain(&e))?;
         if let Some(document) = document {
             // What can't be written is missed by nobody as much as the end of the stack.
             let _ = self.state.leave(&self.stack, document, &global);
         }
         if let Some(path) = &self.cgroup {
-            cgroup::remove(path).map_err(|e| said(&e))?;
+            cgroup::remove(path).map_err(|e| chain(&e))?;
             if self.root {
                 cgroup::tidy(true);
             }
         }
         let removed = self.state.remove(&self.stack, global);
-        removed.map_err(|e| said(&e))
+        removed.map_err(|e| chain(&e))
     }
 }
 
@@ -143,20 +142,20 @@ fn hear(word: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Lets children of the supervisor's into the parts' cgroups, until there is a word.
-fn until_a_word(undo: &Undo, word: &UnixStream, door: &OwnedFd, supervisor: i32) -> io::Result<()> {
+fn until_a_word(
+    word: &UnixStream,
+    door: &OwnedFd,
+    stack: &Path,
+    supervisor: i32,
+) -> io::Result<()> {
     loop {
         let mut heard = [
             PollFd::new(word, PollFlags::IN),
             PollFd::new(door, PollFlags::IN),
         ];
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut heard, None))?;
-        let asked = !heard[1].revents().is_empty();
-        if !heard[0].revents().is_empty() {
-            return Ok(());
-        }
-        if let (true, Some(stack)) = (asked, &undo.cgroup)
-            && !cgroup::usher(door, stack, supervisor)?
-        {
+        let [has_word, _] = heard.map(|heard| !heard.revents().is_empty());
+        if has_word || !cgroup::usher(door, stack, supervisor)? {
             return Ok(());
         }
     }
@@ -180,9 +179,9 @@ fn wait(undo: &Undo, mut word: UnixStream, door: &OwnedFd) -> i32 {
         let given_up = privileges::give_up(None, &[], Some(&filter));
         given_up.map(drop).map_err(|e| chain(&e))
     });
-    if dropped.is_ok() {
+    if let (Ok(()), Some(stack)) = (&dropped, &undo.cgroup) {
         // What is wrong with the door is told by who has asked there.
-        let _ = until_a_word(undo, &word, door, supervisor);
+        let _ = until_a_word(&word, door, stack, supervisor);
     }
     let said = match (dropped, hear(&mut word)) {
         (_, Err(_)) => return 1,

@@ -122,11 +122,20 @@ const BY_A_FILE: &[Sysno] = calls![
 #[cfg(target_arch = "x86_64")]
 const OLD_BY_A_FILE: &[Sysno] = calls![get_thread_area modify_ldt set_thread_area];
 
-/// `newfstatat(2)`, by the crate's name of it.
-#[cfg(target_arch = "x86_64")]
-const OLD_STATS: &[Sysno] = calls![newfstatat];
-#[cfg(target_arch = "aarch64")]
-const OLD_STATS: &[Sysno] = calls![fstatat];
+/// What an ordinary program calls, whatever it does.
+const EVERYBODYS: [&[Sysno]; 11] = [
+    FILES,
+    OLD_FILES,
+    MEMORY,
+    PROCESSES,
+    OLD_PROCESSES,
+    SIGNALS_AND_TIME,
+    OLD_SIGNALS_AND_TIME,
+    WAITING,
+    OLD_WAITING,
+    SOCKETS,
+    SELF,
+];
 
 /// What other architectures have instead.
 #[cfg(target_arch = "aarch64")]
@@ -540,18 +549,8 @@ pub fn strict() -> Profile {
 /// many filters there are (`seccomp_cache_check_allow()` of kernel/seccomp.c).
 #[must_use]
 pub fn supervisor() -> Profile {
-    let mut calls = plain(&[
-        FILES,
-        OLD_FILES,
-        MEMORY,
-        PROCESSES,
-        OLD_PROCESSES,
-        SIGNALS_AND_TIME,
-        OLD_SIGNALS_AND_TIME,
-        WAITING,
-        OLD_WAITING,
-        SOCKETS,
-        SELF,
+    let mut calls = plain(&EVERYBODYS);
+    calls.extend(plain(&[
         MORE,
         OLD_MORE,
         AIO,
@@ -559,7 +558,7 @@ pub fn supervisor() -> Profile {
         OLD_MAKING_PARTS,
         BY_A_FILE,
         OLD_BY_A_FILE,
-    ]);
+    ]));
     calls.extend(SENDING.map(|(call, _)| (number(call), vec![always(Action::Allow)])));
     let mut kinds = past_landlock();
     kinds.extend(other_netlinks());
@@ -703,19 +702,7 @@ const DONE: Action = Action::Errno(0);
 
 /// What `default` and `strict` share.
 fn common() -> Calls {
-    let mut calls = plain(&[
-        FILES,
-        OLD_FILES,
-        MEMORY,
-        PROCESSES,
-        OLD_PROCESSES,
-        SIGNALS_AND_TIME,
-        OLD_SIGNALS_AND_TIME,
-        WAITING,
-        OLD_WAITING,
-        SOCKETS,
-        SELF,
-    ]);
+    let mut calls = plain(&EVERYBODYS);
     sending(&mut calls);
     let mut options = vec![no_takeover()];
     options.extend(FILTERS.map(|option| Rule {
@@ -933,11 +920,12 @@ pub fn undoer() -> Profile {
         clock_nanosleep faccessat faccessat2 fcntl flock fstat fstatfs getdents64 geteuid getpid lseek mkdirat mmap mprotect nanosleep openat
         pidfd_open ppoll recvfrom renameat renameat2 statfs statx unlinkat
     ]]));
-    calls.extend(plain(&[OLD_STATS]));
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![
-        access lstat mkdir open poll rename rmdir stat unlink
+        access lstat mkdir newfstatat open poll rename rmdir stat unlink
     ]]));
+    #[cfg(target_arch = "aarch64")]
+    calls.extend(plain(&[OLD_FILES]));
     profile("undoer", calls)
 }
 
