@@ -122,7 +122,11 @@ fn each_line_is_in_the_journal_with_fields_and_no_file_is_written() {
         output.status.success().then_some(log)
     });
     assert!(log.contains("db | FATAL"), "{log}");
+    // Also once somebody has noted that it is dead, and has tidied up.
+    assert_eq!(lab.lrpns(&["status", "shop"]).status.code(), Some(1));
+    assert!(lab.lrpns_ok(&["logs", "shop", "db"]).contains("db | FATAL"));
     lab.lrpns_ok(&["down", "shop"]);
+    assert!(lab.lrpns_ok(&["logs", "shop", "db"]).contains("db | FATAL"));
     booted.up("");
     lab.lrpns_ok(&["down", "shop"]);
     let count = |args: &[&str]| {

@@ -15,6 +15,7 @@ use crate::host::Host;
 use crate::log::{LogBuf, LogLine, files};
 use crate::names::StackName;
 use crate::state::{GlobalLock, Liveness, StateRoot};
+use crate::supervise;
 use crate::text::harmless;
 
 /// How many lines `status` shows.
@@ -66,6 +67,7 @@ pub(super) fn note_crash(state: &StateRoot, stack: &StackName, held: &GlobalLock
     let remains = Remains {
         since: begun,
         log: dir.exists().then_some(dir),
+        journal: supervise::in_the_journal(plan.record.to),
         lines: evidence::last_lines(&log),
         ..Remains::default()
     };

@@ -1,7 +1,7 @@
 //! `lrpns logs`.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -396,15 +396,28 @@ fn of_ended(
     recorded: Option<Recorded>,
     wanted: &Wanted,
 ) -> Result<(), Failure> {
-    let names: Vec<&str> = ended.parts.iter().map(|part| part.name.as_str()).collect();
+    // Of a supervisor that was killed nobody knows its parts, but for its apps and who has said something.
+    let of_parts = ended.parts.iter().map(|part| part.name.as_str());
+    let apps = ended.apps.iter().map(String::as_str);
+    let names: BTreeSet<&str> = of_parts.chain(apps).collect();
     let known = |part: &&String| {
-        names.contains(&part.as_str())
+        names.contains(part.as_str())
             || part.as_str() == TrafficBuf::PART
             || ended.lines.iter().any(|line| line.part == **part)
     };
     if let Some(part) = wanted.parts.iter().find(|part| !known(part)) {
-        return Err(Failure::failed(format!("{stack} had no part `{part}`"))
-            .hint(format!("its parts were {}", names.join(", "))));
+        let names: Vec<&str> = names.into_iter().collect();
+        let (problem, names) = match ended.parts.is_empty() {
+            true => (
+                format!("nothing is known of a part `{part}` of {stack}"),
+                format!("its apps were {}", names.join(", ")),
+            ),
+            false => (
+                format!("{stack} had no part `{part}`"),
+                format!("its parts were {}", names.join(", ")),
+            ),
+        };
+        return Err(Failure::failed(problem).hint(names));
     }
     let hints = match wanted.is_whole() {
         true => ended.hints,

@@ -150,6 +150,16 @@ pub fn record(
     }
 }
 
+/// Whether a log that is to go there goes to the journal, as far as that can be had.
+#[must_use]
+pub fn in_the_journal(to: RecordTo) -> bool {
+    match to {
+        RecordTo::Journal | RecordTo::Both => true,
+        RecordTo::Auto => systemd_runs(),
+        RecordTo::File | RecordTo::Off => false,
+    }
+}
+
 /// The files alone, if a log that was recorded as `before` is to be in others: who is supervisor may not be able to open them.
 ///
 /// # Errors

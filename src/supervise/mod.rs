@@ -53,7 +53,7 @@ use self::journal::{
     Directories, Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE,
     event_line,
 };
-pub use self::journal::{Tee, more_files, record, systemd_runs};
+pub use self::journal::{Tee, in_the_journal, more_files, record, systemd_runs};
 use self::part::Part;
 use self::process::{Left, Order, Process};
 use self::rising::Rising;
