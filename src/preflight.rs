@@ -461,19 +461,15 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
         }
         if publish.via == Transport::Dnat {
             let forwarding = host.forwards(address);
-            match (forwarding, plan.mode) {
-                (_, Mode::Rootless) => problems.push(problem(
-                    format!("{}: via = \"dnat\" needs root", range.listen()),
-                    "use via = \"auto\" or \"relay\"",
-                )),
-                (Forwarding::Closed { why }, Mode::Root) => problems.push(problem(
+            match (forwarding, plan.uplink.ends_at) {
+                (Forwarding::Closed { why }, _) => problems.push(problem(
                     format!(
                         "{}: via = \"dnat\" does not work on this host: {why}",
                         range.listen()
                     ),
                     "open it, or use via = \"auto\" or \"relay\", which need no forwarding",
                 )),
-                (Forwarding::Open, Mode::Root) if plan.uplink.ends_at == UplinkEnd::Relay => {
+                (Forwarding::Open, UplinkEnd::Relay) => {
                     problems.push(problem(
                         format!(
                             "{}: via = \"dnat\" does not work where the uplink ends at the relay, as for source = \"client\" by relay, egress by relay, and a stack that was brought up with nothing forwarded",
@@ -482,7 +478,7 @@ fn published(plan: &Plan, host: &Host) -> Vec<Problem> {
                         "use via = \"auto\" for both, or two stacks; a stack that runs has to be brought up anew",
                     ));
                 }
-                (Forwarding::Open, Mode::Root) => {}
+                (Forwarding::Open, UplinkEnd::Host) => {}
             }
         }
         let somewhere = address.is_unspecified()

@@ -19,7 +19,7 @@ use crate::firewall::{self, SIDECAR_TABLE, end_table};
 use crate::part::namespaces::{self, Network};
 use crate::part::volumes::sockets;
 use crate::plan::limits::{Controller, HeldBy};
-use crate::plan::{AppPlan, IdMap, Mode, Plan};
+use crate::plan::{AppPlan, IdMap, Plan};
 
 /// The fields of `/proc/PID/status` (proc_pid_status(5)).
 fn status(pid: i32) -> Result<BTreeMap<String, String>, String> {
@@ -386,35 +386,16 @@ fn id_map(who: &Who<'_>, plan: &Plan) -> Result<(bool, String), String> {
                 .collect(),
         );
     }
-    let ids = plan
-        .app_named(who.part)
-        .map(|app| app.ids)
-        .or(match who.part {
-            "sidecar" => Some(plan.sidecar),
-            "relay" => Some(plan.relay),
-            "egress" => plan.egress.as_ref().map(|egress| egress.ids),
-            _ => None,
-        });
     let words = found
         .iter()
         .map(|line| format!("{line:?}"))
         .collect::<Vec<_>>()
         .join(" ");
-    let Some(ids) = ids else {
+    let Some(ids) = plan.ids_of(who.part) else {
         return Err(format!("the plan has no {}", who.part));
     };
-    // Rootless, what we read is relative to the supervisor's user namespace or to ours: ours, the initial one.
-    let [wanted, _] = ids.lines();
-    let good = match plan.mode {
-        Mode::Root => found == wanted && found.iter().all(|line| line.get(1) != Some(&0)),
-        Mode::Rootless => {
-            let mut wanted = vec![vec![ids.uid, plan.owner, 1]];
-            if let Some(further) = plan.subordinate.filter(|_| ids.is_range()) {
-                wanted.push(vec![1, further.uid, ids.count - 1]);
-            }
-            found == wanted && plan.owner != 0
-        }
-    };
+    // What is read is relative to this process's user namespace: the host's.
+    let good = found == plan.host_lines(ids) && found.iter().all(|line| line.get(1) != Some(&0));
     Ok((good, format!("{}: {words}", who.part)))
 }
 

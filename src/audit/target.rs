@@ -30,7 +30,7 @@ use crate::control::{Client, PartState, PartStatus, Reply, Request, Status, proc
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::plan::limits::Controller;
-use crate::plan::{AppPlan, Mode, Plan, UplinkEnd};
+use crate::plan::{AppPlan, Plan, UplinkEnd};
 use crate::state::StateRoot;
 use crate::text::harmless;
 
@@ -171,17 +171,20 @@ impl Target {
         let (_, fds) = ask(&self.control, &Request::ProbeSupervisor)?;
         let socket = fds.into_iter().next().ok_or("no socket came")?;
         let agent = Agent::adopt(socket).map_err(|e| e.to_string())?;
+        // On the host: root's supervisor is nobody there.
+        let is_another = self.status.plan.supervisor().is_some();
         let context = Context {
-            holds: match self.status.plan.mode {
-                Mode::Root => 0,
-                Mode::Rootless => self.status.supervisor_privileges.permitted,
+            holds: match is_another {
+                true => 0,
+                false => self.status.supervisor_privileges.permitted,
             },
             // Without root the audit is the same user's, who may.
-            host_pids: match self.status.plan.mode {
-                Mode::Root if self.status.supervisor == 1 => vec![std::process::id().cast_signed()],
-                Mode::Root => vec![1, std::process::id().cast_signed()],
-                Mode::Rootless => vec![1],
-            },
+            host_pids: {
+                [1].into_iter()
+                    .filter(|init| self.status.supervisor != *init)
+            }
+            .chain(is_another.then(|| std::process::id().cast_signed()))
+            .collect(),
             ..Context::default()
         };
         match agent.ask(&Ask::Context(Box::new(context))) {

@@ -176,10 +176,7 @@ fn human(report: &Report) -> String {
             .count()
     };
     let (problems, notes) = (count(Status::Problem), count(Status::Note));
-    let who = match report.mode {
-        Mode::Root => "as root",
-        Mode::Rootless => "without root",
-    };
+    let who = report.mode.by();
     text + &match problems {
         0 => format!("stacks run here {who}; {notes} notes\n"),
         _ => format!("{problems} problems, {notes} notes ({who})\n"),

@@ -111,7 +111,7 @@ impl By {
     /// As it is called outside of the user namespace that a rootless supervisor is in: there it is user 0 itself.
     fn outside(self, plan: &Plan) -> Self {
         match self {
-            By::Command { uid: 0, pid, login } if plan.mode == Mode::Rootless => By::Command {
+            By::Command { uid: 0, pid, login } => By::Command {
                 uid: plan.owner,
                 pid,
                 login: login.filter(|login| *login != 0 && *login != plan.owner),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Mode, Plan};
+use crate::plan::Plan;
 use crate::sys::process::pid_of;
 
 /// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
@@ -43,14 +43,9 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
 /// supervisor is the user.
 #[must_use]
 pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> bool {
-    let ids = match part {
-        "sidecar" => Some(plan.sidecar),
-        "relay" => Some(plan.relay),
-        "egress" => plan.egress.as_ref().map(|egress| egress.ids),
-        app => plan.app_named(app).map(|app| app.ids),
-    };
+    let ids = plan.ids_of(part);
     let has = || id_maps(pidfd).ok();
-    plan.mode == Mode::Rootless || (ids.is_some() && has() == ids.map(|ids| ids.lines()))
+    plan.supervisor().is_none() || (ids.is_some() && has() == ids.map(|ids| ids.lines()))
 }
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.
@@ -129,15 +124,16 @@ fn undoer() -> Option<i32> {
     children.find(is_it)?.parse().ok()
 }
 
-/// The host's user namespace, by its inode, if the supervisor, which is this process, is in that: without root it has one of its
-/// own, and all others are below that.
+/// The user namespace of this process, which is the supervisor, by its inode, if that is the host's: without root it has one of
+/// its own, and all others are below that.
 #[must_use]
-pub fn hosts_user_namespace(mode: Mode) -> Option<u64> {
+pub fn hosts_user_namespace(plan: &Plan) -> Option<u64> {
+    plan.supervisor().and_then(|_| own_user_namespace())
+}
+
+fn own_user_namespace() -> Option<u64> {
     let own = std::fs::read_link("/proc/self/ns/user");
-    match mode {
-        Mode::Root => inode(own.ok()?.to_str()?),
-        Mode::Rootless => None,
-    }
+    inode(own.ok()?.to_str()?)
 }
 
 /// As in `net:[4026531840]`.
@@ -209,8 +205,8 @@ mod tests {
     #[test]
     fn this_process_is_seen_as_it_is() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let here = hosts_user_namespace(Mode::Root);
-        assert!(here.is_some() && hosts_user_namespace(Mode::Rootless).is_none());
+        let here = own_user_namespace();
+        assert!(here.is_some());
         let seen = Process::look("test", Role::Supervisor, pid, None, here).unwrap();
         let uids = nix::unistd::getresuid().unwrap();
         assert_eq!(

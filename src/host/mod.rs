@@ -142,7 +142,7 @@ impl Host {
             Mode::Rootless => (
                 net::Facts::default(),
                 [(); 2].map(|()| Forwarding::Closed {
-                    why: "only root can forward".to_owned(),
+                    why: "that needs root".to_owned(),
                 }),
             ),
         };

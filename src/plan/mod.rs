@@ -98,6 +98,15 @@ impl Mode {
             Mode::Rootless => "rootless",
         }
     }
+
+    /// As it is said in a sentence.
+    #[must_use]
+    pub fn by(self) -> &'static str {
+        match self {
+            Mode::Root => "as root",
+            Mode::Rootless => "without root",
+        }
+    }
 }
 
 /// Where the log goes beside memory.
@@ -334,6 +343,19 @@ impl IdMap {
         })
     }
 
+    /// The uids alone as the host's user namespace has them, where the supervisor is in one of its `user`'s: 0 is that user there,
+    /// and from 1 on are those that the user has besides.
+    fn host_lines(&self, user: Option<u32>, besides: Option<Subordinate>) -> Vec<[u32; 3]> {
+        let Some(user) = user else {
+            let [lines, _] = self.lines();
+            return lines;
+        };
+        match besides.filter(|_| self.is_range()) {
+            Some(besides) => vec![[0, user, 1], [1, besides.uid, self.count - 1]],
+            None => vec![[self.uid, user, 1]],
+        }
+    }
+
     /// [`IdMap::lines`] as they are written.
     #[must_use]
     pub fn maps(&self) -> [String; 2] {
@@ -366,12 +388,21 @@ impl IdMap {
     pub fn capabilities(&self) -> &'static [Capability] {
         if self.is_range() { &OVER_A_RANGE } else { &[] }
     }
+}
 
-    /// Whether an id outside is one of its own.
-    #[must_use]
-    pub fn has(&self, id: u32) -> bool {
-        (self.host_id..self.host_id + self.count).contains(&id)
-    }
+/// Whether an id of the host's is one of those that such lines map.
+#[must_use]
+pub fn maps_to(lines: &[[u32; 3]], id: u32) -> bool {
+    let mut lines = lines.iter();
+    lines.any(|[_, outside, count]| (*outside..outside + count).contains(&id))
+}
+
+/// What an id inside is on the host by such lines.
+fn on_host(lines: &[[u32; 3]], id: u32) -> Option<u32> {
+    lines.iter().find_map(|[inside, outside, count]| {
+        let after = id.checked_sub(*inside)?;
+        (after < *count).then(|| outside + after)
+    })
 }
 
 /// The bridge: in the sidecar's namespace, with the sidecar's address.
@@ -946,26 +977,40 @@ impl Plan {
         self.app_named(name.as_str())
     }
 
+    /// The ids of a part.
+    #[must_use]
+    pub fn ids_of(&self, part: &str) -> Option<IdMap> {
+        match part {
+            "sidecar" => Some(self.sidecar),
+            "relay" => Some(self.relay),
+            "egress" => self.egress.as_ref().map(|egress| egress.ids),
+            app => self.app_named(app).map(|app| app.ids),
+        }
+    }
+
+    /// The uids of a part with these ids as the host's user namespace has them: inside, on the host, how many.
+    #[must_use]
+    pub fn host_lines(&self, ids: IdMap) -> Vec<[u32; 3]> {
+        let user = (self.mode == Mode::Rootless).then_some(self.owner);
+        ids.host_lines(user, self.subordinate)
+    }
+
     /// The uid, on the host, of a part with these ids.
     #[must_use]
     pub fn host_uid(&self, ids: IdMap) -> u32 {
-        match self.mode {
-            Mode::Root => ids.host_user(),
-            Mode::Rootless => self.owner,
-        }
+        on_host(&self.host_lines(ids), ids.uid).unwrap_or(self.owner)
     }
 
     /// Whether a uid of the host's is one of a part's with these ids.
     #[must_use]
     pub fn is_of(&self, ids: IdMap, uid: u32) -> bool {
-        let further = self.subordinate.filter(|_| ids.is_range());
-        match (self.mode, further) {
-            (Mode::Root, _) => ids.has(uid),
-            (Mode::Rootless, Some(further)) => {
-                uid == self.owner || (further.uid..further.uid + RANGE - 1).contains(&uid)
-            }
-            (Mode::Rootless, None) => uid == self.owner,
-        }
+        maps_to(&self.host_lines(ids), uid)
+    }
+
+    /// For people: whose stack it is.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("stack {} {}", self.stack, self.mode.by())
     }
 
     /// Every part's name and limits.
@@ -984,5 +1029,76 @@ impl Plan {
         self.apps
             .iter()
             .flat_map(|app| app.publish.iter().map(move |publish| (app, publish)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_seen_from_the_host_as_the_kernel_maps_them_twice() {
+        let ids = |host_id, count, uid| IdMap {
+            host_id,
+            count,
+            uid,
+            gid: uid,
+        };
+        let besides = Some(Subordinate {
+            uid: 100_000,
+            gid: 200_000,
+        });
+        for (ids, user, besides, lines, own) in [
+            // Root's.
+            (ids(5000, 1, 0), None, None, vec![[0, 5000, 1]], 5000),
+            (
+                ids(5000, 2, 1000),
+                None,
+                None,
+                vec![[0, 5000, 1], [1000, 5001, 1]],
+                5001,
+            ),
+            (
+                ids(0x7000_0000, RANGE, 33),
+                None,
+                None,
+                vec![[0, 0x7000_0000, RANGE]],
+                0x7000_0021,
+            ),
+            // An ordinary user's, who has ids besides or not.
+            (
+                ids(0, 1, 1000),
+                Some(4321),
+                None,
+                vec![[1000, 4321, 1]],
+                4321,
+            ),
+            (
+                ids(0, 1, 1000),
+                Some(4321),
+                besides,
+                vec![[1000, 4321, 1]],
+                4321,
+            ),
+            (
+                ids(0, RANGE, 0),
+                Some(4321),
+                besides,
+                vec![[0, 4321, 1], [1, 100_000, RANGE - 1]],
+                4321,
+            ),
+            (
+                ids(0, RANGE, 33),
+                Some(4321),
+                besides,
+                vec![[0, 4321, 1], [1, 100_000, RANGE - 1]],
+                100_032,
+            ),
+        ] {
+            assert_eq!(ids.host_lines(user, besides), lines, "{ids:?}");
+            assert_eq!(on_host(&lines, ids.uid), Some(own), "{ids:?}");
+            assert!(maps_to(&lines, own) && !maps_to(&lines, 4999) && !maps_to(&lines, 0));
+            assert_eq!(on_host(&lines, 0xffff_fffe), None);
+        }
     }
 }

@@ -358,7 +358,7 @@ impl Supervisor {
     /// Every process of ours.
     pub(super) fn processes(&self) -> Vec<processes::Process> {
         let securebits = Some(self.privileges.securebits);
-        let host = processes::hosts_user_namespace(self.ground.plan.mode);
+        let host = processes::hosts_user_namespace(&self.ground.plan);
         let look = |name: &str, role, pid, securebits| {
             processes::Process::look(name, role, pid, securebits, host)
         };

@@ -69,7 +69,7 @@ use crate::net::publish::Listener;
 use crate::part::cgroup::Cgroups;
 use crate::part::container::{ContainerError, Event as ContainerEvent};
 use crate::part::refused::Refusals;
-use crate::plan::{Mode, Plan};
+use crate::plan::Plan;
 use crate::protocol::{Channel, Exit};
 use crate::stack::{
     Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, weaken,
@@ -328,12 +328,11 @@ pub async fn run(
         host_rules,
         parts,
     } = stack;
-    let kept: &[Capability] = match ground.plan.mode {
-        Mode::Root if weaken().as_deref() == Some("supervisor-capability") => &KEPT_WITHOUT_ROOT,
-        Mode::Root => &[],
-        Mode::Rootless => &KEPT_WITHOUT_ROOT,
-    };
     let owner = ground.plan.supervisor();
+    let kept: &[Capability] = match owner {
+        Some(_) if weaken().as_deref() != Some("supervisor-capability") => &[],
+        _ => &KEPT_WITHOUT_ROOT,
+    };
     let owner = owner.filter(|_| weaken().as_deref() != Some("supervisor-id"));
     let give_up = || {
         let filter = match weaken().as_deref() {

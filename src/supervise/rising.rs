@@ -185,7 +185,7 @@ impl Rising {
 
     /// Every process that there is.
     fn processes(&self) -> Vec<Process> {
-        let host = hosts_user_namespace(self.plan.mode);
+        let host = hosts_user_namespace(&self.plan);
         let parts = self.parts.iter().flat_map(|part| {
             let held = part.privileges.as_ref();
             let securebits = held.map(|held| held.securebits);

@@ -17,7 +17,7 @@ use crate::audit::catalogue::{Probe, Side};
 use crate::audit::outside::{SETS, mask};
 use crate::audit::{Group, Outcome};
 use crate::control::{PartState, PartStatus};
-use crate::plan::{IdMap, Mode};
+use crate::plan::maps_to;
 
 /// Somebody in a part's namespaces who is not of the part.
 pub const MEMBERS: Probe = Probe {
@@ -130,10 +130,8 @@ struct Allowed {
     root: Option<(u64, u64)>,
     /// Whether the superuser runs the stack.
     by_root: bool,
-    /// The uids outside that are the part's: an app's pid 1 is another of them until it executes its command.
-    uids: Vec<u32>,
-    /// Or any of these.
-    range: Option<IdMap>,
+    /// Its ids, as the host has them: an app's pid 1 is another of them until it executes its command.
+    ids: Vec<[u32; 3]>,
     /// The cgroups that its pid 1 is in; processes of other parts than an app come and go by themselves.
     cgroup: Option<String>,
 }
@@ -167,12 +165,10 @@ impl Allowed {
                 _ => app.map_or(0, |app| mask(app.ids.capabilities())),
             },
             root: root(&path),
-            by_root: plan.mode == Mode::Root,
-            range: app.map(|app| app.ids).filter(IdMap::is_range),
-            uids: match app {
-                Some(app) if app.ids.count > 1 => vec![part.host_uid, app.ids.host_id],
-                _ => vec![part.host_uid],
-            },
+            by_root: plan.supervisor().is_some(),
+            ids: { plan.ids_of(&part.name) }
+                .map(|ids| plan.host_lines(ids))
+                .ok_or("the plan has no such part")?,
             cgroup: app.and_then(|_| std::fs::read_to_string(format!("{path}/cgroup")).ok()),
         })
     }
@@ -223,11 +219,7 @@ impl Allowed {
         };
         for ids in kinds {
             let found = field(&status, ids)?;
-            let is_ours = |id: &str| {
-                id.parse().is_ok_and(|id| {
-                    self.uids.contains(&id) || self.range.is_some_and(|range| range.has(id))
-                })
-            };
+            let is_ours = |id: &str| id.parse().is_ok_and(|id| maps_to(&self.ids, id));
             if !found.split_whitespace().all(is_ours) {
                 wrong.push(format!("{ids} {}", found.replace('\t', " ")));
             }

@@ -10,7 +10,7 @@ use crate::config::{Limits, OnUnhealthy, RecordTo, Restart, Source as Seen};
 use crate::confine::privileges::Ids;
 use crate::plan::limits::Controller;
 use crate::plan::reach;
-use crate::plan::{AppPlan, Mode, Plan};
+use crate::plan::{AppPlan, Plan};
 use crate::text::{duration, harmless, size};
 
 /// Says what a plan comes to.
@@ -19,11 +19,7 @@ pub fn describe(plan: &Plan) -> String {
         Some(file) => file.display().to_string(),
         None => "built-in".to_owned(),
     };
-    let mode = match plan.mode {
-        Mode::Root => "as root",
-        Mode::Rootless => "without root",
-    };
-    let mut out = wrapped("", &format!("stack {} {mode} ({from})", plan.stack));
+    let mut out = wrapped("", &format!("{} ({from})", plan.title()));
     out.push('\n');
     out += &picture::draw(&Picture::of(plan));
     out += "What is not drawn is refused, counted and logged.\n";

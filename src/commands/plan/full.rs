@@ -130,14 +130,10 @@ fn origin(plan: &Plan, key: &str) -> String {
 }
 
 fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
-    let mode = match plan.mode {
-        Mode::Root => "as root",
-        Mode::Rootless => "without root",
-    };
     writeln!(
         out,
-        "stack {} {mode}, state in {}",
-        plan.stack,
+        "{}, state in {}",
+        plan.title(),
         plan.state_dir.display()
     )?;
     if let Some(path) = &plan.cgroup.path {

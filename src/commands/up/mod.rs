@@ -527,7 +527,7 @@ fn supervise_here(
                 state: state.clone(),
                 stack: config.name.clone(),
                 cgroup: plan.cgroup.path.clone(),
-                root: plan.mode == Mode::Root,
+                root: plan.supervisor().is_some(),
             };
             let (undoer, door) = Undoer::begin(undo, &claimed)
                 .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;
