@@ -6,9 +6,12 @@ pub mod subordinate;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use crate::sys::path::in_root;
 
 /// The last id of a user that is a server's and not a person's (`SYS_UID_MAX` of login.defs(5)), and of its group.
 pub const LAST_SYSTEM_ID: u32 = 999;
@@ -111,17 +114,12 @@ impl Accounts {
 fn read(root: &Path, name: &str) -> io::Result<String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
-    let file = rustix::fs::openat2(
-        root,
-        Path::new("etc").join(name),
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )?;
-    let file = File::from(file);
-    if !file.metadata()?.is_file() {
+    let place = in_root(root, &Path::new("etc").join(name))?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+    if kind != FileType::RegularFile {
         return Err(io::Error::other("it is not a regular file"));
     }
+    let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
     let mut bytes = vec![];
     file.take(LARGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST {

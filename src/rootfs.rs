@@ -5,7 +5,7 @@
 //! The supervisor opens every source, with its own rights, as a detached mount that is read-only, nosuid and nodev
 //! from its first moment ([`open`]); no path of the host is looked up by a process that serves an app. The stage, in
 //! its own mount namespace, attaches these descriptors below a fresh root and pivots into it ([`enter`]). Targets
-//! are resolved inside the new root without following symbolic links (openat2(2)), so an image can't send a mount
+//! are resolved inside the new root without following symbolic links ([`sys::path`]), so an image can't send a mount
 //! elsewhere. What is writable afterwards is the declared tmpfs, and nothing else.
 //!
 //! A directory that is a root ([`Directory`]) is opened once, without following a link in its path, and held for restarts:
@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags,
@@ -32,6 +32,7 @@ use crate::confine::privileges::Ids;
 use crate::plan::{APP_ID, APP_NAME};
 use crate::protocol::RootfsStart;
 use crate::sys;
+use crate::sys::path::{within, without_links};
 
 /// One step of making a root did not work.
 #[derive(Debug, thiserror::Error)]
@@ -267,8 +268,7 @@ impl Directory {
     /// [`DirectoryError`]; also for what is, contains or is within the directory of stacks, or is or contains the host's
     /// root, by whatever path, `..` or mount.
     pub fn open(path: &Path, state: &Path) -> Result<Self, DirectoryError> {
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let source = rustix::fs::openat2(CWD, path, PLACE, Mode::empty(), resolve);
+        let source = without_links(path, OFlags::DIRECTORY);
         let path = path.to_owned();
         let source = source.map_err(|e| match e {
             rustix::io::Errno::LOOP => DirectoryError::Link {
@@ -706,7 +706,7 @@ pub fn enter(
             // It would be made on the host's disk.
             Some(Enclosing::Volume(_)) => None,
         };
-        // Absolute, it would be the host's for all but openat2(2).
+        // Absolute, it would be the host's for all but [`inside`].
         let path = path.strip_prefix("/").unwrap_or(path);
         if let (Some(mode), Err(_)) = (mode, inside(&root, path)) {
             make_target(&root, path, &mount, mode)?;
@@ -950,14 +950,7 @@ fn device_files(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
 /// # Errors
 /// [`RootfsError`]; ELOOP when there is one, ENOENT when there is nothing.
 pub fn inside(root: impl AsFd, path: &Path) -> Result<OwnedFd, RootfsError> {
-    rustix::fs::openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
-    )
-    .map_err(at("find the mount point", path))
+    within(root, path).map_err(at("find the mount point", path))
 }
 
 fn attach(mount: &OwnedFd, root: &OwnedFd, path: &Path) -> Result<(), RootfsError> {

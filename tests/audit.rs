@@ -299,6 +299,7 @@ fn a_supervisor_without_its_filter_is_found() {
         "host-ptrace",
         "host-add-key",
         "host-keyctl",
+        "host-set-user-id",
         "host-sockets",
     ] {
         assert!(

@@ -1721,6 +1721,14 @@ pub static CATALOGUE: &[Probe] = &[
     ),
     probe(
         Host,
+        SupervisorCall(A::SetUserId),
+        "host-set-user-id",
+        "make a set-user-ID file",
+        "chmod(2): in a volume, which the supervisor reaches as its owner, it is a program that runs as that",
+        REFUSED,
+    ),
+    probe(
+        Host,
         SupervisorCall(A::Tiocsti),
         "host-tiocsti",
         "ioctl TIOCSTI",

@@ -237,9 +237,6 @@ impl From<PlanError> for Failure {
     }
 }
 
-/// What to do where openat2(2) is answered with ENOSYS.
-const WITHOUT_OPENAT2: &str = "something keeps openat2(2) from lrpns: in a unit of systemd that is RestrictSUIDSGID=yes, leave it out";
-
 impl From<StackError> for Failure {
     fn from(e: StackError) -> Self {
         let failure = match &e {
@@ -329,15 +326,6 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
             Some(
                 "workdir is a directory of the app's root, of a volume or of a tmpfs, which the app's user may enter",
             )
-        }
-        // What filters it does so for the mode that it could give a new file, and says that the call isn't there.
-        StackError::Namespaces(_) if text.contains("Function not implemented") => {
-            Some(WITHOUT_OPENAT2)
-        }
-        StackError::Container(ContainerError::Stage { step, .. })
-            if step == "make the root" && text.contains("Function not implemented") =>
-        {
-            Some(WITHOUT_OPENAT2)
         }
         e if e.is_for_want_of_the_table() => Some(
             "lrpns ps lists the stacks: a supervisor that was stopped (SIGSTOP) goes on by kill -CONT, or is ended by lrpns \

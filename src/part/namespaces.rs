@@ -14,13 +14,13 @@
 
 use std::future::ready;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
 use nix::unistd::{Gid, Uid};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::{self, Ids};
@@ -333,19 +333,33 @@ impl Mapper for Itself {
 /// What the kernel says.
 pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result<()> {
     for (file, lines) in [("uid_map", uids), ("gid_map", gids)] {
-        // The directory may be somebody's who has mounted something there, and who asks root to write.
-        let (flags, within) = (
-            OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
-        );
-        let file = rustix::fs::openat2(process, file, flags, Mode::empty(), within)?;
-        if rustix::fs::fstatfs(&file)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        // The directory may be somebody's who has mounted something there, and who asks root to write. Opening alone does
+        // something, where it is a device.
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(process, file, flags, Mode::empty())?;
+        let of_proc = rustix::fs::fstatfs(&file)?.f_type == rustix::fs::PROC_SUPER_MAGIC;
+        if !of_proc || mount(&file)? != mount(process)? {
             return Err(io::Error::other("it is no file of /proc"));
         }
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
         // One call: the kernel takes a map whole, and once.
         rustix::io::write(&file, lines.as_bytes())?;
     }
     Ok(())
+}
+
+/// The mount that something is on.
+fn mount(fd: impl AsFd) -> io::Result<u64> {
+    let wanted = StatxFlags::MNT_ID;
+    let it = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted)?;
+    match it.stx_mask & wanted.bits() {
+        0 => Err(io::Error::other(
+            "the kernel does not say which mount it is on",
+        )),
+        _ => Ok(it.stx_mnt_id),
+    }
 }
 
 impl Namespaces {

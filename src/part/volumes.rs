@@ -28,7 +28,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, CWD, FileType, Mode as FileMode, OFlags, ResolveFlags};
+use rustix::fs::{Access, FileType, OFlags};
 use rustix::mount::OpenTreeFlags;
 
 use crate::config::{Rootfs, UnixGrant, Volume};
@@ -36,6 +36,7 @@ use crate::confine::privileges::Ids;
 use crate::part::namespaces::{self, Mapper, NamespaceError};
 use crate::plan::{APP_ID, AppPlan, Mode};
 use crate::sys;
+use crate::sys::path::without_links;
 
 /// Why a volume can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -241,14 +242,7 @@ struct Open {
 /// [`VolumeError`].
 pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look), VolumeError> {
     let path = &volume.host;
-    let source = rustix::fs::openat2(
-        CWD,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        FileMode::empty(),
-        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-    )
-    .map_err(|e| match e {
+    let source = without_links(path, OFlags::empty()).map_err(|e| match e {
         rustix::io::Errno::LOOP => VolumeError::Link {
             path: path.clone(),
             real: std::fs::canonicalize(path).ok(),

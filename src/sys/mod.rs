@@ -12,6 +12,7 @@
 //! - [`memory`][]: `malloc_trim(3)`
 //! - [`mount`][]: `mount_setattr(2)`
 //! - [`netlink`][]: a netlink socket, and one from a descriptor
+//! - [`path`][]: paths opened without following a symbolic link; safe
 //! - [`runtime`][]: tokio's runtime for this thread, if there are descriptors for it
 //! - [`seccomp`][]: `seccomp(2)`
 //! - [`socket`][]: socket options that no crate has
@@ -23,6 +24,7 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod path;
 pub mod process;
 pub mod runtime;
 pub mod seccomp;

@@ -577,6 +577,11 @@ pub fn supervisor() -> Profile {
     let leave = allow([equal(0, libc::KEYCTL_JOIN_SESSION_KEYRING), unnamed]);
     set(&mut calls, Sysno::keyctl, vec![leave]);
     set(&mut calls, Sysno::io_uring_setup, vec![always(ENOSYS)]);
+    // It owns the parts' user namespaces, in which it is whoever owns a volume.
+    for (call, mut denials) in special_files() {
+        denials.push(always(Action::Allow));
+        set(&mut calls, call, denials);
+    }
     profile("supervisor", calls)
 }
 
@@ -634,8 +639,8 @@ pub fn floored(mut profile: Profile) -> Profile {
     profile
 }
 
-/// What [`floored`] refuses, by call.
-fn floor() -> Vec<(Sysno, Vec<Rule>)> {
+/// What would make a set-user-ID or set-group-ID file, by call.
+fn special_files() -> Vec<(Sysno, Vec<Rule>)> {
     const SPECIAL: u32 = S_ISUID | S_ISGID;
     /// `O_TMPFILE` of libc is this and `O_DIRECTORY`; it makes a file all the same (open(2)).
     const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
@@ -656,43 +661,48 @@ fn floor() -> Vec<(Sysno, Vec<Rule>)> {
             .to_vec()
     };
     // Its mode is in memory, where no filter can look. Programs fall back to openat(2), as on Linux before 5.6.
-    let absent = || {
-        vec![Rule {
-            when: vec![],
-            action: ENOSYS,
-        }]
-    };
-    let others_limits = vec![refuse(vec![
-        low(0, u32::MAX, Comparison::Ne, 0),
-        Test {
-            arg: 2,
-            mask: u64::MAX,
-            is: Comparison::Ne,
-            value: 0,
-        },
-    ])];
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
-    let mut floor = vec![
+    let mut calls = vec![
         (Sysno::fchmod, mode(1)),
         (Sysno::fchmodat, mode(2)),
         (Sysno::fchmodat2, mode(2)),
         (Sysno::mkdirat, mode(2)),
         (Sysno::mknodat, mode(2)),
         (Sysno::openat, opened(2)),
-        (Sysno::openat2, absent()),
-        // It opens files as well, by requests that are in memory.
-        (Sysno::io_uring_setup, absent()),
-        (Sysno::prlimit64, others_limits),
-        (Sysno::socket, other_netlinks().into()),
-        (Sysno::ioctl, bad_requests()),
+        (Sysno::openat2, vec![always(ENOSYS)]),
     ];
     #[cfg(target_arch = "x86_64")]
-    floor.extend([
+    calls.extend([
         (Sysno::chmod, mode(1)),
         (Sysno::creat, mode(1)),
         (Sysno::mkdir, mode(1)),
         (Sysno::mknod, mode(1)),
         (Sysno::open, opened(1)),
+    ]);
+    calls
+}
+
+/// What [`floored`] refuses, by call.
+fn floor() -> Vec<(Sysno, Vec<Rule>)> {
+    let others_limits = vec![Rule {
+        when: vec![
+            low(0, u32::MAX, Comparison::Ne, 0),
+            Test {
+                arg: 2,
+                mask: u64::MAX,
+                is: Comparison::Ne,
+                value: 0,
+            },
+        ],
+        action: EPERM,
+    }];
+    let mut floor = special_files();
+    floor.extend([
+        // It opens files as well, by requests that are in memory.
+        (Sysno::io_uring_setup, vec![always(ENOSYS)]),
+        (Sysno::prlimit64, others_limits),
+        (Sysno::socket, other_netlinks().into()),
+        (Sysno::ioctl, bad_requests()),
     ]);
     floor
 }
@@ -939,6 +949,12 @@ pub(super) fn on_the_way_to(command: &Profile) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     way.extend(plain(&[calls![dup2]]));
+    for (call, mut rules) in special_files() {
+        if way.contains_key(&number(call)) {
+            rules.push(always(Action::Allow));
+            set(&mut way, call, rules);
+        }
+    }
     set(&mut way, Sysno::ioctl, one_of(1, &[libc::TIOCSCTTY]));
     set(&mut way, Sysno::unshare, one_of(0, &[CLONE_THREAD]));
     set(
@@ -1062,6 +1078,10 @@ mod tests {
                 .collect(),
             ..open.clone()
         };
+        for (call, args) in special_files() {
+            let answer = supervisor().answer(number(call), args);
+            assert!(!answer.allows(), "the supervisor: {call} {args:x?}");
+        }
         for profile in [default(), strict(), floored(open), floored(listed)] {
             for (call, args) in special_files() {
                 let answer = profile.answer(number(call), args);

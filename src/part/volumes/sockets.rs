@@ -20,10 +20,11 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::OFlags;
 
 use crate::config::{UnixGrant, joined};
 use crate::plan::AppPlan;
+use crate::sys::path::without_links;
 use crate::text::harmless;
 
 /// How many names are looked at in a volume, and for how long: it may be any size, on any disk.
@@ -119,13 +120,7 @@ fn is_bound(path: &Path) -> Option<bool> {
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::openat2(
-        CWD,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-    )
+    without_links(path, OFlags::empty())
 }
 
 /// One as the configuration has it, to be pasted: whoever may write there has given it its name.
@@ -249,6 +244,8 @@ pub fn kernels(host: &Path) -> io::Result<Vec<(PathBuf, String)>> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::Mode;
+
     use super::*;
     use std::os::unix::net::UnixListener;
 
