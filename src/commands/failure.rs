@@ -352,3 +352,31 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a call that failed with this, and was told by whoever was asked to.
+    fn hint_of(errno: i32) -> Option<String> {
+        let e = std::io::Error::from_raw_os_error(errno);
+        let by_caller = "look at the file";
+        Failure::unable(format!("open /etc/web.toml: {e}"))
+            .hint(by_caller)
+            .hint
+            .filter(|hint| hint != by_caller)
+    }
+
+    #[test]
+    fn a_want_of_descriptors_has_its_own_hint_whoever_has_none_left() {
+        let process = hint_of(libc::EMFILE).unwrap();
+        assert!(process.contains("RLIMIT_NOFILE"), "{process}");
+        let machine = hint_of(libc::ENFILE).unwrap();
+        for word in ["fs.file-nr", "fs.file-max", "this machine"] {
+            assert!(machine.contains(word), "{word}: {machine}");
+        }
+        assert_eq!(hint_of(libc::ENOENT), None);
+        // A number that begins with theirs.
+        assert_eq!(shortage("open: (os error 230)"), None);
+    }
+}
