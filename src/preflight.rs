@@ -697,6 +697,9 @@ pub fn describe_as(what: &str, problems: &[Problem]) -> crate::commands::failure
     }
     let failure =
         crate::commands::failure::Failure::unable(format!("{what}: {}", lines.join("\n")));
+    if problems.iter().any(|problem| names_tmp(&problem.what)) && has_own_tmp() {
+        return failure.hint(OWN_TMP);
+    }
     match problems {
         [
             Problem {
@@ -704,5 +707,55 @@ pub fn describe_as(what: &str, problems: &[Problem]) -> crate::commands::failure
             },
         ] => failure.hint(hint),
         _ => failure,
+    }
+}
+
+/// What to do where something is looked for in a /tmp that systemd has made for this unit.
+const OWN_TMP: &str = "/tmp and /var/tmp of this unit are its own, and empty when it starts (PrivateTmp=yes): keep the files elsewhere, or say PrivateTmp=no in a \
+     drop-in (systemctl edit)";
+
+/// Whether something below /tmp or /var/tmp is the matter.
+fn names_tmp(what: &str) -> bool {
+    let mut words = what.split_whitespace();
+    words.any(|word| word.starts_with("/tmp/") || word.starts_with("/var/tmp/"))
+}
+
+fn has_own_tmp() -> bool {
+    // Where that can't be read the problem has the hint that it has anywhere.
+    std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| is_own_tmp(&mounts))
+}
+
+/// Whether /tmp is a directory that systemd has made for one unit: the root of that mount says so (proc_pid_mountinfo(5)).
+fn is_own_tmp(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let root = fields.next().unwrap_or_default();
+        root.contains("/systemd-private-") && fields.next() == Some("/tmp")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tmp_that_systemd_has_made_for_a_unit_is_told_from_the_hosts() {
+        let units = "612 600 254:1 /tmp/systemd-private-4c1f-lrpns@one.service-Yx2/tmp /tmp rw,nosuid - ext4 /dev/vda1 rw\n";
+        assert!(is_own_tmp(units));
+        // One that is mounted there by itself: a path of its own begins at its root.
+        assert!(is_own_tmp(
+            &units.replace("/tmp/systemd-private", "/systemd-private")
+        ));
+        assert!(!is_own_tmp(&units.replace(" /tmp rw", " /mnt rw")));
+        assert!(!is_own_tmp(
+            "31 24 0:28 / /tmp rw,nosuid,nodev shared:13 - tmpfs tmpfs rw\n"
+        ));
+        assert!(names_tmp(
+            "volume /tmp/data: open: No such file or directory"
+        ));
+        assert!(names_tmp("rootfs of app: /var/tmp/root is not a directory"));
+        assert!(!names_tmp(
+            "tmpfs: the root of app has no directory /tmp to mount it on"
+        ));
     }
 }

@@ -106,6 +106,7 @@ fn the_unit_keeps_what_a_part_needs() {
         "Delegate",
         "OOMPolicy",
         "PrivateDevices",
+        "PrivateTmp",
         "ProtectClock",
         "ProtectKernelModules",
         "RestrictSUIDSGID",
