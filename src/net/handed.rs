@@ -11,7 +11,9 @@
 //!
 //! A port that is published by DNAT can't be the manager's as well. The host translates what comes to it as long as somebody
 //! listens there ([`crate::firewall::Shared`]): with the stack gone and the manager listening, clients would be sent to a link
-//! that is gone. So such a port is not kept, and one of a socket unit is relayed.
+//! that is gone. So such a port is not kept, and one of a socket unit is relayed. To keep one, its element in the host's map
+//! would have to go before the sidecar ends, since the kernel translates all that a client sends as its first SYN, and to come
+//! back when the apps answer; the supervisor has dropped what the first takes.
 //!
 //! What the manager keeps goes with the unit: it can't be told from a stop whether a start follows, but the manager knows.
 //! It also drops a socket that is shut down, by itself (`FDPOLL`), and is told to.
