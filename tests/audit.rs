@@ -287,7 +287,20 @@ fn a_supervisor_with_power_over_the_host_is_found() {
 #[test]
 fn a_supervisor_that_is_still_the_hosts_root_is_found() {
     let new = weakened_by("supervisor-id");
-    assert_eq!(new, ["host-secrets", "host-settings", "host-signal"]);
+    assert_eq!(
+        new,
+        [
+            "host-secrets",
+            "host-settings",
+            "host-signal",
+            "host-stacks"
+        ]
+    );
+}
+
+#[test]
+fn a_supervisor_that_stays_in_the_hosts_network_is_found() {
+    weakened("supervisor-network", &["host-connect"]);
 }
 
 #[test]

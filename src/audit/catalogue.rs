@@ -1810,6 +1810,22 @@ pub static CATALOGUE: &[Probe] = &[
     probe(
         Host,
         Supervisor,
+        "host-connect",
+        "TCP and UDP to the host's loopback and to foreign addresses",
+        "every unauthenticated service of the host and its network",
+        "no address is reachable; where something that it starts dials on the host, it stays there",
+    ),
+    probe(
+        Host,
+        Supervisor,
+        "host-stacks",
+        "connect to the control sockets of all stacks",
+        "unix(7): who may ask a stack is root and its user",
+        "EACCES for all",
+    ),
+    probe(
+        Host,
+        Supervisor,
         "host-links",
         "change, add and remove what rtnetlink has, in the supervisor's network namespace",
         "rtnetlink(7): links, addresses and routes of the host",

@@ -43,6 +43,10 @@ pub struct Context {
     pub host_files: Vec<(PathBuf, u64, u64)>,
     /// Sockets of the host.
     pub host_sockets: Vec<PathBuf>,
+    /// The control sockets of the stacks.
+    pub stacks: Vec<PathBuf>,
+    /// Why the supervisor is in the host's network namespace, if it is.
+    pub stays: Option<String>,
     /// How many processes are allowed, or why there is no limit.
     pub pids: Option<u64>,
     /// Why there is none.
@@ -187,6 +191,11 @@ fn named(id: &str, context: &Context) -> Outcome {
         }),
         "host-signal" => signalled(context),
         "host-rules" => rules(),
+        "host-connect" => match &context.stays {
+            Some(why) => Outcome::not_applicable(format!("it stays in the host's network: {why}")),
+            None => nowhere(),
+        },
+        "host-stacks" => stacks(context),
         "host-mount" => {
             const SYS_ADMIN: u64 = 1 << 21;
             match context.holds & SYS_ADMIN {
@@ -483,6 +492,60 @@ fn signalled(context: &Context) -> Outcome {
         }
     }
     Outcome::pass(format!("EPERM for {} processes", context.host_pids.len()))
+}
+
+/// No address is to be had: neither the host's loopback, nor one that it would ask its router for (TEST-NET-1, RFC 5737; RFC 3849).
+fn nowhere() -> Outcome {
+    use std::net::{SocketAddr, TcpStream, UdpSocket};
+    let mut said = vec![];
+    for address in [
+        "127.0.0.1:22",
+        "[::1]:22",
+        "192.0.2.7:22",
+        "[2001:db8::7]:22",
+    ] {
+        let address: SocketAddr = address.parse().expect("it is an address");
+        let any = match address.is_ipv6() {
+            true => "[::]:0",
+            false => "0.0.0.0:0",
+        };
+        let tcp = TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1));
+        let udp = UdpSocket::bind(any).and_then(|socket| socket.connect(address));
+        for (what, came) in [("TCP", tcp.map(drop)), ("UDP", udp)] {
+            match came {
+                Err(e)
+                    if is(
+                        &e,
+                        &[libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::EAFNOSUPPORT],
+                    ) =>
+                {
+                    said.push(say(&e));
+                }
+                Err(e) => return Outcome::fail(format!("{what} to {address}: {}", say(&e))),
+                Ok(()) => return Outcome::fail(format!("{what} to {address}: there is a way")),
+            }
+        }
+    }
+    said.sort();
+    said.dedup();
+    Outcome::pass(said.join(", "))
+}
+
+/// Nor the control socket of a stack, its own included, which root and its user alone may ask.
+fn stacks(context: &Context) -> Outcome {
+    if context.stacks.is_empty() {
+        return Outcome::not_applicable("without root it is its user's, who may");
+    }
+    for path in &context.stacks {
+        match UnixStream::connect(path) {
+            Ok(_) => return Outcome::fail(format!("connected to {}", path.display())),
+            Err(e) if is(&e, &[libc::EACCES, libc::EPERM]) => {}
+            // It has ended meanwhile.
+            Err(e) if is(&e, &[libc::ENOENT, libc::ECONNREFUSED]) => {}
+            Err(e) => return Outcome::unknown(format!("{}: {}", path.display(), say(&e))),
+        }
+    }
+    Outcome::pass(format!("EACCES for {}", context.stacks.len()))
 }
 
 /// As much of a ruleset as there must be for a refusal; in force it would do nothing.

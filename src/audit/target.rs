@@ -172,7 +172,8 @@ impl Target {
         let socket = fds.into_iter().next().ok_or("no socket came")?;
         let agent = Agent::adopt(socket).map_err(|e| e.to_string())?;
         // On the host: root's supervisor is nobody there.
-        let is_another = self.status.plan.supervisor().is_some();
+        let plan = &self.status.plan;
+        let is_another = plan.supervisor().is_some();
         let context = Context {
             holds: match is_another {
                 true => 0,
@@ -185,6 +186,11 @@ impl Target {
             }
             .chain(is_another.then(|| std::process::id().cast_signed()))
             .collect(),
+            stacks: match is_another {
+                true => control_sockets(plan),
+                false => vec![],
+            },
+            stays: plan.supervisor_stays().map(str::to_owned),
             ..Context::default()
         };
         match agent.ask(&Ask::Context(Box::new(context))) {
@@ -593,6 +599,8 @@ fn context(target: &Target, app: &AppPlan, abstract_name: &str) -> Context {
                 Some((PathBuf::from(path), meta.dev(), meta.ino()))
             })
             .collect(),
+        stacks: vec![],
+        stays: None,
         host_sockets: SOCKETS
             .iter()
             .map(PathBuf::from)
@@ -762,4 +770,10 @@ impl Drop for Scratch {
             let _ = client.has_answered_by(limit);
         }
     }
+}
+/// Of all stacks, this one's included.
+fn control_sockets(plan: &Plan) -> Vec<PathBuf> {
+    let state = StateRoot::of_stack(&plan.state_dir);
+    let stacks = state.stacks().unwrap_or_default();
+    stacks.iter().map(|stack| state.control(stack)).collect()
 }

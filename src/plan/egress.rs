@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdMap, Plan, UplinkEnd};
+use super::{IdMap, Mode, Plan, UplinkEnd};
 use crate::config::{Egress, Protocol, TrafficLog};
 
 /// How it leaves, and why so.
@@ -65,6 +65,20 @@ impl Plan {
     pub fn egress_relay(&self) -> Option<&EgressPlan> {
         let by_relay = |egress: &&EgressPlan| egress.via == EgressVia::Relay;
         self.egress.as_ref().filter(by_relay)
+    }
+
+    /// Why the supervisor stays in the host's network namespace once the stack is up; `None` is root's that leaves it for an empty
+    /// one. What dials on the host is started by it, and so is where it is: a process with no capability enters none (setns(2)).
+    #[must_use]
+    pub fn supervisor_stays(&self) -> Option<&'static str> {
+        match () {
+            () if self.mode == Mode::Rootless => Some("it is its user's, who may connect anyway"),
+            () if self.uplink.ends_at == UplinkEnd::Host => {
+                Some("the host forwards, and relays dial there")
+            }
+            () if self.egress_relay().is_some() => Some("egress by relay dials there"),
+            () => None,
+        }
     }
 
     /// Whether datagrams of one flow may pass the sidecar as one packet: rules of ours ask each flow once, and look into no

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use caps::Capability;
 use jiff::Timestamp;
 use nftables::schema::Nftables;
+use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -74,6 +75,7 @@ use crate::protocol::{Channel, Exit};
 use crate::stack::{
     Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, weaken,
 };
+use crate::sys::namespace::unshare;
 use crate::traffic;
 use crate::traffic::line::Names;
 
@@ -334,11 +336,17 @@ pub async fn run(
         _ => &KEPT_WITHOUT_ROOT,
     };
     let owner = owner.filter(|_| weaken().as_deref() != Some("supervisor-id"));
+    let leaves = ground.plan.supervisor_stays().is_none();
     let give_up = || {
         let filter = match weaken().as_deref() {
             Some("supervisor-filter") => None,
             _ => Some(seccomp::supervisor().compile()?),
         };
+        if leaves && weaken().as_deref() != Some("supervisor-network") {
+            // What is open stays where it was opened: the ports, and the netlink sockets.
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(io_error("leave the host's network namespace"))?;
+        }
         let given_up = privileges::give_up(owner, kept, filter.as_ref());
         given_up.map_err(StackError::Supervisor)
     };

@@ -467,10 +467,14 @@ fn guard(
     teller: &OwnedFd,
     keep: &[Capability],
 ) -> i32 {
+    let moved = publish::moved_ports(&order.wanted, &order.running);
+    let moved: Vec<u16> = moved.iter().map(|moved| moved.listen.port()).collect();
     let told = match converse(client, stack, order, listeners, teller, keep) {
         Ok(()) => Told::Done,
         Err(failure) => Told::Failed(failure),
     };
+    // Where the supervisor has left the ports' network namespace.
+    moved.into_iter().for_each(publish::end_of_sharing);
     // Whoever waited may have gone.
     let _ = protocol::send(teller, &told, &[]);
     0

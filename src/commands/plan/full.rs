@@ -174,6 +174,13 @@ fn describe_stack(out: &mut String, plan: &Plan) -> std::fmt::Result {
     if let (Some(host), Some(sidecar)) = (uplink.host_address6, uplink.sidecar_address6) {
         writeln!(out, "  and {host}/127 == {sidecar}/127")?;
     }
+    match plan.supervisor_stays() {
+        None => writeln!(
+            out,
+            "supervisor in a network namespace with nothing in it, once the stack is up"
+        )?,
+        Some(why) => writeln!(out, "supervisor in the host's network namespace: {why}")?,
+    }
     Ok(())
 }
 
