@@ -575,3 +575,121 @@ fn what_a_supervisor_leaves_that_ends_while_it_is_asked_is_removed() {
     assert!(down.status.success(), "{}", describe(&down));
     assert!(!lab.root().join("run/lrpns/customerA").exists());
 }
+
+/// Listens in the place of a supervisor that has ended, by a process that has ended too; another has its number, and is stopped.
+const NUMBER_OF_ANOTHER: &str = r#"
+import os, signal, socket
+path = "/run/lrpns/other/control.sock"
+os.unlink(path)
+listener = socket.socket(socket.AF_UNIX)
+listens = os.fork()
+if listens == 0:
+    listener.bind(path)
+    listener.listen()
+    os._exit(0)
+os.waitpid(listens, 0)
+while True:
+    with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write(str(listens - 1))
+    other = os.fork()
+    if other == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    if other == listens:
+        break
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+os.waitpid(other, os.WUNTRACED)
+with open("other.pid", "w") as file:
+    file.write(str(other))
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn down_kills_nobody_who_has_the_number_of_who_listened() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    look::up(
+        &lab,
+        "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\n",
+    );
+    lab.kill("KILL", &lab.status("other")["supervisor"]);
+    let _listens = lab.start(&[PYTHON, "-c", NUMBER_OF_ANOTHER]);
+    let other = std::fs::read_to_string(lab.dir.path().join("other.pid")).unwrap();
+    let down = lab.run(&["timeout", "60", lrpns(), "down", "other"]);
+    assert!(down.status.success(), "{}", describe(&down));
+    let stat = lab.ok(&["cat", &format!("/proc/{other}/stat")]);
+    assert_eq!(stat.split(' ').nth(2), Some("T"), "{stat}");
+}
+
+/// Who has taken a supervisor over, had its stack removed, and forks.
+const GHOST: &str = r#"
+import os, signal, sys
+os.setgroups([])
+os.setresgid(*[int(sys.argv[1])] * 3)
+os.setresuid(*[int(sys.argv[1])] * 3)
+for _ in range(3):
+    os.fork()
+signal.pause()
+"#;
+
+/// The lab's processes of that uid which have not ended.
+fn of_uid(lab: &Lab, uid: u32) -> usize {
+    let all = std::fs::read_dir(lab.root().join("proc")).unwrap();
+    let line = format!("Uid:\t{uid}\t");
+    let is_it = |status: &String| status.contains(&line) && !status.contains("State:\tZ");
+    let all = all.map(|entry| std::fs::read_to_string(entry.unwrap().path().join("status")));
+    all.flatten().filter(is_it).count()
+}
+
+#[test]
+fn what_a_supervisor_without_a_stack_has_left_is_ended_and_nobody_else() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let text = |name: &str| {
+        format!(
+            "name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = {{ PORT = \"5000\" }}\n"
+        )
+    };
+    look::up(&lab, &text("stays"));
+    let status = lab.status("stays");
+    let uids = &status["processes"][0]["uids"];
+    let own = u32::try_from(uids[0].as_u64().unwrap()).unwrap();
+    // Of another stack's range, and the next id, which is no supervisor's.
+    let ghost = if own == 0x7000_fff0 {
+        0x7001_fff0
+    } else {
+        0x7000_fff0
+    };
+    for command in [&["gc"][..], &["down", "none"], &["down", "--all"]] {
+        let _all: Vec<Child> = [ghost, ghost + 1]
+            .map(|uid| lab.spawn(&[PYTHON, "-c", GHOST, &uid.to_string()]))
+            .into();
+        until("they are there", || {
+            [ghost, ghost + 1]
+                .iter()
+                .all(|uid| of_uid(&lab, *uid) == 8)
+                .then_some(())
+        });
+        lab.lrpns_ok(command);
+        assert_eq!(of_uid(&lab, ghost), 0, "{command:?}");
+        assert_eq!(of_uid(&lab, ghost + 1), 8, "{command:?}");
+        lab.ok(&[
+            "sh",
+            "-c",
+            "kill -KILL $(ps -o pid= -u \"$0\")",
+            &(ghost + 1).to_string(),
+        ]);
+        until("they are gone", || {
+            (of_uid(&lab, ghost + 1) == 0).then_some(())
+        });
+        if command != ["down", "--all"] {
+            assert_eq!(lab.status("stays")["supervisor"], status["supervisor"]);
+        }
+    }
+}

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::interrupt::{Heard, Interrupts, tell};
-use super::{end_whoever_is, ended};
+use super::{end_whoever_is, ended, ghosts};
 use crate::commands::failure::{Failure, chain};
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::firewall::{self, Shared};
@@ -28,6 +28,7 @@ use crate::text::harmless_lines;
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let went = take_down(&state, stack)?;
+    end_ghosts(&state)?;
     sweep(&state)?;
     cgroup::tidy(root());
     state.tidy();
@@ -59,8 +60,10 @@ pub fn all() -> Result<ExitCode, Failure> {
             }
         }
     }
-    if let Err(e) = sweep(&state) {
-        failures.push(e.message);
+    for tidied in [end_ghosts(&state), sweep(&state)] {
+        if let Err(e) = tidied {
+            failures.push(e.message);
+        }
     }
     cgroup::tidy(root());
     if failures.is_empty() {
@@ -93,6 +96,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     }
     cgroup::tidy(root());
     if root() {
+        removed += end_ghosts(&state)?;
         removed += in_runtime(net::remove_leftover_links(&alive))?;
         removed += sweep(&state)?;
     }
@@ -105,6 +109,20 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
         eprintln!("nothing to remove");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends processes that are supervisors without a stack; how many there were.
+fn end_ghosts(state: &StateRoot) -> Result<usize, Failure> {
+    if !root() {
+        return Ok(0);
+    }
+    let ended = ghosts::end(state)?;
+    if ended > 0 {
+        eprintln!(
+            "ended {ended} processes that a supervisor had left, which should have ended with its stack"
+        );
+    }
+    Ok(ended)
 }
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.

@@ -14,6 +14,7 @@ mod exec;
 mod explain;
 pub mod failure;
 mod gate;
+mod ghosts;
 mod graph;
 mod help;
 mod init;

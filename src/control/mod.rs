@@ -594,7 +594,20 @@ impl Client {
         let peer =
             nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerCredentials)?;
         let pid = Pid::from_raw(peer.pid()).ok_or(rustix::io::Errno::SRCH)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        // Who holds its end of the conversation may be another than who listened, whose number may be anybody's by now.
+        let pidfd =
+            match nix::sys::socket::getsockopt(&self.0, nix::sys::socket::sockopt::PeerPidfd) {
+                Ok(pidfd) => pidfd,
+                // Before Linux 6.5.
+                Err(nix::Error::ENOPROTOOPT) => {
+                    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+                    match processes::is_ours(pid.as_raw_nonzero().get()) {
+                        true => pidfd,
+                        false => return Err(rustix::io::Errno::SRCH.into()),
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            };
         // Its end of the conversation ends with it: as long as it is open, nobody else has had its number.
         let mut hung_up = [PollFd::new(&self.0, PollFlags::empty())];
         let now = Timespec::default();

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::plan::{Plan, is_supervisors};
 use crate::sys::process::pid_of;
 
 /// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
@@ -122,6 +122,36 @@ fn undoer() -> Option<i32> {
         name.trim_ascii_end() == UNDOER.to_bytes()
     };
     children.find(is_it)?.parse().ok()
+}
+
+/// Processes of this pid namespace that are of an id which only root's supervisors have, with that: theirs, and those that these
+/// have left. A container's are its own.
+pub fn of_supervisors() -> impl Iterator<Item = (i32, u32)> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| Some((pid, supervisor_id(pid)?)))
+}
+
+/// Whether a process may be a supervisor: by its id, or by its name where it is an ordinary user's or has not dropped yet.
+#[must_use]
+pub fn is_ours(pid: i32) -> bool {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    supervisor_id(pid).is_some() || name.trim_ascii_end() == b"lrpns"
+}
+
+/// That id of a process, if it has one and has not ended.
+#[must_use]
+pub fn supervisor_id(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()
+    };
+    let uid = field("Uid:")?.parse().ok()?;
+    let there = is_supervisors(uid) && !matches!(field("State:"), Some("Z" | "X"));
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let here = || space("self").is_some_and(|own| space(&pid.to_string()) == Some(own));
+    (there && here()).then_some(uid)
 }
 
 /// The user namespace of this process, which is the supervisor, by its inode, if that is the host's: without root it has one of

@@ -29,7 +29,7 @@ use crate::config::{
     After, Connect, Egress, Health, Limits, Origin, Protocol, RecordTo, Replace, Restart,
     RestartLimit, Rootfs, Secret, Source, Stop, Tmpfs, TrafficLog, UnixGrant, Volume,
 };
-use crate::confine::privileges::{Ids, OVER_A_RANGE};
+use crate::confine::privileges::{HOST_IDS, Ids, OVER_A_RANGE};
 use crate::names::{IfName, PartName, StackName};
 
 #[cfg(test)]
@@ -748,6 +748,12 @@ impl AppPlan {
 
 /// The supervisor's, counted from the first id of its stack's range: parts have theirs from the first on, two each at most.
 pub(crate) const SUPERVISOR_ID: u32 = 0xfff0;
+
+/// Whether that id of the host's is some stack's supervisor's ([`Plan::supervisor`]), and nobody else's.
+#[must_use]
+pub fn is_supervisors(id: u32) -> bool {
+    HOST_IDS.contains(&id) && id % RANGE == SUPERVISOR_ID
+}
 
 impl Plan {
     /// Who root's supervisor is on the host once the stack is up, and nobody else: the owner of the parts' user namespaces, of
