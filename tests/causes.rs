@@ -518,6 +518,35 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    // What its command has, and else the options of its program that may be for it.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "echo '#!/usr/bin/python3
+# --listen-address ADDRESS
+import signal, socket
+s = socket.socket()
+s.bind((\"127.0.0.%d\" % 1, 8000))
+s.listen()
+signal.pause()' >/run/lab/lone
+         printf '#!/bin/sh\necho bind: Permission denied >&2; exit 1\n' >/run/lab/epmd; chmod 755 /run/lab/lone /run/lab/epmd",
+    ]);
+    let own = |command: &[&str]| {
+        told(
+            &lab,
+            command,
+            "publish = [\"9000:8000\"]\nstart_timeout = \"1s\"\nrestart = \"no\"\nvolumes = [\"/run/lab/lone:/opt/lone:exec\", \"/run/lab/epmd:/opt/epmd:exec\"]",
+        )
+    };
+    let (code, said) = own(&["/opt/lone", "--to=http://127.0.0.1:1", "-l", "localhost"]);
+    let words = "its command has it: command = [\"/opt/lone\", \"--to=http://127.0.0.1:1\", \"-l\", \"0.0.0.0\"]";
+    assert!(code == 1 && said.contains(words), "{said}");
+    let (code, said) = own(&["/opt/lone"]);
+    let words = "has to say 0.0.0.0. Of its options this may be the one for it: --listen-address";
+    assert!(code == 1 && said.contains(words), "{said}");
+    // Of one that does not say which, the port that its own name has in /etc/services.
+    let (code, said) = own(&["/opt/epmd"]);
+    assert!(code == 1 && said.contains("listen = [4369]"), "{said}");
     let (code, said) = listens("('0.0.0.0', 8000 + 1)");
     assert!(
         code == 1 && said.contains("what it was refused it does not name: a TCP port"),

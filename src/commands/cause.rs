@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::installed::{Entry, Installed, is_plain};
+use super::options;
 use crate::config::{Protocol, Rootfs, SECRETS, Secret, Source, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{APP_ID, AppPlan, PublishPlan};
@@ -204,6 +205,7 @@ impl Case<'_> {
         let others: BTreeSet<u16> = listening.iter().map(SocketAddr::port).collect();
         let mut hints = vec![];
         if same.iter().any(|at| at.ip().is_loopback()) {
+            hints.extend(self.told_the_loopback(port));
             hints.push(match self.loopback(port) {
                 Some((path, number, line)) => format!(
                     "127.0.0.1 is the app's own within; its configuration has it here: {}:{number}: {}. A copy of the file beside the stack's, with 0.0.0.0 there{}, comes as volumes = [\"./{}:{}\"]",
@@ -216,8 +218,13 @@ impl Case<'_> {
                     shown(Path::new(path.file_name().unwrap_or_default())),
                     shown(&path)
                 ),
-                None => "127.0.0.1 is the app's own within: its command or its configuration has to say 0.0.0.0".to_owned(),
+                None => format!(
+                    "127.0.0.1 is the app's own within: its command or its configuration has to say 0.0.0.0{}",
+                    self.options()
+                ),
             });
+            // The command comes before a configuration.
+            hints.truncate(1);
         } else if let Some(other) = others.first().filter(|_| same.is_empty()) {
             let publish = self
                 .app
@@ -350,6 +357,59 @@ impl Case<'_> {
             Some((path, lines[first..].to_vec()))
         };
         all.into_iter().filter_map(read).collect()
+    }
+
+    /// Where its command or its environment tells it to listen on the loopback, as the line that does not.
+    fn told_the_loopback(&self, port: u16) -> Option<String> {
+        let elsewhere = |text: &str| {
+            let own = ["127.0.0.1", "localhost", "[::1]"].iter();
+            let own = own.copied().find(|own| text.contains(own))?;
+            Some(text.replacen(own, "0.0.0.0", 1))
+        };
+        let command = &self.app.command;
+        let all: Vec<(usize, String)> = (1..command.len())
+            .filter_map(|place| Some((place, elsewhere(&command[place])?)))
+            .collect();
+        // The one with the port, or else the first that is no URL: that may be where it is to connect to.
+        let port = format!(":{port}");
+        let own = all.iter().find(|(_, word)| word.ends_with(&port));
+        let own = own.or_else(|| all.iter().find(|(_, word)| !word.contains("://")));
+        let (place, new) = own.cloned()?;
+        let plain = |word: &String| text::harmless(word, 300) == **word && !word.contains('"');
+        let mut all = command.clone();
+        all[place] = new;
+        all.iter().all(plain).then(|| {
+            format!(
+                "127.0.0.1 is the app's own within, and its command has it: command = {}",
+                list(&all)
+            )
+        })
+    }
+
+    /// Which of its options may be the one for its address.
+    fn options(&self) -> String {
+        if self.app.rootfs != Rootfs::Host {
+            return String::new();
+        }
+        let program = self.app.command.first();
+        let program = program.and_then(|name| options::program(name));
+        // Nothing of what the app may have written itself.
+        let of_the_host = |path: PathBuf| match self.in_a_volume(&path) {
+            Some((host, volume)) => (!volume.writable).then_some(host),
+            None => self.is_of_the_root(&path).then_some(path),
+        };
+        let all = program
+            .and_then(of_the_host)
+            .map(|path| options::of_the_address(&path));
+        let all = all.unwrap_or_default();
+        let shown: Vec<String> = all.iter().map(|one| text::harmless(one, 160)).collect();
+        match shown.is_empty() {
+            true => String::new(),
+            false => format!(
+                ". Of its options this may be the one for it: {}",
+                shown.join("; ")
+            ),
+        }
     }
 
     /// Where its configuration says that it is to listen on the loopback.
@@ -880,6 +940,14 @@ impl Case<'_> {
                 if unreadable.is_some() {
                     return unreadable;
                 }
+                // Its own name may be a service's, with a port that nobody has published.
+                let program = self.program().to_lowercase();
+                let bare = program.strip_suffix('d').unwrap_or(&program);
+                let port = self.named_port(&format!("{program} {bare}"));
+                let binds = has(&["bind", "listen"]);
+                if let Some(port) = port.filter(|port| binds && !self.publishes(*port)) {
+                    return Some(self.own_port(port));
+                }
                 return Some("what it was refused it does not name: a TCP port that it binds or connects to (Landlock: listen = [PORT], or egress), or a file that its user may not read or write".to_owned());
             };
             let mut all = paths(line);
@@ -1095,28 +1163,22 @@ impl Case<'_> {
         })
     }
 
+    fn publishes(&self, port: u16) -> bool {
+        let mut all = self.app.publish.iter();
+        all.any(|publish: &PublishPlan| publish.app_port == port)
+    }
+
     fn own_port(&self, port: u16) -> String {
-        if self
-            .app
-            .publish
-            .iter()
-            .any(|publish: &PublishPlan| publish.app_port == port)
-        {
+        if self.publishes(port) {
             return format!(
                 "port {port} is published, and it may listen there: what it was refused is a connection, which egress = [\"tcp ADDRESS:{port}\"] grants"
             );
         }
         // All that it was refused, at once.
-        let published = |port: &u16| {
-            self.app
-                .publish
-                .iter()
-                .any(|publish| publish.app_port == *port)
-        };
         let said = self.said.iter().rev().take(LINES);
         let all: BTreeSet<u16> = said
             .filter_map(|line| refused_port(&line.to_lowercase()))
-            .filter(|port| !published(port))
+            .filter(|port| !self.publishes(*port))
             .chain(self.app.listen.iter().copied())
             .chain([port])
             .collect();

@@ -24,6 +24,7 @@ mod kill;
 mod logs;
 mod metrics;
 mod opener;
+mod options;
 mod picture;
 mod plan;
 mod recipes;
