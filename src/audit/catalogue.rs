@@ -1811,7 +1811,7 @@ pub static CATALOGUE: &[Probe] = &[
         Host,
         Supervisor,
         "host-connect",
-        "TCP and UDP to the host's loopback and to foreign addresses",
+        "TCP and UDP to the host's loopback and to foreign addresses, by sockets of its own",
         "every unauthenticated service of the host and its network",
         "no address is reachable; where something that it starts dials on the host, it stays there",
     ),
