@@ -21,10 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::accounts::{Accounts, LAST_SYSTEM_ID, User};
 use crate::config::{Limits, Rootfs, SECRETS, Tmpfs, Volume};
@@ -686,7 +683,8 @@ pub fn enter(
             false => &[("mode", "755"), ("uid", &uid), ("gid", &gid)],
         };
         let options = [&options, whose].concat();
-        let mount = new_mount("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
+        let mount =
+            sys::mount::new("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
         own.push((&tmp.path, mount));
     }
     let secrets: Vec<(&String, OwnedFd)> = secrets.iter().zip(fds).collect();
@@ -694,7 +692,7 @@ pub fn enter(
     if !secrets.is_empty() {
         // Its pages are never swapped to a disk, as those of a tmpfs may be.
         let mount =
-            new_mount("ramfs", &[("mode", "755")]).map_err(at("make a ramfs for", &place))?;
+            sys::mount::new("ramfs", &[("mode", "755")]).map_err(at("make a ramfs for", &place))?;
         own.push((&place, mount));
     }
     // What one of them is mounted in comes before it.
@@ -864,7 +862,8 @@ fn pivot(root: OwnedFd) -> Result<(), RootfsError> {
 
 /// A new tmpfs, detached: nosuid, nodev, noexec.
 fn tmpfs(path: &Path, size: &str, mode: &str) -> Result<OwnedFd, RootfsError> {
-    new_mount("tmpfs", &[("size", size), ("mode", mode)]).map_err(at("make a tmpfs for", path))
+    sys::mount::new("tmpfs", &[("size", size), ("mode", mode)])
+        .map_err(at("make a tmpfs for", path))
 }
 
 /// How many files and directories a tmpfs of so many bytes may have. Each takes about a KiB of the kernel's memory, however
@@ -872,22 +871,6 @@ fn tmpfs(path: &Path, size: &str, mode: &str) -> Result<OwnedFd, RootfsError> {
 /// than the size of the tmpfs, and not all machines can limit an app's memory.
 fn inodes(size: u64) -> u64 {
     (size / 1024).max(1024)
-}
-
-/// A new file system of that type, detached: nosuid, nodev, noexec.
-fn new_mount(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd> {
-    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in options {
-        rustix::mount::fsconfig_set_string(&fs, *name, *value)?;
-    }
-    rustix::mount::fsconfig_create(&fs)?;
-    rustix::mount::fsmount(
-        &fs,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    )
 }
 
 /// The devices an app gets, with their numbers (Documentation/admin-guide/devices.txt).

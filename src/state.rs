@@ -610,7 +610,8 @@ impl Staged {
     /// Over what is there, whose blocks stay its own until the rest is cut off: for no more than that there is room.
     fn write(&self, plan: &Plan) -> Result<(), StateError> {
         use std::os::unix::fs::FileExt as _;
-        let text = serde_json::to_vec_pretty(&Document::of(plan))
+        // Others on the machine read it before each start: not for people to look at, who have `lrpns plan` and `status --json`.
+        let text = serde_json::to_vec(&Document::of(plan))
             .map_err(|e| at("write", &self.new)(e.into()))?;
         let written = self.file.write_all_at(&text, 0);
         let cut = written.and_then(|()| self.file.set_len(text.len() as u64));

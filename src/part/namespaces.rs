@@ -213,8 +213,12 @@ const INOTIFY: [(&str, &str, u64); 2] = [
 ];
 
 /// Sets [`CEILINGS`] and [`INOTIFY`] in the user namespace of this process, and how many others may be made in it.
-fn limit_what_counts_for_the_host(network: Network, namespaces: u32) -> io::Result<()> {
-    let limits = Settings::at("/proc/sys/user")?;
+fn limit_what_counts_for_the_host(
+    proc: &Procfs,
+    network: Network,
+    namespaces: u32,
+) -> io::Result<()> {
+    let limits = Settings::at(proc, "sys/user")?;
     for (name, most) in user_limits(network, namespaces) {
         match limits.set(name, &most.to_string()) {
             // A kernel without it has nothing to count.
@@ -227,17 +231,34 @@ fn limit_what_counts_for_the_host(network: Network, namespaces: u32) -> io::Resu
     Ok(())
 }
 
-/// A directory of settings below /proc/sys, in the namespaces of who has opened it. There are a hundred to be set at a start:
-/// each is looked up from here, and never made.
+/// Where the settings of namespaces are looked up that are about to be made.
+///
+/// A procfs caches a name below /proc/sys/net and /proc/sys/user once for each namespace in which somebody has looked it up, all in
+/// one chain of its hash, which is searched from one end (`proc_sys_compare`, fs/proc/proc_sysctl.c): with 150 stacks on the
+/// machine the settings of another took 25 ms. So it is one that nobody else has, which goes with them.
+struct Procfs(OwnedFd);
+
+impl Procfs {
+    /// The host's for who may mount none, as an ordinary user's supervisor.
+    fn new() -> io::Result<Self> {
+        let host = || rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let opened = crate::sys::mount::new("proc", &[]).or_else(|_| host());
+        let opened = opened.map_err(|e| io::Error::new(e.kind(), format!("/proc: {e}")))?;
+        Ok(Self(opened))
+    }
+}
+
+/// A directory of settings of a procfs, in the namespaces of who has opened it. There are a hundred to be set at a start: each is
+/// looked up from here, and never made.
 struct Settings(OwnedFd);
 
 impl Settings {
-    fn at(directory: &str) -> io::Result<Self> {
+    fn at(proc: &Procfs, directory: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(directory, flags, Mode::empty());
+        let opened = rustix::fs::openat(&proc.0, directory, flags, Mode::empty());
         let opened = opened
             .map_err(io::Error::from)
-            .map_err(|e| io::Error::new(e.kind(), format!("{directory}: {e}")))?;
+            .map_err(|e| io::Error::new(e.kind(), format!("/proc/{directory}: {e}")))?;
         Ok(Self(opened))
     }
 
@@ -718,22 +739,24 @@ fn empty_network(user: &OwnedFd) -> Made {
 
 fn another_network(user: &OwnedFd, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
+    let proc = Procfs::new().map_err(at("have a procfs"))?;
     setns(user, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace"))?;
     die_with_parent()?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(at("unshare"))?;
-    open_all(network)
+    open_all(&proc, network)
 }
 
 fn make(owner: Option<Ids>, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
+    let proc = Procfs::new().map_err(at("have a procfs"))?;
     become_owner(owner)?;
     die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
         .map_err(at("lower the resource limits"))?;
     unshare(kinds(network)).map_err(at("unshare"))?;
-    limit_what_counts_for_the_host(network, 0)
+    limit_what_counts_for_the_host(&proc, network, 0)
         .map_err(at("limit what counts for the host in the user namespace"))?;
-    open_all(network)
+    open_all(&proc, network)
 }
 
 /// As [`make`], for a range of ids, of which there are so many in each namespace.
@@ -756,12 +779,13 @@ async fn make_over_a_range<F: Future<Output = io::Result<()>>>(
 
 fn make_for_all_ids(owner: Option<Ids>, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
+    let proc = Procfs::new().map_err(at("have a procfs"))?;
     become_owner(owner)?;
     die_with_parent()?;
     crate::confine::ceilings::halve_what_counts_for_the_host()
         .map_err(at("lower the resource limits"))?;
     unshare(CloneFlags::CLONE_NEWUSER).map_err(at("unshare for all ids together"))?;
-    limit_what_counts_for_the_host(network, 1)
+    limit_what_counts_for_the_host(&proc, network, 1)
         .map_err(at("limit what counts for the host for all ids together"))?;
     let user = std::fs::File::open("/proc/self/ns/user");
     Ok(vec![user.map_err(at("open the user namespace"))?.into()])
@@ -770,6 +794,7 @@ fn make_for_all_ids(owner: Option<Ids>, network: Network) -> Made {
 fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     die_with_parent()?;
+    let proc = Procfs::new().map_err(at("have a procfs"))?;
     setns(outer, CloneFlags::CLONE_NEWUSER).map_err(at("join the user namespace of all ids"))?;
     become_first(Ids::ROOT).map_err(|(_, e)| ("become the first of the ids", e.into()))?;
     // It has cleared the signal.
@@ -777,9 +802,9 @@ fn make_within(outer: &OwnedFd, network: Network, range: Range) -> Made {
     crate::confine::ceilings::lower(range.processes).map_err(at("lower the resource limits"))?;
     let inner = || {
         unshare(kinds(network)).map_err(at("unshare"))?;
-        limit_what_counts_for_the_host(network, 0)
+        limit_what_counts_for_the_host(&proc, network, 0)
             .map_err(at("limit what counts for the host in the user namespace"))?;
-        open_all(network)
+        open_all(&proc, network)
     };
     // Or nobody but the host's root could open its maps (proc_pid(5)): it shares this memory.
     nix::sys::prctl::set_dumpable(true).map_err(|e| ("be dumpable", e.into()))?;
@@ -843,7 +868,7 @@ fn kinds(network: Network) -> CloneFlags {
 }
 
 /// The namespaces that this process has made, with their sysctls set, and sockets in them.
-fn open_all(network: Network) -> Made {
+fn open_all(proc: &Procfs, network: Network) -> Made {
     let at = |step: &'static str| move |e: io::Error| (step, e);
     let open = |path: &str| Ok(OwnedFd::from(std::fs::File::open(path)?));
     let mut fds = vec![open("/proc/self/ns/user").map_err(at("open the user namespace"))?];
@@ -853,7 +878,7 @@ fn open_all(network: Network) -> Made {
     };
     fds.push(open("/proc/self/ns/net").map_err(at("open the network namespace"))?);
     // It shows the namespace of who opens it, and NET_ADMIN over that is enough (net/sysctl_net.c).
-    let settings = Settings::at("/proc/sys/net").map_err(at("open the sysctls"))?;
+    let settings = Settings::at(proc, "sys/net").map_err(at("open the sysctls"))?;
     for (name, value) in sysctls(network) {
         let set = || settings.set(name, value);
         let done = match set() {

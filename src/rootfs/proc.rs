@@ -22,8 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::{
-    DIRECTORY, READ_ONLY, RootfsError, at, attach, directories, file, file_in_its_place, new_mount,
-    tmpfs,
+    DIRECTORY, READ_ONLY, RootfsError, at, attach, directories, file, file_in_its_place, tmpfs,
 };
 use crate::config::Limits;
 use crate::sys;
@@ -109,7 +108,7 @@ const PAGE: usize = 4096;
 /// # Errors
 /// [`RootfsError`].
 pub(super) fn make(root: &OwnedFd, limits: &Limits) -> Result<bool, RootfsError> {
-    let own = match new_mount("proc", &[("hidepid", "invisible")]) {
+    let own = match sys::mount::new("proc", &[("hidepid", "invisible")]) {
         Ok(own) => own,
         Err(rustix::io::Errno::PERM) => return Ok(false),
         Err(e) => return Err(at("make", "/proc")(e)),

@@ -1,9 +1,30 @@
-//! `mount_setattr(2)`.
+//! Mounts without a place, and `mount_setattr(2)`.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+/// A new file system of that type, detached: nosuid, nodev, noexec.
+///
+/// # Errors
+/// What `fsopen(2)`, `fsconfig(2)` or `fsmount(2)` says.
+pub fn new(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        rustix::mount::fsconfig_set_string(&fs, *name, *value)?;
+    }
+    rustix::mount::fsconfig_create(&fs)?;
+    rustix::mount::fsmount(
+        &fs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
+}
 
 /// Sets mount attributes (`MOUNT_ATTR_*` of linux/mount.h) of the mount that `mount` stands for, and of all below it
 /// when `recursive`, and makes them private: a copy of a shared mount is its peer, and what is mounted on the one
