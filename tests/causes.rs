@@ -544,6 +544,35 @@ signal.pause()' >/run/lab/lone
     let (code, said) = own(&["/opt/lone"]);
     let words = "has to say 0.0.0.0. Of its options this may be the one for it: --listen-address";
     assert!(code == 1 && said.contains(words), "{said}");
+    // A file of its command that it would make, and a setting whose port its configuration has as a comment.
+    let (code, said) = told(
+        &lab,
+        &[
+            "sh",
+            "-c",
+            "echo cannot open database >&2; exit 1",
+            "/var/lib/none/site.db",
+        ],
+        "publish = [\"9000:8000\"]\nrestart = \"no\"",
+    );
+    let words =
+        "/var/lib/none is not in the app's root; to write there: tmpfs = [\"/tmp:16M\", \"/var/lib/none:16M\"]";
+    assert!(code == 1 && said.contains(words), "{said}");
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "printf 'xml_port 1\n# default: 2\n# more_port: 8652\n' >/etc/more.conf",
+    ]);
+    let (code, said) = told(
+        &lab,
+        &[
+            "sh",
+            "-c",
+            "echo 'tcp_listen() on more_port failed' >&2; exit 1",
+        ],
+        "publish = [\"9000:8000\"]\nrestart = \"no\"\nvolumes = [\"/etc/more.conf:/etc/more.conf\"]",
+    );
+    assert!(code == 1 && said.contains("listen = [8652]"), "{said}");
     // Of one that does not say which, the port that its own name has in /etc/services.
     let (code, said) = own(&["/opt/epmd"]);
     assert!(code == 1 && said.contains("listen = [4369]"), "{said}");

@@ -599,13 +599,24 @@ impl Case<'_> {
             .into_iter()
             .filter(|name| !name.is_empty() && !name.contains('/'))
             .map(|name| Path::new("/etc").join(name));
-        let mut all = arguments.filter(|path| path.is_absolute()).chain(own);
-        all.find_map(|path| {
+        let mut all = arguments
+            .clone()
+            .filter(|path| path.is_absolute())
+            .chain(own);
+        let found = all.find_map(|path| {
             let there = self.app.volumes.iter().any(|v| path.starts_with(&v.path));
             if there || !path.exists() || !path.starts_with("/etc") {
                 return None;
             }
             self.missing(&path)
+        });
+        // A file that it is to make itself, in a directory that there is none of.
+        let mut all = arguments;
+        found.or_else(|| {
+            all.find_map(|path| {
+                let new = path.is_absolute() && is_plain(&path) && !path.exists();
+                new.then(|| self.lacks(&path)).flatten()
+            })
         })
     }
 
@@ -1020,6 +1031,8 @@ impl Case<'_> {
             "not listen",
             "listen error",
             "listen on",
+            "listen()",
+            "listen failed",
         ]) && has(&[
             "failed",
             "error",
@@ -1030,7 +1043,11 @@ impl Case<'_> {
             "unable",
         ]);
         if binds && !has(&["in use", "eaddr", "cannot assign", "not supported"]) {
-            if let Some(port) = port(&lower).or_else(|| self.named_port(&lower)) {
+            let named = || {
+                let by_setting = self.set_port(&lower);
+                by_setting.or_else(|| self.named_port(&lower))
+            };
+            if let Some(port) = port(&lower).or_else(named) {
                 return Some(self.own_port(port));
             }
             let own = self.app.listen.iter().filter(|port| **port != 0);
@@ -1161,6 +1178,29 @@ impl Case<'_> {
             let is_one = name.len() > 3 && !["echo", "time", "daytime", "login"].contains(&name);
             (is_one && words.contains(name)).then_some(port)
         })
+    }
+
+    /// The port that its configuration has for a setting whose name is in a line: `# interactive_port 8652`.
+    fn set_port(&self, lower: &str) -> Option<u16> {
+        let ends = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        let names: Vec<&str> = lower
+            .split(ends)
+            .filter(|word| word.len() > 4 && word.contains("port"))
+            .collect();
+        // What is commented out is what it does by itself.
+        let of_line = |line: &str| {
+            let line = line
+                .trim_start_matches(['#', ';', '/', ' ', '\t'])
+                .to_lowercase();
+            let mut words = line.split(|c: char| ends(c) && c != '.');
+            let is_it = names.contains(&words.next()?);
+            let value = words.find(|word| !word.is_empty());
+            let port = value.and_then(|value| value.parse().ok());
+            port.filter(|port| is_it && *port > 0)
+        };
+        let (.., line) =
+            self.configured(|text| text.lines().position(|line| of_line(line).is_some()))?;
+        of_line(&line)
     }
 
     fn publishes(&self, port: u16) -> bool {
