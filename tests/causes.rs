@@ -555,8 +555,7 @@ signal.pause()' >/run/lab/lone
         ],
         "publish = [\"9000:8000\"]\nrestart = \"no\"",
     );
-    let words =
-        "/var/lib/none is not in the app's root; to write there: tmpfs = [\"/tmp:16M\", \"/var/lib/none:16M\"]";
+    let words = "/var/lib/none is not in the app's root; to write there: tmpfs = [\"/tmp:16M\", \"/var/lib/none:16M\"]";
     assert!(code == 1 && said.contains(words), "{said}");
     lab.ok(&[
         "sh",
