@@ -436,7 +436,8 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
         "-ec",
         "mount -t tmpfs -o mode=755 tmpfs /var/lib; mount -t tmpfs -o mode=755 tmpfs /srv; mkdir -p /var/lib/dpkg/info /var/lib/plain /srv/systemd /etc/xinetd.d; echo port = 99 >/etc/xinetd.d/plain
          printf 'Package: plain\\n' >/var/lib/dpkg/status; printf '/srv/plain\\n/srv/within\\n/srv/systemd/plain.service\\n/etc/xinetd.d\\n' >/var/lib/dpkg/info/plain.list
-         printf '[Service]\\nType=forking\\nExecStart=/srv/plain start\\nRuntimeDirectory=plain\\nStateDirectory=plain\\nLogsDirectory=plainly\\nCacheDirectory=../x\\n' >/srv/systemd/plain.service
+         printf '[Service]\\nType=forking\\nExecStart=/srv/plain start $OPTIONS\\nEnvironmentFile=-/etc/default/plain\\nRuntimeDirectory=plain\\nStateDirectory=plain\\nLogsDirectory=plainly\\nCacheDirectory=../x\\n' >/srv/systemd/plain.service
+         printf '# A=b\\nPLAIN_ADDRESS=127.0.0.1:3000\\nOPTIONS=-x\\n' >/etc/default/plain
          printf '#!/bin/sh\\ntouch /run/plain/pid /var/lib/plain/new /var/log/plainly/log || exit 1\\nexec sleep infinity\\n' >/run/lab/plain; chmod 755 /run/lab/plain",
     ]);
     let volume = "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\nrestart = \"no\"";
@@ -446,9 +447,14 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
     assert_eq!(
         lines,
         "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:1M\"]\nforks = true",
+         tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:1M\"]\nforks = true\nenv = { PLAIN_ADDRESS = \"127.0.0.1:3000\" }",
         "{said}"
     );
+    // Its clients would not find it there.
+    let publishes = format!("{volume}\npublish = [\"9000:3000\"]");
+    let (code, said) = told(&lab, &["/srv/plain"], &publishes);
+    let words = "env = { PLAIN_ADDRESS = \"0.0.0.0:3000\" }";
+    assert!(code == 1 && said.contains(words), "{said}");
     // Its user is anybody's choice.
     let (code, said) = told(
         &lab,
@@ -467,6 +473,20 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
     let lines = lines.replace("forks = true", "restart = \"no\"");
     let (code, said) = told(&lab, &["/srv/plain"], &lines);
     assert_eq!(code, 0, "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    // Whose configuration is root's alone reads it before it changes its user.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "echo x >/etc/plain.conf; chmod 600 /etc/plain.conf",
+    ]);
+    let (code, said) = told(&lab, &["/srv/plain"], volume);
+    let words = "plain has to begin as root and changes its user by itself";
+    assert!(code == 1 && said.contains(words), "{said}");
+    assert!(
+        said.contains("\"/etc/plain.conf:/etc/plain.conf:ro,owners\""),
+        "{said}"
+    );
 }
 
 #[test]

@@ -637,6 +637,12 @@ impl Case<'_> {
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }
+        if installed.as_root
+            && !installed.is_read_by_its_user()
+            && let Some(hint) = self.begins_as_root()
+        {
+            return Some(hint);
+        }
         Some(format!(
             "what the host's package {} has for {}, in place of these keys:{}",
             shown(Path::new(&installed.name)),
@@ -761,10 +767,16 @@ impl Case<'_> {
         let own = ["PATH", "HOME", "HOSTNAME"];
         if !installed.env.is_empty() && self.app.env.keys().all(|name| own.contains(&name.as_str()))
         {
-            let all = installed
-                .env
-                .iter()
-                .map(|(name, value)| format!("{name} = \"{value}\""));
+            // Its clients do not come by its own loopback.
+            let all = installed.env.iter().map(|(name, value)| {
+                let value = match value.strip_prefix("127.0.0.1:") {
+                    Some(port) if self.publishes(port.parse().unwrap_or(0)) => {
+                        format!("0.0.0.0:{port}")
+                    }
+                    _ => value.clone(),
+                };
+                format!("{name} = \"{value}\"")
+            });
             let all: Vec<String> = all.collect();
             line("env", format!("{{ {} }}", all.join(", ")));
         }

@@ -239,12 +239,7 @@ impl Installed {
             ports: says.iter().flat_map(|text| ports(text)).collect(),
             workdir: setting(&starts, "WorkingDirectory=").next(),
             forks: setting(&starts, "Type=").any(|kind| kind == "forking"),
-            env: setting(&starts, "Environment=")
-                .filter_map(|text| {
-                    let (name, value) = text.split_once('=')?;
-                    (!value.is_empty()).then(|| (name.to_owned(), value.to_owned()))
-                })
-                .collect(),
+            env: environment(root, &starts),
         })
     }
 
@@ -253,6 +248,18 @@ impl Installed {
         let made = self.run.iter().any(|path| path != Path::new("/run"));
         let writes = made || !self.state.is_empty() || !self.memory.is_empty();
         self.etc.is_empty() && self.user.is_none() && !writes
+    }
+
+    /// Whether its user may read what of its configuration is a file: one that is root's alone is read before a server changes
+    /// its user.
+    pub(super) fn is_read_by_its_user(&self) -> bool {
+        let ids = self.user.as_ref().map(|(_, ids)| *ids);
+        let metas = self
+            .etc
+            .iter()
+            .filter_map(|path| std::fs::metadata(path).ok());
+        let mut files = metas.filter(|meta| meta.is_file());
+        files.all(|meta| reads(ids, &meta))
     }
 
     /// Whether this is where it keeps something, or its configuration is.
@@ -796,6 +803,38 @@ fn setting<'s>(starts: &'s [String], key: &'s str) -> impl Iterator<Item = Strin
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=+@".contains(c);
         (!value.is_empty() && value.chars().all(plain)).then(|| value.to_owned())
     })
+}
+
+/// What its unit has in its environment, by itself or by a file that everybody may read, but for what is only put into its
+/// command.
+fn environment(root: &Path, starts: &[String]) -> Vec<(String, String)> {
+    const MOST: usize = 16;
+    let own = setting(starts, "Environment=").collect::<Vec<String>>();
+    let files = setting(starts, "EnvironmentFile=");
+    let files = files.map(|path| PathBuf::from(path.trim_start_matches('-')));
+    let files = files.filter(|path| {
+        let public = std::fs::metadata(below(root, path)).is_ok_and(|meta| reads(None, &meta));
+        path.starts_with("/etc/default") && is_plain(path) && public
+    });
+    let texts = files.filter_map(|path| std::fs::read_to_string(below(root, &path)).ok());
+    let texts: Vec<String> = texts.collect();
+    let of_files = texts.iter().flat_map(|text| settings(text)).filter(|line| {
+        let name = line.split('=').next().unwrap_or_default();
+        let is_put = |start: &String| {
+            start.contains(&format!("${name}")) || start.contains(&format!("${{{name}}}"))
+        };
+        !starts.iter().any(is_put)
+    });
+    let all = own.iter().map(String::as_str).chain(of_files);
+    let all = all.filter_map(|line| {
+        let (name, value) = line.trim().split_once('=')?;
+        let value = value.trim_matches(['"', '\'']);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=+@".contains(c);
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let good = !name.is_empty() && name.chars().all(is_name) && value.chars().all(plain);
+        (good && !value.is_empty()).then(|| (name.to_owned(), value.to_owned()))
+    });
+    all.take(MOST).collect()
 }
 
 /// The directories below /run that are made for it before it is started, by what starts it and by what systemd-tmpfiles reads.

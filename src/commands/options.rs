@@ -51,10 +51,54 @@ pub(super) fn of_the_address(program: &Path) -> Vec<String> {
     let mut content = vec![];
     let read =
         std::fs::File::open(program).and_then(|file| file.take(LARGEST).read_to_end(&mut content));
-    match read {
-        Ok(_) => in_text(&content),
-        Err(_) => vec![],
+    if read.is_err() {
+        return vec![];
     }
+    let own = in_text(&content);
+    match own.is_empty() {
+        true => of_its_modules(&content, Path::new(MODULES)),
+        false => own,
+    }
+}
+
+/// Where Debian's packages have their modules of Python.
+const MODULES: &str = "/usr/lib/python3/dist-packages";
+
+/// The same of the modules that a script of Python names, which is mostly no more than that.
+fn of_its_modules(script: &[u8], modules: &Path) -> Vec<String> {
+    const FILES: usize = 200;
+    let text = String::from_utf8_lossy(script);
+    if !text.starts_with("#!")
+        || !text
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("python"))
+    {
+        return vec![];
+    }
+    let names = text.lines().filter_map(|line| {
+        let rest = line.trim_start();
+        let rest = rest
+            .strip_prefix("from ")
+            .or_else(|| rest.strip_prefix("import "))?;
+        let ends = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        rest.split(ends).next().filter(|name| !name.is_empty())
+    });
+    for name in names {
+        let entries = std::fs::read_dir(modules.join(name)).into_iter().flatten();
+        let files = entries.flatten().map(|entry| entry.path());
+        let mut files: Vec<PathBuf> = files
+            .filter(|path| path.extension().is_some_and(|kind| kind == "py"))
+            .take(FILES)
+            .collect();
+        files.sort();
+        let texts = files.iter().filter_map(|path| std::fs::read(path).ok());
+        let found = texts.map(|text| in_text(&text)).find(|all| !all.is_empty());
+        if let Some(found) = found {
+            return found;
+        }
+    }
+    vec![]
 }
 
 fn in_text(content: &[u8]) -> Vec<String> {
@@ -126,6 +170,24 @@ mod tests {
             (b"# listens on localhost\nbind(address)\nlisten\n", &[]),
         ] {
             assert_eq!(in_text(content), found);
+        }
+    }
+
+    #[test]
+    fn a_short_script_of_python_has_its_options_in_its_modules() {
+        let modules = tempfile::tempdir().unwrap();
+        std::fs::create_dir(modules.path().join("dav")).unwrap();
+        let web = modules.path().join("dav/web.py");
+        std::fs::write(web, "add_argument(\"--listen-address\")").unwrap();
+        for (script, found) in [
+            (
+                "#!/usr/bin/python3\nimport sys\nfrom dav.web import main\n",
+                &["--listen-address"][..],
+            ),
+            ("#!/usr/bin/perl\nfrom dav.web import main\n", &[]),
+            ("#!/usr/bin/python3\nfrom ../dav import main\n", &[]),
+        ] {
+            assert_eq!(of_its_modules(script.as_bytes(), modules.path()), found);
         }
     }
 }
