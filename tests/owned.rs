@@ -154,6 +154,36 @@ int main(int argc, char **argv) {
 }
 
 #[test]
+fn a_listening_socket_of_the_hosts_connects_to_nothing_whoever_has_it() {
+    let lab = Lab::new();
+    up(&lab, "");
+    // Its filter is what is asked for here: who has it is root.
+    let connected = as_part(
+        &lab,
+        "relay",
+        r#"
+fds = os.listdir("/proc/%d/fd" % pid)
+links = {int(fd): os.readlink("/proc/%d/fd/%s" % (pid, fd)) for fd in fds}
+taken = [take(fd) for fd, link in links.items() if link.startswith("socket:")]
+listens = lambda s: s.family == socket.AF_INET and s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+[published] = filter(listens, taken)
+assert published.getsockname()[1] == 5000
+of_the_host = socket.create_server(("127.0.0.1", 0))
+def disconnect_and_connect(s):
+    call(libc.connect(s.fileno(), bytes(16), 16))
+    s.setblocking(True)
+    # Two requests, and the kernel gives up.
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+    s.connect(of_the_host.getsockname())
+plain = socket.create_server(("127.0.0.1", 0))
+say([tried(disconnect_and_connect, s) for s in (plain, published)])
+"#,
+    );
+    assert_eq!(connected, json!(["OK", "ETIMEDOUT"]));
+    within_a_minute(&lab, &["down", "x"]);
+}
+
+#[test]
 fn what_a_part_says_of_its_failure_is_short_and_no_terminal_obeys_it() {
     if !look::machine() {
         return;

@@ -199,10 +199,11 @@ impl Handed {
         };
         let prepared = || -> io::Result<u32> {
             // Whoever had it may have been killed while it was to admit nobody.
-            drop_incoming(self.socket.as_fd(), Dropped::Nothing)?;
             if protocol == Protocol::Udp {
+                drop_incoming(self.socket.as_fd(), Dropped::Nothing)?;
                 return Ok(0);
             }
+            publish::connects_nowhere(&self.socket)?;
             publish::carried(&self.socket)?;
             // Who waits already was born before that.
             let waiting = Listening::open().and_then(|listening| listening.backlog(address));

@@ -126,7 +126,7 @@ impl Listener {
             rustix::net::listen(&*self.socket, WAITING)
                 .map_err(io::Error::from)
                 .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
-                .and_then(|()| drop_incoming(self.socket.as_fd(), Dropped::Nothing))
+                .and_then(|()| connects_nowhere(&self.socket))
                 .map_err(|source| ListenError {
                     address: self.address,
                     source,
@@ -150,8 +150,10 @@ impl Listener {
 
     /// Leaves it to who else has it: whoever connects from now on waits.
     pub fn leave(&self) {
-        // Without a filter there is nothing to take away, and who may not have one has none.
-        let _ = drop_incoming(self.socket.as_fd(), Dropped::Nothing);
+        let _ = match self.protocol {
+            Protocol::Tcp => connects_nowhere(&self.socket),
+            Protocol::Udp => drop_incoming(self.socket.as_fd(), Dropped::Nothing),
+        };
     }
 
     /// Lets nobody begin to connect, until it is told to listen again: a SYN gets no answer, and the next one, a second later,
@@ -202,6 +204,21 @@ impl Listener {
 /// What `setsockopt(2)` says.
 pub fn admit_no_more(socket: impl AsFd) -> io::Result<()> {
     drop_incoming(socket.as_fd(), Dropped::NewConnections)
+}
+
+/// Has a socket of TCP be of use for nothing but to listen, and answer whoever connects: it is of the host's network namespace, from
+/// where no relay may connect. Without that where the kernel takes no more filters but from who holds CAP_BPF
+/// (`net.core.bpf_jit_limit`), as root's supervisor does while it binds.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub(super) fn connects_nowhere(socket: &impl AsFd) -> io::Result<()> {
+    match drop_incoming(socket.as_fd(), Dropped::Answers) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            drop_incoming(socket.as_fd(), Dropped::Nothing)
+        }
+        done => done,
+    }
 }
 
 /// Has the kernel forget that a port of this network namespace was shared, when nobody shares it any more: by what it

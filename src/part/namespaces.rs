@@ -973,6 +973,6 @@ mod tests {
         std::fs::remove_file(&map).unwrap();
         std::os::unix::fs::symlink("/proc/self/uid_map", &map).unwrap();
         let wrong = write_maps(opened.as_fd(), "0 0 1\n", "0 0 1\n").unwrap_err();
-        assert_eq!(wrong.raw_os_error(), Some(libc::ELOOP));
+        assert!(wrong.to_string().contains("no file of /proc"), "{wrong}");
     }
 }

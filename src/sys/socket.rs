@@ -46,8 +46,11 @@ pub fn take_handed() -> io::Result<Vec<(OwnedFd, String)>> {
 pub enum Dropped {
     /// All of it: a listening socket of TCP then answers no SYN, not even by a reset.
     All,
-    /// Of TCP, what asks for a connection: who has been answered still connects. All else comes in, as it must: a connection
-    /// has the filter of the socket that it was accepted from.
+    /// Of TCP, what answers who asks for a connection. So a socket that is to listen does nothing else, whoever has it:
+    /// disconnected (connect(2) with AF_UNSPEC), it could connect to wherever its network namespace reaches. What is
+    /// accepted is not in the way: a connection has the filter of the socket that it was accepted from, and gets no such answer.
+    Answers,
+    /// The same, and what asks for a connection: who has been answered still connects.
     NewConnections,
     /// Nothing.
     Nothing,
@@ -66,10 +69,15 @@ pub fn drop_incoming(socket: BorrowedFd<'_>, what: Dropped) -> io::Result<()> {
     const KEEP_ALL: libc::sock_filter = instruction(0x06, 0, 0, u32::MAX);
     /// BPF_LD | BPF_B | BPF_ABS: the byte of the flags.
     const LOAD_FLAGS: libc::sock_filter = instruction(0x30, 0, 0, 13);
-    /// BPF_JMP | BPF_JSET | BPF_K: to the next instruction with ACK or RST among them, else to the one after.
-    const IF_NO_SYN: libc::sock_filter = instruction(0x45, 0, 1, 0x14);
+    /// BPF_JMP | BPF_JSET | BPF_K: to the next instruction with SYN among them, else to the one after.
+    const IF_SYN: libc::sock_filter = instruction(0x45, 0, 1, 0x02);
+    /// BPF_ALU | BPF_AND | BPF_K: of them, SYN and ACK.
+    const SYN_AND_ACK: libc::sock_filter = instruction(0x54, 0, 0, 0x12);
+    /// BPF_JMP | BPF_JEQ | BPF_K: to the next instruction with both, else to the one after.
+    const IF_BOTH: libc::sock_filter = instruction(0x15, 0, 1, 0x12);
     let filter: &[libc::sock_filter] = match what {
-        Dropped::NewConnections => &[LOAD_FLAGS, IF_NO_SYN, KEEP_ALL, KEEP_NOTHING],
+        Dropped::Answers => &[LOAD_FLAGS, SYN_AND_ACK, IF_BOTH, KEEP_NOTHING, KEEP_ALL],
+        Dropped::NewConnections => &[LOAD_FLAGS, IF_SYN, KEEP_NOTHING, KEEP_ALL],
         Dropped::All | Dropped::Nothing => &[KEEP_NOTHING],
     };
     let program = libc::sock_fprog {

@@ -244,6 +244,13 @@ const ULP: (i32, i32) = (IPPROTO_TCP, libc::TCP_ULP);
 /// whole machine (`net.core.bpf_jit_limit`): without it nobody who lacks CAP_BPF gets a filter any more, not even a
 /// seccomp filter where the kernel has no interpreter (CONFIG_BPF_JIT_ALWAYS_ON), and sshd lets nobody in.
 const FILTERS: [i32; 2] = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF];
+/// Those that take a socket's filter away, or put another in its place: a relay's listening sockets are of the host's network
+/// namespace, and their filter is what keeps them from connecting there ([`crate::sys::socket::Dropped::Answers`]).
+const SWAPS: [i32; 3] = [
+    libc::SO_ATTACH_FILTER,
+    libc::SO_DETACH_FILTER,
+    libc::SO_ATTACH_BPF,
+];
 /// Huge pages are set aside by the host's administrator, for a database perhaps, and counted for the whole machine. The
 /// answer is the one when there are none left.
 const HUGE: [(Sysno, u8, i32); 2] = [
@@ -370,6 +377,14 @@ fn sockets(families: &[i32]) -> Vec<Rule> {
     rules
 }
 
+/// No such option of SOL_SOCKET.
+fn no_option(option: i32) -> Rule {
+    Rule {
+        when: vec![equal(1, libc::SOL_SOCKET), equal(2, option)],
+        action: EPERM,
+    }
+}
+
 /// Which options of a socket nobody may set, whatever a profile says.
 fn no_takeover() -> Rule {
     Rule {
@@ -407,13 +422,9 @@ pub(super) fn links() -> Vec<(Sysno, Vec<Rule>)> {
         libc::SO_BINDTOIFINDEX,
         libc::SO_LOCK_FILTER,
     ];
-    let option = |option: i32| Rule {
-        when: vec![equal(1, libc::SOL_SOCKET), equal(2, option)],
-        action: EPERM,
-    };
     vec![
         (Sysno::ioctl, vec![request]),
-        (Sysno::setsockopt, options.map(option).into()),
+        (Sysno::setsockopt, options.map(no_option).into()),
     ]
 }
 
@@ -715,10 +726,7 @@ fn common() -> Calls {
     let mut calls = plain(&EVERYBODYS);
     sending(&mut calls);
     let mut options = vec![no_takeover()];
-    options.extend(FILTERS.map(|option| Rule {
-        when: vec![equal(1, libc::SOL_SOCKET), equal(2, option)],
-        action: EPERM,
-    }));
+    options.extend(FILTERS.map(no_option));
     options.push(always(Action::Allow));
     set(&mut calls, Sysno::setsockopt, options);
     for (call, flags, huge) in HUGE {
@@ -833,8 +841,11 @@ pub fn relay(carries: Carries) -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
-        recvfrom setsockopt shutdown splice
+        recvfrom shutdown splice
     ]]));
+    let mut options = SWAPS.map(no_option).to_vec();
+    options.push(always(Action::Allow));
+    set(&mut calls, Sysno::setsockopt, options);
     #[cfg(target_arch = "x86_64")]
     calls.extend(plain(&[calls![epoll_wait poll]]));
     if carries.as_clients {
@@ -1400,6 +1411,23 @@ mod tests {
             assert!(!fast_open.allows(), "{}", part.name);
         }
         assert!(!dialer(true, true).may_allow("accept4"));
+    }
+
+    #[test]
+    fn a_relay_keeps_the_filters_of_its_listening_sockets() {
+        for carries in [Carries::default(), Carries::ALL] {
+            let relay = relay(carries);
+            for (option, may) in [
+                (libc::SO_ATTACH_FILTER, false),
+                (libc::SO_DETACH_FILTER, false),
+                (libc::SO_ATTACH_BPF, false),
+                (libc::SO_LINGER, true),
+            ] {
+                let args = [3, libc::SOL_SOCKET, option, 0, 0, 0].map(|arg| arg as u64);
+                let answer = relay.answer(number(Sysno::setsockopt), args);
+                assert_eq!(answer.allows(), may, "{option}");
+            }
+        }
     }
 
     #[test]
