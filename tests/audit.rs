@@ -385,7 +385,19 @@ volumes = ["{}:/data:ro"]
         data.path().display()
     );
     let up = up_with(Some(&text));
-    up.in_mounts("app", || {
+    // The flags of the volume's own mount are locked, for root as well.
+    let flags = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE
+        | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(rustix::fs::CWD, data.path(), flags).unwrap();
+    up.in_mounts("app", move || {
+        rustix::mount::move_mount(
+            &mount,
+            "",
+            rustix::fs::CWD,
+            "/data",
+            rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .unwrap();
         rustix::mount::mount_remount(
             "/data",
             rustix::mount::MountFlags::BIND

@@ -99,6 +99,55 @@ fn a_volume_is_read_only_nosuid_nodev_and_noexec() {
     );
 }
 
+/// Tries to take flags from mounts at these paths, as who has joined the app's namespaces and has every capability there.
+const CLEAR: &str = r#"
+pid, paths = int(sys.argv[1]), sys.argv[2:]
+for kind in ("user", "mnt"):
+    fd = os.open("/proc/%d/ns/%s" % (pid, kind), os.O_RDONLY)
+    kept.append(fd)
+for fd in kept[:2]:
+    call(libc.setns(fd, 0))
+REMOUNT, BIND = 32, 4096
+AT_EMPTY_PATH, RECURSIVE, CLONE = 0x1000, 0x8000, 1
+RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
+def remount(path):
+    call(libc.mount(b"none", path.encode(), None, REMOUNT | BIND, None))
+def clear(path, flags, clone):
+    fd = call(libc.syscall(428, -100, path.encode(), CLONE if clone else 0))
+    attributes = struct.pack("QQQQ", 0, flags, 0, 0)
+    call(libc.syscall(442, fd, b"", AT_EMPTY_PATH, attributes, len(attributes)))
+for path in paths:
+    for flags in (RDONLY, NOSUID, NODEV, NOEXEC):
+        for clone in (False, True):
+            kept.append(tried(clear, path, flags, clone))
+    kept.append(tried(remount, path))
+say(kept[2:])
+"#;
+
+#[test]
+fn no_flag_of_a_volumes_mount_is_taken_away_by_who_has_joined_the_app() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let data = directory(&lab, "data", OWNER);
+    let volumes = [
+        format!("{}:/data", data.display()),
+        format!("{}:/file", data.join("before").display()),
+    ];
+    let path = lab.write("web.toml", &file(&volumes, ""));
+    lab.lrpns_ok(&["up", "-d", "-f", path.to_str().unwrap()]);
+    let clear = || {
+        let init = look::init(&lab.status("web"), "app").to_string();
+        let code = format!("{}\n{CLEAR}", look::ATTACKS);
+        let said = lab.ok(&[PYTHON, "-c", &code, &init, "/data", "/file"]);
+        serde_json::from_str::<Vec<String>>(&said).unwrap()
+    };
+    assert_eq!(clear(), ["EPERM"; 18]);
+    lab.lrpns_ok(&["restart", "web"]);
+    assert_eq!(clear(), ["EPERM"; 18]);
+}
+
 #[test]
 fn what_an_app_writes_belongs_to_the_volumes_owner_on_the_disk() {
     if !look::machine() {

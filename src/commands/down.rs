@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::interrupt::{Heard, Interrupts, tell};
 use super::{end_whoever_is, ended, ghosts};
 use crate::commands::failure::{Failure, chain};
+use crate::confine::privileges::Ids;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
 use crate::firewall::{self, Shared};
 use crate::host::Host;
@@ -125,17 +126,21 @@ fn end_ghosts(state: &StateRoot) -> Result<usize, Failure> {
     Ok(ended)
 }
 
+/// Who the supervisor of a stack is, if that is nobody else.
+fn supervisor(state: &StateRoot, stack: &StackName) -> Option<Ids> {
+    state.plan(stack).and_then(|plan| plan.supervisor())
+}
+
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
 fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
-    let supervisor = |stack| state.plan(stack).and_then(|plan| plan.supervisor());
-    let (owner, beside) = (supervisor(stack), state.directories()?);
+    let (owner, beside) = (supervisor(state, stack), state.directories()?);
     let was_there = take_down_what_is_there(state, stack)?;
     if let Some(owner) = owner {
         let _global = state.lock()?;
         // Beside it nobody had its ids; who was brought up since may.
         let now = state.directories()?;
         let mut since = now.difference(&beside);
-        if !since.any(|(other, _)| supervisor(other) == Some(owner)) {
+        if !since.any(|(other, _)| supervisor(state, other) == Some(owner)) {
             end_whoever_is(owner)?;
         }
     }
@@ -185,7 +190,14 @@ fn take_down_what_is_there(state: &StateRoot, stack: &StackName) -> Result<bool,
         if liveness == Liveness::Alive && talked && directory().ok() == its {
             // It was killed, and has closed our connection, but not yet what it listens at, nor its lock: the kernel closes
             // one after the other.
-            liveness = state.ends(stack, &global)?;
+            liveness = match (state.ends(stack, &global), supervisor(state, stack)) {
+                // It has left what it has to somebody it has made.
+                (Err(_), Some(owner)) => {
+                    end_whoever_is(owner)?;
+                    state.ends(stack, &global)?
+                }
+                (ends, _) => ends?,
+            };
         }
         match liveness {
             Liveness::Absent => return Ok(talked),

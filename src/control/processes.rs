@@ -145,10 +145,13 @@ pub fn supervisor_id(pid: i32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()
+        Some(line.split_whitespace())
     };
-    let uid = field("Uid:")?.parse().ok()?;
-    let there = is_supervisors(uid) && !matches!(field("State:"), Some("Z" | "X"));
+    // In whatever place it has it: the real, the effective, the saved one, or that for files.
+    let uid = field("Uid:")?
+        .filter_map(|id| id.parse().ok())
+        .find(|id| is_supervisors(*id))?;
+    let there = !matches!(field("State:")?.next(), Some("Z" | "X"));
     let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let here = || space("self").is_some_and(|own| space(&pid.to_string()) == Some(own));
     (there && here()).then_some(uid)

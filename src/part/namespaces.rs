@@ -20,7 +20,8 @@ use std::sync::{Mutex, PoisonError};
 use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
 use nix::unistd::{Gid, Uid};
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::{self, Ids};
@@ -651,6 +652,58 @@ pub async fn id_map(
     )
     .await;
     made.map(|(namespaces, _)| namespaces.user)
+}
+
+/// The same mounts, detached, with their attributes locked (mount_namespaces(7)): who joins an app's namespaces has every
+/// capability there, and yet makes none of them writable. The kernel does that where a mount namespace is copied into one of another
+/// user namespace; `mounts` are directories, or else files. Needs CAP_SYS_ADMIN.
+///
+/// # Errors
+/// [`NamespaceError`].
+pub async fn locked(
+    part: &str,
+    mounts: Vec<(OwnedFd, bool)>,
+) -> Result<Vec<OwnedFd>, NamespaceError> {
+    let locked = from_child(|| lock(&mounts), |_| ready(Ok(()))).await;
+    locked.map_err(failed(part))
+}
+
+fn lock(mounts: &[(OwnedFd, bool)]) -> Made {
+    let at = |step: &'static str| move |e: rustix::io::Errno| (step, io::Error::from(e));
+    die_with_parent()?;
+    let own = CloneFlags::CLONE_NEWNS;
+    unshare(own).map_err(|e| ("unshare the mounts", e))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(at("make the mounts private"))?;
+    let place = crate::sys::mount::new("tmpfs", &[("mode", "700"), ("size", "1M")]);
+    let place = place.map_err(at("make a tmpfs"))?;
+    let here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    // Any directory does that is there, but the root: who is in a root that was mounted over makes no user namespace.
+    rustix::mount::move_mount(&place, "", CWD, "/proc", here).map_err(at("attach a tmpfs"))?;
+    // The copy of the mounts has this directory moved as well.
+    rustix::process::fchdir(&place).map_err(at("enter a tmpfs"))?;
+    for (number, (mount, is_directory)) in mounts.iter().enumerate() {
+        let name = number.to_string();
+        let mode = Mode::RWXU;
+        let made = match is_directory {
+            true => rustix::fs::mkdir(&name, mode),
+            false => rustix::fs::open(&name, OFlags::CREATE | OFlags::CLOEXEC, mode).map(drop),
+        };
+        made.map_err(at("make a place for a mount"))?;
+        rustix::mount::move_mount(mount, "", CWD, &name, here).map_err(at("attach a mount"))?;
+    }
+    unshare(own | CloneFlags::CLONE_NEWUSER).map_err(|e| ("copy the mounts", e))?;
+    let copies = mounts
+        .iter()
+        .enumerate()
+        .map(|(number, (_, is_directory))| {
+            let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            if *is_directory {
+                flags |= OpenTreeFlags::AT_RECURSIVE;
+            }
+            rustix::mount::open_tree(CWD, number.to_string(), flags).map_err(at("clone a mount"))
+        });
+    copies.collect()
 }
 
 /// Waits until the process ends and takes its exit status off the kernel's hands.

@@ -155,7 +155,9 @@ fn until_a_word(
         ];
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut heard, None))?;
         let [has_word, _] = heard.map(|heard| !heard.revents().is_empty());
-        if has_word || !cgroup::usher(door, stack, supervisor)? {
+        // The number of one that has ended may be another's, while somebody whom it has made still asks.
+        let has_ended = std::os::unix::process::parent_id().cast_signed() != supervisor;
+        if has_word || has_ended || !cgroup::usher(door, stack, supervisor)? {
             return Ok(());
         }
     }

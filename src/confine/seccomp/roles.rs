@@ -681,6 +681,8 @@ fn special_files() -> Vec<(Sysno, Vec<Rule>)> {
         (Sysno::mknodat, mode(2)),
         (Sysno::openat, opened(2)),
         (Sysno::openat2, vec![always(ENOSYS)]),
+        // A message queue is a file, too: overlayfs copies its mode into a volume that is above it.
+        (Sysno::mq_open, opened(1)),
     ];
     #[cfg(target_arch = "x86_64")]
     calls.extend([
@@ -938,7 +940,7 @@ pub fn init() -> Profile {
 pub fn undoer() -> Profile {
     let mut calls = stage();
     calls.extend(plain(&[calls![
-        clock_nanosleep faccessat faccessat2 fcntl flock fstat fstatfs getdents64 geteuid getpid lseek mkdirat mmap mprotect nanosleep openat
+        clock_nanosleep faccessat faccessat2 fcntl flock fstat fstatfs getdents64 geteuid getpid getppid lseek mkdirat mmap mprotect nanosleep openat
         pidfd_open ppoll recvfrom renameat renameat2 statfs statx unlinkat
     ]]));
     #[cfg(target_arch = "x86_64")]
@@ -1059,6 +1061,7 @@ mod tests {
                 (Sysno::openat, [3, 4096, create | 1, mode, 0, 0]),
                 (Sysno::openat, [3, 4096, tmpfile | 1, mode, 0, 0]),
                 (Sysno::openat2, [3, 4096, 4096, 24, 0, 0]),
+                (Sysno::mq_open, [4096, create, mode, 0, 0, 0]),
                 (Sysno::io_uring_setup, [1, 4096, 0, 0, 0, 0]),
             ]);
             #[cfg(target_arch = "x86_64")]
