@@ -1645,3 +1645,26 @@ fn nft_makes_the_shared_table_of_what_it_prints_of_it() {
         assert_eq!(theirs.differences(&meant), Vec::<String>::new());
     }
 }
+
+#[test]
+fn the_hosts_table_is_taken_from_nobody_who_is_elsewhere() {
+    use nix::sys::socket::{
+        AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, socket,
+    };
+    use std::os::fd::AsFd;
+
+    let (here, elsewhere) = (Netns::new(), Netns::new());
+    let table = here.enter(|| Shared::make().unwrap().unwrap());
+    let address: NetlinkAddr = getsockname(table.as_fd().as_raw_fd()).unwrap();
+    // The same address as the owner's, where everybody who is root there may have it, and a table of that name.
+    let forged = elsewhere.enter(|| {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let protocol = SockProtocol::NetlinkNetFilter;
+        let forged = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).unwrap();
+        bind(forged.as_raw_fd(), &address).unwrap();
+        forged
+    });
+    assert!(here.enter(|| Shared::from_fd(forged).unwrap().is_none()));
+    let its = table.as_fd().try_clone_to_owned().unwrap();
+    assert!(here.enter(|| Shared::from_fd(its).unwrap().is_some()));
+}

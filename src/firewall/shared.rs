@@ -44,6 +44,7 @@ use super::{Batch, EncodeError};
 use crate::names::StackName;
 use crate::netlink::*;
 use crate::plan::Plan;
+use crate::sys::attempt::netns_cookie;
 
 /// What it is called. No stack's table can be: a stack's name has no dot.
 pub const TABLE: &str = "lrpns.host";
@@ -167,9 +168,17 @@ impl Shared {
     /// # Errors
     /// [`SharedError`].
     pub fn from_fd(fd: OwnedFd) -> Result<Option<Self>, SharedError> {
-        let socket = Socket::taken(fd)?;
+        let (socket, here) = (Socket::taken(fd)?, Socket::open()?);
+        // An address is one of each network namespace: who is root in another has any there, and a table of that name.
+        let namespace = |socket: &Socket| match netns_cookie(socket.as_fd()) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            cookie => cookie.map(Some).map_err(SharedError::Read),
+        };
+        if namespace(&socket)? != namespace(&here)? {
+            return Ok(None);
+        }
         let owner = socket.address().map_err(SharedError::Read)?;
-        let there = tables(&Socket::open()?).map_err(SharedError::Read)?;
+        let there = tables(&here).map_err(SharedError::Read)?;
         let ours = there
             .iter()
             .any(|(name, of)| name == TABLE && *of == Some(owner));
