@@ -1148,14 +1148,30 @@ fn a_user_of_the_hosts_is_itself_in_a_volume_of_roots() {
              [tried(open, name) for name in ['0-0', '0-33', '33-0', '1000-1000']] +\n\
              [tried(open, '/data/before', 'a'), tried(os.chown, '/data/new', 0, 33), tried(os.chmod, '/data', 0o777)])";
     let seen = look::attack(&lab, "web", "app", code);
-    assert_eq!(seen[0], 0, "{seen}");
+    // Root is nobody there: not even who has become the app's user namespace's 0 is root.
+    assert_eq!(seen[0], 65534, "{seen}");
     assert_eq!(seen[1], WWW_DATA, "{seen}");
     let tried: Vec<&str> = (2..9).map(|i| seen[i].as_str().unwrap()).collect();
     assert_eq!(
         tried,
-        ["EACCES", "OK", "OK", "EACCES", "OK", "EPERM", "EPERM"],
+        ["EACCES", "OK", "OK", "EACCES", "OK", "EOVERFLOW", "EPERM"],
         "{seen}"
     );
+    let joined = r#"
+for kind in ("user", "mnt"):
+    fd = os.open("/proc/%s/ns/%s" % (sys.argv[1], kind), os.O_RDONLY)
+    kept.append(fd)
+for fd in kept:
+    call(libc.setns(fd, 0))
+os.setgroups([])
+os.setresgid(0, 0, 0)
+os.setresuid(0, 0, 0)
+say([tried(open, "/etc/server/0-0"), tried(open, "/data/made", "w"), tried(os.chmod, "/data", 0o777)])
+"#;
+    let init = look::init(&lab.status("web"), "app").to_string();
+    let code = format!("{}\n{joined}", look::ATTACKS);
+    let joined: Value = serde_json::from_str(&lab.ok(&[PYTHON, "-c", &code, &init])).unwrap();
+    assert_eq!(joined, json!(["EACCES", "EOVERFLOW", "EPERM"]));
     let made = std::fs::metadata(data.join("new")).unwrap();
     assert_eq!((made.uid(), made.gid()), (WWW_DATA, WWW_DATA));
     lab.lrpns_ok(&["down", "web"]);

@@ -11,10 +11,11 @@ use nix::sched::CloneFlags;
 use super::exec::{is_in_part, wait};
 use super::{ask, reply};
 use crate::commands::failure::Failure;
-use crate::confine::privileges::{DropError, Privileges, leave_roots_groups};
+use crate::confine::privileges::{DropError, Ids, Privileges, leave_roots_groups};
 use crate::control::Request;
+use crate::control::processes::id_maps;
 use crate::names::StackName;
-use crate::part::namespaces;
+use crate::part::namespaces::{self, become_first};
 use crate::protocol;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
@@ -44,14 +45,23 @@ pub(super) fn open_inside(
 ) -> Result<Vec<OwnedFd>, String> {
     let (ours, theirs) =
         namespaces::socketpair().map_err(|e| format!("make a socket pair: {e}"))?;
+    let is_root = rustix::process::geteuid().is_root();
     match clone3(0).map_err(|e| format!("start a process: {e}"))? {
         Cloned::Child => {
             drop(ours);
             let inside = || {
                 if let Some(part) = part {
                     leave_roots_groups().map_err(|e| format!("drop privileges: {e}"))?;
+                    let maps = id_maps(part.as_fd());
+                    let maps = maps.map_err(|e| format!("read its id maps: {e}"))?;
                     setns(part, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
                         .map_err(|e| format!("join its namespaces: {e}"))?;
+                    // Who owns that user namespace could trace what is executed in it, and root's as well.
+                    let [uid, gid] = maps.map(|map| map.first().map(|[inside, ..]| *inside));
+                    if let (Some(uid), Some(gid), true) = (uid, gid, is_root) {
+                        become_first(Ids { uid, gid })
+                            .map_err(|(step, e)| format!("{step}: {e}"))?;
+                    }
                 }
                 give_up().map_err(|e| format!("drop privileges: {e}"))?;
                 open()

@@ -311,6 +311,7 @@ pub fn look(volume: &Volume, app: &AppPlan, mode: Mode) -> Result<(OwnedFd, Look
 pub async fn open<const N: usize>(
     app: &AppPlan,
     mode: Mode,
+    nobody: Option<u32>,
     mapper: &mut impl Mapper,
 ) -> Result<[Vec<OwnedFd>; N], VolumeError> {
     let mounted = app.mounted();
@@ -342,7 +343,9 @@ pub async fn open<const N: usize>(
             true => Some([(); 2].map(|()| format!("0 {first} {count}\n"))),
             false if mode == Mode::Rootless || (uid, gid) == theirs || has_sockets => None,
             false => match look.namesake {
-                Some(own) => Some([own.uid, own.gid].map(|own| line(0, first) + &line(own, id))),
+                // No user namespace of the part's has it, so that nobody who has joined one is root there.
+                Some(own) => nobody
+                    .map(|nobody| [own.uid, own.gid].map(|own| line(0, nobody) + &line(own, id))),
                 None if roots => None,
                 None => Some([line(uid, theirs.0), line(gid, theirs.1)]),
             },

@@ -78,7 +78,9 @@ impl Open for Itself {
         let root = directory(app, plan)?;
         let mut mounts = rootfs::open(&app.rootfs, root.as_ref())?;
         let mut first = rootfs::open(&app.rootfs, root.as_ref())?;
-        let [volumes, volumes_first] = volumes::open(app, plan.mode, self).await?;
+        // The id after the supervisor's is nobody's.
+        let nobody = plan.supervisor().map(|ids| ids.uid + 1);
+        let [volumes, volumes_first] = volumes::open(app, plan.mode, nobody, self).await?;
         mounts.extend(volumes);
         first.extend(volumes_first);
         Ok(Opened {
