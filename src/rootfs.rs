@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::accounts::{Accounts, LAST_SYSTEM_ID, User};
 use crate::config::{Limits, Rootfs, SECRETS, Tmpfs, Volume};
@@ -835,19 +835,8 @@ fn has_a_name(mount: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
 
 /// Cuts this mount namespace's ties to the host's and attaches the new root.
 fn begin(root: OwnedFd) -> Result<OwnedFd, RootfsError> {
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .map_err(at("make private", "/"))?;
-    rustix::mount::move_mount(
-        &root,
-        "",
-        CWD,
-        STAGING,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(at("attach", "/"))?;
+    sys::mount::cut_off().map_err(at("make private", "/"))?;
+    sys::mount::attach(&root, STAGING).map_err(at("attach", "/"))?;
     Ok(root)
 }
 

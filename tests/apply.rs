@@ -1446,16 +1446,7 @@ fn a_change_of_egress_that_is_not_confirmed_gives_back_routes_rules_and_connecti
         match how {
             "the end of its input" => drop(child.stdin.take()),
             "the command's death" => drop(lab.ok(&["kill", "-KILL", &appliers(lab)[0]])),
-            _ => {
-                let [command, guardian] = appliers(lab).try_into().unwrap();
-                for (signal, pid) in [
-                    ("-STOP", &guardian),
-                    ("-KILL", &command),
-                    ("-KILL", &guardian),
-                ] {
-                    lab.ok(&["kill", signal, pid]);
-                }
-            }
+            _ => kill_who_applies(lab),
         }
         drop(says);
         let _ = child.wait();

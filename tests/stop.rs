@@ -90,6 +90,11 @@ fn stack(name: &str, command: &[&str], data: &Path, more: &str) -> String {
     )
 }
 
+/// A stack of the built-in app, which nobody asks anything.
+fn idle(name: &str) -> String {
+    format!("name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = {{ PORT = \"5000\" }}\n")
+}
+
 /// A lab where a port can be published so, a volume's directory, and the lines that publish it.
 fn published(via: &str) -> (Lab, PathBuf, String) {
     let lab = match via {
@@ -472,10 +477,7 @@ fn who_was_stopped_with_the_lock_of_all_stacks_is_named_and_not_waited_for() {
         return;
     }
     let lab = Lab::new();
-    look::up(
-        &lab,
-        "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\n",
-    );
+    look::up(&lab, &idle("other"));
     let _stopped = lab.start(&[PYTHON, "-c", STOPPED]);
     for command in [&["ps"][..], &["rm", "none"], &["gc"], &["up", "-d"]] {
         let args = [&["timeout", "60", lrpns()][..], command].concat();
@@ -612,10 +614,7 @@ fn down_kills_nobody_who_has_the_number_of_who_listened() {
         return;
     }
     let lab = Lab::new();
-    look::up(
-        &lab,
-        "name = \"other\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = { PORT = \"5000\" }\n",
-    );
+    look::up(&lab, &idle("other"));
     lab.kill("KILL", &lab.status("other")["supervisor"]);
     let _listens = lab.start(&[PYTHON, "-c", NUMBER_OF_ANOTHER]);
     let other = std::fs::read_to_string(lab.dir.path().join("other.pid")).unwrap();
@@ -651,16 +650,11 @@ fn what_a_supervisor_without_a_stack_has_left_is_ended_and_nobody_else() {
         return;
     }
     let lab = Lab::new();
-    let text = |name: &str| {
-        format!(
-            "name = \"{name}\"\n[app]\nrootfs = \"builtin:webapp\"\nenv = {{ PORT = \"5000\" }}\n"
-        )
-    };
-    look::up(&lab, &text("stays"));
+    look::up(&lab, &idle("stays"));
     let status = lab.status("stays");
     let uids = &status["processes"][0]["uids"];
     let own = u32::try_from(uids[0].as_u64().unwrap()).unwrap();
-    // Of another stack's range, and the next id, which is no supervisor's.
+    // A supervisor's id in the range of no stack that is up; the id after it is no supervisor's.
     let ghost = if own == 0x7000_fff0 {
         0x7001_fff0
     } else {

@@ -174,18 +174,18 @@ impl Target {
         // On the host: root's supervisor is nobody there.
         let plan = &self.status.plan;
         let is_another = plan.supervisor().is_some();
+        let own = std::process::id().cast_signed();
         let context = Context {
             holds: match is_another {
                 true => 0,
                 false => self.status.supervisor_privileges.permitted,
             },
             // Without root the audit is the same user's, who may.
-            host_pids: {
-                [1].into_iter()
-                    .filter(|init| self.status.supervisor != *init)
-            }
-            .chain(is_another.then(|| std::process::id().cast_signed()))
-            .collect(),
+            host_pids: match is_another {
+                true if self.status.supervisor == 1 => vec![own],
+                true => vec![1, own],
+                false => vec![1],
+            },
             stacks: match is_another {
                 true => control_sockets(plan),
                 false => vec![],

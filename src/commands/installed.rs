@@ -343,12 +343,14 @@ impl Installed {
     }
 }
 
+/// Where a server's program is, mostly.
+pub(super) const PLACES: [&str; 5] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
+
 /// The package that has brought a program, by Debian's record; it may know it by either of two paths (/usr merged).
 fn owner(record: &Path, name: &str, program: &str) -> Option<String> {
-    let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin"];
     let mut paths: Vec<String> = match program.starts_with('/') {
         true => vec![program.to_owned()],
-        false => places
+        false => PLACES
             .iter()
             .map(|place| format!("{place}/{name}"))
             .collect(),

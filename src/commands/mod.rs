@@ -619,8 +619,8 @@ fn as_saved(stack: &StackName, said: &Plan) -> Result<Plan, Failure> {
     })
 }
 
-/// Ends whom a supervisor that was taken over has left behind, of its id, when there is no such supervisor: he would own the namespaces
-/// of the next one as well.
+/// Ends every process that has this supervisor's id, which no stack must have at the moment: one that was taken over may have left
+/// some, and they would own the namespaces of the next stack with that id.
 fn end_whoever_is(owner: Ids) -> Result<(), Failure> {
     let Ids { uid, .. } = owner;
     // The id after it is nobody's.

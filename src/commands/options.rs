@@ -1,8 +1,11 @@
 //! Which of a server's options may say where it listens: by what its own program prints as its usage, which is in the file.
 //! Nothing is run for that.
+#![forbid(unsafe_code)]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use super::installed::PLACES;
 
 /// No more of a program is looked at, in bytes.
 const LARGEST: u64 = 64 << 20;
@@ -34,15 +37,8 @@ pub(super) fn program(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name));
     }
-    let places = [
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-        "/usr/local/sbin",
-        "/usr/local/bin",
-    ];
-    let mut all = places.iter().map(|place| Path::new(place).join(name));
+    let places = PLACES.into_iter().chain(["/usr/local/bin"]);
+    let mut all = places.map(|place| Path::new(place).join(name));
     all.find(|path| path.is_file())
 }
 

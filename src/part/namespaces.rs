@@ -21,11 +21,12 @@ use nix::sched::CloneFlags;
 use nix::sys::socket::SockProtocol;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::confine::privileges::{self, Ids};
 use crate::plan::IdMap;
+use crate::sys::mount;
 use crate::sys::namespace::{setns, unshare};
 use crate::sys::process::vfork_and_rest;
 
@@ -243,7 +244,7 @@ impl Procfs {
     /// The host's for who may mount none, as an ordinary user's supervisor.
     fn new() -> io::Result<Self> {
         let host = || rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let opened = crate::sys::mount::new("proc", &[]).or_else(|_| host());
+        let opened = mount::new("proc", &[]).or_else(|_| host());
         let opened = opened.map_err(|e| io::Error::new(e.kind(), format!("/proc: {e}")))?;
         Ok(Self(opened))
     }
@@ -360,7 +361,7 @@ pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(process, file, flags, Mode::empty())?;
         let of_proc = rustix::fs::fstatfs(&file)?.f_type == rustix::fs::PROC_SUPER_MAGIC;
-        if !of_proc || mount(&file)? != mount(process)? {
+        if !of_proc || mount_id(&file)? != mount_id(process)? {
             return Err(io::Error::other("it is no file of /proc"));
         }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -372,8 +373,8 @@ pub fn write_maps(process: BorrowedFd<'_>, uids: &str, gids: &str) -> io::Result
     Ok(())
 }
 
-/// The mount that something is on.
-fn mount(fd: impl AsFd) -> io::Result<u64> {
+/// The number of the mount that something is on.
+fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     let wanted = StatxFlags::MNT_ID;
     let it = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted)?;
     match it.stx_mask & wanted.bits() {
@@ -673,16 +674,14 @@ fn lock(mounts: &[(OwnedFd, bool)]) -> Made {
     die_with_parent()?;
     let own = CloneFlags::CLONE_NEWNS;
     unshare(own).map_err(|e| ("unshare the mounts", e))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).map_err(at("make the mounts private"))?;
-    let place = crate::sys::mount::new("tmpfs", &[("mode", "700"), ("size", "1M")]);
+    mount::cut_off().map_err(at("make the mounts private"))?;
+    let place = mount::new("tmpfs", &[("mode", "700"), ("size", "1M")]);
     let place = place.map_err(at("make a tmpfs"))?;
-    let here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     // Any directory does that is there, but the root: who is in a root that was mounted over makes no user namespace.
-    rustix::mount::move_mount(&place, "", CWD, "/proc", here).map_err(at("attach a tmpfs"))?;
+    mount::attach(&place, "/proc").map_err(at("attach a tmpfs"))?;
     // The copy of the mounts has this directory moved as well.
     rustix::process::fchdir(&place).map_err(at("enter a tmpfs"))?;
-    for (number, (mount, is_directory)) in mounts.iter().enumerate() {
+    for (number, (volume, is_directory)) in mounts.iter().enumerate() {
         let name = number.to_string();
         let mode = Mode::RWXU;
         let made = match is_directory {
@@ -690,7 +689,7 @@ fn lock(mounts: &[(OwnedFd, bool)]) -> Made {
             false => rustix::fs::open(&name, OFlags::CREATE | OFlags::CLOEXEC, mode).map(drop),
         };
         made.map_err(at("make a place for a mount"))?;
-        rustix::mount::move_mount(mount, "", CWD, &name, here).map_err(at("attach a mount"))?;
+        mount::attach(volume, &name).map_err(at("attach a mount"))?;
     }
     unshare(own | CloneFlags::CLONE_NEWUSER).map_err(|e| ("copy the mounts", e))?;
     let copies = mounts

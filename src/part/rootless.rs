@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
-use rustix::mount::MountPropagationFlags;
 
 use crate::accounts::subordinate;
 use crate::plan::{RANGE, Subordinate};
@@ -60,11 +59,7 @@ pub fn become_root_of_own_namespaces(further: Option<Subordinate>) -> Result<(),
                 .map_err(at("map the gid"))?;
         }
     }
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .map_err(|e| at("make the mounts private")(e.into()))
+    crate::sys::mount::cut_off().map_err(|e| at("make the mounts private")(e.into()))
 }
 
 /// A child that stays where this process was, to have its ids mapped from there.

@@ -369,11 +369,11 @@ pub async fn open<const N: usize>(
             mounts.push((open.detached(id)?, look.directory));
         }
     }
-    let mut all: Vec<_> = opened.into_iter().flatten().collect();
+    let all: Vec<_> = opened.into_iter().flatten().collect();
     // An ordinary user's supervisor may do with his files as he does.
     let all: Vec<OwnedFd> = match mode == Mode::Root && !all.is_empty() {
         true => namespaces::locked(app.name.as_str(), all).await?,
-        false => all.drain(..).map(|(mount, _)| mount).collect(),
+        false => all.into_iter().map(|(mount, _)| mount).collect(),
     };
     let mut all = all.into_iter();
     Ok([(); N].map(|()| all.by_ref().take(mounted.len()).collect()))

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdMap, Mode, Plan, UplinkEnd};
+use super::{IdMap, Plan, UplinkEnd};
 use crate::config::{Egress, Protocol, TrafficLog};
 
 /// How it leaves, and why so.
@@ -72,7 +72,7 @@ impl Plan {
     #[must_use]
     pub fn supervisor_stays(&self) -> Option<&'static str> {
         match () {
-            () if self.mode == Mode::Rootless => Some("it is its user's, who may connect anyway"),
+            () if self.supervisor().is_none() => Some("it is its user's, who may connect anyway"),
             () if self.uplink.ends_at == UplinkEnd::Host => {
                 Some("the host forwards, and relays dial there")
             }

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::mount::OpenTreeFlags;
 
 use super::{
     DIRECTORY, READ_ONLY, RootfsError, at, attach, directories, file, file_in_its_place, tmpfs,
@@ -176,14 +176,7 @@ fn clone(of: &OwnedFd, path: &Path) -> Result<OwnedFd, RootfsError> {
 
 /// Attaches `mount` over `path` of the procfs, through no link.
 fn put(mount: &OwnedFd, proc: &OwnedFd, path: &Path) -> Result<(), RootfsError> {
-    rustix::mount::move_mount(
-        mount,
-        "",
-        proc,
-        path,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(at("cover in /proc", path))
+    sys::mount::attach_within(mount, proc, path).map_err(at("cover in /proc", path))
 }
 
 /// Writes what covers into the tmpfs.

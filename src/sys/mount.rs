@@ -2,10 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+};
 
 /// A new file system of that type, detached: nosuid, nodev, noexec.
 ///
@@ -24,6 +27,36 @@ pub fn new(kind: &str, options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd> 
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )
+}
+
+/// Makes every mount of this mount namespace private: what is mounted here appears nowhere else, nor the other way round.
+///
+/// # Errors
+/// What `mount(2)` says.
+pub fn cut_off() -> rustix::io::Result<()> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags)
+}
+
+/// Attaches a detached mount at a path from the working directory.
+///
+/// # Errors
+/// What `move_mount(2)` says.
+pub fn attach(mount: impl AsFd, path: impl AsRef<Path>) -> rustix::io::Result<()> {
+    attach_within(mount, CWD, path)
+}
+
+/// As [`attach`], at a path from `directory`; a link that it ends in is not followed.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_within(
+    mount: impl AsFd,
+    directory: impl AsFd,
+    path: impl AsRef<Path>,
+) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", directory, path.as_ref(), flags)
 }
 
 /// Sets mount attributes (`MOUNT_ATTR_*` of linux/mount.h) of the mount that `mount` stands for, and of all below it
