@@ -321,6 +321,7 @@ pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
 
 pub(super) const NFTA_SOCKET_KEY: u16 = 1;
 pub(super) const NFTA_SOCKET_DREG: u16 = 2;
+pub(super) const NFT_SOCKET_TRANSPARENT: u32 = 0;
 pub(super) const NFT_SOCKET_WILDCARD: u32 = 2;
 
 pub(super) const NFTA_LIMIT_RATE: u16 = 1;

@@ -919,7 +919,8 @@ fn one_that_turns_its_clients_away_is_told_where_it_sees_them() {
                 Some((address, words)) => assert!(
                     said.starts_with(&format!("hint: its clients come to it from {address},"))
                         && said.contains(words),
-                    "{words}: {said}"
+                    "{words}: {said}: {}",
+                    lab.status("web")["traffic"]
                 ),
                 None => assert_eq!(said, ""),
             }

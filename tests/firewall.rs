@@ -19,6 +19,7 @@ use lrpns::firewall::{
     sidecar_rules, to_json, to_text, transact, update, uplink_rules,
 };
 use lrpns::names::{IfName, PartName, StackName};
+use lrpns::net::publish::Listener;
 use lrpns::plan::{
     AppPlan, BridgePlan, EgressPlan, EgressVia, IdMap, Mac, Mode, Plan, PublishPlan, Transport,
     UplinkEnd, UplinkPlan,
@@ -934,17 +935,20 @@ struct Stack {
     host: Netns,
     sidecar: Netns,
     apps: [Netns; 2],
+    /// What listens at the ports that are published by DNAT, which clients are translated past.
+    listeners: Vec<Listener>,
 }
 
 impl Stack {
     /// The apps' ports 5000 to 5002 are published, 5003 is not; nothing listens on 5002.
     fn new(via: Transport) -> Self {
-        let stack = Stack {
+        let mut stack = Stack {
             plan: plan(2, 3, |_| via),
             client: Netns::new(),
             host: Netns::new(),
             sidecar: Netns::new(),
             apps: [Netns::new(), Netns::new()],
+            listeners: vec![],
         };
         stack.sidecar.enter(|| load(&sidecar_rules(&stack.plan)));
         stack.host.enter(|| load(&host_rules(&stack.plan)));
@@ -987,6 +991,17 @@ impl Stack {
                 std::thread::spawn(move || serve(&listener, number));
             }
         }
+        let all = stack.plan.published().map(|(_, port)| port);
+        let by_dnat =
+            all.filter(|port| port.via == Transport::Dnat && !port.listen.ip().is_loopback());
+        let listeners = by_dnat.map(|port| {
+            stack.host.enter(|| {
+                let listener = Listener::bind(port.listen, port.protocol, port.listen).unwrap();
+                listener.listen().unwrap();
+                listener
+            })
+        });
+        stack.listeners = listeners.collect();
         stack
     }
 
@@ -1103,6 +1118,16 @@ fn published_ports_answer_by_dnat_and_by_the_uplink_and_the_app_sees_the_sidecar
         stack.sidecar.enter(|| counted("guard", "drop-app-egress")),
         0
     );
+    // One that is left is where clients come to, though the rules are the same.
+    let (left, others) = stack.listeners.split_first().unwrap();
+    left.leave();
+    let made = stack
+        .client
+        .enter(|| TcpStream::connect_timeout(&"192.0.2.1:8000".parse().unwrap(), LONG))
+        .unwrap();
+    assert!(left.has_waiting());
+    drop(made);
+    assert!(!others.iter().any(Listener::has_waiting));
     // Published on the host's loopback, for the relay: not to the world.
     let refusal = stack
         .client

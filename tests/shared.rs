@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+
 use lrpns::stack::STEPS;
 use serde_json::Value;
 use support::lab::{Lab, describe, until};
@@ -249,6 +251,43 @@ fn what_a_killed_stack_leaves_beside_another_leads_nowhere_and_the_next_command_
             lab.lrpns_ok(&["down", "three"]);
             assert_eq!(table(), before);
         }
+    }
+}
+
+#[test]
+fn a_program_that_takes_the_port_of_a_killed_stack_is_reached_from_everywhere() {
+    let lab = lab();
+    up(&lab, "one");
+    up(&lab, "two");
+    kill(&lab, "one");
+    assert!(!part(&lab, "one").is_empty());
+    assert_eq!(get(&lab, "one"), Err(7));
+    let listener = lab.listen(&format!("0.0.0.0:{}", port("one")));
+    listener.set_nonblocking(true).unwrap();
+    for (from, wanted) in [("client", "10.99.0.2"), ("lab", "127.0.0.1")] {
+        let at = match from {
+            "client" => "10.99.0.1",
+            _ => "127.0.0.1",
+        };
+        let url = format!("http://{at}:{}/", port("one"));
+        let asks = ["curl", "-sS", "--max-time", "20", &url];
+        let asks = match from {
+            "client" => lab.spawn(&[&["ip", "netns", "exec", "client"], &asks[..]].concat()),
+            _ => lab.spawn(&asks),
+        };
+        let (mut made, peer) = until("it is reached", || listener.accept().ok());
+        assert_eq!(peer.ip().to_string(), wanted, "{from}");
+        let mut request = vec![];
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            made.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        made.write_all(b"HTTP/1.0 200 OK\r\n\r\nthe host's")
+            .unwrap();
+        drop(made);
+        let output = asks.wait_with_output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("the host's"));
     }
 }
 

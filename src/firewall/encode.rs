@@ -1305,14 +1305,16 @@ impl RuleEncoder<'_> {
                 Kind::Present
             }
             NamedExpression::Socket(socket) => {
-                if *socket.key != SocketAttr::Wildcard {
-                    return Err(unsupported(self.object, field));
-                }
+                let (number, kind) = match *socket.key {
+                    SocketAttr::Wildcard => (NFT_SOCKET_WILDCARD, Kind::Present),
+                    SocketAttr::Transparent => (NFT_SOCKET_TRANSPARENT, Kind::Flag),
+                    _ => return Err(unsupported(self.object, field)),
+                };
                 self.expression("socket", |out| {
-                    out.number(NFTA_SOCKET_KEY, NFT_SOCKET_WILDCARD);
+                    out.number(NFTA_SOCKET_KEY, number);
                     out.number(NFTA_SOCKET_DREG, register);
                 });
-                Kind::Present
+                kind
             }
             NamedExpression::Fib(fib) => {
                 if fib.result != FibResult::Type
@@ -1441,6 +1443,8 @@ enum Kind {
     PacketType,
     /// Whether there is a header.
     Present,
+    /// 0 or 1.
+    Flag,
     Port,
     Protocol,
     Family,
@@ -1462,7 +1466,12 @@ enum Kind {
 impl Kind {
     fn width(self) -> u32 {
         match self {
-            Kind::Protocol | Kind::Family | Kind::TcpFlags | Kind::Present | Kind::PacketType => 1,
+            Kind::Protocol
+            | Kind::Family
+            | Kind::TcpFlags
+            | Kind::Present
+            | Kind::Flag
+            | Kind::PacketType => 1,
             Kind::Port => 2,
             Kind::Address
             | Kind::User
@@ -1489,7 +1498,7 @@ impl Kind {
             Kind::Address6 => "ipv6_addr",
             Kind::Ether => "ether_addr",
             Kind::PacketType => "pkt_type",
-            Kind::Present => "boolean",
+            Kind::Present | Kind::Flag => "boolean",
             Kind::Port => "inet_service",
             Kind::Protocol => "inet_proto",
             Kind::Family => "nf_proto",
@@ -1517,6 +1526,7 @@ impl Kind {
                 .checked_mul(1000)
                 .map(|milliseconds| milliseconds.to_be_bytes().to_vec()),
             Expression::Boolean(yes) if self == Kind::Present => Some(vec![u8::from(*yes)]),
+            Expression::Number(bit @ 0..=1) if self == Kind::Flag => Some(vec![*bit as u8]),
             Expression::Number(number) if matches!(self, Kind::User) => {
                 Some(number.to_ne_bytes().to_vec())
             }

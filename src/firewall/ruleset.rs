@@ -24,7 +24,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::expr::{
     BinaryOperation, CT, Expression, Exthdr, Fib, FibFlag, FibResult, Map as MapExpression, Meta,
-    MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range,
+    MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range, Socket, SocketAttr,
 };
 use nftables::schema::{
     Chain, Map, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
@@ -720,7 +720,8 @@ pub fn capture_rules() -> Nftables<'static> {
 /// - All of these know the sidecar by its address as well as by the link, since a link may be taken over: [`uplink_rules`].
 /// - `forward`: to the sidecar goes what `prerouting` translated, out of it come replies to that; with relay alone,
 ///   nothing in either direction. So nobody routes around the published address.
-/// - `prerouting`: connections to one of the host's own addresses. Not the loopback's, which the relay serves; and there
+/// - `prerouting`: connections to one of the host's own addresses, of TCP while the listening socket says that it may be
+///   passed by ([`crate::net::publish::Listener::leave`]). Not the loopback's, which the relay serves; and there
 ///   is no such chain in `output`: what the host itself sends to its own address meets the relay's listening socket, which
 ///   exists either way. The counters of `dnat-*` count what was offered to the map.
 #[must_use]
@@ -874,10 +875,14 @@ impl<'p> HostSide<'p> {
             let family = of.family;
             // nft would ask for the family at the place where it is first needed: after the counter.
             let is_family = || is(meta(MetaKey::Nfproto), name(family.nfproto()));
+            let matches = || {
+                let open = (of.protocol == Protocol::Tcp).then(passes_by);
+                [is_family(), of.speaks()].into_iter().chain(open)
+            };
             table.rule(
                 "prerouting",
                 of.rule("dnat-exact"),
-                [is_family(), of.speaks()],
+                matches(),
                 family.dnat(
                     address(family.plan.sidecar),
                     lookup(concat([family.daddr(), of.dport()]), of.at("publish")),
@@ -886,7 +891,7 @@ impl<'p> HostSide<'p> {
             table.rule(
                 "prerouting",
                 of.rule("dnat-any"),
-                [is_family(), of.speaks()],
+                matches(),
                 family.dnat(
                     address(family.plan.sidecar),
                     lookup(of.dport(), of.at("publish_any")),
@@ -1522,6 +1527,13 @@ fn lookup(key: Expression<'static>, map: Expression<'static>) -> Expression<'sta
 
 fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
     compare(left, Operator::EQ, right)
+}
+
+/// Whether the socket that listens where the packet goes says that it may be passed by: [`crate::net::publish`].
+fn passes_by() -> Statement<'static> {
+    let key = Cow::Borrowed(&SocketAttr::Transparent);
+    let socket = Expression::Named(NamedExpression::Socket(Socket { key }));
+    is(socket, Expression::Number(1))
 }
 
 fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {

@@ -21,8 +21,8 @@
 //!
 //! A supervisor that ends while others live leaves its part: chains to which no packet comes, since neither the link nor the
 //! address is anybody's any more, and in the map of published ports its own. By that nothing is translated unless somebody
-//! listens at the published port (`socket`), as every published port's relay does: it goes with its stack. Whoever changes the
-//! table next ([`Shared::sweep`]) removes what belongs to no stack that lives.
+//! listens at the published port (`socket`), of TCP one who has set `IP_TRANSPARENT`, as every published port's relay does: it
+//! goes with its stack, or is kept by a service manager ([`crate::net::handed`]). Whoever changes the table next ([`Shared::sweep`]) removes what belongs to no stack that lives.
 //!
 //! Several processes send on one socket, and its answers come to whoever reads first. So who changes the table holds a lock
 //! on the socket (fcntl(2): such a lock is a process's, and of the open file whichever process has it).

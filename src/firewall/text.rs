@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use nftables::expr::{
     BinaryOperation, Expression, FibFlag, FibResult, MetaKey, NamedExpression, Payload,
-    PayloadBase, PayloadRaw,
+    PayloadBase, PayloadRaw, SocketAttr,
 };
 use nftables::schema::{
     Chain, NfListObject, NfObject, Nftables, Rule, SetFlag, SetType, SetTypeValue,
@@ -417,6 +417,9 @@ fn expression(what: &Expression<'_>) -> Result<String, TextError> {
                     && fib.flags.contains(&FibFlag::Daddr) =>
             {
                 "fib daddr type".to_owned()
+            }
+            NamedExpression::Socket(socket) if *socket.key == SocketAttr::Transparent => {
+                "socket transparent".to_owned()
             }
             _ => return Err(unsupported(what)),
         },

@@ -9,11 +9,12 @@
 //! manager waits there for who comes when the stack is gone; and what has a filter loses it when it is taken over, whoever
 //! has left it so, and when it is left ([`Listener::leave`]).
 //!
-//! A port that is published by DNAT can't be the manager's as well. The host translates what comes to it as long as somebody
-//! listens there ([`crate::firewall::Shared`]): with the stack gone and the manager listening, clients would be sent to a link
-//! that is gone. So such a port is not kept, and one of a socket unit is relayed. To keep one, its element in the host's map
-//! would have to go before the sidecar ends, since the kernel translates all that a client sends as its first SYN, and to come
-//! back when the apps answer; the supervisor has dropped what the first takes.
+//! The kernel translates all that a client sends as it did its first SYN. So where a port is published by DNAT, nobody new may be translated
+//! any more before the sidecar ends, and not until the apps answer again; the supervisor says both at the socket ([`super::publish`]),
+//! though it has dropped what changing a rule takes. One that is killed says nothing. Then the host's table translates as before, if
+//! another stack keeps it, until the next command of ours takes the port out of it (`ExecStopPost=` of the unit): who comes within that
+//! moment sends to a link that is gone, and gets through, or not, when the stack is back. A port of a socket unit is relayed: the manager's
+//! socket says nothing of this. Of UDP nothing is kept that is translated: there is no first packet that could be told.
 //!
 //! What the manager keeps goes with the unit: it can't be told from a stop whether a start follows, but the manager knows.
 //! It also drops a socket that is shut down, by itself (`FDPOLL`), and is told to.
@@ -56,7 +57,7 @@ impl Held {
     /// that the unit says it.
     #[must_use]
     pub fn of_ours(publish: &PublishPlan, ports: usize) -> Self {
-        if publish.via == Transport::Dnat {
+        if is_not_kept(publish) {
             return Self::Nobody;
         }
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
@@ -190,11 +191,11 @@ impl Handed {
         };
         let target = publish::target(plan, publish);
         let held = match (self.is_stored(), publish.via) {
-            (true, Transport::Relay) => Held::Stored,
-            (true, Transport::Dnat) => {
+            (true, _) if is_not_kept(publish) => {
                 forget(&self.name);
                 Held::Nobody
             }
+            (true, _) => Held::Stored,
             (false, _) => Held::Handed(self.name.clone()),
         };
         let prepared = || -> io::Result<u32> {
@@ -222,6 +223,11 @@ impl Handed {
             early,
         })
     }
+}
+
+/// Datagrams that are translated: those of a client that has sent one are for as long as it sends more, and nothing ends that.
+fn is_not_kept(publish: &PublishPlan) -> bool {
+    (publish.via, publish.protocol) == (Transport::Dnat, Protocol::Udp)
 }
 
 /// What a plan publishes, as far as it is worth reading.

@@ -9,6 +9,12 @@
 //!
 //! Once it listens the socket gets the option in any case: connections that it accepts pass it on to their TIME-WAIT, and
 //! the next run could not bind else.
+//!
+//! What is published by DNAT passes the socket by: the host's table translates a SYN if the socket that it would come to has
+//! `IP_TRANSPARENT` ([`crate::firewall::host_rules`]). To set that takes `NET_ADMIN`, to clear it takes nothing (`do_ip_setsockopt()`,
+//! net/ipv4/ip_sockglue.c). So a supervisor that has dropped all privilege can still have new clients come to the socket and
+//! wait there, before its sidecar ends. The option has no other effect on one that only listens: who may bind to addresses that are
+//! not the host's is bound already.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -18,6 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::sockopt::IpTransparent;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -127,6 +134,7 @@ impl Listener {
                 .map_err(io::Error::from)
                 .and_then(|()| Ok(sockopt::set_socket_reuseaddr(&*self.socket, true)?))
                 .and_then(|()| connects_nowhere(&self.socket))
+                .and_then(|()| self.pass_by())
                 .map_err(|source| ListenError {
                     address: self.address,
                     source,
@@ -148,10 +156,20 @@ impl Listener {
         }
     }
 
+    /// Lets new clients be translated, where a rule does that. Not past the socket of a unit, which is the service manager's.
+    fn pass_by(&self) -> io::Result<()> {
+        match self.held {
+            Held::Handed(_) => Ok(()),
+            Held::Nobody | Held::Stored => passed_by(&*self.socket),
+        }
+    }
+
     /// Leaves it to who else has it: whoever connects from now on waits.
     pub fn leave(&self) {
         let _ = match self.protocol {
-            Protocol::Tcp => connects_nowhere(&self.socket),
+            Protocol::Tcp => nix::sys::socket::setsockopt(&*self.socket, IpTransparent, &false)
+                .map_err(io::Error::from)
+                .and_then(|()| connects_nowhere(&self.socket)),
             Protocol::Udp => drop_incoming(self.socket.as_fd(), Dropped::Nothing),
         };
     }
@@ -204,6 +222,15 @@ impl Listener {
 /// What `setsockopt(2)` says.
 pub fn admit_no_more(socket: impl AsFd) -> io::Result<()> {
     drop_incoming(socket.as_fd(), Dropped::NewConnections)
+}
+
+/// Lets what is translated pass a socket of TCP by. Who may not set the option has no rules that look at it (rootless), or comes
+/// after whoever has bound the socket, and set it.
+fn passed_by(socket: impl AsFd) -> io::Result<()> {
+    match nix::sys::socket::setsockopt(&socket, IpTransparent, &true) {
+        Ok(()) | Err(nix::errno::Errno::EPERM) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Has a socket of TCP be of use for nothing but to listen, and answer whoever connects: it is of the host's network namespace, from
@@ -301,6 +328,7 @@ pub fn bound(address: SocketAddr, protocol: Protocol, others: Others) -> io::Res
         Protocol::Tcp => {
             sockopt::set_socket_reuseaddr(&socket, others != Others::None)?;
             carried(&socket)?;
+            passed_by(&socket)?;
         }
         // Here the same option would let another socket have the port as well.
         Protocol::Udp => {}

@@ -361,8 +361,15 @@ impl Tracker {
                 17 => 8,
                 _ => 0,
             };
-        let counted = [forgotten.from_client, forgotten.to_client]
-            .map(|(packets, bytes)| bytes.saturating_sub(packets.saturating_mul(header)));
+        // The first one's has more options than those after it: its segment size, its window's scale, and that it takes SACK.
+        let first = match forgotten.protocol {
+            6 => 8,
+            _ => 0,
+        };
+        let counted = [forgotten.from_client, forgotten.to_client].map(|(packets, bytes)| {
+            let headers = packets.saturating_mul(header).saturating_add(first);
+            bytes.saturating_sub(headers)
+        });
         self.end(now, &flow, how, Sent::Counted(counted));
     }
 
@@ -499,6 +506,35 @@ mod tests {
         match tracker.records.pop_back().unwrap().event {
             Event::End { bytes, how, .. } => (bytes, how),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_conntrack_has_counted_is_told_without_headers() {
+        // Packets and bytes to the client: SYN,ACK 60, an acknowledgement 52, FIN the same, a reset 40.
+        for (protocol, counted, bytes) in [
+            (6, (0, 0), 0),
+            (6, (1, 60), 0),
+            (6, (2, 112), 0),
+            (6, (3, 152), 0),
+            (6, (3, 60 + 52 + 52 + 1), 1),
+            (6, (3, 60 + 52 + 52 + 1000), 1000),
+            (17, (2, 2 * 28 + 100), 100),
+        ] {
+            let mut tracker = tracker();
+            let forgotten = Forgotten {
+                protocol,
+                client: ([10, 0, 0, 9].into(), 1),
+                server: ([172, 18, 0, 23].into(), 5000),
+                from_client: (0, 0),
+                to_client: counted,
+                is_over: true,
+            };
+            tracker.existing(&forgotten);
+            tracker.forgotten(at(1), &forgotten);
+            let (sent, _) = end(&mut tracker);
+            assert_eq!(sent, [Some(0), Some(bytes)], "{protocol} {counted:?}");
+            assert_eq!(tracker.totals.apps[0].bytes, [0, bytes]);
         }
     }
 

@@ -3,7 +3,6 @@
 //! For who has nothing to do with any stack a chain is as short as can be: such a packet is told by the first bytes of its
 //! link's name, and looked up by one address. What all our links are called begins with [`LINKS`].
 
-use nftables::expr::{Socket, SocketAttr};
 use nftables::stmt::VerdictMap;
 
 use super::*;
