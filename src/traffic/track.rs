@@ -295,7 +295,11 @@ impl Tracker {
         let bytes = match sent {
             Sent::Counted(bytes) => bytes.map(Some),
             Sent::Until(last) => [0, 1].map(|side| {
-                let sent = last[side]?.wrapping_sub(known.first[side]?).wrapping_sub(1);
+                // Of two who close at once, on a processor each, the second may go by before the first one's number is kept. So its
+                // acknowledgement tells, which may be of nothing but the SYN.
+                let sent = last[side]?
+                    .wrapping_sub(known.first[side]?)
+                    .saturating_sub(1);
                 // A reset may say any number; more than half of them is none that was reached.
                 let impossible = sent > u32::MAX / 2
                     && matches!(
@@ -535,6 +539,18 @@ mod tests {
             let (sent, _) = end(&mut tracker);
             assert_eq!(sent, [Some(0), Some(bytes)], "{protocol} {counted:?}");
             assert_eq!(tracker.totals.apps[0].bytes, [0, bytes]);
+        }
+    }
+
+    #[test]
+    fn who_closes_at_once_with_the_other_and_has_not_heard_of_it_makes_no_bytes() {
+        for first in [100, u32::MAX] {
+            let mut tracker = tracker();
+            let second = u32::wrapping_add(first, 1);
+            see(&mut tracker, at(0), &tcp(1, false, SYN | ACK, first, 11));
+            // Without a mark.
+            see(&mut tracker, at(1), &tcp(1, true, FIN | ACK, 15, second));
+            assert_eq!(end(&mut tracker).0, [Some(4), Some(0)], "{first}");
         }
     }
 
