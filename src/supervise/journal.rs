@@ -34,7 +34,7 @@ use crate::traffic;
 /// What the log may take of memory, in bytes.
 pub(super) const LOG_BYTES: usize = 4 << 20;
 /// What the traffic log may take of memory, in bytes.
-pub(super) const TRAFFIC_BYTES: usize = 4 << 20;
+pub(super) const TRAFFIC_BYTES: usize = 3 << 19;
 /// How many lines are made of the traffic log each second for those who follow it, and how many at once.
 pub(super) const TRAFFIC_LINES: u64 = 2_000;
 pub(super) const TRAFFIC_LINES_AT_ONCE: u64 = 20_000;
