@@ -532,7 +532,12 @@ fn one_that_listens_elsewhere_is_told_where_and_what_says_so() {
     assert!(code == 1 && said.contains(words), "{said}");
     let (code, said) = listens("('127.0.0.1', 8000)");
     assert_eq!(code, 1, "{said}");
+    // Or as it is; what is bound to another loopback is not reached so either.
+    let leave = "or leave it there: source = \"localhost\" takes its clients to its own 127.0.0.1,";
+    let (_, other) = listens("('127.0.0.2', 8000)");
+    assert!(!other.contains(leave), "{other}");
     for words in [
+        leave,
         "its configuration has it here: /etc/quiet/conf:4: bind_to = 127.0.0.1:8000.",
         "volumes = [\"./conf:/etc/quiet/conf\"]",
     ] {
@@ -884,7 +889,7 @@ fn one_that_turns_its_clients_away_is_told_where_it_sees_them() {
             "nothing\n",
             Some((
                 "172.18.0.1",
-                "in its own list of who may connect, 172.18.0.1 is to be allowed; or source = \"client\"",
+                "in its own list of who may connect, 172.18.0.1 is to be allowed; or source = \"localhost\": then each comes to it from 127.0.0.1",
             )),
         ),
         (
@@ -895,6 +900,12 @@ fn one_that_turns_its_clients_away_is_told_where_it_sees_them() {
                 "none has got an answer yet: who may connect it has here: /etc/quiet/conf:2: # allow-from=127.0.0.0/8",
             )),
         ),
+        (
+            "f'{at} - - [30/Nov/2026:17:00:00 +0000] \"GET / HTTP/1.1\" 403 199'",
+            "nothing\n",
+            Some(("172.18.0.1", "it turns them away: in its own list")),
+        ),
+        ("f'{at} - - \"GET / HTTP/1.1\" 200 403'", "nothing\n", None),
         ("'denied, 192.0.2.1'", "allowed = everybody\n", None),
         ("'welcome,', at", "nothing\n", None),
     ] {

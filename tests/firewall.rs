@@ -459,6 +459,35 @@ fn rulesets() -> Vec<Nftables<'static>> {
     plans()
         .iter()
         .flat_map(|plan| [sidecar_rules(plan), host_rules(plan)])
+        .chain(of_apps())
+        .collect()
+}
+
+/// The rules of apps whose clients come to their loopback: by TCP, by both, and at rows of ports.
+fn of_apps() -> Vec<Nftables<'static>> {
+    let mut all = plan(3, 2, |_| Transport::Dnat).apps;
+    let serves = |protocol, first_port, last_port| lrpns::config::Connect {
+        app: all[0].name.clone(),
+        protocol,
+        first_port,
+        last_port,
+    };
+    use lrpns::config::Protocol;
+    let more = [
+        vec![],
+        vec![serves(Protocol::Udp, 53, 53)],
+        vec![
+            serves(Protocol::Tcp, 7000, 7100),
+            serves(Protocol::Tcp, 7050, 7101),
+            serves(Protocol::Tcp, 7102, 7102),
+            serves(Protocol::Udp, 1, 65_535),
+        ],
+    ];
+    for (app, serves) in all.iter_mut().zip(more) {
+        (app.source, app.serves) = (Source::Localhost, serves);
+    }
+    all.iter()
+        .map(|app| lrpns::firewall::app_rules(app).unwrap())
         .collect()
 }
 
@@ -512,11 +541,16 @@ fn the_kernel_runs_the_same_instructions_whoever_loads_them() {
         lines.sort();
         lines
     }
-    for plan in plans() {
-        for (table, rules) in [
+    let of_apps = of_apps().into_iter();
+    let of_apps = of_apps.map(|rules| vec![(lrpns::firewall::APP_TABLE.to_owned(), rules)]);
+    let of_plans = plans().into_iter().map(|plan| {
+        vec![
             ("lrpns".to_owned(), sidecar_rules(&plan)),
             (host_table(&plan.stack), host_rules(&plan)),
-        ] {
+        ]
+    });
+    for all in of_plans.chain(of_apps) {
+        for (table, rules) in all {
             let ours = in_netns(|| {
                 load(&rules);
                 instructions(&table)

@@ -1103,6 +1103,22 @@ pub static CATALOGUE: &[Probe] = &[
     probe(
         In,
         Outside,
+        "rules-app",
+        "the rules in force in an app whose clients come to its loopback, to the instruction",
+        "design: plan, status and audit agree",
+        "what the kernel makes of the plan; no other table",
+    ),
+    probe(
+        In,
+        Network,
+        "in-app-loopback",
+        "packets to the loopback of an app whose clients come there, and in its name, from a sidecar past its own rules",
+        "CVE-2020-8558: route_localnet opens a loopback to the link",
+        "the counters of drop-to-loopback and drop-from-loopback grow",
+    ),
+    probe(
+        In,
+        Outside,
         "sidecar-sysctls",
         "the sidecar's settings: redirects, source routes, proxy ARP, reverse path",
         "ip-sysctl.rst",

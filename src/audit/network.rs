@@ -10,10 +10,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
 use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
+use super::outside::NOT_BY_LOOPBACK;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
-use crate::config::{Egress, METADATA6, Protocol};
-use crate::firewall::{SIDECAR_TABLE, end_table};
+use crate::config::{Egress, METADATA6, Protocol, Source};
+use crate::firewall::{APP_TABLE, SIDECAR_TABLE, end_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
 
@@ -678,6 +679,69 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         inject(field, field.sidecar, uplink.sidecar_link.as_str(), frame)
     });
     findings.add("host-guard", "host", worst(outcomes, ""));
+}
+
+/// What a sidecar that was taken over sends to the loopback of an app whose clients come there, or in its name. The kernel would
+/// take it in.
+pub fn to_loopback(
+    field: &Field<'_>,
+    app: &AppPlan,
+    net: &Result<Agent, String>,
+    findings: &mut Findings,
+) {
+    let own = Ipv4Addr::LOCALHOST;
+    let port = app.publish.first().map_or(DISCARD, |port| port.app_port);
+    let from = field.plan.bridge.address;
+    let attacks = [
+        ("guard/drop-to-loopback", segment(from, own, DISCARD, SYN)),
+        ("guard/drop-to-loopback", segment(from, own, port, SYN)),
+        (
+            "guard/drop-from-loopback",
+            segment(own, app.address, port, SYN),
+        ),
+    ];
+    let outcome = match app.source {
+        Source::Localhost => {
+            let dropped = attacks.into_iter().map(|(rule, packet)| {
+                let frame = ethernet(app.mac, field.plan.bridge.mac, 0x0800, &packet);
+                counted_by(field, app, net, rule, frame).unwrap_or_else(Outcome::unknown)
+            });
+            worst(dropped, "")
+        }
+        _ => Outcome::not_applicable(NOT_BY_LOOPBACK),
+    };
+    findings.add("in-app-loopback", app.name.as_str(), outcome);
+}
+
+/// Puts a frame on an app's link, which that rule in its network namespace must drop.
+fn counted_by(
+    field: &Field<'_>,
+    app: &AppPlan,
+    net: &Result<Agent, String>,
+    rule: &str,
+    frame: Vec<u8>,
+) -> Result<Outcome, String> {
+    let net = net.as_ref().map_err(Clone::clone)?;
+    let count = || match net.ask(&Ask::Counters(APP_TABLE.to_owned()))? {
+        Answer::Counters(counters) => Ok(counters.get(rule).copied().unwrap_or(0)),
+        _ => Err("the counters could not be read".to_owned()),
+    };
+    let before = count()?;
+    let sidecar = field.sidecar.as_ref().map_err(Clone::clone)?;
+    sidecar.ask(&Ask::Inject {
+        link: app.port_link.to_string(),
+        frame,
+    })?;
+    // The other processor may have taken it over.
+    for _ in 0..20 {
+        if count()? > before {
+            return Ok(Outcome::pass(format!("{rule} counted it")));
+        }
+        pause(2);
+    }
+    Ok(Outcome::fail(format!(
+        "sent, and {rule} has not counted it"
+    )))
 }
 
 /// What comes over the uplink and must get no further: between strangers; and, of a stack that has IPv6, to an app, to a

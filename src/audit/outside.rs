@@ -808,11 +808,15 @@ fn planned_for_host(target: &Target) -> Result<firewall::Batch, firewall::Encode
     }
 }
 
+/// Why there are no rules in an app.
+pub const NOT_BY_LOOPBACK: &str = "its clients don't come to its loopback";
+
 /// The rules in force, the sidecar's network and the host's.
-pub fn rules(
+pub fn rules<'a>(
     target: &Target,
     sidecar: &Result<Agent, String>,
     host: &Result<Agent, String>,
+    apps: impl Iterator<Item = (&'a AppPlan, &'a Result<Agent, String>)>,
     findings: &mut Findings,
 ) {
     let plan = &target.status.plan;
@@ -868,6 +872,18 @@ pub fn rules(
         "host",
         compare(host, end_table(plan), planned_for_host(target), false),
     );
+    for (app, net) in apps {
+        let outcome = match firewall::app_rules(app) {
+            Some(rules) => compare(
+                net,
+                firewall::APP_TABLE.to_owned(),
+                firewall::encode(&rules),
+                true,
+            ),
+            None => Outcome::not_applicable(NOT_BY_LOOPBACK),
+        };
+        findings.add("rules-app", app.name.as_str(), outcome);
+    }
 
     let bridge = plan.bridge.name.as_str();
     findings.add(
@@ -1057,7 +1073,8 @@ pub fn app_network(
     let own = own.into_iter().collect();
     findings.add("app-ipv6-off", name, ipv6_as_planned(net, network, own));
     findings.add("app-forwarding", name, sysctls(net, &namespaces::APP));
-    findings.add("app-sysctls", name, sysctls(net, &namespaces::COMMON));
+    let settings = namespaces::of_an_app(app.source == Source::Localhost);
+    findings.add("app-sysctls", name, sysctls(net, &settings));
 }
 
 /// The kernel's own for a link's multicast (ff00::/8), in the local table, which leads to that link only.

@@ -264,11 +264,12 @@ pub fn run(
         .map(|app| (app, target.enter(app.name.as_str())))
         .collect();
     outside::processes(&target, &mut findings);
-    outside::rules(&target, &sidecar_net, &host_net, &mut findings);
     let nets: Vec<_> = apps
         .iter()
         .map(|(_, entered)| agent(entered, |entered| Join::Network(entered.pidfd.as_fd())))
         .collect();
+    let of_apps = apps.iter().map(|(app, _)| *app).zip(&nets);
+    outside::rules(&target, &sidecar_net, &host_net, of_apps, &mut findings);
     for ((app, _), net) in apps.iter().zip(&nets) {
         outside::app_network(app, plan, net, &mut findings);
     }
@@ -370,6 +371,9 @@ pub fn run(
     for (((app, _), inside), beside) in apps.iter().zip(&probers).zip(&besides) {
         network::from_app(&field, app, inside, beside, &mut findings);
         domain::probe(plan, app, &Pair { inside, beside }, &mut findings);
+    }
+    for ((app, _), net) in apps.iter().zip(&nets) {
+        network::to_loopback(&field, app, net, &mut findings);
     }
     network::from_sidecar(&field, &in_sidecar, &mut findings);
     network::from_host(&field, &mut findings);

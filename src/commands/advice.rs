@@ -94,6 +94,7 @@ fn ended(app: &AppPlan, part: &PartStatus) -> Option<Exit> {
 /// Where an app sees its clients, those of this host among them.
 fn seen(plan: &Plan, app: &AppPlan) -> Vec<IpAddr> {
     let (four, six) = match app.source {
+        Source::Localhost => return vec![],
         Source::Sidecar => (plan.bridge.address, plan.bridge.address6),
         Source::Client => (plan.uplink.host_address, plan.uplink.host_address6),
     };

@@ -101,7 +101,7 @@ impl Filter {
 /// Whether packets of this client are the relay's where they are captured.
 fn goes_by_relay(client: IpAddr, plan: &Plan) -> bool {
     let of_family = |publish: &&PublishPlan| publish.listen.is_ipv4() == client.is_ipv4();
-    let mut apps = plan.apps.iter().filter(|app| app.source == Source::Sidecar);
+    let mut apps = plan.apps.iter().filter(|app| app.source != Source::Client);
     client != relays_address(client, plan)
         && apps.any(|app| {
             let mut published = app.publish.iter().filter(of_family);

@@ -5,7 +5,7 @@
 //! taken over from them is a path or a number, escaped and bounded.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -21,6 +21,8 @@ use crate::text;
 /// No more files of its configuration are searched, and no larger ones.
 const MOST_FILES: usize = 2000;
 const LARGEST_FILE: u64 = 1 << 20;
+/// What comes with `source = "localhost"`.
+const TRUSTED: &str = "and as 127.0.0.1: whoever may reach the port is to it who is at its own machine, so let it ask for a password, or name in allow who may";
 /// No more hints at once: the first is mostly the cause, and the rest its consequences.
 const MOST: usize = 3;
 /// A configuration that names more ports is not about those alone that its server binds.
@@ -225,6 +227,12 @@ impl Case<'_> {
             });
             // The command comes before a configuration.
             hints.truncate(1);
+            let own = |at: &&SocketAddr| at.ip() == IpAddr::from(Ipv4Addr::LOCALHOST);
+            if same.iter().any(own) && self.may_come_by_loopback() {
+                hints.push(format!(
+                    "or leave it there: source = \"localhost\" takes its clients to its own 127.0.0.1, {TRUSTED}"
+                ));
+            }
         } else if let Some(other) = others.first().filter(|_| same.is_empty()) {
             let publish = self
                 .app
@@ -244,6 +252,12 @@ impl Case<'_> {
         hints
     }
 
+    /// Whether its clients could come to its loopback, and don't.
+    fn may_come_by_loopback(&self) -> bool {
+        let four = self.app.publish.iter().all(|at| at.listen.is_ipv4());
+        four && !self.app.via_socket && self.app.source != Source::Localhost
+    }
+
     /// The hints for one that listened, and then did not answer.
     pub(super) fn deaf(&self) -> Vec<String> {
         let mut hints = self.hints();
@@ -260,7 +274,10 @@ impl Case<'_> {
     /// `silent` says that none has got a byte from it, by its configuration.
     pub(super) fn turns_away(&self, seen: &[IpAddr], silent: bool) -> Option<String> {
         let first = self.said.len().saturating_sub(LINES);
-        let said = self.said[first..].iter().rev().find_map(|line| {
+        let logged = self.logged();
+        let logged = logged.iter().flat_map(|(_, lines)| lines.iter().rev());
+        let mut said = self.said[first..].iter().rev().chain(logged);
+        let said = said.find_map(|line| {
             let lower = line.to_lowercase();
             let ends = |c: char| !(c.is_ascii_hexdigit() || c == '.' || c == ':');
             let mut words = lower.split(ends);
@@ -284,12 +301,15 @@ impl Case<'_> {
             Some(_) => "and it turns them away",
             None => "and none has got an answer yet",
         };
-        let own = match self.app.source {
-            Source::Sidecar => {
-                "; or source = \"client\": then it sees each client's own address, of those on this machine another of the stack's"
-            }
-            Source::Client => "",
-        };
+        let mut own = String::new();
+        if self.may_come_by_loopback() {
+            own += &format!(
+                "; or source = \"localhost\": then each comes to it from 127.0.0.1, {TRUSTED}"
+            );
+        }
+        if self.app.source == Source::Sidecar {
+            own += "; or source = \"client\": then it sees each client's own address, of those on this machine another of the stack's";
+        }
         let how = match listed {
             Some((path, number, line)) => format!(
                 "who may connect it has here: {}:{number}: {}. A copy of the file beside the stack's, with {address} there, comes as volumes = [\"./{}:{}\"]",
@@ -1577,6 +1597,8 @@ fn turns_away(lower: &str) -> bool {
         "dropping",
         "blocked",
         "no access",
+        // As a web server's log has it.
+        "\" 403 ",
     ]
     .iter()
     .any(|word| lower.contains(word))

@@ -7,7 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::values::{self, ValueError};
 use super::{
-    App, Egress, Protocol, Publish, Rootfs, SECRETS, Secret, Tmpfs, UnixGrant, Until, Volume,
+    App, Egress, Protocol, Publish, Rootfs, SECRETS, Secret, Source, Tmpfs, UnixGrant, Until,
+    Volume,
 };
 
 /// A value and the bytes of the file that it stands in.
@@ -200,13 +201,25 @@ pub(super) fn not_to_be_reached(app: &str) -> ValueError {
     )
 }
 
-/// The error for `source = "sidecar"` of an app that is handed its sockets.
-pub(super) fn sees_its_clients() -> ValueError {
+/// The error for another `source` than `client` of an app that is handed its sockets.
+pub(super) fn sees_its_clients(source: Source) -> ValueError {
+    let place = match source {
+        Source::Localhost => "it has no link from which they could be taken to its loopback",
+        _ => "it has no link on which the sidecar could put its own address in their place",
+    };
     ValueError::form(
-        "an app with `via = \"socket\"` sees its clients: it has no link on which the sidecar could put its own address in their place"
-            .to_owned(),
+        format!("an app with `via = \"socket\"` sees its clients: {place}"),
         "`source = \"client\"`, or no `source`",
         "source = \"client\"",
+    )
+}
+
+/// The error for an IPv6 address at which an app with `source = "localhost"` is published.
+pub(super) fn no_localhost6() -> ValueError {
+    ValueError::form(
+        "`source = \"localhost\"` takes clients to 127.0.0.1, and Linux takes nobody to ::1 who comes by a link".to_owned(),
+        "an IPv4 address",
+        "publish = [\"127.0.0.1:8080:8080\"]",
     )
 }
 

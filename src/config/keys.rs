@@ -51,7 +51,7 @@ keys! {
     START_TIMEOUT = "start_timeout": "a time in ms, s or m, at most 60m", r#"start_timeout = "60s""#;
     LISTEN = "listen": "a list of TCP ports from 1 to 65535, or 0 for whichever is free", r#"listen = [6379]"#;
     VIA = "via": r#""auto", "dnat", "relay" or "socket""#, r#"via = "auto""#;
-    SOURCE = "source": r#""sidecar" or "client""#, r#"source = "sidecar""#;
+    SOURCE = "source": r#""sidecar", "client" or "localhost""#, r#"source = "sidecar""#;
     EGRESS = "egress": "a list of `PROTOCOL ADDRESS[/LENGTH]:PORT[-PORT]`, the address of IPv6 in brackets", r#"egress = ["tcp 192.0.2.10:5432"]"#;
     CONNECT = "connect": "a list of `APP:PORT[-PORT][/tcp|/udp]`, apps of this file", r#"connect = ["db:5432"]"#;
     AFTER = "after": r#"a list of apps of this file, or a table of them with "started", "healthy" or "done" for each"#, r#"after = { db = "started", migrate = "done" }"#;

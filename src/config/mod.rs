@@ -690,6 +690,8 @@ pub enum Source {
     Sidecar,
     /// The client's own.
     Client,
+    /// Its own loopback's, where it is reached as well.
+    Localhost,
 }
 
 /// Where POSIX shared memory is (shm_overview(7)): every app has a tmpfs there, unless `tmpfs` gives it another size.

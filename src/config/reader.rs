@@ -498,6 +498,13 @@ impl Reader<'_> {
                 health.as_ref(),
             );
         }
+        if source == Some(Sees::Localhost) {
+            for publish in publish.iter().flatten() {
+                if publish.value.address.is_ipv6() {
+                    self.refused(publish.span.clone(), check::no_localhost6());
+                }
+            }
+        }
         let shown = name.to_string();
         let app = rootfs.zip(command).map(|(rootfs, command)| App {
             name,
@@ -578,9 +585,9 @@ impl Reader<'_> {
                 self.refused(span, check::no_network(key.name));
             }
         }
-        if source == Some(Sees::Sidecar) {
+        if let Some(sees @ (Sees::Sidecar | Sees::Localhost)) = source {
             let span = self.place_of(section, keys::SOURCE);
-            self.refused(span, check::sees_its_clients());
+            self.refused(span, check::sees_its_clients(sees));
         }
         if replace == Some(Replace::Rolling) {
             let span = self.place_of(section, keys::REPLACE);

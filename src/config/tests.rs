@@ -996,6 +996,23 @@ limits = { memory = "256M", pids = 64, cpu = 1.0 }
 }
 
 #[test]
+fn clients_come_to_a_loopback_of_ipv4_by_a_link() {
+    let file = |more: &str| {
+        format!(
+            "name = \"x\"\n[network]\nipv6 = \"fd00:18::/64\"\n{}",
+            &app(more)[11..]
+        )
+    };
+    let six =
+        file("source = \"localhost\"\npublish = [\"80:80\", \"[::]:81:80\"]\nvia = \"relay\"");
+    assert_problems(&six, &[(7, 21, "takes clients to 127.0.0.1")]);
+    let handed = file("source = \"localhost\"\npublish = [\"80:80\"]\nvia = \"socket\"");
+    assert_problems(&handed, &[(6, 1, "it has no link from which")]);
+    let config = read(&file("source = \"localhost\"\npublish = [\"80:80\"]")).unwrap();
+    assert_eq!(config.apps[0].source, Source::Localhost);
+}
+
+#[test]
 fn an_order_names_apps_of_the_file_that_can_get_as_far_and_has_no_circle() {
     let file = |web: &str, db: &str| {
         let app = "rootfs = \"host\"\ncommand = [\"sh\"]\n";

@@ -476,10 +476,12 @@ pub(super) fn via(text: &str) -> Result<Via, ValueError> {
 
 /// `source`.
 pub(super) fn source(text: &str) -> Result<Source, ValueError> {
-    one_of(
-        text,
-        &[("sidecar", Source::Sidecar), ("client", Source::Client)],
-    )
+    let words = [
+        ("sidecar", Source::Sidecar),
+        ("client", Source::Client),
+        ("localhost", Source::Localhost),
+    ];
+    one_of(text, &words)
 }
 
 /// `restart`.

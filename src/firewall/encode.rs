@@ -94,6 +94,15 @@ pub fn encode_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
     encode_all(rules, 0, &[])
 }
 
+/// The transaction that takes away a table of this name, if there is one.
+#[must_use]
+pub fn encode_without(table: &str) -> Batch {
+    let mut encoder = Encoder::begin(0);
+    encoder.table("inet", table);
+    encoder.no_table("inet", table);
+    encoder.finish()
+}
+
 /// The transaction that makes an empty table of ours: what a test of who may change rules sends.
 #[must_use]
 pub fn an_empty_table() -> Batch {
@@ -296,6 +305,14 @@ impl Encoder {
                 }
             });
         }
+    }
+
+    /// Delete, with all its content.
+    fn no_table(&mut self, family: &str, name: &str) {
+        let label = format!("table {family} {name}");
+        self.message(libc::NFT_MSG_DELTABLE, 0, label, |table| {
+            table.text(NFTA_TABLE_NAME, name);
+        });
     }
 
     /// What nft has made of the user's rules: as it is, but into our table, with nothing that could hook anywhere.

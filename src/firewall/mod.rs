@@ -42,7 +42,8 @@ mod update;
 pub use conntrack::{Fill, Grants, forget_udp, forget_ungranted, grants, host_grants};
 pub use counters::{Listing, Object, counted, counters, list, tables};
 pub use encode::{
-    Batch, EncodeError, an_empty_table, encode, encode_owned, encode_together, sidecar_batch,
+    Batch, EncodeError, an_empty_table, encode, encode_owned, encode_together, encode_without,
+    sidecar_batch,
 };
 pub use extra::{ExtraChange, Snapshot, added, snapshot};
 pub use forwarding::{
@@ -52,8 +53,9 @@ pub use json::to_json;
 pub use load::{LoadError, Socket, transact};
 pub use pieces::Pieces;
 pub use ruleset::{
-    CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, UPLINK_OUT, capture_rules, closed_host_rules,
-    end_table, host_rules, host_table, is_of, is_ours, sidecar_rules, uplink_rules, without_chain,
+    APP_TABLE, CAPTURE_TABLE, CAPTURED, SIDECAR_TABLE, UPLINK_OUT, app_rules, capture_rules,
+    closed_host_rules, end_table, host_rules, host_table, is_of, is_ours, sidecar_rules,
+    uplink_rules, without_chain,
 };
 pub use shared::{Shared, SharedError, TABLE as SHARED_TABLE, alone};
 pub use text::{TextError, to_text};

@@ -14,6 +14,7 @@
 mod edges;
 pub(super) mod egress;
 mod frame;
+mod localhost;
 mod rate;
 mod uplink;
 
@@ -36,6 +37,7 @@ use nftables::stmt::{
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 pub(super) use frame::frame;
+pub use localhost::{APP_TABLE, app_rules};
 pub use uplink::{UPLINK_OUT, uplink_rules};
 
 use super::logging;

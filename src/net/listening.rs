@@ -203,11 +203,12 @@ impl Listening {
     }
 
     /// Whether there is a connection of TCP to a port that somebody listens at, of whatever state but its very end: one that
-    /// a process has, or whose end is still under way.
+    /// a process has, or whose end is still under way. Connections within are none, of which both ends are here; where clients
+    /// come to the loopback (`by_loopback`), nothing else tells theirs from those.
     ///
     /// # Errors
     /// [`Error::SockDiag`].
-    pub fn has_clients(&self) -> Result<bool, Error> {
+    pub fn has_clients(&self, by_loopback: bool) -> Result<bool, Error> {
         let listening = self.of(Protocol::Tcp)?.into_iter();
         let listening: BTreeSet<u16> = listening.map(|socket| socket.address.port()).collect();
         let states = || {
@@ -219,18 +220,31 @@ impl Listening {
                 | StateFlags::CLOSING
                 | StateFlags::LAST_ACK
         };
-        let mut found = false;
+        let (mut found, mut within, mut ends) = (false, vec![], BTreeSet::new());
         for family in FAMILIES {
-            self.dump(family, 0, (IPPROTO_TCP, states()), |socket| {
+            let states = match by_loopback {
+                true => StateFlags::from_bits_retain(ANY_STATE),
+                false => states(),
+            };
+            self.dump(family, 0, (IPPROTO_TCP, states), |socket| {
                 let id = &socket.header.socket_id;
-                let within =
-                    id.source_address == id.destination_address || id.source_address.is_loopback();
+                let own = (id.source_address.to_canonical(), id.source_port);
+                let other = (id.destination_address.to_canonical(), id.destination_port);
+                ends.insert((own, other));
+                let is_within = own.0 == other.0 || own.0.is_loopback();
                 // Without a process that is what the kernel remembers of it, as TIME-WAIT.
-                let over = socket.header.state == FIN_WAIT2 && socket.header.inode == 0;
-                found |= !within && !over && listening.contains(&id.source_port);
+                let over = match socket.header.state {
+                    FIN_WAIT2 => socket.header.inode == 0,
+                    state => [TIME_WAIT, LISTEN].contains(&state),
+                };
+                match !over && listening.contains(&id.source_port) {
+                    true if is_within => within.push((other, own)),
+                    is_client => found |= is_client,
+                }
             })
             .map_err(Error::SockDiag)?;
         }
+        found |= by_loopback && within.iter().any(|other_end| !ends.contains(other_end));
         Ok(found)
     }
 

@@ -323,6 +323,40 @@ pub(crate) const APP: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), PORTS_AGAIN
 /// It listens where it likes, at port 80 as well: its ports are its own, and who reaches them the rules say.
 const APP_PORTS: [(&str, &str); 1] = [("ipv4/ip_unprivileged_port_start", "0")];
 
+/// Where connections are tracked, in an app's network namespace: as in the sidecar's, through which all of them come.
+pub(crate) const TRACKING: [(&str, &str); 5] =
+    [SIDECAR[5], SIDECAR[6], SIDECAR[7], SIDECAR[8], SIDECAR[9]];
+
+/// What is translated to 127.0.0.1 is taken in, and out again.
+pub(crate) const LOCALNET: (&str, &str) = ("ipv4/conf/all/route_localnet", "1");
+/// As it is without.
+pub(crate) const NO_LOCALNET: (&str, &str) = (LOCALNET.0, "0");
+
+/// What of [`COMMON`] and beside it is set in an app's network namespace, where its clients come to its loopback or else.
+pub(crate) fn of_an_app(by_loopback: bool) -> Vec<(&'static str, &'static str)> {
+    let own = |setting: (&'static str, &'static str)| match by_loopback && setting == NO_LOCALNET {
+        true => LOCALNET,
+        false => setting,
+    };
+    let more = TRACKING.into_iter().filter(|_| by_loopback);
+    COMMON.into_iter().map(own).chain(more).collect()
+}
+
+/// Sets them in the network namespace that this process is in, over which it has NET_ADMIN.
+///
+/// # Errors
+/// What the kernel says, of which.
+pub fn set(settings: &[(&str, &str)]) -> io::Result<()> {
+    let there = Settings::at(&Procfs::new()?, "sys/net")?;
+    for (name, value) in settings {
+        match there.set(name, value) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name.ends_with("_events") => {}
+            done => done.map_err(|e| io::Error::new(e.kind(), format!("net/{name}: {e}")))?,
+        }
+    }
+    Ok(())
+}
+
 /// The relay's forwards nothing.
 pub(crate) const RELAY: [(&str, &str); 2] = [("ipv4/ip_forward", "0"), PORTS_AGAIN];
 

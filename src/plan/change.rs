@@ -334,7 +334,13 @@ fn app_change(
         because.push(key("egress"));
         why.push("its /etc/resolv.conf is made when it starts".to_owned());
     }
-    if old.source == Source::Client && new.source == Source::Sidecar {
+    let by_loopback = |app: &AppPlan| app.source == Source::Localhost;
+    if by_loopback(old) != by_loopback(new) {
+        because.push(key("source"));
+        why.push(
+            "its open connections are with the address at which it sees their clients".to_owned(),
+        );
+    } else if old.source == Source::Client && new.source == Source::Sidecar {
         because.push(key("source"));
         why.push("its open connections are with clients to whom it has no route then".to_owned());
     }
@@ -349,6 +355,20 @@ fn app_change(
     } else if old.handed() != new.handed() {
         because.push(key("publish"));
         why.push("it is handed its sockets when it starts".to_owned());
+    }
+    let answers = |app: &AppPlan| [Protocol::Tcp, Protocol::Udp].map(|of| app.answers_on(of));
+    if by_loopback(old) && by_loopback(new) && answers(old) != answers(new) {
+        let published = |app: &AppPlan| -> BTreeSet<_> {
+            let all = app.publish.iter();
+            all.map(|at| (at.app_port, at.protocol)).collect()
+        };
+        because.push(match published(old) != published(new) {
+            true => key("publish"),
+            false => "app.connect".to_owned(),
+        });
+        why.push(
+            "the rules that take its clients to its loopback are loaded when it starts".to_owned(),
+        );
     }
     because.dedup();
     for name in differing(&object(old), &object(new)) {

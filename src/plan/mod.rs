@@ -613,6 +613,34 @@ impl AppPlan {
         std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
     }
 
+    /// Where it has to listen for its clients to reach it at `address`, which is one of its own.
+    #[must_use]
+    pub fn heard_at(&self, address: SocketAddr) -> SocketAddr {
+        match (self.source, address) {
+            (Source::Localhost, SocketAddr::V4(at)) => (Ipv4Addr::LOCALHOST, at.port()).into(),
+            _ => address,
+        }
+    }
+
+    /// The ports at which its published ports and other apps come to it, from the first to the last of each row.
+    #[must_use]
+    pub fn answers_on(&self, protocol: Protocol) -> Vec<(u16, u16)> {
+        let published = self.publish.iter().filter(|at| at.protocol == protocol);
+        let published = published.map(|at| (at.app_port, at.app_port));
+        let served = self.serves.iter().filter(|to| to.protocol == protocol);
+        let served = served.map(|to| (to.first_port, to.last_port));
+        let mut all: Vec<(u16, u16)> = published.chain(served).collect();
+        all.sort_unstable();
+        let mut rows: Vec<(u16, u16)> = vec![];
+        for (first, last) in all {
+            match rows.last_mut() {
+                Some((_, end)) if u32::from(first) <= u32::from(*end) + 1 => *end = last.max(*end),
+                _ => rows.push((first, last)),
+            }
+        }
+        rows
+    }
+
     /// Where the sockets listen that it is handed, each once, in the order of its published ports; none if it has a network.
     #[must_use]
     pub fn handed(&self) -> Vec<SocketAddr> {
@@ -956,7 +984,8 @@ impl Plan {
         let published = app.publish.iter().filter(|publish| publish.waited);
         // What it is handed listens already.
         let published = published.filter(|_| !app.via_socket);
-        let published = published.map(|publish| (publish.protocol, app.service(publish)));
+        let published =
+            published.map(|publish| (publish.protocol, app.heard_at(app.service(publish))));
         let later = |other: &&AppPlan| other.after.iter().any(|after| after.app == app.name);
         let served = self.apps.iter().filter(later).flat_map(|other| {
             let its = other.connect.iter().filter(|to| to.app == app.name);
@@ -965,7 +994,7 @@ impl Plan {
         });
         let served = served.map(|to| {
             let at = SocketAddr::new(app.address.into(), to.first_port);
-            (to.protocol, at)
+            (to.protocol, app.heard_at(at))
         });
         published.chain(served).collect()
     }

@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use super::{AppPlan, Mac, Plan};
-use crate::config::{Connect, Protocol, Replace};
+use crate::config::{Connect, Protocol, Replace, Source};
 use crate::names::{IfName, PartName};
 
 /// Which of two of the same name an app is, while one takes the other's place.
@@ -103,12 +103,15 @@ impl AppPlan {
             Some(spare) if self.away => (spare.address, spare.address6),
             _ => (self.address, self.address6),
         };
+        // Whom its rules take to its loopback come by IPv4 ([`Source::Localhost`]).
+        let six = six.filter(|_| self.source != Source::Localhost);
         std::iter::once(four.into()).chain(six.map(IpAddr::from))
     }
 
     /// Where others look for it, and where it is: the same twice, as a rule.
     pub fn known_at(&self) -> impl Iterator<Item = IpAddr> {
-        self.home().chain(self.addresses())
+        let is_known = |at: &IpAddr| at.is_ipv4() || self.source != Source::Localhost;
+        self.home().chain(self.addresses().filter(is_known))
     }
 
     /// The IPv4 one of them.

@@ -63,6 +63,14 @@ pub enum StackError {
     /// New rules for a sidecar that is up; the old ones are in force, all of them.
     #[error("the sidecar's rules: {0}")]
     Rules(#[source] firewall::LoadError),
+    /// The rules in an app's own network namespace.
+    #[error("load the rules by which clients of {app} come to its loopback: {source}")]
+    OwnRules {
+        /// The app.
+        app: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The user's own rules.
     #[error(transparent)]
     Extra(#[from] rules::ExtraError),

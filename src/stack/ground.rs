@@ -10,6 +10,7 @@ use futures_util::future::{TryFutureExt, try_join_all};
 
 use super::egress;
 use super::error::StackError;
+use super::localhost::OwnRules;
 use super::mounts::{Kept, Open};
 use super::rules::CompiledRules;
 use super::socket::Handed;
@@ -72,6 +73,8 @@ pub(super) struct AppGround {
     pub(super) kept: Arc<Kept>,
     /// The sockets that it is handed.
     pub(super) handed: Arc<Handed>,
+    /// The rules in its network namespace.
+    pub(super) rules: Arc<OwnRules>,
 }
 
 /// The directory that is an app's root, held open.
@@ -117,6 +120,7 @@ impl AppGround {
             listening: Arc::new(Listening::from_fd(sockets.second)?),
             kept: Arc::new(kept),
             handed: Arc::default(),
+            rules: Arc::default(),
         })
     }
 

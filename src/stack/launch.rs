@@ -242,6 +242,7 @@ impl Ground {
         index: usize,
         streams: MakeStreams<'_>,
     ) -> Result<Launched, StackError> {
+        self.load_own_rules(index).await?;
         let app = &self.plan.apps[index];
         let failed = |source| StackError::Io {
             what: "make the app's standard streams",

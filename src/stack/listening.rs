@@ -253,6 +253,9 @@ fn describe(listening: &[ListeningSocket], target: SocketAddr) -> String {
     let list: Vec<String> = listening.iter().map(ToString::to_string).collect();
     let same_port = |l: &ListeningSocket| l.address.port() == target.port();
     let hint = match listening.iter().any(same_port) {
+        true if target.ip().is_loopback() => {
+            "; let it bind 127.0.0.1, at which its clients come to it"
+        }
         true if target.is_ipv6() => "; let it bind [::], since it is published at an IPv6 address",
         true => "; let it bind 0.0.0.0 instead",
         false => "",

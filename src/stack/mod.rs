@@ -21,6 +21,7 @@ pub mod health;
 mod launch;
 mod listening;
 mod load;
+mod localhost;
 mod mounts;
 mod order;
 mod replace;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AppGround, Ground, Listening, PartId, Rtnl, StackError};
+use crate::config::Source;
 use crate::names::PartName;
 use crate::part::cgroup::Entrance;
 use crate::part::namespaces::Network;
@@ -33,6 +34,7 @@ impl AppGround {
             listening: Arc::new(Listening::from_fd(sockets.second)?),
             kept: Arc::clone(&self.kept),
             handed: Arc::clone(&self.handed),
+            rules: Arc::default(),
         })
     }
 }
@@ -131,6 +133,7 @@ impl Ground {
                 ground.namespaces = Arc::clone(&its.namespaces);
                 ground.route = Arc::clone(&its.route);
                 ground.listening = Arc::clone(&its.listening);
+                ground.rules = Arc::clone(&its.rules);
             }
         }
         next
@@ -159,7 +162,8 @@ impl Ground {
         let Some(place) = self.place(number) else {
             return Ok(());
         };
-        let has_clients = Listening::has_clients;
+        let by_loopback = self.plan.apps[place].source == Source::Localhost;
+        let has_clients = |its: &Listening| its.has_clients(by_loopback);
         let its = &self.apps[place].listening;
         its.until_none(has_clients).await?;
         tokio::time::sleep(ARRIVES_WITHIN).await;

@@ -16,8 +16,8 @@ use crate::audit::agent::{Agent, Answer, Ask};
 use crate::audit::catalogue::{Probe, Side, probe};
 use crate::audit::survey::{Link, Survey};
 use crate::audit::{Group, Outcome};
-use crate::config::Protocol;
-use crate::firewall::{self, SIDECAR_TABLE, host_table, is_ours};
+use crate::config::{Protocol, Source};
+use crate::firewall::{self, APP_TABLE, SIDECAR_TABLE, host_table, is_ours};
 use crate::net;
 use crate::plan::{AppPlan, FamilyPlan, Mac, Plan, UplinkEnd};
 
@@ -534,6 +534,9 @@ fn policies(scene: &Scene<'_>) -> Found {
             }
             Place::Relay => {
                 wanted.insert(format!("table inet {}", host_table(&plan.stack)));
+            }
+            Place::App(app) if app.source == Source::Localhost => {
+                wanted.insert(format!("table inet {APP_TABLE}"));
             }
             Place::Host => return None,
             _ => {}

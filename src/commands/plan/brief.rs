@@ -231,8 +231,13 @@ fn of_traffic(app: &AppPlan) -> Vec<Said> {
     if let Some(rate) = app.rate {
         all.push(("rate", format!("new connections: {rate}")));
     }
-    if app.source == Seen::Client {
-        all.push(("sees", "its clients' own addresses".to_owned()));
+    match app.source {
+        Seen::Sidecar => {}
+        Seen::Client => all.push(("sees", "its clients' own addresses".to_owned())),
+        Seen::Localhost => all.push((
+            "sees",
+            "127.0.0.1 for every client, and is reached there".to_owned(),
+        )),
     }
     all
 }

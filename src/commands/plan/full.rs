@@ -359,6 +359,7 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
     let source = match app.source {
         Seen::Sidecar => "the sidecar's address for every client",
         Seen::Client => "its clients' own addresses, and has a default route to answer them",
+        Seen::Localhost => "127.0.0.1 for every client, and is reached at its own 127.0.0.1",
     };
     writeln!(out, "  sees {source}  ({})", key("source"))?;
     if !app.connect.is_empty() {

@@ -578,7 +578,7 @@ impl<'a> Case<'a> {
             }
             (Some(true), Protocol::Tcp) => {
                 let crowd = place.connections.map(|fill| fill.now);
-                let crowd = crowd.filter(|now| *now >= CROWD && app.source == Source::Sidecar);
+                let crowd = crowd.filter(|now| *now >= CROWD && app.source != Source::Client);
                 let why = crowd.map_or_else(
                     || "its backlog is full, or it has no way back".to_owned(),
                     |now| {

@@ -1257,7 +1257,7 @@ fn behind_closed_ports(wide: &Plan, new: &Plan) -> Plan {
     let mut plan = wide.clone();
     for app in &mut plan.apps {
         let after = new.app(&app.name).map(|app| app.source);
-        if app.source == Source::Client && after == Some(Source::Sidecar) {
+        if app.source == Source::Client && after.is_some_and(|after| after != Source::Client) {
             app.closing.append(&mut app.publish);
         }
     }
