@@ -84,6 +84,19 @@ fn a_cause_has_its_own_hint_with_the_line_to_paste() {
                 .to_owned(),
         ),
         (
+            python(
+                "raise SystemExit('x: can\\'t bind tcp socket: Permission denied\\nx: cannot open control interface ::1 8952\\nx: no control')",
+            ),
+            "\nhint: a TCP port that it uses within itself is not published: listen = [8952]"
+                .to_owned(),
+        ),
+        (
+            python(
+                "raise SystemExit('x: bind: Cannot assign requested address\\nx: cannot open control interface ::1 8952')",
+            ),
+            "no ::1: ipv6 = \"fd00:18::/64\" in [network]".to_owned(),
+        ),
+        (
             python("raise SystemExit('error for cert file: /mnt/key\\nPermission denied')"),
             "secrets = [\"key=/mnt/key\"]".to_owned(),
         ),

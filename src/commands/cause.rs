@@ -983,11 +983,21 @@ impl Case<'_> {
                 if unreadable.is_some() {
                     return unreadable;
                 }
+                // So may be the port that could not be had, as in `cannot open control interface ::1 8952`.
+                let binds = has(&["bind", "listen"]);
+                let near = self.said.iter().rev().take(LINES).find_map(|line| {
+                    let lower = line.to_lowercase();
+                    let mut fails = ["cannot", "can't", "could not", "unable", "fail"].iter();
+                    let own = port(&lower).filter(|port| !self.publishes(*port));
+                    own.filter(|_| fails.any(|word| lower.contains(word)))
+                });
+                if let Some(port) = near.filter(|_| binds) {
+                    return Some(self.own_port(port));
+                }
                 // Its own name may be a service's, with a port that nobody has published.
                 let program = self.program().to_lowercase();
                 let bare = program.strip_suffix('d').unwrap_or(&program);
                 let port = self.named_port(&format!("{program} {bare}"));
-                let binds = has(&["bind", "listen"]);
                 if let Some(port) = port.filter(|port| binds && !self.publishes(*port)) {
                     return Some(self.own_port(port));
                 }
@@ -1095,6 +1105,10 @@ impl Case<'_> {
             return Some("the app has no IPv6: tell it to listen on 0.0.0.0, or add ipv6 = \"fd00:18::/64\" to [network]".to_owned());
         }
         if has(&["cannot assign requested address", "eaddrnotavail"]) {
+            let mut near = self.said.iter().rev().take(LINES);
+            if self.app.address6.is_none() && near.any(|line| line.contains("::1")) {
+                return Some("the app has no IPv6, and so no ::1: ipv6 = \"fd00:18::/64\" in [network] gives it both, or leave ::1 out".to_owned());
+            }
             return Some(format!(
                 "the app's own address is {}: tell it to listen on 0.0.0.0",
                 self.app.address
