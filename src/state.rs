@@ -351,10 +351,41 @@ impl StateRoot {
         named(&self.0, |name| Some(name))
     }
 
+    /// Whether what is in a stack's directory is of that run ([`Plan::run`]), and not of one since.
+    #[must_use]
+    pub fn is_of(&self, name: &StackName, run: &str) -> bool {
+        #[derive(serde::Deserialize)]
+        struct Run {
+            run: String,
+        }
+        let saved = self.read_plan::<Run>(name);
+        saved.is_some_and(|saved| saved.run == run)
+    }
+
     /// The plan that a stack was brought up with; `None` when there is none that can be read.
     #[must_use]
     pub fn plan(&self, name: &StackName) -> Option<Plan> {
         self.read_plan(name)
+    }
+
+    /// The same, as nobody but this user's commands can have written it: root's do by it what a supervisor that has dropped could not.
+    ///
+    /// # Errors
+    /// [`StateError`]; [`StateError::NotOurs`] when somebody else could have written it.
+    pub fn saved(&self, name: &StackName) -> Result<Plan, StateError> {
+        self.check_ours()?;
+        let path = self.stack(name).join("plan.json");
+        let own = nix::unistd::geteuid().as_raw();
+        for (path, is_kind) in [(&self.stack(name), libc::S_IFDIR), (&path, libc::S_IFREG)] {
+            let meta = std::fs::symlink_metadata(path).map_err(at("look at", path))?;
+            let mode = meta.mode();
+            if meta.uid() != own || mode & 0o022 != 0 || mode & libc::S_IFMT != is_kind {
+                let (path, uid, mode) = (path.clone(), meta.uid(), mode & 0o7777);
+                return Err(StateError::NotOurs { path, uid, mode });
+            }
+        }
+        let text = std::fs::read(&path).map_err(at("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| at("read", &path)(e.into()))
     }
 
     /// Whether somebody is about to save another plan of a stack.

@@ -631,3 +631,92 @@ fn a_supervisor_answers_nobody_else_whoever_opens_the_way_to_its_socket() {
     assert_eq!(lab.ok(&[PYTHON, "-c", ASKS]), "1000\n");
     lab.lrpns_ok(&["down", "customerA"]);
 }
+
+/// As who has taken a supervisor over: of what joins a part it says, with a process of that part, that it may do everything.
+const LIES: &str = r#"
+import array, json, os, socket, struct
+os.chdir("/run/lrpns/customerA")
+os.umask(0o177)
+os.rename("control.sock", "real.sock")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("control.sock")
+listener.listen()
+print("ready", flush=True)
+def hear(s):
+    length, control, _, _ = s.recvmsg(4, socket.CMSG_SPACE(4))
+    text = b""
+    while len(text) < struct.unpack("<I", length)[0]:
+        text += s.recv(65536)
+    return text, [fd for _, _, data in control for fd in array.array("i", data)]
+def say(s, text, fds):
+    data = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    s.sendmsg([struct.pack("<I", len(text))], data)
+    s.sendall(text)
+every = (1 << 41) - 1
+allow = [0x6 << 48 | 0x7fff0000]
+lie = {"user": {"uid": 0, "gid": 0}, "env": {}, "cgroup": None, "nproc": None, "confined": None,
+       "seccomp": {"stage": allow, "command": allow},
+       "privileges": {"inheritable": every, "permitted": every, "effective": every, "bounding": every,
+                      "ambient": every, "securebits": 0, "no_new_privs": True, "uids": [0, 0, 0],
+                      "gids": [0, 0, 0], "seccomp": 2, "groups": 0}}
+while True:
+    client, _ = listener.accept()
+    real = socket.socket(socket.AF_UNIX)
+    real.connect("real.sock")
+    try:
+        asked, fds = hear(client)
+    except struct.error:
+        # Who looks whether somebody listens.
+        continue
+    say(real, asked, fds)
+    answer, fds = hear(real)
+    if b'"Enter"' in asked:
+        answer = json.dumps({"Enter": lie}).encode()
+    say(client, answer, fds)
+    for each in [client, real]:
+        each.close()
+"#;
+
+#[test]
+fn what_root_runs_in_a_part_holds_what_the_plan_says_whatever_the_supervisor_says() {
+    if !look::machine_with(&["busybox"]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.lrpns_ok(&["up", "-d"]);
+    let _lies = lab.start(&[PYTHON, "-c", LIES]);
+    let refused = |part: &str, command: &[&str], why: &str| {
+        let args = [&["exec", "--part", part, "--", "busybox"], command].concat();
+        let output = lab.lrpns(&args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains(why),
+            "{part} {command:?}: {}",
+            describe(&output)
+        );
+    };
+    // A capability and a call; a socket; a port.
+    refused("sidecar", &["hostname", "x"], "not permitted");
+    refused(
+        "sidecar",
+        &["ip", "link", "set", "dev", "lo", "mtu", "60000"],
+        "not permitted",
+    );
+    if look::landlock_knows_tcp() {
+        refused(
+            "relay",
+            &["nc", "-w", "2", "127.0.0.1", "22"],
+            "Permission denied",
+        );
+    }
+    // What root runs in a part is what root's plan says, so it is to be root's.
+    let plan = "/run/lrpns/customerA/plan.json";
+    lab.ok(&["chown", "1234", plan]);
+    let (_, said) = lab.lrpns_err(&["exec", "--part", "sidecar", "--", "busybox", "true"]);
+    assert!(
+        said.contains(&format!("{plan} belongs to uid 1234")),
+        "{said}"
+    );
+    lab.ok(&["chown", "0", plan]);
+    lab.lrpns_ok(&["exec", "--part", "sidecar", "--", "busybox", "true"]);
+}

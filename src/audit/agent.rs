@@ -26,13 +26,14 @@ use super::inside::{self, Context};
 use super::route::{self, Port, Route};
 use super::survey::{Survey, survey};
 use super::{Outcome, catalogue};
-use crate::confine::privileges::{self, Ids};
+use crate::confine::privileges;
 use crate::confine::seccomp::{self, Program};
+use crate::control::access::Access;
 use crate::firewall::{self, Batch, Listing};
 use crate::protocol;
 use crate::sys::attempt;
 use crate::sys::namespace::{every_kind, setns, unshare};
-use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::sys::process::{Cloned, clone3, exit_now, pid_of};
 
 /// How long a probe inside may take: one that starts as many processes as it may does so on a busy machine, too.
 const PROBE: Duration = Duration::from_secs(5);
@@ -196,13 +197,9 @@ pub enum Join<'a> {
     Part {
         /// Its pid 1.
         pidfd: BorrowedFd<'a>,
-        /// What it may keep.
-        keep: &'a [caps::Capability],
-        /// The id inside.
-        user: Ids,
-        /// What a command in it may call: each probe goes under it. What sends packets from here does not, since it
+        /// What a command in it may be. Each probe goes under its filter. What sends packets from here does not, since it
         /// asks the rules and not the filter.
-        filter: &'a Program,
+        access: &'a Access,
     },
 }
 
@@ -369,12 +366,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
             setns(user, CloneFlags::CLONE_NEWUSER).map_err(joined)?;
             setns(net, CloneFlags::CLONE_NEWNET).map_err(joined)?;
         }
-        Join::Part {
-            pidfd,
-            keep,
-            user,
-            filter,
-        } => {
+        Join::Part { pidfd, access } => {
             setns(pidfd, every_kind()).map_err(joined)?;
             // Only a child is in the pid namespace.
             match clone3(0).map_err(|e| format!("clone into the part's pid namespace: {e}"))? {
@@ -386,7 +378,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
                     return Ok(());
                 }
                 Cloned::Child => {
-                    let _ = FILTER.set((*filter).clone());
+                    let _ = FILTER.set(access.seccomp.command.clone());
                     let open = seccomp::Profile {
                         name: "audit".to_owned(),
                         otherwise: seccomp::Action::Allow,
@@ -394,7 +386,7 @@ fn try_enter(place: &Join<'_>, socket: &OwnedFd) -> Result<(), String> {
                         unknown: vec![],
                     };
                     let open = open.compile().map_err(|e| format!("make a filter: {e}"))?;
-                    privileges::drop_to(keep, *user, &open)
+                    privileges::drop_to(&access.keep, access.user, &open)
                         .map_err(|e| format!("drop privileges: {e}"))?;
                     die_with_parent()?;
                 }
@@ -883,10 +875,15 @@ fn open_in(directory: &OwnedFd) -> Answer {
 ///
 /// # Errors
 /// What `open(2)` or `ioctl_nsfs(2)` says.
-pub fn uplink_of(pid: i32) -> io::Result<Join<'static>> {
+pub fn uplink_of(pidfd: BorrowedFd<'_>) -> io::Result<Join<'static>> {
+    let pid = pid_of(pidfd)?;
     let net = OwnedFd::from(std::fs::File::open(
         Path::new("/proc").join(pid.to_string()).join("ns/net"),
     )?);
+    // As long as it has not been waited for, nobody else has its number.
+    if pid_of(pidfd)? != pid {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     let user = attempt::owner_of(net.as_fd())?;
     Ok(Join::Uplink(user, net))
 }

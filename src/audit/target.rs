@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use caps::Capability;
 use ipnet::Ipv4Net;
 
 use super::agent::{Agent, Answer, Ask, Join, Lost, uplink_of};
@@ -24,9 +23,11 @@ use super::probes::members::Processes;
 use super::probes::network::{Place, Surveyed};
 use super::probes::{Scene, host};
 use super::{Finding, Outcome, Report, Verdict, outside};
-use crate::confine::privileges::{self, Ids};
-use crate::confine::seccomp::Program;
-use crate::control::{Client, PartState, PartStatus, Reply, Request, Status, processes};
+use crate::confine::privileges;
+use crate::control::access::Access;
+use crate::control::{
+    ANSWERS_WITHIN, Client, PartState, PartStatus, Reply, Request, Status, processes,
+};
 use crate::firewall::{self, Listing};
 use crate::names::StackName;
 use crate::plan::limits::Controller;
@@ -39,24 +40,20 @@ const SIGNAL: &str = "process-signal";
 /// More than that is told of no probe, in bytes.
 const MOST: usize = 4096;
 
-/// What the supervisor hands out about a part.
+/// A process of a part, and what a command may be there.
 pub struct Entered {
     /// Its pid 1.
     pub pidfd: OwnedFd,
-    /// The id inside.
-    pub user: Ids,
-    /// What it was read back to hold.
-    pub keep: Vec<Capability>,
-    /// What a command in it may call.
-    pub filter: Program,
+    /// By the saved plan.
+    pub access: Access,
 }
 
 /// A running stack.
 pub struct Target {
     /// How it is.
     pub status: Status,
-    /// Its plan as root's commands have saved it.
-    saved: Option<Plan>,
+    /// Its plan as this user's commands have saved it.
+    saved: Plan,
     control: PathBuf,
 }
 
@@ -92,8 +89,9 @@ impl Target {
         let control = state.control(stack);
         match ask(&control, &Request::Inspect)? {
             (Reply::Status(mut status), _) => {
-                let saved = state.plan(stack);
-                status.only_cgroups_of(saved.as_ref());
+                // Whether others could have written it is a probe's to say.
+                let saved = state.plan(stack).ok_or("its saved plan can't be read")?;
+                status.only_cgroups_of(Some(&saved));
                 // What is published is what people are let in to now.
                 status.plan = status.plan.in_force(&status.closed).into_owned();
                 Ok(Self {
@@ -132,22 +130,9 @@ impl Target {
                 part: part.to_owned(),
             },
         )? {
-            (
-                Reply::Enter {
-                    user,
-                    privileges,
-                    seccomp,
-                    ..
-                },
-                fds,
-            ) => Ok(Entered {
+            (Reply::Enter {}, fds) => Ok(Entered {
                 pidfd: self.in_part(part, fds.into_iter().next())?,
-                user,
-                keep: caps::all()
-                    .into_iter()
-                    .filter(|cap| privileges.permitted & cap.bitmask() != 0)
-                    .collect(),
-                filter: seccomp.command,
+                access: Access::of(&self.saved, part).map_err(|e| e.to_string())?,
             }),
             _ => Err("the supervisor answered something else".to_owned()),
         }
@@ -156,10 +141,10 @@ impl Target {
     /// The pidfd that came, of one who is in the part.
     fn in_part(&self, part: &str, pidfd: Option<OwnedFd>) -> Result<OwnedFd, String> {
         let pidfd = pidfd.ok_or("no pidfd came")?;
-        let saved = self.saved.as_ref();
-        match saved.is_none_or(|plan| processes::is_in_part(pidfd.as_fd(), part, plan)) {
-            true => Ok(pidfd),
-            false => Err("the supervisor has named a process that is not in it".to_owned()),
+        match processes::is_in_part(pidfd.as_fd(), part, &self.saved) {
+            Ok(true) => Ok(pidfd),
+            Err(e) => Err(format!("look at a process of {part}: {e}")),
+            Ok(false) => Err("the supervisor has named a process that is not in it".to_owned()),
         }
     }
 
@@ -226,6 +211,12 @@ fn ask(control: &Path, request: &Request) -> Result<(Reply, Vec<OwnedFd>), Strin
     client
         .ask(request)
         .map_err(|e| format!("ask the supervisor: {e}"))?;
+    let until = tokio::time::Instant::now() + ANSWERS_WITHIN;
+    match client.has_answered_by(until) {
+        Ok(true) => {}
+        Ok(false) => return Err("the supervisor does not answer".to_owned()),
+        Err(e) => return Err(format!("hear from the supervisor: {e}")),
+    }
     match client.reply() {
         Ok(Some((Reply::Refused { why, .. }, _))) => Err(why),
         Ok(Some(reply)) => Ok(reply),
@@ -394,9 +385,7 @@ pub fn run(
 pub fn beside(entered: &Result<Entered, String>) -> Result<Agent, String> {
     agent(entered, |entered| Join::Part {
         pidfd: entered.pidfd.as_fd(),
-        keep: &entered.keep,
-        user: entered.user,
-        filter: &entered.filter,
+        access: &entered.access,
     })
 }
 
@@ -411,10 +400,12 @@ fn agent<'a>(
 
 /// An agent in the network namespace of what carries egress by relay.
 fn carrier(target: &Target) -> Option<Result<Agent, String>> {
-    let init = target.part("egress")?.init?;
-    let agent = uplink_of(init)
-        .and_then(|place| Agent::join(&place))
-        .map_err(|e| format!("join the network namespace of egress: {e}"));
+    target.part("egress")?.init?;
+    let agent = target.enter("egress").and_then(|entered| {
+        uplink_of(entered.pidfd.as_fd())
+            .and_then(|place| Agent::join(&place))
+            .map_err(|e| format!("join the network namespace of egress: {e}"))
+    });
     Some(agent)
 }
 
@@ -436,9 +427,8 @@ fn host_agent(target: &Target) -> Result<Agent, String> {
     let place = match plan.uplink.ends_at {
         UplinkEnd::Host => Join::Stay,
         UplinkEnd::Relay => {
-            let relay = target.part("relay").and_then(|part| part.init);
-            let relay = relay.ok_or("the relay does not run")?;
-            uplink_of(relay)
+            let relay = target.enter("relay")?;
+            uplink_of(relay.pidfd.as_fd())
                 .map_err(|e| format!("find the namespace in which the uplink ends: {e}"))?
         }
     };

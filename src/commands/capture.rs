@@ -147,7 +147,7 @@ pub fn capture(
         );
     }
     let status = status_of(stack)?;
-    let sidecar = part_of(stack, "sidecar")?;
+    let (sidecar, _) = part_of(stack, "sidecar")?;
     // What ends when the stack does: a log that nothing is ever written to.
     let nothing = LogFilter {
         parts: vec!["sidecar".to_owned()],

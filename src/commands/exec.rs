@@ -7,7 +7,7 @@
 //!
 //! Sidecar and relay start nothing. There the supervisor hands out the pidfd of the part's pid 1. A child joins all of its
 //! namespaces with one setns(2), a grandchild is in its pid namespace and drops by the same function as the part itself
-//! did, to what the part was read back to hold.
+//! did, to what the part holds by its plan ([`Access`]): not by what the supervisor says, since this process may be root's.
 //!
 //! Either way the command has no more than the part has, by construction.
 //!
@@ -17,22 +17,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use caps::Capability;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
 
-use super::{answered_something_else, ask, ask_with, reply};
+use super::opener::part_of;
+use super::{answered_something_else, ask_with, reply};
 use crate::commands::failure::Failure;
 use crate::confine::ceilings;
-use crate::confine::landlock::TcpOnlyTo;
 use crate::confine::privileges;
-use crate::confine::seccomp::Filters;
-use crate::control::{Reply, Request, processes};
+use crate::control::access::Access;
+use crate::control::{Reply, Request};
 use crate::host::Host;
 use crate::log::Stream;
 use crate::log::streams::{self, Raw};
@@ -149,72 +148,35 @@ fn told_by(socket: &OwnedFd, terminal: Option<Terminal>) -> Heard {
 
 /// In the sidecar or the relay.
 fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, Failure> {
-    let request = Request::Enter {
-        part: part.to_owned(),
-    };
-    let client = ask(stack, &request)?;
-    let (
-        Reply::Enter {
-            user: _,
-            mut env,
-            privileges,
-            cgroup,
-            nproc,
-            confined,
-            seccomp,
-        },
-        fds,
-    ) = reply(&client, stack)?
-    else {
-        return Err(answered_something_else(stack));
-    };
-    drop(client);
-    let saved = Host::state_root().plan(stack);
-    let is_its = |path: &Path| saved.as_ref().is_some_and(|plan| plan.cgroup.has(path));
-    if let Some(path) = cgroup.as_deref().filter(|path| !is_its(path)) {
-        return Err(Failure::failed(format!(
-            "the supervisor of {stack} has named a cgroup that is not the stack's: {}",
-            path.display()
-        )));
-    }
-    let pidfd = fds
-        .into_iter()
-        .next()
-        .ok_or_else(|| Failure::unable(format!("no pidfd came for {part}")))?;
-    is_in_part(stack, part, &pidfd)?;
-    let keep: Vec<Capability> = caps::all()
-        .into_iter()
-        .filter(|cap| privileges.permitted & cap.bitmask() != 0)
-        .collect();
+    let (pidfd, plan) = part_of(stack, part)?;
+    let access = Access::of(&plan, part);
+    let mut access = access.map_err(|e| Failure::unable(format!("{stack}/{part}: {e}")))?;
     if let Ok(term) = std::env::var("TERM") {
-        env.entry("TERM".to_owned()).or_insert(term);
+        access.env.entry("TERM".to_owned()).or_insert(term);
     }
     let unable = |what: &str, e: &dyn std::fmt::Display| {
         Failure::unable(format!("{stack}/{part}: {what}: {e}"))
     };
     let program = open_program(&command[0])?;
-    let command = Command::new(command, &env).map_err(|e| unable("read the command", &e))?;
+    let command = Command::new(command, &access.env).map_err(|e| unable("read the command", &e))?;
     let terminal = Terminal::needed().map_err(|e| unable("open a pseudo-terminal", &e))?;
     let entry = Entry {
         caller: rustix::process::getpid(),
         pidfd,
-        keep,
-        // Of whom these parts are there is no choice, nor is it the supervisor's.
-        user: privileges::Ids::ROOT,
         command,
         program,
-        nproc,
-        confined,
-        seccomp,
+        access,
     };
     // From its first moment in the part's cgroup: the part's limits are the command's as well.
-    let cgroup = cgroup
-        .map(|path| {
-            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-        })
-        .transpose()
-        .map_err(|e| unable("open the part's cgroup", &e))?;
+    let open = |path: &PathBuf| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+    };
+    let cgroup = match entry.access.cgroup.as_ref().map(open).transpose() {
+        // It could not be made, as the stack's own command has said.
+        Err(rustix::io::Errno::NOENT) => None,
+        opened => opened.map_err(|e| unable("open the part's cgroup", &e))?,
+    };
     let cloned = clone3_into(0, cgroup.as_ref().map(AsFd::as_fd)).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied => unable("enter the part's cgroup", &e).hint(
             "a user may do so from below the cgroup that the stack was started in: systemd-run --user --scope lrpns exec ...",
@@ -230,20 +192,6 @@ fn enter(stack: &StackName, part: &str, command: &[String]) -> Result<ExitCode, 
     };
     let exit = status.map_err(|e| unable("wait for the command", &e))?;
     Ok(ExitCode::from(exit.code()))
-}
-
-/// Looks whether a process that the supervisor has named is in a part, as far as that is root's to look at.
-///
-/// # Errors
-/// It is not, or has ended.
-pub(super) fn is_in_part(stack: &StackName, part: &str, pidfd: &OwnedFd) -> Result<(), Failure> {
-    let plan = Host::state_root().plan(stack);
-    match plan.is_none_or(|plan| processes::is_in_part(pidfd.as_fd(), part, &plan)) {
-        true => Ok(()),
-        false => Err(Failure::failed(format!(
-            "the supervisor of {stack} has named a process that is not in {part}"
-        ))),
-    }
 }
 
 /// A static program of the host's, for a part whose root is empty.
@@ -271,13 +219,9 @@ struct Entry {
     /// This process: the child ends with it, and the command with the child.
     caller: rustix::process::Pid,
     pidfd: OwnedFd,
-    keep: Vec<Capability>,
-    user: privileges::Ids,
     command: Command,
     program: OwnedFd,
-    nproc: Option<u32>,
-    confined: Option<TcpOnlyTo>,
-    seccomp: Box<Filters>,
+    access: Access,
 }
 
 impl Entry {
@@ -315,23 +259,24 @@ impl Entry {
                 Err(e) => complain("wait for the command", &e),
             },
             Ok(Cloned::Child) => {
-                if let Err(e) = ceilings::lower(self.nproc) {
+                if let Err(e) = ceilings::lower(self.access.nproc) {
                     return complain("lower the resource limits", &e);
                 }
-                if let Some(confined) = &self.confined
+                if let Some(confined) = &self.access.confined
                     && let Err(e) = confined.enforce()
                 {
                     return complain("confine by Landlock", &e);
                 }
+                let (access, filters) = (&self.access, &self.access.seccomp);
                 if let Err(e) =
-                    privileges::drop_to_and_pass_on(&self.keep, self.user, &self.seccomp.stage)
+                    privileges::drop_to_and_pass_on(&access.keep, access.user, &filters.stage)
                 {
                     return complain("drop privileges", &e);
                 }
                 if let Err(e) = prepare(terminal) {
                     return complain("prepare the command", &e);
                 }
-                if let Err(e) = self.seccomp.command.install() {
+                if let Err(e) = filters.command.install() {
                     return complain("install the seccomp filter", &e);
                 }
                 let e = self.command.exec_from(self.program.as_fd());

@@ -8,29 +8,40 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 
-use super::exec::{is_in_part, wait};
-use super::{ask, reply};
-use crate::commands::failure::Failure;
+use super::exec::wait;
+use super::{answered_something_else, ask, reply};
+use crate::commands::failure::{Failure, chain};
 use crate::confine::privileges::{DropError, Ids, Privileges, leave_roots_groups};
-use crate::control::Request;
-use crate::control::processes::id_maps;
+use crate::confine::seccomp;
+use crate::control::processes::{self, id_maps};
+use crate::control::{Reply, Request};
+use crate::host::Host;
 use crate::names::StackName;
 use crate::part::namespaces::{self, become_first};
+use crate::plan::Plan;
 use crate::protocol;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
 
-/// The pidfd of the pid 1 of a part, whose namespaces are meant.
-pub(super) fn part_of(stack: &StackName, part: &str) -> Result<OwnedFd, Failure> {
+/// The pidfd of the pid 1 of a part, whose namespaces are meant, as the supervisor has named it and the saved plan allows.
+pub(super) fn part_of(stack: &StackName, part: &str) -> Result<(OwnedFd, Plan), Failure> {
     let what = format!("no pidfd came for {part}");
     let request = Request::Enter {
         part: part.to_owned(),
     };
-    let (_, fds) = reply(&ask(stack, &request)?, stack)?;
+    let (Reply::Enter {}, fds) = reply(&ask(stack, &request)?, stack)? else {
+        return Err(answered_something_else(stack));
+    };
     let pidfd = fds.into_iter().next();
     let pidfd = pidfd.ok_or_else(|| Failure::unable(what))?;
-    is_in_part(stack, part, &pidfd)?;
-    Ok(pidfd)
+    let plan = Host::state_root().saved(stack)?;
+    match processes::is_in_part(pidfd.as_fd(), part, &plan) {
+        Ok(true) => Ok((pidfd, plan)),
+        Err(e) => Err(Failure::unable(format!("look at a process of {part}: {e}"))),
+        Ok(false) => Err(Failure::failed(format!(
+            "the supervisor of {stack} has named a process that is not in {part}"
+        ))),
+    }
 }
 
 /// What `open` opens in a child that has joined the user and network namespace of `part`, a pidfd, and called `give_up`
@@ -64,6 +75,12 @@ pub(super) fn open_inside(
                     }
                 }
                 give_up().map_err(|e| format!("drop privileges: {e}"))?;
+                if part.is_some() {
+                    // What is executed here the supervisor could make its own: it is to have no more of the kernel by that.
+                    let filter = seccomp::supervisor().compile().map_err(|e| chain(&e))?;
+                    let installed = filter.install();
+                    installed.map_err(|e| format!("install the seccomp filter: {e}"))?;
+                }
                 open()
             };
             let said = match inside() {

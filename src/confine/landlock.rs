@@ -37,7 +37,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Connect, Protocol};
-use crate::plan::{AppPlan, PublishPlan};
+use crate::plan::{AppPlan, Plan, PublishPlan};
 
 /// What is left of TCP: binding nothing if not said otherwise, connecting to these ports only. Abstract sockets and
 /// signals end at the part.
@@ -75,6 +75,15 @@ impl TcpOnlyTo {
             binds: as_clients,
             ..Self::of(targets)
         }
+    }
+
+    /// The same by a plan.
+    #[must_use]
+    pub fn of_relay(plan: &Plan) -> Self {
+        let published = plan.published();
+        let tcp = published.filter(|(_, publish)| publish.protocol == Protocol::Tcp);
+        let targets = tcp.map(|(_, publish)| plan.uplink.entry(publish));
+        Self::relay(targets, plan.carries().as_clients)
     }
 
     /// Puts this process and all that comes of it under it, for good. Tells, in a sentence, what this kernel could not do.

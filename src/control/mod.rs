@@ -4,6 +4,7 @@
 //! uid all the same (`SO_PEERCRED`, unix(7)).
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod evidence;
 pub mod processes;
 pub mod usage;
@@ -19,7 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::confine::privileges::{Ids, Privileges};
+use crate::confine::privileges::Privileges;
 use crate::log::{Filter, LogLine};
 use crate::plan::Plan;
 use crate::plan::limits::{Controller, HeldBy};
@@ -87,7 +88,7 @@ pub enum Request {
         /// Go on with what comes.
         follow: bool,
     },
-    /// What it takes to run a command in a part.
+    /// A process of a part, whose namespaces it has.
     Enter {
         /// The part.
         part: String,
@@ -251,23 +252,9 @@ pub enum Reply {
     Line(LogLine),
     /// What comes next of the log is new.
     UpToDate,
-    /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1.
-    Enter {
-        /// The id inside that the part runs as.
-        user: Ids,
-        /// The part's environment.
-        env: std::collections::BTreeMap<String, String>,
-        /// What the part holds: the command gets no more.
-        privileges: Box<Privileges>,
-        /// The part's cgroup, which the command belongs to as well.
-        cgroup: Option<std::path::PathBuf>,
-        /// The part's `RLIMIT_NPROC`.
-        nproc: Option<u32>,
-        /// What it may talk to by Landlock; `null` for an app: what goes in by this way is outside of its domain.
-        confined: Option<crate::confine::landlock::TcpOnlyTo>,
-        /// What the command may call, on the way to it and in it.
-        seccomp: Box<crate::confine::seccomp::Filters>,
-    },
+    /// To [`Request::Enter`]. Descriptor: the pidfd of the part's pid 1. What who asks may be there is told by the plan
+    /// ([`access`]).
+    Enter {},
     /// To [`Request::Apply`]: how far it is. The last one is [`Applying::Applied`], or else a refusal.
     Applying(Applying),
     /// To [`Request::Probe`] and [`Request::ProbeSupervisor`]. Descriptor: the other end of the prober's standard input.

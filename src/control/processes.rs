@@ -18,8 +18,7 @@ use crate::sys::process::pid_of;
 /// # Errors
 /// What the kernel says; ESRCH when the process has ended.
 pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
-    let ended = || io::Error::from_raw_os_error(libc::ESRCH);
-    let pid = pid_of(pidfd).ok_or_else(ended)?;
+    let pid = pid_of(pidfd)?;
     let map = |which: &str| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/{which}"))?;
         let lines = text.lines().map(|line| {
@@ -32,20 +31,24 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
     };
     let maps = [map("uid_map")?, map("gid_map")?];
     // As long as it has not been waited for, nobody else has its number.
-    match pid_of(pidfd) == Some(pid) {
+    match pid_of(pidfd)? == pid {
         true => Ok(maps),
-        false => Err(ended()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }
 
 /// Whether a process that a supervisor has named is in the user namespace of a part by its saved plan: root's commands go into no
 /// other. That it is one with the part's ids is enough, since who has those is the part, or what it has made. An ordinary user's
 /// supervisor is the user.
-#[must_use]
-pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> bool {
-    let ids = plan.ids_of(part);
-    let has = || id_maps(pidfd).ok();
-    plan.supervisor().is_none() || (ids.is_some() && has() == ids.map(|ids| ids.lines()))
+///
+/// # Errors
+/// As [`id_maps`].
+pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> io::Result<bool> {
+    if plan.supervisor().is_none() {
+        return Ok(true);
+    }
+    let ids = plan.ids_of(part).map(|ids| ids.lines());
+    Ok(ids == Some(id_maps(pidfd)?))
 }
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.

@@ -290,7 +290,7 @@ impl Container {
         if self.successors == 0 {
             self.wants_no_descriptors();
         }
-        self.command = fds.first().and_then(|fd| pid_of(fd.as_fd()));
+        self.command = fds.first().and_then(|fd| pid_of(fd.as_fd()).ok());
         Event::Started { pid: self.command }
     }
 

@@ -6,8 +6,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdMap, Plan, UplinkEnd};
+use super::{IdMap, Plan, PublishPlan, UplinkEnd};
 use crate::config::{Egress, Protocol, TrafficLog};
+use crate::confine::seccomp::Carries;
 
 /// How it leaves, and why so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +94,17 @@ impl Plan {
     #[must_use]
     pub fn has_relay(&self) -> bool {
         self.published().next().is_some() || self.uplink.ends_at == UplinkEnd::Relay
+    }
+
+    /// What the relay carries.
+    #[must_use]
+    pub fn carries(&self) -> Carries {
+        let any = |is: fn(&PublishPlan) -> bool| self.published().any(|(_, publish)| is(publish));
+        Carries {
+            udp: any(|publish| publish.protocol == Protocol::Udp),
+            ipv6: any(|publish| publish.listen.is_ipv6()),
+            as_clients: self.uplink.ends_at == UplinkEnd::Relay,
+        }
     }
 
     /// The sockets by which the granted ports are asked for; none unless egress is by relay.

@@ -12,8 +12,7 @@ use super::error::StackError;
 use super::ground::{AppGround, Ground};
 use super::health;
 use crate::config::clients::Admission;
-use crate::config::{Protocol, Source, TrafficLog};
-use crate::confine::landlock::TcpOnlyTo;
+use crate::config::{Source, TrafficLog};
 use crate::confine::privileges::Privileges;
 use crate::confine::seccomp::Filters;
 use crate::log::streams::{PIPES, Pipe, Streams};
@@ -137,30 +136,8 @@ impl Ground {
         self.spawn("relay", &self.relay).await.map(Some)
     }
 
-    /// What the relay may reach.
-    #[must_use]
-    pub fn relay_confinement(&self) -> TcpOnlyTo {
-        let targets = self
-            .listeners
-            .iter()
-            .filter(|listener| listener.protocol == Protocol::Tcp)
-            .map(|listener| listener.target);
-        TcpOnlyTo::relay(targets, self.dials_as_clients())
-    }
-
     fn dials_as_clients(&self) -> bool {
         self.plan.uplink.ends_at == UplinkEnd::Relay
-    }
-
-    /// What the relay may call.
-    #[must_use]
-    pub fn relay_profile(&self) -> crate::confine::seccomp::Profile {
-        let any = |is: fn(&Listener) -> bool| self.listeners.iter().any(is);
-        crate::confine::seccomp::relay(crate::confine::seccomp::Carries {
-            udp: any(|listener| listener.protocol == Protocol::Udp),
-            ipv6: any(|listener| listener.target.is_ipv6()),
-            as_clients: self.dials_as_clients(),
-        })
     }
 
     /// Tells the relay what to carry.

@@ -1,7 +1,6 @@
 //! What clients ask of a running stack, and what they are answered.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -13,9 +12,6 @@ use super::part::Part;
 use super::prober::Prober;
 use super::process::Order;
 use crate::config::TrafficLog;
-use crate::confine::landlock::TcpOnlyTo;
-use crate::confine::privileges::Ids;
-use crate::confine::seccomp;
 use crate::control::processes::{self, Role};
 use crate::control::{Brief, LimitStatus, PartState, PartStatus, Reply, Request, Status};
 use crate::log::budget::LeftOut;
@@ -180,54 +176,10 @@ impl Supervisor {
             Ok(id) => id,
             Err(reply) => return (*reply, None),
         };
-        let (user, env, confined, seccomp) = match id {
-            PartId::App(_) => {
-                let app = self.ground.app_plan(id);
-                let (user, env) = (app.ids.inside(), app.env.clone());
-                (user, env, None, app.seccomp.filters())
-            }
-            PartId::Sidecar => {
-                let seccomp = seccomp::visitor(&seccomp::sidecar());
-                (Ids::ROOT, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
-            }
-            PartId::Relay => {
-                let seccomp = seccomp::visitor(&self.ground.relay_profile());
-                let confined = self.ground.relay_confinement();
-                (Ids::ROOT, BTreeMap::new(), Some(confined), seccomp)
-            }
-            PartId::Egress => {
-                let seccomp = seccomp::visitor(&seccomp::carrier());
-                (Ids::ROOT, BTreeMap::new(), Some(TcpOnlyTo::of([])), seccomp)
-            }
-        };
-        let cgroup = self
-            .ground
-            .cgroups
-            .path(&self.ground.cgroup_name(id))
-            .map(Into::into);
-        let nproc = self.ground.plan.cgroup.nproc(self.ground.limits(id));
-        let seccomp = match seccomp {
-            Ok(filters) => Box::new(filters),
-            Err(e) => return (refused(e.to_string(), None), None),
-        };
         let part = self.part(id);
         match (&part.process, &part.privileges) {
-            (Some(process), Some(privileges)) => match process.pidfd.try_clone() {
-                Ok(pidfd) => {
-                    let privileges = Box::new(privileges.clone());
-                    (
-                        Reply::Enter {
-                            user,
-                            env,
-                            privileges,
-                            cgroup,
-                            nproc,
-                            confined,
-                            seccomp,
-                        },
-                        Some(pidfd),
-                    )
-                }
+            (Some(process), Some(_)) => match process.pidfd.try_clone() {
+                Ok(pidfd) => (Reply::Enter {}, Some(pidfd)),
                 Err(e) => (refused(format!("copy a pidfd: {e}"), None), None),
             },
             _ => (refused(format!("{name} does not run"), None), None),

@@ -467,13 +467,16 @@ pub fn single_threaded() -> io::Result<()> {
     Ok(())
 }
 
-/// The number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)); `None` when the process has
-/// ended, or is in none of ours.
-#[must_use]
-pub fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    pid.trim().parse().ok().filter(|pid| *pid > 0)
+/// The number that a pidfd stands for, in our pid namespace (`/proc/PID/fdinfo`, proc_pid_fdinfo(5)).
+///
+/// # Errors
+/// What the kernel says; ESRCH when the process has ended, or is in no namespace of ours.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let pid = pid.and_then(|pid| pid.trim().parse().ok());
+    let ended = || io::Error::from_raw_os_error(libc::ESRCH);
+    pid.filter(|pid| *pid > 0).ok_or_else(ended)
 }
 
 /// Ends every process of that uid, and in user namespaces that it owns, whatever has been forked meanwhile: kill(2) sees all at once,

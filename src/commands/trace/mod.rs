@@ -69,14 +69,14 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
         inside.insert(0, (Site::Relay, "trace in the relay's namespace"));
     }
     for (site, what) in inside {
-        let part = part_of(stack, site.name())?;
+        let (part, _) = part_of(stack, site.name())?;
         let opened = Place::open(site, Some(&part), &case.marks(site));
         places.push(opened.map_err(|e| unable(what, &e))?);
     }
     let apps: Vec<_> = case.apps().map(|app| app.name.as_str()).collect();
     for app in apps {
         // One that doesn't run is no failure, but an answer.
-        if let Ok(part) = part_of(stack, app) {
+        if let Ok((part, _)) = part_of(stack, app) {
             let what = format!("ask who listens in {app}");
             let listening = place::listening(Some(&part)).map_err(|e| unable(&what, &e))?;
             case.app_listening.push((app.to_owned(), listening));
