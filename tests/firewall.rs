@@ -1646,7 +1646,7 @@ fn a_part_of_the_shared_table_ends_where_a_fresh_one_does_for_every_pair_and_lea
         .iter()
         .map(|plan| {
             in_netns(|| {
-                let table = Shared::make().unwrap().unwrap();
+                let table = Shared::make(STACKS.as_ref()).unwrap().unwrap();
                 table.enter(plan, &host_rules(plan)).unwrap();
                 part(plan)
             })
@@ -1659,8 +1659,11 @@ fn a_part_of_the_shared_table_ends_where_a_fresh_one_does_for_every_pair_and_lea
                 continue;
             }
             in_netns(|| {
-                let table = Shared::make().unwrap().unwrap();
-                assert!(Shared::make().unwrap().is_none(), "there is one");
+                let table = Shared::make(STACKS.as_ref()).unwrap().unwrap();
+                assert!(
+                    Shared::make(STACKS.as_ref()).unwrap().is_none(),
+                    "there is one"
+                );
                 table.enter(&other, &host_rules(&other)).unwrap();
                 let beside = part(&other);
                 let (before, after) = (host_rules(old), host_rules(new));
@@ -1692,7 +1695,7 @@ fn nft_makes_the_shared_table_of_what_it_prints_of_it() {
         }
         let listing = || list(&Socket::open().unwrap(), &end_table(&plan)).unwrap();
         let (meant, text) = in_netns(|| {
-            let table = Shared::make().unwrap().unwrap();
+            let table = Shared::make(STACKS.as_ref()).unwrap().unwrap();
             table.enter(&plan, &host_rules(&plan)).unwrap();
             let text = must("nft", &["-s", "list", "table", "inet", SHARED_TABLE], "");
             (listing(), text)
@@ -1705,25 +1708,32 @@ fn nft_makes_the_shared_table_of_what_it_prints_of_it() {
     }
 }
 
+/// Whose lock is the shared table's.
+const STACKS: &str = env!("CARGO_TARGET_TMPDIR");
+
 #[test]
-fn the_hosts_table_is_taken_from_nobody_who_is_elsewhere() {
+fn the_hosts_table_is_taken_from_nobody_who_is_elsewhere_or_speaks_of_something_else() {
     use nix::sys::socket::{
         AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, socket,
     };
     use std::os::fd::AsFd;
 
     let (here, elsewhere) = (Netns::new(), Netns::new());
-    let table = here.enter(|| Shared::make().unwrap().unwrap());
+    let table = here.enter(|| Shared::make(STACKS.as_ref()).unwrap().unwrap());
     let address: NetlinkAddr = getsockname(table.as_fd().as_raw_fd()).unwrap();
-    // The same address as the owner's, where everybody who is root there may have it, and a table of that name.
-    let forged = elsewhere.enter(|| {
+    // The same address as the owner's. In another namespace everybody who is root there may have it, and a table of that name; to
+    // another protocol the beginning of a transaction is a change of a link.
+    let forged = |protocol| {
         let flags = SockFlag::SOCK_CLOEXEC;
-        let protocol = SockProtocol::NetlinkNetFilter;
         let forged = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).unwrap();
         bind(forged.as_raw_fd(), &address).unwrap();
         forged
-    });
-    assert!(here.enter(|| Shared::from_fd(forged).unwrap().is_none()));
+    };
+    let is_taken = |fd| here.enter(|| matches!(Shared::from_fd(fd, STACKS.as_ref()), Ok(Some(_))));
+    let there = elsewhere.enter(|| forged(SockProtocol::NetlinkNetFilter));
+    assert!(!is_taken(there));
+    let of_links = here.enter(|| forged(SockProtocol::NetlinkRoute));
+    assert!(!is_taken(of_links));
     let its = table.as_fd().try_clone_to_owned().unwrap();
-    assert!(here.enter(|| Shared::from_fd(its).unwrap().is_some()));
+    assert!(is_taken(its));
 }

@@ -254,6 +254,44 @@ fn what_a_killed_stack_leaves_beside_another_leads_nowhere_and_the_next_command_
     }
 }
 
+/// As who has taken over a supervisor that has the table's socket: every lock of it that there is, kept.
+const KEEPS: &str = r#"
+import array, fcntl, signal, socket, struct
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/lrpns/one/control.sock")
+s.sendall(struct.pack("<I", 11) + b'"HostTable"')
+_, control, _, _ = s.recvmsg(1000, socket.CMSG_SPACE(4))
+table = array.array("i", control[0][2])[0]
+fcntl.lockf(table, fcntl.LOCK_EX)
+fcntl.flock(table, fcntl.LOCK_EX)
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn no_supervisor_can_keep_the_lock_of_the_table_from_others() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    up(&lab, "one");
+    let keeps = lab.start(&[look::PYTHON, "-c", KEEPS]);
+    up(&lab, "two");
+    let supervisor = lab.status("one")["supervisor"].clone();
+    // What the supervisor itself has is no lock, nor a way to take one that others take, but that of its own stack.
+    let open = lab.ok(&["find", &format!("/proc/{supervisor}/fd"), "-printf", "%l\n"]);
+    let ours: Vec<&str> = open
+        .lines()
+        .filter(|at| at.contains("/run/lrpns"))
+        .collect();
+    assert_eq!(ours, ["/run/lrpns/one/lock"], "{open}");
+    lab.ok(&["pkill", "-KILL", "-f", "HostTable"]);
+    drop(keeps);
+    lab.lrpns_ok(&["down", "two"]);
+    lab.lrpns_ok(&["down", "one"]);
+    assert_eq!(tables(&lab), 0);
+}
+
 #[test]
 fn a_program_that_takes_the_port_of_a_killed_stack_is_reached_from_everywhere() {
     let lab = lab();

@@ -321,7 +321,7 @@ fn sweep(state: &StateRoot) -> Result<usize, Failure> {
             continue;
         };
         // Nor does one that hands something else over hold anybody up.
-        if let Ok(Some(table)) = Shared::from_fd(fd) {
+        if let Ok(Some(table)) = Shared::from_fd(fd, state.path()) {
             return table
                 .sweep(|stack| supervise::lives(state, stack))
                 .map_err(unable);

@@ -120,9 +120,9 @@ impl Socket {
     /// The same by a `NETLINK_NETFILTER` socket that was made inside the namespace that it is to change.
     ///
     /// # Errors
-    /// [`LoadError::Open`]: it is no netlink socket.
+    /// [`LoadError::Open`]: it is no netlink socket for netfilter.
     pub fn made_inside(fd: OwnedFd) -> Result<Self, LoadError> {
-        sys::netlink::socket(fd)
+        sys::netlink::netfilter(fd)
             .and_then(Self::prepare)
             .map_err(|source| LoadError::Open { source })
     }
@@ -144,7 +144,7 @@ impl Socket {
     /// The same socket, from another process. What that one has asked and not heard is thrown away.
     ///
     /// # Errors
-    /// [`LoadError::Open`]: it is no netlink socket.
+    /// [`LoadError::Open`]: it is no netlink socket for netfilter.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
         let socket = Self::taken(fd)?;
         socket.drain();
@@ -153,7 +153,7 @@ impl Socket {
 
     /// As [`Socket::from_fd`], and throws nothing away.
     pub(super) fn taken(fd: OwnedFd) -> Result<Self, LoadError> {
-        let socket = sys::netlink::socket(fd).map_err(|source| LoadError::Open { source })?;
+        let socket = sys::netlink::netfilter(fd).map_err(|source| LoadError::Open { source })?;
         Ok(Self(socket))
     }
 

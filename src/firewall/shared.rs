@@ -24,16 +24,19 @@
 //! listens at the published port (`socket`), of TCP one who has set `IP_TRANSPARENT`, as every published port's relay does: it
 //! goes with its stack, or is kept by a service manager ([`crate::net::handed`]). Whoever changes the table next ([`Shared::sweep`]) removes what belongs to no stack that lives.
 //!
-//! Several processes send on one socket, and its answers come to whoever reads first. So who changes the table holds a lock
-//! on the socket (fcntl(2): such a lock is a process's, and of the open file whichever process has it).
+//! Several processes send on one socket, and its answers come to whoever reads first. So who changes the table holds a lock,
+//! that of the directory in which all stacks have theirs (flock(2)). It takes opening that, which a supervisor that has dropped
+//! can't: a lock on the socket itself every one of them could take, and keep for good.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nftables::schema::{NfListObject, NfObject, Nftables};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::counters::{attributes_of, dump};
 use super::encode::{Encoder, VerdictMap};
@@ -51,7 +54,7 @@ pub const TABLE: &str = "lrpns.host";
 
 /// How long the lock is waited for: a transaction takes milliseconds.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
-/// fcntl(2) waits without a limit, so it is tried this often instead.
+/// flock(2) waits without a limit, so it is tried this often instead.
 const TRIED_EVERY: rustix::event::Timespec = rustix::event::Timespec {
     tv_sec: 0,
     tv_nsec: 1_000_000,
@@ -128,26 +131,34 @@ pub enum SharedError {
 }
 
 /// The socket that owns the table. Dropped by the last process that has it, the table vanishes.
-pub struct Shared(Socket);
+pub struct Shared {
+    socket: Socket,
+    /// The directory whose lock is the table's.
+    stacks: PathBuf,
+}
 
 impl AsFd for Shared {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl Shared {
-    /// Makes the table, in the calling thread's network namespace; `None` if there is one that belongs to others.
+    /// Makes the table, in the calling thread's network namespace; `None` if there is one that belongs to others. All who have it
+    /// have their stacks' directories in `stacks`.
     ///
     /// # Errors
     /// [`SharedError`].
-    pub fn make() -> Result<Option<Self>, SharedError> {
+    pub fn make(stacks: &Path) -> Result<Option<Self>, SharedError> {
         if Self::is_there()? {
             return Ok(None);
         }
         let socket = Socket::open()?;
         match transact(&socket, &frame()?) {
-            Ok(()) => Ok(Some(Self(socket))),
+            Ok(()) => Ok(Some(Self {
+                socket,
+                stacks: stacks.to_owned(),
+            })),
             // Of two that make it at once the kernel takes one.
             Err(e) if e.is_denied() && Self::is_there()? => Ok(None),
             Err(e) => Err(e.into()),
@@ -167,7 +178,7 @@ impl Shared {
     ///
     /// # Errors
     /// [`SharedError`].
-    pub fn from_fd(fd: OwnedFd) -> Result<Option<Self>, SharedError> {
+    pub fn from_fd(fd: OwnedFd, stacks: &Path) -> Result<Option<Self>, SharedError> {
         let (socket, here) = (Socket::taken(fd)?, Socket::open()?);
         // An address is one of each network namespace: who is root in another has any there, and a table of that name.
         let namespace = |socket: &Socket| match netns_cookie(socket.as_fd()) {
@@ -182,24 +193,30 @@ impl Shared {
         let ours = there
             .iter()
             .any(|(name, of)| name == TABLE && *of == Some(owner));
-        Ok(ours.then_some(Self(socket)))
+        Ok(ours.then(|| Self {
+            socket,
+            stacks: stacks.to_owned(),
+        }))
     }
 
-    fn lock(&self) -> Result<Lock<'_>, SharedError> {
+    fn lock(&self) -> Result<Flock<File>, SharedError> {
         let begun = Instant::now();
-        let lock = whole(libc::F_WRLCK);
-        loop {
-            match fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&lock)) {
-                Ok(_) => break,
-                Err(nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR)
-                    if begun.elapsed() < LOCK_WITHIN => {}
-                Err(e) => return Err(SharedError::Lock(e.into())),
-            }
+        let mut stacks = File::open(&self.stacks).map_err(SharedError::Lock)?;
+        let held = loop {
+            stacks = match Flock::lock(stacks, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => break held,
+                Err((stacks, nix::Error::EWOULDBLOCK | nix::Error::EINTR))
+                    if begun.elapsed() < LOCK_WITHIN =>
+                {
+                    stacks
+                }
+                Err((_, e)) => return Err(SharedError::Lock(e.into())),
+            };
             // EINTR only makes it the shorter.
             let _ = rustix::event::poll(&mut [], Some(&TRIED_EVERY));
-        }
-        self.0.drain();
-        Ok(Lock(self))
+        };
+        self.socket.drain();
+        Ok(held)
     }
 
     /// Adds a stack's part, which `rules` say ([`super::host_rules`]); what there is of an earlier run of it goes.
@@ -212,7 +229,7 @@ impl Shared {
         self.encode_leave(&mut out, |stack| stack == plan.stack.as_str())?;
         out.enter_scope(Scope::of(&plan.stack));
         encode_part(&mut out, plan, rules)?;
-        Ok(transact(&self.0, &out.finish())?)
+        Ok(transact(&self.socket, &out.finish())?)
     }
 
     /// Changes a stack's part from what `old` says to what `new` says.
@@ -228,7 +245,12 @@ impl Shared {
         let _held = self.lock()?;
         let leads = [entries(plan, old)?, entries(plan, new)?];
         let scope = Scope::of(&plan.stack);
-        Ok(update::update_part(&self.0, &scope, [old, new], leads)?)
+        Ok(update::update_part(
+            &self.socket,
+            &scope,
+            [old, new],
+            leads,
+        )?)
     }
 
     /// Removes the parts of all stacks but those that live; tells how many there were.
@@ -243,7 +265,7 @@ impl Shared {
         let mut out = Encoder::begin(0);
         let gone = self.encode_leave(&mut out, |stack| !lives(stack))?;
         if gone > 0 {
-            transact(&self.0, &out.finish())?;
+            transact(&self.socket, &out.finish())?;
         }
         Ok(gone)
     }
@@ -261,8 +283,13 @@ impl Shared {
             None => false,
         };
         let mut chains = vec![];
-        for body in
-            dump(&self.0, libc::NFT_MSG_GETCHAIN, libc::NFPROTO_INET, |_| {}).map_err(read)?
+        for body in dump(
+            &self.socket,
+            libc::NFT_MSG_GETCHAIN,
+            libc::NFPROTO_INET,
+            |_| {},
+        )
+        .map_err(read)?
         {
             let chain = attributes_of(&body);
             let name = text(chain, NFTA_CHAIN_NAME).unwrap_or_default();
@@ -275,7 +302,7 @@ impl Shared {
         }
         for map in &MAPS {
             let mut keys = vec![];
-            elements(&self.0, map.name, |key, chain| {
+            elements(&self.socket, map.name, |key, chain| {
                 if goes(chain) {
                     keys.push((key.to_vec(), chain.to_owned()));
                 }
@@ -293,8 +320,13 @@ impl Shared {
             });
         }
         let of_table = |a: &mut Attributes<'_>| a.text(NFTA_SET_TABLE, TABLE);
-        for body in
-            dump(&self.0, libc::NFT_MSG_GETSET, libc::NFPROTO_INET, of_table).map_err(read)?
+        for body in dump(
+            &self.socket,
+            libc::NFT_MSG_GETSET,
+            libc::NFPROTO_INET,
+            of_table,
+        )
+        .map_err(read)?
         {
             let name = text(attributes_of(&body), NFTA_SET_NAME).unwrap_or_default();
             if goes(&name) {
@@ -305,27 +337,6 @@ impl Shared {
             }
         }
         Ok(asked.values().filter(|goes| **goes).count())
-    }
-}
-
-/// The table's lock, held.
-struct Lock<'s>(&'s Shared);
-
-impl Drop for Lock<'_> {
-    fn drop(&mut self) {
-        // It is refused for nothing but an argument that is wrong.
-        let _ = fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&whole(libc::F_UNLCK)));
-    }
-}
-
-/// A lock of this kind on all of a file (fcntl(2)).
-fn whole(kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) async fn table(plan: &Plan, offer: &Offer) -> Result<Option<Arc<Share
         if let Some(table) = ask_others(&state, &plan.stack).await {
             break table;
         }
-        if let Some(table) = Shared::make()? {
+        if let Some(table) = Shared::make(state.path())? {
             break table;
         }
         if Instant::now() >= until {
@@ -99,7 +99,7 @@ async fn ask_others(state: &StateRoot, own: &StackName) -> Option<Shared> {
         let asked = some.iter().map(|other| {
             let path = state.control(other);
             Box::pin(async move {
-                let asked = tokio::time::timeout(ANSWERS_WITHIN, ask(&path));
+                let asked = tokio::time::timeout(ANSWERS_WITHIN, ask(&path, state.path()));
                 asked
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -113,7 +113,7 @@ async fn ask_others(state: &StateRoot, own: &StackName) -> Option<Shared> {
     None
 }
 
-async fn ask(path: &Path) -> io::Result<Shared> {
+async fn ask(path: &Path, stacks: &Path) -> io::Result<Shared> {
     let client = tokio::net::UnixStream::connect(path).await?;
     if client.peer_cred()?.uid() != nix::unistd::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -125,7 +125,7 @@ async fn ask(path: &Path) -> io::Result<Shared> {
     let none = || io::Error::from(io::ErrorKind::NotFound);
     let fd = fds.into_iter().next().ok_or_else(none)?;
     // One of another network namespace has a part in the table there.
-    Shared::from_fd(fd)
+    Shared::from_fd(fd, stacks)
         .map_err(io::Error::other)?
         .ok_or_else(none)
 }

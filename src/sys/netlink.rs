@@ -33,6 +33,20 @@ pub fn socket(fd: OwnedFd) -> io::Result<Socket> {
     Ok(unsafe { Socket::from_raw_fd(fd.into_raw_fd()) })
 }
 
+/// The same, if it is one for netfilter: to another protocol our messages would say something else.
+///
+/// # Errors
+/// `fd` is none.
+pub fn netfilter(fd: OwnedFd) -> io::Result<Socket> {
+    match sockopt::socket_protocol(&fd)? {
+        Some(rustix::net::netlink::NETFILTER) => socket(fd),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a netlink socket for netfilter",
+        )),
+    }
+}
+
 /// The netlink socket behind `fd`, made non-blocking and registered with the current tokio runtime.
 ///
 /// # Errors

@@ -827,7 +827,8 @@ fn change_host(
     let socket = socket.try_clone().map_err(|e| e.to_string())?;
     let socket = match part {
         Some(plan) => {
-            let table = firewall::Shared::from_fd(socket).map_err(|e| e.to_string())?;
+            let table =
+                firewall::Shared::from_fd(socket, plan.stacks_dir()).map_err(|e| e.to_string())?;
             let table = table.ok_or("the socket that came owns no table here")?;
             table.change(plan, old, new).map_err(|e| e.to_string())?;
             // Others may use that one meanwhile.
