@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lrpns::stack::STEPS;
 use support::lab::{Lab, Traces, assert_unchanged, describe, lrpns, until};
+use support::look;
 
 const URL: &str = "http://localhost:5000/";
 
@@ -699,4 +700,151 @@ fn a_down_while_up_waits_for_the_app_ends_it_and_leaves_nothing() {
     let up = up.wait_with_output().unwrap();
     assert_eq!(up.status.code(), Some(1), "{}", describe(&up));
     lab.assert_as(&before);
+}
+
+/// The cgroups of a stack, by its name.
+fn cgroups(lab: &Lab, name: &str) -> Vec<String> {
+    let wanted = format!("*{name}.????????");
+    let found = lab.run(&["find", "/sys/fs/cgroup", "-type", "d", "-name", &wanted]);
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    found.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_no_cgroup_and_its_directory_says_that_it_was() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    if cgroups(&lab, &stack.name).is_empty() {
+        return support::skip("cgroup2", "there are no cgroups of version 2 to be left");
+    }
+    lab.kill("KILL", &stack.status()["supervisor"]);
+    until("its cgroup is gone", || {
+        cgroups(&lab, &stack.name).is_empty().then_some(())
+    });
+    until("ps says that it has crashed", || {
+        let state = lab.lrpns_ok(&["ps", "--json"]);
+        state.contains("\"crashed\"").then_some(())
+    });
+    stack.down();
+    stack.assert_nothing_is_left();
+}
+
+/// As who has taken a supervisor over: frees the lock of the stack, and tells who undoes it that this is the end, while that one
+/// is kept from hearing.
+const TELLS_LATE: &str = r#"# TELLS_LATE
+import array, ctypes, fcntl, os, re, signal, struct, subprocess, sys, socket
+supervisor, undoer = int(sys.argv[1]), int(sys.argv[2])
+os.kill(undoer, signal.SIGSTOP)
+libc = ctypes.CDLL(None, use_errno=True)
+def take(number):
+    fd = libc.syscall(438, os.pidfd_open(supervisor), number, 0)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    return fd
+fds = {}
+for number in os.listdir(f"/proc/{supervisor}/fd"):
+    fds[os.readlink(f"/proc/{supervisor}/fd/{number}")] = int(number)
+lock = next(fds[at] for at in fds if at.endswith("/lock"))
+streams = subprocess.run(["ss", "-xpnH"], capture_output=True, text=True).stdout
+its = next(line.split() for line in streams.splitlines() if f"pid={undoer}," in line and "u_str" in line)
+word = take(fds[f"socket:[{its[7]}]"])
+fcntl.flock(take(lock), fcntl.LOCK_UN)
+os.write(word, struct.pack("<Q", 2**64 - 1))
+socket.socket(fileno=word).shutdown(socket.SHUT_WR)
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn who_undoes_a_stack_and_is_told_late_leaves_the_next_one_of_that_name() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let status = stack.status();
+    let undoer = &status["processes"].as_array().unwrap().iter();
+    let undoer = undoer.clone().find(|process| process["role"] == "undoer");
+    let undoer = undoer.unwrap()["pid"].to_string();
+    let supervisor = status["supervisor"].to_string();
+    let late = lab.start(&[look::PYTHON, "-c", TELLS_LATE, &supervisor, &undoer]);
+    // Its lock is free: so it is taken for one that has crashed, and ended.
+    stack.up();
+    lab.run(&["kill", "-CONT", &undoer]);
+    until("who undoes the first one has ended", || {
+        let gone = lab.run(&["kill", "-0", &undoer]);
+        (!gone.status.success()).then_some(())
+    });
+    lab.ok(&["pkill", "-KILL", "-f", "TELLS_LATE"]);
+    drop(late);
+    stack.assert_answers();
+    let next = stack.status();
+    assert_ne!(next["supervisor"], status["supervisor"]);
+    stack.down();
+    stack.assert_nothing_is_left();
+}
+
+#[test]
+fn gc_removes_an_old_cgroup_of_no_stack_and_none_that_somebody_is_in_or_that_is_new() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    stack.up();
+    let cgroups = cgroups(&lab, &stack.name);
+    let [own] = cgroups.as_slice() else {
+        return support::skip("cgroup2", "there are no cgroups of version 2 to be left");
+    };
+    let (base, _) = own.rsplit_once('/').unwrap();
+    let prefix = if own.contains("/lrpns-") {
+        "lrpns-"
+    } else {
+        ""
+    };
+    let name = |what: &str| format!("{base}/{prefix}{}{what}", stack.name);
+    let [old, new, used, other] =
+        ["old.0123abcd", "new.0123abcd", "used.0123abcd", "other"].map(name);
+    for path in [&old, &new, &used, &other] {
+        lab.ok(&["mkdir", "-p", &format!("{path}/app")]);
+        lab.ok(&["chmod", "755", path]);
+        if *path != new {
+            lab.ok(&["touch", "-d", "2 hours ago", path]);
+        }
+    }
+    let mut sleeps = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let enter = format!("echo {} > {used}/app/cgroup.procs", sleeps.id());
+    assert!(
+        std::process::Command::new("sh")
+            .args(["-c", &enter])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let said = lab.lrpns(&["gc"]);
+    let there = [&old, &new, &used, &other, own].map(|path| std::path::Path::new(path).exists());
+    sleeps.kill().unwrap();
+    sleeps.wait().unwrap();
+    for path in [&new, &used, &other] {
+        until("it is empty", || {
+            let _ = std::fs::remove_dir(format!("{path}/app"));
+            std::fs::remove_dir(path).is_ok().then_some(())
+        });
+    }
+    assert_eq!(
+        there,
+        [false, true, true, true, true],
+        "{}",
+        describe(&said)
+    );
+    stack.assert_answers();
+    stack.down();
+    stack.assert_nothing_is_left();
 }

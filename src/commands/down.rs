@@ -95,6 +95,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
             }
         }
     }
+    sweep_cgroups(&state)?;
     cgroup::tidy(root());
     if root() {
         removed += end_ghosts(&state)?;
@@ -110,6 +111,18 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
         eprintln!("nothing to remove");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes cgroups of stacks that there are no more.
+fn sweep_cgroups(state: &StateRoot) -> Result<(), Failure> {
+    let stacks = state.stacks()?;
+    let plans: Option<Vec<_>> = stacks.iter().map(|stack| state.plan(stack)).collect();
+    // Of one whose plan can't be read it may be any.
+    if let Some(plans) = plans {
+        let known = plans.into_iter().filter_map(|plan| plan.cgroup.path);
+        cgroup::sweep(root(), &known.collect::<Vec<_>>());
+    }
+    Ok(())
 }
 
 /// Ends processes that are supervisors without a stack; how many there were.

@@ -833,6 +833,53 @@ pub fn remove(stack: &Path) -> Result<(), CgroupError> {
     remove_one(stack)
 }
 
+/// How long a stack of another machine that shares the hierarchy may take from its cgroup to its first process.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Removes cgroups of stacks that nobody is in and nobody speaks of any more. `known` are those of the stacks that there
+/// are here. Another machine that shares the hierarchy has its own, in which there are processes.
+pub fn sweep(root: bool, known: &[PathBuf]) {
+    let Some((base, delegated)) = find(root).base else {
+        return;
+    };
+    let is_run = |run: &str| run.len() == 8 && run.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_stacks = |name: &str| {
+        let name = if delegated {
+            name.strip_prefix("lrpns-")
+        } else {
+            Some(name)
+        };
+        let split = name.and_then(|name| name.rsplit_once('.'));
+        split.is_some_and(|(_, run)| is_run(run))
+    };
+    let entries = std::fs::read_dir(base).into_iter().flatten().flatten();
+    let all = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_stacks));
+    let left = all.map(|entry| entry.path()).filter(|path| {
+        let events = std::fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+        // Since its mode was set, when it was made.
+        let age = || {
+            std::fs::metadata(path)
+                .ok()?
+                .modified()
+                .ok()?
+                .elapsed()
+                .ok()
+        };
+        !known.contains(path)
+            && events.lines().any(|line| line == "populated 0")
+            && age().is_some_and(|age| age > BEGINS_WITHIN)
+    });
+    for path in left {
+        for part in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+            if part.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let _ = remove_one(&part.path());
+            }
+        }
+        // The kernel removes none that somebody is in after all.
+        let _ = remove_one(&path);
+    }
+}
+
 /// Removes the cgroup that stacks are made in, unless there are any. The root of the hierarchy is writable to nobody, so
 /// this takes CAP_DAC_OVERRIDE; without it the cgroup stays, empty, for `lrpns gc`.
 pub fn tidy(root: bool) {

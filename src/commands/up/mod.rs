@@ -528,6 +528,7 @@ fn supervise_here(
                 stack: config.name.clone(),
                 cgroup: plan.cgroup.path.clone(),
                 root: plan.supervisor().is_some(),
+                run: plan.run.clone(),
             };
             let (undoer, door) = Undoer::begin(undo, &claimed)
                 .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;

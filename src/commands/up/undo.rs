@@ -5,9 +5,15 @@
 //! Root's supervisor is nobody on the host once its stack is up, and could not remove what root has made for it: the stack's
 //! directory and its cgroup. So a process stays beside it that is still uid 0, without a capability and with a filter that leaves it
 //! files alone. It is made before the stack is, has no descriptor but the lock and one end of two sockets, and waits for one word:
-//! the document about the end, which it does not look into. Where to write and what to remove it has known from its beginning. A
-//! supervisor that ends without the word, killed, leaves all as it is, for whoever looks into it and for the next command
-//! (`ended::note_crash`, `lrpns gc`).
+//! the document about the end, which it does not look into. Where to write and what to remove it has known from its beginning.
+//!
+//! Of a supervisor that ends without the word, killed, it removes the cgroup. The directory stays: it says that something has
+//! crashed, and what, and the next command writes down what is known of it (`ended::note_crash`). That would take reading the log, which
+//! who has taken a supervisor over has written; this process, whose uid may write root's files, reads nothing of his. What there is in
+//! the host's table of such a stack leads nowhere, and to remove it takes a privilege that nothing of a stack has.
+//!
+//! A word is the supervisor's only as long as that lives: somebody whom it has made may say it later, when the directory is another
+//! stack's of that name. And whoever says it, a directory is removed only if the plan in it is of this run.
 //!
 //! Meanwhile it puts children of the supervisor's into the parts' cgroups, where they start parts again: whoever might do that by
 //! himself, as root, might have any process of the host there.
@@ -22,6 +28,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::commands::failure::{Failure, chain};
 use crate::confine::{privileges, seccomp};
@@ -38,24 +46,37 @@ pub(super) struct Undo {
     pub(super) stack: StackName,
     pub(super) cgroup: Option<PathBuf>,
     pub(super) root: bool,
+    /// The run of the stack that this is.
+    pub(super) run: String,
 }
 
 impl Undo {
     /// Keeps the document, if there is one, and takes everything away.
     fn now(&self, document: Option<&[u8]>) -> Result<(), String> {
         let global = self.state.lock().map_err(|e| chain(&e))?;
+        if !self.state.is_of(&self.stack, &self.run) {
+            // Of a stack of that name since, or of none: all that there is of ours is the cgroup.
+            drop(global);
+            return self.remove_cgroup();
+        }
         if let Some(document) = document {
             // What can't be written is missed by nobody as much as the end of the stack.
             let _ = self.state.leave(&self.stack, document, &global);
         }
+        self.remove_cgroup()?;
+        let removed = self.state.remove(&self.stack, global);
+        removed.map_err(|e| chain(&e))
+    }
+
+    /// It has the run's number, and so is no other stack's.
+    fn remove_cgroup(&self) -> Result<(), String> {
         if let Some(path) = &self.cgroup {
             cgroup::remove(path).map_err(|e| chain(&e))?;
             if self.root {
                 cgroup::tidy(true);
             }
         }
-        let removed = self.state.remove(&self.stack, global);
-        removed.map_err(|e| chain(&e))
+        Ok(())
     }
 }
 
@@ -141,31 +162,52 @@ fn hear(word: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Lets children of the supervisor's into the parts' cgroups, until there is a word.
+/// How a wait for the word has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Waited {
+    /// There is one, or the beginning of one.
+    HasWord,
+    /// Who should have said it has ended.
+    Ended,
+}
+
+/// Lets children of the supervisor's into the parts' cgroups, until there is a word, or nobody any more who could say it.
 fn until_a_word(
     word: &UnixStream,
     door: &OwnedFd,
-    stack: &Path,
-    supervisor: i32,
-) -> io::Result<()> {
+    stack: Option<&Path>,
+    (supervisor, pidfd): (i32, &OwnedFd),
+) -> io::Result<Waited> {
+    let mut door = stack.map(|stack| (stack, door));
     loop {
-        let mut heard = [
+        let mut heard = vec![
+            PollFd::new(pidfd, PollFlags::IN),
             PollFd::new(word, PollFlags::IN),
-            PollFd::new(door, PollFlags::IN),
         ];
+        heard.extend(door.map(|(_, door)| PollFd::new(door, PollFlags::IN)));
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut heard, None))?;
-        let [has_word, _] = heard.map(|heard| !heard.revents().is_empty());
+        let has = |at: usize| heard.get(at).is_some_and(|fd| !fd.revents().is_empty());
         // The number of one that has ended may be another's, while somebody whom it has made still asks.
-        let has_ended = std::os::unix::process::parent_id().cast_signed() != supervisor;
-        if has_word || has_ended || !cgroup::usher(door, stack, supervisor)? {
-            return Ok(());
+        if has(0) {
+            return Ok(Waited::Ended);
+        }
+        if has(1) {
+            return Ok(Waited::HasWord);
+        }
+        if let Some((stack, at)) = door
+            && !cgroup::usher(at, stack, supervisor)?
+        {
+            door = None;
         }
     }
 }
 
 /// The process' whole life.
 fn wait(undo: &Undo, mut word: UnixStream, door: &OwnedFd) -> i32 {
-    let supervisor = std::os::unix::process::parent_id().cast_signed();
+    let parent = || std::os::unix::process::parent_id().cast_signed();
+    let supervisor = parent();
+    let number = Pid::from_raw(supervisor).ok_or(Errno::SRCH);
+    let its = number.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
     // What ends the supervisor's group is not meant for it.
     let begun = rustix::process::setpgid(None, None).map_err(io::Error::from);
     let begun = begun.and_then(|()| null_standard_descriptors());
@@ -181,15 +223,23 @@ fn wait(undo: &Undo, mut word: UnixStream, door: &OwnedFd) -> i32 {
         let given_up = privileges::give_up(None, &[], Some(&filter));
         given_up.map(drop).map_err(|e| chain(&e))
     });
-    if let (Ok(()), Some(stack)) = (&dropped, &undo.cgroup) {
+    let waited = its.map_err(io::Error::from).and_then(|pidfd| {
+        let cgroup = undo.cgroup.as_deref().filter(|_| dropped.is_ok());
+        until_a_word(&word, door, cgroup, (supervisor, &pidfd))
+    });
+    let heard = match waited {
+        Ok(Waited::Ended) => Err(io::ErrorKind::UnexpectedEof.into()),
         // What is wrong with the door is told by who has asked there.
-        let _ = until_a_word(&word, door, stack, supervisor);
-    }
-    let said = match (dropped, hear(&mut word)) {
-        (_, Err(_)) => return 1,
+        Ok(Waited::HasWord) | Err(_) => hear(&mut word),
+    };
+    let said = match (dropped, heard) {
+        (Ok(()), heard) if heard.is_err() || parent() != supervisor => {
+            return i32::from(undo.remove_cgroup().is_err());
+        }
+        (Err(_), Err(_)) => return 1,
         // It does nothing with what it may not have.
         (Err(why), _) => Err(why),
-        (Ok(()), Ok(document)) => undo.now(document.as_deref()),
+        (Ok(()), document) => undo.now(document.ok().flatten().as_deref()),
     };
     let said = said.map_or_else(|why| why, |()| DONE.to_owned());
     i32::from(word.write_all(said.as_bytes()).is_err())
