@@ -61,7 +61,7 @@ pub(super) fn note_crash(state: &StateRoot, stack: &StackName, held: &GlobalLock
     let dir = plan.record.dir.clone();
     let its = |line: &LogLine| begun.is_none_or(|begun| line.time >= begun);
     let mut log = LogBuf::new(READ);
-    for line in files::read(&dir, its).unwrap_or_default() {
+    for line in files::read(&dir, its).unwrap_or_default().lines {
         log.push(line);
     }
     let remains = Remains {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use regex_lite::Regex;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{advice, ask, cannot_print, ended, next_reply, written};
+use super::{advice, ask, cannot_print, ended, hear, next_reply, written};
 use crate::commands::failure::Failure;
 use crate::config::RecordTo;
 use crate::control::evidence::Ended;
@@ -24,6 +24,10 @@ use crate::names::StackName;
 use crate::plan::RecordPlan;
 use crate::state::Liveness;
 use crate::supervise;
+use crate::text::harmless;
+
+/// More than that is told of nothing that was passed over, in bytes.
+const NAME_AND_WHY: usize = 512;
 
 /// What is wanted of a log.
 pub struct Wanted {
@@ -290,8 +294,13 @@ impl OnDisk {
                 && self.to.is_none_or(|to| line.time < to)
                 && filter.wants(&line.part, line.stream)
         };
-        files::read(&self.dir, wants)
-            .map_err(|e| Failure::unable(format!("read {}: {e}", self.dir.display())))
+        let dir = self.dir.display();
+        let found = files::read(&self.dir, wants)
+            .map_err(|e| Failure::unable(format!("read {dir}: {e}")))?;
+        for name in &found.passed_over {
+            eprintln!("passed over in {dir}: {}", harmless(name, NAME_AND_WHY));
+        }
+        Ok(found.lines)
     }
 }
 
@@ -314,6 +323,8 @@ fn of_running(
 ) -> Result<(), Failure> {
     let (filter, follow) = (wanted.filter(), wanted.follow);
     let client = ask(stack, &Request::Logs { filter, follow })?;
+    // It begins at once, with a line or with the end of them.
+    hear(&client, stack)?;
     let mut printer = Printer::new(wanted);
     for line in &wanted.first {
         if !printer.line(line.clone())? {

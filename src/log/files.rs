@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -478,8 +479,7 @@ fn make_dir(path: &Path) -> io::Result<OwnedFd> {
     let mut make = DirBuilder::new();
     make.recursive(true).mode(0o700).create(above)?;
     strays(path)?;
-    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-    let above = rustix::fs::open(above, flags, Mode::empty())?;
+    let above = rustix::fs::open(above, ABOVE, Mode::empty())?;
     match rustix::fs::mkdirat(&above, name, Mode::RWXU) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(e) => return Err(e.into()),
@@ -492,6 +492,9 @@ const DIR: OFlags = OFlags::DIRECTORY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC)
     .union(OFlags::RDONLY);
+
+/// As what the directory above it is opened.
+const ABOVE: OFlags = OFlags::DIRECTORY.union(OFlags::PATH).union(OFlags::CLOEXEC);
 
 /// An error if somebody who is a stack's could have chosen where root is led by a path.
 fn strays(path: &Path) -> io::Result<()> {
@@ -654,16 +657,24 @@ fn about_in(dir: &OwnedFd) -> Option<About> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Every line of a log that `wants` lets through, in the order of time; what is no line is passed over. No more is read than a
-/// log can have.
+/// What was read of a log.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Its lines, in the order of time.
+    pub lines: Vec<LogLine>,
+    /// What has the name of a file of it and is none: of each the name, and why.
+    pub passed_over: Vec<String>,
+}
+
+/// Every line of a log that `wants` lets through; what is no line is passed over. No more is read than a log can have.
 ///
 /// # Errors
 /// What the kernel says; a directory that isn't there has no lines.
-pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<Vec<LogLine>> {
-    let mut lines = vec![];
+pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<Found> {
+    let mut found = Found::default();
     let dir = match open_dir(path) {
         Ok(dir) => dir,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(lines),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
         Err(e) => return Err(e),
     };
     let mut left = most(&dir)?;
@@ -672,6 +683,11 @@ pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<
             Ok(file) => file,
             // It was rotated away while we looked.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            // Who has been the supervisor may have put anything there, and the rest is to be read all the same.
+            Err(e) if is_something_else(&e) => {
+                found.passed_over.push(format!("{name}: {e}"));
+                continue;
+            }
             Err(e) => return Err(io::Error::new(e.kind(), format!("{name}: {e}"))),
         };
         let mut file = BufReader::new(file);
@@ -687,12 +703,21 @@ pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<
             if let Ok(line) = serde_json::from_slice::<LogLine>(&text)
                 && wants(&line)
             {
-                lines.push(line);
+                found.lines.push(line);
             }
         }
     }
-    lines.sort_by_key(|line| line.time);
-    Ok(lines)
+    found.lines.sort_by_key(|line| line.time);
+    Ok(found)
+}
+
+/// Whether a file could not be opened since it is none that a log has: [`is_log`] says so, or it is a link, a socket or a device
+/// without a driver.
+fn is_something_else(e: &io::Error) -> bool {
+    match e.raw_os_error() {
+        Some(errno) => [libc::ELOOP, libc::ENXIO, libc::ENODEV].contains(&errno),
+        None => e.kind() == io::ErrorKind::Other,
+    }
 }
 
 /// Removes a log; `false` when there was none.
@@ -700,8 +725,8 @@ pub fn read(path: &Path, mut wants: impl FnMut(&LogLine) -> bool) -> io::Result<
 /// # Errors
 /// What the kernel says.
 pub fn remove(path: &Path) -> io::Result<bool> {
-    let dir = match open_dir(path) {
-        Ok(dir) => dir,
+    let (above, name, dir) = match open_in_its_place(path) {
+        Ok(opened) => opened,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
     };
@@ -717,9 +742,37 @@ pub fn remove(path: &Path) -> io::Result<bool> {
         }
     }
     // With the last one; else they say that they aren't empty.
-    let _ = std::fs::remove_dir(path);
-    let _ = path.parent().map(std::fs::remove_dir);
+    let _ = remove_if(&above, name, &dir);
+    if let Some(name) = path.parent().and_then(Path::file_name) {
+        let over = rustix::fs::openat(&above, "..", ABOVE, Mode::empty());
+        let _ = over
+            .map_err(io::Error::from)
+            .and_then(|over| remove_if(over, name, &above));
+    }
     Ok(true)
+}
+
+/// Opens the directory of a log as [`open_dir`] does, with the one that it is in, in which it is removed later: what a path leads to may
+/// be another one by then.
+fn open_in_its_place(path: &Path) -> io::Result<(OwnedFd, &OsStr, OwnedFd)> {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let above = rustix::fs::open(above, ABOVE, Mode::empty())?;
+    strays(path)?;
+    let dir = rustix::fs::openat(&above, name, DIR, Mode::empty())?;
+    may_be(&dir)?;
+    Ok((above, name, dir))
+}
+
+/// Removes an empty directory, if it is this one. Who puts another there just then has moved one of his own.
+fn remove_if(above: impl AsFd, name: &OsStr, is: &OwnedFd) -> io::Result<()> {
+    let which = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let there = rustix::fs::statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if which(there) == which(rustix::fs::fstat(is)?) {
+        rustix::fs::unlinkat(&above, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
 }
 
 /// Removes what has grown old of the logs of all stacks below `root`, whether they run or not.
@@ -792,8 +845,8 @@ mod tests {
         }
 
         fn texts(&self, part: &str) -> Vec<String> {
-            let lines = read(&self.path(), |line| line.part == part).unwrap();
-            lines.into_iter().map(|line| line.text).collect()
+            let found = read(&self.path(), |line| line.part == part).unwrap();
+            found.lines.into_iter().map(|line| line.text).collect()
         }
 
         fn size(&self) -> u64 {
@@ -954,8 +1007,42 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(read(&aside, |_| true).is_err());
+        // Nor does a directory keep the rest from who reads.
+        std::fs::create_dir(aside.join("relay.log")).unwrap();
+        let found = read(&aside, |_| true).unwrap();
+        let mut passed_over = found.passed_over;
+        passed_over.sort();
+        let what =
+            ["pipe.log", "relay.log"].map(|name| format!("{name}: it is not a regular file"));
+        assert_eq!(passed_over, what);
+        assert_eq!(found.lines.len(), 1);
         assert!(remove(&aside).unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_removed_where_it_was_found_and_no_other_of_its_name() {
+        let log = Log::new();
+        drop(log.open(1 << 20));
+        let path = log.path();
+        let (above, name, dir) = open_in_its_place(&path).unwrap();
+        for file in files(&dir)
+            .unwrap()
+            .iter()
+            .map(String::as_str)
+            .chain([ABOUT])
+        {
+            unlink(&dir, file).unwrap();
+        }
+        // The way there leads elsewhere by now, to an empty directory of that name.
+        let (there, aside) = (log.dir.path().join("lrpns"), log.dir.path().join("aside"));
+        std::fs::rename(&there, &aside).unwrap();
+        std::fs::create_dir_all(log.path()).unwrap();
+        remove_if(&above, name, &dir).unwrap();
+        assert!(log.path().exists() && !aside.join("shop").exists());
+        // And one in its own place that is another.
+        std::fs::create_dir(aside.join("shop")).unwrap();
+        remove_if(&above, name, &dir).unwrap();
+        assert!(aside.join("shop").exists());
     }
 
     const STACKS: Ids = Ids {
@@ -1060,10 +1147,11 @@ mod tests {
                 };
                 // Neither a reader nor who tidies up.
                 if how != "moved" {
-                    match read(&log.path(), |_| true) {
-                        Ok(lines) => assert!(lines.iter().all(|line| line.text == "one")),
-                        Err(e) => assert!(e.to_string().starts_with(name), "{how} {name}: {e}"),
-                    }
+                    let found = read(&log.path(), |_| true).unwrap();
+                    assert!(found.lines.iter().all(|line| line.text == "one"));
+                    let passed_over = &found.passed_over;
+                    assert_eq!(passed_over.len(), usize::from(part_of(name).is_some()));
+                    assert!(passed_over.iter().all(|said| said.starts_with(name)));
                     let is_about = name == "about.json";
                     assert_eq!(about(&log.path()).is_none(), is_about, "{how}");
                 }
@@ -1073,7 +1161,7 @@ mod tests {
                 let files = log.given();
                 kept();
                 assert_eq!(log.owner("web.log"), STACKS.uid, "{how} {name}");
-                let lines = read(&log.path(), |_| true).unwrap();
+                let lines = read(&log.path(), |_| true).unwrap().lines;
                 assert!(lines.iter().all(|line| line.text == "one"), "{how} {name}");
                 drop(files);
                 // Nor who writes there while it is another's already.
