@@ -687,3 +687,64 @@ fn what_a_supervisor_without_a_stack_has_left_is_ended_and_nobody_else() {
         }
     }
 }
+
+/// Listens in the place of a supervisor, and answers nobody; or begins an answer and says no more.
+const SILENT: &str = r#"
+import os, signal, socket, struct, sys
+os.chdir("/run/lrpns/other")
+os.rename("control.sock", "real.sock")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("control.sock")
+listener.listen(100)
+print("ready", flush=True)
+kept = []
+while sys.argv[1] == "drips":
+    client, _ = listener.accept()
+    client.sendall(struct.pack("<I", 1000) + b"{")
+    kept.append(client)
+signal.pause()
+"#;
+
+#[test]
+fn a_supervisor_that_answers_nothing_is_waited_for_by_no_command() {
+    if !look::machine() {
+        return;
+    }
+    for how in ["silent", "drips"] {
+        let lab = Lab::new();
+        look::up(&lab, &idle("other"));
+        let silent = lab.start(&[PYTHON, "-c", SILENT, how]);
+        let commands = [
+            &["status", "other"][..],
+            &["restart", "other"],
+            &[
+                "exec", "other", "--part", "sidecar", "--", "busybox", "true",
+            ],
+            &["logs", "other"],
+            &["stats", "other"],
+            &["audit", "other"],
+        ];
+        let ask = |command: &&[&str]| {
+            let args = [&["timeout", "60", lrpns()][..], command].concat();
+            (command.to_vec().join(" "), lab.spawn(&args))
+        };
+        let asked: Vec<_> = commands.iter().map(ask).collect();
+        for (command, child) in asked {
+            let output = child.wait_with_output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(125), "{how}: {command}: {said}");
+            let words = ["does not answer", "not ended it"];
+            assert!(
+                words.iter().any(|words| said.contains(words)),
+                "{how}: {command}: {said}"
+            );
+        }
+        drop(silent);
+        lab.ok(&[
+            "mv",
+            "/run/lrpns/other/real.sock",
+            "/run/lrpns/other/control.sock",
+        ]);
+        lab.lrpns_ok(&["down", "other"]);
+    }
+}

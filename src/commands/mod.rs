@@ -40,6 +40,7 @@ mod up;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::cli::{AuditFormat, Command, Source, Target};
 use crate::commands::failure::Failure;
@@ -636,17 +637,33 @@ fn ended(stack: &StackName) -> Failure {
     Failure::failed(format!("{stack} ended meanwhile"))
 }
 
-/// Waits as long as it takes until there is a reply, or the end; but for no supervisor that was stopped meanwhile.
+/// Waits as long as it takes until there is a reply, or the end; but for no supervisor that was stopped meanwhile, or that answers
+/// nothing at all.
 fn hear(client: &Client, stack: &StackName) -> Result<(), Failure> {
     while !client
-        .has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)
+        .has_answered_by(tokio::time::Instant::now() + ASKED_AGAIN)
         .map_err(|e| Failure::unable(format!("hear from the supervisor of {stack}: {e}")))?
     {
-        if client.is_stopped() {
+        if client.is_stopped() || !answers(stack) {
             return Err(silent(stack));
         }
     }
     Ok(())
+}
+
+/// After how long it is asked whether a supervisor still answers that is busy with what was asked for.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+
+/// Whether a supervisor answers what it always answers at once, whatever else it is busy with.
+fn answers(stack: &StackName) -> bool {
+    let until = tokio::time::Instant::now() + ANSWERS_WITHIN;
+    let ask = || {
+        let client = Client::connect(&Host::state_root().control(stack))?;
+        client.ask(&Request::Brief)?;
+        client.has_answered_by(until)
+    };
+    // One that is gone is told by the end of the conversation that it is asked for.
+    ask().unwrap_or_else(|e| is_gone(&e))
 }
 
 /// The next reply of a conversation that must have one.

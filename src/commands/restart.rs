@@ -8,7 +8,7 @@ use super::{
     answered_something_else, as_saved, ask, ask_with, hear, next_reply, reply, reply_or_end,
     status_by,
 };
-use crate::commands::failure::Failure;
+use crate::commands::failure::{Failure, UNABLE};
 use crate::control::{Reply, Request};
 use crate::host::Host;
 use crate::names::{PartName, StackName};
@@ -191,6 +191,8 @@ pub fn restart(stack: &StackName, parts: Vec<String>) -> Result<ExitCode, Failur
             match next_reply(client, stack) {
                 Ok(Some(_)) => answers += 1,
                 Ok(None) => break,
+                // Nothing more is to be had of that one.
+                Err(e) if e.code == UNABLE => return Err(e),
                 Err(e) => refused.push(e),
             }
         }

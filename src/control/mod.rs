@@ -636,12 +636,9 @@ impl Client {
         // How long it takes to come is for others to judge; once it comes it comes.
         let mut comes = [PollFd::new(&self.0, PollFlags::IN)];
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut comes, None))?;
-        let limit = |limit| sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, limit);
-        limit(Some(COMES_WITHIN))?;
-        let reply = protocol::receive(&self.0);
-        limit(None)?;
+        let reply = protocol::receive_within(&self.0, COMES_WITHIN);
         reply.map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut => io::Error::new(
                 io::ErrorKind::TimedOut,
                 "it has begun an answer, and not ended it",
             ),
@@ -650,7 +647,7 @@ impl Client {
     }
 }
 
-/// How long each piece of an answer may take that has begun.
+/// How long an answer may take that has begun.
 const COMES_WITHIN: Duration = Duration::from_secs(10);
 
 impl AsFd for Client {

@@ -11,11 +11,12 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    SendAncillaryMessage, SendFlags, sockopt,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -488,8 +489,40 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>])
 /// # Errors
 /// What `recvmsg(2)` says; `InvalidData` for a message of no known shape.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    receive_after(socket, || Ok(()))
+}
+
+/// The same, within a time, however many pieces it comes in.
+///
+/// # Errors
+/// As [`receive`]; `TimedOut` when it has not come by then.
+pub fn receive_within<T: DeserializeOwned>(
+    socket: impl AsFd,
+    within: Duration,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let until = Instant::now() + within;
+    let limit = |limit| sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, limit);
+    let received = receive_after(&socket, || {
+        let left = until.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(limit(Some(left))?),
+        }
+    });
+    limit(None)?;
+    received.map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => e,
+    })
+}
+
+fn receive_after<T: DeserializeOwned>(
+    socket: impl AsFd,
+    mut each: impl FnMut() -> io::Result<()>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut incoming = Incoming::at_most(MAX_LEN);
     loop {
+        each()?;
         match incoming.advance(socket.as_fd()) {
             Ok(Progress::More) => {}
             Ok(Progress::Done) => return incoming.finish().map(Some),
