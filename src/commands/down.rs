@@ -29,7 +29,10 @@ use crate::text::harmless_lines;
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
     let went = take_down(&state, stack)?;
-    end_ghosts(&state)?;
+    // It looks at every process of the machine. Those of a stack that was there have ended with it.
+    if !went {
+        end_ghosts(&state)?;
+    }
     sweep(&state)?;
     cgroup::tidy(root());
     state.tidy();

@@ -2,7 +2,8 @@
 //!
 //! Who takes over root's supervisor may have the stack's directory and its cgroups removed, as at its end, and live on, where no
 //! command that looks for stacks sees him. But he is who he is: an id that no stack has, and none of the host's
-//! ([`crate::plan::Plan::supervisor`]). Who removes what stacks have left ends such processes too.
+//! ([`crate::plan::Plan::supervisor`]). `lrpns gc` ends such
+//! processes, and so does a `down` that finds nothing to take down, or takes down all.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
