@@ -589,7 +589,7 @@ pub fn supervisor() -> Profile {
     set(&mut calls, Sysno::keyctl, vec![leave]);
     set(&mut calls, Sysno::io_uring_setup, vec![always(ENOSYS)]);
     // It owns the parts' user namespaces, in which it is whoever owns a volume.
-    for (call, mut denials) in special_files() {
+    for (call, mut denials) in of_files() {
         denials.push(always(Action::Allow));
         set(&mut calls, call, denials);
     }
@@ -623,6 +623,7 @@ fn kept_from_apps() -> &'static BTreeSet<u32> {
 ///   of the host, by way of a path or a descriptor that is the host's. The kernel clears the bits when the file is written
 ///   to, and chown(2) does, so refusing the calls that set them is enough. Security attributes (file capabilities) take a
 ///   capability over the file system, which no part has.
+/// - Hold a lease on a file ([`of_files`]).
 /// - Set another process's resource limits: the kernel asks for nothing but the same uid, and so the app's pid 1, and what
 ///   `lrpns exec` and the audit run beside it, would lose theirs. Landlock has no word for that.
 #[must_use]
@@ -695,6 +696,24 @@ fn special_files() -> Vec<(Sysno, Vec<Rule>)> {
     calls
 }
 
+/// What nobody below the supervisor does with files: [`special_files`], and leases. Who has one on a file, be it in a volume that is
+/// read-only to him, holds up for 45 seconds, again and again, whoever opens it on the host (`lease-break-time`,
+/// proc_sys_fs(5)). The kernel asks for nothing but the owner's uid.
+fn of_files() -> Vec<(Sysno, Vec<Rule>)> {
+    /// The same of a directory; the libc crate has it not yet.
+    const F_SETDELEG: i32 = 1024 + 16;
+    let refused = |command| Rule {
+        when: vec![equal(1, command)],
+        action: EPERM,
+    };
+    let mut calls = special_files();
+    calls.push((
+        Sysno::fcntl,
+        [libc::F_SETLEASE, F_SETDELEG].map(refused).into(),
+    ));
+    calls
+}
+
 /// What [`floored`] refuses, by call.
 fn floor() -> Vec<(Sysno, Vec<Rule>)> {
     let others_limits = vec![Rule {
@@ -709,7 +728,7 @@ fn floor() -> Vec<(Sysno, Vec<Rule>)> {
         ],
         action: EPERM,
     }];
-    let mut floor = special_files();
+    let mut floor = of_files();
     floor.extend([
         // It opens files as well, by requests that are in memory.
         (Sysno::io_uring_setup, vec![always(ENOSYS)]),
@@ -845,6 +864,12 @@ pub fn relay(carries: Carries) -> Profile {
         accept4 connect epoll_create1 epoll_ctl epoll_pwait eventfd2 fcntl getpeername getsockname getsockopt pipe2
         recvfrom shutdown splice
     ]]));
+    for (call, mut rules) in of_files() {
+        if call == Sysno::fcntl {
+            rules.push(always(Action::Allow));
+            set(&mut calls, call, rules);
+        }
+    }
     let mut options = SWAPS.map(no_option).to_vec();
     options.push(always(Action::Allow));
     set(&mut calls, Sysno::setsockopt, options);
@@ -962,7 +987,7 @@ pub(super) fn on_the_way_to(command: &Profile) -> Profile {
     ]]));
     #[cfg(target_arch = "x86_64")]
     way.extend(plain(&[calls![dup2]]));
-    for (call, mut rules) in special_files() {
+    for (call, mut rules) in of_files() {
         if way.contains_key(&number(call)) {
             rules.push(always(Action::Allow));
             set(&mut way, call, rules);
@@ -1266,6 +1291,10 @@ mod tests {
                 "{family} {kind} {protocol}"
             );
         }
+        let commands = [libc::F_SETLEASE, libc::F_SETLEASE + 16, libc::F_SETLK];
+        let commands =
+            commands.map(|command| answer(Sysno::fcntl, [3, command as u64, 0, 0, 0, 0]));
+        assert_eq!(commands, [false, false, true]);
         for bad in BAD_IOCTLS {
             assert!(!answer(Sysno::ioctl, [0, bad | 1 << 32, 0, 0, 0, 0]));
         }
