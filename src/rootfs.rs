@@ -705,12 +705,12 @@ pub fn enter(
             Some(Enclosing::Volume(_)) => None,
         };
         // Absolute, it would be the host's for all but [`inside`].
-        let path = path.strip_prefix("/").unwrap_or(path);
-        if let (Some(mode), Err(_)) = (mode, inside(&root, path)) {
-            make_target(&root, path, &mount, mode)?;
+        let target = path.strip_prefix("/").unwrap_or(path);
+        if let (Some(mode), Err(_)) = (mode, inside(&root, target)) {
+            make_target(&root, target, &mount, mode)?;
         }
-        attach(&mount, &root, path)?;
-        if place.ends_with(path) {
+        attach(&mount, &root, target)?;
+        if *path == place && !secrets.is_empty() {
             fill(&mount, &secrets, owner)?;
         }
     }

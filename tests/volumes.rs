@@ -853,6 +853,41 @@ fn a_secret_of_roots_is_a_file_of_the_apps_alone_and_stands_nowhere_else() {
 }
 
 #[test]
+fn a_mount_called_secrets_is_as_any_other_and_has_no_secret_in_it() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    key(&lab, "key", "s3cret");
+    let data = directory(&lab, "data", OWNER);
+    let volume = format!("{}:/secrets:rw", data.display());
+    for (path, volumes, more) in [
+        (
+            "/secrets",
+            vec![volume.clone()],
+            "secrets = [\"key=./key\"]",
+        ),
+        ("/secrets", vec![volume], ""),
+        ("/secrets", vec![], "tmpfs = [\"/secrets:1M\"]"),
+        ("/run/secrets", vec![], "tmpfs = [\"/run/secrets:1M\"]"),
+    ] {
+        look::up(&lab, &file(&volumes, more));
+        let code = format!(
+            "def write():\n    open('{path}/mine', 'w').close()\n\
+             say([tried(write), sorted(os.listdir('{path}'))])"
+        );
+        let there = match volumes.is_empty() {
+            true => json!(["mine"]),
+            false => json!(["before", "mine"]),
+        };
+        let seen = look::attack(&lab, "web", "app", &code);
+        assert_eq!(seen, json!(["OK", there]), "{volumes:?} {more}");
+        lab.lrpns_ok(&["down", "web"]);
+    }
+    assert!(!data.join("key").exists());
+}
+
+#[test]
 fn a_secret_may_come_from_systemd_and_lie_in_a_tmpfs_of_the_apps() {
     if !look::machine() {
         return;
