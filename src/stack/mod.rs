@@ -58,6 +58,18 @@ const WAIT_TOLD_AFTER: Duration = Duration::from_secs(2);
 /// …and then as often as this.
 const WAIT_TOLD_EVERY: Duration = Duration::from_secs(10);
 
+/// What a stack is made of.
+pub struct Makings {
+    /// What it is to be.
+    pub plan: Plan,
+    /// Its cgroups, which its parts are put into.
+    pub cgroups: Cgroups,
+    /// The published ports, bound.
+    pub listeners: Vec<Listener>,
+    /// Where what the apps' filters refuse is noted, if it is.
+    pub explain: Option<Refusals>,
+}
+
 /// Everything that a stack consists of at this moment.
 pub struct Stack {
     /// What never changes.
@@ -181,17 +193,19 @@ impl Stack {
     ///
     /// # Errors
     /// [`StackError`] names the part, the step and what the kernel said.
-    #[allow(clippy::too_many_arguments)] // each is of another kind, and there is one caller
     pub async fn bring_up(
-        plan: Plan,
-        cgroups: Cgroups,
-        listeners: Vec<Listener>,
+        makings: Makings,
         shared: Option<Arc<Shared>>,
         gated: bool,
-        explain: Option<Refusals>,
         streams: MakeStreams<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, StackError> {
+        let Makings {
+            plan,
+            cgroups,
+            listeners,
+            explain,
+        } = makings;
         let program = rootfs::own_program()?;
         let (mut ground, far) = within(
             "namespaces",

@@ -292,7 +292,8 @@ impl Supervisor {
                     Some(why) => format!("{not}: {why}"),
                 };
                 if publishes {
-                    self.journal.write(super::event_line(app.to_string(), text));
+                    self.journal
+                        .write(super::journal::event_line(app.to_string(), text));
                 }
             }
         }

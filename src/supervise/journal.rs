@@ -22,7 +22,7 @@ use super::{Answer, Client, Event, Supervisor, refused, tell};
 use crate::config::RecordTo;
 use crate::confine::privileges::Ids;
 use crate::control::{Brief, Reply, Request, evidence};
-use crate::log::budget::Rationed;
+use crate::log::budget::{Bucket, Rationed};
 use crate::log::files::Files;
 use crate::log::journald::{Journald, SOCKET};
 use crate::log::record::Record;
@@ -30,20 +30,21 @@ use crate::log::streams::Attached;
 use crate::log::{Filter, LogBuf, LogLine, Reader, Stream, TrafficBuf};
 use crate::plan::{Plan, RecordPlan};
 use crate::traffic;
+use crate::traffic::line::Names;
 
 /// What the log may take of memory, in bytes.
-pub(super) const LOG_BYTES: usize = 4 << 20;
+const LOG_BYTES: usize = 4 << 20;
 /// What the traffic log may take of memory, in bytes.
-pub(super) const TRAFFIC_BYTES: usize = 3 << 19;
+const TRAFFIC_BYTES: usize = 3 << 19;
 /// How many lines are made of the traffic log each second for those who follow it, and how many at once.
-pub(super) const TRAFFIC_LINES: u64 = 2_000;
-pub(super) const TRAFFIC_LINES_AT_ONCE: u64 = 20_000;
+const TRAFFIC_LINES: u64 = 2_000;
+const TRAFFIC_LINES_AT_ONCE: u64 = 20_000;
 /// How many of them may follow the log.
 const FOLLOWERS: usize = 32;
 /// How many lines of the log a client is given at once.
 const LINES_AT_ONCE: usize = 256;
 /// Who says that the log can't be recorded.
-pub(super) const RECORD: &str = "log";
+const RECORD: &str = "log";
 /// How long what an app has said may wait for a user who takes nothing, once the stack is to end.
 const USER_TAKES_WITHIN: Duration = Duration::from_secs(1);
 /// How long those who read the log, and go on reading, may take for the rest of it.
@@ -241,6 +242,30 @@ impl Supervisor {
 }
 
 impl Journal {
+    /// One in which nothing was said yet, but why it can't be recorded, if that is so.
+    pub(super) fn begin(record: Record, tee: Tee, plan: &Plan) -> Self {
+        let mut journal = Self {
+            kept: LogBuf::new(LOG_BYTES),
+            record,
+            directories: Directories::new(),
+            traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(plan)),
+            tee,
+            followers: vec![],
+            following: vec![],
+            reading: 0,
+            traffic_lines: Rationed::by(Bucket::new(
+                TRAFFIC_LINES,
+                TRAFFIC_LINES_AT_ONCE,
+                Instant::now(),
+            )),
+        };
+        if let Some(complaint) = journal.record.complaint() {
+            let complaint = event_line(RECORD.to_owned(), complaint);
+            journal.kept.push(complaint);
+        }
+        journal
+    }
+
     /// Takes what apps that have ended still have to say, which is at its end when their user has it all, and sees to it
     /// that who reads the log gets it. In a `hurry`, or as soon as the end is asked for, a user who takes nothing is not
     /// waited for. Gives back who has asked.

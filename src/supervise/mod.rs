@@ -28,13 +28,13 @@ mod process;
 mod replace;
 mod rising;
 mod shared;
+mod starting;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use caps::Capability;
 use jiff::Timestamp;
@@ -45,39 +45,29 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::backoff::Backoff;
-use self::clients::{Answer, Client, refused, serve, tell};
+use self::clients::{Answer, Client, refused, tell};
 pub use self::end::the_end;
-use self::end::{Ender, LINGERS, end_with, killed, watch_signals};
+use self::end::{Ender, LINGERS, killed};
 pub use self::gate::{Gate, Judgement};
-use self::heard::{Budgets, Refused, Traffic, hear};
-use self::journal::{
-    Directories, Journal, LOG_BYTES, RECORD, TRAFFIC_BYTES, TRAFFIC_LINES, TRAFFIC_LINES_AT_ONCE,
-    event_line,
-};
+use self::heard::{Budgets, Refused, Traffic};
+use self::journal::Journal;
 pub use self::journal::{Tee, in_the_journal, more_files, record, systemd_runs};
 use self::part::Part;
 use self::process::{Left, Order, Process};
-use self::rising::Rising;
 pub use self::shared::lives;
+use self::starting::Starting;
 use crate::confine::privileges::{self, Privileges};
 use crate::confine::seccomp;
 use crate::control::evidence::Remains;
 use crate::control::{Apply, PartState, Reply, Request, Status};
-use crate::log::budget::{Bucket, Rationed};
 use crate::log::record::Record;
-use crate::log::{LogBuf, LogLine, Reader, TrafficBuf};
-use crate::net::publish::Listener;
-use crate::part::cgroup::Cgroups;
+use crate::log::{LogLine, Reader};
 use crate::part::container::{ContainerError, Event as ContainerEvent};
-use crate::part::refused::Refusals;
 use crate::plan::Plan;
 use crate::protocol::{Channel, Exit};
-use crate::stack::{
-    Begun, EndTable, Ground, Launched, PartId, Progress, Stack, StackError, weaken,
-};
+use crate::stack::{EndTable, Ground, Launched, Makings, PartId, Progress, StackError, weaken};
 use crate::sys::namespace::unshare;
 use crate::traffic;
-use crate::traffic::line::Names;
 
 /// What a supervisor without root keeps once the stack is up, in its own user namespace, where it is nothing on the host:
 /// open_tree(2) and mount_setattr(2), for what an app is given by a live change, which nobody else is there to open.
@@ -86,10 +76,6 @@ use crate::traffic::line::Names;
 /// none: who made a user namespace has every capability in it (user_namespaces(7)). What the host has to do for a live change,
 /// who makes the change does ([`apply`]).
 const KEPT_WITHOUT_ROOT: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
-/// How many messages of the sidecar's may wait for the loop.
-const TRAFFIC_WAITING: usize = 2;
-/// How many lines may wait for the loop.
-const LINES_WAITING: usize = 256;
 
 /// Why a stack ended.
 #[derive(Debug)]
@@ -194,212 +180,95 @@ pub struct Supervisor {
     watchdog: manager::Watchdog,
 }
 
-/// Brings a stack up, calls `ready`, supervises it until its end and takes it down.
+/// What a supervisor is given.
+pub struct Given {
+    /// What the stack is made of.
+    pub makings: Makings,
+    /// The control socket.
+    pub control: std::os::unix::net::UnixListener,
+    /// Who attacks it before its ports open.
+    pub gate: Option<Gate>,
+    /// A pidfd of a process that the stack ends with, as by a signal, at whatever step it is.
+    pub lives_with: Option<OwnedFd>,
+    /// Where its log is recorded.
+    pub record: Record,
+    /// What a prober does ([`prober`]).
+    pub life: prober::Life,
+    /// How long an app without a port that is waited for is looked at before the stack is said to be up: it shows nothing by
+    /// which to know that it works.
+    pub settles: Option<Duration>,
+}
+
+/// Is told the status of a stack that is up, and what was said last.
+pub type Ready = Box<dyn FnOnce(&Status, &[LogLine])>;
+
+/// Who is told how the stack does.
+pub struct Output<'o> {
+    /// Where the apps' output goes besides the log.
+    pub tee: Tee,
+    /// How far its start has come.
+    pub progress: &'o mut dyn FnMut(Progress<'_>),
+    /// Its status when the published ports answer, and what was said last. Where there is an app that [`Given::settles`] is for,
+    /// it is called after that, and not at all if everything has ended by then.
+    pub ready: Ready,
+    /// Its status after a live change, also after one that was taken back.
+    pub changed: fn(&Status),
+}
+
+/// Brings a stack up, says that it is ready, supervises it until its end and takes it down.
 ///
-/// The stack ends with the process that `lives_with` is a pidfd of, as by a signal, at whatever step it is. What the apps'
-/// filters refuse is noted in `explain`, if that is given.
-///
-/// `ready` is told the status when the published ports answer, and what was said last. An app without a port that is waited
-/// for shows nothing by which to know that it works: where there is one, `ready` is called after `settles`, and not at all
-/// if everything has ended by then. `changed` is told it after a live change, also after one that was taken back. `life` is what a
-/// prober does ([`prober`]). What there
-/// is to know of the stack afterwards is left in `remains`, however it ends.
-/// Every process of the stack has ended when this returns.
+/// What there is to know of the stack afterwards is left in `remains`, however it ends. Every process of the stack has ended
+/// when this returns.
 ///
 /// # Errors
 /// [`StackError`] when the stack could not be brought up; then nothing of it is left.
-#[allow(clippy::too_many_arguments)] // each is of another kind, and there is one caller
 pub async fn run(
-    plan: Plan,
-    cgroups: Cgroups,
-    listeners: Vec<Listener>,
-    control: std::os::unix::net::UnixListener,
-    gate: Option<Gate>,
-    explain: Option<Refusals>,
-    lives_with: Option<OwnedFd>,
-    record: Record,
-    tee: Tee,
-    progress: &mut dyn FnMut(Progress<'_>),
-    ready: impl FnOnce(&Status, &[LogLine]),
-    changed: fn(&Status),
-    life: prober::Life,
-    settles: Option<Duration>,
+    given: Given,
+    output: Output<'_>,
     remains: &mut Remains,
 ) -> Result<Outcome, StackError> {
-    let (sender, mut events) = mpsc::unbounded_channel();
-    let io_error = |what| move |source: io::Error| StackError::Io { what, source };
-    crate::sys::manager::connect();
-    let ender = Ender::default();
-    watch_signals(&sender, &ender).map_err(io_error("watch signals"))?;
-    if let Some(process) = lives_with {
-        end_with(process, sender.clone()).map_err(io_error("watch whom the stack is for"))?;
-    }
-    let offer = shared::Offer::default();
-    serve(control, sender.clone(), ender.clone(), offer.clone())
-        .map_err(io_error("watch the control socket"))?;
-
-    let table = shared::table(&plan, &offer).await?;
-    let (lines_in, mut lines) = mpsc::channel(LINES_WAITING);
-    let budgets = Budgets::default();
-    let user = tee.user();
-    let mut journal = Journal {
-        kept: LogBuf::new(LOG_BYTES),
+    let Given {
+        makings,
+        control,
+        gate,
+        lives_with,
         record,
-        directories: Directories::new(),
-        traffic: TrafficBuf::new(TRAFFIC_BYTES, Names::of(&plan)),
+        life,
+        settles,
+    } = given;
+    let Output {
         tee,
-        followers: vec![],
-        following: vec![],
-        reading: 0,
-        traffic_lines: Rationed::by(Bucket::new(
-            TRAFFIC_LINES,
-            TRAFFIC_LINES_AT_ONCE,
-            Instant::now(),
-        )),
-    };
-    if let Some(complaint) = journal.record.complaint() {
-        journal.kept.push(event_line(RECORD.to_owned(), complaint));
-    }
-    let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
-    let mut waiting_for_the_end = vec![];
-    let mut early = VecDeque::new();
-    let stack = {
-        let names: Vec<String> = plan.apps.iter().map(|app| app.name.to_string()).collect();
-        let streams =
-            |app: usize, pipes| hear(&lines_in, &budgets, &names[app], user.as_ref(), pipes);
-        let rising = RefCell::new(Rising::of(&plan, gate.is_some()));
-        let mut told = |told: Progress<'_>| match told {
-            Progress::Part(name, now) => rising.borrow_mut().heard(name, now),
-            told => progress(told),
-        };
-        let mut bring_up = Box::pin(Stack::bring_up(
-            plan,
-            cgroups,
-            listeners,
-            table,
-            gate.is_some(),
-            explain,
-            &streams,
-            &mut told,
-        ));
-        loop {
-            tokio::select! {
-                biased;
-                stack = &mut bring_up => break stack,
-                Some(event) = events.recv() => match event {
-                    Event::Signal(signal) => break Err(StackError::Interrupted { by: Some(signal) }),
-                    Event::Asked(Request::Down | Request::Kill, _, client) => {
-                        waiting_for_the_end.push(client);
-                        break Err(StackError::Interrupted { by: None });
-                    }
-                    Event::Asked(request, fds, client) if Rising::answers(&request) => {
-                        let rising = rising.borrow();
-                        journal.answer_early(&rising, request, &fds, client, &sender);
-                    }
-                    Event::ReadOn(reader, follow, client) => journal.read_on(reader, follow, client, &sender),
-                    event => early.push_back(event),
-                },
-                Some(line) = lines.recv() => journal.hear(line),
-            }
-        }
-    };
-    let stack = match stack {
+        progress,
+        ready,
+        changed,
+    } = output;
+    crate::sys::manager::connect();
+    let offer = shared::Offer::default();
+    let journal = Journal::begin(record, tee, &makings.plan);
+    let mut starting = Starting::begin(journal, control, lives_with, &offer)?;
+    let table = shared::table(&makings.plan, &offer).await?;
+    let gated = gate.is_some();
+    let stack = match starting.bring_up(makings, table, gated, progress).await {
         Ok(stack) => stack,
         Err(e) => {
             // It has not been told to begin, and ends with the conversation.
             drop(gate);
-            // What the app has said before it failed to start is the best explanation there is.
-            drop(lines_in);
             let hurry = matches!(e, StackError::Interrupted { .. });
-            let _answered_by_the_end = journal
-                .hear_out(&mut lines, &mut events, &sender, hurry, Journal::hear)
-                .await;
-            journal.show_kept();
-            remains.lines = journal.last();
-            (remains.log, remains.journal) = journal.recorded();
-            remains.by = ender.get().cloned();
-            crate::part::container::reap_all()
-                .await
-                .map_err(io_error("wait for the parts to end"))?;
+            starting.end(hurry, remains).await?;
             return Err(e);
         }
     };
-    let Stack {
-        ground,
-        host_table,
-        host_rules,
-        parts,
-    } = stack;
-    let owner = ground.plan.supervisor();
-    let kept: &[Capability] = match owner {
-        Some(_) if weaken().as_deref() != Some("supervisor-capability") => &[],
-        _ => &KEPT_WITHOUT_ROOT,
-    };
-    let owner = owner.filter(|_| weaken().as_deref() != Some("supervisor-id"));
-    let leaves = ground.plan.supervisor_stays().is_none();
-    let give_up = || {
-        let filter = match weaken().as_deref() {
-            Some("supervisor-filter") => None,
-            _ => Some(seccomp::supervisor().compile()?),
-        };
-        if leaves && weaken().as_deref() != Some("supervisor-network") {
-            // What is open stays where it was opened: the ports, and the netlink sockets.
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(io_error("leave the host's network namespace"))?;
-        }
-        let given_up = privileges::give_up(owner, kept, filter.as_ref());
-        given_up.map_err(StackError::Supervisor)
-    };
     // What publishing takes is held until it is done.
-    let privileges = match &gate {
-        None => give_up(),
-        Some(_) => privileges::read().map_err(StackError::Supervisor),
+    let privileges = match gated {
+        false => give_up(&stack.ground.plan),
+        true => privileges::read().map_err(StackError::Supervisor),
     }?;
-    let mut supervisor = Supervisor {
-        privileges,
-        ground,
-        host_table,
-        host_rules,
-        gated: gate.is_some(),
-        parts: vec![],
-        leaving: vec![],
-        relays: 0,
-        applying: false,
-        replacing: replace::Replacing::default(),
-        entries: health::Entries::default(),
-        events,
-        sender,
-        lines,
-        lines_in,
-        budgets,
-        traffic,
-        sums: traffic::Sums::default(),
-        refused: Refused::default(),
-        traffic_in,
-        launching: JoinSet::new(),
-        prober: None,
-        journal,
-        waiting_for_the_end,
-        killing: false,
-        stopping: false,
-        ender,
-        since: Timestamp::now(),
-        changed,
-        life,
-        watchdog: manager::Watchdog::of_this_process(),
-    };
-    for (id, begun) in parts {
-        supervisor.parts.push(Part::new(id));
-        match begun {
-            Begun::Runs(launched) => supervisor.adopt(id, launched),
-            Begun::Done(done) => supervisor.is_done(id, done),
-        }
-    }
+    let (mut supervisor, mut early) = starting.supervise(stack, privileges, gated, changed, life);
     if let Some(gate) = gate {
         let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;
         let opened = supervisor.pass(&mut auditor, &mut early).await;
         let opened = opened.and_then(|()| {
-            supervisor.privileges = give_up()?;
+            supervisor.privileges = give_up(&supervisor.ground.plan)?;
             progress(Progress::Done("attacked"));
             progress(Progress::Done("published"));
             Ok(())
@@ -409,45 +278,48 @@ pub async fn run(
             let _answered_by_the_end = Box::pin(supervisor.take_down(true, remains)).await;
             // It finds nothing any more, nor anybody who answers, and takes its scratch stack down.
             while let Ok(Some(_)) = auditor.receive::<Judgement>().await {}
-            crate::part::container::reap_all()
-                .await
-                .map_err(io_error("wait for the parts to end"))?;
+            reap_all().await?;
             return Err(e);
         }
     }
-    let ended = match settles.filter(|_| supervisor.has_an_unknown_app()) {
-        Some(settles) => {
-            // What an app that does well says meanwhile is for its log alone.
-            let tee = std::mem::replace(&mut supervisor.journal.tee, Tee::Nobody);
-            let ended = tokio::time::timeout(settles, supervisor.run(&mut early)).await;
-            supervisor.journal.tee = tee;
-            ended.ok()
-        }
-        None => None,
-    };
-    let outcome = match ended {
-        Some(outcome) => {
-            supervisor.journal.show_kept();
-            outcome
-        }
-        None => {
-            ready(&supervisor.status(), &supervisor.journal.last());
-            supervisor.journal.show_kept();
-            crate::sys::memory::give_back();
-            match supervisor.all_ended() {
-                Some(outcome) => outcome,
-                None => supervisor.run(&mut early).await,
-            }
-        }
-    };
+    let outcome = supervisor.until_the_end(settles, ready, &mut early).await;
     let hurry = matches!(outcome, Outcome::Stopped);
     let _answered_by_the_end = Box::pin(supervisor.take_down(hurry, remains)).await;
-    crate::part::container::reap_all()
-        .await
-        .map_err(io_error("wait for the parts to end"))?;
+    reap_all().await?;
     // Up to here others may ask for it, however long the apps took to end.
     offer.withdraw();
     Ok(outcome)
+}
+
+/// Gives up what the supervisor of a stack that is up, its published ports too, needs no more.
+fn give_up(plan: &Plan) -> Result<Privileges, StackError> {
+    let owner = plan.supervisor();
+    let kept: &[Capability] = match owner {
+        Some(_) if weaken().as_deref() != Some("supervisor-capability") => &[],
+        _ => &KEPT_WITHOUT_ROOT,
+    };
+    let owner = owner.filter(|_| weaken().as_deref() != Some("supervisor-id"));
+    let filter = match weaken().as_deref() {
+        Some("supervisor-filter") => None,
+        _ => Some(seccomp::supervisor().compile()?),
+    };
+    let leaves = plan.supervisor_stays().is_none();
+    if leaves && weaken().as_deref() != Some("supervisor-network") {
+        // What is open stays where it was opened: the ports, and the netlink sockets.
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(io_error("leave the host's network namespace"))?;
+    }
+    privileges::give_up(owner, kept, filter.as_ref()).map_err(StackError::Supervisor)
+}
+
+/// Waits for every process of the stack.
+async fn reap_all() -> Result<(), StackError> {
+    let reaped = crate::part::container::reap_all().await;
+    reaped.map_err(io_error("wait for the parts to end"))
+}
+
+fn io_error(what: &'static str) -> impl Fn(io::Error) -> StackError {
+    move |source| StackError::Io { what, source }
 }
 
 impl Supervisor {
@@ -457,6 +329,41 @@ impl Supervisor {
         apps.any(|app| {
             !app.job && app.health.is_none() && !app.publish.iter().any(|publish| publish.waited)
         })
+    }
+
+    /// Says that the stack is ready, once it has settled if it is to, and supervises it until it is to end.
+    async fn until_the_end(
+        &mut self,
+        settles: Option<Duration>,
+        ready: Ready,
+        early: &mut VecDeque<Event>,
+    ) -> Outcome {
+        if let Some(outcome) = self.settle(settles, early).await {
+            self.journal.show_kept();
+            return outcome;
+        }
+        ready(&self.status(), &self.journal.last());
+        self.journal.show_kept();
+        crate::sys::memory::give_back();
+        match self.all_ended() {
+            Some(outcome) => outcome,
+            None => self.run(early).await,
+        }
+    }
+
+    /// Supervises an app that shows nothing by which to know that it works for as long as it `settles`; how the stack ended, if
+    /// it has by then.
+    async fn settle(
+        &mut self,
+        settles: Option<Duration>,
+        early: &mut VecDeque<Event>,
+    ) -> Option<Outcome> {
+        let settles = settles.filter(|_| self.has_an_unknown_app())?;
+        // What an app that does well says meanwhile is for its log alone.
+        let tee = std::mem::replace(&mut self.journal.tee, Tee::Nobody);
+        let ended = tokio::time::timeout(settles, self.run(early)).await;
+        self.journal.tee = tee;
+        ended.ok()
     }
 
     async fn run(&mut self, early: &mut VecDeque<Event>) -> Outcome {

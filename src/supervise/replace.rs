@@ -457,7 +457,7 @@ impl Supervisor {
             Step::Replaced(old, new) => self.replaced(old, new),
             Step::Note(name, text) => {
                 self.journal
-                    .write(super::event_line(name.to_string(), text));
+                    .write(super::journal::event_line(name.to_string(), text));
             }
             Step::Over => self.replacing.under_way = false,
         }

@@ -9,6 +9,7 @@ mod undo;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ use crate::log::screen::Screen;
 use crate::log::streams::Attached;
 use crate::log::{LogLine, Stream};
 use crate::net::handed::Handed;
+use crate::net::publish::Listener;
 use crate::part::cgroup::{self, Cgroups};
 use crate::part::namespaces;
 use crate::part::refused::Refusals;
@@ -41,8 +43,8 @@ use crate::plan::reach;
 use crate::plan::resolve;
 use crate::plan::{self, AppPlan, Mode, Plan};
 use crate::protocol::Exit;
-use crate::stack::{Progress, StackError, Wait};
-use crate::state::Liveness;
+use crate::stack::{Makings, Progress, StackError, Wait};
+use crate::state::{GlobalLock, Liveness, StackDir, StateRoot};
 use crate::supervise::{self, Outcome, Tee, manager};
 use crate::sys::process::{detach_with, null_standard_descriptors};
 use crate::{preflight, protocol};
@@ -207,13 +209,10 @@ impl Advised {
     }
 }
 
-/// Is told when the stack is up, with what was said last.
-type Ready = Box<dyn FnOnce(&Status, &[LogLine])>;
-
 /// Whom the supervisor tells.
 struct Voice {
     progress: Box<dyn FnMut(Progress<'_>)>,
-    ready: Ready,
+    ready: supervise::Ready,
     tee: Tee,
     /// Whether whoever started it waits for `ready` and sees nothing else.
     detached: bool,
@@ -461,7 +460,6 @@ fn supervise_here(
     handed: Vec<Handed>,
     explained: &mut Vec<String>,
 ) -> Result<End, Failure> {
-    let strict_limits = wishes.strict_limits;
     if wishes.explain {
         explain::can(&config)?;
     }
@@ -473,190 +471,278 @@ fn supervise_here(
     };
     // Whatever is made from here on (sockets, files) is ours alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let state = Host::state_root();
-    let (global, host, mut plan, claimed, _held_back) = loop {
-        let held_back = HeldBack::signals()?;
-        let global = state.lock()?;
-        if state.settle(&config.name, &global)? == Liveness::Crashed {
-            ended::note_crash(&state, &config.name, &global);
-        }
-        let mut host = Host::look_for(&config)?;
-        host.handed = handed.iter().filter_map(Handed::of_a_unit).collect();
-        let plan = resolve::plan(&config, &host)?;
-        if let Some(claimed) = state.claim(&config.name, &global)? {
-            // Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
-            break (global, host, plan, claimed, held_back);
-        }
-        drop((global, held_back));
-        if let Some(message) = already(&config, &plan, &host, &mut voice.progress)? {
-            return Ok(End::Already(message));
-        }
+    let mut ours = match claim(&config, &handed, &mut voice.progress)? {
+        Turn::Already(message) => return Ok(End::Already(message)),
+        Turn::Ours(ours) => *ours,
     };
     if let Some(timings) = &mut timings {
         (voice.progress)(Progress::App(&timings.done("the configuration is a plan")));
     }
-    if let Some(owner) = plan.supervisor() {
-        end_whoever_is(owner)?;
-    }
-    if let Some(left) = state.plan(&config.name).and_then(|plan| plan.cgroup.path) {
-        // Of a supervisor that was killed.
-        cgroup::remove(&left).map_err(Failure::unable)?;
-    }
-    let prepared = preflight::check(&plan, &host, strict_limits, handed)
-        .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))
-        .and_then(|preflight::Passed { listeners, notes }| {
-            for note in &notes {
-                (voice.progress)(Progress::App(note));
-            }
-            claimed.save(&plan)?;
-            let control = claimed.listen()?;
-            let record = match voice.leaves {
-                true => supervise::record(&plan, None, plan.supervisor()).map_err(unrecorded)?,
-                false => Record::new(None, None, None),
-            };
-            let placement = plan.cgroup.clone();
-            let cgroups = limit(&mut plan, strict_limits)?;
-            if plan.cgroup != placement {
-                claimed.save(&plan)?;
-            }
-            if plan.mode == Mode::Rootless {
-                rootless::become_root_of_own_namespaces(plan.subordinate)
-                    .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
-            }
-            let undo = Undo {
-                state: state.clone(),
-                stack: config.name.clone(),
-                cgroup: plan.cgroup.path.clone(),
-                root: plan.supervisor().is_some(),
-                run: plan.run.clone(),
-            };
-            let (undoer, door) = Undoer::begin(undo, &claimed)
-                .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;
-            let runtime = crate::sys::runtime::of_this_thread()
-                .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
-            let cgroups = cgroups.behind(door);
-            Ok((listeners, control, cgroups, record, undoer, runtime))
-        });
-    let (listeners, control, cgroups, record, undoer, runtime) = match prepared {
+    ours.forget_the_last()?;
+    let prepared = match ours.prepare(wishes.strict_limits, handed, &mut voice) {
         Ok(prepared) => prepared,
         Err(failure) => {
-            if let Some(path) = &plan.cgroup.path {
+            if let Some(path) = &ours.plan.cgroup.path {
                 // The failure is what there is to tell.
                 let _ = cgroup::remove(path);
             }
-            state.remove(&config.name, global)?;
+            ours.state.remove(&config.name, ours.global)?;
             return Err(failure);
         }
     };
-    drop(global);
+    drop(ours.global);
     // With the plans of all other stacks: this process lives as long as its own.
-    drop(host);
+    drop(ours.host);
 
-    let Voice {
-        mut progress,
-        ready,
-        tee,
-        detached,
-        leaves,
-    } = voice;
-    // Else each line would be there twice.
-    let tee = match tee {
-        Tee::Lines(_) | Tee::Live(_) if record.is_in_the_journal() && goes_to_the_journal() => {
-            Tee::Nobody
-        }
-        tee => tee,
-    };
-    let mut progress = move |what: Progress<'_>| match (what, &mut timings) {
-        (Progress::Done(step), Some(timings)) => {
-            progress(Progress::App(&timings.done(done(step))));
-        }
-        (what, _) => progress(what),
-    };
+    let mut progress = timed(voice.progress, timings);
     if wishes.timings.is_some() {
         progress(Progress::Done(CHECKED));
     }
-    let ready = |status: &Status, said: &[LogLine]| {
-        ready(status, said);
-        tell_systemd(status);
-    };
     files::tidy(&Host::logs());
     let mut remains = Remains::default();
-    let outline = plan.clone();
+    let outline = ours.plan.clone();
     let refusals = wishes.explain.then(Refusals::default);
     // Whoever has made a stack for himself sees for himself whether it works.
-    let settles = (detached && lives_with.is_none()).then_some(SETTLES_WITHIN);
-    let ended = runtime.block_on(supervise::run(
-        plan,
-        cgroups,
-        listeners,
-        control,
+    let settles = (voice.detached && lives_with.is_none()).then_some(SETTLES_WITHIN);
+    let ready = voice.ready;
+    let output = supervise::Output {
+        tee: beside(&prepared.record, voice.tee),
+        progress: &mut progress,
+        ready: Box::new(|status, said| {
+            ready(status, said);
+            tell_systemd(status);
+        }),
+        changed: tell_systemd,
+    };
+    let given = supervise::Given {
+        makings: Makings {
+            plan: ours.plan,
+            cgroups: prepared.cgroups,
+            listeners: prepared.listeners,
+            explain: refusals.clone(),
+        },
+        control: prepared.control,
         gate,
-        refusals.clone(),
         lives_with,
-        record,
-        tee,
-        &mut progress,
-        ready,
-        tell_systemd,
-        crate::audit::agent::as_the_supervisor,
+        record: prepared.record,
+        life: crate::audit::agent::as_the_supervisor,
         settles,
-        &mut remains,
-    ));
+    };
+    let runtime = prepared.runtime;
+    let ended = runtime.block_on(supervise::run(given, output, &mut remains));
     let said = remains.lines.clone();
     if let Some(refusals) = &refusals {
         *explained = explain::lines(refusals, &outline.apps);
     }
     manager::is_down();
-    let document = leaves.then(|| document(&outline, remains, &ended));
-    let removed = undoer.end(document.as_deref());
+    let document = voice.leaves.then(|| document(&outline, remains, &ended));
+    let removed = prepared.undoer.end(document.as_deref());
     // Who has asked for `down` learns that it is done by the end of the conversation, and whoever follows a log by the
     // same. Dropping the runtime here would close those sockets while this process and its lock still live, and a
     // `lrpns up` right after the `down` would find the stack alive. So they stay open until the kernel closes them with
     // everything else that this process has; nothing in the runtime has a destructor that matters outside of it.
     std::mem::forget(runtime);
-    let end = match ended {
+    let end = end_of(ended, outline.apps, said)?;
+    removed?;
+    Ok(end)
+}
+
+/// A stack that is this command's to make.
+struct Ours {
+    /// Until the supervisor hears of them, to the end of this process: there is something to be undone from here on.
+    _held_back: HeldBack,
+    claimed: StackDir,
+    plan: Plan,
+    host: Host,
+    global: GlobalLock,
+    state: StateRoot,
+}
+
+/// Whose turn it is to make a stack.
+enum Turn {
+    /// This command's.
+    Ours(Box<Ours>),
+    /// Nobody's: it lives already; what to say about it.
+    Already(String),
+}
+
+/// Makes a plan and claims the stack; while it is another's, waits until that one is up or gone.
+fn claim(
+    config: &Config,
+    handed: &[Handed],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Turn, Failure> {
+    let state = Host::state_root();
+    loop {
+        let held_back = HeldBack::signals()?;
+        let global = state.lock()?;
+        if state.settle(&config.name, &global)? == Liveness::Crashed {
+            ended::note_crash(&state, &config.name, &global);
+        }
+        let mut host = Host::look_for(config)?;
+        host.handed = handed.iter().filter_map(Handed::of_a_unit).collect();
+        let plan = resolve::plan(config, &host)?;
+        if let Some(claimed) = state.claim(&config.name, &global)? {
+            return Ok(Turn::Ours(Box::new(Ours {
+                _held_back: held_back,
+                claimed,
+                plan,
+                host,
+                global,
+                state,
+            })));
+        }
+        drop((global, held_back));
+        if let Some(message) = already(config, &plan, &host, progress)? {
+            return Ok(Turn::Already(message));
+        }
+    }
+}
+
+/// What a claimed stack is brought up with, and taken away by.
+struct Prepared {
+    listeners: Vec<Listener>,
+    control: UnixListener,
+    cgroups: Cgroups,
+    record: Record,
+    undoer: Undoer,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Ours {
+    /// Ends and removes what an earlier supervisor may have left: one that was killed.
+    fn forget_the_last(&self) -> Result<(), Failure> {
+        if let Some(owner) = self.plan.supervisor() {
+            end_whoever_is(owner)?;
+        }
+        let before = self.state.plan(&self.plan.stack);
+        if let Some(left) = before.and_then(|plan| plan.cgroup.path) {
+            cgroup::remove(&left).map_err(Failure::unable)?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the stack can be, saves its plan, and makes what there must be before there is a runtime; rootless, this
+    /// process is root of its own namespaces from here on.
+    fn prepare(
+        &mut self,
+        strict_limits: bool,
+        handed: Vec<Handed>,
+        voice: &mut Voice,
+    ) -> Result<Prepared, Failure> {
+        let (plan, claimed) = (&mut self.plan, &self.claimed);
+        let preflight::Passed { listeners, notes } =
+            preflight::check(plan, &self.host, strict_limits, handed)
+                .map_err(|problems| preflight::describe(plan.stack.as_str(), &problems))?;
+        for note in &notes {
+            (voice.progress)(Progress::App(note));
+        }
+        claimed.save(plan)?;
+        let control = claimed.listen()?;
+        let record = match voice.leaves {
+            true => supervise::record(plan, None, plan.supervisor()).map_err(unrecorded)?,
+            false => Record::new(None, None, None),
+        };
+        let placement = plan.cgroup.clone();
+        let cgroups = limit(plan, strict_limits)?;
+        if plan.cgroup != placement {
+            claimed.save(plan)?;
+        }
+        if plan.mode == Mode::Rootless {
+            rootless::become_root_of_own_namespaces(plan.subordinate)
+                .map_err(|e| Failure::unable(&e).hint(rootless::HINT))?;
+        }
+        let undo = Undo {
+            state: self.state.clone(),
+            stack: plan.stack.clone(),
+            run: plan.run.clone(),
+            cgroup: plan.cgroup.path.clone(),
+            root: plan.supervisor().is_some(),
+        };
+        let (undoer, door) = Undoer::begin(undo, claimed)
+            .map_err(|e| Failure::unable(format!("clone who undoes the stack: {e}")))?;
+        let runtime = crate::sys::runtime::of_this_thread()
+            .map_err(|e| Failure::unable(format!("make a runtime: {e}")))?;
+        Ok(Prepared {
+            listeners,
+            control,
+            cgroups: cgroups.behind(door),
+            record,
+            undoer,
+            runtime,
+        })
+    }
+}
+
+/// The same, with what each step has taken where that is wanted.
+fn timed(
+    mut progress: Box<dyn FnMut(Progress<'_>)>,
+    mut timings: Option<Timings>,
+) -> impl FnMut(Progress<'_>) {
+    move |what| match (what, &mut timings) {
+        (Progress::Done(step), Some(timings)) => {
+            progress(Progress::App(&timings.done(done(step))));
+        }
+        (what, _) => progress(what),
+    }
+}
+
+/// Whom lines are shown to, beside where they are recorded: else each would be in the journal twice.
+fn beside(record: &Record, tee: Tee) -> Tee {
+    match tee {
+        Tee::Lines(_) | Tee::Live(_) if record.is_in_the_journal() && goes_to_the_journal() => {
+            Tee::Nobody
+        }
+        tee => tee,
+    }
+}
+
+/// How it ended, with what there is to go by for hints, or the hints: of a failure they are here.
+fn end_of(
+    ended: Result<Outcome, StackError>,
+    apps: Vec<AppPlan>,
+    said: Vec<LogLine>,
+) -> Result<End, Failure> {
+    let e = match ended {
         Ok(Outcome::AppEnded(exit)) => {
             let advised = Advised {
-                apps: outline.apps,
+                apps,
                 exit: Some(exit),
                 said,
             };
-            End::Over(Outcome::AppEnded(exit), advised)
+            return Ok(End::Over(Outcome::AppEnded(exit), advised));
         }
-        Ok(outcome) => End::Over(outcome, Advised::default()),
-        Err(e) => match &e {
-            StackError::AppEnded { app, exit, .. }
-            | StackError::EndedUnaccepting { app, exit, .. }
-            | StackError::EndedBefore { app, exit, .. }
-            | StackError::EndedUnhealthy { app, exit }
-            | StackError::JobFailed { app, exit } => {
-                let (exit, hints) = (*exit, hints(&outline.apps, Some(app), Some(*exit), &said));
-                End::Early(exit, advised(e.into(), &hints))
-            }
-            StackError::NotListening {
-                app,
-                port,
-                listening,
-                ..
-            } => {
-                let case = case(&outline.apps, Some(app), None, &said);
-                let hints = case.map_or_else(Vec::new, |case| case.elsewhere(port.port, listening));
-                return Err(advised(e.into(), &hints));
-            }
-            StackError::Path { app, .. } => {
-                let case = case(&outline.apps, Some(app), None, &said);
-                let hints = case.map_or_else(Vec::new, |case| case.deaf());
-                return Err(advised(e.into(), &hints));
-            }
-            StackError::Unhealthy { app, .. } | StackError::JobGoesOn { app, .. } => {
-                let hints = hints(&outline.apps, Some(app), None, &said);
-                return Err(advised(e.into(), &hints));
-            }
-            _ => return Err(e.into()),
-        },
+        Ok(outcome) => return Ok(End::Over(outcome, Advised::default())),
+        Err(e) => e,
     };
-    removed?;
-    Ok(end)
+    let hints = match &e {
+        StackError::AppEnded { app, exit, .. }
+        | StackError::EndedUnaccepting { app, exit, .. }
+        | StackError::EndedBefore { app, exit, .. }
+        | StackError::EndedUnhealthy { app, exit }
+        | StackError::JobFailed { app, exit } => {
+            let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
+            return Ok(End::Early(exit, advised(e.into(), &hints)));
+        }
+        StackError::NotListening {
+            app,
+            port,
+            listening,
+            ..
+        } => {
+            let case = case(&apps, Some(app), None, &said);
+            case.map_or_else(Vec::new, |case| case.elsewhere(port.port, listening))
+        }
+        StackError::Path { app, .. } => {
+            let case = case(&apps, Some(app), None, &said);
+            case.map_or_else(Vec::new, |case| case.deaf())
+        }
+        StackError::Unhealthy { app, .. } | StackError::JobGoesOn { app, .. } => {
+            hints(&apps, Some(app), None, &said)
+        }
+        _ => vec![],
+    };
+    Err(advised(e.into(), &hints))
 }
 
 /// Whether standard output is the journal's, by `$JOURNAL_STREAM` (systemd.exec(5)).
