@@ -566,9 +566,21 @@ pub fn enter_empty() -> Result<(), RootfsError> {
     pivot(root)
 }
 
+/// What an app has of its own in its root.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    /// What it may write to.
+    pub tmpfs: &'a [Tmpfs],
+    /// The host's directories and files that it is given.
+    pub volumes: &'a [Volume],
+    /// The names of its secrets.
+    pub secrets: &'a [String],
+    /// Whose secrets and tmpfs are.
+    pub owner: Ids,
+}
+
 /// Makes the app's root from what the supervisor opened and gives it to this process; says what had to be left out, and hands
-/// out the socket that is its `/dev/log`.
-/// Secrets are given by their names, with whose they and the tmpfs are.
+/// out the socket that is its `/dev/log`. The descriptors are the root's, those of volumes and of secrets, in this order.
 ///
 /// Should be called by a stage in its own mount and pid namespace, before it drops anything. Mustn't be called where
 /// a path of the host is still needed.
@@ -578,14 +590,10 @@ pub fn enter_empty() -> Result<(), RootfsError> {
 pub fn enter(
     start: &RootfsStart,
     fds: Vec<OwnedFd>,
-    writable: &[Tmpfs],
-    volumes: &[Volume],
-    (secrets, owner): (&[String], Ids),
+    own: Own<'_>,
     limits: &Limits,
     hosts: &str,
 ) -> Result<(Vec<String>, OwnedFd), RootfsError> {
-    let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
-    let mut over = None;
     let (assembled, opened) = match start {
         RootfsStart::Whole => (None, vec![]),
         RootfsStart::Webapp => {
@@ -601,49 +609,13 @@ pub fn enter(
             (Some(root), opened)
         }
     };
-    let mut fds = opened.into_iter().chain(fds);
-    let root = match &assembled {
+    let mut fds = Descriptors(opened.into_iter().chain(fds));
+    let (root, over) = match &assembled {
         None => {
-            over = Some(hosts_file(hosts)?);
-            begin(fds.next().ok_or_else(missing).map_err(at("attach", "/"))?)?
+            let over = hosts_file(hosts)?;
+            (begin(fds.next_for("/")?)?, Some(over))
         }
-        Some(Assembled {
-            mounts,
-            links,
-            files,
-        }) => {
-            let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
-            for (path, text) in files {
-                file(&root, path, text)?;
-            }
-            // Where the app has a mount of its own, that is what is there.
-            let own = || writable.iter().map(|tmp| &tmp.path);
-            let own = || own().chain(volumes.iter().map(|volume| &volume.path));
-            for (path, target) in links {
-                if own().any(|mount| mount.starts_with(Path::new("/").join(path))) {
-                    continue;
-                }
-                if let Some(parent) = path.parent() {
-                    directories(&root, parent, DIRECTORY)?;
-                }
-                rustix::fs::symlinkat(target, &root, path).map_err(at("link", path))?;
-            }
-            for path in mounts {
-                let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
-                make_target(&root, path, &mount, DIRECTORY)?;
-                attach(&mount, &root, path)?;
-            }
-            // A root of the host's programs has links, and what they, and programs, expect beside them.
-            let more: &[&str] = if links.is_empty() {
-                &[]
-            } else {
-                &["run", "sys"]
-            };
-            for path in ["proc", "dev"].iter().chain(more) {
-                directories(&root, Path::new(path), DIRECTORY)?;
-            }
-            root
-        }
+        Some(assembled) => (assembled.make(&mut fds, own)?, None),
     };
     let dev = device_files(&root)?;
     let mut notes = vec![];
@@ -653,67 +625,10 @@ pub fn enter(
                 .to_owned(),
         );
     }
-    let names = Path::new("/etc/hosts");
-    let taken = volumes.iter().any(|volume| names.starts_with(&volume.path));
-    if let (Some(over), false) = (over, taken) {
-        let target = names.strip_prefix("/").unwrap_or(names);
-        match inside(&root, target) {
-            Ok(_) => attach(&over, &root, target)?,
-            Err(_) => notes.push(
-                "names of apps are not looked up inside: its root has no file /etc/hosts to put them over"
-                    .to_owned(),
-            ),
-        }
+    if let Some(over) = over {
+        notes.extend(own.cover_hosts(&over, &root)?);
     }
-    let mut own = Vec::with_capacity(volumes.len() + writable.len() + 1);
-    for volume in volumes {
-        let path = &volume.path;
-        let mount = fds.next().ok_or_else(missing).map_err(at("attach", path))?;
-        own.push((path, mount));
-    }
-    for tmp in writable {
-        let (size, inodes) = (tmp.size.to_string(), inodes(tmp.size).to_string());
-        let options = [("size", size.as_str()), ("nr_inodes", &inodes)];
-        let (uid, gid) = (owner.uid.to_string(), owner.gid.to_string());
-        // Who begins as root goes on as others, who write there, too.
-        let everybodys =
-            owner.uid == 0 || EVERYBODYS.iter().any(|path| tmp.path == Path::new(path));
-        let whose: &[(&str, &str)] = match everybodys {
-            true => &[("mode", "1777")],
-            false => &[("mode", "755"), ("uid", &uid), ("gid", &gid)],
-        };
-        let options = [&options, whose].concat();
-        let mount =
-            sys::mount::new("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))?;
-        own.push((&tmp.path, mount));
-    }
-    let secrets: Vec<(&String, OwnedFd)> = secrets.iter().zip(fds).collect();
-    let place = PathBuf::from(SECRETS);
-    if !secrets.is_empty() {
-        // Its pages are never swapped to a disk, as those of a tmpfs may be.
-        let mount =
-            sys::mount::new("ramfs", &[("mode", "755")]).map_err(at("make a ramfs for", &place))?;
-        own.push((&place, mount));
-    }
-    // What one of them is mounted in comes before it.
-    own.sort_by_key(|(path, _)| path.components().count());
-    for (path, mount) in own {
-        let mode = match enclosing(path, writable, volumes) {
-            None => assembled.is_some().then_some(DIRECTORY),
-            Some(Enclosing::Tmpfs) => Some(SHARED),
-            // It would be made on the host's disk.
-            Some(Enclosing::Volume(_)) => None,
-        };
-        // Absolute, it would be the host's for all but [`inside`].
-        let target = path.strip_prefix("/").unwrap_or(path);
-        if let (Some(mode), Err(_)) = (mode, inside(&root, target)) {
-            make_target(&root, target, &mount, mode)?;
-        }
-        attach(&mount, &root, target)?;
-        if *path == place && !secrets.is_empty() {
-            fill(&mount, &secrets, owner)?;
-        }
-    }
+    own.attach(&root, fds, assembled.is_some())?;
     sys::mount::set_attributes(root.as_fd(), false, READ_ONLY)
         .map_err(at("make read-only", "/"))?;
     pivot(root)?;
@@ -722,6 +637,147 @@ pub fn enter(
     sys::mount::set_attributes(dev.as_fd(), false, READ_ONLY & !libc::MOUNT_ATTR_NODEV)
         .map_err(at("make read-only", "/dev"))?;
     Ok((notes, log))
+}
+
+/// What a root is made of, opened, in the order in which it is needed.
+struct Descriptors<I>(I);
+
+impl<I: Iterator<Item = OwnedFd>> Descriptors<I> {
+    /// The one that belongs at `path`.
+    fn next_for(&mut self, path: impl AsRef<Path>) -> Result<OwnedFd, RootfsError> {
+        let missing = || io::Error::new(io::ErrorKind::InvalidInput, "its descriptor did not come");
+        self.0
+            .next()
+            .ok_or_else(missing)
+            .map_err(at("attach", path))
+    }
+}
+
+impl Assembled {
+    /// Makes it.
+    fn make(
+        &self,
+        fds: &mut Descriptors<impl Iterator<Item = OwnedFd>>,
+        own: Own<'_>,
+    ) -> Result<OwnedFd, RootfsError> {
+        let root = begin(tmpfs(Path::new("/"), "1M", "755")?)?;
+        for (path, text) in &self.files {
+            file(&root, path, text)?;
+        }
+        for (path, target) in &self.links {
+            // Where the app has a mount of its own, that is what is there.
+            if own.is_at(&Path::new("/").join(path)) {
+                continue;
+            }
+            if let Some(parent) = path.parent() {
+                directories(&root, parent, DIRECTORY)?;
+            }
+            rustix::fs::symlinkat(target, &root, path).map_err(at("link", path))?;
+        }
+        for path in &self.mounts {
+            let mount = fds.next_for(path)?;
+            make_target(&root, path, &mount, DIRECTORY)?;
+            attach(&mount, &root, path)?;
+        }
+        // A root of the host's programs has links, and what they, and programs, expect beside them.
+        let more: &[&str] = if self.links.is_empty() {
+            &[]
+        } else {
+            &["run", "sys"]
+        };
+        for path in ["proc", "dev"].iter().chain(more) {
+            directories(&root, Path::new(path), DIRECTORY)?;
+        }
+        Ok(root)
+    }
+}
+
+impl Own<'_> {
+    /// Whether there is a mount of it at `path` or below.
+    fn is_at(&self, path: &Path) -> bool {
+        let tmpfs = self.tmpfs.iter().map(|tmp| &tmp.path);
+        let mut all = tmpfs.chain(self.volumes.iter().map(|volume| &volume.path));
+        all.any(|mount| mount.starts_with(path))
+    }
+
+    /// Mounts names over the root's own `/etc/hosts`, unless a volume is there; says if that can't be.
+    fn cover_hosts(&self, over: &OwnedFd, root: &OwnedFd) -> Result<Option<String>, RootfsError> {
+        let names = Path::new("/etc/hosts");
+        let mut volumes = self.volumes.iter();
+        if volumes.any(|volume| names.starts_with(&volume.path)) {
+            return Ok(None);
+        }
+        let target = names.strip_prefix("/").unwrap_or(names);
+        if inside(root, target).is_err() {
+            return Ok(Some(
+                "names of apps are not looked up inside: its root has no file /etc/hosts to put them over"
+                    .to_owned(),
+            ));
+        }
+        attach(over, root, target)?;
+        Ok(None)
+    }
+
+    /// Attaches all of it. In a root that was `made` here there need be no mount points.
+    fn attach(
+        &self,
+        root: &OwnedFd,
+        mut fds: Descriptors<impl Iterator<Item = OwnedFd>>,
+        made: bool,
+    ) -> Result<(), RootfsError> {
+        let mut mounts: Vec<(&Path, OwnedFd)> =
+            Vec::with_capacity(self.volumes.len() + self.tmpfs.len() + 1);
+        for Volume { path, .. } in self.volumes {
+            mounts.push((path, fds.next_for(path)?));
+        }
+        for tmp in self.tmpfs {
+            mounts.push((&tmp.path, self.tmpfs(tmp)?));
+        }
+        let secrets: Vec<(&String, OwnedFd)> = self.secrets.iter().zip(fds.0).collect();
+        let place = Path::new(SECRETS);
+        if !secrets.is_empty() {
+            // Its pages are never swapped to a disk, as those of a tmpfs may be.
+            let mount = sys::mount::new("ramfs", &[("mode", "755")])
+                .map_err(at("make a ramfs for", place))?;
+            mounts.push((place, mount));
+        }
+        // What one of them is mounted in comes before it.
+        mounts.sort_by_key(|(path, _)| path.components().count());
+        for (path, mount) in mounts {
+            let mode = match enclosing(path, self.tmpfs, self.volumes) {
+                None => made.then_some(DIRECTORY),
+                Some(Enclosing::Tmpfs) => Some(SHARED),
+                // It would be made on the host's disk.
+                Some(Enclosing::Volume(_)) => None,
+            };
+            // Absolute, it would be the host's for all but [`inside`].
+            let target = path.strip_prefix("/").unwrap_or(path);
+            if let (Some(mode), Err(_)) = (mode, inside(root, target)) {
+                make_target(root, target, &mount, mode)?;
+            }
+            attach(&mount, root, target)?;
+            if path == place && !secrets.is_empty() {
+                fill(&mount, &secrets, self.owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A tmpfs of the app's, detached.
+    fn tmpfs(&self, tmp: &Tmpfs) -> Result<OwnedFd, RootfsError> {
+        let (size, inodes) = (tmp.size.to_string(), inodes(tmp.size).to_string());
+        let options = [("size", size.as_str()), ("nr_inodes", &inodes)];
+        let (uid, gid) = (self.owner.uid.to_string(), self.owner.gid.to_string());
+        // Who begins as root goes on as others, who write there, too.
+        let everybodys =
+            self.owner.uid == 0 || EVERYBODYS.iter().any(|path| tmp.path == Path::new(path));
+        let whose: &[(&str, &str)] = match everybodys {
+            true => &[("mode", "1777")],
+            false => &[("mode", "755"), ("uid", &uid), ("gid", &gid)],
+        };
+        let options = [&options, whose].concat();
+        sys::mount::new("tmpfs", &options).map_err(at("make a tmpfs for", &tmp.path))
+    }
 }
 
 /// Where syslog(3) sends its messages.

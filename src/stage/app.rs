@@ -70,9 +70,12 @@ pub fn run(
     let (mut notes, log) = rootfs::enter(
         &start.rootfs,
         fds.collect(),
-        &start.tmpfs,
-        &start.volumes,
-        (&start.secrets, start.user),
+        rootfs::Own {
+            tmpfs: &start.tmpfs,
+            volumes: &start.volumes,
+            secrets: &start.secrets,
+            owner: start.user,
+        },
         &start.limits,
         &start.hosts,
     )

@@ -49,9 +49,12 @@ pub fn run(
     rootfs::enter(
         &start,
         vec![],
-        &[writable],
-        &[],
-        (&[], Ids::ROOT),
+        rootfs::Own {
+            tmpfs: &[writable],
+            volumes: &[],
+            secrets: &[],
+            owner: Ids::ROOT,
+        },
         &Limits::default(),
         "",
     )
