@@ -3,16 +3,17 @@
 //! Nothing here asks for a privilege: what the kernel tells anybody (routes, who listens, settings) is asked for when it is
 //! needed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use super::Question;
 use super::place::{Place, Seen, Site};
+use super::trail::{Found, Trail};
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source};
 use crate::control::{PartState, Status};
-use crate::firewall::trace::{Content, Headers, Hop, Packets, Step, Verdict};
+use crate::firewall::trace::{Content, Hop, Packets, Step, Verdict};
 use crate::firewall::{Fill, SHARED_TABLE, SIDECAR_TABLE, host_table, is_ours};
 use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
@@ -42,7 +43,7 @@ pub(super) enum Outcome {
 /// Which of the packets that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Which {
+pub(super) enum Which {
     /// The client's.
     Request,
     /// What the relay makes of it.
@@ -139,31 +140,16 @@ impl Answer {
 
 /// What is known of the stack and of the question.
 pub(super) struct Case<'a> {
-    question: &'a Question,
+    pub(super) question: &'a Question,
     status: &'a Status,
     /// The ports that may be meant: which it is, the packet's target tells.
-    candidates: Vec<(&'a AppPlan, &'a PublishPlan)>,
+    pub(super) candidates: Vec<(&'a AppPlan, &'a PublishPlan)>,
     /// What the stack has of the client's address family.
-    family: Option<FamilyPlan>,
+    pub(super) family: Option<FamilyPlan>,
     /// Who listens in the host; nobody tells without root.
     pub(super) host_listening: Option<Listening>,
     /// Who listens in each app that runs, by its name.
     pub(super) app_listening: Vec<(String, Listening)>,
-}
-
-/// The packets that belong together.
-struct Trail<'s> {
-    published: Option<usize>,
-    /// The client's packet in the host; a second one if it was sent from the host itself and came back.
-    request: Vec<(&'s Place, &'s Seen)>,
-    /// The relay's on its way out.
-    dial: Option<(&'s Place, &'s Seen)>,
-    /// What came to the sidecar.
-    arriving: Option<(&'s Place, &'s Seen)>,
-    /// What the app says to that.
-    answer: Option<(&'s Place, &'s Seen)>,
-    /// What the host says to the client, and what goes through it to the client.
-    to_client: Vec<(&'s Place, &'s Seen)>,
 }
 
 impl<'a> Case<'a> {
@@ -282,11 +268,11 @@ impl<'a> Case<'a> {
         if all.iter().any(|(_, _, seen)| seen.drop().is_some()) {
             return true;
         }
-        let content = |seen: Option<(&Place, &Seen)>| seen.map(|(_, seen)| seen.headers.content);
+        let content = |seen: Option<Found<'_>>| seen.map(|(_, seen)| seen.headers.content);
         match content(trail.answer) {
             Some(Content::SynAck) => {
                 let by_dnat = trail.is_forwarded();
-                let left = |(_, seen): &(&Place, &Seen)| seen.met(Hop::Leaves);
+                let left = |(_, seen): &Found<'_>| seen.met(Hop::Leaves);
                 let host = places.iter().any(|place| place.site == Site::Host);
                 return trail.answer.is_some_and(|it| left(&it))
                     && (!by_dnat || !host || trail.to_client.iter().any(left));
@@ -294,7 +280,7 @@ impl<'a> Case<'a> {
             Some(_) => return true,
             None => {}
         }
-        let reset = |(_, seen): &(&Place, &Seen)| seen.headers.content == Content::Reset;
+        let reset = |(_, seen): &Found<'_>| seen.headers.content == Content::Reset;
         if trail.arriving.is_none() && trail.to_client.iter().any(reset) {
             return true;
         }
@@ -303,154 +289,6 @@ impl<'a> Case<'a> {
             && trail
                 .published
                 .is_some_and(|at| self.app_listens(at) == Some(true))
-    }
-
-    /// Finds what belongs together.
-    fn trail<'s>(&self, places: &'s [Place]) -> Trail<'s> {
-        let Question { client, port, .. } = *self.question;
-        let at = |site| places.iter().find(|place| place.site == site);
-        let begins = |seen: &Seen| matches!(seen.headers.content, Content::Syn | Content::Datagram);
-        let mut trail = Trail {
-            published: None,
-            request: vec![],
-            dial: None,
-            arriving: None,
-            answer: None,
-            to_client: vec![],
-        };
-        let mut after = 0;
-        let mut tuple = None;
-        let mut to = None;
-        if let Some(host) = at(Site::Host) {
-            let is_request = |seen: &&Seen| {
-                let Headers { source, target, .. } = seen.headers;
-                begins(seen) && source.ip() == client && target.port() == port
-            };
-            let mut requests = host.seen.iter().filter(is_request);
-            let Some(first) = requests.next() else {
-                return trail;
-            };
-            trail.request.push((host, first));
-            if first.hops.first() == Some(&Hop::Sent) {
-                let comes_back = |seen: &&Seen| {
-                    seen.hops.first() == Some(&Hop::ComesIn)
-                        && (seen.headers.source, seen.headers.target)
-                            == (first.headers.source, first.headers.target)
-                };
-                trail
-                    .request
-                    .extend(requests.find(comes_back).map(|seen| (host, seen)));
-            }
-            after = first.order;
-            tuple = Some(first.headers.source);
-            to = Some(first.headers.target.ip());
-            let is_to_client = |seen: &&Seen| {
-                seen.order > after
-                    && seen.headers.target == first.headers.source
-                    && matches!(seen.headers.content, Content::SynAck | Content::Reset)
-            };
-            let all = host.seen.iter().filter(is_to_client);
-            trail.to_client = all.map(|seen| (host, seen)).collect();
-        }
-        let meant = |(_, publish): &(&AppPlan, &PublishPlan)| match to {
-            Some(to) => publish.listen.ip() == to || publish.listen.ip().is_unspecified(),
-            None => true,
-        };
-        let exact = self
-            .candidates
-            .iter()
-            .position(|(_, publish)| Some(publish.listen.ip()) == to);
-        trail.published = exact.or_else(|| self.candidates.iter().position(meant));
-        let Some(mut published) = trail.published else {
-            return trail;
-        };
-        let Some(family) = self.family else {
-            return trail;
-        };
-        let from_here = |address: IpAddr| address == client || address == family.host;
-        let is_entry = |seen: &Seen, at: usize| {
-            let (_, publish) = self.candidates[at];
-            seen.headers.target == SocketAddr::new(family.sidecar, publish.entry_port)
-        };
-        let admits = |at: usize| {
-            let (app, _) = self.candidates[at];
-            Admission::of(&app.allow, None).admits(client)
-        };
-        let forwarded = trail.is_forwarded();
-        if !forwarded && admits(published) {
-            let is_dial = |place: &Place, seen: &Seen| {
-                let sent = seen.hops.first() == Some(&Hop::Sent);
-                place.site != Site::Sidecar
-                    && begins(seen)
-                    && sent
-                    && seen.order > after
-                    && is_entry(seen, published)
-                    && from_here(seen.headers.source.ip())
-            };
-            let dials = || {
-                let all = places.iter().flat_map(|place| {
-                    let seen = place.seen.iter();
-                    seen.map(move |seen| (place, seen))
-                });
-                all.filter(|(place, seen)| is_dial(place, seen))
-            };
-            let same = dials().find(|(_, seen)| Some(seen.headers.source) == tuple);
-            trail.dial = same.or_else(|| dials().next());
-        }
-        let Some(sidecar) = at(Site::Sidecar) else {
-            return trail;
-        };
-        let is_whole = at(Site::Host).is_some();
-        let arrives = |seen: &Seen| {
-            let source = seen.headers.source;
-            begins(seen)
-                && seen.order > after
-                && match (trail.dial, tuple) {
-                    (Some((_, dial)), _) => source == dial.headers.source,
-                    (None, Some(tuple)) if forwarded => source == tuple,
-                    _ => !is_whole && from_here(source.ip()),
-                }
-        };
-        // Without the host's side it is the entry that tells which port is meant.
-        let entries: Vec<usize> = match to {
-            Some(_) => vec![published],
-            None => (0..self.candidates.len()).collect(),
-        };
-        for seen in sidecar.seen.iter().filter(|seen| arrives(seen)) {
-            if let Some(at) = entries.iter().find(|at| is_entry(seen, **at)) {
-                published = *at;
-                trail.arriving = Some((sidecar, seen));
-                break;
-            }
-        }
-        trail.published = Some(published);
-        let Some((_, arriving)) = trail.arriving else {
-            return trail;
-        };
-        let (app, publish) = self.candidates[published];
-        let service = app.service(publish);
-        let answers = |seen: &&Seen| {
-            let Headers { source, target, .. } = seen.headers;
-            let same = match (seen.connection, arriving.connection) {
-                (Some(one), Some(other)) => one == other,
-                _ => {
-                    seen.headers.content == Content::Unreachable
-                        || target.port() == arriving.headers.source.port()
-                }
-            };
-            let of_app = match seen.headers.content {
-                Content::SynAck | Content::Reset => source == service,
-                Content::Unreachable => source.ip() == service.ip(),
-                _ => false,
-            };
-            seen.order > arriving.order && of_app && same
-        };
-        trail.answer = sidecar
-            .seen
-            .iter()
-            .find(answers)
-            .map(|seen| (sidecar, seen));
-        trail
     }
 
     pub(super) fn answer(&self, places: &[Place]) -> Answer {
@@ -819,44 +657,6 @@ impl<'a> Case<'a> {
         let sockets = listening.of(publish.protocol).ok()?;
         let service = app.service(publish);
         Some(sockets.iter().any(|socket| socket.takes(service)))
-    }
-}
-
-impl<'s> Trail<'s> {
-    /// Whether the host has sent the client's packet itself on: by DNAT.
-    fn is_forwarded(&self) -> bool {
-        self.request
-            .iter()
-            .any(|(_, seen)| seen.met(Hop::Forwarded))
-    }
-
-    /// Whether it has left the sidecar, or has come to a socket there, which an app was handed.
-    fn reached_app(&self) -> bool {
-        self.arriving.is_some_and(|(_, seen)| {
-            let on = seen.met(Hop::Leaves) && seen.met(Hop::Forwarded);
-            (on || seen.met(Hop::Delivered)) && seen.drop().is_none()
-        })
-    }
-
-    fn arriving_is(&self) -> Which {
-        if self.dial.is_some() || self.request.is_empty() {
-            Which::Dial
-        } else {
-            Which::Request
-        }
-    }
-
-    /// All, in the order in which things happen.
-    fn all(&self) -> Vec<(Which, &'s Place, &'s Seen)> {
-        let mut all = vec![];
-        let mut add = |which, (place, seen): (&'s Place, &'s Seen)| all.push((which, place, seen));
-        self.request.iter().for_each(|it| add(Which::Request, *it));
-        self.dial.iter().for_each(|it| add(Which::Dial, *it));
-        let arriving = self.arriving_is();
-        self.arriving.iter().for_each(|it| add(arriving, *it));
-        self.answer.iter().for_each(|it| add(Which::Answer, *it));
-        self.to_client.iter().for_each(|it| add(Which::Answer, *it));
-        all
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod judge;
 mod place;
+mod trail;
 
 use std::net::IpAddr;
 use std::process::ExitCode;
