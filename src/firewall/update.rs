@@ -111,7 +111,11 @@ pub(super) fn update_part(
     let own = all.into_iter();
     let own = own.filter_map(|(chain, handles)| Some((scope.own(&chain)?.to_owned(), handles)));
     let (handles, out) = (own.collect(), Encoder::begin_in(scope.clone()));
-    let leads = (scope, before, after);
+    let leads = Leads {
+        scope,
+        before,
+        after,
+    };
     match encode_update(out, &old, &new, &handles, None, Some(leads))? {
         None => Ok(Updated::Nothing),
         Some(batch) => {
@@ -227,152 +231,223 @@ fn name_of<'a>(object: &'a NfListObject<'_>) -> &'a str {
     }
 }
 
+/// What of the shared table leads to a stack's chains, before and after.
+struct Leads<'s> {
+    scope: &'s Scope,
+    before: BTreeSet<Lead>,
+    after: BTreeSet<Lead>,
+}
+
 /// The transaction; `None` when there is nothing to change.
 fn encode_update(
-    mut out: Encoder,
+    out: Encoder,
     old: &Ruleset<'_>,
     new: &Ruleset<'_>,
     handles: &Handles,
     theirs: Option<&ExtraChange>,
-    leads: Option<(&Scope, BTreeSet<Lead>, BTreeSet<Lead>)>,
+    leads: Option<Leads<'_>>,
 ) -> Result<Option<Batch>, EncodeError> {
-    let mut changed = theirs.is_some();
-    let lead = |out: &mut Encoder, kind, scope: &Scope, leads: Vec<&Lead>| {
-        let changes = !leads.is_empty();
-        for (map, key, chain) in leads {
-            out.verdicts(
-                kind,
-                shared::TABLE,
-                shared::named(map),
-                &[(key.clone(), scope.name(chain))],
-            );
-        }
-        changes
+    let mut change = Change {
+        out,
+        old,
+        new,
+        renewed: renewed(old, new),
+        changed: theirs.is_some(),
     };
     // What leads to a chain goes before the chain does.
-    if let Some((scope, before, after)) = &leads {
-        let gone = before.difference(after).collect();
-        changed |= lead(&mut out, libc::NFT_MSG_DELSETELEM, scope, gone);
+    if let Some(Leads {
+        scope,
+        before,
+        after,
+    }) = &leads
+    {
+        change.lead(libc::NFT_MSG_DELSETELEM, scope, before.difference(after));
     }
     if let Some(theirs) = theirs {
-        theirs.delete(&mut out, |chain| handles.contains_key(chain));
+        theirs.delete(&mut change.out, |chain| handles.contains_key(chain));
     }
+    let new_rules = change.delete_rules(handles);
+    change.delete_chains();
+    change.delete_sets();
+    change.add_chains()?;
+    change.add_sets()?;
+    for (rule, place) in new_rules {
+        change.out.rule_at(rule, place)?;
+    }
+    for object in theirs.iter().flat_map(|theirs| &theirs.new) {
+        change.out.extra(object);
+    }
+    if let Some(Leads {
+        scope,
+        before,
+        after,
+    }) = &leads
+    {
+        change.lead(libc::NFT_MSG_NEWSETELEM, scope, after.difference(before));
+    }
+    Ok(change.changed.then(|| change.out.finish()))
+}
 
-    // A set of another type is another set: what refers to it has to let go of it first.
-    let renewed: BTreeSet<&str> = old
-        .sets
+/// The sets of another type in the new ruleset, which are other sets: what refers to one has to let go of it first.
+fn renewed<'a>(old: &Ruleset<'a>, new: &Ruleset<'_>) -> BTreeSet<&'a str> {
+    old.sets
         .iter()
         .filter(|(name, set)| new.sets.get(*name).is_some_and(|new| new.bare != set.bare))
         .map(|(name, _)| *name)
-        .collect();
-    let stays = |chain: &str| match (old.chains.get(chain), new.chains.get(chain)) {
-        (Some(old), Some(new)) => same_place(old, new),
-        _ => false,
-    };
+        .collect()
+}
 
-    let mut new_rules = vec![];
-    let chains: BTreeSet<&str> = old
-        .chains
-        .keys()
-        .chain(new.chains.keys())
-        .copied()
-        .collect();
-    for chain in chains {
-        let (before, after) = (old.rules(chain), new.rules(chain));
-        // What is in there is the user's, and no part of either ruleset.
-        if super::extra::is_place(chain) && stays(chain) {
-            continue;
-        }
-        let known = handles.get(chain).map_or(&[][..], Vec::as_slice);
-        if !stays(chain) || known.len() != before.len() {
-            // All of them: of a chain that goes, or of which something else is in force than we know.
-            if !known.is_empty() {
-                changed = true;
-                delete_rules(&mut out, old.table, chain, None);
-            }
-            new_rules.extend(after.iter().map(|rule| (*rule, Place::Last)));
-            continue;
-        }
-        let kept = kept(before, after, |rule| {
-            renewed.iter().any(|set| refers_to(rule, set))
-        });
-        for (index, handle) in known.iter().enumerate() {
-            if !kept.iter().any(|(old, _)| *old == index) {
-                delete_rules(&mut out, old.table, chain, Some(*handle));
-            }
-        }
-        for (index, rule) in after.iter().enumerate() {
-            if !kept.iter().any(|(_, new)| *new == index) {
-                let next = kept.iter().find(|(_, new)| *new > index);
-                let place = next.map_or(Place::Last, |(old, _)| Place::Before(known[*old]));
-                new_rules.push((*rule, place));
-            }
-        }
-        changed |= kept.len() < before.len();
-    }
-    changed |= !new_rules.is_empty();
+/// From one ruleset to another.
+struct Change<'c, 'a> {
+    out: Encoder,
+    old: &'c Ruleset<'a>,
+    new: &'c Ruleset<'a>,
+    /// Sets that are made anew.
+    renewed: BTreeSet<&'a str>,
+    /// Whether there is something to change.
+    changed: bool,
+}
 
-    for chain in old.chains.keys().filter(|chain| !stays(chain)) {
-        changed = true;
-        let (table, name) = out.place_of(old.table, chain);
-        out.message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
-            a.text(NFTA_CHAIN_TABLE, &table);
-            a.text(NFTA_CHAIN_NAME, &name);
-        });
+impl<'a> Change<'_, 'a> {
+    /// Whether a chain stays the same object.
+    fn stays(&self, chain: &str) -> bool {
+        match (self.old.chains.get(chain), self.new.chains.get(chain)) {
+            (Some(old), Some(new)) => same_place(old, new),
+            _ => false,
+        }
     }
-    for (name, set) in &old.sets {
-        if renewed.contains(name) || !new.sets.contains_key(name) {
-            changed = true;
-            let (table, name) = out.place_of(old.table, name);
-            out.message(libc::NFT_MSG_DELSET, 0, set.label.clone(), |a| {
-                a.text(NFTA_SET_TABLE, &table);
-                a.text(NFTA_SET_NAME, &name);
+
+    /// Adds or deletes what leads to the chains of a stack.
+    fn lead<'l>(
+        &mut self,
+        kind: libc::c_int,
+        scope: &Scope,
+        leads: impl Iterator<Item = &'l Lead>,
+    ) {
+        for (map, key, chain) in leads {
+            self.changed = true;
+            let element = (key.clone(), scope.name(chain));
+            self.out
+                .verdicts(kind, shared::TABLE, shared::named(map), &[element]);
+        }
+    }
+
+    /// Deletes the rules that go; gives back those that come, each with its place.
+    fn delete_rules(&mut self, handles: &Handles) -> Vec<(&'a Rule<'static>, Place)> {
+        let (old, new) = (self.old, self.new);
+        let mut new_rules = vec![];
+        let chains: BTreeSet<&str> = old
+            .chains
+            .keys()
+            .chain(new.chains.keys())
+            .copied()
+            .collect();
+        for chain in chains {
+            let (before, after) = (old.rules(chain), new.rules(chain));
+            // What is in there is the user's, and no part of either ruleset.
+            if super::extra::is_place(chain) && self.stays(chain) {
+                continue;
+            }
+            let known = handles.get(chain).map_or(&[][..], Vec::as_slice);
+            if !self.stays(chain) || known.len() != before.len() {
+                // All of them: of a chain that goes, or of which something else is in force than we know.
+                if !known.is_empty() {
+                    self.changed = true;
+                    delete_rules(&mut self.out, old.table, chain, None);
+                }
+                new_rules.extend(after.iter().map(|rule| (*rule, Place::Last)));
+                continue;
+            }
+            let kept = kept(before, after, |rule| {
+                self.renewed.iter().any(|set| refers_to(rule, set))
             });
+            for (index, handle) in known.iter().enumerate() {
+                if !kept.iter().any(|(old, _)| *old == index) {
+                    delete_rules(&mut self.out, old.table, chain, Some(*handle));
+                }
+            }
+            for (index, rule) in after.iter().enumerate() {
+                if !kept.iter().any(|(_, new)| *new == index) {
+                    let next = kept.iter().find(|(_, new)| *new > index);
+                    let place = next.map_or(Place::Last, |(old, _)| Place::Before(known[*old]));
+                    new_rules.push((*rule, place));
+                }
+            }
+            self.changed |= kept.len() < before.len();
+        }
+        self.changed |= !new_rules.is_empty();
+        new_rules
+    }
+
+    fn delete_chains(&mut self) {
+        for chain in self.old.chains.keys() {
+            if self.stays(chain) {
+                continue;
+            }
+            self.changed = true;
+            let (table, name) = self.out.place_of(self.old.table, chain);
+            self.out
+                .message(libc::NFT_MSG_DELCHAIN, 0, format!("chain {chain}"), |a| {
+                    a.text(NFTA_CHAIN_TABLE, &table);
+                    a.text(NFTA_CHAIN_NAME, &name);
+                });
         }
     }
 
-    for (name, chain) in &new.chains {
-        // A policy alone is changed in place.
-        if old.chains.get(name) != Some(chain) {
-            changed = true;
-            out.object(&NfListObject::Chain((*chain).clone()))?;
-        }
-    }
-    for (name, set) in &new.sets {
-        let Some(before) = old.sets.get(name).filter(|_| !renewed.contains(name)) else {
-            changed = true;
-            out.object(set.whole)?;
-            continue;
-        };
-        for (kind, these, those) in [
-            (libc::NFT_MSG_DELSETELEM, before, set),
-            (libc::NFT_MSG_NEWSETELEM, set, before),
-        ] {
-            let only = only(these.elements, those.elements);
-            if !only.is_empty() {
-                changed = true;
-                out.change_elements(
-                    kind,
-                    &set.label,
-                    (new.table, name),
-                    (set.key, set.value),
-                    set.keys,
-                    &only,
-                )?;
+    fn delete_sets(&mut self) {
+        for (name, set) in &self.old.sets {
+            if self.renewed.contains(name) || !self.new.sets.contains_key(name) {
+                self.changed = true;
+                let (table, name) = self.out.place_of(self.old.table, name);
+                self.out
+                    .message(libc::NFT_MSG_DELSET, 0, set.label.clone(), |a| {
+                        a.text(NFTA_SET_TABLE, &table);
+                        a.text(NFTA_SET_NAME, &name);
+                    });
             }
         }
     }
-    for (rule, place) in new_rules {
-        out.rule_at(rule, place)?;
+
+    fn add_chains(&mut self) -> Result<(), EncodeError> {
+        for (name, chain) in &self.new.chains {
+            // A policy alone is changed in place.
+            if self.old.chains.get(name) != Some(chain) {
+                self.changed = true;
+                self.out.object(&NfListObject::Chain((*chain).clone()))?;
+            }
+        }
+        Ok(())
     }
-    for object in theirs.iter().flat_map(|theirs| &theirs.new) {
-        out.extra(object);
+
+    /// Adds sets; of those that stay, changes the elements.
+    fn add_sets(&mut self) -> Result<(), EncodeError> {
+        for (name, set) in &self.new.sets {
+            let before = self.old.sets.get(name);
+            let Some(before) = before.filter(|_| !self.renewed.contains(name)) else {
+                self.changed = true;
+                self.out.object(set.whole)?;
+                continue;
+            };
+            for (kind, these, those) in [
+                (libc::NFT_MSG_DELSETELEM, before, set),
+                (libc::NFT_MSG_NEWSETELEM, set, before),
+            ] {
+                let only = only(these.elements, those.elements);
+                if !only.is_empty() {
+                    self.changed = true;
+                    self.out.change_elements(
+                        kind,
+                        &set.label,
+                        (self.new.table, name),
+                        (set.key, set.value),
+                        set.keys,
+                        &only,
+                    )?;
+                }
+            }
+        }
+        Ok(())
     }
-    if let Some((scope, before, after)) = &leads {
-        let more = after.difference(before).collect();
-        changed |= lead(&mut out, libc::NFT_MSG_NEWSETELEM, scope, more);
-    }
-    Ok(changed.then(|| out.finish()))
 }
 
 /// Whether it is the same chain but for its policy.
