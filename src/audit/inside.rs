@@ -122,52 +122,16 @@ fn has_proc() -> bool {
     Path::new("/proc/self").exists()
 }
 
+/// The attack of each probe.
 fn named(id: &str, context: &Context) -> Outcome {
     match id {
-        "app-cap-inside" => held(context, |held| {
-            let all = [
-                held.inheritable,
-                held.permitted,
-                held.effective,
-                held.bounding,
-                held.ambient,
-            ];
-            Outcome::check(
-                all == [0, context.holds, context.holds, context.holds, 0],
-                format!(
-                    "inheritable {:x}, permitted {:x}, effective {:x}, bounding {:x}, ambient {:x}",
-                    all[0], all[1], all[2], all[3], all[4]
-                ),
-            )
-        }),
-        "app-no-new-privs" => held(context, |held| {
-            Outcome::check(
-                held.no_new_privs,
-                format!("{}", u8::from(held.no_new_privs)),
-            )
-        }),
-        "app-securebits" => held(context, |held| {
-            let wanted = context.securebits;
-            Outcome::check(
-                held.securebits == wanted,
-                format!("{:#x}, meant is {wanted:#x}", held.securebits),
-            )
-        }),
-        "sidecar-rules-change" => held(context, |held| {
-            if held.effective | held.permitted != 0 {
-                return Outcome::not_applicable("the sidecar is not sealed: it holds NET_ADMIN");
-            }
-            rules()
-        }),
+        "app-cap-inside" => capabilities(context),
+        "app-no-new-privs" => no_new_privileges(context),
+        "app-securebits" => securebits(context),
+        "sidecar-rules-change" => rules_of_sealed(context),
         "app-root-read-only" | "sidecar-root" => root(id == "sidecar-root"),
         "app-dotdot" => dotdot(),
-        "app-cwd" => match std::env::current_dir() {
-            Ok(path) => Outcome::check(
-                path.is_absolute() && !path.starts_with("(unreachable)"),
-                path.display().to_string(),
-            ),
-            Err(e) => Outcome::fail(format!("getcwd: {}", say(&e))),
-        },
+        "app-cwd" => working_directory(),
         "app-exe-read-only" => own_program(),
         "app-init-root" => closed(&["/proc/1/root", "/proc/1/cwd", "/proc/1/exe"]),
         "process-init-memory" => closed(&[
@@ -178,11 +142,8 @@ fn named(id: &str, context: &Context) -> Outcome {
         ]),
         "app-socket-netlink" => {
             // All protocols that there are, but for NETLINK_ROUTE where the profile grants that.
-            let first = i32::from(context.rtnetlink);
-            let all: Vec<_> = (first..32)
-                .map(|protocol| (libc::AF_NETLINK, libc::SOCK_RAW, protocol))
-                .collect();
-            no_socket(&all)
+            let granted = |protocol| context.rtnetlink && protocol == libc::NETLINK_ROUTE;
+            no_socket(&netlink_but(granted))
         }
         "app-rtnetlink" | "host-links" => super::links::attack(),
         "host-secrets" => refused(&HOSTS_SECRETS, context, |path| File::open(path).map(drop)),
@@ -196,65 +157,23 @@ fn named(id: &str, context: &Context) -> Outcome {
             None => nowhere(),
         },
         "host-stacks" => stacks(context),
-        "host-mount" => {
-            const SYS_ADMIN: u64 = 1 << 21;
-            match context.holds & SYS_ADMIN {
-                0 => attempt(Attempt::Mount, context),
-                _ => Outcome::not_applicable(
-                    "without root it may, in namespaces of its own, which are nothing on the host",
-                ),
-            }
-        }
+        "host-mount" => mount_on_host(context),
         "host-sockets" => {
-            let mut all = vec![
-                (libc::AF_PACKET, libc::SOCK_RAW, 0),
-                (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
-                (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
-                (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_RAW),
-                (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
-                (libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
-            ];
-            let needed = [
-                libc::NETLINK_ROUTE,
-                libc::NETLINK_SOCK_DIAG,
-                libc::NETLINK_NETFILTER,
-            ];
-            let others = (0..32).filter(|protocol| !needed.contains(protocol));
-            all.extend(others.map(|protocol| (libc::AF_NETLINK, libc::SOCK_RAW, protocol)));
-            no_socket(&all)
+            let netlink = netlink_but(|protocol| NETLINK_NEEDED.contains(&protocol));
+            no_socket(&[&OF_HOST[..], &netlink].concat())
         }
-        "app-socket-packet" | "sidecar-packet" => no_socket(&[
-            (libc::AF_PACKET, libc::SOCK_RAW, 0),
-            (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
-        ]),
+        "app-socket-packet" | "sidecar-packet" => no_socket(&PACKET),
         "app-socket-alg" => no_socket(&[(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)]),
         "app-socket-vsock" => no_socket(&[
             (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
             (libc::AF_VSOCK, libc::SOCK_DGRAM, 0),
         ]),
-        "app-socket-rare" => no_socket(&[
-            (libc::AF_AX25, libc::SOCK_SEQPACKET, 0),
-            (libc::AF_RDS, libc::SOCK_SEQPACKET, 0),
-            (libc::AF_TIPC, libc::SOCK_RDM, 0),
-            (libc::AF_CAN, libc::SOCK_RAW, 1),
-            (libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
-            (libc::AF_PHONET, libc::SOCK_DGRAM, 0),
-            (libc::AF_KEY, libc::SOCK_RAW, 2),
-            (39, libc::SOCK_SEQPACKET, 1),
-            (libc::AF_XDP, libc::SOCK_RAW, 0),
-            (43, libc::SOCK_STREAM, 0),
-        ]),
+        "app-socket-rare" => no_socket(&RARE),
         "out-raw" | "sidecar-raw" => no_socket(&[
             (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
             (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW),
         ]),
-        "out-bind-foreign" => match std::net::UdpSocket::bind("192.0.2.7:0") {
-            Ok(_) => Outcome::fail("bound to 192.0.2.7"),
-            Err(e) => Outcome::check(
-                is(&e, &[libc::EADDRNOTAVAIL, libc::EACCES, libc::EPERM]),
-                say(&e),
-            ),
-        },
+        "out-bind-foreign" => bind_foreign(),
         "out-transparent" => option(SocketOption::Transparent),
         "out-mark" => option(SocketOption::Mark),
         "files-writable" => writable(context),
@@ -264,29 +183,7 @@ fn named(id: &str, context: &Context) -> Outcome {
         "files-proc" => shown(context),
         "app-ids" => ids(context),
         "app-chroot" => chroot(context),
-        "files-proc-sys" => closed_or_empty(&[
-            "/proc/sys/kernel/core_pattern",
-            "/proc/sys/kernel/modprobe",
-            "/proc/sys/kernel/kptr_restrict",
-            "/proc/sys/kernel/random/boot_id",
-            "/proc/sys/fs/binfmt_misc",
-            "/proc/sys/vm/drop_caches",
-            "/proc/sys/user",
-            "/proc/sysrq-trigger",
-            "/proc/kcore",
-            "/proc/kallsyms",
-            "/proc/keys",
-            "/proc/timer_list",
-            "/proc/acpi",
-            "/proc/scsi",
-            "/proc/bus",
-            "/proc/irq",
-            "/proc/fs",
-            "/proc/kmsg",
-            "/proc/interrupts",
-            "/proc/modules",
-            "/proc/latency_stats",
-        ]),
+        "files-proc-sys" => closed_or_empty(&OF_PROC),
         "files-sys" => match std::fs::read_dir("/sys") {
             Err(e) => Outcome::pass(say(&e)),
             Ok(mut entries) => Outcome::check(entries.next().is_none(), "it is there"),
@@ -297,60 +194,219 @@ fn named(id: &str, context: &Context) -> Outcome {
         "sockets-log" => descriptor_to_log(),
         "process-see" => processes(),
         "process-signal" => signals(context),
-        "process-oom" => match OpenOptions::new()
-            .write(true)
-            .open("/proc/self/oom_score_adj")
-        {
-            Err(e) => Outcome::pass(say(&e)),
-            Ok(mut file) => match io::Write::write_all(&mut file, b"-1000") {
-                Err(e) => Outcome::pass(say(&e)),
-                Ok(()) => Outcome::fail("it was granted"),
-            },
-        },
+        "process-oom" => never_killed(),
         "limit-pids" => fork_bomb(context),
         "leak-descriptors" => Outcome::check(
             context.inherited == [0, 1, 2],
             format!("{:?}", context.inherited),
         ),
         "leak-environment" => environment(context),
-        "leak-abstract" => {
-            let address = SocketAddr::from_abstract_name(context.abstract_name.as_bytes());
-            match address.and_then(|address| UnixStream::connect_addr(&address)) {
-                Ok(_) => Outcome::fail(format!("connected to @{}", context.abstract_name)),
-                Err(e) => Outcome::check(
-                    is(&e, &[libc::ECONNREFUSED, libc::EPERM, libc::EACCES]),
-                    say(&e),
-                ),
-            }
-        }
+        "leak-abstract" => abstract_socket(context),
         "leak-terminal" => match File::open("/dev/tty") {
             Ok(_) => Outcome::fail("/dev/tty opens"),
             Err(e) => Outcome::pass(say(&e)),
         },
-        "leak-hostname" => {
-            let name = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned();
-            Outcome::check(name != context.hostname, name)
-        }
-        "leak-cgroup" => match std::fs::read_to_string("/proc/self/cgroup") {
-            Err(_) if !has_proc() => Outcome::not_applicable(NO_PROC),
-            Err(e) => Outcome::unknown(format!("/proc/self/cgroup: {}", say(&e))),
-            Ok(text) => {
-                let elsewhere: Vec<&str> =
-                    text.lines().filter(|line| !line.ends_with(":/")).collect();
-                Outcome::check(
-                    elsewhere.is_empty(),
-                    if elsewhere.is_empty() {
-                        "/".to_owned()
-                    } else {
-                        elsewhere.join(", ")
-                    },
-                )
-            }
-        },
+        "leak-hostname" => hostname(context),
+        "leak-cgroup" => cgroup(),
         other => Outcome::unknown(format!("no such probe inside: {other}")),
+    }
+}
+
+/// A kind of socket: family, type and protocol.
+type Kind = (i32, i32, i32);
+
+/// Which see and send whole packets.
+const PACKET: [Kind; 2] = [
+    (libc::AF_PACKET, libc::SOCK_RAW, 0),
+    (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
+];
+/// What the supervisor needs none of.
+const OF_HOST: [Kind; 6] = [
+    (libc::AF_PACKET, libc::SOCK_RAW, 0),
+    (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
+    (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+    (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_RAW),
+    (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+    (libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+];
+/// The protocols of netlink that it needs.
+const NETLINK_NEEDED: [i32; 3] = [
+    libc::NETLINK_ROUTE,
+    libc::NETLINK_SOCK_DIAG,
+    libc::NETLINK_NETFILTER,
+];
+/// Families whose code few have looked at.
+const RARE: [Kind; 10] = [
+    (libc::AF_AX25, libc::SOCK_SEQPACKET, 0),
+    (libc::AF_RDS, libc::SOCK_SEQPACKET, 0),
+    (libc::AF_TIPC, libc::SOCK_RDM, 0),
+    (libc::AF_CAN, libc::SOCK_RAW, 1),
+    (libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
+    (libc::AF_PHONET, libc::SOCK_DGRAM, 0),
+    (libc::AF_KEY, libc::SOCK_RAW, 2),
+    (39, libc::SOCK_SEQPACKET, 1),
+    (libc::AF_XDP, libc::SOCK_RAW, 0),
+    (43, libc::SOCK_STREAM, 0),
+];
+
+/// All protocols of netlink that there are, but for those that are `granted`.
+fn netlink_but(granted: impl Fn(i32) -> bool) -> Vec<Kind> {
+    let others = (0..32).filter(|protocol| !granted(*protocol));
+    others
+        .map(|protocol| (libc::AF_NETLINK, libc::SOCK_RAW, protocol))
+        .collect()
+}
+
+/// What a /proc has of the kernel and of the whole machine.
+const OF_PROC: [&str; 21] = [
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/kptr_restrict",
+    "/proc/sys/kernel/random/boot_id",
+    "/proc/sys/fs/binfmt_misc",
+    "/proc/sys/vm/drop_caches",
+    "/proc/sys/user",
+    "/proc/sysrq-trigger",
+    "/proc/kcore",
+    "/proc/kallsyms",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/proc/acpi",
+    "/proc/scsi",
+    "/proc/bus",
+    "/proc/irq",
+    "/proc/fs",
+    "/proc/kmsg",
+    "/proc/interrupts",
+    "/proc/modules",
+    "/proc/latency_stats",
+];
+
+fn capabilities(context: &Context) -> Outcome {
+    held(context, |held| {
+        let all = [
+            held.inheritable,
+            held.permitted,
+            held.effective,
+            held.bounding,
+            held.ambient,
+        ];
+        Outcome::check(
+            all == [0, context.holds, context.holds, context.holds, 0],
+            format!(
+                "inheritable {:x}, permitted {:x}, effective {:x}, bounding {:x}, ambient {:x}",
+                all[0], all[1], all[2], all[3], all[4]
+            ),
+        )
+    })
+}
+
+fn no_new_privileges(context: &Context) -> Outcome {
+    held(context, |held| {
+        Outcome::check(
+            held.no_new_privs,
+            format!("{}", u8::from(held.no_new_privs)),
+        )
+    })
+}
+
+fn securebits(context: &Context) -> Outcome {
+    held(context, |held| {
+        let wanted = context.securebits;
+        Outcome::check(
+            held.securebits == wanted,
+            format!("{:#x}, meant is {wanted:#x}", held.securebits),
+        )
+    })
+}
+
+fn rules_of_sealed(context: &Context) -> Outcome {
+    held(context, |held| {
+        if held.effective | held.permitted != 0 {
+            return Outcome::not_applicable("the sidecar is not sealed: it holds NET_ADMIN");
+        }
+        rules()
+    })
+}
+
+fn working_directory() -> Outcome {
+    match std::env::current_dir() {
+        Ok(path) => Outcome::check(
+            path.is_absolute() && !path.starts_with("(unreachable)"),
+            path.display().to_string(),
+        ),
+        Err(e) => Outcome::fail(format!("getcwd: {}", say(&e))),
+    }
+}
+
+fn mount_on_host(context: &Context) -> Outcome {
+    const SYS_ADMIN: u64 = 1 << 21;
+    match context.holds & SYS_ADMIN {
+        0 => attempt(Attempt::Mount, context),
+        _ => Outcome::not_applicable(
+            "without root it may, in namespaces of its own, which are nothing on the host",
+        ),
+    }
+}
+
+fn bind_foreign() -> Outcome {
+    match std::net::UdpSocket::bind("192.0.2.7:0") {
+        Ok(_) => Outcome::fail("bound to 192.0.2.7"),
+        Err(e) => Outcome::check(
+            is(&e, &[libc::EADDRNOTAVAIL, libc::EACCES, libc::EPERM]),
+            say(&e),
+        ),
+    }
+}
+
+/// Asks to be the last whom the kernel kills for want of memory.
+fn never_killed() -> Outcome {
+    match OpenOptions::new()
+        .write(true)
+        .open("/proc/self/oom_score_adj")
+    {
+        Err(e) => Outcome::pass(say(&e)),
+        Ok(mut file) => match io::Write::write_all(&mut file, b"-1000") {
+            Err(e) => Outcome::pass(say(&e)),
+            Ok(()) => Outcome::fail("it was granted"),
+        },
+    }
+}
+
+fn abstract_socket(context: &Context) -> Outcome {
+    let address = SocketAddr::from_abstract_name(context.abstract_name.as_bytes());
+    match address.and_then(|address| UnixStream::connect_addr(&address)) {
+        Ok(_) => Outcome::fail(format!("connected to @{}", context.abstract_name)),
+        Err(e) => Outcome::check(
+            is(&e, &[libc::ECONNREFUSED, libc::EPERM, libc::EACCES]),
+            say(&e),
+        ),
+    }
+}
+
+fn hostname(context: &Context) -> Outcome {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    Outcome::check(name != context.hostname, name)
+}
+
+fn cgroup() -> Outcome {
+    match std::fs::read_to_string("/proc/self/cgroup") {
+        Err(_) if !has_proc() => Outcome::not_applicable(NO_PROC),
+        Err(e) => Outcome::unknown(format!("/proc/self/cgroup: {}", say(&e))),
+        Ok(text) => {
+            let elsewhere: Vec<&str> = text.lines().filter(|line| !line.ends_with(":/")).collect();
+            Outcome::check(
+                elsewhere.is_empty(),
+                if elsewhere.is_empty() {
+                    "/".to_owned()
+                } else {
+                    elsewhere.join(", ")
+                },
+            )
+        }
     }
 }
 
@@ -787,7 +843,7 @@ fn readable(path: &Path) -> bool {
     open.is_ok_and(|mut file| !matches!(io::Read::read(&mut file, &mut [0; 16]), Ok(0)))
 }
 
-fn no_socket(kinds: &[(i32, i32, i32)]) -> Outcome {
+fn no_socket(kinds: &[Kind]) -> Outcome {
     let mut errors = vec![];
     for (domain, kind, protocol) in kinds {
         match attempt::socket(*domain, *kind, *protocol) {

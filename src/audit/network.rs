@@ -357,10 +357,9 @@ fn beside_egress(app: &AppPlan) -> impl Iterator<Item = Shot> {
     })
 }
 
-/// Why there is no such attack.
 /// So many ports of each app are tried by each other one.
 const PORTS_TRIED: usize = 32;
-
+/// Why there is no such attack.
 const ALL_GRANTED: &str = "the app's egress grants every such port";
 
 /// The ports at which an app is tried by the others: those that it has, what is next to them, and two of which it may have
@@ -403,6 +402,137 @@ fn not_granted(app: &AppPlan, plan: &Plan, hosts: &[IpAddr], shot: Shot) -> Opti
     })
 }
 
+/// An app whose reach is tried.
+struct Reach<'r> {
+    field: &'r Field<'r>,
+    app: &'r AppPlan,
+    prober: &'r Result<Agent, String>,
+    beside: &'r Result<Agent, String>,
+    /// The host's own addresses.
+    hosts: Vec<IpAddr>,
+}
+
+impl Reach<'_> {
+    /// One that must be refused, if the plan does not grant all such.
+    fn refused(&self, shot: Shot) -> Option<Shot> {
+        not_granted(self.app, self.field.plan, &self.hosts, shot)
+    }
+
+    /// Tries it.
+    fn fire(&self, shot: Shot) -> Outcome {
+        match shot {
+            Shot::Tcp(_) => shoot(self.field, self.beside, shot),
+            shot => shoot(self.field, self.prober, shot),
+        }
+    }
+
+    /// The worst of those of these that must be refused.
+    fn worst(&self, shots: impl IntoIterator<Item = Shot>, none: &str) -> Outcome {
+        let refused = shots.into_iter().filter_map(|shot| self.refused(shot));
+        worst(refused.map(|shot| self.fire(shot)), none)
+    }
+
+    /// What it tries by IPv4, by what that proves; or why there is no such attack.
+    fn by_ipv4(&self) -> [(&'static str, Result<Shot, &'static str>); 16] {
+        let plan = self.field.plan;
+        let (bridge, uplink) = (plan.bridge.address, &plan.uplink);
+        let entry = first_entry(plan);
+        let host = self.hosts.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(tcp(*address, 22)),
+            IpAddr::V6(_) => None,
+        });
+        let published = entry.map(|entry| tcp(bridge, entry));
+        let neighbour = nobody(plan).map(|address| tcp(address, 80));
+        let subnet = udp(plan.bridge.subnet.broadcast(), DISCARD);
+        let sidecar = tcp(uplink.sidecar_address, entry.unwrap_or(DISCARD));
+        let foreign = Ipv4Addr::new;
+        [
+            ("out-sidecar-tcp", Ok(tcp(bridge, unpublished(plan)))),
+            (
+                "out-sidecar-published",
+                published.ok_or("nothing is published"),
+            ),
+            ("out-sidecar-udp", Ok(udp(bridge, 53))),
+            ("out-sidecar-icmp", Ok(Shot::Ping(bridge))),
+            ("out-uplink", Ok(sidecar)),
+            ("out-gateway", Ok(tcp(uplink.host_address, 22))),
+            (
+                "out-host",
+                host.ok_or("the host has no address but loopback's"),
+            ),
+            ("out-lan", Ok(tcp(foreign(192, 0, 2, 1), 80))),
+            ("out-internet", Ok(tcp(foreign(203, 0, 113, 1), 443))),
+            ("out-metadata", Ok(tcp(foreign(169, 254, 169, 254), 80))),
+            ("out-dns", Ok(udp(foreign(192, 0, 2, 53), 53))),
+            ("out-broadcast", Ok(udp(Ipv4Addr::BROADCAST, 67))),
+            ("out-subnet-broadcast", Ok(subnet)),
+            ("out-multicast", Ok(udp(foreign(224, 0, 0, 251), 5353))),
+            (
+                "out-neighbour",
+                neighbour.ok_or("every address of the subnet is taken"),
+            ),
+            ("out-ipv6-link", Ok(Shot::AllNodes)),
+        ]
+    }
+
+    /// What it tries by IPv6.
+    fn by_ipv6(&self) -> Vec<Shot> {
+        let plan = self.field.plan;
+        let stranger = IpAddr::from(STRANGER6);
+        let tcp = |to, port| Shot::Tcp(SocketAddr::new(to, port));
+        let udp = |to, port| Shot::Udp(SocketAddr::new(to, port));
+        let mut shots = vec![tcp(stranger, 80)];
+        if let [_, six] = plan.families().as_slice() {
+            let clouds = METADATA6.into_iter().map(|to| tcp(to.into(), 80));
+            shots.extend(clouds);
+            let hosts = self.hosts.iter();
+            let ours = hosts.filter(|address| address.is_ipv6()).take(4);
+            shots.extend(ours.map(|address| tcp(*address, 22)));
+            let entry = first_entry(plan).unwrap_or(DISCARD);
+            shots.extend([
+                tcp(six.bridge, unpublished(plan)),
+                tcp(six.bridge, entry),
+                udp(six.bridge, 53),
+                tcp(six.sidecar, entry),
+                tcp(six.host, 22),
+                udp(six.host, 53),
+                udp(stranger, 53),
+            ]);
+            let others = self.others().filter_map(|other| six.app(other));
+            shots.extend(others.map(|to| tcp(to, 80)));
+        }
+        shots
+    }
+
+    /// The stack's other apps.
+    fn others(&self) -> impl Iterator<Item = &AppPlan> {
+        let apps = self.field.plan.apps.iter();
+        apps.filter(|other| other.name != self.app.name)
+    }
+
+    /// What it tries of those.
+    fn at_others(&self) -> impl Iterator<Item = Shot> {
+        let shots = self
+            .others()
+            .flat_map(|other| ports_of(other).map(move |shot| (other, shot)));
+        shots.flat_map(|(other, (protocol, port))| {
+            other.addresses().map(move |address| {
+                let to = SocketAddr::new(address, port);
+                match protocol {
+                    Protocol::Tcp => Shot::Tcp(to),
+                    Protocol::Udp => Shot::Udp(to),
+                }
+            })
+        })
+    }
+}
+
+/// The sidecar's port of the first that is published.
+fn first_entry(plan: &Plan) -> Option<u16> {
+    let mut entries = plan.published().map(|(_, publish)| publish.entry_port);
+    entries.next()
+}
+
 /// What an app tries to reach. Connections are tried by who is `beside` it: those of the app itself end at Landlock, and
 /// would say nothing of the rules.
 pub fn from_app(
@@ -412,120 +542,27 @@ pub fn from_app(
     beside: &Result<Agent, String>,
     findings: &mut Findings,
 ) {
-    let plan = field.plan;
-    let (bridge, uplink) = (plan.bridge.address, &plan.uplink);
-    let entry = plan
-        .published()
-        .map(|(_, publish)| publish.entry_port)
-        .next();
-    let foreign = |a, b, c, d| Ipv4Addr::new(a, b, c, d);
-    let hosts = host_addresses();
-    let refused = |shot| not_granted(app, plan, &hosts, shot);
-    let v6 = IpAddr::from(STRANGER6);
-    let shots = [
-        ("out-sidecar-tcp", Some(tcp(bridge, unpublished(plan))), ""),
-        (
-            "out-sidecar-published",
-            entry.map(|entry| tcp(bridge, entry)),
-            "nothing is published",
-        ),
-        ("out-sidecar-udp", Some(udp(bridge, 53)), ""),
-        ("out-sidecar-icmp", Some(Shot::Ping(bridge)), ""),
-        (
-            "out-uplink",
-            Some(tcp(uplink.sidecar_address, entry.unwrap_or(DISCARD))),
-            "",
-        ),
-        ("out-gateway", Some(tcp(uplink.host_address, 22)), ""),
-        (
-            "out-host",
-            hosts.iter().find_map(|address| match address {
-                IpAddr::V4(address) => Some(tcp(*address, 22)),
-                IpAddr::V6(_) => None,
-            }),
-            "the host has no address but loopback's",
-        ),
-        ("out-lan", Some(tcp(foreign(192, 0, 2, 1), 80)), ""),
-        ("out-internet", Some(tcp(foreign(203, 0, 113, 1), 443)), ""),
-        (
-            "out-metadata",
-            Some(tcp(foreign(169, 254, 169, 254), 80)),
-            "",
-        ),
-        ("out-dns", Some(udp(foreign(192, 0, 2, 53), 53)), ""),
-        ("out-broadcast", Some(udp(Ipv4Addr::BROADCAST, 67)), ""),
-        (
-            "out-subnet-broadcast",
-            Some(udp(plan.bridge.subnet.broadcast(), DISCARD)),
-            "",
-        ),
-        (
-            "out-multicast",
-            Some(udp(foreign(224, 0, 0, 251), 5353)),
-            "",
-        ),
-        (
-            "out-neighbour",
-            nobody(plan).map(|address| tcp(address, 80)),
-            "every address of the subnet is taken",
-        ),
-        ("out-ipv6-link", Some(Shot::AllNodes), ""),
-    ];
-    let name = app.name.as_str();
-    let fire = |shot| match shot {
-        Shot::Tcp(_) => shoot(field, beside, shot),
-        shot => shoot(field, prober, shot),
+    let reach = Reach {
+        field,
+        app,
+        prober,
+        beside,
+        hosts: host_addresses(),
     };
-    for (id, shot, why_not) in shots {
-        let outcome = match shot.map(refused) {
-            Some(Some(shot)) => fire(shot),
-            Some(None) => Outcome::not_applicable(ALL_GRANTED),
-            None => Outcome::not_applicable(why_not),
+    let name = app.name.as_str();
+    for (id, shot) in reach.by_ipv4() {
+        let outcome = match shot {
+            Ok(shot) => reach.worst([shot], ALL_GRANTED),
+            Err(why_not) => Outcome::not_applicable(why_not),
         };
         findings.add(id, name, outcome);
     }
-    let mut shots = vec![Shot::Tcp(SocketAddr::new(v6, 80))];
-    if let [_, six] = plan.families().as_slice() {
-        let tcp = |to, port| Shot::Tcp(SocketAddr::new(to, port));
-        let clouds = METADATA6.into_iter().map(|to| tcp(to.into(), 80));
-        shots.extend(clouds);
-        let ours = hosts.iter().filter(|address| address.is_ipv6()).take(4);
-        shots.extend(ours.map(|address| tcp(*address, 22)));
-        let entry = entry.unwrap_or(DISCARD);
-        shots.extend([
-            tcp(six.bridge, unpublished(plan)),
-            tcp(six.bridge, entry),
-            Shot::Udp(SocketAddr::new(six.bridge, 53)),
-            tcp(six.sidecar, entry),
-            tcp(six.host, 22),
-            Shot::Udp(SocketAddr::new(six.host, 53)),
-            Shot::Udp(SocketAddr::new(v6, 53)),
-        ]);
-        let others = plan.apps.iter().filter(|other| other.name != app.name);
-        shots.extend(
-            others
-                .filter_map(|other| six.app(other))
-                .map(|to| tcp(to, 80)),
-        );
-    }
-    let outcomes = shots.into_iter().filter_map(refused).map(fire);
-    findings.add("out-ipv6", name, worst(outcomes, ""));
-    let nearby = beside_egress(app).filter_map(refused);
-    let outcome = worst(nearby.map(fire), "the app may connect to nothing");
+    let outcome = reach.worst(reach.by_ipv6(), "");
+    findings.add("out-ipv6", name, outcome);
+    let outcome = reach.worst(beside_egress(app), "the app may connect to nothing");
     findings.add("out-egress-beside", name, outcome);
-    let others = plan.apps.iter().filter(|other| other.name != app.name);
-    let shots = others.flat_map(|other| ports_of(other).map(move |shot| (other, shot)));
-    let shots = shots.flat_map(|(other, (protocol, port))| {
-        other.addresses().map(move |address| {
-            let to = SocketAddr::new(address, port);
-            match protocol {
-                Protocol::Tcp => Shot::Tcp(to),
-                Protocol::Udp => Shot::Udp(to),
-            }
-        })
-    });
-    let outcome = worst(
-        shots.filter_map(refused).map(fire),
+    let outcome = reach.worst(
+        reach.at_others(),
         "the stack has one app, or `connect` grants every port",
     );
     findings.add("out-other-app", name, outcome);
@@ -555,23 +592,50 @@ pub fn from_sidecar(field: &Field<'_>, sidecar: &Result<Agent, String>, findings
 pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
     let plan = field.plan;
     let uplink = &plan.uplink;
-    let (here, there) = (uplink.host_address, uplink.sidecar_address);
-    let app = &plan.apps[0];
-    let app_port = app.publish.first().map_or(80, |publish| publish.app_port);
-    let entry = plan
-        .published()
-        .map(|(_, publish)| publish.entry_port)
-        .next();
     let link = uplink.host_link.as_str();
-    let frame = |packet: Vec<u8>| ethernet(uplink.sidecar_mac, uplink.host_mac, 0x0800, &packet);
-    let broadcast = Mac([0xff; 6]);
+    let to_sidecar = |to: Mac, kind: u16, packet: &[u8]| {
+        let frame = ethernet(to, uplink.host_mac, kind, packet);
+        inject(field, field.host, link, frame)
+    };
+    let working = worst(published_ports(field), "nothing is published by TCP");
+    findings.add("in-control", "host", working);
 
-    let working: Vec<Outcome> = plan
-        .published()
+    for (id, packet) in over_the_uplink(plan) {
+        let outcome = match packet {
+            Some(packet) => to_sidecar(uplink.sidecar_mac, 0x0800, &packet),
+            None => Outcome::not_applicable("nothing is published"),
+        };
+        findings.add(id, "sidecar", outcome);
+    }
+    let refused = of_outsiders(plan)
+        .into_iter()
+        .map(|(kind, packet)| to_sidecar(uplink.sidecar_mac, kind, &packet));
+    findings.add(
+        "in-not-allowed",
+        "sidecar",
+        worst(refused, "every client is allowed"),
+    );
+    let packet = datagram(uplink.host_address, Ipv4Addr::BROADCAST, DISCARD);
+    findings.add(
+        "in-broadcast",
+        "sidecar",
+        to_sidecar(Mac([0xff; 6]), 0x0800, &packet),
+    );
+    let outcomes = ipv6_attacks(plan)
+        .into_iter()
+        .map(|packet| to_sidecar(uplink.sidecar_mac, 0x86dd, &packet));
+    findings.add("in-ipv6", "sidecar", worst(outcomes, ""));
+    findings.add("host-guard", "host", to_host(field));
+}
+
+/// The published ports that an app must answer at, tried as a client does.
+fn published_ports(field: &Field<'_>) -> Vec<Outcome> {
+    let plan = field.plan;
+    plan.published()
         // Only an app could answer by UDP, and need not.
         .filter(|(_, publish)| publish.protocol == Protocol::Tcp)
         .map(|(_, publish)| {
-            let to = uplink.entry(publish);
+            let to = plan.uplink.entry(publish);
             match field
                 .host
                 .as_ref()
@@ -584,92 +648,55 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
                 Err(e) => Outcome::unknown(e),
             }
         })
-        .collect();
-    findings.add(
-        "in-control",
-        "host",
-        worst(working, "nothing is published by TCP"),
-    );
+        .collect()
+}
 
-    let packets = [
-        (
-            "in-bypass-app",
-            Some(segment(here, app.address, app_port, SYN)),
-        ),
-        (
-            "in-bypass-sidecar",
-            Some(segment(
-                here,
-                plan.bridge.address,
-                entry.unwrap_or(DISCARD),
-                SYN,
-            )),
-        ),
-        (
-            "in-spoof-app",
-            Some(segment(app.address, there, entry.unwrap_or(DISCARD), SYN)),
-        ),
-        (
-            "in-spoof-sidecar",
-            Some(segment(
-                plan.bridge.address,
-                there,
-                entry.unwrap_or(DISCARD),
-                SYN,
-            )),
-        ),
-        (
-            "in-unpublished",
-            Some(segment(here, there, unpublished(plan), SYN)),
-        ),
+/// Packets of IPv4 that must get no further than the sidecar, by what that proves; none where nothing is published.
+fn over_the_uplink(plan: &Plan) -> [(&'static str, Option<Vec<u8>>); 8] {
+    let (here, there) = (plan.uplink.host_address, plan.uplink.sidecar_address);
+    let (app, sidecar) = (&plan.apps[0], plan.bridge.address);
+    let app_port = app.publish.first().map_or(80, |publish| publish.app_port);
+    let published = first_entry(plan);
+    let entry = published.unwrap_or(DISCARD);
+    let syn = |from, to, port| Some(segment(from, to, port, SYN));
+    [
+        ("in-bypass-app", syn(here, app.address, app_port)),
+        ("in-bypass-sidecar", syn(here, sidecar, entry)),
+        ("in-spoof-app", syn(app.address, there, entry)),
+        ("in-spoof-sidecar", syn(sidecar, there, entry)),
+        ("in-unpublished", syn(here, there, unpublished(plan))),
         (
             "in-unpublished-udp",
             Some(datagram(here, there, unpublished_udp(plan))),
         ),
         (
             "in-invalid",
-            entry.map(|entry| segment(here, there, entry, SYN | FIN)),
+            published.map(|entry| segment(here, there, entry, SYN | FIN)),
         ),
         ("in-icmp", Some(echo(here, there))),
-    ];
-    for (id, packet) in packets {
-        let outcome = match packet {
-            Some(packet) => inject(field, field.host, link, frame(packet)),
-            None => Outcome::not_applicable("nothing is published"),
-        };
-        findings.add(id, "sidecar", outcome);
-    }
+    ]
+}
+
+/// To each published port, a packet of somebody whom its app does not allow, with its EtherType.
+fn of_outsiders(plan: &Plan) -> Vec<(u16, Vec<u8>)> {
     let outsiders = plan.published().filter_map(|(app, publish)| {
         let entry = publish.entry_port;
         let payload = match publish.protocol {
             Protocol::Tcp => tcp_header(entry, SYN),
             Protocol::Udp => udp_header(entry),
         };
-        let (kind, packet) = match uplink.entry(publish).ip() {
+        Some(match plan.uplink.entry(publish).ip() {
             IpAddr::V4(there) => (0x0800, covered(outsider(plan, app)?, there, payload)),
             IpAddr::V6(there) => (0x86dd, covered6(outsider6(plan, app)?, there, payload)),
-        };
-        Some(ethernet(uplink.sidecar_mac, uplink.host_mac, kind, &packet))
+        })
     });
-    let refused = outsiders.map(|frame| inject(field, field.host, link, frame));
-    findings.add(
-        "in-not-allowed",
-        "sidecar",
-        worst(refused, "every client is allowed"),
-    );
-    let packet = datagram(here, Ipv4Addr::BROADCAST, DISCARD);
-    let frame = ethernet(broadcast, uplink.host_mac, 0x0800, &packet);
-    findings.add(
-        "in-broadcast",
-        "sidecar",
-        inject(field, field.host, link, frame),
-    );
-    let outcomes = ipv6_attacks(plan).into_iter().map(|packet| {
-        let frame = ethernet(uplink.sidecar_mac, uplink.host_mac, 0x86dd, &packet);
-        inject(field, field.host, link, frame)
-    });
-    findings.add("in-ipv6", "sidecar", worst(outcomes, ""));
+    outsiders.collect()
+}
 
+/// What a sidecar that was taken over sends to the host.
+fn to_host(field: &Field<'_>) -> Outcome {
+    let uplink = &field.plan.uplink;
+    let (here, there) = (uplink.host_address, uplink.sidecar_address);
     let mut packets = vec![(0x0800, segment(there, here, 22, SYN))];
     if let (Some(there), Some(here)) = (uplink.sidecar_address6, uplink.host_address6) {
         packets.push((0x86dd, ipv6(there, here, 17, &UDP_TO_DISCARD)));
@@ -678,7 +705,7 @@ pub fn from_host(field: &Field<'_>, findings: &mut Findings) {
         let frame = ethernet(uplink.host_mac, uplink.sidecar_mac, kind, &packet);
         inject(field, field.sidecar, uplink.sidecar_link.as_str(), frame)
     });
-    findings.add("host-guard", "host", worst(outcomes, ""));
+    worst(outcomes, "")
 }
 
 /// What a sidecar that was taken over sends to the loopback of an app whose clients come there, or in its name. The kernel would
