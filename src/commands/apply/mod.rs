@@ -323,7 +323,6 @@ fn carry_out(
     listeners: &[Listener],
     keep: &[Capability],
 ) -> Result<(), Failure> {
-    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
     let client = Client::connect(&Host::state_root().control(stack))
         .map_err(|e| unable("connect to the supervisor", e))?;
     let (ours, theirs) = namespaces::socketpair().map_err(|e| unable("make a socket pair", e))?;
@@ -469,7 +468,8 @@ fn guard(
 ) -> i32 {
     let moved = publish::moved_ports(&order.wanted, &order.running);
     let moved: Vec<u16> = moved.iter().map(|moved| moved.listen.port()).collect();
-    let told = match converse(client, stack, order, listeners, teller, keep) {
+    let guard = Guard::of(client, stack, &order, teller);
+    let told = match guard.converse(order, listeners, keep) {
         Ok(()) => Told::Done,
         Err(failure) => Told::Failed(failure),
     };
@@ -480,146 +480,193 @@ fn guard(
     0
 }
 
-fn converse(
-    client: &Client,
-    stack: &StackName,
-    order: Apply,
-    listeners: &[Listener],
-    teller: &OwnedFd,
-    keep: &[Capability],
-) -> Result<(), Failure> {
-    let unable = |what: &str, e: std::io::Error| Failure::unable(format!("{what}: {e}"));
-    let (running, plan) = (order.running.clone(), order.wanted.clone());
-    let asked = Asked::of(&running, &plan);
-    let mut staged = None;
-    rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
-    if order.running.mode == Mode::Root {
-        let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
-        privileges::keep_only(&keep).map_err(Failure::unable)?;
-    }
-    let fds: Vec<_> = listeners
-        .iter()
-        .map(|listener| listener.socket.as_fd())
-        .collect();
-    let (first, rest) = fds.split_at(fds.len().min(protocol::MAX_FDS));
-    client
-        .say(&Request::Apply(Box::new(order)), first)
-        .map_err(|e| unable("ask the supervisor", e))?;
-    // Who has refused takes no more, and has said why.
-    let _ = say_more(client, rest);
-    let done = |done: Result<(), String>| {
-        let said = client.say(&Said::Changed(done), &[]);
-        said.map_err(|e| unable("answer the supervisor", e))
-    };
-    let mut waiting = true;
-    loop {
-        let mut ready = [
-            PollFd::from_borrowed_fd(client.as_fd(), PollFlags::IN),
-            PollFd::new(teller, PollFlags::IN),
-        ];
-        let wanted = if waiting { 2 } else { 1 };
-        match rustix::event::poll(&mut ready[..wanted], None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => return Err(unable("wait", e.into())),
-        }
-        let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
-        if supervisor {
-            // A refusal is an error, and the end.
-            let (Reply::Applying(order), fds) = reply(client, stack)? else {
-                return Err(answered_something_else(stack));
-            };
-            let told = match order {
-                Applying::Host { old, new, grants } => {
-                    let shares = running.uplink.ends_at == UplinkEnd::Host;
-                    let part = shares.then_some(&running);
-                    if !asked.rules(&old, &new) || !asked.grants(&grants) {
-                        done(Err(Asked::ELSE.to_owned()))?;
-                        continue;
-                    }
-                    if given_up(client).map_err(|e| unable("look at the supervisor", e))? {
-                        return Err(too_late(stack));
-                    }
-                    let changed = change_host(&fds, part, &old, &new, &grants);
-                    let undo = changed.is_ok();
-                    if done(changed).is_err() {
-                        // Whoever asked for it takes it for not done.
-                        if undo {
-                            change_host(&fds, part, &new, &old, &[]).map_err(Failure::unable)?;
-                        }
-                        return Err(too_late(stack));
-                    }
-                    continue;
-                }
-                Applying::Room { cgroup } => {
-                    let said = room(client, &running, &plan, &cgroup);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
-                    continue;
-                }
-                Applying::Limit { cgroup, back } => {
-                    let plan = if back { &running } else { &plan };
-                    done(limit(&running.cgroup, plan, &cgroup))?;
-                    continue;
-                }
-                Applying::Vacate { cgroup } => {
-                    done(vacate(&running, &plan, &cgroup))?;
-                    continue;
-                }
-                Applying::Stage => {
-                    let held = change::held(&running, plan.clone());
-                    let begun = state::stage(&held).map(|begun| staged = Some(begun));
-                    done(begun.map_err(|e| e.to_string()))?;
-                    continue;
-                }
-                Applying::Save { plan: said } => {
-                    done(save(staged.take(), &running, &plan, &said))?;
-                    continue;
-                }
-                Applying::Bind { ports } if !asked.ports(&ports) => {
-                    done(Err(Asked::ELSE.to_owned()))?;
-                    continue;
-                }
-                Applying::Bind { ports } => {
-                    let said = bind(client, &ports);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
-                    continue;
-                }
-                Applying::Open { app } => {
-                    let said = open(client, &plan, &app);
-                    said.map_err(|e| unable("answer the supervisor", e))?;
-                    continue;
-                }
-                Applying::Map { uids, gids } if !asked.maps(&uids, &gids) => {
-                    done(Err(Asked::ELSE.to_owned()))?;
-                    continue;
-                }
-                Applying::Map { uids, gids } => {
-                    done(map(fds, &uids, &gids))?;
-                    continue;
-                }
-                Applying::AdmitNoMore => {
-                    let mut sockets = fds.iter();
-                    let admits = sockets.try_for_each(publish::admit_no_more);
-                    done(admits.map_err(|e| e.to_string()))?;
-                    continue;
-                }
-                Applying::Step(step) => Told::Step(step),
-                Applying::Confirm { seconds } => Told::Confirm(seconds),
-                Applying::Applied => return Ok(()),
-            };
-            let _ = protocol::send(teller, &told, &[]);
-        } else if user {
-            let said = match protocol::receive::<Said>(teller) {
-                Ok(Some((said, _))) => said,
-                // Who would have confirmed is gone.
-                _ => {
-                    waiting = false;
-                    Said::Revert
-                }
-            };
-            client.say(&said, &[]).map_err(|_| ended(stack))?;
+fn unable(what: &str, e: std::io::Error) -> Failure {
+    Failure::unable(format!("{what}: {e}"))
+}
+
+/// What the child that talks to the supervisor goes by.
+struct Guard<'g> {
+    client: &'g Client,
+    stack: &'g StackName,
+    /// The way to who waits.
+    teller: &'g OwnedFd,
+    running: Plan,
+    wanted: Plan,
+    asked: Asked,
+    /// The plan that is to be saved, as far as it has come.
+    staged: Option<Staged>,
+}
+
+/// What is to follow from what the supervisor says.
+enum Next {
+    /// It has its answer.
+    Answered,
+    /// Who waits is to hear this.
+    Tell(Told),
+    /// It is done.
+    Over,
+}
+
+impl<'g> Guard<'g> {
+    fn of(client: &'g Client, stack: &'g StackName, order: &Apply, teller: &'g OwnedFd) -> Self {
+        let (running, wanted) = (order.running.clone(), order.wanted.clone());
+        Self {
+            client,
+            stack,
+            teller,
+            asked: Asked::of(&running, &wanted),
+            running,
+            wanted,
+            staged: None,
         }
     }
+
+    /// Asks the supervisor for the change, and does what it wants of the host, until that is over or who waits wants it back.
+    fn converse(
+        mut self,
+        order: Apply,
+        listeners: &[Listener],
+        keep: &[Capability],
+    ) -> Result<(), Failure> {
+        rustix::process::setsid().map_err(|e| unable("start a session", e.into()))?;
+        if order.running.mode == Mode::Root {
+            let keep = [&[Capability::CAP_NET_ADMIN], keep].concat();
+            privileges::keep_only(&keep).map_err(Failure::unable)?;
+        }
+        self.ask(order, listeners)?;
+        let mut waiting = true;
+        loop {
+            let mut ready = [
+                PollFd::from_borrowed_fd(self.client.as_fd(), PollFlags::IN),
+                PollFd::new(self.teller, PollFlags::IN),
+            ];
+            let wanted = if waiting { 2 } else { 1 };
+            match rustix::event::poll(&mut ready[..wanted], None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(unable("wait", e.into())),
+            }
+            let [supervisor, user] = ready.map(|fd| !fd.revents().is_empty());
+            if supervisor {
+                // A refusal is an error, and the end.
+                let (Reply::Applying(order), fds) = reply(self.client, self.stack)? else {
+                    return Err(answered_something_else(self.stack));
+                };
+                match self.follow(order, fds)? {
+                    Next::Answered => {}
+                    Next::Tell(told) => drop(protocol::send(self.teller, &told, &[])),
+                    Next::Over => return Ok(()),
+                }
+            } else if user {
+                let said = match protocol::receive::<Said>(self.teller) {
+                    Ok(Some((said, _))) => said,
+                    // Who would have confirmed is gone.
+                    _ => {
+                        waiting = false;
+                        Said::Revert
+                    }
+                };
+                self.client.say(&said, &[]).map_err(|_| ended(self.stack))?;
+            }
+        }
+    }
+
+    /// Asks for the change, and hands the ports over that it opens.
+    fn ask(&self, order: Apply, listeners: &[Listener]) -> Result<(), Failure> {
+        let fds: Vec<_> = listeners
+            .iter()
+            .map(|listener| listener.socket.as_fd())
+            .collect();
+        let (first, rest) = fds.split_at(fds.len().min(protocol::MAX_FDS));
+        self.client
+            .say(&Request::Apply(Box::new(order)), first)
+            .map_err(|e| unable("ask the supervisor", e))?;
+        // Who has refused takes no more, and has said why.
+        let _ = say_more(self.client, rest);
+        Ok(())
+    }
+
+    /// Does what the supervisor wants, if that follows from the plans, and answers.
+    fn follow(&mut self, order: Applying, fds: Vec<OwnedFd>) -> Result<Next, Failure> {
+        let (running, wanted) = (&self.running, &self.wanted);
+        match order {
+            Applying::Host { old, new, grants } => {
+                self.change_host_table(&fds, &old, &new, &grants)?;
+            }
+            Applying::Room { cgroup } => {
+                answered(room(self.client, running, wanted, &cgroup))?;
+            }
+            Applying::Limit { cgroup, back } => {
+                let plan = if back { running } else { wanted };
+                self.done(limit(&running.cgroup, plan, &cgroup))?;
+            }
+            Applying::Vacate { cgroup } => self.done(vacate(running, wanted, &cgroup))?,
+            Applying::Stage => {
+                let held = change::held(running, wanted.clone());
+                let begun = state::stage(&held).map(|begun| self.staged = Some(begun));
+                self.done(begun.map_err(|e| e.to_string()))?;
+            }
+            Applying::Save { plan: said } => {
+                let saved = save(self.staged.take(), running, wanted, &said);
+                self.done(saved)?;
+            }
+            Applying::Bind { ports } if !self.asked.ports(&ports) => self.refuse()?,
+            Applying::Bind { ports } => answered(bind(self.client, &ports))?,
+            Applying::Open { app } => answered(open(self.client, wanted, &app))?,
+            Applying::Map { uids, gids } if !self.asked.maps(&uids, &gids) => self.refuse()?,
+            Applying::Map { uids, gids } => self.done(map(fds, &uids, &gids))?,
+            Applying::AdmitNoMore => {
+                let mut sockets = fds.iter();
+                let admits = sockets.try_for_each(publish::admit_no_more);
+                self.done(admits.map_err(|e| e.to_string()))?;
+            }
+            Applying::Step(step) => return Ok(Next::Tell(Told::Step(step))),
+            Applying::Confirm { seconds } => return Ok(Next::Tell(Told::Confirm(seconds))),
+            Applying::Applied => return Ok(Next::Over),
+        }
+        Ok(Next::Answered)
+    }
+
+    /// Changes the rules where the uplink ends, unless the supervisor waits for it no more.
+    fn change_host_table(
+        &self,
+        fds: &[OwnedFd],
+        old: &Nftables<'static>,
+        new: &Nftables<'static>,
+        grants: &[firewall::Grants],
+    ) -> Result<(), Failure> {
+        if !self.asked.rules(old, new) || !self.asked.grants(grants) {
+            return self.refuse();
+        }
+        let shares = self.running.uplink.ends_at == UplinkEnd::Host;
+        let part = shares.then_some(&self.running);
+        if given_up(self.client).map_err(|e| unable("look at the supervisor", e))? {
+            return Err(too_late(self.stack));
+        }
+        let changed = change_host(fds, part, old, new, grants);
+        let undo = changed.is_ok();
+        if self.done(changed).is_err() {
+            // Whoever asked for it takes it for not done.
+            if undo {
+                change_host(fds, part, new, old, &[]).map_err(Failure::unable)?;
+            }
+            return Err(too_late(self.stack));
+        }
+        Ok(())
+    }
+
+    /// Says how it went.
+    fn done(&self, done: Result<(), String>) -> Result<(), Failure> {
+        answered(self.client.say(&Said::Changed(done), &[]))
+    }
+
+    fn refuse(&self) -> Result<(), Failure> {
+        self.done(Err(Asked::ELSE.to_owned()))
+    }
+}
+
+fn answered(said: std::io::Result<()>) -> Result<(), Failure> {
+    said.map_err(|e| unable("answer the supervisor", e))
 }
 
 /// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and
