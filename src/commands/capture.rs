@@ -28,7 +28,7 @@ use super::{ask, reply, status_of};
 use crate::commands::failure::{Failure, chain};
 use crate::config::Source;
 use crate::confine::privileges;
-use crate::control::{Reply, Request};
+use crate::control::{Client, Reply, Request};
 use crate::firewall::{self, logging};
 use crate::log::{Filter as LogFilter, Stream};
 use crate::names::StackName;
@@ -148,38 +148,10 @@ pub fn capture(
     }
     let status = status_of(stack)?;
     let (sidecar, _) = part_of(stack, "sidecar")?;
-    // What ends when the stack does: a log that nothing is ever written to.
-    let nothing = LogFilter {
-        parts: vec!["sidecar".to_owned()],
-        stream: Some(Stream::Out),
-        from: u64::MAX,
+    let ends = Ends {
+        stack: end_of(stack, &unable)?,
+        signals: signals(&unable)?,
     };
-    let lives = ask(
-        stack,
-        &Request::Logs {
-            filter: nothing,
-            follow: true,
-        },
-    )?;
-    match reply(&lives, stack)? {
-        (Reply::UpToDate, _) => {}
-        _ => {
-            return Err(unable(
-                "follow its log",
-                &"its supervisor gave another answer",
-            ));
-        }
-    }
-
-    let mut end = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        end.add(signal);
-    }
-    end.thread_block()
-        .map_err(|e| unable("block signals", &e))?;
-    let end = SignalFd::with_flags(&end, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(|e| unable("watch signals", &e))?;
-
     let out: Option<Box<dyn Write>> = match file {
         None => None,
         Some(path) if path == Path::new("-") => Some(Box::new(io::stdout())),
@@ -223,46 +195,95 @@ pub fn capture(
         );
     }
     loop {
-        let [read, stop, over] = {
-            let mut ready = [
-                PollFd::from_borrowed_fd(reader.fd(), PollFlags::IN),
-                PollFd::new(&end, PollFlags::IN),
-                PollFd::new(&lives, PollFlags::IN),
-            ];
-            match rustix::event::poll(&mut ready, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(unable("wait for packets", &e)),
-            }
-            ready.map(|fd| !fd.revents().is_empty())
-        };
-        let done = stop || over;
-        if read || done {
+        let (read, over) = ends
+            .or_packets(&reader)
+            .map_err(|e| unable("wait for packets", &e))?;
+        if read || over {
             let links = reader.names();
             // To the end of what there is, if it is the last time.
             while reader
                 .packets(|logged| capture.packet(&logged, &links))
                 .map_err(|e| unable("read packets", &e))?
-                && (done || capture.left > 0)
+                && (over || capture.left > 0)
             {}
         }
-        let done = done || capture.left == 0;
-        if done {
+        let over = over || capture.left == 0;
+        if over {
             capture.finish(reader.lost);
         }
         if let Err(e) = capture.flush() {
             return ended(e, &unable);
         }
-        if done {
+        if over {
             return Ok(ExitCode::SUCCESS);
         }
     }
 }
 
+/// What to say of what could not be done.
+type Unable<'u> = &'u dyn Fn(&str, &dyn std::fmt::Display) -> Failure;
+
+/// What ends a capture, beside its count.
+struct Ends {
+    /// Ends when the stack does.
+    stack: Client,
+    signals: SignalFd,
+}
+
+impl Ends {
+    /// Waits until something happens: whether there are packets, and whether it is over.
+    fn or_packets(&self, reader: &Reader) -> Result<(bool, bool), rustix::io::Errno> {
+        let mut ready = [
+            PollFd::from_borrowed_fd(reader.fd(), PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.stack, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+        let [read, stop, over] = ready.map(|fd| !fd.revents().is_empty());
+        Ok((read, stop || over))
+    }
+}
+
+/// A conversation that ends when the stack does: a log that nothing is ever written to.
+fn end_of(stack: &StackName, unable: Unable<'_>) -> Result<Client, Failure> {
+    let nothing = LogFilter {
+        parts: vec!["sidecar".to_owned()],
+        stream: Some(Stream::Out),
+        from: u64::MAX,
+    };
+    let lives = ask(
+        stack,
+        &Request::Logs {
+            filter: nothing,
+            follow: true,
+        },
+    )?;
+    match reply(&lives, stack)? {
+        (Reply::UpToDate, _) => Ok(lives),
+        _ => Err(unable(
+            "follow its log",
+            &"its supervisor gave another answer",
+        )),
+    }
+}
+
+/// What Ctrl-C and other signals to end are heard by.
+fn signals(unable: Unable<'_>) -> Result<SignalFd, Failure> {
+    let mut end = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        end.add(signal);
+    }
+    end.thread_block()
+        .map_err(|e| unable("block signals", &e))?;
+    SignalFd::with_flags(&end, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|e| unable("watch signals", &e))
+}
+
 /// A reader that has gone away is an end like any other.
-fn ended(
-    e: io::Error,
-    unable: &dyn Fn(&str, &dyn std::fmt::Display) -> Failure,
-) -> Result<ExitCode, Failure> {
+fn ended(e: io::Error, unable: Unable<'_>) -> Result<ExitCode, Failure> {
     match e.kind() {
         io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         _ => Err(unable("write packets", &e)),
