@@ -396,27 +396,97 @@ fn read_env_file(
     outer: &[BTreeMap<String, (String, Origin)>],
     problems: &mut Vec<Problem>,
 ) -> EnvFile {
-    let mut file = EnvFile::default();
-    let text = source.text;
-    let mut at = if text.starts_with('\u{feff}') { 3 } else { 0 };
-    while at < text.len() {
+    let at = match source.text.starts_with('\u{feff}') {
+        true => '\u{feff}'.len_utf8(),
+        false => 0,
+    };
+    let mut reader = EnvReader {
+        source,
+        outer,
+        problems,
+        file: EnvFile::default(),
+        at,
+    };
+    while let Some(line) = reader.next_line() {
+        reader.read(line);
+    }
+    reader.file
+}
+
+/// An env file, as far as it was read.
+struct EnvReader<'r, 't> {
+    source: &'r Source<'t>,
+    /// What values may name beside what stands before them.
+    outer: &'r [BTreeMap<String, (String, Origin)>],
+    problems: &'r mut Vec<Problem>,
+    file: EnvFile,
+    /// Where the next line begins.
+    at: usize,
+}
+
+impl<'t> EnvReader<'_, 't> {
+    /// The next line, without what ends it.
+    fn next_line(&mut self) -> Option<Range<usize>> {
+        let (text, at) = (self.source.text, self.at);
+        if at >= text.len() {
+            return None;
+        }
         let end = text[at..].find('\n').map_or(text.len(), |i| at + i);
-        let line = &text[at..end];
-        let mut problem = |span: Range<usize>, message: String| {
-            problems.push(Problem {
-                place: source.place(span),
-                message,
-                label: String::new(),
-                expected: LINE.to_owned(),
-                example: LINE_EXAMPLE.to_owned(),
-            });
+        self.at = end + 1;
+        Some(at..end)
+    }
+
+    fn problem(&mut self, span: Range<usize>, message: String) {
+        self.problems.push(Problem {
+            place: self.source.place(span),
+            message,
+            label: String::new(),
+            expected: LINE.to_owned(),
+            example: LINE_EXAMPLE.to_owned(),
+        });
+    }
+
+    /// Reads a line, and those that its value goes on in.
+    fn read(&mut self, line: Range<usize>) {
+        let Some((name, raw_at)) = self.name(line.clone()) else {
+            return;
         };
-        let trimmed = line.trim();
-        let name_at = at + (line.len() - line.trim_start().len());
-        let here = at;
-        at = end + 1;
+        let text = self.source.text;
+        let raw = &text[raw_at..line.end];
+        let blanks = raw.find(|c: char| c != ' ' && c != '\t');
+        let span = raw_at + blanks.unwrap_or(raw.len())..line.end;
+        let value = match text[span.clone()].chars().next() {
+            Some(quote @ ('"' | '\'')) => match self.quoted(quote, span.clone()) {
+                Some(value) => value,
+                None => return,
+            },
+            _ => {
+                // The blank before a comment may be the one after `=`.
+                let mut comments = raw.match_indices('#').map(|(i, _)| i);
+                let comment = comments.find(|i| raw[..*i].ends_with([' ', '\t']));
+                raw[..comment.unwrap_or(raw.len())].trim().to_owned()
+            }
+        };
+        let literal = text[span.start..].starts_with('\'');
+        let filled = if literal {
+            Ok(value)
+        } else {
+            fill(&value, |name| {
+                let outer = self.outer.iter().find_map(|source| source.get(name));
+                let found = outer.or_else(|| self.file.values.get(name));
+                found.map(|(value, _)| value.clone())
+            })
+        };
+        self.set(name, filled, self.source.line(line.start), span);
+    }
+
+    /// The name that a line gives a value, and where what follows its `=` begins.
+    fn name(&mut self, line: Range<usize>) -> Option<(&'t str, usize)> {
+        let text = &self.source.text[line.clone()];
+        let trimmed = text.trim();
+        let name_at = line.start + (text.len() - text.trim_start().len());
         if trimmed.is_empty() || trimmed.starts_with('#') {
-            continue;
+            return None;
         }
         let (statement, name_at) = match trimmed.strip_prefix("export") {
             Some(rest) if rest.starts_with([' ', '\t']) => {
@@ -429,87 +499,72 @@ fn read_env_file(
             // A name alone is taken from the environment, where it is looked for anyway.
             if statement.contains(char::is_whitespace) || statement.contains(['"', '\'']) {
                 let message = format!("{} has no `=`", quoted(statement));
-                problem(name_at..name_at + statement.len(), message);
+                self.problem(name_at..name_at + statement.len(), message);
             }
-            continue;
+            return None;
         };
         let name = statement[..equals].trim_end();
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
             let message = format!("{} is no variable's name", quoted(name));
-            problem(name_at..name_at + name.len(), message);
-            continue;
+            self.problem(name_at..name_at + name.len(), message);
+            return None;
         }
-        let raw_at = name_at + equals + 1;
-        let value_at = raw_at
-            + text[raw_at..end]
-                .find(|c: char| c != ' ' && c != '\t')
-                .unwrap_or(end - raw_at);
-        let value = match text[value_at..end].chars().next() {
-            Some(quote @ ('"' | '\'')) => match unquote(&text[value_at + 1..], quote) {
-                Ok((value, length)) => {
-                    let after = value_at + 1 + length;
-                    let end = text[after..].find('\n').map_or(text.len(), |i| after + i);
-                    at = end + 1;
-                    let rest = text[after..end].trim();
-                    if !(rest.is_empty() || rest.starts_with('#')) {
-                        problem(after..end, "something follows the closing quote".to_owned());
-                        continue;
-                    }
-                    value
+        Some((name, name_at + equals + 1))
+    }
+
+    /// A value in quotes, which begins where `span` does and may go on after it.
+    fn quoted(&mut self, quote: char, span: Range<usize>) -> Option<String> {
+        let text = self.source.text;
+        match unquote(&text[span.start + 1..], quote) {
+            Ok((value, length)) => {
+                let after = span.start + 1 + length;
+                let end = text[after..].find('\n').map_or(text.len(), |i| after + i);
+                self.at = end + 1;
+                let rest = text[after..end].trim();
+                if !(rest.is_empty() || rest.starts_with('#')) {
+                    let message = "something follows the closing quote".to_owned();
+                    self.problem(after..end, message);
+                    return None;
                 }
-                Err(why) => {
-                    // What follows would be read as part of the value, or as what it is not.
-                    problem(value_at..end, why.to_owned());
-                    break;
-                }
-            },
-            _ => {
-                // The blank before a comment may be the one after `=`.
-                let raw = &text[raw_at..end];
-                let comment = raw.match_indices('#').map(|(i, _)| i);
-                let comment = comment
-                    .into_iter()
-                    .find(|i| raw[..*i].ends_with([' ', '\t']));
-                raw[..comment.unwrap_or(raw.len())].trim().to_owned()
+                Some(value)
             }
-        };
-        let literal = text[value_at..].starts_with('\'');
-        let filled = if literal {
-            Ok(value)
-        } else {
-            fill(&value, |name| {
-                let outer = outer.iter().find_map(|source| source.get(name));
-                let found = outer.or_else(|| file.values.get(name));
-                found.map(|(value, _)| value.clone())
-            })
-        };
-        let line = source.line(here);
+            Err(why) => {
+                // What follows would be read as part of the value, or as what it is not.
+                self.problem(span, why.to_owned());
+                self.at = text.len();
+                None
+            }
+        }
+    }
+
+    /// Gives a name its value, if it has one.
+    fn set(&mut self, name: &str, filled: Result<String, Unfit>, line: usize, span: Range<usize>) {
         match filled {
             Ok(value) if value.contains('\0') => {
-                problem(value_at..end, "the value has a NUL character".to_owned());
+                self.problem(span, "the value has a NUL character".to_owned());
             }
             Ok(value) => {
-                let path = source.path.to_owned();
-                file.broken.remove(name);
-                file.values
+                let path = self.source.path.to_owned();
+                self.file.broken.remove(name);
+                self.file
+                    .values
                     .insert(name.to_owned(), (value, Origin::File { path, line }));
             }
             Err(Unfit::TooLong) => {
                 let message = format!("its variables make the value longer than {LONGEST} bytes");
-                problem(value_at..end, message);
+                self.problem(span, message);
             }
             // Nobody may need it.
             Err(Unfit::Unset(unset)) => {
                 let why = format!(
                     "line {line} of {} uses `{unset}`, which is not set; in single quotes `$` is a dollar sign",
-                    source.path.display()
+                    self.source.path.display()
                 );
-                file.values.remove(name);
-                file.broken.insert(name.to_owned(), why);
+                self.file.values.remove(name);
+                self.file.broken.insert(name.to_owned(), why);
             }
         }
     }
-    file
 }
 
 /// Reads up to the closing `quote`: the value, and how many bytes that took. What a backslash means is left to [`fill`]
