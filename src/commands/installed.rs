@@ -153,21 +153,7 @@ impl Installed {
         let by_another = || started(root, &self::files(&record, &own));
         let starts = start(root, &files, name).or_else(by_another)?;
 
-        let bare = name.strip_suffix('d').unwrap_or(name);
-        let mut names: BTreeSet<String> = [name, bare, &own, source]
-            .iter()
-            .flat_map(|name| {
-                [
-                    (*name).to_owned(),
-                    format!("{name}.conf"),
-                    format!("{name}d.conf"),
-                ]
-            })
-            .collect();
-        let called = CALLED.iter().find(|(program, _)| *program == name);
-        names.extend(called.map(|(_, called)| (*called).to_owned()));
-        names.retain(|name| !name.is_empty() && !name.contains("..") && !name.starts_with('/'));
-
+        let names = called(name, &own, source);
         let etc = configuration(root, &files, &names);
         let accounts = Accounts::of(root).unwrap_or_default();
         let mut state: Vec<Directory> = STATE
@@ -176,46 +162,13 @@ impl Installed {
             .collect();
         let user = user(root, &accounts, &starts, &etc, &state, &names);
         if let Some((name, _)) = &user {
-            let home = accounts
-                .users
-                .get(name)
-                .map(|user| PathBuf::from(&user.home));
-            let home = home.filter(|home| {
-                let of_a_server = home.parent().and_then(Path::parent) == Some(Path::new("/var"));
-                of_a_server && state.iter().all(|known| known.path != *home)
-            });
-            state.extend(home.and_then(|home| directory(root, &home)));
+            state.extend(home(root, &accounts, name, &state));
         }
         let says = texts(root, &etc);
-        // Where its configuration has it write, if that is given to its user.
         if let Some((_, ids)) = &user {
-            let named: BTreeSet<PathBuf> = says.iter().flat_map(|text| named(text)).collect();
-            let own = |directory: &Directory| {
-                let Ids { uid, gid } = directory.owner;
-                uid == ids.uid || gid == ids.gid && directory.mode & 0o020 != 0
-            };
-            for path in named {
-                if state.iter().all(|known| !path.starts_with(&known.path)) {
-                    state.extend(descend(root, &path).find(own));
-                }
-            }
+            add_written(root, *ids, &says, &mut state);
         }
-        // What its unit has made for it at each start may not be there yet.
-        let mut memory = BTreeSet::new();
-        for (key, kind) in [
-            ("StateDirectory=", "lib"),
-            ("CacheDirectory=", "cache"),
-            ("LogsDirectory=", "log"),
-        ] {
-            for path in setting(&starts, key).map(|name| Path::new("/var").join(kind).join(name)) {
-                if is_plain(&path) && state.iter().all(|known| !path.starts_with(&known.path)) {
-                    match directory(root, &path) {
-                        Some(directory) => state.push(directory),
-                        None => memory.extend([path]),
-                    }
-                }
-            }
-        }
+        let memory = add_made(root, &starts, &mut state);
         let run = runtime(&files, root, &starts, &says);
         let others = others(root, &etc, &says);
         let data: BTreeSet<PathBuf> = says.iter().flat_map(|text| served(text)).collect();
@@ -233,7 +186,7 @@ impl Installed {
             others,
             data: data.collect(),
             logs,
-            memory: memory.into_iter().collect(),
+            memory,
             as_root,
             run,
             ports: says.iter().flat_map(|text| ports(text)).collect(),
@@ -341,6 +294,70 @@ impl Installed {
         };
         (directory.mode & bit != 0).then(|| ":rw".to_owned())
     }
+}
+
+/// What a server's files may be called: as its program, its package, or the source of that.
+fn called(program: &str, package: &str, source: &str) -> BTreeSet<String> {
+    let bare = program.strip_suffix('d').unwrap_or(program);
+    let mut names: BTreeSet<String> = [program, bare, package, source]
+        .iter()
+        .flat_map(|name| {
+            [
+                (*name).to_owned(),
+                format!("{name}.conf"),
+                format!("{name}d.conf"),
+            ]
+        })
+        .collect();
+    let called = CALLED.iter().find(|(known, _)| *known == program);
+    names.extend(called.map(|(_, called)| (*called).to_owned()));
+    names.retain(|name| !name.is_empty() && !name.contains("..") && !name.starts_with('/'));
+    names
+}
+
+/// The home of its user, if it is a server's and not among what is known.
+fn home(root: &Path, accounts: &Accounts, user: &str, known: &[Directory]) -> Option<Directory> {
+    let home = PathBuf::from(&accounts.users.get(user)?.home);
+    let of_a_server = home.parent().and_then(Path::parent) == Some(Path::new("/var"));
+    let is_known = known.iter().any(|known| known.path == home);
+    match of_a_server && !is_known {
+        true => directory(root, &home),
+        false => None,
+    }
+}
+
+/// Adds where its configuration has it write, if that is given to its user.
+fn add_written(root: &Path, user: Ids, says: &[String], state: &mut Vec<Directory>) {
+    let named: BTreeSet<PathBuf> = says.iter().flat_map(|text| named(text)).collect();
+    let own = |directory: &Directory| {
+        let Ids { uid, gid } = directory.owner;
+        uid == user.uid || gid == user.gid && directory.mode & 0o020 != 0
+    };
+    for path in named {
+        if state.iter().all(|known| !path.starts_with(&known.path)) {
+            state.extend(descend(root, &path).find(own));
+        }
+    }
+}
+
+/// Adds what its unit has made for it at each start; gives back what of that is not there yet.
+fn add_made(root: &Path, starts: &[String], state: &mut Vec<Directory>) -> Vec<PathBuf> {
+    let mut missing = BTreeSet::new();
+    for (key, kind) in [
+        ("StateDirectory=", "lib"),
+        ("CacheDirectory=", "cache"),
+        ("LogsDirectory=", "log"),
+    ] {
+        for path in setting(starts, key).map(|name| Path::new("/var").join(kind).join(name)) {
+            if is_plain(&path) && state.iter().all(|known| !path.starts_with(&known.path)) {
+                match directory(root, &path) {
+                    Some(directory) => state.push(directory),
+                    None => missing.extend([path]),
+                }
+            }
+        }
+    }
+    missing.into_iter().collect()
 }
 
 /// Where a server's program is, mostly.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::Ipv6Net;
@@ -73,13 +73,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
         .map_err(|error| error.saying("host, builtin:webapp or dir:PATH", "--rootfs host"));
     let rootfs = flags.take("app.rootfs", "--rootfs", rootfs);
     let publish = flags.publish(&options.publish);
-    let mut env = flags.env(&options.env);
-    if let Some(term) = &options.term
-        && !env.contains_key("TERM")
-    {
-        let term = Ok(("TERM".to_owned(), term.clone()));
-        env.extend(flags.take("app.env.TERM", "--tty", term));
-    }
+    let mut env = flags.env(&options.env, options.term.as_deref());
     if rootfs == Some(Rootfs::BuiltinWebapp) {
         reader::default_env(&mut env);
     }
@@ -92,23 +86,8 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
     let secrets = flags.secrets(&options.secrets, base, &volumes, &tmpfs);
     let limits = flags.limits(options);
     let (user, group) = flags.user(options.user.as_deref());
-    let workdir = options.workdir.as_deref().and_then(|text| {
-        let workdir = values::workdir(text);
-        let workdir = workdir.map_err(|e| e.saying(keys::WORKDIR.expected, "--workdir /srv/app"));
-        flags.take("app.workdir", "--workdir", workdir)
-    });
-    let via = options.via.as_deref().map(|text| {
-        let via = values::via(text).map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
-        flags.take("app.via", "--via", via).unwrap_or_default()
-    });
-    let via = via.unwrap_or(Via::Auto);
-    if via == Via::Socket {
-        let handed = match publish.as_slice() {
-            [] => Err(check::no_socket().saying("a port of TCP", "--publish 127.0.0.1:8080:8080")),
-            all => (0..all.len()).try_for_each(|at| check::handed(all[at], &all[..at])),
-        };
-        flags.take("app.publish", "--publish", handed);
-    }
+    let workdir = flags.workdir(options.workdir.as_deref());
+    let via = flags.via(options.via.as_deref(), &publish);
     let command = flags.command(&options.command, rootfs.as_ref());
     match (name, rootfs) {
         (Some(name), Some(rootfs)) if flags.problems.is_empty() => Ok(Config {
@@ -135,7 +114,7 @@ pub fn run(options: &RunOptions, base: &Path) -> Result<Config, ConfigErrors> {
                 user,
                 group,
                 ids: super::IdCount::One,
-                workdir: workdir.unwrap_or_else(|| "/".into()),
+                workdir,
                 env,
                 publish,
                 wait: true,
@@ -246,7 +225,8 @@ impl Flags {
         all
     }
 
-    fn env(&mut self, given: &[String]) -> BTreeMap<String, String> {
+    /// With a terminal, `TERM` is the caller's if nothing else is given.
+    fn env(&mut self, given: &[String], term: Option<&str>) -> BTreeMap<String, String> {
         let mut env = BTreeMap::new();
         for text in given {
             let pair = parse_set(text).map_err(|error| match error {
@@ -261,7 +241,43 @@ impl Flags {
             };
             env.extend(self.take(&key, "--env", pair));
         }
+        if let Some(term) = term
+            && !env.contains_key("TERM")
+        {
+            let term = Ok(("TERM".to_owned(), term.to_owned()));
+            env.extend(self.take("app.env.TERM", "--tty", term));
+        }
         env
+    }
+
+    fn workdir(&mut self, given: Option<&str>) -> PathBuf {
+        let workdir = given.and_then(|text| {
+            let workdir = values::workdir(text);
+            let workdir =
+                workdir.map_err(|e| e.saying(keys::WORKDIR.expected, "--workdir /srv/app"));
+            self.take("app.workdir", "--workdir", workdir)
+        });
+        workdir.unwrap_or_else(|| "/".into())
+    }
+
+    /// How what is published comes to the app; as sockets, if it can.
+    fn via(&mut self, given: Option<&str>, publish: &[Publish]) -> Via {
+        let via = given.and_then(|text| {
+            let via = values::via(text);
+            let via = via.map_err(|error| error.saying(keys::VIA.expected, "--via auto"));
+            self.take("app.via", "--via", via)
+        });
+        let via = via.unwrap_or_default();
+        if via == Via::Socket {
+            let handed = match publish {
+                [] => {
+                    Err(check::no_socket().saying("a port of TCP", "--publish 127.0.0.1:8080:8080"))
+                }
+                all => (0..all.len()).try_for_each(|at| check::handed(all[at], &all[..at])),
+            };
+            self.take("app.publish", "--publish", handed);
+        }
+        via
     }
 
     fn volumes(&mut self, given: &[String], base: &Path, tmpfs: &[Tmpfs]) -> Vec<Volume> {
