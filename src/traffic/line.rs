@@ -179,146 +179,118 @@ impl Names {
                 bytes,
                 duration,
                 how,
-            } => {
-                let (mut text, fields) = self.flow(flow, Kind::End);
-                text += match how {
-                    How::ClosedByClient => " closed by the client",
-                    How::ClosedByApp => " closed by the app",
-                    How::ResetByClient => " reset by the client",
-                    How::ResetByApp => " reset by the app",
-                    How::RefusedByApp => " refused by the app, which does not listen there",
-                    How::Unanswered => " was not answered",
-                    How::TimedOut => " timed out",
-                    How::Unknown => " ended, and nobody saw how",
-                };
-                if let Some(duration) = duration {
-                    say(
-                        &mut text,
-                        format_args!(" after {:.3} s", *duration as f64 / 1e9),
-                    );
-                }
-                let count = |bytes: Option<u64>| {
-                    bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string())
-                };
-                let (from, to) = (count(bytes[0]), count(bytes[1]));
-                say(
-                    &mut text,
-                    format_args!(", {from} bytes from the client, {to} to it"),
-                );
-                (
-                    text,
-                    Fields {
-                        bytes_from_client: bytes[0],
-                        bytes_to_client: bytes[1],
-                        duration_us: duration.map(|nanos| nanos / 1000),
-                        how: Some(*how),
-                        ..fields
-                    },
-                )
-            }
+            } => self.end(flow, *bytes, *duration, *how),
             Event::Packet {
                 rule,
                 link,
                 accepted,
                 packet,
-            } => {
-                let (source_port, target_port) = packet.ports.unzip();
-                let with_port = |address: IpAddr, port: Option<u16>| match port {
-                    Some(port) => SocketAddr::new(address, port).to_string(),
-                    None => address.to_string(),
-                };
-                let protocol = protocol_name(packet.protocol);
-                let tcp_flags = packet.tcp.map(|tcp| flag_names(tcp.flags));
-                let own = rule.as_str().strip_prefix(logging::OWN_PREFIX);
-                let (event, what) = match (own, accepted) {
-                    (Some(_), _) => (Kind::Logged, "logged"),
-                    (None, true) => (Kind::Accepted, "let through"),
-                    (None, false) => (Kind::Refused, "refused"),
-                };
-                let rule = own.unwrap_or(rule.as_str());
-                let between = self.between(packet.source, packet.target);
-                let whose = between.map_or_else(String::new, |(from, to)| {
-                    format!("app {from} -> app {to}, ")
-                });
-                let mut text = format!(
-                    "{what} by {rule}: {whose}{protocol} {} -> {}",
-                    with_port(packet.source, source_port),
-                    with_port(packet.target, target_port),
-                );
-                if let Some(flags) = &tcp_flags {
-                    say(&mut text, format_args!(" {flags}"));
-                }
-                if let Some((kind, code)) = packet.icmp {
-                    say(&mut text, format_args!(" type {kind} code {code}"));
-                }
-                let length = (packet.length > 0).then_some(packet.length);
-                if let Some(length) = length {
-                    say(&mut text, format_args!(", {length} bytes"));
-                }
-                if !link.as_str().is_empty() {
-                    say(&mut text, format_args!(", from link {}", link.as_str()));
-                }
-                (
-                    text,
-                    Fields {
-                        event,
-                        protocol: Some(protocol),
-                        app: self
-                            .app(packet.source)
-                            .or_else(|| self.app(packet.target))
-                            .or_else(|| self.published(packet))
-                            .map(str::to_owned),
-                        rule: Some(rule.to_owned()),
-                        link: (!link.as_str().is_empty()).then(|| link.as_str().to_owned()),
-                        source: Some(packet.source),
-                        source_port,
-                        target: Some(packet.target),
-                        target_port,
-                        tcp_flags,
-                        icmp_type: packet.icmp.map(|(kind, _)| kind),
-                        icmp_code: packet.icmp.map(|(_, code)| code),
-                        length,
-                        ..Fields::default()
-                    },
-                )
-            }
-            Event::Suppressed { source, packets } => {
-                let whose = source.map_or_else(|| "other sources".to_owned(), |s| s.to_string());
-                let text = format!("{packets} more refused packets from {whose} are not listed");
-                (
-                    text,
-                    Fields {
-                        event: Kind::Suppressed,
-                        source: *source,
-                        count: Some(*packets),
-                        ..Fields::default()
-                    },
-                )
-            }
-            Event::Lost { by, count } => {
-                let text = match by {
-                    LostBy::Kernel => format!(
-                        "{count} packets are missing here: the kernel's queue for the sidecar was full"
-                    ),
-                    LostBy::Sidecar => format!(
-                        "{count} lines are missing here: they came faster than they were taken"
-                    ),
-                    LostBy::Table => format!(
-                        "the ends of {count} connections will be missing: more were open than are remembered"
-                    ),
-                };
-                (
-                    text,
-                    Fields {
-                        event: Kind::Lost,
-                        count: Some(*count),
-                        by: Some(*by),
-                        ..Fields::default()
-                    },
-                )
-            }
+            } => self.packet(rule.as_str(), link.as_str(), *accepted, packet),
+            Event::Suppressed { source, packets } => suppressed(*source, *packets),
+            Event::Lost { by, count } => lost(*by, *count),
         };
         (time, text, fields)
+    }
+
+    fn end(
+        &self,
+        flow: &Flow,
+        bytes: [Option<u64>; 2],
+        duration: Option<u64>,
+        how: How,
+    ) -> (String, Fields) {
+        let (mut text, fields) = self.flow(flow, Kind::End);
+        text += match how {
+            How::ClosedByClient => " closed by the client",
+            How::ClosedByApp => " closed by the app",
+            How::ResetByClient => " reset by the client",
+            How::ResetByApp => " reset by the app",
+            How::RefusedByApp => " refused by the app, which does not listen there",
+            How::Unanswered => " was not answered",
+            How::TimedOut => " timed out",
+            How::Unknown => " ended, and nobody saw how",
+        };
+        if let Some(duration) = duration {
+            say(
+                &mut text,
+                format_args!(" after {:.3} s", duration as f64 / 1e9),
+            );
+        }
+        let count =
+            |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        let (from, to) = (count(bytes[0]), count(bytes[1]));
+        say(
+            &mut text,
+            format_args!(", {from} bytes from the client, {to} to it"),
+        );
+        let fields = Fields {
+            bytes_from_client: bytes[0],
+            bytes_to_client: bytes[1],
+            duration_us: duration.map(|nanos| nanos / 1000),
+            how: Some(how),
+            ..fields
+        };
+        (text, fields)
+    }
+
+    fn packet(&self, rule: &str, link: &str, accepted: bool, packet: &Packet) -> (String, Fields) {
+        let (source_port, target_port) = packet.ports.unzip();
+        let with_port = |address: IpAddr, port: Option<u16>| match port {
+            Some(port) => SocketAddr::new(address, port).to_string(),
+            None => address.to_string(),
+        };
+        let protocol = protocol_name(packet.protocol);
+        let tcp_flags = packet.tcp.map(|tcp| flag_names(tcp.flags));
+        let own = rule.strip_prefix(logging::OWN_PREFIX);
+        let (event, what) = match (own, accepted) {
+            (Some(_), _) => (Kind::Logged, "logged"),
+            (None, true) => (Kind::Accepted, "let through"),
+            (None, false) => (Kind::Refused, "refused"),
+        };
+        let rule = own.unwrap_or(rule);
+        let between = self.between(packet.source, packet.target);
+        let whose = between.map_or_else(String::new, |(from, to)| {
+            format!("app {from} -> app {to}, ")
+        });
+        let mut text = format!(
+            "{what} by {rule}: {whose}{protocol} {} -> {}",
+            with_port(packet.source, source_port),
+            with_port(packet.target, target_port),
+        );
+        if let Some(flags) = &tcp_flags {
+            say(&mut text, format_args!(" {flags}"));
+        }
+        if let Some((kind, code)) = packet.icmp {
+            say(&mut text, format_args!(" type {kind} code {code}"));
+        }
+        let length = (packet.length > 0).then_some(packet.length);
+        if let Some(length) = length {
+            say(&mut text, format_args!(", {length} bytes"));
+        }
+        if !link.is_empty() {
+            say(&mut text, format_args!(", from link {link}"));
+        }
+        let app = self
+            .app(packet.source)
+            .or_else(|| self.app(packet.target))
+            .or_else(|| self.published(packet));
+        let fields = Fields {
+            event,
+            protocol: Some(protocol),
+            app: app.map(str::to_owned),
+            rule: Some(rule.to_owned()),
+            link: (!link.is_empty()).then(|| link.to_owned()),
+            source: Some(packet.source),
+            source_port,
+            target: Some(packet.target),
+            target_port,
+            tcp_flags,
+            icmp_type: packet.icmp.map(|(kind, _)| kind),
+            icmp_code: packet.icmp.map(|(_, code)| code),
+            length,
+            ..Fields::default()
+        };
+        (text, fields)
     }
 
     fn flow(&self, flow: &Flow, event: Kind) -> (String, Fields) {
@@ -359,6 +331,39 @@ impl Names {
         };
         (text, fields)
     }
+}
+
+fn suppressed(source: Option<IpAddr>, packets: u64) -> (String, Fields) {
+    let whose = source.map_or_else(|| "other sources".to_owned(), |s| s.to_string());
+    let text = format!("{packets} more refused packets from {whose} are not listed");
+    let fields = Fields {
+        event: Kind::Suppressed,
+        source,
+        count: Some(packets),
+        ..Fields::default()
+    };
+    (text, fields)
+}
+
+fn lost(by: LostBy, count: u64) -> (String, Fields) {
+    let text = match by {
+        LostBy::Kernel => {
+            format!("{count} packets are missing here: the kernel's queue for the sidecar was full")
+        }
+        LostBy::Sidecar => {
+            format!("{count} lines are missing here: they came faster than they were taken")
+        }
+        LostBy::Table => format!(
+            "the ends of {count} connections will be missing: more were open than are remembered"
+        ),
+    };
+    let fields = Fields {
+        event: Kind::Lost,
+        count: Some(count),
+        by: Some(by),
+        ..Fields::default()
+    };
+    (text, fields)
 }
 
 fn say(text: &mut String, more: std::fmt::Arguments<'_>) {
