@@ -53,7 +53,7 @@ use crate::plan::Plan;
 use crate::state::{Liveness, StateRoot};
 use crate::sys::process::end_all_of;
 
-/// Does what the command line says.
+/// Does what the command line says: a table, with a row for each verb.
 ///
 /// # Errors
 /// [`Failure`] has the exit code and what to print.

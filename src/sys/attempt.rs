@@ -119,7 +119,7 @@ fn word(value: i64) -> usize {
 }
 
 impl Attempt {
-    /// Makes the call; what it returned.
+    /// Makes the call, by a table of numbers and arguments; what it returned.
     ///
     /// # Errors
     /// What the kernel said.
