@@ -40,7 +40,7 @@ const PROBE: Duration = Duration::from_secs(5);
 /// How long an answer to a connection may take.
 const CONNECT: Duration = Duration::from_millis(600);
 /// How long an answer of an agent may take; longer than any probe.
-const ANSWER: Duration = Duration::from_secs(6);
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// What an agent is told.
 #[derive(Debug, Serialize, Deserialize)]
