@@ -772,8 +772,11 @@ fn who_undoes_a_stack_and_is_told_late_leaves_the_next_one_of_that_name() {
     let undoer = undoer.unwrap()["pid"].to_string();
     let supervisor = status["supervisor"].to_string();
     let late = lab.start(&[look::PYTHON, "-c", TELLS_LATE, &supervisor, &undoer]);
-    // Its lock is free: so it is taken for one that has crashed, and ended.
-    stack.up();
+    // Its lock is free: so it is taken for one that has crashed, and ended; the kernel takes a moment for its ports.
+    until("the next one is up", || {
+        let up = lab.lrpns(&["up", "-d", "-f", &stack.file]);
+        up.status.success().then_some(())
+    });
     lab.run(&["kill", "-CONT", &undoer]);
     until("who undoes the first one has ended", || {
         let gone = lab.run(&["kill", "-0", &undoer]);
