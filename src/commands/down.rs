@@ -244,20 +244,23 @@ fn wait_for_the_end(state: &StateRoot, stack: &StackName, client: Client) -> Res
     let socket = client.as_fd().try_clone_to_owned().map_err(unable)?;
     let interrupts = Interrupts::watch().map_err(unable)?;
     let mut asked = 0;
+    // What takes long it reports every ten seconds. A signal stops it when it runs next, which may be later.
+    let (mut silent, mut stopped) = (Duration::ZERO, client.is_stopped());
     let ended = loop {
-        // What takes long it reports every ten seconds.
-        let limit = match client.is_stopped() {
-            true => STOPPED_FOR,
-            false => SILENT_FOR,
-        };
-        let heard = interrupts.or_message_within(&socket, Some(limit));
+        let heard = interrupts.or_message_within(&socket, Some(STOPPED_FOR));
         let Some(heard) = heard.map_err(unable)? else {
-            // It may have gone on meanwhile.
-            if limit == STOPPED_FOR && !client.is_stopped() {
-                continue;
+            silent += STOPPED_FOR;
+            let is_stopped = client.is_stopped();
+            if stopped && is_stopped {
+                break force(stack, &client, STOPPED_FOR);
             }
-            break force(stack, &client, limit);
+            if silent >= SILENT_FOR {
+                break force(stack, &client, silent);
+            }
+            stopped = is_stopped;
+            continue;
         };
+        silent = Duration::ZERO;
         match heard {
             Heard::Message => match client.reply() {
                 Ok(Some((Reply::Waits(what), _))) => {
