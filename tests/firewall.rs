@@ -1681,7 +1681,11 @@ fn a_part_of_the_shared_table_ends_where_a_fresh_one_does_for_every_pair_and_lea
                 assert_eq!(table.sweep(|_| true).unwrap(), 0);
                 assert_eq!(table.sweep(|_| false).unwrap(), 1);
                 drop(table);
-                assert!(!Shared::is_there().unwrap(), "it goes with its socket");
+                // A child of another test's has a copy until it executes.
+                let deadline = Instant::now() + LONG;
+                while Shared::is_there().unwrap() {
+                    assert!(Instant::now() < deadline, "it goes with its socket");
+                }
             });
         }
     }

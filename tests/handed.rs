@@ -244,8 +244,8 @@ fn nobody_is_refused_while_a_stack_whose_ports_are_kept_is_started_anew() {
         let mut said = BufReader::new(client.stdout.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
-        // One that is killed can't say that nobody is to be translated any more; ExecStopPost= does, which nobody plays here.
-        let last = if beside { "stop 15" } else { "stop 9" };
+        // One that is killed can't say that nobody is to be translated any more, and its apps refuse until their network is gone.
+        let last = if via == "dnat" { "stop 15" } else { "stop 9" };
         for end in ["stop 15", "stop 15", last] {
             if via == "dnat" {
                 until("clients that are translated", || {
@@ -271,7 +271,8 @@ fn nobody_is_refused_while_a_stack_whose_ports_are_kept_is_started_anew() {
         assert!(told["answered"].as_u64() > Some(0), "{told}");
         let wrong = told["wrong"].as_array().unwrap();
         let refused = |what: &&Value| what.as_str().unwrap().contains("refused");
-        assert_eq!(wrong.iter().filter(refused).count(), 0, "{told}");
+        let count = wrong.iter().filter(refused).count();
+        assert_eq!(count, 0, "{forwards} {via} {beside}: {told}");
         // Who was being served when it was killed, or stopped, may be missed: one each.
         assert!(wrong.len() <= 3, "{forwards} {via} {beside}: {told}");
         // For good: nothing is kept.

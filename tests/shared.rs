@@ -292,6 +292,56 @@ fn no_supervisor_can_keep_the_lock_of_the_table_from_others() {
     assert_eq!(tables(&lab), 0);
 }
 
+/// As who has taken a supervisor over: puts a filter on each of its netlink sockets, and takes one away.
+const FILTERS: &str = r#"
+import ctypes, json, os, socket, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+pid = int(sys.argv[1])
+drops = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+program = struct.pack("HxxxxxxQ", 1, ctypes.addressof(drops))
+said = {}
+for number in os.listdir(f"/proc/{pid}/fd"):
+    at = os.readlink(f"/proc/{pid}/fd/{number}")
+    if not at.startswith("socket:"):
+        continue
+    taken = socket.socket(fileno=libc.syscall(438, os.pidfd_open(pid), int(number), 0))
+    # NETLINK_NETFILTER.
+    if (taken.family, taken.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)) != (16, 12):
+        continue
+    for option, value in ((26, program), (27, 0), (44, 0)):
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, option, value)
+            said.setdefault(at, []).append(0)
+        except OSError as e:
+            said.setdefault(at, []).append(e.errno)
+print(json.dumps(said))
+"#;
+
+#[test]
+fn no_supervisor_keeps_the_answers_about_the_table_from_others() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    up(&lab, "one");
+    up(&lab, "two");
+    let filters = |name: &str| -> serde_json::Map<String, Value> {
+        let supervisor = lab.status(name)["supervisor"].to_string();
+        let said = lab.ok(&[look::PYTHON, "-c", FILTERS, &supervisor]);
+        serde_json::from_str(&said).unwrap()
+    };
+    let (one, two) = (filters("one"), filters("two"));
+    let shared: Vec<_> = one.iter().filter(|(at, _)| two.contains_key(*at)).collect();
+    // EPERM: to attach one, to detach it, to unlock.
+    let [(_, said)] = shared[..] else {
+        panic!("{one:?} {two:?}")
+    };
+    assert_eq!(*said, serde_json::json!([1, 1, 1]));
+    lab.lrpns_ok(&["down", "one"]);
+    up(&lab, "three");
+    assert_answers(&lab, &["two", "three"]);
+}
+
 #[test]
 fn a_program_that_takes_the_port_of_a_killed_stack_is_reached_from_everywhere() {
     let lab = lab();

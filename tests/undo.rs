@@ -733,6 +733,74 @@ fn a_supervisor_that_is_killed_leaves_no_cgroup_and_its_directory_says_that_it_w
     stack.assert_nothing_is_left();
 }
 
+/// As who has taken a supervisor over: somebody in the user namespace of a part, as its first id, with the supervisor's listening
+/// sockets, who lives on; and another, of the supervisor's own id, with the lock, if it is told so. The control socket hears nothing any
+/// more.
+const LEAVES: &str = r#"# LEAVES
+import ctypes, os, signal, socket, sys
+supervisor, part, keeps_lock = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "lock"
+libc = ctypes.CDLL(None, use_errno=True)
+pidfd = os.pidfd_open(supervisor)
+uid = os.stat(f"/proc/{supervisor}").st_uid
+kept = []
+for number in os.listdir(f"/proc/{supervisor}/fd"):
+    at = os.readlink(f"/proc/{supervisor}/fd/{number}")
+    is_lock = at.endswith("/lock")
+    if is_lock and not keeps_lock or not is_lock and not at.startswith("socket:"):
+        continue
+    taken = libc.syscall(438, pidfd, int(number), 0)
+    assert taken >= 0, os.strerror(ctypes.get_errno())
+    if not is_lock:
+        taken = socket.socket(fileno=taken)
+        listens = taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if not listens:
+            taken.close()
+            continue
+        if taken.family == socket.AF_UNIX and keeps_lock:
+            taken.shutdown(socket.SHUT_RDWR)
+    kept.append(taken)
+if not keeps_lock:
+    assert libc.setns(os.pidfd_open(part), 0x10000000) == 0, os.strerror(ctypes.get_errno())
+    uid = 0
+else:
+    os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+print("ready", flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn whom_a_killed_supervisor_has_left_no_command_leaves() {
+    if !look::machine() {
+        return;
+    }
+    for (keeps, command) in [
+        ("sockets", &["gc"][..]),
+        ("sockets", &["down", "customerA"]),
+        ("lock", &["down", "customerA"]),
+    ] {
+        let lab = Lab::new();
+        lab.lrpns_ok(&["up", "-d"]);
+        let status = lab.status("customerA");
+        let supervisor = status["supervisor"].to_string();
+        let sidecar = look::init(&status, "sidecar").to_string();
+        let left = lab.start(&[look::PYTHON, "-c", LEAVES, &supervisor, &sidecar, keeps]);
+        lab.kill("KILL", &status["supervisor"]);
+        let output = lab.run(&[&["timeout", "100", lrpns()], command].concat());
+        assert!(output.status.success(), "{keeps}: {}", describe(&output));
+        let lives = lab.run(&["pgrep", "-f", "LEAVES"]);
+        assert!(
+            !lives.status.success(),
+            "{keeps} {command:?}: {}",
+            describe(&lives)
+        );
+        drop(left);
+        lab.lrpns_ok(&["up", "-d"]);
+        lab.lrpns_ok(&["down", "customerA"]);
+    }
+}
+
 /// As who has taken a supervisor over: frees the lock of the stack, and tells who undoes it that this is the end, while that one
 /// is kept from hearing.
 const TELLS_LATE: &str = r#"# TELLS_LATE

@@ -13,6 +13,7 @@ use crate::log::{Filter, LogLine, Stream};
 use crate::names::StackName;
 use crate::plan::{AppPlan, Plan};
 use crate::protocol::Exit;
+use crate::text::harmless_lines;
 
 /// What would help an app, as far as is known: the one of that name, or the one that has spoken last.
 pub(super) fn hints(
@@ -27,7 +28,7 @@ pub(super) fn hints(
 /// Says them, each in a line.
 pub(super) fn tell(hints: &[String]) {
     for hint in hints {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", harmless_lines(hint));
     }
 }
 

@@ -88,9 +88,16 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     let mut alive = vec![];
     for stack in state.stacks()? {
         let global = state.lock()?;
-        match state.settle(&stack, &global)? {
-            Liveness::Alive => alive.push(stack),
-            _ => {
+        match state.settle(&stack, &global) {
+            Ok(Liveness::Alive) => alive.push(stack),
+            // Whoever has its lock is another command's to end: `down` does.
+            Err(e) => {
+                eprintln!("{stack} is left as it is: {}", chain(&e));
+                alive.push(stack);
+            }
+            Ok(_) => {
+                // Who was taken over may have left somebody in a part's user namespace, which he owns.
+                end_whom_it_left(&state, &stack)?;
                 remove_cgroup(&state, &stack)?;
                 state.remove(&stack, global)?;
                 eprintln!("removed what {stack} had left");
@@ -145,6 +152,18 @@ fn end_ghosts(state: &StateRoot) -> Result<usize, Failure> {
 /// Who the supervisor of a stack is, if that is nobody else.
 fn supervisor(state: &StateRoot, stack: &StackName) -> Option<Ids> {
     state.plan(stack).and_then(|plan| plan.supervisor())
+}
+
+/// Ends whoever has the id of a stack's supervisor, or is in a user namespace of that one's, unless another stack has it too.
+fn end_whom_it_left(state: &StateRoot, stack: &StackName) -> Result<(), Failure> {
+    let Some(owner) = supervisor(state, stack) else {
+        return Ok(());
+    };
+    let mut others = state.stacks()?.into_iter().filter(|other| other != stack);
+    match others.any(|other| supervisor(state, &other) == Some(owner)) {
+        true => Ok(()),
+        false => end_whoever_is(owner),
+    }
 }
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
@@ -202,11 +221,19 @@ fn take_down_what_is_there(state: &StateRoot, stack: &StackName) -> Result<bool,
             return Ok(talked);
         }
         let global = state.lock()?;
-        let mut liveness = state.settle(stack, &global)?;
+        let owner = supervisor(state, stack);
+        let mut liveness = match state.settle(stack, &global) {
+            // Somebody holds the lock who takes no requests.
+            Err(_) if owner.is_some() => {
+                end_whom_it_left(state, stack)?;
+                state.settle(stack, &global)?
+            }
+            settled => settled?,
+        };
         if liveness == Liveness::Alive && talked && directory().ok() == its {
             // It was killed, and has closed our connection, but not yet what it listens at, nor its lock: the kernel closes
             // one after the other.
-            liveness = match (state.ends(stack, &global), supervisor(state, stack)) {
+            liveness = match (state.ends(stack, &global), owner) {
                 // It has left what it has to somebody it has made.
                 (Err(_), Some(owner)) => {
                     end_whoever_is(owner)?;
@@ -222,6 +249,8 @@ fn take_down_what_is_there(state: &StateRoot, stack: &StackName) -> Result<bool,
             // It was brought up since we looked: now it can be asked.
             Liveness::Alive => {}
             Liveness::Crashed => {
+                // Whom a supervisor that was taken over has left in its parts, which are his, holds their links up.
+                end_whom_it_left(state, stack)?;
                 // The kernel has killed every part with the supervisor; that its link is gone shows that it is done.
                 if let Some(plan) = state.plan(stack)
                     && plan.mode == Mode::Root

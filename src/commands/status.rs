@@ -294,7 +294,7 @@ fn part_status(status: &Status, name: &str, json: bool) -> Result<ExitCode, Fail
     );
     describe_life(&mut text, part);
     for note in &part.notes {
-        text += &wrapped(&format!("{}: ", part.name), note);
+        text += &wrapped(&format!("{}: ", part.name), &harmless_lines(note));
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -442,9 +442,11 @@ fn describe_notes(text: &mut String, status: &Status) {
         }
     }
     for (note, names) in said {
-        *text += &wrapped(&format!("{}: ", names.join(", ")), note);
+        *text += &wrapped(&format!("{}: ", names.join(", ")), &harmless_lines(note));
     }
-    *text += &of_host.map_or_else(String::new, |note| wrapped("this host: ", &note));
+    *text += &of_host.map_or_else(String::new, |note| {
+        wrapped("this host: ", &harmless_lines(&note))
+    });
 }
 
 /// What health checks say, and when a part that has ended is started again.

@@ -38,8 +38,8 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
 }
 
 /// Whether a process that a supervisor has named is in the user namespace of a part by its saved plan: root's commands go into no
-/// other. That it is one with the part's ids is enough, since who has those is the part, or what it has made. An ordinary user's
-/// supervisor is the user.
+/// other, and has mounts and numbers that are not the host's. That it is one with the part's ids is enough beside, since who has those
+/// is the part, or what it or the supervisor has made. An ordinary user's supervisor is the user.
 ///
 /// # Errors
 /// As [`id_maps`].
@@ -48,7 +48,26 @@ pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> io::Result<
         return Ok(true);
     }
     let ids = plan.ids_of(part).map(|ids| ids.lines());
-    Ok(ids == Some(id_maps(pidfd)?))
+    Ok(ids == Some(id_maps(pidfd)?) && !shares_mounts_or_numbers(pidfd)?)
+}
+
+/// Whether a process is in this one's mount or pid namespace: of a part nobody is, but the supervisor may make one who has its ids.
+fn shares_mounts_or_numbers(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let pid = pid_of(pidfd)?;
+    let of = |whose: &str, kind: &str| -> io::Result<(u64, u64)> {
+        let it = rustix::fs::stat(format!("/proc/{whose}/ns/{kind}"))?;
+        Ok((it.st_dev, it.st_ino))
+    };
+    let its = pid.to_string();
+    for kind in ["mnt", "pid"] {
+        if of(&its, kind)? == of("self", kind)? {
+            return Ok(true);
+        }
+    }
+    match pid_of(pidfd)? == pid {
+        true => Ok(false),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
 }
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.

@@ -125,6 +125,9 @@ pub enum SharedError {
     /// There is one, and nobody who can be asked has it.
     #[error("table inet {TABLE} belongs to a process that does not hand it over")]
     NotHandedOver,
+    /// The kernel refused, and whoever has the socket could keep its answers from all others.
+    #[error("lock the filter of the socket that is to own table inet {TABLE}: {0}")]
+    Filter(#[source] io::Error),
     /// Somebody changes it for too long.
     #[error("wait for the lock of table inet {TABLE}: {0}")]
     Lock(#[source] io::Error),
@@ -154,6 +157,8 @@ impl Shared {
             return Ok(None);
         }
         let socket = Socket::open()?;
+        // Every supervisor of a stack that is in the table has it.
+        crate::sys::socket::lock_filter(socket.as_fd()).map_err(SharedError::Filter)?;
         match transact(&socket, &frame()?) {
             Ok(()) => Ok(Some(Self {
                 socket,

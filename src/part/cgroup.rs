@@ -389,8 +389,12 @@ pub fn usher(door: &OwnedFd, stack: &Path, supervisor: i32) -> io::Result<bool> 
     };
     let errno = done.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
     let answer = [&errno.to_ne_bytes()[..], &asked[..4]].concat();
-    rustix::net::send(door, &answer, SendFlags::NOSIGNAL)?;
-    Ok(true)
+    // Who does not read what he has asked for has no more to ask.
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::send(door, &answer, flags) {
+        Err(rustix::io::Errno::AGAIN) => Ok(false),
+        sent => Ok(sent.map(|_| true)?),
+    }
 }
 
 /// What is asked at a [`Door`]: for which process, into which part's.

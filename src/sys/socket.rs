@@ -17,6 +17,15 @@ sockopt_impl!(
     bool
 );
 
+sockopt_impl!(
+    /// Whether the filter of a socket stays what it is, whoever has the socket (`SO_LOCK_FILTER`, socket(7)). It can't be undone.
+    LockFilter,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_LOCK_FILTER,
+    bool
+);
+
 /// Of include/uapi/asm-generic/socket.h; x86-64 and ARM64 both have that list.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
@@ -54,6 +63,17 @@ pub enum Dropped {
     NewConnections,
     /// Nothing.
     Nothing,
+    /// Nothing, by a filter: one that can be [locked](lock_filter).
+    NothingByFilter,
+}
+
+/// Has nobody put another filter on a socket, which keeps what comes to it from whoever else has it.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
+    drop_incoming(socket, Dropped::NothingByFilter)?;
+    Ok(nix::sys::socket::setsockopt(&socket, LockFilter, &true)?)
 }
 
 /// Has the kernel throw away what comes to a socket (`SO_ATTACH_FILTER`, socket(7)), or no more (`SO_DETACH_FILTER`).
@@ -78,6 +98,7 @@ pub fn drop_incoming(socket: BorrowedFd<'_>, what: Dropped) -> io::Result<()> {
     let filter: &[libc::sock_filter] = match what {
         Dropped::Answers => &[LOAD_FLAGS, SYN_AND_ACK, IF_BOTH, KEEP_NOTHING, KEEP_ALL],
         Dropped::NewConnections => &[LOAD_FLAGS, IF_SYN, KEEP_NOTHING, KEEP_ALL],
+        Dropped::NothingByFilter => &[KEEP_ALL],
         Dropped::All | Dropped::Nothing => &[KEEP_NOTHING],
     };
     let program = libc::sock_fprog {

@@ -61,6 +61,7 @@ use crate::state::{self, Staged};
 use crate::supervise;
 use crate::sys::namespace::setns;
 use crate::sys::process::{Cloned, clone3, exit_now};
+use crate::text::harmless_lines;
 use diff::Line;
 
 /// What the command line says.
@@ -247,14 +248,15 @@ impl Report {
         let (bold, plain) = (anstyle::Style::new().bold(), anstyle::Reset);
         let mut text = String::new();
         for part in &self.change.restart {
-            let because = part.because.join(", ");
+            // Names that the supervisor has said are among them.
+            let because = harmless_lines(&part.because.join(", "));
             let how = match part.rolling {
                 true => "is replaced by another",
                 false => "starts again",
             };
             text += &format!("{bold}{}{plain} {how}: {because}\n", part.part);
             for why in &part.why {
-                text += &format!("  {why}\n");
+                text += &format!("  {}\n", harmless_lines(why));
             }
         }
         for app in &self.change.added {
@@ -264,7 +266,7 @@ impl Report {
             text += &format!("{bold}{app}{plain} leaves\n");
         }
         if !self.change.live.is_empty() {
-            text += &format!("live: {}\n", self.change.live.join(", "));
+            text += &format!("live: {}\n", harmless_lines(&self.change.live.join(", ")));
         }
         for (what, ports) in [
             ("opened", &self.change.opened),
@@ -620,7 +622,9 @@ impl<'g> Guard<'g> {
                 let admits = sockets.try_for_each(publish::admit_no_more);
                 self.done(admits.map_err(|e| e.to_string()))?;
             }
-            Applying::Step(step) => return Ok(Next::Tell(Told::Step(step))),
+            Applying::Step(step) => {
+                return Ok(Next::Tell(Told::Step(harmless_lines(&step))));
+            }
             Applying::Confirm { seconds } => return Ok(Next::Tell(Told::Confirm(seconds))),
             Applying::Applied => return Ok(Next::Over),
         }
