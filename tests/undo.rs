@@ -733,6 +733,34 @@ fn a_supervisor_that_is_killed_leaves_no_cgroup_and_its_directory_says_that_it_w
     stack.assert_nothing_is_left();
 }
 
+#[test]
+fn a_stack_ends_and_says_why_when_who_undoes_it_was_killed() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let stack = Stack::new(&lab);
+    for _ in 0..2 {
+        let up = lab.spawn(&[lrpns(), "up", "-f", &stack.file]);
+        until("it answers", || {
+            lab.get("http://localhost:5000/").ok().map(drop)
+        });
+        let status = stack.status();
+        let all = status["processes"].as_array().unwrap();
+        let undoer = all.iter().find(|process| process["role"] == "undoer");
+        lab.kill("KILL", &undoer.unwrap()["pid"]);
+        let output = up.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains("nothing can be started again"), "{said}");
+    }
+    // It was root that could remove the rest, and is again.
+    lab.lrpns_ok(&["gc"]);
+    stack.up();
+    stack.down();
+    stack.assert_nothing_is_left();
+}
+
 /// As who has taken a supervisor over: somebody in the user namespace of a part, as its first id, with the supervisor's listening
 /// sockets, who lives on; and another, of the supervisor's own id, with the lock, if it is told so. The control socket hears nothing any
 /// more.

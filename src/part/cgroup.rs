@@ -543,6 +543,16 @@ impl Cgroups {
         Self(self.0, door.map(Arc::new))
     }
 
+    /// By which it is seen that nobody is behind the door any more: the descriptor has hung up (`POLLHUP`, poll(2)). `None` without
+    /// a door.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` says.
+    pub fn door(&self) -> io::Result<Option<OwnedFd>> {
+        let door = self.1.as_ref();
+        door.map(|door| door.0.try_clone()).transpose()
+    }
+
     /// These without one.
     #[must_use]
     pub fn without(&self, part: &str) -> Self {

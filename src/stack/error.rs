@@ -212,6 +212,11 @@ pub enum StackError {
     /// The supervisor could not drop what it doesn't need any more.
     #[error("supervisor: {0}")]
     Supervisor(#[source] crate::confine::privileges::DropError),
+    /// Who undoes the stack, and puts its parts into their cgroups, was killed.
+    #[error(
+        "the process that undoes the stack, and puts its parts into their cgroups, has ended: nothing can be started again"
+    )]
+    Crippled,
     /// With `--gate`: the audit did not pass, or could not be made.
     #[error("not published: {findings}")]
     Gate {

@@ -41,6 +41,8 @@ use jiff::Timestamp;
 use nftables::schema::Nftables;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -84,6 +86,44 @@ pub enum Outcome {
     Stopped,
     /// Its app ended and is not to be started again.
     AppEnded(Exit),
+}
+
+/// A process that this one can't do without, by a descriptor that hangs up when it ends.
+struct Watched {
+    hangs_up: Option<AsyncFd<OwnedFd>>,
+    has_ended: bool,
+}
+
+impl Watched {
+    /// Should be called within a runtime. One that can't be watched is missed when it is needed.
+    fn by(hangs_up: Option<OwnedFd>) -> Self {
+        let watch = |fd| crate::sys::watch::owned(fd).ok();
+        Self {
+            hangs_up: hangs_up.and_then(watch),
+            has_ended: false,
+        }
+    }
+
+    /// Waits for its end, for ever where there is no such process.
+    async fn end(&mut self) {
+        let Some(fd) = &self.hangs_up else {
+            return std::future::pending().await;
+        };
+        loop {
+            let Ok(mut ready) = fd.readable().await else {
+                return std::future::pending().await;
+            };
+            let mut polled = [PollFd::new(fd, PollFlags::empty())];
+            let now = rustix::event::Timespec::default();
+            let _ = rustix::event::poll(&mut polled, Some(&now));
+            if polled[0].revents().contains(PollFlags::HUP) {
+                self.has_ended = true;
+                return;
+            }
+            // An answer, for somebody else.
+            ready.clear_ready();
+        }
+    }
 }
 
 /// Everything that can happen.
@@ -178,6 +218,8 @@ pub struct Supervisor {
     /// What a prober does.
     life: prober::Life,
     watchdog: manager::Watchdog,
+    /// Whether who undoes the stack is still there, without whom no part can be put into its cgroup.
+    undoer: Watched,
 }
 
 /// What a supervisor is given.
@@ -284,11 +326,15 @@ pub async fn run(
     }
     let outcome = supervisor.until_the_end(settles, ready, &mut early).await;
     let hurry = matches!(outcome, Outcome::Stopped);
+    let crippled = supervisor.undoer.has_ended;
     let _answered_by_the_end = Box::pin(supervisor.take_down(hurry, remains)).await;
     reap_all().await?;
     // Up to here others may ask for it, however long the apps took to end.
     offer.withdraw();
-    Ok(outcome)
+    match crippled {
+        true => Err(StackError::Crippled),
+        false => Ok(outcome),
+    }
 }
 
 /// Gives up what the supervisor of a stack that is up, its published ports too, needs no more.
@@ -377,6 +423,11 @@ impl Supervisor {
                     () = self.watchdog.is_due() => {
                         self.say_well();
                         continue;
+                    }
+                    // Nothing of it could be started again, and a part that ended would stay so: better that whoever
+                    // has started it does it anew.
+                    () = self.undoer.end() => {
+                        return Outcome::Stopped;
                     }
                     // This value holds a sender of each, so neither channel can end.
                     Some(event) = self.events.recv() => event,

@@ -24,7 +24,7 @@ use super::journal::Journal;
 use super::part::Part;
 use super::rising::Rising;
 use super::shared::Offer;
-use super::{Event, Supervisor, health, io_error, manager, prober, reap_all, replace};
+use super::{Event, Supervisor, Watched, health, io_error, manager, prober, reap_all, replace};
 use crate::confine::privileges::Privileges;
 use crate::control::evidence::Remains;
 use crate::control::{Request, Status};
@@ -168,6 +168,7 @@ impl Starting {
         life: prober::Life,
     ) -> (Supervisor, VecDeque<Event>) {
         let (traffic_in, traffic) = mpsc::channel(TRAFFIC_WAITING);
+        let undoer = Watched::by(stack.ground.cgroups.door().ok().flatten());
         let mut supervisor = Supervisor {
             privileges,
             ground: stack.ground,
@@ -200,6 +201,7 @@ impl Starting {
             changed,
             life,
             watchdog: manager::Watchdog::of_this_process(),
+            undoer,
         };
         for (id, begun) in stack.parts {
             supervisor.parts.push(Part::new(id));
