@@ -274,8 +274,10 @@ fn a_foreground_up_at_a_terminal_that_is_stopped_can_be_taken_down() {
     let mut up = lab.command(&[support::lab::lrpns(), "up", "-f", "talks.toml"]);
     let mut up = up.stdout(screen).stderr(Stdio::piped()).spawn().unwrap();
     heard(&mut up, "Ctrl-C");
-    let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
-    assert!(said.contains("line 3000 of many"), "{said}");
+    until("it has said all", || {
+        let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
+        said.contains("line 3000 of many").then_some(())
+    });
     lab.lrpns_ok(&["down", "talks"]);
     assert_eq!(up.wait().unwrap().code(), Some(0));
     drop(terminal);
