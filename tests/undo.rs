@@ -733,6 +733,13 @@ fn a_supervisor_that_is_killed_leaves_no_cgroup_and_its_directory_says_that_it_w
     stack.assert_nothing_is_left();
 }
 
+/// The number of the process that undoes a stack.
+fn undoer(status: &serde_json::Value) -> &serde_json::Value {
+    let mut all = status["processes"].as_array().unwrap().iter();
+    let its = all.find(|process| process["role"] == "undoer");
+    &its.unwrap()["pid"]
+}
+
 #[test]
 fn a_stack_ends_and_says_why_when_who_undoes_it_was_killed() {
     if !look::machine() {
@@ -746,9 +753,7 @@ fn a_stack_ends_and_says_why_when_who_undoes_it_was_killed() {
             lab.get("http://localhost:5000/").ok().map(drop)
         });
         let status = stack.status();
-        let all = status["processes"].as_array().unwrap();
-        let undoer = all.iter().find(|process| process["role"] == "undoer");
-        lab.kill("KILL", &undoer.unwrap()["pid"]);
+        lab.kill("KILL", undoer(&status));
         let output = up.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{said}");
@@ -863,9 +868,7 @@ fn who_undoes_a_stack_and_is_told_late_leaves_the_next_one_of_that_name() {
     let stack = Stack::new(&lab);
     stack.up();
     let status = stack.status();
-    let undoer = &status["processes"].as_array().unwrap().iter();
-    let undoer = undoer.clone().find(|process| process["role"] == "undoer");
-    let undoer = undoer.unwrap()["pid"].to_string();
+    let undoer = undoer(&status).to_string();
     let supervisor = status["supervisor"].to_string();
     let late = lab.start(&[look::PYTHON, "-c", TELLS_LATE, &supervisor, &undoer]);
     // Its lock is free: so it is taken for one that has crashed, and ended; the kernel takes a moment for its ports.

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -33,7 +32,7 @@ use crate::firewall::{self, Batch, Listing};
 use crate::protocol;
 use crate::sys::attempt;
 use crate::sys::namespace::{every_kind, setns, unshare};
-use crate::sys::process::{Cloned, clone3, exit_now, pid_of};
+use crate::sys::process::{Cloned, by_number, clone3, exit_now};
 
 /// How long a probe inside may take: one that starts as many processes as it may does so on a busy machine, too.
 const PROBE: Duration = Duration::from_secs(5);
@@ -876,14 +875,10 @@ fn open_in(directory: &OwnedFd) -> Answer {
 /// # Errors
 /// What `open(2)` or `ioctl_nsfs(2)` says.
 pub fn uplink_of(pidfd: BorrowedFd<'_>) -> io::Result<Join<'static>> {
-    let pid = pid_of(pidfd)?;
-    let net = OwnedFd::from(std::fs::File::open(
-        Path::new("/proc").join(pid.to_string()).join("ns/net"),
-    )?);
-    // As long as it has not been waited for, nobody else has its number.
-    if pid_of(pidfd)? != pid {
-        return Err(io::ErrorKind::NotFound.into());
-    }
+    let net = by_number(pidfd, |pid| {
+        std::fs::File::open(format!("/proc/{pid}/ns/net"))
+    })?;
+    let net = OwnedFd::from(net);
     let user = attempt::owner_of(net.as_fd())?;
     Ok(Join::Uplink(user, net))
 }

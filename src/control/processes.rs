@@ -11,15 +11,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, is_supervisors};
-use crate::sys::process::pid_of;
+use crate::sys::process::by_number;
 
 /// The lines of `uid_map` and `gid_map` of a process: inside, outside, how many.
 ///
 /// # Errors
 /// What the kernel says; ESRCH when the process has ended.
 pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
-    let pid = pid_of(pidfd)?;
-    let map = |which: &str| {
+    let map = |pid: i32, which: &str| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/{which}"))?;
         let lines = text.lines().map(|line| {
             let mut numbers = line.split_whitespace().map(str::parse);
@@ -29,12 +28,9 @@ pub fn id_maps(pidfd: BorrowedFd<'_>) -> io::Result<[Vec<[u32; 3]>; 2]> {
         let lines: Option<Vec<_>> = lines.collect();
         lines.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     };
-    let maps = [map("uid_map")?, map("gid_map")?];
-    // As long as it has not been waited for, nobody else has its number.
-    match pid_of(pidfd)? == pid {
-        true => Ok(maps),
-        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    }
+    by_number(pidfd, |pid| {
+        Ok([map(pid, "uid_map")?, map(pid, "gid_map")?])
+    })
 }
 
 /// Whether a process that a supervisor has named is in the user namespace of a part by its saved plan: root's commands go into no
@@ -53,21 +49,14 @@ pub fn is_in_part(pidfd: BorrowedFd<'_>, part: &str, plan: &Plan) -> io::Result<
 
 /// Whether a process is in this one's mount or pid namespace: of a part nobody is, but the supervisor may make one who has its ids.
 fn shares_mounts_or_numbers(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
-    let pid = pid_of(pidfd)?;
     let of = |whose: &str, kind: &str| -> io::Result<(u64, u64)> {
         let it = rustix::fs::stat(format!("/proc/{whose}/ns/{kind}"))?;
         Ok((it.st_dev, it.st_ino))
     };
-    let its = pid.to_string();
-    for kind in ["mnt", "pid"] {
-        if of(&its, kind)? == of("self", kind)? {
-            return Ok(true);
-        }
-    }
-    match pid_of(pidfd)? == pid {
-        true => Ok(false),
-        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    }
+    by_number(pidfd, |pid| {
+        let shares = |kind| Ok::<_, io::Error>(of(&pid.to_string(), kind)? == of("self", kind)?);
+        Ok(shares("mnt")? || shares("pid")?)
+    })
 }
 
 /// One process. Capability sets have bit N set for capability number N; ids are those of the reader's user namespace.

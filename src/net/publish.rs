@@ -156,11 +156,11 @@ impl Listener {
         }
     }
 
-    /// Lets new clients be translated, where a rule does that. Not past the socket of a unit, which is the service manager's.
+    /// Lets new clients be translated again past one that was left. A unit's is the service manager's; the others never were.
     fn pass_by(&self) -> io::Result<()> {
         match self.held {
-            Held::Handed(_) => Ok(()),
-            Held::Nobody | Held::Stored => passed_by(&*self.socket),
+            Held::Stored => passed_by(&*self.socket),
+            Held::Nobody | Held::Handed(_) => Ok(()),
         }
     }
 

@@ -833,6 +833,11 @@ pub fn remove(stack: &Path) -> Result<(), CgroupError> {
         _ => {}
     }
     wait_until_empty(stack)?;
+    remove_empty(stack)
+}
+
+/// The same of one that nobody is in.
+fn remove_empty(stack: &Path) -> Result<(), CgroupError> {
     let entries = match std::fs::read_dir(stack) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -884,13 +889,8 @@ pub fn sweep(root: bool, known: &[PathBuf]) {
             && age().is_some_and(|age| age > BEGINS_WITHIN)
     });
     for path in left {
-        for part in std::fs::read_dir(&path).into_iter().flatten().flatten() {
-            if part.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let _ = remove_one(&part.path());
-            }
-        }
         // The kernel removes none that somebody is in after all.
-        let _ = remove_one(&path);
+        let _ = remove_empty(&path);
     }
 }
 

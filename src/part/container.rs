@@ -154,11 +154,6 @@ impl Container {
             (Err(e), Some(cgroup)) if e.kind() == io::ErrorKind::PermissionDenied => {
                 let life = || match cgroup.ask() {
                     Ok(()) => life(),
-                    // The undoer was killed: by root, or for want of memory.
-                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err((
-                        "enter the cgroup: who puts parts there has ended; `lrpns down`, then `up`, brings the stack back",
-                        e,
-                    )),
                     Err(e) => Err(("enter the cgroup", e)),
                 };
                 vfork_into(libc::CLONE_FILES, None, &second, life)

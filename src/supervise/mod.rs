@@ -32,7 +32,7 @@ mod starting;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,6 @@ use jiff::Timestamp;
 use nftables::schema::Nftables;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
-use rustix::event::{PollFd, PollFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -69,6 +68,7 @@ use crate::plan::Plan;
 use crate::protocol::{Channel, Exit};
 use crate::stack::{EndTable, Ground, Launched, Makings, PartId, Progress, StackError, weaken};
 use crate::sys::namespace::unshare;
+use crate::sys::watch;
 use crate::traffic;
 
 /// What a supervisor without root keeps once the stack is up, in its own user namespace, where it is nothing on the host:
@@ -97,9 +97,8 @@ struct Watched {
 impl Watched {
     /// Should be called within a runtime. One that can't be watched is missed when it is needed.
     fn by(hangs_up: Option<OwnedFd>) -> Self {
-        let watch = |fd| crate::sys::watch::owned(fd).ok();
         Self {
-            hangs_up: hangs_up.and_then(watch),
+            hangs_up: hangs_up.and_then(|fd| watch::owned(fd).ok()),
             has_ended: false,
         }
     }
@@ -113,10 +112,7 @@ impl Watched {
             let Ok(mut ready) = fd.readable().await else {
                 return std::future::pending().await;
             };
-            let mut polled = [PollFd::new(fd, PollFlags::empty())];
-            let now = rustix::event::Timespec::default();
-            let _ = rustix::event::poll(&mut polled, Some(&now));
-            if polled[0].revents().contains(PollFlags::HUP) {
+            if watch::has_hung_up(fd.as_fd()).unwrap_or(false) {
                 self.has_ended = true;
                 return;
             }

@@ -479,6 +479,23 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     pid.filter(|pid| *pid > 0).ok_or_else(ended)
 }
 
+/// What is found of a process by its number, as in /proc/PID: of the one that the pidfd stands for and of no other.
+///
+/// # Errors
+/// What `look` says; ESRCH when the process has ended.
+pub fn by_number<T>(
+    pidfd: BorrowedFd<'_>,
+    look: impl FnOnce(i32) -> io::Result<T>,
+) -> io::Result<T> {
+    let pid = pid_of(pidfd)?;
+    let found = look(pid)?;
+    // As long as it has not been waited for, nobody else has its number.
+    match pid_of(pidfd)? == pid {
+        true => Ok(found),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
 /// Ends every process of that uid, and in user namespaces that it owns, whatever has been forked meanwhile: kill(2) sees all at once,
 /// and who is told to end forks no more.
 /// It is done by a child that is that uid by its effective one alone, and `nobody` else: none of those can signal it.

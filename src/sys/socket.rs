@@ -63,16 +63,13 @@ pub enum Dropped {
     NewConnections,
     /// Nothing.
     Nothing,
-    /// Nothing, by a filter: one that can be [locked](lock_filter).
-    NothingByFilter,
 }
 
-/// Has nobody put another filter on a socket, which keeps what comes to it from whoever else has it.
+/// Has nobody put a filter on a socket that has none, which would keep what comes to it from whoever else has it.
 ///
 /// # Errors
 /// What `setsockopt(2)` says.
 pub fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
-    drop_incoming(socket, Dropped::NothingByFilter)?;
     Ok(nix::sys::socket::setsockopt(&socket, LockFilter, &true)?)
 }
 
@@ -98,7 +95,6 @@ pub fn drop_incoming(socket: BorrowedFd<'_>, what: Dropped) -> io::Result<()> {
     let filter: &[libc::sock_filter] = match what {
         Dropped::Answers => &[LOAD_FLAGS, SYN_AND_ACK, IF_BOTH, KEEP_NOTHING, KEEP_ALL],
         Dropped::NewConnections => &[LOAD_FLAGS, IF_SYN, KEEP_NOTHING, KEEP_ALL],
-        Dropped::NothingByFilter => &[KEEP_ALL],
         Dropped::All | Dropped::Nothing => &[KEEP_NOTHING],
     };
     let program = libc::sock_fprog {

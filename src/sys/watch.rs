@@ -28,6 +28,17 @@ pub fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
+/// Whether the other side has ended, whatever there is still to be read.
+///
+/// # Errors
+/// What `poll(2)` says.
+pub fn has_hung_up(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    // What is not asked for is told all the same (`POLLHUP`, poll(2)).
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&Timespec::default())))?;
+    Ok(fds[0].revents().contains(PollFlags::HUP))
+}
+
 /// Whether there is something to be read now, the other side's end among it.
 #[must_use]
 pub fn has_something(fd: BorrowedFd<'_>) -> bool {

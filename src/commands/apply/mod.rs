@@ -676,10 +676,7 @@ fn answered(said: std::io::Result<()>) -> Result<(), Failure> {
 /// Whether the supervisor has ended the conversation, whatever there is still to be read: this process was stopped, and
 /// what it is asked for there is asked for no more.
 fn given_up(client: &Client) -> std::io::Result<bool> {
-    let mut now = [PollFd::new(client, PollFlags::IN)];
-    let none = rustix::event::Timespec::default();
-    rustix::io::retry_on_intr(|| rustix::event::poll(&mut now, Some(&none)))?;
-    Ok(now[0].revents().contains(PollFlags::HUP))
+    Ok(crate::sys::watch::has_hung_up(client.as_fd())?)
 }
 
 fn too_late(stack: &StackName) -> Failure {

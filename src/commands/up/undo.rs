@@ -68,7 +68,7 @@ impl Undo {
         removed.map_err(|e| chain(&e))
     }
 
-    /// It has the run's number, and so is no other stack's.
+    /// The run is part of its name, so it is never another stack's.
     fn remove_cgroup(&self) -> Result<(), String> {
         if let Some(path) = &self.cgroup {
             cgroup::remove(path).map_err(|e| chain(&e))?;
