@@ -273,7 +273,7 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
         (
             shell("open /etc/quiet/new: Read-only file system"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
-            "a copy of it beside the stack's file, that is the app's (as root also chown), in place of this key:\n  volumes = [\"./quiet:/etc/quiet:rw\"]",
+            "a copy of it beside the stack's file, that is the app's (cp -a /etc/quiet quiet && chown -R ",
         ),
         // It names what it failed at, and not why: a directory that is not there, also where it ends without an error.
         (
@@ -299,6 +299,17 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             shell("Failed loading /etc/quiet/shut"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
             "secrets = [\"shut=/etc/quiet/shut\"]",
+        ),
+        // One that looks whose its files are, which are root's.
+        (
+            shell("/etc/quiet/conf must be owned by root"),
+            "volumes = [\"/etc/quiet:/etc/quiet\"]",
+            "  ids = \"range\"\n  volumes = [\"/etc/quiet:/etc/quiet:ro,owners\"]",
+        ),
+        (
+            shell("illegal owner: /usr/share/doc"),
+            "ids = \"range\"\nvolumes = [\"/etc/quiet:/etc/quiet\"]",
+            "  volumes = [\"/etc/quiet:/etc/quiet\", \"/usr/share/doc:/usr/share/doc:ro,owners\"]",
         ),
         (
             shell("/etc/quiet/own/key: Permission denied"),
@@ -382,7 +393,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         lines,
         "user = \"www-data\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw\", \"/var/lib/deep/down/own:/var/lib/deep/down/own:rw\", \"/var/log/shared:/var/log/shared:rw\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\"]\nlisten = [7002, 8443]"
+         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:16M\"]\nlisten = [7002, 8443]"
     );
     // Who already says whom it runs as has none of the rest by that.
     let (code, said) = with(&["/srv/quiet"], "user = \"www-data\"");
@@ -430,7 +441,7 @@ fn a_server_of_a_package_comes_up_with_the_lines_that_are_printed() {
         "ids = \"range\"\n\
          volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet:ro,owners\", \
          \"/etc/elsewhere/key:/etc/elsewhere/key:ro,owners\", \"/etc/quietly:/etc/quietly\", \"/srv/site:/srv/site\", \"/var/lib/quiet:/var/lib/quiet:rw,owner=www-data\", \"/var/lib/deep/down/own:/var/lib/deep/down/own:rw,owner=www-data\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:1M\", \"/var/log/shared:16M\"]\nlisten = [7002, 8443]"
+         tmpfs = [\"/tmp:16M\", \"/var/log:16M\", \"/run:1M\", \"/run/quiet:16M\", \"/var/log/shared:16M\"]\nlisten = [7002, 8443]"
     );
     let (code, said) = with(&["/srv/quiet", "root"], &lines);
     assert_eq!(code, 0, "{said}");
@@ -460,7 +471,7 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
     assert_eq!(
         lines,
         "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\n\
-         tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:1M\"]\nforks = true\nenv = { PLAIN_ADDRESS = \"127.0.0.1:3000\" }",
+         tmpfs = [\"/tmp:16M\", \"/var/log/plainly:16M\", \"/var/lib/plain:16M\", \"/run:1M\", \"/run/plain:16M\"]\nforks = true\nenv = { PLAIN_ADDRESS = \"127.0.0.1:3000\" }",
         "{said}"
     );
     // Its clients would not find it there.
@@ -1025,4 +1036,49 @@ fn what_a_command_names_of_the_hosts_data_is_said_where_the_root_has_not_got_it(
         &format!("publish = [\"9000:8000\"]\n{line}"),
     );
     assert!(status == 0 && !said.contains("hint: "), "{said}");
+}
+
+#[test]
+fn what_a_server_wrote_to_its_log_in_memory_is_said_when_it_fails_and_only_then() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    let log = "tmpfs = [\"/var/log/web:1M\", \"/run/web:1M\"]\nrestart = \"no\"";
+    let more = format!("publish = [\"8000:8000\"]\n{log}");
+    let write = "mkdir /var/log/web/deep; echo of: /srv/no/thing: Read-only file system >/var/log/web/deep/error; echo key >/run/web/key";
+    let elsewhere = "ln -s /run/web/key /var/log/web/link; ln -s /run/web /var/log/web/way; mkfifo /var/log/web/pipe; ln /run/web/key /run/web/own.pid";
+    let ends = format!("{write}; {elsewhere}; exit 3");
+    let (code, said) = told(&lab, &["sh", "-c", &ends], &more);
+    assert_eq!(code, 1, "{said}");
+    for words in ["app | error: of: /srv/no/thing", "\"/srv/no:16M\""] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("key"), "{said}");
+    // One that is given up on.
+    let stays = format!("{write}; exec sleep infinity");
+    let (code, said) = told(
+        &lab,
+        &["sh", "-c", &stays],
+        &format!("{more}\nstart_timeout = \"1s\""),
+    );
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("\"/srv/no:16M\""), "{said}");
+    // What has no room left, and was not told so.
+    let fills = "head -c 3M /dev/zero >/run/web/data 2>/dev/null; kill -BUS $$";
+    let (code, said) = told(&lab, &["sh", "-c", fills], &more);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains("/run/web is full")
+            && said.contains("  tmpfs = [\"/var/log/web:1M\", \"/run/web:64M\"]"),
+        "{said}"
+    );
+    // One that is told to end has nothing to explain.
+    let told_to = format!("{write}; trap 'exit 3' TERM; while :; do sleep 0.1; done");
+    let (code, said) = told(&lab, &["sh", "-c", &told_to], log);
+    assert_eq!(code, 0, "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    let said = lab.lrpns(&["logs", "web"]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(!said.contains("/srv/no/thing"), "{said}");
 }

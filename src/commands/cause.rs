@@ -4,7 +4,7 @@
 //! An app's words are its own, and may be an attacker's. They choose among the hints that are written here, and what is
 //! taken over from them is a path or a number, escaped and bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -654,6 +654,10 @@ impl Case<'_> {
         let uid = self.app.ids.uid;
         let user = installed.user.as_ref().map(|(_, ids)| ids.uid);
         let own = user.is_some_and(|user| ![0, APP_ID, user].contains(&uid));
+        let (volumes, _) = installed.mounts(Path::new("/"), false);
+        let given = |new: &Entry| self.app.volumes.iter().any(|v| v.path == new.path);
+        let all = user.is_none_or(|user| user == uid) && self.commanded(&installed).is_none();
+        let begun = begun || all && !volumes.is_empty() && volumes.iter().all(given);
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }
@@ -721,6 +725,9 @@ impl Case<'_> {
         }
         let mut lines = String::new();
         let mut line = |key: &str, value: String| lines += &format!("\n  {key} = {value}");
+        if let Some(command) = self.commanded(installed) {
+            line("command", list(command));
+        }
         match &installed.user {
             _ if range => line("ids", "\"range\"".to_owned()),
             Some((name, _)) if !self.is_rootless() => line("user", format!("\"{name}\"")),
@@ -738,7 +745,16 @@ impl Case<'_> {
             !installed.has(path) && !volumes.iter().any(|new| path.starts_with(&new.path))
         });
         let named = named.map(|path| format!("{0}:{0}", shown(&path)));
-        let all: Vec<String> = kept.chain(new).chain(named).collect();
+        // Whose files it looks whose they are.
+        let said = self.said.iter().rev().take(LINES).filter(|_| range);
+        let owned = said.filter(|line| complains_of_an_owner(&line.to_lowercase()));
+        let owned: BTreeMap<PathBuf, PathBuf> = owned.filter_map(|line| self.owned(line)).collect();
+        let owned = owned.into_iter().filter(|(at, _)| {
+            let mut all = self.app.volumes.iter().map(|v| &v.path);
+            !all.any(|path| path == at) && volumes.iter().all(|new| new.path != *at)
+        });
+        let owned = owned.map(|(at, host)| format!("{}:{}:ro,owners", shown(&host), shown(&at)));
+        let all: Vec<String> = kept.chain(new).chain(named).chain(owned).collect();
         if !all.is_empty() {
             line("volumes", list(&all));
         }
@@ -750,10 +766,28 @@ impl Case<'_> {
             .filter(|tmpfs| **tmpfs != chosen && !installed.has(&tmpfs.path))
             .map(entry)
             .collect();
+        // Where it says that it failed, in what is made anew at each start of the machine.
+        for path in self
+            .said
+            .iter()
+            .rev()
+            .take(LINES)
+            .flat_map(|line| paths(line))
+        {
+            if let Some(path) = made_at_start(&path)
+                && !memory
+                    .iter()
+                    .any(|new| path.starts_with(new) && new != Path::new("/run"))
+                && !volumes.iter().any(|new| path.starts_with(&new.path))
+            {
+                memory.push(path);
+            }
+        }
         for path in memory {
             let given = |tmpfs: &Tmpfs| tmpfs.path == path && !installed.has(&path);
             if !self.app.tmpfs.iter().any(given) {
-                let size = if path.starts_with("/run") {
+                // Of /run itself servers have a number or two, in a directory of their own databases that they map.
+                let size = if path == Path::new("/run") {
                     "1M"
                 } else {
                     "16M"
@@ -801,6 +835,15 @@ impl Case<'_> {
             line("env", format!("{{ {} }}", all.join(", ")));
         }
         lines
+    }
+
+    /// What its unit starts it by, where its own command is the program alone.
+    fn commanded<'i>(&self, installed: &'i Installed) -> Option<&'i [String]> {
+        let bare = self.app.command.len() == 1;
+        installed
+            .command
+            .as_deref()
+            .filter(|_| bare && !installed.forks)
     }
 
     fn program(&self) -> &str {
@@ -920,6 +963,17 @@ impl Case<'_> {
                 Rootfs::Host => "the app's root has root, app and the host's users below id 1000: install the server's package on the host, which makes its user, or leave user and group out of its configuration; it runs unprivileged already".to_owned(),
                 _ => "the app's root has no such user or group in its /etc/passwd or /etc/group: leave both out of the server's configuration; it runs unprivileged already".to_owned(),
             });
+        }
+        if has(&["no space left", "enospc", "errno 28]"])
+            || lower.starts_with(FULL) && lower.ends_with("is full")
+        {
+            return self.more_room(line);
+        }
+        if complains_of_an_owner(&lower) {
+            let hint = self.owned_as_on_the_host(line);
+            if hint.is_some() {
+                return hint;
+            }
         }
         let wants_root = has(&[
             "run as root",
@@ -1201,6 +1255,80 @@ impl Case<'_> {
         )
     }
 
+    /// What to do about a tmpfs that has no room left: which it is a line says, or else another does.
+    fn more_room(&self, line: &str) -> Option<String> {
+        const MORE: u64 = 4;
+        const LEAST: u64 = 64 << 20;
+        let around = |path: PathBuf| {
+            let all = self.app.tmpfs.iter();
+            let all = all.filter(|tmpfs| path.starts_with(&tmpfs.path));
+            all.max_by_key(|tmpfs| tmpfs.path.components().count())
+        };
+        let full = paths(line).find_map(around)?;
+        let chosen = shared_memory(&self.app.limits);
+        let larger = |tmpfs: &Tmpfs| Tmpfs {
+            size: tmpfs.size.saturating_mul(MORE).max(LEAST),
+            ..tmpfs.clone()
+        };
+        let named = self.app.tmpfs.iter();
+        let named = named.filter(|tmpfs| **tmpfs != chosen || *tmpfs == full);
+        let all = named.map(|tmpfs| match tmpfs.path == full.path {
+            true => entry(&larger(tmpfs)),
+            false => entry(tmpfs),
+        });
+        Some(format!(
+            "{} is full; what it takes counts as memory of the app's: in place of this key:\n  tmpfs = {}",
+            shown(&full.path),
+            list(&all.collect::<Vec<_>>())
+        ))
+    }
+
+    /// What to do about what must be root's or its own to one that looks whose it is: what is root's on the host is nobody's
+    /// within, unless a volume says otherwise.
+    fn owned_as_on_the_host(&self, line: &str) -> Option<String> {
+        if line.contains("dubious ownership in repository") {
+            return Some("git takes no repository that is another's than its user's, unless it is told so: env = { GIT_CONFIG_COUNT = \"1\", GIT_CONFIG_KEY_0 = \"safe.directory\", GIT_CONFIG_VALUE_0 = \"*\" }".to_owned());
+        }
+        if self.is_rootless() {
+            return None;
+        }
+        let (at, whole) = self.owned(line)?;
+        if !self.app.ids.is_range()
+            && let Some(hint) = self.begins_as_root()
+        {
+            return Some(hint);
+        }
+        let kept = self.app.volumes.iter().filter(|volume| volume.path != at);
+        let own = format!("{}:{}:ro,owners", shown(&whole), shown(&at));
+        let all: Vec<String> = kept.map(volume).chain([own]).collect();
+        let ids = match self.app.ids.is_range() {
+            true => "",
+            false => "\n  ids = \"range\"",
+        };
+        Some(format!(
+            "it looks whose {} is, and the host's owners are nobody within unless a volume has them: in place of these keys (with ids = \"range\" there is no user):{ids}\n  volumes = {}",
+            shown(&at),
+            list(&all)
+        ))
+    }
+
+    /// What a line that complains of an owner is about, as a read-only volume: where, and what of the host's.
+    fn owned(&self, line: &str) -> Option<(PathBuf, PathBuf)> {
+        paths(line).find_map(|path| {
+            if let Some((_, volume)) = self.in_a_volume(&path) {
+                let shows = volume.writable || volume.owners;
+                return (!shows).then(|| (volume.path.clone(), volume.host.clone()));
+            }
+            let top = path.components().count() < 4;
+            let directory = match path.is_dir() {
+                true => path.clone(),
+                false => path.parent()?.to_owned(),
+            };
+            let there = is_plain(&path) && path.exists() && !top;
+            (there && self.is_of_the_root(&path)).then(|| (directory.clone(), directory))
+        })
+    }
+
     /// Where what it writes may be, best where it lasts.
     fn writable_place(&self) -> Option<&Path> {
         let volumes = self.app.volumes.iter().filter(|volume| volume.writable);
@@ -1327,6 +1455,7 @@ impl Case<'_> {
             )
         };
         let name = within.path.file_name().map(Path::new)?;
+        let copy = shown(name);
         Some(match roots {
             false => format!(
                 "{} is a volume that is read-only, and not root's: {}",
@@ -1334,9 +1463,14 @@ impl Case<'_> {
                 line(shown(&within.host))
             ),
             true => format!(
-                "{} is a volume that is read-only, and root's: a copy of it beside the stack's file, that is the app's (as root also chown), {}",
+                "{} is a volume that is read-only, and root's: a copy of it beside the stack's file, that is the app's (cp -a {} {copy}{}), {}",
                 shown(&within.path),
-                line(format!("./{}", shown(name)))
+                shown(&within.host),
+                match self.is_rootless() {
+                    true => String::new(),
+                    false => format!(" && chown -R {0}:{0} {copy}", self.app.ids.host_user()),
+                },
+                line(format!("./{copy}")),
             ),
         })
     }
@@ -1590,6 +1724,52 @@ fn set_by_default(line: &str) -> Option<&str> {
     let (name, _) = line.split_once('=')?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     name.trim().chars().all(is_name).then_some(line)
+}
+
+/// The directory below /run that a path is in, or is, if it is a server's.
+fn made_at_start(path: &Path) -> Option<PathBuf> {
+    const OTHERS: [&str; 5] = ["systemd", "lock", "user", "dbus", "secrets"];
+    let within = path
+        .strip_prefix("/run")
+        .or_else(|_| path.strip_prefix("/var/run"))
+        .ok()?;
+    let mut parts = within.components();
+    let first = parts.next()?.as_os_str().to_str()?;
+    // A file of /run itself has its place.
+    let is_directory = parts.next().is_some();
+    (is_directory && !OTHERS.contains(&first)).then(|| Path::new("/run").join(first))
+}
+
+/// How the app's pid 1 says that a tmpfs is full ([`crate::stage`]).
+const FULL: &str = "the tmpfs ";
+
+/// Whether a line says that something is whose it must not be, in small letters.
+fn complains_of_an_owner(lower: &str) -> bool {
+    [
+        "illegal owner",
+        "wrong owner",
+        "bad owner",
+        "wrong file owner",
+        "incorrect owner",
+        "invalid owner",
+        "insecure owner",
+        "unsafe owner",
+        "dubious owner",
+        "owner must be",
+        "must be owned by",
+        "should be owned by",
+        "not owned by",
+        "isn't owned by",
+        "owned by the wrong",
+        "owned by uid",
+        "owned by someone",
+        "owned by another",
+        "owned by other",
+        "unexpected owner",
+        "has owner",
+    ]
+    .iter()
+    .any(|word| lower.contains(word))
 }
 
 /// Whether a line says that somebody may not connect, in small letters.

@@ -121,6 +121,8 @@ pub(super) struct Installed {
     pub(super) forks: bool,
     /// What its unit has in its environment.
     pub(super) env: Vec<(String, String)>,
+    /// What its unit starts it by, where that has arguments and can be told from the unit and what that reads.
+    pub(super) command: Option<Vec<String>>,
 }
 
 /// One line of `volumes`.
@@ -193,6 +195,7 @@ impl Installed {
             workdir: setting(&starts, "WorkingDirectory=").next(),
             forks: setting(&starts, "Type=").any(|kind| kind == "forking"),
             env: environment(root, &starts),
+            command: command(root, &starts, name),
         })
     }
 
@@ -854,6 +857,76 @@ fn environment(root: &Path, starts: &[String]) -> Vec<(String, String)> {
         (good && !value.is_empty()).then(|| (name.to_owned(), value.to_owned()))
     });
     all.take(MOST).collect()
+}
+
+/// What a unit starts this program by, with what it takes from its environment and from files that everybody may read.
+fn command(root: &Path, starts: &[String], program: &str) -> Option<Vec<String>> {
+    const MOST: usize = 32;
+    let lines = starts.iter().flat_map(|text| text.lines());
+    let line = lines
+        .filter_map(|line| line.strip_prefix("ExecStart="))
+        .find(|line| {
+            let first = line.split_whitespace().next().unwrap_or_default();
+            first.rsplit('/').next() == Some(program)
+        })?;
+    let values = variables(root, starts);
+    let mut all: Vec<String> = vec![];
+    for word in line.split_whitespace() {
+        // A word that is a variable is as many as its value has; one within a word stays a part of it.
+        let whole = word.strip_prefix('$').filter(|name| !name.starts_with('{'));
+        let name = whole.map(|name| name.to_owned());
+        match name {
+            Some(name) => {
+                let value = values.get(&name).map_or("", String::as_str);
+                all.extend(value.split_whitespace().map(str::to_owned));
+            }
+            None => {
+                let mut word = word.to_owned();
+                while let Some((before, rest)) = word.split_once("${") {
+                    let (name, after) = rest.split_once('}')?;
+                    let value = values.get(name).map_or("", String::as_str);
+                    word = format!("{before}{value}{after}");
+                }
+                all.push(word);
+            }
+        }
+    }
+    // An empty argument is one, quoted; else what is quoted may be more than one word here.
+    for word in &mut all {
+        if ["\"\"", "''"].contains(&word.as_str()) {
+            word.clear();
+        }
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=+@*".contains(c);
+    let good = all.iter().all(|word| word.chars().all(plain));
+    (good && all.len() > 1 && all.len() <= MOST).then_some(all)
+}
+
+/// What a unit has for its command to take: by itself, or by files in /etc/default that everybody may read.
+fn variables(root: &Path, starts: &[String]) -> BTreeMap<String, String> {
+    let lines = starts.iter().flat_map(|text| text.lines());
+    let own = lines
+        .clone()
+        .filter_map(|line| line.strip_prefix("Environment="));
+    let own: Vec<String> = own
+        .map(|line| line.trim_matches(['"', '\'']).to_owned())
+        .collect();
+    let files = lines.filter_map(|line| line.strip_prefix("EnvironmentFile="));
+    let files = files.map(|path| PathBuf::from(path.trim().trim_start_matches('-')));
+    let files = files.filter(|path| {
+        let public = std::fs::metadata(below(root, path)).is_ok_and(|meta| reads(None, &meta));
+        path.starts_with("/etc") && is_plain(path) && public
+    });
+    let texts = files.filter_map(|path| std::fs::read_to_string(below(root, &path)).ok());
+    let texts: Vec<String> = texts.collect();
+    let of_files = texts.iter().flat_map(|text| settings(text));
+    let all = own.iter().map(String::as_str).chain(of_files);
+    let all = all.filter_map(|line| {
+        let (name, value) = line.trim().split_once('=')?;
+        let value = value.trim().trim_matches(['"', '\'']);
+        Some((name.to_owned(), value.to_owned()))
+    });
+    all.collect()
 }
 
 /// The directories below /run that are made for it before it is started, by what starts it and by what systemd-tmpfiles reads.

@@ -37,6 +37,9 @@ use crate::sys::namespace::setns;
 use crate::sys::process::{Second, Vforked, close_on_exec_from, pid_of, vfork_into};
 use crate::text::harmless;
 
+/// How long an app's pid 1 has for its last words.
+const TELLS_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long the kernel may take to end a part that was killed.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -405,6 +408,22 @@ impl Container {
                 None => Event::Gone,
             });
         }
+    }
+
+    /// Has an app that is given up on say what it has written to its own log, and waits until that is said, for a while: it ends
+    /// next, whatever it does.
+    pub async fn tell(&mut self) {
+        if self.send(&ToStage::Tell, &[]).await.is_err() {
+            return;
+        }
+        let told = async {
+            while let Ok(Some((message, _))) = self.receive().await {
+                if matches!(message, FromStage::Told) {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(TELLS_WITHIN, told).await;
     }
 
     /// Sends SIGKILL to the part's pid 1, and with it every process of its pid namespace, and waits for the end.

@@ -49,6 +49,8 @@ pub enum ToStage {
     Proceed,
     /// App: send this signal to the command; once that has ended, to everything that it has left running.
     Signal(i32),
+    /// App: it is given up on, so say what it has written to its own log, and [`FromStage::Told`].
+    Tell,
     /// App: run one command more, as the command was started, for who is at the other end of the last descriptor: told
     /// [`FromStage::Exited`] or [`FromStage::Failed`] there; should that end first, the command does. Descriptors:
     /// standard input, output and error, that conversation, and our own program if it is that.
@@ -259,6 +261,8 @@ pub enum FromStage {
     Asks,
     /// Relay, after its last orders: whoever it had accepted is with the app, or was refused there.
     HandedOver,
+    /// App: what was asked for by [`ToStage::Tell`] is said.
+    Told,
     /// App: the command ended; the stage ends with the last process that the command has left running.
     Exited(Exit),
     /// A step did not work; the process ends next.

@@ -120,6 +120,7 @@ impl Ground {
             }
             let waited = begun.elapsed();
             if waited >= patience(app) {
+                container.tell().await;
                 return Err(StackError::NotListening {
                     app: app.name.to_string(),
                     seconds: app.start_timeout.as_secs(),

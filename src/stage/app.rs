@@ -32,6 +32,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
+use super::ownlog;
 use super::syslog::{self, Syslog};
 use super::{StageError, drop_privileges, step, weakened};
 use crate::confine::ceilings;
@@ -193,6 +194,8 @@ fn tend(
     let mut command_lives = true;
     // How often what a command has left may still take its place.
     let mut successors = if start.forks { SUCCESSORS } else { 0 };
+    // Why it ends is known already, or has been told.
+    let mut told = false;
     loop {
         let mut ready = vec![
             PollFd::new(supervisor, PollFlags::IN),
@@ -229,6 +232,10 @@ fn tend(
                 let _ = protocol::send(supervisor, &FromStage::Succeeded, &[pidfd.as_fd()]);
             } else if let Some(exit) = reaped.command {
                 command_lives = false;
+                if exit != Exit::Status(0) && !std::mem::replace(&mut told, true) {
+                    syslog.say(ownlog::last_lines(&start.tmpfs));
+                    syslog.carry();
+                }
                 // Should the supervisor be gone, there is nobody to tell.
                 let _ = protocol::send(supervisor, &FromStage::Exited(exit), &[]);
             }
@@ -243,6 +250,7 @@ fn tend(
                     let signal = Signal::try_from(signal)?;
                     // Who ends now does not go to the background.
                     successors = 0;
+                    told = true;
                     if command_lives {
                         signal_to(command, signal)?;
                     } else {
@@ -252,6 +260,13 @@ fn tend(
                         }
                         signal_to(EVERYBODY_ELSE, signal)?;
                     }
+                }
+                Some((ToStage::Tell, _)) => {
+                    if command_lives && !std::mem::replace(&mut told, true) {
+                        syslog.say(ownlog::last_lines(&start.tmpfs));
+                        syslog.carry();
+                    }
+                    let _ = protocol::send(supervisor, &FromStage::Told, &[]);
                 }
                 // A prober that can't be started is one whose socket ends.
                 Some((ToStage::Probe, fds)) => {

@@ -15,6 +15,7 @@ pub mod app;
 mod compiler;
 mod egress;
 mod loader;
+mod ownlog;
 mod relay;
 mod sidecar;
 mod syslog;

@@ -10,6 +10,7 @@
 //! over its budget), messages stay in the socket, which takes a few, and their senders wait, as they would for a pipe.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(super) struct Syslog {
     ends: Option<(OwnedFd, OwnedFd)>,
     /// What is not written yet.
     line: Vec<u8>,
+    /// What pid 1 says itself, after what was said by then.
+    own: VecDeque<String>,
     /// How a line ends: the user's terminal may hand on what it is given as it is.
     end: &'static [u8],
 }
@@ -52,6 +55,7 @@ impl Syslog {
         Self {
             ends: Some((socket, pipe)),
             line: vec![],
+            own: VecDeque::new(),
             end: if terminal { b"\r\n" } else { b"\n" },
         }
     }
@@ -62,10 +66,15 @@ impl Syslog {
         self
     }
 
+    /// Has these lines go the same way, behind what was said until now.
+    pub(super) fn say(&mut self, lines: Vec<String>) {
+        self.own.extend(lines);
+    }
+
     /// What to wait for.
     pub(super) fn awaits(&self) -> Option<PollFd<'_>> {
         let (socket, pipe) = self.ends.as_ref()?;
-        Some(match self.line.is_empty() {
+        Some(match self.line.is_empty() && self.own.is_empty() {
             true => PollFd::new(socket, PollFlags::IN),
             false => PollFd::new(pipe, PollFlags::OUT),
         })
@@ -84,7 +93,10 @@ impl Syslog {
                         line(&message[..length], whole, self.end, &mut self.line)
                     }
                     Err(Errno::INTR) => {}
-                    Err(_) => return false,
+                    Err(_) => match self.own.pop_front() {
+                        Some(own) => line(own.as_bytes(), true, self.end, &mut self.line),
+                        None => return false,
+                    },
                 }
                 continue;
             }

@@ -985,6 +985,8 @@ pub(super) fn on_the_way_to(command: &Profile) -> Profile {
         clone3 close_range dup3 execve execveat fcntl getpid landlock_add_rule landlock_create_ruleset landlock_restrict_self
         openat pipe2 setsid signalfd4 waitid
     ]]));
+    // Of one that has failed, its own log (`stage::ownlog`).
+    way.extend(plain(&[calls![fstat fstatfs getdents64 pread64]]));
     #[cfg(target_arch = "x86_64")]
     way.extend(plain(&[calls![dup2]]));
     for (call, mut rules) in of_files() {
