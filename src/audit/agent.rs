@@ -98,6 +98,24 @@ pub enum Ask {
     Signal(i32),
 }
 
+/// What a rule or a link has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// So many packets.
+    pub packets: u64,
+    /// With so many bytes, each from its IP header on; where that is counted.
+    pub bytes: Option<u64>,
+}
+
+impl Count {
+    fn of_packets(packets: u64) -> Self {
+        Self {
+            packets,
+            bytes: None,
+        }
+    }
+}
+
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
@@ -111,8 +129,8 @@ pub enum Answer {
     Died(i32),
     /// How a packet went.
     Landing(Landing),
-    /// To [`Ask::Counters`]: packets, by `chain/name`, or by [`LINK`] and a link's name.
-    Counters(BTreeMap<String, u64>),
+    /// To [`Ask::Counters`]: by `chain/name`, or by [`LINK`] and a link's name.
+    Counters(BTreeMap<String, Count>),
     /// To [`Ask::List`] and [`Ask::Meant`].
     Listing(Box<Listing>),
     /// To [`Ask::Read`]: what is not readable is nothing.
@@ -544,7 +562,7 @@ fn kept<T, E>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T, E>) -> Result
 }
 
 impl Sockets {
-    fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>, String> {
+    fn counters(&self, table: &str) -> Result<BTreeMap<String, Count>, String> {
         let socket = kept(&self.rules, firewall::Socket::open).map_err(|e| e.to_string())?;
         counters(socket, table)
     }
@@ -561,11 +579,19 @@ impl Sockets {
     }
 }
 
-fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, u64>, String> {
+fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, Count>, String> {
     let rules = firewall::counters(socket, table).map_err(|e| e.to_string())?;
-    let mut all: BTreeMap<String, u64> = rules
+    let mut all: BTreeMap<String, Count> = rules
         .into_iter()
-        .map(|(rule, (packets, _))| (rule, packets))
+        .map(|(rule, (packets, bytes))| {
+            (
+                rule,
+                Count {
+                    packets,
+                    bytes: Some(bytes),
+                },
+            )
+        })
         .collect();
     // What the bridge itself drops no rule sees.
     let links = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
@@ -578,6 +604,7 @@ fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, u
                 .split_whitespace()
                 .nth(at)
                 .and_then(|n| n.parse().ok())
+                .map(Count::of_packets)
                 .unwrap_or_default()
         };
         all.insert(format!("{LINK}{} received", link.trim()), packets(1));
@@ -590,7 +617,7 @@ fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, u
         .find_map(|line| line.strip_prefix("Ip6InDiscards")?.trim().parse().ok());
     all.insert(
         "ipv6/drop-disabled".to_owned(),
-        discards.unwrap_or_default(),
+        discards.map(Count::of_packets).unwrap_or_default(),
     );
     Ok(all)
 }

@@ -1,15 +1,16 @@
 //! Packets that must not arrive, and the rules that eat them.
 //!
 //! A packet is sent, and the counters of every rule on its way are read before and after: on a veth pair it has gone
-//! all its way by the time that the sender's system call returns. Only when no counter has moved is there anything to
-//! wait for.
+//! all its way by the time that the sender's system call returns, unless the machine is busy: then it waits at a processor until
+//! a kernel thread has its turn (ksoftirqd), as long as that takes. Only when no counter has moved is there anything to wait for,
+//! and nothing is said of a packet before every processor has been through those that waited ([`taken_in`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
-use super::agent::{Agent, Answer, Ask, Join, LINK, Landing, Shot};
+use super::agent::{Agent, Answer, Ask, Count, Join, LINK, Landing, Shot};
 use super::outside::NOT_BY_LOOPBACK;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
@@ -36,7 +37,7 @@ pub struct Field<'a> {
 }
 
 /// What rules have counted, by `where chain/name`.
-type Counters = BTreeMap<String, u64>;
+type Counters = BTreeMap<String, Count>;
 
 impl Field<'_> {
     fn counters(&self) -> Result<Counters, String> {
@@ -52,10 +53,10 @@ impl Field<'_> {
             let Answer::Counters(counters) = answer? else {
                 return Err("the counters could not be read".to_owned());
             };
-            for (counter, packets) in counters {
+            for (counter, count) in counters {
                 // What else crosses the host's links, or is IPv6 there, is no concern of ours.
                 if place == "sidecar" || !(is_link(&counter) || counter.starts_with("ipv6/")) {
-                    all.insert(format!("{place} {counter}"), packets);
+                    all.insert(format!("{place} {counter}"), count);
                 }
             }
         }
@@ -74,8 +75,9 @@ fn grown(before: &Counters, after: &Counters) -> Vec<String> {
     let offered = |rule: &str| rule.contains("/dnat-") || rule.contains(" uplink-out/accept-");
     after
         .iter()
-        .filter(|(rule, packets)| {
-            !offered(rule) && before.get(*rule).is_none_or(|old| *packets > old)
+        .filter(|(rule, count)| {
+            let old = before.get(*rule);
+            !offered(rule) && old.is_none_or(|old| count.packets > old.packets)
         })
         .map(|(rule, _)| rule.clone())
         .collect()
@@ -87,13 +89,33 @@ fn is_drop(rule: &str) -> bool {
         .is_some_and(|name| name.starts_with("drop-"))
 }
 
-/// What became of a packet that was sent at `before`.
-fn eaten(field: &Field<'_>, before: &Counters) -> Result<Option<Outcome>, String> {
-    let grown = grown(before, &field.counters()?);
-    Ok(grown
-        .iter()
-        .rfind(|rule| is_drop(rule))
-        .map(|rule| Outcome::pass(format!("{rule} counted it"))))
+/// The rule that has dropped a packet since, of that length if it is known: one that was let through may be answered, and the answer
+/// dropped, by the same rule even.
+fn dropped_by(before: &Counters, after: &Counters, length: Option<u64>) -> Option<String> {
+    let is_it = |rule: &str| {
+        let old = before.get(rule).copied().unwrap_or_default();
+        let Some(new) = after.get(rule) else {
+            return false;
+        };
+        match (new.bytes, length) {
+            (Some(bytes), Some(length)) => {
+                bytes - old.bytes.unwrap_or_default() == (new.packets - old.packets) * length
+            }
+            _ => true,
+        }
+    };
+    let grown = grown(before, after);
+    grown.into_iter().rfind(|rule| is_drop(rule) && is_it(rule))
+}
+
+/// What became of a packet, of that length if it is known, that was sent at `before`.
+fn eaten(
+    field: &Field<'_>,
+    before: &Counters,
+    length: Option<u64>,
+) -> Result<Option<Outcome>, String> {
+    let rule = dropped_by(before, &field.counters()?, length);
+    Ok(rule.map(|rule| Outcome::pass(format!("{rule} counted it"))))
 }
 
 /// How often a packet is sent while others of the stack's are let through, so that what became of it can't be told.
@@ -148,6 +170,45 @@ fn pause(milliseconds: u64) {
     let _ = rustix::event::poll(&mut [], Some(&wait));
 }
 
+/// So long a packet may wait for a processor, in milliseconds.
+const TAKEN_IN: u64 = 10_000;
+
+/// Waits until every processor has been seen with no packet that waits for it: what was sent before has met the rules by then, or
+/// there was none that it met. A link counts a packet as received when it comes to wait.
+fn taken_in() -> Result<(), String> {
+    let read = || std::fs::read_to_string("/proc/net/softnet_stat");
+    let mut busy: Option<BTreeSet<String>> = None;
+    for _ in 0..TAKEN_IN {
+        let told = read().map_err(|e| format!("read /proc/net/softnet_stat: {e}"))?;
+        let now = waited_for(&told);
+        busy = Some(match busy {
+            None => now,
+            Some(before) => before.intersection(&now).cloned().collect(),
+        });
+        // The last of them is taken from its queue before it meets a rule.
+        pause(1);
+        if busy.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Ok(());
+        }
+    }
+    Err(format!(
+        "a processor has not taken in what was sent within {} s: the machine is too busy to tell what became of it",
+        TAKEN_IN / 1000
+    ))
+}
+
+/// The processors that packets wait for, by what `/proc/net/softnet_stat` says: a line for each, hexadecimal, the eleventh of them
+/// from 0 how many wait and the twelfth its number (`softnet_seq_show()`). Before Linux 5.10 it has neither, and none is named.
+fn waited_for(told: &str) -> BTreeSet<String> {
+    let lines = told.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(11);
+        let waiting = u32::from_str_radix(words.next()?, 16).ok()?;
+        let processor = words.next()?;
+        (waiting > 0).then(|| processor.to_owned())
+    });
+    lines.collect()
+}
+
 /// What became of a packet.
 enum Became {
     Known(Outcome),
@@ -162,7 +223,7 @@ fn shoot_once(field: &Field<'_>, from: &Agent, shot: Shot) -> Result<Became, Str
         _ => Err("the process inside answered something else".to_owned()),
     };
     let landing = match ask(&Ask::Send(shot))? {
-        Landing::Sent => match eaten(field, &before)? {
+        Landing::Sent => match eaten(field, &before, None)? {
             Some(outcome) => return Ok(Became::Known(outcome)),
             None => ask(&Ask::Await(PATIENCE))?,
         },
@@ -172,7 +233,7 @@ fn shoot_once(field: &Field<'_>, from: &Agent, shot: Shot) -> Result<Became, Str
         Landing::Answered => Outcome::fail("somebody answered"),
         Landing::Reset => Outcome::fail("ECONNREFUSED: it arrived, and nobody listens there"),
         Landing::Refused(errno) => Outcome::pass(format!("{:?}", nix::Error::from_raw(errno))),
-        Landing::Sent => match eaten(field, &before)? {
+        Landing::Sent => match taken_in().and_then(|()| eaten(field, &before, None))? {
             Some(outcome) => outcome,
             None => return Ok(lost(&before, &field.counters()?)),
         },
@@ -185,7 +246,9 @@ fn lost(before: &Counters, after: &Counters) -> Became {
         .into_iter()
         .partition(|counter| is_link(counter));
     if !grown.is_empty() {
-        return Became::Among(grown);
+        // What a rule has dropped meanwhile was something else.
+        let through = grown.into_iter().filter(|rule| !is_drop(rule));
+        return Became::Among(through.collect());
     }
     Became::Known(match links.as_slice() {
         [link] if link.ends_with(" received") => {
@@ -750,7 +813,7 @@ fn counted_by(
 ) -> Result<Outcome, String> {
     let net = net.as_ref().map_err(Clone::clone)?;
     let count = || match net.ask(&Ask::Counters(APP_TABLE.to_owned()))? {
-        Answer::Counters(counters) => Ok(counters.get(rule).copied().unwrap_or(0)),
+        Answer::Counters(counters) => Ok(counters.get(rule).map_or(0, |count| count.packets)),
         _ => Err("the counters could not be read".to_owned()),
     };
     let before = count()?;
@@ -765,6 +828,10 @@ fn counted_by(
             return Ok(Outcome::pass(format!("{rule} counted it")));
         }
         pause(2);
+    }
+    taken_in()?;
+    if count()? > before {
+        return Ok(Outcome::pass(format!("{rule} counted it")));
     }
     Ok(Outcome::fail(format!(
         "sent, and {rule} has not counted it"
@@ -803,6 +870,7 @@ fn ipv6_attacks(plan: &Plan) -> Vec<Vec<u8>> {
 fn inject(field: &Field<'_>, from: &Result<Agent, String>, link: &str, frame: Vec<u8>) -> Outcome {
     let work = || -> Result<Outcome, String> {
         let from = from.as_ref().map_err(Clone::clone)?;
+        let length = frame.len().checked_sub(ETHERNET).map(|n| n as u64);
         tried(field, || {
             let before = field.counters()?;
             from.ask(&Ask::Inject {
@@ -811,10 +879,14 @@ fn inject(field: &Field<'_>, from: &Result<Agent, String>, link: &str, frame: Ve
             })?;
             // The other processor may have taken it over.
             for _ in 0..20 {
-                if let Some(outcome) = eaten(field, &before)? {
+                if let Some(outcome) = eaten(field, &before, length)? {
                     return Ok(Became::Known(outcome));
                 }
                 pause(2);
+            }
+            taken_in()?;
+            if let Some(outcome) = eaten(field, &before, length)? {
+                return Ok(Became::Known(outcome));
             }
             Ok(lost(&before, &field.counters()?))
         })
@@ -896,6 +968,9 @@ const SYN: u8 = 2;
 /// A hop to the other end, one more for who would forward it, and there it ends.
 const HOPS: u8 = 2;
 
+/// Bytes of its header.
+const ETHERNET: usize = 14;
+
 fn ethernet(to: Mac, from: Mac, kind: u16, packet: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &kind.to_be_bytes(), packet].concat()
 }
@@ -971,7 +1046,10 @@ fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
     covered(from, to, udp_header(port))
 }
 
-/// TCP without data.
+/// A few bytes after what a packet needs. With them it has an odd length, which an answer to it has not: RST, ICMP's errors.
+const ODD: [u8; 3] = [0; 3];
+
+/// TCP with next to no data.
 fn tcp_header(port: u16, flags: u8) -> Payload {
     // Another source port each time, or the kernel would take the second for a repetition of the first.
     let mut random = [0; 2];
@@ -980,6 +1058,7 @@ fn tcp_header(port: u16, flags: u8) -> Payload {
     payload.extend((u16::from_ne_bytes(random) | 0x8000).to_be_bytes());
     payload.extend(port.to_be_bytes());
     payload.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, flags, 0x10, 0, 0, 0, 0, 0]);
+    payload.extend(ODD);
     Payload {
         protocol: 6,
         bytes: payload,
@@ -990,8 +1069,8 @@ fn tcp_header(port: u16, flags: u8) -> Payload {
 fn udp_header(port: u16) -> Payload {
     let mut payload = vec![0x9c, 0x40];
     payload.extend(port.to_be_bytes());
-    payload.extend([0, 12, 0, 0]);
-    payload.extend(b"lrps");
+    payload.extend([0, 8 + ODD.len() as u8, 0, 0]);
+    payload.extend(ODD);
     Payload {
         protocol: 17,
         bytes: payload,
@@ -1001,13 +1080,14 @@ fn udp_header(port: u16) -> Payload {
 
 fn echo(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let mut payload = vec![8, 0, 0, 0, 0x4c, 0x52, 0, 1];
+    payload.extend(ODD);
     let sum = checksum(&payload);
     payload[2..4].copy_from_slice(&sum);
     ipv4(from, to, 1, &payload)
 }
 
-/// A header of UDP without data; its checksum is nobody's concern before a rule has seen it.
-const UDP_TO_DISCARD: [u8; 8] = [0x9c, 0x40, 0, 9, 0, 8, 0, 0];
+/// UDP of an odd length; its checksum is nobody's concern before a rule has seen it.
+const UDP_TO_DISCARD: [u8; 11] = [0x9c, 0x40, 0, 9, 0, 11, 0, 0, 0, 0, 0];
 
 fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).expect("payloads here are a few bytes");
@@ -1023,6 +1103,68 @@ fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn counted(rules: &[(&str, u64, u64)]) -> Counters {
+        let count = |&(rule, packets, bytes): &(&str, u64, u64)| {
+            let bytes = Some(bytes);
+            (rule.to_owned(), Count { packets, bytes })
+        };
+        rules.iter().map(count).collect()
+    }
+
+    #[test]
+    fn a_drop_of_another_length_is_of_another_packet() {
+        let rule = "sidecar guard/drop-uplink-bypass";
+        let before = counted(&[(rule, 5, 500)]);
+        let dropped = |packets, bytes| {
+            let after = counted(&[(rule, packets, bytes)]);
+            dropped_by(&before, &after, Some(51))
+        };
+        assert_eq!(dropped(6, 551).as_deref(), Some(rule));
+        // It has been sent again.
+        assert_eq!(dropped(7, 602).as_deref(), Some(rule));
+        // The answer to it; itself or something beside it can't be told; nothing.
+        assert_eq!(dropped(6, 596), None);
+        assert_eq!(dropped(7, 647), None);
+        assert_eq!(dropped(5, 500), None);
+        let after = counted(&[(rule, 6, 596)]);
+        assert_eq!(dropped_by(&before, &after, None).as_deref(), Some(rule));
+        // And it is no rule that has let something through.
+        assert!(matches!(lost(&before, &after), Became::Among(rules) if rules.is_empty()));
+        let new = counted(&[("sidecar forward/drop-new", 1, 51)]);
+        let by = dropped_by(&Counters::new(), &new, Some(51));
+        assert_eq!(by.as_deref(), Some("sidecar forward/drop-new"));
+    }
+
+    #[test]
+    fn the_processors_that_packets_wait_for_are_known() {
+        let line = |waiting: &str, processor: &str| {
+            format!(
+                "03f16750 00000000 {}{waiting} {processor} 00000000 00000000\n",
+                "00000000 ".repeat(9)
+            )
+        };
+        let none = BTreeSet::new();
+        let both = line("00000000", "00000000") + &line("00000000", "00000001");
+        assert_eq!(waited_for(&both), none);
+        let second = line("00000000", "00000000") + &line("0000001f", "0000000b");
+        assert_eq!(waited_for(&second), BTreeSet::from(["0000000b".to_owned()]));
+        // As Linux 5.4 says it.
+        assert_eq!(
+            waited_for("03f16750 00000000 00000028 0 0 0 0 0 0 0 0\n"),
+            none
+        );
+        // Of the kernel that this runs on.
+        let told = std::fs::read_to_string("/proc/net/softnet_stat").unwrap();
+        let processors: Vec<_> = told
+            .lines()
+            .map(|line| line.split_whitespace().nth(12))
+            .collect();
+        assert!(
+            !processors.is_empty() && processors.iter().all(Option::is_some),
+            "{told}"
+        );
+    }
 
     #[test]
     fn a_checksum_over_a_packet_with_its_checksum_is_nothing() {
@@ -1044,8 +1186,8 @@ mod tests {
 
     #[test]
     fn a_packet_that_only_an_accept_has_counted_was_let_through() {
-        let before = Counters::from([("sidecar forward/accept-published".to_owned(), 1)]);
-        let after = Counters::from([("sidecar forward/accept-published".to_owned(), 2)]);
+        let before = counted(&[("sidecar forward/accept-published", 1, 60)]);
+        let after = counted(&[("sidecar forward/accept-published", 2, 120)]);
         assert!(matches!(lost(&before, &after), Became::Among(rules) if rules.len() == 1));
         let nothing = lost(&before, &before);
         assert!(matches!(nothing, Became::Known(outcome) if outcome.verdict == Verdict::Unknown));
