@@ -139,6 +139,31 @@ fn stacks_share_one_table_that_outlives_who_made_it_and_goes_with_the_last() {
 }
 
 #[test]
+fn what_down_has_told_to_end_is_out_of_the_hosts_rules_when_it_returns() {
+    if !look::machine() {
+        return;
+    }
+    let lab = lab();
+    let tables = || lab.ok(&["nft", "list", "tables"]);
+    for name in ["one", "two"] {
+        up(&lab, name);
+    }
+    lab.lrpns_ok(&["down", "one"]);
+    assert_eq!(tables(), "table inet lrpns.host\ntable netdev lrpns-two\n");
+    assert_eq!(part(&lab, "one"), "");
+    assert_answers(&lab, &["two"]);
+    lab.lrpns_ok(&["down", "two"]);
+    assert_eq!(tables(), "");
+    // Whoever closes the sockets keeps no new table from being made.
+    for name in NAMES {
+        up(&lab, name);
+    }
+    assert_answers(&lab, &NAMES);
+    lab.lrpns_ok(&["down", "--all"]);
+    assert_eq!(tables(), "");
+}
+
+#[test]
 fn nobody_takes_the_table_away() {
     if !look::machine() {
         return;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::host_rules::HostRules;
 use super::interrupt::{Heard, Interrupts, tell};
 use super::{end_whoever_is, ended, ghosts};
 use crate::commands::failure::{Failure, chain};
@@ -28,12 +29,14 @@ use crate::text::harmless_lines;
 /// Takes one stack down.
 pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
     let state = Host::state_root();
-    let went = take_down(&state, stack)?;
+    let mut rules = HostRules::of(&state, std::slice::from_ref(stack));
+    let went = take_down(&state, stack, &mut rules)?;
     // It looks at every process of the machine. Those of a stack that was there have ended with it.
     if !went {
         end_ghosts(&state)?;
     }
-    sweep(&state)?;
+    sweep(&state, &mut rules)?;
+    rules.close();
     cgroup::tidy(root());
     state.tidy();
     let said = if went {
@@ -48,8 +51,9 @@ pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
 /// Takes every stack of this user down; goes on after a failure.
 pub fn all() -> Result<ExitCode, Failure> {
     let state = Host::state_root();
-    let mut failures = vec![];
+    let (mut failures, mut rules) = (vec![], HostRules::default());
     for some in state.stacks()?.chunks(AT_ONCE) {
+        rules.and(HostRules::of(&state, some));
         // They end beside each other; what came of it is heard below, stack by stack.
         let ask = |stack| {
             let client = Client::connect(&state.control(stack)).ok()?;
@@ -57,18 +61,19 @@ pub fn all() -> Result<ExitCode, Failure> {
         };
         let asked: Vec<Option<Client>> = some.iter().map(ask).collect();
         for (stack, asked) in some.iter().zip(asked) {
-            match take_down(&state, stack) {
+            match take_down(&state, stack, &mut rules) {
                 Ok(went) if went || asked.is_some() => eprintln!("{stack} is down"),
                 Ok(_) => {}
                 Err(e) => failures.push(format!("{stack}: {}", e.message)),
             }
         }
     }
-    for tidied in [end_ghosts(&state), sweep(&state)] {
+    for tidied in [end_ghosts(&state), sweep(&state, &mut rules)] {
         if let Err(e) = tidied {
             failures.push(e.message);
         }
     }
+    rules.close();
     cgroup::tidy(root());
     if failures.is_empty() {
         state.tidy();
@@ -110,7 +115,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     if root() {
         removed += end_ghosts(&state)?;
         removed += in_runtime(net::remove_leftover_links(&alive))?;
-        removed += sweep(&state)?;
+        removed += sweep(&state, &mut HostRules::default())?;
     }
     files::tidy(&Host::logs());
     if all {
@@ -167,9 +172,10 @@ fn end_whom_it_left(state: &StateRoot, stack: &StackName) -> Result<(), Failure>
 }
 
 /// Takes a stack down, whether its supervisor lives or not; `false` when there was nothing.
-fn take_down(state: &StateRoot, stack: &StackName) -> Result<bool, Failure> {
+fn take_down(state: &StateRoot, stack: &StackName, rules: &mut HostRules) -> Result<bool, Failure> {
     let (owner, beside) = (supervisor(state, stack), state.directories()?);
     let was_there = take_down_what_is_there(state, stack)?;
+    rules.remove_at_link(stack);
     if let Some(owner) = owner {
         let _global = state.lock()?;
         // Beside it nobody had its ids; who was brought up since may.
@@ -357,9 +363,12 @@ fn force(stack: &StackName, client: &Client, silent: Duration) -> Result<(), Fai
 }
 
 /// Removes parts of the host's table that are of no stack that lives; how many there were. Whoever has the table is asked
-/// for it; without a stack that has a part in it there is none.
-fn sweep(state: &StateRoot) -> Result<usize, Failure> {
+/// for it, unless it is at hand; without a stack that has a part in it there is none.
+fn sweep(state: &StateRoot, rules: &mut HostRules) -> Result<usize, Failure> {
     let unable = |e: firewall::SharedError| Failure::unable(format!("tidy the host's table: {e}"));
+    if let Some(swept) = rules.sweep(state) {
+        return swept.map_err(unable);
+    }
     if !root() || !Shared::is_there().map_err(unable)? {
         return Ok(0);
     }
@@ -390,9 +399,9 @@ fn host_table(state: &StateRoot, stack: &StackName) -> std::io::Result<Option<Ow
 }
 
 /// How long a supervisor may take to hand it over.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-fn root() -> bool {
+pub(super) fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 

@@ -17,6 +17,7 @@ mod gate;
 mod ghosts;
 mod graph;
 mod help;
+mod host_rules;
 mod init;
 mod installed;
 mod interrupt;

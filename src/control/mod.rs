@@ -81,6 +81,9 @@ pub enum Request {
     /// The socket that owns the table of the host's that stacks share ([`crate::firewall::Shared`]): [`Reply::Done`] with
     /// that descriptor, or a refusal by who has no part in it.
     HostTable,
+    /// The same for who takes the stack down, and then the socket that owns the rules at the stack's own link: so who has them
+    /// takes all of the host's rules away in transactions, and the supervisor need not wait for what closing them takes.
+    HostRules,
     /// The log; with `follow` until either side ends.
     Logs {
         /// Which lines.

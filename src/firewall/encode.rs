@@ -99,7 +99,7 @@ pub fn encode_together(rules: &[&Nftables<'_>]) -> Result<Batch, EncodeError> {
 pub fn encode_without(table: &str) -> Batch {
     let mut encoder = Encoder::begin(0);
     encoder.table("inet", table);
-    encoder.no_table("inet", table);
+    encoder.no_table(libc::NFPROTO_INET, table);
     encoder.finish()
 }
 
@@ -308,8 +308,9 @@ impl Encoder {
     }
 
     /// Delete, with all its content.
-    fn no_table(&mut self, family: &str, name: &str) {
-        let label = format!("table {family} {name}");
+    pub(super) fn no_table(&mut self, family: libc::c_int, name: &str) {
+        self.family = family;
+        let label = format!("table {name}");
         self.message(libc::NFT_MSG_DELTABLE, 0, label, |table| {
             table.text(NFTA_TABLE_NAME, name);
         });

@@ -57,6 +57,6 @@ pub use ruleset::{
     closed_host_rules, end_table, host_rules, host_table, is_of, is_ours, sidecar_rules,
     uplink_rules, without_chain,
 };
-pub use shared::{Shared, SharedError, TABLE as SHARED_TABLE, alone};
+pub use shared::{AtLink, Shared, SharedError, TABLE as SHARED_TABLE, alone};
 pub use text::{TextError, to_text};
 pub use update::{UpdateError, Updated, common, update, update_sidecar};

@@ -267,12 +267,45 @@ impl Shared {
     /// [`SharedError`]; then nothing has changed.
     pub fn sweep(&self, lives: impl Fn(&str) -> bool) -> Result<usize, SharedError> {
         let _held = self.lock()?;
+        if !self.owns()? {
+            return Ok(0);
+        }
         let mut out = Encoder::begin(0);
         let gone = self.encode_leave(&mut out, |stack| !lives(stack))?;
         if gone > 0 {
             transact(&self.socket, &out.finish())?;
         }
         Ok(gone)
+    }
+
+    /// Whether the table is still this socket's: who takes stacks down may have removed it, and somebody made another. Under the lock.
+    fn owns(&self) -> Result<bool, SharedError> {
+        let owner = self.socket.address().map_err(SharedError::Read)?;
+        let there = tables(&self.socket).map_err(SharedError::Read)?;
+        Ok(there.contains(&(TABLE.to_owned(), Some(owner))))
+    }
+
+    /// Removes the whole table. No stack may have the socket, nor be about to get it from somebody who has.
+    ///
+    /// The kernel would do it when the socket is closed, and have who closes it wait for every processor.
+    ///
+    /// # Errors
+    /// [`SharedError`]; then nothing has changed.
+    pub fn remove(self) -> Result<Socket, SharedError> {
+        let held = self.lock()?;
+        if self.owns()? {
+            let mut out = Encoder::begin(0);
+            out.no_table(libc::NFPROTO_INET, TABLE);
+            transact(&self.socket, &out.finish())?;
+        }
+        drop(held);
+        Ok(self.socket)
+    }
+
+    /// The socket alone.
+    #[must_use]
+    pub fn into_socket(self) -> Socket {
+        self.socket
     }
 
     /// Writes the end of the parts of some stacks; how many they are.
@@ -342,6 +375,31 @@ impl Shared {
             }
         }
         Ok(asked.values().filter(|goes| **goes).count())
+    }
+}
+
+/// The socket that owns the rules at a stack's own link, from its supervisor.
+pub struct AtLink(Socket);
+
+impl AtLink {
+    /// # Errors
+    /// [`LoadError::Open`]: it is no netlink socket for netfilter.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
+        Ok(Self(Socket::taken(fd)?))
+    }
+
+    /// Removes those rules, if they are there and this socket owns them, and gives the socket back. As with [`Shared::remove`],
+    /// the kernel would when it is closed.
+    pub fn remove(self, stack: &StackName) -> Socket {
+        let mut out = Encoder::begin(0);
+        out.no_table(libc::NFPROTO_NETDEV, &super::host_table(stack));
+        // To the kernel, whomever a supervisor that was taken over has connected it to. What can't be removed goes with the socket.
+        let kernel = netlink_sys::SocketAddr::new(0, 0);
+        let _ = self
+            .0
+            .0
+            .send_to(&out.finish().bytes, &kernel, libc::MSG_DONTWAIT);
+        self.0
     }
 }
 

@@ -164,6 +164,13 @@ impl Listener {
         }
     }
 
+    /// Has who is translated from now on come to it.
+    pub fn is_passed_by_no_more(&self) {
+        if self.protocol == Protocol::Tcp {
+            let _ = nix::sys::socket::setsockopt(&*self.socket, IpTransparent, &false);
+        }
+    }
+
     /// Leaves it to who else has it: whoever connects from now on waits.
     pub fn leave(&self) {
         let _ = match self.protocol {

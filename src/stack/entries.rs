@@ -12,21 +12,16 @@ use nftables::schema::Nftables;
 use super::error::StackError;
 use super::ground::{EndTable, Ground};
 use super::listening::ASK_EVERY;
-use super::within_limit;
 use crate::config::Protocol;
 use crate::firewall;
 use crate::names::PartName;
 use crate::net::Listening;
 use crate::net::publish::Listener;
-use crate::plan::Transport;
 
 /// How long the kernel may take to deliver what an app that has ended had written, and the relay to hand it on.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(1);
 /// How long who has begun to connect may take to get through to the relay.
 const ACCEPTED_WITHIN: Duration = Duration::from_secs(1);
-/// How long closing the entry ports may take: nobody waits longer for it to end an app.
-const CLOSES_WITHIN: Duration = Duration::from_secs(2);
-
 /// Closes ports that a relay still accepts at, when it has accepted who is there. A listening socket that is closed resets
 /// who has connected and was not accepted, and who was answered and has not said so yet: so nobody new is answered, and
 /// those few are waited for.
@@ -106,38 +101,18 @@ impl Ground {
         Ok(())
     }
 
-    /// Lets nobody in any more, and leaves who is in: the listening sockets refuse, and the sidecar takes nobody new to an
-    /// app. The host's table is not asked: this process has dropped what changing it takes, so who comes by DNAT is dropped
-    /// by the sidecar, and tries again. A socket that a service manager has too is left to it, with who connects there from
-    /// now on, unless the stack ends `for_good` and it is kept for the next start alone.
-    ///
-    /// # Errors
-    /// [`StackError`] of the sidecar's rules; the sockets refuse all the same.
-    pub async fn close_entries(&self, for_good: bool) -> Result<(), StackError> {
+    /// Lets nobody in any more, and leaves who is in: the listening sockets refuse, and what the host's table translates is who passes
+    /// by such a socket. One that a service manager has too is left to it, with who connects there from now on, unless the stack
+    /// ends `for_good` and it is kept for the next start alone.
+    pub async fn close_entries(&self, for_good: bool) {
         let outlives = |listener: &&Listener| listener.outlives(for_good);
         let (left, closing): (Vec<_>, Vec<_>) = self.listeners.iter().partition(outlives);
         left.into_iter().for_each(Listener::leave);
+        // As long as they wait for who is there, who is new comes to them.
+        closing
+            .iter()
+            .for_each(|listener| listener.is_passed_by_no_more());
         close(closing).await;
-        let mut closed = self.plan.clone();
-        let mut by_dnat = false;
-        for app in &mut closed.apps {
-            let (tcp, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut app.publish)
-                .into_iter()
-                .partition(|publish| publish.protocol == Protocol::Tcp);
-            by_dnat |= tcp.iter().any(|publish| publish.via == Transport::Dnat);
-            app.publish = rest;
-            app.closing.extend(tcp);
-        }
-        if !by_dnat {
-            return Ok(());
-        }
-        let limit = CLOSES_WITHIN;
-        within_limit(
-            limit,
-            "close the entry ports",
-            self.update_rules(&self.plan, &closed),
-        )
-        .await
     }
 
     /// Every network namespace in which an app may listen.

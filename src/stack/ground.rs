@@ -150,7 +150,7 @@ pub enum EndTable {
         /// The table of which this stack has a part.
         shared: Arc<Shared>,
         /// What owns the rules at the link itself.
-        at_link: firewall::Socket,
+        at_link: Arc<firewall::Socket>,
     },
 }
 
@@ -234,7 +234,7 @@ impl Ground {
                 rtnl: Rtnl::open()?,
                 rules: EndTable::Host {
                     shared,
-                    at_link: firewall::Socket::open()?,
+                    at_link: Arc::new(firewall::Socket::open()?),
                 },
             },
             (None, None) => return Err(missing()),

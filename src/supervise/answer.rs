@@ -35,7 +35,9 @@ impl Supervisor {
             }
             Request::Brief => Reply::Brief(Box::new(Brief::of(&self.status()))),
             Request::Down | Request::Kill => unreachable!("run ends the loop with it"),
-            Request::Apply(_) | Request::HostTable => unreachable!("it does not come this way"),
+            Request::Apply(_) | Request::HostTable | Request::HostRules => {
+                unreachable!("it does not come this way")
+            }
             Request::Restart { .. } | Request::Replace { .. } if self.stopping => {
                 let stack = &self.ground.plan.stack;
                 let hint = format!("lrpns status {stack} says what is waited for");

@@ -133,8 +133,9 @@ async fn converse(
     let Ok(Ok(Some((request, fds)))) = asked.await else {
         return;
     };
-    if matches!(request, Request::HostTable) {
-        let _ = tokio::time::timeout(ASKS_WITHIN, offer.answer(&channel)).await;
+    if matches!(request, Request::HostTable | Request::HostRules) {
+        let at_link = matches!(request, Request::HostRules);
+        let _ = tokio::time::timeout(ASKS_WITHIN, offer.answer(&channel, at_link)).await;
         return;
     }
     if matches!(request, Request::Down | Request::Kill) {

@@ -20,7 +20,7 @@ use crate::config::Stop;
 use crate::control::evidence::{By, Remains};
 use crate::control::{PartState, Request};
 use crate::part::container::Event as ContainerEvent;
-use crate::stack::{Ground, PartId, StackError, Wait};
+use crate::stack::{Ground, PartId, Wait};
 use crate::text::duration;
 
 /// How long it may take, once nobody new is let in, until who is there is with an app that accepts.
@@ -66,7 +66,7 @@ impl Supervisor {
         };
         let mut wait = Wait::begin();
         tokio::pin!(ending);
-        let (closed, went) = loop {
+        let went = loop {
             tokio::select! {
                 biased;
                 done = &mut ending => break done,
@@ -89,10 +89,6 @@ impl Supervisor {
                 }
             }
         };
-        if let Err(e) = closed {
-            let text = format!("new connections were let in to the end: {e}");
-            self.journal.write(event_line("sidecar".to_owned(), text));
-        }
         for (id, _) in went.into_iter().filter(|(_, went)| !went) {
             self.say_to_all(ground.name(id), LINGERS.to_owned());
         }
@@ -227,22 +223,21 @@ struct Alive {
 
 impl Alive {
     /// Ends them. Listening ends first, and what is under way is carried on: apps get their signal and their time, then the relay
-    /// has what they have written last to hand on. Whatever is waited for is `killed_at_once` when that says so. Gives back
-    /// whether the entries could be closed, and of each part whether it went.
+    /// has what they have written last to hand on. Whatever is waited for is `killed_at_once` when that says so. Gives back of
+    /// each part whether it went.
     async fn end(
         self,
         ground: &Ground,
         for_good: bool,
         killed_at_once: watched::Receiver<bool>,
-    ) -> (Result<(), StackError>, Vec<(PartId, bool)>) {
+    ) -> Vec<(PartId, bool)> {
         let Self {
             apps,
             relays,
             egress,
             sidecar,
         } = self;
-        // What it is refused is told by the caller; the apps end all the same.
-        let closed = ground.close_entries(for_good).await;
+        ground.close_entries(for_good).await;
         // They have accepted whoever was there, and apps that are asked to end close their sockets to who waits at them.
         let handed_over = futures_util::future::join_all(relays.iter().map(Awaited::hand_over));
         let there = async {
@@ -277,7 +272,7 @@ impl Alive {
         for (id, process) in relays.chain(egress).chain(sidecar) {
             went.push((id, process.kill().await));
         }
-        (closed, went)
+        went
     }
 }
 

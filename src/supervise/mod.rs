@@ -301,6 +301,7 @@ pub async fn run(
         false => give_up(&stack.ground.plan),
         true => privileges::read().map_err(StackError::Supervisor),
     }?;
+    offer.complete(&stack.host_table);
     let (mut supervisor, mut early) = starting.supervise(stack, privileges, gated, changed, life);
     if let Some(gate) = gate {
         let mut auditor = Channel::new(gate.auditor).map_err(io_error("watch the audit"))?;

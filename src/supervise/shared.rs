@@ -4,18 +4,18 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::refused;
 use crate::control::{Reply, Request};
-use crate::firewall::{Shared, SharedError};
+use crate::firewall::{self, Shared, SharedError};
 use crate::names::StackName;
 use crate::plan::{Plan, UplinkEnd};
 use crate::protocol::Channel;
-use crate::stack::StackError;
+use crate::stack::{EndTable, StackError};
 use crate::state::{Liveness, StateRoot};
 
 /// How many supervisors are asked at once: any of them will do.
@@ -28,30 +28,50 @@ const FOUND_WITHIN: Duration = Duration::from_secs(5);
 /// goes with its owner (`nft_rcv_nl_event()` of net/netfilter/nf_tables_api.c).
 const ASKED_EVERY: Duration = Duration::from_millis(5);
 
-/// The table as this supervisor hands it to others, once it has it, and until its end.
+/// What this supervisor has of the host's rules, as it hands it to others: once it has it, and until its end.
 #[derive(Clone, Default)]
-pub(super) struct Offer(Arc<Mutex<Option<Arc<Shared>>>>);
+pub(super) struct Offer(Arc<Mutex<Offered>>);
+
+#[derive(Clone, Default)]
+struct Offered {
+    table: Option<Arc<Shared>>,
+    /// What owns the rules at the stack's own link, once they are in force.
+    at_link: Option<Arc<firewall::Socket>>,
+}
 
 impl Offer {
-    fn set(&self, table: Option<Arc<Shared>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = table;
+    fn held(&self) -> MutexGuard<'_, Offered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a stack that is up has.
+    pub(super) fn complete(&self, end: &EndTable) {
+        if let EndTable::Host { at_link, .. } = end {
+            self.held().at_link = Some(Arc::clone(at_link));
+        }
     }
 
     /// It is handed to nobody any more.
     pub(super) fn withdraw(&self) {
-        self.set(None);
+        let mut held = self.held();
+        (held.table, held.at_link) = (None, None);
     }
 
-    fn get(&self) -> Option<Arc<Shared>> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.clone()
-    }
-
-    /// Answers [`Request::HostTable`].
-    pub(super) async fn answer(&self, channel: &Channel) -> io::Result<()> {
+    /// Answers [`Request::HostTable`], and [`Request::HostRules`] with what is `at_link` as well.
+    pub(super) async fn answer(&self, channel: &Channel, at_link: bool) -> io::Result<()> {
         use std::os::fd::AsFd;
-        match self.get() {
-            Some(table) => channel.send(&Reply::Done, &[table.as_fd()]).await,
+        let held = self.held().clone();
+        let at_link_too = held.at_link.filter(|_| at_link);
+        match held.table {
+            Some(_) if at_link && at_link_too.is_none() => {
+                let why = "it is not up yet".to_owned();
+                channel.send(&refused(why, None), &[]).await
+            }
+            Some(table) => {
+                let fds = std::iter::once(table.as_fd());
+                let fds = fds.chain(at_link_too.iter().map(|socket| socket.as_fd()));
+                channel.send(&Reply::Done, &fds.collect::<Vec<_>>()).await
+            }
             None => {
                 let why = "it has no part in the host's table".to_owned();
                 channel.send(&refused(why, None), &[]).await
@@ -82,7 +102,7 @@ pub(super) async fn table(plan: &Plan, offer: &Offer) -> Result<Option<Arc<Share
     };
     table.sweep(|stack| lives(&state, stack))?;
     let table = Arc::new(table);
-    offer.set(Some(Arc::clone(&table)));
+    offer.held().table = Some(Arc::clone(&table));
     Ok(Some(table))
 }
 
