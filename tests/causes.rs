@@ -220,9 +220,13 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
         (
             program("/etc/quiet.conf"),
             quiet,
-            "volumes = [\"/etc/quiet.conf:/etc/quiet.conf\"]",
+            "volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet.conf:/etc/quiet.conf\"]",
         ),
-        (program("x"), quiet, "volumes = [\"/etc/quiet:/etc/quiet\"]"),
+        (
+            program("x"),
+            quiet,
+            "volumes = [\"/run/lab/quiet:/srv/quiet:exec\", \"/etc/quiet:/etc/quiet\"]",
+        ),
         // One of several, and one that the host has not either.
         (
             shell("non-existent configuration file(s): /etc/nowhere:/etc/quiet.conf"),
@@ -299,6 +303,12 @@ fn files_that_a_server_does_not_find_or_may_not_read_have_the_line_that_brings_t
             shell("Failed loading /etc/quiet/shut"),
             "volumes = [\"/etc/quiet:/etc/quiet\"]",
             "secrets = [\"shut=/etc/quiet/shut\"]",
+        ),
+        // What is root's alone, to one that begins as root.
+        (
+            shell("Failed loading /etc/quiet/shut"),
+            "ids = \"range\"\nvolumes = [\"/etc/quiet:/etc/quiet\"]",
+            "volumes = [\"/etc/quiet:/etc/quiet\", \"/etc/quiet/shut:/etc/quiet/shut:ro,owners\"]",
         ),
         // One that looks whose its files are, which are root's.
         (
@@ -857,7 +867,7 @@ fn one_that_comes_up_and_ends_a_moment_later_is_told_why_by_status_and_logs() {
     // Once it has been up, it does not come so far again.
     let code = "import os, socket, sys\ns = socket.socket()\n\
                 if not os.path.exists('/state/up'):\n\
-                \x20s.bind(('0.0.0.0', 8000)); s.listen(); s.accept(); open('/state/up', 'w')\n\
+                \x20s.bind(('0.0.0.0', 8000)); s.listen(); s.accept(); s.accept(); open('/state/up', 'w')\n\
                 sys.exit('bind() to [::]:6380 failed (13: Permission denied)')";
     let more = format!(
         "publish = [\"9000:8000\"]\nvolumes = [\"{}:/state:rw\"]",
@@ -865,6 +875,8 @@ fn one_that_comes_up_and_ends_a_moment_later_is_told_why_by_status_and_logs() {
     );
     let (code, said) = told(&lab, &[PYTHON, "-c", code], &more);
     assert_eq!(code, 0, "{said}");
+    // Its first one was whoever looked whether it answers.
+    drop(lab.connect("127.0.0.1:9000").unwrap());
     logged(&lab, "is started again");
     for said in advised(&lab) {
         assert!(
@@ -981,7 +993,7 @@ fn a_server_that_has_ended_for_good_is_told_why_afterwards() {
         ),
     ] {
         let code = format!(
-            "import socket, sys\ns = socket.socket()\ns.bind(('0.0.0.0', 8000)); s.listen(); s.accept()\n{ends}"
+            "import socket, sys\ns = socket.socket()\ns.bind(('0.0.0.0', 8000)); s.listen(); s.accept(); s.accept()\n{ends}"
         );
         let (code, said) = told(
             &lab,
@@ -989,6 +1001,7 @@ fn a_server_that_has_ended_for_good_is_told_why_afterwards() {
             "publish = [\"9000:8000\"]\nrestart = \"no\"",
         );
         assert_eq!(code, 0, "{said}");
+        drop(lab.connect("127.0.0.1:9000").unwrap());
         until("its end", || {
             let status = lab.lrpns(&["status", "web", "--json"]).stdout;
             let status: serde_json::Value = serde_json::from_slice(&status).ok()?;
@@ -1081,4 +1094,41 @@ fn what_a_server_wrote_to_its_log_in_memory_is_said_when_it_fails_and_only_then(
     let said = lab.lrpns(&["logs", "web"]);
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(!said.contains("/srv/no/thing"), "{said}");
+}
+
+#[test]
+fn one_that_goes_to_the_background_once_it_listens_is_not_said_to_be_up() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // What it leaves has the socket; it itself is busy for a moment and ends.
+    let code = "import os, signal, socket, time
+s = socket.socket(); s.bind(('0.0.0.0', 8000)); s.listen()
+if os.fork() == 0: signal.pause()
+end = time.monotonic() + 0.05
+while time.monotonic() < end: pass
+os._exit(0)";
+    let more = "publish = [\"9000:8000\"]\nrestart = \"no\"";
+    let (code_of, said) = told(&lab, &[PYTHON, "-c", code], more);
+    assert_eq!(code_of, 1, "{said}");
+    assert!(
+        said.contains("app listened, and then ended with exit status 0")
+            && said.contains("forks = true"),
+        "{said}"
+    );
+    let (code_of, said) = told(
+        &lab,
+        &[PYTHON, "-c", code],
+        &format!("{more}\nforks = true"),
+    );
+    assert_eq!(code_of, 0, "{said}");
+    lab.lrpns_ok(&["down", "web"]);
+    // One that is only busy is up.
+    let busy = code
+        .replace("os._exit(0)", "signal.pause()")
+        .replace("0.05", "1");
+    let (code_of, said) = told(&lab, &[PYTHON, "-c", &busy], more);
+    assert_eq!(code_of, 0, "{said}");
+    lab.lrpns_ok(&["down", "web"]);
 }

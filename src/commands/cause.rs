@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use super::installed::{Entry, Installed, is_plain};
 use super::options;
+use crate::accounts::Accounts;
 use crate::config::{Protocol, Rootfs, SECRETS, Secret, Source, Tmpfs, Volume, joined};
 use crate::plan::resolve::shared_memory;
 use crate::plan::{APP_ID, AppPlan, PublishPlan};
@@ -661,8 +662,10 @@ impl Case<'_> {
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }
+        let mut said = self.said.iter().rev().take(LINES);
+        let asks = said.any(|line| wants_root(&line.to_lowercase()));
         if installed.as_root
-            && !installed.is_read_by_its_user()
+            && (asks || !installed.is_read_by_its_user())
             && let Some(hint) = self.begins_as_root()
         {
             return Some(hint);
@@ -748,10 +751,20 @@ impl Case<'_> {
         // Whose files it looks whose they are.
         let said = self.said.iter().rev().take(LINES).filter(|_| range);
         let owned = said.filter(|line| complains_of_an_owner(&line.to_lowercase()));
-        let owned: BTreeMap<PathBuf, PathBuf> = owned.filter_map(|line| self.owned(line)).collect();
+        let mut owned: BTreeMap<PathBuf, PathBuf> =
+            owned.filter_map(|line| self.owned(line)).collect();
+        // What it says that it could not read, which root reads.
+        let logged = self.logged();
+        let logged = logged.iter().flat_map(|(_, lines)| lines);
+        let said = self.said.iter().rev().take(LINES).chain(logged);
+        let said = said.filter(|_| range).flat_map(|line| paths(line));
+        owned.extend(
+            said.filter(|path| is_shut(path))
+                .map(|path| (path.clone(), path)),
+        );
         let owned = owned.into_iter().filter(|(at, _)| {
             let mut all = self.app.volumes.iter().map(|v| &v.path);
-            !all.any(|path| path == at) && volumes.iter().all(|new| new.path != *at)
+            !all.any(|path| path == at) && volumes.iter().all(|new| !at.starts_with(&new.path))
         });
         let owned = owned.map(|(at, host)| format!("{}:{}:ro,owners", shown(&host), shown(&at)));
         let all: Vec<String> = kept.chain(new).chain(named).chain(owned).collect();
@@ -814,8 +827,10 @@ impl Case<'_> {
         {
             line("workdir", format!("\"{workdir}\""));
         }
-        let goes = installed.forks || self.exit == Some(Exit::Status(0));
-        if goes && !self.app.forks && self.foreground().is_none() && !self.told_to_stay() {
+        // One that has ended so was told something else by what others stay by (`-D`).
+        let gone = self.exit == Some(Exit::Status(0));
+        let stays = self.told_to_stay() && !gone;
+        if (installed.forks || gone) && !self.app.forks && self.foreground().is_none() && !stays {
             line("forks", "true".to_owned());
         }
         let own = ["PATH", "HOME", "HOSTNAME"];
@@ -975,31 +990,14 @@ impl Case<'_> {
                 return hint;
             }
         }
-        let wants_root = has(&[
-            "run as root",
-            "running as root",
-            "started as root",
-            "must be root",
-            "be root to",
-            "root privileges",
-            "superuser",
-        ]);
-        // Some refuse to be root, too.
-        let not_root = has(&[
-            "not be run as root",
-            "not run as root",
-            "do not run",
-            "never run",
-        ]);
-        if wants_root
-            && !not_root
+        if wants_root(&lower)
             && self.app.ids.uid != 0
             && let Some(hint) = self.begins_as_root()
         {
             return Some(hint);
         }
         // Some do not say that it was not permitted.
-        let drops = has(&["drop privileges", "drop root", "dropping privileges"])
+        let drops = has(&["drop privilege", "drop root", "dropping privilege"])
             || has(&["setuid", "setgid", "setgroups", "initgroups"])
                 // The kernel says so of an id that the user namespace does not map.
                 && has(&["fail", "error", "invalid argument", "einval"]);
@@ -1507,8 +1505,11 @@ impl Case<'_> {
             // A server's own directory holds what its file refers to.
             let whole = parent.starts_with("/etc") && parent != Path::new("/etc");
             let path = shown(if whole { parent } else { path });
+            let kept = self.app.volumes.iter().map(volume);
+            let all: Vec<String> = kept.chain([format!("{path}:{path}")]).collect();
             return Some(format!(
-                "{path} is the host's and not in the app's root: volumes = [\"{path}:{path}\"]"
+                "{path} is the host's and not in the app's root: volumes = {}",
+                list(&all)
             ));
         }
         if path.starts_with("/etc") {
@@ -1602,10 +1603,21 @@ impl Case<'_> {
         let own = |volume: &Volume| {
             !volume.writable && host.starts_with(&volume.host) && path.starts_with("/etc")
         };
-        if self.app.volumes.iter().any(own)
+        if (self.app.volumes.iter().any(own) || self.is_of_a_group(&meta))
             && let Some(hint) = self.begins_as_root()
         {
             return Some(hint);
+        }
+        if self.app.ids.is_range() && !self.is_rootless() {
+            // Its root reads it, as on the host.
+            let kept = self.app.volumes.iter().map(volume);
+            let own = format!("{0}:{1}:ro,owners", shown(&host), shown(path));
+            let all: Vec<String> = kept.chain([own]).collect();
+            return Some(format!(
+                "{} is root's alone, and the app begins as root of its own: volumes = {}",
+                shown(&host),
+                list(&all)
+            ));
         }
         let name = host.file_name()?.to_str()?;
         let name = match Secret::may_be_called(name) {
@@ -1617,6 +1629,18 @@ impl Case<'_> {
             shown(&host),
             host.display()
         ))
+    }
+
+    /// Whether the host's user whom it runs as reads such a file by one more group that he is in: within he has one, or a range.
+    fn is_of_a_group(&self, meta: &std::fs::Metadata) -> bool {
+        let accounts = Accounts::of(Path::new("/")).unwrap_or_default();
+        let Some((name, _)) = accounts.user(self.app.ids.uid) else {
+            return false;
+        };
+        let mut groups = accounts.groups.values();
+        meta.mode() & 0o040 != 0
+            && groups
+                .any(|group| group.gid == meta.gid() && group.members.contains(&name.to_owned()))
     }
 
     fn not_permitted(&self, line: &str) -> String {
@@ -1634,7 +1658,7 @@ impl Case<'_> {
                     "set user",
                     "set group",
                     "change user",
-                    "drop privileges",
+                    "drop privilege",
                     "switch user",
                     "prctl",
                     "capset",
@@ -1726,6 +1750,15 @@ fn set_by_default(line: &str) -> Option<&str> {
     name.trim().chars().all(is_name).then_some(line)
 }
 
+/// Whether it is a file of the host's configuration that not everybody reads.
+fn is_shut(path: &Path) -> bool {
+    let meta = std::fs::symlink_metadata(path);
+    path.starts_with("/etc")
+        && is_plain(path)
+        && path.components().count() > 3
+        && meta.is_ok_and(|meta| meta.is_file() && meta.mode() & 0o004 == 0)
+}
+
 /// The directory below /run that a path is in, or is, if it is a server's.
 fn made_at_start(path: &Path) -> Option<PathBuf> {
     const OTHERS: [&str; 5] = ["systemd", "lock", "user", "dbus", "secrets"];
@@ -1738,6 +1771,33 @@ fn made_at_start(path: &Path) -> Option<PathBuf> {
     // A file of /run itself has its place.
     let is_directory = parts.next().is_some();
     (is_directory && !OTHERS.contains(&first)).then(|| Path::new("/run").join(first))
+}
+
+/// Whether a line says that it has to be root, in small letters.
+fn wants_root(lower: &str) -> bool {
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let wants = has(&[
+        "run as root",
+        "running as root",
+        "started as root",
+        "must be root",
+        "be root to",
+        "need to be root",
+        "not root",
+        "requires root",
+        "root privileges",
+        "superuser",
+        "super user",
+        "super-user",
+    ]);
+    // Some refuse to be root, too.
+    let refuses = has(&[
+        "not be run as root",
+        "not run as root",
+        "do not run",
+        "never run",
+    ]);
+    wants && !refuses
 }
 
 /// How the app's pid 1 says that a tmpfs is full ([`crate::stage`]).

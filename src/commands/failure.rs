@@ -242,6 +242,7 @@ impl From<StackError> for Failure {
         let failure = match &e {
             StackError::AppEnded { .. }
             | StackError::EndedBefore { .. }
+            | StackError::EndedListening { .. }
             | StackError::EndedUnhealthy { .. }
             | StackError::Unhealthy { .. }
             | StackError::JobFailed { .. }
@@ -341,6 +342,7 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         ),
         StackError::AppEnded { .. }
         | StackError::EndedBefore { .. }
+        | StackError::EndedListening { .. }
         | StackError::EndedUnaccepting { .. }
         | StackError::EndedUnhealthy { .. }
         | StackError::JobFailed { .. }

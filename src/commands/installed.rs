@@ -172,7 +172,10 @@ impl Installed {
         }
         let memory = add_made(root, &starts, &mut state);
         let run = runtime(&files, root, &starts, &says);
-        let others = others(root, &etc, &says);
+        let env = environment(root, &starts);
+        let values: Vec<String> = env.iter().map(|(_, value)| value.clone()).collect();
+        let mut others = others(root, &etc, &says);
+        others.extend(self::others(root, &etc, &values));
         let data: BTreeSet<PathBuf> = says.iter().flat_map(|text| served(text)).collect();
         let data = data.into_iter().filter(|path| below(root, path).is_dir());
         let logs = says.iter().any(|text| logs_to_a_file(root, text));
@@ -194,7 +197,7 @@ impl Installed {
             ports: says.iter().flat_map(|text| ports(text)).collect(),
             workdir: setting(&starts, "WorkingDirectory=").next(),
             forks: setting(&starts, "Type=").any(|kind| kind == "forking"),
-            env: environment(root, &starts),
+            env,
             command: command(root, &starts, name),
         })
     }
@@ -867,7 +870,8 @@ fn command(root: &Path, starts: &[String], program: &str) -> Option<Vec<String>>
         .filter_map(|line| line.strip_prefix("ExecStart="))
         .find(|line| {
             let first = line.split_whitespace().next().unwrap_or_default();
-            first.rsplit('/').next() == Some(program)
+            // A script in /etc is what starts it, and no app has it.
+            first.rsplit('/').next() == Some(program) && !first.starts_with("/etc")
         })?;
     let values = variables(root, starts);
     let mut all: Vec<String> = vec![];

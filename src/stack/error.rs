@@ -95,6 +95,14 @@ pub enum StackError {
         /// The first port that nobody listens on.
         port: AppPort,
     },
+    /// The app listened, and ended before anybody was let in.
+    #[error("{app} listened, and then ended with {exit}")]
+    EndedListening {
+        /// The app.
+        app: String,
+        /// How.
+        exit: Exit,
+    },
     /// An app that others come up after ended before they did.
     #[error("{app} ended with {exit} before {before} was started, which comes after it")]
     EndedBefore {

@@ -20,6 +20,9 @@ use crate::protocol::Exit;
 
 /// How often an app that has just been started is asked whether it listens.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(1);
+/// How long an app that listens may go on running until it waits for somebody.
+const SETTLES_WITHIN: Duration = Duration::from_millis(100);
+
 /// How many of an app's published ports are tried at a start, and the last one: see `Ground::try_the_path`.
 const PORTS_TRIED: usize = 16;
 
@@ -148,6 +151,42 @@ impl Ground {
         }
     }
 
+    /// Looks whether an app that listens is there still, before anybody is let in. Who goes to the background ends as soon as what
+    /// it leaves there has the socket: so an app that runs, and doesn't wait for anything yet, is given a while until it does.
+    pub(super) async fn stays(
+        &self,
+        index: usize,
+        container: &mut Container,
+    ) -> Result<(), StackError> {
+        let app = &self.plan.apps[index];
+        if app.job || app.via_socket || !app.publish.iter().any(|publish| publish.waited) {
+            return Ok(());
+        }
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < SETTLES_WITHIN {
+            let state = container.command().map(state);
+            let wait = match state {
+                Some(Some('R')) => ASK_EVERY,
+                // Its end is on its way here.
+                Some(None | Some('Z' | 'X')) => SETTLES_WITHIN,
+                _ => return Ok(()),
+            };
+            let exit = match tokio::time::timeout(wait, container.next()).await {
+                Ok(event) => match event? {
+                    Event::Started { .. } | Event::HandedOver => continue,
+                    Event::Exited(exit) => exit,
+                    Event::Gone => Exit::Signal(libc::SIGKILL),
+                },
+                Err(_) => continue,
+            };
+            return Err(StackError::EndedListening {
+                app: app.name.to_string(),
+                exit,
+            });
+        }
+        Ok(())
+    }
+
     /// Connects the way the relay does: what is published has been seen to answer.
     ///
     /// Of many ports, to some: they share links, chains and rules, and each by itself is an element of the maps that were
@@ -230,6 +269,13 @@ impl Ground {
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
         socket.connect(target).await
     }
+}
+
+/// What a process does (proc_pid_stat(5)): runs, sleeps, has ended; `None` when it is gone.
+fn state(pid: i32) -> Option<char> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(name_ends + 2).map(|byte| char::from(*byte))
 }
 
 /// A port on which an app does not listen, and where it does, in words and by addresses.

@@ -267,6 +267,11 @@ impl Stack {
         parts.extend(apps.map(|(index, app)| (PartId::App(index), app)));
         done("listening", progress)?;
         ground.try_the_path().await?;
+        for (id, begun) in &mut parts {
+            if let (PartId::App(index), Begun::Runs(app)) = (*id, begun) {
+                ground.stays(index, &mut app.container).await?;
+            }
+        }
         done("path", progress)?;
         if !gated {
             ground.listen()?;

@@ -719,6 +719,7 @@ fn end_of(
         StackError::AppEnded { app, exit, .. }
         | StackError::EndedUnaccepting { app, exit, .. }
         | StackError::EndedBefore { app, exit, .. }
+        | StackError::EndedListening { app, exit }
         | StackError::EndedUnhealthy { app, exit }
         | StackError::JobFailed { app, exit } => {
             let (exit, hints) = (*exit, hints(&apps, Some(app), Some(*exit), &said));
