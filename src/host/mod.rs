@@ -3,6 +3,7 @@
 
 pub mod holder;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ impl Host {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
             .map_err(|e| io("ask for a random number")(e.into()))?;
-        let others = state
+        let others: Vec<Neighbour> = state
             .stacks()
             .unwrap_or_default()
             .iter()
@@ -152,7 +153,7 @@ impl Host {
             state,
             logs: Self::logs(),
             run: format!("{:08x}", u32::from_ne_bytes(random)),
-            deaf_to_routers: deaf_to_routers(&net.links),
+            deaf_to_routers: deaf_to_routers(&net.links, &others),
             net,
             forwarding,
             forwarding6,
@@ -246,13 +247,17 @@ fn no_ipv6() -> Option<String> {
 }
 
 /// As `ipv6_accept_ra` has it (include/net/ipv6.h).
-fn deaf_to_routers(links: &[String]) -> Vec<String> {
+fn deaf_to_routers(links: &[String], others: &[Neighbour]) -> Vec<String> {
+    // Stacks' own are not asked: no router is there, and there may be hundreds.
+    let ours = others.iter().map(|other| other.uplink.host_link.as_str());
+    let ours: BTreeSet<&str> = ours.collect();
     let is = |link: &str, name: &str, value: &str| {
         let path = format!("/proc/sys/net/ipv6/conf/{link}/{name}");
         std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
     };
     let deaf = |link: &&String| {
-        link.as_str() != "lo" && is(link, "forwarding", "1") && is(link, "accept_ra", "1")
+        let others_or_lo = ours.contains(link.as_str()) || link.as_str() == "lo";
+        !others_or_lo && is(link, "forwarding", "1") && is(link, "accept_ra", "1")
     };
     links.iter().filter(deaf).cloned().collect()
 }

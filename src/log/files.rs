@@ -777,9 +777,30 @@ fn remove_if(above: impl AsFd, name: &OsStr, is: &OwnedFd) -> io::Result<()> {
 
 /// Removes what has grown old of the logs of all stacks below `root`, whether they run or not.
 pub fn tidy(root: &Path) {
+    tidy_all(directories(root));
+}
+
+/// The same of a few of them, of others each time: a start that looked at all would take the longer the more stacks there are.
+pub fn tidy_some(root: &Path) {
+    let mut some = directories(root);
+    let now = usize::try_from(Timestamp::now().subsec_nanosecond()).unwrap_or_default();
+    let first = now.checked_rem(some.len()).unwrap_or_default();
+    some.rotate_left(first);
+    some.truncate(SOME);
+    tidy_all(some);
+}
+
+/// How many those are.
+const SOME: usize = 8;
+
+fn directories(root: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+fn tidy_all(paths: Vec<PathBuf>) {
     let now = Timestamp::now();
-    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        let path = entry.path();
+    for path in paths {
         let Ok(dir) = open_dir(&path) else { continue };
         let Some(about) = about_in(&dir) else {
             continue;
@@ -956,6 +977,32 @@ mod tests {
         tidy(&root);
         assert!(log.texts("db").is_empty());
         assert!(log.path().exists(), "its stack is not that old");
+    }
+
+    #[test]
+    fn a_start_tidies_up_after_eight_and_after_all_in_the_end() {
+        let log = Log::new();
+        let root = log.path().parent().unwrap().to_owned();
+        let old = line("db", "old", log.now - SignedDuration::from_hours(25));
+        for number in 0..20 {
+            let path = root.join(format!("s{number}"));
+            let mut files = Files::open(&path, 1 << 20, DAY, 2, None).unwrap();
+            files.write(&old, log.begun);
+        }
+        let left = || {
+            let has_lines = |path: &PathBuf| !read(path, |_| true).unwrap().lines.is_empty();
+            directories(&root)
+                .iter()
+                .filter(|path| has_lines(path))
+                .count()
+        };
+        assert_eq!(left(), 20);
+        tidy_some(&root);
+        assert_eq!(left(), 12);
+        // Of which eight it is the clock decides.
+        let again = (0..10_000).take_while(|_| left() > 0);
+        again.for_each(|_| tidy_some(&root));
+        assert_eq!(left(), 0);
     }
 
     #[test]

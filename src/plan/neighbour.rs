@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{EgressPlan, EgressVia, IdMap, Plan, PublishPlan};
 use crate::config::Egress;
-use crate::names::{PartName, StackName};
+use crate::names::{IfName, PartName, StackName};
 
 /// Another stack, as far as it matters to who wants to be beside it; its fields are those of a [`Plan`].
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -31,6 +31,8 @@ pub struct Neighbour {
 pub struct Uplink {
     /// The host's address.
     pub host_address: Ipv4Addr,
+    /// Its end in the namespace where it ends.
+    pub host_link: IfName,
 }
 
 /// One of its apps.
@@ -58,6 +60,7 @@ impl From<&Plan> for Neighbour {
             stack: plan.stack.clone(),
             uplink: Uplink {
                 host_address: plan.uplink.host_address,
+                host_link: plan.uplink.host_link.clone(),
             },
             sidecar: plan.sidecar,
             egress: plan.egress.clone(),

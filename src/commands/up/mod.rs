@@ -498,7 +498,7 @@ fn supervise_here(
     if wishes.timings.is_some() {
         progress(Progress::Done(CHECKED));
     }
-    files::tidy(&Host::logs());
+    files::tidy_some(&Host::logs());
     let mut remains = Remains::default();
     let outline = ours.plan.clone();
     let refusals = wishes.explain.then(Refusals::default);
