@@ -15,7 +15,7 @@ use super::outside::NOT_BY_LOOPBACK;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
 use crate::config::{Egress, METADATA6, Protocol, Source};
-use crate::firewall::{APP_TABLE, SIDECAR_TABLE, end_table};
+use crate::firewall::{APP_TABLE, SIDECAR_TABLE, UPLINK_OUT, end_table};
 use crate::plan::{AppPlan, Mac, Plan};
 use crate::state::StateRoot;
 
@@ -99,6 +99,14 @@ fn dropped_by(before: &Counters, after: &Counters, length: Option<u64>) -> Optio
         };
         match (new.bytes, length) {
             (Some(bytes), Some(length)) => {
+                // What leaves by a link has its header already (dev_hard_header()), of which a rule there counts the bytes too.
+                let sent = format!(" {}/", UPLINK_OUT);
+                let length = length
+                    + if rule.contains(&sent) {
+                        ETHERNET as u64
+                    } else {
+                        0
+                    };
                 bytes - old.bytes.unwrap_or_default() == (new.packets - old.packets) * length
             }
             _ => true,
@@ -1131,6 +1139,12 @@ mod tests {
         assert_eq!(dropped_by(&before, &after, None).as_deref(), Some(rule));
         // And it is no rule that has let something through.
         assert!(matches!(lost(&before, &after), Became::Among(rules) if rules.is_empty()));
+        // With the header of the link by which it leaves.
+        let sent = |bytes| {
+            let after = counted(&[("host uplink-out/drop-uplink-bypass", 1, bytes)]);
+            dropped_by(&Counters::new(), &after, Some(51))
+        };
+        assert!(sent(65).is_some() && sent(51).is_none() && sent(96).is_none());
         let new = counted(&[("sidecar forward/drop-new", 1, 51)]);
         let by = dropped_by(&Counters::new(), &new, Some(51));
         assert_eq!(by.as_deref(), Some("sidecar forward/drop-new"));
