@@ -581,3 +581,33 @@ fn a_host_that_has_ceased_to_forward_makes_no_other_stack_of_one_that_runs() {
     assert!(again.status.success(), "{told}");
     assert!(told.contains("nothing was changed"), "{told}");
 }
+
+#[test]
+fn more_connections_than_the_host_has_ports_left_reach_one_destination() {
+    if !machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // Three hundred ports, and what closes first keeps each for a minute.
+    for setting in [
+        "net.ipv4.ip_local_port_range=40000 40299",
+        "net.ipv4.tcp_tw_reuse=0",
+    ] {
+        lab.ok(&["sysctl", "-qw", setting]);
+    }
+    let root = Runner::root(&lab);
+    let _theirs = servers(&lab, Some("client"), &["tcp 10.99.0.2 5432"]);
+    root.up(&["tcp 10.99.0.2:5432"], "");
+    let found = root.attack(
+        "found = {}
+for _ in range(900):
+    one = ask('tcp', '10.99.0.2', 5432)
+    found[one] = found.get(one, 0) + 1
+say(found)",
+    );
+    assert_eq!(found, json!({ format!("{LAB} 1"): 900 }));
+    let waiting = lab.ok(&["ss", "-tanH", "state", "time-wait", "dst", "10.99.0.2"]);
+    let waiting = waiting.lines().count();
+    assert!((100..=300).contains(&waiting), "{waiting} in TIME-WAIT");
+    assert_eq!(root.audit(), Vec::<String>::new());
+}

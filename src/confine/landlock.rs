@@ -47,6 +47,9 @@ pub struct TcpOnlyTo {
     pub ports: Vec<u16>,
     /// Binding to any port is left, too.
     pub binds: bool,
+    /// Binding to these is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bound: Vec<u16>,
 }
 
 impl TcpOnlyTo {
@@ -62,6 +65,16 @@ impl TcpOnlyTo {
         Self {
             ports: sorted(ports),
             binds: false,
+            bound: vec![],
+        }
+    }
+
+    /// And from these ports, beside those that the kernel chooses.
+    #[must_use]
+    pub fn from(self, bound: &[u16]) -> Self {
+        Self {
+            bound: sorted(bound.iter().copied()),
+            ..self
         }
     }
 
@@ -92,6 +105,9 @@ impl TcpOnlyTo {
     /// What the kernel says other than that it doesn't know Landlock, or not this much of it.
     pub fn enforce(&self) -> Result<Option<String>, RulesetError> {
         let rules = ports(&self.ports, AccessNet::ConnectTcp);
+        // Where any may be bound no rule is known for it.
+        let bound: &[u16] = if self.binds { &[] } else { &self.bound };
+        let bound = ports(bound, AccessNet::BindTcp);
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(if self.binds {
@@ -102,6 +118,7 @@ impl TcpOnlyTo {
             .scope(Scope::from_all(ABI::V6))?
             .create()?
             .add_rules(rules)?
+            .add_rules(bound)?
             .restrict_self()?;
         Ok(match status.ruleset {
             RulesetStatus::FullyEnforced => None,

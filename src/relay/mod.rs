@@ -762,14 +762,23 @@ fn at_any_port(source: Option<SocketAddr>, e: io::Error) -> io::Result<Option<So
 }
 
 async fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket_for(target)?;
+    if let Some(source) = source {
+        socket.set_reuseaddr(true)?;
+        socket.bind(source)?;
+    }
+    connected(socket, target).await
+}
+
+fn socket_for(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     carried(&socket)?;
-    if let Some(source) = source {
-        socket.set_reuseaddr(true)?;
-        socket.bind(source)?;
-    }
+    Ok(socket)
+}
+
+async fn connected(socket: TcpSocket, target: SocketAddr) -> io::Result<TcpStream> {
     tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(target)).await?
 }

@@ -21,6 +21,7 @@ use crate::confine::seccomp;
 use crate::plan::Door;
 use crate::protocol::{self, FromStage};
 use crate::relay::Way;
+use crate::relay::egress::ports::Ports;
 use crate::relay::egress::{self, dialer};
 use crate::rootfs;
 use crate::sys::namespace::unshare;
@@ -126,36 +127,41 @@ fn dial(grants: &[Egress], doors: &[Door], clients: &Admission, kept: Vec<OwnedF
         return 125;
     };
     let (message, grants) = match become_dialer(grants) {
-        Ok((grants, privileges)) => {
+        Ok((grants, ports, privileges)) => {
             let notes = vec![];
-            (FromStage::Ready { privileges, notes }, Some(grants))
+            let ready = FromStage::Ready { privileges, notes };
+            (ready, Some((grants, ports)))
         }
         Err(e) => (e.into(), None),
     };
     let told = protocol::send(&tell, &message, &[]);
     drop(tell);
     match grants {
-        Some(grants) if told.is_ok() => {
+        Some((grants, ports)) if told.is_ok() => {
             let sockets = kept.zip(doors.iter().copied()).collect();
-            i32::from(dialer::run(grants, ways(clients, sockets), carrier).is_err())
+            i32::from(dialer::run(grants, ports, ways(clients, sockets), carrier).is_err())
         }
         _ => 125,
     }
 }
 
 /// Drops to nothing.
-fn become_dialer(list: &[Egress]) -> Result<(dialer::Grants, Privileges), StageError> {
+fn become_dialer(list: &[Egress]) -> Result<(dialer::Grants, Ports, Privileges), StageError> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(step("set the parent-death signal"))?;
     let grants = dialer::Grants::new(list.to_vec()).map_err(step("open a NETLINK_ROUTE socket"))?;
-    let by_tcp = list.iter().filter(|grant| grant.protocol == Protocol::Tcp);
-    let ports = by_tcp.flat_map(|grant| grant.first_port..=grant.last_port);
-    let confined = TcpOnlyTo::ports(ports).enforce();
+    let by_tcp = || list.iter().filter(|grant| grant.protocol == Protocol::Tcp);
+    let own = match by_tcp().next() {
+        Some(_) => Ports::choose().map_err(step("choose ports to dial from"))?,
+        None => Ports::default(),
+    };
+    let ports = by_tcp().flat_map(|grant| grant.first_port..=grant.last_port);
+    let confined = TcpOnlyTo::ports(ports).from(own.all()).enforce();
     confined.map_err(step("confine by Landlock"))?;
     let udp = list.iter().any(|grant| grant.protocol == Protocol::Udp);
     let ipv6 = list.iter().any(|grant| grant.to.addr().is_ipv6());
     let filter = seccomp::dialer(udp, ipv6).compile();
     let filter = filter.map_err(step("make the seccomp filter"))?;
     let privileges = drop_privileges(&[], Ids::ROOT, &filter)?;
-    Ok((grants, privileges))
+    Ok((grants, own, privileges))
 }

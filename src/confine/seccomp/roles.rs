@@ -942,6 +942,8 @@ pub fn dialer(udp: bool, ipv6: bool) -> Profile {
         dialer.calls.remove(&number(call));
     }
     set(&mut dialer.calls, Sysno::sendmsg, hands_over());
+    // To few ports, by Landlock; nothing that it binds can listen (`crate::relay::egress::ports`).
+    dialer.calls.extend(plain(&[calls![bind]]));
     Profile {
         name: "dialer".to_owned(),
         ..dialer
@@ -1445,6 +1447,7 @@ mod tests {
             assert!(!fast_open.allows(), "{}", part.name);
         }
         assert!(!dialer(true, true).may_allow("accept4"));
+        assert!(!dialer(true, true).may_allow("listen"));
     }
 
     #[test]

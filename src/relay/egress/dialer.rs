@@ -6,22 +6,25 @@
 //!
 //! - start: `prlimit64` (reading), `epoll_create1`, `eventfd2`, `socketpair`, `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl`
 //!   (`FIONBIO`), `getsockname`, `setsockopt`, `getrandom`;
-//! - each connection: `recvmsg`, `sendto` and `recvfrom` (of what leads where), `socket`, `setsockopt`, `connect`,
+//! - each connection: `recvmsg`, `sendto` and `recvfrom` (of what leads where), `socket`, `setsockopt`, `bind`, `connect`,
 //!   `epoll_ctl`, `getsockopt` (`SO_ERROR`), `sendmsg`, `close`;
 //! - datagrams: as the relay's.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 
-use super::super::{Dials, Places, Relay, RelayError, Tuning, Way, dial, udp};
+use super::super::{Dials, Places, Relay, RelayError, Tuning, Way, connected, socket_for, udp};
+use super::ports::Ports;
 use super::{Answer, REQUEST, Request, hear, tell};
 use crate::config::{Egress, Protocol};
 use crate::net::Routes;
@@ -78,6 +81,7 @@ impl Grants {
 /// [`RelayError`]. That something is refused is no error.
 pub fn run(
     grants: Grants,
+    ports: Ports,
     datagrams: Vec<(std::net::UdpSocket, Way)>,
     carrier: OwnedFd,
 ) -> Result<(), RelayError> {
@@ -90,6 +94,7 @@ pub fn run(
         let relay = Relay::new(places, Tuning::default(), Dials::Granted(grants))
             .map_err(|source| RelayError::Control { source })?;
         let relay = Rc::new(relay);
+        let ports = Rc::new(RefCell::new(ports));
         let mut carrying = JoinSet::new();
         if !datagrams.is_empty() {
             let relay = Rc::clone(&relay);
@@ -100,7 +105,7 @@ pub fn run(
         }
         tokio::select! {
             biased;
-            ended = answer_all(&carrier, &relay) => {
+            ended = answer_all(&carrier, &relay, &ports) => {
                 ended.map_err(|source| RelayError::Control { source })
             }
             Some(failed) = carrying.join_next() => {
@@ -111,7 +116,11 @@ pub fn run(
 }
 
 /// Answers until the carrier has gone.
-async fn answer_all(carrier: &Rc<AsyncFd<OwnedFd>>, relay: &Rc<Relay>) -> io::Result<()> {
+async fn answer_all(
+    carrier: &Rc<AsyncFd<OwnedFd>>,
+    relay: &Rc<Relay>,
+    ports: &Rc<RefCell<Ports>>,
+) -> io::Result<()> {
     loop {
         // One byte more than a request, so that one that is too long is not taken for one.
         let mut bytes = [0; REQUEST + 1];
@@ -125,9 +134,9 @@ async fn answer_all(carrier: &Rc<AsyncFd<OwnedFd>>, relay: &Rc<Relay>) -> io::Re
         // What is too much waits.
         let place = Arc::clone(&relay.places).acquire_owned().await;
         let place = place.expect("the semaphore is never closed");
-        let (carrier, relay) = (Rc::clone(carrier), Rc::clone(relay));
+        let (carrier, relay, ports) = (Rc::clone(carrier), Rc::clone(relay), Rc::clone(ports));
         tokio::task::spawn_local(async move {
-            let dialled = connect(&relay, request.to).await;
+            let dialled = connect(&relay, &ports, request.to).await;
             let errno = match &dialled {
                 Ok(_) => 0,
                 // A time limit of ours has no number.
@@ -147,9 +156,46 @@ async fn answer_all(carrier: &Rc<AsyncFd<OwnedFd>>, relay: &Rc<Relay>) -> io::Re
     }
 }
 
-async fn connect(relay: &Relay, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+async fn connect(
+    relay: &Relay,
+    ports: &RefCell<Ports>,
+    to: SocketAddr,
+) -> io::Result<std::net::TcpStream> {
     relay.permit(Protocol::Tcp, to)?;
-    dial(None, to).await?.into_std()
+    let mut from = ports.borrow_mut().for_next(to, Instant::now());
+    for _ in 0..TRIES {
+        match dial(from, to).await {
+            // The connection before still goes on, or another program of the host has the port; or the kernel has none left.
+            Err(e) if is_taken(&e) => {
+                from = match from {
+                    Some(_) => None,
+                    None => Some(ports.borrow_mut().in_need(to, Instant::now()).ok_or(e)?),
+                };
+            }
+            dialled => return dialled?.into_std(),
+        }
+    }
+    Err(Errno::ADDRNOTAVAIL.into())
+}
+
+async fn dial(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
+    let socket = socket_for(to)?;
+    // What is in TIME-WAIT at a port is in the way of a later one that is bound to it, unless both say this.
+    socket.set_reuseaddr(true)?;
+    if let Some(from) = from {
+        socket.bind(from)?;
+    }
+    connected(socket, to).await
+}
+
+/// So often a connection is tried from another port.
+const TRIES: usize = 8;
+
+fn is_taken(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
 }
 
 #[cfg(test)]

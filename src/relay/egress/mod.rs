@@ -25,6 +25,7 @@
 //! port; its answer is the same number, and the error number with nothing or 0 with the connected socket.
 
 pub mod dialer;
+pub mod ports;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
