@@ -1712,6 +1712,24 @@ fn nft_makes_the_shared_table_of_what_it_prints_of_it() {
     }
 }
 
+#[test]
+fn the_hosts_table_goes_at_once_though_the_directory_of_its_lock_has_gone() {
+    let mut plans = plans();
+    plans.retain(|plan| plan.uplink.ends_at == UplinkEnd::Host);
+    let stacks = tempfile::tempdir().unwrap();
+    in_netns(|| {
+        let table = Shared::make(stacks.path()).unwrap().unwrap();
+        table.enter(&plans[0], &host_rules(&plans[0])).unwrap();
+        // The last stack that ends takes it along, while who takes down another is about to look.
+        std::fs::remove_dir(stacks.path()).unwrap();
+        assert_eq!(table.sweep(|_| true).unwrap(), 0);
+        assert!(table.enter(&plans[0], &host_rules(&plans[0])).is_err());
+        // Its socket is open still.
+        let _socket = table.remove().unwrap();
+        assert!(!Shared::is_there().unwrap());
+    });
+}
+
 /// Whose lock is the shared table's.
 const STACKS: &str = env!("CARGO_TARGET_TMPDIR");
 

@@ -255,8 +255,6 @@ fn up_executes_nothing_but_itself_and_the_apps_command() {
         "/usr/bin/curl",
         ours,
         "lrpns, init, customerA/sidecar",
-        // Closes the ports in the sidecar's rules before the apps are asked to end.
-        "lrpns, init, customerA/loader",
         "lrpns, init, customerA/relay",
         "lrpns, init, customerA/app",
         "/webapp",

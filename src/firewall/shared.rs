@@ -224,6 +224,15 @@ impl Shared {
         Ok(held)
     }
 
+    /// The lock, or `None` where the last stack has gone with its directory: nobody has a part in the table then, and who comes next
+    /// makes one of its own.
+    fn lock_if_any(&self) -> Result<Option<Flock<File>>, SharedError> {
+        match self.lock() {
+            Err(SharedError::Lock(e)) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            held => held.map(Some),
+        }
+    }
+
     /// Adds a stack's part, which `rules` say ([`super::host_rules`]); what there is of an earlier run of it goes.
     ///
     /// # Errors
@@ -266,8 +275,8 @@ impl Shared {
     /// # Errors
     /// [`SharedError`]; then nothing has changed.
     pub fn sweep(&self, lives: impl Fn(&str) -> bool) -> Result<usize, SharedError> {
-        let _held = self.lock()?;
-        if !self.owns()? {
+        let held = self.lock_if_any()?;
+        if held.is_none() || !self.owns()? {
             return Ok(0);
         }
         let mut out = Encoder::begin(0);
@@ -292,7 +301,7 @@ impl Shared {
     /// # Errors
     /// [`SharedError`]; then nothing has changed.
     pub fn remove(self) -> Result<Socket, SharedError> {
-        let held = self.lock()?;
+        let held = self.lock_if_any()?;
         if self.owns()? {
             let mut out = Encoder::begin(0);
             out.no_table(libc::NFPROTO_INET, TABLE);
