@@ -235,6 +235,14 @@ command = ["sh", "-c", "i=0; while [ $$i -lt 3000 ]; do i=$$((i+1)); echo line $
 publish = ["127.0.0.1:5000:5000"]
 "#;
 
+/// Waits until the last of its lines is in the log.
+fn has_said_all(lab: &Lab) {
+    until("its last line is in the log", || {
+        let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
+        said.contains("line 3000 of many").then_some(())
+    });
+}
+
 #[test]
 fn a_foreground_up_that_nobody_reads_answers_all_the_same_and_loses_no_line() {
     let lab = Lab::new();
@@ -242,10 +250,7 @@ fn a_foreground_up_that_nobody_reads_answers_all_the_same_and_loses_no_line() {
     let mut up = lab.spawn_lrpns(&["up", "-f", "talks.toml"]);
     heard(&mut up, "Ctrl-C");
     // Nobody has read its standard output so far, nor does anybody now. Its port may be open before its last line is read.
-    until("its last line is in the log", || {
-        let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
-        said.contains("line 3000 of many").then_some(())
-    });
+    has_said_all(&lab);
     assert_eq!(lab.status("talks")["parts"][1]["state"], "running");
     // Whoever reads at last gets all of it, in order.
     let mut lines = BufReader::new(up.stdout.take().unwrap()).lines();
@@ -276,10 +281,7 @@ fn a_foreground_up_at_a_terminal_that_is_stopped_can_be_taken_down() {
     let mut up = lab.command(&[support::lab::lrpns(), "up", "-f", "talks.toml"]);
     let mut up = up.stdout(screen).stderr(Stdio::piped()).spawn().unwrap();
     heard(&mut up, "Ctrl-C");
-    until("it has said all", || {
-        let said = lab.lrpns_ok(&["logs", "talks", "--part", "app"]);
-        said.contains("line 3000 of many").then_some(())
-    });
+    has_said_all(&lab);
     lab.lrpns_ok(&["down", "talks"]);
     assert_eq!(up.wait().unwrap().code(), Some(0));
     drop(terminal);

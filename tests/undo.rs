@@ -65,12 +65,7 @@ impl<'a> Stack<'a> {
 
     fn assert_nothing_is_left(&self) {
         self.lab.assert_as(&self.before);
-        // With the run, or another test's stack 15 is taken for this one's 1.
-        let wanted = format!("{}.*", self.name);
-        let groups = self
-            .lab
-            .run(&["find", "/sys/fs/cgroup", "-type", "d", "-name", &wanted]);
-        assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
+        assert_eq!(cgroups(self.lab, &self.name), Vec::<String>::new());
     }
 }
 

@@ -103,7 +103,7 @@ pub enum Ask {
 pub struct Count {
     /// So many packets.
     pub packets: u64,
-    /// With so many bytes, each from its IP header on; where that is counted.
+    /// With so many bytes, where that is counted: from the IP header on, and of what leaves by a link from the link's header on.
     pub bytes: Option<u64>,
 }
 
@@ -584,13 +584,8 @@ fn counters(socket: &firewall::Socket, table: &str) -> Result<BTreeMap<String, C
     let mut all: BTreeMap<String, Count> = rules
         .into_iter()
         .map(|(rule, (packets, bytes))| {
-            (
-                rule,
-                Count {
-                    packets,
-                    bytes: Some(bytes),
-                },
-            )
+            let bytes = Some(bytes);
+            (rule, Count { packets, bytes })
         })
         .collect();
     // What the bridge itself drops no rule sees.

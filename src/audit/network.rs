@@ -72,7 +72,8 @@ fn is_link(counter: &str) -> bool {
 /// to get in just now, and one at the uplink itself what goes on to the other end: what they let through meets a rule that
 /// accepts, or drops.
 fn grown(before: &Counters, after: &Counters) -> Vec<String> {
-    let offered = |rule: &str| rule.contains("/dnat-") || rule.contains(" uplink-out/accept-");
+    let goes_on = |rule: &str| is_at_its_way_out(rule) && rule.contains("/accept-");
+    let offered = |rule: &str| rule.contains("/dnat-") || goes_on(rule);
     after
         .iter()
         .filter(|(rule, count)| {
@@ -81,6 +82,11 @@ fn grown(before: &Counters, after: &Counters) -> Vec<String> {
         })
         .map(|(rule, _)| rule.clone())
         .collect()
+}
+
+/// Whether it is a rule at the uplink, for what leaves by that.
+fn is_at_its_way_out(rule: &str) -> bool {
+    rule.contains(&format!(" {UPLINK_OUT}/"))
 }
 
 fn is_drop(rule: &str) -> bool {
@@ -100,13 +106,11 @@ fn dropped_by(before: &Counters, after: &Counters, length: Option<u64>) -> Optio
         match (new.bytes, length) {
             (Some(bytes), Some(length)) => {
                 // What leaves by a link has its header already (dev_hard_header()), of which a rule there counts the bytes too.
-                let sent = format!(" {}/", UPLINK_OUT);
-                let length = length
-                    + if rule.contains(&sent) {
-                        ETHERNET as u64
-                    } else {
-                        0
-                    };
+                let header = match is_at_its_way_out(rule) {
+                    true => ETHERNET as u64,
+                    false => 0,
+                };
+                let length = length + header;
                 bytes - old.bytes.unwrap_or_default() == (new.packets - old.packets) * length
             }
             _ => true,
@@ -215,6 +219,18 @@ fn waited_for(told: &str) -> BTreeSet<String> {
         (waiting > 0).then(|| processor.to_owned())
     });
     lines.collect()
+}
+
+/// What there is to be seen of a frame that was sent, as soon as it is: another processor may have taken it over.
+fn seen<T>(mut look: impl FnMut() -> Result<Option<T>, String>) -> Result<Option<T>, String> {
+    for _ in 0..20 {
+        if let Some(seen) = look()? {
+            return Ok(Some(seen));
+        }
+        pause(2);
+    }
+    taken_in()?;
+    look()
 }
 
 /// What became of a packet.
@@ -830,20 +846,11 @@ fn counted_by(
         link: app.port_link.to_string(),
         frame,
     })?;
-    // The other processor may have taken it over.
-    for _ in 0..20 {
-        if count()? > before {
-            return Ok(Outcome::pass(format!("{rule} counted it")));
-        }
-        pause(2);
-    }
-    taken_in()?;
-    if count()? > before {
-        return Ok(Outcome::pass(format!("{rule} counted it")));
-    }
-    Ok(Outcome::fail(format!(
-        "sent, and {rule} has not counted it"
-    )))
+    let counted = seen(|| Ok((count()? > before).then_some(())))?;
+    Ok(match counted {
+        Some(()) => Outcome::pass(format!("{rule} counted it")),
+        None => Outcome::fail(format!("sent, and {rule} has not counted it")),
+    })
 }
 
 /// What comes over the uplink and must get no further: between strangers; and, of a stack that has IPv6, to an app, to a
@@ -885,18 +892,10 @@ fn inject(field: &Field<'_>, from: &Result<Agent, String>, link: &str, frame: Ve
                 link: link.to_owned(),
                 frame: frame.clone(),
             })?;
-            // The other processor may have taken it over.
-            for _ in 0..20 {
-                if let Some(outcome) = eaten(field, &before, length)? {
-                    return Ok(Became::Known(outcome));
-                }
-                pause(2);
-            }
-            taken_in()?;
-            if let Some(outcome) = eaten(field, &before, length)? {
-                return Ok(Became::Known(outcome));
-            }
-            Ok(lost(&before, &field.counters()?))
+            Ok(match seen(|| eaten(field, &before, length))? {
+                Some(outcome) => Became::Known(outcome),
+                None => lost(&before, &field.counters()?),
+            })
         })
     };
     work().unwrap_or_else(Outcome::unknown)
@@ -1137,7 +1136,7 @@ mod tests {
         assert_eq!(dropped(5, 500), None);
         let after = counted(&[(rule, 6, 596)]);
         assert_eq!(dropped_by(&before, &after, None).as_deref(), Some(rule));
-        // And it is no rule that has let something through.
+        // Nor has that rule let the packet through.
         assert!(matches!(lost(&before, &after), Became::Among(rules) if rules.is_empty()));
         // With the header of the link by which it leaves.
         let sent = |bytes| {

@@ -662,7 +662,7 @@ impl Case<'_> {
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }
-        let mut said = self.said.iter().rev().take(LINES);
+        let mut said = self.last_said();
         let asks = said.any(|line| wants_root(&line.to_lowercase()));
         if installed.as_root
             && (asks || !installed.is_read_by_its_user())
@@ -712,6 +712,11 @@ impl Case<'_> {
     }
 
     /// An ordinary user's app, who is that user.
+    /// The last lines that it said, the last one first.
+    fn last_said(&self) -> impl Iterator<Item = &String> {
+        self.said.iter().rev().take(LINES)
+    }
+
     fn is_rootless(&self) -> bool {
         self.app.ids.host_id == 0
     }
@@ -748,15 +753,15 @@ impl Case<'_> {
             !installed.has(path) && !volumes.iter().any(|new| path.starts_with(&new.path))
         });
         let named = named.map(|path| format!("{0}:{0}", shown(&path)));
-        // Whose files it looks whose they are.
-        let said = self.said.iter().rev().take(LINES).filter(|_| range);
+        // What it has complained of the owners of.
+        let said = self.last_said().filter(|_| range);
         let owned = said.filter(|line| complains_of_an_owner(&line.to_lowercase()));
         let mut owned: BTreeMap<PathBuf, PathBuf> =
             owned.filter_map(|line| self.owned(line)).collect();
         // What it says that it could not read, which root reads.
         let logged = self.logged();
         let logged = logged.iter().flat_map(|(_, lines)| lines);
-        let said = self.said.iter().rev().take(LINES).chain(logged);
+        let said = self.last_said().chain(logged);
         let said = said.filter(|_| range).flat_map(|line| paths(line));
         owned.extend(
             said.filter(|path| is_shut(path))
@@ -766,7 +771,7 @@ impl Case<'_> {
             let mut all = self.app.volumes.iter().map(|v| &v.path);
             !all.any(|path| path == at) && volumes.iter().all(|new| !at.starts_with(&new.path))
         });
-        let owned = owned.map(|(at, host)| format!("{}:{}:ro,owners", shown(&host), shown(&at)));
+        let owned = owned.map(|(at, host)| with_owners(&host, &at));
         let all: Vec<String> = kept.chain(new).chain(named).chain(owned).collect();
         if !all.is_empty() {
             line("volumes", list(&all));
@@ -780,13 +785,7 @@ impl Case<'_> {
             .map(entry)
             .collect();
         // Where it says that it failed, in what is made anew at each start of the machine.
-        for path in self
-            .said
-            .iter()
-            .rev()
-            .take(LINES)
-            .flat_map(|line| paths(line))
-        {
+        for path in self.last_said().flat_map(|line| paths(line)) {
             if let Some(path) = made_at_start(&path)
                 && !memory
                     .iter()
@@ -1028,7 +1027,7 @@ impl Case<'_> {
         if refused {
             let Some(path) = path(line) else {
                 // What it is about may be in the line before.
-                let said = self.said.iter().rev().take(LINES);
+                let said = self.last_said();
                 let mut all = said.flat_map(|line| paths(line));
                 let unreadable =
                     all.find_map(|path| self.owners(&path).or_else(|| self.secret(&path)));
@@ -1037,7 +1036,7 @@ impl Case<'_> {
                 }
                 // So may be the port that could not be had, as in `cannot open control interface ::1 8952`.
                 let binds = has(&["bind", "listen"]);
-                let near = self.said.iter().rev().take(LINES).find_map(|line| {
+                let near = self.last_said().find_map(|line| {
                     let lower = line.to_lowercase();
                     let mut fails = ["cannot", "can't", "could not", "unable", "fail"].iter();
                     let own = port(&lower).filter(|port| !self.publishes(*port));
@@ -1157,7 +1156,7 @@ impl Case<'_> {
             return Some("the app has no IPv6: tell it to listen on 0.0.0.0, or add ipv6 = \"fd00:18::/64\" to [network]".to_owned());
         }
         if has(&["cannot assign requested address", "eaddrnotavail"]) {
-            let mut near = self.said.iter().rev().take(LINES);
+            let mut near = self.last_said();
             if self.app.address6.is_none() && near.any(|line| line.contains("::1")) {
                 return Some("the app has no IPv6, and so no ::1: ipv6 = \"fd00:18::/64\" in [network] gives it both, or leave ::1 out".to_owned());
             }
@@ -1297,14 +1296,14 @@ impl Case<'_> {
             return Some(hint);
         }
         let kept = self.app.volumes.iter().filter(|volume| volume.path != at);
-        let own = format!("{}:{}:ro,owners", shown(&whole), shown(&at));
+        let own = with_owners(&whole, &at);
         let all: Vec<String> = kept.map(volume).chain([own]).collect();
         let ids = match self.app.ids.is_range() {
             true => "",
             false => "\n  ids = \"range\"",
         };
         Some(format!(
-            "it looks whose {} is, and the host's owners are nobody within unless a volume has them: in place of these keys (with ids = \"range\" there is no user):{ids}\n  volumes = {}",
+            "it checks who owns {}, and what is root's on the host is nobody's within, unless a volume keeps the owners: in place of these keys (with ids = \"range\" there is no user):{ids}\n  volumes = {}",
             shown(&at),
             list(&all)
         ))
@@ -1387,7 +1386,7 @@ impl Case<'_> {
             );
         }
         // All that it was refused, at once.
-        let said = self.said.iter().rev().take(LINES);
+        let said = self.last_said();
         let all: BTreeSet<u16> = said
             .filter_map(|line| refused_port(&line.to_lowercase()))
             .filter(|port| !self.publishes(*port))
@@ -1611,7 +1610,7 @@ impl Case<'_> {
         if self.app.ids.is_range() && !self.is_rootless() {
             // Its root reads it, as on the host.
             let kept = self.app.volumes.iter().map(volume);
-            let own = format!("{0}:{1}:ro,owners", shown(&host), shown(path));
+            let own = with_owners(&host, path);
             let all: Vec<String> = kept.chain([own]).collect();
             return Some(format!(
                 "{} is root's alone, and the app begins as root of its own: volumes = {}",
@@ -1748,6 +1747,11 @@ fn set_by_default(line: &str) -> Option<&str> {
     let (name, _) = line.split_once('=')?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     name.trim().chars().all(is_name).then_some(line)
+}
+
+/// A line of `volumes` that gives what is the host's with its owners.
+fn with_owners(host: &Path, within: &Path) -> String {
+    format!("{}:{}:ro,owners", shown(host), shown(within))
 }
 
 /// Whether it is a file of the host's configuration that not everybody reads.

@@ -1,7 +1,7 @@
 //! `lrpns down` and `lrpns gc`.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,11 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::host_rules::HostRules;
 use super::interrupt::{Heard, Interrupts, tell};
-use super::{end_whoever_is, ended, ghosts};
+use super::{end_whoever_is, ended, ghosts, root};
 use crate::commands::failure::{Failure, chain};
 use crate::confine::privileges::Ids;
 use crate::control::{Client, Reply, Request, is_gone, is_silent};
-use crate::firewall::{self, Shared};
 use crate::host::Host;
 use crate::log::files;
 use crate::names::StackName;
@@ -35,7 +34,7 @@ pub fn one(stack: &StackName) -> Result<ExitCode, Failure> {
     if !went {
         end_ghosts(&state)?;
     }
-    sweep(&state, &mut rules)?;
+    rules.sweep(&state)?;
     rules.close();
     cgroup::tidy(root());
     state.tidy();
@@ -68,7 +67,7 @@ pub fn all() -> Result<ExitCode, Failure> {
             }
         }
     }
-    for tidied in [end_ghosts(&state), sweep(&state, &mut rules)] {
+    for tidied in [end_ghosts(&state), rules.sweep(&state)] {
         if let Err(e) = tidied {
             failures.push(e.message);
         }
@@ -115,7 +114,7 @@ pub fn gc(all: bool) -> Result<ExitCode, Failure> {
     if root() {
         removed += end_ghosts(&state)?;
         removed += in_runtime(net::remove_leftover_links(&alive))?;
-        removed += sweep(&state, &mut HostRules::default())?;
+        removed += HostRules::default().sweep(&state)?;
     }
     files::tidy(&Host::logs());
     if all {
@@ -360,49 +359,6 @@ fn force(stack: &StackName, client: &Client, silent: Duration) -> Result<(), Fai
         Ok(_) => Ok(()),
         Err(e) => Err(unable(e.into())),
     }
-}
-
-/// Removes parts of the host's table that are of no stack that lives; how many there were. Whoever has the table is asked
-/// for it, unless it is at hand; without a stack that has a part in it there is none.
-fn sweep(state: &StateRoot, rules: &mut HostRules) -> Result<usize, Failure> {
-    let unable = |e: firewall::SharedError| Failure::unable(format!("tidy the host's table: {e}"));
-    if let Some(swept) = rules.sweep(state) {
-        return swept.map_err(unable);
-    }
-    if !root() || !Shared::is_there().map_err(unable)? {
-        return Ok(0);
-    }
-    for stack in state.stacks()? {
-        // A supervisor that is gone, does not answer, or has no part in the table is passed over: the next one may have it.
-        let Ok(Some(fd)) = host_table(state, &stack) else {
-            continue;
-        };
-        // Nor does one that hands something else over hold anybody up.
-        if let Ok(Some(table)) = Shared::from_fd(fd, state.path()) {
-            return table
-                .sweep(|stack| supervise::lives(state, stack))
-                .map_err(unable);
-        }
-    }
-    Ok(0)
-}
-
-/// The socket that owns the host's table, from a supervisor that has it.
-fn host_table(state: &StateRoot, stack: &StackName) -> std::io::Result<Option<OwnedFd>> {
-    let client = Client::connect(&state.control(stack))?;
-    client.ask(&Request::HostTable)?;
-    if !client.has_answered_by(tokio::time::Instant::now() + ANSWERS_WITHIN)? {
-        return Ok(None);
-    }
-    let fds = client.reply()?.map(|(_, fds)| fds).unwrap_or_default();
-    Ok(fds.into_iter().next())
-}
-
-/// How long a supervisor may take to hand it over.
-pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-
-pub(super) fn root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 /// Removes the cgroup of a stack that has crashed.

@@ -13,15 +13,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::down::{ANSWERS_WITHIN, root};
+use super::failure::Failure;
+use super::root;
 use crate::control::{Client, Request};
-use crate::firewall::{self, AtLink, Shared};
+use crate::firewall::{self, AtLink, Shared, SharedError};
 use crate::names::StackName;
 use crate::plan::UplinkEnd;
-use crate::state::{Liveness, StateRoot};
+use crate::state::StateRoot;
 use crate::supervise;
 use crate::sys::process::{beside, null_standard_descriptors};
 
@@ -41,12 +43,16 @@ impl HostRules {
         if !root() {
             return rules;
         }
-        let asked: Vec<_> = stacks
-            .iter()
-            .filter_map(|stack| ask(state, stack))
-            .collect();
-        for (stack, client) in asked {
-            let Some([table, at_link]) = handed_over(&client) else {
+        let has_some = |stack: &&StackName| {
+            let plan = state.plan(stack);
+            plan.is_some_and(|plan| plan.uplink.ends_at == UplinkEnd::Host)
+        };
+        let asked = stacks.iter().filter(has_some).filter_map(|stack| {
+            let client = ask(state, stack, &Request::HostRules).ok()?;
+            Some((stack, client))
+        });
+        for (stack, client) in asked.collect::<Vec<_>>() {
+            let Ok([table, at_link]) = <[OwnedFd; 2]>::try_from(handed_over(&client)) else {
                 continue;
             };
             // Each is looked at: one of another network namespace has a table of the same name there.
@@ -78,26 +84,26 @@ impl HostRules {
         }
     }
 
-    /// Removes the parts of stacks that have ended from the shared table, and that if nobody has it any more; `None` if there is
-    /// none at hand.
-    ///
-    /// # Errors
-    /// As [`Shared::sweep`].
-    pub(super) fn sweep(
-        &mut self,
-        state: &StateRoot,
-    ) -> Option<Result<usize, firewall::SharedError>> {
-        let shared = self.shared.take()?;
-        // Whoever has it, or gets it from one who has, holds its stack's lock meanwhile.
-        if nobody_lives(state) {
-            return Some(shared.remove().map(|socket| {
-                self.done.push(socket);
-                0
-            }));
+    /// Removes parts of the host's table that are of no stack that lives, and the table if none does; how many parts there were.
+    /// Whoever has the table is asked for it, unless it is at hand; without a stack that has a part in it there is none.
+    pub(super) fn sweep(&mut self, state: &StateRoot) -> Result<usize, Failure> {
+        match self.shared.take() {
+            Some(shared) => self.sweep_at_hand(state, shared).map_err(untidied),
+            None => sweep_by_another(state),
         }
-        let swept = shared.sweep(|stack| supervise::lives(state, stack));
+    }
+
+    fn sweep_at_hand(&mut self, state: &StateRoot, shared: Shared) -> Result<usize, SharedError> {
+        let lives = |stack: &str| supervise::lives(state, stack);
+        let stacks = state.stacks();
+        // Whoever has it, or gets it from one who has, holds its stack's lock meanwhile.
+        if stacks.is_ok_and(|stacks| !stacks.iter().any(|stack| lives(stack.as_str()))) {
+            self.done.push(shared.remove()?);
+            return Ok(0);
+        }
+        let swept = shared.sweep(lives);
         self.done.push(shared.into_socket());
-        Some(swept)
+        swept
     }
 
     /// Has the sockets closed by a process that nobody waits for.
@@ -129,29 +135,48 @@ impl HostRules {
     }
 }
 
-/// Asks the supervisor of a stack that has a part in the shared table for what it has of the host's rules.
-fn ask<'s>(state: &StateRoot, stack: &'s StackName) -> Option<(&'s StackName, Client)> {
-    let plan = state.plan(stack)?;
-    if plan.uplink.ends_at != UplinkEnd::Host {
-        return None;
+fn untidied(e: SharedError) -> Failure {
+    Failure::unable(format!("tidy the host's table: {e}"))
+}
+
+/// [`HostRules::sweep`] by what the supervisor of another stack hands over.
+fn sweep_by_another(state: &StateRoot) -> Result<usize, Failure> {
+    if !root() || !Shared::is_there().map_err(untidied)? {
+        return Ok(0);
     }
-    let client = Client::connect(&state.control(stack)).ok()?;
-    client.ask(&Request::HostRules).ok()?;
-    Some((stack, client))
+    for stack in state.stacks()? {
+        // A supervisor that is gone, does not answer, or has no part in the table is passed over: the next one may have it.
+        let Ok(client) = ask(state, &stack, &Request::HostTable) else {
+            continue;
+        };
+        let Some(fd) = handed_over(&client).into_iter().next() else {
+            continue;
+        };
+        // Nor does one that hands something else over hold anybody up.
+        if let Ok(Some(table)) = Shared::from_fd(fd, state.path()) {
+            return table
+                .sweep(|stack| supervise::lives(state, stack))
+                .map_err(untidied);
+        }
+    }
+    Ok(0)
 }
 
-fn handed_over(client: &Client) -> Option<[OwnedFd; 2]> {
+fn ask(state: &StateRoot, stack: &StackName, request: &Request) -> io::Result<Client> {
+    let client = Client::connect(&state.control(stack))?;
+    client.ask(request)?;
+    Ok(client)
+}
+
+/// How long a supervisor may take to hand over what it was asked for.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// The descriptors that come with its answer; none if it says nothing in time.
+fn handed_over(client: &Client) -> Vec<OwnedFd> {
     let answers = client.has_answered_by(Instant::now() + ANSWERS_WITHIN);
-    let (_, fds) = answers.ok()?.then(|| client.reply().ok().flatten())??;
-    fds.try_into().ok()
-}
-
-fn nobody_lives(state: &StateRoot) -> bool {
-    let ended = |stack: &StackName| {
-        matches!(
-            state.liveness(stack),
-            Ok(Liveness::Absent | Liveness::Crashed)
-        )
-    };
-    state.stacks().is_ok_and(|stacks| stacks.iter().all(ended))
+    let reply = answers.and_then(|answers| match answers {
+        true => client.reply(),
+        false => Ok(None),
+    });
+    reply.ok().flatten().map(|(_, fds)| fds).unwrap_or_default()
 }

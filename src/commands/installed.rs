@@ -836,13 +836,7 @@ fn environment(root: &Path, starts: &[String]) -> Vec<(String, String)> {
     const MOST: usize = 16;
     let own = setting(starts, "Environment=").collect::<Vec<String>>();
     let files = setting(starts, "EnvironmentFile=");
-    let files = files.map(|path| PathBuf::from(path.trim_start_matches('-')));
-    let files = files.filter(|path| {
-        let public = std::fs::metadata(below(root, path)).is_ok_and(|meta| reads(None, &meta));
-        path.starts_with("/etc/default") && is_plain(path) && public
-    });
-    let texts = files.filter_map(|path| std::fs::read_to_string(below(root, &path)).ok());
-    let texts: Vec<String> = texts.collect();
+    let texts = public_texts(root, files, "/etc/default");
     let of_files = texts.iter().flat_map(|text| settings(text)).filter(|line| {
         let name = line.split('=').next().unwrap_or_default();
         let is_put = |start: &String| {
@@ -877,11 +871,9 @@ fn command(root: &Path, starts: &[String], program: &str) -> Option<Vec<String>>
     let mut all: Vec<String> = vec![];
     for word in line.split_whitespace() {
         // A word that is a variable is as many as its value has; one within a word stays a part of it.
-        let whole = word.strip_prefix('$').filter(|name| !name.starts_with('{'));
-        let name = whole.map(|name| name.to_owned());
-        match name {
+        match word.strip_prefix('$').filter(|name| !name.starts_with('{')) {
             Some(name) => {
-                let value = values.get(&name).map_or("", String::as_str);
+                let value = values.get(name).map_or("", String::as_str);
                 all.extend(value.split_whitespace().map(str::to_owned));
             }
             None => {
@@ -906,7 +898,23 @@ fn command(root: &Path, starts: &[String], program: &str) -> Option<Vec<String>>
     (good && all.len() > 1 && all.len() <= MOST).then_some(all)
 }
 
-/// What a unit has for its command to take: by itself, or by files in /etc/default that everybody may read.
+/// What files say that a unit names (`-` before one: it need not be there), of those below that directory that everybody may read.
+fn public_texts(
+    root: &Path,
+    files: impl Iterator<Item = impl AsRef<str>>,
+    directory: &str,
+) -> Vec<String> {
+    let files = files.map(|path| PathBuf::from(path.as_ref().trim().trim_start_matches('-')));
+    let files = files.filter(|path| {
+        let public = std::fs::metadata(below(root, path)).is_ok_and(|meta| reads(None, &meta));
+        path.starts_with(directory) && is_plain(path) && public
+    });
+    files
+        .filter_map(|path| std::fs::read_to_string(below(root, &path)).ok())
+        .collect()
+}
+
+/// What a unit has for its command to take: by itself, or by files in /etc that everybody may read.
 fn variables(root: &Path, starts: &[String]) -> BTreeMap<String, String> {
     let lines = starts.iter().flat_map(|text| text.lines());
     let own = lines
@@ -916,13 +924,7 @@ fn variables(root: &Path, starts: &[String]) -> BTreeMap<String, String> {
         .map(|line| line.trim_matches(['"', '\'']).to_owned())
         .collect();
     let files = lines.filter_map(|line| line.strip_prefix("EnvironmentFile="));
-    let files = files.map(|path| PathBuf::from(path.trim().trim_start_matches('-')));
-    let files = files.filter(|path| {
-        let public = std::fs::metadata(below(root, path)).is_ok_and(|meta| reads(None, &meta));
-        path.starts_with("/etc") && is_plain(path) && public
-    });
-    let texts = files.filter_map(|path| std::fs::read_to_string(below(root, &path)).ok());
-    let texts: Vec<String> = texts.collect();
+    let texts = public_texts(root, files, "/etc");
     let of_files = texts.iter().flat_map(|text| settings(text));
     let all = own.iter().map(String::as_str).chain(of_files);
     let all = all.filter_map(|line| {

@@ -621,6 +621,10 @@ fn as_saved(stack: &StackName, said: &Plan) -> Result<Plan, Failure> {
     })
 }
 
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 /// Ends every process that has this supervisor's id, which no stack must have at the moment: one that was taken over may have left
 /// some, and they would own the namespaces of the next stack with that id.
 fn end_whoever_is(owner: Ids) -> Result<(), Failure> {

@@ -56,7 +56,7 @@ pub(super) fn open_inside(
 ) -> Result<Vec<OwnedFd>, String> {
     let (ours, theirs) =
         namespaces::socketpair().map_err(|e| format!("make a socket pair: {e}"))?;
-    let is_root = rustix::process::geteuid().is_root();
+    let is_root = super::root();
     match clone3(0).map_err(|e| format!("start a process: {e}"))? {
         Cloned::Child => {
             drop(ours);

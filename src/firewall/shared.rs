@@ -392,7 +392,7 @@ pub struct AtLink(Socket);
 
 impl AtLink {
     /// # Errors
-    /// [`LoadError::Open`]: it is no netlink socket for netfilter.
+    /// [`LoadError::Open`] if the descriptor is not a netlink socket of netfilter.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, LoadError> {
         Ok(Self(Socket::taken(fd)?))
     }

@@ -753,12 +753,17 @@ async fn dial_from(source: Option<SocketAddr>, target: SocketAddr) -> io::Result
 /// The same address with any port, if the error was that the port is taken; else the error. bind(2) says the one;
 /// connect(2) the other, and bind(2) too, of an address that is not to be had on any port.
 fn at_any_port(source: Option<SocketAddr>, e: io::Error) -> io::Result<Option<SocketAddr>> {
-    match (source, e.kind()) {
-        (Some(source), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
-            Ok(Some(SocketAddr::new(source.ip(), 0)))
-        }
+    match source {
+        Some(source) if is_taken(&e) => Ok(Some(SocketAddr::new(source.ip(), 0))),
         _ => Err(e),
     }
+}
+
+fn is_taken(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
 }
 
 async fn dial(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<TcpStream> {

@@ -17,6 +17,7 @@ use crate::net::ListeningSocket;
 use crate::part::container::{Container, Event};
 use crate::plan::{AppPlan, Plan, PublishPlan, UplinkEnd};
 use crate::protocol::Exit;
+use crate::sys::process::state;
 
 /// How often an app that has just been started is asked whether it listens.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(1);
@@ -164,7 +165,7 @@ impl Ground {
         }
         let begun = tokio::time::Instant::now();
         while begun.elapsed() < SETTLES_WITHIN {
-            let state = container.command().map(state);
+            let state = container.command().map(|pid| state(pid.cast_unsigned()));
             let wait = match state {
                 Some(Some('R')) => ASK_EVERY,
                 // Its end is on its way here.
@@ -269,13 +270,6 @@ impl Ground {
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
         socket.connect(target).await
     }
-}
-
-/// What a process does (proc_pid_stat(5)): runs, sleeps, has ended; `None` when it is gone.
-fn state(pid: i32) -> Option<char> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
-    stat.get(name_ends + 2).map(|byte| char::from(*byte))
 }
 
 /// A port on which an app does not listen, and where it does, in words and by addresses.

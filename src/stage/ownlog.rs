@@ -11,19 +11,19 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatFs};
 
 use crate::config::Tmpfs;
 
 /// No more entries of directories are looked at, of all the app's.
 const ENTRIES: usize = 500;
-/// No more files are told of, the latest first…
+/// At most so many files are told of: those that were written to last.
 const FILES: usize = 3;
-/// …of each no more lines…
+/// At most so many lines of each.
 const LINES: usize = 12;
-/// …and no more bytes, from its end.
+/// At most so many bytes of each, from its end.
 const TAIL: u64 = 8 << 10;
-/// What was written so long before the last one was is no part of why.
+/// A file that was last written to so long before the latest one does not tell why the app has ended.
 const TOGETHER: Duration = Duration::from_secs(10);
 /// A tmpfs that has less left, in bytes, is full: most have a page of a file's to take, or none.
 const LEFT: u64 = 4096;
@@ -66,7 +66,7 @@ fn look(place: &Path, places: &mut Vec<PathBuf>, seen: &mut usize, logs: &mut Ve
     let Ok(directory) = opened(place, OFlags::DIRECTORY) else {
         return;
     };
-    if !is_in_memory(&directory) {
+    if in_memory(&directory).is_none() {
         return;
     }
     let Ok(entries) = rustix::fs::Dir::read_from(&directory) else {
@@ -94,9 +94,10 @@ fn opened(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, always | flags, Mode::empty())
 }
 
-fn is_in_memory(fd: &OwnedFd) -> bool {
-    let kind = rustix::fs::fstatfs(fd).map(|stat| stat.f_type);
-    kind.is_ok_and(|kind| kind == libc::TMPFS_MAGIC)
+/// What there is of the tmpfs that it is in; `None` if it is in none.
+fn in_memory(fd: &OwnedFd) -> Option<StatFs> {
+    let stat = rustix::fs::fstatfs(fd).ok()?;
+    (stat.f_type == libc::TMPFS_MAGIC).then_some(stat)
 }
 
 fn is_a_log(path: &Path) -> bool {
@@ -112,13 +113,8 @@ fn is_a_log(path: &Path) -> bool {
 }
 
 fn is_full(path: &Path) -> bool {
-    let stat = opened(path, OFlags::DIRECTORY).and_then(|fd| {
-        Ok(match is_in_memory(&fd) {
-            true => Some(rustix::fs::fstatfs(&fd)?),
-            false => None,
-        })
-    });
-    let Ok(Some(stat)) = stat else {
+    let directory = opened(path, OFlags::DIRECTORY).ok();
+    let Some(stat) = directory.and_then(|directory| in_memory(&directory)) else {
         return false;
     };
     let size = u64::try_from(stat.f_bsize).unwrap_or(LEFT);
@@ -133,7 +129,7 @@ impl Log {
         let length = u64::try_from(stat.st_size).ok()?;
         let since = Duration::from_secs(u64::try_from(stat.st_mtime).ok()?);
         let changed = UNIX_EPOCH.checked_add(since)?;
-        (plain && length > 0 && is_in_memory(&file)).then(|| Self {
+        (plain && length > 0 && in_memory(&file).is_some()).then(|| Self {
             changed,
             // Without its directory: what is looked for in a line are paths of others.
             name: path

@@ -103,7 +103,7 @@ impl Watched {
         }
     }
 
-    /// Waits for its end, for ever where there is no such process.
+    /// Waits for its end. Never comes back if there is no such process.
     async fn end(&mut self) {
         let Some(fd) = &self.hangs_up else {
             return std::future::pending().await;

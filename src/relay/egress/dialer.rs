@@ -23,7 +23,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 
-use super::super::{Dials, Places, Relay, RelayError, Tuning, Way, connected, socket_for, udp};
+use super::super::{
+    Dials, Places, Relay, RelayError, Tuning, Way, connected, is_taken, socket_for, udp,
+};
 use super::ports::Ports;
 use super::{Answer, REQUEST, Request, hear, tell};
 use crate::config::{Egress, Protocol};
@@ -190,13 +192,6 @@ async fn dial(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<tokio::net
 
 /// So often a connection is tried from another port.
 const TRIES: usize = 8;
-
-fn is_taken(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
-    )
-}
 
 #[cfg(test)]
 mod tests {
